@@ -1,0 +1,8 @@
+//! Wall-clock time in the two forms we print. Deadlines and durations use `std::time::Instant`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970-01-01 UTC; 0 if the clock stands before it.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

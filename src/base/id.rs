@@ -1,0 +1,94 @@
+//! Request ids: ours is unique, printable and cheap; a client's own is kept when it is harmless.
+
+use std::fmt;
+
+/// Bytes of the longest id that is kept.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// The id of one request, at most [`REQUEST_ID_BYTES_MAX`] bytes of `[A-Za-z0-9._-]`. It goes to
+/// the client and the engine as `x-request-id` and is the idempotency key of the usage record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    bytes: [u8; REQUEST_ID_BYTES_MAX],
+    len: u8,
+}
+
+impl RequestId {
+    /// Takes over a client's id; `None` when it is empty, too long or has other characters.
+    pub fn from_client(value: &[u8]) -> Option<Self> {
+        let fine = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        if value.is_empty() || value.len() > REQUEST_ID_BYTES_MAX || !value.iter().all(fine) {
+            return None;
+        }
+        let mut bytes = [0; REQUEST_ID_BYTES_MAX];
+        bytes[..value.len()].copy_from_slice(value);
+        Some(RequestId { bytes, len: value.len() as u8 })
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or("")
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Makes ids for one worker: 32 hexadecimal digits, of which 64 bits are random per process and
+/// worker and 64 bits are a counter run through a bijection, so that no two are ever equal.
+pub struct RequestIds {
+    prefix: u64,
+    counter: u64,
+}
+
+impl RequestIds {
+    /// `seed` must differ between workers and between processes (random).
+    pub fn new(seed: u64) -> Self {
+        RequestIds { prefix: seed, counter: 0 }
+    }
+
+    /// The next id.
+    pub fn next_id(&mut self) -> RequestId {
+        self.counter = self.counter.wrapping_add(1);
+        // An odd multiplier is a bijection on 64 bits: distinct counters stay distinct.
+        let mixed = self.counter.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.prefix.rotate_left(32);
+        let mut bytes = [0; REQUEST_ID_BYTES_MAX];
+        for (half, word) in [self.prefix, mixed].into_iter().enumerate() {
+            for (i, b) in word.to_be_bytes().into_iter().enumerate() {
+                bytes[half * 16 + i * 2] = HEX[usize::from(b >> 4)];
+                bytes[half * 16 + i * 2 + 1] = HEX[usize::from(b & 15)];
+            }
+        }
+        RequestId { bytes, len: 32 }
+    }
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_distinct_and_printable() {
+        let mut ids = RequestIds::new(7);
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..10_000 {
+            let id = ids.next_id();
+            assert_eq!(id.as_str().len(), 32);
+            assert!(RequestId::from_client(id.as_str().as_bytes()).is_some());
+            assert!(seen.insert(id.as_str().to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_client_id_that_could_harm_a_header_or_a_log_is_not_kept() {
+        for bad in ["", "a b", "a\r\nb", "x\"y", &"a".repeat(65)] {
+            assert_eq!(RequestId::from_client(bad.as_bytes()), None, "{bad:?}");
+        }
+        assert_eq!(RequestId::from_client(b"req-1.A_b").unwrap().as_str(), "req-1.A_b");
+    }
+}

@@ -1,0 +1,8 @@
+//! *Takes / gives:* the words every room uses. *Runs on:* every thread. *May:* allocate for a
+//! message that is about to be sent. *Never:* imports another room, waits, reads a clock unasked.
+
+pub mod limits;
+pub mod id;
+pub mod secret;
+pub mod refusal;
+pub mod clock;

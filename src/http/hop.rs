@@ -1,0 +1,1 @@
+//! Hop-by-hop fields.

@@ -1,0 +1,14 @@
+//! *Takes:* bytes of an HTTP/1.1 connection. *Gives:* heads, framing and pieces of bodies, or a
+//! refusal; and writes heads for the other side. *Runs on:* any thread. *May:* grow the vectors it
+//! is lent. *Never:* waits, reads a clock, panics on any bytes, or relays framing it did not check.
+//!
+//! The rules are RFC 9110 and RFC 9112, read strictly: where a receiver may refuse, we refuse.
+
+pub mod head;
+pub mod field;
+pub mod framing;
+pub mod chunked;
+pub mod hop;
+pub mod request;
+pub mod response;
+pub mod write;
