@@ -1,1 +1,18 @@
-//! (under construction)
+//! *Takes:* descriptors and futures. *Gives:* sockets, listeners, timers and threads that run on a
+//! ring (or on epoll where io_uring is denied). *Runs on:* workers. *May:* wait on sockets, make
+//! system calls that return at once. *Never:* blocks, resolves names, knows HTTP.
+//!
+//! The style is readiness over io_uring: wait until a socket is readable, then read without
+//! waiting. A wait can be dropped at any time and loses nothing, and an idle connection holds no
+//! buffer. `docs/architecture.md` says why. This is the only room that may hold `unsafe`.
+
+pub mod ring;
+pub mod socket;
+pub mod listen;
+pub mod connect;
+pub mod patrol;
+pub mod buffer;
+pub mod guard;
+pub mod tls;
+
+pub use monoio::{spawn, time::sleep};

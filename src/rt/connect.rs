@@ -1,0 +1,55 @@
+//! Outgoing connections. Names are resolved elsewhere: this takes addresses.
+
+use super::socket::Socket;
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+/// An engine that vanished without a FIN is noticed after 30 + 3 × 10 s of silence.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Sent data that is not acknowledged for so long ends the connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connects to an address. The caller bounds the time; dropping it closes the socket.
+pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        None,
+    )?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    start(socket, &address.into()).await
+}
+
+/// Connects to a Unix stream socket.
+pub async fn unix(path: &Path) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new(Domain::UNIX, kind, None)?;
+    start(socket, &SockAddr::unix(path)?).await
+}
+
+async fn start(socket: socket2::Socket, address: &SockAddr) -> io::Result<Socket> {
+    match socket.connect(address) {
+        Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            return Err(e)
+        }
+        _ => {}
+    }
+    let socket = Socket::from_fd(socket.into())?;
+    socket.writable().await?;
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(socket),
+    }
+}

@@ -1,0 +1,87 @@
+//! A listening socket of one worker, and its accept loop.
+
+use super::patrol::Patrol;
+use super::socket::Socket;
+use crate::base::limits::ACCEPTS_PER_TURN_MAX;
+use monoio::net::TcpListener;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// Connections that the kernel queues before it drops new ones (capped by `somaxconn`).
+const BACKLOG: i32 = 4096;
+/// Accepting stops for so long when descriptors or memory have run out.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds one listener with `SO_REUSEPORT`, so that each worker can have its own on one address.
+pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
+    use socket2::{Domain, Socket, Type};
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The address that a listener is bound to (the port, when 0 was asked for).
+pub fn local_address(listener: &OwnedFd) -> io::Result<SocketAddr> {
+    let address = socket2::SockRef::from(listener).local_addr()?;
+    address.as_socket().ok_or_else(|| io::Error::other("not an internet address"))
+}
+
+/// What an accept loop tells its owner.
+pub enum Arrival {
+    /// A client, and the address it comes from.
+    Client(Socket, IpAddr),
+    /// The process is out of descriptors or memory; accepting pauses.
+    Exhausted,
+}
+
+/// Accepts until `patrol` says that the worker drains. Nothing is lost when it ends: what the
+/// kernel had queued by then is accepted first.
+pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl FnMut(Arrival)) {
+    let listener = match TcpListener::from_std(listener.into()) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "listener cannot join the ring"),
+    };
+    loop {
+        let stopping = patrol.until_drain(listener.readable(false)).await.is_none();
+        let turns = if stopping { BACKLOG as usize } else { ACCEPTS_PER_TURN_MAX };
+        for _ in 0..turns {
+            match accept(&listener) {
+                Ok((socket, peer)) => arrive(Arrival::Client(socket, peer)),
+                // The client gave up while it was queued.
+                Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {}
+                // The error would come back at once, a million times a second.
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    arrive(Arrival::Exhausted);
+                    monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        if stopping {
+            return;
+        }
+    }
+}
+
+#[allow(unsafe_code)] // monoio's listener does not implement AsFd.
+fn accept(listener: &TcpListener) -> Result<(Socket, IpAddr), Errno> {
+    // SAFETY: `listener` owns the descriptor and outlives this borrow.
+    let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = rustix::net::acceptfrom_with(fd, flags)?;
+    // Tokens are small writes: Nagle would hold each back for the ACK of the one before it.
+    let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+    let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
+    let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |p| p.ip().to_canonical());
+    let socket = Socket::from_fd(socket).map_err(|_| Errno::NOMEM)?;
+    Ok((socket, address))
+}

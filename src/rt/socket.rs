@@ -1,0 +1,102 @@
+//! A connected stream socket (TCP or Unix) in readiness style.
+
+use monoio::net::TcpStream;
+use rustix::buffer::spare_capacity;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// A connected, non-blocking, close-on-exec socket that is registered with the ring.
+pub struct Socket {
+    // Only readiness and ownership are used of it, so a Unix socket may live in it as well.
+    inner: TcpStream,
+}
+
+impl Socket {
+    /// Takes over a descriptor made by us (`NONBLOCK` and `CLOEXEC` set).
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Socket> {
+        Ok(Socket { inner: TcpStream::from_std(fd.into())? })
+    }
+
+    /// Appends what has arrived to `into`, at most its spare capacity. `Ok(0)` is the end of the
+    /// stream, `WouldBlock` means that nothing is there. Never waits.
+    pub fn try_recv(&self, into: &mut Vec<u8>) -> io::Result<usize> {
+        debug_assert!(into.capacity() > into.len(), "a full buffer reads as an end of stream");
+        let (_, n) = retry(|| rustix::net::recv(self, spare_capacity(into), RecvFlags::DONTWAIT))?;
+        Ok(n)
+    }
+
+    /// Like [`Socket::try_recv`], into a slice.
+    pub fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        let (_, n) = retry(|| rustix::net::recv(self, &mut *into, RecvFlags::DONTWAIT))?;
+        Ok(n)
+    }
+
+    /// Sends as much of the slices as the kernel takes now. Never waits, never raises SIGPIPE.
+    pub fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let mut none = SendAncillaryBuffer::default();
+        retry(|| rustix::net::sendmsg(self, slices, &mut none, flags))
+    }
+
+    /// Waits until a read would return at once. May be dropped at any time.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.inner.readable(false).await
+    }
+
+    /// Waits until a write would take at least one byte. May be dropped at any time.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.inner.writable(false).await
+    }
+
+    /// True when the peer sent nothing and did not close: an idle connection that can be used.
+    /// Bytes that nobody asked for are as bad as an end of stream.
+    pub fn is_quiet(&self) -> bool {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let got = retry(|| rustix::net::recv(self, &mut [0u8; 1][..], flags).map(|(_, n)| n));
+        matches!(got, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Ends both directions now, instead of when the last reference is dropped.
+    pub fn shutdown(&self, how: Shutdown) {
+        let how = match how {
+            Shutdown::Read => rustix::net::Shutdown::Read,
+            Shutdown::Write => rustix::net::Shutdown::Write,
+            Shutdown::Both => rustix::net::Shutdown::Both,
+        };
+        // ENOTCONN: the peer was faster. There is nobody to tell.
+        let _ = rustix::net::shutdown(self, how);
+    }
+
+    /// Makes the close a reset (RST), so that a peer whose body is delimited by the close cannot
+    /// take a truncated body for a whole one.
+    pub fn reset_on_close(&self) {
+        let zero = Some(std::time::Duration::ZERO);
+        let _ = socket2::SockRef::from(self).set_linger(zero);
+    }
+
+    /// The last error of an asynchronous connect.
+    pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
+        socket2::SockRef::from(self).take_error()
+    }
+}
+
+impl AsFd for Socket {
+    #[allow(unsafe_code)] // monoio's stream does not implement AsFd.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `inner` owns the descriptor and closes it only when it is dropped; the borrow
+        // cannot outlive `self`.
+        unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
