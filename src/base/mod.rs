@@ -5,4 +5,5 @@ pub mod limits;
 pub mod id;
 pub mod secret;
 pub mod refusal;
+pub mod fault;
 pub mod clock;

@@ -1,1 +1,7 @@
-//! (under construction)
+//! *Takes:* facts from both planes. *Gives:* them to the other plane. *Runs on:* every thread.
+//! *May:* use atomics and swap pointers. *Never:* makes a reader wait, allocates for a reader.
+
+pub mod fleet;
+pub mod meters;
+pub mod scrape;
+pub mod stop;

@@ -1,0 +1,142 @@
+//! What can go wrong once a request is on its way: whose fault it is, what it is called, and
+//! whether it may be tried again. The decision travels with the error; nobody guesses later.
+
+use super::refusal::Refusal;
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The client left or stalled.
+    Client,
+    /// The engine, or the way to it.
+    Backend,
+    /// This process.
+    Us,
+}
+
+/// Whether the request may be tried again, as long as the client got no byte of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// No: the engine may be working on it.
+    Never,
+    /// Once, at the same backend on a fresh connection: the kept one was closed under us.
+    Fresh,
+    /// At any backend: this one never saw the request.
+    Any,
+}
+
+/// A named fault. The name is the `code` of the answer, the `reason` label and the log's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The backend's name has no address.
+    Unresolved,
+    /// Connection refused, unreachable, no such socket.
+    ConnectFailed,
+    /// `connect_timeout` passed.
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    TlsFailed,
+    /// A kept connection was closed while the request was on its way, before any byte of an answer.
+    ReuseRace,
+    /// The connection broke before the head of an answer was complete.
+    BackendClosed,
+    /// `first_byte_timeout` passed.
+    FirstByteTimeout,
+    /// The answer is not HTTP as we accept it; why.
+    BadResponse(&'static str),
+    /// `idle_timeout` passed between two reads of an answer's body.
+    BackendIdleTimeout,
+    /// The connection broke, or the framing did, inside the body of an answer.
+    BackendBroke,
+    /// The client closed its connection.
+    ClientLeft,
+    /// `write_timeout` passed without one byte taken by the client.
+    ClientWriteTimeout,
+    /// The drain deadline passed.
+    ShuttingDown,
+}
+
+impl Fault {
+    /// The stable name.
+    pub fn code(self) -> &'static str {
+        match self {
+            Fault::Unresolved => "backend_unresolved",
+            Fault::ConnectFailed => "connect_failed",
+            Fault::ConnectTimeout => "connect_timeout",
+            Fault::TlsFailed => "tls_failed",
+            Fault::ReuseRace => "reuse_race",
+            Fault::BackendClosed => "backend_closed",
+            Fault::FirstByteTimeout => "first_byte_timeout",
+            Fault::BadResponse(_) => "bad_response",
+            Fault::BackendIdleTimeout => "backend_idle_timeout",
+            Fault::BackendBroke => "backend_broke",
+            Fault::ClientLeft => "client_left",
+            Fault::ClientWriteTimeout => "client_write_timeout",
+            Fault::ShuttingDown => "shutting_down",
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn side(self) -> Side {
+        match self {
+            Fault::ClientLeft | Fault::ClientWriteTimeout => Side::Client,
+            Fault::ShuttingDown => Side::Us,
+            _ => Side::Backend,
+        }
+    }
+
+    /// Whether it may be tried again before the first byte went to the client.
+    pub fn retry(self) -> Retry {
+        match self {
+            Fault::Unresolved
+            | Fault::ConnectFailed
+            | Fault::ConnectTimeout
+            | Fault::TlsFailed => Retry::Any,
+            Fault::ReuseRace => Retry::Fresh,
+            _ => Retry::Never,
+        }
+    }
+
+    /// True when a deadline passed.
+    pub fn is_timeout(self) -> bool {
+        matches!(
+            self,
+            Fault::ConnectTimeout
+                | Fault::FirstByteTimeout
+                | Fault::BackendIdleTimeout
+                | Fault::ClientWriteTimeout
+        )
+    }
+
+    /// The answer for a client that got no byte yet. 499 (nginx's number for a client that left)
+    /// is never sent; it stands in records and metrics.
+    pub fn refusal(self) -> Refusal {
+        let code = self.code();
+        match self {
+            Fault::Unresolved | Fault::ConnectFailed | Fault::TlsFailed => {
+                Refusal::new(502, code, "The backend could not be reached.")
+            }
+            Fault::ConnectTimeout => {
+                Refusal::new(504, code, "The backend did not accept a connection in time.")
+            }
+            Fault::ReuseRace | Fault::BackendClosed | Fault::BackendBroke => {
+                Refusal::new(502, code, "The backend closed the connection without an answer.")
+            }
+            Fault::FirstByteTimeout => {
+                Refusal::new(504, code, "The backend did not begin to answer in time.")
+            }
+            Fault::BackendIdleTimeout => {
+                Refusal::new(504, code, "The backend went silent inside its answer.")
+            }
+            Fault::BadResponse(why) => {
+                Refusal::new(502, code, "The backend's answer is not valid HTTP: ")
+                    .with_message(format!("The backend's answer is not valid HTTP: {why}."))
+            }
+            Fault::ClientLeft => Refusal::closing(499, code, "The client closed the connection."),
+            Fault::ClientWriteTimeout => {
+                Refusal::closing(408, code, "The client took no byte of the answer in time.")
+            }
+            Fault::ShuttingDown => Refusal::closing(503, code, "The proxy is shutting down."),
+        }
+    }
+}

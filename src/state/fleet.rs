@@ -1,0 +1,93 @@
+//! The backends as both planes see them: health and addresses (written by the control plane, read
+//! by workers), requests in flight (written by workers). Readers never wait.
+
+use crate::config::plan::Plan;
+use arc_swap::ArcSwap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+
+/// The run-time state of all backends, indexed as `Plan::backends`.
+pub struct Fleet {
+    members: Box<[Member]>,
+}
+
+/// The run-time state of one backend.
+pub struct Member {
+    healthy: AtomicBool,
+    inflight: AtomicU32,
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Fleet {
+    /// All backends healthy until a probe says otherwise, no address known yet. `tls` holds the
+    /// client configuration of each backend that speaks TLS, in the order of the plan.
+    pub fn new(plan: &Plan, tls: Vec<Option<Arc<rustls::ClientConfig>>>) -> Fleet {
+        let mut tls = tls.into_iter();
+        let members = plan.backends.iter().map(|_| Member {
+            healthy: AtomicBool::new(true),
+            inflight: AtomicU32::new(0),
+            addresses: ArcSwap::from_pointee(Vec::new()),
+            tls: tls.next().flatten(),
+        });
+        Fleet { members: members.collect() }
+    }
+
+    /// One backend; `None` for an index that the plan does not have.
+    pub fn get(&self, backend: usize) -> Option<&Member> {
+        self.members.get(backend)
+    }
+
+    /// All backends.
+    pub fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter()
+    }
+
+    /// True when at least one backend is healthy.
+    pub fn any_healthy(&self) -> bool {
+        self.iter().any(Member::is_healthy)
+    }
+}
+
+impl Member {
+    /// What the last probes say.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Set by the health prober alone.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Ordering::Relaxed);
+    }
+
+    /// Requests that a worker sent here and has not settled.
+    pub fn inflight(&self) -> u32 {
+        self.inflight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request in; the guard counts it out when dropped.
+    pub fn enter(&self) {
+        self.inflight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request out. Called by the guard that called [`Member::enter`].
+    pub fn leave(&self) {
+        self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The addresses last resolved; empty when the name never resolved, and for Unix sockets.
+    pub fn addresses(&self) -> arc_swap::Guard<Arc<Vec<SocketAddr>>> {
+        self.addresses.load()
+    }
+
+    /// Set by the resolver alone. It keeps the last good set on errors.
+    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        self.addresses.store(Arc::new(addresses));
+    }
+
+    /// TLS settings towards this backend.
+    pub fn tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
+        self.tls.as_ref()
+    }
+}

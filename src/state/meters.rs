@@ -1,0 +1,238 @@
+//! What one worker has counted. Plain numbers: the worker owns them, a scrape gets a copy, and
+//! copies of all workers are summed up by [`Meters::absorb`].
+
+use hdrhistogram::Histogram;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Longest time that a histogram tells apart: one hour, in microseconds.
+const TIME_MAX_US: u64 = 3_600_000_000;
+/// Two significant digits: within 1 %, 13 KB a histogram.
+const TIME_DIGITS: u8 = 2;
+
+/// Index of a backend in the plan; `None` when a request never got to one.
+pub type BackendIndex = Option<u32>;
+
+/// A series of forwarded or refused requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Series {
+    /// Label of the path, from a fixed set.
+    pub path: &'static str,
+    /// The client asked for a stream.
+    pub stream: bool,
+    /// Which backend.
+    pub backend: BackendIndex,
+}
+
+/// Counters and times of one [`Series`].
+#[derive(Clone, Default)]
+pub struct Requests {
+    /// Answers by status (499: the client left before one).
+    pub by_status: Vec<(u16, u64)>,
+    /// Request head complete to last byte.
+    pub latency: Times,
+}
+
+/// In which phase a client left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// While its request was being read.
+    Request,
+    /// Before the first byte of an answer.
+    Waiting,
+    /// Inside the answer.
+    Relay,
+}
+
+impl Phase {
+    /// The label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Phase::Request => "request",
+            Phase::Waiting => "waiting",
+            Phase::Relay => "relay",
+        }
+    }
+}
+
+/// All meters of a worker.
+#[derive(Clone, Default)]
+pub struct Meters {
+    /// By path, stream and backend.
+    pub requests: HashMap<Series, Requests>,
+    /// Time to the first body byte of streamed answers, by backend.
+    pub ttft: HashMap<BackendIndex, Times>,
+    /// Between two reads of a streamed answer that carried events.
+    pub inter_token: Times,
+    /// Time to establish connections to backends.
+    pub connect: Times,
+    /// Our own refusals, by code.
+    pub rejected: HashMap<&'static str, u64>,
+    /// Faults by backend and code, client's included.
+    pub faults: HashMap<(BackendIndex, &'static str), u64>,
+    /// Clients that left, by phase.
+    pub client_aborts: HashMap<Phase, u64>,
+    /// Tries after the first.
+    pub retries: u64,
+    /// Requests that ended at another backend than the first that was picked.
+    pub fallbacks: u64,
+    /// Upstream connections: fresh, reused.
+    pub upstream: [u64; 2],
+    /// Tokens by the engines' own counts: prompt, completion.
+    pub tokens: [u64; 2],
+    /// Answers of metered paths that carried no usage.
+    pub usage_missing: u64,
+    /// Connections accepted, refused at the limit.
+    pub connections: [u64; 2],
+    /// Accepting paused because descriptors or memory ran out.
+    pub accept_pauses: u64,
+    /// Panics that were confined to one connection.
+    pub panics: u64,
+    /// Gauges at the time of the copy.
+    pub gauges: Gauges,
+}
+
+/// Values that go up and down.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gauges {
+    /// Client connections that are open.
+    pub connections_open: u64,
+    /// Requests between head and last byte.
+    pub requests_active: u64,
+    /// Pooled buffers on loan.
+    pub buffers_in_use: u64,
+    /// Pooled buffers kept.
+    pub buffers_idle: u64,
+    /// Idle connections to backends.
+    pub upstream_idle: u64,
+}
+
+impl Meters {
+    /// Adds another worker's numbers.
+    pub fn absorb(&mut self, other: &Meters) {
+        for (series, theirs) in &other.requests {
+            let ours = self.requests.entry(*series).or_default();
+            theirs.by_status.iter().for_each(|(status, n)| ours.count(*status, *n));
+            ours.latency.absorb(&theirs.latency);
+        }
+        for (backend, times) in &other.ttft {
+            self.ttft.entry(*backend).or_default().absorb(times);
+        }
+        self.inter_token.absorb(&other.inter_token);
+        self.connect.absorb(&other.connect);
+        sum(&mut self.rejected, &other.rejected);
+        sum(&mut self.faults, &other.faults);
+        sum(&mut self.client_aborts, &other.client_aborts);
+        self.retries += other.retries;
+        self.fallbacks += other.fallbacks;
+        for i in 0..2 {
+            self.upstream[i] += other.upstream[i];
+            self.tokens[i] += other.tokens[i];
+            self.connections[i] += other.connections[i];
+        }
+        self.usage_missing += other.usage_missing;
+        self.accept_pauses += other.accept_pauses;
+        self.panics += other.panics;
+        let (ours, theirs) = (&mut self.gauges, &other.gauges);
+        ours.connections_open += theirs.connections_open;
+        ours.requests_active += theirs.requests_active;
+        ours.buffers_in_use += theirs.buffers_in_use;
+        ours.buffers_idle += theirs.buffers_idle;
+        ours.upstream_idle += theirs.upstream_idle;
+    }
+}
+
+fn sum<K: Copy + Eq + std::hash::Hash>(ours: &mut HashMap<K, u64>, theirs: &HashMap<K, u64>) {
+    for (key, n) in theirs {
+        *ours.entry(*key).or_default() += n;
+    }
+}
+
+impl Requests {
+    /// Counts `n` answers of a status.
+    pub fn count(&mut self, status: u16, n: u64) {
+        match self.by_status.iter_mut().find(|(s, _)| *s == status) {
+            Some((_, count)) => *count += n,
+            None => self.by_status.push((status, n)),
+        }
+    }
+}
+
+/// A histogram of durations, made when the first one is recorded.
+#[derive(Clone, Default)]
+pub struct Times(Option<Box<Inner>>);
+
+#[derive(Clone)]
+struct Inner {
+    histogram: Histogram<u32>,
+    sum_us: u64,
+}
+
+impl Times {
+    /// Records one duration (at most an hour counts).
+    pub fn record(&mut self, time: Duration) {
+        let us = (time.as_micros() as u64).clamp(1, TIME_MAX_US);
+        if self.0.is_none() {
+            // The bounds are constants that the crate accepts; were they not, nothing is recorded.
+            let made = Histogram::new_with_bounds(1, TIME_MAX_US, TIME_DIGITS);
+            self.0 = made.ok().map(|histogram| Box::new(Inner { histogram, sum_us: 0 }));
+        }
+        if let Some(inner) = self.0.as_mut() {
+            inner.histogram.saturating_record(us);
+            inner.sum_us += us;
+        }
+    }
+
+    /// Adds another histogram's counts.
+    pub fn absorb(&mut self, other: &Times) {
+        match (self.0.as_mut(), other.0.as_ref()) {
+            (Some(ours), Some(theirs)) => {
+                // Both have the same bounds, so nothing can be out of range.
+                let _ = ours.histogram.add(&theirs.histogram);
+                ours.sum_us += theirs.sum_us;
+            }
+            (None, Some(theirs)) => self.0 = Some(theirs.clone()),
+            _ => {}
+        }
+    }
+
+    /// Number of durations recorded.
+    pub fn count(&self) -> u64 {
+        self.0.as_ref().map_or(0, |inner| inner.histogram.len())
+    }
+
+    /// Sum of all durations in milliseconds.
+    pub fn sum_ms(&self) -> f64 {
+        self.0.as_ref().map_or(0.0, |inner| inner.sum_us as f64 / 1000.0)
+    }
+
+    /// Durations of at most so many milliseconds (within the histogram's 1 %).
+    pub fn count_up_to_ms(&self, bound_ms: f64) -> u64 {
+        let bound_us = (bound_ms * 1000.0) as u64;
+        self.0.as_ref().map_or(0, |inner| inner.histogram.count_between(0, bound_us))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_workers_sum_up() {
+        let series = Series { path: "/v1/chat/completions", stream: true, backend: Some(1) };
+        let mut a = Meters::default();
+        a.requests.entry(series).or_default().count(200, 2);
+        a.requests.entry(series).or_default().latency.record(Duration::from_millis(40));
+        a.rejected.insert("body_too_large", 1);
+        let mut b = a.clone();
+        b.requests.entry(series).or_default().count(502, 1);
+        b.tokens = [3, 4];
+        a.absorb(&b);
+        let sum = &a.requests[&series];
+        assert_eq!(sum.by_status, vec![(200, 4), (502, 1)]);
+        assert_eq!((sum.latency.count(), sum.latency.count_up_to_ms(50.0)), (2, 2));
+        assert_eq!(sum.latency.count_up_to_ms(10.0), 0);
+        assert!((sum.latency.sum_ms() - 80.0).abs() < 0.1);
+        assert_eq!((a.rejected["body_too_large"], a.tokens), (2, [3, 4]));
+    }
+}
