@@ -1,6 +1,8 @@
 //! Every maximum of the program that a configuration does not set, with its unit in the name.
 //! What happens when one is reached stands beside it; each has a counter or a refusal code.
 
+use std::time::Duration;
+
 /// Bytes of a request or response head, request line and blank line included. Beyond: 431, or 502
 /// for a backend.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -35,6 +37,18 @@ pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 pub const SLICES_PER_SEND_MAX: usize = 16;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.
 pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
+/// Room that is added at a time while a request body arrives, so that a `Content-Length` alone
+/// reserves nothing.
+pub const BODY_GROWTH_BYTES: usize = 256 * 1024;
+/// Slowest request body that is accepted, after [`BODY_RATE_GRACE`]. Below: 408.
+pub const BODY_RATE_BYTES_PER_S_MIN: u64 = 1024;
+/// A body may be slower than the floor for so long.
+pub const BODY_RATE_GRACE: Duration = Duration::from_secs(10);
+/// A kept connection that closes within so long of a request being sent, without a byte of an
+/// answer, was closed under us: the request is sent once more on a fresh one.
+pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
+/// Backends tried for one request while none of them took the connection. Beyond: 502 or 504.
+pub const CONNECT_TRIES_MAX: usize = 3;
 
 /// Usage records waiting for the reporter thread. Beyond: dropped and counted.
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;

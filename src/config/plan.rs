@@ -50,6 +50,9 @@ pub struct Server {
     pub idle_timeout: Duration,
     /// Streams may finish for so long after SIGTERM; `None` = unlimited.
     pub drain_timeout: Option<Duration>,
+    /// The client's `Authorization` and `X-API-Key` go on to the backends. Off: what looks like a
+    /// key of the gateway is not for engines (`backends[].api_key` is).
+    pub forward_credentials: bool,
     /// Paths that are forwarded: exact, or a prefix when they end in `*`.
     pub paths: Vec<String>,
 }

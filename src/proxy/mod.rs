@@ -1,1 +1,16 @@
-//! (under construction)
+//! The data plane: one thread, one ring, no lock. A request walks this list from top to bottom.
+//!
+//! *Takes:* a plan, a fleet, listeners. *Gives:* answers to clients, records to the outbox, meters
+//! to a scrape. *Runs on:* worker threads. *May:* wait on sockets through `rt::patrol`, allocate
+//! per request. *Never:* blocks, resolves a name, opens a file, takes a lock, talks to `control`.
+
+pub mod worker;
+pub mod connection;
+pub mod client;
+pub mod receive;
+pub mod admit;
+pub mod route;
+pub mod upstream;
+pub mod relay;
+pub mod settle;
+pub mod answer;

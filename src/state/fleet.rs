@@ -1,7 +1,6 @@
 //! The backends as both planes see them: health and addresses (written by the control plane, read
 //! by workers), requests in flight (written by workers). Readers never wait.
 
-use crate::config::plan::Plan;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,17 +20,16 @@ pub struct Member {
 }
 
 impl Fleet {
-    /// All backends healthy until a probe says otherwise, no address known yet. `tls` holds the
-    /// client configuration of each backend that speaks TLS, in the order of the plan.
-    pub fn new(plan: &Plan, tls: Vec<Option<Arc<rustls::ClientConfig>>>) -> Fleet {
-        let mut tls = tls.into_iter();
-        let members = plan.backends.iter().map(|_| Member {
+    /// All backends healthy until a probe says otherwise, no address known yet. `tls` holds, for
+    /// each backend in the order of the plan, its client configuration if it speaks TLS.
+    pub fn new(tls: Vec<Option<Arc<rustls::ClientConfig>>>) -> Fleet {
+        let member = |tls| Member {
             healthy: AtomicBool::new(true),
             inflight: AtomicU32::new(0),
             addresses: ArcSwap::from_pointee(Vec::new()),
-            tls: tls.next().flatten(),
-        });
-        Fleet { members: members.collect() }
+            tls,
+        };
+        Fleet { members: tls.into_iter().map(member).collect() }
     }
 
     /// One backend; `None` for an index that the plan does not have.

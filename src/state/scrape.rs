@@ -58,3 +58,6 @@ impl Scraper {
         (sum, self.workers.len() - answered)
     }
 }
+
+/// A worker's wish for the rendered metrics page; answered by the control plane's metrics thread.
+pub type PageRequest = futures_channel::oneshot::Sender<Vec<u8>>;

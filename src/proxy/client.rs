@@ -1,0 +1,109 @@
+//! The client's side of one connection: its socket on the patrol's round, the bytes that were read
+//! and not yet used, and the one way to write to it.
+
+use crate::base::fault::Fault;
+use crate::rt::buffer::Buffer;
+use crate::rt::patrol::{Alarm, Post};
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::time::Duration;
+
+/// What a client that is being closed may still send before it is cut off.
+const LINGER_BYTES_MAX: usize = crate::base::limits::DRAIN_BYTES_MAX;
+const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// One client connection.
+pub struct Client {
+    /// The socket, watched.
+    pub post: Post,
+    /// The address it comes from, as text.
+    pub peer_text: String,
+    /// A client that takes no byte for so long is aborted.
+    pub write_timeout: Duration,
+    /// Bytes read: the current request, and what was pipelined behind it. `None` when empty, so
+    /// that an idle connection holds no buffer.
+    pub inbox: Option<Buffer>,
+}
+
+impl Client {
+    /// Bytes in the inbox.
+    pub fn bytes(&self) -> &[u8] {
+        self.inbox.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    /// Forgets the first `n` bytes of the inbox; an empty buffer goes back to the pool.
+    pub fn consume(&mut self, n: usize) {
+        let Some(inbox) = self.inbox.as_mut() else { return };
+        if n >= inbox.len() {
+            self.inbox = None;
+        } else {
+            inbox.drain(..n);
+        }
+    }
+
+    /// Reads once into the inbox, which grows by at least `room` if it is full. `Ok(0)`: the
+    /// client closed. Waits under the armed deadline.
+    pub async fn read_more(&mut self, room: usize) -> Result<usize, Alarm> {
+        loop {
+            self.post.within(self.post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
+            let inbox = self.inbox.get_or_insert_with(Buffer::take);
+            if inbox.len() == inbox.capacity() {
+                inbox.reserve(room.max(1));
+            }
+            match self.post.socket().try_recv(inbox) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(n) => return Ok(n),
+                Err(_) => return Err(Alarm::Gone),
+            }
+        }
+    }
+
+    /// Sends all slices, in order. Nothing is read from the engine meanwhile: this wait is the
+    /// backpressure.
+    pub async fn send(&self, slices: &mut [IoSlice<'_>]) -> Result<(), Fault> {
+        send_all(&self.post, slices, self.write_timeout).await
+    }
+
+    /// Closes so that the client can read the last answer: a close with unread bytes in the
+    /// kernel would be a reset, which destroys what the client has not read yet. Reads and drops
+    /// up to 64 KiB for at most a second.
+    pub async fn close_gently(mut self) {
+        self.post.socket().shutdown(Shutdown::Write);
+        self.post.arm(LINGER_TIME);
+        let mut dropped = 0;
+        while dropped < LINGER_BYTES_MAX {
+            self.inbox = None;
+            match self.read_more(0).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => dropped += n,
+            }
+        }
+    }
+}
+
+/// Sends all slices to a watched socket. `limit` bounds each wait for room.
+async fn send_all(
+    post: &Post,
+    mut slices: &mut [IoSlice<'_>],
+    limit: Duration,
+) -> Result<(), Fault> {
+    loop {
+        match post.socket().try_send(slices) {
+            Ok(n) => IoSlice::advance_slices(&mut slices, n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(Fault::ClientLeft),
+        }
+        // Empty slices at the end are no reason to wait.
+        if slices.iter().all(|s| s.is_empty()) {
+            return Ok(());
+        }
+        // Each byte taken starts the deadline anew.
+        post.arm(limit);
+        match post.attended(post.socket().writable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(Alarm::Gone) => return Err(Fault::ClientLeft),
+            Err(Alarm::Expired) => return Err(Fault::ClientWriteTimeout),
+            Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
+        }
+    }
+}

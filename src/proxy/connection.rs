@@ -1,0 +1,343 @@
+//! The story of one client connection: receive, admit, route, exchange, relay, settle; then the
+//! next request of the same connection. Whatever happens to a request, it is settled exactly once.
+
+use super::admit::path::{self, Kind};
+use super::admit::body;
+use super::answer::{self, Answer};
+use super::client::Client;
+use super::receive::{self, Received, Request};
+use super::relay::copy::{self, relay};
+use super::relay::framing::{outbound, Inbound};
+use super::relay::Outcome;
+use super::route::{self, Tried};
+use super::settle::{settle, Ending, Story};
+use super::upstream::exchange::{exchange, Exchange};
+use super::upstream::pool::Lease;
+use super::worker::Worker;
+use crate::base::fault::{Fault, Retry};
+use crate::base::id::RequestId;
+use crate::base::limits::{CONNECT_TRIES_MAX, DRAIN_BYTES_MAX};
+use crate::base::refusal::Refusal;
+use crate::config::plan::OnClientAbort;
+use crate::http::field::Known;
+use crate::http::framing::Framing;
+use crate::http::request::Method;
+use crate::http::write::{self, OutFraming};
+use crate::rt::buffer::Buffer;
+use crate::rt::socket::Socket;
+use crate::state::meters::Phase;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+/// What becomes of the connection after a request.
+enum Next {
+    /// It carries another.
+    Request,
+    /// It closes at once: nobody reads it any more, or its answer must be seen to be incomplete.
+    Close,
+    /// It closes after the client had time to read the last answer.
+    CloseGently,
+}
+
+/// Serves one client until it or we close.
+pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
+    let Ok(post) = w.patrol.watch(socket) else { return };
+    let write_timeout = w.plan.server.write_timeout;
+    let mut client = Client { post, peer_text: peer.to_string(), write_timeout, inbox: None };
+    let mut request = Box::new(Request::new(w.next_id()));
+    loop {
+        match one_request(&w, &mut client, &mut request).await {
+            Next::Request if w.patrol.is_draining() => return,
+            Next::Request => {}
+            Next::Close => return,
+            Next::CloseGently => return client.close_gently().await,
+        }
+    }
+}
+
+async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
+    match receive::head(client, request, &w.plan.server).await {
+        Ok(Received::Whole) => {}
+        Ok(Received::Closed) => {
+            if !client.bytes().is_empty() {
+                w.count_abort(Phase::Request);
+            }
+            return Next::Close;
+        }
+        Err(refusal) => {
+            request.id = w.next_id();
+            request.unique_id = request.id;
+            return refuse(w, client, request, refusal).await;
+        }
+    }
+    let _active = w.enter_request();
+    identify(w, client, request);
+    let path = request.head.path.of(client.bytes());
+    request.path_label = path::label(path);
+    let kind = path::classify(path, request.head.method, &w.plan);
+    // A body that nobody will look at is read all the same when it is small: the connection lives.
+    let wanted = matches!(kind, Ok(Kind::Forward));
+    if wanted || is_small(request) {
+        match receive::body(client, request, &w.plan.server).await {
+            Ok(Received::Whole) => {}
+            Ok(Received::Closed) => {
+                w.count_abort(Phase::Request);
+                settle(w, request, Story::client_left());
+                return Next::Close;
+            }
+            Err(refusal) => return refuse(w, client, request, refusal).await,
+        }
+    }
+    match kind {
+        Ok(Kind::Forward) => forward(w, client, request).await,
+        Ok(own) => own_answer(w, client, request, own).await,
+        Err(refusal) => refuse(w, client, request, refusal).await,
+    }
+}
+
+fn is_small(request: &Request) -> bool {
+    match request.head.framing {
+        Framing::None => true,
+        Framing::Length(n) => n <= DRAIN_BYTES_MAX as u64 && !request.head.expect_continue,
+        Framing::Chunked => false,
+    }
+}
+
+/// Gives the request its ids: ours always, and the client's own where it sent a harmless one.
+fn identify(w: &Worker, client: &Client, request: &mut Request) {
+    request.unique_id = w.next_id();
+    let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
+    let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
+    request.id = theirs.unwrap_or(request.unique_id);
+    request.started_unix_ms = crate::base::clock::unix_ms();
+}
+
+/// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
+/// no unread body is in the way.
+async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal: Refusal) -> Next {
+    let unread = request.has_body() && request.wire_len == request.head_len;
+    let close =
+        refusal.close || unread || !request.head.keep_alive || w.patrol.is_draining();
+    let head_only = request.head.method == Method::Head;
+    let sent = answer::refuse(client, &refusal, request.id.as_str(), close, head_only).await;
+    request.release_body(client);
+    settle(w, request, Story::refused(&refusal));
+    match (sent, close) {
+        (Err(_), _) => Next::Close,
+        (Ok(()), true) => Next::CloseGently,
+        (Ok(()), false) => Next::Request,
+    }
+}
+
+/// `/health`, `/ready` and the metrics page.
+async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind: Kind) -> Next {
+    let mut content_type = "text/plain; charset=utf-8";
+    let draining = w.patrol.is_draining();
+    let page;
+    let (status, text): (u16, &[u8]) = match kind {
+        Kind::Ready if draining => (503, b"draining\n"),
+        Kind::Ready if !w.fleet.any_healthy() => (503, b"no healthy backend\n"),
+        Kind::Metrics => match w.metrics_page(client).await {
+            Some(text) => {
+                content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                page = text;
+                (200, page.as_slice())
+            }
+            None => (503, b"metrics are not available\n"),
+        },
+        _ => (200, b"OK\n"),
+    };
+    let close = !request.head.keep_alive || draining;
+    let answer = Answer {
+        status,
+        content_type,
+        body: text,
+        retry_after: None,
+        request_id: request.id.as_str(),
+        close,
+        head_only: request.head.method == Method::Head,
+    };
+    let sent = answer::send(client, &answer).await;
+    request.release_body(client);
+    match (sent, close) {
+        (Err(_), _) => Next::Close,
+        (Ok(()), true) => Next::CloseGently,
+        (Ok(()), false) => Next::Request,
+    }
+}
+
+/// The way of a request that is for a backend.
+async fn forward(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
+    match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
+        Ok(facts) => {
+            let (model, stream) = (facts.model.unwrap_or_default().to_owned(), facts.stream);
+            request.model = model;
+            request.stream = stream.unwrap_or(false);
+        }
+        Err(refusal) => return refuse(w, client, request, refusal).await,
+    }
+    let mut story = Story::default();
+    match try_backends(w, client, request, &mut story).await {
+        Ok(got) => deliver(w, client, request, story, got).await,
+        Err(Failure::Refused(refusal)) => refuse(w, client, request, refusal).await,
+        Err(Failure::Broke(Fault::ClientLeft)) => {
+            w.count_abort(Phase::Waiting);
+            story.ending = Ending::Fault(Fault::ClientLeft);
+            settle(w, request, story);
+            Next::Close
+        }
+        Err(Failure::Broke(fault)) => {
+            let refusal = fault.refusal();
+            let close = refusal.close || !request.head.keep_alive || w.patrol.is_draining();
+            let head_only = request.head.method == Method::Head;
+            let sent =
+                answer::refuse(client, &refusal, request.id.as_str(), close, head_only).await;
+            request.release_body(client);
+            story.status = refusal.status;
+            story.ending = Ending::Fault(fault);
+            settle(w, request, story);
+            match (sent, close) {
+                (Err(_), _) => Next::Close,
+                (Ok(()), true) => Next::CloseGently,
+                (Ok(()), false) => Next::Request,
+            }
+        }
+    }
+}
+
+/// Why no backend answered.
+enum Failure {
+    /// There was nobody to ask.
+    Refused(Refusal),
+    /// The last one asked failed.
+    Broke(Fault),
+}
+
+/// Tries backends until one begins to answer. Another one is asked only while nobody saw the
+/// request; a kept connection that was closed under us is replaced once.
+async fn try_backends(
+    w: &Worker,
+    client: &Client,
+    request: &mut Request,
+    story: &mut Story,
+) -> Result<Exchange, Failure> {
+    let mut tried = Tried::default();
+    let mut last = Failure::Refused(NO_BACKEND);
+    while tried.len() < CONNECT_TRIES_MAX {
+        let picked = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried);
+        let Some(backend) = picked else { break };
+        story.retries = tried.len() as u32;
+        story.backend = Some(backend);
+        tried.add(backend);
+        let mut result = exchange(w, client, request, backend, false).await;
+        if matches!(&result, Err(fault) if fault.retry() == Retry::Fresh) {
+            story.retries += 1;
+            w.meters.borrow_mut().retries += 1;
+            request.response.reset();
+            result = exchange(w, client, request, backend, true).await;
+        }
+        match result {
+            Ok(exchange) => return Ok(exchange),
+            Err(fault) => {
+                w.count_fault(Some(backend), fault);
+                last = Failure::Broke(fault);
+                if fault.retry() != Retry::Any {
+                    break;
+                }
+            }
+        }
+        if tried.len() < CONNECT_TRIES_MAX {
+            w.meters.borrow_mut().retries += 1;
+        }
+    }
+    Err(last)
+}
+
+const NO_BACKEND: Refusal =
+    Refusal::new(503, "no_backend", "No backend is configured for this request.");
+
+/// Sends the answer on to the client and settles.
+async fn deliver(
+    w: &Rc<Worker>,
+    client: &mut Client,
+    request: &mut Request,
+    mut story: Story,
+    got: Exchange,
+) -> Next {
+    let Exchange { mut lease, bytes, head_len } = got;
+    let backend = story.backend.unwrap_or_default();
+    let Some(plan) = w.backend(backend) else { return Next::Close };
+    let response = &request.response;
+    let framing = outbound(response.framing, request.head.version);
+    let close = !request.head.keep_alive
+        || framing == OutFraming::UntilClose
+        || w.is_crowded()
+        || w.patrol.is_draining();
+    let mut head = Buffer::take();
+    write::response(
+        &mut head,
+        response,
+        &bytes,
+        request.head.version,
+        framing,
+        close,
+        request.id.as_str(),
+    );
+    let event_stream = response.event_stream;
+    story.status = response.status;
+    story.event_stream = event_stream;
+    let keep = response.keep_alive;
+    let answer = copy::Answer {
+        head,
+        bytes,
+        body_at: head_len,
+        inbound: Inbound::new(response.framing),
+        outbound: framing,
+        event_stream,
+        plan,
+    };
+    story.keep_body(w, request, client);
+    request.release_body(client);
+    let mut outcome = relay(w, client, lease.link(), answer).await;
+    let rest = outcome.rest.take();
+    match outcome.upstream_clean && keep {
+        true => w.pool.give_back(lease, w.patrol.now()),
+        false => part(w, lease, &outcome, plan.on_client_abort, rest),
+    }
+    let next = match (outcome.client_clean, close) {
+        (false, _) => Next::Close,
+        (true, true) => Next::CloseGently,
+        (true, false) => Next::Request,
+    };
+    if let Some(fault) = outcome.fault {
+        w.count_fault(Some(backend), fault);
+        if fault == Fault::ClientLeft {
+            w.count_abort(Phase::Relay);
+        }
+        story.ending = Ending::Fault(fault);
+    }
+    story.outcome = Some(outcome);
+    settle(w, request, story);
+    next
+}
+
+/// Lets go of a connection that cannot be kept. Dropping it closes it, which cancels the
+/// generation; an engine that cannot bear that is drained first.
+fn part(
+    w: &Rc<Worker>,
+    mut lease: Lease,
+    outcome: &Outcome,
+    on_client_abort: OnClientAbort,
+    rest: Option<Inbound>,
+) {
+    let client_left = outcome.fault.is_some_and(|f| f.side() == crate::base::fault::Side::Client);
+    if let (true, OnClientAbort::Drain, Some(rest)) = (client_left, on_client_abort, rest) {
+        let idle = w.plan.server.write_timeout;
+        let w = Rc::clone(w);
+        w.clone().spawn_guarded(async move {
+            if super::relay::drain::drain(lease.link(), rest, idle).await {
+                w.pool.give_back(lease, w.patrol.now());
+            }
+        });
+    }
+}

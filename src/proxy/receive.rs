@@ -1,0 +1,286 @@
+//! Reads a request: its head, then, once it is admitted, its body. The only caller of the `http`
+//! parsers on the client's side. Every wait has a deadline that names itself.
+
+use super::client::Client;
+use crate::base::id::RequestId;
+use crate::base::limits::{
+    BODY_GROWTH_BYTES, BODY_RATE_BYTES_PER_S_MIN, BODY_RATE_GRACE, HEAD_BYTES_MAX,
+};
+use crate::base::refusal::Refusal;
+use crate::config::plan::Server;
+use crate::http::chunked::{ChunkDecoder, Piece};
+use crate::http::framing::Framing;
+use crate::http::head::Parse;
+use crate::http::request::RequestHead;
+use crate::http::response::ResponseHead;
+use crate::rt::patrol::Alarm;
+use std::io::IoSlice;
+use std::time::Instant;
+
+/// One request and what is known of it. One per connection, used again for each request, so that
+/// a kept connection allocates nothing for its heads.
+pub struct Request {
+    /// The head; its spans point into the client's inbox.
+    pub head: RequestHead,
+    /// Bytes of the head in the inbox.
+    pub head_len: usize,
+    /// Bytes of the inbox that belong to this request, head included.
+    pub wire_len: usize,
+    /// The head of the answer; kept here for its capacity.
+    pub response: ResponseHead,
+    /// Our own, unique id: the key of records.
+    pub unique_id: RequestId,
+    /// The id that travels as `x-request-id`: the client's when it sent a harmless one, else ours.
+    pub id: RequestId,
+    /// Label of the path in metrics and records, from a fixed set.
+    pub path_label: &'static str,
+    /// The model asked for; empty when the request has none that we read.
+    pub model: String,
+    /// The client asked for a stream.
+    pub stream: bool,
+    /// When the head was complete.
+    pub started: Instant,
+    /// The same, milliseconds since 1970.
+    pub started_unix_ms: u64,
+    decoded: Option<Vec<u8>>,
+}
+
+impl Request {
+    /// An empty one.
+    pub fn new(id: RequestId) -> Request {
+        Request {
+            head: RequestHead::default(),
+            head_len: 0,
+            wire_len: 0,
+            response: ResponseHead::default(),
+            unique_id: id,
+            id,
+            path_label: "",
+            model: String::new(),
+            stream: false,
+            started: Instant::now(),
+            started_unix_ms: 0,
+            decoded: None,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.head.reset();
+        self.response.reset();
+        self.head_len = 0;
+        self.wire_len = 0;
+        self.path_label = "other";
+        self.model.clear();
+        self.stream = false;
+        self.decoded = None;
+    }
+
+    /// The decoded body. `inbox` is the client's.
+    pub fn body<'a>(&'a self, inbox: &'a [u8]) -> &'a [u8] {
+        match &self.decoded {
+            Some(decoded) => decoded,
+            None => inbox.get(self.head_len..self.wire_len).unwrap_or_default(),
+        }
+    }
+
+    /// True when the request has a body, be it of no bytes.
+    pub fn has_body(&self) -> bool {
+        self.head.framing != Framing::None
+    }
+
+    /// Gives up what only the exchange needed: a stream that runs for minutes holds no prompt.
+    pub fn release_body(&mut self, client: &mut Client) {
+        self.decoded = None;
+        client.consume(self.wire_len);
+        self.wire_len = 0;
+    }
+}
+
+/// What became of a read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// All of it is there.
+    Whole,
+    /// The client closed or the worker ends; there is nobody to answer.
+    Closed,
+}
+
+/// Reads the next request's head. An idle connection waits here without a buffer.
+pub async fn head(
+    client: &mut Client,
+    request: &mut Request,
+    server: &Server,
+) -> Result<Received, Refusal> {
+    request.reset();
+    if client.inbox.is_none() {
+        client.post.arm(server.idle_timeout);
+        client.post.set_idle(true);
+        let got = client.read_more(0).await;
+        client.post.set_idle(false);
+        if !matches!(got, Ok(n) if n > 0) {
+            return Ok(Received::Closed);
+        }
+    }
+    // From the first byte on: a deadline for the whole head, not one for each read of it.
+    client.post.arm(server.header_timeout);
+    let limit = server.max_header_bytes.min(HEAD_BYTES_MAX);
+    loop {
+        if let Parse::Done { len } = request.head.parse(client.bytes(), limit)? {
+            request.head_len = len;
+            request.wire_len = len;
+            request.started = Instant::now();
+            return Ok(Received::Whole);
+        }
+        match client.read_more(limit).await {
+            Ok(0) | Err(Alarm::Gone | Alarm::Ended) => return Ok(Received::Closed),
+            Ok(_) => {}
+            Err(Alarm::Expired) => return Err(HEADER_TIMEOUT),
+        }
+    }
+}
+
+/// Reads the body that the head announces, decoded bytes at most `max_body_size`.
+pub async fn body(
+    client: &mut Client,
+    request: &mut Request,
+    server: &Server,
+) -> Result<Received, Refusal> {
+    match request.head.framing {
+        Framing::None => return Ok(Received::Whole),
+        Framing::Length(n) if n > server.max_body_size => return Err(too_large(server)),
+        _ => {}
+    }
+    if request.head.expect_continue && client.bytes().len() <= request.head_len {
+        let mut go_on = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
+        if client.send(&mut go_on).await.is_err() {
+            return Ok(Received::Closed);
+        }
+    }
+    match request.head.framing {
+        Framing::Length(n) => counted(client, request, server, n).await,
+        _ => chunked(client, request, server).await,
+    }
+}
+
+/// A body with a Content-Length stays where it was read, behind its head.
+async fn counted(
+    client: &mut Client,
+    request: &mut Request,
+    server: &Server,
+    length: u64,
+) -> Result<Received, Refusal> {
+    // The limit was checked, and it fits in memory by configuration.
+    let whole = request.head_len.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+    let mut pace = Pace::start();
+    while client.bytes().len() < whole {
+        let missing = whole - client.bytes().len();
+        match read_paced(client, server, &mut pace, missing.min(BODY_GROWTH_BYTES)).await? {
+            Received::Whole => {}
+            Received::Closed => return Ok(Received::Closed),
+        }
+    }
+    request.wire_len = whole;
+    Ok(Received::Whole)
+}
+
+/// A chunked body is decoded into a vector of its own; what follows it stays in the inbox.
+async fn chunked(
+    client: &mut Client,
+    request: &mut Request,
+    server: &Server,
+) -> Result<Received, Refusal> {
+    let mut decoder = ChunkDecoder::new(HEAD_BYTES_MAX);
+    let mut decoded = Vec::new();
+    let mut pace = Pace::start();
+    loop {
+        let mut at = request.head_len;
+        let finished = loop {
+            let input = client.bytes().get(at..).unwrap_or_default();
+            match decoder.decode(input).map_err(|bad| bad_chunk(bad.0))? {
+                Piece::Data { start, end } => {
+                    let data = input.get(start..end).unwrap_or_default();
+                    if decoded.len() as u64 + data.len() as u64 > server.max_body_size {
+                        return Err(too_large(server));
+                    }
+                    decoded.extend_from_slice(data);
+                    at += end;
+                }
+                Piece::NeedMore => break false,
+                Piece::End { consumed } => {
+                    at += consumed;
+                    break true;
+                }
+            }
+        };
+        if let Some(inbox) = client.inbox.as_mut() {
+            // Chunks that were taken in make room, so that the inbox stays small.
+            let upto = if finished { at } else { inbox.len() };
+            inbox.drain(request.head_len..upto);
+        }
+        if finished {
+            request.decoded = Some(decoded);
+            return Ok(Received::Whole);
+        }
+        match read_paced(client, server, &mut pace, BODY_GROWTH_BYTES).await? {
+            Received::Whole => {}
+            Received::Closed => return Ok(Received::Closed),
+        }
+    }
+}
+
+/// How fast a body arrives.
+struct Pace {
+    start: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn start() -> Pace {
+        Pace { start: Instant::now(), bytes: 0 }
+    }
+
+    /// One byte every 29 s would keep a connection for years: a floor ends it.
+    fn is_below_floor(&self) -> bool {
+        let elapsed = self.start.elapsed();
+        elapsed > BODY_RATE_GRACE && self.bytes < elapsed.as_secs() * BODY_RATE_BYTES_PER_S_MIN
+    }
+}
+
+async fn read_paced(
+    client: &mut Client,
+    server: &Server,
+    pace: &mut Pace,
+    room: usize,
+) -> Result<Received, Refusal> {
+    client.post.arm(server.body_timeout);
+    match client.read_more(room).await {
+        Ok(0) | Err(Alarm::Gone | Alarm::Ended) => Ok(Received::Closed),
+        Err(Alarm::Expired) => Err(BODY_TIMEOUT),
+        Ok(n) => {
+            pace.bytes += n as u64;
+            if pace.is_below_floor() {
+                return Err(BODY_TOO_SLOW);
+            }
+            Ok(Received::Whole)
+        }
+    }
+}
+
+const HEADER_TIMEOUT: Refusal =
+    Refusal::closing(408, "header_timeout", "The request head did not arrive in time.");
+const BODY_TIMEOUT: Refusal =
+    Refusal::closing(408, "body_timeout", "The request body stopped arriving.");
+const BODY_TOO_SLOW: Refusal =
+    Refusal::closing(408, "body_too_slow", "The request body arrived too slowly.");
+
+fn too_large(server: &Server) -> Refusal {
+    Refusal::closing(413, "body_too_large", "").with_message(format!(
+        "The request body is larger than the limit of {} bytes (server.max_body_size).",
+        server.max_body_size
+    ))
+}
+
+fn bad_chunk(why: &'static str) -> Refusal {
+    Refusal::closing(400, "bad_chunk", "")
+        .with_message(format!("The chunked request body is malformed: {why}."))
+}

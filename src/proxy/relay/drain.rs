@@ -1,0 +1,35 @@
+//! For engines that crash when a connection is cut (llama-swap#980): the rest of an answer is read
+//! and thrown away after its client has left.
+
+use super::framing::{Inbound, Slices};
+use crate::rt::buffer::Buffer;
+use crate::rt::tls::Link;
+use std::io;
+use std::time::Duration;
+
+/// Reads the rest of an answer for nobody. True when the connection stands at its exact end.
+/// `idle` bounds each wait.
+pub async fn drain(link: &mut Link, mut inbound: Inbound, idle: Duration) -> bool {
+    loop {
+        match monoio::time::timeout(idle, link.readable()).await {
+            Ok(Ok(())) => {}
+            _ => return false,
+        }
+        let mut buffer = Buffer::take();
+        match link.try_recv(&mut buffer) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return false,
+        }
+        let mut rest = buffer.as_slice();
+        let mut slices = Slices::default();
+        while !rest.is_empty() {
+            let Ok(progress) = inbound.decode(rest, &mut slices) else { return false };
+            rest = rest.get(progress.consumed..).unwrap_or_default();
+            if progress.finished {
+                return rest.is_empty();
+            }
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Moves the answer to the client: head, then body, each byte the moment it arrives.
+//!
+//! *Takes:* an exchange. *Gives:* an [`Outcome`]: how it ended, and what the tap saw. *Runs on:*
+//! workers. *May:* wait on both sockets, hold one pooled buffer while bytes move. *Never:* holds
+//! policy, copies a body, reads from the engine while the client has not taken the last bytes.
+
+pub mod copy;
+pub mod drain;
+pub mod framing;
+pub mod tap;
+
+use crate::base::fault::Fault;
+use tap::Tap;
+
+/// How a relay ended.
+pub struct Outcome {
+    /// `None`: the whole answer reached the client.
+    pub fault: Option<Fault>,
+    /// The engine's connection stands at the exact end of its answer and may be kept.
+    pub upstream_clean: bool,
+    /// The client's connection may carry another request.
+    pub client_clean: bool,
+    /// Body bytes forwarded.
+    pub bytes: u64,
+    /// What was seen in them.
+    pub tap: Tap,
+    /// Where the engine's framing stood, when the answer did not reach its end.
+    pub rest: Option<framing::Inbound>,
+}

@@ -1,0 +1,54 @@
+//! Watches the bytes of an answer after they were sent on: finds usage, counts events, takes
+//! times. It can neither delay nor change them.
+
+use crate::llm::sse::SseScan;
+use crate::llm::usage::UsageScan;
+use crate::state::meters::Times;
+use std::time::Instant;
+
+/// What the relay has seen of one answer.
+pub struct Tap {
+    /// Token usage, streamed or not.
+    pub usage: UsageScan,
+    /// Event boundaries; `None` for an answer that is not an event stream.
+    pub events: Option<SseScan>,
+    /// When the first body byte had been handed to the client's socket.
+    pub first_byte: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Tap {
+    /// A tap for an answer.
+    pub fn new(event_stream: bool) -> Tap {
+        Tap {
+            usage: UsageScan::default(),
+            events: event_stream.then(SseScan::default),
+            first_byte: None,
+            last: None,
+        }
+    }
+
+    /// Sees a slice of the body.
+    pub fn see(&mut self, bytes: &[u8]) {
+        self.usage.feed(bytes);
+        if let Some(events) = self.events.as_mut() {
+            events.feed(bytes);
+        }
+    }
+
+    /// Called once for the slices of one read: takes the times.
+    pub fn tick(&mut self, inter_token: &mut Times) {
+        let now = Instant::now();
+        match (self.last, self.events.is_some()) {
+            (Some(last), true) => inter_token.record(now - last),
+            (None, _) => self.first_byte = Some(now),
+            _ => {}
+        }
+        self.last = Some(now);
+    }
+
+    /// True when an event of ours may be put into the stream: the engine's last one is complete.
+    pub fn at_event_boundary(&self) -> bool {
+        self.events.as_ref().is_some_and(SseScan::at_boundary)
+    }
+}

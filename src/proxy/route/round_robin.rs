@@ -1,0 +1,113 @@
+//! Weighted round robin by stride scheduling: each backend has a pass value, the smallest goes
+//! next and moves on by `STRIDE / weight`. Equal weights give plain rotation; a pick costs O(log n)
+//! (Waldspurger and Weihl, "Stride Scheduling", 1995; Envoy's EDF scheduler is the same idea).
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Weights up to a million keep a step of their own, and 2^44 picks fit before a pass overflows.
+const STRIDE: u64 = 1 << 20;
+
+/// The order of one worker.
+pub struct RoundRobin {
+    queue: BinaryHeap<Reverse<Turn>>,
+    skipped: Vec<Turn>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    pass: u64,
+    backend: u32,
+    step: u64,
+}
+
+impl RoundRobin {
+    /// `weights` of the backends, each at least 1. `phase` rotates the start, so that the workers
+    /// of a process do not all begin with the first backend.
+    pub fn new(weights: &[u32], phase: usize) -> RoundRobin {
+        let n = weights.len().max(1);
+        let turn = |(i, weight): (usize, &u32)| {
+            let step = (STRIDE / u64::from((*weight).max(1))).max(1);
+            // Starts are spread over one step, else equal weights would run in pairs.
+            let pass = step / n as u64 * ((i + phase) % n) as u64;
+            Reverse(Turn { pass, backend: i as u32, step })
+        };
+        RoundRobin { queue: weights.iter().enumerate().map(turn).collect(), skipped: Vec::new() }
+    }
+
+    /// The next backend that `eligible` accepts. One that is passed over keeps pace with the
+    /// others, so that it does not get a burst when it comes back.
+    pub fn pick(&mut self, eligible: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut picked = None;
+        while let Some(Reverse(turn)) = self.queue.pop() {
+            let moved = Turn { pass: turn.pass.saturating_add(turn.step), ..turn };
+            if eligible(turn.backend) {
+                self.queue.push(Reverse(moved));
+                picked = Some(turn);
+                break;
+            }
+            self.skipped.push(turn);
+        }
+        for turn in self.skipped.drain(..) {
+            // It waits at the front of the line, but with no credit saved up.
+            let pass = picked.map_or(turn.pass, |p| p.pass.max(turn.pass) + 1);
+            self.queue.push(Reverse(Turn { pass, ..turn }));
+        }
+        picked.map(|turn| turn.backend)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shares(weights: &[u32], picks: usize) -> Vec<usize> {
+        let mut balancer = RoundRobin::new(weights, 0);
+        let mut counts = vec![0; weights.len()];
+        for _ in 0..picks {
+            counts[balancer.pick(|_| true).unwrap() as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn equal_weights_rotate() {
+        let mut balancer = RoundRobin::new(&[5, 5, 5], 1);
+        let picks: Vec<_> = (0..6).map(|_| balancer.pick(|_| true).unwrap()).collect();
+        assert_eq!(picks[..3], picks[3..]);
+        let mut once = picks[..3].to_vec();
+        once.sort_unstable();
+        assert_eq!(once, [0, 1, 2]);
+        assert_eq!(picks[0], 2, "the phase decides who begins");
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_gets_no_burst() {
+        let mut balancer = RoundRobin::new(&[1, 1], 0);
+        for _ in 0..1000 {
+            assert_eq!(balancer.pick(|b| b == 0), Some(0));
+        }
+        let next: Vec<_> = (0..10).map(|_| balancer.pick(|_| true).unwrap()).collect();
+        assert_eq!(next.iter().filter(|b| **b == 1).count(), 5, "{next:?}");
+    }
+
+    #[test]
+    fn nobody_to_pick() {
+        assert_eq!(RoundRobin::new(&[], 0).pick(|_| true), None);
+        assert_eq!(RoundRobin::new(&[1], 0).pick(|_| false), None);
+    }
+
+    proptest! {
+        #[test]
+        fn shares_follow_the_weights(weights in prop::collection::vec(1u32..20, 1..12)) {
+            let total: u32 = weights.iter().sum();
+            let rounds = 50;
+            let counts = shares(&weights, (total * rounds) as usize);
+            for (count, weight) in counts.iter().zip(&weights) {
+                let due = (weight * rounds) as i64;
+                prop_assert!((*count as i64 - due).abs() <= 2, "{counts:?} for {weights:?}");
+            }
+        }
+    }
+}

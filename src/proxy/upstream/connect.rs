@@ -1,0 +1,92 @@
+//! A fresh connection to a backend, TLS included, within its `connect_timeout`.
+
+use super::pool::Lease;
+use crate::base::fault::Fault;
+use crate::config::plan::{Backend, Endpoint};
+use crate::proxy::client::Client;
+use crate::proxy::worker::Worker;
+use crate::rt;
+use crate::rt::patrol::Alarm;
+use crate::rt::socket::Socket;
+use crate::rt::tls::Link;
+use rustls::pki_types::ServerName;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Connects. The whole of it is bounded by `connect_timeout`, and it ends when the client leaves.
+pub async fn connect(w: &Worker, client: &Client, backend: u32) -> Result<Lease, Fault> {
+    let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
+    let started = Instant::now();
+    let link = match &plan.endpoint {
+        Endpoint::Unix(path) => {
+            client.post.arm(plan.connect_timeout);
+            let socket = attended(client, rt::connect::unix(path)).await?;
+            secure(w, client, plan, backend, socket).await?
+        }
+        Endpoint::Tcp { .. } => {
+            let socket = any_address(w, client, plan, backend).await?;
+            secure(w, client, plan, backend, socket).await?
+        }
+    };
+    let mut meters = w.meters.borrow_mut();
+    meters.connect.record(started.elapsed());
+    meters.upstream[0] += 1;
+    Ok(Lease::fresh(link, &w.fleet, backend))
+}
+
+/// Tries the addresses of a name in turn; each gets its share of the time, so that one that drops
+/// packets cannot use it up.
+async fn any_address(
+    w: &Worker,
+    client: &Client,
+    plan: &Backend,
+    backend: u32,
+) -> Result<Socket, Fault> {
+    let member = w.fleet.get(backend as usize).ok_or(Fault::Unresolved)?;
+    let addresses = member.addresses().to_vec();
+    let share = plan.connect_timeout / addresses.len().max(1) as u32;
+    let mut fault = Fault::Unresolved;
+    for address in addresses {
+        client.post.arm(share);
+        match attended(client, rt::connect::tcp(address)).await {
+            Ok(socket) => return Ok(socket),
+            Err(Fault::ConnectFailed) => fault = Fault::ConnectFailed,
+            Err(Fault::ConnectTimeout) => fault = Fault::ConnectTimeout,
+            Err(other) => return Err(other),
+        }
+    }
+    Err(fault)
+}
+
+async fn secure(
+    w: &Worker,
+    client: &Client,
+    plan: &Backend,
+    backend: u32,
+    socket: Socket,
+) -> Result<Link, Fault> {
+    let Some(tls) = &plan.tls else { return Ok(Link::plain(socket)) };
+    let config = w.fleet.get(backend as usize).and_then(|m| m.tls()).ok_or(Fault::TlsFailed)?;
+    let name = ServerName::try_from(tls.server_name.clone()).map_err(|_| Fault::TlsFailed)?;
+    match attended(client, Link::handshake(socket, Arc::clone(config), name)).await {
+        Err(Fault::ConnectFailed) => Err(Fault::TlsFailed),
+        other => other,
+    }
+}
+
+/// Waits for a step of the connect. Boxed by `exchange`: connects are rare, streams are long.
+async fn attended<T>(
+    client: &Client,
+    step: impl std::future::Future<Output = std::io::Result<T>>,
+) -> Result<T, Fault> {
+    match client.post.attended(step).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "connect failed");
+            Err(Fault::ConnectFailed)
+        }
+        Err(Alarm::Expired) => Err(Fault::ConnectTimeout),
+        Err(Alarm::Gone) => Err(Fault::ClientLeft),
+        Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+    }
+}

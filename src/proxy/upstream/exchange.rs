@@ -1,0 +1,187 @@
+//! The request goes out, the head of the answer comes in; the client has seen nothing yet.
+
+use super::connect::connect;
+use super::pool::Lease;
+use crate::base::fault::Fault;
+use crate::base::limits::{HEAD_BYTES_MAX, INTERIM_RESPONSES_MAX, REUSE_RACE_MAX};
+use crate::config::plan::{Backend, OnClientAbort};
+use crate::http::head::Parse;
+use crate::http::write::{self, ForwardRequest};
+use crate::proxy::client::Client;
+use crate::proxy::receive::Request;
+use crate::proxy::worker::Worker;
+use crate::rt::buffer::Buffer;
+use crate::rt::patrol::Alarm;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::time::Instant;
+
+/// A head was read (it is in `Request::response`), nothing was sent to the client.
+pub struct Exchange {
+    /// The connection, in the middle of an answer.
+    pub lease: Lease,
+    /// The bytes read so far: the head, and what came with it of the body.
+    pub bytes: Buffer,
+    /// Length of the head in `bytes`; the body starts there.
+    pub head_len: usize,
+}
+
+/// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
+/// connection.
+pub async fn exchange(
+    w: &Worker,
+    client: &Client,
+    request: &mut Request,
+    backend: u32,
+    fresh: bool,
+) -> Result<Exchange, Fault> {
+    let kept = if fresh { None } else { w.pool.take(backend, w.patrol.now()) };
+    let mut lease = match kept {
+        Some(lease) => {
+            w.meters.borrow_mut().upstream[1] += 1;
+            lease
+        }
+        // Boxed: a connect needs room that a stream should not carry for minutes.
+        None => Box::pin(connect(w, client, backend)).await?,
+    };
+    let started = Instant::now();
+    let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
+    let wait = Wait { client, heed_leaving: plan.on_client_abort == OnClientAbort::Close };
+    match send(w, &wait, request, plan, &mut lease).await {
+        // An engine may answer before it has read everything (413), and then close.
+        Ok(()) | Err(Fault::BackendClosed) => {}
+        Err(fault) => return Err(fault),
+    }
+    // No buffer is held through the prefill, which may take minutes.
+    let mut bytes = None;
+    match read_head(&wait, request, &mut lease, &mut bytes).await {
+        Ok(head_len) => {
+            let bytes = bytes.unwrap_or_else(Buffer::take);
+            Ok(Exchange { lease, bytes, head_len })
+        }
+        Err(Fault::BackendClosed)
+            if lease.is_reused() && bytes.is_none() && started.elapsed() <= REUSE_RACE_MAX =>
+        {
+            Err(Fault::ReuseRace)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+async fn send(
+    w: &Worker,
+    wait: &Wait<'_>,
+    request: &Request,
+    plan: &Backend,
+    lease: &mut Lease,
+) -> Result<(), Fault> {
+    let client = wait.client;
+    // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
+    client.post.arm(plan.first_byte_timeout);
+    let inbox = client.bytes();
+    let body = request.body(inbox);
+    let mut head = Buffer::take();
+    write::request(
+        &mut head,
+        &request.head,
+        inbox,
+        &ForwardRequest {
+            base_path: &plan.base_path,
+            host: &plan.host,
+            body_len: request.has_body().then_some(body.len() as u64),
+            request_id: request.id.as_str(),
+            drop: w.credential_fields(),
+            set: &plan.headers,
+            client_ip: &client.peer_text,
+        },
+    );
+    let mut slices = [IoSlice::new(&head), IoSlice::new(body)];
+    let mut slices = slices.as_mut_slice();
+    while slices.iter().any(|s| !s.is_empty()) {
+        match lease.link().try_send(slices) {
+            Ok(n) => IoSlice::advance_slices(&mut slices, n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                wait.until(lease.link().writable()).await?;
+            }
+            Err(_) => return Err(Fault::BackendClosed),
+        }
+    }
+    wait.until(lease.link().flush()).await
+}
+
+/// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
+async fn read_head(
+    wait: &Wait<'_>,
+    request: &mut Request,
+    lease: &mut Lease,
+    bytes: &mut Option<Buffer>,
+) -> Result<usize, Fault> {
+    let mut interim = 0;
+    loop {
+        wait.until(lease.link().readable()).await?;
+        let buffer = bytes.get_or_insert_with(Buffer::take);
+        if buffer.len() == buffer.capacity() {
+            buffer.reserve(HEAD_BYTES_MAX);
+        }
+        match lease.link().try_recv(buffer) {
+            Ok(0) => {
+                drop_if_empty(bytes);
+                return Err(Fault::BackendClosed);
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                drop_if_empty(bytes);
+                continue;
+            }
+            Err(_) => {
+                drop_if_empty(bytes);
+                return Err(Fault::BackendClosed);
+            }
+        }
+        while let Parse::Done { len } = request
+            .response
+            .parse(buffer, request.head.method, HEAD_BYTES_MAX)
+            .map_err(|bad| Fault::BadResponse(bad.0))?
+        {
+            if request.response.status >= 200 {
+                return Ok(len);
+            }
+            interim += 1;
+            if request.response.status == 101 || interim > INTERIM_RESPONSES_MAX {
+                return Err(Fault::BadResponse("unexpected interim response"));
+            }
+            buffer.drain(..len);
+            request.response.reset();
+        }
+    }
+}
+
+fn drop_if_empty(bytes: &mut Option<Buffer>) {
+    if bytes.as_ref().is_some_and(|b| b.is_empty()) {
+        *bytes = None;
+    }
+}
+
+/// Waits for steps towards the engine.
+struct Wait<'a> {
+    client: &'a Client,
+    /// False for an engine that must not be cut off: the answer is read for nobody.
+    heed_leaving: bool,
+}
+
+impl Wait<'_> {
+    async fn until(&self, step: impl Future<Output = io::Result<()>>) -> Result<(), Fault> {
+        let post = &self.client.post;
+        let done = match self.heed_leaving {
+            true => post.attended(step).await,
+            false => post.within(step).await,
+        };
+        match done {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Fault::BackendClosed),
+            Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
+            Err(Alarm::Gone) => Err(Fault::ClientLeft),
+            Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+        }
+    }
+}

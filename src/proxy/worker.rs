@@ -1,0 +1,318 @@
+//! One worker: a thread on a CPU of its own, a ring, a listener, and all that its connections
+//! share. Nothing here is shared with another worker but what `state` holds.
+
+use super::connection;
+use super::route::round_robin::RoundRobin;
+use super::upstream::pool::{Pool, PoolLimits};
+use crate::base::fault::Fault;
+use crate::base::id::{RequestId, RequestIds};
+use crate::base::refusal::Refusal;
+use crate::config::plan::{Backend, Plan};
+use crate::proxy::client::Client;
+use crate::rt;
+use crate::rt::buffer::Buffer;
+use crate::rt::guard::guarded;
+use crate::rt::listen::{accept_loop, Arrival};
+use crate::rt::patrol::{Patrol, TICK};
+use crate::rt::ring::Ring;
+use crate::rt::socket::Socket;
+use crate::state::fleet::Fleet;
+use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
+use crate::state::scrape::{Mailbox, PageRequest};
+use crate::state::stop::{Phase, Stop};
+use crate::usage::outbox::Outbox;
+use crossbeam_channel::Sender;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// After the drain deadline, connections get so long to settle before the worker leaves them.
+const END_GRACE: Duration = Duration::from_secs(2);
+/// A metrics page that is not there in time is refused.
+const PAGE_WAIT: Duration = Duration::from_secs(3);
+
+/// What a worker is started with.
+pub struct Start {
+    /// Number of the worker, from 0.
+    pub index: usize,
+    /// The CPU it is pinned to.
+    pub cpu: Option<usize>,
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// The backends.
+    pub fleet: Arc<Fleet>,
+    /// Its own listener.
+    pub listener: OwnedFd,
+    /// Client connections that it takes.
+    pub connections_max: usize,
+    /// When to end.
+    pub stop: Arc<Stop>,
+    /// Requests for a copy of its meters.
+    pub mailbox: Mailbox,
+    /// Requests for the metrics page.
+    pub pages: Sender<PageRequest>,
+    /// Moves on with each sweep; a watchdog looks at it.
+    pub heartbeat: Arc<AtomicU64>,
+    /// Where usage records go.
+    pub usage: Option<Outbox>,
+    /// Where access records go.
+    pub access: Option<Outbox>,
+    /// Random; makes request ids unique.
+    pub seed: u64,
+    /// Told the driver's name once the worker serves.
+    pub ready: Sender<io::Result<&'static str>>,
+}
+
+/// What the connections of a worker share.
+pub struct Worker {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// The backends.
+    pub fleet: Arc<Fleet>,
+    /// Watches the clients.
+    pub patrol: Rc<Patrol>,
+    /// Kept connections to backends.
+    pub pool: Pool,
+    /// Who is next.
+    pub balancer: RefCell<RoundRobin>,
+    /// What was counted.
+    pub meters: RefCell<Meters>,
+    /// Where usage records go.
+    pub usage: Option<Outbox>,
+    /// Where access records go.
+    pub access: Option<Outbox>,
+    ids: RefCell<RequestIds>,
+    live: Cell<usize>,
+    active: Cell<usize>,
+    connections_max: usize,
+    pages: Sender<PageRequest>,
+    credential_fields: Vec<String>,
+}
+
+/// Runs a worker on the current thread until it has drained. True when every connection ended by
+/// itself, false when some were cut.
+pub fn run(start: Start) -> bool {
+    if let Some(id) = start.cpu {
+        if !core_affinity::set_for_current(core_affinity::CoreId { id }) {
+            tracing::warn!(worker = start.index, cpu = id, "could not pin the worker to its CPU");
+        }
+    }
+    // The ring is built on the pinned thread: it belongs to it.
+    let mut ring = match Ring::build() {
+        Ok(ring) => ring,
+        Err(error) => {
+            let _ = start.ready.send(Err(error));
+            return false;
+        }
+    };
+    let driver = ring.driver();
+    ring.block_on(serve(start, driver))
+}
+
+async fn serve(start: Start, driver: &'static str) -> bool {
+    let patrol = match Patrol::start() {
+        Ok(patrol) => patrol,
+        Err(error) => {
+            let _ = start.ready.send(Err(error));
+            return false;
+        }
+    };
+    let Start { listener, stop, mailbox, heartbeat, ready, .. } = start;
+    let w = Rc::new(Worker {
+        pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
+        balancer: RefCell::new(RoundRobin::new(
+            &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
+            start.index,
+        )),
+        plan: start.plan,
+        fleet: start.fleet,
+        patrol,
+        meters: RefCell::default(),
+        usage: start.usage,
+        access: start.access,
+        ids: RefCell::new(RequestIds::new(start.seed)),
+        live: Cell::new(0),
+        active: Cell::new(0),
+        connections_max: start.connections_max,
+        pages: start.pages,
+        // Whether or not keys are checked here: what looks like a key of ours is not for engines.
+        credential_fields: vec!["authorization".into(), "x-api-key".into()],
+    });
+    let accepting = Rc::clone(&w);
+    rt::spawn(async move {
+        accept_loop(listener, &accepting.patrol, |arrival| accepting.arrive(arrival)).await;
+    });
+    let _ = ready.send(Ok(driver));
+    w.keep_house(&stop, &mailbox, &heartbeat).await
+}
+
+fn pool_limits(plan: &Plan) -> Vec<PoolLimits> {
+    let limits = |backend: &Backend| PoolLimits {
+        idle_ticks: (backend.keepalive_timeout.as_millis() / TICK.as_millis()) as u32,
+        count: backend.max_idle_conns,
+    };
+    plan.backends.iter().map(limits).collect()
+}
+
+impl Worker {
+    /// The coarse clock of the worker: deadlines, idle connections, scrapes, the end.
+    async fn keep_house(&self, stop: &Stop, mailbox: &Mailbox, heartbeat: &AtomicU64) -> bool {
+        let mut ending: Option<Instant> = None;
+        loop {
+            rt::sleep(TICK).await;
+            while self.patrol.sweep() {
+                rt::sleep(Duration::from_millis(1)).await;
+            }
+            heartbeat.fetch_add(1, Ordering::Relaxed);
+            self.pool.sweep(self.patrol.now());
+            mailbox.answer(|| Box::new(self.copy_meters()));
+            match stop.phase() {
+                Phase::Running => continue,
+                Phase::Draining => self.patrol.drain(),
+                Phase::Ending => {
+                    self.patrol.drain();
+                    self.patrol.end_all();
+                    ending.get_or_insert_with(Instant::now);
+                }
+            }
+            self.pool.clear();
+            let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
+            if self.live.get() == 0 || out_of_time {
+                return ending.is_none();
+            }
+        }
+    }
+
+    fn arrive(self: &Rc<Self>, arrival: Arrival) {
+        match arrival {
+            Arrival::Client(socket, peer) if self.live.get() < self.connections_max => {
+                self.meters.borrow_mut().connections[0] += 1;
+                let live = Live::enter(self);
+                let w = Rc::clone(self);
+                self.spawn_guarded(async move {
+                    let _live = live;
+                    connection::serve(w, socket, peer).await;
+                });
+            }
+            Arrival::Client(socket, _) => {
+                self.meters.borrow_mut().connections[1] += 1;
+                turn_away(&socket, self.next_id());
+            }
+            Arrival::Exhausted => {
+                self.meters.borrow_mut().accept_pauses += 1;
+                tracing::warn!("out of file descriptors or memory: accepting pauses");
+            }
+        }
+    }
+
+    /// Runs a task of which a panic ends nothing but itself.
+    pub fn spawn_guarded(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let w = Rc::clone(self);
+        rt::spawn(async move {
+            if !guarded(task).await {
+                w.meters.borrow_mut().panics += 1;
+                tracing::error!("a connection panicked and was closed; please report this");
+            }
+        });
+    }
+
+    /// A new request id.
+    pub fn next_id(&self) -> RequestId {
+        self.ids.borrow_mut().next_id()
+    }
+
+    /// The plan of a backend.
+    pub fn backend(&self, backend: u32) -> Option<&Backend> {
+        self.plan.backends.get(backend as usize)
+    }
+
+    /// Lower-case names of the client's fields that never reach a backend.
+    pub fn credential_fields(&self) -> &[String] {
+        match self.plan.server.forward_credentials {
+            true => &[],
+            false => &self.credential_fields,
+        }
+    }
+
+    /// More than nine tenths of the connections are in use: answers close their connections.
+    pub fn is_crowded(&self) -> bool {
+        self.live.get() * 10 > self.connections_max * 9
+    }
+
+    /// Counts a request as active until the guard is dropped.
+    pub fn enter_request(self: &Rc<Self>) -> Active {
+        self.active.set(self.active.get() + 1);
+        Active(Rc::clone(self))
+    }
+
+    /// Counts a fault.
+    pub fn count_fault(&self, backend: BackendIndex, fault: Fault) {
+        *self.meters.borrow_mut().faults.entry((backend, fault.code())).or_default() += 1;
+    }
+
+    /// Counts a client that left.
+    pub fn count_abort(&self, phase: AbortPhase) {
+        *self.meters.borrow_mut().client_aborts.entry(phase).or_default() += 1;
+    }
+
+    /// The rendered metrics page, made by the control plane.
+    pub async fn metrics_page(&self, client: &Client) -> Option<Vec<u8>> {
+        let (reply, page) = futures_channel::oneshot::channel();
+        self.pages.try_send(reply).ok()?;
+        client.post.arm(PAGE_WAIT);
+        client.post.within(page).await.ok()?.ok()
+    }
+
+    fn copy_meters(&self) -> Meters {
+        let (buffers_in_use, buffers_idle) = Buffer::counts();
+        let mut copy = self.meters.borrow().clone();
+        copy.gauges = Gauges {
+            connections_open: self.live.get() as u64,
+            requests_active: self.active.get() as u64,
+            buffers_in_use: buffers_in_use as u64,
+            buffers_idle: buffers_idle as u64,
+            upstream_idle: self.pool.len() as u64,
+        };
+        copy
+    }
+}
+
+/// One more client than there is room for hears so. What fits in the socket's buffer is enough.
+fn turn_away(socket: &Socket, id: RequestId) {
+    let refusal = Refusal::closing(503, "overloaded", "The proxy has no room for a connection.")
+        .with_retry_after(1);
+    let mut bytes = Buffer::take();
+    super::answer::refusal_bytes(&mut bytes, &refusal, id.as_str());
+    let _ = socket.try_send(&[IoSlice::new(&bytes)]);
+    socket.shutdown(std::net::Shutdown::Write);
+}
+
+/// Counts a connection for as long as it lives.
+struct Live(Rc<Worker>);
+
+impl Live {
+    fn enter(w: &Rc<Worker>) -> Live {
+        w.live.set(w.live.get() + 1);
+        Live(Rc::clone(w))
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.live.set(self.0.live.get().saturating_sub(1));
+    }
+}
+
+/// Counts a request for as long as it is active.
+pub struct Active(Rc<Worker>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+    }
+}
