@@ -54,11 +54,7 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Option<u64>>> {
     for number in 0.. {
         line.clear();
         if reader.read_line(&mut line)? == 0 {
-            return if number == 0 {
-                Ok(None)
-            } else {
-                Err(io::ErrorKind::UnexpectedEof.into())
-            };
+            return if number == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
         if line.trim_end().is_empty() {
             break;
