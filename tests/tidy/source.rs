@@ -69,8 +69,9 @@ impl Source {
         let wordy = |c: char| c.is_alphanumeric() || c == '_';
         let hit = |line: &str| {
             line.match_indices(token).any(|(at, _)| {
-                let before = line[..at].chars().next_back();
-                let after = line[at + token.len()..].chars().next();
+                let (before, from) = line.split_at(at);
+                let before = before.chars().next_back();
+                let after = from.chars().nth(token.chars().count());
                 let cut = |edge: Option<char>, side: Option<char>| {
                     edge.is_some_and(wordy) && side.is_some_and(wordy)
                 };
