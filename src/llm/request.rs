@@ -1,29 +1,273 @@
-//! Fields of a JSON request body, found without a full parse (contract).
+//! The facts of a JSON request body that decide policy, found in one strict walk without a tree.
+//!
+//! Strict, because the engine reads the same bytes with another parser: where two parsers could
+//! disagree about `model` or `max_tokens` (a key that stands twice, an escaped key, a BOM), a
+//! client could be admitted for one model and served by another. Such a body is refused, and this
+//! one reader feeds routing, limits and billing.
+
+use super::json::{self, Reader};
+use crate::base::limits::{JSON_DEPTH_MAX, MODEL_NAME_BYTES_MAX};
+use crate::base::refusal::Refusal;
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// What a request says of itself. Borrowed from the body.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestFacts<'a> {
-    /// Top-level `model`, without escapes (a model name with escapes is refused).
-    pub model: Option<&'a str>,
-    /// Top-level `stream`; `None` when absent.
+    /// Top-level `model`; `None` when absent or null. Owned only when it was written with
+    /// escapes (PHP writes every slash as `\/`).
+    pub model: Option<Cow<'a, str>>,
+    /// Where the value of `model` stands in the body, quotes included: an alias is spliced here.
+    pub model_span: Option<Range<usize>>,
+    /// Top-level `stream`; `None` when absent or null.
     pub stream: Option<bool>,
     /// `stream_options.include_usage` is true.
     pub include_usage: bool,
-    /// `max_tokens`, else `max_completion_tokens`, else `max_output_tokens`.
+    /// `max_tokens`, else `max_completion_tokens`, else `max_output_tokens`. `None` when absent,
+    /// null or negative (llama.cpp and its clients write -1 for "no limit").
     pub max_tokens: Option<u64>,
 }
 
 /// Why a body is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScanFault { /// not JSON, and where
- Malformed { /// byte offset
-  offset: usize }, /// a watched key stands twice
- Duplicate(&'static str), /// a key or a watched value is written with escapes
- Escaped, /// nested too deep
- TooDeep, /// invalid UTF-8 or BOM
- NotUtf8, /// `model` is longer than the limit
- ModelTooLong, /// a watched key has a value of the wrong type
- WrongType(&'static str) }
+pub enum ScanFault {
+    /// Not JSON, and where it stops being JSON.
+    Malformed {
+        /// Byte offset in the body.
+        offset: usize,
+    },
+    /// A watched key stands twice.
+    Duplicate(&'static str),
+    /// A top-level key is written with escapes, or `model` with one that means no character.
+    Escaped,
+    /// Nested deeper than [`JSON_DEPTH_MAX`].
+    TooDeep,
+    /// Invalid UTF-8, or a byte order mark.
+    NotUtf8,
+    /// `model` is longer than [`MODEL_NAME_BYTES_MAX`].
+    ModelTooLong,
+    /// A watched key has a value of the wrong type.
+    WrongType(&'static str),
+}
 
-/// Scans a whole body.
-pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> { let _ = body; todo!() }
+/// Scans a whole body, which may be any JSON value (only an object has facts).
+///
+/// # Errors
+/// A [`ScanFault`] for everything that is not strict JSON or that could be read in two ways.
+pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
+    if std::str::from_utf8(body).is_err() || body.starts_with(b"\xEF\xBB\xBF") {
+        return Err(ScanFault::NotUtf8);
+    }
+    let mut reader = Reader::new(body);
+    let mut watched = Watched::default();
+    if reader.peek() == Some(b'{') {
+        let mut key = reader.enter_object()?;
+        while let Some(name) = key {
+            watched.member(name, &mut reader)?;
+            key = reader.next_key()?;
+        }
+    } else {
+        reader.skip_value()?;
+    }
+    reader.end()?;
+    let limit = watched.max_tokens.or(watched.max_completion_tokens).or(watched.max_output_tokens);
+    watched.facts.max_tokens = limit;
+    Ok(watched.facts)
+}
+
+/// The facts so far, and the keys that were seen.
+#[derive(Default)]
+struct Watched<'a> {
+    facts: RequestFacts<'a>,
+    seen: u8,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    max_output_tokens: Option<u64>,
+}
+
+impl<'a> Watched<'a> {
+    /// Reads the value of one top-level key.
+    fn member(&mut self, key: &[u8], reader: &mut Reader<'a>) -> Result<(), ScanFault> {
+        match key {
+            b"model" => {
+                self.once(0, "model")?;
+                self.model(reader)
+            }
+            b"stream" => {
+                self.once(1, "stream")?;
+                self.facts.stream = boolean("stream", reader)?;
+                Ok(())
+            }
+            b"stream_options" => {
+                self.once(2, "stream_options")?;
+                self.stream_options(reader)
+            }
+            b"max_tokens" => {
+                self.once(3, "max_tokens")?;
+                self.max_tokens = count("max_tokens", reader)?;
+                Ok(())
+            }
+            b"max_completion_tokens" => {
+                self.once(4, "max_completion_tokens")?;
+                self.max_completion_tokens = count("max_completion_tokens", reader)?;
+                Ok(())
+            }
+            b"max_output_tokens" => {
+                self.once(5, "max_output_tokens")?;
+                self.max_output_tokens = count("max_output_tokens", reader)?;
+                Ok(())
+            }
+            // `"\u006dodel"` is "model" to the engine. No client escapes its top-level keys.
+            key if key.contains(&b'\\') => Err(ScanFault::Escaped),
+            _ => Ok(reader.skip_value()?),
+        }
+    }
+
+    fn model(&mut self, reader: &mut Reader<'a>) -> Result<(), ScanFault> {
+        if is_null(reader)? {
+            return Ok(());
+        }
+        if reader.peek() != Some(b'"') {
+            return Err(wrong_type("model", reader));
+        }
+        let start = reader.offset();
+        let raw = reader.string()?;
+        let name = decode(raw)?;
+        if name.len() > MODEL_NAME_BYTES_MAX {
+            return Err(ScanFault::ModelTooLong);
+        }
+        self.facts.model = Some(name);
+        self.facts.model_span = Some(start..reader.offset());
+        Ok(())
+    }
+
+    fn stream_options(&mut self, reader: &mut Reader<'a>) -> Result<(), ScanFault> {
+        if is_null(reader)? {
+            return Ok(());
+        }
+        if reader.peek() != Some(b'{') {
+            return Err(wrong_type("stream_options", reader));
+        }
+        let mut key = reader.enter_object()?;
+        while let Some(name) = key {
+            match name {
+                b"include_usage" => {
+                    self.once(6, "include_usage")?;
+                    self.facts.include_usage = boolean("include_usage", reader)? == Some(true);
+                }
+                name if name.contains(&b'\\') => return Err(ScanFault::Escaped),
+                _ => reader.skip_value()?,
+            }
+            key = reader.next_key()?;
+        }
+        Ok(())
+    }
+
+    /// Python's parser takes the last of two equal keys, others the first: neither is taken.
+    fn once(&mut self, bit: u8, key: &'static str) -> Result<(), ScanFault> {
+        let mark = 1 << bit;
+        if self.seen & mark != 0 {
+            return Err(ScanFault::Duplicate(key));
+        }
+        self.seen |= mark;
+        Ok(())
+    }
+}
+
+fn is_null(reader: &mut Reader<'_>) -> Result<bool, ScanFault> {
+    let null = reader.peek() == Some(b'n');
+    if null {
+        reader.literal(b"null")?;
+    }
+    Ok(null)
+}
+
+/// Only `true` and `false`: pydantic also takes 1, "yes" and "on", other engines do not.
+fn boolean(key: &'static str, reader: &mut Reader<'_>) -> Result<Option<bool>, ScanFault> {
+    match reader.peek() {
+        Some(b't') => reader.literal(b"true").map(|()| Some(true)).map_err(Into::into),
+        Some(b'f') => reader.literal(b"false").map(|()| Some(false)).map_err(Into::into),
+        Some(b'n') => reader.literal(b"null").map(|()| None).map_err(Into::into),
+        _ => Err(wrong_type(key, reader)),
+    }
+}
+
+/// An integer in plain digits; one that does not fit is as good as the largest.
+fn count(key: &'static str, reader: &mut Reader<'_>) -> Result<Option<u64>, ScanFault> {
+    if is_null(reader)? {
+        return Ok(None);
+    }
+    if !matches!(reader.peek(), Some(b'-' | b'0'..=b'9')) {
+        return Err(wrong_type(key, reader));
+    }
+    let number = reader.number()?;
+    let digits = number.strip_prefix(b"-").unwrap_or(number);
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return Err(ScanFault::WrongType(key));
+    }
+    if digits.len() < number.len() {
+        return Ok(None);
+    }
+    let push = |n: u64, digit: &u8| n.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
+    Ok(Some(digits.iter().fold(0, push)))
+}
+
+/// A value of another type is named as such only when it is JSON at all.
+fn wrong_type(key: &'static str, reader: &mut Reader<'_>) -> ScanFault {
+    reader.skip_value().map_or_else(ScanFault::from, |()| ScanFault::WrongType(key))
+}
+
+fn decode(raw: &[u8]) -> Result<Cow<'_, str>, ScanFault> {
+    let text = std::str::from_utf8(raw).map_err(|_| ScanFault::NotUtf8)?;
+    if !raw.contains(&b'\\') {
+        return Ok(Cow::Borrowed(text));
+    }
+    // Six bytes of escape make at least one byte of text: cheaper than decoding a megabyte.
+    if raw.len() > 6 * MODEL_NAME_BYTES_MAX {
+        return Err(ScanFault::ModelTooLong);
+    }
+    // What is left to fail is half a surrogate pair.
+    serde_json::from_str(&format!("\"{text}\"")).map(Cow::Owned).map_err(|_| ScanFault::Escaped)
+}
+
+impl From<json::Fault> for ScanFault {
+    fn from(fault: json::Fault) -> Self {
+        match fault {
+            json::Fault::Malformed { offset } => ScanFault::Malformed { offset },
+            json::Fault::TooDeep => ScanFault::TooDeep,
+        }
+    }
+}
+
+impl ScanFault {
+    /// The answer to the client: always a 400, after which the connection goes on (the body was
+    /// read to its end).
+    pub fn refusal(self) -> Refusal {
+        let (code, message) = match self {
+            ScanFault::Malformed { offset } => {
+                ("invalid_json", format!("the body is not valid JSON (at byte {offset})"))
+            }
+            ScanFault::NotUtf8 => {
+                ("invalid_json", "the body is not UTF-8 without a byte order mark".to_owned())
+            }
+            ScanFault::TooDeep => {
+                ("invalid_json", format!("the body is nested deeper than {JSON_DEPTH_MAX} levels"))
+            }
+            ScanFault::Duplicate(key) => {
+                ("duplicate_key", format!("the key `{key}` stands twice in the body"))
+            }
+            ScanFault::Escaped => (
+                "escaped_key",
+                "a top-level key is written with escapes, or `model` with half a surrogate pair"
+                    .to_owned(),
+            ),
+            ScanFault::ModelTooLong => {
+                ("invalid_model", format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes"))
+            }
+            ScanFault::WrongType(key) => {
+                ("invalid_type", format!("the value of `{key}` has the wrong type"))
+            }
+        };
+        Refusal::new(400, code, "").with_message(message)
+    }
+}

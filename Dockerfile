@@ -1,0 +1,29 @@
+# Two stages: the first has the compiler, the second has the binary and the system's root
+# certificates, and runs as a user without rights.
+#
+#   docker build -t llmproxy .
+#   docker run --rm -p 8000:8000 --ulimit nofile=65536 \
+#       -v "$PWD/config.yaml:/etc/llmproxy/config.yaml:ro" llmproxy
+#
+# Docker's default seccomp profile refuses io_uring: the proxy then runs on epoll and says so in
+# its log and its metrics. For io_uring, run with a profile that allows io_uring_setup,
+# io_uring_enter and io_uring_register.
+
+FROM rust:1-bookworm AS build
+WORKDIR /build
+COPY . .
+RUN cargo build --release --locked --bin llmproxy
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --no-create-home --shell /usr/sbin/nologin --uid 10001 llmproxy
+COPY --from=build /build/target/release/llmproxy /usr/local/bin/llmproxy
+COPY LICENSE /usr/share/doc/llmproxy/LICENSE
+USER 10001
+EXPOSE 8000
+# SIGTERM drains: give `docker stop` as long as server.drain_timeout (default 120 s) with -t.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/llmproxy"]
+CMD ["--config", "/etc/llmproxy/config.yaml"]

@@ -1,0 +1,230 @@
+//! Sockets of both kinds behind one type.
+//!
+//! Readiness style: wait for `readable` or `writable`, then a system call that never waits. An
+//! idle connection holds no buffer, and a wait may be dropped at any moment without losing bytes.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnix;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use monoio::net::UnixStream;
+use socket2::{Domain, SockAddr, SockRef, Type};
+
+/// Where a listener is: `HOST:PORT`, `http://HOST:PORT` or `unix:/path`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// An IP address and port
+    Tcp(SocketAddr),
+    /// A path of the file system
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Address::Unix(path.into()));
+        }
+        let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let found = authority.to_socket_addrs().map_err(|e| format!("{text}: {e}"))?.next();
+        found.map(Address::Tcp).ok_or_else(|| format!("{text}: no address"))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(addr) => write!(f, "{addr}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Address {
+    fn socket(&self) -> io::Result<(socket2::Socket, SockAddr)> {
+        let (domain, addr) = match self {
+            Address::Tcp(addr) => (Domain::for_address(*addr), SockAddr::from(*addr)),
+            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        Ok((socket2::Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?, addr))
+    }
+}
+
+/// A listening socket, not yet on any ring, so that it can be handed to a thread.
+pub struct Listener(OwnedFd);
+
+impl Listener {
+    /// Binds and listens; TCP ports are shared between the listeners of this process.
+    ///
+    /// # Errors
+    /// What bind or listen answered. A stale socket file is removed first.
+    pub fn bind(address: &Address) -> io::Result<(Self, Address)> {
+        let (socket, addr) = address.socket()?;
+        match address {
+            Address::Tcp(_) => {
+                socket.set_reuse_address(true)?;
+                socket.set_reuse_port(true)?;
+            }
+            // Only a socket nobody listens on may be taken over.
+            Address::Unix(path) if path.exists() && StdUnix::connect(path).is_err() => {
+                std::fs::remove_file(path)?;
+            }
+            Address::Unix(_) => {}
+        }
+        socket.bind(&addr)?;
+        socket.listen(4096)?;
+        let bound = match socket.local_addr()?.as_socket() {
+            Some(addr) => Address::Tcp(addr),
+            None => address.clone(),
+        };
+        Ok((Listener(socket.into()), bound))
+    }
+
+    /// A second handle on the same queue, for another thread.
+    ///
+    /// # Errors
+    /// What dup answered.
+    pub fn share(&self) -> io::Result<Self> {
+        Ok(Listener(self.0.try_clone()?))
+    }
+
+    /// Accepts for ever and gives each connection to `take`.
+    ///
+    /// # Errors
+    /// Only when the listener itself cannot be waited for.
+    pub async fn accept_loop(self, mut take: impl FnMut(Socket)) -> io::Result<()> {
+        // Only `readable` is ever called on it; the descriptor closes with this value.
+        let waiter = UnixStream::from_std(StdUnix::from(self.0))?;
+        loop {
+            waiter.readable(false).await?;
+            let lent = Fd(&waiter);
+            let listener = SockRef::from(&lent);
+            // Bounded, so that a flood of connects does not starve the streams.
+            for _ in 0..64 {
+                match listener.accept() {
+                    Ok((socket, _)) => {
+                        if let Ok(socket) = Socket::adopt(socket) {
+                            take(socket);
+                        }
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                        monoio::time::sleep(Duration::from_millis(50)).await;
+                        break;
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Lends monoio's raw descriptor in the form that socket2 takes.
+struct Fd<'a>(&'a UnixStream);
+
+impl AsFd for Fd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        crate::sys::borrow_fd(self.0)
+    }
+}
+
+/// A connected stream socket. monoio's UnixStream carries either family, because only its
+/// readiness calls are used.
+pub struct Socket(UnixStream);
+
+impl Socket {
+    fn adopt(socket: socket2::Socket) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        // Unix sockets have no Nagle and answer with an error; TCP always takes it.
+        let _ = socket.set_tcp_nodelay(true);
+        Ok(Socket(UnixStream::from_std(StdUnix::from(OwnedFd::from(socket)))?))
+    }
+
+    /// Connects within `limit`.
+    ///
+    /// # Errors
+    /// What connect answered, or TimedOut.
+    pub async fn connect(address: &Address, limit: Duration) -> io::Result<Self> {
+        let (socket, addr) = address.socket()?;
+        match socket.connect(&addr) {
+            Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+            _ => {}
+        }
+        let socket = Socket::adopt(socket)?;
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        monoio::time::timeout(limit, socket.0.writable(false)).await.map_err(late)??;
+        match socket.raw(|s| s.take_error())? {
+            Some(e) => Err(e),
+            None => Ok(socket),
+        }
+    }
+
+    fn raw<R>(&self, work: impl FnOnce(&socket2::Socket) -> R) -> R {
+        let lent = Fd(&self.0);
+        work(&SockRef::from(&lent))
+    }
+
+    /// Reads what is there; `WouldBlock` when nothing is, 0 at the peer's FIN.
+    ///
+    /// # Errors
+    /// What recv answered.
+    pub fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        self.raw(|mut s| s.read(into))
+    }
+
+    /// Writes what fits; `WouldBlock` when nothing does.
+    ///
+    /// # Errors
+    /// What send answered.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.raw(|mut s| s.write(bytes))
+    }
+
+    /// The error that the kernel holds for this socket, once.
+    pub fn take_error(&self) -> Option<io::Error> {
+        self.raw(|s| s.take_error()).unwrap_or_else(Some)
+    }
+
+    /// Resolves when a read would not wait.
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.0.readable(false)
+    }
+
+    /// Resolves when a write would not wait.
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.0.writable(false)
+    }
+
+    /// Writes all of `bytes`, waiting as often as needed.
+    ///
+    /// # Errors
+    /// What send answered.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.try_write(bytes) {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes so that the peer gets a reset instead of an orderly end.
+    pub fn reset(self) {
+        let _ = self.raw(|s| s.set_linger(Some(Duration::ZERO)));
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}

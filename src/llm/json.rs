@@ -1,0 +1,307 @@
+//! A strict reader of JSON bytes (RFC 8259) that builds nothing: it walks, and hands out the keys
+//! and values that its caller asks for. What it accepts, every JSON parser accepts with the same
+//! meaning; only the text of strings is left undecoded.
+//!
+//! A chat request is one small object around strings of up to megabytes, so [`Reader::string`] is
+//! the hot place: see [`string_end`].
+
+use crate::base::limits::JSON_DEPTH_MAX;
+
+/// Why reading stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Not JSON.
+    Malformed {
+        /// Byte at which no JSON text could go on.
+        offset: usize,
+    },
+    /// More than [`JSON_DEPTH_MAX`] objects and arrays inside each other.
+    TooDeep,
+}
+
+/// A position in JSON bytes.
+///
+/// An object is walked by `let mut key = reader.enter_object()?`, then, as long as there is a key,
+/// exactly one value is read and `key = reader.next_key()?`.
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Starts before the first byte.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Reader { bytes, at: 0, depth: 0 }
+    }
+
+    /// Offset of the next byte to be read.
+    pub fn offset(&self) -> usize {
+        self.at
+    }
+
+    /// The next byte that is not white space, unread; `None` at the end.
+    pub fn peek(&mut self) -> Option<u8> {
+        while let Some(byte) = self.bytes.get(self.at) {
+            if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+                return Some(*byte);
+            }
+            self.at += 1;
+        }
+        None
+    }
+
+    /// Reads `{` and, unless the object is empty, its first key and colon. The key is given raw:
+    /// the bytes between its quotes, escapes and all.
+    pub fn enter_object(&mut self) -> Result<Option<&'a [u8]>, Fault> {
+        self.enter(b'{')?;
+        if self.leave(b'}') {
+            return Ok(None);
+        }
+        self.key().map(Some)
+    }
+
+    /// Reads what follows a member's value: a comma and the next key, or the end of the object.
+    pub fn next_key(&mut self) -> Result<Option<&'a [u8]>, Fault> {
+        if self.leave(b'}') {
+            return Ok(None);
+        }
+        self.expect(b',')?;
+        self.key().map(Some)
+    }
+
+    /// Reads a string; gives the raw bytes between its quotes.
+    pub fn string(&mut self) -> Result<&'a [u8], Fault> {
+        self.expect(b'"')?;
+        let start = self.at;
+        let end = string_end(self.bytes, start)?;
+        self.at = end + 1;
+        Ok(self.bytes.get(start..end).unwrap_or_default())
+    }
+
+    /// Reads a number; gives its bytes.
+    pub fn number(&mut self) -> Result<&'a [u8], Fault> {
+        self.peek();
+        let start = self.at;
+        self.skip_if(b"-");
+        // A number does not begin with a zero that more digits follow.
+        if !self.skip_if(b"0") {
+            self.digits()?;
+        }
+        if self.skip_if(b".") {
+            self.digits()?;
+        }
+        if self.skip_if(b"eE") {
+            self.skip_if(b"+-");
+            self.digits()?;
+        }
+        Ok(self.bytes.get(start..self.at).unwrap_or_default())
+    }
+
+    /// Reads exactly these bytes: `true`, `false` or `null`.
+    pub fn literal(&mut self, word: &'static [u8]) -> Result<(), Fault> {
+        self.peek();
+        if !self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(word)) {
+            return Err(self.malformed());
+        }
+        self.at += word.len();
+        Ok(())
+    }
+
+    /// Reads any value and forgets it. Calls itself at most [`JSON_DEPTH_MAX`] deep.
+    pub fn skip_value(&mut self) -> Result<(), Fault> {
+        match self.peek() {
+            Some(b'"') => self.string().map(drop),
+            Some(b'{') => {
+                let mut key = self.enter_object()?;
+                while key.is_some() {
+                    self.skip_value()?;
+                    key = self.next_key()?;
+                }
+                Ok(())
+            }
+            Some(b'[') => self.skip_array(),
+            Some(b't') => self.literal(b"true"),
+            Some(b'f') => self.literal(b"false"),
+            Some(b'n') => self.literal(b"null"),
+            _ => self.number().map(drop),
+        }
+    }
+
+    /// Nothing but white space may be left.
+    pub fn end(&mut self) -> Result<(), Fault> {
+        self.peek().map_or(Ok(()), |_| Err(self.malformed()))
+    }
+
+    fn skip_array(&mut self) -> Result<(), Fault> {
+        self.enter(b'[')?;
+        if self.leave(b']') {
+            return Ok(());
+        }
+        loop {
+            self.skip_value()?;
+            if self.leave(b']') {
+                return Ok(());
+            }
+            self.expect(b',')?;
+        }
+    }
+
+    fn key(&mut self) -> Result<&'a [u8], Fault> {
+        let key = self.string()?;
+        self.expect(b':')?;
+        Ok(key)
+    }
+
+    fn enter(&mut self, bracket: u8) -> Result<(), Fault> {
+        self.expect(bracket)?;
+        if self.depth == JSON_DEPTH_MAX {
+            return Err(Fault::TooDeep);
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self, bracket: u8) -> bool {
+        let here = self.peek() == Some(bracket);
+        if here {
+            self.at += 1;
+            self.depth = self.depth.saturating_sub(1);
+        }
+        here
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), Fault> {
+        if self.peek() != Some(byte) {
+            return Err(self.malformed());
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn skip_if(&mut self, any_of: &[u8]) -> bool {
+        let here = self.bytes.get(self.at).is_some_and(|byte| any_of.contains(byte));
+        self.at += usize::from(here);
+        here
+    }
+
+    /// One digit or more.
+    fn digits(&mut self) -> Result<(), Fault> {
+        let start = self.at;
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+        }
+        if self.at == start {
+            return Err(self.malformed());
+        }
+        Ok(())
+    }
+
+    fn malformed(&self) -> Fault {
+        Fault::Malformed { offset: self.at }
+    }
+}
+
+/// Bytes of a string that are read exactly before (and between tries of) whole blocks: most keys
+/// and values end within them, and a block would be wasted on those.
+const EXACT_BYTES: usize = 32;
+/// Bytes that [`is_plain`] judges at once; a few vector registers.
+const BLOCK_BYTES: usize = 64;
+
+/// Offset of the quote that closes the string whose text begins at `start`.
+///
+/// Two gears, because prompts of coding agents are long *and* full of `\n` and `\"`: a search for
+/// the next quote or backslash would stop every 30 bytes and mispredict each time. The high gear
+/// asks of a whole block whether it holds nothing but plain text and simple escapes, which the
+/// compiler turns into vector code without a branch; the low gear decides byte by byte.
+fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
+    let mut at = start;
+    loop {
+        let pause = at + EXACT_BYTES;
+        while at < pause {
+            let hits = special_bytes(word_at(bytes, at));
+            at += (hits.trailing_zeros() / 8) as usize;
+            if hits == 0 {
+                continue;
+            }
+            match bytes.get(at) {
+                Some(b'"') => return Ok(at),
+                Some(b'\\') => at = escape_end(bytes, at)?,
+                _ => return Err(Fault::Malformed { offset: at }),
+            }
+        }
+        at = skip_plain_blocks(bytes, at);
+    }
+}
+
+/// Skips blocks that need no decision. `at` stands behind a complete character or escape, and so
+/// does the result.
+fn skip_plain_blocks(bytes: &[u8], mut at: usize) -> usize {
+    // The end of `\\` looks like the beginning of an escape: leave that to the low gear.
+    if bytes.get(at.wrapping_sub(1)) == Some(&b'\\') {
+        return at;
+    }
+    while let Some(window) = bytes.get(at - 1..at + BLOCK_BYTES) {
+        match (window.first_chunk(), window.last_chunk()) {
+            (Some(before), Some(block)) if is_plain(before, block) => at += BLOCK_BYTES,
+            _ => break,
+        }
+    }
+    // No block held `\\`, so a backslash at the very end begins an escape: back to its start.
+    if bytes.get(at - 1) == Some(&b'\\') {
+        at -= 1;
+    }
+    at
+}
+
+/// True when `block` is text of a string without its end, without control characters, and with
+/// no escapes but `\n`, `\t`, `\r`, `\"`. `before` is the same shifted by one: the byte before
+/// each byte.
+fn is_plain(before: &[u8; BLOCK_BYTES], block: &[u8; BLOCK_BYTES]) -> bool {
+    let mut odd = false;
+    for (&before, &byte) in before.iter().zip(block) {
+        let escaped = before == b'\\';
+        let quote = byte == b'"';
+        let simple = quote | (byte == b'n') | (byte == b't') | (byte == b'r');
+        odd |= (byte < 0x20) | (quote & !escaped) | (escaped & !simple);
+    }
+    !odd
+}
+
+/// Offset behind the escape whose backslash stands at `at`. Surrogates are not paired up here:
+/// the grammar allows a lone one (RFC 8259 section 8.2), and engines do too.
+fn escape_end(bytes: &[u8], at: usize) -> Result<usize, Fault> {
+    match bytes.get(at + 1) {
+        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
+        Some(b'u')
+            if bytes.get(at + 2..at + 6).is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit)) =>
+        {
+            Ok(at + 6)
+        }
+        _ => Err(Fault::Malformed { offset: at }),
+    }
+}
+
+/// Eight bytes from `at`, the first one lowest. Behind the end of input come zeros, which are
+/// control characters: they stop the search exactly there.
+fn word_at(bytes: &[u8], at: usize) -> u64 {
+    let rest = bytes.get(at..).unwrap_or_default();
+    if let Some(word) = rest.first_chunk() {
+        return u64::from_le_bytes(*word);
+    }
+    let mut word = [0; 8];
+    word.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    u64::from_le_bytes(word)
+}
+
+/// Marks the first quote, backslash or control character of eight bytes in the top bit of its
+/// byte (bits above the first mark mean nothing; 0 = none). The arithmetic is the classic test
+/// for a zero byte: borrows only travel upwards, so the lowest mark is exact.
+fn special_bytes(word: u64) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let zero = |w: u64| w.wrapping_sub(EACH) & !w;
+    let quote = zero(word ^ (EACH * b'"' as u64));
+    let backslash = zero(word ^ (EACH * b'\\' as u64));
+    let control = word.wrapping_sub(EACH * 0x20) & !word;
+    (quote | backslash | control) & (EACH * 0x80)
+}
