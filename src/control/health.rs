@@ -1,0 +1,211 @@
+//! Active probes: one task per backend on the control plane's own ring. What they find is a flag
+//! in the fleet that workers read without waiting.
+
+use crate::base::limits::HEAD_BYTES_MAX;
+use crate::config::plan::{Backend, Endpoint, HealthCheck, Plan};
+use crate::http::head::Parse;
+use crate::http::request::Method;
+use crate::http::response::ResponseHead;
+use crate::rt::buffer::Buffer;
+use crate::rt::tls::Link;
+use crate::rt::{self, connect};
+use crate::state::fleet::{Fleet, Member};
+use rustls::pki_types::ServerName;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Starts a task per backend on the current ring.
+pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
+    let Some(check) = &plan.health_check else { return };
+    for (index, backend) in plan.backends.iter().enumerate() {
+        let (check, backend, fleet) = (check.clone(), backend.clone(), Arc::clone(fleet));
+        rt::spawn(async move {
+            if let Some(member) = fleet.get(index) {
+                watch(&check, &backend, member).await;
+            }
+        });
+    }
+}
+
+async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
+    let mut judge = Judge::new(check.healthy_threshold, check.unhealthy_threshold);
+    loop {
+        let found = match monoio::time::timeout(check.timeout, probe(check, backend, member)).await {
+            Ok(found) => found,
+            Err(_) => Err(format!("no answer within {:?}", check.timeout)),
+        };
+        if let Some(healthy) = judge.hear(found.is_ok()) {
+            member.set_healthy(healthy);
+            match &found {
+                Ok(()) => tracing::info!(backend = %backend.name, "backend is healthy"),
+                Err(why) => tracing::warn!(backend = %backend.name, %why, "backend is unhealthy"),
+            }
+        }
+        rt::sleep(jittered(check.interval)).await;
+    }
+}
+
+/// ±10 %, so that a fleet of proxies does not probe in step.
+fn jittered(interval: Duration) -> Duration {
+    let mut random = [0u8; 1];
+    // Without randomness the probes are merely in step.
+    let _ = getrandom::fill(&mut random);
+    interval.mul_f64(0.9 + 0.2 * f64::from(random[0]) / 255.0)
+}
+
+/// One probe: connect, ask, read the head of the answer.
+async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Result<(), String> {
+    let mut link = open(backend, member).await?;
+    let path = backend.health_path.as_deref().unwrap_or(&check.path);
+    let mut text = format!(
+        "{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: llmproxy-health/{}\r\nAccept: */*\r\n",
+        check.method,
+        backend.base_path,
+        path,
+        backend.host,
+        env!("CARGO_PKG_VERSION")
+    );
+    for (name, value) in &backend.headers {
+        text.push_str(&format!("{name}: {}\r\n", value.reveal()));
+    }
+    text.push_str(if check.method == "POST" { "Content-Length: 0\r\n" } else { "" });
+    text.push_str("Connection: close\r\n\r\n");
+    send(&mut link, text.as_bytes()).await.map_err(|e| format!("send: {e}"))?;
+    let status = read_status(&mut link, &check.method).await?;
+    let expected = match check.expected_status.as_slice() {
+        [] => (200..300).contains(&status),
+        listed => listed.contains(&status),
+    };
+    if expected {
+        Ok(())
+    } else {
+        Err(format!("status {status}"))
+    }
+}
+
+async fn open(backend: &Backend, member: &Member) -> Result<Link, String> {
+    let socket = match &backend.endpoint {
+        Endpoint::Unix(path) => connect::unix(path).await.map_err(|e| format!("connect: {e}"))?,
+        Endpoint::Tcp { host, .. } => {
+            let addresses = member.addresses().to_vec();
+            let mut result = Err(format!("{host} has no address"));
+            for address in addresses {
+                result = connect::tcp(address).await.map_err(|e| format!("connect: {e}"));
+                if result.is_ok() {
+                    break;
+                }
+            }
+            result?
+        }
+    };
+    match (&backend.tls, member.tls()) {
+        (Some(tls), Some(config)) => {
+            let name = ServerName::try_from(tls.server_name.clone()).map_err(|e| e.to_string())?;
+            let done = Link::handshake(socket, Arc::clone(config), name).await;
+            done.map_err(|e| format!("tls: {e}"))
+        }
+        _ => Ok(Link::plain(socket)),
+    }
+}
+
+async fn send(link: &mut Link, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match link.try_send(&[IoSlice::new(bytes)]) {
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => link.writable().await?,
+            Err(e) => return Err(e),
+        }
+    }
+    link.flush().await
+}
+
+async fn read_status(link: &mut Link, method: &str) -> Result<u16, String> {
+    let method = if method == "HEAD" { Method::Head } else { Method::Get };
+    let mut bytes = Buffer::take();
+    let mut head = ResponseHead::default();
+    loop {
+        if let Parse::Done { .. } =
+            head.parse(&bytes, method, HEAD_BYTES_MAX).map_err(|bad| bad.0.to_owned())?
+        {
+            return Ok(head.status);
+        }
+        link.readable().await.map_err(|e| e.to_string())?;
+        if bytes.len() == bytes.capacity() {
+            bytes.reserve(HEAD_BYTES_MAX);
+        }
+        match link.try_recv(&mut bytes) {
+            Ok(0) => return Err("closed without an answer".into()),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e.to_string()),
+            _ => {}
+        }
+    }
+}
+
+/// Counts probes in a row. Pure: tells only when the verdict changes.
+#[derive(Debug)]
+struct Judge {
+    healthy_threshold: u32,
+    unhealthy_threshold: u32,
+    verdict: Option<bool>,
+    against: u32,
+}
+
+impl Judge {
+    fn new(healthy_threshold: u32, unhealthy_threshold: u32) -> Judge {
+        Judge { healthy_threshold, unhealthy_threshold, verdict: None, against: 0 }
+    }
+
+    /// Hears one probe; `Some` when the backend changes sides. The very first probe decides
+    /// alone: traffic should not find out about a backend that was never there.
+    fn hear(&mut self, good: bool) -> Option<bool> {
+        let Some(verdict) = self.verdict else {
+            self.verdict = Some(good);
+            return Some(good);
+        };
+        if verdict == good {
+            self.against = 0;
+            return None;
+        }
+        self.against += 1;
+        let needed = if good { self.healthy_threshold } else { self.unhealthy_threshold };
+        if self.against < needed {
+            return None;
+        }
+        self.against = 0;
+        self.verdict = Some(good);
+        Some(good)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_count_probes_in_a_row() {
+        let mut judge = Judge::new(2, 3);
+        assert_eq!(judge.hear(true), Some(true), "the first probe decides");
+        assert_eq!(judge.hear(false), None);
+        assert_eq!(judge.hear(false), None);
+        assert_eq!(judge.hear(true), None, "a good one starts the count anew");
+        assert_eq!(judge.hear(false), None);
+        assert_eq!(judge.hear(false), None);
+        assert_eq!(judge.hear(false), Some(false));
+        assert_eq!(judge.hear(true), None);
+        assert_eq!(judge.hear(true), Some(true));
+    }
+
+    #[test]
+    fn a_backend_that_was_never_there_is_out_at_once() {
+        assert_eq!(Judge::new(2, 3).hear(false), Some(false));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth() {
+        for _ in 0..100 {
+            let wait = jittered(Duration::from_secs(10));
+            assert!((9.0..=11.0).contains(&wait.as_secs_f64()), "{wait:?}");
+        }
+    }
+}

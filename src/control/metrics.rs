@@ -1,0 +1,296 @@
+//! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
+//! first five are those that existing dashboards use; milliseconds are theirs too.
+
+use crate::config::plan::Plan;
+use crate::state::fleet::Fleet;
+use crate::state::meters::{BackendIndex, Meters, Times};
+use crate::usage::deliver::Delivery;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// Content-Type of the page.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the page is made of.
+pub struct Facts {
+    /// Sum of all workers.
+    pub meters: Meters,
+    /// Workers that did not answer in time.
+    pub silent_workers: usize,
+    /// Driver of each worker.
+    pub drivers: Vec<&'static str>,
+    /// The backends.
+    pub fleet: Arc<Fleet>,
+    /// Names of the backends, bounds of the histograms.
+    pub plan: Arc<Plan>,
+    /// Counters of the reporters.
+    pub delivery: Option<Arc<Delivery>>,
+    /// Access log lines that were dropped.
+    pub access_dropped: u64,
+}
+
+/// Renders the page.
+pub fn render(facts: Facts) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(facts));
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    classic(&text)
+}
+
+/// The library writes OpenMetrics, in which the family of a counter is named without `_total`.
+/// The classic text format, which every scraper reads, names it with.
+fn classic(open_metrics: &str) -> String {
+    let mut out = String::with_capacity(open_metrics.len());
+    let mut help = "";
+    for line in open_metrics.lines() {
+        match (line.strip_prefix("# HELP "), line.strip_prefix("# TYPE ")) {
+            (Some(text), _) => help = text,
+            (_, Some(text)) => {
+                let (name, kind) = text.split_once(' ').unwrap_or((text, ""));
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                let text = help.strip_prefix(name).unwrap_or_default();
+                out.push_str(&format!("# HELP {name}{suffix}{text}\n"));
+                out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+            }
+            _ if line == "# EOF" => {}
+            _ => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+impl fmt::Debug for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Facts")
+    }
+}
+
+impl Collector for Facts {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page { encoder };
+        self.requests(&mut page)?;
+        self.times(&mut page)?;
+        self.endings(&mut page)?;
+        self.usage(&mut page)?;
+        self.fleet(&mut page)?;
+        self.process(&mut page)
+    }
+}
+
+impl Facts {
+    fn backend(&self, index: BackendIndex) -> String {
+        let backend = index.and_then(|i| self.plan.backends.get(i as usize));
+        backend.map_or_else(|| "none".to_owned(), |b| b.name.clone())
+    }
+
+    fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut counts = Vec::new();
+        let mut latencies = Vec::new();
+        let sorted: BTreeMap<_, _> = self.meters.requests.iter().collect();
+        for (series, requests) in sorted {
+            let labels = vec![
+                ("path", series.path.to_owned()),
+                ("stream", series.stream.to_string()),
+                ("backend", self.backend(series.backend)),
+            ];
+            for (status, count) in &requests.by_status {
+                let mut labels = labels.clone();
+                labels.push(("status", status.to_string()));
+                counts.push((labels, *count));
+            }
+            if requests.latency.count() > 0 {
+                latencies.push((labels, &requests.latency));
+            }
+        }
+        page.counter("llmproxy_requests", "Requests that were settled.", counts)?;
+        let help = "From a request head to the last byte of its answer, milliseconds.";
+        page.histogram("llmproxy_latency_ms", help, &self.plan_bounds(), latencies)
+    }
+
+    fn plan_bounds(&self) -> Vec<f64> {
+        let bounds = self.plan.metrics.as_ref().map(|m| m.latency_buckets_ms.as_slice());
+        bounds.unwrap_or_default().iter().map(|ms| *ms as f64).collect()
+    }
+
+    fn times(&self, page: &mut Page<'_>) -> fmt::Result {
+        let sorted: BTreeMap<_, _> = self.meters.ttft.iter().collect();
+        let by_backend = |(index, times): (&BackendIndex, &'_ &Times)| {
+            (vec![("backend", self.backend(*index))], (*times).clone())
+        };
+        let ttft: Vec<_> = sorted.iter().map(|(i, t)| by_backend((i, t))).collect();
+        let ttft = ttft.iter().map(|(labels, times)| (labels.clone(), times)).collect();
+        let help = "From a request head to the first body byte of a streamed answer, milliseconds.";
+        page.histogram("llmproxy_ttft_ms", help, &self.plan_bounds(), ttft)?;
+        const GAPS: [f64; 11] =
+            [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 10_000.0];
+        let help = "Between two reads of a streamed answer, milliseconds.";
+        let gaps = vec![(Labels::new(), &self.meters.inter_token)];
+        page.histogram("llmproxy_inter_token_ms", help, &GAPS, gaps)?;
+        const CONNECTS: [f64; 9] = [0.1, 0.2, 0.5, 1.0, 5.0, 20.0, 100.0, 500.0, 2000.0];
+        let help = "Time to establish connections to backends, milliseconds.";
+        let connects = vec![(Labels::new(), &self.meters.connect)];
+        page.histogram("llmproxy_upstream_connect_ms", help, &CONNECTS, connects)
+    }
+
+    fn endings(&self, page: &mut Page<'_>) -> fmt::Result {
+        let m = &self.meters;
+        let rejected = labelled("reason", m.rejected.iter().map(|(k, n)| ((*k).to_owned(), *n)));
+        page.counter("llmproxy_rejected", "Requests refused by the proxy itself.", rejected)?;
+        let aborts =
+            labelled("phase", m.client_aborts.iter().map(|(k, n)| (k.label().to_owned(), *n)));
+        page.counter("llmproxy_client_abort", "Clients that left early.", aborts)?;
+        let sorted: BTreeMap<_, _> = m.faults.iter().collect();
+        let faults = sorted.into_iter().map(|((backend, code), n)| {
+            (vec![("backend", self.backend(*backend)), ("kind", (*code).to_owned())], *n)
+        });
+        page.counter("llmproxy_faults", "Tries and answers that broke.", faults.collect())?;
+        page.counter("llmproxy_retries", "Tries after the first.", one(m.retries))?;
+        let help = "Answers from another backend than the one picked first.";
+        page.counter("llmproxy_fallback", help, one(m.fallbacks))?;
+        let help = "Requests sent on fresh and on kept connections to backends.";
+        let kinds = ["false", "true"].into_iter().zip(m.upstream);
+        let kinds = labelled("reused", kinds.map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_upstream_connections", help, kinds)
+    }
+
+    fn usage(&self, page: &mut Page<'_>) -> fmt::Result {
+        let m = &self.meters;
+        let kinds = ["prompt", "completion"].into_iter().zip(m.tokens);
+        let tokens = labelled("type", kinds.map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", tokens)?;
+        let help = "Metered answers that carried no usage.";
+        page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
+        let (mut ok, mut failed, mut dropped, mut queued) = (0, 0, 0, 0);
+        if let Some(delivery) = &self.delivery {
+            ok = delivery.delivered();
+            failed = delivery.failed();
+            dropped = delivery.dropped();
+            queued = delivery.queued();
+        }
+        let help = "Usage records that a reporter took.";
+        page.counter("llmproxy_webhook_success", help, one(ok))?;
+        let help = "Usage records that were given up after all tries.";
+        page.counter("llmproxy_webhook_failure", help, one(failed))?;
+        let help = "Usage records dropped because a queue was full.";
+        page.counter("llmproxy_usage_dropped", help, one(dropped))?;
+        page.gauge("llmproxy_usage_queue", "Usage records waiting.", one(queued))?;
+        let help = "Access log lines dropped because the queue was full.";
+        page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
+    }
+
+    fn fleet(&self, page: &mut Page<'_>) -> fmt::Result {
+        let per_backend = |value: &dyn Fn(usize) -> u64| -> Vec<(Labels, u64)> {
+            let names = self.plan.backends.iter().enumerate();
+            names.map(|(i, b)| (vec![("backend", b.name.clone())], value(i))).collect()
+        };
+        let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
+        page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
+        let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
+        let help = "Requests at the backend that are not settled.";
+        page.gauge("llmproxy_inflight", help, per_backend(&inflight))
+    }
+
+    fn process(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (m, g) = (&self.meters, &self.meters.gauges);
+        page.counter("llmproxy_connections", "Connections accepted.", one(m.connections[0]))?;
+        let help = "Connections refused at the limit.";
+        page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
+        let help = "Times that accepting paused for lack of descriptors or memory.";
+        page.counter("llmproxy_accept_pauses", help, one(m.accept_pauses))?;
+        page.counter("llmproxy_panics", "Panics confined to a connection.", one(m.panics))?;
+        let open = one(g.connections_open);
+        page.gauge("llmproxy_connections_open", "Client connections now.", open)?;
+        let active = one(g.requests_active);
+        page.gauge("llmproxy_requests_active", "Requests between head and last byte.", active)?;
+        let states = [("in_use", g.buffers_in_use), ("idle", g.buffers_idle)];
+        let states = labelled("state", states.into_iter().map(|(k, n)| (k.to_owned(), n)));
+        page.gauge("llmproxy_buffers", "Pooled buffers of 16 KiB.", states)?;
+        let idle = one(g.upstream_idle);
+        page.gauge("llmproxy_upstream_idle", "Kept connections to backends.", idle)?;
+        let mut drivers: BTreeMap<&str, u64> = BTreeMap::new();
+        for driver in &self.drivers {
+            *drivers.entry(driver).or_default() += 1;
+        }
+        let drivers = labelled("driver", drivers.into_iter().map(|(k, n)| (k.to_owned(), n)));
+        page.gauge("llmproxy_workers", "Workers, by the driver they run on.", drivers)?;
+        let silent = one(self.silent_workers as u64);
+        page.gauge("llmproxy_workers_silent", "Workers missing from this page.", silent)
+    }
+}
+
+fn one(value: u64) -> Vec<(Labels, u64)> {
+    vec![(Labels::new(), value)]
+}
+
+fn labelled(
+    name: &'static str,
+    values: impl Iterator<Item = (String, u64)>,
+) -> Vec<(Labels, u64)> {
+    let mut series: Vec<_> = values.map(|(value, n)| (vec![(name, value)], n)).collect();
+    series.sort();
+    series
+}
+
+struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
+        let mut metric =
+            self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        bounds_ms: &[f64],
+        series: Vec<(Labels, &Times)>,
+    ) -> fmt::Result {
+        let mut metric =
+            self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, times) in series {
+            let mut below = 0;
+            let mut buckets = Vec::with_capacity(bounds_ms.len() + 1);
+            for bound in bounds_ms.iter().copied() {
+                let upto = times.count_up_to_ms(bound).max(below);
+                buckets.push((bound, upto - below));
+                below = upto;
+            }
+            buckets.push((f64::INFINITY, times.count() - below));
+            let mut metric = metric.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(
+                times.sum_ms(),
+                times.count(),
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! TLS settings towards backends, made once at start.
+
+use crate::config::plan::{Backend, BackendTls, Plan};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The client configuration of each backend that speaks TLS, in the order of the plan. An error
+/// names the backend and the file.
+pub fn client_configs(plan: &Plan) -> Result<Vec<Option<Arc<ClientConfig>>>, String> {
+    let mut system_roots = None;
+    plan.backends
+        .iter()
+        .map(|backend| match &backend.tls {
+            None => Ok(None),
+            Some(tls) => client_config(backend, tls, &mut system_roots).map(Some),
+        })
+        .collect()
+}
+
+fn client_config(
+    backend: &Backend,
+    tls: &BackendTls,
+    system_roots: &mut Option<Arc<RootCertStore>>,
+) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(ring::default_provider());
+    let named = |error: String| format!("backend {}: {error}", backend.name);
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| named(e.to_string()))?;
+    if tls.insecure_skip_verify {
+        tracing::warn!(backend = %backend.name, "certificates of this backend are NOT verified");
+        let verifier = Arc::new(AcceptAny { provider });
+        let config = builder.dangerous().with_custom_certificate_verifier(verifier);
+        return Ok(Arc::new(config.with_no_client_auth()));
+    }
+    let roots = match (&tls.ca_file, system_roots.as_ref()) {
+        (Some(file), _) => Arc::new(roots_of(file).map_err(named)?),
+        (None, Some(roots)) => Arc::clone(roots),
+        (None, None) => {
+            let roots = Arc::new(roots_of_the_system().map_err(named)?);
+            Arc::clone(system_roots.insert(roots))
+        }
+    };
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn roots_of(file: &Path) -> Result<RootCertStore, String> {
+    let shown = file.display();
+    let certificates =
+        CertificateDer::pem_file_iter(file).map_err(|e| format!("ca_file {shown}: {e}"))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        let certificate = certificate.map_err(|e| format!("ca_file {shown}: {e}"))?;
+        roots.add(certificate).map_err(|e| format!("ca_file {shown}: {e}"))?;
+    }
+    match roots.is_empty() {
+        true => Err(format!("ca_file {shown} holds no certificate")),
+        false => Ok(roots),
+    }
+}
+
+fn roots_of_the_system() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    match added {
+        0 => Err("the system has no trusted roots; install ca-certificates or set ca_file".into()),
+        _ => Ok(roots),
+    }
+}
+
+/// `insecure_skip_verify`: any certificate will do, but the handshake's signatures must still be
+/// those of its key.
+#[derive(Debug)]
+struct AcceptAny {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
