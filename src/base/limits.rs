@@ -10,6 +10,12 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const HEAD_FIELDS_MAX: usize = 100;
 /// Bytes of a request target. Beyond: 414.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a method. The longest registered one has 17. Beyond: 501.
+pub const METHOD_BYTES_MAX: usize = 32;
+/// Bytes of the host of a request, port included; a DNS name has at most 253. Beyond: 400.
+pub const HOST_BYTES_MAX: usize = 261;
+/// Options of all Connection fields of one head. Beyond: 400, or 502 for a backend.
+pub const CONNECTION_OPTIONS_MAX: usize = 32;
 /// Bytes of a field name. Beyond: 431.
 pub const FIELD_NAME_BYTES_MAX: usize = 256;
 /// Hex digits of a chunk size. Beyond: 400 (or a broken backend).

@@ -1,6 +1,15 @@
-//! The chunked decoder (contract).
+//! Chunked bodies (RFC 9112 §7.1), decoded as they arrive.
+//!
+//! The decoder holds no bytes: data is given as ranges of the input, so that a relay can forward
+//! it from the buffer it was read into. Sizes are read as strictly as the grammar allows and the
+//! line ends must be CRLF, since every lenience here once let a request be smuggled.
 
-/// Why bytes are not a chunked body.
+use super::hop::is_token;
+use crate::base::limits::{
+    BODY_EXTENSION_BYTES_MAX, CHUNK_EXTENSION_BYTES_MAX, CHUNK_SIZE_DIGITS_MAX,
+};
+
+/// Why bytes are not a chunked body. The text is stable, machine-readable snake case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadChunk(pub &'static str);
 
@@ -23,16 +32,182 @@ pub enum Piece {
     },
 }
 
-/// Incremental decoder; holds no bytes.
-#[derive(Debug, Clone, Default)]
-pub struct ChunkDecoder {}
+/// Incremental decoder; holds no bytes and never allocates.
+#[derive(Debug, Clone)]
+pub struct ChunkDecoder {
+    state: State,
+    /// Size of the chunk while its digits are read, then bytes of it still to come.
+    size: u64,
+    digits: usize,
+    /// Extension bytes of this chunk, and of the body.
+    extension: usize,
+    extensions: usize,
+    /// Trailer bytes that may still come.
+    trailer_left: usize,
+    /// Bytes of the name of the trailer that is read.
+    name: usize,
+}
+
+/// What is expected next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Size,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    /// First byte of a trailer line, or the CR of the empty line that ends the body.
+    TrailerStart,
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    EndLf,
+    Done,
+}
 
 impl ChunkDecoder {
-    /// A decoder at the start of a body. `trailer_bytes_max` bounds the trailer section.
-    pub fn new(trailer_bytes_max: usize) -> Self { let _ = trailer_bytes_max; todo!() }
-    /// Looks at `input` and returns the next piece. After `Data{end}` call again with `&input[end..]`.
-    /// `NeedMore` means that all of it was taken in.
-    pub fn decode(&mut self, input: &[u8]) -> Result<Piece, BadChunk> { let _ = input; todo!() }
+    /// A decoder at the start of a body. `trailer_bytes_max` bounds the trailer section, its line
+    /// ends included.
+    pub fn new(trailer_bytes_max: usize) -> Self {
+        ChunkDecoder {
+            state: State::Size,
+            size: 0,
+            digits: 0,
+            extension: 0,
+            extensions: 0,
+            trailer_left: trailer_bytes_max,
+            name: 0,
+        }
+    }
+
+    /// Looks at `input` and returns the next piece. After `Data{end}` call again with
+    /// `&input[end..]`. `NeedMore` means that all of it was taken in. After an error or `End` the
+    /// decoder stays where it is.
+    pub fn decode(&mut self, input: &[u8]) -> Result<Piece, BadChunk> {
+        let mut at = 0;
+        loop {
+            if self.state == State::Done {
+                return Ok(Piece::End { consumed: at });
+            }
+            if at >= input.len() {
+                return Ok(Piece::NeedMore);
+            }
+            if self.state == State::Data {
+                let here = (input.len() - at) as u64;
+                let end = at + here.min(self.size) as usize;
+                self.size -= (end - at) as u64;
+                if self.size == 0 {
+                    self.state = State::DataCr;
+                }
+                return Ok(Piece::Data { start: at, end });
+            }
+            // Lines are short: size lines have a few bytes, trailers are rare.
+            let Some(byte) = input.get(at) else {
+                return Ok(Piece::NeedMore);
+            };
+            self.state = self.step(*byte)?;
+            at += 1;
+        }
+    }
+
     /// True once the last chunk and the trailers were seen.
-    pub fn is_done(&self) -> bool { todo!() }
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Takes one byte that is not data.
+    fn step(&mut self, byte: u8) -> Result<State, BadChunk> {
+        match self.state {
+            State::Size => self.size_byte(byte),
+            State::Extension => self.extension_byte(byte),
+            State::SizeLf => {
+                expect(byte, b'\n', "chunk_size_line_end")?;
+                self.digits = 0;
+                self.extension = 0;
+                Ok(if self.size == 0 { State::TrailerStart } else { State::Data })
+            }
+            State::DataCr => expect(byte, b'\r', "chunk_data_end").map(|()| State::DataLf),
+            State::DataLf => expect(byte, b'\n', "chunk_data_end").map(|()| State::Size),
+            State::EndLf => expect(byte, b'\n', "chunk_trailer_line_end").map(|()| State::Done),
+            State::TrailerStart if byte == b'\r' => Ok(State::EndLf),
+            State::TrailerStart | State::TrailerName | State::TrailerValue | State::TrailerLf => {
+                self.trailer_byte(byte)
+            }
+            State::Data | State::Done => Ok(self.state),
+        }
+    }
+
+    /// Hex digits, then `;` or CR: no sign, no `0x`, no blank, at least one digit.
+    fn size_byte(&mut self, byte: u8) -> Result<State, BadChunk> {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            b';' if self.digits > 0 => return Ok(State::Extension),
+            b'\r' if self.digits > 0 => return Ok(State::SizeLf),
+            _ => return Err(BadChunk("chunk_size_malformed")),
+        };
+        if self.digits == CHUNK_SIZE_DIGITS_MAX {
+            return Err(BadChunk("chunk_size_too_long"));
+        }
+        // The chunk before is used up, so `size` is 0 here before the first digit.
+        self.size = self.size * 16 + u64::from(digit);
+        self.digits += 1;
+        Ok(State::Size)
+    }
+
+    /// Anything but controls, up to two limits: an extension carries nothing and costs reading.
+    fn extension_byte(&mut self, byte: u8) -> Result<State, BadChunk> {
+        if byte == b'\r' {
+            return Ok(State::SizeLf);
+        }
+        if byte.is_ascii_control() {
+            return Err(BadChunk("chunk_extension_malformed"));
+        }
+        self.extension += 1;
+        self.extensions += 1;
+        if self.extension > CHUNK_EXTENSION_BYTES_MAX || self.extensions > BODY_EXTENSION_BYTES_MAX
+        {
+            return Err(BadChunk("chunk_extension_too_long"));
+        }
+        Ok(State::Extension)
+    }
+
+    /// Trailer fields are held to the rules of fields in a head and then forgotten.
+    fn trailer_byte(&mut self, byte: u8) -> Result<State, BadChunk> {
+        self.trailer_left =
+            self.trailer_left.checked_sub(1).ok_or(BadChunk("chunk_trailer_too_large"))?;
+        match (self.state, byte) {
+            (State::TrailerStart, _) if is_token(byte) => {
+                self.name = 1;
+                Ok(State::TrailerName)
+            }
+            (State::TrailerName, b':') => Ok(State::TrailerValue),
+            (State::TrailerName, _) if is_token(byte) => {
+                self.name += 1;
+                if self.name > crate::base::limits::FIELD_NAME_BYTES_MAX {
+                    return Err(BadChunk("chunk_trailer_too_large"));
+                }
+                Ok(State::TrailerName)
+            }
+            (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
+            (State::TrailerValue, _) if byte == b'\t' || !byte.is_ascii_control() => {
+                Ok(State::TrailerValue)
+            }
+            (State::TrailerLf, b'\n') => Ok(State::TrailerStart),
+            _ => Err(BadChunk("chunk_trailer_malformed")),
+        }
+    }
 }
+
+fn expect(byte: u8, wanted: u8, fault: &'static str) -> Result<(), BadChunk> {
+    if byte == wanted {
+        Ok(())
+    } else {
+        Err(BadChunk(fault))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,19 @@
 //! is lent. *Never:* waits, reads a clock, panics on any bytes, or relays framing it did not check.
 //!
 //! The rules are RFC 9110 and RFC 9112, read strictly: where a receiver may refuse, we refuse.
+//! A head is found by [`scan`], split by `httparse`, judged by [`target`], [`framing`] and
+//! [`hop`], and comes out as a [`request::RequestHead`] or [`response::ResponseHead`].
 
+pub mod fault;
 pub mod head;
 pub mod field;
+pub mod scan;
+pub mod target;
 pub mod framing;
-pub mod chunked;
 pub mod hop;
 pub mod request;
 pub mod response;
+pub mod chunked;
 pub mod write;
+pub mod number;
+pub mod reason;

@@ -1,50 +1,277 @@
-//! Request heads (contract; see the module's text).
-use super::head::{Field, Parse, Span, Version};
-use super::framing::Framing;
+//! Request heads: bytes of a client become a [`RequestHead`] that cannot be read in two ways, or
+//! a refusal.
+
+use std::ops::Range;
+
+use super::fault::Fault;
+use super::field::Known;
+use super::framing::{Framing, FramingFields};
+use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
+use super::hop::ConnectionOptions;
+use super::scan::{Progress, Scan};
+use super::target::{is_authority, Target};
+use crate::base::limits::{METHOD_BYTES_MAX, TARGET_BYTES_MAX};
 use crate::base::refusal::Refusal;
 
 /// Methods the proxy tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Method { /// GET
-    #[default] Get, /// HEAD
-    Head, /// POST
-    Post, /// PUT
-    Put, /// PATCH
-    Patch, /// DELETE
-    Delete, /// OPTIONS
-    Options, /// any other token that is not refused
-    Other }
+pub enum Method {
+    /// GET
+    #[default]
+    Get,
+    /// HEAD
+    Head,
+    /// POST
+    Post,
+    /// PUT
+    Put,
+    /// PATCH
+    Patch,
+    /// DELETE
+    Delete,
+    /// OPTIONS
+    Options,
+    /// Any other word of capitals and hyphens, as all registered methods are.
+    Other,
+}
 
-/// A parsed request head; reused from request to request of a connection (its vectors keep their capacity).
+impl Method {
+    /// Reads a method token. A gateway tunnels nothing and echoes no credentials, so CONNECT and
+    /// TRACE are refused.
+    fn parse(token: &[u8]) -> Result<Method, Fault> {
+        Ok(match token {
+            b"GET" => Method::Get,
+            b"HEAD" => Method::Head,
+            b"POST" => Method::Post,
+            b"PUT" => Method::Put,
+            b"PATCH" => Method::Patch,
+            b"DELETE" => Method::Delete,
+            b"OPTIONS" => Method::Options,
+            b"CONNECT" | b"TRACE" => return Err(Fault::MethodNotAllowed),
+            _ => {
+                let capital = |b: &u8| b.is_ascii_uppercase() || *b == b'-';
+                let starts = token.first().is_some_and(u8::is_ascii_uppercase);
+                if !starts || token.len() > METHOD_BYTES_MAX || !token.iter().all(capital) {
+                    return Err(Fault::MethodNotImplemented);
+                }
+                Method::Other
+            }
+        })
+    }
+
+    /// True when a body of the request has a meaning (RFC 9110 §9.3). Elsewhere servers disagree
+    /// whether they read one.
+    fn takes_body(self) -> bool {
+        !matches!(self, Method::Get | Method::Head | Method::Delete | Method::Options)
+    }
+}
+
+/// A parsed request head; reused from request to request of a connection (its vectors keep their
+/// capacity).
 #[derive(Debug, Default)]
 pub struct RequestHead {
-    /// method token
+    /// The method as sent.
     pub method_span: Span,
-    /// method
+    /// The method.
     pub method: Method,
-    /// Path and query as sent (origin form; of absolute-form the part after the authority).
+    /// Path and query as sent (origin form; of absolute-form the part after the authority, where
+    /// the path may be empty and then means `/`).
     pub target: Span,
     /// Path without the query.
     pub path: Span,
     /// Authority: the Host field, or that of an absolute-form target.
     pub host: Option<Span>,
-    /// version
+    /// The version of the client.
     pub version: Version,
     /// Body framing.
     pub framing: Framing,
-    /// The client lets the connection live on.
+    /// The connection may live on: the client allows it, and the body has a defined meaning.
     pub keep_alive: bool,
-    /// `Expect: 100-continue` was sent.
+    /// `Expect: 100-continue` was sent and a body follows: it is ours to answer.
     pub expect_continue: bool,
-    /// All field lines, hop-by-hop ones included (the writer leaves those out).
+    /// All field lines, also those that end here (`Field::stays`).
     pub fields: Vec<Field>,
-    scanned: usize,
+    scan: Scan,
 }
 
 impl RequestHead {
-    /// Parses the head at the start of `bytes`. Call `reset` before each new request.
-    /// `head_bytes_max`: beyond it 431.
-    pub fn parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Refusal> { let _ = (bytes, head_bytes_max); todo!() }
+    /// Parses the head at the start of `bytes`, which may hold more than the head. On `Partial`
+    /// call again with the same bytes and more behind them. Call [`reset`](Self::reset) before
+    /// each new request. `head_bytes_max`: beyond it 431.
+    pub fn parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Refusal> {
+        self.try_parse(bytes, head_bytes_max).map_err(Fault::refusal)
+    }
+
     /// Forgets the last request, keeps capacity.
-    pub fn reset(&mut self) { todo!() }
+    pub fn reset(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = RequestHead { fields, ..RequestHead::default() };
+    }
+
+    /// The path, `/` for an absolute-form target without one.
+    pub fn path<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
+        if self.path.is_empty() {
+            b"/"
+        } else {
+            self.path.of(bytes)
+        }
+    }
+
+    /// The value of the first field of a kind.
+    pub fn first<'b>(&self, bytes: &'b [u8], known: Known) -> Option<&'b [u8]> {
+        super::head::first(&self.fields, bytes, known)
+    }
+
+    /// The value of the first field with a name, in any case.
+    pub fn named<'b>(&self, bytes: &'b [u8], name: &str) -> Option<&'b [u8]> {
+        super::head::named(&self.fields, bytes, name)
+    }
+
+    fn try_parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Fault> {
+        match self.scan.advance(bytes, head_bytes_max)? {
+            Progress::Partial(lines) => {
+                self.check_early(bytes, lines)?;
+                Ok(Parse::Partial)
+            }
+            Progress::Done(range) => {
+                self.read(bytes, range.clone())?;
+                Ok(Parse::Done { len: range.end })
+            }
+        }
+    }
+
+    /// Judges lines that became complete while the head is not, each once.
+    fn check_early(&self, bytes: &[u8], lines: Range<usize>) -> Result<(), Fault> {
+        let start = self.scan.start();
+        if !self.scan.has_first_line() {
+            let longest = METHOD_BYTES_MAX + TARGET_BYTES_MAX + " HTTP/1.1\r\n".len() + 1;
+            let too_long = bytes.len() - start.min(bytes.len()) > longest;
+            return if too_long { Err(Fault::TargetTooLong) } else { Ok(()) };
+        }
+        let fresh = bytes.get(lines.clone()).unwrap_or_default();
+        let mut slots = slots();
+        if lines.start == start {
+            let mut request = httparse::Request::new(&mut []);
+            let parsed = request.parse_with_uninit_headers(fresh, &mut slots);
+            parsed.map_err(|e| syntax_fault(e, first_line_fault(fresh)))?;
+            read_request_line(&request).map(drop)
+        } else {
+            let mut lines = [httparse::EMPTY_HEADER; crate::base::limits::HEAD_FIELDS_MAX];
+            let parsed = httparse::parse_headers(fresh, &mut lines);
+            parsed.map(drop).map_err(|e| syntax_fault(e, Fault::BadFieldLine))
+        }
+    }
+
+    /// Reads a complete head.
+    fn read(&mut self, bytes: &[u8], range: Range<usize>) -> Result<(), Fault> {
+        let head = bytes.get(range).unwrap_or_default();
+        let mut slots = slots();
+        let mut request = httparse::Request::new(&mut []);
+        let parsed = request.parse_with_uninit_headers(head, &mut slots);
+        match parsed.map_err(|e| syntax_fault(e, first_line_fault(head)))? {
+            httparse::Status::Complete(len) if len == head.len() => {}
+            // The scanner and httparse must agree where the head ends; that they do not is a
+            // doubt about framing like any other.
+            _ => return Err(Fault::BadFieldLine),
+        }
+        let (method, target) = read_request_line(&request)?;
+        self.method = method;
+        self.method_span = Span::locate(request.method.unwrap_or_default().as_bytes(), bytes);
+        let whole = Span::locate(request.path.unwrap_or_default().as_bytes(), bytes);
+        let part = |range: Range<usize>| Span {
+            start: whole.start + range.start as u32,
+            end: whole.start + range.end as u32,
+        };
+        self.target = part(target.path_and_query);
+        self.path = part(target.path);
+        self.version = Version::from_minor(request.version);
+        self.read_fields(bytes, request.headers)?;
+        if let Some(authority) = target.authority {
+            self.host = Some(part(authority));
+        }
+        Ok(())
+    }
+
+    fn read_fields(&mut self, bytes: &[u8], lines: &[httparse::Header<'_>]) -> Result<(), Fault> {
+        let mut framing = FramingFields::default();
+        let mut connection = ConnectionOptions::default();
+        self.fields.reserve(lines.len());
+        for line in lines {
+            let mut field = Field::locate(line, bytes)?;
+            match field.known {
+                Known::ContentLength => framing.length(line.value)?,
+                Known::TransferEncoding => framing.coding(line.value)?,
+                Known::Connection => connection.read(line.value)?,
+                Known::Host => self.take_host(field)?,
+                Known::Expect => self.take_expectation(line.value)?,
+                Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
+                Known::Underscored => field.stays = true,
+                _ => {}
+            }
+            self.fields.push(field);
+        }
+        if self.host.is_some_and(|host| !is_authority(host.of(bytes))) {
+            return Err(Fault::BadHost);
+        }
+        if self.host.is_none() && self.version == Version::Http11 {
+            return Err(Fault::MissingHost);
+        }
+        connection.mark(&mut self.fields, bytes, true)?;
+        self.framing = match framing.judge(self.version)? {
+            (_, true) => Framing::Chunked,
+            (Some(length), false) => Framing::Length(length),
+            (None, false) => Framing::None,
+        };
+        let has_body = !matches!(self.framing, Framing::None | Framing::Length(0));
+        // RFC 9110 §10.1.1: the expectation of an HTTP/1.0 client is to be ignored.
+        self.expect_continue &= has_body && self.version == Version::Http11;
+        let clear = self.method.takes_body() || !has_body;
+        self.keep_alive = clear && connection.keep_alive(self.version);
+        Ok(())
+    }
+
+    fn take_host(&mut self, field: Field) -> Result<(), Fault> {
+        match self.host.replace(field.value) {
+            Some(_) => Err(Fault::DuplicateHost),
+            None => Ok(()),
+        }
+    }
+
+    fn take_expectation(&mut self, value: &[u8]) -> Result<(), Fault> {
+        if !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(Fault::UnknownExpectation);
+        }
+        self.expect_continue = true;
+        Ok(())
+    }
 }
+
+/// The rules of the request line that `httparse` does not know.
+fn read_request_line(request: &httparse::Request<'_, '_>) -> Result<(Method, Target), Fault> {
+    let method = Method::parse(request.method.unwrap_or_default().as_bytes())?;
+    let target = Target::parse(request.path.unwrap_or_default().as_bytes(), method)?;
+    Ok((method, target))
+}
+
+/// Why `httparse` does not take a first line: another version of HTTP, or no request at all.
+fn first_line_fault(head: &[u8]) -> Fault {
+    let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    let mut parts = line.split(|b| *b == b' ');
+    let (Some(_), Some(_), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Fault::BadRequestLine;
+    };
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() && *major != b'1' =>
+        {
+            Fault::VersionNotSupported
+        }
+        _ => Fault::BadRequestLine,
+    }
+}
+
+#[cfg(test)]
+mod tests;

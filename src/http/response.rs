@@ -1,34 +1,202 @@
-//! Response heads (contract).
-use super::head::{Field, Parse, Span, Version};
-use super::framing::ResponseFraming;
+//! Response heads: bytes of a backend become a [`ResponseHead`], or a reason to answer 502.
+
+use std::ops::Range;
+
+use super::fault::Fault;
+use super::field::Known;
+use super::framing::{FramingFields, ResponseFraming};
+use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
+use super::hop::ConnectionOptions;
 use super::request::Method;
+use super::scan::{Progress, Scan};
 
 /// Why the bytes of a backend are not a response. All of them mean 502 before the first byte.
+/// The text is stable, machine-readable snake case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadResponse(pub &'static str);
 
-/// A parsed response head.
+/// A parsed response head; reused like a request head.
 #[derive(Debug, Default)]
 pub struct ResponseHead {
-    /// status
+    /// Status code, 100 to 599.
     pub status: u16,
-    /// reason phrase
+    /// Reason phrase as sent; may be empty.
     pub reason: Span,
-    /// version
+    /// The version of the backend.
     pub version: Version,
     /// Framing of the body.
     pub framing: ResponseFraming,
+    /// Content-Length as sent, also where there is no body: a HEAD answer echoes it.
+    pub content_length: Option<u64>,
     /// The backend lets the connection live on (after a complete body).
     pub keep_alive: bool,
-    /// Content-Type is text/event-stream.
+    /// Content-Type is text/event-stream, with or without parameters.
     pub event_stream: bool,
-    /// All field lines.
+    /// Content-Type is application/json or ends in `+json`, with or without parameters.
+    pub json: bool,
+    /// Content-Encoding is there and not `identity`: the bytes cannot be read as they pass.
+    pub encoded: bool,
+    /// Retry-After in seconds, when it is given so and not as a date.
+    pub retry_after: Option<u32>,
+    /// All field lines, also those that end here (`Field::stays`).
     pub fields: Vec<Field>,
+    scan: Scan,
 }
 
 impl ResponseHead {
-    /// Parses the head at the start of `bytes`; interim (1xx) ones included: the caller looks at `status`.
-    pub fn parse(&mut self, bytes: &[u8], request: Method, head_bytes_max: usize) -> Result<Parse, BadResponse> { let _ = (bytes, request, head_bytes_max); todo!() }
+    /// Parses the head at the start of `bytes`; interim (1xx) ones included: the caller looks at
+    /// `status` and resets before the next. `request` is the method that is answered. 101 is bad,
+    /// since an upgrade is never asked for.
+    pub fn parse(
+        &mut self,
+        bytes: &[u8],
+        request: Method,
+        head_bytes_max: usize,
+    ) -> Result<Parse, BadResponse> {
+        self.try_parse(bytes, request, head_bytes_max).map_err(|fault| BadResponse(fault.code()))
+    }
+
     /// Forgets the last response, keeps capacity.
-    pub fn reset(&mut self) { todo!() }
+    pub fn reset(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = ResponseHead { fields, ..ResponseHead::default() };
+    }
+
+    /// The value of the first field with a name, in any case.
+    pub fn named<'b>(&self, bytes: &'b [u8], name: &str) -> Option<&'b [u8]> {
+        super::head::named(&self.fields, bytes, name)
+    }
+
+    fn try_parse(
+        &mut self,
+        bytes: &[u8],
+        request: Method,
+        head_bytes_max: usize,
+    ) -> Result<Parse, Fault> {
+        let progress = self.scan.advance(bytes, head_bytes_max)?;
+        if self.scan.start() > 0 {
+            // Only a server has a reason to be patient with empty lines.
+            return Err(Fault::EmptyLines);
+        }
+        match progress {
+            Progress::Partial(lines) => {
+                check_early(bytes, lines)?;
+                Ok(Parse::Partial)
+            }
+            Progress::Done(range) => {
+                let len = range.end;
+                self.read(bytes.get(range).unwrap_or_default(), request)?;
+                Ok(Parse::Done { len })
+            }
+        }
+    }
+
+    /// Reads a complete head.
+    fn read(&mut self, head: &[u8], request: Method) -> Result<(), Fault> {
+        let mut slots = slots();
+        let mut response = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut response,
+            head,
+            &mut slots,
+        );
+        match parsed.map_err(|e| syntax_fault(e, Fault::BadStatusLine))? {
+            httparse::Status::Complete(len) if len == head.len() => {}
+            _ => return Err(Fault::BadFieldLine),
+        }
+        self.status = response.code.unwrap_or_default();
+        match self.status {
+            101 => return Err(Fault::UnexpectedSwitch),
+            100..=599 => {}
+            _ => return Err(Fault::BadStatusLine),
+        }
+        self.version = Version::from_minor(response.version);
+        self.reason = reason_of(head);
+        let (length, chunked) = self.read_fields(head, response.headers)?;
+        self.content_length = length;
+        self.framing = framing_of(self.status, request, length, chunked);
+        self.keep_alive &= self.framing != ResponseFraming::UntilClose;
+        Ok(())
+    }
+
+    fn read_fields(
+        &mut self,
+        bytes: &[u8],
+        lines: &[httparse::Header<'_>],
+    ) -> Result<(Option<u64>, bool), Fault> {
+        let mut framing = FramingFields::default();
+        let mut connection = ConnectionOptions::default();
+        self.fields.reserve(lines.len());
+        for line in lines {
+            let field = Field::locate(line, bytes)?;
+            match field.known {
+                Known::ContentLength => framing.length(line.value)?,
+                Known::TransferEncoding => framing.coding(line.value)?,
+                Known::Connection => connection.read(line.value)?,
+                Known::ContentType => self.take_type(line.value),
+                Known::ContentEncoding => {
+                    self.encoded |= !line.value.eq_ignore_ascii_case(b"identity");
+                }
+                Known::RetryAfter => self.retry_after = parse_seconds(line.value),
+                Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
+                _ => {}
+            }
+            self.fields.push(field);
+        }
+        connection.mark(&mut self.fields, bytes, false)?;
+        self.keep_alive = connection.keep_alive(self.version);
+        framing.judge(self.version)
+    }
+
+    fn take_type(&mut self, value: &[u8]) {
+        let media = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        let json_suffix = media.len().checked_sub(5).and_then(|at| media.get(at..));
+        self.event_stream = media.eq_ignore_ascii_case(b"text/event-stream");
+        self.json = media.eq_ignore_ascii_case(b"application/json")
+            || json_suffix.is_some_and(|s| s.eq_ignore_ascii_case(b"+json"));
+    }
 }
+
+/// Judges lines that became complete while the head is not, each once.
+fn check_early(bytes: &[u8], lines: Range<usize>) -> Result<(), Fault> {
+    let fresh = bytes.get(lines.clone()).unwrap_or_default();
+    let mut slots = [httparse::EMPTY_HEADER; crate::base::limits::HEAD_FIELDS_MAX];
+    if lines.start == 0 {
+        let parsed = httparse::Response::new(&mut slots).parse(fresh).map(drop);
+        parsed.map_err(|e| syntax_fault(e, Fault::BadStatusLine))
+    } else {
+        let parsed = httparse::parse_headers(fresh, &mut slots).map(drop);
+        parsed.map_err(|e| syntax_fault(e, Fault::BadFieldLine))
+    }
+}
+
+/// The body of a final response (RFC 9112 §6.3, in its order).
+fn framing_of(status: u16, request: Method, length: Option<u64>, chunked: bool) -> ResponseFraming {
+    if request == Method::Head || matches!(status, 100..=199 | 204 | 304) {
+        return ResponseFraming::None;
+    }
+    match (chunked, length) {
+        (true, _) => ResponseFraming::Chunked,
+        (false, Some(length)) => ResponseFraming::Length(length),
+        (false, None) => ResponseFraming::UntilClose,
+    }
+}
+
+/// The reason phrase, byte by byte as sent: `httparse` gives none when it has 8-bit bytes.
+fn reason_of(head: &[u8]) -> Span {
+    let line = memchr::memchr(b'\r', head).unwrap_or(head.len());
+    let start = "HTTP/1.1 200 ".len().min(line);
+    Span { start: start as u32, end: line as u32 }
+}
+
+/// Delta-seconds of RFC 9110 §10.2.3; nine digits cannot overflow.
+fn parse_seconds(value: &[u8]) -> Option<u32> {
+    if value.is_empty() || value.len() > 9 || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(value.iter().fold(0, |sum, d| sum * 10 + u32::from(d - b'0')))
+}
+
+#[cfg(test)]
+mod tests;

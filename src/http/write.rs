@@ -1,11 +1,26 @@
-//! Heads for the other side (contract).
+//! Heads for the other side. Nothing of the framing that arrived is passed on: a head is written
+//! anew from what was understood, with at most one framing field.
+//!
+//! Names and values come from parsed heads, which hold no control characters, or from the plan
+//! and the program, which were checked when they were made; so no line can be injected here.
+
+use super::field::Known;
+use super::head::{Field, Version};
+use super::number::push_decimal;
+pub use super::number::{chunk_header, CHUNK_HEADER_BYTES_MAX};
+use super::reason;
 use super::request::RequestHead;
 use super::response::ResponseHead;
-use super::head::Version;
+use crate::base::secret::Secret;
+
+/// The interim answer to `Expect: 100-continue`.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// What ends a chunked body; we send no trailers.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// What the writer adds to, and leaves out of, a client's head.
 pub struct ForwardRequest<'a> {
-    /// Put before the target ("" or "/base").
+    /// Put before the target ("" or "/base", without a slash at its end).
     pub base_path: &'a str,
     /// Host of the backend.
     pub host: &'a str,
@@ -13,24 +28,205 @@ pub struct ForwardRequest<'a> {
     pub body_len: Option<u64>,
     /// x-request-id to send.
     pub request_id: &'a str,
-    /// Lower-case names of the client's fields that stay here (gateway credentials).
+    /// Names of the client's fields that stay here (gateway credentials), in any case.
     pub drop: &'a [String],
     /// Fields that replace the client's of the same name.
-    pub set: &'a [(String, crate::base::secret::Secret)],
+    pub set: &'a [(String, Secret)],
     /// Address of the client, appended to X-Forwarded-For if `trust_forwarded`, else replacing it.
     pub client_ip: &'a str,
+    /// `http` or `https`: how the client reached us.
+    pub client_scheme: &'a str,
+    /// The peer is a trusted proxy: what it says of the client's origin is passed on.
+    pub trust_forwarded: bool,
 }
 
 /// How the body goes to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutFraming { /// no body, and no framing field written unless `Length` is echoed (HEAD)
-    None, /// Content-Length
-    Length(u64), /// Transfer-Encoding: chunked
-    Chunked, /// Connection: close delimits it (HTTP/1.0 clients)
-    UntilClose }
+pub enum OutFraming {
+    /// No body and no framing field.
+    None,
+    /// Content-Length: of a body, or of the body that a HEAD answer stands for.
+    Length(u64),
+    /// Transfer-Encoding: chunked
+    Chunked,
+    /// The end of the connection delimits it (HTTP/1.0 clients).
+    UntilClose,
+}
 
-/// Writes the request head for a backend (always HTTP/1.1, keep-alive).
-pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) { let _ = (out, head, bytes, how); todo!() }
+/// What the writer adds to a backend's head.
+pub struct ForwardResponse<'a> {
+    /// Version of the client: 1.0 must be told that a connection lives on.
+    pub client: Version,
+    /// Framing of the body.
+    pub framing: OutFraming,
+    /// The connection closes after this response.
+    pub close: bool,
+    /// x-request-id to send instead of the backend's.
+    pub request_id: &'a str,
+}
+
+/// A head that is ours from the first byte.
+pub struct OwnResponse<'a> {
+    /// Status code.
+    pub status: u16,
+    /// Content-Type; "" = none.
+    pub content_type: &'a str,
+    /// Bytes of the body that follows.
+    pub body_len: u64,
+    /// Further fields.
+    pub fields: &'a [(&'a str, &'a str)],
+    /// Version of the client.
+    pub client: Version,
+    /// The connection closes after this response.
+    pub close: bool,
+    /// x-request-id to send; "" = none.
+    pub request_id: &'a str,
+}
+
+/// Writes the request head for a backend (always HTTP/1.1, keep-alive). `bytes` is the buffer
+/// that `head` was parsed from.
+pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
+    let target = head.target.of(bytes);
+    out.extend_from_slice(head.method_span.of(bytes));
+    out.push(b' ');
+    if target != b"*" {
+        out.extend_from_slice(how.base_path.as_bytes());
+        if target.first() != Some(&b'/') {
+            out.push(b'/');
+        }
+    }
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    line(out, b"Host", how.host.as_bytes());
+    for field in &head.fields {
+        if travels_on(field, bytes, how) {
+            line(out, field.name.of(bytes), field.value.of(bytes));
+        }
+    }
+    if let Some(len) = how.body_len {
+        content_length(out, len);
+    }
+    line(out, b"x-request-id", how.request_id.as_bytes());
+    forwarded(out, head, bytes, how);
+    for (name, value) in how.set {
+        line(out, name.as_bytes(), value.reveal().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Whether a client's field goes to the backend as it is.
+fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
+    let ours = match field.known {
+        Known::XRequestId | Known::XForwardedFor => true,
+        Known::XForwardedProto | Known::Origin => !how.trust_forwarded,
+        _ => false,
+    };
+    let name = field.name.of(bytes);
+    let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+    !(field.stays
+        || ours
+        || how.drop.iter().any(|dropped| is(dropped))
+        || how.set.iter().any(|(set, _)| is(set)))
+}
+
+/// Says where the request came from: a trusted peer's word and then ours, or ours alone.
+fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if how.trust_forwarded {
+        for field in head.fields.iter().filter(|f| f.known == Known::XForwardedFor) {
+            if !field.value.is_empty() {
+                out.extend_from_slice(field.value.of(bytes));
+                out.extend_from_slice(b", ");
+            }
+        }
+    }
+    out.extend_from_slice(how.client_ip.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    if !(how.trust_forwarded && head.first(bytes, Known::XForwardedProto).is_some()) {
+        line(out, b"X-Forwarded-Proto", how.client_scheme.as_bytes());
+    }
+}
+
 /// Writes the response head for the client: status, reason and fields as sent, hop-by-hop apart,
-/// exactly one framing field, our x-request-id (replacing the backend's), Connection when `close` or HTTP/1.0 keep-alive.
-pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], client: Version, framing: OutFraming, close: bool, request_id: &str) { let _ = (out, head, bytes, client, framing, close, request_id); todo!() }
+/// our x-request-id, at most one framing field, and what the client's version needs to be told of
+/// the connection. `bytes` is the buffer that `head` was parsed from.
+pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &ForwardResponse<'_>) {
+    status_line(out, head.status, head.reason.of(bytes));
+    for field in &head.fields {
+        if !field.stays && field.known != Known::XRequestId {
+            line(out, field.name.of(bytes), field.value.of(bytes));
+        }
+    }
+    line(out, b"x-request-id", how.request_id.as_bytes());
+    let close = how.close || how.framing == OutFraming::UntilClose;
+    finish(out, how.framing, how.client, close);
+}
+
+/// Writes an interim (1xx) head for the client: no framing, and the connection goes on
+/// (RFC 9110 §15.2).
+pub fn interim(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8]) {
+    status_line(out, head.status, head.reason.of(bytes));
+    for field in head.fields.iter().filter(|f| !f.stays) {
+        line(out, field.name.of(bytes), field.value.of(bytes));
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head of an answer of our own.
+pub fn own(out: &mut Vec<u8>, how: &OwnResponse<'_>) {
+    status_line(out, how.status, reason::phrase(how.status).as_bytes());
+    if !how.content_type.is_empty() {
+        line(out, b"Content-Type", how.content_type.as_bytes());
+    }
+    for (name, value) in how.fields {
+        line(out, name.as_bytes(), value.as_bytes());
+    }
+    if !how.request_id.is_empty() {
+        line(out, b"x-request-id", how.request_id.as_bytes());
+    }
+    // RFC 9110 §8.6: these two have no body and must not claim one.
+    let bare = matches!(how.status, 204 | 304);
+    let framing = if bare { OutFraming::None } else { OutFraming::Length(how.body_len) };
+    finish(out, framing, how.client, how.close);
+}
+
+fn status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    push_decimal(out, u64::from(status));
+    out.push(b' ');
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The last lines of a final response.
+fn finish(out: &mut Vec<u8>, framing: OutFraming, client: Version, close: bool) {
+    match framing {
+        OutFraming::Length(len) => content_length(out, len),
+        OutFraming::Chunked => line(out, b"Transfer-Encoding", b"chunked"),
+        OutFraming::None | OutFraming::UntilClose => {}
+    }
+    if close {
+        line(out, b"Connection", b"close");
+    } else if client == Version::Http10 {
+        line(out, b"Connection", b"keep-alive");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn content_length(out: &mut Vec<u8>, len: u64) {
+    out.extend_from_slice(b"Content-Length: ");
+    push_decimal(out, len);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    debug_assert!(!name.is_empty() && name.iter().all(|b| super::hop::is_token(*b)));
+    debug_assert!(value.iter().all(|b| *b == b'\t' || !b.is_ascii_control()));
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+use super::*;
+use crate::base::limits::HEAD_BYTES_MAX;
+use crate::http::request::Method;
+
+const HOW: ForwardRequest<'static> = ForwardRequest {
+    base_path: "",
+    host: "engine:9",
+    body_len: None,
+    request_id: "rid",
+    drop: &[],
+    set: &[],
+    client_ip: "1.2.3.4",
+    client_scheme: "http",
+    trust_forwarded: false,
+};
+
+fn forward(client: &str, how: &ForwardRequest<'_>) -> String {
+    let mut head = RequestHead::default();
+    head.parse(client.as_bytes(), HEAD_BYTES_MAX).unwrap();
+    let mut out = Vec::new();
+    request(&mut out, &head, client.as_bytes(), how);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_request_is_written_anew() {
+    let client = "POST /v1/x?q=1 HTTP/1.1\r\nHost: gw\r\nUser-Agent: a/1\r\nX-MiXed: Kept  Spaces\r\n\
+        Authorization: Bearer secret\r\nx-api-key: k\r\nContent-Length: 2\r\nConnection: x-hop, te\r\n\
+        X-Hop: 1\r\nTE: trailers\r\nExpect: 100-continue\r\nUpgrade: h2c\r\nX_Under: 1\r\n\
+        X-Request-ID: theirs\r\nX-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n\
+        X-Real-IP: 6.6.6.6\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Proto: https\r\n\
+        traceparent: 00-1-1-01\r\naccept: a\r\nAccept: b\r\n\r\n";
+    let drop = ["authorization".to_owned()];
+    let set = [("X-API-Key".to_owned(), Secret::new("ours"))];
+    let how =
+        ForwardRequest { base_path: "/base", body_len: Some(2), drop: &drop, set: &set, ..HOW };
+    let sent = forward(client, &how);
+    assert_eq!(
+        sent,
+        "POST /base/v1/x?q=1 HTTP/1.1\r\nHost: engine:9\r\nUser-Agent: a/1\r\n\
+         X-MiXed: Kept  Spaces\r\ntraceparent: 00-1-1-01\r\naccept: a\r\nAccept: b\r\n\
+         Content-Length: 2\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
+         X-Forwarded-Proto: http\r\nX-API-Key: ours\r\n\r\n"
+    );
+}
+
+#[test]
+fn a_trusted_peer_is_believed_about_the_origin() {
+    let client =
+        "GET / HTTP/1.1\r\nHost: gw\r\nX-Forwarded-For: 5.5.5.5\r\nx-forwarded-for: 6.6.6.6\r\n\
+        Forwarded: for=5.5.5.5\r\nX-Forwarded-Proto: https\r\n\r\n";
+    let sent = forward(client, &ForwardRequest { trust_forwarded: true, ..HOW });
+    assert_eq!(
+        sent,
+        "GET / HTTP/1.1\r\nHost: engine:9\r\nForwarded: for=5.5.5.5\r\nX-Forwarded-Proto: https\r\n\
+         x-request-id: rid\r\nX-Forwarded-For: 5.5.5.5, 6.6.6.6, 1.2.3.4\r\n\r\n"
+    );
+}
+
+#[test]
+fn targets_of_every_form() {
+    let line = |target: &str, base| {
+        let method = if target == "*" { "OPTIONS" } else { "GET" };
+        let client = format!("{method} {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let sent = forward(&client, &ForwardRequest { base_path: base, ..HOW });
+        sent.split("\r\n").next().unwrap().to_owned()
+    };
+    assert_eq!(line("http://h/a?b", ""), "GET /a?b HTTP/1.1");
+    assert_eq!(line("http://h", ""), "GET / HTTP/1.1");
+    assert_eq!(line("http://h?b", "/base"), "GET /base/?b HTTP/1.1");
+    assert_eq!(line("*", "/base"), "OPTIONS * HTTP/1.1");
+}
+
+fn back(engine: &str, how: &ForwardResponse<'_>) -> String {
+    let mut head = ResponseHead::default();
+    head.parse(engine.as_bytes(), Method::Get, HEAD_BYTES_MAX).unwrap();
+    let mut out = Vec::new();
+    response(&mut out, &head, engine.as_bytes(), how);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_response_keeps_its_fields_and_loses_its_framing() {
+    let engine =
+        "HTTP/1.0 207 Multi  Status\r\nSet-Cookie: a\r\nset-cookie: b\r\nConnection: x-hop\r\n\
+        X-Hop: 1\r\nKeep-Alive: timeout=5\r\nX-Request-Id: theirs\r\nContent-Length: 5\r\n\
+        X_Under: kept\r\nContent-Type: text/plain\r\n\r\n";
+    let mut how = ForwardResponse {
+        client: Version::Http11,
+        framing: OutFraming::Chunked,
+        close: false,
+        request_id: "rid",
+    };
+    let fields =
+        "HTTP/1.1 207 Multi  Status\r\nSet-Cookie: a\r\nset-cookie: b\r\nX_Under: kept\r\n\
+        Content-Type: text/plain\r\nx-request-id: rid\r\n";
+    let ends = [
+        (OutFraming::Chunked, Version::Http11, false, "Transfer-Encoding: chunked\r\n"),
+        (
+            OutFraming::Length(5),
+            Version::Http11,
+            true,
+            "Content-Length: 5\r\nConnection: close\r\n",
+        ),
+        (
+            OutFraming::Length(0),
+            Version::Http10,
+            false,
+            "Content-Length: 0\r\nConnection: keep-alive\r\n",
+        ),
+        (OutFraming::UntilClose, Version::Http10, false, "Connection: close\r\n"),
+        (OutFraming::None, Version::Http11, false, ""),
+    ];
+    for (framing, client, close, end) in ends {
+        (how.framing, how.client, how.close) = (framing, client, close);
+        assert_eq!(back(engine, &how), format!("{fields}{end}\r\n"), "{framing:?}");
+    }
+}
+
+#[test]
+fn an_interim_response_has_no_framing() {
+    let engine = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 5\r\n\r\n";
+    let mut head = ResponseHead::default();
+    head.parse(engine, Method::Get, HEAD_BYTES_MAX).unwrap();
+    let mut out = Vec::new();
+    interim(&mut out, &head, engine);
+    assert_eq!(out, b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+}
+
+#[test]
+fn our_own_answers() {
+    let mut how = OwnResponse {
+        status: 503,
+        content_type: "application/json",
+        body_len: 7,
+        fields: &[("Retry-After", "1")],
+        client: Version::Http11,
+        close: true,
+        request_id: "rid",
+    };
+    let mut out = Vec::new();
+    own(&mut out, &how);
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
+         x-request-id: rid\r\nContent-Length: 7\r\nConnection: close\r\n\r\n"
+    );
+    (how.status, how.content_type, how.fields, how.close) = (204, "", &[], false);
+    let mut out = Vec::new();
+    own(&mut out, &how);
+    assert_eq!(out, b"HTTP/1.1 204 No Content\r\nx-request-id: rid\r\n\r\n");
+}
+
+/// Every status that a fault can have needs a phrase: some clients print nothing else.
+#[test]
+fn every_status_of_ours_has_a_phrase() {
+    for status in [
+        200, 400, 401, 403, 404, 405, 408, 413, 414, 415, 417, 429, 431, 500, 501, 502, 503, 504,
+        505,
+    ] {
+        assert!(!reason::phrase(status).is_empty(), "{status}");
+    }
+}
