@@ -37,3 +37,34 @@ pub fn write_event(fault: &Refusal, out: &mut Vec<u8>) {
     write_body(fault, out);
     out.extend_from_slice(b"\n\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_shape_that_openai_clients_read() {
+        let refusal = Refusal::new(404, "model_not_found", "no \"x\"\n here");
+        let mut out = b"kept".to_vec();
+        write_body(&refusal, &mut out);
+        let expected = concat!(
+            r#"kept{"error":{"message":"no \"x\"\n here","#,
+            r#""type":"not_found_error","code":"model_not_found","param":null}}"#
+        );
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_error_event_is_one_event_whatever_the_message_holds() {
+        let fault = Refusal::new(502, "backend_error", "line\n\ndata: [DONE]\r\n");
+        let mut out = Vec::new();
+        write_event(&fault, &mut out);
+        let mut scan = crate::llm::sse::SseScan::default();
+        scan.feed(&out);
+        assert_eq!((scan.events(), scan.at_boundary(), scan.done()), (1, true, false));
+        let json = out.strip_prefix(b"data: ").unwrap();
+        let tree: serde_json::Value = serde_json::from_slice(json).unwrap();
+        assert_eq!(tree["error"]["code"], "backend_error");
+        assert_eq!(tree["error"]["type"], "api_error");
+    }
+}

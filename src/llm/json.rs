@@ -202,11 +202,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes of a string that are read exactly before (and between tries of) whole blocks: most keys
-/// and values end within them, and a block would be wasted on those.
+/// Bytes of a string that are read exactly before whole blocks are tried: most keys and values
+/// end within them.
 const EXACT_BYTES: usize = 32;
 /// Bytes that [`is_plain`] judges at once; a few vector registers.
 const BLOCK_BYTES: usize = 64;
+/// Bytes before a block that tell which of its characters are escaped.
+const BEFORE_BYTES: usize = 4;
 
 /// Offset of the quote that closes the string whose text begins at `start`.
 ///
@@ -216,8 +218,8 @@ const BLOCK_BYTES: usize = 64;
 /// compiler turns into vector code without a branch; the low gear decides byte by byte.
 fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     let mut at = start;
+    let mut pause = at + EXACT_BYTES;
     loop {
-        let pause = at + EXACT_BYTES;
         while at < pause {
             let hits = special_bytes(word_at(bytes, at));
             at += (hits.trailing_zeros() / 8) as usize;
@@ -231,39 +233,57 @@ fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
             }
         }
         at = skip_plain_blocks(bytes, at);
+        pause = at + BLOCK_BYTES;
     }
 }
 
 /// Skips blocks that need no decision. `at` stands behind a complete character or escape, and so
 /// does the result.
 fn skip_plain_blocks(bytes: &[u8], mut at: usize) -> usize {
-    // The end of `\\` looks like the beginning of an escape: leave that to the low gear.
-    if bytes.get(at.wrapping_sub(1)) == Some(&b'\\') {
-        return at;
-    }
-    while let Some(window) = bytes.get(at - 1..at + BLOCK_BYTES) {
-        match (window.first_chunk(), window.last_chunk()) {
-            (Some(before), Some(block)) if is_plain(before, block) => at += BLOCK_BYTES,
-            _ => break,
+    let start = at;
+    while let Some(window) = bytes.get(at - BEFORE_BYTES..).and_then(|rest| rest.first_chunk()) {
+        if !is_plain(window) && !is_plain_twice_escaped(window) {
+            break;
         }
+        at += BLOCK_BYTES;
     }
-    // No block held `\\`, so a backslash at the very end begins an escape: back to its start.
-    if bytes.get(at - 1) == Some(&b'\\') {
-        at -= 1;
-    }
-    at
+    // An odd number of backslashes at the very end begins an escape: back to its start.
+    let ended = bytes.get(start..at).unwrap_or_default();
+    let backslashes = ended.iter().rev().take_while(|byte| **byte == b'\\').count();
+    at - backslashes % 2
 }
 
-/// True when `block` is text of a string without its end, without control characters, and with
-/// no escapes but `\n`, `\t`, `\r`, `\"`. `before` is the same shifted by one: the byte before
-/// each byte.
-fn is_plain(before: &[u8; BLOCK_BYTES], block: &[u8; BLOCK_BYTES]) -> bool {
-    let mut odd = false;
-    for (&before, &byte) in before.iter().zip(block) {
+/// A block of a string, and the bytes before it.
+type Window = [u8; BEFORE_BYTES + BLOCK_BYTES];
+
+/// True when the block is text of a string without its end, without control characters, and with
+/// no escapes but `\n`, `\t`, `\r` and `\"`.
+fn is_plain(window: &Window) -> bool {
+    // A backslash before the block begins an escape unless it ends one.
+    let mut odd = window[2] == b'\\' && window[3] == b'\\';
+    for at in 0..BLOCK_BYTES {
+        let (before, byte) = (window[at + 3], window[at + 4]);
         let escaped = before == b'\\';
         let quote = byte == b'"';
         let simple = quote | (byte == b'n') | (byte == b't') | (byte == b'r');
         odd |= (byte < 0x20) | (quote & !escaped) | (escaped & !simple);
+    }
+    !odd
+}
+
+/// The same with `\\` too, at twice the work: JSON inside JSON, as in the arguments of tool calls.
+fn is_plain_twice_escaped(window: &Window) -> bool {
+    let mut odd = false;
+    for at in 0..BLOCK_BYTES {
+        let (b4, b3) = (window[at] == b'\\', window[at + 1] == b'\\');
+        let (b2, b1) = (window[at + 2] == b'\\', window[at + 3] == b'\\');
+        // Escaped: behind one backslash or three. Four in a row are left to the low gear.
+        let escaped = b1 & (!b2 | b3);
+        let run = b1 & b2 & b3 & b4;
+        let byte = window[at + 4];
+        let quote = byte == b'"';
+        let simple = quote | (byte == b'\\') | (byte == b'n') | (byte == b't') | (byte == b'r');
+        odd |= (byte < 0x20) | (quote & !escaped) | (escaped & !simple) | run;
     }
     !odd
 }
@@ -305,3 +325,6 @@ fn special_bytes(word: u64) -> u64 {
     let control = word.wrapping_sub(EACH * 0x20) & !word;
     (quote | backslash | control) & (EACH * 0x80)
 }
+
+#[cfg(test)]
+mod tests;

@@ -271,3 +271,6 @@ impl ScanFault {
         Refusal::new(400, code, "").with_message(message)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,3 +101,6 @@ impl SseScan {
         self.head_len += kept;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,3 +194,6 @@ impl Nesting {
 fn behind(bytes: &[u8], at: usize) -> &[u8] {
     bytes.get(at..).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

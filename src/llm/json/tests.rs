@@ -1,0 +1,134 @@
+use super::*;
+use proptest::prelude::*;
+use serde::de::IgnoredAny;
+
+fn accepts(bytes: &[u8]) -> Result<(), Fault> {
+    let mut reader = Reader::new(bytes);
+    reader.skip_value()?;
+    reader.end()
+}
+
+#[test]
+fn the_grammar_is_strict() {
+    for good in [
+        "0",
+        "-0",
+        "1.5e-3",
+        "10E+2",
+        "\"\"",
+        "\"\\u00e9\\/\"",
+        " [ ] ",
+        "{}",
+        "[1,[2,{}]]",
+        "{\"a\" : 1 , \"b\":null}",
+        "true",
+        "\t\r\n false",
+    ] {
+        assert_eq!(accepts(good.as_bytes()), Ok(()), "{good}");
+    }
+    for (bad, offset) in [
+        ("", 0),
+        ("01", 1),
+        ("-", 1),
+        ("1.", 2),
+        ("1e", 2),
+        ("+1", 0),
+        (".5", 0),
+        ("NaN", 0),
+        ("Infinity", 0),
+        ("-Infinity", 1),
+        ("[1,]", 3),
+        ("[1 2]", 3),
+        ("[,1]", 1),
+        ("{\"a\":1,}", 7),
+        ("{a:1}", 1),
+        ("{\"a\"}", 4),
+        ("{\"a\":}", 5),
+        ("\"a", 2),
+        ("\"\\", 1),
+        ("\"\\x\"", 1),
+        ("\"\\u12g4\"", 1),
+        ("\"\t\"", 1),
+        ("tru", 0),
+        ("truex", 4),
+        ("{} {}", 3),
+        ("[1", 2),
+        ("'a'", 0),
+        ("[1]]", 3),
+        ("\u{a0}1", 0),
+        ("/**/1", 0),
+    ] {
+        assert_eq!(accepts(bad.as_bytes()), Err(Fault::Malformed { offset }), "{bad}");
+    }
+}
+
+#[test]
+fn depth_64_is_read_and_65_is_not() {
+    let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+    assert_eq!(accepts(nested(JSON_DEPTH_MAX).as_bytes()), Ok(()));
+    assert_eq!(accepts(nested(JSON_DEPTH_MAX + 1).as_bytes()), Err(Fault::TooDeep));
+    // Siblings are not depth.
+    let wide = format!("[{}1]", "[],{},".repeat(1000));
+    assert_eq!(accepts(wide.as_bytes()), Ok(()));
+    // A million brackets cost neither stack nor time.
+    assert_eq!(accepts(&vec![b'['; 1 << 20]), Err(Fault::TooDeep));
+}
+
+/// The rule of RFC 8259 section 7, one byte after the other.
+fn string_end_by_the_book(bytes: &[u8], start: usize) -> Result<usize, Fault> {
+    let mut at = start;
+    loop {
+        match bytes.get(at) {
+            Some(b'"') => return Ok(at),
+            Some(b'\\') => at = escape_end(bytes, at)?,
+            Some(0x20..) => at += 1,
+            _ => return Err(Fault::Malformed { offset: at }),
+        }
+    }
+}
+
+/// Text over the bytes that matter, with runs long enough for whole blocks.
+fn string_text() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        8 => "[a-z ]{1,90}",
+        4 => prop::sample::select(vec!["\\n", "\\\"", "\\t", "\\r", "\\\\", "\\\\n", "\\\\\\\""])
+            .prop_map(str::to_owned),
+        1 => prop::sample::select(vec!["\\u00e9", "\\/", "\\b", "\\\\\\\\\\\\", "\u{7f}é你"])
+            .prop_map(str::to_owned),
+    ];
+    prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+proptest! {
+    /// The gears of `string_end` change its speed only: valid text, cut text, and one byte of it
+    /// replaced by a byte that matters.
+    #[test]
+    fn both_gears_agree_with_the_book(
+        text in string_text(),
+        place in any::<prop::sample::Index>(),
+        byte in prop::sample::select(&b"\"\\\n\x00\x1fnu0\x7f\x80\xff"[..]),
+    ) {
+        let mut bytes = [b"\"", &text[..], b"\", \"more\""].concat();
+        prop_assert_eq!(string_end(&bytes, 1), Ok(text.len() + 1));
+        let cut = &bytes[..1 + place.index(text.len() + 1)];
+        prop_assert_eq!(string_end(cut, 1), string_end_by_the_book(cut, 1));
+        let place = 1 + place.index(text.len() + 1);
+        bytes[place] = byte;
+        prop_assert_eq!(string_end(&bytes, 1), string_end_by_the_book(&bytes, 1));
+    }
+
+    /// Two parsers that disagree about what is JSON are a way around every policy.
+    #[test]
+    fn accepts_what_serde_json_accepts(
+        bytes in prop::collection::vec(
+            prop::sample::select(&b"{}[]:,\"\\ua0e1-+. \n\ttruefalsn"[..]), 0..12),
+    ) {
+        let theirs = serde_json::from_slice::<IgnoredAny>(&bytes).is_ok();
+        prop_assert_eq!(accepts(&bytes).is_ok(), theirs, "{:?}", String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = accepts(&bytes);
+    }
+}

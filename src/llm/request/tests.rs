@@ -1,0 +1,209 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn facts(body: &str) -> RequestFacts<'_> {
+    scan(body.as_bytes()).unwrap_or_else(|fault| panic!("{fault:?}: {body}"))
+}
+
+#[test]
+fn finds_the_facts_of_a_chat_request() {
+    let body = r#" {"messages":[{"role":"user","content":"say \"model\": \"x\""}], "model" : "m/1",
+        "stream":true,"stream_options":{"continuous_usage_stats":false,"include_usage":true},
+        "metadata":{"model":"other","stream":false,"max_tokens":9},"max_tokens":100}
+    "#;
+    let facts = facts(body);
+    assert_eq!(facts.model.as_deref(), Some("m/1"));
+    assert_eq!(facts.stream, Some(true));
+    assert!(facts.include_usage);
+    assert_eq!(facts.max_tokens, Some(100));
+    assert_eq!(&body[facts.model_span.unwrap()], "\"m/1\"");
+}
+
+#[test]
+fn absent_null_and_false_are_told_apart() {
+    assert_eq!(facts("{}"), RequestFacts::default());
+    assert_eq!(facts("[1]"), RequestFacts::default());
+    let nulls = r#"{"model":null,"stream":null,"stream_options":null,"max_tokens":null}"#;
+    assert_eq!(facts(nulls), RequestFacts::default());
+    assert_eq!(facts(r#"{"stream":false}"#).stream, Some(false));
+    assert!(!facts(r#"{"stream_options":{"include_usage":false}}"#).include_usage);
+}
+
+#[test]
+fn the_token_limit_has_three_names_in_order_of_rank() {
+    let max = |body| facts(body).max_tokens;
+    assert_eq!(max(r#"{"max_output_tokens":1}"#), Some(1));
+    assert_eq!(max(r#"{"max_output_tokens":1,"max_completion_tokens":2}"#), Some(2));
+    assert_eq!(max(r#"{"max_completion_tokens":2,"max_tokens":3}"#), Some(3));
+    assert_eq!(max(r#"{"max_tokens":null,"max_completion_tokens":2}"#), Some(2));
+    assert_eq!(max(r#"{"max_tokens":-1}"#), None);
+    assert_eq!(max(r#"{"max_tokens":99999999999999999999999}"#), Some(u64::MAX));
+}
+
+#[test]
+fn what_two_parsers_could_read_in_two_ways_is_refused() {
+    use ScanFault::*;
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(64), "]".repeat(64));
+    let long = format!("{{\"model\":\"{}\"}}", "m".repeat(MODEL_NAME_BYTES_MAX + 1));
+    let long_escaped = format!("{{\"model\":\"{}\"}}", "\\u0041".repeat(MODEL_NAME_BYTES_MAX + 1));
+    for (body, fault) in [
+        (r#"{"model":"a","model":"b"}"#, Duplicate("model")),
+        (r#"{"model":null,"model":"b"}"#, Duplicate("model")),
+        (r#"{"stream":true,"x":1,"stream":true}"#, Duplicate("stream")),
+        (r#"{"max_tokens":1,"max_tokens":1}"#, Duplicate("max_tokens")),
+        (r#"{"stream_options":{},"stream_options":{}}"#, Duplicate("stream_options")),
+        (
+            r#"{"stream_options":{"include_usage":true,"include_usage":false}}"#,
+            Duplicate("include_usage"),
+        ),
+        (r#"{"\u006dodel":"a"}"#, Escaped),
+        (r#"{"model":"a","stre\u0061m":true}"#, Escaped),
+        (r#"{"stream_options":{"include\u005fusage":true}}"#, Escaped),
+        (r#"{"model":"\ud800"}"#, Escaped),
+        (r#"{"model":3}"#, WrongType("model")),
+        (r#"{"model":["a"]}"#, WrongType("model")),
+        (r#"{"stream":1}"#, WrongType("stream")),
+        (r#"{"stream":"true"}"#, WrongType("stream")),
+        (r#"{"max_tokens":"5"}"#, WrongType("max_tokens")),
+        (r#"{"max_tokens":1e3}"#, WrongType("max_tokens")),
+        (r#"{"max_tokens":1.0}"#, WrongType("max_tokens")),
+        (r#"{"stream_options":true}"#, WrongType("stream_options")),
+        ("\u{feff}{}", NotUtf8),
+        (&deep, TooDeep),
+        (&long, ModelTooLong),
+        (&long_escaped, ModelTooLong),
+        (r#"{"temperature":NaN}"#, Malformed { offset: 15 }),
+        (r#"{"model":NaN}"#, Malformed { offset: 9 }),
+        (r#"{"model":"a"}}"#, Malformed { offset: 13 }),
+        (r#"{"model":"a""#, Malformed { offset: 12 }),
+        ("", Malformed { offset: 0 }),
+        ("{\"a\":\"\n\"}", Malformed { offset: 6 }),
+    ] {
+        assert_eq!(scan(body.as_bytes()), Err(fault), "{body}");
+    }
+    assert_eq!(scan(b"{\"a\":\"\xff\"}"), Err(NotUtf8));
+}
+
+#[test]
+fn a_model_written_with_escapes_is_read_as_every_parser_reads_it() {
+    // PHP's json_encode escapes slashes unless told not to.
+    let body = r#"{"model":"meta-llama\/Llama-3 \u00e9"}"#;
+    let facts = facts(body);
+    assert_eq!(facts.model.as_deref(), Some("meta-llama/Llama-3 é"));
+    assert_eq!(&body[facts.model_span.unwrap()], r#""meta-llama\/Llama-3 \u00e9""#);
+}
+
+#[test]
+fn refusals_name_the_key_or_the_place_and_never_the_content() {
+    let refusal = scan(br#"{"model":"a","model":"b"}"#).unwrap_err().refusal();
+    assert_eq!((refusal.status, refusal.code, refusal.close), (400, "duplicate_key", false));
+    assert!(refusal.message.contains("`model`"));
+    let refusal = scan(b"{\"secret\":x}").unwrap_err().refusal();
+    assert_eq!((refusal.status, refusal.code), (400, "invalid_json"));
+    assert!(refusal.message.contains("byte 10") && !refusal.message.contains("secret"));
+}
+
+/// JSON texts with white space and escapes in all places.
+fn any_json() -> impl Strategy<Value = String> {
+    let number = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        "-?(0|[1-9][0-9]{0,3})(\\.[0-9]{1,3})?([eE][+-]?[0-9])?",
+    ];
+    let leaf = prop_oneof![
+        prop::sample::select(vec!["null", "true", "false"]).prop_map(str::to_owned),
+        number,
+        any_string(),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        let member = (any_string(), inner.clone()).prop_map(|(k, v)| format!("{k}:{v}"));
+        prop_oneof![
+            prop::collection::vec(inner, 0..4).prop_map(|v| format!("[{}]", v.join(" ,"))),
+            prop::collection::vec(member, 0..4).prop_map(|v| format!("{{\n{}}}", v.join(", "))),
+        ]
+    })
+}
+
+fn any_string() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        "[a-z{}:,é你]{1,8}",
+        prop::sample::select(vec!["\\n", "\\\"", "\\\\", "\\u0041", "\\ud83d\\ude00", "model"])
+            .prop_map(str::to_owned),
+    ];
+    prop::collection::vec(piece, 0..6).prop_map(|pieces| format!("\"{}\"", pieces.concat()))
+}
+
+/// A top-level member: a watched key with a value that is often of its type, or any other.
+fn any_member() -> impl Strategy<Value = (String, String)> {
+    let flag = || prop::sample::select(vec!["true", "false", "null", "1"]).prop_map(str::to_owned);
+    let limit = || prop_oneof![any::<u64>().prop_map(|n| n.to_string()), Just("null".to_owned())];
+    let options = prop_oneof![
+        flag().prop_map(|f| format!("{{ \"include_usage\" :{f}}}")),
+        flag().prop_map(|f| format!("{{\"x\":[],\"include_usage\":{f} ,\"y\":1}}")),
+        Just("{}".to_owned()),
+    ];
+    prop_oneof![
+        any_string().prop_map(|v| ("\"model\"".to_owned(), v)),
+        flag().prop_map(|v| ("\"stream\"".to_owned(), v)),
+        options.prop_map(|v| ("\"stream_options\"".to_owned(), v)),
+        limit().prop_map(|v| ("\"max_tokens\"".to_owned(), v)),
+        limit().prop_map(|v| ("\"max_completion_tokens\"".to_owned(), v)),
+        (any_string(), any_json()),
+        ("\"[a-z_]{0,9}\"", any_json()),
+    ]
+}
+
+/// What the same body means to a parser that builds a tree and lets the last key win.
+fn agrees(facts: &RequestFacts<'_>, tree: &Value) {
+    let limit = |key: &str| tree[key].as_u64();
+    assert_eq!(facts.model.as_deref(), tree["model"].as_str());
+    assert_eq!(facts.stream, tree["stream"].as_bool());
+    assert_eq!(facts.include_usage, tree["stream_options"]["include_usage"] == Value::Bool(true));
+    let expected =
+        limit("max_tokens").or(limit("max_completion_tokens")).or(limit("max_output_tokens"));
+    assert_eq!(facts.max_tokens, expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// What is accepted means the same to a parser that builds a tree; what is refused is refused
+    /// for a reason that the tree shows.
+    #[test]
+    fn reads_what_a_full_parser_reads(
+        members in prop::collection::vec(any_member(), 0..6),
+        mutation in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+    ) {
+        let members: Vec<_> = members.iter().map(|(k, v)| format!("{k} : {v}")).collect();
+        let mut body = format!("{{{}}}", members.join(",\n")).into_bytes();
+        if let Some((place, byte)) = mutation {
+            let place = place.index(body.len());
+            body[place] = byte;
+        }
+        let tree = serde_json::from_slice::<Value>(&body);
+        match (scan(&body), tree) {
+            (Ok(facts), Ok(tree)) => agrees(&facts, &tree),
+            (Ok(_), Err(error)) => {
+                // Only what the grammar allows and a tree cannot hold: half a surrogate pair.
+                let grammar = serde_json::from_slice::<serde::de::IgnoredAny>(&body);
+                prop_assert!(grammar.is_ok(), "{}: {}", error, String::from_utf8_lossy(&body));
+            }
+            (Err(ScanFault::Malformed { .. } | ScanFault::NotUtf8), Ok(_)) => {
+                prop_assert!(false, "refused {}", String::from_utf8_lossy(&body));
+            }
+            (Err(_), _) => {}
+        }
+    }
+
+    /// A body whose watched keys are unique and well typed is never refused.
+    #[test]
+    fn plain_requests_pass(model in "[a-zA-Z0-9/._-]{1,40}", stream in any::<bool>(),
+        max in any::<u32>(), extra in any_json()) {
+        let body = format!(
+            "{{\"model\":\"{model}\",\"messages\":{extra},\"stream\":{stream},\"max_tokens\":{max}}}"
+        );
+        let facts = scan(body.as_bytes()).unwrap();
+        prop_assert_eq!(facts.model.as_deref(), Some(&model[..]));
+        prop_assert_eq!((facts.stream, facts.max_tokens), (Some(stream), Some(u64::from(max))));
+    }
+}

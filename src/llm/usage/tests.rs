@@ -1,0 +1,310 @@
+use super::*;
+use proptest::prelude::*;
+
+/// What an answer's bytes amount to: prompt, completion, total, cached, reasoning.
+type Tokens = (u64, u64, u64, Option<u64>, Option<u64>);
+
+fn fed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Option<Tokens>, Option<String>) {
+    let mut scan = UsageScan::default();
+    pieces.into_iter().for_each(|piece| scan.feed(piece));
+    let usage = scan.usage().map(|u| {
+        let sums = (u.prompt_tokens, u.completion_tokens, u.total_tokens);
+        (sums.0, sums.1, sums.2, u.cached_tokens, u.reasoning_tokens)
+    });
+    (usage, scan.upstream_id().map(str::to_owned))
+}
+
+/// Answers as the serialisers of the engines write them: name, bytes, usage, id.
+const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
+    (
+        "vLLM chat stream",
+        concat!(
+            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}"#,
+            "\n\n",
+            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"the \"usage\": {\"prompt_tokens\":9} of it"},"logprobs":null,"finish_reason":"stop"}]}"#,
+            "\n\n",
+            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1700000000,"model":"m","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3},"system_fingerprint":"vllm-0.32.0-1a2b3c4d"}"#,
+            "\n\ndata: [DONE]\n\n"
+        ),
+        Some((12, 3, 15, None, None)),
+        Some("chatcmpl-a"),
+    ),
+    (
+        "vLLM continuous usage is cumulative, the last counts",
+        concat!(
+            r#"data: {"id":"cmpl-a","choices":[{"index":0,"text":"a"}],"usage":{"prompt_tokens":12,"total_tokens":13,"completion_tokens":1}}"#,
+            "\n\n",
+            r#"data: {"id":"cmpl-a","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":64}}}"#,
+            "\n\n"
+        ),
+        Some((12, 3, 15, Some(64), None)),
+        Some("cmpl-a"),
+    ),
+    (
+        "vLLM chat body",
+        r#"{"id":"chatcmpl-b","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"service_tier":null,"usage":{"prompt_tokens":5,"total_tokens":9,"completion_tokens":4,"prompt_tokens_details":null,"completion_tokens_details":{"reasoning_tokens":2}},"prompt_logprobs":null}"#,
+        Some((5, 4, 9, None, Some(2))),
+        Some("chatcmpl-b"),
+    ),
+    (
+        "SGLang chat stream",
+        concat!(
+            r#"data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"tool_calls":[]}}],"usage":null}"#,
+            "\n\n",
+            r#"data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3,"prompt_tokens_details":null,"reasoning_tokens":0,"completion_tokens_details":null}}"#,
+            "\n\ndata: [DONE]\n\n"
+        ),
+        Some((12, 3, 15, None, Some(0))),
+        Some("a"),
+    ),
+    (
+        "SGLang completions: a null after the numbers takes nothing back",
+        r#"{"id":"x","usage": {"prompt_tokens": 1, "completion_tokens": 2, "reasoning_tokens": 1}} {"usage" : null}"#,
+        Some((1, 2, 3, None, Some(1))),
+        Some("x"),
+    ),
+    (
+        "TGI chat stream has an empty id",
+        concat!(
+            r#"data: {"object":"chat.completion.chunk","id":"","created":1,"model":"m","system_fingerprint":"3.3-native","choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"logprobs":null,"finish_reason":null}],"usage":null}"#,
+            "\n\n",
+            r#"data: {"object":"chat.completion.chunk","id":"","created":1,"model":"m","system_fingerprint":"3.3-native","choices":[],"usage":{"prompt_tokens":12,"completion_tokens":3,"total_tokens":15}}"#,
+            "\n\ndata: [DONE]\n\n"
+        ),
+        Some((12, 3, 15, None, None)),
+        None,
+    ),
+    (
+        "TGI completions: on the last chunk, with choices",
+        r#"data:{"object":"text_completion","id":"","created":1,"choices":[{"index":0,"text":"x","finish_reason":"length"}],"model":"m","usage":{"prompt_tokens":4,"completion_tokens":20,"total_tokens":24}}"#,
+        Some((4, 20, 24, None, None)),
+        None,
+    ),
+    (
+        "llama.cpp chat stream: usage before the timings, id late",
+        concat!(
+            r#"data: {"choices":[{"finish_reason":"stop","index":0,"delta":{}}],"created":1,"id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x","object":"chat.completion.chunk"}"#,
+            "\n\n",
+            r#"data: {"choices":[],"created":1,"id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x","object":"chat.completion.chunk","usage":{"completion_tokens":3,"prompt_tokens":12,"total_tokens":15,"prompt_tokens_details":{"cached_tokens":0}},"timings":{"prompt_n":12,"prompt_ms":1.5}}"#,
+            "\n\ndata: [DONE]\n\n"
+        ),
+        Some((12, 3, 15, Some(0), None)),
+        Some("chatcmpl-a"),
+    ),
+    (
+        "Ollama completions: zeros in every early chunk",
+        concat!(
+            r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"choices":[{"text":"a","index":0,"finish_reason":null}],"model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+            "\n\n",
+            r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"choices":[],"model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":26,"completion_tokens":5,"total_tokens":31}}"#,
+            "\n\ndata: [DONE]\n\n"
+        ),
+        Some((26, 5, 31, None, None)),
+        Some("cmpl-1"),
+    ),
+    (
+        "Ollama completions cut short: zeros are no usage",
+        r#"data: {"id":"cmpl-1","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+        None,
+        Some("cmpl-1"),
+    ),
+    (
+        "LocalAI before its fix: zeros, then the sum",
+        concat!(
+            r#"data: {"created":1,"object":"chat.completion.chunk","id":"u-1","model":"m","choices":[{"index":0,"finish_reason":"","delta":{"content":"a"}}],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+            "\r\n\r\n",
+            r#"data: {"created":1,"object":"chat.completion.chunk","id":"u-1","model":"m","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#,
+            "\r\n\r\n"
+        ),
+        Some((7, 2, 9, None, None)),
+        Some("u-1"),
+    ),
+    (
+        "embeddings of TEI, infinity, llama.cpp, Ollama",
+        r#"{"object":"list","data":[{"object":"embedding","embedding":[0.1,-2e-3],"index":0}],"model":"m","usage":{"prompt_tokens":8,"total_tokens":8}}"#,
+        Some((8, 0, 8, None, None)),
+        None,
+    ),
+    (
+        "embeddings of vLLM",
+        r#"{"id":"embd-1","object":"list","created":1,"model":"m","data":[],"usage":{"prompt_tokens":8,"total_tokens":8,"completion_tokens":0,"prompt_tokens_details":null}}"#,
+        Some((8, 0, 8, None, None)),
+        Some("embd-1"),
+    ),
+    (
+        "Responses",
+        concat!(
+            "event: response.created\n",
+            r#"data: {"type":"response.created","response":{"id":"resp_1","status":"in_progress","usage":null}}"#,
+            "\n\nevent: response.completed\n",
+            r#"data: {"type":"response.completed","response":{"id":"resp_1","tools":[{"parameters":{"properties":{"usage":{"type":"string"}}}}],"usage":{"input_tokens":30,"input_tokens_details":{"cached_tokens":16,"input_tokens_per_turn":[30]},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":4},"total_tokens":37},"user":null}}"#,
+            "\n\n"
+        ),
+        Some((30, 7, 37, Some(16), Some(4))),
+        Some("resp_1"),
+    ),
+    (
+        "Messages of llama.cpp: input first, output last",
+        concat!(
+            "event: message_start\n",
+            r#"data: {"type":"message_start","message":{"id":"msg_1","type":"message","usage":{"cache_read_input_tokens":90,"input_tokens":10,"output_tokens":0}}}"#,
+            "\n\nevent: message_delta\n",
+            r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":25}}"#,
+            "\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"
+        ),
+        Some((100, 25, 125, Some(90), None)),
+        Some("msg_1"),
+    ),
+    (
+        "Messages of Ollama: the first input is an estimate",
+        concat!(
+            r#"data: {"type":"message_start","message":{"id":"msg_2","usage":{"input_tokens":10,"output_tokens":0}}}"#,
+            "\n\n",
+            r#"data: {"type":"message_delta","usage":{"input_tokens":14,"output_tokens":3}}"#,
+            "\n\n"
+        ),
+        Some((14, 3, 17, None, None)),
+        Some("msg_2"),
+    ),
+    (
+        "transcriptions are paid by the second",
+        r#"{"text":"hello","usage":{"type":"duration","seconds":12}}"#,
+        None,
+        None,
+    ),
+    ("an error body", r#"{"error":{"message":"no","code":400}}"#, None, None),
+    ("a string value", r#"{"type":"usage","x":["usage"],"usage":"no"}"#, None, None),
+    (
+        "braces and quotes inside the object",
+        r#"{"usage":{"note":"}\"{\\","prompt_tokens":1,"more":{"a":[{}]},"completion_tokens":1}}"#,
+        Some((1, 1, 2, None, None)),
+        None,
+    ),
+];
+
+#[test]
+fn reads_every_dialect_cut_at_every_byte() {
+    for (name, answer, usage, id) in ANSWERS {
+        let bytes = answer.as_bytes();
+        let expected = (*usage, id.map(str::to_owned));
+        assert_eq!(fed([bytes]), expected, "{name}");
+        assert_eq!(fed(bytes.chunks(1)), expected, "{name} byte by byte");
+        for cut in 0..bytes.len() {
+            let (a, b) = bytes.split_at(cut);
+            assert_eq!(fed([a, b]), expected, "{name} cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_cannot_be_are_no_usage() {
+    for number in ["-1", "1.5", "1e3", "9007199254740993", "99999999999999999999999"] {
+        let body = format!("{{\"usage\":{{\"prompt_tokens\":{number},\"completion_tokens\":2}}}}");
+        assert_eq!(fed([body.as_bytes()]).0, None, "{number}");
+    }
+    // A name without a number is a number that is absent.
+    for value in ["null", "\"12\"", "{}", "true"] {
+        let body = format!("{{\"usage\":{{\"prompt_tokens\":{value},\"completion_tokens\":2}}}}");
+        assert_eq!(fed([body.as_bytes()]).0, Some((0, 2, 2, None, None)), "{value}");
+    }
+    // What is broken is not read half.
+    assert_eq!(fed([&b"{\"usage\":{\"prompt_tokens\":5,}}"[..]]).0, None);
+}
+
+#[test]
+fn an_object_without_end_is_given_up_at_the_limit() {
+    let endless = [&b"{\"usage\":{\"prompt_tokens\":5,\"x\":\""[..], &[b'a'; 100_000]].concat();
+    for piece in [1, 7, 4096, 100_000] {
+        let mut scan = UsageScan::default();
+        for piece in endless.chunks(piece) {
+            scan.feed(piece);
+            assert!(scan.begun.len() <= USAGE_OBJECT_BYTES_MAX);
+        }
+        assert_eq!(scan.usage(), None);
+        assert_eq!(scan.begun.capacity(), 0, "the memory is given back");
+        scan.feed(b"\"}}\n{\"usage\":{\"prompt_tokens\":1}}");
+        assert_eq!(scan.usage().map(|u| u.total_tokens), Some(1), "the search goes on");
+    }
+}
+
+#[test]
+fn the_largest_object_is_read_and_one_byte_more_is_not() {
+    for (extra, found) in [(0, true), (1, false)] {
+        let frame = "{\"prompt_tokens\":5,\"x\":\"\"}".len();
+        let filler = "a".repeat(USAGE_OBJECT_BYTES_MAX - frame + extra);
+        let body = format!("{{\"usage\":{{\"prompt_tokens\":5,\"x\":\"{filler}\"}}}}");
+        assert_eq!(fed([body.as_bytes()]).0.is_some(), found);
+        assert_eq!(fed(body.as_bytes().chunks(1000)).0.is_some(), found);
+    }
+}
+
+#[test]
+fn the_id_is_sought_near_the_start_only() {
+    let late = |n: usize| format!("{{\"x\":\"{}\",\"id\":\"late\"}}", "a".repeat(n));
+    assert_eq!(fed([late(900).as_bytes()]).1.as_deref(), Some("late"));
+    assert_eq!(fed([late(1100).as_bytes()]).1, None);
+    assert_eq!(fed(late(1100).as_bytes().chunks(3)).1, None);
+    for (answer, id) in [
+        (r#"{"id" : "a"}"#, Some("a")),
+        (r#"{"id":7,"x":{"id":"b"}}"#, Some("b")),
+        (r#"{"type":"id","id":"c"}"#, Some("c")),
+        (r#"{"id":"with space"}"#, None),
+        (r#"{"id":"esc\u0061ped"}"#, None),
+        ("{\"id\":\"\u{e9}\"}", None),
+        (r#"{"id":"unfinished"#, None),
+    ] {
+        assert_eq!(fed([answer.as_bytes()]).1.as_deref(), id, "{answer}");
+    }
+    let long = format!("{{\"id\":\"{}\"}}", "a".repeat(129));
+    assert_eq!(fed([long.as_bytes()]).1, None);
+}
+
+#[test]
+fn the_state_of_a_stream_is_small() {
+    assert!(std::mem::size_of::<UsageScan>() <= 128);
+}
+
+/// Pieces of answers, whole and broken.
+fn any_answer() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        prop::sample::select(ANSWERS).prop_map(|answer| answer.1.as_bytes().to_vec()),
+        prop::sample::select(vec![
+            "\"usage\"",
+            "\"usage",
+            "usage\"",
+            "\"",
+            ":",
+            " : ",
+            "{",
+            "}",
+            "{}",
+            "null",
+            "\\",
+            "\"id\"",
+            "\"id\":\"x\"",
+            "\"prompt_tokens\":3",
+            "\"input_tokens\":3",
+            "\"output_tokens\":-1",
+            ",",
+        ])
+        .prop_map(|piece| piece.as_bytes().to_vec()),
+        prop::collection::vec(any::<u8>(), 0..10),
+        Just(vec![b'a'; 5000]),
+    ];
+    prop::collection::vec(piece, 0..20).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    /// Whatever arrives, it is read the same however it was cut, and nothing panics.
+    #[test]
+    fn any_cut_gives_the_same(
+        answer in any_answer(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(answer.len() + 1)).collect();
+        cuts.extend([0, answer.len()]);
+        cuts.sort_unstable();
+        let pieces = cuts.windows(2).map(|pair| &answer[pair[0]..pair[1]]);
+        prop_assert_eq!(fed(pieces), fed([&answer[..]]));
+    }
+}
