@@ -1,1 +1,160 @@
-fn main(){}
+//! Arguments → plan → control plane → workers → wait for the end.
+
+#![forbid(unsafe_code)]
+
+use llmproxy::base::limits::FDS_RESERVED;
+use llmproxy::config::plan::Plan;
+use llmproxy::control::log::Reopen;
+use llmproxy::control::supervisor::{self, Control};
+use llmproxy::control::{log, signals, watchdog};
+use llmproxy::proxy::worker;
+use llmproxy::rt::listen;
+use llmproxy::state::stop::Stop;
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// All requests were finished.
+const DRAINED: u8 = 0;
+/// The proxy could not start.
+const CANNOT_START: u8 = 1;
+/// Requests were cut at the drain deadline.
+const CUT: u8 = 3;
+
+fn main() -> ExitCode {
+    let plan = Arc::new(match llmproxy::cli::run() {
+        Ok(plan) => plan,
+        Err(code) => return code,
+    });
+    let reopen = (Reopen::default(), Reopen::default());
+    let _log = match log::start(&plan.log, reopen.0.clone()) {
+        Ok(guard) => guard,
+        Err(error) => return cannot_start(&error),
+    };
+    match serve(&plan, reopen) {
+        Ok(true) => ExitCode::from(DRAINED),
+        Ok(false) => ExitCode::from(CUT),
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            cannot_start(&error)
+        }
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "the log may be a file: whoever started us reads this")]
+fn cannot_start(error: &str) -> ExitCode {
+    eprintln!("llmproxy: {error}");
+    ExitCode::from(CANNOT_START)
+}
+
+/// Runs until the workers are done. True when nothing was cut.
+fn serve(plan: &Arc<Plan>, (events, access): (Reopen, Reopen)) -> Result<bool, String> {
+    let connections_max = connections_max(plan)?;
+    let (listeners, address) = bind_all(plan.server.listen, plan.server.workers)?;
+    let metrics = match plan.metrics.as_ref().and_then(|m| m.listen) {
+        None => None,
+        Some(wanted) => {
+            let (mut bound, address) = bind_all(wanted, 1)?;
+            tracing::info!(addr = %address, "metrics");
+            bound.pop()
+        }
+    };
+    let stop = Arc::new(Stop::default());
+    signals::start(Arc::clone(&stop), plan.server.drain_timeout, vec![events, access.clone()])
+        .map_err(|e| format!("signals: {e}"))?;
+    let mut control = supervisor::start(plan, &stop, metrics, access)?;
+    let workers = start_workers(plan, &mut control, &stop, listeners, connections_max)?;
+    tracing::info!(addr = %address, workers = plan.server.workers, connections_max, "listening");
+    let mut drained = true;
+    for worker in workers {
+        // A worker that panicked outside a connection leaves a listener that nobody serves.
+        drained &= worker.join().unwrap_or_else(|_| std::process::abort());
+    }
+    tracing::info!(drained, "stopped");
+    control.finish();
+    Ok(drained)
+}
+
+fn start_workers(
+    plan: &Arc<Plan>,
+    control: &mut Control,
+    stop: &Arc<Stop>,
+    listeners: Vec<OwnedFd>,
+    connections_max: usize,
+) -> Result<Vec<JoinHandle<bool>>, String> {
+    let (ready, started) = crossbeam_channel::bounded(listeners.len());
+    let mailboxes = std::mem::take(&mut control.mailboxes);
+    let mut threads = Vec::new();
+    let mut heartbeats = Vec::new();
+    for (index, (listener, mailbox)) in listeners.into_iter().zip(mailboxes).enumerate() {
+        let heartbeat = Arc::new(AtomicU64::new(0));
+        heartbeats.push(Arc::clone(&heartbeat));
+        let cpus = &plan.server.cpu_affinity;
+        let start = worker::Start {
+            index,
+            cpu: cpus.get(index % cpus.len().max(1)).copied(),
+            plan: Arc::clone(plan),
+            fleet: Arc::clone(&control.fleet),
+            listener,
+            connections_max: (connections_max / plan.server.workers).max(1),
+            stop: Arc::clone(stop),
+            mailbox,
+            pages: control.pages.clone(),
+            heartbeat,
+            usage: control.usage.clone(),
+            access: control.access.clone(),
+            seed: getrandom::u64().map_err(|e| format!("no randomness: {e}"))?,
+            ready: ready.clone(),
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        let thread = thread.spawn(move || worker::run(start));
+        threads.push(thread.map_err(|e| format!("worker {index}: {e}"))?);
+    }
+    let mut drivers = Vec::new();
+    for _ in &threads {
+        let driver = started.recv().map_err(|_| "a worker died at start".to_owned())?;
+        drivers.push(driver.map_err(|e| format!("a worker cannot start: {e}"))?);
+    }
+    tracing::info!(?drivers, "workers run");
+    let _ = control.drivers.set(drivers);
+    watchdog::start(heartbeats, Arc::clone(stop)).map_err(|e| format!("watchdog: {e}"))?;
+    Ok(threads)
+}
+
+/// Binds a listener per worker to one address; with port 0 all share the port that the first got.
+fn bind_all(wanted: SocketAddr, count: usize) -> Result<(Vec<OwnedFd>, SocketAddr), String> {
+    let named = |e: std::io::Error| format!("listen on {wanted}: {e}");
+    let first = listen::bind(wanted).map_err(named)?;
+    let address = listen::local_address(&first).map_err(named)?;
+    let mut listeners = vec![first];
+    for _ in 1..count {
+        listeners.push(listen::bind(address).map_err(named)?);
+    }
+    Ok((listeners, address))
+}
+
+/// Raises the limit of open files to what is allowed, and derives from it how many clients fit:
+/// each may need a second descriptor towards a backend.
+fn connections_max(plan: &Plan) -> Result<usize, String> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+        }
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
+    let fit = files.saturating_sub(FDS_RESERVED) / 2;
+    match plan.server.max_connections {
+        _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),
+        Some(asked) if asked > fit => {
+            tracing::warn!(asked, fit, "max_connections is cut to what the open files allow");
+            Ok(fit)
+        }
+        Some(asked) => Ok(asked),
+        None => Ok(fit),
+    }
+}

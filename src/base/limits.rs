@@ -60,6 +60,10 @@ pub const CONNECT_TRIES_MAX: usize = 3;
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
+/// Scrapes that wait for a metrics page. Beyond: 503.
+pub const METRICS_PAGES_WAITING_MAX: usize = 16;
+/// File descriptors that are not for clients and backends: listeners, rings, logs, reporters.
+pub const FDS_RESERVED: usize = 64;
 
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(BUFFER_BYTES <= HEAD_BYTES_MAX);

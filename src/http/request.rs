@@ -59,6 +59,20 @@ impl Method {
         })
     }
 
+    /// The method as text, from a fixed set: `OTHER` for what has no name here.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
+            Method::Other => "OTHER",
+        }
+    }
+
     /// True when a body of the request has a meaning (RFC 9110 §9.3). Elsewhere servers disagree
     /// whether they read one.
     fn takes_body(self) -> bool {

@@ -4,22 +4,17 @@
 use super::client::Client;
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
-use crate::http::write::{own_head, OwnHead};
+use crate::http::head::Version;
+use crate::http::write::{self, OwnResponse};
 use crate::rt::buffer::Buffer;
 use std::io::IoSlice;
 
-/// An answer of ours.
-pub struct Answer<'a> {
-    /// Status code.
-    pub status: u16,
-    /// Content-Type.
-    pub content_type: &'a str,
-    /// The body.
-    pub body: &'a [u8],
-    /// Seconds of a `Retry-After`.
-    pub retry_after: Option<u32>,
+/// What an own answer has in common with all others of its request.
+pub struct Frame<'a> {
     /// `x-request-id`.
     pub request_id: &'a str,
+    /// The client's version.
+    pub version: Version,
     /// The connection closes after it.
     pub close: bool,
     /// The request was a HEAD: the head alone is sent.
@@ -27,59 +22,54 @@ pub struct Answer<'a> {
 }
 
 /// Sends an answer.
-pub async fn send(client: &Client, answer: &Answer<'_>) -> Result<(), Fault> {
+pub async fn send(
+    client: &Client,
+    frame: &Frame<'_>,
+    status: u16,
+    content_type: &str,
+    body: &[u8],
+) -> Result<(), Fault> {
     let mut head = Buffer::take();
-    own_head(
-        &mut head,
-        &OwnHead {
-            status: answer.status,
-            content_type: answer.content_type,
-            content_length: answer.body.len() as u64,
-            retry_after: answer.retry_after,
-            request_id: answer.request_id,
-            close: answer.close,
-        },
-    );
-    let body = if answer.head_only { &[] } else { answer.body };
+    write_head(&mut head, frame, (status, content_type), body.len(), &[]);
+    let body = if frame.head_only { &[] } else { body };
     client.send(&mut [IoSlice::new(&head), IoSlice::new(body)]).await
 }
 
 /// Sends a refusal as the JSON error object that OpenAI clients read.
-pub async fn refuse(
-    client: &Client,
-    refusal: &Refusal,
-    request_id: &str,
-    close: bool,
-    head_only: bool,
-) -> Result<(), Fault> {
-    let mut body = Buffer::take();
-    crate::llm::error::write_body(refusal, &mut body);
-    let answer = Answer {
-        status: refusal.status,
-        content_type: "application/json",
-        body: &body,
-        retry_after: refusal.retry_after,
-        request_id,
-        close,
-        head_only,
-    };
-    send(client, &answer).await
+pub async fn refuse(client: &Client, frame: &Frame<'_>, refusal: &Refusal) -> Result<(), Fault> {
+    let mut bytes = Buffer::take();
+    write_refusal(&mut bytes, frame, refusal);
+    client.send(&mut [IoSlice::new(&bytes)]).await
 }
 
-/// A whole refusal, for a connection that never becomes a client.
-pub fn refusal_bytes(out: &mut Vec<u8>, refusal: &Refusal, request_id: &str) {
+/// Writes a refusal, head and body.
+pub fn write_refusal(out: &mut Vec<u8>, frame: &Frame<'_>, refusal: &Refusal) {
     let mut body = Buffer::take();
     crate::llm::error::write_body(refusal, &mut body);
-    own_head(
-        out,
-        &OwnHead {
-            status: refusal.status,
-            content_type: "application/json",
-            content_length: body.len() as u64,
-            retry_after: refusal.retry_after,
-            request_id,
-            close: true,
-        },
-    );
-    out.extend_from_slice(&body);
+    let seconds = refusal.retry_after.map(|s| s.to_string());
+    let retry_after = seconds.as_deref().map(|s| ("Retry-After", s));
+    let kind = (refusal.status, "application/json");
+    write_head(out, frame, kind, body.len(), retry_after.as_slice());
+    if !frame.head_only {
+        out.extend_from_slice(&body);
+    }
+}
+
+fn write_head(
+    out: &mut Vec<u8>,
+    frame: &Frame<'_>,
+    (status, content_type): (u16, &str),
+    body_len: usize,
+    fields: &[(&str, &str)],
+) {
+    let own = OwnResponse {
+        status,
+        content_type,
+        body_len: body_len as u64,
+        fields,
+        client: frame.version,
+        close: frame.close,
+        request_id: frame.request_id,
+    };
+    write::own(out, &own);
 }

@@ -3,7 +3,7 @@
 
 use super::admit::path::{self, Kind};
 use super::admit::body;
-use super::answer::{self, Answer};
+use super::answer::{self, Frame};
 use super::client::Client;
 use super::receive::{self, Received, Request};
 use super::relay::copy::{self, relay};
@@ -22,10 +22,11 @@ use crate::config::plan::OnClientAbort;
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::request::Method;
-use crate::http::write::{self, OutFraming};
+use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::rt::buffer::Buffer;
 use crate::rt::socket::Socket;
 use crate::state::meters::Phase;
+use crate::state::scrape::PAGE_CONTENT_TYPE;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -72,7 +73,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request)
     }
     let _active = w.enter_request();
     identify(w, client, request);
-    let path = request.head.path.of(client.bytes());
+    let path = request.head.path(client.bytes());
     request.path_label = path::label(path);
     let kind = path::classify(path, request.head.method, &w.plan);
     // A body that nobody will look at is read all the same when it is small: the connection lives.
@@ -110,18 +111,33 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.id = theirs.unwrap_or(request.unique_id);
     request.started_unix_ms = crate::base::clock::unix_ms();
+    // The head is gone when the request is settled; its capacity here is not.
+    request.path.push_str(std::str::from_utf8(request.head.path(client.bytes())).unwrap_or("?"));
+    request.method = request.head.method.as_str();
 }
 
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
 /// no unread body is in the way.
 async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal: Refusal) -> Next {
     let unread = request.has_body() && request.wire_len == request.head_len;
-    let close =
-        refusal.close || unread || !request.head.keep_alive || w.patrol.is_draining();
-    let head_only = request.head.method == Method::Head;
-    let sent = answer::refuse(client, &refusal, request.id.as_str(), close, head_only).await;
+    let frame = frame(w, request, refusal.close || unread);
+    let sent = answer::refuse(client, &frame, &refusal).await;
+    let next = after(sent, frame.close);
     request.release_body(client);
     settle(w, request, Story::refused(&refusal));
+    next
+}
+
+fn frame<'a>(w: &Worker, request: &'a Request, close: bool) -> Frame<'a> {
+    Frame {
+        request_id: request.id.as_str(),
+        version: request.head.version,
+        close: close || !request.head.keep_alive || w.patrol.is_draining(),
+        head_only: request.head.method == Method::Head,
+    }
+}
+
+fn after(sent: Result<(), Fault>, close: bool) -> Next {
     match (sent, close) {
         (Err(_), _) => Next::Close,
         (Ok(()), true) => Next::CloseGently,
@@ -131,48 +147,35 @@ async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal:
 
 /// `/health`, `/ready` and the metrics page.
 async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind: Kind) -> Next {
-    let mut content_type = "text/plain; charset=utf-8";
+    const TEXT: &str = "text/plain; charset=utf-8";
     let draining = w.patrol.is_draining();
     let page;
-    let (status, text): (u16, &[u8]) = match kind {
-        Kind::Ready if draining => (503, b"draining\n"),
-        Kind::Ready if !w.fleet.any_healthy() => (503, b"no healthy backend\n"),
+    let (status, content_type, body): (u16, &str, &[u8]) = match kind {
+        Kind::Ready if draining => (503, TEXT, b"draining\n"),
+        Kind::Ready if !w.fleet.any_healthy() => (503, TEXT, b"no healthy backend\n"),
         Kind::Metrics => match w.metrics_page(client).await {
-            Some(text) => {
-                content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                page = text;
-                (200, page.as_slice())
+            Some(made) => {
+                page = made;
+                (200, PAGE_CONTENT_TYPE, page.as_slice())
             }
-            None => (503, b"metrics are not available\n"),
+            None => (503, TEXT, b"the metrics page is not available\n"),
         },
-        _ => (200, b"OK\n"),
+        _ => (200, TEXT, b"OK\n"),
     };
-    let close = !request.head.keep_alive || draining;
-    let answer = Answer {
-        status,
-        content_type,
-        body: text,
-        retry_after: None,
-        request_id: request.id.as_str(),
-        close,
-        head_only: request.head.method == Method::Head,
-    };
-    let sent = answer::send(client, &answer).await;
+    let frame = frame(w, request, request.has_body() && request.wire_len == request.head_len);
+    let sent = answer::send(client, &frame, status, content_type, body).await;
+    let next = after(sent, frame.close);
     request.release_body(client);
-    match (sent, close) {
-        (Err(_), _) => Next::Close,
-        (Ok(()), true) => Next::CloseGently,
-        (Ok(()), false) => Next::Request,
-    }
+    next
 }
 
 /// The way of a request that is for a backend.
 async fn forward(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
     match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
         Ok(facts) => {
-            let (model, stream) = (facts.model.unwrap_or_default().to_owned(), facts.stream);
-            request.model = model;
-            request.stream = stream.unwrap_or(false);
+            let model = facts.model.map(|m| m.into_owned());
+            request.stream = facts.stream.unwrap_or(false);
+            request.model = model.unwrap_or_default();
         }
         Err(refusal) => return refuse(w, client, request, refusal).await,
     }
@@ -188,19 +191,14 @@ async fn forward(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> 
         }
         Err(Failure::Broke(fault)) => {
             let refusal = fault.refusal();
-            let close = refusal.close || !request.head.keep_alive || w.patrol.is_draining();
-            let head_only = request.head.method == Method::Head;
-            let sent =
-                answer::refuse(client, &refusal, request.id.as_str(), close, head_only).await;
+            let frame = frame(w, request, refusal.close);
+            let sent = answer::refuse(client, &frame, &refusal).await;
+            let next = after(sent, frame.close);
             request.release_body(client);
             story.status = refusal.status;
             story.ending = Ending::Fault(fault);
             settle(w, request, story);
-            match (sent, close) {
-                (Err(_), _) => Next::Close,
-                (Ok(()), true) => Next::CloseGently,
-                (Ok(()), false) => Next::Request,
-            }
+            next
         }
     }
 }
@@ -237,7 +235,10 @@ async fn try_backends(
             result = exchange(w, client, request, backend, true).await;
         }
         match result {
-            Ok(exchange) => return Ok(exchange),
+            Ok(exchange) => {
+                story.fallback = tried.len() > 1;
+                return Ok(exchange);
+            }
             Err(fault) => {
                 w.count_fault(Some(backend), fault);
                 last = Failure::Broke(fault);
@@ -268,21 +269,19 @@ async fn deliver(
     let backend = story.backend.unwrap_or_default();
     let Some(plan) = w.backend(backend) else { return Next::Close };
     let response = &request.response;
-    let framing = outbound(response.framing, request.head.version);
+    let framing = outbound(response, request.head.version);
     let close = !request.head.keep_alive
         || framing == OutFraming::UntilClose
         || w.is_crowded()
         || w.patrol.is_draining();
     let mut head = Buffer::take();
-    write::response(
-        &mut head,
-        response,
-        &bytes,
-        request.head.version,
+    let how = ForwardResponse {
+        client: request.head.version,
         framing,
         close,
-        request.id.as_str(),
-    );
+        request_id: request.id.as_str(),
+    };
+    write::response(&mut head, response, &bytes, &how);
     let event_stream = response.event_stream;
     story.status = response.status;
     story.event_stream = event_stream;

@@ -13,6 +13,7 @@ use crate::http::framing::Framing;
 use crate::http::head::Parse;
 use crate::http::request::RequestHead;
 use crate::http::response::ResponseHead;
+use crate::http::write;
 use crate::rt::patrol::Alarm;
 use std::io::IoSlice;
 use std::time::Instant;
@@ -34,6 +35,10 @@ pub struct Request {
     pub id: RequestId,
     /// Label of the path in metrics and records, from a fixed set.
     pub path_label: &'static str,
+    /// Path without its query (a query may carry a key), as sent.
+    pub path: String,
+    /// The method, for records.
+    pub method: &'static str,
     /// The model asked for; empty when the request has none that we read.
     pub model: String,
     /// The client asked for a stream.
@@ -56,6 +61,8 @@ impl Request {
             unique_id: id,
             id,
             path_label: "",
+            path: String::new(),
+            method: "",
             model: String::new(),
             stream: false,
             started: Instant::now(),
@@ -70,6 +77,7 @@ impl Request {
         self.head_len = 0;
         self.wire_len = 0;
         self.path_label = "other";
+        self.path.clear();
         self.model.clear();
         self.stream = false;
         self.decoded = None;
@@ -151,7 +159,7 @@ pub async fn body(
         _ => {}
     }
     if request.head.expect_continue && client.bytes().len() <= request.head_len {
-        let mut go_on = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
+        let mut go_on = [IoSlice::new(write::CONTINUE)];
         if client.send(&mut go_on).await.is_err() {
             return Ok(Received::Closed);
         }

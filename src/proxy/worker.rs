@@ -1,6 +1,7 @@
 //! One worker: a thread on a CPU of its own, a ring, a listener, and all that its connections
 //! share. Nothing here is shared with another worker but what `state` holds.
 
+use super::answer::{write_refusal, Frame};
 use super::connection;
 use super::route::round_robin::RoundRobin;
 use super::upstream::pool::{Pool, PoolLimits};
@@ -8,6 +9,7 @@ use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
 use crate::base::refusal::Refusal;
 use crate::config::plan::{Backend, Plan};
+use crate::http::head::Version;
 use crate::proxy::client::Client;
 use crate::rt;
 use crate::rt::buffer::Buffer;
@@ -287,7 +289,13 @@ fn turn_away(socket: &Socket, id: RequestId) {
     let refusal = Refusal::closing(503, "overloaded", "The proxy has no room for a connection.")
         .with_retry_after(1);
     let mut bytes = Buffer::take();
-    super::answer::refusal_bytes(&mut bytes, &refusal, id.as_str());
+    let frame = Frame {
+        request_id: id.as_str(),
+        version: Version::Http11,
+        close: true,
+        head_only: false,
+    };
+    write_refusal(&mut bytes, &frame, &refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);
     socket.shutdown(std::net::Shutdown::Write);
 }

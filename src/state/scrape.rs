@@ -59,5 +59,8 @@ impl Scraper {
     }
 }
 
+/// Content-Type of the page.
+pub const PAGE_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// A worker's wish for the rendered metrics page; answered by the control plane's metrics thread.
 pub type PageRequest = futures_channel::oneshot::Sender<Vec<u8>>;

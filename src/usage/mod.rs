@@ -1,1 +1,4 @@
-//! (under construction)
+//! stub
+pub mod record;
+pub mod outbox;
+pub mod deliver;

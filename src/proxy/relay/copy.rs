@@ -7,7 +7,7 @@ use super::Outcome;
 use crate::base::fault::Fault;
 use crate::base::limits::SLICES_PER_SEND_MAX;
 use crate::config::plan::Backend;
-use crate::http::write::{chunk_header, OutFraming};
+use crate::http::write::{chunk_header, OutFraming, LAST_CHUNK};
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
@@ -15,8 +15,6 @@ use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
 use std::io::{self, IoSlice};
 
-/// The end of a chunked body without trailers.
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Parts of one send beside the slices: head, chunk header, line end, last chunk.
 const EXTRA_PARTS: usize = 4;
 
@@ -132,7 +130,7 @@ impl Flow<'_> {
         let mut used = 0;
         let length = slices.len();
         let as_chunk = self.is_chunked() && length > 0;
-        let header = if as_chunk { chunk_header(&mut size, length as u64) } else { &[] };
+        let header = if as_chunk { chunk_header(&mut size, length) } else { &[] };
         let data = slices.ranges().iter().map(|r| input.get(r.clone()).unwrap_or_default());
         let line_end: &[u8] = if as_chunk { b"\r\n" } else { &[] };
         let end: &[u8] = if self.is_chunked() && self.finished { LAST_CHUNK } else { &[] };
@@ -183,7 +181,7 @@ impl Flow<'_> {
             let mut event = Buffer::take();
             crate::llm::error::write_event(&fault.refusal(), &mut event);
             let mut size = [0u8; 18];
-            let header = chunk_header(&mut size, event.len() as u64);
+            let header = chunk_header(&mut size, event.len());
             let mut parts = [IoSlice::new(header), IoSlice::new(&event), IoSlice::new(b"\r\n")];
             // Best effort: the stream is broken either way.
             let _ = self.client.send(&mut parts).await;

@@ -5,6 +5,7 @@ use crate::base::limits::{HEAD_BYTES_MAX, SLICES_PER_SEND_MAX};
 use crate::http::chunked::{ChunkDecoder, Piece};
 use crate::http::framing::ResponseFraming;
 use crate::http::head::Version;
+use crate::http::response::ResponseHead;
 use crate::http::write::OutFraming;
 use std::ops::Range;
 
@@ -124,12 +125,14 @@ fn decode_chunks(
 }
 
 /// How the body goes out: as it came where the client can read that.
-pub fn outbound(framing: ResponseFraming, client: Version) -> OutFraming {
-    match (framing, client) {
-        (ResponseFraming::None, _) => OutFraming::None,
-        (ResponseFraming::Length(n), _) => OutFraming::Length(n),
+pub fn outbound(response: &ResponseHead, client: Version) -> OutFraming {
+    match (response.framing, response.content_length, client) {
+        // The answer to a HEAD says how long the body would have been (RFC 9110 section 8.6).
+        (ResponseFraming::None, Some(n), _) => OutFraming::Length(n),
+        (ResponseFraming::None, None, _) => OutFraming::None,
+        (ResponseFraming::Length(n), _, _) => OutFraming::Length(n),
         // RFC 9112 section 6.1: never chunks to an HTTP/1.0 client.
-        (_, Version::Http10) => OutFraming::UntilClose,
-        (_, Version::Http11) => OutFraming::Chunked,
+        (_, _, Version::Http10) => OutFraming::UntilClose,
+        (_, _, Version::Http11) => OutFraming::Chunked,
     }
 }

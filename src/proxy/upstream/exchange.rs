@@ -93,6 +93,8 @@ async fn send(
             drop: w.credential_fields(),
             set: &plan.headers,
             client_ip: &client.peer_text,
+            client_scheme: "http",
+            trust_forwarded: false,
         },
     );
     let mut slices = [IoSlice::new(&head), IoSlice::new(body)];

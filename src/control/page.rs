@@ -1,0 +1,130 @@
+//! The thread that makes metrics pages, and, where the configuration gives the page an address of
+//! its own, the listener that serves it.
+
+use super::metrics::{render, Facts};
+use crate::base::limits::HEAD_BYTES_MAX;
+use crate::http::head::{Parse, Version};
+use crate::http::request::{Method, RequestHead};
+use crate::http::write::{self, OwnResponse};
+use crate::rt::buffer::Buffer;
+use crate::rt::guard::guarded;
+use crate::rt::listen::{accept_loop, Arrival};
+use crate::rt::patrol::{Alarm, Patrol, Post};
+use crate::state::scrape::{PageRequest, PAGE_CONTENT_TYPE};
+use crossbeam_channel::{Receiver, Sender};
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A scraper sends its request and takes its page within so long.
+const SCRAPE_TIME: Duration = Duration::from_secs(10);
+
+/// Starts the thread that answers requests for the page. It ends when all senders are gone.
+pub fn start(
+    requests: Receiver<PageRequest>,
+    collect: impl Fn() -> Facts + Send + 'static,
+) -> io::Result<()> {
+    std::thread::Builder::new().name("metrics".into()).spawn(move || {
+        for reply in requests {
+            // A scraper that left meanwhile needs no page.
+            if !reply.is_canceled() {
+                let _ = reply.send(render(collect()).into_bytes());
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Serves the page on a listener of its own, on the current ring, until the patrol drains.
+pub async fn serve(
+    listener: OwnedFd,
+    patrol: Rc<Patrol>,
+    path: String,
+    pages: Sender<PageRequest>,
+) {
+    let path: Rc<str> = path.into();
+    accept_loop(listener, &patrol, |arrival| {
+        let Arrival::Client(socket, _) = arrival else { return };
+        let Ok(post) = patrol.watch(socket) else { return };
+        let (path, pages) = (Rc::clone(&path), pages.clone());
+        crate::rt::spawn(async move {
+            guarded(async move {
+                post.arm(SCRAPE_TIME);
+                // Whatever the end is, the connection closes: scrapes are rare.
+                let _ = one_scrape(&post, &path, &pages).await;
+            })
+            .await;
+        });
+    })
+    .await;
+}
+
+async fn one_scrape(post: &Post, path: &str, pages: &Sender<PageRequest>) -> Result<(), Alarm> {
+    let mut bytes = Buffer::take();
+    let mut head = RequestHead::default();
+    let (status, body) = loop {
+        match head.parse(&bytes, HEAD_BYTES_MAX) {
+            Err(refusal) => break (refusal.status, Vec::new()),
+            Ok(Parse::Done { .. }) => break answer(post, &head, &bytes, path, pages).await?,
+            Ok(Parse::Partial) => {}
+        }
+        post.attended(post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
+        if bytes.len() == bytes.capacity() {
+            bytes.reserve(HEAD_BYTES_MAX);
+        }
+        match post.socket().try_recv(&mut bytes) {
+            Ok(0) => return Err(Alarm::Gone),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(Alarm::Gone),
+            _ => {}
+        }
+    };
+    let mut out = Buffer::take();
+    let own = OwnResponse {
+        status,
+        content_type: if status == 200 { PAGE_CONTENT_TYPE } else { "text/plain" },
+        body_len: body.len() as u64,
+        fields: &[],
+        client: Version::Http11,
+        close: true,
+        request_id: "",
+    };
+    write::own(&mut out, &own);
+    if head.method != Method::Head {
+        out.extend_from_slice(&body);
+    }
+    let mut rest = out.as_slice();
+    while !rest.is_empty() {
+        match post.socket().try_send(&[IoSlice::new(rest)]) {
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                post.attended(post.socket().writable()).await?.map_err(|_| Alarm::Gone)?;
+            }
+            Err(_) => return Err(Alarm::Gone),
+        }
+    }
+    Ok(())
+}
+
+async fn answer(
+    post: &Post,
+    head: &RequestHead,
+    bytes: &[u8],
+    path: &str,
+    pages: &Sender<PageRequest>,
+) -> Result<(u16, Vec<u8>), Alarm> {
+    if head.path.of(bytes) != path.as_bytes() {
+        return Ok((404, b"not here\n".to_vec()));
+    }
+    if !matches!(head.method, Method::Get | Method::Head) {
+        return Ok((405, b"GET and HEAD only\n".to_vec()));
+    }
+    let (reply, page) = futures_channel::oneshot::channel();
+    if pages.try_send(reply).is_err() {
+        return Ok((503, b"too many scrapes at a time\n".to_vec()));
+    }
+    match post.attended(page).await? {
+        Ok(page) => Ok((200, page)),
+        Err(_) => Ok((503, b"stopping\n".to_vec())),
+    }
+}

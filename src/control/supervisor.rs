@@ -1,0 +1,158 @@
+//! Starts the control plane and ends it: fleet, resolver, probes, pages, logs, reporters.
+
+use super::log::Reopen;
+use super::metrics::Facts;
+use super::{access, health, page, resolve, tls};
+use crate::base::limits::{ACCESS_LINES_MAX, METRICS_PAGES_WAITING_MAX};
+use crate::config::plan::Plan;
+use crate::rt::patrol::{Patrol, TICK};
+use crate::rt::ring::Ring;
+use crate::state::fleet::Fleet;
+use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
+use crate::state::stop::{Phase, Stop};
+use crate::usage::deliver::Delivery;
+use crate::usage::outbox::Outbox;
+use crossbeam_channel::{bounded, Receiver, Sender};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The start waits so long for names to resolve for the first time; then it serves with what is
+/// known.
+const FIRST_RESOLVE_WAIT: Duration = Duration::from_secs(1);
+/// What is queued for the reporters at the end gets so long to be delivered.
+const FLUSH_TIME: Duration = Duration::from_secs(10);
+
+/// The control plane, running.
+pub struct Control {
+    /// The backends.
+    pub fleet: Arc<Fleet>,
+    /// Requests for the metrics page.
+    pub pages: Sender<PageRequest>,
+    /// A mailbox for each worker.
+    pub mailboxes: Vec<Mailbox>,
+    /// Where workers put usage records.
+    pub usage: Option<Outbox>,
+    /// Where workers put access records.
+    pub access: Option<Outbox>,
+    /// The drivers of the workers, once they are known.
+    pub drivers: Arc<OnceLock<Vec<&'static str>>>,
+    delivery: Option<Delivery>,
+    access_writer: Option<JoinHandle<()>>,
+}
+
+/// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one.
+/// An error is a line for a person.
+pub fn start(
+    plan: &Arc<Plan>,
+    stop: &Arc<Stop>,
+    metrics: Option<OwnedFd>,
+    reopen: Reopen,
+) -> Result<Control, String> {
+    let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
+    let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
+    let (scraper, mailboxes) = mailboxes(plan.server.workers);
+    let delivery = match plan.usage.reporters.is_empty() {
+        true => None,
+        false => Some(Delivery::start(plan).map_err(thread_error)?),
+    };
+    let (access, access_writer) = match &plan.log.access {
+        None => (None, None),
+        Some(log) => {
+            let (outbox, records) = Outbox::bounded(ACCESS_LINES_MAX);
+            let writer = access::start(log, Arc::clone(plan), records, reopen)?;
+            (Some(outbox), Some(writer))
+        }
+    };
+    let (pages, page_requests) = bounded(METRICS_PAGES_WAITING_MAX);
+    let drivers = Arc::new(OnceLock::new());
+    let collect = {
+        let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
+        let counters = delivery.as_ref().map(Delivery::counters);
+        let access = access.clone();
+        move || {
+            let (meters, silent_workers) = scraper.collect();
+            Facts {
+                meters,
+                silent_workers,
+                drivers: drivers.get().cloned().unwrap_or_default(),
+                fleet: Arc::clone(&fleet),
+                plan: Arc::clone(&plan),
+                delivery: counters.clone(),
+                access_dropped: access.as_ref().map_or(0, Outbox::dropped),
+            }
+        }
+    };
+    page::start(page_requests, collect).map_err(thread_error)?;
+    start_ring(plan, &fleet, stop, metrics, pages.clone())?;
+    // Not an error when it takes longer: names that come later are used when they come.
+    let _ = resolved.recv_timeout(FIRST_RESOLVE_WAIT);
+    let usage = delivery.as_ref().map(Delivery::outbox);
+    Ok(Control { fleet, pages, mailboxes, usage, access, drivers, delivery, access_writer })
+}
+
+fn thread_error(error: std::io::Error) -> String {
+    format!("a thread cannot be started: {error}")
+}
+
+/// The control plane's own ring: probes, and the listener of the metrics page.
+fn start_ring(
+    plan: &Arc<Plan>,
+    fleet: &Arc<Fleet>,
+    stop: &Arc<Stop>,
+    metrics: Option<OwnedFd>,
+    pages: Sender<PageRequest>,
+) -> Result<(), String> {
+    if plan.health_check.is_none() && metrics.is_none() {
+        return Ok(());
+    }
+    let (plan, fleet, stop) = (Arc::clone(plan), Arc::clone(fleet), Arc::clone(stop));
+    let (ready, started): (Sender<Result<(), String>>, Receiver<_>) = bounded(1);
+    let body = move || {
+        let ring = Ring::build().map_err(|e| format!("no ring for the control plane: {e}"));
+        let mut ring = match ring {
+            Ok(ring) => ring,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        ring.block_on(async move {
+            let patrol = match Patrol::start() {
+                Ok(patrol) => patrol,
+                Err(error) => return drop(ready.send(Err(error.to_string()))),
+            };
+            health::start(&plan, &fleet);
+            if let (Some(listener), Some(page)) = (metrics, &plan.metrics) {
+                let serve = page::serve(listener, Rc::clone(&patrol), page.path.clone(), pages);
+                crate::rt::spawn(serve);
+            }
+            let _ = ready.send(Ok(()));
+            // Draining is when an operator wants to see the page: it ends with the process.
+            while stop.phase() != Phase::Ending {
+                crate::rt::sleep(TICK).await;
+                while patrol.sweep() {
+                    crate::rt::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+    };
+    std::thread::Builder::new().name("control".into()).spawn(body).map_err(thread_error)?;
+    started.recv().unwrap_or_else(|_| Err("the control plane did not start".into()))
+}
+
+impl Control {
+    /// Ends the control plane after the workers are done: what is queued is delivered and written.
+    pub fn finish(self) {
+        // The queues close when their last sender is gone.
+        drop((self.usage, self.access));
+        if let Some(writer) = self.access_writer {
+            let _ = writer.join();
+        }
+        if let Some(delivery) = self.delivery {
+            let left = delivery.finish(FLUSH_TIME);
+            if left > 0 {
+                tracing::error!(left, "usage records could not be delivered before the end");
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The end of every request: what was reserved is freed, what happened is counted, recorded and
+//! logged. Settling cannot fail and happens exactly once.
+
+use super::client::Client;
+use super::receive::Request;
+use super::relay::Outcome;
+use super::worker::Worker;
+use crate::base::fault::{Fault, Side};
+use crate::base::refusal::Refusal;
+use crate::state::meters::{BackendIndex, Series};
+use crate::usage::record::{self, UsageRecord, UsageSource};
+use std::time::Duration;
+
+/// nginx's number for a client that left before it got an answer. Never sent.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Ending {
+    /// Its whole answer reached the client.
+    #[default]
+    Complete,
+    /// We said no.
+    Refused(&'static str),
+    /// It broke.
+    Fault(Fault),
+}
+
+/// What happened to a request on its way.
+#[derive(Default)]
+pub struct Story {
+    /// The last backend that was tried.
+    pub backend: BackendIndex,
+    /// Tries after the first.
+    pub retries: u32,
+    /// Another backend than the first answered.
+    pub fallback: bool,
+    /// Status that the client got; 0 when none.
+    pub status: u16,
+    /// The answer was an event stream.
+    pub event_stream: bool,
+    /// How it ended.
+    pub ending: Ending,
+    /// What the relay saw, when it came to that.
+    pub outcome: Option<Outcome>,
+    request_body: Option<Vec<u8>>,
+}
+
+impl Story {
+    /// The story of a request that we refused.
+    pub fn refused(refusal: &Refusal) -> Story {
+        Story {
+            status: refusal.status,
+            ending: Ending::Refused(refusal.code),
+            ..Story::default()
+        }
+    }
+
+    /// The story of a request whose client left before it was complete.
+    pub fn client_left() -> Story {
+        Story { ending: Ending::Fault(Fault::ClientLeft), ..Story::default() }
+    }
+
+    /// Keeps the request body for the record, if the plan wants it there and it is not too large.
+    pub fn keep_body(&mut self, w: &Worker, request: &Request, client: &Client) {
+        if let (Some(max), Some(_)) = (w.plan.usage.request_body_max, &w.usage) {
+            let body = request.body(client.bytes());
+            self.request_body = (body.len() <= max).then(|| body.to_vec());
+        }
+    }
+
+    fn status(&self) -> u16 {
+        match (self.status, self.ending) {
+            (0, _) => CLIENT_CLOSED_REQUEST,
+            (status, _) => status,
+        }
+    }
+}
+
+/// Settles a request.
+pub fn settle(w: &Worker, request: &Request, story: Story) {
+    let latency = request.started.elapsed();
+    let ttft = story
+        .outcome
+        .as_ref()
+        .and_then(|o| o.tap.first_byte)
+        .map(|first| first.saturating_duration_since(request.started));
+    count(w, request, &story, latency, ttft);
+    if w.usage.is_none() && w.access.is_none() {
+        return;
+    }
+    let record = make_record(request, story, latency, ttft);
+    match (&w.access, &w.usage) {
+        (Some(access), Some(usage)) => {
+            // The log needs no prompt.
+            let mut line = record.clone();
+            line.request_body = None;
+            access.offer(line);
+            offer_usage(usage, record);
+        }
+        (Some(access), None) => {
+            access.offer(record);
+        }
+        (None, Some(usage)) => offer_usage(usage, record),
+        (None, None) => {}
+    }
+}
+
+/// A record is billable when a backend had the request.
+fn offer_usage(usage: &crate::usage::outbox::Outbox, record: UsageRecord) {
+    if record.backend.is_some() {
+        usage.offer(record);
+    }
+}
+
+fn count(
+    w: &Worker,
+    request: &Request,
+    story: &Story,
+    latency: Duration,
+    ttft: Option<Duration>,
+) {
+    let mut meters = w.meters.borrow_mut();
+    let stream = request.stream || story.event_stream;
+    let series = Series { path: request.path_label, stream, backend: story.backend };
+    let requests = meters.requests.entry(series).or_default();
+    requests.count(story.status(), 1);
+    if story.backend.is_some() {
+        requests.latency.record(latency);
+    }
+    if let Ending::Refused(code) = story.ending {
+        *meters.rejected.entry(code).or_default() += 1;
+    }
+    if let (true, Some(ttft)) = (stream, ttft) {
+        meters.ttft.entry(story.backend).or_default().record(ttft);
+    }
+    if story.fallback {
+        meters.fallbacks += 1;
+    }
+    let Some(outcome) = &story.outcome else { return };
+    match outcome.tap.usage.usage() {
+        Some(usage) => {
+            meters.tokens[0] += usage.prompt_tokens;
+            meters.tokens[1] += usage.completion_tokens;
+        }
+        None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
+        None => {}
+    }
+}
+
+/// Paths of which an answer without usage is worth a counter.
+fn is_metered(request: &Request) -> bool {
+    matches!(
+        request.path_label,
+        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings"
+    )
+}
+
+fn make_record(
+    request: &Request,
+    story: Story,
+    latency: Duration,
+    ttft: Option<Duration>,
+) -> UsageRecord {
+    let usage = story.outcome.as_ref().and_then(|o| o.tap.usage.usage());
+    let broke = matches!(story.ending, Ending::Fault(_));
+    let status_code = story.status();
+    let (outcome, error) = match story.ending {
+        Ending::Complete => (record::Outcome::Complete, None),
+        Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
+        Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
+    };
+    let seen = story.outcome.as_ref();
+    UsageRecord {
+        request_id: request.unique_id,
+        client_request_id: (request.id != request.unique_id).then_some(request.id),
+        timestamp_ms: request.started_unix_ms,
+        user_id: None,
+        api_key: None,
+        model: request.model.as_str().into(),
+        method: request.method.into(),
+        path: request.path.as_str().into(),
+        backend: story.backend,
+        status_code,
+        is_stream: request.stream || story.event_stream,
+        usage,
+        usage_source: match (usage, broke) {
+            (Some(_), _) => UsageSource::Backend,
+            (None, true) => UsageSource::Aborted,
+            (None, false) => UsageSource::Missing,
+        },
+        latency_ms: latency.as_millis() as u64,
+        ttft_ms: ttft.map(|t| t.as_millis() as u64),
+        retry_count: story.retries,
+        fallback_used: story.fallback,
+        outcome,
+        error,
+        upstream_id: seen.and_then(|o| o.tap.usage.upstream_id()).map(Into::into),
+        bytes: seen.map_or(0, |o| o.bytes),
+        events: seen.and_then(|o| o.tap.events.as_ref()).map_or(0, |e| e.events()),
+        request_body: story.request_body,
+    }
+}
+
+fn outcome_of(fault: Fault) -> record::Outcome {
+    match fault.side() {
+        Side::Client => record::Outcome::ClientLeft,
+        _ if fault.is_timeout() => record::Outcome::TimedOut,
+        Side::Backend | Side::Us => record::Outcome::BackendError,
+    }
+}
