@@ -13,3 +13,5 @@ pub mod net;
 pub mod script;
 /// The mock engine: serves scripts, misbehaves on demand, notes what it saw.
 pub mod mock;
+/// The load generator.
+pub mod load;

@@ -5,8 +5,8 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnix;
 use std::path::PathBuf;
@@ -185,6 +185,19 @@ impl Socket {
     /// What send answered.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         self.raw(|mut s| s.write(bytes))
+    }
+
+    /// Writes what fits of two buffers in one call.
+    ///
+    /// # Errors
+    /// What sendmsg answered.
+    pub fn try_write_two(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        self.raw(|mut s| s.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]))
+    }
+
+    /// Ends both directions; whoever waits for the socket wakes up.
+    pub fn shutdown(&self) {
+        let _ = self.raw(|s| s.shutdown(Shutdown::Both));
     }
 
     /// The error that the kernel holds for this socket, once.

@@ -10,6 +10,9 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const HEAD_FIELDS_MAX: usize = 100;
 /// Bytes of a request target. Beyond: 414.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of one field line of a request, CRLF included; Apache httpd and gunicorn have the same,
+/// and nginx and llama.cpp's server refuse not much more. Beyond: 431.
+pub const FIELD_LINE_BYTES_MAX: usize = 8190;
 /// Bytes of a method. The longest registered one has 17. Beyond: 501.
 pub const METHOD_BYTES_MAX: usize = 32;
 /// Bytes of the host of a request, port included; a DNS name has at most 253. Beyond: 400.
@@ -66,6 +69,8 @@ pub const METRICS_PAGES_WAITING_MAX: usize = 16;
 pub const FDS_RESERVED: usize = 64;
 
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(FIELD_NAME_BYTES_MAX < FIELD_LINE_BYTES_MAX);
 const _: () = assert!(BUFFER_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= BODY_EXTENSION_BYTES_MAX);
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < 16, "a chunk size must fit in 60 bits");

@@ -21,6 +21,8 @@ pub enum Fault {
     TooManyFields,
     /// A field name longer than its limit.
     NameTooLong,
+    /// A field line longer than its limit.
+    FieldTooLong,
     /// Empty or non-token name, space before the colon or the name, obs-fold (RFC 9112 §5).
     BadFieldLine,
     /// A name that a lenient reader could take for a framing field.
@@ -90,6 +92,7 @@ impl Fault {
             Fault::HeadTooLarge => (431, "head_too_large", "the head is too large"),
             Fault::TooManyFields => (431, "too_many_fields", "the head has too many fields"),
             Fault::NameTooLong => (431, "field_name_too_long", "a field name is too long"),
+            Fault::FieldTooLong => (431, "field_too_long", "a field line is too long"),
             Fault::BadFieldLine => (400, "bad_field_line", "a field line is malformed"),
             Fault::FramingLookAlike => {
                 (400, "framing_look_alike", "a field name imitates a framing field")

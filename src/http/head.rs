@@ -46,6 +46,11 @@ pub struct Field {
 }
 
 impl Field {
+    /// Bytes of the line from its name to its CRLF.
+    pub(super) fn line_len(&self) -> usize {
+        (self.value.end.saturating_sub(self.name.start)) as usize + "\r\n".len()
+    }
+
     /// Takes over a line that `httparse` found in `bytes`.
     pub(super) fn locate(line: &httparse::Header<'_>, bytes: &[u8]) -> Result<Field, Fault> {
         let name = line.name.as_bytes();

@@ -10,7 +10,7 @@ use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
 use super::hop::ConnectionOptions;
 use super::scan::{Progress, Scan};
 use super::target::{is_authority, Target};
-use crate::base::limits::{METHOD_BYTES_MAX, TARGET_BYTES_MAX};
+use crate::base::limits::{FIELD_LINE_BYTES_MAX, METHOD_BYTES_MAX, TARGET_BYTES_MAX};
 use crate::base::refusal::Refusal;
 
 /// Methods the proxy tells apart.
@@ -164,6 +164,9 @@ impl RequestHead {
             return if too_long { Err(Fault::TargetTooLong) } else { Ok(()) };
         }
         let fresh = bytes.get(lines.clone()).unwrap_or_default();
+        if fresh.is_empty() {
+            return Ok(());
+        }
         let mut slots = slots();
         if lines.start == start {
             let mut request = httparse::Request::new(&mut []);
@@ -213,6 +216,9 @@ impl RequestHead {
         self.fields.reserve(lines.len());
         for line in lines {
             let mut field = Field::locate(line, bytes)?;
+            if field.line_len() > FIELD_LINE_BYTES_MAX {
+                return Err(Fault::FieldTooLong);
+            }
             match field.known {
                 Known::ContentLength => framing.length(line.value)?,
                 Known::TransferEncoding => framing.coding(line.value)?,

@@ -161,6 +161,9 @@ impl ResponseHead {
 /// Judges lines that became complete while the head is not, each once.
 fn check_early(bytes: &[u8], lines: Range<usize>) -> Result<(), Fault> {
     let fresh = bytes.get(lines.clone()).unwrap_or_default();
+    if fresh.is_empty() {
+        return Ok(());
+    }
     let mut slots = [httparse::EMPTY_HEADER; crate::base::limits::HEAD_FIELDS_MAX];
     if lines.start == 0 {
         let parsed = httparse::Response::new(&mut slots).parse(fresh).map(drop);

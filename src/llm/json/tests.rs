@@ -87,6 +87,21 @@ fn string_end_by_the_book(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     }
 }
 
+/// Every run of backslashes at every place relative to the blocks, before every byte that matters.
+#[test]
+fn backslashes_mean_the_same_wherever_a_block_begins() {
+    for run in 0..8 {
+        for byte in *b"\"nx\x01/u" {
+            for before in 0..200 {
+                let (plain, run) = (vec![b'a'; before], vec![b'\\'; run]);
+                let bytes = [b"\"", &plain[..], &run, &[byte], &[b'b'; 150], b"\", "].concat();
+                let context = (run.len(), byte as char, before);
+                assert_eq!(string_end(&bytes, 1), string_end_by_the_book(&bytes, 1), "{context:?}");
+            }
+        }
+    }
+}
+
 /// Text over the bytes that matter, with runs long enough for whole blocks.
 fn string_text() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![

@@ -1,0 +1,20 @@
+//! What the request reader accepts, an independent parser accepts and reads in the same way.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use llmproxy::llm::request::scan;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+fuzz_target!(|body: &[u8]| {
+    let Ok(facts) = scan(body) else { return };
+    assert!(serde_json::from_slice::<IgnoredAny>(body).is_ok());
+    // A tree cannot hold half a surrogate pair or a number beyond a float: no comparison then.
+    let Ok(tree) = serde_json::from_slice::<Value>(body) else { return };
+    assert_eq!(facts.model.as_deref(), tree["model"].as_str());
+    assert_eq!(facts.stream, tree["stream"].as_bool());
+    assert_eq!(facts.include_usage, tree["stream_options"]["include_usage"] == true);
+    if let Some(span) = facts.model_span {
+        assert_eq!(serde_json::from_slice::<Value>(&body[span]).ok(), Some(tree["model"].clone()));
+    }
+});
