@@ -50,3 +50,6 @@ fn write_burst(
     }
     out.flush()
 }
+
+fn json_line(out: &mut impl Write, plan: &Plan, record: &UsageRecord) -> io::Result<()> { let _ = plan; writeln!(out, "{record:?}") }
+fn text_line(out: &mut impl Write, plan: &Plan, record: &UsageRecord) -> io::Result<()> { let _ = plan; writeln!(out, "{record:?}") }

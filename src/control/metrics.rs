@@ -4,7 +4,7 @@
 use crate::config::plan::Plan;
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Meters, Times};
-use crate::usage::deliver::Delivery;
+use crate::usage::deliver::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -26,7 +26,7 @@ pub struct Facts {
     /// Names of the backends, bounds of the histograms.
     pub plan: Arc<Plan>,
     /// Counters of the reporters.
-    pub delivery: Option<Arc<Delivery>>,
+    pub delivery: Option<Arc<Counters>>,
     /// Access log lines that were dropped.
     pub access_dropped: u64,
 }

@@ -10,7 +10,7 @@ pub mod health;
 pub mod metrics;
 pub mod page;
 pub mod log;
-//pub mod access;
+pub mod access;
 pub mod watchdog;
 pub mod signals;
 pub mod supervisor;
