@@ -6,19 +6,21 @@ use super::admit::body;
 use super::answer::{self, Frame};
 use super::client::Client;
 use super::receive::{self, Received, Request};
-use super::relay::copy::{self, relay};
+use super::relay::copy::{Beginning, Relay};
+use super::relay::drain::drain;
 use super::relay::framing::{outbound, Inbound};
+use super::relay::tap::Tap;
 use super::relay::Outcome;
 use super::route::{self, Tried};
 use super::settle::{settle, Ending, Story};
 use super::upstream::exchange::{exchange, Exchange};
 use super::upstream::pool::Lease;
 use super::worker::Worker;
-use crate::base::fault::{Fault, Retry};
+use crate::base::fault::{Fault, Retry, Side};
 use crate::base::id::RequestId;
 use crate::base::limits::{CONNECT_TRIES_MAX, DRAIN_BYTES_MAX};
 use crate::base::refusal::Refusal;
-use crate::config::plan::OnClientAbort;
+use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::request::Method;
@@ -40,14 +42,25 @@ enum Next {
     CloseGently,
 }
 
+/// What a connection keeps from request to request. Boxed: the future of a stream stays small.
+struct Talk {
+    request: Request,
+    tap: Tap,
+    inbound: Inbound,
+}
+
 /// Serves one client until it or we close.
 pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
     let Ok(post) = w.patrol.watch(socket) else { return };
     let write_timeout = w.plan.server.write_timeout;
     let mut client = Client { post, peer_text: peer.to_string(), write_timeout, inbox: None };
-    let mut request = Box::new(Request::new(w.next_id()));
+    let mut talk = Box::new(Talk {
+        request: Request::new(w.next_id()),
+        tap: Tap::default(),
+        inbound: Inbound::Length(0),
+    });
     loop {
-        match one_request(&w, &mut client, &mut request).await {
+        match one_request(&w, &mut client, &mut talk).await {
             Next::Request if w.patrol.is_draining() => return,
             Next::Request => {}
             Next::Close => return,
@@ -56,7 +69,9 @@ pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
     }
 }
 
-async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
+async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+    talk.tap = Tap::default();
+    let request = &mut talk.request;
     match receive::head(client, request, &w.plan.server).await {
         Ok(Received::Whole) => {}
         Ok(Received::Closed) => {
@@ -68,7 +83,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request)
         Err(refusal) => {
             request.id = w.next_id();
             request.unique_id = request.id;
-            return refuse(w, client, request, refusal).await;
+            return Box::pin(refuse(w, client, request, refusal)).await;
         }
     }
     let _active = w.enter_request();
@@ -83,16 +98,16 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request)
             Ok(Received::Whole) => {}
             Ok(Received::Closed) => {
                 w.count_abort(Phase::Request);
-                settle(w, request, Story::client_left());
+                settle(w, request, &talk.tap, Story::client_left());
                 return Next::Close;
             }
-            Err(refusal) => return refuse(w, client, request, refusal).await,
+            Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
         }
     }
     match kind {
-        Ok(Kind::Forward) => forward(w, client, request).await,
-        Ok(own) => own_answer(w, client, request, own).await,
-        Err(refusal) => refuse(w, client, request, refusal).await,
+        Ok(Kind::Forward) => forward(w, client, talk).await,
+        Ok(own) => Box::pin(own_answer(w, client, request, own)).await,
+        Err(refusal) => Box::pin(refuse(w, client, request, refusal)).await,
     }
 }
 
@@ -124,7 +139,7 @@ async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal:
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, Story::refused(&refusal));
+    settle(w, request, &Tap::default(), Story::refused(&refusal));
     next
 }
 
@@ -170,37 +185,46 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
 }
 
 /// The way of a request that is for a backend.
-async fn forward(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
+async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+    let request = &mut talk.request;
     match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
         Ok(facts) => {
             let model = facts.model.map(|m| m.into_owned());
             request.stream = facts.stream.unwrap_or(false);
             request.model = model.unwrap_or_default();
         }
-        Err(refusal) => return refuse(w, client, request, refusal).await,
+        Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
     }
     let mut story = Story::default();
     match try_backends(w, client, request, &mut story).await {
-        Ok(got) => deliver(w, client, request, story, got).await,
-        Err(Failure::Refused(refusal)) => refuse(w, client, request, refusal).await,
-        Err(Failure::Broke(Fault::ClientLeft)) => {
-            w.count_abort(Phase::Waiting);
-            story.ending = Ending::Fault(Fault::ClientLeft);
-            settle(w, request, story);
-            Next::Close
-        }
-        Err(Failure::Broke(fault)) => {
-            let refusal = fault.refusal();
-            let frame = frame(w, request, refusal.close);
-            let sent = answer::refuse(client, &frame, &refusal).await;
-            let next = after(sent, frame.close);
-            request.release_body(client);
-            story.status = refusal.status;
-            story.ending = Ending::Fault(fault);
-            settle(w, request, story);
-            next
-        }
+        Ok(got) => deliver(w, client, talk, story, got).await,
+        Err(Failure::Refused(refusal)) => Box::pin(refuse(w, client, request, refusal)).await,
+        Err(Failure::Broke(fault)) => Box::pin(give_up(w, client, request, story, fault)).await,
     }
+}
+
+/// Answers for a backend that did not, and settles.
+async fn give_up(
+    w: &Worker,
+    client: &mut Client,
+    request: &mut Request,
+    mut story: Story,
+    fault: Fault,
+) -> Next {
+    story.ending = Ending::Fault(fault);
+    let next = if fault == Fault::ClientLeft {
+        w.count_abort(Phase::Waiting);
+        Next::Close
+    } else {
+        let refusal = fault.refusal();
+        let frame = frame(w, request, refusal.close);
+        let sent = answer::refuse(client, &frame, &refusal).await;
+        story.status = refusal.status;
+        after(sent, frame.close)
+    };
+    request.release_body(client);
+    settle(w, request, &Tap::default(), story);
+    next
 }
 
 /// Why no backend answered.
@@ -261,19 +285,48 @@ const NO_BACKEND: Refusal =
 async fn deliver(
     w: &Rc<Worker>,
     client: &mut Client,
-    request: &mut Request,
+    talk: &mut Talk,
     mut story: Story,
     got: Exchange,
 ) -> Next {
+    let Talk { request, tap, inbound } = talk;
+    let Some(plan) = w.backend(story.backend.unwrap_or_default()) else { return Next::Close };
     let Exchange { mut lease, bytes, head_len } = got;
-    let backend = story.backend.unwrap_or_default();
-    let Some(plan) = w.backend(backend) else { return Next::Close };
-    let response = &request.response;
-    let framing = outbound(response, request.head.version);
+    let outbound = outbound(&request.response, request.head.version);
     let close = !request.head.keep_alive
-        || framing == OutFraming::UntilClose
+        || outbound == OutFraming::UntilClose
         || w.is_crowded()
         || w.patrol.is_draining();
+    let head = client_head(request, &bytes, outbound, close);
+    *inbound = Inbound::new(request.response.framing);
+    *tap = Tap::new(request.response.event_stream);
+    story.status = request.response.status;
+    story.event_stream = request.response.event_stream;
+    story.keep_body(w, request, client);
+    request.release_body(client);
+    let relay = Relay::new((w, client, plan), inbound, outbound, tap);
+    let outcome = relay.run(lease.link(), Beginning { head, bytes, body_at: head_len }).await;
+    match outcome.upstream_clean && request.response.keep_alive {
+        true => w.pool.give_back(lease, w.patrol.now()),
+        false => part(w, lease, outcome, plan, inbound),
+    }
+    if let Some(fault) = outcome.fault {
+        w.count_fault(story.backend, fault);
+        if fault == Fault::ClientLeft {
+            w.count_abort(Phase::Relay);
+        }
+        story.ending = Ending::Fault(fault);
+    }
+    story.outcome = Some(outcome);
+    settle(w, request, tap, story);
+    match (outcome.client_clean, close) {
+        (false, _) => Next::Close,
+        (true, true) => Next::CloseGently,
+        (true, false) => Next::Request,
+    }
+}
+
+fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
     let mut head = Buffer::take();
     let how = ForwardResponse {
         client: request.head.version,
@@ -281,43 +334,8 @@ async fn deliver(
         close,
         request_id: request.id.as_str(),
     };
-    write::response(&mut head, response, &bytes, &how);
-    let event_stream = response.event_stream;
-    story.status = response.status;
-    story.event_stream = event_stream;
-    let keep = response.keep_alive;
-    let answer = copy::Answer {
-        head,
-        bytes,
-        body_at: head_len,
-        inbound: Inbound::new(response.framing),
-        outbound: framing,
-        event_stream,
-        plan,
-    };
-    story.keep_body(w, request, client);
-    request.release_body(client);
-    let mut outcome = relay(w, client, lease.link(), answer).await;
-    let rest = outcome.rest.take();
-    match outcome.upstream_clean && keep {
-        true => w.pool.give_back(lease, w.patrol.now()),
-        false => part(w, lease, &outcome, plan.on_client_abort, rest),
-    }
-    let next = match (outcome.client_clean, close) {
-        (false, _) => Next::Close,
-        (true, true) => Next::CloseGently,
-        (true, false) => Next::Request,
-    };
-    if let Some(fault) = outcome.fault {
-        w.count_fault(Some(backend), fault);
-        if fault == Fault::ClientLeft {
-            w.count_abort(Phase::Relay);
-        }
-        story.ending = Ending::Fault(fault);
-    }
-    story.outcome = Some(outcome);
-    settle(w, request, story);
-    next
+    write::response(&mut head, &request.response, bytes, &how);
+    head
 }
 
 /// Lets go of a connection that cannot be kept. Dropping it closes it, which cancels the
@@ -325,18 +343,40 @@ async fn deliver(
 fn part(
     w: &Rc<Worker>,
     mut lease: Lease,
-    outcome: &Outcome,
-    on_client_abort: OnClientAbort,
-    rest: Option<Inbound>,
+    outcome: Outcome,
+    plan: &Backend,
+    inbound: &mut Inbound,
 ) {
-    let client_left = outcome.fault.is_some_and(|f| f.side() == crate::base::fault::Side::Client);
-    if let (true, OnClientAbort::Drain, Some(rest)) = (client_left, on_client_abort, rest) {
-        let idle = w.plan.server.write_timeout;
-        let w = Rc::clone(w);
-        w.clone().spawn_guarded(async move {
-            if super::relay::drain::drain(lease.link(), rest, idle).await {
-                w.pool.give_back(lease, w.patrol.now());
-            }
-        });
+    let client_left = outcome.fault.is_some_and(|fault| fault.side() == Side::Client);
+    let spared = plan.on_client_abort == OnClientAbort::Drain;
+    if !client_left || !spared || outcome.upstream_finished {
+        return;
+    }
+    let rest = std::mem::replace(inbound, Inbound::Length(0));
+    let (w, idle) = (Rc::clone(w), plan.idle_timeout);
+    Rc::clone(&w).spawn_guarded(async move {
+        if drain(lease.link(), rest, idle).await {
+            w.pool.give_back(lease, w.patrol.now());
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+
+    /// Bytes of the future that a function of three arguments returns.
+    fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    /// A stream that runs for minutes costs this, its request's box and two sockets. What is
+    /// needed only now and then (connecting, draining) is boxed instead of growing it.
+    #[test]
+    fn the_future_of_a_connection_stays_small() {
+        let size = size_of_future(serve);
+        println!("connection future: {size} bytes");
+        assert!(size <= 2048, "{size} bytes");
     }
 }

@@ -3,6 +3,7 @@
 
 use super::client::Client;
 use super::receive::Request;
+use super::relay::tap::Tap;
 use super::relay::Outcome;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
@@ -78,18 +79,16 @@ impl Story {
 }
 
 /// Settles a request.
-pub fn settle(w: &Worker, request: &Request, story: Story) {
-    let latency = request.started.elapsed();
-    let ttft = story
-        .outcome
-        .as_ref()
-        .and_then(|o| o.tap.first_byte)
-        .map(|first| first.saturating_duration_since(request.started));
-    count(w, request, &story, latency, ttft);
+pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
+    let times = Times {
+        latency: request.started.elapsed(),
+        ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
+    };
+    count(w, request, tap, &story, times);
     if w.usage.is_none() && w.access.is_none() {
         return;
     }
-    let record = make_record(request, story, latency, ttft);
+    let record = make_record(request, tap, story, times);
     match (&w.access, &w.usage) {
         (Some(access), Some(usage)) => {
             // The log needs no prompt.
@@ -113,32 +112,31 @@ fn offer_usage(usage: &crate::usage::outbox::Outbox, record: UsageRecord) {
     }
 }
 
-fn count(
-    w: &Worker,
-    request: &Request,
-    story: &Story,
+#[derive(Clone, Copy)]
+struct Times {
     latency: Duration,
     ttft: Option<Duration>,
-) {
+}
+
+fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) {
     let mut meters = w.meters.borrow_mut();
     let stream = request.stream || story.event_stream;
     let series = Series { path: request.path_label, stream, backend: story.backend };
     let requests = meters.requests.entry(series).or_default();
     requests.count(story.status(), 1);
     if story.backend.is_some() {
-        requests.latency.record(latency);
+        requests.latency.record(times.latency);
     }
     if let Ending::Refused(code) = story.ending {
         *meters.rejected.entry(code).or_default() += 1;
     }
-    if let (true, Some(ttft)) = (stream, ttft) {
+    if let (true, Some(ttft)) = (stream, times.ttft) {
         meters.ttft.entry(story.backend).or_default().record(ttft);
     }
     if story.fallback {
         meters.fallbacks += 1;
     }
-    let Some(outcome) = &story.outcome else { return };
-    match outcome.tap.usage.usage() {
+    match tap.usage.usage() {
         Some(usage) => {
             meters.tokens[0] += usage.prompt_tokens;
             meters.tokens[1] += usage.completion_tokens;
@@ -156,13 +154,8 @@ fn is_metered(request: &Request) -> bool {
     )
 }
 
-fn make_record(
-    request: &Request,
-    story: Story,
-    latency: Duration,
-    ttft: Option<Duration>,
-) -> UsageRecord {
-    let usage = story.outcome.as_ref().and_then(|o| o.tap.usage.usage());
+fn make_record(request: &Request, tap: &Tap, story: Story, times: Times) -> UsageRecord {
+    let usage = tap.usage.usage();
     let broke = matches!(story.ending, Ending::Fault(_));
     let status_code = story.status();
     let (outcome, error) = match story.ending {
@@ -170,7 +163,6 @@ fn make_record(
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
-    let seen = story.outcome.as_ref();
     UsageRecord {
         request_id: request.unique_id,
         client_request_id: (request.id != request.unique_id).then_some(request.id),
@@ -189,15 +181,15 @@ fn make_record(
             (None, true) => UsageSource::Aborted,
             (None, false) => UsageSource::Missing,
         },
-        latency_ms: latency.as_millis() as u64,
-        ttft_ms: ttft.map(|t| t.as_millis() as u64),
+        latency_ms: times.latency.as_millis() as u64,
+        ttft_ms: times.ttft.map(|t| t.as_millis() as u64),
         retry_count: story.retries,
         fallback_used: story.fallback,
         outcome,
         error,
-        upstream_id: seen.and_then(|o| o.tap.usage.upstream_id()).map(Into::into),
-        bytes: seen.map_or(0, |o| o.bytes),
-        events: seen.and_then(|o| o.tap.events.as_ref()).map_or(0, |e| e.events()),
+        upstream_id: tap.usage.upstream_id().map(Into::into),
+        bytes: story.outcome.map_or(0, |o| o.bytes),
+        events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: story.request_body,
     }
 }

@@ -196,9 +196,11 @@ impl Worker {
                 self.meters.borrow_mut().connections[0] += 1;
                 let live = Live::enter(self);
                 let w = Rc::clone(self);
+                // Boxed once, here: each layer around a future by value would double it.
+                let serving = Box::pin(connection::serve(w, socket, peer));
                 self.spawn_guarded(async move {
                     let _live = live;
-                    connection::serve(w, socket, peer).await;
+                    serving.await;
                 });
             }
             Arrival::Client(socket, _) => {
