@@ -61,6 +61,16 @@ pub const CONNECT_TRIES_MAX: usize = 3;
 
 /// Usage records waiting for the reporter thread. Beyond: dropped and counted.
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
+/// Usage records waiting for one reporter. Beyond: dropped for this reporter, and counted.
+pub const REPORTER_RECORDS_MAX: usize = 16 * 1024;
+/// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
+pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Milliseconds before the first repeated try of a reporter; doubled for each further one.
+pub const REPORTER_WAIT_MS_MIN: u64 = 100;
+/// Milliseconds between two tries of a reporter at most.
+pub const REPORTER_WAIT_MS_MAX: u64 = 10_000;
+/// Bytes of a webhook's answer that are read to save its connection. Beyond: close.
+pub const WEBHOOK_ANSWER_BYTES_MAX: u64 = 16 * 1024;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
@@ -68,6 +78,7 @@ pub const METRICS_PAGES_WAITING_MAX: usize = 16;
 /// File descriptors that are not for clients and backends: listeners, rings, logs, reporters.
 pub const FDS_RESERVED: usize = 64;
 
+const _: () = assert!(REPORTER_WAIT_MS_MIN < REPORTER_WAIT_MS_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(FIELD_NAME_BYTES_MAX < FIELD_LINE_BYTES_MAX);
