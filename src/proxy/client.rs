@@ -16,8 +16,6 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 pub struct Client {
     /// The socket, watched.
     pub post: Post,
-    /// The address it comes from, as text.
-    pub peer_text: String,
     /// A client that takes no byte for so long is aborted.
     pub write_timeout: Duration,
     /// Bytes read: the current request, and what was pipelined behind it. `None` when empty, so

@@ -53,9 +53,9 @@ struct Talk {
 pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
     let Ok(post) = w.patrol.watch(socket) else { return };
     let write_timeout = w.plan.server.write_timeout;
-    let mut client = Client { post, peer_text: peer.to_string(), write_timeout, inbox: None };
+    let mut client = Client { post, write_timeout, inbox: None };
     let mut talk = Box::new(Talk {
-        request: Request::new(w.next_id()),
+        request: Request::new(w.next_id(), peer.to_string()),
         tap: Tap::default(),
         inbound: Inbound::Length(0),
     });

@@ -9,7 +9,9 @@ use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::state::meters::{BackendIndex, Series};
-use crate::usage::record::{self, UsageRecord, UsageSource};
+use crate::usage::access::AccessLine;
+use crate::usage::outbox::Outbox;
+use crate::usage::record::{self, UsageRecord};
 use std::time::Duration;
 
 /// nginx's number for a client that left before it got an answer. Never sent.
@@ -88,27 +90,27 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
     if w.usage.is_none() && w.access.is_none() {
         return;
     }
-    let record = make_record(request, tap, story, times);
+    let record = make_record(w, request, tap, story, times);
     match (&w.access, &w.usage) {
         (Some(access), Some(usage)) => {
             // The log needs no prompt.
-            let mut line = record.clone();
-            line.request_body = None;
-            access.offer(line);
+            let line = UsageRecord { request_body: None, ..record.clone() };
+            access.offer(AccessLine { record: line, client: request.peer.as_str().into() });
             offer_usage(usage, record);
         }
         (Some(access), None) => {
-            access.offer(record);
+            access.offer(AccessLine { record, client: request.peer.as_str().into() });
         }
         (None, Some(usage)) => offer_usage(usage, record),
         (None, None) => {}
     }
 }
 
-/// A record is billable when a backend had the request.
-fn offer_usage(usage: &crate::usage::outbox::Outbox, record: UsageRecord) {
-    if record.backend.is_some() {
-        usage.offer(record);
+/// What no backend ever had is nobody's bill.
+fn offer_usage(usage: &Outbox, record: UsageRecord) {
+    if record.backend_url.is_some() {
+        // When it is full the outbox counts what it drops.
+        let _ = usage.offer(record);
     }
 }
 
@@ -154,9 +156,13 @@ fn is_metered(request: &Request) -> bool {
     )
 }
 
-fn make_record(request: &Request, tap: &Tap, story: Story, times: Times) -> UsageRecord {
-    let usage = tap.usage.usage();
-    let broke = matches!(story.ending, Ending::Fault(_));
+fn make_record(
+    w: &Worker,
+    request: &Request,
+    tap: &Tap,
+    story: Story,
+    times: Times,
+) -> UsageRecord {
     let status_code = story.status();
     let (outcome, error) = match story.ending {
         Ending::Complete => (record::Outcome::Complete, None),
@@ -169,18 +175,13 @@ fn make_record(request: &Request, tap: &Tap, story: Story, times: Times) -> Usag
         timestamp_ms: request.started_unix_ms,
         user_id: None,
         api_key: None,
-        model: request.model.as_str().into(),
+        model: (!request.model.is_empty()).then(|| request.model.as_str().into()),
         method: request.method.into(),
         path: request.path.as_str().into(),
-        backend: story.backend,
+        backend_url: story.backend.and_then(|b| w.backend_url(b)),
         status_code,
         is_stream: request.stream || story.event_stream,
-        usage,
-        usage_source: match (usage, broke) {
-            (Some(_), _) => UsageSource::Backend,
-            (None, true) => UsageSource::Aborted,
-            (None, false) => UsageSource::Missing,
-        },
+        usage: tap.usage.usage(),
         latency_ms: times.latency.as_millis() as u64,
         ttft_ms: times.ttft.map(|t| t.as_millis() as u64),
         retry_count: story.retries,
@@ -188,7 +189,8 @@ fn make_record(request: &Request, tap: &Tap, story: Story, times: Times) -> Usag
         outcome,
         error,
         upstream_id: tap.usage.upstream_id().map(Into::into),
-        bytes: story.outcome.map_or(0, |o| o.bytes),
+        request_bytes: request.body_len,
+        response_bytes: story.outcome.map_or(0, |o| o.bytes),
         events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: story.request_body,
     }

@@ -22,6 +22,7 @@ use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
 use crate::state::scrape::{Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
+use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
@@ -63,7 +64,7 @@ pub struct Start {
     /// Where usage records go.
     pub usage: Option<Outbox>,
     /// Where access records go.
-    pub access: Option<Outbox>,
+    pub access: Option<AccessQueue>,
     /// Random; makes request ids unique.
     pub seed: u64,
     /// Told the driver's name once the worker serves.
@@ -87,12 +88,13 @@ pub struct Worker {
     /// Where usage records go.
     pub usage: Option<Outbox>,
     /// Where access records go.
-    pub access: Option<Outbox>,
+    pub access: Option<AccessQueue>,
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
     connections_max: usize,
     pages: Sender<PageRequest>,
+    backend_urls: Vec<Arc<str>>,
     credential_fields: Vec<String>,
 }
 
@@ -131,6 +133,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
             start.index,
         )),
+        backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
         fleet: start.fleet,
         patrol,
@@ -233,6 +236,11 @@ impl Worker {
     /// The plan of a backend.
     pub fn backend(&self, backend: u32) -> Option<&Backend> {
         self.plan.backends.get(backend as usize)
+    }
+
+    /// The URL of a backend as records show it.
+    pub fn backend_url(&self, backend: u32) -> Option<Arc<str>> {
+        self.backend_urls.get(backend as usize).map(Arc::clone)
     }
 
     /// Lower-case names of the client's fields that never reach a backend.

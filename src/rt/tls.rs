@@ -4,6 +4,7 @@
 use super::socket::Socket;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
+use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -90,8 +91,8 @@ impl Link {
     }
 
     /// Waits until [`Link::try_send`] may take something.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.socket.writable().await
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.socket.writable()
     }
 
     /// True for an idle connection that can be used again.

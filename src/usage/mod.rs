@@ -10,5 +10,6 @@
 pub mod record;
 pub mod counters;
 pub mod outbox;
+pub mod access;
 pub mod deliver;
 pub mod reporter;

@@ -11,7 +11,7 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
-use crate::rt::patrol::Alarm;
+use crate::rt::patrol::{Alarm, Watched};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::time::Instant;
@@ -92,7 +92,7 @@ async fn send(
             request_id: request.id.as_str(),
             drop: w.credential_fields(),
             set: &plan.headers,
-            client_ip: &client.peer_text,
+            client_ip: &request.peer,
             client_scheme: "http",
             trust_forwarded: false,
         },
@@ -103,12 +103,12 @@ async fn send(
         match lease.link().try_send(slices) {
             Ok(n) => IoSlice::advance_slices(&mut slices, n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                wait.until(lease.link().writable()).await?;
+                judge(wait.until(lease.link().writable()).await)?;
             }
             Err(_) => return Err(Fault::BackendClosed),
         }
     }
-    wait.until(lease.link().flush()).await
+    judge(wait.until(lease.link().flush()).await)
 }
 
 /// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
@@ -120,7 +120,7 @@ async fn read_head(
 ) -> Result<usize, Fault> {
     let mut interim = 0;
     loop {
-        wait.until(lease.link().readable()).await?;
+        judge(wait.until(lease.link().readable()).await)?;
         let buffer = bytes.get_or_insert_with(Buffer::take);
         if buffer.len() == buffer.capacity() {
             buffer.reserve(HEAD_BYTES_MAX);
@@ -172,18 +172,23 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    async fn until(&self, step: impl Future<Output = io::Result<()>>) -> Result<(), Fault> {
-        let post = &self.client.post;
-        let done = match self.heed_leaving {
-            true => post.attended(step).await,
-            false => post.within(step).await,
-        };
-        match done {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Fault::BackendClosed),
-            Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
-            Err(Alarm::Gone) => Err(Fault::ClientLeft),
-            Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+    fn until<F>(&self, step: F) -> Watched<'_, F>
+    where
+        F: Future<Output = io::Result<()>>,
+    {
+        match self.heed_leaving {
+            true => self.client.post.attended(step),
+            false => self.client.post.within(step),
         }
+    }
+}
+
+fn judge(done: Result<io::Result<()>, Alarm>) -> Result<(), Fault> {
+    match done {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Fault::BackendClosed),
+        Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
+        Err(Alarm::Gone) => Err(Fault::ClientLeft),
+        Err(Alarm::Ended) => Err(Fault::ShuttingDown),
     }
 }
