@@ -18,16 +18,6 @@ use std::io::{self, IoSlice};
 /// Parts of one send beside the slices: head, chunk header, line end, last chunk.
 const EXTRA_PARTS: usize = 4;
 
-/// What was read of an answer before the relay began.
-pub struct Beginning {
-    /// The head for the client; sent together with the first bytes of the body, if any are there.
-    pub head: Buffer,
-    /// What the engine has sent so far.
-    pub bytes: Buffer,
-    /// Where the body starts in `bytes`.
-    pub body_at: usize,
-}
-
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
     /// Meters.
@@ -65,11 +55,14 @@ impl<'a> Relay<'a> {
         Relay { w, client, plan, inbound, outbound, tap, state: State::default() }
     }
 
-    /// Relays an answer to its end, whichever that is.
-    pub async fn run(mut self, link: &mut Link, beginning: Beginning) -> Outcome {
-        let body = beginning.bytes.get(beginning.body_at..).unwrap_or_default();
-        let mut result = self.forward(&beginning.head, body).await;
-        drop(beginning);
+    /// Sends the head, together with what has arrived of the body.
+    pub async fn begin(&mut self, head: &[u8], body: &[u8]) -> Result<(), Fault> {
+        self.forward(head, body).await
+    }
+
+    /// Relays the rest of an answer to its end, whichever that is. `result` is that of the
+    /// beginning.
+    pub async fn finish(&mut self, link: &mut Link, mut result: Result<(), Fault>) -> Outcome {
         while result.is_ok() && !self.state.finished {
             result = self.next_read(link).await;
         }
@@ -77,14 +70,14 @@ impl<'a> Relay<'a> {
         if let Some(fault) = fault {
             Box::pin(self.tell(fault)).await;
         }
-        let State { finished, extra, bytes } = self.state;
-        let clean = fault.is_none() && finished && !extra;
+        let finished = self.state.finished;
+        let clean = fault.is_none() && finished && !self.state.extra;
         Outcome {
             fault,
             upstream_clean: clean && !self.inbound.ends_with_close(),
             client_clean: clean,
             upstream_finished: finished,
-            bytes,
+            bytes: self.state.bytes,
         }
     }
 

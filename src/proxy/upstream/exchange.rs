@@ -21,7 +21,7 @@ pub struct Exchange {
     /// The connection, in the middle of an answer.
     pub lease: Lease,
     /// The bytes read so far: the head, and what came with it of the body.
-    pub bytes: Buffer,
+    pub bytes: Option<Buffer>,
     /// Length of the head in `bytes`; the body starts there.
     pub head_len: usize,
 }
@@ -35,6 +35,7 @@ pub async fn exchange(
     backend: u32,
     fresh: bool,
 ) -> Result<Exchange, Fault> {
+    request.response.reset();
     let kept = if fresh { None } else { w.pool.take(backend, w.patrol.now()) };
     let mut lease = match kept {
         Some(lease) => {
@@ -56,7 +57,6 @@ pub async fn exchange(
     let mut bytes = None;
     match read_head(&wait, request, &mut lease, &mut bytes).await {
         Ok(head_len) => {
-            let bytes = bytes.unwrap_or_else(Buffer::take);
             Ok(Exchange { lease, bytes, head_len })
         }
         Err(Fault::BackendClosed)
