@@ -72,7 +72,8 @@ fn reference(input: &[u8]) -> Option<(Vec<u8>, usize)> {
         let (name, value) = line.split_at(colon);
         let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
         let fine = |b: &u8| *b == b'\t' || !b.is_ascii_control();
-        let named = !name.is_empty() && name.len() <= FIELD_NAME_BYTES_MAX && name.iter().all(token);
+        let named =
+            !name.is_empty() && name.len() <= FIELD_NAME_BYTES_MAX && name.iter().all(token);
         if !named || !value.iter().all(fine) || trailers > TRAILER_BYTES_MAX {
             return None;
         }

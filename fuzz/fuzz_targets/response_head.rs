@@ -10,7 +10,11 @@ use llmproxy::http::response::{BadResponse, ResponseHead};
 use llmproxy::http::write::{self, ForwardResponse, OutFraming};
 
 /// Parses in reads of `step` bytes; `None` when the head has no end.
-fn parse(text: &[u8], step: usize, to: Method) -> Result<Option<(ResponseHead, usize)>, BadResponse> {
+fn parse(
+    text: &[u8],
+    step: usize,
+    to: Method,
+) -> Result<Option<(ResponseHead, usize)>, BadResponse> {
     let mut head = ResponseHead::default();
     let step = step.max(1);
     for end in (step..text.len()).step_by(step).chain([text.len()]) {
