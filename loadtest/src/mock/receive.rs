@@ -38,8 +38,6 @@ pub struct Request {
     pub expects_continue: bool,
     /// The `x-mock-` fields, prefix taken off, lower case
     pub knobs: Vec<(String, String)>,
-    /// Every field as it came, in order (only for the echo)
-    pub fields: Vec<(String, String)>,
     /// Bytes of the head, its empty line included
     pub head_len: usize,
     /// How the body is framed
@@ -228,7 +226,6 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
         wants_close: is_http10,
         expects_continue: false,
         knobs: Vec::new(),
-        fields: Vec::new(),
         head_len,
         framing: Framing::Length(0),
     };
@@ -256,11 +253,6 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
                 }
             }
         }
-    }
-    if request.knobs.iter().any(|(name, _)| name == "echo") {
-        let owned = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let fields = head.headers.iter().map(|f| (f.name.to_string(), owned(f.value)));
-        request.fields = fields.collect();
     }
     Ok(Some(request))
 }
