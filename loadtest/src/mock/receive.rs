@@ -315,3 +315,31 @@ fn value_of<'a>(body: &'a [u8], key: &str) -> Option<&'a [u8]> {
         (at == 0 || body.get(at - 1) != Some(&b'\\')).then(|| value.trim_ascii_start())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wishes_are_read_past_spaces_and_not_out_of_strings() {
+        let body = br#"{"messages":[{"content":"say \"stream\": true, \"model\":\"evil\""}],
+            "model" : "meta/llama","stream" : true, "stream_options":{"include_usage": true},
+            "max_tokens":7}"#;
+        let wishes = Wishes::read(body);
+        assert_eq!(wishes.model.as_deref(), Some("meta/llama"));
+        assert_eq!((wishes.stream, wishes.include_usage), (Some(true), true));
+        assert_eq!(wishes.max_tokens, Some(7));
+        assert_eq!(Wishes::read(b"{}"), Wishes::default());
+    }
+
+    #[test]
+    fn wishes_are_read_at_both_ends_of_a_long_body() {
+        let prompt = "word ".repeat(40_000);
+        let first = format!(r#"{{"model":"a","stream":true,"prompt":"{prompt}"}}"#);
+        let last = format!(r#"{{"prompt":"{prompt}","model":"a","stream":true}}"#);
+        for body in [first, last] {
+            let wishes = Wishes::read(body.as_bytes());
+            assert_eq!((wishes.model.as_deref(), wishes.stream), (Some("a"), Some(true)));
+        }
+    }
+}
