@@ -1,0 +1,83 @@
+//! Configurations for tests, written as users write them: YAML in the canonical schema.
+
+use super::proxy::Proxy;
+
+/// A configuration in the making. Whatever it does not name has the product's default.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    server: Vec<String>,
+    backends: Vec<String>,
+    sections: Vec<String>,
+}
+
+impl Config {
+    /// One without backends.
+    pub fn new() -> Config {
+        Config::default()
+    }
+
+    /// One with a single backend of this URL and no further properties.
+    pub fn backend_at(url: impl AsRef<str>) -> Config {
+        Config::new().backend(url, "")
+    }
+
+    /// Adds a backend: its URL, and further properties in flow form (`weight: 3, name: a`).
+    pub fn backend(mut self, url: impl AsRef<str>, more: &str) -> Config {
+        let comma = if more.is_empty() { "" } else { ", " };
+        self.backends.push(format!("{{url: \"{}\"{comma}{more}}}", url.as_ref()));
+        self
+    }
+
+    /// Adds a line to the server section: `header_timeout: 300ms`.
+    pub fn server(mut self, line: impl Into<String>) -> Config {
+        self.server.push(line.into());
+        self
+    }
+
+    /// Adds a section: `usage: {reporters: […]}`.
+    pub fn section(mut self, text: impl Into<String>) -> Config {
+        self.sections.push(text.into());
+        self
+    }
+
+    /// Adds probes at a short interval.
+    pub fn health_check(self) -> Config {
+        self.section(
+            "health_check: {interval: 200ms, timeout: 200ms, path: /health, \
+             unhealthy_threshold: 2, healthy_threshold: 1}",
+        )
+    }
+
+    /// Adds a webhook reporter with further properties in flow form.
+    pub fn webhook(self, url: &str, more: &str) -> Config {
+        let comma = if more.is_empty() { "" } else { ", " };
+        self.section(format!(
+            "usage: {{reporters: [{{name: hook, type: webhook, \
+             webhook: {{url: \"{url}\"{comma}{more}}}}}]}}"
+        ))
+    }
+
+    /// The YAML. One worker unless the test says otherwise: what is counted is then counted in
+    /// one place.
+    pub fn yaml(&self) -> String {
+        let mut text = String::from("server:\n  listen: \"127.0.0.1:0\"\n");
+        if !self.server.iter().any(|line| line.starts_with("workers:")) {
+            text.push_str("  workers: 1\n");
+        }
+        self.server.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+        if !self.sections.iter().any(|section| section.starts_with("log:")) {
+            text.push_str("log: {level: debug, format: json, output: stdout}\n");
+        }
+        if !self.backends.is_empty() {
+            text.push_str("backends:\n");
+        }
+        self.backends.iter().for_each(|line| text.push_str(&format!("  - {line}\n")));
+        self.sections.iter().for_each(|section| text.push_str(&format!("{section}\n")));
+        text
+    }
+
+    /// Starts the proxy with it.
+    pub fn start(&self) -> Proxy {
+        Proxy::start(&self.yaml())
+    }
+}

@@ -1,0 +1,111 @@
+//! The product, as a process of its own.
+
+use super::client::{Conn, Response};
+use super::metrics::Metrics;
+use super::process::{program, run, Process, Ran};
+use super::scratch::Scratch;
+use super::{await_some, SOON};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A running proxy.
+pub struct Proxy {
+    /// Its process.
+    pub process: Process,
+    address: SocketAddr,
+    _scratch: Scratch,
+}
+
+impl Proxy {
+    /// Starts it with a configuration, which must listen on port 0 and log JSON to standard
+    /// output, and waits until it listens.
+    pub fn start(yaml: &str) -> Proxy {
+        let scratch = Scratch::new();
+        let config = scratch.write("config.yaml", yaml);
+        Proxy::start_with(&["--config", &config.to_string_lossy()], scratch)
+    }
+
+    /// Starts it with these arguments; `scratch` lives as long as it does.
+    pub fn start_with(args: &[&str], scratch: Scratch) -> Proxy {
+        let process = Process::start(&program("llmproxy"), args);
+        let address = process.await_line(SOON, |line| {
+            let event: Value = serde_json::from_str(line).ok()?;
+            let listens = event["message"] == "listening";
+            listens.then(|| event["addr"].as_str().unwrap().parse().unwrap())
+        });
+        Proxy { process, address, _scratch: scratch }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> Conn {
+        Conn::open(self.address)
+    }
+
+    /// One GET on a connection of its own.
+    pub fn get(&self, path: &str) -> Response {
+        self.connect().get(path)
+    }
+
+    /// One POST of JSON on a connection of its own.
+    pub fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Response {
+        self.connect().post(path, "", body)
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> Metrics {
+        let page = self.get("/metrics");
+        assert_eq!(page.status(), 200, "{}", page.text());
+        Metrics::parse(&page.text())
+    }
+
+    /// The sum of the series with this name and these labels.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().sum(name, labels)
+    }
+
+    /// Waits until that sum is as wanted: requests settle after their last byte has left.
+    pub fn await_metric(&self, name: &str, labels: &[(&str, &str)], wanted: f64) {
+        let mut last = 0.0;
+        let what = format!("{name} {labels:?} is {wanted}");
+        await_some(&what, SOON, || {
+            last = self.metric(name, labels);
+            (last == wanted).then_some(())
+        });
+    }
+
+    /// Its log events so far.
+    pub fn events(&self) -> Vec<Value> {
+        let lines = self.process.stdout.all();
+        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a log event.
+    pub fn await_event(&self, what: &str, mut is_it: impl FnMut(&Value) -> bool) -> Value {
+        await_some(what, SOON, || self.events().into_iter().find(&mut is_it))
+    }
+
+    /// Open file descriptors of the process.
+    pub fn open_files(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.process.pid());
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    /// Resident memory of the process, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.pid());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+/// Runs the binary to its end with these arguments.
+pub fn llmproxy(args: &[&str]) -> Ran {
+    run(&program("llmproxy"), args, Duration::from_secs(20))
+}

@@ -1,0 +1,94 @@
+//! A connection over TCP or a Unix socket, blocking, with a deadline on every read.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A socket file.
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Place {
+        Place::Tcp(address)
+    }
+}
+
+impl From<&Path> for Place {
+    fn from(path: &Path) -> Place {
+        Place::Unix(path.to_owned())
+    }
+}
+
+/// Either kind of stream.
+pub enum Stream {
+    /// TCP
+    Tcp(TcpStream),
+    /// Unix
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Connects.
+    pub fn connect(place: &Place) -> io::Result<Stream> {
+        Ok(match place {
+            Place::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, Duration::from_secs(5))?;
+                stream.set_nodelay(true)?;
+                Stream::Tcp(stream)
+            }
+            Place::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+        })
+    }
+
+    /// Reads what is there within `limit`. `Ok(0)` is the end, `WouldBlock` that nothing came.
+    pub fn read_within(&mut self, into: &mut [u8], limit: Duration) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            // Zero would mean for ever.
+            let left = limit.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+            let got = match self {
+                Stream::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
+                Stream::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
+            };
+            match got {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                    return Err(io::ErrorKind::WouldBlock.into())
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes all bytes.
+    pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Stream::Tcp(s) => s.write_all(bytes),
+            Stream::Unix(s) => s.write_all(bytes),
+        }
+    }
+
+    /// Ends one direction or both.
+    pub fn shutdown(&self, how: Shutdown) {
+        let _ = match self {
+            Stream::Tcp(s) => s.shutdown(how),
+            Stream::Unix(s) => s.shutdown(how),
+        };
+    }
+
+    /// The TCP stream, for socket options.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Tcp(stream) => stream,
+            Stream::Unix(_) => panic!("not a TCP stream"),
+        }
+    }
+}
