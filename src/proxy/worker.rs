@@ -307,6 +307,8 @@ fn turn_away(socket: &Socket, id: RequestId) {
     };
     write_refusal(&mut bytes, &frame, &refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);
+    // A close with unread bytes would be a reset, and the answer lost.
+    let _ = socket.try_recv(&mut Buffer::take());
     socket.shutdown(std::net::Shutdown::Write);
 }
 
