@@ -29,18 +29,10 @@ pub struct ChunkDecoder {}
 
 impl ChunkDecoder {
     /// A decoder at the start of a body. `trailer_bytes_max` bounds the trailer section.
-    pub fn new(trailer_bytes_max: usize) -> Self {
-        let _ = trailer_bytes_max;
-        todo!()
-    }
+    pub fn new(trailer_bytes_max: usize) -> Self { let _ = trailer_bytes_max; todo!() }
     /// Looks at `input` and returns the next piece. After `Data{end}` call again with `&input[end..]`.
     /// `NeedMore` means that all of it was taken in.
-    pub fn decode(&mut self, input: &[u8]) -> Result<Piece, BadChunk> {
-        let _ = input;
-        todo!()
-    }
+    pub fn decode(&mut self, input: &[u8]) -> Result<Piece, BadChunk> { let _ = input; todo!() }
     /// True once the last chunk and the trailers were seen.
-    pub fn is_done(&self) -> bool {
-        todo!()
-    }
+    pub fn is_done(&self) -> bool { todo!() }
 }

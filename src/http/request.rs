@@ -1,29 +1,19 @@
 //! Request heads (contract; see the module's text).
-use super::framing::Framing;
 use super::head::{Field, Parse, Span, Version};
+use super::framing::Framing;
 use crate::base::refusal::Refusal;
 
 /// Methods the proxy tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Method {
-    /// GET
-    #[default]
-    Get,
-    /// HEAD
-    Head,
-    /// POST
-    Post,
-    /// PUT
-    Put,
-    /// PATCH
-    Patch,
-    /// DELETE
-    Delete,
-    /// OPTIONS
-    Options,
-    /// any other token that is not refused
-    Other,
-}
+pub enum Method { /// GET
+    #[default] Get, /// HEAD
+    Head, /// POST
+    Post, /// PUT
+    Put, /// PATCH
+    Patch, /// DELETE
+    Delete, /// OPTIONS
+    Options, /// any other token that is not refused
+    Other }
 
 /// A parsed request head; reused from request to request of a connection (its vectors keep their capacity).
 #[derive(Debug, Default)]
@@ -54,12 +44,7 @@ pub struct RequestHead {
 impl RequestHead {
     /// Parses the head at the start of `bytes`. Call `reset` before each new request.
     /// `head_bytes_max`: beyond it 431.
-    pub fn parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Refusal> {
-        let _ = (bytes, head_bytes_max);
-        todo!()
-    }
+    pub fn parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Refusal> { let _ = (bytes, head_bytes_max); todo!() }
     /// Forgets the last request, keeps capacity.
-    pub fn reset(&mut self) {
-        todo!()
-    }
+    pub fn reset(&mut self) { todo!() }
 }

@@ -1,6 +1,6 @@
 //! Response heads (contract).
-use super::framing::ResponseFraming;
 use super::head::{Field, Parse, Span, Version};
+use super::framing::ResponseFraming;
 use super::request::Method;
 
 /// Why the bytes of a backend are not a response. All of them mean 502 before the first byte.
@@ -28,17 +28,7 @@ pub struct ResponseHead {
 
 impl ResponseHead {
     /// Parses the head at the start of `bytes`; interim (1xx) ones included: the caller looks at `status`.
-    pub fn parse(
-        &mut self,
-        bytes: &[u8],
-        request: Method,
-        head_bytes_max: usize,
-    ) -> Result<Parse, BadResponse> {
-        let _ = (bytes, request, head_bytes_max);
-        todo!()
-    }
+    pub fn parse(&mut self, bytes: &[u8], request: Method, head_bytes_max: usize) -> Result<Parse, BadResponse> { let _ = (bytes, request, head_bytes_max); todo!() }
     /// Forgets the last response, keeps capacity.
-    pub fn reset(&mut self) {
-        todo!()
-    }
+    pub fn reset(&mut self) { todo!() }
 }

@@ -15,28 +15,15 @@ pub struct RequestFacts<'a> {
 
 /// Why a body is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScanFault {
-    /// not JSON, and where
-    Malformed {
-        /// byte offset
-        offset: usize,
-    },
-    /// a watched key stands twice
-    Duplicate(&'static str),
-    /// a key or a watched value is written with escapes
-    Escaped,
-    /// nested too deep
-    TooDeep,
-    /// invalid UTF-8 or BOM
-    NotUtf8,
-    /// `model` is longer than the limit
-    ModelTooLong,
-    /// a watched key has a value of the wrong type
-    WrongType(&'static str),
-}
+pub enum ScanFault { /// not JSON, and where
+ Malformed { /// byte offset
+  offset: usize }, /// a watched key stands twice
+ Duplicate(&'static str), /// a key or a watched value is written with escapes
+ Escaped, /// nested too deep
+ TooDeep, /// invalid UTF-8 or BOM
+ NotUtf8, /// `model` is longer than the limit
+ ModelTooLong, /// a watched key has a value of the wrong type
+ WrongType(&'static str) }
 
 /// Scans a whole body.
-pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
-    let _ = body;
-    todo!()
-}
+pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> { let _ = body; todo!() }

@@ -21,16 +21,9 @@ pub struct UsageScan {}
 
 impl UsageScan {
     /// Sees the next bytes.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        let _ = bytes;
-        todo!()
-    }
+    pub fn feed(&mut self, bytes: &[u8]) { let _ = bytes; todo!() }
     /// What was found so far.
-    pub fn usage(&self) -> Option<Usage> {
-        todo!()
-    }
+    pub fn usage(&self) -> Option<Usage> { todo!() }
     /// The answer's own top-level `id` (`chatcmpl-...`), when seen.
-    pub fn upstream_id(&self) -> Option<&str> {
-        todo!()
-    }
+    pub fn upstream_id(&self) -> Option<&str> { todo!() }
 }
