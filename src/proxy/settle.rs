@@ -52,11 +52,7 @@ pub struct Story {
 impl Story {
     /// The story of a request that we refused.
     pub fn refused(refusal: &Refusal) -> Story {
-        Story {
-            status: refusal.status,
-            ending: Ending::Refused(refusal.code),
-            ..Story::default()
-        }
+        Story { status: refusal.status, ending: Ending::Refused(refusal.code), ..Story::default() }
     }
 
     /// The story of a request whose client left before it was complete.
@@ -150,10 +146,7 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
 
 /// Paths of which an answer without usage is worth a counter.
 fn is_metered(request: &Request) -> bool {
-    matches!(
-        request.path_label,
-        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings"
-    )
+    matches!(request.path_label, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings")
 }
 
 fn make_record(

@@ -299,12 +299,8 @@ fn turn_away(socket: &Socket, id: RequestId) {
     let refusal = Refusal::closing(503, "overloaded", "The proxy has no room for a connection.")
         .with_retry_after(1);
     let mut bytes = Buffer::take();
-    let frame = Frame {
-        request_id: id.as_str(),
-        version: Version::Http11,
-        close: true,
-        head_only: false,
-    };
+    let frame =
+        Frame { request_id: id.as_str(), version: Version::Http11, close: true, head_only: false };
     write_refusal(&mut bytes, &frame, &refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);
     // A close with unread bytes would be a reset, and the answer lost.

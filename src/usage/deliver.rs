@@ -44,7 +44,7 @@ impl Delivery {
             let (queue, records) = crossbeam_channel::bounded(capacity);
             queues.push(queue);
             let stop = Stop { signal: signal.clone(), deadline: deadline.clone() };
-            let (reporter, counters) = (Reporter::new(reporter), inbox.counters.clone());
+            let (reporter, counters) = (Reporter::new(reporter)?, inbox.counters.clone());
             let run = move || Lane { index, reporter, counters, stop, failing: 0 }.run(&records);
             reporting.push(thread::Builder::new().name(format!("usage-{index}")).spawn(run)?);
         }

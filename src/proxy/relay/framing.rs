@@ -31,9 +31,10 @@ pub struct Slices {
 impl Slices {
     /// The body data, in order; `input` is what was decoded.
     pub fn of<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.ranges.iter().take(self.count as usize).map(|(start, end)| {
-            input.get(*start as usize..*end as usize).unwrap_or_default()
-        })
+        self.ranges
+            .iter()
+            .take(self.count as usize)
+            .map(|(start, end)| input.get(*start as usize..*end as usize).unwrap_or_default())
     }
 
     /// Bytes of body data.
