@@ -1,5 +1,5 @@
 //! Scripts as HTTP messages: heads as each server writes them, chunk framing, and when each
-//! write is due (wire.md §1.4).
+//! write is due.
 
 use std::fmt::Write as _;
 

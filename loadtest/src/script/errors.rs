@@ -1,4 +1,4 @@
-//! How each engine says no: before the stream, and inside it (wire.md §3).
+//! How each engine says no: before the stream, and inside it.
 
 use super::{Api, Dialect, Piece};
 
