@@ -1,5 +1,7 @@
 //! What the process needs from the kernel before any work: file descriptors and a ring.
 
+#![allow(unsafe_code)] // the one room for it: calls that the standard library does not wrap
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
