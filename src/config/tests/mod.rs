@@ -1,5 +1,7 @@
 //! Loads whole texts and looks at what came of them.
 
+mod fixtures;
+
 use super::*;
 use crate::config::plan::*;
 use std::time::Duration;
