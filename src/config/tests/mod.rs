@@ -1,5 +1,6 @@
 //! Loads whole texts and looks at what came of them.
 
+mod example;
 mod fixtures;
 
 use super::*;
