@@ -4,13 +4,13 @@ use super::*;
 use crate::config::raw::{Kind, Node};
 use std::collections::BTreeSet;
 
-fn example() -> String {
+pub fn example() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config.yaml.example"))
         .unwrap()
 }
 
 /// The example with everything that is off by default switched on.
-fn uncommented() -> String {
+pub fn uncommented() -> String {
     let uncomment = |line: &str| line.strip_prefix("#~ ").unwrap_or(line).to_owned() + "\n";
     example().lines().map(uncomment).collect()
 }
@@ -25,7 +25,7 @@ fn the_example_starts_and_is_nothing_but_defaults() {
 }
 
 /// The same file without any key that has a default.
-const BARE: &str = r#"
+pub const BARE: &str = r#"
 server:
   cors: {enabled: true}
   tls: {enabled: true, cert_file: /etc/llmproxy/tls.crt, key_file: /etc/llmproxy/tls.key}
@@ -128,7 +128,9 @@ fn home(key: &str) -> String {
         {
             "storage.caches[]"
         }
-        "logging.request" | "auth.pipeline[].database" | "usage.reporters[].database"
+        "logging.request"
+        | "auth.pipeline[].database"
+        | "usage.reporters[].database"
         | "discovery.sources[].database"
             if CONNECTION.contains(&leaf) =>
         {

@@ -1,7 +1,10 @@
 //! Loads whole texts and looks at what came of them.
 
+mod aliases;
+mod errors;
 mod example;
 mod fixtures;
+mod print;
 
 use super::*;
 use crate::config::plan::*;
