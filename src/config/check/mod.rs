@@ -86,11 +86,6 @@ fn texts(section: &mut Section, key: &str, default: &[&str]) -> Vec<String> {
 
 /// An `http` or `https` URL that must be given. Kept as it is written: it may hold a token.
 fn required_url(section: &mut Section, key: &str) -> Secret {
-    let url = section.required(key);
-    if !url.is_empty() {
-        if let Err(message) = value::http_url(&url) {
-            section.error(key, message);
-        }
-    }
-    Secret::new(url)
+    let read = |text: &str| value::http_url(text).map(|_| Secret::new(text));
+    section.required_parsed(key, read).unwrap_or_default()
 }
