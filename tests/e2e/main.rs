@@ -11,4 +11,5 @@
 )]
 
 mod harness;
+mod forwarding;
 mod pass_through;
