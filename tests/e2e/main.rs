@@ -11,5 +11,7 @@
 )]
 
 mod harness;
+mod connections;
 mod forwarding;
 mod pass_through;
+mod refusals;
