@@ -4,13 +4,14 @@
 use crate::config::plan::Plan;
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Meters, Times};
-use crate::usage::deliver::Counters;
+use crate::usage::counters::{ReporterCounters, UsageCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
 /// What the page is made of.
@@ -26,7 +27,9 @@ pub struct Facts {
     /// Names of the backends, bounds of the histograms.
     pub plan: Arc<Plan>,
     /// Counters of the reporters.
-    pub delivery: Option<Arc<Counters>>,
+    pub usage: Option<Arc<UsageCounters>>,
+    /// Records that wait to be shared among the reporters.
+    pub usage_queue: u64,
     /// Access log lines that were dropped.
     pub access_dropped: u64,
 }
@@ -169,22 +172,38 @@ impl Facts {
         page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", tokens)?;
         let help = "Metered answers that carried no usage.";
         page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
-        let (mut ok, mut failed, mut dropped, mut queued) = (0, 0, 0, 0);
-        if let Some(delivery) = &self.delivery {
-            ok = delivery.delivered();
-            failed = delivery.failed();
-            dropped = delivery.dropped();
-            queued = delivery.queued();
-        }
-        let help = "Usage records that a reporter took.";
-        page.counter("llmproxy_webhook_success", help, one(ok))?;
-        let help = "Usage records that were given up after all tries.";
-        page.counter("llmproxy_webhook_failure", help, one(failed))?;
-        let help = "Usage records dropped because a queue was full.";
-        page.counter("llmproxy_usage_dropped", help, one(dropped))?;
-        page.gauge("llmproxy_usage_queue", "Usage records waiting.", one(queued))?;
+        self.reporters(page)?;
         let help = "Access log lines dropped because the queue was full.";
         page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
+    }
+
+    /// Delivery of usage records. The seeds' two counters are summed over all reporters.
+    fn reporters(&self, page: &mut Page<'_>) -> fmt::Result {
+        let reporters = self.usage.as_deref().map_or(&[][..], |u| u.reporters.as_slice());
+        let each = |pick: fn(&ReporterCounters) -> &AtomicU64| -> Vec<(Labels, u64)> {
+            let value = |r: &ReporterCounters| pick(r).load(Relaxed);
+            reporters.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
+        };
+        let all = |pick| one(each(pick).iter().map(|(_, n)| n).sum());
+        let help = "Usage records that a reporter took.";
+        page.counter("llmproxy_webhook_success", help, all(|r| &r.delivered))?;
+        let help = "Usage records that were given up after all tries.";
+        page.counter("llmproxy_webhook_failure", help, all(|r| &r.failed))?;
+        let help = "Tries to deliver after the first.";
+        page.counter("llmproxy_reporter_retries", help, each(|r| &r.retried))?;
+        let help = "Usage records that a reporter never saw because its queue was full.";
+        page.counter("llmproxy_reporter_dropped", help, each(|r| &r.dropped))?;
+        let help = "Usage records that wait for a reporter.";
+        page.gauge("llmproxy_reporter_queue", help, each(|r| &r.queued))?;
+        let value = |pick: fn(&UsageCounters) -> &AtomicU64| {
+            one(self.usage.as_deref().map_or(0, |u| pick(u).load(Relaxed)))
+        };
+        let help = "Usage records dropped because the outbox was full.";
+        page.counter("llmproxy_usage_dropped", help, value(|u| &u.outbox_dropped))?;
+        let help = "Request bodies left out of records because too many were waiting.";
+        page.counter("llmproxy_usage_bodies_dropped", help, value(|u| &u.bodies_dropped))?;
+        let help = "Usage records that wait in the outbox.";
+        page.gauge("llmproxy_usage_queue", help, one(self.usage_queue))
     }
 
     fn fleet(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -231,10 +250,7 @@ fn one(value: u64) -> Vec<(Labels, u64)> {
     vec![(Labels::new(), value)]
 }
 
-fn labelled(
-    name: &'static str,
-    values: impl Iterator<Item = (String, u64)>,
-) -> Vec<(Labels, u64)> {
+fn labelled(name: &'static str, values: impl Iterator<Item = (String, u64)>) -> Vec<(Labels, u64)> {
     let mut series: Vec<_> = values.map(|(value, n)| (vec![(name, value)], n)).collect();
     series.sort();
     series
@@ -246,8 +262,7 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn counter(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
-        let mut metric =
-            self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in series {
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
@@ -269,8 +284,7 @@ impl Page<'_> {
         bounds_ms: &[f64],
         series: Vec<(Labels, &Times)>,
     ) -> fmt::Result {
-        let mut metric =
-            self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, times) in series {
             let mut below = 0;
             let mut buckets = Vec::with_capacity(bounds_ms.len() + 1);
@@ -281,12 +295,7 @@ impl Page<'_> {
             }
             buckets.push((f64::INFINITY, times.count() - below));
             let mut metric = metric.encode_family(&labels)?;
-            metric.encode_histogram::<NoLabelSet>(
-                times.sum_ms(),
-                times.count(),
-                &buckets,
-                None,
-            )?;
+            metric.encode_histogram::<NoLabelSet>(times.sum_ms(), times.count(), &buckets, None)?;
         }
         Ok(())
     }

@@ -3,20 +3,20 @@
 use super::log::Reopen;
 use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
-use crate::base::limits::{ACCESS_LINES_MAX, METRICS_PAGES_WAITING_MAX};
+use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::patrol::{Patrol, TICK};
 use crate::rt::ring::Ring;
 use crate::state::fleet::Fleet;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
+use crate::usage::access::{self as access_queue, AccessQueue};
 use crate::usage::deliver::Delivery;
-use crate::usage::outbox::Outbox;
+use crate::usage::outbox::{self, Outbox};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The start waits so long for names to resolve for the first time; then it serves with what is
@@ -36,11 +36,11 @@ pub struct Control {
     /// Where workers put usage records.
     pub usage: Option<Outbox>,
     /// Where workers put access records.
-    pub access: Option<Outbox>,
+    pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
     delivery: Option<Delivery>,
-    access_writer: Option<JoinHandle<()>>,
+    access_writer: Option<access::Writer>,
 }
 
 /// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one.
@@ -54,24 +54,26 @@ pub fn start(
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
     let (scraper, mailboxes) = mailboxes(plan.server.workers);
-    let delivery = match plan.usage.reporters.is_empty() {
-        true => None,
-        false => Some(Delivery::start(plan).map_err(thread_error)?),
+    let (usage, delivery) = match plan.usage.reporters.as_slice() {
+        [] => (None, None),
+        reporters => {
+            let (outbox, inbox) = outbox::open(reporters);
+            let delivery = Delivery::start(inbox, reporters).map_err(thread_error)?;
+            (Some(outbox), Some(delivery))
+        }
     };
     let (access, access_writer) = match &plan.log.access {
         None => (None, None),
         Some(log) => {
-            let (outbox, records) = Outbox::bounded(ACCESS_LINES_MAX);
-            let writer = access::start(log, Arc::clone(plan), records, reopen)?;
-            (Some(outbox), Some(writer))
+            let (queue, lines) = access_queue::open();
+            (Some(queue), Some(access::start(log, lines, reopen)?))
         }
     };
     let (pages, page_requests) = bounded(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
     let collect = {
         let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
-        let counters = delivery.as_ref().map(Delivery::counters);
-        let access = access.clone();
+        let (usage, access) = (usage.clone(), access.clone());
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
@@ -80,8 +82,9 @@ pub fn start(
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 fleet: Arc::clone(&fleet),
                 plan: Arc::clone(&plan),
-                delivery: counters.clone(),
-                access_dropped: access.as_ref().map_or(0, Outbox::dropped),
+                usage_queue: usage.as_ref().map_or(0, |outbox| outbox.len() as u64),
+                usage: usage.as_ref().map(|outbox| Arc::clone(outbox.counters())),
+                access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
             }
         }
     };
@@ -89,7 +92,6 @@ pub fn start(
     start_ring(plan, &fleet, stop, metrics, pages.clone())?;
     // Not an error when it takes longer: names that come later are used when they come.
     let _ = resolved.recv_timeout(FIRST_RESOLVE_WAIT);
-    let usage = delivery.as_ref().map(Delivery::outbox);
     Ok(Control { fleet, pages, mailboxes, usage, access, drivers, delivery, access_writer })
 }
 
@@ -143,13 +145,11 @@ fn start_ring(
 impl Control {
     /// Ends the control plane after the workers are done: what is queued is delivered and written.
     pub fn finish(self) {
-        // The queues close when their last sender is gone.
-        drop((self.usage, self.access));
         if let Some(writer) = self.access_writer {
-            let _ = writer.join();
+            writer.finish();
         }
         if let Some(delivery) = self.delivery {
-            let left = delivery.finish(FLUSH_TIME);
+            let left = delivery.stop(FLUSH_TIME);
             if left > 0 {
                 tracing::error!(left, "usage records could not be delivered before the end");
             }

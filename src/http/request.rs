@@ -143,7 +143,11 @@ impl RequestHead {
     }
 
     fn try_parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Fault> {
-        match self.scan.advance(bytes, head_bytes_max)? {
+        let progress = self.scan.advance(bytes, head_bytes_max).map_err(|fault| match fault {
+            Fault::HeadTooLarge if !self.scan.has_first_line() => Fault::TargetTooLong,
+            other => other,
+        })?;
+        match progress {
             Progress::Partial(lines) => {
                 self.check_early(bytes, lines)?;
                 Ok(Parse::Partial)

@@ -136,6 +136,9 @@ mod tests {
         assert_eq!(Scan::default().advance(&long, 100), Err(Fault::HeadTooLarge));
         assert_eq!(Scan::default().advance(&long[..100], 100), Err(Fault::HeadTooLarge));
         assert_eq!(Scan::default().advance(&long[..99], 100), Ok(Progress::Partial(0..16)));
+        let whole = long.len();
+        assert_eq!(Scan::default().advance(&long, whole), Ok(Progress::Done(0..whole)));
+        assert_eq!(Scan::default().advance(&long, whole - 1), Err(Fault::HeadTooLarge));
         let many = "a:b\r\n".repeat(HEAD_FIELDS_MAX + 2);
         assert_eq!(Scan::default().advance(many.as_bytes(), 4096), Err(Fault::TooManyFields));
     }

@@ -3,7 +3,8 @@
 //! A raw search for `"usage"` is enough: inside a JSON string the quotes would be escaped, so the
 //! bytes can only be a key, or a whole string value that no colon follows. Only the object behind
 //! the key is read. **The last one with tokens wins**: Ollama sends zeros first, vLLM's continuous
-//! usage is cumulative, SGLang mixes in nulls.
+//! usage is cumulative, SGLang mixes in nulls. (A Responses answer repeats the client's tool
+//! schemas, which may have a property `usage`; they stand before the engine's own.)
 //!
 //! An engine is trusted with its own numbers and with nothing else: whatever it sends, the state
 //! stays small, and numbers that cannot be are no usage.

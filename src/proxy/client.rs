@@ -16,8 +16,6 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 pub struct Client {
     /// The socket, watched.
     pub post: Post,
-    /// The address it comes from, as text.
-    pub peer_text: String,
     /// A client that takes no byte for so long is aborted.
     pub write_timeout: Duration,
     /// Bytes read: the current request, and what was pipelined behind it. `None` when empty, so
@@ -58,10 +56,39 @@ impl Client {
         }
     }
 
-    /// Sends all slices, in order. Nothing is read from the engine meanwhile: this wait is the
-    /// backpressure.
-    pub async fn send(&self, slices: &mut [IoSlice<'_>]) -> Result<(), Fault> {
-        send_all(&self.post, slices, self.write_timeout).await
+    /// Sends all slices, in order.
+    pub async fn send(&self, mut slices: &mut [IoSlice<'_>]) -> Result<(), Fault> {
+        loop {
+            let taken = self.try_send(slices)?;
+            IoSlice::advance_slices(&mut slices, taken);
+            // Empty slices at the end are no reason to wait.
+            if slices.iter().all(|s| s.is_empty()) {
+                return Ok(());
+            }
+            self.room().await?;
+        }
+    }
+
+    /// Sends what the kernel takes now, which may be nothing.
+    pub fn try_send(&self, slices: &[IoSlice<'_>]) -> Result<usize, Fault> {
+        match self.post.socket().try_send(slices) {
+            Ok(n) => Ok(n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(_) => Err(Fault::ClientLeft),
+        }
+    }
+
+    /// Waits until the client has taken something. Nothing is read from the engine meanwhile:
+    /// this wait is the backpressure. Each wait has a deadline of its own, so that a slow client
+    /// is served and a stalled one is not.
+    pub async fn room(&self) -> Result<(), Fault> {
+        self.post.arm(self.write_timeout);
+        match self.post.attended(self.post.socket().writable()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(Alarm::Gone) => Err(Fault::ClientLeft),
+            Err(Alarm::Expired) => Err(Fault::ClientWriteTimeout),
+            Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+        }
     }
 
     /// Closes so that the client can read the last answer: a close with unread bytes in the
@@ -77,33 +104,6 @@ impl Client {
                 Ok(0) | Err(_) => return,
                 Ok(n) => dropped += n,
             }
-        }
-    }
-}
-
-/// Sends all slices to a watched socket. `limit` bounds each wait for room.
-async fn send_all(
-    post: &Post,
-    mut slices: &mut [IoSlice<'_>],
-    limit: Duration,
-) -> Result<(), Fault> {
-    loop {
-        match post.socket().try_send(slices) {
-            Ok(n) => IoSlice::advance_slices(&mut slices, n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return Err(Fault::ClientLeft),
-        }
-        // Empty slices at the end are no reason to wait.
-        if slices.iter().all(|s| s.is_empty()) {
-            return Ok(());
-        }
-        // Each byte taken starts the deadline anew.
-        post.arm(limit);
-        match post.attended(post.socket().writable()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(Alarm::Gone) => return Err(Fault::ClientLeft),
-            Err(Alarm::Expired) => return Err(Fault::ClientWriteTimeout),
-            Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
         }
     }
 }

@@ -1,24 +1,26 @@
 //! The story of one client connection: receive, admit, route, exchange, relay, settle; then the
 //! next request of the same connection. Whatever happens to a request, it is settled exactly once.
 
-use super::admit::path::{self, Kind};
 use super::admit::body;
+use super::admit::path::{self, Kind};
 use super::answer::{self, Frame};
 use super::client::Client;
 use super::receive::{self, Received, Request};
-use super::relay::copy::{self, relay};
+use super::relay::copy::Relay;
+use super::relay::drain::drain;
 use super::relay::framing::{outbound, Inbound};
+use super::relay::tap::Tap;
 use super::relay::Outcome;
 use super::route::{self, Tried};
 use super::settle::{settle, Ending, Story};
 use super::upstream::exchange::{exchange, Exchange};
 use super::upstream::pool::Lease;
 use super::worker::Worker;
-use crate::base::fault::{Fault, Retry};
+use crate::base::fault::{Fault, Retry, Side};
 use crate::base::id::RequestId;
 use crate::base::limits::{CONNECT_TRIES_MAX, DRAIN_BYTES_MAX};
 use crate::base::refusal::Refusal;
-use crate::config::plan::OnClientAbort;
+use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::request::Method;
@@ -40,14 +42,29 @@ enum Next {
     CloseGently,
 }
 
+/// What a connection keeps from request to request. Boxed: the future of a stream stays small.
+struct Talk {
+    request: Request,
+    story: Story,
+    exchange: Option<Exchange>,
+    inbound: Inbound,
+    tap: Tap,
+}
+
 /// Serves one client until it or we close.
 pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
     let Ok(post) = w.patrol.watch(socket) else { return };
     let write_timeout = w.plan.server.write_timeout;
-    let mut client = Client { post, peer_text: peer.to_string(), write_timeout, inbox: None };
-    let mut request = Box::new(Request::new(w.next_id()));
+    let mut client = Client { post, write_timeout, inbox: None };
+    let mut talk = Box::new(Talk {
+        request: Request::new(w.next_id(), peer.to_string()),
+        story: Story::default(),
+        exchange: None,
+        inbound: Inbound::Length(0),
+        tap: Tap::default(),
+    });
     loop {
-        match one_request(&w, &mut client, &mut request).await {
+        match one_request(&w, &mut client, &mut talk).await {
             Next::Request if w.patrol.is_draining() => return,
             Next::Request => {}
             Next::Close => return,
@@ -56,7 +73,10 @@ pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
     }
 }
 
-async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
+async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+    talk.tap = Tap::default();
+    talk.story = Story::default();
+    let request = &mut talk.request;
     match receive::head(client, request, &w.plan.server).await {
         Ok(Received::Whole) => {}
         Ok(Received::Closed) => {
@@ -68,7 +88,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request)
         Err(refusal) => {
             request.id = w.next_id();
             request.unique_id = request.id;
-            return refuse(w, client, request, refusal).await;
+            return Box::pin(refuse(w, client, request, refusal)).await;
         }
     }
     let _active = w.enter_request();
@@ -83,16 +103,16 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, request: &mut Request)
             Ok(Received::Whole) => {}
             Ok(Received::Closed) => {
                 w.count_abort(Phase::Request);
-                settle(w, request, Story::client_left());
+                settle(w, request, &talk.tap, Story::client_left());
                 return Next::Close;
             }
-            Err(refusal) => return refuse(w, client, request, refusal).await,
+            Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
         }
     }
     match kind {
-        Ok(Kind::Forward) => forward(w, client, request).await,
-        Ok(own) => own_answer(w, client, request, own).await,
-        Err(refusal) => refuse(w, client, request, refusal).await,
+        Ok(Kind::Forward) => forward(w, client, talk).await,
+        Ok(own) => Box::pin(own_answer(w, client, request, own)).await,
+        Err(refusal) => Box::pin(refuse(w, client, request, refusal)).await,
     }
 }
 
@@ -124,7 +144,7 @@ async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal:
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, Story::refused(&refusal));
+    settle(w, request, &Tap::default(), Story::refused(&refusal));
     next
 }
 
@@ -170,37 +190,42 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
 }
 
 /// The way of a request that is for a backend.
-async fn forward(w: &Rc<Worker>, client: &mut Client, request: &mut Request) -> Next {
+async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+    let request = &mut talk.request;
     match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
         Ok(facts) => {
             let model = facts.model.map(|m| m.into_owned());
             request.stream = facts.stream.unwrap_or(false);
             request.model = model.unwrap_or_default();
         }
-        Err(refusal) => return refuse(w, client, request, refusal).await,
+        Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
     }
-    let mut story = Story::default();
-    match try_backends(w, client, request, &mut story).await {
-        Ok(got) => deliver(w, client, request, story, got).await,
-        Err(Failure::Refused(refusal)) => refuse(w, client, request, refusal).await,
-        Err(Failure::Broke(Fault::ClientLeft)) => {
-            w.count_abort(Phase::Waiting);
-            story.ending = Ending::Fault(Fault::ClientLeft);
-            settle(w, request, story);
-            Next::Close
+    match try_backends(w, client, talk).await {
+        Ok(()) => deliver(w, client, talk).await,
+        Err(Failure::Refused(refusal)) => {
+            Box::pin(refuse(w, client, &mut talk.request, refusal)).await
         }
-        Err(Failure::Broke(fault)) => {
-            let refusal = fault.refusal();
-            let frame = frame(w, request, refusal.close);
-            let sent = answer::refuse(client, &frame, &refusal).await;
-            let next = after(sent, frame.close);
-            request.release_body(client);
-            story.status = refusal.status;
-            story.ending = Ending::Fault(fault);
-            settle(w, request, story);
-            next
-        }
+        Err(Failure::Broke(fault)) => Box::pin(give_up(w, client, talk, fault)).await,
     }
+}
+
+/// Answers for a backend that did not, and settles.
+async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault) -> Next {
+    let Talk { request, story, tap, .. } = talk;
+    story.ending = Ending::Fault(fault);
+    let next = if fault == Fault::ClientLeft {
+        w.count_abort(Phase::Waiting);
+        Next::Close
+    } else {
+        let refusal = fault.refusal();
+        let frame = frame(w, request, refusal.close);
+        let sent = answer::refuse(client, &frame, &refusal).await;
+        story.status = refusal.status;
+        after(sent, frame.close)
+    };
+    request.release_body(client);
+    settle(w, request, tap, std::mem::take(story));
+    next
 }
 
 /// Why no backend answered.
@@ -213,31 +238,31 @@ enum Failure {
 
 /// Tries backends until one begins to answer. Another one is asked only while nobody saw the
 /// request; a kept connection that was closed under us is replaced once.
-async fn try_backends(
-    w: &Worker,
-    client: &Client,
-    request: &mut Request,
-    story: &mut Story,
-) -> Result<Exchange, Failure> {
+async fn try_backends(w: &Worker, client: &Client, talk: &mut Talk) -> Result<(), Failure> {
+    let Talk { request, story, .. } = talk;
     let mut tried = Tried::default();
     let mut last = Failure::Refused(NO_BACKEND);
     while tried.len() < CONNECT_TRIES_MAX {
         let picked = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried);
         let Some(backend) = picked else { break };
-        story.retries = tried.len() as u32;
+        if !tried.is_empty() {
+            story.retries += 1;
+            w.meters.borrow_mut().retries += 1;
+        }
         story.backend = Some(backend);
         tried.add(backend);
         let mut result = exchange(w, client, request, backend, false).await;
         if matches!(&result, Err(fault) if fault.retry() == Retry::Fresh) {
+            w.count_fault(Some(backend), Fault::ReuseRace);
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
-            request.response.reset();
             result = exchange(w, client, request, backend, true).await;
         }
         match result {
             Ok(exchange) => {
                 story.fallback = tried.len() > 1;
-                return Ok(exchange);
+                talk.exchange = Some(exchange);
+                return Ok(());
             }
             Err(fault) => {
                 w.count_fault(Some(backend), fault);
@@ -247,9 +272,6 @@ async fn try_backends(
                 }
             }
         }
-        if tried.len() < CONNECT_TRIES_MAX {
-            w.meters.borrow_mut().retries += 1;
-        }
     }
     Err(last)
 }
@@ -258,22 +280,51 @@ const NO_BACKEND: Refusal =
     Refusal::new(503, "no_backend", "No backend is configured for this request.");
 
 /// Sends the answer on to the client and settles.
-async fn deliver(
-    w: &Rc<Worker>,
-    client: &mut Client,
-    request: &mut Request,
-    mut story: Story,
-    got: Exchange,
-) -> Next {
-    let Exchange { mut lease, bytes, head_len } = got;
-    let backend = story.backend.unwrap_or_default();
-    let Some(plan) = w.backend(backend) else { return Next::Close };
-    let response = &request.response;
-    let framing = outbound(response, request.head.version);
+async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+    let Talk { request, story, exchange, inbound, tap } = talk;
+    let plan = w.backend(story.backend.unwrap_or_default());
+    let (Some(plan), Some(got)) = (plan, exchange.as_mut()) else { return Next::Close };
+    let outbound = outbound(&request.response, request.head.version);
     let close = !request.head.keep_alive
-        || framing == OutFraming::UntilClose
+        || outbound == OutFraming::UntilClose
         || w.is_crowded()
         || w.patrol.is_draining();
+    let bytes = got.bytes.take().unwrap_or_else(Buffer::take);
+    let head = client_head(request, &bytes, outbound, close);
+    *inbound = Inbound::new(request.response.framing);
+    *tap = Tap::new(request.response.event_stream);
+    story.status = request.response.status;
+    story.event_stream = request.response.event_stream;
+    story.keep_body(w, request, client);
+    request.release_body(client);
+    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap);
+    let begun = relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await;
+    // From here on the stream holds a buffer only while bytes move.
+    drop((head, bytes));
+    let outcome = relay.finish(got.lease.link(), begun).await;
+    if let Some(Exchange { lease, .. }) = exchange.take() {
+        match outcome.upstream_clean && request.response.keep_alive {
+            true => w.pool.give_back(lease, w.patrol.now()),
+            false => part(w, lease, outcome, plan, inbound),
+        }
+    }
+    if let Some(fault) = outcome.fault {
+        w.count_fault(story.backend, fault);
+        if fault == Fault::ClientLeft {
+            w.count_abort(Phase::Relay);
+        }
+        story.ending = Ending::Fault(fault);
+    }
+    story.outcome = Some(outcome);
+    settle(w, request, tap, std::mem::take(story));
+    match (outcome.client_clean, close) {
+        (false, _) => Next::Close,
+        (true, true) => Next::CloseGently,
+        (true, false) => Next::Request,
+    }
+}
+
+fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
     let mut head = Buffer::take();
     let how = ForwardResponse {
         client: request.head.version,
@@ -281,62 +332,44 @@ async fn deliver(
         close,
         request_id: request.id.as_str(),
     };
-    write::response(&mut head, response, &bytes, &how);
-    let event_stream = response.event_stream;
-    story.status = response.status;
-    story.event_stream = event_stream;
-    let keep = response.keep_alive;
-    let answer = copy::Answer {
-        head,
-        bytes,
-        body_at: head_len,
-        inbound: Inbound::new(response.framing),
-        outbound: framing,
-        event_stream,
-        plan,
-    };
-    story.keep_body(w, request, client);
-    request.release_body(client);
-    let mut outcome = relay(w, client, lease.link(), answer).await;
-    let rest = outcome.rest.take();
-    match outcome.upstream_clean && keep {
-        true => w.pool.give_back(lease, w.patrol.now()),
-        false => part(w, lease, &outcome, plan.on_client_abort, rest),
-    }
-    let next = match (outcome.client_clean, close) {
-        (false, _) => Next::Close,
-        (true, true) => Next::CloseGently,
-        (true, false) => Next::Request,
-    };
-    if let Some(fault) = outcome.fault {
-        w.count_fault(Some(backend), fault);
-        if fault == Fault::ClientLeft {
-            w.count_abort(Phase::Relay);
-        }
-        story.ending = Ending::Fault(fault);
-    }
-    story.outcome = Some(outcome);
-    settle(w, request, story);
-    next
+    write::response(&mut head, &request.response, bytes, &how);
+    head
 }
 
 /// Lets go of a connection that cannot be kept. Dropping it closes it, which cancels the
 /// generation; an engine that cannot bear that is drained first.
-fn part(
-    w: &Rc<Worker>,
-    mut lease: Lease,
-    outcome: &Outcome,
-    on_client_abort: OnClientAbort,
-    rest: Option<Inbound>,
-) {
-    let client_left = outcome.fault.is_some_and(|f| f.side() == crate::base::fault::Side::Client);
-    if let (true, OnClientAbort::Drain, Some(rest)) = (client_left, on_client_abort, rest) {
-        let idle = w.plan.server.write_timeout;
-        let w = Rc::clone(w);
-        w.clone().spawn_guarded(async move {
-            if super::relay::drain::drain(lease.link(), rest, idle).await {
-                w.pool.give_back(lease, w.patrol.now());
-            }
-        });
+fn part(w: &Rc<Worker>, mut lease: Lease, outcome: Outcome, plan: &Backend, inbound: &mut Inbound) {
+    let client_left = outcome.fault.is_some_and(|fault| fault.side() == Side::Client);
+    let spared = plan.on_client_abort == OnClientAbort::Drain;
+    if !client_left || !spared || outcome.upstream_finished {
+        return;
+    }
+    let rest = std::mem::replace(inbound, Inbound::Length(0));
+    let (w, idle) = (Rc::clone(w), plan.idle_timeout);
+    let draining = Rc::clone(&w);
+    w.spawn_guarded(Box::pin(async move {
+        if drain(lease.link(), rest, idle).await {
+            draining.pool.give_back(lease, draining.patrol.now());
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+
+    /// Bytes of the future that a function of three arguments returns.
+    fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    /// A stream that runs for minutes costs this, its request's box and two sockets. What is
+    /// needed only now and then (connecting, draining) is boxed instead of growing it.
+    #[test]
+    fn the_future_of_a_connection_stays_small() {
+        let size = size_of_future(serve);
+        println!("connection future: {size} bytes");
+        assert!(size <= 1600, "{size} bytes");
     }
 }

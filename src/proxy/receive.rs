@@ -35,6 +35,10 @@ pub struct Request {
     pub id: RequestId,
     /// Label of the path in metrics and records, from a fixed set.
     pub path_label: &'static str,
+    /// Where the client connected from.
+    pub peer: String,
+    /// Decoded bytes of the body.
+    pub body_len: u64,
     /// Path without its query (a query may carry a key), as sent.
     pub path: String,
     /// The method, for records.
@@ -51,9 +55,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// An empty one.
-    pub fn new(id: RequestId) -> Request {
+    /// An empty one, of a client at an address.
+    pub fn new(id: RequestId, peer: String) -> Request {
         Request {
+            peer,
+            body_len: 0,
             head: RequestHead::default(),
             head_len: 0,
             wire_len: 0,
@@ -80,6 +86,7 @@ impl Request {
         self.path.clear();
         self.model.clear();
         self.stream = false;
+        self.body_len = 0;
         self.decoded = None;
     }
 
@@ -188,6 +195,7 @@ async fn counted(
         }
     }
     request.wire_len = whole;
+    request.body_len = length;
     Ok(Received::Whole)
 }
 
@@ -226,6 +234,7 @@ async fn chunked(
             inbox.drain(request.head_len..upto);
         }
         if finished {
+            request.body_len = decoded.len() as u64;
             request.decoded = Some(decoded);
             return Ok(Received::Whole);
         }

@@ -3,12 +3,15 @@
 
 use super::client::Client;
 use super::receive::Request;
+use super::relay::tap::Tap;
 use super::relay::Outcome;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::state::meters::{BackendIndex, Series};
-use crate::usage::record::{self, UsageRecord, UsageSource};
+use crate::usage::access::AccessLine;
+use crate::usage::outbox::Outbox;
+use crate::usage::record::{self, UsageRecord};
 use std::time::Duration;
 
 /// nginx's number for a client that left before it got an answer. Never sent.
@@ -49,11 +52,7 @@ pub struct Story {
 impl Story {
     /// The story of a request that we refused.
     pub fn refused(refusal: &Refusal) -> Story {
-        Story {
-            status: refusal.status,
-            ending: Ending::Refused(refusal.code),
-            ..Story::default()
-        }
+        Story { status: refusal.status, ending: Ending::Refused(refusal.code), ..Story::default() }
     }
 
     /// The story of a request whose client left before it was complete.
@@ -78,67 +77,64 @@ impl Story {
 }
 
 /// Settles a request.
-pub fn settle(w: &Worker, request: &Request, story: Story) {
-    let latency = request.started.elapsed();
-    let ttft = story
-        .outcome
-        .as_ref()
-        .and_then(|o| o.tap.first_byte)
-        .map(|first| first.saturating_duration_since(request.started));
-    count(w, request, &story, latency, ttft);
+pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
+    let times = Times {
+        latency: request.started.elapsed(),
+        ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
+    };
+    count(w, request, tap, &story, times);
     if w.usage.is_none() && w.access.is_none() {
         return;
     }
-    let record = make_record(request, story, latency, ttft);
+    let record = make_record(w, request, tap, story, times);
     match (&w.access, &w.usage) {
         (Some(access), Some(usage)) => {
             // The log needs no prompt.
-            let mut line = record.clone();
-            line.request_body = None;
-            access.offer(line);
+            let line = UsageRecord { request_body: None, ..record.clone() };
+            access.offer(AccessLine { record: line, client: request.peer.as_str().into() });
             offer_usage(usage, record);
         }
         (Some(access), None) => {
-            access.offer(record);
+            access.offer(AccessLine { record, client: request.peer.as_str().into() });
         }
         (None, Some(usage)) => offer_usage(usage, record),
         (None, None) => {}
     }
 }
 
-/// A record is billable when a backend had the request.
-fn offer_usage(usage: &crate::usage::outbox::Outbox, record: UsageRecord) {
-    if record.backend.is_some() {
-        usage.offer(record);
+/// What no backend ever had is nobody's bill.
+fn offer_usage(usage: &Outbox, record: UsageRecord) {
+    if record.backend_url.is_some() {
+        // When it is full the outbox counts what it drops.
+        let _ = usage.offer(record);
     }
 }
 
-fn count(
-    w: &Worker,
-    request: &Request,
-    story: &Story,
+#[derive(Clone, Copy)]
+struct Times {
     latency: Duration,
     ttft: Option<Duration>,
-) {
+}
+
+fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) {
     let mut meters = w.meters.borrow_mut();
     let stream = request.stream || story.event_stream;
     let series = Series { path: request.path_label, stream, backend: story.backend };
     let requests = meters.requests.entry(series).or_default();
     requests.count(story.status(), 1);
     if story.backend.is_some() {
-        requests.latency.record(latency);
+        requests.latency.record(times.latency);
     }
     if let Ending::Refused(code) = story.ending {
         *meters.rejected.entry(code).or_default() += 1;
     }
-    if let (true, Some(ttft)) = (stream, ttft) {
+    if let (true, Some(ttft)) = (stream, times.ttft) {
         meters.ttft.entry(story.backend).or_default().record(ttft);
     }
     if story.fallback {
         meters.fallbacks += 1;
     }
-    let Some(outcome) = &story.outcome else { return };
-    match outcome.tap.usage.usage() {
+    match tap.usage.usage() {
         Some(usage) => {
             meters.tokens[0] += usage.prompt_tokens;
             meters.tokens[1] += usage.completion_tokens;
@@ -150,54 +146,45 @@ fn count(
 
 /// Paths of which an answer without usage is worth a counter.
 fn is_metered(request: &Request) -> bool {
-    matches!(
-        request.path_label,
-        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings"
-    )
+    matches!(request.path_label, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings")
 }
 
 fn make_record(
+    w: &Worker,
     request: &Request,
+    tap: &Tap,
     story: Story,
-    latency: Duration,
-    ttft: Option<Duration>,
+    times: Times,
 ) -> UsageRecord {
-    let usage = story.outcome.as_ref().and_then(|o| o.tap.usage.usage());
-    let broke = matches!(story.ending, Ending::Fault(_));
     let status_code = story.status();
     let (outcome, error) = match story.ending {
         Ending::Complete => (record::Outcome::Complete, None),
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
-    let seen = story.outcome.as_ref();
     UsageRecord {
         request_id: request.unique_id,
         client_request_id: (request.id != request.unique_id).then_some(request.id),
         timestamp_ms: request.started_unix_ms,
         user_id: None,
         api_key: None,
-        model: request.model.as_str().into(),
+        model: (!request.model.is_empty()).then(|| request.model.as_str().into()),
         method: request.method.into(),
         path: request.path.as_str().into(),
-        backend: story.backend,
+        backend_url: story.backend.and_then(|b| w.backend_url(b)),
         status_code,
         is_stream: request.stream || story.event_stream,
-        usage,
-        usage_source: match (usage, broke) {
-            (Some(_), _) => UsageSource::Backend,
-            (None, true) => UsageSource::Aborted,
-            (None, false) => UsageSource::Missing,
-        },
-        latency_ms: latency.as_millis() as u64,
-        ttft_ms: ttft.map(|t| t.as_millis() as u64),
+        usage: tap.usage.usage(),
+        latency_ms: times.latency.as_millis() as u64,
+        ttft_ms: times.ttft.map(|t| t.as_millis() as u64),
         retry_count: story.retries,
         fallback_used: story.fallback,
         outcome,
         error,
-        upstream_id: seen.and_then(|o| o.tap.usage.upstream_id()).map(Into::into),
-        bytes: seen.map_or(0, |o| o.bytes),
-        events: seen.and_then(|o| o.tap.events.as_ref()).map_or(0, |e| e.events()),
+        upstream_id: tap.usage.upstream_id().map(Into::into),
+        request_bytes: request.body_len,
+        response_bytes: story.outcome.map_or(0, |o| o.bytes),
+        events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: story.request_body,
     }
 }

@@ -22,6 +22,7 @@ use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
 use crate::state::scrape::{Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
+use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
@@ -63,7 +64,7 @@ pub struct Start {
     /// Where usage records go.
     pub usage: Option<Outbox>,
     /// Where access records go.
-    pub access: Option<Outbox>,
+    pub access: Option<AccessQueue>,
     /// Random; makes request ids unique.
     pub seed: u64,
     /// Told the driver's name once the worker serves.
@@ -87,12 +88,13 @@ pub struct Worker {
     /// Where usage records go.
     pub usage: Option<Outbox>,
     /// Where access records go.
-    pub access: Option<Outbox>,
+    pub access: Option<AccessQueue>,
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
     connections_max: usize,
     pages: Sender<PageRequest>,
+    backend_urls: Vec<Arc<str>>,
     credential_fields: Vec<String>,
 }
 
@@ -131,6 +133,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
             start.index,
         )),
+        backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
         fleet: start.fleet,
         patrol,
@@ -196,9 +199,11 @@ impl Worker {
                 self.meters.borrow_mut().connections[0] += 1;
                 let live = Live::enter(self);
                 let w = Rc::clone(self);
+                // Boxed once, here: each layer around a future by value would double it.
+                let serving = Box::pin(connection::serve(w, socket, peer));
                 self.spawn_guarded(async move {
                     let _live = live;
-                    connection::serve(w, socket, peer).await;
+                    serving.await;
                 });
             }
             Arrival::Client(socket, _) => {
@@ -234,6 +239,11 @@ impl Worker {
     /// The plan of a backend.
     pub fn backend(&self, backend: u32) -> Option<&Backend> {
         self.plan.backends.get(backend as usize)
+    }
+
+    /// The URL of a backend as records show it.
+    pub fn backend_url(&self, backend: u32) -> Option<Arc<str>> {
+        self.backend_urls.get(backend as usize).map(Arc::clone)
     }
 
     /// Lower-case names of the client's fields that never reach a backend.
@@ -293,14 +303,12 @@ const NO_ROOM: Refusal =
 /// One more client than there is room for hears so. What fits in the socket's buffer is enough.
 fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
     let mut bytes = Buffer::take();
-    let frame = Frame {
-        request_id: id.as_str(),
-        version: Version::Http11,
-        close: true,
-        head_only: false,
-    };
+    let frame =
+        Frame { request_id: id.as_str(), version: Version::Http11, close: true, head_only: false };
     write_refusal(&mut bytes, &frame, refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);
+    // A close with unread bytes would be a reset, and the answer lost.
+    let _ = socket.try_recv(&mut Buffer::take());
     socket.shutdown(std::net::Shutdown::Write);
 }
 

@@ -6,12 +6,13 @@
 //! bytes that nobody has read, where a wait for readability would say nothing.
 
 use monoio::net::UnixStream;
+use pin_project_lite::pin_project;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::cell::{Cell, RefCell};
 use std::future::{poll_fn, Future};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::pin;
+use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -264,39 +265,51 @@ impl Post {
     }
 
     /// The future's result, unless the deadline passes or the worker ends the connection.
-    pub async fn within<F: Future>(&self, future: F) -> Result<F::Output, Alarm> {
-        self.watch_over(future, false).await
+    pub fn within<F: Future>(&self, future: F) -> Watched<'_, F> {
+        Watched { post: self, gone_ends: false, future }
     }
 
     /// Like [`Post::within`], and also ended by a client that leaves.
-    pub async fn attended<F: Future>(&self, future: F) -> Result<F::Output, Alarm> {
-        self.watch_over(future, true).await
+    pub fn attended<F: Future>(&self, future: F) -> Watched<'_, F> {
+        Watched { post: self, gone_ends: true, future }
     }
+}
 
-    async fn watch_over<F: Future>(&self, future: F, gone_ends: bool) -> Result<F::Output, Alarm> {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            let state = &self.state;
-            if state.ended.get() && !state.idle.get() {
-                return Poll::Ready(Err(Alarm::Ended));
-            }
-            if gone_ends && state.gone.get() {
-                return Poll::Ready(Err(Alarm::Gone));
-            }
-            // What is there already counts, even when the deadline passed at the same moment.
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Ok(output));
-            }
-            if state.ended.get() {
-                return Poll::Ready(Err(Alarm::Ended));
-            }
-            if state.expired.get() {
-                return Poll::Ready(Err(Alarm::Expired));
-            }
-            state.remember(cx);
-            Poll::Pending
-        })
-        .await
+pin_project! {
+    /// A wait that an alarm can end. A type of its own instead of an async function: it sits in
+    /// the future of every stream, and each async layer would hold what it awaits twice.
+    pub struct Watched<'a, F> {
+        post: &'a Post,
+        gone_ends: bool,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Watched<'_, F> {
+    type Output = Result<F::Output, Alarm>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let state = &this.post.state;
+        if state.ended.get() && !state.idle.get() {
+            return Poll::Ready(Err(Alarm::Ended));
+        }
+        if *this.gone_ends && state.gone.get() {
+            return Poll::Ready(Err(Alarm::Gone));
+        }
+        // What is there already counts, even when the deadline passed at the same moment.
+        if let Poll::Ready(output) = this.future.poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        if state.ended.get() {
+            return Poll::Ready(Err(Alarm::Ended));
+        }
+        if state.expired.get() {
+            return Poll::Ready(Err(Alarm::Expired));
+        }
+        state.remember(cx);
+        Poll::Pending
     }
 }
 

@@ -3,6 +3,7 @@
 use monoio::net::TcpStream;
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -41,13 +42,13 @@ impl Socket {
     }
 
     /// Waits until a read would return at once. May be dropped at any time.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.inner.readable(false).await
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.inner.readable(false)
     }
 
     /// Waits until a write would take at least one byte. May be dropped at any time.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.inner.writable(false).await
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.inner.writable(false)
     }
 
     /// True when the peer sent nothing and did not close: an idle connection that can be used.

@@ -4,6 +4,7 @@
 use super::socket::Socket;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
+use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -33,8 +34,7 @@ impl Link {
         name: ServerName<'static>,
     ) -> io::Result<Link> {
         let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        let mut link =
-            Link { socket, tls: Some(Box::new(Tls { session, maybe_buffered: false })) };
+        let mut link = Link { socket, tls: Some(Box::new(Tls { session, maybe_buffered: false })) };
         loop {
             link.flush().await?;
             let Some(tls) = link.tls.as_mut() else { return Ok(link) };
@@ -90,8 +90,8 @@ impl Link {
     }
 
     /// Waits until [`Link::try_send`] may take something.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.socket.writable().await
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.socket.writable()
     }
 
     /// True for an idle connection that can be used again.

@@ -1,4 +1,15 @@
-//! stub
+//! *Takes:* one record per request, from the workers. *Gives:* the same records to every
+//! configured reporter, and counters of what became of them. *Runs on:* workers ([`record`],
+//! [`outbox`]) and on threads of its own ([`deliver`], [`reporter`]). *May:* block on the latter;
+//! on workers only allocate a record. *Never:* holds up a worker, a stream or another reporter,
+//! logs a secret, loses a record without counting it.
+//!
+//! The way of a record: `record` → `outbox` (bounded) → `deliver` → one `reporter` each. A durable
+//! journal belongs between outbox and deliver: [`outbox::Inbox`] is the seam.
+
 pub mod record;
+pub mod counters;
 pub mod outbox;
+pub mod access;
 pub mod deliver;
+pub mod reporter;

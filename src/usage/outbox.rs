@@ -1,5 +1,129 @@
-//! stub
+//! The hand-over of records from the workers to the delivering threads: bounded, never waiting.
+
+use super::counters::{count, UsageCounters};
 use super::record::UsageRecord;
-#[derive(Clone)]
-pub struct Outbox(crossbeam_channel::Sender<UsageRecord>);
-impl Outbox { pub fn bounded(n: usize) -> (Outbox, crossbeam_channel::Receiver<UsageRecord>) { let (a,b)=crossbeam_channel::bounded(n); (Outbox(a),b) } pub fn dropped(&self)->u64{0} pub fn offer(&self, r: UsageRecord) -> bool { self.0.try_send(r).is_ok() } }
+use crate::base::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX};
+use crate::config::plan::Reporter;
+use crossbeam_channel::{Receiver, Sender};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+
+/// Makes both ends for these reporters.
+pub fn open(reporters: &[Reporter]) -> (Outbox, Inbox) {
+    with_capacity(reporters, OUTBOX_RECORDS_MAX)
+}
+
+pub(super) fn with_capacity(reporters: &[Reporter], capacity: usize) -> (Outbox, Inbox) {
+    let (sender, records) = crossbeam_channel::bounded(capacity);
+    let counters = Arc::new(UsageCounters::new(reporters));
+    (Outbox { sender, counters: counters.clone() }, Inbox { records, counters })
+}
+
+/// A worker's end. Cloned for each worker.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    sender: Sender<Queued>,
+    counters: Arc<UsageCounters>,
+}
+
+/// The delivering end.
+pub struct Inbox {
+    pub(super) records: Receiver<Queued>,
+    pub(super) counters: Arc<UsageCounters>,
+}
+
+/// A record on its way. Its request body is counted as waiting until the last reporter is done.
+#[derive(Debug)]
+pub struct Queued {
+    pub(super) record: UsageRecord,
+    counters: Arc<UsageCounters>,
+}
+
+impl Outbox {
+    /// Hands a record over, without waiting. False when the outbox was full (or delivery has
+    /// ended): the record is lost, and counted.
+    pub fn offer(&self, mut record: UsageRecord) -> bool {
+        self.bound_body(&mut record);
+        let queued = Queued { record, counters: self.counters.clone() };
+        let taken = self.sender.try_send(queued).is_ok();
+        if !taken {
+            count(&self.counters.outbox_dropped);
+        }
+        taken
+    }
+
+    /// Records that wait here now.
+    pub fn len(&self) -> usize {
+        self.sender.len()
+    }
+
+    /// True when no record waits here.
+    pub fn is_empty(&self) -> bool {
+        self.sender.is_empty()
+    }
+
+    /// The counters of the room.
+    pub fn counters(&self) -> &Arc<UsageCounters> {
+        &self.counters
+    }
+
+    /// A slow receiver must cost records of a known size, not all memory: the prompts in them are
+    /// what is large, and the first to go.
+    fn bound_body(&self, record: &mut UsageRecord) {
+        let bytes = body_bytes(record);
+        if bytes == 0 {
+            return;
+        }
+        let waiting = self.counters.body_bytes.fetch_add(bytes, Relaxed);
+        if waiting.saturating_add(bytes) > OUTBOX_BODY_BYTES_MAX {
+            self.counters.body_bytes.fetch_sub(bytes, Relaxed);
+            count(&self.counters.bodies_dropped);
+            record.request_body = None;
+        }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.counters.body_bytes.fetch_sub(body_bytes(&self.record), Relaxed);
+    }
+}
+
+fn body_bytes(record: &UsageRecord) -> u64 {
+    record.request_body.as_ref().map_or(0, |body| body.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::record::tests::record;
+
+    #[test]
+    fn a_full_outbox_drops_and_counts() {
+        let (outbox, inbox) = with_capacity(&[], 2);
+        assert!(outbox.offer(record()) && outbox.offer(record()));
+        assert!(!outbox.offer(record()));
+        assert_eq!(outbox.counters().outbox_dropped.load(Relaxed), 1);
+        assert_eq!(outbox.len(), 2);
+        inbox.records.recv().unwrap();
+        assert!(outbox.offer(record()));
+        drop(inbox);
+        assert!(!outbox.offer(record()), "delivery has ended");
+    }
+
+    #[test]
+    fn bodies_beyond_the_limit_stay_behind_and_the_record_goes() {
+        let (outbox, inbox) = with_capacity(&[], 8);
+        let large = || {
+            let body = vec![b'a'; (OUTBOX_BODY_BYTES_MAX / 2) as usize];
+            UsageRecord { request_body: Some(body), ..record() }
+        };
+        assert!(outbox.offer(large()) && outbox.offer(large()) && outbox.offer(large()));
+        let counters = outbox.counters();
+        assert_eq!(counters.bodies_dropped.load(Relaxed), 1);
+        let bodies: Vec<bool> =
+            inbox.records.try_iter().map(|queued| queued.record.request_body.is_some()).collect();
+        assert_eq!(bodies, [true, true, false]);
+        assert_eq!(counters.body_bytes.load(Relaxed), 0, "given back with the records");
+    }
+}

@@ -1,33 +1,194 @@
-//! stub
+//! The billable fact of one request, and its JSON forms.
+//!
+//! The worker fills in plain fields and formats nothing; rendering happens on the reporter's
+//! thread. The default form is the union of both forms that receivers were built for: token fields
+//! at the top *and* `usage{}`, `endpoint` *and* `path`.
+
 use crate::base::id::RequestId;
-use crate::llm::usage::Usage;
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome { Complete, ClientLeft, BackendError, TimedOut, Refused }
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UsageSource { Backend, Missing, Aborted }
+use crate::config::plan::RecordFormat;
+use crate::llm::tokens::Usage;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
+use std::sync::Arc;
+
+/// One finished request.
 #[derive(Debug, Clone)]
 pub struct UsageRecord {
+    /// Ours, unique: the idempotency key of the receiver.
     pub request_id: RequestId,
+    /// The client's own, when it sent a harmless one.
     pub client_request_id: Option<RequestId>,
+    /// When the request arrived, milliseconds since 1970 UTC.
     pub timestamp_ms: u64,
+    /// Owner of the key.
     pub user_id: Option<Box<str>>,
+    /// The key, in the form that may leave this process.
     pub api_key: Option<Box<str>>,
-    pub model: Box<str>,
+    /// As the client asked for it; `None` when the request named none.
+    pub model: Option<Box<str>>,
+    /// Request method.
     pub method: Box<str>,
+    /// Request path, without the query.
     pub path: Box<str>,
-    pub backend: Option<u32>,
+    /// URL of the backend that answered, or was tried last; `None` when none was.
+    pub backend_url: Option<Arc<str>>,
+    /// Sent to the client; 0 when it left before.
     pub status_code: u16,
+    /// The client asked for a stream.
     pub is_stream: bool,
+    /// What the engine reported; `None` when it did not, or not before the end.
     pub usage: Option<Usage>,
-    pub usage_source: UsageSource,
+    /// From the first byte of the request to the last of the answer.
     pub latency_ms: u64,
+    /// From the first byte of the request to the first byte of the answer's body.
     pub ttft_ms: Option<u64>,
+    /// Tries after the first.
     pub retry_count: u32,
+    /// A backend other than the one first picked answered, by a fallback rule.
     pub fallback_used: bool,
+    /// How it ended.
     pub outcome: Outcome,
+    /// Code of the error that ended it.
     pub error: Option<&'static str>,
+    /// The engine's id of its answer.
     pub upstream_id: Option<Box<str>>,
-    pub request_body: Option<Vec<u8>>,
-    pub bytes: u64,
+    /// Bytes of the request body.
+    pub request_bytes: u64,
+    /// Bytes of the answer's body that the client took.
+    pub response_bytes: u64,
+    /// Data events of the stream; 0 when it was none.
     pub events: u64,
+    /// The request body, or its beginning when it is longer than configured.
+    pub request_body: Option<Vec<u8>>,
 }
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The whole answer went to the client.
+    Complete,
+    /// The client left before the end.
+    ClientLeft,
+    /// The backend failed, before or inside its answer.
+    BackendError,
+    /// One of the timeouts fired.
+    TimedOut,
+    /// Answered by us; no backend was asked.
+    Refused,
+}
+
+impl Outcome {
+    /// The word in records, logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Complete => "complete",
+            Outcome::ClientLeft => "client_left",
+            Outcome::BackendError => "backend_error",
+            Outcome::TimedOut => "timed_out",
+            Outcome::Refused => "refused",
+        }
+    }
+}
+
+impl UsageRecord {
+    /// How far the token counts can be trusted: `backend` for the engine's final figures,
+    /// `missing` when a finished answer had none, `aborted` when the answer broke off (counts are
+    /// then null, or what the engine had reported until there).
+    pub fn usage_source(&self) -> &'static str {
+        match (self.outcome, self.usage) {
+            (Outcome::Complete, Some(_)) => "backend",
+            (Outcome::Complete | Outcome::Refused, _) => "missing",
+            _ => "aborted",
+        }
+    }
+
+    /// The record as one JSON object.
+    pub fn to_json(&self, format: RecordFormat) -> Vec<u8> {
+        // Nothing in a record can fail to serialise: strings, numbers and checked raw JSON.
+        serde_json::to_vec(&Form { record: self, format }).unwrap_or_default()
+    }
+}
+
+/// A record in one of its forms.
+struct Form<'a> {
+    record: &'a UsageRecord,
+    format: RecordFormat,
+}
+
+impl Serialize for Form<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let r = self.record;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("request_id", r.request_id.as_str())?;
+        map.serialize_entry("timestamp", &rfc3339(r.timestamp_ms))?;
+        map.serialize_entry("user_id", &r.user_id)?;
+        map.serialize_entry("api_key", &r.api_key)?;
+        map.serialize_entry("model", &r.model)?;
+        if self.format != RecordFormat::Nested {
+            map.serialize_entry("prompt_tokens", &r.usage.map(|u| u.prompt_tokens))?;
+            map.serialize_entry("completion_tokens", &r.usage.map(|u| u.completion_tokens))?;
+            map.serialize_entry("total_tokens", &r.usage.map(|u| u.total_tokens))?;
+        }
+        if self.format != RecordFormat::Flat {
+            map.serialize_entry("usage", &r.usage.map(Tokens))?;
+        }
+        map.serialize_entry("usage_source", r.usage_source())?;
+        map.serialize_entry("is_stream", &r.is_stream)?;
+        map.serialize_entry("method", &r.method)?;
+        map.serialize_entry("path", &r.path)?;
+        map.serialize_entry("endpoint", &r.path)?;
+        map.serialize_entry("backend_url", &r.backend_url.as_deref())?;
+        map.serialize_entry("status_code", &r.status_code)?;
+        map.serialize_entry("latency_ms", &r.latency_ms)?;
+        map.serialize_entry("ttft_ms", &r.ttft_ms)?;
+        map.serialize_entry("retry_count", &r.retry_count)?;
+        map.serialize_entry("fallback_used", &r.fallback_used)?;
+        map.serialize_entry("outcome", r.outcome.as_str())?;
+        map.serialize_entry("error", &r.error)?;
+        map.serialize_entry("upstream_id", &r.upstream_id)?;
+        map.serialize_entry(
+            "client_request_id",
+            &r.client_request_id.as_ref().map(|i| i.as_str()),
+        )?;
+        map.serialize_entry("request_bytes", &r.request_bytes)?;
+        map.serialize_entry("response_bytes", &r.response_bytes)?;
+        map.serialize_entry("events", &r.events)?;
+        if let Some(body) = &r.request_body {
+            // As it was sent: a number must not change its digits on the way to a bill. What is
+            // not JSON (an upload, a body cut at the limit) becomes a string.
+            match serde_json::from_slice::<&RawValue>(body) {
+                Ok(json) => map.serialize_entry("request_body", json)?,
+                Err(_) => map.serialize_entry("request_body", &String::from_utf8_lossy(body))?,
+            }
+        }
+        map.end()
+    }
+}
+
+/// `usage{}`, with the details only when the engine gave them.
+struct Tokens(Usage);
+
+impl Serialize for Tokens {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("prompt_tokens", &self.0.prompt_tokens)?;
+        map.serialize_entry("completion_tokens", &self.0.completion_tokens)?;
+        map.serialize_entry("total_tokens", &self.0.total_tokens)?;
+        if let Some(cached) = self.0.cached_tokens {
+            map.serialize_entry("cached_tokens", &cached)?;
+        }
+        if let Some(reasoning) = self.0.reasoning_tokens {
+            map.serialize_entry("reasoning_tokens", &reasoning)?;
+        }
+        map.end()
+    }
+}
+
+/// RFC 3339 in UTC, always with three digits of milliseconds so that texts sort as times do.
+fn rfc3339(unix_ms: u64) -> Option<String> {
+    let time = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()?;
+    Some(format!("{time:.3}"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -5,6 +5,8 @@
 //! back by our strict parser and by a second reader that shares no rule with it. A difference
 //! between them is a leak. `cargo test --test conformance -- --nocapture` prints the figures.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops loudly")]
+
 mod relay;
 mod readback;
 mod gunicorn;

@@ -1,5 +1,6 @@
 //! `loadgen`: sends chat requests, open or closed loop, and measures the answers.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -25,12 +26,12 @@ fn measure(plan: &Plan) -> std::io::Result<bool> {
     let outcome = run::run(plan)?;
     let json = report::to_json(plan, &outcome).to_string() + "\n";
     match plan.json.as_deref() {
-        Some("-") => print!("{json}"),
+        Some("-") => std::io::stdout().write_all(json.as_bytes())?,
         Some(path) => std::fs::write(path, json)?,
         None => {}
     }
     if !plan.quiet && plan.json.as_deref() != Some("-") {
-        print!("{}", report::to_table(&outcome));
+        std::io::stdout().write_all(report::to_table(&outcome).as_bytes())?;
     }
     Ok(outcome.all.failed() == 0)
 }

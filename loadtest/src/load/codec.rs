@@ -325,3 +325,85 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     }
     digits.iter().try_fold(0, |sum, byte| Some(sum * 16 + u64::from((*byte as char).to_digit(16)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds `bytes` in parts of `size` and ends; gives the body, or what is wrong.
+    fn read(bytes: &[u8], size: usize) -> Result<(Head, Vec<u8>), Wrong> {
+        let (mut answer, mut body) = (Answer::default(), Vec::new());
+        for part in bytes.chunks(size) {
+            answer.feed(part, |data| body.extend_from_slice(data))?;
+        }
+        answer.end()?;
+        Ok((answer.head().ok_or(Wrong::Eof)?, body))
+    }
+
+    #[test]
+    fn any_split_reads_the_same() {
+        for bytes in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n00\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n2\r\nhe\r\n3 ;a=b\r\nllo\r\n0\r\nt: 1\r\n\r\n",
+            "HTTP/1.0 200\r\n\r\nhello",
+            "HTTP/1.1 103 Early\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello",
+        ] {
+            for size in 1..=bytes.len() {
+                let (head, body) = read(bytes.as_bytes(), size).expect(bytes);
+                assert_eq!((head.status, body.as_slice()), (200, b"hello".as_slice()), "{size}");
+            }
+        }
+        for bytes in ["HTTP/1.1 204 No\r\n\r\n", "HTTP/1.1 304 N\r\ncontent-length: 9\r\n\r\n"] {
+            assert_eq!(read(bytes.as_bytes(), 3).expect(bytes).1, b"");
+        }
+    }
+
+    #[test]
+    fn whether_the_connection_closes() {
+        let closes = |bytes: &str| read(bytes.as_bytes(), 1000).expect(bytes).0.closes;
+        assert!(!closes("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
+        assert!(closes("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: Close\r\n\r\n"));
+        assert!(closes("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"));
+        assert!(closes("HTTP/1.1 200 OK\r\n\r\n"));
+    }
+
+    #[test]
+    fn what_the_rfc_does_not_allow_is_wrong_at_any_split() {
+        for (bytes, wrong) in [
+            ("HTTP/2.0 200 OK\r\n\r\n", Wrong::StatusLine),
+            ("HTTP/1.1  200 OK\r\n\r\n", Wrong::StatusLine),
+            ("HTTP/1.1 2000 OK\r\n\r\n", Wrong::StatusLine),
+            ("HTTP/1.1 200 OK\r\nno colon\r\n\r\n", Wrong::Field),
+            ("HTTP/1.1 200 OK\r\na : b\r\n\r\n", Wrong::Field),
+            ("HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n", Wrong::Field),
+            ("HTTP/1.1 200 OK\r\na: b\rc\r\n\r\n", Wrong::Field),
+            ("HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\nx", Wrong::Framing),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nx", Wrong::Framing),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", Wrong::Framing),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+                Wrong::Framing,
+            ),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nx\r\n", Wrong::ChunkSize),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\r\n", Wrong::ChunkSize),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\nx", Wrong::ChunkSize),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nxy\r\n", Wrong::ChunkEnd),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n", Wrong::Eof),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx", Wrong::Eof),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nxy", Wrong::Extra),
+        ] {
+            for size in 1..=bytes.len() {
+                assert_eq!(read(bytes.as_bytes(), size).err(), Some(wrong), "{bytes:?} by {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_without_end_is_refused() {
+        let mut answer = Answer::default();
+        let line = [b'x'; 1 << 16];
+        let results: Vec<_> = (0..5).map(|_| answer.feed(&line, |_| ())).collect();
+        assert_eq!(results.last(), Some(&Err(Wrong::HeadTooLong)));
+    }
+}

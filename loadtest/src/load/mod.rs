@@ -7,6 +7,8 @@
 pub mod codec;
 /// One connection: connect, exchange, again.
 mod client;
+/// One exchange: request out, answer in, everything noted.
+mod exchange;
 /// Who may send, and when: closed and open loop.
 mod gate;
 /// What a run does.

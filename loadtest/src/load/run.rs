@@ -15,6 +15,9 @@ use super::plan::Plan;
 use super::stats::Stats;
 use crate::sys;
 
+/// monoio's timers wake at whole milliseconds, rounded up.
+const TIMER_TICK: Duration = Duration::from_millis(2);
+
 /// What a run brought.
 pub struct Outcome {
     /// Everything, the drain included
@@ -97,9 +100,12 @@ async fn thread(plan: Plan, thread: usize, progress: Arc<Progress>) -> io::Resul
         monoio::spawn(pacer(cx.clone(), rate));
     }
     connect_all(&cx, begun, ramp).await;
-    sleep_until(measured_from.into()).await;
-    cx.stats.borrow_mut().reset_but_errors();
-    let counts = measure(&cx, measured_from).await;
+    if measured_from > begun {
+        sleep_until(measured_from.into()).await;
+        cx.measured_from.set(Instant::now()); // the timer was late; what began meanwhile is not measured
+        cx.stats.borrow_mut().reset_but_errors();
+    }
+    let counts = measure(&cx, cx.measured_from.get()).await;
     drain(&cx).await;
     let stats = cx.stats.borrow().clone();
     Ok((stats, counts))
@@ -133,7 +139,10 @@ async fn pacer(cx: Rc<Context>, rate: f64) {
         if due > Instant::now() {
             sleep_until(due.into()).await;
         }
-        if !cx.gate.put(due) && cx.running.get() < cx.plan.connections {
+        // A tick late is this timer's doing, not the target's; what is later is counted as wait.
+        let now = Instant::now();
+        let start = if now < due + TIMER_TICK { now } else { due };
+        if !cx.gate.put(start) && cx.running.get() < cx.plan.connections {
             start_connection(&cx);
         }
         number += 1;

@@ -10,7 +10,7 @@ use super::knobs::{Knobs, Split};
 use super::log::Entry;
 use super::message::{Due, Message};
 use super::receive::{Body, Framing, Inbox, Request};
-use super::reply::{self, Reply};
+use super::reply::{self, Received, Reply};
 use super::server::Worker;
 use super::watch::{Left, Watch};
 use crate::net::Socket;
@@ -51,6 +51,8 @@ enum After {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Complete,
+    /// All is said, and nothing more will be
+    Closed,
     Died,
     Left(Left),
 }
@@ -69,7 +71,9 @@ impl Connection {
         let Some(request) = self.inbox.head(&self.socket, options.idle_close).await? else {
             return Ok(After::Close);
         };
-        let head = match self.worker.shared.log.is_on() {
+        let wants_echo = || request.knobs.iter().any(|(name, _)| name == "echo");
+        let is_kept = self.worker.shared.log.is_on() || self.worker.knobs().echo || wants_echo();
+        let head = match is_kept {
             true => lossy(self.inbox.pending().get(..request.head_len).unwrap_or_default()),
             false => String::new(),
         };
@@ -82,7 +86,11 @@ impl Connection {
         let is_last = options.requests_per_connection.is_some_and(|n| self.served >= n);
         let reply = {
             let bytes = self.inbox.body_bytes(&body);
-            reply::decide(&self.worker, &request, bytes, is_last)
+            reply::decide(
+                &self.worker,
+                &Received { request: &request, head: &head, body: bytes },
+                is_last,
+            )
         };
         let id = self.note_request(&request, head, &body, reply.is_control);
         self.inbox.consume_body(body);
@@ -131,9 +139,9 @@ impl Connection {
         let (end, head_sent) = play.run().await;
         let log = &self.worker.shared.log;
         let after = match end {
-            End::Complete => {
+            End::Complete | End::Closed => {
                 log_end(&self.worker, id, "complete");
-                if reply.message.closes {
+                if reply.message.closes || end == End::Closed {
                     After::Close
                 } else {
                     After::Keep
@@ -307,7 +315,7 @@ impl Play<'_, '_> {
         }
         match (sent, then) {
             (Err(left), _) => End::Left(left),
-            (Ok(()), Then::Close) => End::Died,
+            (Ok(()), Then::Close) => End::Closed,
             (Ok(()), _) => End::Complete,
         }
     }

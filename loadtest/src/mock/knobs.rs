@@ -270,3 +270,38 @@ fn usage(value: &str) -> Result<Option<Usage>, String> {
         _ => Err(format!("{value:?} is not PROMPT,COMPLETION[,CACHED]")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_in_the_help_is_a_knob() {
+        for (name, _) in NAMES {
+            let values = ["1", "off", "plain", "rst", "exact", "early", "1,2"];
+            let mut knobs = Knobs::default();
+            let is_known = values.iter().any(|value| knobs.set(name, value).is_ok());
+            assert!(is_known, "{name} takes none of {values:?}");
+            assert!(knobs.set(name, "?").is_err(), "{name} takes anything");
+        }
+        assert!(Knobs::default().set("no-such", "1").is_err());
+    }
+
+    #[test]
+    fn every_bad_name_has_an_answer() {
+        for name in bad::NAMES {
+            assert!(Knobs::default().set("bad", name).is_ok());
+            assert!(bad::answer(name, 10, b"{}").is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn usage_reads_two_or_three_counts() {
+        let mut knobs = Knobs::default();
+        knobs.set("usage", "5, 6,7").expect("three counts");
+        assert_eq!(knobs.usage, Some(Usage { prompt: 5, completion: 6, cached: Some(7) }));
+        knobs.set("usage", "off").expect("off");
+        assert_eq!(knobs.usage, None);
+        assert!(knobs.set("usage", "5").is_err());
+    }
+}

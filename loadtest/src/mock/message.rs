@@ -314,3 +314,66 @@ impl Message {
         self.units = merged;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writes(ask: &Ask, knobs: &Knobs) -> Vec<String> {
+        let message = answer(ask, knobs, false);
+        let mut at = 0;
+        message
+            .units
+            .iter()
+            .map(|unit| {
+                let bytes = message.bytes[at..unit.end].to_vec();
+                at = unit.end;
+                String::from_utf8(bytes).expect("UTF-8")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn writes_are_cut_as_each_server_cuts_them() {
+        let knobs = Knobs::default();
+        let ask = |dialect| Ask { dialect, tokens: 1, event_bytes: 300, ..Ask::default() };
+        let uvicorn = writes(&ask(Dialect::Vllm), &knobs);
+        assert!(uvicorn[0].ends_with("\r\n\r\n") && uvicorn[0].contains("server: uvicorn"));
+        assert_eq!(uvicorn.last().map(String::as_str), Some("0\r\n\r\n"));
+        assert!(uvicorn[2].starts_with("1") && uvicorn[2].ends_with("\n\n\r\n"));
+
+        let httplib = writes(&ask(Dialect::Llamacpp), &knobs);
+        assert_eq!(httplib[httplib.len() - 2..], ["0\r\n", "\r\n"]);
+        assert!(httplib[0].contains("Keep-Alive: timeout=5, max=100\r\n"));
+
+        let go = writes(&ask(Dialect::Ollama), &knobs);
+        assert!(go[0].starts_with("HTTP/1.1 200 OK\r\n") && go[0].contains("data: {"));
+
+        // hyper writes chunk sizes in capitals.
+        let hyper = writes(&Ask { event_bytes: 2550, ..ask(Dialect::Tgi) }, &knobs);
+        let size = hyper[1].split("\r\n").next().expect("a line");
+        assert!(size.chars().any(|c| c.is_ascii_uppercase()), "{size}");
+        assert_eq!(size, size.to_uppercase());
+    }
+
+    #[test]
+    fn an_unstreamed_uvicorn_answer_is_two_writes() {
+        let ask = Ask { stream: false, ..Ask::default() };
+        let parts = writes(&ask, &Knobs::default());
+        assert_eq!(parts.len(), 2);
+        assert!(parts[0].contains(&format!("content-length: {}\r\n", parts[1].len())));
+        assert_eq!(writes(&Ask { dialect: Dialect::Tgi, ..ask }, &Knobs::default()).len(), 1);
+    }
+
+    #[test]
+    fn merging_joins_what_is_due_together_and_loses_nothing() {
+        let ask = Ask { tokens: 3, ..Ask::default() };
+        let mut message = answer(&ask, &Knobs::default(), false);
+        let (length, events) = (message.bytes.len(), 6);
+        message.merge();
+        let dues: Vec<Due> = message.units.iter().map(|unit| unit.due).collect();
+        assert_eq!(dues, [Due::AtOnce, Due::Step(0), Due::Step(1), Due::Step(2)]);
+        assert_eq!(message.units.iter().map(|unit| unit.events).sum::<u32>(), events);
+        assert_eq!(message.units.last().map(|unit| unit.end), Some(length));
+    }
+}

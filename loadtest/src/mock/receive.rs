@@ -38,8 +38,6 @@ pub struct Request {
     pub expects_continue: bool,
     /// The `x-mock-` fields, prefix taken off, lower case
     pub knobs: Vec<(String, String)>,
-    /// Every field as it came, in order (only for the echo)
-    pub fields: Vec<(String, String)>,
     /// Bytes of the head, its empty line included
     pub head_len: usize,
     /// How the body is framed
@@ -228,7 +226,6 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
         wants_close: is_http10,
         expects_continue: false,
         knobs: Vec::new(),
-        fields: Vec::new(),
         head_len,
         framing: Framing::Length(0),
     };
@@ -256,11 +253,6 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
                 }
             }
         }
-    }
-    if request.knobs.iter().any(|(name, _)| name == "echo") {
-        let owned = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let fields = head.headers.iter().map(|f| (f.name.to_string(), owned(f.value)));
-        request.fields = fields.collect();
     }
     Ok(Some(request))
 }
@@ -322,4 +314,32 @@ fn value_of<'a>(body: &'a [u8], key: &str) -> Option<&'a [u8]> {
         let value = body.get(at + key.len()..)?.trim_ascii_start().strip_prefix(b":")?;
         (at == 0 || body.get(at - 1) != Some(&b'\\')).then(|| value.trim_ascii_start())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wishes_are_read_past_spaces_and_not_out_of_strings() {
+        let body = br#"{"messages":[{"content":"say \"stream\": true, \"model\":\"evil\""}],
+            "model" : "meta/llama","stream" : true, "stream_options":{"include_usage": true},
+            "max_tokens":7}"#;
+        let wishes = Wishes::read(body);
+        assert_eq!(wishes.model.as_deref(), Some("meta/llama"));
+        assert_eq!((wishes.stream, wishes.include_usage), (Some(true), true));
+        assert_eq!(wishes.max_tokens, Some(7));
+        assert_eq!(Wishes::read(b"{}"), Wishes::default());
+    }
+
+    #[test]
+    fn wishes_are_read_at_both_ends_of_a_long_body() {
+        let prompt = "word ".repeat(40_000);
+        let first = format!(r#"{{"model":"a","stream":true,"prompt":"{prompt}"}}"#);
+        let last = format!(r#"{{"prompt":"{prompt}","model":"a","stream":true}}"#);
+        for body in [first, last] {
+            let wishes = Wishes::read(body.as_bytes());
+            assert_eq!((wishes.model.as_deref(), wishes.stream), (Some("a"), Some(true)));
+        }
+    }
 }

@@ -47,8 +47,19 @@ impl Reply {
     }
 }
 
-/// Decides the answer to one request.
-pub fn decide(worker: &Worker, request: &Request, body: &[u8], is_last: bool) -> Reply {
+/// A request, complete.
+pub struct Received<'a> {
+    /// What the head says
+    pub request: &'a Request,
+    /// The head as it came; empty when nobody will look at it
+    pub head: &'a str,
+    /// The body, chunk framing taken off
+    pub body: &'a [u8],
+}
+
+/// Decides the answer to one request; `is_last` says that the connection serves no more.
+pub fn decide(worker: &Worker, received: &Received<'_>, is_last: bool) -> Reply {
+    let Received { request, body, .. } = *received;
     let dialect = worker.shared.options.dialect;
     let closes = request.wants_close || is_last;
     let style = HeadStyle { dialect, status: 200, closes, extra: "" };
@@ -77,9 +88,11 @@ pub fn decide(worker: &Worker, request: &Request, body: &[u8], is_last: bool) ->
     });
     let comment = (comment > 0).then(|| Duration::from_millis(comment));
     let mut bad = None;
+    // A failing engine may well look healthy; POST /mock/health decides about probes.
+    let status = knobs.status.filter(|_| request.method == "POST");
     let message = if knobs.echo {
-        Rc::new(json_message(style, echo(request, body).as_bytes()))
-    } else if let Some(status) = knobs.status {
+        Rc::new(json_message(style, echo(received).as_bytes()))
+    } else if let Some(status) = status {
         Rc::new(failure(worker, &knobs, status, closes))
     } else if let Some(api) = api_of(dialect, path) {
         let ask = ask_of(worker, request, body, api, &knobs);
@@ -203,13 +216,15 @@ fn generation(
 }
 
 /// The request as it was received, for tests of what a gateway forwards.
-fn echo(request: &Request, body: &[u8]) -> String {
-    let fields: Vec<(&str, &str)> =
-        request.fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+fn echo(received: &Received<'_>) -> String {
+    let Received { request, head, body } = received;
+    let fields: Vec<_> = head.lines().skip(1).filter_map(|line| line.split_once(':')).collect();
+    let fields: Vec<_> = fields.iter().map(|(name, value)| (name, value.trim())).collect();
     json!({
         "method": request.method,
         "target": request.target,
         "fields": fields,
+        "head": head,
         "body_len": body.len(),
         "body_hash": format!("{:016x}", checksum(body)),
         "body": String::from_utf8_lossy(body.get(..65_536).unwrap_or(body)),
@@ -254,6 +269,28 @@ fn probe(worker: &Worker, path: &str, style: HeadStyle<'_>) -> Option<Message> {
             let models: Vec<_> = options.models.iter().map(|m| json!({ "name": m })).collect();
             text(style, Kind::Json, &json!({ "models": models }).to_string())
         }
+        (Dialect::Vllm | Dialect::Sglang, "/tokenize") => text(
+            style,
+            Kind::Json,
+            r#"{"count":3,"max_model_len":4096,"tokens":[1,2,3],"token_strs":null}"#,
+        ),
+        (Dialect::Llamacpp, "/tokenize") => text(style, Kind::Json, r#"{"tokens":[1,2,3]}"#),
+        (Dialect::Tgi, "/tokenize") => {
+            text(style, Kind::Json, r#"[{"id":1,"text":"a","start":0,"stop":1}]"#)
+        }
+        (Dialect::Sglang, "/rerank" | "/v1/rerank") => {
+            text(style, Kind::Json, r#"[{"score":0.9,"index":0}]"#)
+        }
+        (Dialect::Vllm | Dialect::Llamacpp, "/rerank" | "/v1/rerank" | "/v2/rerank") => text(
+            style,
+            Kind::Json,
+            r#"{"model":"m","usage":{"prompt_tokens":12,"total_tokens":12},"results":[{"index":0,"relevance_score":0.9}]}"#,
+        ),
+        (Dialect::Vllm | Dialect::Sglang, "/score" | "/v1/score") => text(
+            style,
+            Kind::Json,
+            r#"{"id":"score-0","object":"list","created":1700000000,"model":"m","data":[{"index":0,"object":"score","score":0.9}],"usage":{"prompt_tokens":12,"total_tokens":12,"completion_tokens":0,"prompt_tokens_details":null}}"#,
+        ),
         (_, "/v1/models") => {
             let data: Vec<_> = options.models.iter().map(|m| model(options.dialect, m)).collect();
             text(style, Kind::Json, &json!({ "object": "list", "data": data }).to_string())

@@ -241,3 +241,6 @@ fn finish_reason(ask: &Ask) -> &'static str {
         "stop"
     }
 }
+
+#[cfg(test)]
+mod tests;

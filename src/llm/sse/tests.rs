@@ -81,8 +81,8 @@ proptest! {
     #[test]
     fn agrees_with_the_book_at_every_cut(
         parts in prop::collection::vec(prop::sample::select(vec![
-            "\n", "\r", "\r\n", "\n\n", "data", "data:", "data: ", "[DONE]", "data: [DONE]", "{}", ":",
-            "event: x", " ", "data: {\"a long line\": \"of more than the head\"}",
+            "\n", "\r", "\r\n", "\n\n", "data", "data:", "data: ", "[DONE]", "data: [DONE]", "{}",
+            ":", "event: x", " ", "data: {\"a long line\": \"of more than the head\"}",
         ]), 0..30),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
     ) {

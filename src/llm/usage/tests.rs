@@ -19,11 +19,18 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     (
         "vLLM chat stream",
         concat!(
-            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}"#,
+            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","#,
+            r#""choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"#,
+            r#""finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}"#,
             "\n\n",
-            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"the \"usage\": {\"prompt_tokens\":9} of it"},"logprobs":null,"finish_reason":"stop"}]}"#,
+            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","#,
+            r#""choices":[{"index":0,"#,
+            r#""delta":{"content":"the \"usage\": {\"prompt_tokens\":9} of it"},"logprobs":null,"#,
+            r#""finish_reason":"stop"}]}"#,
             "\n\n",
-            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1700000000,"model":"m","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3},"system_fingerprint":"vllm-0.32.0-1a2b3c4d"}"#,
+            r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1700000000,"#,
+            r#""model":"m","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"#,
+            r#""completion_tokens":3},"system_fingerprint":"vllm-0.32.0-1a2b3c4d"}"#,
             "\n\ndata: [DONE]\n\n"
         ),
         Some((12, 3, 15, None, None)),
@@ -32,9 +39,11 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     (
         "vLLM continuous usage is cumulative, the last counts",
         concat!(
-            r#"data: {"id":"cmpl-a","choices":[{"index":0,"text":"a"}],"usage":{"prompt_tokens":12,"total_tokens":13,"completion_tokens":1}}"#,
+            r#"data: {"id":"cmpl-a","choices":[{"index":0,"text":"a"}],"#,
+            r#""usage":{"prompt_tokens":12,"total_tokens":13,"completion_tokens":1}}"#,
             "\n\n",
-            r#"data: {"id":"cmpl-a","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":64}}}"#,
+            r#"data: {"id":"cmpl-a","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"#,
+            r#""completion_tokens":3,"prompt_tokens_details":{"cached_tokens":64}}}"#,
             "\n\n"
         ),
         Some((12, 3, 15, Some(64), None)),
@@ -42,16 +51,26 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     ),
     (
         "vLLM chat body",
-        r#"{"id":"chatcmpl-b","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"service_tier":null,"usage":{"prompt_tokens":5,"total_tokens":9,"completion_tokens":4,"prompt_tokens_details":null,"completion_tokens_details":{"reasoning_tokens":2}},"prompt_logprobs":null}"#,
+        concat!(
+            r#"{"id":"chatcmpl-b","object":"chat.completion","created":1,"model":"m","#,
+            r#""choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"#,
+            r#""finish_reason":"stop"}],"service_tier":null,"usage":{"prompt_tokens":5,"#,
+            r#""total_tokens":9,"completion_tokens":4,"prompt_tokens_details":null,"#,
+            r#""completion_tokens_details":{"reasoning_tokens":2}},"prompt_logprobs":null}"#,
+        ),
         Some((5, 4, 9, None, Some(2))),
         Some("chatcmpl-b"),
     ),
     (
         "SGLang chat stream",
         concat!(
-            r#"data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"tool_calls":[]}}],"usage":null}"#,
+            r#"data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m","#,
+            r#""choices":[{"index":0,"delta":{"tool_calls":[]}}],"usage":null}"#,
             "\n\n",
-            r#"data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3,"prompt_tokens_details":null,"reasoning_tokens":0,"completion_tokens_details":null}}"#,
+            r#"data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m","#,
+            r#""choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3,"#,
+            r#""prompt_tokens_details":null,"reasoning_tokens":0,"#,
+            r#""completion_tokens_details":null}}"#,
             "\n\ndata: [DONE]\n\n"
         ),
         Some((12, 3, 15, None, Some(0))),
@@ -59,16 +78,24 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     ),
     (
         "SGLang completions: a null after the numbers takes nothing back",
-        r#"{"id":"x","usage": {"prompt_tokens": 1, "completion_tokens": 2, "reasoning_tokens": 1}} {"usage" : null}"#,
+        concat!(
+            r#"{"id":"x","usage": {"prompt_tokens": 1, "completion_tokens": 2,"#,
+            r#" "reasoning_tokens": 1}} {"usage" : null}"#,
+        ),
         Some((1, 2, 3, None, Some(1))),
         Some("x"),
     ),
     (
         "TGI chat stream has an empty id",
         concat!(
-            r#"data: {"object":"chat.completion.chunk","id":"","created":1,"model":"m","system_fingerprint":"3.3-native","choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"logprobs":null,"finish_reason":null}],"usage":null}"#,
+            r#"data: {"object":"chat.completion.chunk","id":"","created":1,"model":"m","#,
+            r#""system_fingerprint":"3.3-native","choices":[{"index":0,"#,
+            r#""delta":{"role":"assistant","content":"a"},"logprobs":null,"finish_reason":null}],"#,
+            r#""usage":null}"#,
             "\n\n",
-            r#"data: {"object":"chat.completion.chunk","id":"","created":1,"model":"m","system_fingerprint":"3.3-native","choices":[],"usage":{"prompt_tokens":12,"completion_tokens":3,"total_tokens":15}}"#,
+            r#"data: {"object":"chat.completion.chunk","id":"","created":1,"model":"m","#,
+            r#""system_fingerprint":"3.3-native","choices":[],"usage":{"prompt_tokens":12,"#,
+            r#""completion_tokens":3,"total_tokens":15}}"#,
             "\n\ndata: [DONE]\n\n"
         ),
         Some((12, 3, 15, None, None)),
@@ -76,16 +103,26 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     ),
     (
         "TGI completions: on the last chunk, with choices",
-        r#"data:{"object":"text_completion","id":"","created":1,"choices":[{"index":0,"text":"x","finish_reason":"length"}],"model":"m","usage":{"prompt_tokens":4,"completion_tokens":20,"total_tokens":24}}"#,
+        concat!(
+            r#"data:{"object":"text_completion","id":"","created":1,"choices":[{"index":0,"#,
+            r#""text":"x","finish_reason":"length"}],"model":"m","usage":{"prompt_tokens":4,"#,
+            r#""completion_tokens":20,"total_tokens":24}}"#,
+        ),
         Some((4, 20, 24, None, None)),
         None,
     ),
     (
         "llama.cpp chat stream: usage before the timings, id late",
         concat!(
-            r#"data: {"choices":[{"finish_reason":"stop","index":0,"delta":{}}],"created":1,"id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x","object":"chat.completion.chunk"}"#,
+            r#"data: {"choices":[{"finish_reason":"stop","index":0,"delta":{}}],"created":1,"#,
+            r#""id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x","#,
+            r#""object":"chat.completion.chunk"}"#,
             "\n\n",
-            r#"data: {"choices":[],"created":1,"id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x","object":"chat.completion.chunk","usage":{"completion_tokens":3,"prompt_tokens":12,"total_tokens":15,"prompt_tokens_details":{"cached_tokens":0}},"timings":{"prompt_n":12,"prompt_ms":1.5}}"#,
+            r#"data: {"choices":[],"created":1,"id":"chatcmpl-a","model":"m","#,
+            r#""system_fingerprint":"b1-x","object":"chat.completion.chunk","#,
+            r#""usage":{"completion_tokens":3,"prompt_tokens":12,"total_tokens":15,"#,
+            r#""prompt_tokens_details":{"cached_tokens":0}},"timings":{"prompt_n":12,"#,
+            r#""prompt_ms":1.5}}"#,
             "\n\ndata: [DONE]\n\n"
         ),
         Some((12, 3, 15, Some(0), None)),
@@ -94,9 +131,14 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     (
         "Ollama completions: zeros in every early chunk",
         concat!(
-            r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"choices":[{"text":"a","index":0,"finish_reason":null}],"model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+            r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"#,
+            r#""choices":[{"text":"a","index":0,"finish_reason":null}],"model":"m","#,
+            r#""system_fingerprint":"fp_ollama","usage":{"prompt_tokens":0,"completion_tokens":0,"#,
+            r#""total_tokens":0}}"#,
             "\n\n",
-            r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"choices":[],"model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":26,"completion_tokens":5,"total_tokens":31}}"#,
+            r#"data: {"id":"cmpl-1","object":"text_completion","created":1,"choices":[],"#,
+            r#""model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":26,"#,
+            r#""completion_tokens":5,"total_tokens":31}}"#,
             "\n\ndata: [DONE]\n\n"
         ),
         Some((26, 5, 31, None, None)),
@@ -104,16 +146,22 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     ),
     (
         "Ollama completions cut short: zeros are no usage",
-        r#"data: {"id":"cmpl-1","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+        concat!(
+            r#"data: {"id":"cmpl-1","usage":{"prompt_tokens":0,"completion_tokens":0,"#,
+            r#""total_tokens":0}}"#,
+        ),
         None,
         Some("cmpl-1"),
     ),
     (
         "LocalAI before its fix: zeros, then the sum",
         concat!(
-            r#"data: {"created":1,"object":"chat.completion.chunk","id":"u-1","model":"m","choices":[{"index":0,"finish_reason":"","delta":{"content":"a"}}],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+            r#"data: {"created":1,"object":"chat.completion.chunk","id":"u-1","model":"m","#,
+            r#""choices":[{"index":0,"finish_reason":"","delta":{"content":"a"}}],"#,
+            r#""usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
             "\r\n\r\n",
-            r#"data: {"created":1,"object":"chat.completion.chunk","id":"u-1","model":"m","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#,
+            r#"data: {"created":1,"object":"chat.completion.chunk","id":"u-1","model":"m","#,
+            r#""choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#,
             "\r\n\r\n"
         ),
         Some((7, 2, 9, None, None)),
@@ -121,13 +169,20 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     ),
     (
         "embeddings of TEI, infinity, llama.cpp, Ollama",
-        r#"{"object":"list","data":[{"object":"embedding","embedding":[0.1,-2e-3],"index":0}],"model":"m","usage":{"prompt_tokens":8,"total_tokens":8}}"#,
+        concat!(
+            r#"{"object":"list","data":[{"object":"embedding","embedding":[0.1,-2e-3],"#,
+            r#""index":0}],"model":"m","usage":{"prompt_tokens":8,"total_tokens":8}}"#,
+        ),
         Some((8, 0, 8, None, None)),
         None,
     ),
     (
         "embeddings of vLLM",
-        r#"{"id":"embd-1","object":"list","created":1,"model":"m","data":[],"usage":{"prompt_tokens":8,"total_tokens":8,"completion_tokens":0,"prompt_tokens_details":null}}"#,
+        concat!(
+            r#"{"id":"embd-1","object":"list","created":1,"model":"m","data":[],"#,
+            r#""usage":{"prompt_tokens":8,"total_tokens":8,"completion_tokens":0,"#,
+            r#""prompt_tokens_details":null}}"#,
+        ),
         Some((8, 0, 8, None, None)),
         Some("embd-1"),
     ),
@@ -135,9 +190,14 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
         "Responses",
         concat!(
             "event: response.created\n",
-            r#"data: {"type":"response.created","response":{"id":"resp_1","status":"in_progress","usage":null}}"#,
+            r#"data: {"type":"response.created","response":{"id":"resp_1","status":"in_progress","#,
+            r#""usage":null}}"#,
             "\n\nevent: response.completed\n",
-            r#"data: {"type":"response.completed","response":{"id":"resp_1","tools":[{"parameters":{"properties":{"usage":{"type":"string"}}}}],"usage":{"input_tokens":30,"input_tokens_details":{"cached_tokens":16,"input_tokens_per_turn":[30]},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":4},"total_tokens":37},"user":null}}"#,
+            r#"data: {"type":"response.completed","response":{"id":"resp_1","#,
+            r#""tools":[{"parameters":{"properties":{"usage":{"type":"string"}}}}],"#,
+            r#""usage":{"input_tokens":30,"input_tokens_details":{"cached_tokens":16,"#,
+            r#""input_tokens_per_turn":[30]},"output_tokens":7,"#,
+            r#""output_tokens_details":{"reasoning_tokens":4},"total_tokens":37},"user":null}}"#,
             "\n\n"
         ),
         Some((30, 7, 37, Some(16), Some(4))),
@@ -147,9 +207,11 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
         "Messages of llama.cpp: input first, output last",
         concat!(
             "event: message_start\n",
-            r#"data: {"type":"message_start","message":{"id":"msg_1","type":"message","usage":{"cache_read_input_tokens":90,"input_tokens":10,"output_tokens":0}}}"#,
+            r#"data: {"type":"message_start","message":{"id":"msg_1","type":"message","#,
+            r#""usage":{"cache_read_input_tokens":90,"input_tokens":10,"output_tokens":0}}}"#,
             "\n\nevent: message_delta\n",
-            r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":25}}"#,
+            r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"#,
+            r#""usage":{"output_tokens":25}}"#,
             "\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"
         ),
         Some((100, 25, 125, Some(90), None)),
@@ -158,7 +220,8 @@ const ANSWERS: &[(&str, &str, Option<Tokens>, Option<&str>)] = &[
     (
         "Messages of Ollama: the first input is an estimate",
         concat!(
-            r#"data: {"type":"message_start","message":{"id":"msg_2","usage":{"input_tokens":10,"output_tokens":0}}}"#,
+            r#"data: {"type":"message_start","message":{"id":"msg_2","usage":{"input_tokens":10,"#,
+            r#""output_tokens":0}}}"#,
             "\n\n",
             r#"data: {"type":"message_delta","usage":{"input_tokens":14,"output_tokens":3}}"#,
             "\n\n"

@@ -18,64 +18,73 @@ use std::io::{self, IoSlice};
 /// Parts of one send beside the slices: head, chunk header, line end, last chunk.
 const EXTRA_PARTS: usize = 4;
 
-/// What is relayed, and how.
-pub struct Answer<'a> {
-    /// The head for the client, sent with the first bytes of the body if there are any yet.
-    pub head: Buffer,
-    /// What the engine has sent so far; the body starts at `body_at`.
-    pub bytes: Buffer,
-    /// See `bytes`.
-    pub body_at: usize,
-    /// The engine's framing.
-    pub inbound: Inbound,
-    /// The framing towards the client.
-    pub outbound: OutFraming,
-    /// The answer is an event stream.
-    pub event_stream: bool,
+/// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
+pub struct Relay<'a> {
+    /// Meters.
+    pub w: &'a Worker,
+    /// The client.
+    pub client: &'a Client,
     /// The backend's timeouts.
     pub plan: &'a Backend,
+    /// The engine's framing.
+    pub inbound: &'a mut Inbound,
+    /// The framing towards the client.
+    pub outbound: OutFraming,
+    /// Watches.
+    pub tap: &'a mut Tap,
+    state: State,
 }
 
-/// Relays an answer to its end, whichever that is.
-pub async fn relay(w: &Worker, client: &Client, link: &mut Link, answer: Answer<'_>) -> Outcome {
-    let mut flow = Flow {
-        client,
-        inbound: answer.inbound,
-        outbound: answer.outbound,
-        finished: false,
-        extra: false,
-        bytes: 0,
-        tap: Tap::new(answer.event_stream),
-    };
-    let mut result =
-        flow.forward(w, answer.bytes.get(answer.body_at..).unwrap_or_default(), &answer.head).await;
-    drop((answer.head, answer.bytes));
-    while result.is_ok() && !flow.finished {
-        result = flow.next_read(w, link, answer.plan).await;
-    }
-    flow.conclude(result).await
-}
-
-struct Flow<'a> {
-    client: &'a Client,
-    inbound: Inbound,
-    outbound: OutFraming,
+#[derive(Default)]
+struct State {
+    /// The engine's body is complete.
     finished: bool,
     /// The engine sent bytes behind the end of its answer.
     extra: bool,
     bytes: u64,
-    tap: Tap,
 }
 
-impl Flow<'_> {
-    fn is_chunked(&self) -> bool {
-        self.outbound == OutFraming::Chunked
+impl<'a> Relay<'a> {
+    /// A relay that has moved nothing yet.
+    pub fn new(
+        (w, client, plan): (&'a Worker, &'a Client, &'a Backend),
+        inbound: &'a mut Inbound,
+        outbound: OutFraming,
+        tap: &'a mut Tap,
+    ) -> Relay<'a> {
+        Relay { w, client, plan, inbound, outbound, tap, state: State::default() }
+    }
+
+    /// Sends the head, together with what has arrived of the body.
+    pub async fn begin(&mut self, head: &[u8], body: &[u8]) -> Result<(), Fault> {
+        self.forward(head, body).await
+    }
+
+    /// Relays the rest of an answer to its end, whichever that is. `result` is that of the
+    /// beginning.
+    pub async fn finish(&mut self, link: &mut Link, mut result: Result<(), Fault>) -> Outcome {
+        while result.is_ok() && !self.state.finished {
+            result = self.next_read(link).await;
+        }
+        let fault = result.err();
+        if let Some(fault) = fault {
+            Box::pin(self.tell(fault)).await;
+        }
+        let finished = self.state.finished;
+        let clean = fault.is_none() && finished && !self.state.extra;
+        Outcome {
+            fault,
+            upstream_clean: clean && !self.inbound.ends_with_close(),
+            client_clean: clean,
+            upstream_finished: finished,
+            bytes: self.state.bytes,
+        }
     }
 
     /// Waits for the engine without a buffer, reads once, forwards what came.
-    async fn next_read(&mut self, w: &Worker, link: &mut Link, plan: &Backend) -> Result<(), Fault> {
+    async fn next_read(&mut self, link: &mut Link) -> Result<(), Fault> {
         let post = &self.client.post;
-        post.arm(plan.idle_timeout);
+        post.arm(self.plan.idle_timeout);
         match post.attended(link.readable()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(Fault::BackendBroke),
@@ -86,35 +95,32 @@ impl Flow<'_> {
         let mut buffer = Buffer::take();
         match link.try_recv(&mut buffer) {
             Ok(0) if self.inbound.ends_with_close() => {
-                self.finished = true;
+                self.state.finished = true;
                 self.send(&[], &Slices::default(), &[]).await
             }
             Ok(0) => Err(Fault::BackendBroke),
-            Ok(_) => self.forward(w, &buffer, &[]).await,
+            Ok(_) => self.forward(&[], &buffer).await,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Fault::BackendBroke),
         }
     }
 
     /// Decodes and sends on all of `input`; `head` goes first.
-    async fn forward(&mut self, w: &Worker, input: &[u8], head: &[u8]) -> Result<(), Fault> {
-        let mut head = head;
+    async fn forward(&mut self, mut head: &[u8], input: &[u8]) -> Result<(), Fault> {
         let mut rest = input;
         let mut slices = Slices::default();
         loop {
             let progress =
                 self.inbound.decode(rest, &mut slices).map_err(|_| Fault::BackendBroke)?;
-            self.finished = progress.finished;
-            if !head.is_empty() || !slices.is_empty() || self.finished {
-                self.send(head, &slices, rest).await?;
-                head = &[];
-            }
+            self.state.finished = progress.finished;
+            self.send(head, &slices, rest).await?;
+            head = &[];
             if !slices.is_empty() {
-                self.observe(w, &slices, rest);
+                self.observe(&slices, rest);
             }
             rest = rest.get(progress.consumed..).unwrap_or_default();
-            if self.finished {
-                self.extra = !rest.is_empty();
+            if self.state.finished {
+                self.state.extra = !rest.is_empty();
                 return Ok(());
             }
             if rest.is_empty() {
@@ -123,61 +129,67 @@ impl Flow<'_> {
         }
     }
 
-    /// One vectored send: all slices of a read become one chunk.
+    /// Sends what was decoded: all slices of a read become one chunk. The parts are put together
+    /// anew after each wait instead of being kept through it.
     async fn send(&mut self, head: &[u8], slices: &Slices, input: &[u8]) -> Result<(), Fault> {
+        let mut sent = 0;
+        loop {
+            let (total, taken) = self.try_send(sent, head, slices, input)?;
+            sent += taken;
+            if sent == total {
+                break;
+            }
+            self.client.room().await?;
+        }
+        self.state.bytes += slices.len() as u64;
+        Ok(())
+    }
+
+    /// One vectored send, of all but the first `skip` bytes. Gives the length of everything and
+    /// how much was taken.
+    fn try_send(
+        &self,
+        skip: usize,
+        head: &[u8],
+        slices: &Slices,
+        input: &[u8],
+    ) -> Result<(usize, usize), Fault> {
+        let chunked = self.outbound == OutFraming::Chunked;
         let mut size = [0u8; 18];
+        let (header, line_end): (&[u8], &[u8]) = match slices.len() {
+            length if chunked && length > 0 => (chunk_header(&mut size, length), b"\r\n"),
+            _ => (&[], &[]),
+        };
+        let end = if chunked && self.state.finished { LAST_CHUNK } else { &[] };
         let mut parts = [IoSlice::new(&[]); SLICES_PER_SEND_MAX + EXTRA_PARTS];
-        let mut used = 0;
-        let length = slices.len();
-        let as_chunk = self.is_chunked() && length > 0;
-        let header = if as_chunk { chunk_header(&mut size, length) } else { &[] };
-        let data = slices.ranges().iter().map(|r| input.get(r.clone()).unwrap_or_default());
-        let line_end: &[u8] = if as_chunk { b"\r\n" } else { &[] };
-        let end: &[u8] = if self.is_chunked() && self.finished { LAST_CHUNK } else { &[] };
-        for part in [head, header].into_iter().chain(data).chain([line_end, end]) {
+        let (mut used, mut total) = (0, 0);
+        for part in [head, header].into_iter().chain(slices.of(input)).chain([line_end, end]) {
+            let start = skip.saturating_sub(total).min(part.len());
+            total += part.len();
+            let part = part.get(start..).unwrap_or_default();
             if let (false, Some(slot)) = (part.is_empty(), parts.get_mut(used)) {
                 *slot = IoSlice::new(part);
                 used += 1;
             }
         }
-        let Some(parts) = parts.get_mut(..used).filter(|p| !p.is_empty()) else { return Ok(()) };
-        self.client.send(parts).await?;
-        self.bytes += length as u64;
-        Ok(())
+        match parts.get(..used) {
+            None | Some([]) => Ok((total, 0)),
+            Some(parts) => Ok((total, self.client.try_send(parts)?)),
+        }
     }
 
     /// Looks at what was just sent.
-    fn observe(&mut self, w: &Worker, slices: &Slices, input: &[u8]) {
-        for range in slices.ranges() {
-            self.tap.see(input.get(range.clone()).unwrap_or_default());
-        }
-        self.tap.tick(&mut w.meters.borrow_mut().inter_token);
+    fn observe(&mut self, slices: &Slices, input: &[u8]) {
+        slices.of(input).for_each(|slice| self.tap.see(slice));
+        self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
     }
 
-    /// Turns the result into an outcome. A client must see that an answer is incomplete: its body
-    /// never gets a proper end, and an event stream says why first, if its last event is whole.
-    async fn conclude(self, result: Result<(), Fault>) -> Outcome {
-        let fault = result.err();
-        if let Some(fault) = fault {
-            self.tell(fault).await;
-        }
-        Outcome {
-            upstream_clean: self.finished
-                && fault.is_none()
-                && !self.extra
-                && !self.inbound.ends_with_close(),
-            client_clean: fault.is_none() && !self.extra,
-            fault,
-            bytes: self.bytes,
-            tap: self.tap,
-            rest: (!self.finished).then_some(self.inbound),
-        }
-    }
-
+    /// A client must see that an answer is incomplete: its body never gets a proper end, and an
+    /// event stream says why first, if its last event is whole.
     async fn tell(&self, fault: Fault) {
-        let client_can_read = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
-        let stream_is_whole = self.tap.at_event_boundary();
-        if client_can_read && self.is_chunked() && stream_is_whole {
+        let client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
+        let chunked = self.outbound == OutFraming::Chunked;
+        if client_reads && chunked && self.tap.at_event_boundary() {
             let mut event = Buffer::take();
             crate::llm::error::write_event(&fault.refusal(), &mut event);
             let mut size = [0u8; 18];

@@ -20,21 +20,27 @@ pub enum Inbound {
 }
 
 /// The body found in one buffer of engine bytes.
+///
+/// Offsets of 32 bits: it lives in the future of every stream, and a buffer is 16 KiB.
 #[derive(Debug, Default)]
 pub struct Slices {
-    ranges: [Range<usize>; SLICES_PER_SEND_MAX],
-    count: usize,
+    ranges: [(u32, u32); SLICES_PER_SEND_MAX],
+    count: u32,
 }
 
 impl Slices {
-    /// The ranges of body data, in order.
-    pub fn ranges(&self) -> &[Range<usize>] {
-        self.ranges.get(..self.count).unwrap_or_default()
+    /// The body data, in order; `input` is what was decoded.
+    pub fn of<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.ranges
+            .iter()
+            .take(self.count as usize)
+            .map(|(start, end)| input.get(*start as usize..*end as usize).unwrap_or_default())
     }
 
     /// Bytes of body data.
     pub fn len(&self) -> usize {
-        self.ranges().iter().map(ExactSizeIterator::len).sum()
+        let ranges = self.ranges.iter().take(self.count as usize);
+        ranges.map(|(start, end)| (end - start) as usize).sum()
     }
 
     /// True when there is no body data.
@@ -46,14 +52,14 @@ impl Slices {
         if range.is_empty() {
             return;
         }
-        if let Some(slot) = self.ranges.get_mut(self.count) {
-            *slot = range;
+        if let Some(slot) = self.ranges.get_mut(self.count as usize) {
+            *slot = (range.start as u32, range.end as u32);
             self.count += 1;
         }
     }
 
     fn is_full(&self) -> bool {
-        self.count == self.ranges.len()
+        self.count as usize == self.ranges.len()
     }
 }
 
@@ -81,6 +87,9 @@ impl Inbound {
     /// less than the input, then call again with the rest. An error says what is wrong.
     pub fn decode(&mut self, input: &[u8], into: &mut Slices) -> Result<Progress, &'static str> {
         into.count = 0;
+        // An offset must fit in 32 bits. Buffers are far smaller; should one not be, it is decoded
+        // in steps.
+        let input = input.get(..u32::MAX as usize).unwrap_or(input);
         match self {
             Inbound::UntilClose => {
                 into.push(0..input.len());
@@ -127,9 +136,10 @@ fn decode_chunks(
 /// How the body goes out: as it came where the client can read that.
 pub fn outbound(response: &ResponseHead, client: Version) -> OutFraming {
     match (response.framing, response.content_length, client) {
-        // The answer to a HEAD says how long the body would have been (RFC 9110 section 8.6).
-        (ResponseFraming::None, Some(n), _) => OutFraming::Length(n),
-        (ResponseFraming::None, None, _) => OutFraming::None,
+        // The answer to a HEAD, and a 304, say how long the body would have been; a 204 has none
+        // to speak of (RFC 9110 section 8.6).
+        (ResponseFraming::None, Some(n), _) if response.status != 204 => OutFraming::Length(n),
+        (ResponseFraming::None, _, _) => OutFraming::None,
         (ResponseFraming::Length(n), _, _) => OutFraming::Length(n),
         // RFC 9112 section 6.1: never chunks to an HTTP/1.0 client.
         (_, _, Version::Http10) => OutFraming::UntilClose,

@@ -10,9 +10,9 @@ pub mod framing;
 pub mod tap;
 
 use crate::base::fault::Fault;
-use tap::Tap;
 
 /// How a relay ended.
+#[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     /// `None`: the whole answer reached the client.
     pub fault: Option<Fault>,
@@ -20,10 +20,8 @@ pub struct Outcome {
     pub upstream_clean: bool,
     /// The client's connection may carry another request.
     pub client_clean: bool,
+    /// The engine's body was complete.
+    pub upstream_finished: bool,
     /// Body bytes forwarded.
     pub bytes: u64,
-    /// What was seen in them.
-    pub tap: Tap,
-    /// Where the engine's framing stood, when the answer did not reach its end.
-    pub rest: Option<framing::Inbound>,
 }

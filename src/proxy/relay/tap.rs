@@ -7,6 +7,7 @@ use crate::state::meters::Times;
 use std::time::Instant;
 
 /// What the relay has seen of one answer.
+#[derive(Default)]
 pub struct Tap {
     /// Token usage, streamed or not.
     pub usage: UsageScan,

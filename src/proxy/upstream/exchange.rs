@@ -11,7 +11,7 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
-use crate::rt::patrol::Alarm;
+use crate::rt::patrol::{Alarm, Watched};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::time::Instant;
@@ -21,7 +21,7 @@ pub struct Exchange {
     /// The connection, in the middle of an answer.
     pub lease: Lease,
     /// The bytes read so far: the head, and what came with it of the body.
-    pub bytes: Buffer,
+    pub bytes: Option<Buffer>,
     /// Length of the head in `bytes`; the body starts there.
     pub head_len: usize,
 }
@@ -35,6 +35,7 @@ pub async fn exchange(
     backend: u32,
     fresh: bool,
 ) -> Result<Exchange, Fault> {
+    request.response.reset();
     let kept = if fresh { None } else { w.pool.take(backend, w.patrol.now()) };
     let mut lease = match kept {
         Some(lease) => {
@@ -55,10 +56,7 @@ pub async fn exchange(
     // No buffer is held through the prefill, which may take minutes.
     let mut bytes = None;
     match read_head(&wait, request, &mut lease, &mut bytes).await {
-        Ok(head_len) => {
-            let bytes = bytes.unwrap_or_else(Buffer::take);
-            Ok(Exchange { lease, bytes, head_len })
-        }
+        Ok(head_len) => Ok(Exchange { lease, bytes, head_len }),
         Err(Fault::BackendClosed)
             if lease.is_reused() && bytes.is_none() && started.elapsed() <= REUSE_RACE_MAX =>
         {
@@ -92,7 +90,7 @@ async fn send(
             request_id: request.id.as_str(),
             drop: w.credential_fields(),
             set: &plan.headers,
-            client_ip: &client.peer_text,
+            client_ip: &request.peer,
             client_scheme: "http",
             trust_forwarded: false,
         },
@@ -103,12 +101,12 @@ async fn send(
         match lease.link().try_send(slices) {
             Ok(n) => IoSlice::advance_slices(&mut slices, n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                wait.until(lease.link().writable()).await?;
+                judge(wait.until(lease.link().writable()).await)?;
             }
             Err(_) => return Err(Fault::BackendClosed),
         }
     }
-    wait.until(lease.link().flush()).await
+    judge(wait.until(lease.link().flush()).await)
 }
 
 /// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
@@ -120,7 +118,7 @@ async fn read_head(
 ) -> Result<usize, Fault> {
     let mut interim = 0;
     loop {
-        wait.until(lease.link().readable()).await?;
+        judge(wait.until(lease.link().readable()).await)?;
         let buffer = bytes.get_or_insert_with(Buffer::take);
         if buffer.len() == buffer.capacity() {
             buffer.reserve(HEAD_BYTES_MAX);
@@ -172,18 +170,23 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    async fn until(&self, step: impl Future<Output = io::Result<()>>) -> Result<(), Fault> {
-        let post = &self.client.post;
-        let done = match self.heed_leaving {
-            true => post.attended(step).await,
-            false => post.within(step).await,
-        };
-        match done {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Fault::BackendClosed),
-            Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
-            Err(Alarm::Gone) => Err(Fault::ClientLeft),
-            Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+    fn until<F>(&self, step: F) -> Watched<'_, F>
+    where
+        F: Future<Output = io::Result<()>>,
+    {
+        match self.heed_leaving {
+            true => self.client.post.attended(step),
+            false => self.client.post.within(step),
         }
+    }
+}
+
+fn judge(done: Result<io::Result<()>, Alarm>) -> Result<(), Fault> {
+    match done {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Fault::BackendClosed),
+        Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
+        Err(Alarm::Gone) => Err(Fault::ClientLeft),
+        Err(Alarm::Ended) => Err(Fault::ShuttingDown),
     }
 }

@@ -1,0 +1,96 @@
+//! From the canonical tree to the plan: every key read, every value checked, every default given.
+//! A mistake is noted and the reading goes on with a default, so that one run tells them all.
+
+mod auth;
+mod backend;
+mod key;
+mod limit;
+mod log;
+mod operate;
+mod routing;
+mod server;
+mod storage;
+mod unbuilt;
+mod usage;
+mod watch;
+
+use super::plan::Plan;
+use super::raw::{Kind, Node, Path};
+use super::section::{Desk, Section};
+use super::value;
+use crate::base::secret::Secret;
+
+/// Reads the whole file.
+pub fn plan(desk: &Desk, root: &Node) -> Plan {
+    let empty = Node { id: root.id, path: Path::root(), kind: Kind::Map(Vec::new()) };
+    let opened = Section::open(desk, root, "").or_else(|| Section::open(desk, &empty, ""));
+    let Some(mut root) = opened else { unreachable!("a mapping always opens") };
+    unsupported(&mut root);
+    let stores = storage::stores(&mut root);
+    let server = server::server(&mut root);
+    let log = log::log(&mut root, &stores);
+    let (routing, backends) = routing::routing(&mut root);
+    let health_check = root.when_present("health_check", watch::health_check);
+    let auth::Keys { auth, api_keys, redis } = auth::keys(&mut root, &stores);
+    let mut plan = Plan {
+        server,
+        log,
+        backends,
+        routing,
+        health_check,
+        auth,
+        rate_limit: root.when_present("rate_limit", |s| limit::rate_limit(s, &stores, redis)),
+        usage: root.when_present("usage", |s| usage::usage(s, &stores)).unwrap_or_default(),
+        metrics: watch::metrics(&mut root),
+        admin: root.when_enabled("admin", operate::admin),
+        hooks: operate::hooks(&mut root),
+        discovery: root.when_enabled("discovery", |s| operate::discovery(s, &stores)),
+        api_keys,
+        unbuilt: Vec::new(),
+    };
+    plan.unbuilt = unbuilt::lines(&plan);
+    stores.report_unused(desk);
+    plan
+}
+
+/// Sections of other versions and other gateways that LLMProxy will not have.
+fn unsupported(root: &mut Section) {
+    root.unsupported(&[
+        ("cache", "LLMProxy never caches answers"),
+        ("scripts", "no version ever ran them; `hooks` and `auth.pipeline[].script` exist"),
+        ("models", "`/v1/models` is answered by the engines"),
+    ]);
+}
+
+/// HTTP fields to set, `headers: {Name: value}`.
+fn headers(section: &mut Section) -> Vec<(String, Secret)> {
+    let mut headers: Vec<(String, Secret)> = Vec::new();
+    for (name, node) in section.named("headers") {
+        let desk = section.desk;
+        if let Err(message) = value::header_name(&name) {
+            desk.error(node, message);
+        } else if headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(&name)) {
+            desk.error(node, "given twice (field names do not tell case apart)");
+        } else if let Some(text) = desk.parse(node, value::header_value) {
+            headers.push((name, Secret::new(text)));
+        }
+    }
+    headers
+}
+
+/// A list of texts that must not be empty, or a default.
+fn texts(section: &mut Section, key: &str, default: &[&str]) -> Vec<String> {
+    let given = section.list(key, value::nonempty);
+    given.unwrap_or_else(|| default.iter().map(|t| (*t).to_owned()).collect())
+}
+
+/// An `http` or `https` URL that must be given. Kept as it is written: it may hold a token.
+fn required_url(section: &mut Section, key: &str) -> Secret {
+    let url = section.required(key);
+    if !url.is_empty() {
+        if let Err(message) = value::http_url(&url) {
+            section.error(key, message);
+        }
+    }
+    Secret::new(url)
+}

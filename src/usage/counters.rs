@@ -1,0 +1,59 @@
+//! What became of usage records: written by the `usage` room, read by the metrics.
+
+use crate::config::plan::Reporter;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Counters of the whole room.
+#[derive(Debug)]
+pub struct UsageCounters {
+    /// Records that found the outbox full.
+    pub outbox_dropped: AtomicU64,
+    /// Records that went without their request body because too many bodies were waiting.
+    pub bodies_dropped: AtomicU64,
+    /// Bytes of request bodies in records that wait now.
+    pub body_bytes: AtomicU64,
+    /// One entry per reporter, in the order of the configuration.
+    pub reporters: Vec<ReporterCounters>,
+}
+
+/// Counters of one reporter.
+#[derive(Debug)]
+pub struct ReporterCounters {
+    /// Its label.
+    pub name: String,
+    /// Records that it accepted.
+    pub delivered: AtomicU64,
+    /// Records given up: refused for good, or out of tries.
+    pub failed: AtomicU64,
+    /// Records that found its queue full.
+    pub dropped: AtomicU64,
+    /// Tries after the first, of all records.
+    pub retried: AtomicU64,
+    /// Records that wait for it now, the one being delivered included.
+    pub queued: AtomicU64,
+}
+
+impl UsageCounters {
+    /// All at zero.
+    pub fn new(reporters: &[Reporter]) -> Self {
+        let reporter = |reporter: &Reporter| ReporterCounters {
+            name: reporter.name.clone(),
+            delivered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            retried: AtomicU64::new(0),
+            queued: AtomicU64::new(0),
+        };
+        UsageCounters {
+            outbox_dropped: AtomicU64::new(0),
+            bodies_dropped: AtomicU64::new(0),
+            body_bytes: AtomicU64::new(0),
+            reporters: reporters.iter().map(reporter).collect(),
+        }
+    }
+}
+
+/// Adds one.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}

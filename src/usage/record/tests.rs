@@ -1,0 +1,126 @@
+use super::*;
+use crate::base::id::RequestIds;
+use serde_json::{json, Value};
+
+/// A finished request, for the tests of the room.
+pub fn record() -> UsageRecord {
+    UsageRecord {
+        request_id: RequestIds::new(1).next_id(),
+        client_request_id: RequestId::from_client(b"theirs"),
+        timestamp_ms: 1_768_386_600_007,
+        user_id: None,
+        api_key: None,
+        model: Some("org/m".into()),
+        method: "POST".into(),
+        path: "/v1/chat/completions".into(),
+        backend_url: Some("http://vllm:8000".into()),
+        status_code: 200,
+        is_stream: true,
+        usage: Some(Usage {
+            prompt_tokens: 15,
+            completion_tokens: 42,
+            total_tokens: 57,
+            cached_tokens: Some(8),
+            reasoning_tokens: None,
+        }),
+        latency_ms: 1234,
+        ttft_ms: Some(56),
+        retry_count: 1,
+        fallback_used: false,
+        outcome: Outcome::Complete,
+        error: None,
+        upstream_id: Some("chatcmpl-a".into()),
+        request_bytes: 20,
+        response_bytes: 900,
+        events: 43,
+        request_body: None,
+    }
+}
+
+fn rendered(record: &UsageRecord, format: RecordFormat) -> Value {
+    serde_json::from_slice(&record.to_json(format)).unwrap()
+}
+
+#[test]
+fn the_full_form_has_every_field_of_both_generations() {
+    let record = UsageRecord { request_body: Some(b"{\"model\":\"org/m\"}".to_vec()), ..record() };
+    let expected = json!({
+        "request_id": record.request_id.as_str(),
+        "client_request_id": "theirs",
+        "timestamp": "2026-01-14T10:30:00.007Z",
+        "user_id": null,
+        "api_key": null,
+        "model": "org/m",
+        "prompt_tokens": 15,
+        "completion_tokens": 42,
+        "total_tokens": 57,
+        "usage": {
+            "prompt_tokens": 15,
+            "completion_tokens": 42,
+            "total_tokens": 57,
+            "cached_tokens": 8,
+        },
+        "usage_source": "backend",
+        "is_stream": true,
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "endpoint": "/v1/chat/completions",
+        "backend_url": "http://vllm:8000",
+        "status_code": 200,
+        "latency_ms": 1234,
+        "ttft_ms": 56,
+        "retry_count": 1,
+        "fallback_used": false,
+        "outcome": "complete",
+        "error": null,
+        "upstream_id": "chatcmpl-a",
+        "request_bytes": 20,
+        "response_bytes": 900,
+        "events": 43,
+        "request_body": {"model": "org/m"},
+    });
+    assert_eq!(rendered(&record, RecordFormat::Full), expected);
+}
+
+#[test]
+fn the_other_forms_leave_out_one_place_of_the_tokens() {
+    let flat = rendered(&record(), RecordFormat::Flat);
+    assert_eq!((flat.get("usage"), &flat["total_tokens"]), (None, &json!(57)));
+    let nested = rendered(&record(), RecordFormat::Nested);
+    assert_eq!((nested.get("prompt_tokens"), nested.get("total_tokens")), (None, None));
+    assert_eq!(nested["usage"]["total_tokens"], 57);
+}
+
+#[test]
+fn a_record_without_usage_says_null_and_why() {
+    for (outcome, source) in [
+        (Outcome::Complete, "missing"),
+        (Outcome::Refused, "missing"),
+        (Outcome::ClientLeft, "aborted"),
+        (Outcome::BackendError, "aborted"),
+        (Outcome::TimedOut, "aborted"),
+    ] {
+        let json = rendered(&UsageRecord { usage: None, outcome, ..record() }, RecordFormat::Full);
+        assert_eq!(json["usage_source"], source);
+        // Zero would be a bill; a receiver must see that nothing is known.
+        assert_eq!(json.get("usage"), Some(&Value::Null));
+        assert_eq!(json.get("prompt_tokens"), Some(&Value::Null));
+    }
+    let cut = UsageRecord { outcome: Outcome::ClientLeft, ..record() };
+    assert_eq!(rendered(&cut, RecordFormat::Full)["usage_source"], "aborted");
+}
+
+#[test]
+fn the_request_body_is_carried_byte_for_byte() {
+    let with = |body: &[u8]| {
+        let record = UsageRecord { request_body: Some(body.to_vec()), ..record() };
+        String::from_utf8(record.to_json(RecordFormat::Full)).unwrap()
+    };
+    // A float or a long integer would change its digits in a tree.
+    let body = r#"{"temperature":0.70,  "seed":123456789012345678901234567890,"a":"\u00e9"}"#;
+    assert!(with(body.as_bytes()).contains(&format!("\"request_body\":{body}")));
+    // What is not JSON cannot stand in JSON.
+    assert!(with(b"{\"cut\":\"sh").ends_with(r#""request_body":"{\"cut\":\"sh"}"#));
+    assert!(with(b"--boundary\xff").ends_with("\"request_body\":\"--boundary\u{fffd}\"}"));
+    assert!(!String::from_utf8(record().to_json(RecordFormat::Full)).unwrap().contains("_body"));
+}
