@@ -11,4 +11,7 @@
 )]
 
 mod harness;
+mod connections;
+mod forwarding;
 mod pass_through;
+mod refusals;
