@@ -1,5 +1,13 @@
 //! The mock engine end to end, over plain sockets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::string_slice,
+    reason = "a test stops loudly"
+)]
+
 mod common;
 
 use std::io::{ErrorKind, Read, Write};

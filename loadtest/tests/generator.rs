@@ -1,5 +1,13 @@
 //! The load generator against the mock engine.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::string_slice,
+    reason = "a test stops loudly"
+)]
+
 mod common;
 
 use std::process::Command;

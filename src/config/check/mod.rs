@@ -1,5 +1,8 @@
 //! From the canonical tree to the plan: every key read, every value checked, every default given.
 //! A mistake is noted and the reading goes on with a default, so that one run tells them all.
+//!
+//! *Takes:* the canonical tree. *Gives:* a plan and findings. *Runs on:* the main thread. *May:*
+//! allocate freely. *Never:* reads a file, stops at the first mistake.
 
 mod auth;
 mod backend;

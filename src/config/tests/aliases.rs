@@ -3,6 +3,7 @@
 use super::*;
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn each_alias_means_its_canonical_key() {
     for (alias, canonical) in [
         ("listen: ':1'", "server: {listen: ':1'}"),

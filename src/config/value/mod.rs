@@ -1,4 +1,7 @@
 //! Texts of single values and what they mean. Pure: text in, value or advice out.
+//!
+//! *Takes:* the text of one value. *Gives:* the value, or how it should be written. *Runs on:* the
+//! main thread. *May:* allocate. *Never:* knows which key it belongs to.
 
 mod duration;
 mod header;
