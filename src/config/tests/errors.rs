@@ -8,7 +8,7 @@ fn each_mistake_is_told_where_it_is() {
     for (text, at, words) in [
         ("server:\n  listen: 8000\n", "2:11: error: server.listen", ":8000"),
         ("listen: x:1\n", "1:9: error: listen", "127.0.0.1:8000"),
-        ("server: {listen: ':70000'}\n", "1:18: error: server.listen", "1 to 65535"),
+        ("server: {listen: ':70000'}\n", "1:18: error: server.listen", "0 to 65535"),
         ("server: {workers: 0}\n", "1:19: error: server.workers", "1 to 1024, or auto"),
         ("server: {cpu_affinity: [0, x]}\n", "1:24: error: server.cpu_affinity", "auto, or off"),
         ("server: {max_body_size: 2TiB}\n", "1:25: error: server.max_body_size", "1MiB"),
