@@ -80,10 +80,12 @@ fn load_with_keys(
     alias::canonical(&desk, &mut root);
     let plan = check::plan(&desk, &root);
     let report = located(name, text, desk.notes.into_inner());
-    if report.has_errors() {
-        return Err(report);
+    match plan {
+        Some(plan) if !report.has_errors() => {
+            Ok((Loaded { plan, report }, desk.known.into_inner()))
+        }
+        _ => Err(report),
     }
-    Ok((Loaded { plan, report }, desk.known.into_inner()))
 }
 
 /// Turns notes into findings: their positions are asked from the parser, and they stand in the

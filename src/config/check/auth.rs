@@ -18,19 +18,18 @@ pub struct Keys {
     pub auth: Option<Auth>,
     /// The keys of the file.
     pub api_keys: Vec<ApiKey>,
-    /// The Redis server of `auth`, which the limiter shares.
-    pub redis: Option<Redis>,
 }
 
 /// Reads both sections. Keys without `auth` switch it on: a file that lists keys means them.
-pub fn keys(root: &mut Section, stores: &Stores) -> Keys {
+pub fn keys<'a>(root: &mut Section<'a>, stores: &Stores<'a>) -> Keys {
     let mut defaults = KeyDefaults::default();
-    let mut redis = None;
     let has_auth = root.has("auth");
     let mut auth = root.when_present("auth", |s| {
         defaults = key::defaults(s);
-        redis = s.section("redis").map(|mut s| storage::redis(&mut s));
-        read(s, stores, (redis.as_ref(), defaults))
+        if let Some(mut s) = s.section("redis") {
+            stores.share(storage::redis(&mut s), Some(s.node()));
+        }
+        read(s, stores, defaults)
     });
     let api_keys = key::keys(root, "api_keys", defaults);
     if !has_auth && !api_keys.is_empty() {
@@ -45,9 +44,11 @@ pub fn keys(root: &mut Section, stores: &Stores) -> Keys {
         if !has_file && !api_keys.is_empty() {
             root.warn("api_keys", "not used: no provider of auth.pipeline has `type: file`");
         }
-        redis = redis.or_else(|| first_redis(auth));
+        if let Some(redis) = first_redis(auth) {
+            stores.share(redis, None);
+        }
     }
-    Keys { auth, api_keys, redis }
+    Keys { auth, api_keys }
 }
 
 fn implied() -> Auth {
@@ -78,10 +79,7 @@ fn first_redis(auth: &Auth) -> Option<Redis> {
     })
 }
 
-/// What providers take from their section: the Redis of `auth.redis`, and the defaults of keys.
-type Shared<'r> = (Option<&'r Redis>, KeyDefaults);
-
-fn read(s: &mut Section, stores: &Stores, shared: Shared) -> Auth {
+fn read(s: &mut Section, stores: &Stores, defaults: KeyDefaults) -> Auth {
     let modes = [("first_match", AuthMode::FirstMatch), ("all", AuthMode::All)];
     let mode = s.choice("mode", &modes, AuthMode::FirstMatch);
     // With `all`, a provider that cannot answer must not count as one that agreed.
@@ -90,7 +88,7 @@ fn read(s: &mut Section, stores: &Stores, shared: Shared) -> Auth {
     let mut pipeline: Vec<Provider> = Vec::new();
     for item in s.sections("pipeline") {
         let node = item.node();
-        let read = |s: &mut Section| provider(s, stores, shared, on_error);
+        let read = |s: &mut Section| provider(s, stores, defaults, on_error);
         let Some(Some(provider)) = item.switched(true, read) else { continue };
         if pipeline.iter().any(|p| p.name == provider.name) {
             s.desk.error(
@@ -164,7 +162,7 @@ fn status_codes(s: &mut Section) -> Vec<(KeyState, StatusCode)> {
 fn provider(
     s: &mut Section,
     stores: &Stores,
-    shared: Shared,
+    defaults: KeyDefaults,
     on_error: OnError,
 ) -> Option<Provider> {
     let kinds = ["file", "static", "redis", "database", "webhook", "lua", "builtin"];
@@ -175,10 +173,10 @@ fn provider(
     let on_error = s.choice("on_error", &errors, on_error);
     let kind = match kind {
         "static" => {
-            let keys = s.section("static").map(|mut s| key::keys(&mut s, "keys", shared.1));
+            let keys = s.section("static").map(|mut s| key::keys(&mut s, "keys", defaults));
             ProviderKind::Static { list: StaticKeys { keys: keys.unwrap_or_default() } }
         }
-        "redis" => ProviderKind::Redis { redis: redis(s, stores, shared.0) },
+        "redis" => ProviderKind::Redis { redis: redis(s, stores) },
         "database" => ProviderKind::Database { database: database(s, stores)? },
         "webhook" => ProviderKind::Webhook { webhook: webhook(s)? },
         "lua" => match super::operate::script(s, "lua") {
@@ -197,7 +195,7 @@ fn provider(
 }
 
 /// Its own address, a named cache, `auth.redis`, or the default address, in this order.
-fn redis(s: &mut Section, stores: &Stores, shared: Option<&Redis>) -> RedisKeys {
+fn redis(s: &mut Section, stores: &Stores) -> RedisKeys {
     let default = "llmproxy:key:{api_key}".to_owned();
     let pattern = |text: &str| {
         if text.contains("{api_key}") {
@@ -219,7 +217,7 @@ fn redis(s: &mut Section, stores: &Stores, shared: Option<&Redis>) -> RedisKeys 
             None => has_addr.then_some(own),
         };
     }
-    let server = server.or_else(|| shared.cloned()).unwrap_or_else(|| {
+    let server = server.or_else(|| stores.shared()).unwrap_or_else(|| {
         let at = storage::REDIS_ADDR;
         s.warn("type", format!("no address of the Redis server is given: {at} is taken"));
         storage::default_redis()
@@ -244,7 +242,9 @@ fn database(s: &mut Section, stores: &Stores) -> Option<DatabaseKeys> {
             Some(sql) => sql,
             None => {
                 // A missing reporter costs records; a missing source of keys must not open a door.
-                inner.error("storage", "authentication cannot do without its database");
+                if !inner.desk.has_errors() {
+                    inner.error("storage", "authentication cannot do without its database");
+                }
                 return None;
             }
         },

@@ -5,8 +5,8 @@ use crate::config::plan::{LimitOnError, LimitStorage, Limits, ModelPattern, Rate
 use crate::config::raw::{Kind, Node};
 use crate::config::section::Section;
 
-/// Reads the section. `redis` is the server that `auth` uses, the default for the limiter.
-pub fn rate_limit(s: &mut Section, stores: &Stores, redis: Option<Redis>) -> RateLimit {
+/// Reads the section.
+pub fn rate_limit(s: &mut Section, stores: &Stores) -> RateLimit {
     s.unsupported(&[
         ("per_user", "limits are global, per key and per model"),
         ("per_backend", "limits are global, per key and per model"),
@@ -14,7 +14,7 @@ pub fn rate_limit(s: &mut Section, stores: &Stores, redis: Option<Redis>) -> Rat
     ]);
     let errors = [("local", LimitOnError::Local), ("deny", LimitOnError::Deny)];
     let rate_limit = RateLimit {
-        storage: storage(s, stores, redis),
+        storage: storage(s, stores),
         on_error: s.choice("on_error", &errors, LimitOnError::Local),
         global: s.when_present("global", |s| limits(s, false)),
         per_key: s.when_present("per_key", |s| limits(s, true)),
@@ -64,19 +64,17 @@ fn per_model(s: &mut Section) -> Vec<(ModelPattern, Limits)> {
 }
 
 /// `storage: memory | redis | name of a cache`; `redis` is the name of a cache or an address.
-fn storage(s: &mut Section, stores: &Stores, shared: Option<Redis>) -> LimitStorage {
+fn storage(s: &mut Section, stores: &Stores) -> LimitStorage {
     let name = s.text("storage").unwrap_or_else(|| "memory".into());
     let node = s.get("redis");
     let own = node.and_then(|node| own_redis(s, stores, node));
+    if name != "redis" && s.given("redis") {
+        s.warn("redis", "has no effect: storage is not redis");
+    }
     match name.as_str() {
-        "memory" => {
-            if node.is_some_and(|n| !matches!(n.kind, Kind::Null)) {
-                s.warn("redis", "has no effect: storage is memory");
-            }
-            LimitStorage::Memory
-        }
+        "memory" => LimitStorage::Memory,
         "redis" => {
-            let redis = own.or(shared).unwrap_or_else(|| {
+            let redis = own.or_else(|| stores.shared()).unwrap_or_else(|| {
                 let at = storage::REDIS_ADDR;
                 s.warn("storage", format!("no address of a Redis server is given: {at} is taken"));
                 storage::default_redis()

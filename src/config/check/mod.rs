@@ -18,23 +18,21 @@ mod usage;
 mod watch;
 
 use super::plan::Plan;
-use super::raw::{Kind, Node, Path};
+use super::raw::Node;
 use super::section::{Desk, Section};
 use super::value;
 use crate::base::secret::Secret;
 
-/// Reads the whole file.
-pub fn plan(desk: &Desk, root: &Node) -> Plan {
-    let empty = Node { id: root.id, path: Path::root(), kind: Kind::Map(Vec::new()) };
-    let opened = Section::open(desk, root, "").or_else(|| Section::open(desk, &empty, ""));
-    let Some(mut root) = opened else { unreachable!("a mapping always opens") };
+/// Reads the whole file; `None`, with an error, when it is no mapping at all.
+pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
+    let mut root = Section::open(desk, root, "")?;
     unsupported(&mut root);
     let stores = storage::stores(&mut root);
     let server = server::server(&mut root);
     let log = log::log(&mut root, &stores);
     let (routing, backends) = routing::routing(&mut root);
     let health_check = root.when_present("health_check", watch::health_check);
-    let auth::Keys { auth, api_keys, redis } = auth::keys(&mut root, &stores);
+    let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
     let mut plan = Plan {
         server,
         log,
@@ -42,7 +40,7 @@ pub fn plan(desk: &Desk, root: &Node) -> Plan {
         routing,
         health_check,
         auth,
-        rate_limit: root.when_present("rate_limit", |s| limit::rate_limit(s, &stores, redis)),
+        rate_limit: root.when_present("rate_limit", |s| limit::rate_limit(s, &stores)),
         usage: root.when_present("usage", |s| usage::usage(s, &stores)).unwrap_or_default(),
         metrics: watch::metrics(&mut root),
         admin: root.when_enabled("admin", operate::admin),
@@ -53,7 +51,7 @@ pub fn plan(desk: &Desk, root: &Node) -> Plan {
     };
     plan.unbuilt = unbuilt::lines(&plan);
     stores.report_unused(desk);
-    plan
+    Some(plan)
 }
 
 /// Sections of other versions and other gateways that LLMProxy will not have.

@@ -6,7 +6,7 @@ use crate::config::plan::{Redis, RedisPool, Sql, SqlPool};
 use crate::config::raw::Node;
 use crate::config::section::{Desk, Section};
 use crate::config::value::{self, SqlAddress, SqlDriver, SqlPlace, SqlServer};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::time::Duration;
 
 /// Where Redis is when nobody says so.
@@ -18,6 +18,15 @@ pub struct Stores<'a> {
     databases: Vec<Named<'a, Sql>>,
     /// `None` is the memory of this process.
     caches: Vec<Named<'a, Option<Redis>>>,
+    /// The Redis server of `auth`, which stands in for those that are not given elsewhere.
+    shared: OnceCell<Shared<'a>>,
+}
+
+struct Shared<'a> {
+    redis: Redis,
+    /// Where `auth.redis` stands, if it does.
+    node: Option<&'a Node>,
+    used: Cell<bool>,
 }
 
 struct Named<'a, T> {
@@ -58,7 +67,19 @@ pub fn stores<'a>(root: &mut Section<'a>) -> Stores<'a> {
     stores
 }
 
-impl Stores<'_> {
+impl<'a> Stores<'a> {
+    /// Makes a Redis server the one that stands in; the first that is shared stays.
+    pub fn share(&self, redis: Redis, node: Option<&'a Node>) {
+        self.shared.get_or_init(|| Shared { redis, node, used: Cell::new(false) });
+    }
+
+    /// The Redis server that stands in.
+    pub fn shared(&self) -> Option<Redis> {
+        let shared = self.shared.get()?;
+        shared.used.set(true);
+        Some(shared.redis.clone())
+    }
+
     /// The cache of a name: `Some(None)` is memory, `None` is no such cache.
     pub fn cache(&self, name: &str) -> Option<Option<Redis>> {
         let found = self.caches.iter().find(|c| c.name == name)?;
@@ -75,6 +96,10 @@ impl Stores<'_> {
     /// Says which stores nobody names.
     pub fn report_unused(&self, desk: &Desk) {
         let databases = self.databases.iter().map(|d| (d.node, &d.used));
+        let shared = self.shared.get().and_then(|s| Some((s.node?, &s.used)));
+        if let Some((node, _)) = shared.filter(|(_, used)| !used.get()) {
+            desk.warn(node, "not used: no provider and no limiter needs a Redis server");
+        }
         for (node, used) in databases.chain(self.caches.iter().map(|c| (c.node, &c.used))) {
             if !used.get() {
                 desk.warn(node, "not used: no section names this store");
@@ -125,12 +150,8 @@ fn own_sql(s: &mut Section) -> Option<Sql> {
         conn_max_lifetime: s.duration("conn_max_lifetime", Duration::from_secs(3600)),
         conn_max_idle_time: s.duration("conn_max_idle_time", Duration::from_secs(600)),
     };
-    let address = dsn.flatten().or(parts).or_else(|| {
-        s.has("dsn").then_some(())?;
-        // The DSN was refused and its error is noted; a stand-in keeps the reading going.
-        Some(SqlAddress::File(String::new().into()))
-    });
-    if address.is_none() {
+    let address = dsn.flatten().or(parts);
+    if address.is_none() && !s.desk.has_errors() {
         s.error("dsn", "is required (or `host` and `database`)");
     }
     address.map(|address| Sql { driver, address, pool })
@@ -138,6 +159,7 @@ fn own_sql(s: &mut Section) -> Option<Sql> {
 
 /// The address in parts; `None` when there is nothing to connect to.
 fn parts(s: &mut Section, driver: SqlDriver) -> Option<SqlAddress> {
+    useless_parts(s, driver);
     let port = match driver {
         SqlDriver::Postgres => 5432,
         _ => 3306,
@@ -146,22 +168,34 @@ fn parts(s: &mut Section, driver: SqlDriver) -> Option<SqlAddress> {
     let host = s.text("host").filter(|h| !h.is_empty());
     let socket = s.text("socket").filter(|p| !p.is_empty());
     let port = s.int("port", 1..=65535u16, port);
-    let server = SqlServer {
-        place: match (&socket, &host) {
-            (Some(socket), _) => SqlPlace::Unix(socket.into()),
-            (None, host) => SqlPlace::Tcp { host: host.clone().unwrap_or_default(), port },
-        },
-        user: s.text("user").unwrap_or_default(),
-        password: Secret::new(s.text("password").unwrap_or_default()),
-        database: s.text("database").unwrap_or_default(),
-        options: options(s),
+    let place = match (socket, host) {
+        (Some(socket), _) => Some(SqlPlace::Unix(socket.into())),
+        (None, Some(host)) => Some(SqlPlace::Tcp { host, port }),
+        (None, None) => None,
     };
-    match driver {
-        SqlDriver::Sqlite if s.has("dsn") => None,
-        SqlDriver::Sqlite => {
-            Some(SqlAddress::File(path.unwrap_or_else(|| "./data/llmproxy.db".into()).into()))
+    let user = s.text("user").unwrap_or_default();
+    let password = Secret::new(s.text("password").unwrap_or_default());
+    let database = s.text("database").unwrap_or_default();
+    let options = options(s);
+    if driver == SqlDriver::Sqlite {
+        let path = path.unwrap_or_else(|| "./data/llmproxy.db".into());
+        return Some(SqlAddress::File(path.into()));
+    }
+    let server = |place| SqlServer { place, user, password, database, options };
+    place.map(server).map(SqlAddress::Server)
+}
+
+/// Parts that the driver or a `dsn` leaves without meaning are told, not dropped.
+fn useless_parts(s: &mut Section, driver: SqlDriver) {
+    const OF_SERVERS: [&str; 7] =
+        ["host", "port", "socket", "user", "password", "database", "options"];
+    let sqlite = driver == SqlDriver::Sqlite;
+    for part in OF_SERVERS.iter().chain(["path"].iter()).filter(|part| s.given(part)) {
+        if s.given("dsn") {
+            s.error(part, "and `dsn` are both given: give the dsn, or its parts");
+        } else if sqlite != (*part == "path") {
+            s.warn(part, "has no meaning for this driver");
         }
-        _ => (host.is_some() || socket.is_some()).then_some(SqlAddress::Server(server)),
     }
 }
 
