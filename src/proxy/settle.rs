@@ -83,6 +83,7 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
         ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
     };
     count(w, request, tap, &story, times);
+    tell(w, request, &story);
     if w.usage.is_none() && w.access.is_none() {
         return;
     }
@@ -107,6 +108,23 @@ fn offer_usage(usage: &Outbox, record: UsageRecord) {
     if record.backend_url.is_some() {
         // When it is full the outbox counts what it drops.
         let _ = usage.offer(record);
+    }
+}
+
+/// What failed stands in the log, by the name that the client, the record and the metrics give it.
+fn tell(w: &Worker, request: &Request, story: &Story) {
+    let request_id = request.unique_id.as_str();
+    match story.ending {
+        Ending::Complete => {}
+        Ending::Refused(code) => tracing::debug!(code, request_id, "request refused"),
+        Ending::Fault(fault) => {
+            let code = fault.code();
+            let backend = story.backend.and_then(|b| w.backend(b)).map(|b| b.name.as_str());
+            match fault.side() {
+                Side::Client => tracing::debug!(code, backend, request_id, "request ended early"),
+                _ => tracing::warn!(code, backend, request_id, "request failed"),
+            }
+        }
     }
 }
 
