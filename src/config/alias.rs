@@ -2,9 +2,10 @@
 //! on the tree, before anything is read. The table of the aliases is [`canonical`] itself. Two
 //! names of one setting with different values are an error that names both; equal is fine.
 
+use super::desk::{Desk, Note};
+use super::path::Path;
 use super::raw::{Entry, Kind, Node};
 use super::report::Class;
-use super::section::{Desk, Note};
 
 type Map = Vec<Entry>;
 
@@ -13,8 +14,8 @@ type Map = Vec<Entry>;
 pub fn canonical(desk: &Desk, root: &mut Node) {
     let Some(map) = map_of(root) else { return };
     let alias = Alias { desk };
-    alias.move_into_section(map, "listen", "server", "listen");
-    alias.move_into_section(map, "load_balance_strategy", "routing", "load_balance");
+    alias.move_into(map, "listen", "server", "listen");
+    alias.move_into(map, "load_balance_strategy", "routing", "load_balance");
     alias.rename(map, "rate_limits", "rate_limit");
     alias.rename(map, "usage_hook", "usage");
     if let Some(auth) = child(map, "auth") {
@@ -95,7 +96,7 @@ impl Alias<'_> {
         each(auth, "pipeline", |provider| {
             self.rename(provider, "lua_script", "script");
             for key in ["lua_script_file", "script_file"] {
-                self.move_into_section(provider, key, "script", "path");
+                self.move_into(provider, key, "script", "path");
             }
             if let Some(list) = child(provider, "static") {
                 each(list, "keys", |k| self.api_key(k));
@@ -120,7 +121,7 @@ impl Alias<'_> {
     fn usage(&self, usage: &mut Map) {
         if has(usage, "url") {
             let mut webhook = Map::new();
-            let (mut id, mut path) = (0, super::raw::Path::root());
+            let (mut id, mut path) = (0, Path::root());
             for key in WEBHOOK {
                 let Some(entry) = take(usage, key) else { continue };
                 (id, path) = (entry.value.id, entry.value.path.clone());
@@ -145,7 +146,7 @@ impl Alias<'_> {
                 return;
             }
             for key in WEBHOOK {
-                self.move_into_section(reporter, key, "webhook", key);
+                self.move_into(reporter, key, "webhook", key);
             }
             let Some(webhook) = child(reporter, "webhook") else { return };
             if let Some(retry) = retry.as_ref().filter(|_| !has(webhook, "retry")) {
@@ -176,7 +177,7 @@ impl Alias<'_> {
     }
 
     /// Moves a key of `map` into a section of it, which is made when it is not there.
-    fn move_into_section(&self, map: &mut Map, from: &str, section: &str, to: &str) {
+    fn move_into(&self, map: &mut Map, from: &str, section: &str, to: &str) {
         if from == section || !has(map, from) {
             return;
         }

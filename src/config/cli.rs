@@ -2,7 +2,7 @@
 
 use super::plan::Plan;
 use super::report::Report;
-use super::{load_backends, load_file, Loaded};
+use super::{load_backends, load_file, print, Loaded};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -127,7 +127,7 @@ pub fn check(file: &Path, strict: bool) -> Output {
         Ok(Loaded { plan, report }) => {
             let code = if starts(&plan, &report, strict) { FINE } else { WOULD_NOT_START };
             let stderr = lines(&report, strict, &plan.unbuilt);
-            match serde_yaml::to_string(&plan) {
+            match print(&plan) {
                 Ok(stdout) => Output { stdout, stderr, code },
                 Err(error) => {
                     let stderr = format!("{stderr}{}: cannot be printed: {error}\n", report.file);
@@ -146,4 +146,105 @@ fn lines(report: &Report, strict: bool, unbuilt: &[String]) -> String {
     let mut lines = report.lines(strict);
     lines.extend(unbuilt.iter().map(|line| format!("{}: cannot start: {line}", report.file)));
     lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<Command, clap::Error> {
+        let all = std::iter::once("llmproxy").chain(arguments.iter().copied());
+        Cli::try_parse_from(all).map(command)
+    }
+
+    fn printed(arguments: &[&str]) -> Output {
+        match run(arguments).unwrap() {
+            Command::Print(output) => output,
+            Command::Run { .. } => panic!("starts: {arguments:?}"),
+        }
+    }
+
+    /// A file with this text, gone with the guard.
+    struct File(PathBuf);
+
+    fn file(name: &str, text: &str) -> File {
+        let name = format!("llmproxy-cli-{}-{name}.yaml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        File(path)
+    }
+
+    impl File {
+        fn name(&self) -> &str {
+            self.0.to_str().unwrap()
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn check_prints_the_plan_and_exits_by_what_it_is_worth() {
+        let good = file("good", "backends: [{url: 'http://a', api_key: hunter2}]\n");
+        let output = printed(&["check", "--strict", good.name()]);
+        assert_eq!((output.code, output.stderr.as_str()), (FINE, ""));
+        assert!(output.stdout.contains("url: http://a") && !output.stdout.contains("hunter2"));
+
+        let typo = file("typo", "backends: [{url: 'http://a', wieght: 2}]\n");
+        assert_eq!(printed(&["check", typo.name()]).code, FINE);
+        let output = printed(&["check", "--strict", typo.name()]);
+        assert_eq!(output.code, WOULD_NOT_START);
+        assert!(output.stderr.contains("yaml:1:30: error: backends[0].wieght: unknown key"));
+
+        let early = file("early", "backends: [{url: 'http://a'}]\nauth: {storage: file}\n");
+        let output = printed(&["check", early.name()]);
+        assert_eq!(output.code, WOULD_NOT_START);
+        assert!(output.stderr.contains("cannot start: auth: authentication: not built yet"));
+        assert!(output.stdout.contains("pipeline:"), "the plan is printed all the same");
+
+        let bad = file("bad", "backends: [{url: a}]\n");
+        let output = printed(&["check", bad.name()]);
+        assert_eq!((output.code, output.stdout.as_str()), (UNUSABLE, ""));
+        assert_eq!(printed(&["check", "/nonexistent.yaml"]).code, UNUSABLE);
+    }
+
+    #[test]
+    fn a_start_refuses_what_check_refuses() {
+        let good = file("start", "backends: [{url: 'http://a', wieght: 2}]\n");
+        let Ok(Command::Run { plan, report }) = run(&["--config", good.name()]) else { panic!() };
+        assert_eq!((plan.backends.len(), report.findings.len()), (1, 1));
+        assert_eq!(printed(&["--strict", "--config", good.name()]).code, WOULD_NOT_START);
+        let early = file("unbuilt", "backends: [{url: 'http://a'}]\nrate_limit: {}\n");
+        let output = printed(&["--config", early.name()]);
+        assert_eq!(output.code, WOULD_NOT_START);
+        assert!(output.stderr.contains("cannot start: rate_limit"));
+        assert_eq!(printed(&["--config", "/nonexistent.yaml"]).code, UNUSABLE);
+    }
+
+    #[test]
+    fn backends_on_the_command_line_need_no_file() {
+        let arguments = ["--backend", "http://a:1", "--backend", "unix:/x", "--listen", ":9"];
+        let Ok(Command::Run { plan, .. }) = run(&arguments) else { panic!() };
+        let names: Vec<_> = plan.backends.iter().map(|b| b.name.as_str()).collect();
+        assert_eq!((names, plan.server.listen.port()), (vec!["a:1", "unix:/x"], 9));
+        let output = printed(&["--backend", "a"]);
+        assert_eq!(output.code, UNUSABLE);
+        assert!(output.stderr.contains("backends[0].url"), "{}", output.stderr);
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_refused() {
+        for wrong in [
+            &["--backend", "http://a", "--config", "x"][..],
+            &["--listen", ":1"],
+            &["--bogus"],
+            &["check", "a", "b"],
+            &["--config", "x", "check"],
+        ] {
+            assert_eq!(run(wrong).err().map(|e| e.exit_code()), Some(2), "{wrong:?}");
+        }
+    }
 }

@@ -4,7 +4,9 @@
 
 /// What the user typed behind `llmproxy`.
 pub mod cli;
+mod path;
 mod raw;
+mod desk;
 mod alias;
 mod expand;
 mod section;
@@ -17,9 +19,9 @@ pub mod plan;
 /// What a load has to say to the user.
 pub mod report;
 
+use desk::{Desk, Note};
 use plan::Plan;
 use report::{Class, Finding, Report};
-use section::{Desk, Note};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -36,7 +38,13 @@ pub struct Loaded {
 /// one error.
 pub fn load_file(path: &Path) -> Result<Loaded, Report> {
     let name = path.display().to_string();
-    let read = std::fs::read(path).map_err(|error| failed(&name, error.to_string()))?;
+    let read = std::fs::read(path).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "; `--backend URL` runs without any file",
+            _ => "",
+        };
+        failed(&name, format!("{error}{hint}"))
+    })?;
     let text = String::from_utf8(read)
         .map_err(|e| failed(&name, format!("is not UTF-8 text: {}", e.utf8_error())))?;
     load_text(&name, &text, &|variable| std::env::var(variable).ok())
@@ -60,6 +68,12 @@ pub fn load_text(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Report> {
     load_with_keys(name, text, env).map(|(loaded, _)| loaded)
+}
+
+/// The plan as YAML in the canonical schema, secrets masked. Fails only for a path that is not
+/// UTF-8, which no file can bring.
+pub fn print(plan: &Plan) -> Result<String, String> {
+    serde_yaml::to_string(plan).map_err(|error| error.to_string())
 }
 
 /// Loads a text and tells, besides, every key that was looked for (canonical paths).

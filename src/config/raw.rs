@@ -5,12 +5,12 @@
 //! This keeps one parser and one meaning: positions come from the parser that gave the values,
 //! at the price of parsing the file once more for each reported finding.
 
+use super::path::Path;
 use crate::base::limits::{CONFIG_FILE_BYTES_MAX, CONFIG_NODES_MAX};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::fmt;
-use std::rc::Rc;
 
 /// One value of the file.
 #[derive(Debug, Clone)]
@@ -284,57 +284,6 @@ fn merge(entries: &mut Vec<Entry>) {
                 entries.push(entry);
             }
         }
-    }
-}
-
-/// A dotted key path such as `backends[1].weight`. Cheap to clone: parents are shared.
-#[derive(Clone)]
-pub struct Path(Option<Rc<Crumb>>);
-
-struct Crumb {
-    parent: Path,
-    step: Step,
-}
-
-enum Step {
-    Key(String),
-    Index(usize),
-}
-
-impl Path {
-    /// The path of the whole document.
-    pub fn root() -> Path {
-        Path(None)
-    }
-    /// The path of an entry of the mapping at this path.
-    pub fn key(&self, key: &str) -> Path {
-        Path(Some(Rc::new(Crumb { parent: self.clone(), step: Step::Key(key.to_owned()) })))
-    }
-    /// The path of an item of the sequence at this path.
-    pub fn index(&self, index: usize) -> Path {
-        Path(Some(Rc::new(Crumb { parent: self.clone(), step: Step::Index(index) })))
-    }
-}
-
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(crumb) = &self.0 else { return Ok(()) };
-        crumb.parent.fmt(f)?;
-        match &crumb.step {
-            Step::Index(i) => write!(f, "[{i}]"),
-            // A model name such as `qwen-2.5` must not look like two keys.
-            Step::Key(key) if key.is_empty() || key.contains(['.', '[', ' ', '\n']) => {
-                write!(f, "[{key:?}]")
-            }
-            Step::Key(key) if crumb.parent.0.is_none() => f.write_str(key),
-            Step::Key(key) => write!(f, ".{key}"),
-        }
-    }
-}
-
-impl fmt::Debug for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

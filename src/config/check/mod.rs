@@ -17,9 +17,10 @@ mod unbuilt;
 mod usage;
 mod watch;
 
+use super::desk::Desk;
 use super::plan::Plan;
 use super::raw::Node;
-use super::section::{Desk, Section};
+use super::section::Section;
 use super::value;
 use crate::base::secret::Secret;
 

@@ -2,9 +2,10 @@
 //! where it is; the plan holds the connection in both cases.
 
 use crate::base::secret::Secret;
+use crate::config::desk::Desk;
 use crate::config::plan::{Redis, RedisPool, Sql, SqlPool};
 use crate::config::raw::Node;
-use crate::config::section::{Desk, Section};
+use crate::config::section::Section;
 use crate::config::value::{self, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 use std::cell::{Cell, OnceCell};
 use std::time::Duration;

@@ -5,6 +5,7 @@ mod errors;
 mod example;
 mod fixtures;
 mod print;
+mod random;
 
 use super::*;
 use crate::config::plan::*;

@@ -3,7 +3,7 @@
 use super::*;
 
 fn printed(plan: &Plan) -> String {
-    serde_yaml::to_string(plan).unwrap()
+    super::super::print(plan).unwrap()
 }
 
 /// Prints, loads what was printed, and compares.
