@@ -11,6 +11,7 @@
 )]
 
 mod harness;
+mod backends;
 mod connections;
 mod forwarding;
 mod pass_through;

@@ -14,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod scratch;
 pub mod stream;
+pub mod tls;
 pub mod webhook;
 
 pub use backend::Backend;
