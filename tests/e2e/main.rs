@@ -12,6 +12,8 @@
 
 mod harness;
 mod backends;
+mod cli;
+mod clients;
 mod connections;
 mod forwarding;
 mod pass_through;
