@@ -13,8 +13,8 @@ type Map = Vec<Entry>;
 pub fn canonical(desk: &Desk, root: &mut Node) {
     let Some(map) = map_of(root) else { return };
     let alias = Alias { desk };
-    alias.into_section(map, "listen", "server", "listen");
-    alias.into_section(map, "load_balance_strategy", "routing", "load_balance");
+    alias.move_into_section(map, "listen", "server", "listen");
+    alias.move_into_section(map, "load_balance_strategy", "routing", "load_balance");
     alias.rename(map, "rate_limits", "rate_limit");
     alias.rename(map, "usage_hook", "usage");
     if let Some(auth) = child(map, "auth") {
@@ -95,7 +95,7 @@ impl Alias<'_> {
         each(auth, "pipeline", |provider| {
             self.rename(provider, "lua_script", "script");
             for key in ["lua_script_file", "script_file"] {
-                self.into_section(provider, key, "script", "path");
+                self.move_into_section(provider, key, "script", "path");
             }
             if let Some(list) = child(provider, "static") {
                 each(list, "keys", |k| self.api_key(k));
@@ -145,7 +145,7 @@ impl Alias<'_> {
                 return;
             }
             for key in WEBHOOK {
-                self.into_section(reporter, key, "webhook", key);
+                self.move_into_section(reporter, key, "webhook", key);
             }
             let Some(webhook) = child(reporter, "webhook") else { return };
             if let Some(retry) = retry.as_ref().filter(|_| !has(webhook, "retry")) {
@@ -176,7 +176,7 @@ impl Alias<'_> {
     }
 
     /// Moves a key of `map` into a section of it, which is made when it is not there.
-    fn into_section(&self, map: &mut Map, from: &str, section: &str, to: &str) {
+    fn move_into_section(&self, map: &mut Map, from: &str, section: &str, to: &str) {
         if from == section || !has(map, from) {
             return;
         }

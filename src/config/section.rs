@@ -46,17 +46,32 @@ impl<'a> Desk<'a> {
     pub fn note(&self, class: Class, id: u32, path: &Path, message: impl Into<String>) {
         let mut message = message.into();
         let mut class = class;
-        if class == Class::Error && self.off.get() > 0 {
-            class = Class::Warning;
-            message.push_str(" (in a section that is switched off)");
+        match class {
+            // What a section that is off assumes or does is of no interest.
+            Class::Warning if self.is_off() => return,
+            Class::Error if self.is_off() => {
+                class = Class::Warning;
+                message.push_str(" (in a section that is switched off)");
+            }
+            _ => {}
         }
         let path = path.to_string();
         self.notes.borrow_mut().push(Note { class, id: Some(id), path, message, other: None });
     }
 
+    fn is_off(&self) -> bool {
+        self.off.get() > 0
+    }
+
     /// Notes an error on a node.
     pub fn error(&self, node: &Node, message: impl Into<String>) {
         self.note(Class::Error, node.id, &node.path, message);
+    }
+
+    /// True when the load cannot succeed any more. A check of several values together asks this
+    /// first: one of them may be missing because it was refused.
+    pub fn has_errors(&self) -> bool {
+        self.notes.borrow().iter().any(|note| note.class == Class::Error)
     }
 
     /// Notes a warning on a node.
@@ -97,7 +112,7 @@ impl<'a> Desk<'a> {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = self.scalar(node)?;
-        parse(&text).map_err(|message| self.error(node, message)).ok()
+        parse(&text).map_err(|message| self.error(node, unexpanded(node, &text, message))).ok()
     }
 
     /// The text of a node. `1.10` or `yes` without quotes would not come through as written.
@@ -106,6 +121,17 @@ impl<'a> Desk<'a> {
             Kind::Float(_) | Kind::Bool(_) => self.refuse(node, "must be text: put it in quotes"),
             _ => self.scalar(node),
         }
+    }
+}
+
+/// A message on a value that came out of a variable shows the variable instead: the value may be a
+/// secret. Such messages begin with the value in backquotes.
+fn unexpanded(node: &Node, text: &str, message: String) -> String {
+    let Kind::Text(written) = &node.kind else { return message };
+    let rest = message.strip_prefix('`').and_then(|rest| rest.split_once('`'));
+    match rest {
+        Some((_, rest)) if written != text => format!("{}{rest}", value::quoted(written)),
+        _ => message,
     }
 }
 
@@ -152,6 +178,12 @@ impl<'a> Section<'a> {
         } else {
             format!("{}.{key}", self.place)
         }
+    }
+
+    /// True when the key stands in the file and has a value.
+    pub fn given(&self, key: &str) -> bool {
+        let value = |kind: &Kind| !matches!(kind, Kind::Null);
+        self.entries.iter().any(|(e, _)| e.key == key && value(&e.value.kind))
     }
 
     /// True when the key stands in the file.
@@ -202,14 +234,28 @@ impl<'a> Section<'a> {
         self.desk.text(node)
     }
 
+    /// A scalar that must be there and must not be empty, read by `parse`.
+    pub fn required_parsed<T>(
+        &mut self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if !self.given(key) {
+            self.get(key);
+            if !self.desk.is_off() {
+                self.error(key, "is required");
+            }
+            return None;
+        }
+        self.parsed(key, |text| match text {
+            "" => Err("is required".into()),
+            _ => parse(text),
+        })
+    }
+
     /// A text that must be there and must not be empty; `""` with an error otherwise.
     pub fn required(&mut self, key: &str) -> String {
-        let before = self.desk.notes.borrow().len();
-        let text = self.text(key).unwrap_or_default();
-        if text.is_empty() && self.desk.notes.borrow().len() == before {
-            self.error(key, "is required");
-        }
-        text
+        self.required_parsed(key, |text| Ok(text.to_owned())).unwrap_or_default()
     }
 
     /// Text that is code: taken byte for byte, without expansion.
@@ -255,6 +301,24 @@ impl<'a> Section<'a> {
     /// One of the named values.
     pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], default: T) -> T {
         self.parsed(key, |text| value::choice(text, choices)).unwrap_or(default)
+    }
+
+    /// What kind of thing this section is: one of the named values, or the first when no key says
+    /// so. A value that is none of them leaves the rest of the section unread.
+    pub fn kind<'c>(&mut self, key: &str, kinds: &[&'c str], required: bool) -> Option<&'c str> {
+        if !self.given(key) && !required {
+            self.get(key);
+            return kinds.first().copied();
+        }
+        if !self.given(key) {
+            self.error(key, format!("is required: {}", kinds.join(", ")));
+        }
+        let choices: Vec<(&str, &'c str)> = kinds.iter().map(|kind| (*kind, *kind)).collect();
+        let kind = self.parsed(key, |text| value::choice(text, &choices));
+        if kind.is_none() {
+            self.entries.iter_mut().for_each(|(_, taken)| *taken = true);
+        }
+        kind
     }
 
     /// The items of a list, each read by `parse`. A single value counts as a list of one.

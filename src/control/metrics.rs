@@ -264,7 +264,12 @@ impl Page<'_> {
     fn counter(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in series {
-            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            match labels.as_slice() {
+                [] => metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                _ => metric
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+            }
         }
         Ok(())
     }
@@ -272,7 +277,10 @@ impl Page<'_> {
     fn gauge(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in series {
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
+            match labels.as_slice() {
+                [] => metric.encode_gauge(&value)?,
+                _ => metric.encode_family(&labels)?.encode_gauge(&value)?,
+            }
         }
         Ok(())
     }

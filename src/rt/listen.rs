@@ -77,7 +77,7 @@ pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl Fn
     }
 }
 
-#[allow(unsafe_code)] // monoio's listener does not implement AsFd.
+#[allow(unsafe_code, reason = "monoio's listener does not implement AsFd")]
 fn accept(listener: &TcpListener) -> Result<(Socket, IpAddr), Errno> {
     // SAFETY: `listener` owns the descriptor and outlives this borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };

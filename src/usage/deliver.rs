@@ -178,6 +178,10 @@ impl Stop {
     }
 
     /// Sleeps; the beginning of a stop wakes it, and the deadline bounds it.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the signal has come: only time is left to wait for"
+    )]
     fn sleep(&self, time: Duration) {
         match self.deadline.get() {
             None => {

@@ -6,7 +6,7 @@ use super::storage::{self, Stores};
 use super::{headers, required_url};
 use crate::config::plan::{
     ApiKey, Auth, AuthMode, AuthWebhook, DatabaseKeys, KeyState, OnError, Provider, ProviderKind,
-    Redis, RedisKeys, StatusCode,
+    Redis, RedisKeys, StaticKeys, StatusCode,
 };
 use crate::config::section::Section;
 use crate::config::value;
@@ -113,7 +113,7 @@ fn read(s: &mut Section, stores: &Stores, shared: Shared) -> Auth {
         status_codes: status_codes(s),
         pipeline,
     };
-    if auth.header_names.is_empty() {
+    if auth.header_names.is_empty() && !s.desk.has_errors() {
         s.error("header_names", "must name at least one field, such as Authorization");
     }
     auth
@@ -167,27 +167,16 @@ fn provider(
     shared: Shared,
     on_error: OnError,
 ) -> Option<Provider> {
-    let kinds = [
-        ("file", "file"),
-        ("static", "static"),
-        ("redis", "redis"),
-        ("database", "database"),
-        ("webhook", "webhook"),
-        ("lua", "lua"),
-        ("builtin", "builtin"),
-    ];
-    if !s.has("type") {
-        s.error("type", "is required: file, static, redis, database, webhook, lua or builtin");
-    }
-    let kind_name = s.choice("type", &kinds, "file");
-    let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind_name.into());
+    let kinds = ["file", "static", "redis", "database", "webhook", "lua", "builtin"];
+    let kind = s.kind("type", &kinds, true)?;
+    let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind.into());
     let script = script(s, "script");
     let errors = [("next", OnError::Next), ("deny", OnError::Deny)];
     let on_error = s.choice("on_error", &errors, on_error);
-    let kind = match kind_name {
+    let kind = match kind {
         "static" => {
             let keys = s.section("static").map(|mut s| key::keys(&mut s, "keys", shared.1));
-            ProviderKind::Static { keys: keys.unwrap_or_default() }
+            ProviderKind::Static { list: StaticKeys { keys: keys.unwrap_or_default() } }
         }
         "redis" => ProviderKind::Redis { redis: redis(s, stores, shared.0) },
         "database" => ProviderKind::Database { database: database(s, stores)? },
@@ -195,7 +184,9 @@ fn provider(
         "lua" => match super::operate::script(s, "lua") {
             Some(lua) => ProviderKind::Lua { lua },
             None => {
-                s.error("lua", "is required: give `lua: {script: …}` or `lua: {path: …}`");
+                if !s.desk.has_errors() {
+                    s.error("lua", "is required: give `lua: {script: …}` or `lua: {path: …}`");
+                }
                 return None;
             }
         },

@@ -37,7 +37,7 @@ pub fn backends(section: &mut Section, key: &str, timeouts: Timeouts) -> Vec<Bac
         }
         let taken = |name: &str| backends.iter().any(|b| b.name == name);
         if taken(&backend.name) {
-            if s.has("name") {
+            if s.given("name") {
                 s.error(
                     "name",
                     format!("{} is also the name of another backend", value::quoted(&backend.name)),
@@ -55,16 +55,8 @@ pub fn backends(section: &mut Section, key: &str, timeouts: Timeouts) -> Vec<Bac
 
 fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
     s.unsupported(&[("paths", "`server.paths` says which paths are forwarded")]);
-    let text = s.required("url");
-    let url = match Url::backend(&text) {
-        Ok(url) => Some(url),
-        Err(message) if !text.is_empty() => {
-            s.error("url", message);
-            None
-        }
-        Err(_) => None,
-    };
-    let place = url.map(place);
+    let read = |text: &str| Url::backend(text).map(|url| (text.to_owned(), place(url)));
+    let (text, place) = s.required_parsed("url", read).unzip();
     let tls = tls(s, place.as_ref());
     let (headers, host) = fields(s);
     // Everything is read even when the URL is wrong, so that all mistakes show at once.
@@ -77,7 +69,7 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
     let abort = [("close", OnClientAbort::Close), ("drain", OnClientAbort::Drain)];
     let backend = Backend {
         name: s.text("name").filter(|n| !n.is_empty()).unwrap_or(place.name),
-        url: text,
+        url: text.unwrap_or_default(),
         weight: weight(s),
         connect_timeout: s.duration("connect_timeout", timeouts.connect),
         first_byte_timeout: s.duration("first_byte_timeout", timeouts.first_byte),

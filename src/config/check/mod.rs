@@ -1,5 +1,8 @@
 //! From the canonical tree to the plan: every key read, every value checked, every default given.
 //! A mistake is noted and the reading goes on with a default, so that one run tells them all.
+//!
+//! *Takes:* the canonical tree. *Gives:* a plan and findings. *Runs on:* the main thread. *May:*
+//! allocate freely. *Never:* reads a file, stops at the first mistake.
 
 mod auth;
 mod backend;
@@ -86,11 +89,6 @@ fn texts(section: &mut Section, key: &str, default: &[&str]) -> Vec<String> {
 
 /// An `http` or `https` URL that must be given. Kept as it is written: it may hold a token.
 fn required_url(section: &mut Section, key: &str) -> Secret {
-    let url = section.required(key);
-    if !url.is_empty() {
-        if let Err(message) = value::http_url(&url) {
-            section.error(key, message);
-        }
-    }
-    Secret::new(url)
+    let read = |text: &str| value::http_url(text).map(|_| Secret::new(text));
+    section.required_parsed(key, read).unwrap_or_default()
 }

@@ -84,7 +84,7 @@ pub fn hooks(root: &mut Section) -> Vec<Hook> {
     for (name, point) in points {
         let script = s.when_enabled(name, |s| {
             let script = script_section(s);
-            if script.is_none() {
+            if script.is_none() && !s.desk.has_errors() {
                 s.error("script", "is required (or `path`)");
             }
             script
@@ -113,18 +113,8 @@ pub fn discovery(s: &mut Section, stores: &Stores) -> Discovery {
 
 fn source(s: &mut Section, stores: &Stores) -> Option<Source> {
     s.unsupported(&[("script", "sources are not scripted")]);
-    let kinds = [
-        ("static", "static"),
-        ("http", "http"),
-        ("consul", "consul"),
-        ("kubernetes", "kubernetes"),
-        ("etcd", "etcd"),
-        ("database", "database"),
-    ];
-    if !s.has("type") {
-        s.error("type", "is required: static, http, consul, kubernetes, etcd or database");
-    }
-    let kind = s.choice("type", &kinds, "static");
+    let kinds = ["static", "http", "consul", "kubernetes", "etcd", "database"];
+    let kind = s.kind("type", &kinds, true)?;
     let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind.into());
     let Some(mut inner) = s.section(kind) else {
         s.error(kind, "is required: the source says nothing about itself");

@@ -182,7 +182,7 @@ fn paths(s: &mut Section) -> Vec<String> {
         Ok(path)
     };
     let Some(paths) = s.list("paths", path) else { return defaults().paths };
-    if paths.is_empty() {
+    if paths.is_empty() && !s.desk.has_errors() {
         s.error("paths", "must name at least one path, such as /v1/*");
     }
     paths

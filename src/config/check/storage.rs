@@ -110,7 +110,7 @@ fn own_sql(s: &mut Section) -> Option<Sql> {
         ("postgresql", SqlDriver::Postgres),
         ("sqlite3", SqlDriver::Sqlite),
     ];
-    if !s.has("driver") {
+    if !s.given("driver") {
         s.error("driver", "is required: mysql, postgres or sqlite");
     }
     let driver = s.choice("driver", &drivers, SqlDriver::Sqlite);

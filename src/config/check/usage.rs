@@ -40,9 +40,8 @@ pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
 
 fn reporter(s: &mut Section, stores: &Stores) -> Option<Reporter> {
     s.unsupported(&[("script", "reporters are not scripted")]);
-    let kind = s.choice("type", &[("webhook", 0), ("database", 1), ("builtin", 2)], 0);
-    let kind_name = ["webhook", "database", "builtin"].get(kind).copied().unwrap_or_default();
-    let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind_name.into());
+    let kind = s.kind("type", &["webhook", "database", "builtin"], false)?;
+    let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind.into());
     let formats = [
         ("full", RecordFormat::Full),
         ("flat", RecordFormat::Flat),
@@ -50,14 +49,14 @@ fn reporter(s: &mut Section, stores: &Stores) -> Option<Reporter> {
     ];
     let format = s.choice("format", &formats, RecordFormat::Full);
     let kind = match kind {
-        0 => {
+        "webhook" => {
             let Some(mut inner) = s.section("webhook") else {
                 s.error("webhook", "is required: give `webhook: {url: …}`");
                 return None;
             };
             ReporterKind::Webhook(webhook(&mut inner, format))
         }
-        1 => {
+        "database" => {
             let Some(mut inner) = s.section("database") else {
                 s.error("database", "is required: give `database: {driver: …, dsn: …}`");
                 return None;

@@ -93,8 +93,9 @@ pub enum ProviderKind {
     File,
     /// A list of its own.
     Static {
-        /// Its keys.
-        keys: Vec<ApiKey>,
+        /// The list.
+        #[serde(rename = "static")]
+        list: StaticKeys,
     },
     /// A hash (or a JSON text) per key in Redis.
     Redis {
@@ -118,6 +119,13 @@ pub enum ProviderKind {
     },
     /// The store inside the gateway.
     Builtin,
+}
+
+/// A provider's own keys.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StaticKeys {
+    /// Them.
+    pub keys: Vec<ApiKey>,
 }
 
 /// Keys in Redis.
@@ -148,7 +156,7 @@ pub struct DatabaseKeys {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AuthWebhook {
     /// http or https URL.
-    #[serde(serialize_with = "print::secret")]
+    #[serde(serialize_with = "print::url")]
     pub url: Secret,
     /// `POST` or `GET`.
     pub method: String,

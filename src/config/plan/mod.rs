@@ -1,4 +1,7 @@
 //! The plan: what a configuration means, complete and valid. Immutable; everyone reads it.
+//!
+//! *Takes:* values that were checked. *Gives:* types that cannot be wrong. *Runs on:* every
+//! thread. *May:* be shared. *Never:* changes, is asked whether it is valid.
 
 mod backend;
 mod keys;

@@ -132,7 +132,7 @@ pub struct StaticSource {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HttpSource {
     /// http or https URL.
-    #[serde(serialize_with = "print::secret")]
+    #[serde(serialize_with = "print::url")]
     pub url: Secret,
     /// `GET` or `POST`.
     pub method: String,

@@ -31,18 +31,22 @@ impl Serialize for Plan {
         entry(&mut map, "rate_limit", &self.rate_limit)?;
         map.serialize_entry("usage", &self.usage)?;
         entry(&mut map, "metrics", &self.metrics)?;
-        entry(&mut map, "admin", &self.admin.as_ref().map(Enabled::new))?;
+        if let Some(admin) = &self.admin {
+            map.serialize_entry("admin", &Enabled::new(admin))?;
+        }
         if !self.hooks.is_empty() {
             let hooks: Vec<_> =
                 self.hooks.iter().map(|h| (h.point, Enabled::new(&h.script))).collect();
             map.serialize_entry("hooks", &Pairs(&hooks))?;
         }
-        entry(&mut map, "discovery", &self.discovery.as_ref().map(Enabled::new))?;
+        if let Some(discovery) = &self.discovery {
+            map.serialize_entry("discovery", &Enabled::new(discovery))?;
+        }
         map.end()
     }
 }
 
-/// A section, or `enabled: false` where its absence would not say that it is off.
+/// A section, or `enabled: false` so that one sees that it is off.
 fn entry<M: SerializeMap, T: Serialize>(
     map: &mut M,
     key: &'static str,
@@ -135,6 +139,14 @@ pub fn mask(secret: &Secret) -> &'static str {
 
 pub fn secret<S: Serializer>(secret: &Secret, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(mask(secret))
+}
+
+/// A URL whose query, which may hold a token, is masked.
+pub fn url<S: Serializer>(url: &Secret, s: S) -> Result<S::Ok, S::Error> {
+    match url.reveal().split_once('?') {
+        Some((before, _)) => s.serialize_str(&format!("{before}?***")),
+        None => s.serialize_str(url.reveal()),
+    }
 }
 
 /// Header fields; every value counts as a secret.

@@ -51,7 +51,7 @@ pub enum ReporterKind {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Webhook {
     /// http or https URL. May carry a secret in its query: never logged whole.
-    #[serde(serialize_with = "print::secret")]
+    #[serde(serialize_with = "print::url")]
     pub url: Secret,
     /// `POST` or `PUT`.
     pub method: String,

@@ -63,7 +63,7 @@ fn number_only(text: &str) -> bool {
 pub fn print_duration(duration: Duration) -> String {
     let ns = duration.as_nanos();
     for (unit, size) in [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)] {
-        if ns % size == 0 {
+        if ns.is_multiple_of(size) {
             return format!("{}{unit}", ns / size);
         }
     }
@@ -100,7 +100,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn printing_and_reading_agree(ns in 1u64..DURATION_SECONDS_MAX * 1_000_000_000) {
-            // f64 keeps 53 bits: whole microseconds of a year survive, which is finer than any timer.
+            // f64 keeps 53 bits: whole microseconds of a year survive, finer than any timer.
             let want = Duration::from_micros((ns / 1000).max(1));
             proptest::prop_assert_eq!(duration(&print_duration(want)), Ok(want));
         }

@@ -1,4 +1,7 @@
 //! Texts of single values and what they mean. Pure: text in, value or advice out.
+//!
+//! *Takes:* the text of one value. *Gives:* the value, or how it should be written. *Runs on:* the
+//! main thread. *May:* allocate. *Never:* knows which key it belongs to.
 
 mod duration;
 mod header;
@@ -89,9 +92,10 @@ pub fn url_path(text: &str) -> Result<String, String> {
     Err(format!("{} must be a path that begins with `/`, such as /health", quoted(text)))
 }
 
-/// A value in a message: in backquotes, control characters visible, long ones cut.
+/// A value in a message: in backquotes, control characters visible, long ones cut. No backquote
+/// inside, so that the end of the value can be told.
 pub fn quoted(text: impl Display) -> String {
-    let text = text.to_string();
+    let text = text.to_string().replace('`', "'");
     let mut shown: String = text.chars().take(60).flat_map(char::escape_debug).collect();
     if text.chars().count() > 60 {
         shown.push('…');

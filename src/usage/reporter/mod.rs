@@ -1,4 +1,7 @@
 //! Destinations of records. Each makes one try when asked; repeating is `deliver`'s business.
+//!
+//! *Takes:* a record and a time limit. *Gives:* whether the destination has it. *Runs on:* the
+//! thread of that reporter. *May:* block. *Never:* repeats a try, runs on a worker.
 
 pub mod webhook;
 

@@ -1,5 +1,11 @@
 //! Loads whole texts and looks at what came of them.
 
+mod aliases;
+mod errors;
+mod example;
+mod fixtures;
+mod print;
+
 use super::*;
 use crate::config::plan::*;
 use std::time::Duration;
