@@ -199,7 +199,7 @@ fn an_engine_behind_tls_is_served() {
         let proxy = Config::new().backend(backend.url_as("https", host), &tls).start();
         let mut conn = proxy.connect();
         for size in [0, 1, 16_384, 16_385, 1 << 20, 5 << 20] {
-            let body: Vec<u8> = (0..size as u64).map(|n| (n * 0x9E37 >> 8) as u8).collect();
+            let body: Vec<u8> = (0..size as u64).map(|n| ((n * 0x9E37) >> 8) as u8).collect();
             let head = format!("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
             let response = conn.send(head).send(&body).response();
             assert_eq!(response.status(), 200);
