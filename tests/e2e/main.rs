@@ -11,6 +11,9 @@
 )]
 
 mod harness;
+mod backends;
+mod cli;
+mod clients;
 mod connections;
 mod forwarding;
 mod pass_through;
