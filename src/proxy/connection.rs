@@ -293,7 +293,8 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let head = client_head(request, &bytes, outbound, close);
     *inbound = Inbound::new(request.response.framing);
     *tap = Tap::new(request.response.event_stream);
-    story.status = request.response.status;
+    // 0: it left before an answer began, which only an engine that is drained did not notice.
+    story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
     story.keep_body(w, request, client);
     request.release_body(client);
@@ -311,7 +312,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     if let Some(fault) = outcome.fault {
         w.count_fault(story.backend, fault);
         if fault == Fault::ClientLeft {
-            w.count_abort(Phase::Relay);
+            w.count_abort(if story.status == 0 { Phase::Waiting } else { Phase::Relay });
         }
         story.ending = Ending::Fault(fault);
     }
