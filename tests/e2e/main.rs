@@ -10,5 +10,7 @@
     reason = "a test stops loudly"
 )]
 
+mod abort;
 mod harness;
 mod pass_through;
+mod rig;
