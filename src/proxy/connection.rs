@@ -302,6 +302,11 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let begun = relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await;
     // From here on the stream holds a buffer only while bytes move.
     drop((head, bytes));
+    if let Err(fault @ Fault::BadResponse(_)) = begun {
+        *exchange = None;
+        w.count_fault(story.backend, fault);
+        return Box::pin(give_up(w, client, talk, fault)).await;
+    }
     let outcome = relay.finish(got.lease.link(), begun).await;
     if let Some(Exchange { lease, .. }) = exchange.take() {
         match outcome.upstream_clean && request.response.keep_alive {

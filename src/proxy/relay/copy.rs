@@ -55,7 +55,8 @@ impl<'a> Relay<'a> {
         Relay { w, client, plan, inbound, outbound, tap, state: State::default() }
     }
 
-    /// Sends the head, together with what has arrived of the body.
+    /// Sends the head, together with what has arrived of the body. [`Fault::BadResponse`]: nothing
+    /// was sent, because that body is broken already.
     pub async fn begin(&mut self, head: &[u8], body: &[u8]) -> Result<(), Fault> {
         // A client may leave unheeded while an engine that must not be cut off prepares its answer.
         if self.client.post.is_gone() {
@@ -117,7 +118,10 @@ impl<'a> Relay<'a> {
         let mut slices = Slices::default();
         loop {
             let progress =
-                self.inbound.decode(rest, &mut slices).map_err(|_| Fault::BackendBroke)?;
+                self.inbound.decode(rest, &mut slices).map_err(|why| match head.is_empty() {
+                    true => Fault::BackendBroke,
+                    false => Fault::BadResponse(why),
+                })?;
             self.state.finished = progress.finished;
             let sent = self.send(head, &slices, rest).await;
             head = &[];
