@@ -11,6 +11,7 @@
 )]
 
 mod abort;
+mod engine_faults;
 mod harness;
 mod pass_through;
 mod rig;
