@@ -310,9 +310,8 @@ struct BlackHole {
 
 impl BlackHole {
     fn dig() -> BlackHole {
-        let socket = || {
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()
-        };
+        let socket =
+            || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let listener = socket();
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         listener.listen(0).unwrap();

@@ -11,7 +11,9 @@
 )]
 
 mod abort;
+mod bad_answers;
 mod engine_faults;
 mod harness;
+mod kept_connections;
 mod pass_through;
 mod rig;
