@@ -293,7 +293,8 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let head = client_head(request, &bytes, outbound, close);
     *inbound = Inbound::new(request.response.framing);
     *tap = Tap::new(request.response.event_stream);
-    story.status = request.response.status;
+    // 0: it left before an answer began, which only an engine that is drained did not notice.
+    story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
     story.keep_body(w, request, client);
     request.release_body(client);
@@ -301,6 +302,11 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let begun = relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await;
     // From here on the stream holds a buffer only while bytes move.
     drop((head, bytes));
+    if let Err(fault @ Fault::BadResponse(_)) = begun {
+        *exchange = None;
+        w.count_fault(story.backend, fault);
+        return Box::pin(give_up(w, client, talk, fault)).await;
+    }
     let outcome = relay.finish(got.lease.link(), begun).await;
     if let Some(Exchange { lease, .. }) = exchange.take() {
         match outcome.upstream_clean && request.response.keep_alive {
@@ -311,7 +317,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     if let Some(fault) = outcome.fault {
         w.count_fault(story.backend, fault);
         if fault == Fault::ClientLeft {
-            w.count_abort(Phase::Relay);
+            w.count_abort(if story.status == 0 { Phase::Waiting } else { Phase::Relay });
         }
         story.ending = Ending::Fault(fault);
     }

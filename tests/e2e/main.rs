@@ -11,10 +11,16 @@
 )]
 
 mod harness;
+mod rig;
+
+mod pass_through;
+mod forwarding;
+mod connections;
+mod kept_connections;
+mod refusals;
 mod backends;
+mod abort;
+mod engine_faults;
+mod bad_answers;
 mod cli;
 mod clients;
-mod connections;
-mod forwarding;
-mod pass_through;
-mod refusals;

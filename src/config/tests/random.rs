@@ -59,7 +59,8 @@ proptest! {
             }
             Err(report) => {
                 prop_assert!(report.has_errors());
-                prop_assert!(report.findings.iter().all(|f| f.position.is_some() || f.class == Class::Warning), "{}", report);
+                let told = |f: &Finding| f.position.is_some() || f.class == Class::Warning;
+                prop_assert!(report.findings.iter().all(told), "{}", report);
             }
         }
     }

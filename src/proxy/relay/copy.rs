@@ -55,8 +55,14 @@ impl<'a> Relay<'a> {
         Relay { w, client, plan, inbound, outbound, tap, state: State::default() }
     }
 
-    /// Sends the head, together with what has arrived of the body.
+    /// Sends the head, together with what has arrived of the body. [`Fault::BadResponse`]: nothing
+    /// was sent, because that body is broken already.
     pub async fn begin(&mut self, head: &[u8], body: &[u8]) -> Result<(), Fault> {
+        // A client may leave unheeded while an engine that must not be cut off prepares its answer.
+        if self.client.post.is_gone() {
+            self.pass_over(body);
+            return Err(Fault::ClientLeft);
+        }
         self.forward(head, body).await
     }
 
@@ -71,11 +77,12 @@ impl<'a> Relay<'a> {
             Box::pin(self.tell(fault)).await;
         }
         let finished = self.state.finished;
-        let clean = fault.is_none() && finished && !self.state.extra;
+        // Whether the client took the answer does not matter to the engine's connection.
+        let exact = finished && !self.state.extra;
         Outcome {
             fault,
-            upstream_clean: clean && !self.inbound.ends_with_close(),
-            client_clean: clean,
+            upstream_clean: exact && !self.inbound.ends_with_close(),
+            client_clean: exact && fault.is_none(),
             upstream_finished: finished,
             bytes: self.state.bytes,
         }
@@ -111,14 +118,21 @@ impl<'a> Relay<'a> {
         let mut slices = Slices::default();
         loop {
             let progress =
-                self.inbound.decode(rest, &mut slices).map_err(|_| Fault::BackendBroke)?;
+                self.inbound.decode(rest, &mut slices).map_err(|why| match head.is_empty() {
+                    true => Fault::BackendBroke,
+                    false => Fault::BadResponse(why),
+                })?;
             self.state.finished = progress.finished;
-            self.send(head, &slices, rest).await?;
+            let sent = self.send(head, &slices, rest).await;
             head = &[];
-            if !slices.is_empty() {
+            if sent.is_ok() && !slices.is_empty() {
                 self.observe(&slices, rest);
             }
             rest = rest.get(progress.consumed..).unwrap_or_default();
+            if let Err(fault) = sent {
+                self.pass_over(rest);
+                return Err(fault);
+            }
             if self.state.finished {
                 self.state.extra = !rest.is_empty();
                 return Ok(());
@@ -127,6 +141,19 @@ impl<'a> Relay<'a> {
                 return Ok(());
             }
         }
+    }
+
+    /// Decodes what was read and will not be sent: whoever drains the engine's connection must find
+    /// the decoder where the bytes are.
+    fn pass_over(&mut self, mut rest: &[u8]) {
+        let mut slices = Slices::default();
+        while !rest.is_empty() && !self.state.finished {
+            // Should the framing be broken, the drain stumbles over it as well.
+            let Ok(progress) = self.inbound.decode(rest, &mut slices) else { return };
+            self.state.finished = progress.finished;
+            rest = rest.get(progress.consumed..).unwrap_or_default();
+        }
+        self.state.extra = !rest.is_empty();
     }
 
     /// Sends what was decoded: all slices of a read become one chunk. The parts are put together
