@@ -18,3 +18,4 @@ mod connections;
 mod forwarding;
 mod pass_through;
 mod refusals;
+mod workers;
