@@ -210,6 +210,27 @@ fn an_engine_behind_tls_is_served() {
     }
 }
 
+/// Catches: a TLS connection that is cut without its own end (a truncation that anybody on the way
+/// can cause) and whose answer then looks whole.
+#[test]
+fn a_truncated_tls_answer_does_not_look_whole() {
+    let authority = Authority::new();
+    let scratch = Scratch::new();
+    let ca_file = scratch.write("ca.pem", authority.pem());
+    let tls = format!("tls: {{ca_file: \"{}\"}}", ca_file.display());
+    let backend = Backend::start_tls(authority.server(&["127.0.0.1"]), |served| {
+        served.request();
+        // No framing: the end of the connection is the end of the body.
+        served.send("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
+    });
+    let proxy = Config::new().backend(backend.url_as("https", "127.0.0.1"), &tls).start();
+    let mut conn = proxy.connect();
+    conn.send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(conn.head().status(), 200);
+    assert_eq!(conn.rest().1, Ended::Cut);
+    proxy.await_metric("llmproxy_faults_total", &[("kind", "backend_broke")], 1.0);
+}
+
 /// Catches: a probe that does not speak TLS to an engine that does.
 #[test]
 fn probes_speak_tls_too() {

@@ -13,14 +13,20 @@ const FOLDER: &str = "LLMPROXY_TEST_CLIENTS";
 /// The folder of the installed packages; `None`, said loudly, when there is none.
 fn folder(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os(FOLDER).map(PathBuf::from);
-    if folder.is_none() {
-        // Written past the harness of cargo, which shows nothing that a passing test prints.
-        let _ = writeln!(
-            std::io::stderr(),
-            "NOT RUN: {test}: {FOLDER} is not set (scripts/test sets it)"
-        );
-    }
+    is_there(test, folder.is_some());
     folder
+}
+
+/// Whether the tool of a test is there. `scripts/test` installs all of them, so that there a
+/// missing one fails the test; elsewhere the test says that it did not run.
+pub fn is_there(test: &str, found: bool) -> bool {
+    if !found {
+        assert!(std::env::var_os(FOLDER).is_none(), "{test}: its tool is missing");
+        // Written past the harness of cargo, which shows nothing that a passing test prints.
+        let line = format!("NOT RUN: {test}: its tool is not installed (scripts/test does)\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+    found
 }
 
 /// Runs a client against a proxy before an engine of each dialect that it can talk to.

@@ -143,6 +143,7 @@ fn a_connection_that_died_in_the_pool_is_not_used() {
     }
     let conns: Vec<_> = engine.posts().iter().map(|post| post["conn"].clone()).collect();
     assert!(conns[0] != conns[1] && conns[1] != conns[2], "{conns:?}");
+    assert_eq!(proxy.metric("llmproxy_retries_total", &[]), 0.0, "nobody had to find out");
 }
 
 /// Catches: a request lost to the race between its sending and the engine's idle close: the
@@ -347,6 +348,22 @@ fn an_early_answer_of_the_engine_reaches_the_client() {
         assert_eq!((response.status(), response.text().as_str()), (413, "large"), "{size}");
     }
     assert_eq!(backend.connections(), 2);
+}
+
+/// Catches: the same from an engine that closes at once, with the body unread: the reset that its
+/// kernel sends must not swallow the answer.
+#[test]
+fn an_early_answer_survives_the_reset_behind_it() {
+    let backend = Backend::start(|served| {
+        served.head();
+        served.send("HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge");
+    });
+    let proxy = Config::backend_at(backend.url()).start();
+    for size in [1 << 10, 64 << 10, 4 << 20] {
+        let head = format!("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
+        let response = proxy.connect().send(head).send(vec![b'x'; size]).response();
+        assert_eq!((response.status(), response.text().as_str()), (413, "large"), "{size}");
+    }
 }
 
 /// Catches: bytes behind the end of an answer that are taken for the next one: the connection to

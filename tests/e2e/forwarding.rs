@@ -255,6 +255,26 @@ fn requests_that_dribble_in_are_put_together() {
     assert_arrived(&backend.requests()[0], &body, "byte by byte");
 }
 
+/// Catches: chunk extensions or trailers that reach the engine, break the body, or leave the
+/// connection out of step (a trailer must not become the next request).
+#[test]
+fn chunk_extensions_and_trailers_of_a_request_stay_behind() {
+    let (proxy, backend) = pair("");
+    let mut conn = proxy.connect();
+    conn.send(
+        "POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n\
+         5;a=\"b\";c\r\nhello\r\n00003\r\n, w\r\n0;z\r\nX-T: 1\r\nAuthorization: x\r\n\r\n\
+         GET /v1/next HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+    assert_eq!((conn.response().status(), conn.response().status()), (200, 200));
+    let requests = backend.requests();
+    assert_arrived(&requests[0], b"hello, w", "with trailers");
+    for name in ["x-t", "trailer", "authorization"] {
+        assert!(requests[0].head.all(name).is_empty(), "{name}");
+    }
+    assert_eq!(requests[1].head.target(), "/v1/next");
+}
+
 /// Catches: an engine that is asked before the client's request is complete.
 #[test]
 fn nothing_is_forwarded_before_the_body_is_complete() {

@@ -24,3 +24,4 @@ mod engine_faults;
 mod bad_answers;
 mod cli;
 mod clients;
+mod workers;

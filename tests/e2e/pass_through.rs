@@ -145,6 +145,17 @@ fn odd_but_valid_answers_keep_their_shape() {
     assert_eq!(response.body, b"\x1f\x8b\x00\xff");
 }
 
+/// Catches: a long but lawful head of an answer that is cut at a buffer's size.
+#[test]
+fn a_long_head_of_an_answer_passes() {
+    let fields: String = (0..90).map(|i| format!("X-{i}: {}\r\n", "y".repeat(600 + i))).collect();
+    let (response, _proxy, _backend) =
+        relay(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok").as_bytes());
+    assert_eq!((response.status(), response.text().as_str()), (200, "ok"));
+    let sent: String = compared(&response).iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();
+    assert_eq!(sent, fields);
+}
+
 /// Catches: a field of the engine's connection, or one that its Connection field names, that
 /// reaches the client (RFC 9110 section 7.6.1).
 #[test]
