@@ -14,6 +14,8 @@ mod abort;
 mod bad_answers;
 mod engine_faults;
 mod harness;
+mod health;
 mod kept_connections;
 mod pass_through;
 mod rig;
+mod slow_reader;
