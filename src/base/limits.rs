@@ -44,6 +44,8 @@ pub const BUFFERS_IDLE_MAX: usize = 64;
 pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 /// Body slices forwarded by one vectored send.
 pub const SLICES_PER_SEND_MAX: usize = 16;
+/// Bytes that the kernel holds for a client and cannot send yet. Beyond: its engine is not read.
+pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.
 pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
 /// Room that is added at a time while a request body arrives, so that a `Content-Length` alone

@@ -2,7 +2,7 @@
 
 use super::patrol::Patrol;
 use super::socket::Socket;
-use crate::base::limits::ACCEPTS_PER_TURN_MAX;
+use crate::base::limits::{ACCEPTS_PER_TURN_MAX, CLIENT_UNSENT_BYTES_MAX};
 use monoio::net::TcpListener;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -28,6 +28,9 @@ pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&super::connect::keepalive())?;
     socket.set_tcp_user_timeout(Some(super::connect::USER_TIMEOUT))?;
+    // Accepted sockets inherit it. Without it the kernel takes megabytes for a client that does not
+    // read, and ten thousand of those are all of memory.
+    socket.set_tcp_notsent_lowat(CLIENT_UNSENT_BYTES_MAX)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
