@@ -12,7 +12,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let nanoseconds = nanoseconds(text.trim()).ok_or_else(|| {
         format!("{} must be a duration, such as 500ms, 30s, 1m30s or 1h", quoted(text))
     })?;
-    if nanoseconds < 1.0 {
+    if nanoseconds <= 0.0 {
         return Err(format!("{} must be a duration above zero", quoted(text)));
     }
     if nanoseconds > DURATION_SECONDS_MAX as f64 * NS_PER_S {
@@ -22,7 +22,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
             DURATION_SECONDS_MAX / 3600
         ));
     }
-    Ok(Duration::from_nanos(nanoseconds.round() as u64))
+    // Whole microseconds: finer than any timer, and a year of them is exact in 53 bits.
+    Ok(Duration::from_micros((nanoseconds / 1e3).round().max(1.0) as u64))
 }
 
 fn nanoseconds(text: &str) -> Option<f64> {
@@ -61,13 +62,12 @@ fn number_only(text: &str) -> bool {
 
 /// The shortest text that [`duration`] reads back: `500ms`, `90s`.
 pub fn print_duration(duration: Duration) -> String {
-    let ns = duration.as_nanos();
-    for (unit, size) in [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)] {
-        if ns % size == 0 {
-            return format!("{}{unit}", ns / size);
-        }
+    let us = duration.as_micros();
+    match (us % 1_000_000, us % 1_000) {
+        (0, _) => format!("{}s", us / 1_000_000),
+        (_, 0) => format!("{}ms", us / 1_000),
+        _ => format!("{us}us"),
     }
-    format!("{ns}ns")
 }
 
 #[cfg(test)]
@@ -99,9 +99,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn printing_and_reading_agree(ns in 1u64..DURATION_SECONDS_MAX * 1_000_000_000) {
-            // f64 keeps 53 bits: whole microseconds of a year survive, which is finer than any timer.
-            let want = Duration::from_micros((ns / 1000).max(1));
+        fn printing_and_reading_agree(us in 1u64..DURATION_SECONDS_MAX * 1_000_000) {
+            let want = Duration::from_micros(us);
             proptest::prop_assert_eq!(duration(&print_duration(want)), Ok(want));
         }
 
