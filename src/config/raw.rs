@@ -62,6 +62,12 @@ pub struct Position {
     pub column: usize,
 }
 
+impl Position {
+    fn of(location: serde_yaml::Location) -> Self {
+        Position { line: location.line().max(1), column: location.column().max(1) }
+    }
+}
+
 /// Why a text is no tree.
 #[derive(Debug)]
 pub struct SyntaxError {
@@ -82,13 +88,16 @@ pub fn parse(text: &str) -> Result<Node, SyntaxError> {
     }
     let walk = Walk::default();
     walk.read(text).map_err(|error| {
-        let position =
-            error.location().map(|l| Position { line: l.line().max(1), column: l.column().max(1) });
+        let told = error.location().map(Position::of);
+        // Where the parser gives no position (a second document, too many aliases), the last
+        // node that was read is the nearest there is.
+        let last = || locate(text, walk.next.get().saturating_sub(1));
+        let position = told.or_else(last).or(Some(Position { line: 1, column: 1 }));
         if let Some((path, message)) = walk.failure.take() {
             return SyntaxError { position, path: path.to_string(), message };
         }
         let mut message = error.to_string();
-        if let Some(Position { line, column }) = position {
+        if let Some(Position { line, column }) = told {
             // The parser puts the position into its text; it is printed in front already.
             message = message.replace(&format!(" at line {line} column {column}"), "");
         }
@@ -99,9 +108,7 @@ pub fn parse(text: &str) -> Result<Node, SyntaxError> {
 /// Line and column of node `id` of a text that [`parse`] accepted.
 pub fn locate(text: &str, id: u32) -> Option<Position> {
     let walk = Walk { stop_at: Some(id), ..Walk::default() };
-    let error = walk.read(text).err()?;
-    let at = error.location()?;
-    Some(Position { line: at.line().max(1), column: at.column().max(1) })
+    walk.read(text).err()?.location().map(Position::of)
 }
 
 /// One reading of a text: counts nodes, and stops at one of them when it is asked to.
@@ -351,6 +358,8 @@ mod tests {
         parse(&text).unwrap_err();
         parse(&"[".repeat(100_000)).unwrap_err();
         parse(&"a: b\n".repeat(1_000_000)).unwrap_err();
+        let error = parse(&format!("[{}]", "0,".repeat(200_000))).unwrap_err();
+        assert!(error.message.contains("100000 values") && error.position.is_some(), "{error:?}");
     }
 
     #[test]

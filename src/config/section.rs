@@ -201,14 +201,18 @@ impl<'a> Section<'a> {
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
+        let items = self.items(key)?;
+        Some(items.iter().filter_map(|item| self.desk.parse(item, &parse)).collect())
+    }
+
+    /// The nodes of a list. A single value counts as a list of one.
+    pub fn items(&mut self, key: &str) -> Option<&'a [Node]> {
         let node = self.get(key)?;
-        let one = std::slice::from_ref(node);
-        let items = match &node.kind {
+        Some(match &node.kind {
             Kind::List(items) => items.as_slice(),
             Kind::Null => &[],
-            _ => one,
-        };
-        Some(items.iter().filter_map(|item| self.desk.parse(item, &parse)).collect())
+            _ => std::slice::from_ref(node),
+        })
     }
 
     /// The mapping under a key, when present.

@@ -181,9 +181,13 @@ fn fields(s: &mut Section) -> (Vec<(String, Secret)>, Option<String>) {
 
 /// The first versions took a weight of 0 or less for 1.
 fn weight(s: &mut Section) -> u32 {
-    let given = s.int("weight", i64::from(i32::MIN)..=i64::from(WEIGHT_MAX), 1);
-    if given < 1 {
+    let read = |text: &str| match text.parse::<i64>() {
+        Ok(number) if number < 1 => Ok(0),
+        _ => value::int(text, 1..=WEIGHT_MAX),
+    };
+    let weight = s.parsed("weight", read).unwrap_or(1);
+    if weight == 0 {
         s.warn("weight", "below 1 counts as 1; leave the backend out to give it no traffic");
     }
-    u32::try_from(given.max(1)).unwrap_or(1)
+    weight.max(1)
 }

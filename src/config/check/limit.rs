@@ -98,7 +98,7 @@ fn own_redis(s: &Section, stores: &Stores, node: &Node) -> Option<Redis> {
     }
     let name = s.desk.text(node).filter(|name| !name.is_empty())?;
     let found = stores.cache(&name).flatten();
-    // H called its one cache `default` and let it be absent.
+    // The first implementation called its one cache `default` and let it be absent.
     if found.is_none() && name != "default" {
         s.desk.error(node, "must be an address (`{addr: …}`) or the name of one of storage.caches");
     }

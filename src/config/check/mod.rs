@@ -23,6 +23,7 @@ use super::raw::Node;
 use super::section::Section;
 use super::value;
 use crate::base::secret::Secret;
+use std::net::SocketAddr;
 
 /// Reads the whole file; `None`, with an error, when it is no mapping at all.
 pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
@@ -34,6 +35,9 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
     let (routing, backends) = routing::routing(&mut root);
     let health_check = root.when_present("health_check", watch::health_check);
     let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
+    let metrics = watch::metrics(&mut root, server.listen);
+    let mut taken = vec![server.listen];
+    taken.extend(metrics.as_ref().and_then(|m| m.listen));
     let mut plan = Plan {
         server,
         log,
@@ -43,8 +47,8 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
         auth,
         rate_limit: root.when_present("rate_limit", |s| limit::rate_limit(s, &stores)),
         usage: root.when_present("usage", |s| usage::usage(s, &stores)).unwrap_or_default(),
-        metrics: watch::metrics(&mut root),
-        admin: root.when_enabled("admin", operate::admin),
+        metrics,
+        admin: root.when_enabled("admin", |s| operate::admin(s, &taken)),
         hooks: operate::hooks(&mut root),
         discovery: root.when_enabled("discovery", |s| operate::discovery(s, &stores)),
         api_keys,
@@ -62,6 +66,17 @@ fn unsupported(root: &mut Section) {
         ("scripts", "no version ever ran them; `hooks` and `auth.pipeline[].script` exist"),
         ("models", "`/v1/models` is answered by the engines"),
     ]);
+}
+
+/// A listener of a section's own. Workers share their port by SO_REUSEPORT: a second listener on
+/// the same address would bind without an error and take a part of the clients' connections.
+fn own_listen(s: &mut Section, taken: &[SocketAddr]) -> Option<SocketAddr> {
+    s.parsed("listen", |text| match value::listen(text)? {
+        address if taken.contains(&address) => {
+            Err(format!("{} is the address of another listener", value::quoted(text)))
+        }
+        address => Ok(address),
+    })
 }
 
 /// HTTP fields to set, `headers: {Name: value}`.

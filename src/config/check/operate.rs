@@ -12,17 +12,18 @@ use crate::config::plan::{
 use crate::config::raw::Kind;
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Reads `admin`. Without a token there is no admin API, whatever else the section says.
-pub fn admin(s: &mut Section) -> Admin {
+pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
     let token = s.required("token");
     if !token.bytes().all(|b| b.is_ascii_graphic()) {
         s.error("token", "must be of visible ASCII characters: it travels in an HTTP field");
     }
     let path = s.text("db_path").filter(|p| !p.is_empty());
     let allowed_ips = s.list("allowed_ips", IpRange::parse).unwrap_or_default();
-    let listen = s.parsed("listen", value::listen).unwrap_or(([127, 0, 0, 1], 8001).into());
+    let listen = super::own_listen(s, taken).unwrap_or(([127, 0, 0, 1], 8001).into());
     if !listen.ip().is_loopback() && allowed_ips.is_empty() {
         s.warn("listen", "is open to the network: set allowed_ips, or listen on 127.0.0.1");
     }

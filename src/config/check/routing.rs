@@ -3,6 +3,7 @@
 use super::backend::{backends, Timeouts};
 use crate::base::limits::RETRIES_MAX;
 use crate::config::plan::{Backend, Fallback, LoadBalance, ModelPattern, Retry, RetryOn, Routing};
+use crate::config::raw::Node;
 use crate::config::section::Section;
 use crate::config::value;
 use std::time::Duration;
@@ -30,7 +31,7 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     if backends.is_empty() && !root.desk.has_errors() {
         root.desk.remark("no backends: every request is answered 503 no_backend");
     }
-    let rules: Vec<Fallback> = rules.iter_mut().filter_map(|s| rule(s, &backends)).collect();
+    let rules: Vec<Fallback> = rules.iter_mut().map(|s| rule(s, &backends)).collect();
     if on {
         routing.fallback = rules;
     }
@@ -111,26 +112,27 @@ fn retry_on(text: &str) -> Result<RetryOn, String> {
 }
 
 /// A rule names backends by name or by URL; in the plan it names them by name.
-fn rule(s: &mut Section, backends: &[Backend]) -> Option<Fallback> {
-    let primary = s.required("primary");
-    let list = s.list("fallback", value::nonempty).unwrap_or_default();
-    let known = |text: &str| {
+fn rule(s: &mut Section, backends: &[Backend]) -> Fallback {
+    let desk = s.desk;
+    let named = |node: &Node| {
+        let text = desk.parse(node, value::nonempty)?;
         let same = |b: &&Backend| {
             b.name == text || b.url.trim_end_matches('/') == text.trim_end_matches('/')
         };
-        backends.iter().find(same).map(|b| b.name.clone())
+        let known = backends.iter().find(same).map(|b| b.name.clone());
+        if known.is_none() {
+            desk.warn(node, format!("{} is none of the backends", value::quoted(&text)));
+        }
+        Some(known.unwrap_or(text))
     };
-    let named = |key: &str, text: &String| {
-        known(text).unwrap_or_else(|| {
-            s.warn(key, format!("{} is none of the backends", value::quoted(text)));
-            text.clone()
-        })
-    };
+    if !s.given("primary") {
+        s.required("primary");
+    }
     let rule = Fallback {
-        primary: if primary.is_empty() { primary } else { named("primary", &primary) },
-        fallback: list.iter().map(|text| named("fallback", text)).collect(),
-        models: Vec::new(),
-        retry: None,
+        primary: s.get("primary").and_then(named).unwrap_or_default(),
+        fallback: s.items("fallback").unwrap_or_default().iter().filter_map(named).collect(),
+        models: s.list("models", ModelPattern::parse).unwrap_or_default(),
+        retry: s.int_opt("retry", 0..=RETRIES_MAX),
     };
     if rule.fallback.is_empty() {
         s.warn("fallback", "the rule names nothing to fall back to");
@@ -138,7 +140,5 @@ fn rule(s: &mut Section, backends: &[Backend]) -> Option<Fallback> {
     if rule.fallback.contains(&rule.primary) {
         s.warn("fallback", "names the primary itself, which has just failed");
     }
-    let models = s.list("models", ModelPattern::parse).unwrap_or_default();
-    let retry = s.int_opt("retry", 0..=RETRIES_MAX);
-    Some(Fallback { models, retry, ..rule })
+    rule
 }

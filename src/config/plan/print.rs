@@ -81,7 +81,7 @@ impl<'a, T> Enabled<'a, T> {
 }
 
 /// A list of pairs as a mapping, in its order.
-struct Pairs<'a, K, V>(&'a [(K, V)]);
+pub struct Pairs<'a, K, V>(pub &'a [(K, V)]);
 
 impl<K: Serialize, V: Serialize> Serialize for Pairs<'_, K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,7 +6,6 @@ use crate::base::secret::Secret;
 use crate::config::value::{print_duration, SqlAddress, SqlDriver, SqlPlace};
 use serde::ser::{SerializeMap, Serializer};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A SQL database.
@@ -56,8 +55,7 @@ impl Serialize for Sql {
                 map.serialize_entry("user", &server.user)?;
                 map.serialize_entry("password", print::mask(&server.password))?;
                 map.serialize_entry("database", &server.database)?;
-                let options: BTreeMap<_, _> = server.options.iter().cloned().collect();
-                map.serialize_entry("options", &options)?;
+                map.serialize_entry("options", &print::Pairs(&server.options))?;
             }
         }
         map.serialize_entry("max_open_conns", &self.pool.max_open_conns)?;

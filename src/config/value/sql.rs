@@ -149,6 +149,9 @@ fn libpq(dsn: &str) -> Option<SqlAddress> {
             _ => return None,
         }
     }
+    if !distinct(&options) {
+        return None;
+    }
     let place = if host.starts_with('/') {
         // libpq names the folder of the socket.
         SqlPlace::Unix(format!("{host}/.s.PGSQL.{port}").into())
@@ -165,7 +168,14 @@ fn database_and_options(text: &str) -> Option<(String, Vec<(String, String)>)> {
         let (key, value) = pair.split_once('=')?;
         options.push((key.to_owned(), value.to_owned()));
     }
-    (!database.is_empty()).then(|| (database.to_owned(), options))
+    (!database.is_empty() && distinct(&options)).then(|| (database.to_owned(), options))
+}
+
+/// An option given twice would have two meanings.
+fn distinct(options: &[(String, String)]) -> bool {
+    let mut names: Vec<&str> = options.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    names.windows(2).all(|pair| pair.first() != pair.last())
 }
 
 fn host_and_port(address: &str, host: &str, port: u16) -> Option<SqlPlace> {
@@ -268,7 +278,7 @@ mod tests {
             "u:hunter2@tcp(h:0)/x",
             "u:hunter2@tcp(h)/",
             "u:hunter2@pipe(h)/x",
-            "ftp://u:hunter2@h/x",
+            "u:hunter2@/x?a=1&a=2",
         ] {
             assert!(!sql_address(SqlDriver::Mysql, bad).unwrap_err().contains("hunter2"), "{bad}");
         }
