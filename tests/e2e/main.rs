@@ -19,3 +19,4 @@ mod kept_connections;
 mod pass_through;
 mod rig;
 mod slow_reader;
+mod usage;
