@@ -16,6 +16,7 @@ mod engine_faults;
 mod harness;
 mod health;
 mod kept_connections;
+mod metrics;
 mod pass_through;
 mod rig;
 mod slow_reader;
