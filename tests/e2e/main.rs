@@ -24,6 +24,8 @@ mod engine_faults;
 mod bad_answers;
 mod slow_reader;
 mod health;
+mod usage;
+mod metrics;
 mod workers;
 mod cli;
 mod clients;

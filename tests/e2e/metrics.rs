@@ -1,0 +1,241 @@
+//! The metrics page: every name that dashboards use, labels that no client can multiply, and what a
+//! scraper expects of it.
+
+use crate::harness::metrics::Metrics;
+use crate::harness::{Config, Conn, Engine, Proxy, SOON};
+use crate::rig::{Rig, CHAT, CHATS, STREAM};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+const USAGE: &str =
+    r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
+
+/// Every family, its type, and the labels that its series have.
+const FAMILIES: [(&str, &str, &[&str]); 34] = [
+    ("llmproxy_requests_total", "counter", &["path", "stream", "backend", "status"]),
+    ("llmproxy_latency_ms", "histogram", &["path", "stream", "backend"]),
+    ("llmproxy_webhook_success_total", "counter", &[]),
+    ("llmproxy_webhook_failure_total", "counter", &[]),
+    ("llmproxy_usage_tokens_total", "counter", &["type"]),
+    ("llmproxy_ttft_ms", "histogram", &["backend"]),
+    ("llmproxy_inter_token_ms", "histogram", &[]),
+    ("llmproxy_upstream_connect_ms", "histogram", &[]),
+    ("llmproxy_inflight", "gauge", &["backend"]),
+    ("llmproxy_backend_up", "gauge", &["backend"]),
+    ("llmproxy_retries_total", "counter", &[]),
+    ("llmproxy_fallback_total", "counter", &[]),
+    ("llmproxy_rejected_total", "counter", &["reason"]),
+    ("llmproxy_client_abort_total", "counter", &["phase"]),
+    ("llmproxy_faults_total", "counter", &["backend", "kind"]),
+    ("llmproxy_upstream_connections_total", "counter", &["reused"]),
+    ("llmproxy_upstream_idle", "gauge", &[]),
+    ("llmproxy_usage_missing_total", "counter", &[]),
+    ("llmproxy_usage_queue", "gauge", &[]),
+    ("llmproxy_usage_dropped_total", "counter", &[]),
+    ("llmproxy_usage_bodies_dropped_total", "counter", &[]),
+    ("llmproxy_reporter_retries_total", "counter", &["reporter"]),
+    ("llmproxy_reporter_dropped_total", "counter", &["reporter"]),
+    ("llmproxy_reporter_queue", "gauge", &["reporter"]),
+    ("llmproxy_access_log_dropped_total", "counter", &[]),
+    ("llmproxy_connections_total", "counter", &[]),
+    ("llmproxy_connections_refused_total", "counter", &[]),
+    ("llmproxy_connections_open", "gauge", &[]),
+    ("llmproxy_accept_pauses_total", "counter", &[]),
+    ("llmproxy_panics_total", "counter", &[]),
+    ("llmproxy_requests_active", "gauge", &[]),
+    ("llmproxy_buffers", "gauge", &["state"]),
+    ("llmproxy_workers", "gauge", &["driver"]),
+    ("llmproxy_workers_silent", "gauge", &[]),
+];
+
+/// Names that Prometheus would rather have in seconds: two are the seeds', the others follow them.
+const IN_MILLISECONDS: [&str; 4] = [
+    "llmproxy_latency_ms",
+    "llmproxy_ttft_ms",
+    "llmproxy_inter_token_ms",
+    "llmproxy_upstream_connect_ms",
+];
+
+/// A page on which every family has a series.
+fn full_page() -> (Rig, Metrics) {
+    let rig = Rig::new();
+    for body in [CHAT, STREAM, USAGE] {
+        rig.ask(body, "x-mock-gap-ms: 5\r\n").response();
+    }
+    rig.proxy.get("/nowhere");
+    rig.ask(STREAM, "x-mock-die-after: 2\r\n").response();
+    drop(rig.ask(STREAM, "x-mock-stall-before-head: 1\r\n"));
+    rig.proxy.await_metric("llmproxy_client_abort_total", &[], 1.0);
+    let page = rig.proxy.metrics();
+    (rig, page)
+}
+
+/// Catches: a name, a type or a label that a dashboard or an alert goes by, changed or lost.
+#[test]
+fn every_family_is_there_with_its_labels() {
+    let (_rig, page) = full_page();
+    for (name, kind, labels) in FAMILIES {
+        assert!(page.text.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
+        assert!(page.text.contains(&format!("# HELP {name} ")), "{name} has no help");
+        let suffix = if kind == "histogram" { "_count" } else { "" };
+        let full = format!("{name}{suffix}");
+        let sample = page.samples.iter().find(|sample| sample.name == full);
+        let sample = sample.unwrap_or_else(|| panic!("{name} has no series: {}", page.text));
+        let names: Vec<&str> = sample.labels.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, labels, "{name}");
+    }
+    let known: BTreeSet<&str> = FAMILIES.iter().map(|(name, ..)| *name).collect();
+    let types = page.text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let found: BTreeSet<&str> = types.filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(found.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new(), "not listed");
+}
+
+/// Catches: a page that a scraper cannot read, or reads with a warning.
+#[test]
+fn promtool_finds_nothing_but_the_milliseconds() {
+    let (_rig, page) = full_page();
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = match command.stdout(Stdio::piped()).spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            println!("SKIPPED: promtool (Debian's package prometheus): {error}");
+            return;
+        }
+    };
+    child.stdin.take().unwrap().write_all(page.text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    let complaints: BTreeSet<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    let allowed: BTreeSet<String> = IN_MILLISECONDS
+        .iter()
+        .map(|name| format!("{name} metric names should not contain abbreviated units"))
+        .collect();
+    let allowed: BTreeSet<&str> = allowed.iter().map(String::as_str).collect();
+    assert_eq!(complaints, allowed, "{text}");
+}
+
+/// Catches: histograms that do not add up, or bounds other than the seeds'.
+#[test]
+fn histograms_add_up() {
+    let (_rig, page) = full_page();
+    let bounds: BTreeSet<&str> = page
+        .samples
+        .iter()
+        .filter(|sample| sample.name == "llmproxy_latency_ms_bucket")
+        .filter_map(|sample| sample.labels.iter().find(|(name, _)| name == "le"))
+        .map(|(_, bound)| bound.as_str())
+        .collect();
+    for bound in ["10", "50", "100", "200", "500", "1000", "2000", "5000", "10000", "600000"] {
+        let spelled = [bound.to_owned(), format!("{bound}.0")];
+        assert!(spelled.iter().any(|b| bounds.contains(b.as_str())), "{bound}: {bounds:?}");
+    }
+    for name in IN_MILLISECONDS {
+        let count = page.sum(&format!("{name}_count"), &[]);
+        assert!(count > 0.0, "{name}");
+        assert_eq!(page.sum(&format!("{name}_bucket"), &[("le", "+Inf")]), count, "{name}");
+        let mut last = ("", 0.0);
+        let buckets = page.samples.iter().filter(|s| s.name == format!("{name}_bucket"));
+        for sample in buckets {
+            let series = sample.labels.iter().find(|(k, _)| k == "backend");
+            let series = series.map_or("", |(_, value)| value.as_str());
+            let at_end = sample.labels.iter().any(|(k, v)| k == "le" && v == "+Inf");
+            assert!(series != last.0 || sample.value >= last.1, "{name} falls: {sample:?}");
+            last = if at_end { ("", 0.0) } else { (series, sample.value) };
+        }
+    }
+}
+
+/// Catches: a series for each path that a client thinks of, until memory is full.
+#[test]
+fn clients_cannot_make_series() {
+    let rig = Rig::new();
+    rig.proxy.get("/health");
+    let series = |page: &Metrics| page.samples.len();
+    rig.proxy.post("/v1/first", CHAT);
+    rig.proxy.get("/first");
+    rig.proxy.await_metric("llmproxy_requests_total", &[("path", "other")], 2.0);
+    let before = rig.proxy.metrics();
+    for n in 0..50 {
+        rig.proxy.post(&format!("/v1/{n}"), CHAT.replace("\"m\"", &format!("\"m{n}\"")));
+        rig.proxy.get(&format!("/{n}?model={n}"));
+        rig.proxy.connect().send(format!("M{n} / HTTP/1.1\r\nHost: h{n}\r\n\r\n")).response();
+    }
+    rig.proxy.await_metric("llmproxy_requests_total", &[], 152.0);
+    let after = rig.proxy.metrics();
+    // The refusal of the odd methods is new, in two families.
+    assert!(series(&after) <= series(&before) + 4, "{}", after.text);
+}
+
+/// Catches: a driver that is not the one in use, or a fall-back that nobody sees.
+#[test]
+fn the_driver_in_use_is_told() {
+    let rig = Rig::new();
+    let page = rig.proxy.metrics();
+    let driver = |name: &str| page.sum("llmproxy_workers", &[("driver", name)]);
+    let event = rig.proxy.await_event("workers run", |event| event["message"] == "workers run");
+    let logged = event["drivers"].to_string();
+    if std::env::var_os("MONOIO_FORCE_LEGACY_DRIVER").is_some() {
+        assert_eq!(driver("epoll"), 1.0, "{}", page.text);
+        assert!(logged.contains("epoll"), "{logged}");
+        return;
+    }
+    let on_ring = page.samples.iter().any(|sample| {
+        sample.name == "llmproxy_workers" && sample.labels[0].1.starts_with("io_uring")
+    });
+    if !on_ring {
+        println!("this kernel grants no ring: everything here ran on epoll");
+        assert!(logged.contains("epoll"), "{logged}");
+    }
+    assert_eq!(page.sum("llmproxy_workers", &[]), 1.0);
+}
+
+/// Catches: a page that clients can read although it has an address of its own.
+#[test]
+fn the_page_can_have_its_own_address() {
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url());
+    let proxy = config.section("metrics: {listen: \"127.0.0.1:0\", path: /m}").start();
+    let event = proxy.await_event("the page listens", |event| event["message"] == "metrics");
+    let page: SocketAddr = event["addr"].as_str().unwrap().parse().unwrap();
+    proxy.get("/m").assert_refused(404, "unknown_path");
+    proxy.get("/metrics").assert_refused(404, "unknown_path");
+    let answer = Conn::open(page).get("/m");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.head.get("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert!(Metrics::parse(&answer.text()).sum("llmproxy_backend_up", &[]) > 0.0);
+    assert_eq!(Conn::open(page).get("/v1/models").status(), 404);
+    assert_eq!(engine.stat("probes"), 0, "it forwards nothing");
+}
+
+/// Catches: numbers of one worker taken for those of all.
+#[test]
+fn two_workers_serve_and_are_summed_up() {
+    let rig = Rig::with("", |config| config.server("workers: 2"));
+    let mut clients: Vec<Conn> = (0..40).map(|_| rig.proxy.connect()).collect();
+    for client in &mut clients {
+        for body in [CHAT, STREAM] {
+            assert_eq!(client.post(CHATS, "", body).status(), 200);
+        }
+    }
+    rig.proxy.await_metric("llmproxy_requests_total", &[("path", CHATS)], 80.0);
+    let page = rig.proxy.metrics();
+    assert_eq!(page.sum("llmproxy_workers", &[]), 2.0);
+    assert_eq!(page.sum("llmproxy_workers_silent", &[]), 0.0);
+    // The scrape is one.
+    assert_eq!(page.sum("llmproxy_connections_open", &[]), 41.0);
+    assert_eq!(page.sum("llmproxy_latency_ms_count", &[]), 80.0);
+    assert_eq!(rig.hook.await_records(80, SOON).len(), 80);
+    assert_eq!(per_worker_sockets(&rig.proxy), 2);
+}
+
+/// Listening sockets of a proxy: one for each worker.
+fn per_worker_sockets(proxy: &Proxy) -> usize {
+    let port = format!(":{:04X}", proxy.addr().port());
+    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", proxy.process.pid())).unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Column 1 is the local address, 3 the state; 0A is LISTEN.
+    fields.filter(|f| f.len() > 3 && f[1].ends_with(&port) && f[3] == "0A").count()
+}

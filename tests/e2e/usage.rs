@@ -1,0 +1,263 @@
+//! Usage records: one for each request that an engine had, with what the engine counted, delivered
+//! at least once, and never at a client's cost.
+
+use crate::harness::{await_until, Config, Conn, Engine, Webhook, SOON};
+use crate::rig::{Rig, CHAT, CHATS, STREAM};
+use rustix::process::Signal;
+use serde_json::{json, Value};
+use std::collections::HashSet;
+
+const STREAM_USAGE: &str = r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#;
+const PROMPT: &str = r#"{"model":"m","prompt":"Count."}"#;
+const PROMPT_STREAM: &str =
+    r#"{"model":"m","prompt":"Count.","stream":true,"stream_options":{"include_usage":true}}"#;
+const EMBED: &str = r#"{"model":"m","input":"Count."}"#;
+
+/// Catches: a field that a receiver was built for and that is missing, or means something else.
+#[test]
+fn a_record_has_every_field() {
+    for (body, stream) in [(CHAT, false), (STREAM_USAGE, true)] {
+        let rig = Rig::new();
+        let knobs = "x-mock-usage: 31,17\r\nx-mock-tokens: 5\r\nx-mock-ttft-ms: 30\r\n";
+        let answer = rig.ask(body, knobs).response();
+        let record = rig.record();
+        let latency = record["latency_ms"].as_u64().unwrap();
+        let ttft = record["ttft_ms"].as_u64().unwrap();
+        assert!((30..=latency).contains(&ttft), "{record}");
+        let time = record["timestamp"].as_str().unwrap();
+        assert!(time.len() == 24 && time.ends_with('Z') && time.contains('T'), "{time}");
+        let first = answer.text();
+        let engine_id = record["upstream_id"].as_str().unwrap();
+        assert!(first.contains(&format!("\"id\":\"{engine_id}\"")), "{engine_id}: {first}");
+        let expected = json!({
+            "request_id": answer.head.get("x-request-id").unwrap(),
+            "client_request_id": null,
+            "timestamp": time,
+            "user_id": null,
+            "api_key": null,
+            "model": "m",
+            "prompt_tokens": 31,
+            "completion_tokens": 17,
+            "total_tokens": 48,
+            "usage": {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48},
+            "usage_source": "backend",
+            "is_stream": stream,
+            "method": "POST",
+            "path": CHATS,
+            "endpoint": CHATS,
+            "backend_url": rig.engine.url(),
+            "status_code": 200,
+            "latency_ms": latency,
+            "ttft_ms": ttft,
+            "retry_count": 0,
+            "fallback_used": false,
+            "outcome": "complete",
+            "error": null,
+            "upstream_id": engine_id,
+            "request_bytes": body.len(),
+            "response_bytes": answer.body.len(),
+            // The end mark is none.
+            "events": first.matches("data: {").count(),
+        });
+        assert_eq!(record, expected);
+        rig.proxy.await_metric("llmproxy_usage_tokens_total", &[("type", "prompt")], 31.0);
+        rig.proxy.await_metric("llmproxy_usage_tokens_total", &[("type", "completion")], 17.0);
+    }
+}
+
+/// Catches: usage that one engine's spelling hides: spacing, place, zeros first, repeated counts.
+#[test]
+fn usage_is_found_in_every_dialect() {
+    let chats = [(CHATS, CHAT), (CHATS, STREAM_USAGE)];
+    let prompts = [("/v1/completions", PROMPT), ("/v1/completions", PROMPT_STREAM)];
+    for dialect in ["vllm", "sglang", "tgi", "llamacpp", "ollama"] {
+        let (engine, hook) = (Engine::start(&["--dialect", dialect]), Webhook::start());
+        let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "").start();
+        let asks = chats.iter().chain(&prompts).chain(&[("/v1/embeddings", EMBED)]);
+        let mut expected = 0;
+        for (path, body) in asks {
+            for text in ["plain", "tricky"] {
+                let fields = format!("x-mock-usage: 31,17\r\nx-mock-text: {text}\r\n");
+                let answer = proxy.connect().post(path, &fields, body);
+                if answer.status() == 404 {
+                    // Not every engine embeds.
+                    assert_eq!(*path, "/v1/embeddings", "{dialect}");
+                }
+                let is_embedding = *path == "/v1/embeddings";
+                expected += 1;
+                let record = hook.await_records(expected, SOON).pop().unwrap();
+                let completion = if is_embedding { 0 } else { 17 };
+                let source = (answer.status() == 200).then_some("backend");
+                if source.is_some() {
+                    let told = [&record["prompt_tokens"], &record["completion_tokens"]];
+                    assert_eq!(told, [31, completion], "{dialect} {path} {body}: {record}");
+                    assert_eq!(record["usage_source"], "backend", "{dialect} {path}");
+                    assert_eq!(record["total_tokens"], 31 + completion, "{dialect} {path}");
+                }
+            }
+        }
+    }
+}
+
+/// Catches: an estimate, or the previous request's counts, where an engine sends none.
+#[test]
+fn usage_that_no_engine_sent_is_missing() {
+    let rig = Rig::new();
+    let mut client = rig.proxy.connect();
+    client.post(CHATS, "", STREAM_USAGE);
+    client.post(CHATS, "", STREAM);
+    let record = rig.hook.await_records(2, SOON).remove(1);
+    assert_eq!(record["usage_source"], "missing", "{record}");
+    for field in ["usage", "prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(record[field], Value::Null, "{record}");
+    }
+    rig.proxy.await_metric("llmproxy_usage_missing_total", &[], 1.0);
+}
+
+/// Catches: records of errors left out, or of requests that no engine had sent in.
+#[test]
+fn what_an_engine_refused_is_recorded_and_what_we_refused_is_not() {
+    let rig = Rig::new();
+    assert_eq!(rig.ask(CHAT, "x-mock-status: 429\r\n").response().status(), 429);
+    rig.proxy.post(CHATS, "{").assert_refused(400, "invalid_json");
+    rig.proxy.post("/nowhere", CHAT).assert_refused(404, "unknown_path");
+    assert_eq!(rig.ask(CHAT, "").response().status(), 200);
+    let statuses: Vec<Value> =
+        rig.hook.await_records(2, SOON).iter().map(|r| r["status_code"].clone()).collect();
+    assert_eq!(statuses, [429, 200]);
+    rig.proxy.await_metric("llmproxy_rejected_total", &[("reason", "unknown_path")], 1.0);
+    rig.proxy.await_metric("llmproxy_rejected_total", &[("reason", "invalid_json")], 1.0);
+}
+
+/// Catches: both forms of the seeds: a receiver of one gets the fields of the other, or none.
+#[test]
+fn the_flat_and_the_nested_form_can_be_asked_for() {
+    let (engine, flat, nested) = (Engine::start(&[]), Webhook::start(), Webhook::start());
+    let proxy = Config::backend_at(engine.url())
+        .section(format!(
+            "usage: {{reporters: [{{name: a, type: webhook, format: flat, webhook: {{url: \"{}\"}}}}, \
+             {{name: b, type: webhook, format: nested, webhook: {{url: \"{}\"}}}}]}}",
+            flat.url(),
+            nested.url()
+        ))
+        .start();
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    let flat = flat.await_records(1, SOON).remove(0);
+    assert!(flat["prompt_tokens"].is_u64() && flat.get("usage").is_none(), "{flat}");
+    let nested = nested.await_records(1, SOON).remove(0);
+    assert!(nested["usage"]["prompt_tokens"].is_u64(), "{nested}");
+    assert!(nested.get("prompt_tokens").is_none(), "{nested}");
+    assert_eq!(flat["request_id"], nested["request_id"]);
+}
+
+/// Catches: a record given up after one bad answer, sent twice after a good one, or without a key
+/// by which a receiver can tell.
+#[test]
+fn a_record_is_tried_again_until_it_is_taken_once() {
+    let hook = Webhook::scripted(|n, _| [500, 0, 429, 204][n.min(3)]);
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "retry: 5").start();
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    proxy.await_metric("llmproxy_webhook_success_total", &[], 1.0);
+    let deliveries = hook.deliveries();
+    assert_eq!(deliveries.len(), 4);
+    assert!(deliveries.iter().all(|d| d.body == deliveries[0].body));
+    let record: Value = serde_json::from_slice(&deliveries[0].body).unwrap();
+    for delivery in &deliveries {
+        assert_eq!(delivery.head.method(), "POST");
+        assert_eq!(delivery.head.get("content-type"), Some("application/json"));
+        assert_eq!(delivery.head.get("idempotency-key"), record["request_id"].as_str());
+    }
+    assert_eq!(proxy.metric("llmproxy_webhook_failure_total", &[]), 0.0);
+    assert_eq!(proxy.metric("llmproxy_reporter_retries_total", &[("reporter", "hook")]), 3.0);
+    assert_eq!(proxy.metric("llmproxy_reporter_queue", &[]), 0.0);
+}
+
+/// Catches: clients that wait for a receiver, or lose an answer to its failure.
+#[test]
+fn a_dead_receiver_costs_records_and_no_request() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = Webhook::scripted(|_, _| {
+        crate::harness::pause(std::time::Duration::from_secs(30));
+        0
+    });
+    let engine = Engine::start(&[]);
+    for url in [format!("http://{dead}/usage"), silent.url()] {
+        let config = Config::backend_at(engine.url());
+        let proxy = config.webhook(&url, "retry: 0, timeout: 100ms").start();
+        for _ in 0..5 {
+            let answer = proxy.post(CHATS, CHAT);
+            assert_eq!(answer.status(), 200);
+        }
+        proxy.await_metric("llmproxy_webhook_failure_total", &[], 5.0);
+        assert_eq!(proxy.metric("llmproxy_webhook_success_total", &[]), 0.0);
+        proxy.await_metric("llmproxy_usage_queue", &[], 0.0);
+        proxy.await_metric("llmproxy_reporter_queue", &[], 0.0);
+    }
+}
+
+/// Catches: prompts that leave for billing when nobody asked for it, or with other digits.
+#[test]
+fn the_request_body_travels_only_if_configured() {
+    let rig = Rig::new();
+    rig.ask(CHAT, "").response();
+    assert!(rig.record().get("request_body").is_none());
+    let body = r#"{"model":"m", "temperature":0.10000000000000000001,"messages":[]}"#;
+    let (engine, hook) = (Engine::start(&[]), Webhook::start());
+    let proxy = Config::backend_at(engine.url())
+        .section(format!(
+            "usage: {{include_request_body: true, reporters: [{{name: hook, type: webhook, \
+             webhook: {{url: \"{}\"}}}}]}}",
+            hook.url()
+        ))
+        .start();
+    assert_eq!(proxy.post(CHATS, body).status(), 200);
+    hook.await_records(1, SOON);
+    let sent = String::from_utf8(hook.deliveries()[0].body.clone()).unwrap();
+    assert!(sent.contains(&format!("\"request_body\":{body}")), "{sent}");
+}
+
+/// Catches: two requests billed as one because a client repeats its id.
+#[test]
+fn request_ids_are_unique_whatever_clients_send() {
+    let rig = Rig::new();
+    for _ in 0..20 {
+        let answer = rig.proxy.connect().post(CHATS, "x-request-id: same\r\n", CHAT);
+        assert_eq!(answer.head.get("x-request-id"), Some("same"));
+    }
+    let records = rig.hook.await_records(20, SOON);
+    let ids: HashSet<&str> = records.iter().map(|r| r["request_id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 20);
+    assert!(records.iter().all(|r| r["client_request_id"] == "same"));
+    assert!(!ids.contains("same"));
+}
+
+/// Catches: records that a stop loses: those queued, and those of streams that it waited for.
+#[test]
+fn a_stop_delivers_what_is_queued() {
+    // Slower than the requests come, so that some wait when the signal does.
+    let hook = Webhook::scripted(|_, _| {
+        crate::harness::pause(std::time::Duration::from_millis(20));
+        204
+    });
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "").start();
+    let mut running: Conn = proxy.connect();
+    running.start_post(CHATS, "x-mock-tokens: 10\r\nx-mock-gap-ms: 50\r\n", STREAM_USAGE);
+    running.head();
+    for _ in 0..20 {
+        assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    }
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(running.rest().1, crate::harness::message::Ended::Whole);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    let records = hook.records();
+    assert_eq!(records.len(), 21);
+    let ids: HashSet<&str> = records.iter().map(|r| r["request_id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 21);
+    let stream = records.iter().find(|record| record["is_stream"] == true).unwrap();
+    assert_eq!(stream["usage_source"], "backend", "{stream}");
+    await_until("its page is gone with it", SOON, || {
+        std::net::TcpStream::connect(proxy.addr()).is_err()
+    });
+}
