@@ -72,7 +72,8 @@ fn unsupported(root: &mut Section) {
 /// the same address would bind without an error and take a part of the clients' connections.
 fn own_listen(s: &mut Section, taken: &[SocketAddr]) -> Option<SocketAddr> {
     s.parsed("listen", |text| match value::listen(text)? {
-        address if taken.contains(&address) => {
+        // Port 0 is another free port each time.
+        address if address.port() != 0 && taken.contains(&address) => {
             Err(format!("{} is the address of another listener", value::quoted(text)))
         }
         address => Ok(address),
