@@ -88,6 +88,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
         Err(refusal) => {
             request.id = w.next_id();
             request.unique_id = request.id;
+            request.started_unix_ms = crate::base::clock::unix_ms();
             return Box::pin(refuse(w, client, request, refusal)).await;
         }
     }
