@@ -17,6 +17,7 @@ mod pass_through;
 mod forwarding;
 mod connections;
 mod kept_connections;
+mod limits;
 mod refusals;
 mod backends;
 mod abort;
