@@ -20,6 +20,7 @@ mod logs;
 mod metrics;
 mod pass_through;
 mod rig;
+mod scale;
 mod slow_reader;
 mod stop;
 mod usage;
