@@ -1,0 +1,141 @@
+//! How the proxy ends: what runs may finish, what idles is closed, nothing new begins; and the exit
+//! code says how it went.
+
+use crate::harness::message::Ended;
+use crate::harness::{await_until, Config, Conn, Engine, Proxy, SOON};
+use crate::rig::{CHAT, CHATS, STREAM};
+use rustix::process::Signal;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// A proxy with this drain timeout, and its engine.
+fn rig(drain: &str) -> (Engine, Proxy) {
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url());
+    let proxy = config.server(format!("drain_timeout: {drain}")).start();
+    (engine, proxy)
+}
+
+/// A stream of which the first event has arrived, with these knobs.
+fn stream(proxy: &Proxy, knobs: &str) -> Conn {
+    let mut conn = proxy.connect();
+    conn.start_post(CHATS, knobs, STREAM);
+    assert_eq!(conn.head().status(), 200);
+    conn.read_until("data:");
+    conn
+}
+
+/// Catches: streams cut by a restart, connections taken that nobody will serve, a process that
+/// waits for idle clients.
+#[test]
+fn a_drain_finishes_streams_and_begins_nothing() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (engine, proxy) = rig("30s");
+        let mut idle = proxy.connect();
+        assert_eq!(idle.get("/health").status(), 200);
+        let mut silent = proxy.connect();
+        let mut running: Vec<Conn> =
+            (0..5).map(|_| stream(&proxy, "x-mock-tokens: 30\r\nx-mock-gap-ms: 50\r\n")).collect();
+        let mut waiting = proxy.connect();
+        waiting.start_post(CHATS, "x-mock-ttft-ms: 1500\r\nx-mock-head: late\r\n", CHAT);
+        await_until("the engine has it", SOON, || engine.posts().len() == 6);
+        proxy.process.signal(signal);
+        await_until("no connection is taken", SOON, || TcpStream::connect(proxy.addr()).is_err());
+        idle.assert_closes();
+        silent.assert_closes();
+        assert!(proxy.process.try_status().is_none(), "streams still run");
+        for conn in &mut running {
+            let (pieces, ended) = conn.rest();
+            let text: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
+            assert_eq!(ended, Ended::Whole);
+            assert!(String::from_utf8(text).unwrap().ends_with("data: [DONE]\n\n"));
+            conn.assert_closes();
+        }
+        let answer = waiting.response();
+        assert_eq!((answer.status(), answer.ended), (200, Ended::Whole));
+        assert_eq!(answer.head.get("connection"), Some("close"));
+        assert_eq!(proxy.process.wait(SOON).code(), Some(0), "{signal:?}");
+        assert_eq!(engine.stat("cancelled"), 0);
+    }
+}
+
+/// Catches: a balancer that goes on sending because readiness does not follow.
+#[test]
+fn a_draining_proxy_is_not_ready() {
+    let (_engine, proxy) = rig("30s");
+    let _running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 20000\r\n");
+    // A connection that is not idle: its request has begun.
+    let mut asking = proxy.connect();
+    asking.send("GET /ready HTTP/1.1\r\n");
+    let mut living = proxy.connect();
+    living.send("GET /health HTTP/1.1\r\n");
+    proxy.await_metric("llmproxy_connections_open", &[], 4.0);
+    proxy.process.signal(Signal::TERM);
+    await_until("no connection is taken", SOON, || TcpStream::connect(proxy.addr()).is_err());
+    let ready = asking.send("Host: t\r\n\r\n").response();
+    assert_eq!((ready.status(), ready.text().as_str()), (503, "draining\n"));
+    assert_eq!(ready.head.get("connection"), Some("close"));
+    asking.assert_closes();
+    assert_eq!(living.send("Host: t\r\n\r\n").response().status(), 200, "it lives");
+}
+
+/// Catches: a drain without an end, an end that looks like a whole answer, a code that hides it.
+#[test]
+fn at_the_deadline_streams_are_cut_and_the_code_says_so() {
+    let (engine, proxy) = rig("300ms");
+    let mut running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 60000\r\n");
+    let mut waiting = proxy.connect();
+    waiting.start_post(CHATS, "x-mock-stall-before-head: 1\r\n", CHAT);
+    await_until("the engine has it", SOON, || engine.posts().len() == 2);
+    proxy.process.signal(Signal::TERM);
+    let (pieces, ended) = running.rest();
+    let text: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
+    let text = String::from_utf8(text).unwrap();
+    assert_eq!(ended, Ended::Cut, "{text}");
+    assert!(text.contains("\"shutting_down\"") && !text.contains("[DONE]"), "{text}");
+    waiting.response().assert_refused(503, "shutting_down");
+    assert_eq!(proxy.process.wait(SOON).code(), Some(3));
+    await_until("the engine is freed", SOON, || engine.stat("cancelled") == 2);
+}
+
+/// Catches: a client that does not read keeping the process beyond its deadline.
+#[test]
+fn a_client_that_does_not_read_cannot_hold_the_end() {
+    let (engine, proxy) = rig("300ms");
+    let mut stuck = proxy.connect();
+    let knobs = "x-mock-tokens: 200000\r\nx-mock-event-bytes: 2000\r\n";
+    stuck.start_post(CHATS, knobs, STREAM);
+    await_until("the engine has it", SOON, || engine.posts().len() == 1);
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(3));
+}
+
+/// Catches: an operator who has to find kill -9.
+#[test]
+fn a_second_signal_ends_at_once() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let (_engine, proxy) = rig("unlimited");
+        let mut running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 60000\r\n");
+        proxy.process.signal(signal);
+        await_until("it drains", SOON, || TcpStream::connect(proxy.addr()).is_err());
+        assert!(proxy.process.try_status().is_none(), "without a limit it waits");
+        let asked = Instant::now();
+        proxy.process.signal(signal);
+        assert_eq!(proxy.process.wait(SOON).code(), Some(code));
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        assert_eq!(running.rest().1, Ended::Cut);
+    }
+}
+
+/// Catches: a process without clients that takes its time.
+#[test]
+fn an_idle_proxy_ends_at_once() {
+    let (_engine, proxy) = rig("30s");
+    let mut kept: Vec<Conn> = (0..50).map(|_| proxy.connect()).collect();
+    kept.iter_mut().for_each(|conn| assert_eq!(conn.post(CHATS, "", CHAT).status(), 200));
+    let asked = Instant::now();
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    kept.iter_mut().for_each(Conn::assert_closes);
+}
