@@ -41,11 +41,9 @@ class Report:
         for remark in dict.fromkeys(finding.remarks):
             print(f"      {remark}", flush=True)
 
-    def ratio(self, row, what, contest, ratios, target, at_most=False, saturated=()):
-        """A line whose figure is a ratio of two entries of a contest, which must have been the
-        limit themselves when they are named in `saturated`."""
-        self.add(Finding(row, what, ratios, at_most, target, "x", contest.foreign,
-                         contest.unsaturated(saturated)))
+    def ratio(self, row, what, contest, ratios, target, doubts=(), at_most=False):
+        """A line whose figure is a ratio of two entries of a contest."""
+        self.add(Finding(row, what, ratios, at_most, target, "x", contest.foreign, list(doubts)))
 
     def contest(self, name, contest):
         """Keeps the medians of a contest, and prints them."""
@@ -55,8 +53,8 @@ class Report:
             if figures["core_busy"]:
                 parts.append(f"core {100 * figures['core_busy']:3.0f} % busy")
                 parts.append(f"{figures['cpu_us_per_request']:8.2f} us/request")
-            if figures["core_busy"] and "cpu_us_per_event" in figures:
-                parts.append(f"{figures['cpu_us_per_event']:6.2f} us/event")
+                if "cpu_us_per_event" in figures:
+                    parts.append(f"{figures['cpu_us_per_event']:6.2f} us/event")
             print(f"      {entry:24} {'  '.join(parts)}", flush=True)
 
     def memory(self, found):

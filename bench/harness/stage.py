@@ -12,7 +12,6 @@ import machine
 from contestants import PEER_FILES
 from process import Failure, Process, get
 
-WARM_UP_SECONDS = 0.3
 # How long the receiver of usage records takes for each: it must not use up the core of the load.
 RECEIVER_MS = 5
 
@@ -56,8 +55,9 @@ class Sample:
 class Stage:
     """Use as a context: at its end the engine and the files are gone."""
 
-    def __init__(self, binaries, peers):
+    def __init__(self, binaries, peers, warm_up):
         self.binaries = binaries
+        self.warm_up = warm_up  # seconds before each run
         self.peers = peers
         self.proxy_cores, self.load_cores = machine.cores()
         self.all_cores = f"{self.proxy_cores},{self.load_cores}"
@@ -129,13 +129,13 @@ class Stage:
         """Connections that the engine has, without the one that asks."""
         return json.loads(get(self.engine(), "/mock/stats"))["connections_open"] - 1
 
-    def measure(self, contestant, flags, seconds, warm_up=WARM_UP_SECONDS):
+    def measure(self, contestant, flags, seconds):
         """Starts a contestant anew (so that no round owes its figure to one lucky layout of
         memory), warms it up, loads it, and ends it."""
         process, address = contestant.start(self)
         try:
-            if warm_up:
-                self.load(address, flags, warm_up)
+            if self.warm_up:
+                self.load(address, flags, self.warm_up)
             return self.loaded(contestant, process, lambda: self.load(address, flags, seconds))
         except Failure as failure:
             said = process.output()[-2000:] if process else ""
