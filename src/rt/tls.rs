@@ -4,10 +4,21 @@
 use super::socket::Socket;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
-use std::future::Future;
+use std::future::{poll_fn, Future};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+
+/// Whose turn it is while a request is being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// There is room for more of the request.
+    Send,
+    /// The peer answers, or closed, before it has all of the request.
+    Listen,
+}
 
 /// A connection to an engine.
 pub struct Link {
@@ -92,6 +103,20 @@ impl Link {
     /// Waits until [`Link::try_send`] may take something.
     pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
         self.socket.writable()
+    }
+
+    /// Waits until more can be sent, or, on a bare socket, until the peer has something to say
+    /// first. (What TLS says first may be its own business.)
+    pub async fn writable_or_spoken(&self) -> io::Result<Turn> {
+        if self.tls.is_some() {
+            return self.socket.writable().await.map(|()| Turn::Send);
+        }
+        let (mut heard, mut room) = (pin!(self.socket.readable()), pin!(self.socket.writable()));
+        poll_fn(|cx| match heard.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(done.map(|()| Turn::Listen)),
+            Poll::Pending => room.as_mut().poll(cx).map_ok(|()| Turn::Send),
+        })
+        .await
     }
 
     /// True for an idle connection that can be used again.
