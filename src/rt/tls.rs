@@ -6,7 +6,6 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::future::{poll_fn, Future};
 use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -119,14 +118,14 @@ impl Link {
         .await
     }
 
-    /// True for an idle connection that can be used again.
-    pub fn is_quiet(&self) -> bool {
-        self.socket.is_quiet()
-    }
-
-    /// Ends both directions now: the engine sees it and cancels the generation.
-    pub fn cut(&self) {
-        self.socket.shutdown(Shutdown::Both);
+    /// True for an idle connection that can be used again: nothing has come that nobody asked for,
+    /// neither to the socket nor, decrypted, to the session.
+    pub fn is_quiet(&mut self) -> bool {
+        let nothing_decrypted = self.tls.as_mut().is_none_or(|tls| {
+            let waiting = tls.session.reader().into_first_chunk();
+            matches!(waiting, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        });
+        nothing_decrypted && self.socket.is_quiet()
     }
 }
 
