@@ -10,6 +10,7 @@ use llmproxy::control::supervisor::{self, Control};
 use llmproxy::control::{log, signals, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen;
+use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use std::net::SocketAddr;
@@ -78,7 +79,8 @@ fn serve(plan: &Arc<Plan>, (events, access): (Reopen, Reopen)) -> Result<bool, S
     signals::start(Arc::clone(&stop), plan.server.drain_timeout, vec![events, access.clone()])
         .map_err(|e| format!("signals: {e}"))?;
     let mut control = supervisor::start(plan, &stop, metrics, access)?;
-    let workers = start_workers(plan, &mut control, &stop, listeners, connections_max)?;
+    let connections = Arc::new(Connections::new(connections_max));
+    let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
     tracing::info!(addr = %address, workers = plan.server.workers, connections_max, "listening");
     let mut drained = true;
     for worker in workers {
@@ -95,7 +97,7 @@ fn start_workers(
     control: &mut Control,
     stop: &Arc<Stop>,
     listeners: Vec<OwnedFd>,
-    connections_max: usize,
+    connections: &Arc<Connections>,
 ) -> Result<Vec<JoinHandle<bool>>, String> {
     let (ready, started) = crossbeam_channel::bounded(listeners.len());
     let mailboxes = std::mem::take(&mut control.mailboxes);
@@ -111,7 +113,7 @@ fn start_workers(
             plan: Arc::clone(plan),
             fleet: Arc::clone(&control.fleet),
             listener,
-            connections_max: (connections_max / plan.server.workers).max(1),
+            connections: Arc::clone(connections),
             stop: Arc::clone(stop),
             mailbox,
             pages: control.pages.clone(),
@@ -139,6 +141,7 @@ fn start_workers(
 /// Binds a listener per worker to one address; with port 0 all share the port that the first got.
 fn bind_all(wanted: SocketAddr, count: usize) -> Result<(Vec<OwnedFd>, SocketAddr), String> {
     let named = |e: std::io::Error| format!("listen on {wanted}: {e}");
+    listen::check_free(wanted).map_err(named)?;
     let first = listen::bind(wanted).map_err(named)?;
     let address = listen::local_address(&first).map_err(named)?;
     let mut listeners = vec![first];

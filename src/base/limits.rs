@@ -61,6 +61,9 @@ pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
 /// Backends tried for one request while none of them took the connection. Beyond: 502 or 504.
 pub const CONNECT_TRIES_MAX: usize = 3;
 
+/// Bytes of a path in a record or a log line. Beyond: cut.
+pub const RECORD_PATH_BYTES_MAX: usize = 256;
+
 /// Usage records waiting for the reporter thread. Beyond: dropped and counted.
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
 /// Usage records waiting for one reporter. Beyond: dropped for this reporter, and counted.

@@ -23,7 +23,7 @@ const SCRAPE_TIME: Duration = Duration::from_secs(10);
 /// Starts the thread that answers requests for the page. It ends when all senders are gone.
 pub fn start(
     requests: Receiver<PageRequest>,
-    collect: impl Fn() -> Facts + Send + 'static,
+    mut collect: impl FnMut() -> Facts + Send + 'static,
 ) -> io::Result<()> {
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         for reply in requests {
@@ -36,7 +36,7 @@ pub fn start(
     Ok(())
 }
 
-/// Serves the page on a listener of its own, on the current ring, until the patrol drains.
+/// Serves the page on a listener of its own, on the current ring, for as long as the ring runs.
 pub async fn serve(
     listener: OwnedFd,
     patrol: Rc<Patrol>,

@@ -53,7 +53,7 @@ pub fn start(
 ) -> Result<Control, String> {
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
-    let (scraper, mailboxes) = mailboxes(plan.server.workers);
+    let (mut scraper, mailboxes) = mailboxes(plan.server.workers);
     let (usage, delivery) = match plan.usage.reporters.as_slice() {
         [] => (None, None),
         reporters => {

@@ -44,6 +44,7 @@ impl Client {
     pub async fn read_more(&mut self, room: usize) -> Result<usize, Alarm> {
         loop {
             self.post.within(self.post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
+            self.post.take_turns().await;
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             if inbox.len() == inbox.capacity() {
                 inbox.reserve(room.max(1));

@@ -18,7 +18,7 @@ use super::upstream::pool::Lease;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Retry, Side};
 use crate::base::id::RequestId;
-use crate::base::limits::{CONNECT_TRIES_MAX, DRAIN_BYTES_MAX};
+use crate::base::limits::{CONNECT_TRIES_MAX, DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX};
 use crate::base::refusal::Refusal;
 use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
@@ -133,15 +133,17 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     request.id = theirs.unwrap_or(request.unique_id);
     request.started_unix_ms = crate::base::clock::unix_ms();
     // The head is gone when the request is settled; its capacity here is not.
-    request.path.push_str(std::str::from_utf8(request.head.path(client.bytes())).unwrap_or("?"));
+    let path = request.head.path(client.bytes());
+    let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
+    // A target is ASCII: the parser holds it to that.
+    request.path.push_str(std::str::from_utf8(path).unwrap_or("?"));
     request.method = request.head.method.as_str();
 }
 
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
 /// no unread body is in the way.
 async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal: Refusal) -> Next {
-    let unread = request.has_body() && request.wire_len == request.head_len;
-    let frame = frame(w, request, refusal.close || unread);
+    let frame = frame(w, request, refusal.close || !request.body_read);
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
@@ -183,10 +185,11 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
         },
         _ => (200, TEXT, b"OK\n"),
     };
-    let frame = frame(w, request, request.has_body() && request.wire_len == request.head_len);
+    let frame = frame(w, request, !request.body_read);
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
+    settle(w, request, &Tap::default(), Story::own(status));
     next
 }
 
@@ -299,7 +302,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     story.event_stream = request.response.event_stream;
     story.keep_body(w, request, client);
     request.release_body(client);
-    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap);
+    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, got.asked);
     let begun = relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await;
     // From here on the stream holds a buffer only while bytes move.
     drop((head, bytes));
@@ -321,6 +324,9 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
             w.count_abort(if story.status == 0 { Phase::Waiting } else { Phase::Relay });
         }
         story.ending = Ending::Fault(fault);
+    }
+    if outcome.upstream_extra {
+        w.count_fault(story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
     story.outcome = Some(outcome);
     settle(w, request, tap, std::mem::take(story));
@@ -354,7 +360,10 @@ fn part(w: &Rc<Worker>, mut lease: Lease, outcome: Outcome, plan: &Backend, inbo
     let rest = std::mem::replace(inbound, Inbound::Length(0));
     let (w, idle) = (Rc::clone(w), plan.idle_timeout);
     let draining = Rc::clone(&w);
+    // Counted like a connection: the worker does not end before the engine was spared.
+    let live = w.enter_live();
     w.spawn_guarded(Box::pin(async move {
+        let _live = live;
         if drain(lease.link(), rest, idle).await {
             draining.pool.give_back(lease, draining.patrol.now());
         }

@@ -25,6 +25,8 @@ pub struct Request {
     pub head: RequestHead,
     /// Bytes of the head in the inbox.
     pub head_len: usize,
+    /// The body was read (or there is none).
+    pub body_read: bool,
     /// Bytes of the inbox that belong to this request, head included.
     pub wire_len: usize,
     /// The head of the answer; kept here for its capacity.
@@ -62,6 +64,7 @@ impl Request {
             body_len: 0,
             head: RequestHead::default(),
             head_len: 0,
+            body_read: true,
             wire_len: 0,
             response: ResponseHead::default(),
             unique_id: id,
@@ -130,9 +133,9 @@ pub async fn head(
     request.reset();
     if client.inbox.is_none() {
         client.post.arm(server.idle_timeout);
-        client.post.set_idle(true);
+        client.post.set_idle();
         let got = client.read_more(0).await;
-        client.post.set_idle(false);
+        client.post.set_busy();
         if !matches!(got, Ok(n) if n > 0) {
             return Ok(Received::Closed);
         }
@@ -146,6 +149,7 @@ pub async fn head(
         if let Parse::Done { len } = request.head.parse(client.bytes(), limit)? {
             request.head_len = len;
             request.wire_len = len;
+            request.body_read = !request.has_body();
             request.started = Instant::now();
             return Ok(Received::Whole);
         }
@@ -198,6 +202,7 @@ async fn counted(
         }
     }
     request.wire_len = whole;
+    request.body_read = true;
     request.body_len = length;
     Ok(Received::Whole)
 }
@@ -239,6 +244,7 @@ async fn chunked(
         if finished {
             request.body_len = decoded.len() as u64;
             request.decoded = Some(decoded);
+            request.body_read = true;
             return Ok(Received::Whole);
         }
         match read_paced(client, server, &mut pace, BODY_GROWTH_BYTES).await? {

@@ -55,6 +55,11 @@ impl Story {
         Story { status: refusal.status, ending: Ending::Refused(refusal.code), ..Story::default() }
     }
 
+    /// The story of a request for one of our own pages.
+    pub fn own(status: u16) -> Story {
+        Story { status, ..Story::default() }
+    }
+
     /// The story of a request whose client left before it was complete.
     pub fn client_left() -> Story {
         Story { ending: Ending::Fault(Fault::ClientLeft), ..Story::default() }
@@ -116,11 +121,18 @@ fn tell(w: &Worker, request: &Request, story: &Story) {
     let request_id = request.unique_id.as_str();
     match story.ending {
         Ending::Complete => {}
+        // A deadline that passed is news, what a client got wrong is not.
+        Ending::Refused(code) if story.status == 408 => {
+            tracing::info!(code, request_id, "request timed out");
+        }
         Ending::Refused(code) => tracing::debug!(code, request_id, "request refused"),
         Ending::Fault(fault) => {
             let code = fault.code();
             let backend = story.backend.and_then(|b| w.backend(b)).map(|b| b.name.as_str());
             match fault.side() {
+                Side::Client if fault.is_timeout() => {
+                    tracing::info!(code, backend, request_id, "request timed out");
+                }
                 Side::Client => tracing::debug!(code, backend, request_id, "request ended early"),
                 _ => tracing::warn!(code, backend, request_id, "request failed"),
             }

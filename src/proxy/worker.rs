@@ -18,6 +18,7 @@ use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Patrol, TICK};
 use crate::rt::ring::Ring;
 use crate::rt::socket::Socket;
+use crate::state::connections::Connections;
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
 use crate::state::scrape::{Mailbox, PageRequest};
@@ -51,8 +52,8 @@ pub struct Start {
     pub fleet: Arc<Fleet>,
     /// Its own listener.
     pub listener: OwnedFd,
-    /// Client connections that it takes.
-    pub connections_max: usize,
+    /// Client connections of all workers together, and how many there may be.
+    pub connections: Arc<Connections>,
     /// When to end.
     pub stop: Arc<Stop>,
     /// Requests for a copy of its meters.
@@ -92,7 +93,7 @@ pub struct Worker {
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
-    connections_max: usize,
+    connections: Arc<Connections>,
     pages: Sender<PageRequest>,
     backend_urls: Vec<Arc<str>>,
     credential_fields: Vec<String>,
@@ -143,7 +144,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),
         active: Cell::new(0),
-        connections_max: start.connections_max,
+        connections: start.connections,
         pages: start.pages,
         // Whether or not keys are checked here: what looks like a key of ours is not for engines.
         credential_fields: vec!["authorization".into(), "x-api-key".into()],
@@ -176,6 +177,7 @@ impl Worker {
             heartbeat.fetch_add(1, Ordering::Relaxed);
             self.pool.sweep(self.patrol.now());
             mailbox.answer(|| Box::new(self.copy_meters()));
+            let was_draining = self.patrol.is_draining();
             match stop.phase() {
                 Phase::Running => continue,
                 Phase::Draining => self.patrol.drain(),
@@ -187,7 +189,9 @@ impl Worker {
             }
             self.pool.clear();
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
-            if self.live.get() == 0 || out_of_time {
+            // One more tick after the drain began: the accept loop empties the kernel's queue.
+            if (self.live.get() == 0 && was_draining) || out_of_time {
+                mailbox.leave(Box::new(self.copy_meters()));
                 return ending.is_none();
             }
         }
@@ -195,9 +199,9 @@ impl Worker {
 
     fn arrive(self: &Rc<Self>, arrival: Arrival) {
         match arrival {
-            Arrival::Client(socket, peer) if self.live.get() < self.connections_max => {
+            Arrival::Client(socket, peer) if self.connections.have_room() => {
                 self.meters.borrow_mut().connections[0] += 1;
-                let live = Live::enter(self);
+                let live = self.enter_live();
                 let w = Rc::clone(self);
                 // Boxed once, here: each layer around a future by value would double it.
                 let serving = Box::pin(connection::serve(w, socket, peer));
@@ -256,7 +260,14 @@ impl Worker {
 
     /// More than nine tenths of the connections are in use: answers close their connections.
     pub fn is_crowded(&self) -> bool {
-        self.live.get() * 10 > self.connections_max * 9
+        self.connections.are_crowded()
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub fn enter_live(self: &Rc<Self>) -> Live {
+        self.live.set(self.live.get() + 1);
+        self.connections.enter();
+        Live(Rc::clone(self))
     }
 
     /// Counts a request as active until the guard is dropped.
@@ -313,18 +324,12 @@ fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
 }
 
 /// Counts a connection for as long as it lives.
-struct Live(Rc<Worker>);
-
-impl Live {
-    fn enter(w: &Rc<Worker>) -> Live {
-        w.live.set(w.live.get() + 1);
-        Live(Rc::clone(w))
-    }
-}
+pub struct Live(Rc<Worker>);
 
 impl Drop for Live {
     fn drop(&mut self) {
         self.0.live.set(self.0.live.get().saturating_sub(1));
+        self.0.connections.leave();
     }
 }
 

@@ -35,6 +35,16 @@ pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// An error when somebody listens there already. `SO_REUSEPORT`, which our own workers need, would
+/// let a second process of the same user share the port without a word.
+pub fn check_free(address: SocketAddr) -> io::Result<()> {
+    use socket2::{Domain, Socket, Type};
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), None)?;
+    // Connections that linger from a process that ended are no reason to wait.
+    probe.set_reuse_address(true)?;
+    probe.bind(&address.into())
+}
+
 /// The address that a listener is bound to (the port, when 0 was asked for).
 pub fn local_address(listener: &OwnedFd) -> io::Result<SocketAddr> {
     let address = socket2::SockRef::from(listener).local_addr()?;

@@ -22,6 +22,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// Tasks roused by one sweep; the rest follow a millisecond later. A quarter of the ring's
 /// entries, so that ten thousand connections that end together never overrun it.
 const ROUSED_PER_SWEEP_MAX: usize = 1024;
+/// Waits in a row that may be over before they began, before others get a turn.
+const UNWAITED_MAX: u32 = 16;
 /// Hang-ups taken from the kernel at a time.
 const HANGUPS_PER_WAIT: usize = 64;
 const NEVER: u32 = u32::MAX;
@@ -43,6 +45,7 @@ pub struct Patrol {
     start: Instant,
     tick: Cell<u32>,
     draining: Cell<bool>,
+    ending: Cell<bool>,
     drain_waker: RefCell<Option<Waker>>,
     posts: RefCell<Posts>,
 }
@@ -59,6 +62,8 @@ struct State {
     gone: Cell<bool>,
     ended: Cell<bool>,
     idle: Cell<bool>,
+    /// Waits in a row that were over before they began.
+    unwaited: Cell<u32>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -72,6 +77,7 @@ impl Patrol {
             start: Instant::now(),
             tick: Cell::new(0),
             draining: Cell::new(false),
+            ending: Cell::new(false),
             drain_waker: RefCell::default(),
             posts: RefCell::default(),
         });
@@ -112,6 +118,7 @@ impl Patrol {
             gone: Cell::new(false),
             ended: Cell::new(false),
             idle: Cell::new(false),
+            unwaited: Cell::new(0),
             waker: RefCell::default(),
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
@@ -129,7 +136,8 @@ impl Patrol {
         self.tick.set(now);
         let mut roused = 0;
         for post in self.posts.borrow().slots.iter().flatten() {
-            let drained = self.draining.get() && post.idle.get() && !post.ended.get();
+            let over = self.ending.get() || (self.draining.get() && post.idle.get());
+            let drained = over && !post.ended.get();
             let expired = post.deadline.get() <= now && !post.expired.get();
             if drained || expired {
                 post.ended.set(post.ended.get() || drained);
@@ -157,12 +165,9 @@ impl Patrol {
         self.draining.get()
     }
 
-    /// Ends every connection, idle or not: the drain deadline passed.
+    /// From now on sweeps end every connection, idle or not: the drain deadline passed.
     pub fn end_all(&self) {
-        for post in self.posts.borrow().slots.iter().flatten() {
-            post.ended.set(true);
-            post.rouse();
-        }
+        self.ending.set(true);
     }
 
     /// Connections that are watched.
@@ -248,15 +253,25 @@ impl Post {
         self.state.expired.set(false);
     }
 
-    /// Waits that follow have no deadline.
-    pub fn disarm(&self) {
-        self.state.deadline.set(NEVER);
-        self.state.expired.set(false);
+    /// Marks the connection as idle (between two requests): a drain ends it.
+    pub fn set_idle(&self) {
+        self.state.idle.set(true);
     }
 
-    /// Marks the connection as idle (between two requests): a drain ends it.
-    pub fn set_idle(&self, idle: bool) {
-        self.state.idle.set(idle);
+    /// Marks the connection as busy. A request that came while the drain began is still served.
+    pub fn set_busy(&self) {
+        self.state.idle.set(false);
+        self.state.ended.set(self.patrol.ending.get());
+    }
+
+    /// Lets others run, when this connection has not had to wait for a while: a readable socket on
+    /// epoll, and decrypted bytes on either driver, end a wait without a turn of the loop.
+    pub async fn take_turns(&self) {
+        if self.state.unwaited.get() >= UNWAITED_MAX {
+            self.state.unwaited.set(0);
+            // monoio's timer is the only yield that lets both sockets and timers run (monoio#322).
+            Box::pin(monoio::time::sleep(Duration::ZERO)).await;
+        }
     }
 
     /// True when the client closed its side.
@@ -266,12 +281,12 @@ impl Post {
 
     /// The future's result, unless the deadline passes or the worker ends the connection.
     pub fn within<F: Future>(&self, future: F) -> Watched<'_, F> {
-        Watched { post: self, gone_ends: false, future }
+        Watched { post: self, gone_ends: false, waited: false, future }
     }
 
     /// Like [`Post::within`], and also ended by a client that leaves.
     pub fn attended<F: Future>(&self, future: F) -> Watched<'_, F> {
-        Watched { post: self, gone_ends: true, future }
+        Watched { post: self, gone_ends: true, waited: false, future }
     }
 }
 
@@ -281,6 +296,7 @@ pin_project! {
     pub struct Watched<'a, F> {
         post: &'a Post,
         gone_ends: bool,
+        waited: bool,
         #[pin]
         future: F,
     }
@@ -300,6 +316,8 @@ impl<F: Future> Future for Watched<'_, F> {
         }
         // What is there already counts, even when the deadline passed at the same moment.
         if let Poll::Ready(output) = this.future.poll(cx) {
+            let unwaited = if *this.waited { 0 } else { state.unwaited.get() + 1 };
+            state.unwaited.set(unwaited);
             return Poll::Ready(Ok(output));
         }
         if state.ended.get() {
@@ -308,6 +326,7 @@ impl<F: Future> Future for Watched<'_, F> {
         if state.expired.get() {
             return Poll::Ready(Err(Alarm::Expired));
         }
+        *this.waited = true;
         state.remember(cx);
         Poll::Pending
     }

@@ -8,26 +8,34 @@ use std::time::{Duration, Instant};
 /// Longest wait of a scrape for a worker that does not answer (it sweeps every 100 ms).
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
+/// A copy, and the number of the worker that it is of.
+type Copy = (usize, Box<Meters>);
+
 /// The worker's end.
 pub struct Mailbox {
-    requests: Receiver<Sender<Box<Meters>>>,
+    worker: usize,
+    requests: Receiver<Sender<Copy>>,
+    last: Sender<Copy>,
 }
 
 /// The control plane's end: one per worker.
-#[derive(Clone)]
 pub struct Scraper {
-    workers: Vec<Sender<Sender<Box<Meters>>>>,
+    workers: Vec<Sender<Sender<Copy>>>,
+    last: Receiver<Copy>,
+    known: Vec<Box<Meters>>,
 }
 
 /// Makes the mailboxes of so many workers.
 pub fn mailboxes(workers: usize) -> (Scraper, Vec<Mailbox>) {
+    let (leave, last) = bounded(workers);
     let (senders, boxes) = (0..workers)
-        .map(|_| {
+        .map(|worker| {
             let (sender, requests) = bounded(1);
-            (sender, Mailbox { requests })
+            (sender, Mailbox { worker, requests, last: leave.clone() })
         })
         .unzip();
-    (Scraper { workers: senders }, boxes)
+    let known = (0..workers).map(|_| Box::default()).collect();
+    (Scraper { workers: senders, last, known }, boxes)
 }
 
 impl Mailbox {
@@ -35,27 +43,43 @@ impl Mailbox {
     pub fn answer(&self, copy: impl FnOnce() -> Box<Meters>) {
         if let Ok(reply) = self.requests.try_recv() {
             // The scrape may have given up: nothing is lost, the meters stay with the worker.
-            let _ = reply.try_send(copy());
+            let _ = reply.try_send((self.worker, copy()));
         }
+    }
+
+    /// Leaves the last copy: the worker ends.
+    pub fn leave(&self, copy: Box<Meters>) {
+        let _ = self.last.try_send((self.worker, copy));
     }
 }
 
 impl Scraper {
-    /// Asks all workers and sums up what they answer within a second. Blocks: control plane only.
-    /// The second value is the number of workers that did not answer.
-    pub fn collect(&self) -> (Meters, usize) {
+    /// Asks all workers and sums up what they answer within a second. For one that does not, or
+    /// has ended, its last copy counts: a counter must never go backwards. Blocks: control plane
+    /// only. The second value is the number of workers that did not answer.
+    pub fn collect(&mut self) -> (Meters, usize) {
         let (reply, answers) = bounded(self.workers.len());
         let asked = self.workers.iter().filter(|w| w.try_send(reply.clone()).is_ok()).count();
         drop(reply);
         let deadline = Instant::now() + ANSWER_WAIT;
-        let mut sum = Meters::default();
         let mut answered = 0;
         while answered < asked {
-            let Ok(meters) = answers.recv_deadline(deadline) else { break };
-            sum.absorb(&meters);
+            let Ok(copy) = answers.recv_deadline(deadline) else { break };
+            self.remember(copy);
             answered += 1;
         }
+        while let Ok(copy) = self.last.try_recv() {
+            self.remember(copy);
+        }
+        let mut sum = Meters::default();
+        self.known.iter().for_each(|meters| sum.absorb(meters));
         (sum, self.workers.len() - answered)
+    }
+
+    fn remember(&mut self, (worker, meters): Copy) {
+        if let Some(known) = self.known.get_mut(worker) {
+            *known = meters;
+        }
     }
 }
 
@@ -64,3 +88,29 @@ pub const PAGE_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// A worker's wish for the rendered metrics page; answered by the control plane's metrics thread.
 pub type PageRequest = futures_channel::oneshot::Sender<Vec<u8>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_counted_outlives_it() {
+        let (mut scraper, boxes) = mailboxes(2);
+        let copy = |retries| Box::new(Meters { retries, ..Meters::default() });
+        let threads: Vec<_> = boxes
+            .into_iter()
+            .map(|mailbox| {
+                std::thread::spawn(move || {
+                    let reply = mailbox.requests.recv().unwrap();
+                    reply.send((mailbox.worker, copy(3))).unwrap();
+                    mailbox.leave(copy(4));
+                })
+            })
+            .collect();
+        let (first, silent) = scraper.collect();
+        assert!(first.retries >= 6 && silent == 0);
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        let (after, silent) = scraper.collect();
+        assert_eq!((after.retries, silent), (8, 2), "both are gone, their counts are not");
+    }
+}

@@ -14,6 +14,7 @@ use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
 use std::io::{self, IoSlice};
+use std::time::Instant;
 
 /// Parts of one send beside the slices: head, chunk header, line end, last chunk.
 const EXTRA_PARTS: usize = 4;
@@ -32,6 +33,8 @@ pub struct Relay<'a> {
     pub outbound: OutFraming,
     /// Watches.
     pub tap: &'a mut Tap,
+    /// When the request had been handed to the engine.
+    pub asked: Instant,
     state: State,
 }
 
@@ -41,6 +44,8 @@ struct State {
     finished: bool,
     /// The engine sent bytes behind the end of its answer.
     extra: bool,
+    /// A send was given up in its middle: nothing of ours may follow.
+    torn: bool,
     bytes: u64,
 }
 
@@ -51,8 +56,9 @@ impl<'a> Relay<'a> {
         inbound: &'a mut Inbound,
         outbound: OutFraming,
         tap: &'a mut Tap,
+        asked: Instant,
     ) -> Relay<'a> {
-        Relay { w, client, plan, inbound, outbound, tap, state: State::default() }
+        Relay { w, client, plan, inbound, outbound, tap, asked, state: State::default() }
     }
 
     /// Sends the head, together with what has arrived of the body. [`Fault::BadResponse`]: nothing
@@ -84,6 +90,7 @@ impl<'a> Relay<'a> {
             upstream_clean: exact && !self.inbound.ends_with_close(),
             client_clean: exact && fault.is_none(),
             upstream_finished: finished,
+            upstream_extra: self.state.extra,
             bytes: self.state.bytes,
         }
     }
@@ -91,14 +98,24 @@ impl<'a> Relay<'a> {
     /// Waits for the engine without a buffer, reads once, forwards what came.
     async fn next_read(&mut self, link: &mut Link) -> Result<(), Fault> {
         let post = &self.client.post;
-        post.arm(self.plan.idle_timeout);
+        // Engines send the head of a stream at once and its first token after the prefill: until
+        // there is a byte of the body, it is the first byte that is waited for.
+        let (limit, silence) = match self.tap.first_byte {
+            Some(_) => (self.plan.idle_timeout, Fault::BackendIdleTimeout),
+            None => {
+                let left = self.plan.first_byte_timeout.saturating_sub(self.asked.elapsed());
+                (left, Fault::FirstByteTimeout)
+            }
+        };
+        post.arm(limit);
         match post.attended(link.readable()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(Fault::BackendBroke),
             Err(Alarm::Gone) => return Err(Fault::ClientLeft),
-            Err(Alarm::Expired) => return Err(Fault::BackendIdleTimeout),
+            Err(Alarm::Expired) => return Err(silence),
             Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
         }
+        post.take_turns().await;
         let mut buffer = Buffer::take();
         match link.try_recv(&mut buffer) {
             Ok(0) if self.inbound.ends_with_close() => {
@@ -122,6 +139,10 @@ impl<'a> Relay<'a> {
                     true => Fault::BackendBroke,
                     false => Fault::BadResponse(why),
                 })?;
+            if !head.is_empty() && progress.finished && progress.consumed < rest.len() {
+                // Nobody has seen this answer yet: say what it is.
+                return Err(Fault::BadResponse("bytes_behind_the_end"));
+            }
             self.state.finished = progress.finished;
             let sent = self.send(head, &slices, rest).await;
             head = &[];
@@ -163,6 +184,7 @@ impl<'a> Relay<'a> {
         loop {
             let (total, taken) = self.try_send(sent, head, slices, input)?;
             sent += taken;
+            self.state.torn = sent > 0 && sent < total;
             if sent == total {
                 break;
             }
@@ -216,7 +238,8 @@ impl<'a> Relay<'a> {
     async fn tell(&self, fault: Fault) {
         let client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
         let chunked = self.outbound == OutFraming::Chunked;
-        if client_reads && chunked && self.tap.at_event_boundary() {
+        let whole = !self.state.torn && self.tap.at_event_boundary();
+        if client_reads && chunked && whole {
             let mut event = Buffer::take();
             crate::llm::error::write_event(&fault.refusal(), &mut event);
             let mut size = [0u8; 18];

@@ -22,6 +22,8 @@ pub struct Outcome {
     pub client_clean: bool,
     /// The engine's body was complete.
     pub upstream_finished: bool,
+    /// The engine sent bytes behind its end.
+    pub upstream_extra: bool,
     /// Body bytes forwarded.
     pub bytes: u64,
 }

@@ -25,6 +25,8 @@ pub struct Exchange {
     pub bytes: Option<Buffer>,
     /// Length of the head in `bytes`; the body starts there.
     pub head_len: usize,
+    /// When the request had been handed over.
+    pub asked: Instant,
 }
 
 /// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
@@ -56,15 +58,15 @@ pub async fn exchange(
         Err(fault) => return Err(fault),
     };
     // No buffer is held through the prefill, which may take minutes.
-    let mut bytes = None;
-    match read_head(&wait, request, &mut lease, &mut bytes).await {
+    let mut answer = Beginning::default();
+    match read_head(&wait, request, &mut lease, &mut answer).await {
         Ok(head_len) => {
             // The rest of the request is still to come on that connection, and never will.
             request.response.keep_alive &= sent_whole;
-            Ok(Exchange { lease, bytes, head_len })
+            Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
         }
         Err(Fault::BackendClosed)
-            if lease.is_reused() && bytes.is_none() && started.elapsed() <= REUSE_RACE_MAX =>
+            if lease.is_reused() && !answer.heard && started.elapsed() <= REUSE_RACE_MAX =>
         {
             Err(Fault::ReuseRace)
         }
@@ -121,13 +123,23 @@ async fn send(
     Ok(true)
 }
 
+/// What has come of an answer.
+#[derive(Default)]
+struct Beginning {
+    /// Bytes of a head that is not complete, or is.
+    bytes: Option<Buffer>,
+    /// Something came, be it an interim answer that was passed over: the engine has the request.
+    heard: bool,
+}
+
 /// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
 async fn read_head(
     wait: &Wait<'_>,
     request: &mut Request,
     lease: &mut Lease,
-    bytes: &mut Option<Buffer>,
+    answer: &mut Beginning,
 ) -> Result<usize, Fault> {
+    let Beginning { bytes, heard } = answer;
     let mut interim = 0;
     loop {
         judge(wait.until(lease.link().readable()).await)?;
@@ -140,7 +152,7 @@ async fn read_head(
                 drop_if_empty(bytes);
                 return Err(Fault::BackendClosed);
             }
-            Ok(_) => {}
+            Ok(_) => *heard = true,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 drop_if_empty(bytes);
                 continue;
@@ -159,8 +171,8 @@ async fn read_head(
                 return Ok(len);
             }
             interim += 1;
-            if request.response.status == 101 || interim > INTERIM_RESPONSES_MAX {
-                return Err(Fault::BadResponse("unexpected interim response"));
+            if interim > INTERIM_RESPONSES_MAX {
+                return Err(Fault::BadResponse("too_many_interim_answers"));
             }
             buffer.drain(..len);
             request.response.reset();
