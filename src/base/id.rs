@@ -5,8 +5,8 @@ use std::fmt;
 /// Bytes of the longest id that is kept.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// The id of one request, at most [`REQUEST_ID_BYTES_MAX`] bytes of `[A-Za-z0-9._-]`. It goes to
-/// the client and the engine as `x-request-id` and is the idempotency key of the usage record.
+/// The id of one request, at most [`REQUEST_ID_BYTES_MAX`] bytes of `[A-Za-z0-9._-]`. One
+/// goes to the client and the engine as `x-request-id`; the key of the usage record is always ours.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RequestId {
     bytes: [u8; REQUEST_ID_BYTES_MAX],

@@ -9,6 +9,10 @@ use serde_json::json;
 use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long lines gather while there are many.
+const BURST: Duration = Duration::from_millis(10);
 
 /// The running writer.
 pub struct Writer {
@@ -46,9 +50,13 @@ pub fn start(
                 recv(stopped) -> _ => lines.try_recv().ok(),
             };
             let Some(first) = next else { return };
-            if let Err(error) = write_burst(&mut out, format, first, &lines) {
-                tracing::warn!(%error, "the access log cannot be written");
-            }
+            super::survive("access log", || {
+                if let Err(error) = write_burst(&mut out, format, first, &lines) {
+                    tracing::warn!(%error, "the access log cannot be written");
+                }
+            });
+            // To wake this thread costs the worker a system call: lines come in bursts.
+            let _ = stopped.recv_timeout(BURST);
         }
     });
     let thread = thread.map_err(|e| format!("access log: {e}"))?;

@@ -7,6 +7,7 @@ use crate::http::head::Parse;
 use crate::http::request::Method;
 use crate::http::response::ResponseHead;
 use crate::rt::buffer::Buffer;
+use crate::rt::guard::guarded;
 use crate::rt::tls::Link;
 use crate::rt::{self, connect};
 use crate::state::fleet::{Fleet, Member};
@@ -21,8 +22,11 @@ pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
     for (index, backend) in plan.backends.iter().enumerate() {
         let (check, backend, fleet) = (check.clone(), backend.clone(), Arc::clone(fleet));
         rt::spawn(async move {
-            if let Some(member) = fleet.get(index) {
-                watch(&check, &backend, member).await;
+            let Some(member) = fleet.get(index) else { return };
+            // A panic ends one round of probes, not all probes for ever.
+            while !guarded(watch(&check, &backend, member)).await {
+                tracing::error!(backend = %backend.name, "the prober panicked and starts again");
+                rt::sleep(check.interval).await;
             }
         });
     }
@@ -56,7 +60,7 @@ fn jittered(interval: Duration) -> Duration {
 
 /// One probe: connect, ask, read the head of the answer.
 async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Result<(), String> {
-    let mut link = open(backend, member).await?;
+    let mut link = open(backend, member, check.timeout).await?;
     let path = backend.health_path.as_deref().unwrap_or(&check.path);
     let mut text = format!(
         "{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: llmproxy-health/{}\r\nAccept: */*\r\n",
@@ -84,14 +88,19 @@ async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Resul
     }
 }
 
-async fn open(backend: &Backend, member: &Member) -> Result<Link, String> {
+async fn open(backend: &Backend, member: &Member, timeout: Duration) -> Result<Link, String> {
     let socket = match &backend.endpoint {
         Endpoint::Unix(path) => connect::unix(path).await.map_err(|e| format!("connect: {e}"))?,
         Endpoint::Tcp { host, .. } => {
             let addresses = member.addresses().to_vec();
+            // Each gets its share, so that one that drops packets cannot use up the probe's time.
+            let share = timeout / addresses.len().max(1) as u32;
             let mut result = Err(format!("{host} has no address"));
             for address in addresses {
-                result = connect::tcp(address).await.map_err(|e| format!("connect: {e}"));
+                result = match rt::timeout(share, connect::tcp(address)).await {
+                    Ok(done) => done.map_err(|e| format!("connect: {e}")),
+                    Err(_) => Err(format!("connect: no answer within {share:?}")),
+                };
                 if result.is_ok() {
                     break;
                 }
@@ -125,10 +134,14 @@ async fn read_status(link: &mut Link, method: &str) -> Result<u16, String> {
     let mut bytes = Buffer::take();
     let mut head = ResponseHead::default();
     loop {
-        if let Parse::Done { .. } =
+        while let Parse::Done { len } =
             head.parse(&bytes, method, HEAD_BYTES_MAX).map_err(|bad| bad.0.to_owned())?
         {
-            return Ok(head.status);
+            if head.status >= 200 {
+                return Ok(head.status);
+            }
+            bytes.drain(..len);
+            head.reset();
         }
         link.readable().await.map_err(|e| e.to_string())?;
         if bytes.len() == bytes.capacity() {

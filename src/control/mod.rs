@@ -14,3 +14,12 @@ pub mod access;
 pub mod watchdog;
 pub mod signals;
 pub mod supervisor;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+/// Does one piece of a job that must go on: a panic ends the piece, and is told.
+fn survive(job: &str, piece: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(piece)).is_err() {
+        tracing::error!(job, "panicked; the job goes on, please report this");
+    }
+}

@@ -29,7 +29,9 @@ pub fn start(
         for reply in requests {
             // A scraper that left meanwhile needs no page.
             if !reply.is_canceled() {
-                let _ = reply.send(render(collect()).into_bytes());
+                super::survive("metrics", || {
+                    let _ = reply.send(render(collect()).into_bytes());
+                });
             }
         }
     })?;

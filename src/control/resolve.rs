@@ -34,7 +34,10 @@ pub fn start(plan: Arc<Plan>, fleet: Arc<Fleet>) -> io::Result<Receiver<()>> {
         // The sender lives with the loop: nobody ever sends, the wait is the clock.
         let (_alive, clock) = bounded::<()>(0);
         loop {
-            let missing = names.iter().filter(|name| !resolve(&fleet, name)).count();
+            let mut missing = 0;
+            super::survive("resolver", || {
+                missing = names.iter().filter(|name| !resolve(&fleet, name)).count();
+            });
             let _ = tried.try_send(());
             let wait = if missing > 0 { REFRESH_UNRESOLVED } else { REFRESH };
             let _ = clock.recv_timeout(wait);

@@ -162,16 +162,6 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &Forw
     finish(out, how.framing, how.client, close);
 }
 
-/// Writes an interim (1xx) head for the client: no framing, and the connection goes on
-/// (RFC 9110 §15.2).
-pub fn interim(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8]) {
-    status_line(out, head.status, head.reason.of(bytes));
-    for field in head.fields.iter().filter(|f| !f.stays) {
-        line(out, field.name.of(bytes), field.value.of(bytes));
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
 /// Writes the head of an answer of our own.
 pub fn own(out: &mut Vec<u8>, how: &OwnResponse<'_>) {
     status_line(out, how.status, reason::phrase(how.status).as_bytes());

@@ -14,6 +14,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// Between two tries of a Unix socket whose queue is full.
+const UNIX_QUEUE_RETRY: Duration = Duration::from_millis(5);
+
 /// Connects to an address. The caller bounds the time; dropping it closes the socket.
 pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
     let socket = socket2::Socket::new(
@@ -37,8 +40,16 @@ pub(super) fn keepalive() -> TcpKeepalive {
 /// Connects to a Unix stream socket.
 pub async fn unix(path: &Path) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = socket2::Socket::new(Domain::UNIX, kind, None)?;
-    start(socket, &SockAddr::unix(path)?).await
+    loop {
+        let socket = socket2::Socket::new(Domain::UNIX, kind, None)?;
+        match start(socket, &SockAddr::unix(path)?).await {
+            // The engine's queue is full: there is no SYN to be repeated by the kernel.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                Box::pin(monoio::time::sleep(UNIX_QUEUE_RETRY)).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 async fn start(socket: socket2::Socket, address: &SockAddr) -> io::Result<Socket> {

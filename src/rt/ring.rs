@@ -38,6 +38,7 @@ impl Ring {
     ///
     /// Tries each rung of the ladder, then epoll. `MONOIO_FORCE_LEGACY_DRIVER=1` forces epoll.
     pub fn build() -> io::Result<Ring> {
+        let mut refused = None;
         if monoio::utils::detect_uring() {
             for (driver, set_flags) in LADDER {
                 let mut builder = io_uring::IoUring::builder();
@@ -52,9 +53,13 @@ impl Ring {
                         return Ok(Ring { runtime: FusionRuntime::Uring(runtime), driver })
                     }
                     // EINVAL: older kernel; ENOMEM: memlock limit; EPERM: denied.
-                    Err(error) => tracing::debug!(driver, %error, "ring not granted"),
+                    Err(error) => refused = Some(error),
                 }
             }
+        }
+        match refused {
+            Some(error) => tracing::warn!(%error, "io_uring is not granted: running on epoll"),
+            None => tracing::warn!("io_uring is not available: running on epoll"),
         }
         let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
         Ok(Ring { runtime: FusionRuntime::Legacy(runtime), driver: "epoll" })

@@ -9,13 +9,16 @@ use super::outbox::{Inbox, Queued};
 use super::reporter::{Reporter, Tried};
 use crate::base::limits::{REPORTER_RECORDS_MAX, REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
 use crate::config::plan;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+/// How long records gather while there are many.
+const BURST: Duration = Duration::from_millis(10);
 
 /// The running threads.
 pub struct Delivery {
@@ -84,6 +87,12 @@ fn share(inbox: &Inbox, queues: &[Sender<Arc<Queued>>], stop: &Receiver<Infallib
                 Err(_) => return,
             },
             recv(stop) -> _ => break,
+        }
+        inbox.records.try_iter().for_each(share);
+        // To wake this thread costs the worker a system call. Under load it sleeps through a few
+        // hundred records and takes them at once.
+        if stop.recv_timeout(BURST) != Err(RecvTimeoutError::Timeout) {
+            break;
         }
     }
     inbox.records.try_iter().for_each(share);

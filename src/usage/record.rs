@@ -32,19 +32,19 @@ pub struct UsageRecord {
     pub path: Box<str>,
     /// URL of the backend that answered, or was tried last; `None` when none was.
     pub backend_url: Option<Arc<str>>,
-    /// Sent to the client; 0 when it left before.
+    /// Sent to the client; 499 when it left before.
     pub status_code: u16,
     /// The client asked for a stream.
     pub is_stream: bool,
     /// What the engine reported; `None` when it did not, or not before the end.
     pub usage: Option<Usage>,
-    /// From the first byte of the request to the last of the answer.
+    /// From the complete request head to the last byte of the answer.
     pub latency_ms: u64,
-    /// From the first byte of the request to the first byte of the answer's body.
+    /// From the complete request head to the first byte of the answer's body.
     pub ttft_ms: Option<u64>,
     /// Tries after the first.
     pub retry_count: u32,
-    /// A backend other than the one first picked answered, by a fallback rule.
+    /// A backend other than the one first picked answered.
     pub fallback_used: bool,
     /// How it ended.
     pub outcome: Outcome,
@@ -58,7 +58,7 @@ pub struct UsageRecord {
     pub response_bytes: u64,
     /// Data events of the stream; 0 when it was none.
     pub events: u64,
-    /// The request body, or its beginning when it is longer than configured.
+    /// The request body, when it is wanted and not longer than configured.
     pub request_body: Option<Vec<u8>>,
 }
 

@@ -137,10 +137,12 @@ fn cpu_affinity(s: &mut Section, workers: usize) -> Vec<usize> {
     }
 }
 
-/// Worker i on the i-th CPU this process may use; none when there are more workers than CPUs.
+/// Worker i on the i-th CPU this process may use; none when there are more workers than CPUs, and
+/// none under a CPU quota: it does not say which CPUs, and all of its kind would crowd the first.
 fn automatic_cpus(workers: usize) -> Vec<usize> {
     let mut cpus = available_cpus();
-    if workers > cpus.len() {
+    let quota = std::thread::available_parallelism().map_or(cpus.len(), |n| n.get());
+    if workers > cpus.len() || quota < cpus.len() {
         return Vec::new();
     }
     cpus.truncate(workers);

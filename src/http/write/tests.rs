@@ -118,16 +118,6 @@ fn a_response_keeps_its_fields_and_loses_its_framing() {
 }
 
 #[test]
-fn an_interim_response_has_no_framing() {
-    let engine = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 5\r\n\r\n";
-    let mut head = ResponseHead::default();
-    head.parse(engine, Method::Get, HEAD_BYTES_MAX).unwrap();
-    let mut out = Vec::new();
-    interim(&mut out, &head, engine);
-    assert_eq!(out, b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
-}
-
-#[test]
 fn our_own_answers() {
     let mut how = OwnResponse {
         status: 503,

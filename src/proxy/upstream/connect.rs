@@ -17,17 +17,15 @@ use std::time::Instant;
 pub async fn connect(w: &Worker, client: &Client, backend: u32) -> Result<Lease, Fault> {
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
     let started = Instant::now();
-    let link = match &plan.endpoint {
+    let socket = match &plan.endpoint {
         Endpoint::Unix(path) => {
             client.post.arm(plan.connect_timeout);
-            let socket = attended(client, rt::connect::unix(path)).await?;
-            secure(w, client, plan, backend, socket).await?
+            attended(client, rt::connect::unix(path)).await?
         }
-        Endpoint::Tcp { .. } => {
-            let socket = any_address(w, client, plan, backend).await?;
-            secure(w, client, plan, backend, socket).await?
-        }
+        Endpoint::Tcp { .. } => any_address(w, client, plan, backend).await?,
     };
+    client.post.arm(plan.connect_timeout.saturating_sub(started.elapsed()));
+    let link = secure(w, client, plan, backend, socket).await?;
     let mut meters = w.meters.borrow_mut();
     meters.connect.record(started.elapsed());
     meters.upstream[0] += 1;
