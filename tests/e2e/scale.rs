@@ -125,7 +125,9 @@ fn hundreds_that_wait_for_an_engine_time_out_in_one_tick() {
     let proxy = config.section("log: {level: info, format: json, output: stdout}").start();
     let files = proxy.open_files();
     let mut waiting: Vec<Conn> = (0..WAITING).map(|_| proxy.connect()).collect();
-    waiting.iter_mut().for_each(|conn| drop(conn.start_post(CHATS, "", CHAT)));
+    for conn in &mut waiting {
+        conn.start_post(CHATS, "", CHAT);
+    }
     for conn in &mut waiting {
         conn.response().assert_refused(504, "first_byte_timeout");
     }
