@@ -8,8 +8,6 @@
 
 /// Words that every room may use: limits, identities, refusals. Imports nothing of ours.
 pub mod base;
-/// The command line.
-pub mod cli;
 /// A file becomes a valid, immutable [`config::plan::Plan`]. Cold code.
 pub mod config;
 /// HTTP/1.1 without I/O and without a clock: bytes in, facts out.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use llmproxy::base::limits::FDS_RESERVED;
+use llmproxy::config::cli::{self, Command, Output};
 use llmproxy::config::plan::Plan;
 use llmproxy::control::log::Reopen;
 use llmproxy::control::supervisor::{self, Control};
@@ -26,15 +27,18 @@ const CANNOT_START: u8 = 1;
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let plan = Arc::new(match llmproxy::cli::run() {
-        Ok(plan) => plan,
-        Err(code) => return code,
-    });
+    let (plan, report) = match cli::parse() {
+        Command::Run { plan, report } => (Arc::new(*plan), report),
+        Command::Print(output) => return print(&output),
+    };
     let reopen = (Reopen::default(), Reopen::default());
     let _log = match log::start(&plan.log, reopen.0.clone()) {
         Ok(guard) => guard,
         Err(error) => return cannot_start(&error),
     };
+    for line in report.lines(false) {
+        tracing::warn!("{line}");
+    }
     match serve(&plan, reopen) {
         Ok(true) => ExitCode::from(DRAINED),
         Ok(false) => ExitCode::from(CUT),
@@ -43,6 +47,13 @@ fn main() -> ExitCode {
             cannot_start(&error)
         }
     }
+}
+
+#[allow(clippy::print_stderr, clippy::print_stdout, reason = "what was asked for on a terminal")]
+fn print(output: &Output) -> ExitCode {
+    print!("{}", output.stdout);
+    eprint!("{}", output.stderr);
+    ExitCode::from(output.code)
 }
 
 #[allow(clippy::print_stderr, reason = "the log may be a file: whoever started us reads this")]

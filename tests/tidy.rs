@@ -24,7 +24,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("usage", &["base", "config::plan", "llm"]),
     (
         "proxy",
-        &["base", "http", "llm", "rt", "config::plan", "state", "usage::record", "usage::outbox", "usage::access"],
+        &[
+            "base",
+            "http",
+            "llm",
+            "rt",
+            "config::plan",
+            "state",
+            "usage::record",
+            "usage::outbox",
+            "usage::access",
+        ],
     ),
     ("control", &["base", "http", "llm", "config", "state", "usage", "rt"]),
     ("cli", &["base", "config"]),

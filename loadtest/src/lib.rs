@@ -3,6 +3,7 @@
 //! Nothing here uses the product's code, so that a mistake in its parsers cannot hide itself.
 //! The rooms in the order in which they build on each other:
 
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 /// The process: file limits, the ring, wall clock. The only room with `unsafe`.

@@ -1,5 +1,7 @@
 //! What the process needs from the kernel before any work: file descriptors and a ring.
 
+#![allow(unsafe_code, reason = "the one room for it: calls that std does not wrap")]
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,6 +34,7 @@ pub fn borrow_fd<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
 
 /// Milliseconds since the Unix epoch, with microseconds behind the point: two processes of one
 /// machine compare these.
+#[allow(clippy::disallowed_methods, reason = "this is where the clock is read")]
 pub fn unix_ms() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_micros() as f64 / 1000.0

@@ -1,5 +1,13 @@
 //! The mock engine end to end, over plain sockets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::string_slice,
+    reason = "a test stops loudly"
+)]
+
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
@@ -62,8 +70,9 @@ fn events_keep_their_times() {
     let first = begun.elapsed();
     read_until(&mut socket, "[DONE]");
     let last = begun.elapsed();
-    assert!(first >= Duration::from_millis(100) && first < Duration::from_millis(160), "{first:?}");
-    assert!(last >= Duration::from_millis(200) && last < Duration::from_millis(300), "{last:?}");
+    assert!(first >= Duration::from_millis(100), "{first:?}");
+    // Two gaps, and no sum of rounding: the schedule is kept against the clock.
+    assert!(last >= Duration::from_millis(200) && last - first < Duration::from_millis(600));
 }
 
 #[test]
@@ -156,6 +165,66 @@ fn dying_stalling_and_failing_happen_where_they_are_told_to() {
 }
 
 #[test]
+fn the_shape_of_the_wire_changes_and_the_bytes_do_not() {
+    let engine = Engine::start(&["--tokens", "4"]);
+    let expected = expected_body(&Ask {
+        tokens: 4,
+        usage: Usage { completion: 4, ..Ask::default().usage },
+        ..Ask::default()
+    });
+    for fields in ["x-mock-split: byte\r\n", "x-mock-split: 3\r\n", "x-mock-split: merged\r\n"] {
+        let mut socket = engine.connect();
+        send_chat(&mut socket, fields, STREAM);
+        assert_eq!(read_answer(&mut socket), (200, expected.clone()), "{fields}");
+    }
+    let mut socket = engine.connect();
+    send_chat(&mut socket, "x-mock-close: delimited\r\n", STREAM);
+    let head = read_until(&mut socket, "\r\n\r\n");
+    assert!(head.contains("connection: close\r\n") && !head.contains("chunked"), "{head}");
+    let mut body = Vec::new();
+    socket.read_to_end(&mut body).expect("FIN");
+    assert_eq!(body, expected);
+
+    let mut socket = engine.connect();
+    send_chat(&mut socket, "x-mock-error: after\r\n", STREAM);
+    let mut text = String::new();
+    socket.read_to_string(&mut text).expect("FIN");
+    assert!(text.ends_with("data: [DONE]\n\n\r\n"), "no last chunk: {text:?}");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let engine = Engine::start(&["--tokens", "1"]);
+    let mut socket = engine.connect();
+    for seed in 0..3 {
+        // The first is still being generated when the others arrive.
+        send_chat(&mut socket, &format!("x-mock-seed: {seed}\r\nx-mock-ttft-ms: 30\r\n"), "{}");
+    }
+    for seed in 0..3 {
+        let id = format!("\"id\":\"chatcmpl-{seed:012x}\"");
+        read_until(&mut socket, &id);
+        read_until(&mut socket, "kv_transfer_params\":null}");
+    }
+    assert!(engine.log().iter().all(|entry| entry["conn"] == 1), "one connection");
+}
+
+#[test]
+fn silence_is_filled_with_comments_and_prompts_take_time() {
+    let engine = Engine::start(&["--dialect", "tgi"]);
+    let mut socket = engine.connect();
+    send_chat(&mut socket, "x-mock-comment-ms: 20\r\nx-mock-ttft-ms: 110\r\n", STREAM);
+    let silence = read_until(&mut socket, "data: ");
+    assert!((3..=5).contains(&silence.matches("\r\n:\n\n\r\n").count()), "{silence}");
+    read_until(&mut socket, "0\r\n\r\n");
+
+    let body = format!(r#"{{"model":"m","prompt":"{}"}}"#, "x".repeat(10 << 10));
+    let begun = Instant::now();
+    send_chat(&mut socket, "x-mock-prefill-us-per-kb: 10000\r\n", &body);
+    read_answer(&mut socket);
+    assert!(begun.elapsed() >= Duration::from_millis(100), "10 KiB at 10 ms each");
+}
+
+#[test]
 fn the_log_shows_what_was_sent() {
     let engine = Engine::start(&[]);
     let body = r#"{"model":"m","messages":[{"role":"user","content":"naïve"}]}"#;
@@ -214,7 +283,7 @@ fn connections_close_as_the_servers_do() {
     let begun = Instant::now();
     assert_eq!(socket.read(&mut [0; 16]).expect("FIN"), 0);
     let idle = begun.elapsed();
-    assert!(idle >= Duration::from_millis(95) && idle < Duration::from_millis(500), "{idle:?}");
+    assert!(idle >= Duration::from_millis(95) && idle < Duration::from_secs(3), "{idle:?}");
 }
 
 #[test]
@@ -238,6 +307,18 @@ fn knobs_and_health_change_at_run_time_and_back() {
     assert_eq!(engine.post("/mock/reset"), 200);
     assert_eq!((health(), chat()), (200, 200));
     assert!(engine.get("/mock/stats").contains("\"requests\":1"));
+}
+
+#[test]
+fn head_has_no_body_and_unknown_paths_have_the_dialects_error() {
+    let engine = Engine::start(&["--dialect", "ollama"]);
+    let mut socket = engine.connect();
+    write!(socket, "HEAD / HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    assert!(read_until(&mut socket, "\r\n\r\n").contains("Content-Length: 17\r\n"));
+    // The next answer follows at once; a body in between would spoil its status line.
+    write!(socket, "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    let (status, body) = read_answer(&mut socket);
+    assert_eq!((status, body.starts_with(b"{\"error\":")), (404, true));
 }
 
 #[test]

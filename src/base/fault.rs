@@ -88,10 +88,9 @@ impl Fault {
     /// Whether it may be tried again before the first byte went to the client.
     pub fn retry(self) -> Retry {
         match self {
-            Fault::Unresolved
-            | Fault::ConnectFailed
-            | Fault::ConnectTimeout
-            | Fault::TlsFailed => Retry::Any,
+            Fault::Unresolved | Fault::ConnectFailed | Fault::ConnectTimeout | Fault::TlsFailed => {
+                Retry::Any
+            }
             Fault::ReuseRace => Retry::Fresh,
             _ => Retry::Never,
         }

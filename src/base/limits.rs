@@ -80,6 +80,29 @@ pub const METRICS_PAGES_WAITING_MAX: usize = 16;
 /// File descriptors that are not for clients and backends: listeners, rings, logs, reporters.
 pub const FDS_RESERVED: usize = 64;
 
+/// Bytes of a configuration file. Beyond: refused.
+pub const CONFIG_FILE_BYTES_MAX: usize = 1024 * 1024;
+/// Values of a configuration file, each use of an anchor counted. Beyond: refused.
+pub const CONFIG_NODES_MAX: u32 = 100_000;
+/// Findings of one load that are kept. Beyond: counted.
+pub const CONFIG_FINDINGS_MAX: usize = 100;
+/// Longest duration that a configuration may set, in seconds (one year). Beyond: refused.
+pub const DURATION_SECONDS_MAX: u64 = 365 * 24 * 3600;
+/// Worker threads. Beyond: refused.
+pub const WORKERS_MAX: usize = 1024;
+/// Client connections that a configuration may allow. Beyond: refused.
+pub const CONNECTIONS_MAX: usize = 1_000_000;
+/// Weight of one backend. Beyond: refused.
+pub const WEIGHT_MAX: u32 = 10_000;
+/// Largest `server.max_body_size`: a body is held in memory. Beyond: refused.
+pub const BODY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Bytes of a request body that travel in a usage record when it is simply switched on.
+pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
+/// Most bytes of a request body that a configuration may put into a usage record.
+pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Tries after the first, of a request or of a usage record. Beyond: refused.
+pub const RETRIES_MAX: u32 = 100;
+
 const _: () = assert!(REPORTER_WAIT_MS_MIN < REPORTER_WAIT_MS_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);

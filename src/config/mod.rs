@@ -2,4 +2,134 @@
 //! report of what was ignored or assumed. *Runs on:* the main thread, before any worker starts.
 //! *May:* read files and environment. *Never:* is asked again by a room that got its plan.
 
+/// What the user typed behind `llmproxy`.
+pub mod cli;
+mod path;
+mod raw;
+mod desk;
+mod alias;
+mod expand;
+mod section;
+mod value;
+mod check;
+#[cfg(test)]
+mod tests;
+/// What a configuration means: the types that every other room reads.
 pub mod plan;
+/// What a load has to say to the user.
+pub mod report;
+
+use desk::{Desk, Note};
+use plan::Plan;
+use report::{Class, Finding, Report};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A configuration that can be used, with what is to be said about it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the file means.
+    pub plan: Plan,
+    /// Warnings, in the order of the file.
+    pub report: Report,
+}
+
+/// Loads a file, with the variables of this process. The error is a report that holds at least
+/// one error.
+pub fn load_file(path: &Path) -> Result<Loaded, Report> {
+    let name = path.display().to_string();
+    let read = std::fs::read(path).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "; `--backend URL` runs without any file",
+            _ => "",
+        };
+        failed(&name, format!("{error}{hint}"))
+    })?;
+    let text = String::from_utf8(read)
+        .map_err(|e| failed(&name, format!("is not UTF-8 text: {}", e.utf8_error())))?;
+    load_text(&name, &text, &|variable| std::env::var(variable).ok())
+}
+
+/// The configuration of `--backend URL …` without any file: all defaults.
+pub fn load_backends(urls: &[String], listen: Option<&str>) -> Result<Loaded, Report> {
+    // JSON is YAML, and quotes every character that would mean something.
+    let backends: Vec<_> = urls.iter().map(|url| serde_json::json!({ "url": url })).collect();
+    let mut root = serde_json::json!({ "backends": backends });
+    if let Some(listen) = listen {
+        root["server"] = serde_json::json!({ "listen": listen });
+    }
+    load_text("command line", &root.to_string(), &|variable| std::env::var(variable).ok())
+}
+
+/// Loads a text. `name` stands for it in messages; `env` gives the variables.
+pub fn load_text(
+    name: &str,
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Report> {
+    load_with_keys(name, text, env).map(|(loaded, _)| loaded)
+}
+
+/// The plan as YAML in the canonical schema, secrets masked. Fails only for a path that is not
+/// UTF-8, which no file can bring.
+pub fn print(plan: &Plan) -> Result<String, String> {
+    serde_yaml::to_string(plan).map_err(|error| error.to_string())
+}
+
+/// Loads a text and tells, besides, every key that was looked for (canonical paths).
+fn load_with_keys(
+    name: &str,
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Loaded, BTreeSet<String>), Report> {
+    let mut root = raw::parse(text).map_err(|error| {
+        let mut report = failed(name, error.message);
+        for finding in &mut report.findings {
+            finding.path.clone_from(&error.path);
+            finding.position = error.position;
+        }
+        report
+    })?;
+    let desk = Desk::new(env);
+    alias::canonical(&desk, &mut root);
+    let plan = check::plan(&desk, &root);
+    let report = located(name, text, desk.notes.into_inner());
+    match plan {
+        Some(plan) if !report.has_errors() => {
+            Ok((Loaded { plan, report }, desk.known.into_inner()))
+        }
+        _ => Err(report),
+    }
+}
+
+/// Turns notes into findings: their positions are asked from the parser, and they stand in the
+/// order of the file.
+fn located(name: &str, text: &str, mut notes: Vec<Note>) -> Report {
+    notes.sort_by_key(|note| note.id.unwrap_or(u32::MAX));
+    let mut report = Report::new(name);
+    for note in notes {
+        let mut finding =
+            Finding { class: note.class, path: note.path, position: None, message: note.message };
+        if !report.has_room_for(&finding) {
+            report.omitted += 1;
+            continue;
+        }
+        finding.position = note.id.and_then(|id| raw::locate(text, id));
+        if let Some(at) = note.other.and_then(|id| raw::locate(text, id)) {
+            finding.message.push_str(&format!(" (the other at {}:{})", at.line, at.column));
+        }
+        report.findings.push(finding);
+    }
+    report
+}
+
+fn failed(name: &str, message: String) -> Report {
+    let mut report = Report::new(name);
+    report.findings.push(Finding {
+        class: Class::Error,
+        path: String::new(),
+        position: None,
+        message,
+    });
+    report
+}

@@ -31,7 +31,7 @@ pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
 async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
     let mut judge = Judge::new(check.healthy_threshold, check.unhealthy_threshold);
     loop {
-        let found = match monoio::time::timeout(check.timeout, probe(check, backend, member)).await {
+        let found = match rt::timeout(check.timeout, probe(check, backend, member)).await {
             Ok(found) => found,
             Err(_) => Err(format!("no answer within {:?}", check.timeout)),
         };

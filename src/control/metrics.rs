@@ -250,10 +250,7 @@ fn one(value: u64) -> Vec<(Labels, u64)> {
     vec![(Labels::new(), value)]
 }
 
-fn labelled(
-    name: &'static str,
-    values: impl Iterator<Item = (String, u64)>,
-) -> Vec<(Labels, u64)> {
+fn labelled(name: &'static str, values: impl Iterator<Item = (String, u64)>) -> Vec<(Labels, u64)> {
     let mut series: Vec<_> = values.map(|(value, n)| (vec![(name, value)], n)).collect();
     series.sort();
     series
@@ -265,10 +262,14 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn counter(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
-        let mut metric =
-            self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in series {
-            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            match labels.as_slice() {
+                [] => metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                _ => metric
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+            }
         }
         Ok(())
     }
@@ -276,7 +277,10 @@ impl Page<'_> {
     fn gauge(&mut self, name: &str, help: &str, series: Vec<(Labels, u64)>) -> fmt::Result {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in series {
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
+            match labels.as_slice() {
+                [] => metric.encode_gauge(&value)?,
+                _ => metric.encode_family(&labels)?.encode_gauge(&value)?,
+            }
         }
         Ok(())
     }
@@ -288,8 +292,7 @@ impl Page<'_> {
         bounds_ms: &[f64],
         series: Vec<(Labels, &Times)>,
     ) -> fmt::Result {
-        let mut metric =
-            self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, times) in series {
             let mut below = 0;
             let mut buckets = Vec::with_capacity(bounds_ms.len() + 1);
@@ -300,12 +303,7 @@ impl Page<'_> {
             }
             buckets.push((f64::INFINITY, times.count() - below));
             let mut metric = metric.encode_family(&labels)?;
-            metric.encode_histogram::<NoLabelSet>(
-                times.sum_ms(),
-                times.count(),
-                &buckets,
-                None,
-            )?;
+            metric.encode_histogram::<NoLabelSet>(times.sum_ms(), times.count(), &buckets, None)?;
         }
         Ok(())
     }

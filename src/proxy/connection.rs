@@ -1,8 +1,8 @@
 //! The story of one client connection: receive, admit, route, exchange, relay, settle; then the
 //! next request of the same connection. Whatever happens to a request, it is settled exactly once.
 
-use super::admit::path::{self, Kind};
 use super::admit::body;
+use super::admit::path::{self, Kind};
 use super::answer::{self, Frame};
 use super::client::Client;
 use super::receive::{self, Received, Request};
@@ -88,6 +88,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
         Err(refusal) => {
             request.id = w.next_id();
             request.unique_id = request.id;
+            request.started_unix_ms = crate::base::clock::unix_ms();
             return Box::pin(refuse(w, client, request, refusal)).await;
         }
     }
@@ -344,13 +345,7 @@ fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool
 
 /// Lets go of a connection that cannot be kept. Dropping it closes it, which cancels the
 /// generation; an engine that cannot bear that is drained first.
-fn part(
-    w: &Rc<Worker>,
-    mut lease: Lease,
-    outcome: Outcome,
-    plan: &Backend,
-    inbound: &mut Inbound,
-) {
+fn part(w: &Rc<Worker>, mut lease: Lease, outcome: Outcome, plan: &Backend, inbound: &mut Inbound) {
     let client_left = outcome.fault.is_some_and(|fault| fault.side() == Side::Client);
     let spared = plan.on_client_abort == OnClientAbort::Drain;
     if !client_left || !spared || outcome.upstream_finished {

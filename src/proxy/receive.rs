@@ -83,6 +83,7 @@ impl Request {
         self.head_len = 0;
         self.wire_len = 0;
         self.path_label = "other";
+        self.method = "";
         self.path.clear();
         self.model.clear();
         self.stream = false;
@@ -136,6 +137,8 @@ pub async fn head(
             return Ok(Received::Closed);
         }
     }
+    // Of a head that never becomes whole, this is all that is known of its time.
+    request.started = Instant::now();
     // From the first byte on: a deadline for the whole head, not one for each read of it.
     client.post.arm(server.header_timeout);
     let limit = server.max_header_bytes.min(HEAD_BYTES_MAX);

@@ -52,11 +52,7 @@ pub struct Story {
 impl Story {
     /// The story of a request that we refused.
     pub fn refused(refusal: &Refusal) -> Story {
-        Story {
-            status: refusal.status,
-            ending: Ending::Refused(refusal.code),
-            ..Story::default()
-        }
+        Story { status: refusal.status, ending: Ending::Refused(refusal.code), ..Story::default() }
     }
 
     /// The story of a request whose client left before it was complete.
@@ -87,6 +83,7 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
         ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
     };
     count(w, request, tap, &story, times);
+    tell(w, request, &story);
     if w.usage.is_none() && w.access.is_none() {
         return;
     }
@@ -111,6 +108,23 @@ fn offer_usage(usage: &Outbox, record: UsageRecord) {
     if record.backend_url.is_some() {
         // When it is full the outbox counts what it drops.
         let _ = usage.offer(record);
+    }
+}
+
+/// What failed stands in the log, by the name that the client, the record and the metrics give it.
+fn tell(w: &Worker, request: &Request, story: &Story) {
+    let request_id = request.unique_id.as_str();
+    match story.ending {
+        Ending::Complete => {}
+        Ending::Refused(code) => tracing::debug!(code, request_id, "request refused"),
+        Ending::Fault(fault) => {
+            let code = fault.code();
+            let backend = story.backend.and_then(|b| w.backend(b)).map(|b| b.name.as_str());
+            match fault.side() {
+                Side::Client => tracing::debug!(code, backend, request_id, "request ended early"),
+                _ => tracing::warn!(code, backend, request_id, "request failed"),
+            }
+        }
     }
 }
 
@@ -150,10 +164,7 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
 
 /// Paths of which an answer without usage is worth a counter.
 fn is_metered(request: &Request) -> bool {
-    matches!(
-        request.path_label,
-        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings"
-    )
+    matches!(request.path_label, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings")
 }
 
 fn make_record(

@@ -207,8 +207,11 @@ impl Worker {
                 });
             }
             Arrival::Client(socket, _) => {
-                self.meters.borrow_mut().connections[1] += 1;
-                turn_away(&socket, self.next_id());
+                let refusal = NO_ROOM.with_retry_after(1);
+                let mut meters = self.meters.borrow_mut();
+                meters.connections[1] += 1;
+                *meters.rejected.entry(refusal.code).or_default() += 1;
+                turn_away(&socket, self.next_id(), &refusal);
             }
             Arrival::Exhausted => {
                 self.meters.borrow_mut().accept_pauses += 1;
@@ -294,19 +297,18 @@ impl Worker {
     }
 }
 
+const NO_ROOM: Refusal =
+    Refusal::closing(503, "overloaded", "The proxy has no room for a connection.");
+
 /// One more client than there is room for hears so. What fits in the socket's buffer is enough.
-fn turn_away(socket: &Socket, id: RequestId) {
-    let refusal = Refusal::closing(503, "overloaded", "The proxy has no room for a connection.")
-        .with_retry_after(1);
+fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
     let mut bytes = Buffer::take();
-    let frame = Frame {
-        request_id: id.as_str(),
-        version: Version::Http11,
-        close: true,
-        head_only: false,
-    };
-    write_refusal(&mut bytes, &frame, &refusal);
+    let frame =
+        Frame { request_id: id.as_str(), version: Version::Http11, close: true, head_only: false };
+    write_refusal(&mut bytes, &frame, refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);
+    // A close with unread bytes would be a reset, and the answer lost.
+    let _ = socket.try_recv(&mut Buffer::take());
     socket.shutdown(std::net::Shutdown::Write);
 }
 

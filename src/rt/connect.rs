@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// An engine that vanished without a FIN is noticed after 30 + 3 × 10 s of silence.
+/// A peer that vanished without a FIN is noticed after 30 + 3 × 10 s of silence.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 /// Sent data that is not acknowledged for so long ends the connection.
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connects to an address. The caller bounds the time; dropping it closes the socket.
 pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
@@ -23,13 +23,16 @@ pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
     )?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )?;
+    socket.set_tcp_keepalive(&keepalive())?;
     start(socket, &address.into()).await
+}
+
+/// Probes of a silent peer, on both sides of the proxy.
+pub(super) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
 }
 
 /// Connects to a Unix stream socket.

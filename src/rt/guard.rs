@@ -18,3 +18,28 @@ pub async fn guarded<F: Future<Output = ()>>(future: F) -> bool {
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_panic_ends_its_task_and_drops_what_the_task_held() {
+        let held = Rc::new(Cell::new(0));
+        let theirs = Rc::clone(&held);
+        let mut ring = crate::rt::ring::Ring::build().unwrap();
+        let survived = ring.block_on(async move {
+            let bad = monoio::spawn(guarded(async move {
+                theirs.set(1);
+                monoio::time::sleep(std::time::Duration::from_millis(1)).await;
+                panic!("as a test");
+            }));
+            let good = monoio::spawn(guarded(async {}));
+            (bad.await, good.await)
+        });
+        assert_eq!(survived, (false, true));
+        assert_eq!((held.get(), Rc::strong_count(&held)), (1, 1), "a socket would leak");
+    }
+}

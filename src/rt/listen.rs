@@ -23,6 +23,11 @@ pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // Accepted sockets inherit these (Linux), which saves a system call each per client. Tokens
+    // are small writes: Nagle would hold each back for the ACK of the one before it.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&super::connect::keepalive())?;
+    socket.set_tcp_user_timeout(Some(super::connect::USER_TIMEOUT))?;
     // Accepted sockets inherit it. Without it the kernel takes megabytes for a client that does not
     // read, and ten thousand of those are all of memory.
     socket.set_tcp_notsent_lowat(CLIENT_UNSENT_BYTES_MAX)?;
@@ -75,14 +80,12 @@ pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl Fn
     }
 }
 
-#[allow(unsafe_code)] // monoio's listener does not implement AsFd.
+#[allow(unsafe_code, reason = "monoio's listener does not implement AsFd")]
 fn accept(listener: &TcpListener) -> Result<(Socket, IpAddr), Errno> {
     // SAFETY: `listener` owns the descriptor and outlives this borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = rustix::net::acceptfrom_with(fd, flags)?;
-    // Tokens are small writes: Nagle would hold each back for the ACK of the one before it.
-    let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
     let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
     let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |p| p.ip().to_canonical());
     let socket = Socket::from_fd(socket).map_err(|_| Errno::NOMEM)?;

@@ -15,4 +15,5 @@ pub mod buffer;
 pub mod guard;
 pub mod tls;
 
-pub use monoio::{spawn, time::sleep};
+pub use monoio::spawn;
+pub use monoio::time::{sleep, timeout};

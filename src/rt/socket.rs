@@ -84,7 +84,7 @@ impl Socket {
 }
 
 impl AsFd for Socket {
-    #[allow(unsafe_code)] // monoio's stream does not implement AsFd.
+    #[allow(unsafe_code, reason = "monoio's stream does not implement AsFd")]
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: `inner` owns the descriptor and closes it only when it is dropped; the borrow
         // cannot outlive `self`.

@@ -34,8 +34,7 @@ impl Link {
         name: ServerName<'static>,
     ) -> io::Result<Link> {
         let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        let mut link =
-            Link { socket, tls: Some(Box::new(Tls { session, maybe_buffered: false })) };
+        let mut link = Link { socket, tls: Some(Box::new(Tls { session, maybe_buffered: false })) };
         loop {
             link.flush().await?;
             let Some(tls) = link.tls.as_mut() else { return Ok(link) };

@@ -44,7 +44,7 @@ impl Delivery {
             let (queue, records) = crossbeam_channel::bounded(capacity);
             queues.push(queue);
             let stop = Stop { signal: signal.clone(), deadline: deadline.clone() };
-            let (reporter, counters) = (Reporter::new(reporter), inbox.counters.clone());
+            let (reporter, counters) = (Reporter::new(reporter)?, inbox.counters.clone());
             let run = move || Lane { index, reporter, counters, stop, failing: 0 }.run(&records);
             reporting.push(thread::Builder::new().name(format!("usage-{index}")).spawn(run)?);
         }
@@ -178,6 +178,10 @@ impl Stop {
     }
 
     /// Sleeps; the beginning of a stop wakes it, and the deadline bounds it.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the signal has come: only time is left to wait for"
+    )]
     fn sleep(&self, time: Duration) {
         match self.deadline.get() {
             None => {

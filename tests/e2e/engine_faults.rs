@@ -70,7 +70,7 @@ fn nothing_is_put_into_an_event_that_was_cut() {
     }
 }
 
-/// Catches: bytes of a body sent without a head, because the body was broken from its first read on.
+/// Catches: bytes of a body sent without a head, because the body was broken from its start.
 #[test]
 fn a_body_that_is_broken_from_the_start_is_a_502() {
     for framed in ["text/event-stream", "application/json"] {

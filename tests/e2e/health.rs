@@ -1,5 +1,5 @@
-//! Active probes decide where traffic goes; when they say that nobody is well, somebody is asked all
-//! the same.
+//! Active probes decide where traffic goes; when they say that nobody is well, somebody is asked
+//! all the same.
 
 use crate::harness::{await_until, Backend, Config, Engine, Proxy, SOON};
 use crate::rig::{CHAT, CHATS};

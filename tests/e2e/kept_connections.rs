@@ -1,5 +1,6 @@
-//! Connections to engines are kept and used again, and no client ever notices: neither an error when
-//! an engine closed one, nor a byte that was meant for another client, nor a generation run twice.
+//! Connections to engines are kept and used again, and no client ever notices: neither an error
+//! when an engine closed one, nor a byte that was meant for another client,
+//! nor a generation run twice.
 
 use crate::harness::backend::Served;
 use crate::harness::message::Ended;

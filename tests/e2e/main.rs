@@ -10,17 +10,26 @@
     reason = "a test stops loudly"
 )]
 
-mod abort;
-mod bad_answers;
-mod engine_faults;
 mod harness;
-mod health;
-mod kept_connections;
-mod logs;
-mod metrics;
-mod pass_through;
 mod rig;
-mod scale;
+
+mod pass_through;
+mod forwarding;
+mod connections;
+mod kept_connections;
+mod refusals;
+mod backends;
+mod abort;
+mod engine_faults;
+mod bad_answers;
 mod slow_reader;
-mod stop;
+mod health;
 mod usage;
+mod metrics;
+mod logs;
+mod stop;
+mod workers;
+mod scale;
+mod cli;
+mod clients;
+mod limits;

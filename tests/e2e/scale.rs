@@ -35,8 +35,8 @@ fn assert_back_to(proxy: &Proxy, files: usize) {
     assert_eq!(proxy.metric("llmproxy_panics_total", &[]), 0.0);
 }
 
-/// Catches: streams that get each other's bytes, lose some or stall when there are many; descriptors
-/// that never come back.
+/// Catches: streams that get each other's bytes, lose some or stall when there are many;
+/// descriptors that never come back.
 #[test]
 fn two_thousand_streams_are_right_to_the_last_byte() {
     const STREAMS: &str = "2000";

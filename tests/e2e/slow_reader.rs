@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes that may be on their way to a client that stopped: the kernel's buffers of its socket and of
-/// the proxy's two, and the proxy's own of 16 KiB. Unbounded, the kernel takes 4 MiB and more.
+/// Bytes that may be on their way to a client that stopped: the kernel's buffers of its socket and
+/// of the proxy's two, and the proxy's own of 16 KiB. Unbounded, the kernel takes 4 MiB and more.
 const IN_FLIGHT_MAX: u64 = 1 << 20;
 /// Bytes of one event of the endless engine.
 const EVENT: usize = 8192;
@@ -142,8 +142,8 @@ fn a_client_that_stays_stopped_is_let_go() {
     assert_eq!(conn.rest().1, Ended::Cut);
 }
 
-/// Catches: a buffer held by each stream that waits for a token (16 KiB times ten thousand), or more
-/// than the one that holds the request by each that waits for its first byte.
+/// Catches: a buffer held by each stream that waits for a token (16 KiB times ten thousand), or
+/// more than the one that holds the request by each that waits for its first byte.
 #[test]
 fn streams_that_wait_hold_no_buffer() {
     let engine = Engine::start(&[]);

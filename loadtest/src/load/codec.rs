@@ -225,7 +225,7 @@ impl Answer {
     }
 
     /// The next CRLF line, without its end; None while it is incomplete.
-    #[allow(clippy::type_complexity)] // the line may be borrowed or gathered
+    #[allow(clippy::type_complexity, reason = "the line may be borrowed or gathered")]
     fn line<'a>(
         &mut self,
         bytes: &'a [u8],

@@ -177,6 +177,8 @@ impl Plan {
         let api = match self.path.as_str() {
             "/v1/completions" => Api::Completions,
             "/v1/embeddings" => Api::Embeddings,
+            "/v1/responses" => Api::Responses,
+            "/v1/messages" => Api::Messages,
             "/generate" | "/generate_stream" => Api::Generate,
             "/completion" => Api::Completion,
             "/api/chat" => Api::OllamaChat,
@@ -202,7 +204,7 @@ impl Plan {
         let prompt: String =
             "The quick brown fox jumps over it. ".chars().cycle().take(self.prompt_bytes).collect();
         let input = match self.path.as_str() {
-            "/v1/embeddings" => format!(r#""input":"{prompt}""#),
+            "/v1/embeddings" | "/v1/responses" => format!(r#""input":"{prompt}""#),
             "/generate" | "/generate_stream" => format!(r#""inputs":"{prompt}""#),
             "/v1/completions" | "/completion" | "/api/generate" => {
                 format!(r#""prompt":"{prompt}""#)

@@ -102,7 +102,8 @@ async fn thread(plan: Plan, thread: usize, progress: Arc<Progress>) -> io::Resul
     connect_all(&cx, begun, ramp).await;
     if measured_from > begun {
         sleep_until(measured_from.into()).await;
-        cx.measured_from.set(Instant::now()); // the timer was late; what began meanwhile is not measured
+        // The timer was late; what began meanwhile is not measured.
+        cx.measured_from.set(Instant::now());
         cx.stats.borrow_mut().reset_but_errors();
     }
     let counts = measure(&cx, cx.measured_from.get()).await;
@@ -196,6 +197,10 @@ fn show_progress(
             let begun = Instant::now();
             let mut before = 0;
             while !is_over.load(Relaxed) {
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "a picture for the eye needs no more"
+                )]
                 std::thread::sleep(Duration::from_millis(200));
                 let ok = progress.ok.load(Relaxed);
                 let (events, failed) =

@@ -1,5 +1,5 @@
 //! Scripts as HTTP messages: heads as each server writes them, chunk framing, and when each
-//! write is due (wire.md §1.4).
+//! write is due.
 
 use std::fmt::Write as _;
 
@@ -221,7 +221,8 @@ pub fn answer(ask: &Ask, knobs: &Knobs, closes: bool) -> Message {
     };
     let due = if early { Due::AtOnce } else { Due::Step(0) };
     message.push(head(style, kind, delimiter).as_bytes(), due, 0);
-    for piece in failing(ask, knobs, stream_pieces(ask)) {
+    let (pieces, is_cut) = failing(ask, knobs, stream_pieces(ask));
+    for piece in pieces {
         let due = Due::Step(piece.step);
         match delimited {
             true => message.push(&piece.bytes, due, piece.events),
@@ -231,18 +232,22 @@ pub fn answer(ask: &Ask, knobs: &Knobs, closes: bool) -> Message {
     if ask.dialect == Dialect::Ollama && !early {
         message.join_first(); // Go flushes the head with the first chunk
     }
-    message.finish_stream(ask.dialect, delimited, knobs.error == Some(ErrorAt::After));
+    message.finish_stream(ask.dialect, delimited, is_cut);
     message
 }
 
-/// Cuts the pieces where the generation is to fail, and adds the dialect's error.
-fn failing(ask: &Ask, knobs: &Knobs, mut pieces: Vec<Piece>) -> Vec<Piece> {
-    if knobs.error == Some(ErrorAt::InStream) {
-        pieces.truncate(knobs.error_after as usize);
-        let step = pieces.last().map_or(0, |piece| piece.step);
-        pieces.append(&mut in_stream(ask.dialect, ask.api, step));
+/// Ends the pieces where the generation is to fail, with the dialect's error; also gives whether
+/// the body is cut instead of ended.
+fn failing(ask: &Ask, knobs: &Knobs, mut pieces: Vec<Piece>) -> (Vec<Piece>, bool) {
+    if knobs.error != Some(ErrorAt::InStream) {
+        return (pieces, knobs.error == Some(ErrorAt::After));
     }
-    pieces
+    pieces.truncate(knobs.error_after as usize);
+    let step = pieces.last().map_or(0, |piece| piece.step);
+    let mut error = in_stream(ask.dialect, ask.api, step);
+    let is_cut = error.is_empty();
+    pieces.append(&mut error);
+    (pieces, is_cut)
 }
 
 fn extra_fields(ask: &Ask, knobs: &Knobs) -> String {
@@ -296,6 +301,16 @@ impl Message {
     fn join_first(&mut self) {
         if self.units.len() > 1 {
             self.units.remove(0);
+        }
+    }
+
+    /// Leaves only the head, as an answer to HEAD.
+    pub fn drop_body(&mut self) {
+        let end = memchr::memmem::find(&self.bytes, b"\r\n\r\n").map_or(0, |at| at + 4);
+        self.bytes.truncate(end);
+        self.units.truncate(1);
+        if let Some(unit) = self.units.first_mut() {
+            unit.end = end;
         }
     }
 

@@ -99,8 +99,11 @@ pub fn decide(worker: &Worker, received: &Received<'_>, is_last: bool) -> Reply 
         bad = broken(&knobs, &ask);
         generation(worker, ask, &knobs, closes, request.is_http10)
     } else {
-        let message = probe(worker, path, style)
+        let mut message = probe(worker, path, style)
             .unwrap_or_else(|| failure(worker, &Knobs::default(), 404, closes));
+        if request.method == "HEAD" {
+            message.drop_body();
+        }
         return Reply { knobs, ..Reply::at_once(message) };
     };
     Reply { message, knobs, delay, gap, comment, bad, is_control: false }
@@ -133,6 +136,9 @@ fn api_of(dialect: Dialect, path: &str) -> Option<Api> {
         ("/v1/chat/completions", _) => Api::Chat,
         ("/v1/completions", _) => Api::Completions,
         ("/v1/embeddings", _) => Api::Embeddings,
+        ("/v1/responses" | "/v1/messages", Dialect::Tgi) => return None,
+        ("/v1/responses", _) => Api::Responses,
+        ("/v1/messages", _) => Api::Messages,
         ("/generate", Dialect::Tgi | Dialect::Sglang) => Api::Generate,
         ("/generate_stream", Dialect::Tgi) => Api::Generate,
         ("/completion" | "/completions", Dialect::Llamacpp) => Api::Completion,

@@ -48,7 +48,7 @@ fn ending(ask: &Ask, last: u32) -> Vec<Piece> {
     let finish = event(last, &chunk(ask, &finish, &early_usage(ask, ask.usage.completion)));
     let total = event(last, &object(ask, chunk_name(ask), "[]", &tail));
     if ask.dialect == Dialect::Llamacpp {
-        // Both events leave in one chunk (wire.md's rule 5: one event is not one chunk).
+        // Both events leave in one chunk: one event is not one chunk.
         let bytes = [finish.bytes, total.bytes].concat();
         return vec![Piece { step: last, events: 2, bytes }];
     }

@@ -1,4 +1,4 @@
-//! How each engine says no: before the stream, and inside it (wire.md §3).
+//! How each engine says no: before the stream, and inside it.
 
 use super::{Api, Dialect, Piece};
 
@@ -32,9 +32,16 @@ pub fn error_body(dialect: Dialect, status: u16) -> (&'static str, String) {
     ("application/json", body)
 }
 
-/// The pieces that a failing generation sends inside a 200 stream, after `step`.
+/// The pieces that a failing generation sends inside a 200 stream, after `step`. None at all: the
+/// body is cut.
 pub fn in_stream(dialect: Dialect, api: Api, step: u32) -> Vec<Piece> {
     let (event, done) = match (dialect, api) {
+        // Wrapping the error can itself fail there: nothing comes, and the body is cut.
+        (_, Api::Responses) => return Vec::new(),
+        (_, Api::Messages) => (
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"internal_error\",\"message\":\"EngineCore encountered an issue.\"}}",
+            false,
+        ),
         // Python's json.dumps puts spaces here, though other chunks are compact.
         (Dialect::Vllm, _) => (
             r#"data: {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}}"#,
@@ -64,7 +71,7 @@ pub fn in_stream(dialect: Dialect, api: Api, step: u32) -> Vec<Piece> {
             false,
         ),
     };
-    let end = if event.starts_with("data") { "\n\n" } else { "\n" };
+    let end = if event.starts_with('{') { "\n" } else { "\n\n" };
     let mut pieces = vec![Piece { step, events: 1, bytes: format!("{event}{end}").into_bytes() }];
     if done {
         pieces.push(Piece { step, events: 1, bytes: b"data: [DONE]\n\n".to_vec() });

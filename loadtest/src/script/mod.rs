@@ -7,6 +7,7 @@ mod chat;
 mod envelope;
 /// Error bodies and in-stream errors of each dialect.
 pub mod errors;
+mod events;
 mod native;
 
 use std::str::FromStr;
@@ -50,6 +51,10 @@ pub enum Api {
     Completions,
     /// /v1/embeddings
     Embeddings,
+    /// /v1/responses
+    Responses,
+    /// /v1/messages
+    Messages,
     /// /generate and /generate_stream of TGI, /generate of SGLang
     Generate,
     /// /completion of llama.cpp
@@ -149,6 +154,7 @@ pub fn stream_pieces(ask: &Ask) -> Vec<Piece> {
     match ask.api {
         Api::Chat | Api::Completions => chat::stream(ask),
         Api::Embeddings => vec![Piece { step: 0, events: 1, bytes: answer_body(ask) }],
+        Api::Responses | Api::Messages => events::stream(ask),
         _ => native::stream(ask),
     }
 }
@@ -163,6 +169,7 @@ pub fn answer_body(ask: &Ask) -> Vec<u8> {
     match ask.api {
         Api::Chat | Api::Completions => chat::whole(ask),
         Api::Embeddings => chat::embeddings(ask),
+        Api::Responses | Api::Messages => events::whole(ask),
         _ => native::whole(ask),
     }
     .into_bytes()

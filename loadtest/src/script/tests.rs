@@ -123,6 +123,8 @@ fn every_event_and_every_body_is_json() {
             Api::Chat,
             Api::Completions,
             Api::Embeddings,
+            Api::Responses,
+            Api::Messages,
             Api::Generate,
             Api::Completion,
             Api::OllamaChat,
@@ -149,7 +151,8 @@ fn assert_json(ask: &Ask) {
     };
     parse(std::str::from_utf8(&answer_body(ask)).expect("UTF-8"));
     let stream = String::from_utf8(expected_stream(ask)).expect("UTF-8");
-    for line in stream.lines().filter(|line| !line.is_empty()) {
+    let is_data = |line: &&str| !line.is_empty() && !line.starts_with("event: ");
+    for line in stream.lines().filter(is_data) {
         let data = line.strip_prefix("data: ").unwrap_or(line);
         if data != "[DONE]" {
             parse(data);
@@ -176,6 +179,10 @@ fn sizes_and_seeds_do_what_they_say() {
     for dialect in DIALECTS {
         let whole = Ask { answer_bytes: 5000, stream: false, ..ask(dialect, Api::Chat) };
         assert_eq!(answer_body(&whole).len(), 5000);
+        for api in [Api::Completions, Api::Responses, Api::Messages, Api::Generate] {
+            let whole = Ask { api, ..whole.clone() };
+            assert_eq!(answer_body(&whole).len(), 5000, "{dialect:?} {api:?}");
+        }
         let vector = Ask { answer_bytes: 100_000, ..ask(dialect, Api::Embeddings) };
         assert!((99_980..=100_000).contains(&answer_body(&vector).len()));
     }
@@ -201,6 +208,45 @@ fn native_streams_end_as_their_engines_do() {
     let none = Usage { prompt: 0, completion: 3, cached: None };
     let ask = Ask { usage: none, ..ask(Dialect::Ollama, Api::OllamaChat) };
     assert!(!String::from_utf8_lossy(&expected_stream(&ask)).contains("prompt_eval_count"));
+}
+
+#[test]
+fn responses_report_usage_in_the_last_event_only() {
+    let ask = ask(Dialect::Vllm, Api::Responses);
+    let all = events(&ask);
+    assert!(
+        all[0].starts_with("event: response.created\ndata: ") && all[0].contains("\"usage\":null")
+    );
+    let last = all.last().expect("events");
+    assert!(last.starts_with("event: response.completed\n"), "{last}");
+    assert!(last.contains(
+        "\"usage\":{\"input_tokens\":12,\"input_tokens_details\":{\"cached_tokens\":0},\"output_tokens\":3,\"output_tokens_details\":{\"reasoning_tokens\":0},\"total_tokens\":15}"
+    ));
+    assert_eq!(all.iter().filter(|event| event.contains("\"input_tokens\"")).count(), 1);
+}
+
+#[test]
+fn messages_split_their_usage_over_two_events() {
+    let usages = |dialect, cached| {
+        let ask = ask(dialect, Api::Messages);
+        let ask = Ask { usage: Usage { cached, ..ask.usage }, ..ask };
+        let all = events(&ask);
+        assert!(all.last().expect("events").starts_with("event: message_stop\n"));
+        let usage = |event: &str| {
+            let (_, rest) = event.split_once("\"usage\":").expect("a usage");
+            rest.split_inclusive('}').next().expect("an object").to_string()
+        };
+        (usage(&all[0]), usage(&all[all.len() - 2]))
+    };
+    let (start, end) = usages(Dialect::Vllm, Some(8));
+    assert_eq!(start, r#"{"input_tokens":4,"output_tokens":0,"cache_read_input_tokens":8}"#);
+    assert_eq!(end, r#"{"input_tokens":4,"output_tokens":3,"cache_read_input_tokens":8}"#);
+    let (start, end) = usages(Dialect::Llamacpp, None);
+    assert_eq!(start, r#"{"input_tokens":12,"output_tokens":0}"#);
+    assert_eq!(end, r#"{"output_tokens":3}"#);
+    let (start, end) = usages(Dialect::Ollama, None);
+    assert_eq!(start, r#"{"input_tokens":6,"output_tokens":0}"#, "an estimate");
+    assert_eq!(end, r#"{"input_tokens":12,"output_tokens":3}"#);
 }
 
 #[test]

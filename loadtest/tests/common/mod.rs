@@ -1,7 +1,7 @@
 //! Set-up shared by the end-to-end tests: an engine of its own for each test, and a client of
 //! plain sockets.
 
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

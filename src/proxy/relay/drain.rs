@@ -2,6 +2,7 @@
 //! and thrown away after its client has left.
 
 use super::framing::{Inbound, Slices};
+use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::tls::Link;
 use std::io;
@@ -11,7 +12,7 @@ use std::time::Duration;
 /// `idle` bounds each wait.
 pub async fn drain(link: &mut Link, mut inbound: Inbound, idle: Duration) -> bool {
     loop {
-        match monoio::time::timeout(idle, link.readable()).await {
+        match rt::timeout(idle, link.readable()).await {
             Ok(Ok(())) => {}
             _ => return false,
         }

@@ -31,9 +31,10 @@ pub struct Slices {
 impl Slices {
     /// The body data, in order; `input` is what was decoded.
     pub fn of<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.ranges.iter().take(self.count as usize).map(|(start, end)| {
-            input.get(*start as usize..*end as usize).unwrap_or_default()
-        })
+        self.ranges
+            .iter()
+            .take(self.count as usize)
+            .map(|(start, end)| input.get(*start as usize..*end as usize).unwrap_or_default())
     }
 
     /// Bytes of body data.
@@ -135,9 +136,10 @@ fn decode_chunks(
 /// How the body goes out: as it came where the client can read that.
 pub fn outbound(response: &ResponseHead, client: Version) -> OutFraming {
     match (response.framing, response.content_length, client) {
-        // The answer to a HEAD says how long the body would have been (RFC 9110 section 8.6).
-        (ResponseFraming::None, Some(n), _) => OutFraming::Length(n),
-        (ResponseFraming::None, None, _) => OutFraming::None,
+        // The answer to a HEAD, and a 304, say how long the body would have been; a 204 has none
+        // to speak of (RFC 9110 section 8.6).
+        (ResponseFraming::None, Some(n), _) if response.status != 204 => OutFraming::Length(n),
+        (ResponseFraming::None, _, _) => OutFraming::None,
         (ResponseFraming::Length(n), _, _) => OutFraming::Length(n),
         // RFC 9112 section 6.1: never chunks to an HTTP/1.0 client.
         (_, _, Version::Http10) => OutFraming::UntilClose,

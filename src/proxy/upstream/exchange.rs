@@ -56,9 +56,7 @@ pub async fn exchange(
     // No buffer is held through the prefill, which may take minutes.
     let mut bytes = None;
     match read_head(&wait, request, &mut lease, &mut bytes).await {
-        Ok(head_len) => {
-            Ok(Exchange { lease, bytes, head_len })
-        }
+        Ok(head_len) => Ok(Exchange { lease, bytes, head_len }),
         Err(Fault::BackendClosed)
             if lease.is_reused() && bytes.is_none() && started.elapsed() <= REUSE_RACE_MAX =>
         {

@@ -1,9 +1,13 @@
 //! Destinations of records. Each makes one try when asked; repeating is `deliver`'s business.
+//!
+//! *Takes:* a record and a time limit. *Gives:* whether the destination has it. *Runs on:* the
+//! thread of that reporter. *May:* block. *Never:* repeats a try, runs on a worker.
 
 pub mod webhook;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
+use std::io;
 use std::time::Duration;
 use webhook::Webhook;
 
@@ -26,9 +30,15 @@ pub enum Tried {
 
 impl Reporter {
     /// Makes the destination ready.
-    pub fn new(plan: &plan::Reporter) -> Self {
+    ///
+    /// # Errors
+    /// The kind is not built yet. Such a plan is refused before it gets here.
+    pub fn new(plan: &plan::Reporter) -> io::Result<Self> {
         match &plan.kind {
-            ReporterKind::Webhook(webhook) => Reporter::Webhook(Webhook::new(webhook.clone())),
+            ReporterKind::Webhook(webhook) => Ok(Reporter::Webhook(Webhook::new(webhook.clone()))),
+            ReporterKind::Database(_) | ReporterKind::Builtin { .. } => {
+                Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name)))
+            }
         }
     }
 

@@ -4,18 +4,26 @@ use super::Tried;
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
 use crate::config::plan;
 use crate::usage::record::UsageRecord;
-use std::time::Duration;
-use ureq::http::Request;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use ureq::config::Config;
+use ureq::http::{Request, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Error};
 
 /// Receivers close idle connections, uvicorn after 5 s; a pooled one must be younger.
 const IDLE_MAX: Duration = Duration::from_secs(3);
 
+/// Addresses of the webhook are asked for again after so long, and after a failure.
+const ADDRESSES_AGE_MAX: Duration = Duration::from_secs(30);
+
 /// A webhook and its connections.
 pub struct Webhook {
     plan: plan::Webhook,
     agent: Agent,
+    names: Names,
 }
 
 impl Webhook {
@@ -30,7 +38,9 @@ impl Webhook {
             .max_idle_age(IDLE_MAX)
             .tls_config(TlsConfig::builder().root_certs(roots()).build())
             .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")));
-        Webhook { plan, agent: config.build().new_agent() }
+        let names = Names::default();
+        let agent = Agent::with_parts(config.build(), DefaultConnector::new(), names.clone());
+        Webhook { plan, agent, names }
     }
 
     /// Scheme, host and port of the URL: the rest may hold a token.
@@ -74,7 +84,45 @@ impl Webhook {
                 let _ = rest.read_to_vec();
                 judge(answer.status().as_u16())
             }
-            Err(error) => Tried::Again(cause(&error)),
+            Err(error) => {
+                self.names.forget();
+                Tried::Again(cause(&error))
+            }
+        }
+    }
+}
+
+/// Remembers the addresses of the one host that a webhook has. The library looks names up for
+/// each request, and with a time limit it starts a thread for each look-up.
+#[derive(Debug, Clone, Default)]
+struct Names {
+    known: Arc<Mutex<Option<(Instant, ResolvedSocketAddrs)>>>,
+    system: Arc<DefaultResolver>,
+}
+
+impl Names {
+    fn forget(&self) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((since, addresses)) if since.elapsed() < ADDRESSES_AGE_MAX => {
+                Ok(addresses.clone())
+            }
+            _ => {
+                let addresses = self.system.resolve(uri, config, timeout)?;
+                *known = Some((Instant::now(), addresses.clone()));
+                Ok(addresses)
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 //! cannot do.
 
 use super::message::{Ended, Head, Reader};
-use super::stream::Stream;
+use super::stream::{Stream, TlsStream};
+use rustls::{ServerConfig, ServerConnection};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,6 +37,21 @@ struct Shared {
 impl Backend {
     /// Starts one. The script runs once for each connection; when it returns, that one closes.
     pub fn start(script: impl Fn(&mut Served) + Send + Sync + 'static) -> Backend {
+        Backend::listen(None, script)
+    }
+
+    /// The same over TLS. A connection whose handshake fails is closed when the script reads.
+    pub fn start_tls(
+        config: Arc<ServerConfig>,
+        script: impl Fn(&mut Served) + Send + Sync + 'static,
+    ) -> Backend {
+        Backend::listen(Some(config), script)
+    }
+
+    fn listen(
+        tls: Option<Arc<ServerConfig>>,
+        script: impl Fn(&mut Served) + Send + Sync + 'static,
+    ) -> Backend {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
@@ -48,7 +64,11 @@ impl Backend {
                 }
                 let number = inner.connections.fetch_add(1, Ordering::Relaxed);
                 let (script, inner) = (Arc::clone(&script), Arc::clone(&inner));
-                std::thread::spawn(move || script(&mut Served::new(stream, number, inner)));
+                let tls = tls.clone();
+                std::thread::spawn(move || {
+                    stream.set_nodelay(true).unwrap();
+                    script(&mut Served::new(dress(stream, tls), number, inner));
+                });
             }
         });
         Backend { address, shared }
@@ -74,6 +94,11 @@ impl Backend {
         format!("http://{}", self.address)
     }
 
+    /// The same by another name, and with another scheme.
+    pub fn url_as(&self, scheme: &str, host: &str) -> String {
+        format!("{scheme}://{host}:{}", self.address.port())
+    }
+
     /// Connections that were accepted.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
@@ -82,6 +107,16 @@ impl Backend {
     /// Requests that were read, in the order of their ends.
     pub fn requests(&self) -> Vec<Received> {
         self.shared.lock().clone()
+    }
+}
+
+fn dress(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Stream {
+    match tls {
+        None => Stream::Tcp(stream),
+        Some(config) => {
+            let session = ServerConnection::new(config).unwrap();
+            Stream::Tls(Box::new(TlsStream::new(session, stream)))
+        }
     }
 }
 
@@ -109,10 +144,9 @@ pub struct Served {
 }
 
 impl Served {
-    fn new(stream: TcpStream, number: usize, shared: Arc<Shared>) -> Served {
-        stream.set_nodelay(true).unwrap();
+    fn new(stream: Stream, number: usize, shared: Arc<Shared>) -> Served {
         let reader = Reader::new(Duration::from_secs(30));
-        Served { number, stream: Stream::Tcp(stream), reader, shared }
+        Served { number, stream, reader, shared }
     }
 
     /// Reads a request and notes it; `None` when the peer closed instead.

@@ -189,6 +189,19 @@ impl Conn {
         }
     }
 
+    /// Asserts that the other side ends the connection soon, by an end and not by a reset, which
+    /// can destroy what was not read yet.
+    pub fn assert_ends(&mut self) {
+        assert_eq!(self.reader.pending(), b"", "bytes that nobody asked for");
+        let got = self.stream.read_within(&mut [0; 64], SOON);
+        assert!(matches!(got, Ok(0)), "{got:?}");
+    }
+
+    /// Waits for bytes of an answer; true when some are there (they stay), or the end is.
+    pub fn arrives_within(&mut self, limit: Duration) -> bool {
+        self.reader.poll(&mut self.stream, limit)
+    }
+
     /// Asserts that the other side closes soon.
     pub fn assert_closes(&mut self) {
         self.assert_closes_within(SOON);

@@ -64,6 +64,8 @@ impl Config {
         if !self.server.iter().any(|line| line.starts_with("workers:")) {
             text.push_str("  workers: 1\n");
         }
+        // Proxies of tests that run beside each other would all be pinned to the same CPU.
+        text.push_str("  cpu_affinity: \"off\"\n");
         self.server.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
         if !self.sections.iter().any(|section| section.starts_with("log:")) {
             text.push_str("log: {level: debug, format: json, output: stdout}\n");

@@ -128,6 +128,18 @@ impl Reader {
         }
     }
 
+    /// Reads once, if something comes within `limit`; false when nothing did.
+    pub fn poll(&mut self, stream: &mut Stream, limit: Duration) -> bool {
+        let mut buffer = vec![0; 64 * 1024];
+        match stream.read_within(&mut buffer, limit) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
+            got => {
+                self.pending.extend_from_slice(&buffer[..got.unwrap_or(0)]);
+                true
+            }
+        }
+    }
+
     fn shown(&self) -> String {
         String::from_utf8_lossy(&self.pending[..self.pending.len().min(300)]).into_owned()
     }

@@ -2,7 +2,7 @@
 //! a raw backend that share no parser with the product, a webhook receiver, and waiting for a
 //! condition instead of for a time.
 
-#![allow(dead_code, reason = "a tool may wait here for the test that needs it")]
+#![allow(dead_code, unused_imports, reason = "a tool may wait here for the test that needs it")]
 
 pub mod backend;
 pub mod client;
@@ -14,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod scratch;
 pub mod stream;
+pub mod tls;
 pub mod webhook;
 
 pub use backend::Backend;

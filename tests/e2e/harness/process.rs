@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// No process of a test runs longer than this, whatever the test forgets.
 const LIFETIME: Duration = Duration::from_secs(180);
 
+/// Set in the environment, it makes all processes use epoll instead of io_uring.
+pub const LEGACY_DRIVER: &str = "MONOIO_FORCE_LEGACY_DRIVER";
+
 /// A program of this workspace, by its name.
 pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_llmproxy")).with_file_name(name);

@@ -1,5 +1,6 @@
-//! A connection over TCP or a Unix socket, blocking, with a deadline on every read.
+//! A connection over TCP, a Unix socket or TLS, blocking, with a deadline on every read.
 
+use rustls::{ServerConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -27,12 +28,17 @@ impl From<&Path> for Place {
     }
 }
 
-/// Either kind of stream.
+/// The server's side of a TLS connection.
+pub type TlsStream = StreamOwned<ServerConnection, TcpStream>;
+
+/// Any kind of stream.
 pub enum Stream {
     /// TCP
     Tcp(TcpStream),
     /// Unix
     Unix(UnixStream),
+    /// TLS
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
@@ -57,6 +63,7 @@ impl Stream {
             let got = match self {
                 Stream::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
                 Stream::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
+                Stream::Tls(s) => s.sock.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
             };
             match got {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -73,6 +80,7 @@ impl Stream {
         match self {
             Stream::Tcp(s) => s.write_all(bytes),
             Stream::Unix(s) => s.write_all(bytes),
+            Stream::Tls(s) => s.write_all(bytes).and_then(|()| s.flush()),
         }
     }
 
@@ -81,6 +89,7 @@ impl Stream {
         let _ = match self {
             Stream::Tcp(s) => s.shutdown(how),
             Stream::Unix(s) => s.shutdown(how),
+            Stream::Tls(s) => s.sock.shutdown(how),
         };
     }
 
@@ -88,6 +97,7 @@ impl Stream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Stream::Tcp(stream) => stream,
+            Stream::Tls(stream) => &stream.sock,
             Stream::Unix(_) => panic!("not a TCP stream"),
         }
     }

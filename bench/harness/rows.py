@@ -1,0 +1,288 @@
+"""The rows P1-P12. Rows that need the same traffic share its runs: a *contest* lets its entries
+run in turn, A B C A B C ..., and each round gives one ratio, so that whatever slows the machine
+slows both sides of it."""
+
+import statistics
+import time
+
+import machine
+from contestants import Direct, Floor, HAProxy, LLMProxy, Nginx
+from process import Failure, connect
+from verdict import Finding
+
+# A proxy whose core was idle for longer was waiting for the load.
+SATURATED = 0.95
+# Share of the events that must have arrived by themselves where the cost of an event is measured.
+APART = 0.8
+
+SHORT = ["--answer-bytes", "600"]
+# As engines write them: each event by itself.
+STREAM = ["--stream", "--mock", "split=exact"]
+# With role, finish and [DONE], 100 events. The gap keeps them apart: an engine that is never idle
+# writes faster than a proxy is woken, and then many events cost one read and one write.
+BURST = [*STREAM, "--tokens", "97"]
+EVENTS = [*BURST, "--gap-ms", "5", "--connections", "320"]
+MIB = 1 << 20
+LARGE = ["--path", "/v1/embeddings", "--answer-bytes", str(MIB), "--connections", "16"]
+SINGLE = ["--answer-bytes", "600", "--prompt-bytes", "950", "--connections", "1"]
+PROMPTS = ["--answer-bytes", "600", "--prompt-bytes", "204800", "--connections", "8"]
+
+
+class Contest:
+    """Entries (name, contestant, flags of loadgen), run in turn."""
+
+    def __init__(self, stage, effort, entries, seconds=None):
+        self.rounds = [{} for _ in range(effort.rounds)]
+        for round_ in self.rounds:
+            for name, contestant, flags in entries:
+                sample = stage.measure(contestant, flags, seconds or effort.seconds)
+                round_[name] = sample
+        samples = [sample for round_ in self.rounds for sample in round_.values()]
+        cores = machine.description()["cores"]
+        shares = [sample.foreign / (sample.seconds * cores) for sample in samples]
+        self.foreign = statistics.median(shares)
+
+    def ratios(self, figure, one, other):
+        return [figure(round_[one]) / figure(round_[other]) for round_ in self.rounds]
+
+    def median(self, figure, name):
+        return statistics.median(figure(round_[name]) for round_ in self.rounds)
+
+    def unsaturated(self, *names):
+        """Doubts where requests/s was not the proxy's own limit: the load's core was."""
+        idle = [name for name in names if self.median(lambda s: s.busy, name) < SATURATED]
+        return [f"the load was the limit of {' and '.join(idle)}"] if idle else []
+
+    def merged(self, *names):
+        """Doubts where events came together although they were written apart."""
+        apart = min(self.median(lambda s: s.load["gap_us"]["count"] / s.load["events"], name)
+                    for name in names)
+        return [f"only {100 * apart:.0f} % of the events came apart"] if apart < APART else []
+
+    def names(self):
+        return list(self.rounds[0])
+
+    def figures(self):
+        """Medians for the JSON and the charts."""
+        def of(name):
+            figures = {"requests_per_second": lambda s: s.rps,
+                       "events_per_second": lambda s: s.load["events_per_second"],
+                       "cpu_us_per_request": lambda s: s.cpu_per_request,
+                       "cpu_us_per_event":
+                           lambda s: s.cpu_per_event if s.load["events"] else None,
+                       "core_busy": lambda s: s.busy,
+                       "p50_us": lambda s: s.load["total_us"]["p50"],
+                       "p99_us": lambda s: s.load["total_us"]["p99"]}
+            return {key: self.median(figure, name) for key, figure in figures.items()
+                    if figure(self.rounds[0][name]) is not None}
+        return {name: of(name) for name in self.names()}
+
+
+def short_answers(stage, effort, report):
+    """P1, P2, P9."""
+    contest = Contest(stage, effort, [
+        ("LLMProxy", LLMProxy(), SHORT), ("nginx", Nginx(), SHORT),
+        ("HAProxy", HAProxy(), SHORT), ("floor", Floor(), SHORT),
+        ("LLMProxy, metering off", LLMProxy(metering=False), SHORT)])
+    report.contest("short_answers", contest)
+    rps = lambda sample: sample.rps
+    for peer, target in (("nginx", 1.35), ("HAProxy", 1.2)):
+        report.ratio("P1", f"600 B answers, requests/s against {peer}", contest,
+                     contest.ratios(rps, "LLMProxy", peer), target,
+                     contest.unsaturated("LLMProxy", peer))
+        report.ratio("P1", f"the same, requests per CPU second against {peer}", contest,
+                     contest.ratios(lambda s: 1 / s.cpu_per_request, "LLMProxy", peer), target)
+    report.ratio("P2", "the same, CPU per request against the floor", contest,
+                 contest.ratios(lambda s: s.cpu_per_request, "LLMProxy", "floor"), 1.35,
+                 at_most=True)
+    report.ratio("P9", "the same, requests/s with metering against without", contest,
+                 contest.ratios(rps, "LLMProxy", "LLMProxy, metering off"), 0.93,
+                 contest.unsaturated("LLMProxy", "LLMProxy, metering off"))
+    report.ratio("P9", "the same, requests per CPU second", contest,
+                 contest.ratios(lambda s: 1 / s.cpu_per_request, "LLMProxy",
+                                "LLMProxy, metering off"), 0.93)
+
+
+def streams(stage, effort, report):
+    """P3, P4."""
+    contest = Contest(stage, effort, [
+        ("LLMProxy", LLMProxy(), EVENTS), ("nginx", Nginx(), EVENTS),
+        ("HAProxy", HAProxy(), EVENTS), ("floor", Floor(), EVENTS),
+        ("LLMProxy, Unix socket", LLMProxy(unix=True), EVENTS),
+        ("LLMProxy, at once", LLMProxy(), BURST), ("nginx, at once", Nginx(), BURST)])
+    report.contest("streams", contest)
+    cost = lambda sample: sample.cpu_per_event
+    for peer, target in (("nginx", 1.0), ("floor", 1.05)):
+        report.ratio("P3", f"streams of 100 events, CPU per event against {peer}", contest,
+                     contest.ratios(cost, "LLMProxy", peer), target,
+                     contest.merged("LLMProxy", peer), at_most=True)
+    report.ratio("P3", "the same, all events written at once, against nginx", contest,
+                 contest.ratios(cost, "LLMProxy, at once", "nginx, at once"), 1.0, at_most=True)
+    report.ratio("P4", "the same from a Unix socket, against nginx over TCP", contest,
+                 contest.ratios(cost, "LLMProxy, Unix socket", "nginx"), 0.85,
+                 contest.merged("LLMProxy, Unix socket", "nginx"), at_most=True)
+
+
+def first_token(stage, effort, report):
+    """P5. An open loop: streams start on a schedule, and each is timed from the moment at which
+    it was meant to start, so a proxy that stalls is charged for those it kept waiting."""
+    tokens, gap_ms = 10, 200
+    rate = effort.live_ttft * 1000 // (tokens * gap_ms)
+    flags = [*STREAM, "--tokens", str(tokens), "--gap-ms", str(gap_ms), "--rate", str(rate),
+             "--connections", str(effort.live_ttft * 3 // 2), "--ramp", "0",
+             "--warmup", str(tokens * gap_ms / 1000)]
+    entries = [(str(c), c, flags) for c in (Direct(), LLMProxy(), Nginx(), HAProxy())]
+    contest = Contest(stage, effort, entries, max(effort.seconds, 2 if effort.verdicts else 0.3))
+    report.contest("first_token", contest)
+    report.first_token({name: [round_[name].load["ttft_us"] for round_ in contest.rounds]
+                        for name in contest.names()})
+    for quantile, target_ms in (("p50", 0.2), ("p99", 1.0)):
+        added = [(round_["LLMProxy"].load["ttft_us"][quantile]
+                  - round_["direct"].load["ttft_us"][quantile]) / 1000
+                 for round_ in contest.rounds]
+        report.add(Finding("P5", f"{effort.live_ttft} paced streams, added TTFT {quantile}",
+                           added, True, target_ms, "ms", contest.foreign))
+
+
+def memory(stage, effort, report):
+    """P6. Resident memory while all streams are live; the engine counts them."""
+    most = min(effort.live_max, (stage.files - 100) // 2)
+    steps = sorted({most // 10, most // 4, most // 2, most}) if effort.verdicts else [most]
+    contestants = [LLMProxy(), Nginx(), HAProxy()]
+    found = {str(c): {} for c in contestants}
+    for live in steps:
+        # The last step is the row; the others are for the chart.
+        for _ in range(effort.memory_rounds if live == most else 1):
+            for contestant in contestants:
+                bytes_ = resident(stage, contestant, live)
+                found[str(contestant)].setdefault(live, []).append(bytes_ / 1e6)
+    report.memory(found)
+    ours = found["LLMProxy"][most]
+    remarks = []
+    if most < effort.live_max:
+        remarks.append(f"the limit of open files allows {most} streams")
+    report.add(Finding("P6", f"resident memory with {most} live streams", ours, True, 40, "MB",
+                       remarks=remarks))
+    for peer, target in (("nginx", 0.25), ("HAProxy", 1.0)):
+        ratios = [a / b for a, b in zip(ours, found[peer][most])]
+        report.add(Finding("P6", f"the same against {peer}", ratios, True, target, "x"))
+
+
+def resident(stage, contestant, live):
+    """Bytes that a fresh process holds with so many streams running through it."""
+    process, address = contestant.start(stage)
+    flags = [*STREAM, "--tokens", "1000000", "--gap-ms", "500", "--drain", "0",
+             "--connections", str(live)]
+    load = stage.background_load(address, flags)
+    try:
+        load.until(f"does not get {live} streams through {contestant}",
+                   lambda: stage.connections_open() >= live)
+        time.sleep(1.2)  # every stream has had two events
+        samples = []
+        for _ in range(5):
+            samples.append(machine.rss_bytes(process.pid))
+            time.sleep(0.1)
+        if stage.connections_open() < live:
+            raise Failure(f"{contestant} lost some of {live} streams")
+        return statistics.median(samples)
+    finally:
+        load.__exit__()
+        process.__exit__()
+        # The next one must not count these.
+        stage.running["engine"].until("keeps connections", lambda: stage.connections_open() == 0)
+
+
+def large_answers(stage, effort, report):
+    """P7."""
+    contest = Contest(stage, effort, [
+        ("LLMProxy", LLMProxy(), LARGE), ("nginx", Nginx("64k"), LARGE),
+        ("HAProxy", HAProxy(65536), LARGE)])
+    report.contest("large_answers", contest)
+    for peer in ("nginx", "HAProxy"):
+        ratios = contest.ratios(lambda s: s.bytes_per_cpu_second, "LLMProxy", peer)
+        report.ratio("P7", f"1 MiB answers, bytes per CPU second against {peer}", contest,
+                     ratios, 1.0)
+
+
+def start(stage, effort, report):
+    """P8. From the moment the process is made to the end of the first answer."""
+    seconds = []
+    for _ in range(max(effort.rounds, 3)):
+        begin = time.monotonic()
+        process, address = LLMProxy().launch(stage)
+        try:
+            first_answer(process, address)
+            seconds.append(1000 * (time.monotonic() - begin))
+        finally:
+            process.__exit__()
+    report.add(Finding("P8", "start to first answered request", seconds, True, 100, "ms"))
+
+
+def first_answer(process, address):
+    body = b'{"model":"m","messages":[]}'
+    request = (b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n"
+               b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)) + body
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            with connect(address) as connection:
+                connection.sendall(request)
+                if connection.makefile("rb").read().startswith(b"HTTP/1.1 200"):
+                    return
+        except OSError:
+            time.sleep(0.0005)
+    process.fail("does not answer")
+
+
+def single(stage, effort, report):
+    """P10."""
+    entries = [(str(c), c, SINGLE) for c in (Direct(), LLMProxy(), Nginx(), HAProxy())]
+    contest = Contest(stage, effort, entries)
+    report.contest("single", contest)
+
+    def added(round_, name):
+        # A proxy that adds nothing measurable would make the ratio meaningless.
+        p50 = {key: round_[key].load["total_us"]["p50"] for key in (name, "direct")}
+        return max(p50[name] - p50["direct"], 1)
+
+    ratios = [added(r, "LLMProxy") / added(r, "nginx") for r in contest.rounds]
+    report.ratio("P10", "one connection, 1 KB: added p50 against nginx's", contest, ratios, 1.0,
+                 at_most=True)
+
+
+def prompts(stage, effort, report):
+    """P11."""
+    contest = Contest(stage, effort, [
+        ("LLMProxy", LLMProxy(), PROMPTS), ("nginx", Nginx(), PROMPTS),
+        ("HAProxy", HAProxy(), PROMPTS)])
+    report.contest("prompts", contest)
+    for peer, target in (("HAProxy", 1.0), ("nginx", 1.6)):
+        report.ratio("P11", f"200 KB prompts, requests/s against {peer}", contest,
+                     contest.ratios(lambda s: s.rps, "LLMProxy", peer), target,
+                     contest.unsaturated("LLMProxy", peer))
+        report.ratio("P11", f"the same, requests per CPU second against {peer}", contest,
+                     contest.ratios(lambda s: 1 / s.cpu_per_request, "LLMProxy", peer), target)
+
+
+def idle_connections(stage, effort, report):
+    """P12."""
+    spread = [*SHORT, "--connections", str(effort.spread), "--active", "64"]
+    contest = Contest(stage, effort, [
+        ("64 connections", LLMProxy(), SHORT), ("spread", LLMProxy(), spread)])
+    report.contest("idle_connections", contest)
+    report.ratio("P12", f"64 active of {effort.spread} connections, requests/s against P1's",
+                 contest, contest.ratios(lambda s: s.rps, "spread", "64 connections"), 0.9,
+                 contest.unsaturated("spread", "64 connections"))
+
+
+CONTESTS = [
+    (short_answers, {"P1", "P2", "P9"}),
+    (streams, {"P3", "P4"}),
+    (first_token, {"P5"}),
+    (memory, {"P6"}),
+    (large_answers, {"P7"}),
+    (start, {"P8"}),
+    (single, {"P10"}),
+    (prompts, {"P11"}),
+    (idle_connections, {"P12"}),
+]

@@ -1,0 +1,170 @@
+"""What all measurements share: the engine, the receiver of records, folders, and one loaded run."""
+
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+
+import machine
+from contestants import PEER_FILES
+from process import Failure, Process, get
+
+# How long the receiver of usage records takes for each: it must not use up the core of the load.
+RECEIVER_MS = 5
+
+
+@dataclass
+class Sample:
+    """One loaded run of one contestant."""
+
+    contestant: str
+    load: dict
+    """What loadgen printed."""
+    cpu: float
+    """Seconds of CPU of the proxy."""
+    seconds: float
+    """Wall time of the whole run."""
+    foreign: float
+    """Seconds of CPU that others used on this machine meanwhile."""
+
+    @property
+    def rps(self):
+        return self.load["rps"]
+
+    @property
+    def cpu_per_request(self):
+        return 1e6 * self.cpu / self.load["requests"]
+
+    @property
+    def cpu_per_event(self):
+        return 1e6 * self.cpu / self.load["events"]
+
+    @property
+    def bytes_per_cpu_second(self):
+        return self.load["bytes"] / self.cpu
+
+    @property
+    def busy(self):
+        """Share of one core, while requests were begun."""
+        return self.cpu / self.load["seconds"]
+
+
+class Stage:
+    """Use as a context: at its end the engine and the files are gone."""
+
+    def __init__(self, binaries, peers, warm_up):
+        self.binaries = binaries
+        self.warm_up = warm_up  # seconds before each run
+        self.peers = peers
+        self.proxy_cores, self.load_cores = machine.cores()
+        self.all_cores = f"{self.proxy_cores},{self.load_cores}"
+        self.files = machine.raise_file_limit()
+        self.running = {}
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="bench-")
+        self.work = self.folder.name
+        os.chmod(self.work, 0o755)  # nginx's worker is another user
+        return self
+
+    def __exit__(self, *_):
+        for process in self.running.values():
+            process.__exit__()
+        self.folder.cleanup()
+
+    def binary(self, name):
+        return os.path.join(self.binaries, name)
+
+    def config(self, name, **values):
+        """Fills in a file of bench/peers; gives the path of the result."""
+        with open(os.path.join(PEER_FILES, name)) as file:
+            text = file.read()
+        for key, value in {"WORK": self.work, **values}.items():
+            text = text.replace(f"@{key}@", str(value))
+        path = os.path.join(self.work, f"{time.monotonic_ns()}-{name}")
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def engine(self):
+        """Address of the engine, on all loopback addresses."""
+        return "127.0.0.1:" + self.mock("engine", "0.0.0.0:0").rsplit(":", 1)[1]
+
+    def engine_unix(self):
+        return self.mock("engine-unix", f"unix:{self.work}/engine.sock")
+
+    def receiver(self):
+        """Address of the receiver of usage records."""
+        return self.mock("receiver", "127.0.0.1:0", "--ttft-ms", str(RECEIVER_MS))
+
+    def mock(self, name, listen, *flags):
+        """Starts a mock engine the first time it is asked for."""
+        if name not in self.running:
+            command = [self.binary("mock-engine"), "--listen", listen, "--log", "0",
+                       "--split", "merged", "--idle-close-ms", "0", *flags]
+            self.running[name] = Process(name, command, self.load_cores, self.work)
+        return self.running[name].announced()
+
+    def load(self, address, flags, seconds):
+        """Runs the load generator to its end; gives what it counted."""
+        command = ["taskset", "-c", self.load_cores, self.binary("loadgen"), "--json", "-",
+                   "--target", f"http://{address}", "--duration", str(seconds), *flags]
+        ran = subprocess.run(command, capture_output=True, text=True,
+                             timeout=120 + 10 * seconds)
+        if ran.returncode != 0:
+            raise Failure(f"{' '.join(command[3:])}\nended with code {ran.returncode}: "
+                          f"{ran.stderr[-500:]}{errors_in(ran.stdout)}")
+        return json.loads(ran.stdout)
+
+    def background_load(self, address, flags):
+        """A load generator that runs until it is ended."""
+        command = [self.binary("loadgen"), "--quiet", "--target", f"http://{address}",
+                   "--duration", "3600", *flags]
+        return Process("loadgen", command, self.load_cores, self.work)
+
+    def connections_open(self):
+        """Connections that the engine has, without the one that asks."""
+        return json.loads(get(self.engine(), "/mock/stats"))["connections_open"] - 1
+
+    def measure(self, contestant, flags, seconds):
+        """Starts a contestant anew (so that no round owes its figure to one lucky layout of
+        memory), warms it up, loads it, and ends it."""
+        process, address = contestant.start(self)
+        try:
+            if self.warm_up:
+                self.load(address, flags, self.warm_up)
+            return self.loaded(contestant, process, lambda: self.load(address, flags, seconds))
+        except Failure as failure:
+            said = process.output()[-2000:] if process else ""
+            raise Failure(f"{contestant}: {failure}\n{said}") from None
+        finally:
+            if process:
+                process.__exit__()
+
+    def loaded(self, contestant, process, run):
+        """CPU time of a process while `run` loads it."""
+        begin, everybody, ours = time.monotonic(), machine.busy_seconds(), self.own_seconds()
+        before = machine.cpu_seconds(process.pid) if process else 0
+        load = run()
+        cpu = machine.cpu_seconds(process.pid) - before if process else 0
+        everybody = machine.busy_seconds() - everybody
+        foreign = everybody - (self.own_seconds() - ours) - cpu
+        return Sample(str(contestant), load, cpu, time.monotonic() - begin, max(foreign, 0))
+
+    def own_seconds(self):
+        """CPU time of this program, of the load generators that have ended, and of the engines."""
+        total = sum(machine.cpu_seconds(process.pid) for process in self.running.values())
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+            used = resource.getrusage(who)
+            total += used.ru_utime + used.ru_stime
+        return total
+
+
+def errors_in(text):
+    try:
+        return json.dumps(json.loads(text)["errors_by_kind"])
+    except (ValueError, KeyError):
+        return text[-500:]

@@ -1,0 +1,106 @@
+//! `rate_limit`, and the limits of single keys.
+
+use super::storage::{self, Stores};
+use crate::config::plan::{LimitOnError, LimitStorage, Limits, ModelPattern, RateLimit, Redis};
+use crate::config::raw::{Kind, Node};
+use crate::config::section::Section;
+
+/// Reads the section.
+pub fn rate_limit(s: &mut Section, stores: &Stores) -> RateLimit {
+    s.unsupported(&[
+        ("per_user", "limits are global, per key and per model"),
+        ("per_backend", "limits are global, per key and per model"),
+        ("script", "limits are not scripted"),
+    ]);
+    let errors = [("local", LimitOnError::Local), ("deny", LimitOnError::Deny)];
+    let rate_limit = RateLimit {
+        storage: storage(s, stores),
+        on_error: s.choice("on_error", &errors, LimitOnError::Local),
+        global: s.when_present("global", |s| limits(s, false)),
+        per_key: s.when_present("per_key", |s| limits(s, true)),
+        per_model: per_model(s),
+    };
+    let sets = [rate_limit.global, rate_limit.per_key];
+    if sets.iter().flatten().all(|l| *l == Limits::default()) && rate_limit.per_model.is_empty() {
+        s.desk.warn(s.node(), "is on, but sets no limit");
+    }
+    rate_limit
+}
+
+/// The limits of one section; 0 means the same as absent.
+pub fn limits(s: &mut Section, concurrency: bool) -> Limits {
+    let mut number = |key: &str| s.int_opt(key, 0..=u32::MAX).filter(|n| *n > 0);
+    let requests_per_second = number("requests_per_second");
+    let requests_per_minute = number("requests_per_minute");
+    let burst = number("burst_size");
+    let max_concurrent = if concurrency { number("max_concurrent") } else { None };
+    let tokens = s.int_opt("tokens_per_minute", 0..=i64::MAX as u64).filter(|n| *n > 0);
+    if burst.is_some() && requests_per_second.is_none() {
+        s.warn("burst_size", "has no effect without requests_per_second");
+    }
+    let burst_size = requests_per_second.map(|rate| burst.unwrap_or(rate.saturating_mul(2)));
+    Limits {
+        requests_per_second,
+        requests_per_minute,
+        tokens_per_minute: tokens,
+        max_concurrent,
+        burst_size,
+    }
+}
+
+fn per_model(s: &mut Section) -> Vec<(ModelPattern, Limits)> {
+    let mut all = Vec::new();
+    for (name, node) in s.named("per_model") {
+        let pattern = ModelPattern::parse(&name).map_err(|message| s.desk.error(node, message));
+        let Some(mut inner) = Section::open(s.desk, node, "rate_limit.per_model.*") else {
+            continue;
+        };
+        let limits = limits(&mut inner, false);
+        if let Ok(pattern) = pattern {
+            all.push((pattern, limits));
+        }
+    }
+    all
+}
+
+/// `storage: memory | redis | name of a cache`; `redis` is the name of a cache or an address.
+fn storage(s: &mut Section, stores: &Stores) -> LimitStorage {
+    let name = s.text("storage").unwrap_or_else(|| "memory".into());
+    let node = s.get("redis");
+    let own = node.and_then(|node| own_redis(s, stores, node));
+    if name != "redis" && s.given("redis") {
+        s.warn("redis", "has no effect: storage is not redis");
+    }
+    match name.as_str() {
+        "memory" => LimitStorage::Memory,
+        "redis" => {
+            let redis = own.or_else(|| stores.shared()).unwrap_or_else(|| {
+                let at = storage::REDIS_ADDR;
+                s.warn("storage", format!("no address of a Redis server is given: {at} is taken"));
+                storage::default_redis()
+            });
+            LimitStorage::Redis { redis }
+        }
+        name => match stores.cache(name) {
+            Some(Some(redis)) => LimitStorage::Redis { redis },
+            Some(None) => LimitStorage::Memory,
+            None => {
+                s.error("storage", "must be memory, redis, or the name of one of storage.caches");
+                LimitStorage::Memory
+            }
+        },
+    }
+}
+
+fn own_redis(s: &Section, stores: &Stores, node: &Node) -> Option<Redis> {
+    if matches!(node.kind, Kind::Map(_)) {
+        return Section::open(s.desk, node, "rate_limit.redis").map(|mut s| storage::redis(&mut s));
+    }
+    let name = s.desk.text(node).filter(|name| !name.is_empty())?;
+    let found = stores.cache(&name).flatten();
+    // The first implementation called its one cache `default` and let it be absent.
+    if found.is_none() && name != "default" {
+        s.desk.error(node, "must be an address (`{addr: …}`) or the name of one of storage.caches");
+    }
+    found
+}

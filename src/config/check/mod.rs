@@ -1,0 +1,109 @@
+//! From the canonical tree to the plan: every key read, every value checked, every default given.
+//! A mistake is noted and the reading goes on with a default, so that one run tells them all.
+//!
+//! *Takes:* the canonical tree. *Gives:* a plan and findings. *Runs on:* the main thread. *May:*
+//! allocate freely. *Never:* reads a file, stops at the first mistake.
+
+mod auth;
+mod backend;
+mod key;
+mod limit;
+mod log;
+mod operate;
+mod routing;
+mod server;
+mod storage;
+mod unbuilt;
+mod usage;
+mod watch;
+
+use super::desk::Desk;
+use super::plan::Plan;
+use super::raw::Node;
+use super::section::Section;
+use super::value;
+use crate::base::secret::Secret;
+use std::net::SocketAddr;
+
+/// Reads the whole file; `None`, with an error, when it is no mapping at all.
+pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
+    let mut root = Section::open(desk, root, "")?;
+    unsupported(&mut root);
+    let stores = storage::stores(&mut root);
+    let server = server::server(&mut root);
+    let log = log::log(&mut root, &stores);
+    let (routing, backends) = routing::routing(&mut root);
+    let health_check = root.when_present("health_check", watch::health_check);
+    let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
+    let metrics = watch::metrics(&mut root, server.listen);
+    let mut taken = vec![server.listen];
+    taken.extend(metrics.as_ref().and_then(|m| m.listen));
+    let mut plan = Plan {
+        server,
+        log,
+        backends,
+        routing,
+        health_check,
+        auth,
+        rate_limit: root.when_present("rate_limit", |s| limit::rate_limit(s, &stores)),
+        usage: root.when_present("usage", |s| usage::usage(s, &stores)).unwrap_or_default(),
+        metrics,
+        admin: root.when_enabled("admin", |s| operate::admin(s, &taken)),
+        hooks: operate::hooks(&mut root),
+        discovery: root.when_enabled("discovery", |s| operate::discovery(s, &stores)),
+        api_keys,
+        unbuilt: Vec::new(),
+    };
+    plan.unbuilt = unbuilt::lines(&plan);
+    stores.report_unused(desk);
+    Some(plan)
+}
+
+/// Sections of other versions and other gateways that LLMProxy will not have.
+fn unsupported(root: &mut Section) {
+    root.unsupported(&[
+        ("cache", "LLMProxy never caches answers"),
+        ("scripts", "no version ever ran them; `hooks` and `auth.pipeline[].script` exist"),
+        ("models", "`/v1/models` is answered by the engines"),
+    ]);
+}
+
+/// A listener of a section's own. Workers share their port by SO_REUSEPORT: a second listener on
+/// the same address would bind without an error and take a part of the clients' connections.
+fn own_listen(s: &mut Section, taken: &[SocketAddr]) -> Option<SocketAddr> {
+    s.parsed("listen", |text| match value::listen(text)? {
+        // Port 0 is another free port each time.
+        address if address.port() != 0 && taken.contains(&address) => {
+            Err(format!("{} is the address of another listener", value::quoted(text)))
+        }
+        address => Ok(address),
+    })
+}
+
+/// HTTP fields to set, `headers: {Name: value}`.
+fn headers(section: &mut Section) -> Vec<(String, Secret)> {
+    let mut headers: Vec<(String, Secret)> = Vec::new();
+    for (name, node) in section.named("headers") {
+        let desk = section.desk;
+        if let Err(message) = value::header_name(&name) {
+            desk.error(node, message);
+        } else if headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(&name)) {
+            desk.error(node, "given twice (field names do not tell case apart)");
+        } else if let Some(text) = desk.parse(node, value::header_value) {
+            headers.push((name, Secret::new(text)));
+        }
+    }
+    headers
+}
+
+/// A list of texts that must not be empty, or a default.
+fn texts(section: &mut Section, key: &str, default: &[&str]) -> Vec<String> {
+    let given = section.list(key, value::nonempty);
+    given.unwrap_or_else(|| default.iter().map(|t| (*t).to_owned()).collect())
+}
+
+/// An `http` or `https` URL that must be given. Kept as it is written: it may hold a token.
+fn required_url(section: &mut Section, key: &str) -> Secret {
+    let read = |text: &str| value::http_url(text).map(|_| Secret::new(text));
+    section.required_parsed(key, read).unwrap_or_default()
+}

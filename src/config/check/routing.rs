@@ -1,0 +1,144 @@
+//! `routing` and, since it holds defaults of theirs, the reading of `backends`.
+
+use super::backend::{backends, Timeouts};
+use crate::base::limits::RETRIES_MAX;
+use crate::config::plan::{Backend, Fallback, LoadBalance, ModelPattern, Retry, RetryOn, Routing};
+use crate::config::raw::Node;
+use crate::config::section::Section;
+use crate::config::value;
+use std::time::Duration;
+
+/// Reads both sections.
+pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
+    let mut timeouts = Timeouts::default();
+    let mut rules = Vec::new();
+    let routing = root.when_present("routing", |s| {
+        let base = Timeouts::default();
+        timeouts.first_byte = s.duration("timeout", base.first_byte);
+        timeouts.connect = s.duration("connect_timeout", base.connect);
+        rules = s.sections("fallback");
+        read(s)
+    });
+    let on = routing.is_some();
+    let mut routing = routing.unwrap_or(Routing {
+        load_balance: LoadBalance::RoundRobin,
+        model_mapping: Vec::new(),
+        retry: None,
+        fallback: Vec::new(),
+    });
+    let timeouts = if on { timeouts } else { Timeouts::default() };
+    let backends = backends(root, "backends", timeouts);
+    if backends.is_empty() && !root.desk.has_errors() {
+        root.desk.remark("no backends: every request is answered 503 no_backend");
+    }
+    let rules: Vec<Fallback> = rules.iter_mut().map(|s| rule(s, &backends)).collect();
+    if on {
+        routing.fallback = rules;
+    }
+    (routing, backends)
+}
+
+fn read(s: &mut Section) -> Routing {
+    s.unsupported(&[
+        ("cost_routing", "LLMProxy does not account for money"),
+        ("script", "routing is not scripted"),
+        ("script_file", "routing is not scripted"),
+        ("request_transform", "requests are forwarded byte for byte"),
+        ("response_transform", "answers are forwarded byte for byte"),
+        ("backend_header", "clients do not choose their backend"),
+    ]);
+    let policies = [
+        ("round_robin", LoadBalance::RoundRobin),
+        ("least_connections", LoadBalance::LeastConnections),
+        ("latency_based", LoadBalance::LatencyBased),
+        ("random", LoadBalance::Random),
+        ("weighted", LoadBalance::RoundRobin),
+        ("weighted_round_robin", LoadBalance::RoundRobin),
+        ("least_conn", LoadBalance::LeastConnections),
+    ];
+    Routing {
+        load_balance: s.choice("load_balance", &policies, LoadBalance::RoundRobin),
+        model_mapping: model_mapping(s),
+        retry: s.when_present("retry", retry),
+        fallback: Vec::new(),
+    }
+}
+
+fn model_mapping(s: &mut Section) -> Vec<(String, String)> {
+    let mut mapping = Vec::new();
+    for (from, node) in s.named("model_mapping") {
+        let to = s.desk.text(node);
+        if from.is_empty() || to.as_ref().is_none_or(String::is_empty) {
+            s.desk.error(node, "both names of a model must be given");
+        }
+        mapping.extend(to.map(|to| (from, to)));
+    }
+    mapping
+}
+
+fn retry(s: &mut Section) -> Retry {
+    let initial_wait = s.duration("initial_wait", Duration::from_secs(1));
+    let max_wait = s.duration("max_wait", Duration::from_secs(10).max(initial_wait));
+    if max_wait < initial_wait {
+        s.error("max_wait", "must not be shorter than initial_wait");
+    }
+    let factor = |text: &str| {
+        let value = text.parse::<f64>().ok().filter(|f| (1.0..=100.0).contains(f));
+        value.ok_or_else(|| format!("{} must be a number from 1 to 100", value::quoted(text)))
+    };
+    use RetryOn::{ConnectFailure, Status};
+    let default = vec![ConnectFailure, Status(502), Status(503), Status(504)];
+    Retry {
+        max_retries: s.int("max_retries", 0..=RETRIES_MAX, 3),
+        initial_wait,
+        max_wait,
+        multiplier: s.parsed("multiplier", factor).unwrap_or(2.0),
+        retry_on: s.list("retry_on", retry_on).unwrap_or(default),
+    }
+}
+
+fn retry_on(text: &str) -> Result<RetryOn, String> {
+    match text {
+        "connect_failure" => Ok(RetryOn::ConnectFailure),
+        "timeout" => Ok(RetryOn::Timeout),
+        "5xx" => Ok(RetryOn::ServerError),
+        _ => value::int(text, 400..=599u16).map(RetryOn::Status).map_err(|_| {
+            format!(
+                "{} is not one of: connect_failure, timeout, 5xx, a status from 400 to 599",
+                value::quoted(text)
+            )
+        }),
+    }
+}
+
+/// A rule names backends by name or by URL; in the plan it names them by name.
+fn rule(s: &mut Section, backends: &[Backend]) -> Fallback {
+    let desk = s.desk;
+    let named = |node: &Node| {
+        let text = desk.parse(node, value::nonempty)?;
+        let same = |b: &&Backend| {
+            b.name == text || b.url.trim_end_matches('/') == text.trim_end_matches('/')
+        };
+        let known = backends.iter().find(same).map(|b| b.name.clone());
+        if known.is_none() {
+            desk.warn(node, format!("{} is none of the backends", value::quoted(&text)));
+        }
+        Some(known.unwrap_or(text))
+    };
+    if !s.given("primary") {
+        s.required("primary");
+    }
+    let rule = Fallback {
+        primary: s.get("primary").and_then(named).unwrap_or_default(),
+        fallback: s.items("fallback").unwrap_or_default().iter().filter_map(named).collect(),
+        models: s.list("models", ModelPattern::parse).unwrap_or_default(),
+        retry: s.int_opt("retry", 0..=RETRIES_MAX),
+    };
+    if rule.fallback.is_empty() {
+        s.warn("fallback", "the rule names nothing to fall back to");
+    }
+    if rule.fallback.contains(&rule.primary) {
+        s.warn("fallback", "names the primary itself, which has just failed");
+    }
+    rule
+}

@@ -1,0 +1,237 @@
+//! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
+
+use crate::base::limits::{BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_MAX};
+use crate::config::plan::{ClientAuth, Cors, Server, ServerTls};
+use crate::config::section::Section;
+use crate::config::value::{self, IpRange};
+use std::time::Duration;
+
+/// Paths that are forwarded unless others are configured: the OpenAI-shaped ones, and those that
+/// vLLM, SGLang, TGI, llama.cpp, Ollama, TEI and SageMaker-style servers have of their own.
+pub const PATHS: [&str; 24] = [
+    "/v1/*",
+    "/v2/rerank",
+    "/api/*",
+    "/generate",
+    "/generate_stream",
+    "/completion",
+    "/completions",
+    "/chat/completions",
+    "/chat_tokenize",
+    "/embed",
+    "/embed_all",
+    "/embed_sparse",
+    "/embeddings",
+    "/embedding",
+    "/infill",
+    "/invocations",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/rerank",
+    "/reranking",
+    "/score",
+    "/classify",
+    "/pooling",
+];
+
+/// Reads the section; every default is here.
+pub fn server(root: &mut Section) -> Server {
+    let Some(mut s) = root.section("server") else { return defaults() };
+    read(&mut s)
+}
+
+fn read(s: &mut Section) -> Server {
+    let base = defaults();
+    let workers =
+        s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten().unwrap_or(base.workers);
+    let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
+    Server {
+        listen: s.parsed("listen", value::listen).unwrap_or(base.listen),
+        region: s.text("region").unwrap_or_default(),
+        trusted_proxies: s.list("trusted_proxies", IpRange::parse).unwrap_or_default(),
+        workers,
+        cpu_affinity: cpu_affinity(s, workers),
+        max_connections: s.parsed("max_connections", limit).flatten(),
+        max_header_bytes: max_header_bytes(s),
+        max_body_size: s
+            .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
+            .unwrap_or(base.max_body_size),
+        header_timeout: s.duration("header_timeout", base.header_timeout),
+        body_timeout: s.duration("body_timeout", base.body_timeout),
+        write_timeout: s.duration("write_timeout", base.write_timeout),
+        idle_timeout: s.duration("idle_timeout", base.idle_timeout),
+        drain_timeout: s.parsed("drain_timeout", drain_timeout).unwrap_or(base.drain_timeout),
+        forward_credentials: s.boolean("forward_credentials", base.forward_credentials),
+        paths: paths(s),
+        cors: s.when_enabled("cors", cors),
+        tls: s.when_enabled("tls", tls),
+    }
+}
+
+/// The values of reliability: a head is small and soon there; long prompts take long to begin.
+fn defaults() -> Server {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+    Server {
+        listen: ([0, 0, 0, 0], 8000).into(),
+        region: String::new(),
+        trusted_proxies: Vec::new(),
+        workers,
+        cpu_affinity: automatic_cpus(workers),
+        max_connections: None,
+        max_header_bytes: HEAD_BYTES_MAX,
+        // Images travel inside chat bodies, as base64.
+        max_body_size: 32 << 20,
+        header_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(30),
+        write_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_secs(75),
+        drain_timeout: Some(Duration::from_secs(120)),
+        forward_credentials: false,
+        paths: PATHS.iter().map(|p| (*p).to_owned()).collect(),
+        cors: None,
+        tls: None,
+    }
+}
+
+/// `auto`, or a number within a range.
+fn auto_or(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<Option<usize>, String> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let (low, high) = (*range.start() as u64, *range.end() as u64);
+    let number = value::int(text, low..=high).map_err(|message| format!("{message}, or auto"))?;
+    Ok(Some(number as usize))
+}
+
+/// `auto`, `off`, or the CPUs themselves.
+fn cpu_affinity(s: &mut Section, workers: usize) -> Vec<usize> {
+    let off_or_auto = |t: &str| match t {
+        "off" => Ok(Some(Vec::new())),
+        "auto" => Ok(None),
+        _ => Err(()),
+    };
+    let texts = s.list("cpu_affinity", |t| Ok(t.to_owned()));
+    let Some(texts) = texts else { return automatic_cpus(workers) };
+    if let [one] = texts.as_slice() {
+        if let Ok(cpus) = off_or_auto(one) {
+            return cpus.unwrap_or_else(|| automatic_cpus(workers));
+        }
+    }
+    let cpu = |t: &String| value::int(t, 0..=4095u32).map(|n| n as usize);
+    match texts.iter().map(cpu).collect::<Result<Vec<usize>, String>>() {
+        Err(message) => {
+            s.error("cpu_affinity", format!("{message}, or auto, or off"));
+            Vec::new()
+        }
+        Ok(cpus) => {
+            let here = available_cpus();
+            if let Some(missing) = cpus.iter().find(|c| !here.contains(c)) {
+                s.warn(
+                    "cpu_affinity",
+                    format!("this process may not run on CPU {missing} of this machine"),
+                );
+            }
+            cpus
+        }
+    }
+}
+
+/// Worker i on the i-th CPU this process may use; none when there are more workers than CPUs.
+fn automatic_cpus(workers: usize) -> Vec<usize> {
+    let mut cpus = available_cpus();
+    if workers > cpus.len() {
+        return Vec::new();
+    }
+    cpus.truncate(workers);
+    cpus
+}
+
+fn available_cpus() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect()
+}
+
+/// The old default of 1 MiB is more than any head may have here: it is cut, not refused.
+fn max_header_bytes(s: &mut Section) -> usize {
+    let most = HEAD_BYTES_MAX as u64;
+    let given = s.parsed("max_header_bytes", |t| value::size(t, 1024..=u64::from(u32::MAX)));
+    match given {
+        None => HEAD_BYTES_MAX,
+        Some(bytes) if bytes > most => {
+            s.warn("max_header_bytes", format!("{most} bytes are the most and are used"));
+            HEAD_BYTES_MAX
+        }
+        Some(bytes) => bytes as usize,
+    }
+}
+
+fn drain_timeout(text: &str) -> Result<Option<Duration>, String> {
+    if text == "unlimited" {
+        return Ok(None);
+    }
+    value::duration(text).map(Some).map_err(|message| format!("{message}, or unlimited"))
+}
+
+fn paths(s: &mut Section) -> Vec<String> {
+    let path = |text: &str| {
+        let path = value::url_path(text)?;
+        let stem = path.strip_suffix('*').unwrap_or(&path);
+        if stem.contains('*') {
+            return Err(format!("{}: a `*` may only be the last character", value::quoted(text)));
+        }
+        Ok(path)
+    };
+    let Some(paths) = s.list("paths", path) else { return defaults().paths };
+    if paths.is_empty() && !s.desk.has_errors() {
+        s.error("paths", "must name at least one path, such as /v1/*");
+    }
+    paths
+}
+
+fn cors(s: &mut Section) -> Cors {
+    let cors = Cors {
+        allowed_origins: super::texts(s, "allowed_origins", &[]),
+        allowed_methods: super::texts(
+            s,
+            "allowed_methods",
+            &["GET", "POST", "PUT", "DELETE", "OPTIONS"],
+        ),
+        allowed_headers: super::texts(
+            s,
+            "allowed_headers",
+            &["Authorization", "Content-Type", "X-API-Key"],
+        ),
+        expose_headers: super::texts(s, "expose_headers", &[]),
+        allow_credentials: s.boolean("allow_credentials", false),
+        max_age: s.parsed("max_age", zero_or_duration).flatten(),
+    };
+    if cors.allow_credentials && cors.allowed_origins.iter().any(|o| o == "*") {
+        s.error("allow_credentials", "cannot go together with the origin `*`: name the origins");
+    }
+    cors
+}
+
+fn zero_or_duration(text: &str) -> Result<Option<Duration>, String> {
+    if text == "0" {
+        return Ok(None);
+    }
+    value::duration(text).map(Some)
+}
+
+fn tls(s: &mut Section) -> ServerTls {
+    let auth = [
+        ("none", ClientAuth::None),
+        ("request", ClientAuth::Request),
+        ("require", ClientAuth::Require),
+    ];
+    let tls = ServerTls {
+        cert_file: s.required("cert_file").into(),
+        key_file: s.required("key_file").into(),
+        client_ca_file: s.text("client_ca_file").filter(|f| !f.is_empty()).map(Into::into),
+        client_auth: s.choice("client_auth", &auth, ClientAuth::None),
+    };
+    if tls.client_auth != ClientAuth::None && tls.client_ca_file.is_none() {
+        s.error("client_ca_file", "is required when client_auth asks for certificates");
+    }
+    tls
+}

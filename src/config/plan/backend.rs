@@ -1,0 +1,156 @@
+//! The engines of the plan.
+
+use super::print;
+use crate::base::secret::Secret;
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One engine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Backend {
+    /// Label in metrics, logs and rules: given, or host:port of the URL.
+    pub name: String,
+    /// The URL as written, without credentials.
+    pub url: String,
+    /// Where to connect.
+    #[serde(skip)]
+    pub endpoint: Endpoint,
+    /// TLS towards the engine; `None` for `http://` and `unix:`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTls>,
+    /// Put before the client's path; empty or `/base` without a final slash.
+    #[serde(skip)]
+    pub base_path: String,
+    /// Value of the `Host` field sent to the engine.
+    pub host: String,
+    /// Share of the traffic; at least 1.
+    pub weight: u32,
+    /// To an established connection (TLS included).
+    #[serde(serialize_with = "print::duration")]
+    pub connect_timeout: Duration,
+    /// From the request sent to the head of the answer. 504 `first_byte_timeout`.
+    #[serde(serialize_with = "print::duration")]
+    pub first_byte_timeout: Duration,
+    /// Between two reads of the body of an answer.
+    #[serde(serialize_with = "print::duration")]
+    pub idle_timeout: Duration,
+    /// A pooled connection is not used after so long without traffic (below the engine's own).
+    #[serde(serialize_with = "print::duration")]
+    pub keepalive_timeout: Duration,
+    /// Idle connections kept per worker.
+    pub max_idle_conns: usize,
+    /// Fields set on every forwarded request, over the client's. `api_key` becomes one of them.
+    #[serde(serialize_with = "print::fields")]
+    pub headers: Vec<(String, Secret)>,
+    /// Path of active probes when not that of `health_check`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_path: Option<String>,
+    /// What the engine's connection does when the client leaves.
+    pub on_client_abort: OnClientAbort,
+    /// Models it serves; empty = all.
+    #[serde(serialize_with = "print::texts")]
+    pub models: Vec<ModelPattern>,
+    /// Where it stands.
+    pub region: String,
+    /// Used only when no other backend is healthy.
+    pub backup: bool,
+    /// Whether usage may be asked for on streams whose client did not ask.
+    pub stream_usage: StreamUsage,
+}
+
+/// An address of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A name or an address, and a port.
+    Tcp {
+        /// DNS name or IP literal (without brackets).
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+/// TLS towards an engine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackendTls {
+    /// Name that the certificate must be valid for.
+    pub server_name: String,
+    /// PEM file of trusted roots; `None` = the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// True to accept any certificate (loudly warned).
+    pub insecure_skip_verify: bool,
+}
+
+/// Some engines crash when a connection is cut: they are drained instead (llama-swap#980).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnClientAbort {
+    /// Close the engine's connection, which cancels the generation.
+    Close,
+    /// Read the answer to its end and throw it away.
+    Drain,
+}
+
+/// Whether the gateway adds `stream_options.include_usage` for an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamUsage {
+    /// When a record, a quota or a limit needs it.
+    Auto,
+    /// Always.
+    Always,
+    /// Never: the engine does not understand it.
+    Never,
+}
+
+/// A model name, or its beginning and a final `*`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ModelPattern(String);
+
+impl ModelPattern {
+    /// Reads a pattern: not empty, a `*` only at its end.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let stem = text.strip_suffix('*').unwrap_or(text);
+        if text.is_empty() || stem.contains('*') {
+            return Err("must be the name of a model, or its beginning and a final `*`".into());
+        }
+        Ok(ModelPattern(text.to_owned()))
+    }
+
+    /// True when the pattern covers this model. Case matters, as it does to the engines.
+    pub fn matches(&self, model: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(stem) => model.starts_with(stem),
+            None => model == self.0,
+        }
+    }
+}
+
+impl fmt::Display for ModelPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_name_or_a_beginning() {
+        let p = |text| ModelPattern::parse(text).unwrap();
+        assert!(p("llama-3-70b*").matches("llama-3-70b-instruct"));
+        assert!(p("llama-3-70b*").matches("llama-3-70b"));
+        assert!(!p("llama-3-70b").matches("llama-3-70b-instruct"));
+        assert!(!p("llama*").matches("Llama"));
+        assert!(p("*").matches("anything"));
+        for bad in ["", "**", "*-chat", "a*b"] {
+            assert!(ModelPattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

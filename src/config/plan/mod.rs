@@ -1,0 +1,63 @@
+//! The plan: what a configuration means, complete and valid. Immutable; everyone reads it.
+//!
+//! *Takes:* values that were checked. *Gives:* types that cannot be wrong. *Runs on:* every
+//! thread. *May:* be shared. *Never:* changes, is asked whether it is valid.
+
+mod backend;
+mod keys;
+mod limit;
+mod log;
+mod operate;
+mod print;
+mod routing;
+mod server;
+mod storage;
+mod usage;
+mod watch;
+
+pub use backend::*;
+pub use keys::*;
+pub use limit::*;
+pub use log::*;
+pub use operate::*;
+pub use routing::*;
+pub use server::*;
+pub use storage::*;
+pub use usage::*;
+pub use watch::*;
+
+pub use crate::config::value::{IpRange, SqlAddress, SqlDriver, SqlPlace, SqlServer};
+
+/// A validated configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Listener, workers, limits and timeouts of the client side.
+    pub server: Server,
+    /// Events and the access log.
+    pub log: Log,
+    /// The engines, in the order of the file. The index is a backend's identity at run time.
+    pub backends: Vec<Backend>,
+    /// How a request finds its engine.
+    pub routing: Routing,
+    /// Active probes; `None` when off.
+    pub health_check: Option<HealthCheck>,
+    /// Who may use the gateway; `None` = everyone.
+    pub auth: Option<Auth>,
+    /// The keys of the file, used by the `file` provider.
+    pub api_keys: Vec<ApiKey>,
+    /// Limits on rates; `None` when off.
+    pub rate_limit: Option<RateLimit>,
+    /// Usage reporters; empty when off.
+    pub usage: Usage,
+    /// The metrics endpoint; `None` when off.
+    pub metrics: Option<Metrics>,
+    /// The administrators' listener; `None` when off.
+    pub admin: Option<Admin>,
+    /// Scripts run at points of a request.
+    pub hooks: Vec<Hook>,
+    /// Backends found at run time; `None` when off.
+    pub discovery: Option<Discovery>,
+    /// Sections that are active in the file and that this version cannot serve yet, each with
+    /// the line to print. Starting with any refuses; checking lists them.
+    pub unbuilt: Vec<String>,
+}

@@ -1,0 +1,256 @@
+//! The plan as YAML in the canonical schema: what `llmproxy check` shows. Secrets are masked;
+//! apart from them, what is printed loads again and means the same (a test holds this).
+
+use super::*;
+use crate::base::secret::Secret;
+use crate::config::value::print_duration;
+use serde::ser::{SerializeMap, Serializer};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::time::Duration;
+
+impl Serialize for Plan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("server", &self.server)?;
+        map.serialize_entry("log", &self.log)?;
+        if self.log.access.is_some() || self.log.request.is_some() {
+            let parts = Logging { access: &self.log.access, request: &self.log.request };
+            map.serialize_entry("logging", &parts)?;
+        }
+        map.serialize_entry("backends", &self.backends)?;
+        map.serialize_entry("routing", &self.routing)?;
+        entry(&mut map, "health_check", &self.health_check)?;
+        if let Some(auth) = &self.auth {
+            map.serialize_entry("auth", auth)?;
+        }
+        if !self.api_keys.is_empty() {
+            map.serialize_entry("api_keys", &self.api_keys)?;
+        }
+        entry(&mut map, "rate_limit", &self.rate_limit)?;
+        map.serialize_entry("usage", &self.usage)?;
+        entry(&mut map, "metrics", &self.metrics)?;
+        if let Some(admin) = &self.admin {
+            map.serialize_entry("admin", &Enabled::new(admin))?;
+        }
+        if !self.hooks.is_empty() {
+            let hooks: Vec<_> =
+                self.hooks.iter().map(|h| (h.point, Enabled::new(&h.script))).collect();
+            map.serialize_entry("hooks", &Pairs(&hooks))?;
+        }
+        if let Some(discovery) = &self.discovery {
+            map.serialize_entry("discovery", &Enabled::new(discovery))?;
+        }
+        map.end()
+    }
+}
+
+/// A section, or `enabled: false` so that one sees that it is off.
+fn entry<M: SerializeMap, T: Serialize>(
+    map: &mut M,
+    key: &'static str,
+    section: &Option<T>,
+) -> Result<(), M::Error> {
+    match section {
+        Some(section) => map.serialize_entry(key, section),
+        None => map.serialize_entry(key, &BTreeMap::from([("enabled", false)])),
+    }
+}
+
+#[derive(Serialize)]
+struct Logging<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access: &'a Option<AccessLog>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "enabled")]
+    request: &'a Option<RequestLog>,
+}
+
+/// A section that is off unless it says that it is on.
+#[derive(Serialize)]
+struct Enabled<'a, T> {
+    enabled: bool,
+    #[serde(flatten)]
+    section: &'a T,
+}
+
+impl<'a, T> Enabled<'a, T> {
+    fn new(section: &'a T) -> Self {
+        Enabled { enabled: true, section }
+    }
+}
+
+/// A list of pairs as a mapping, in its order.
+pub struct Pairs<'a, K, V>(pub &'a [(K, V)]);
+
+impl<K: Serialize, V: Serialize> Serialize for Pairs<'_, K, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(k, v)| (k, v)))
+    }
+}
+
+impl Serialize for LogOutput {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self {
+            LogOutput::Stdout => map.serialize_entry("output", "stdout")?,
+            LogOutput::Stderr => map.serialize_entry("output", "stderr")?,
+            LogOutput::File(path) => {
+                map.serialize_entry("output", "file")?;
+                map.serialize_entry("file", &BTreeMap::from([("path", path)]))?;
+            }
+        }
+        map.end()
+    }
+}
+
+impl Serialize for Reporter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", &self.name)?;
+        match &self.kind {
+            ReporterKind::Webhook(webhook) => {
+                map.serialize_entry("type", "webhook")?;
+                map.serialize_entry("format", &webhook.format)?;
+                map.serialize_entry("webhook", webhook)?;
+            }
+            ReporterKind::Database(database) => {
+                map.serialize_entry("type", "database")?;
+                map.serialize_entry("database", database)?;
+            }
+            ReporterKind::Builtin { retention_days } => {
+                map.serialize_entry("type", "builtin")?;
+                let days = retention_days.unwrap_or(0);
+                map.serialize_entry("builtin", &BTreeMap::from([("retention_days", days)]))?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// What stands for a secret.
+pub fn mask(secret: &Secret) -> &'static str {
+    if secret.is_empty() {
+        ""
+    } else {
+        "***"
+    }
+}
+
+pub fn secret<S: Serializer>(secret: &Secret, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(mask(secret))
+}
+
+/// A URL whose query, which may hold a token, is masked.
+pub fn url<S: Serializer>(url: &Secret, s: S) -> Result<S::Ok, S::Error> {
+    match url.reveal().split_once('?') {
+        Some((before, _)) => s.serialize_str(&format!("{before}?***")),
+        None => s.serialize_str(url.reveal()),
+    }
+}
+
+/// Header fields; every value counts as a secret.
+pub fn fields<S: Serializer>(fields: &[(String, Secret)], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_map(fields.iter().map(|(name, value)| (name, mask(value))))
+}
+
+pub fn enabled<T: Serialize, S: Serializer>(section: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
+    section.as_ref().map(Enabled::new).serialize(s)
+}
+
+pub fn duration<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&print_duration(*duration))
+}
+
+pub fn maybe_duration<S: Serializer>(duration: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+    duration.map(print_duration).serialize(s)
+}
+
+pub fn or_unlimited<S: Serializer>(value: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&value.map_or("unlimited".into(), print_duration))
+}
+
+pub fn or_auto<S: Serializer>(value: &Option<usize>, s: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(number) => number.serialize(s),
+        None => s.serialize_str("auto"),
+    }
+}
+
+pub fn or_false<S: Serializer>(value: &Option<usize>, s: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(number) => number.serialize(s),
+        None => s.serialize_bool(false),
+    }
+}
+
+pub fn or_off<T: Serialize, S: Serializer>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(section) => section.serialize(s),
+        None => BTreeMap::from([("enabled", false)]).serialize(s),
+    }
+}
+
+pub fn cpus<S: Serializer>(cpus: &[usize], s: S) -> Result<S::Ok, S::Error> {
+    if cpus.is_empty() {
+        return s.serialize_str("off");
+    }
+    cpus.serialize(s)
+}
+
+pub fn texts<T: Display, S: Serializer>(items: &[T], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(items.iter().map(|item| item.to_string()))
+}
+
+pub fn maybe_text<T: Display, S: Serializer>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(|v| v.to_string()).serialize(s)
+}
+
+pub fn pairs<S: Serializer>(items: &[(String, String)], s: S) -> Result<S::Ok, S::Error> {
+    Pairs(items).serialize(s)
+}
+
+pub fn status_codes<S: Serializer>(
+    codes: &[(KeyState, StatusCode)],
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    Pairs(codes).serialize(s)
+}
+
+pub fn per_model<S: Serializer>(
+    limits: &[(ModelPattern, Limits)],
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    s.collect_map(limits.iter().map(|(pattern, limits)| (pattern.to_string(), limits)))
+}
+
+pub fn statuses<S: Serializer>(statuses: &[u16], s: S) -> Result<S::Ok, S::Error> {
+    if statuses.is_empty() {
+        return s.serialize_str("2xx");
+    }
+    statuses.serialize(s)
+}
+
+/// The access log calls its text form by the name of the format it resembles.
+pub fn access_format<S: Serializer>(format: &LogFormat, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(match format {
+        LogFormat::Json => "json",
+        LogFormat::Text => "combined",
+    })
+}
+
+/// Milliseconds printed as the seconds in which buckets are configured.
+pub fn seconds<S: Serializer>(milliseconds: &[u64], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(milliseconds.iter().map(|ms| *ms as f64 / 1000.0))
+}
+
+impl Display for RetryOn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RetryOn::ConnectFailure => f.write_str("connect_failure"),
+            RetryOn::Timeout => f.write_str("timeout"),
+            RetryOn::ServerError => f.write_str("5xx"),
+            RetryOn::Status(status) => write!(f, "{status}"),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! How a request finds its engine, and what happens when the engine fails.
+
+use super::{print, ModelPattern};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Routing.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Routing {
+    /// How one of several healthy backends is chosen.
+    pub load_balance: LoadBalance,
+    /// Names that clients use, and the names engines know, in the order of the file.
+    #[serde(serialize_with = "print::pairs")]
+    pub model_mapping: Vec<(String, String)>,
+    /// Retries with waits; `None` = only the one fresh retry that is always safe.
+    #[serde(serialize_with = "print::or_off")]
+    pub retry: Option<Retry>,
+    /// Where to go when a backend failed, first match.
+    pub fallback: Vec<Fallback>,
+}
+
+/// How a backend is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadBalance {
+    /// In turn, by weight.
+    RoundRobin,
+    /// The one with the fewest requests per weight.
+    LeastConnections,
+    /// The one that answers soonest.
+    LatencyBased,
+    /// Any.
+    Random,
+}
+
+/// Retries of a request of which nothing reached the client yet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Retry {
+    /// Tries after the first.
+    pub max_retries: u32,
+    /// Before the first retry.
+    #[serde(serialize_with = "print::duration")]
+    pub initial_wait: Duration,
+    /// Longest wait.
+    #[serde(serialize_with = "print::duration")]
+    pub max_wait: Duration,
+    /// Factor from one wait to the next; at least 1.
+    pub multiplier: f64,
+    /// What is retried.
+    #[serde(serialize_with = "print::texts")]
+    pub retry_on: Vec<RetryOn>,
+}
+
+/// A reason to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryOn {
+    /// No connection.
+    ConnectFailure,
+    /// No first byte in time.
+    Timeout,
+    /// Any status from 500 on.
+    ServerError,
+    /// This status.
+    Status(u16),
+}
+
+/// A rule: when `primary` was chosen and failed, try these in order.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fallback {
+    /// Name of a backend. May be none of the plan's (warned): discovery may bring it.
+    pub primary: String,
+    /// Names of backends in the order in which they are tried.
+    pub fallback: Vec<String>,
+    /// Models the rule is for; empty = all.
+    #[serde(serialize_with = "print::texts")]
+    pub models: Vec<ModelPattern>,
+    /// Tries after the first under this rule; `None` = as `retry.max_retries` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<u32>,
+}

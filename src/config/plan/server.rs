@@ -1,0 +1,102 @@
+//! The client side of the plan: listener, threads, limits and timeouts.
+
+use super::print;
+use crate::config::value::IpRange;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The client side.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Server {
+    /// Addresses to listen on (`:8000` is `0.0.0.0:8000`). One listener per worker each.
+    pub listen: SocketAddr,
+    /// Where this gateway stands; backends of the same region come first. Empty = nowhere.
+    pub region: String,
+    /// Peers whose `X-Forwarded-For` is believed. Empty = nobody's.
+    #[serde(serialize_with = "print::texts")]
+    pub trusted_proxies: Vec<IpRange>,
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    /// CPU of each worker, used in turn; empty = leave the threads where they are.
+    #[serde(serialize_with = "print::cpus")]
+    pub cpu_affinity: Vec<usize>,
+    /// Most client connections at one time; `None` = (fd limit - 64) / 2 at start.
+    #[serde(serialize_with = "print::or_auto")]
+    pub max_connections: Option<usize>,
+    /// Bytes of a request head. Beyond: 431.
+    pub max_header_bytes: usize,
+    /// Decoded bytes of a request body. Beyond: 413.
+    pub max_body_size: u64,
+    /// From the first byte of a head to its last. Beyond: 408.
+    #[serde(serialize_with = "print::duration")]
+    pub header_timeout: Duration,
+    /// Between two bytes of a request body. Beyond: 408.
+    #[serde(serialize_with = "print::duration")]
+    pub body_timeout: Duration,
+    /// A client that accepts no byte for so long is aborted.
+    #[serde(serialize_with = "print::duration")]
+    pub write_timeout: Duration,
+    /// Between two requests of a kept connection.
+    #[serde(serialize_with = "print::duration")]
+    pub idle_timeout: Duration,
+    /// Streams may finish for so long after SIGTERM; `None` = unlimited.
+    #[serde(serialize_with = "print::or_unlimited")]
+    pub drain_timeout: Option<Duration>,
+    /// The client's `Authorization` and `X-API-Key` go on to the backends. Off: what looks like a
+    /// key of the gateway is not for engines (`backends[].api_key` is).
+    pub forward_credentials: bool,
+    /// Paths that are forwarded: exact, or a prefix when they end in `*`.
+    pub paths: Vec<String>,
+    /// Cross-origin rules; `None` = none.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "print::enabled")]
+    pub cors: Option<Cors>,
+    /// TLS towards clients; `None` = plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "print::enabled")]
+    pub tls: Option<ServerTls>,
+}
+
+/// Which web pages of other origins may call (a browser asks by `Origin`).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cors {
+    /// Origins, or `*` for every one (never together with credentials).
+    pub allowed_origins: Vec<String>,
+    /// Methods a page may use.
+    pub allowed_methods: Vec<String>,
+    /// Request fields a page may set.
+    pub allowed_headers: Vec<String>,
+    /// Response fields a page may read.
+    pub expose_headers: Vec<String>,
+    /// Whether a browser may send its credentials.
+    pub allow_credentials: bool,
+    /// How long a browser may remember the answer to a preflight request.
+    #[serde(serialize_with = "print::maybe_duration")]
+    pub max_age: Option<Duration>,
+}
+
+/// TLS towards clients.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServerTls {
+    /// PEM file: the certificate, then its chain.
+    pub cert_file: PathBuf,
+    /// PEM file of the private key.
+    pub key_file: PathBuf,
+    /// PEM file of the authorities of client certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether clients must show a certificate.
+    pub client_auth: ClientAuth,
+}
+
+/// What is asked of a client during the TLS handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    /// No certificate.
+    None,
+    /// A certificate if it has one; a bad one is refused.
+    Request,
+    /// A valid certificate.
+    Require,
+}

@@ -1,0 +1,43 @@
+//! Probes and metrics of the plan.
+
+use super::print;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Active probes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HealthCheck {
+    /// Between two probes of one backend (jittered by ±10 %).
+    #[serde(serialize_with = "print::duration")]
+    pub interval: Duration,
+    /// Of one probe.
+    #[serde(serialize_with = "print::duration")]
+    pub timeout: Duration,
+    /// Request path, unless the backend has its own.
+    pub path: String,
+    /// `GET` or `HEAD` or `POST`.
+    pub method: String,
+    /// Accepted statuses; empty = any 2xx.
+    #[serde(serialize_with = "print::statuses")]
+    pub expected_status: Vec<u16>,
+    /// Failed probes in a row that take a backend out.
+    pub unhealthy_threshold: u32,
+    /// Good probes in a row that bring it back.
+    pub healthy_threshold: u32,
+}
+
+/// The metrics endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Metrics {
+    /// Own listener; `None` = on the server's own address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Path, `/metrics` unless set.
+    pub path: String,
+    /// Upper bounds of the latency histograms, milliseconds, rising.
+    #[serde(rename = "latency_buckets", serialize_with = "print::seconds")]
+    pub latency_buckets_ms: Vec<u64>,
+    /// Further labels of the request counters.
+    pub custom_labels: Vec<String>,
+}

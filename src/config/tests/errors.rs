@@ -1,0 +1,105 @@
+//! Every mistake is told with file, line, column, key, and what would be right.
+
+use super::*;
+
+/// Each text has one mistake, at this place, told with these words.
+#[test]
+fn each_mistake_is_told_where_it_is() {
+    let cases = std::fs::read_to_string("tests/fixtures/config_mistakes.txt").unwrap();
+    let mut count = 0;
+    for case in cases.split("\n\n").skip(1) {
+        let mut lines = case.lines();
+        let mut line = || lines.next().unwrap_or_else(|| panic!("three lines: {case}"));
+        let (text, at, words) = (line().replace("\\n", "\n"), line(), line());
+        let told = error_of(&text);
+        assert!(told.starts_with(&format!("t.yaml:{at}")), "{text}\n{told}");
+        assert!(told.contains(words), "{text}\n{told}");
+        count += 1;
+    }
+    assert!(count > 70, "{count}");
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    for (text, path) in [
+        ("auth: {storage: file, redis: {addr: 'r:1'}}", "auth.redis"),
+        ("storage: {caches: [{name: a}]}", "storage.caches[0]"),
+        ("storage: {databases: [{name: a, driver: sqlite, host: h}]}", "storage.databases[0].host"),
+        ("rate_limit: {redis: {addr: 'r:1'}}", "rate_limit.redis"),
+        ("rate_limit: {global: {burst_size: 5}}", "rate_limit.global.burst_size"),
+        ("auth: {storage: file, pipeline: [{type: builtin}]}", "auth.storage"),
+        ("auth: {status_codes: {disabled: {allow: true}}}", "auth.status_codes.disabled.allow"),
+        ("auth: {pipeline: [{type: builtin}]}\napi_keys: [{key: a}]", "api_keys"),
+        ("backends: [{url: 'http://a', tls: {}}]", "backends[0].tls"),
+        ("log: {file: {path: /x}}", "log.file"),
+        (
+            "usage: {reporters: [{type: database, database: {storage: gone}}]}",
+            "usage.reporters[0].database.storage",
+        ),
+        ("usage: {}", "usage"),
+        ("auth:", "auth"),
+    ] {
+        let report = load(text).report;
+        let told = |f: &Finding| f.path == path && f.class == Class::Warning;
+        assert!(report.findings.iter().any(told), "{text}\n{report}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
+    let text = "log: {level: loud}\nserver: {workers: 0}\nbackends: [{url: x, weight: y}]\n";
+    let report = load_text("t.yaml", text, &env).unwrap_err();
+    let starts: Vec<_> =
+        report.lines(false).iter().map(|l| l.split(": error").next().unwrap().to_owned()).collect();
+    assert_eq!(starts, ["t.yaml:1:14", "t.yaml:2:19", "t.yaml:3:18", "t.yaml:3:29"]);
+}
+
+#[test]
+fn an_unknown_key_is_a_warning_with_the_nearest_key() {
+    let text = "backends:\n- url: http://a\n  wieght: 3\n  colour: red\nhealth_chek: {}\n";
+    let report = load(text).report;
+    assert_eq!(
+        report.lines(false),
+        [
+            "t.yaml:3:3: warning: backends[0].wieght: unknown key, ignored; did you mean `weight`?",
+            "t.yaml:4:3: warning: backends[0].colour: unknown key, ignored",
+            "t.yaml:5:1: warning: health_chek: unknown key, ignored; did you mean `health_check`?",
+        ]
+    );
+    assert!(report.has_ignored_keys());
+    assert!(report.lines(true).iter().all(|line| line.contains(": error: ")));
+}
+
+#[test]
+fn a_section_that_is_off_stops_nothing() {
+    let text = "auth:\n  enabled: false\n  redis: {password: '${MISSING}', colour: red}\n\
+                rate_limit: {enabled: false, storage: disk}\n";
+    let Loaded { plan, report } = load(text);
+    assert!(plan.auth.is_none() && plan.rate_limit.is_none() && plan.unbuilt.is_empty());
+    let off = report.findings.iter().filter(|f| f.message.contains("switched off")).count();
+    assert_eq!(off, 2, "{report}");
+    assert!(report.findings.iter().any(|f| f.class == Class::UnknownKey), "typos show even there");
+}
+
+#[test]
+fn what_is_dangerous_is_said_aloud() {
+    let text = "backends:\n- {url: 'https://a', weight: 0, tls: {insecure_skip_verify: true}}\n\
+                - {url: 'https://a'}\nserver: {max_header_bytes: 1048576}\n";
+    let Loaded { plan, report } = load(text);
+    let lines = report.lines(false).concat();
+    for part in ["INSECURE", "counts as 1", "also the URL", "65536 bytes are the most"] {
+        assert!(lines.contains(part), "{part}: {lines}");
+    }
+    assert_eq!(plan.backends[0].weight, 1);
+    assert_eq!(plan.backends[1].name, "a:443#2");
+    assert_eq!(plan.server.max_header_bytes, 65536);
+}
+
+#[test]
+fn a_secret_in_a_variable_is_not_repeated_by_an_error() {
+    let env = |_: &str| Some("hunter2\n".to_owned());
+    let text = "backends: [{url: '${A}', api_key: '${A}', weight: '${A}'}]\nlog: {level: '${A}'}";
+    let report = load_text("t.yaml", text, &env).unwrap_err();
+    assert_eq!(report.findings.len(), 4);
+    assert!(!report.to_string().contains("hunter2"), "{report}");
+}

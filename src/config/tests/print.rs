@@ -1,0 +1,67 @@
+//! What `check` prints is a configuration itself, without its secrets.
+
+use super::*;
+
+fn printed(plan: &Plan) -> String {
+    super::super::print(plan).unwrap()
+}
+
+/// Prints, loads what was printed, and compares.
+fn survives(name: &str, text: &str) {
+    let plan = load(text).plan;
+    let first = printed(&plan);
+    // Masked keys are all alike, and two equal keys are an error: give each a value.
+    let mut values = first.split("***").map(str::to_owned).enumerate();
+    let unmasked = values.by_ref().map(|(i, part)| format!("{part}s{i}")).collect::<String>();
+    let unmasked = unmasked.rsplit_once('s').map_or("", |(text, _)| text);
+    let again = load(unmasked);
+    assert!(!again.report.has_ignored_keys(), "{name}: {}\n{first}", again.report);
+    assert_eq!(first, printed(&again.plan), "{name}");
+    if !first.contains("***") {
+        assert_eq!(plan, again.plan, "{name}");
+    }
+}
+
+#[test]
+fn a_printed_plan_loads_and_means_the_same() {
+    survives("nothing", "");
+    survives("example", &example::example());
+    survives("all of the example", &example::uncommented());
+    survives("bare", example::BARE);
+    for entry in std::fs::read_dir("tests/fixtures/config").unwrap() {
+        let path = entry.unwrap().path();
+        survives(&path.display().to_string(), &std::fs::read_to_string(&path).unwrap());
+    }
+}
+
+#[test]
+fn what_is_off_is_printed_as_off() {
+    let text = "metrics: {enabled: false}\nserver: {drain_timeout: unlimited, cpu_affinity: off}\n\
+                health_check: {enabled: false}\nusage: {include_request_body: 1MiB}\n\
+                log: {output: file, file: {path: /var/log/x}}\nlogging: {access: {format: combined}}\n";
+    let plan = load(text).plan;
+    assert!(plan.metrics.is_none() && plan.health_check.is_none());
+    assert!(plan.server.drain_timeout.is_none() && plan.server.cpu_affinity.is_empty());
+    assert_eq!(plan.usage.request_body_max, Some(1 << 20));
+    assert_eq!(load(&printed(&plan)).plan, plan);
+}
+
+#[test]
+fn no_secret_is_printed() {
+    let text = "backends: [{url: http://a, api_key: hunter2, headers: {X-Token: hunter2}}]\n\
+        auth:\n  redis: {password: hunter2}\n  pipeline:\n  - {type: redis}\n\
+        \x20 - {type: webhook, webhook: {url: 'http://a/?t=hunter2', headers: {A: hunter2}}}\n\
+        \x20 - {type: static, static: {keys: [{key: hunter2}]}}\n  - {type: file}\n\
+        api_keys: [{key: hunter2}]\nadmin: {enabled: true, token: hunter2}\n\
+        rate_limit: {storage: redis}\n\
+        usage:\n  reporters:\n  - {webhook: {url: 'https://b/?hunter2', headers: {B: hunter2}}}\n\
+        \x20 - {type: database, database: {driver: mysql, dsn: 'u:hunter2@tcp(h)/d'}}\n\
+        discovery:\n  enabled: true\n  sources:\n\
+        \x20 - {type: http, http: {url: 'http://c/?hunter2', headers: {C: hunter2}}}\n\
+        \x20 - {type: etcd, etcd: {prefix: /x, password: hunter2}}\n";
+    let plan = load(text).plan;
+    for shown in [printed(&plan), format!("{plan:?}")] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("***"));
+    }
+}

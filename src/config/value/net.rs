@@ -1,0 +1,136 @@
+//! Addresses to listen on, and ranges of client addresses.
+
+use super::quoted;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// An address to listen on: `:8000` (every IPv4 address), `127.0.0.1:8000`, `[::]:8000`,
+/// `localhost:8000`. Port 0 is any free one, which the log names. Names are not looked up here.
+pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    let advice = || {
+        format!(
+            "{} must be an address and a port, such as :8000, 127.0.0.1:8000 or [::]:8000",
+            quoted(text)
+        )
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(advice)?;
+    let port: u16 =
+        port.parse().map_err(|_| format!("{} must end in a port from 0 to 65535", quoted(text)))?;
+    let address: IpAddr = match host {
+        "" => Ipv4Addr::UNSPECIFIED.into(),
+        "localhost" => Ipv4Addr::LOCALHOST.into(),
+        _ => match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| advice())?.into(),
+            None => host.parse::<Ipv4Addr>().map_err(|_| advice())?.into(),
+        },
+    };
+    Ok(SocketAddr::new(address, port))
+}
+
+/// A CIDR range, or a single address as a range of one. Kept as its first address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpRange {
+    first: IpAddr,
+    prefix: u8,
+}
+
+impl IpRange {
+    /// Reads `10.0.0.0/8`, `10.1.2.3`, `fd00::/8`. Bits below the prefix must be zero, since a
+    /// range that is not what it looks like lets the wrong clients in.
+    pub fn parse(text: &str) -> Result<IpRange, String> {
+        let advice =
+            || format!("{} must be an address or a range, such as 10.0.0.0/8", quoted(text));
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let first = address.parse::<IpAddr>().map_err(|_| advice())?;
+        let bits = if first.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            None => bits,
+            Some(p) if p.len() <= 3 && p.bytes().all(|b| b.is_ascii_digit()) => {
+                p.parse::<u8>().ok().filter(|p| *p <= bits).ok_or_else(advice)?
+            }
+            Some(_) => return Err(advice()),
+        };
+        let range = IpRange { first, prefix };
+        let masked = range.mask(first);
+        if masked != first {
+            return Err(format!(
+                "{} has bits below its prefix: write {masked}/{prefix}",
+                quoted(text)
+            ));
+        }
+        Ok(range)
+    }
+
+    /// True when the address lies in the range. An IPv4 address in IPv6 form (`::ffff:10.0.0.1`,
+    /// what a dual-stack listener reports) counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.first.is_ipv4() && self.mask(address) == self.first
+    }
+
+    fn mask(&self, address: IpAddr) -> IpAddr {
+        // A shift by the full width is no shift in Rust: a prefix of 0 is its own case.
+        match address {
+            IpAddr::V4(a) => {
+                let keep = u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0);
+                Ipv4Addr::from_bits(a.to_bits() & keep).into()
+            }
+            IpAddr::V6(a) => {
+                let keep =
+                    u128::MAX.checked_shl(128 - u32::from(self.prefix.min(128))).unwrap_or(0);
+                Ipv6Addr::from_bits(a.to_bits() & keep).into()
+            }
+        }
+    }
+}
+
+impl fmt::Display for IpRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.first, self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_forms() {
+        assert_eq!(listen(":8000"), Ok("0.0.0.0:8000".parse().unwrap()));
+        assert_eq!(listen("[::]:8000"), Ok("[::]:8000".parse().unwrap()));
+        assert_eq!(listen("[::1]:1"), Ok("[::1]:1".parse().unwrap()));
+        assert_eq!(listen("localhost:80"), Ok("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(listen("127.0.0.1:0"), Ok("127.0.0.1:0".parse().unwrap()));
+        for bad in ["", "8000", ":65536", "host:80", "::1:80", "1.2.3.4", "[1.2.3.4]:5", ":80x"] {
+            assert!(listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranges_contain_what_they_say() {
+        let has =
+            |range: &str, ip: &str| IpRange::parse(range).unwrap().contains(ip.parse().unwrap());
+        assert!(has("10.0.1.0/24", "10.0.1.255") && !has("10.0.1.0/24", "10.0.2.0"));
+        assert!(has("10.0.0.1", "10.0.0.1") && !has("10.0.0.1", "10.0.0.2"));
+        assert!(has("0.0.0.0/0", "8.8.8.8") && !has("0.0.0.0/0", "::1"));
+        assert!(has("10.0.0.0/8", "::ffff:10.9.9.9"));
+        assert!(
+            has("::/0", "fe80::1") && has("fd00::/8", "fd12::1") && !has("fd00::/8", "fe00::1")
+        );
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "10.0.0.0/",
+            "10.0.0/8",
+            "a/8",
+            "::/129",
+            "10.0.0.0/+8",
+        ] {
+            assert!(IpRange::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

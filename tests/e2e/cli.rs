@@ -1,0 +1,221 @@
+//! The command line: what it prints, how it exits, and that it never starts half-understood.
+
+use crate::harness::process::Ran;
+use crate::harness::proxy::llmproxy;
+use crate::harness::scratch::Scratch;
+use crate::harness::{Config, Engine, Proxy};
+use rustix::process::Signal;
+use std::net::TcpListener;
+
+const CHAT: &str = r#"{"model":"m","messages":[]}"#;
+const SOUND: &str = "backends:\n  - {url: \"http://127.0.0.1:8001\"}\n";
+
+/// Runs `llmproxy ARGS… FILE` on a file with this text. The path is `FILE` in what it says.
+fn on_file(args: &[&str], text: &str) -> Ran {
+    let scratch = Scratch::new();
+    let path = scratch.write("config.yaml", text).to_string_lossy().into_owned();
+    let mut ran = llmproxy(&[args, &[path.as_str()]].concat());
+    ran.stdout = ran.stdout.replace(&path, "FILE");
+    ran.stderr = ran.stderr.replace(&path, "FILE");
+    ran
+}
+
+/// Catches: a version or a help that is missing, goes to the wrong stream, or starts a server.
+#[test]
+fn version_and_help_are_printed() {
+    let version = llmproxy(&["--version"]);
+    assert_eq!(version.code, Some(0));
+    assert_eq!(version.stdout, format!("llmproxy {}\n", env!("CARGO_PKG_VERSION")));
+    let help = llmproxy(&["--help"]);
+    assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+    for word in ["--config", "--backend", "--strict", "check", "config.yaml", "Exit codes"] {
+        assert!(help.stdout.contains(word), "{word}: {}", help.stdout);
+    }
+    let check = llmproxy(&["check", "--help"]);
+    assert_eq!(check.code, Some(0));
+    assert!(check.stdout.contains("--strict"), "{}", check.stdout);
+}
+
+/// Catches: a mistyped command line that is half understood.
+#[test]
+fn a_wrong_command_line_is_refused() {
+    for args in [
+        &["--confg", "x"][..],
+        &["start"],
+        &["check", "a", "b"],
+        &["--config"],
+        &["--config", "a.yaml", "--backend", "http://a:1"],
+        &["--listen", ":1"],
+    ] {
+        let ran = llmproxy(args);
+        assert_eq!(ran.code, Some(2), "{args:?}: {ran:?}");
+        assert_eq!(ran.stdout, "", "{args:?}");
+        assert!(ran.stderr.contains("error:"), "{args:?}: {}", ran.stderr);
+    }
+}
+
+/// Catches: a sound file that is refused, a plan that is not printed, or secrets in it.
+#[test]
+fn check_prints_the_plan_of_a_sound_file_with_secrets_masked() {
+    let text =
+        "backends:\n  - {url: \"http://gpu-1:8000\", weight: 3, api_key: sk-verysecret,\n     \
+                headers: {X-Token: verysecret}}\n\
+                usage: {reporters: [{name: b, type: webhook,\n  \
+                webhook: {url: \"https://b.test/x?token=verysecret\"}}]}\n";
+    let ran = on_file(&["check"], text);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    for word in ["gpu-1:8000", "weight: 3", "/v1/*", "header_timeout"] {
+        assert!(ran.stdout.contains(word), "{word}: {}", ran.stdout);
+    }
+    assert!(!format!("{ran:?}").contains("verysecret"), "{}", ran.stdout);
+    assert_eq!(on_file(&["check", "--strict"], text).code, Some(0));
+}
+
+/// Catches: the plan that `check` prints and that does not mean the same when it is loaded again.
+#[test]
+fn a_printed_plan_is_a_configuration() {
+    let first = on_file(&["check"], SOUND);
+    let again = on_file(&["check", "--strict"], &first.stdout);
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert_eq!(again.stdout, first.stdout);
+}
+
+/// Catches: a mistake without its place, one that hides the next one, a file with a mistake that
+/// is started all the same.
+#[test]
+fn mistakes_are_shown_with_their_places() {
+    let text = "server:\n  header_timeout: soon\nbackends:\n  - {url: \"ftp://x\", weight: many}\n";
+    for args in [&["check"][..], &["--config"]] {
+        let ran = on_file(args, text);
+        assert_eq!(ran.code, Some(2), "{args:?}: {ran:?}");
+        assert_eq!(ran.stdout, "", "{args:?}");
+        for (place, key) in [
+            ("FILE:2:19: error: ", "server.header_timeout"),
+            ("FILE:4:11: error: ", "backends[0].url"),
+            ("FILE:4:30: error: ", "backends[0].weight"),
+        ] {
+            let has = |line: &str| line.starts_with(place) && line.contains(key);
+            assert!(ran.stderr.lines().any(has), "{place}{key}:\n{}", ran.stderr);
+        }
+    }
+}
+
+/// Catches: YAML that is none, or a file that is not there, that is not named with its place.
+#[test]
+fn an_unreadable_file_is_refused() {
+    let ran = on_file(&["check"], "server:\n  listen: [\n");
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.starts_with("FILE:"), "{}", ran.stderr);
+    for args in [&["check", "/nonexistent/c.yaml"][..], &["--config", "/nonexistent/c.yaml"]] {
+        let ran = llmproxy(args);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.stderr.starts_with("/nonexistent/c.yaml: error: "), "{}", ran.stderr);
+    }
+}
+
+/// Catches: a misspelt key that is dropped without a word, or that `--strict` lets pass.
+#[test]
+fn an_unknown_key_is_a_warning_and_strictly_an_error() {
+    let text = format!("{SOUND}server:\n  idle_timeot: 5s\n");
+    let ran = on_file(&["check"], &text);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let warned = |line: &str| {
+        line.starts_with("FILE:4:3: warning: server.idle_timeot") && line.contains("idle_timeout")
+    };
+    assert!(ran.stderr.lines().any(warned), "{}", ran.stderr);
+    for args in [&["check", "--strict"][..], &["--strict", "--config"]] {
+        let ran = on_file(args, &text);
+        assert_eq!(ran.code, Some(1), "{args:?}: {ran:?}");
+        assert!(ran.stderr.contains("FILE:4:3: error: server.idle_timeot"), "{}", ran.stderr);
+    }
+}
+
+/// Catches: two names of one setting that disagree, of which one silently wins.
+#[test]
+fn aliases_that_disagree_are_refused() {
+    let text = format!("{SOUND}listen: \":8000\"\nserver: {{listen: \":9000\"}}\n");
+    let ran = on_file(&["check"], &text);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let named = |line: &str| line.contains("listen") && line.contains("server.listen");
+    assert!(ran.stderr.lines().any(named), "{}", ran.stderr);
+}
+
+/// Catches: a limit or a login that is configured and that nobody enforces: what is not built yet
+/// loads, is listed, and refuses to start with one clear line each.
+#[test]
+fn what_is_not_built_refuses_to_start() {
+    for (section, word) in [
+        ("rate_limit: {global: {requests_per_second: 10}}\n", "rate_limit"),
+        ("api_keys:\n  - {key: sk-verysecret}\n", "auth"),
+        ("routing: {load_balance: least_connections}\n", "routing.load_balance"),
+        ("admin: {enabled: true, token: verysecret}\n", "admin"),
+        ("server: {tls: {enabled: true, cert_file: a.pem, key_file: b.pem}}\n", "server.tls"),
+    ] {
+        let text = format!("{SOUND}{section}");
+        for args in [&["--config"][..], &["check"]] {
+            let ran = on_file(args, &text);
+            assert_eq!(ran.code, Some(1), "{args:?} {section}: {ran:?}");
+            let is_line = |line: &&str| line.starts_with("FILE: cannot start: ");
+            let lines: Vec<&str> = ran.stderr.lines().filter(is_line).collect();
+            assert_eq!(lines.len(), 1, "{section}: {}", ran.stderr);
+            assert!(lines[0].contains(word) && lines[0].contains("not built yet"), "{}", lines[0]);
+            assert!(!format!("{ran:?}").contains("verysecret"), "{ran:?}");
+        }
+    }
+    // Switched off, the same section is none.
+    let off = format!("{SOUND}rate_limit: {{enabled: false}}\n");
+    assert_eq!(on_file(&["check", "--strict"], &off).code, Some(0));
+}
+
+/// Catches: `--backend` that needs a file, takes only one URL, or does not serve.
+#[test]
+fn backends_can_be_named_without_a_file() {
+    let (one, two) = (Engine::start(&[]), Engine::start(&[]));
+    let (a, b) = (one.url(), two.url());
+    let args = ["--backend", &a, "--backend", &b, "--listen", "127.0.0.1:0"];
+    let proxy = Proxy::start_with(&args, Scratch::new());
+    for _ in 0..8 {
+        assert_eq!(proxy.post("/v1/chat/completions", CHAT).status(), 200);
+    }
+    // Each worker takes turns of its own.
+    assert_eq!(one.posts().len() + two.posts().len(), 8);
+    assert!(one.posts().len().min(two.posts().len()) > 0);
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(crate::harness::SOON).code(), Some(0));
+    let bad = llmproxy(&["--backend", "not a url"]);
+    assert_eq!(bad.code, Some(2), "{bad:?}");
+}
+
+/// Catches: an address in use that is shared with a stranger or reported as something else.
+#[test]
+fn an_address_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let ran = llmproxy(&["--backend", "http://127.0.0.1:1", "--listen", &address]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let said = ran.stderr.lines().last().unwrap_or_default();
+    assert!(said.starts_with("llmproxy: ") && said.contains(&address), "{ran:?}");
+}
+
+/// Catches: a variable that is not replaced, or one that is missing and becomes nothing.
+#[test]
+fn variables_are_replaced() {
+    let url = "backends:\n  - {url: \"http://${NO_SUCH_VARIABLE_9:-gpu-7}:8000\"}\n";
+    let ran = on_file(&["check"], url);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("gpu-7:8000"), "{}", ran.stdout);
+    let missing = "backends:\n  - {url: \"http://${NO_SUCH_VARIABLE_9}:8000\"}\n";
+    let ran = on_file(&["check"], missing);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("NO_SUCH_VARIABLE_9"), "{}", ran.stderr);
+}
+
+/// Catches: warnings about a configuration that only `check` tells and a start does not.
+#[test]
+fn a_start_logs_the_warnings_of_its_configuration() {
+    let proxy = Config::backend_at("http://127.0.0.1:1").section("nonsense: 1").start();
+    proxy.await_event("a warning names the key", |event| {
+        event["level"] == "WARN"
+            && event["message"].as_str().is_some_and(|m| m.contains("nonsense"))
+    });
+}

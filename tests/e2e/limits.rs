@@ -1,0 +1,216 @@
+//! Every limit of the client's side, in bytes, in time and in connections: what is beyond it is
+//! refused with its own name, counted, and the connection ends.
+
+use crate::harness::{Backend, Config, Proxy, SOON};
+use std::time::{Duration, Instant};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// A proxy with these server lines before a backend that answers everything with OK.
+fn pair(server: &[&str]) -> (Proxy, Backend) {
+    let backend = Backend::answering(OK);
+    let config = server.iter().fold(Config::backend_at(backend.url()), |c, line| c.server(*line));
+    (config.start(), backend)
+}
+
+fn rejected(proxy: &Proxy, code: &str) -> f64 {
+    proxy.metric("llmproxy_rejected_total", &[("reason", code)])
+}
+
+/// Catches: a body over the limit that is buffered or forwarded, by its declared length or by what
+/// has arrived; a limit that is off by one.
+#[test]
+fn bodies_over_the_limit_are_413() {
+    let (proxy, backend) = pair(&["max_body_size: 1000"]);
+    let head = "POST /v1/x HTTP/1.1\r\nHost: a\r\n";
+    let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "x".repeat(n));
+    for fits in [
+        format!("Content-Length: 1000\r\n\r\n{}", "x".repeat(1000)),
+        format!("Transfer-Encoding: chunked\r\n\r\n{}{}0\r\n\r\n", chunk(600), chunk(400)),
+    ] {
+        assert_eq!(proxy.connect().send(format!("{head}{fits}")).response().status(), 200);
+    }
+    for large in [
+        // Not a byte of it needs to be sent.
+        "Content-Length: 1001\r\n\r\n".to_owned(),
+        "Content-Length: 999999999999999999\r\n\r\n".to_owned(),
+        // Neither is its end waited for.
+        format!("Transfer-Encoding: chunked\r\n\r\n{}{}", chunk(600), chunk(401)),
+        "Transfer-Encoding: chunked\r\n\r\nffffff\r\n".to_owned() + &"x".repeat(1001),
+    ] {
+        let mut conn = proxy.connect();
+        let response = conn.send(format!("{head}{large}")).response();
+        response.assert_refused(413, "body_too_large");
+        assert!(response.text().contains("1000"), "the limit is named: {}", response.text());
+        assert_eq!(response.head.get("connection"), Some("close"));
+        conn.assert_closes();
+    }
+    assert_eq!(rejected(&proxy, "body_too_large"), 4.0);
+    assert_eq!(backend.requests().len(), 2);
+}
+
+/// Catches: a 413 that the client never reads because the connection is reset under the body that
+/// it is still sending.
+#[test]
+fn a_refusal_is_readable_while_the_body_still_comes() {
+    let (proxy, _backend) = pair(&["max_body_size: 1000"]);
+    let mut conn = proxy.connect();
+    let body = vec![b'x'; 60_000];
+    conn.send("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n");
+    assert!(conn.try_send(body), "what fits in the linger is taken");
+    conn.response().assert_refused(413, "body_too_large");
+    conn.assert_ends();
+}
+
+/// Catches: a head that grows without a bound, in any of its dimensions.
+#[test]
+fn heads_over_the_limits_are_431_and_414() {
+    let (proxy, backend) = pair(&[]);
+    let get = |fields: String| format!("GET /v1/x HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let x = |n: usize| "x".repeat(n);
+    let many = |n: usize| (0..n).map(|i| format!("X-{i}: {i}\r\n")).collect::<String>();
+    for fits in [
+        get(many(99)),
+        get(format!("X-Long: {}\r\n", x(8000))),
+        get((0..7).map(|i| format!("X-{i}: {}\r\n", x(8000))).collect()),
+        format!("GET /v1/{} HTTP/1.1\r\nHost: a\r\n\r\n", x(8000)),
+    ] {
+        assert_eq!(proxy.connect().send(fits).response().status(), 200);
+    }
+    let large = (0..9).map(|i| format!("X-{i}: {}\r\n", x(8000))).collect::<String>();
+    let cases = [
+        (get(large), 431, "head_too_large"),
+        (get(many(100)), 431, "too_many_fields"),
+        (get(format!("X-Long: {}\r\n", x(8200))), 431, "field_too_long"),
+        (get(format!("{}: 1\r\n", x(257))), 431, "field_name_too_long"),
+        (format!("GET /v1/{} HTTP/1.1\r\nHost: a\r\n\r\n", x(8200)), 414, "target_too_long"),
+        // Without an end, too: nothing more is needed to know.
+        (format!("GET /v1/{}", x(10_000)), 414, "target_too_long"),
+    ];
+    for (bytes, status, code) in cases {
+        let mut conn = proxy.connect();
+        conn.try_send(&bytes);
+        conn.response().assert_refused(status, code);
+        conn.assert_closes();
+        assert!(rejected(&proxy, code) >= 1.0, "{code}");
+    }
+    let longest = backend.requests().iter().map(|r| r.head.fields.len()).max();
+    assert_eq!((backend.requests().len(), longest >= Some(99)), (4, true));
+}
+
+/// Catches: the configured limit of a head that is not the one that holds.
+#[test]
+fn the_limit_of_a_head_is_configurable() {
+    let (proxy, _backend) = pair(&["max_header_bytes: 1024"]);
+    let get = |n: usize| format!("GET /v1/x HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(n));
+    assert_eq!(proxy.connect().send(get(900)).response().status(), 200);
+    proxy.connect().send(get(1100)).response().assert_refused(431, "head_too_large");
+}
+
+/// Catches: a head that may take for ever, at one byte now and then; a deadline that each byte
+/// starts anew; one that also ends a connection that sent nothing.
+#[test]
+fn a_slow_head_is_408() {
+    let (proxy, _backend) = pair(&["header_timeout: 500ms"]);
+    let mut quiet = proxy.connect();
+    let mut conn = proxy.connect();
+    let started = Instant::now();
+    conn.send("GET /v1/x HTTP/1.1\r\nHost: a\r\nX-Slow: ");
+    while !conn.arrives_within(Duration::from_millis(20)) {
+        assert!(started.elapsed() < Duration::from_secs(3), "each byte starts the deadline anew");
+        conn.try_send("x");
+    }
+    let response = conn.response();
+    let took = started.elapsed();
+    response.assert_refused(408, "header_timeout");
+    assert_eq!(response.head.get("connection"), Some("close"));
+    assert!(took >= Duration::from_millis(450), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(rejected(&proxy, "header_timeout"), 1.0);
+    assert_eq!(quiet.get("/v1/x").status(), 200, "a connection that is idle is not slow");
+}
+
+/// Catches: a body that stops in its middle and holds the connection, in both framings.
+#[test]
+fn a_body_that_stops_is_408() {
+    let (proxy, backend) = pair(&["body_timeout: 300ms"]);
+    for framing in ["Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n5\r\nabc"] {
+        let mut conn = proxy.connect();
+        let started = Instant::now();
+        conn.send(format!("POST /v1/x HTTP/1.1\r\nHost: a\r\n{framing}"));
+        conn.response().assert_refused(408, "body_timeout");
+        let took = started.elapsed();
+        assert!((250..3000).contains(&took.as_millis()), "{took:?}");
+        conn.assert_closes();
+    }
+    assert_eq!(rejected(&proxy, "body_timeout"), 2.0);
+    assert_eq!(backend.connections(), 0);
+}
+
+/// Catches: a body of a byte now and then, which no timeout between two bytes ever ends: below a
+/// floor of 1 KiB/s it is refused after ten seconds.
+#[test]
+fn a_body_that_trickles_is_408() {
+    let (proxy, backend) = pair(&[]);
+    let mut conn = proxy.connect();
+    let started = Instant::now();
+    conn.send("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
+    while !conn.arrives_within(Duration::from_millis(250)) {
+        assert!(started.elapsed() < Duration::from_secs(15), "it goes on and on");
+        conn.try_send("x");
+    }
+    conn.response().assert_refused(408, "body_too_slow");
+    assert!(started.elapsed() >= Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(rejected(&proxy, "body_too_slow"), 1.0);
+    assert_eq!(backend.connections(), 0);
+}
+
+/// Catches: an idle connection that is kept for ever, or that gets an answer nobody asked for when
+/// it ends (a client could take it for that of its next request).
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let (proxy, _backend) = pair(&["idle_timeout: 300ms"]);
+    let mut fresh = proxy.connect();
+    let mut used = proxy.connect();
+    assert_eq!(used.get("/v1/x").status(), 200);
+    let started = Instant::now();
+    used.assert_closes_within(Duration::from_secs(3));
+    fresh.assert_closes_within(Duration::from_secs(3));
+    assert!(started.elapsed() >= Duration::from_millis(200), "{:?}", started.elapsed());
+    assert_eq!(proxy.metric("llmproxy_rejected_total", &[]), 0.0);
+}
+
+/// Catches: connections beyond the limit that wait in silence or are reset; a slot that is not
+/// given back; an answer without the hint when to come again.
+#[test]
+fn connections_over_the_limit_are_503() {
+    let (proxy, _backend) = pair(&["max_connections: 20"]);
+    let mut held: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    // An answer proves that each of them was taken in.
+    for conn in &mut held {
+        assert_eq!(conn.get("/health").status(), 200);
+    }
+    let mut turned_away = proxy.connect();
+    let response = turned_away.response();
+    response.assert_refused(503, "overloaded");
+    assert_eq!(response.head.get("retry-after"), Some("1"));
+    assert_eq!(response.head.get("connection"), Some("close"));
+    turned_away.assert_closes();
+    // The same for a client that does not wait to be greeted.
+    for _ in 0..5 {
+        let mut conn = proxy.connect();
+        conn.try_send("GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n");
+        conn.response().assert_refused(503, "overloaded");
+    }
+    // More than nine tenths are in use: what is forwarded now ends its connection.
+    let mut last = held.pop().unwrap();
+    assert_eq!(last.get("/v1/x").head.get("connection"), Some("close"));
+    last.assert_closes();
+    crate::harness::await_until("the slot is free again", SOON, || {
+        let mut conn = proxy.connect();
+        conn.try_send("GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n");
+        conn.response().status() == 200
+    });
+    drop(held);
+    assert!(rejected(&proxy, "overloaded") >= 6.0);
+}
