@@ -2,7 +2,7 @@
 //! client never takes half an answer for a whole one.
 
 use crate::harness::message::Ended;
-use crate::harness::{await_until, Backend, Config, Conn, Proxy, Webhook, SOON};
+use crate::harness::{await_until, Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
 use crate::rig::{before, quiet, Rig, CHAT, CHATS, STREAM};
 use serde_json::Value;
 use std::io::ErrorKind;
@@ -195,6 +195,41 @@ fn a_refused_connection_falls_to_the_other_backend() {
         rig.proxy.await_metric(name, &[], fallen);
     }
     rig.proxy.await_metric("llmproxy_faults_total", &[("kind", "connect_failed")], fallen);
+}
+
+/// Catches: a killed engine that takes its streams with it without a word, or new requests too.
+#[test]
+fn a_killed_engine_breaks_its_own_streams_and_nothing_else() {
+    let dying = Engine::start(&[]);
+    let rig = Rig::with("", |config| config.backend(dying.url(), "name: dying"));
+    let knobs = "x-mock-tokens: 20\r\nx-mock-gap-ms: 50\r\n";
+    let mut streams: Vec<Conn> = (0..10).map(|_| rig.ask(STREAM, knobs)).collect();
+    for stream in &mut streams {
+        stream.head();
+        stream.read_until("data:");
+    }
+    assert_eq!((dying.posts().len(), rig.engine.posts().len()), (5, 5));
+    dying.process.signal(rustix::process::Signal::KILL);
+    dying.process.wait(SOON);
+    for _ in 0..10 {
+        assert_eq!(rig.proxy.post(CHATS, CHAT).status(), 200);
+    }
+    let mut whole = 0;
+    for stream in &mut streams {
+        let (pieces, ended) = stream.rest();
+        let text: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
+        let text = String::from_utf8(text).unwrap();
+        match ended {
+            Ended::Whole => whole += 1,
+            _ => assert_ends_with_event(&text, "backend_broke"),
+        }
+    }
+    assert_eq!(whole, 5);
+    let records = rig.hook.await_records(20, SOON);
+    let broken = records.iter().filter(|record| record["error"] == "backend_broke");
+    assert_eq!(broken.count(), 5, "one record for each");
+    assert_eq!(records.len(), 20);
+    quiet(&rig.proxy);
 }
 
 /// Catches: a connect without a deadline, or one that ends the request while others could answer.
