@@ -69,6 +69,10 @@ fn classic(open_metrics: &str) -> String {
     out
 }
 
+/// Units of histograms, in milliseconds.
+const MILLISECOND: f64 = 1.0;
+const SECOND: f64 = 1000.0;
+
 type Labels = Vec<(&'static str, String)>;
 
 impl fmt::Debug for Facts {
@@ -116,7 +120,7 @@ impl Facts {
         }
         page.counter("llmproxy_requests", "Requests that were settled.", counts)?;
         let help = "From a request head to the last byte of its answer, milliseconds.";
-        page.histogram("llmproxy_latency_ms", help, &self.plan_bounds(), latencies)
+        page.histogram("llmproxy_latency_ms", help, (&self.plan_bounds(), MILLISECOND), latencies)
     }
 
     fn plan_bounds(&self) -> Vec<f64> {
@@ -132,16 +136,16 @@ impl Facts {
         let ttft: Vec<_> = sorted.iter().map(|(i, t)| by_backend((i, t))).collect();
         let ttft = ttft.iter().map(|(labels, times)| (labels.clone(), times)).collect();
         let help = "From a request head to the first body byte of a streamed answer, milliseconds.";
-        page.histogram("llmproxy_ttft_ms", help, &self.plan_bounds(), ttft)?;
-        const GAPS: [f64; 11] =
-            [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 10_000.0];
-        let help = "Between two reads of a streamed answer, milliseconds.";
+        page.histogram("llmproxy_ttft_ms", help, (&self.plan_bounds(), MILLISECOND), ttft)?;
+        // Names that are ours follow Prometheus: seconds.
+        const GAPS: [f64; 11] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0];
+        let help = "Between two reads of a streamed answer.";
         let gaps = vec![(Labels::new(), &self.meters.inter_token)];
-        page.histogram("llmproxy_inter_token_ms", help, &GAPS, gaps)?;
-        const CONNECTS: [f64; 9] = [0.1, 0.2, 0.5, 1.0, 5.0, 20.0, 100.0, 500.0, 2000.0];
-        let help = "Time to establish connections to backends, milliseconds.";
+        page.histogram("llmproxy_inter_token_seconds", help, (&GAPS, SECOND), gaps)?;
+        const CONNECTS: [f64; 9] = [0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0];
+        let help = "Time to establish connections to backends.";
         let connects = vec![(Labels::new(), &self.meters.connect)];
-        page.histogram("llmproxy_upstream_connect_ms", help, &CONNECTS, connects)
+        page.histogram("llmproxy_upstream_connect_seconds", help, (&CONNECTS, SECOND), connects)
     }
 
     fn endings(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -289,21 +293,26 @@ impl Page<'_> {
         &mut self,
         name: &str,
         help: &str,
-        bounds_ms: &[f64],
+        (bounds, unit_ms): (&[f64], f64),
         series: Vec<(Labels, &Times)>,
     ) -> fmt::Result {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, times) in series {
             let mut below = 0;
-            let mut buckets = Vec::with_capacity(bounds_ms.len() + 1);
-            for bound in bounds_ms.iter().copied() {
-                let upto = times.count_up_to_ms(bound).max(below);
+            let mut buckets = Vec::with_capacity(bounds.len() + 1);
+            for bound in bounds.iter().copied() {
+                let upto = times.count_up_to_ms(bound * unit_ms).max(below);
                 buckets.push((bound, upto - below));
                 below = upto;
             }
             buckets.push((f64::INFINITY, times.count() - below));
-            let mut metric = metric.encode_family(&labels)?;
-            metric.encode_histogram::<NoLabelSet>(times.sum_ms(), times.count(), &buckets, None)?;
+            let (sum, count) = (times.sum_ms() / unit_ms, times.count());
+            match labels.as_slice() {
+                [] => metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?,
+                _ => metric
+                    .encode_family(&labels)?
+                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?,
+            }
         }
         Ok(())
     }

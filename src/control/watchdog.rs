@@ -3,49 +3,95 @@
 
 use crate::state::stop::{Phase, Stop};
 use crossbeam_channel::{bounded, RecvTimeoutError};
-use std::io;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two looks. Workers sweep every 100 ms.
 const LOOK: Duration = Duration::from_millis(500);
-/// A worker silent for so long is worth a warning.
-const WARN_AFTER: Duration = Duration::from_secs(1);
-/// A worker silent for so long ends the process.
-const ABORT_AFTER: Duration = Duration::from_secs(5);
+/// Looks without a beat that are worth a warning.
+const WARN_AFTER: u32 = 2;
+/// Looks without a beat that end the process: five seconds.
+const ABORT_AFTER: u32 = 10;
 
 /// Starts the thread that looks after the workers' heartbeats.
 pub fn start(heartbeats: Vec<Arc<AtomicU64>>, stop: Arc<Stop>) -> io::Result<()> {
     std::thread::Builder::new().name("watchdog".into()).spawn(move || {
         let (_alive, clock) = bounded::<()>(0);
-        let now = Instant::now();
-        let mut seen: Vec<_> = heartbeats.iter().map(|_| (0, now, false)).collect();
+        let mut watches: Vec<_> = heartbeats.iter().map(|_| Watch::default()).collect();
+        let mut last_look = Instant::now();
         // A drained worker stands still for good: the watch ends with the first signal.
         while stop.phase() == Phase::Running
             && clock.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout)
         {
-            for (worker, (beat, last)) in heartbeats.iter().zip(&mut seen).enumerate() {
-                look(worker, beat.load(Ordering::Relaxed), last);
+            // When this thread stood still as well, the whole process did (SIGSTOP, a paused
+            // machine), and the workers are not to blame.
+            let late = last_look.elapsed() > LOOK * 2;
+            last_look = Instant::now();
+            for (worker, (beat, watch)) in heartbeats.iter().zip(&mut watches).enumerate() {
+                match watch.look(beat.load(Ordering::Relaxed), late) {
+                    Verdict::Fine => {}
+                    Verdict::Slow => tracing::warn!(worker, "worker is slow"),
+                    Verdict::Dead => abort(worker),
+                }
             }
         }
     })?;
     Ok(())
 }
 
-/// `last`: the beat seen last, when it changed, whether a warning was given.
-fn look(worker: usize, beat: u64, last: &mut (u64, Instant, bool)) {
-    if beat != last.0 {
-        *last = (beat, Instant::now(), false);
-        return;
+fn abort(worker: usize) -> ! {
+    // Not by the log, whose thread would die before it wrote this.
+    let _ = writeln!(io::stderr(), "llmproxy: worker {worker} stands still: aborting");
+    std::process::abort()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Fine,
+    Slow,
+    Dead,
+}
+
+/// What was seen of one worker.
+#[derive(Debug, Default)]
+struct Watch {
+    beat: u64,
+    missed: u32,
+}
+
+impl Watch {
+    fn look(&mut self, beat: u64, late: bool) -> Verdict {
+        if beat != self.beat || late {
+            *self = Watch { beat, missed: 0 };
+            return Verdict::Fine;
+        }
+        self.missed += 1;
+        match self.missed {
+            WARN_AFTER => Verdict::Slow,
+            ABORT_AFTER.. => Verdict::Dead,
+            _ => Verdict::Fine,
+        }
     }
-    let silent = last.1.elapsed();
-    if silent > ABORT_AFTER {
-        tracing::error!(worker, ?silent, "worker stands still: aborting");
-        std::process::abort();
-    }
-    if silent > WARN_AFTER && !last.2 {
-        last.2 = true;
-        tracing::warn!(worker, ?silent, "worker is slow");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_worker_that_misses_every_look_is_dead() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.look(1, false), Verdict::Fine);
+        let verdicts: Vec<_> = (0..10).map(|_| watch.look(1, false)).collect();
+        assert_eq!(verdicts[1], Verdict::Slow);
+        assert!(verdicts[..9].iter().all(|v| *v != Verdict::Dead));
+        assert_eq!(verdicts[9], Verdict::Dead);
+        let mut watch = Watch::default();
+        for _ in 0..100 {
+            assert_ne!(watch.look(0, false), Verdict::Dead);
+            assert_eq!(watch.look(0, true), Verdict::Fine, "the process was paused");
+        }
     }
 }

@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// A peer that vanished without a FIN is noticed after 30 + 3 × 10 s of silence.
+/// A peer that vanished without a FIN is noticed after 30 + 3 × 10 s of silence. There is no
+/// TCP_USER_TIMEOUT: it would also end a peer that lives and does not read, before the timeout that
+/// is configured for it, and under another name.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
-/// Sent data that is not acknowledged for so long ends the connection.
-pub(super) const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connects to an address. The caller bounds the time; dropping it closes the socket.
 pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
@@ -22,7 +22,6 @@ pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
         None,
     )?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(&keepalive())?;
     start(socket, &address.into()).await
 }

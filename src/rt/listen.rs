@@ -27,7 +27,6 @@ pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     // are small writes: Nagle would hold each back for the ACK of the one before it.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&super::connect::keepalive())?;
-    socket.set_tcp_user_timeout(Some(super::connect::USER_TIMEOUT))?;
     // Accepted sockets inherit it. Without it the kernel takes megabytes for a client that does not
     // read, and ten thousand of those are all of memory.
     socket.set_tcp_notsent_lowat(CLIENT_UNSENT_BYTES_MAX)?;

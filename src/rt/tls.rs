@@ -4,10 +4,20 @@
 use super::socket::Socket;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
-use std::future::Future;
+use std::future::{poll_fn, Future};
 use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+
+/// Whose turn it is while a request is being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// There is room for more of the request.
+    Send,
+    /// The peer answers, or closed, before it has all of the request.
+    Listen,
+}
 
 /// A connection to an engine.
 pub struct Link {
@@ -94,14 +104,28 @@ impl Link {
         self.socket.writable()
     }
 
-    /// True for an idle connection that can be used again.
-    pub fn is_quiet(&self) -> bool {
-        self.socket.is_quiet()
+    /// Waits until more can be sent, or, on a bare socket, until the peer has something to say
+    /// first. (What TLS says first may be its own business.)
+    pub async fn writable_or_spoken(&self) -> io::Result<Turn> {
+        if self.tls.is_some() {
+            return self.socket.writable().await.map(|()| Turn::Send);
+        }
+        let (mut heard, mut room) = (pin!(self.socket.readable()), pin!(self.socket.writable()));
+        poll_fn(|cx| match heard.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(done.map(|()| Turn::Listen)),
+            Poll::Pending => room.as_mut().poll(cx).map_ok(|()| Turn::Send),
+        })
+        .await
     }
 
-    /// Ends both directions now: the engine sees it and cancels the generation.
-    pub fn cut(&self) {
-        self.socket.shutdown(Shutdown::Both);
+    /// True for an idle connection that can be used again: nothing has come that nobody asked for,
+    /// neither to the socket nor, decrypted, to the session.
+    pub fn is_quiet(&mut self) -> bool {
+        let nothing_decrypted = self.tls.as_mut().is_none_or(|tls| {
+            let waiting = tls.session.reader().into_first_chunk();
+            matches!(waiting, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        });
+        nothing_decrypted && self.socket.is_quiet()
     }
 }
 

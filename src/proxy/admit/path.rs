@@ -47,31 +47,36 @@ fn matches(pattern: &str, path: &[u8]) -> bool {
 }
 
 /// `/v1/../metrics` would pass a prefix rule here and mean another path at the engine. Engines
-/// decode before they resolve, so the encoded forms count too (RFC 3986 section 6.2.2).
+/// decode before they resolve, so the encoded forms of dots and slashes count too (RFC 3986
+/// section 6.2.2). One pass: a path of slashes must not cost more than another.
 fn has_dot_segment(path: &[u8]) -> bool {
-    path.split(|b| matches!(b, b'/' | b'\\')).any(|segment| {
-        let mut rest = segment;
-        let mut dots = 0;
-        loop {
-            rest = match rest {
-                [] => return dots == 1 || dots == 2,
-                [b'.', tail @ ..] | [b'%', b'2', b'e' | b'E', tail @ ..] => tail,
-                // An encoded slash ends a segment as well, for an engine that decodes it.
-                [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..] if dots > 0 => {
-                    return dots <= 2
-                }
-                _ => return contains_encoded_slash_dots(rest),
-            };
-            dots += 1;
+    let mut rest = path;
+    let mut dots = 0;
+    let mut other = false;
+    loop {
+        let (separator, tail) = match rest {
+            [] => return !other && (dots == 1 || dots == 2),
+            [b'/' | b'\\', tail @ ..] => (true, tail),
+            [b'%', b'2', b'f' | b'F', tail @ ..] => (true, tail),
+            [b'%', b'5', b'c' | b'C', tail @ ..] => (true, tail),
+            [b'.', tail @ ..] | [b'%', b'2', b'e' | b'E', tail @ ..] => {
+                dots += 1;
+                (false, tail)
+            }
+            [_, tail @ ..] => {
+                other = true;
+                (false, tail)
+            }
+        };
+        if separator {
+            if !other && (dots == 1 || dots == 2) {
+                return true;
+            }
+            dots = 0;
+            other = false;
         }
-    })
-}
-
-/// `x%2f..` hides a segment behind an encoded slash.
-fn contains_encoded_slash_dots(segment: &[u8]) -> bool {
-    let is_slash = |w: &[u8]| w.eq_ignore_ascii_case(b"%2f") || w.eq_ignore_ascii_case(b"%5c");
-    let after = segment.windows(3).position(is_slash).and_then(|at| segment.get(at + 3..));
-    after.is_some_and(has_dot_segment)
+        rest = tail;
+    }
 }
 
 /// The label of a path in metrics and records. A fixed set: a client cannot make series.
@@ -139,6 +144,8 @@ mod tests {
             "/v1/x%2F%2e%2e",
             "/v1\\..\\metrics",
             "/v1/..%5cmetrics",
+            "/v1/...%2f..%2f..%2fmetrics",
+            "/v1/%2f%2f%2e%2f",
         ] {
             assert!(has_dot_segment(bad.as_bytes()), "{bad}");
         }

@@ -36,10 +36,14 @@ impl Tried {
 /// when all that could be picked were tried.
 pub fn pick(balancer: &mut RoundRobin, fleet: &Fleet, tried: &Tried) -> Option<u32> {
     let any_healthy = fleet.any_healthy();
-    balancer.pick(|backend| {
+    let eligible = |backend: u32| {
         let healthy = fleet.get(backend as usize).is_some_and(|m| m.is_healthy());
         (healthy || !any_healthy) && !tried.backends.contains(&backend)
-    })
+    };
+    match tried.is_empty() {
+        true => balancer.pick(eligible),
+        false => balancer.stand_in(eligible),
+    }
 }
 
 #[cfg(test)]

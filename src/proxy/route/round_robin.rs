@@ -38,11 +38,21 @@ impl RoundRobin {
     /// The next backend that `eligible` accepts. One that is passed over keeps pace with the
     /// others, so that it does not get a burst when it comes back.
     pub fn pick(&mut self, eligible: impl Fn(u32) -> bool) -> Option<u32> {
+        self.take(eligible, true)
+    }
+
+    /// Who would be next, for a request that has had its turn: it is in somebody's place. Were the
+    /// turn charged, a dead backend's stand-in would lose its own, and the dead one be next again.
+    pub fn stand_in(&mut self, eligible: impl Fn(u32) -> bool) -> Option<u32> {
+        self.take(eligible, false)
+    }
+
+    fn take(&mut self, eligible: impl Fn(u32) -> bool, charge: bool) -> Option<u32> {
         let mut picked = None;
         while let Some(Reverse(turn)) = self.queue.pop() {
-            let moved = Turn { pass: turn.pass.saturating_add(turn.step), ..turn };
             if eligible(turn.backend) {
-                self.queue.push(Reverse(moved));
+                let step = if charge { turn.step } else { 0 };
+                self.queue.push(Reverse(Turn { pass: turn.pass.saturating_add(step), ..turn }));
                 picked = Some(turn);
                 break;
             }
@@ -50,7 +60,10 @@ impl RoundRobin {
         }
         for turn in self.skipped.drain(..) {
             // It waits at the front of the line, but with no credit saved up.
-            let pass = picked.map_or(turn.pass, |p| p.pass.max(turn.pass) + 1);
+            let pass = match picked {
+                Some(picked) if charge => picked.pass.max(turn.pass) + 1,
+                _ => turn.pass,
+            };
             self.queue.push(Reverse(Turn { pass, ..turn }));
         }
         picked.map(|turn| turn.backend)
@@ -90,6 +103,20 @@ mod tests {
         }
         let next: Vec<_> = (0..10).map(|_| balancer.pick(|_| true).unwrap()).collect();
         assert_eq!(next.iter().filter(|b| **b == 1).count(), 5, "{next:?}");
+    }
+
+    #[test]
+    fn a_dead_backend_costs_its_own_turns_only() {
+        let mut balancer = RoundRobin::new(&[1, 1], 0);
+        let mut first = [0, 0];
+        for _ in 0..100 {
+            let picked = balancer.pick(|_| true).unwrap();
+            first[picked as usize] += 1;
+            if picked == 0 {
+                assert_eq!(balancer.stand_in(|b| b != 0), Some(1));
+            }
+        }
+        assert_eq!(first, [50, 50]);
     }
 
     #[test]

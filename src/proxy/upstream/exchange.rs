@@ -12,6 +12,7 @@ use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched};
+use crate::rt::tls::Turn;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::time::Instant;
@@ -48,15 +49,20 @@ pub async fn exchange(
     let started = Instant::now();
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
     let wait = Wait { client, heed_leaving: plan.on_client_abort == OnClientAbort::Close };
-    match send(w, &wait, request, plan, &mut lease).await {
-        // An engine may answer before it has read everything (413), and then close.
-        Ok(()) | Err(Fault::BackendClosed) => {}
+    // An engine may answer before it has read everything (413), and then close, or not.
+    let sent_whole = match send(w, &wait, request, plan, &mut lease).await {
+        Ok(whole) => whole,
+        Err(Fault::BackendClosed) => false,
         Err(fault) => return Err(fault),
-    }
+    };
     // No buffer is held through the prefill, which may take minutes.
     let mut bytes = None;
     match read_head(&wait, request, &mut lease, &mut bytes).await {
-        Ok(head_len) => Ok(Exchange { lease, bytes, head_len }),
+        Ok(head_len) => {
+            // The rest of the request is still to come on that connection, and never will.
+            request.response.keep_alive &= sent_whole;
+            Ok(Exchange { lease, bytes, head_len })
+        }
         Err(Fault::BackendClosed)
             if lease.is_reused() && bytes.is_none() && started.elapsed() <= REUSE_RACE_MAX =>
         {
@@ -66,13 +72,14 @@ pub async fn exchange(
     }
 }
 
+/// Sends the request. False when the engine began to answer before it had all of it.
 async fn send(
     w: &Worker,
     wait: &Wait<'_>,
     request: &Request,
     plan: &Backend,
     lease: &mut Lease,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let client = wait.client;
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
     client.post.arm(plan.first_byte_timeout);
@@ -101,12 +108,17 @@ async fn send(
         match lease.link().try_send(slices) {
             Ok(n) => IoSlice::advance_slices(&mut slices, n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                judge(wait.until(lease.link().writable()).await)?;
+                // Boxed: a body that does not fit in the socket's buffer is worth it.
+                let turn = wait.until(Box::pin(lease.link().writable_or_spoken()));
+                if judge(turn.await)? == Turn::Listen {
+                    return Ok(false);
+                }
             }
             Err(_) => return Err(Fault::BackendClosed),
         }
     }
-    judge(wait.until(lease.link().flush()).await)
+    judge(wait.until(lease.link().flush()).await)?;
+    Ok(true)
 }
 
 /// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
@@ -170,10 +182,7 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    fn until<F>(&self, step: F) -> Watched<'_, F>
-    where
-        F: Future<Output = io::Result<()>>,
-    {
+    fn until<F: Future>(&self, step: F) -> Watched<'_, F> {
         match self.heed_leaving {
             true => self.client.post.attended(step),
             false => self.client.post.within(step),
@@ -181,9 +190,9 @@ impl Wait<'_> {
     }
 }
 
-fn judge(done: Result<io::Result<()>, Alarm>) -> Result<(), Fault> {
+fn judge<T>(done: Result<io::Result<T>, Alarm>) -> Result<T, Fault> {
     match done {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(_)) => Err(Fault::BackendClosed),
         Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
         Err(Alarm::Gone) => Err(Fault::ClientLeft),

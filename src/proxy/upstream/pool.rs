@@ -87,7 +87,7 @@ impl Pool {
         let limits = self.limits.get(backend as usize)?;
         let mut idle = self.idle.borrow_mut();
         let links = idle.get_mut(backend as usize)?;
-        while let Some(kept) = links.pop() {
+        while let Some(mut kept) = links.pop() {
             if now.saturating_sub(kept.since) > limits.idle_ticks {
                 // All that are left are older still.
                 links.clear();
