@@ -211,8 +211,12 @@ fn a_killed_engine_breaks_its_own_streams_and_nothing_else() {
     assert_eq!((dying.posts().len(), rig.engine.posts().len()), (5, 5));
     dying.process.signal(rustix::process::Signal::KILL);
     dying.process.wait(SOON);
+    // The kernel lets go of a ring's listener a moment later than of its process.
+    let refuses = || std::net::TcpStream::connect(dying.addr()).is_err();
+    await_until("its port is closed", SOON, refuses);
     for _ in 0..10 {
-        assert_eq!(rig.proxy.post(CHATS, CHAT).status(), 200);
+        let answer = rig.proxy.post(CHATS, CHAT);
+        assert_eq!(answer.status(), 200, "{}", answer.text());
     }
     let mut whole = 0;
     for stream in &mut streams {
@@ -293,6 +297,23 @@ fn an_answer_that_comes_before_the_body_was_read_reaches_the_client() {
     assert_eq!((answer.status(), answer.text().as_str()), (413, "large"));
     assert_eq!(answer.ended, Ended::Whole);
     assert_eq!(backend.connections(), 1, "a POST is never sent twice");
+}
+
+/// Catches: the same from an engine that reads no more and waits for us: nobody may stand in a write
+/// when there is an answer to read.
+#[test]
+fn an_answer_is_read_from_an_engine_that_reads_no_more() {
+    let backend = Backend::start(|served| {
+        served.head();
+        served.send("HTTP/1.1 413 Content Too Large\r\ncontent-length: 5\r\n\r\nlarge");
+        // It neither reads nor closes, for longer than the proxy's deadline.
+        crate::harness::pause(SOON);
+    });
+    let (proxy, _hook) = before(&backend, "first_byte_timeout: 5s");
+    let body = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(20 << 20));
+    let answer = proxy.post(CHATS, body);
+    assert_eq!((answer.status(), answer.text().as_str()), (413, "large"));
+    quiet(&proxy);
 }
 
 /// Asserts how the one request of a proxy went wrong, wherever that is told.
