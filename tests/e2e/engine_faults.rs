@@ -2,7 +2,7 @@
 //! client never takes half an answer for a whole one.
 
 use crate::harness::message::Ended;
-use crate::harness::{await_until, Backend, Config, Conn, Proxy, Webhook, SOON};
+use crate::harness::{await_until, Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
 use crate::rig::{before, quiet, Rig, CHAT, CHATS, STREAM};
 use serde_json::Value;
 use std::io::ErrorKind;
@@ -197,6 +197,45 @@ fn a_refused_connection_falls_to_the_other_backend() {
     rig.proxy.await_metric("llmproxy_faults_total", &[("kind", "connect_failed")], fallen);
 }
 
+/// Catches: a killed engine that takes its streams with it without a word, or new requests too.
+#[test]
+fn a_killed_engine_breaks_its_own_streams_and_nothing_else() {
+    let dying = Engine::start(&[]);
+    let rig = Rig::with("", |config| config.backend(dying.url(), "name: dying"));
+    let knobs = "x-mock-tokens: 20\r\nx-mock-gap-ms: 50\r\n";
+    let mut streams: Vec<Conn> = (0..10).map(|_| rig.ask(STREAM, knobs)).collect();
+    for stream in &mut streams {
+        stream.head();
+        stream.read_until("data:");
+    }
+    assert_eq!((dying.posts().len(), rig.engine.posts().len()), (5, 5));
+    dying.process.signal(rustix::process::Signal::KILL);
+    dying.process.wait(SOON);
+    // The kernel lets go of a ring's listener a moment later than of its process.
+    let refuses = || std::net::TcpStream::connect(dying.addr()).is_err();
+    await_until("its port is closed", SOON, refuses);
+    for _ in 0..10 {
+        let answer = rig.proxy.post(CHATS, CHAT);
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    let mut whole = 0;
+    for stream in &mut streams {
+        let (pieces, ended) = stream.rest();
+        let text: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
+        let text = String::from_utf8(text).unwrap();
+        match ended {
+            Ended::Whole => whole += 1,
+            _ => assert_ends_with_event(&text, "backend_broke"),
+        }
+    }
+    assert_eq!(whole, 5);
+    let records = rig.hook.await_records(20, SOON);
+    let broken = records.iter().filter(|record| record["error"] == "backend_broke");
+    assert_eq!(broken.count(), 5, "one record for each");
+    assert_eq!(records.len(), 20);
+    quiet(&rig.proxy);
+}
+
 /// Catches: a connect without a deadline, or one that ends the request while others could answer.
 #[test]
 fn a_connect_that_is_never_answered_times_out() {
@@ -258,6 +297,23 @@ fn an_answer_that_comes_before_the_body_was_read_reaches_the_client() {
     assert_eq!((answer.status(), answer.text().as_str()), (413, "large"));
     assert_eq!(answer.ended, Ended::Whole);
     assert_eq!(backend.connections(), 1, "a POST is never sent twice");
+}
+
+/// Catches: the same from an engine that reads no more and waits for us: nobody may stand in a write
+/// when there is an answer to read.
+#[test]
+fn an_answer_is_read_from_an_engine_that_reads_no_more() {
+    let backend = Backend::start(|served| {
+        served.head();
+        served.send("HTTP/1.1 413 Content Too Large\r\ncontent-length: 5\r\n\r\nlarge");
+        // It neither reads nor closes, for longer than the proxy's deadline.
+        crate::harness::pause(SOON);
+    });
+    let (proxy, _hook) = before(&backend, "first_byte_timeout: 5s");
+    let body = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(20 << 20));
+    let answer = proxy.post(CHATS, body);
+    assert_eq!((answer.status(), answer.text().as_str()), (413, "large"));
+    quiet(&proxy);
 }
 
 /// Asserts how the one request of a proxy went wrong, wherever that is told.

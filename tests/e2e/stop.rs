@@ -103,7 +103,7 @@ fn at_the_deadline_streams_are_cut_and_the_code_says_so() {
 fn a_client_that_does_not_read_cannot_hold_the_end() {
     let (engine, proxy) = rig("300ms");
     let mut stuck = proxy.connect();
-    let knobs = "x-mock-tokens: 200000\r\nx-mock-event-bytes: 2000\r\n";
+    let knobs = "x-mock-tokens: 5000\r\nx-mock-event-bytes: 2000\r\n";
     stuck.start_post(CHATS, knobs, STREAM);
     await_until("the engine has it", SOON, || engine.posts().len() == 1);
     proxy.process.signal(Signal::TERM);
