@@ -1,17 +1,10 @@
 //! Nanoseconds per call of what `llm` does with every byte of a request or an answer:
 //! `cargo bench -p bench --bench llm`. The best of many rounds, because the rest is the machine.
 
+use bench::{measure, EVENT};
 use llmproxy::llm::{request, sse::SseScan, usage::UsageScan};
 use std::hint::black_box;
-use std::time::Instant;
 
-const EVENT: &[u8] = concat!(
-    r#"data: {"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion.chunk","#,
-    r#""created":1700000000,"model":"meta-llama/Llama-3.1-8B-Instruct","choices":[{"index":0,"#,
-    r#""delta":{"content":" token"},"logprobs":null,"finish_reason":null}]}"#,
-    "\n\n"
-)
-.as_bytes();
 const USAGE_EVENT: &[u8] = concat!(
     r#"data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1,"model":"m","#,
     r#""choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3,"#,
@@ -30,16 +23,11 @@ const PROMPTS: &[(&str, &str)] = &[
 
 fn main() {
     for (name, text) in PROMPTS {
-        let prompt = text.repeat(200_000 / text.len());
-        let body = chat(&prompt);
-        measure(&format!("scan, 200 KB of {name}"), body.len(), || {
-            assert!(black_box(request::scan(black_box(&body))).is_ok());
-        });
+        scan(&format!("scan, 200 KB of {name}"), &text.repeat(200_000 / text.len()));
     }
-    let body = chat("Hello, who are you?");
-    measure("scan, small", body.len(), || {
-        assert!(black_box(request::scan(black_box(&body))).is_ok());
-    });
+    let code = PROMPTS[0].1;
+    scan("scan, 1 KB of code", &code.repeat(1_000 / code.len()));
+    scan("scan, 1 MB of code", &code.repeat(1_000_000 / code.len()));
 
     let mut usage = UsageScan::default();
     measure("usage, one event", EVENT.len(), || usage.feed(black_box(EVENT)));
@@ -52,19 +40,15 @@ fn main() {
     black_box((usage, sse));
 }
 
+fn scan(name: &str, prompt: &str) {
+    let body = chat(prompt);
+    measure(name, body.len(), || {
+        assert!(black_box(request::scan(black_box(&body))).is_ok());
+    });
+}
+
 fn chat(prompt: &str) -> Vec<u8> {
     let messages = format!("[{{\"role\":\"user\",\"content\":\"{prompt}\"}}]");
     format!("{{\"model\":\"m\",\"messages\":{messages},\"stream\":true,\"max_tokens\":100}}")
         .into_bytes()
-}
-
-fn measure(name: &str, bytes: usize, mut call: impl FnMut()) {
-    let calls = (4_000_000 / bytes).max(10);
-    let round = |_| {
-        let start = Instant::now();
-        (0..calls).for_each(|_| call());
-        start.elapsed().as_nanos() as f64 / calls as f64
-    };
-    let best = (0..30).map(round).fold(f64::MAX, f64::min);
-    println!("{name:28} {best:10.1} ns {:8.2} GB/s", bytes as f64 / best);
 }

@@ -55,7 +55,8 @@ class Nginx(Contestant):
     def start(self, stage):
         listen = free_address()
         config = stage.config("nginx.conf", LISTEN=listen, UPSTREAM=stage.engine(),
-                              BUFFER=self.buffer, FILES=stage.files)
+                              BUFFER=self.buffer, FILES=stage.files,
+                              CONNECTIONS=stage.files * 17 // 16)
         command = [stage.peers.find("nginx"), "-p", stage.work, "-e", "stderr", "-c", config]
         process = Process(self.name, command, stage.proxy_cores, stage.work,
                           stage.peers.environment())

@@ -31,11 +31,11 @@ PROMPTS = ["--answer-bytes", "600", "--prompt-bytes", "204800", "--connections",
 class Contest:
     """Entries (name, contestant, flags of loadgen), run in turn."""
 
-    def __init__(self, stage, effort, entries, seconds=None):
+    def __init__(self, stage, effort, entries, seconds=None, warm_up=True):
         self.rounds = [{} for _ in range(effort.rounds)]
         for round_ in self.rounds:
             for name, contestant, flags in entries:
-                sample = stage.measure(contestant, flags, seconds or effort.seconds)
+                sample = stage.measure(contestant, flags, seconds or effort.seconds, warm_up)
                 round_[name] = sample
         samples = [sample for round_ in self.rounds for sample in round_.values()]
         cores = machine.description()["cores"]
@@ -132,8 +132,9 @@ def first_token(stage, effort, report):
              "--connections", str(effort.live_ttft * 3 // 2), "--ramp", "0",
              "--warmup", str(tokens * gap_ms / 1000)]
     entries = [(str(c), c, flags) for c in (Direct(), LLMProxy(), Nginx(), HAProxy())]
-    contest = Contest(stage, effort, entries, max(effort.seconds, 2 if effort.verdicts else 0.3))
-    report.contest("first_token", contest)
+    # Only the times: what began in the warm-up is not counted, but its CPU time would be.
+    seconds = max(effort.seconds, 2 if effort.verdicts else 0.3)
+    contest = Contest(stage, effort, entries, seconds, warm_up=False)
     report.first_token({name: [round_[name].load["ttft_us"] for round_ in contest.rounds]
                         for name in contest.names()})
     for quantile, target_ms in (("p50", 0.2), ("p99", 1.0)):
@@ -185,6 +186,8 @@ def resident(stage, contestant, live):
         if stage.connections_open() < live:
             raise Failure(f"{contestant} lost some of {live} streams")
         return statistics.median(samples)
+    except Failure as failure:
+        raise Failure(f"{failure}\n{process.output()[-2000:]}") from None
     finally:
         load.__exit__()
         process.__exit__()

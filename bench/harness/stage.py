@@ -129,12 +129,12 @@ class Stage:
         """Connections that the engine has, without the one that asks."""
         return json.loads(get(self.engine(), "/mock/stats"))["connections_open"] - 1
 
-    def measure(self, contestant, flags, seconds):
+    def measure(self, contestant, flags, seconds, warm_up=True):
         """Starts a contestant anew (so that no round owes its figure to one lucky layout of
         memory), warms it up, loads it, and ends it."""
         process, address = contestant.start(self)
         try:
-            if self.warm_up:
+            if warm_up and self.warm_up:
                 self.load(address, flags, self.warm_up)
             return self.loaded(contestant, process, lambda: self.load(address, flags, seconds))
         except Failure as failure:

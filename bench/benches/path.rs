@@ -1,0 +1,87 @@
+//! Nanoseconds per call of what a worker does for an event or a request besides parsing: the tap,
+//! the choice of a backend, the hand-over of a record: `cargo bench -p bench --bench path`.
+
+use bench::{measure, EVENT};
+use llmproxy::base::id::RequestIds;
+use llmproxy::proxy::relay::tap::Tap;
+use llmproxy::proxy::route::round_robin::RoundRobin;
+use llmproxy::proxy::route::{pick, Tried};
+use llmproxy::state::fleet::Fleet;
+use llmproxy::state::meters::Times;
+use llmproxy::usage::deliver::Delivery;
+use llmproxy::usage::outbox;
+use llmproxy::usage::record::{Outcome, UsageRecord};
+use std::hint::black_box;
+use std::time::Duration;
+
+fn main() {
+    let mut tap = Tap::new(true);
+    let mut times = Times::default();
+    measure("tap, one event and its time", EVENT.len(), || {
+        tap.see(black_box(EVENT));
+        tap.tick(&mut times);
+    });
+    let slice = EVENT.repeat(64);
+    measure("tap, 64 events in one read", slice.len(), || {
+        tap.see(black_box(&slice));
+        tap.tick(&mut times);
+    });
+
+    for backends in [1, 16, 512] {
+        let fleet = Fleet::new((0..backends).map(|_| None).collect());
+        let mut balancer = RoundRobin::new(&vec![1; backends], 0);
+        measure(&format!("pick among {backends}"), 0, || {
+            assert!(pick(&mut balancer, &fleet, black_box(&Tried::default())).is_some());
+        });
+    }
+
+    let mut ids = RequestIds::new(1);
+    measure("request id", 0, || {
+        black_box(ids.next_id());
+    });
+    measure("record, make", 0, || {
+        black_box(record(&mut ids));
+    });
+    hand_over(&mut ids);
+}
+
+/// Records handed to the thread that shares them out: with its wake-ups, and drops when it is slow.
+fn hand_over(ids: &mut RequestIds) {
+    let (outbox, inbox) = outbox::open(&[]);
+    let Ok(delivery) = Delivery::start(inbox, &[]) else {
+        println!("record, hand over: no thread could be started");
+        return;
+    };
+    measure("record, make and hand over", 0, || {
+        black_box(outbox.offer(record(ids)));
+    });
+    delivery.stop(Duration::from_secs(1));
+}
+
+fn record(ids: &mut RequestIds) -> UsageRecord {
+    UsageRecord {
+        request_id: ids.next_id(),
+        client_request_id: None,
+        timestamp_ms: 1_700_000_000_000,
+        user_id: None,
+        api_key: None,
+        model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),
+        method: "POST".into(),
+        path: "/v1/chat/completions".into(),
+        backend_url: None,
+        status_code: 200,
+        is_stream: true,
+        usage: None,
+        latency_ms: 1_000,
+        ttft_ms: Some(100),
+        retry_count: 0,
+        fallback_used: false,
+        outcome: Outcome::Complete,
+        error: None,
+        upstream_id: Some("chatcmpl-0123456789abcdef0123456789abcdef".into()),
+        request_bytes: 1_024,
+        response_bytes: 20_000,
+        events: 100,
+        request_body: None,
+    }
+}
