@@ -46,6 +46,8 @@ pub struct Story {
     pub ending: Ending,
     /// What the relay saw, when it came to that.
     pub outcome: Option<Outcome>,
+    /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
+    own_page: bool,
     request_body: Option<Vec<u8>>,
 }
 
@@ -57,7 +59,7 @@ impl Story {
 
     /// The story of a request for one of our own pages.
     pub fn own(status: u16) -> Story {
-        Story { status, ..Story::default() }
+        Story { status, own_page: true, ..Story::default() }
     }
 
     /// The story of a request whose client left before it was complete.
@@ -87,7 +89,9 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
         latency: request.started.elapsed(),
         ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
     };
-    count(w, request, tap, &story, times);
+    if !story.own_page {
+        count(w, request, tap, &story, times);
+    }
     tell(w, request, &story);
     if w.usage.is_none() && w.access.is_none() {
         return;

@@ -22,7 +22,7 @@ pub struct Mailbox {
 pub struct Scraper {
     workers: Vec<Sender<Sender<Copy>>>,
     last: Receiver<Copy>,
-    known: Vec<Box<Meters>>,
+    known: Vec<Meters>,
 }
 
 /// Makes the mailboxes of so many workers.
@@ -34,7 +34,7 @@ pub fn mailboxes(workers: usize) -> (Scraper, Vec<Mailbox>) {
             (sender, Mailbox { worker, requests, last: leave.clone() })
         })
         .unzip();
-    let known = (0..workers).map(|_| Box::default()).collect();
+    let known = (0..workers).map(|_| Meters::default()).collect();
     (Scraper { workers: senders, last, known }, boxes)
 }
 
@@ -78,7 +78,7 @@ impl Scraper {
 
     fn remember(&mut self, (worker, meters): Copy) {
         if let Some(known) = self.known.get_mut(worker) {
-            *known = meters;
+            *known = *meters;
         }
     }
 }

@@ -379,8 +379,8 @@ fn an_early_answer_survives_the_reset_behind_it() {
     }
 }
 
-/// Catches: bytes behind the end of an answer that are taken for the next one: the connection to
-/// the engine must not be used again (CVE-2025-4366 of another proxy).
+/// Catches: bytes behind the end of an answer that are taken for the next one (CVE-2025-4366 of
+/// another proxy). Seen before the first byte went out, such an answer is nobody's.
 #[test]
 fn an_engine_that_says_too_much_is_not_kept() {
     let backend = Backend::answering(
@@ -388,7 +388,7 @@ fn an_engine_that_says_too_much_is_not_kept() {
     );
     let proxy = Config::backend_at(backend.url()).start();
     for _ in 0..3 {
-        assert_eq!(proxy.get("/v1/models").text(), "ok");
+        proxy.get("/v1/models").assert_refused(502, "bad_response");
     }
     assert_eq!(backend.connections(), 3);
 }
