@@ -210,6 +210,33 @@ fn an_engine_behind_tls_is_served() {
     }
 }
 
+/// Catches: an answer that lies decrypted in the session of a kept connection, and that the next
+/// client gets for its own request.
+#[test]
+fn what_tls_holds_back_is_nobodys_answer() {
+    let authority = Authority::new();
+    let scratch = Scratch::new();
+    let ca_file = scratch.write("ca.pem", authority.pem());
+    let tls = format!("tls: {{ca_file: \"{}\"}}", ca_file.display());
+    let backend = Backend::start_tls(authority.server(&["127.0.0.1"]), |served| {
+        while served.request().is_some() {
+            // The first answer fills one read of the proxy to its last byte.
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 16300\r\nx-fill: ";
+            let fill = 16_384 - 16_300 - head.len() - 4;
+            let first = format!("{head}{}\r\n\r\n{}", "f".repeat(fill), "a".repeat(16_300));
+            assert_eq!(first.len(), 16_384);
+            served.send(first + "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
+        }
+    });
+    let proxy = Config::new().backend(backend.url_as("https", "127.0.0.1"), &tls).start();
+    for _ in 0..3 {
+        let response = proxy.post("/v1/chat/completions", CHAT);
+        assert!(!response.text().contains("evil"));
+        assert!(response.status() == 502 || response.body.len() == 16_300);
+    }
+    assert_eq!(backend.connections(), 3, "none of them was kept");
+}
+
 /// Catches: a TLS connection that is cut without its own end (a truncation that anybody on the way
 /// can cause) and whose answer then looks whole.
 #[test]

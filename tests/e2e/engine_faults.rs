@@ -384,3 +384,17 @@ impl BlackHole {
         panic!("the queue of a listener of 0 takes 16 connections");
     }
 }
+
+/// Catches: the wait for the first token cut by the limit for a gap between two: engines send the
+/// head of a stream at once, and then the prefill begins.
+#[test]
+fn the_first_token_may_take_longer_than_a_gap() {
+    let rig = Rig::with("idle_timeout: 300ms, first_byte_timeout: 20s", |config| config);
+    let answer = rig.ask(STREAM, "x-mock-ttft-ms: 1500\r\n").response();
+    assert_eq!((answer.status(), answer.ended), (200, Ended::Whole), "{}", answer.text());
+    let rig = Rig::with("idle_timeout: 20s, first_byte_timeout: 500ms", |config| config);
+    let answer = rig.ask(STREAM, "x-mock-ttft-ms: 60000\r\n").response();
+    assert_eq!((answer.status(), answer.ended), (200, Ended::Cut));
+    assert_ends_with_event(&answer.text(), "first_byte_timeout");
+    await_until("the engine is freed", SOON, || rig.engine.stat("cancelled") == 1);
+}

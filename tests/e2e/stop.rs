@@ -110,6 +110,26 @@ fn a_client_that_does_not_read_cannot_hold_the_end() {
     assert_eq!(proxy.process.wait(SOON).code(), Some(3));
 }
 
+/// Catches: our last event put into the middle of a chunk that its client had not taken whole.
+#[test]
+fn nothing_of_ours_is_put_into_a_torn_chunk() {
+    let (engine, proxy) = rig("300ms");
+    let knobs = "x-mock-tokens: 5000\r\nx-mock-event-bytes: 3000\r\n";
+    let mut stuck: Vec<Conn> = (0..8).map(|_| stream(&proxy, knobs)).collect();
+    await_until("the engine sends", SOON, || engine.posts().len() == 8);
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(3));
+    for conn in &mut stuck {
+        let (pieces, ended) = conn.rest();
+        let text: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
+        let text = String::from_utf8_lossy(&text);
+        assert_eq!(ended, Ended::Cut);
+        if let Some((before, _)) = text.split_once("data: {\"error\"") {
+            assert!(before.ends_with("\n\n"), "{}", &before[before.len() - 60..]);
+        }
+    }
+}
+
 /// Catches: an operator who has to find kill -9.
 #[test]
 fn a_second_signal_ends_at_once() {
