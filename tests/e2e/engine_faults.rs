@@ -299,7 +299,7 @@ fn an_answer_that_comes_before_the_body_was_read_reaches_the_client() {
     assert_eq!(backend.connections(), 1, "a POST is never sent twice");
 }
 
-/// Catches: the same from an engine that reads no more and waits for us: nobody may stand in a write
+/// Catches: the same from an engine that reads no more and waits for us: nobody may stand writing
 /// when there is an answer to read.
 #[test]
 fn an_answer_is_read_from_an_engine_that_reads_no_more() {
