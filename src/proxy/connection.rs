@@ -204,6 +204,7 @@ async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         }
         Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
     }
+    talk.story.keep_body(w, request, client);
     match try_backends(w, client, talk).await {
         Ok(()) => deliver(w, client, talk).await,
         Err(Failure::Refused(refusal)) => {
@@ -242,7 +243,7 @@ enum Failure {
 
 /// Tries backends until one begins to answer. Another one is asked only while nobody saw the
 /// request; a kept connection that was closed under us is replaced once.
-async fn try_backends(w: &Worker, client: &Client, talk: &mut Talk) -> Result<(), Failure> {
+async fn try_backends(w: &Worker, client: &mut Client, talk: &mut Talk) -> Result<(), Failure> {
     let Talk { request, story, .. } = talk;
     let mut tried = Tried::default();
     let mut last = Failure::Refused(NO_BACKEND);
@@ -300,7 +301,6 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
-    story.keep_body(w, request, client);
     request.release_body(client);
     let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, got.asked);
     let begun = relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await;

@@ -33,7 +33,7 @@ pub struct Exchange {
 /// connection.
 pub async fn exchange(
     w: &Worker,
-    client: &Client,
+    client: &mut Client,
     request: &mut Request,
     backend: u32,
     fresh: bool,
@@ -50,23 +50,34 @@ pub async fn exchange(
     };
     let started = Instant::now();
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
-    let wait = Wait { client, heed_leaving: plan.on_client_abort == OnClientAbort::Close };
+    let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close };
     // An engine may answer before it has read everything (413), and then close, or not.
-    let sent_whole = match send(w, &wait, request, plan, &mut lease).await {
+    let sent_whole = match send((w, client), &wait, request, plan, &mut lease).await {
         Ok(whole) => whole,
         Err(Fault::BackendClosed) => false,
         Err(fault) => return Err(fault),
     };
-    // No buffer is held through the prefill, which may take minutes.
     let mut answer = Beginning::default();
-    match read_head(&wait, request, &mut lease, &mut answer).await {
+    if sent_whole {
+        answer.ready = race(&wait, client, &mut lease).await?;
+        client.post.arm(plan.first_byte_timeout.saturating_sub(started.elapsed()));
+    }
+    let no_way_back = sent_whole && !answer.ready;
+    if no_way_back {
+        // Neither the prompt nor a buffer is held through the prefill, which may take minutes.
+        request.release_body(client);
+    }
+    match read_head(&wait, client, request, &mut lease, &mut answer).await {
         Ok(head_len) => {
             // The rest of the request is still to come on that connection, and never will.
             request.response.keep_alive &= sent_whole;
             Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
         }
         Err(Fault::BackendClosed)
-            if lease.is_reused() && !answer.heard && started.elapsed() <= REUSE_RACE_MAX =>
+            if lease.is_reused()
+                && !answer.heard
+                && !no_way_back
+                && started.elapsed() <= REUSE_RACE_MAX =>
         {
             Err(Fault::ReuseRace)
         }
@@ -76,13 +87,12 @@ pub async fn exchange(
 
 /// Sends the request. False when the engine began to answer before it had all of it.
 async fn send(
-    w: &Worker,
-    wait: &Wait<'_>,
+    (w, client): (&Worker, &Client),
+    wait: &Wait,
     request: &Request,
     plan: &Backend,
     lease: &mut Lease,
 ) -> Result<bool, Fault> {
-    let client = wait.client;
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
     client.post.arm(plan.first_byte_timeout);
     let inbox = client.bytes();
@@ -111,7 +121,7 @@ async fn send(
             Ok(n) => IoSlice::advance_slices(&mut slices, n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 // Boxed: a body that does not fit in the socket's buffer is worth it.
-                let turn = wait.until(Box::pin(lease.link().writable_or_spoken()));
+                let turn = wait.until(client, Box::pin(lease.link().writable_or_spoken()));
                 if judge(turn.await)? == Turn::Listen {
                     return Ok(false);
                 }
@@ -119,8 +129,23 @@ async fn send(
             Err(_) => return Err(Fault::BackendClosed),
         }
     }
-    judge(wait.until(lease.link().flush()).await)?;
+    judge(wait.until(client, lease.link().flush()).await)?;
     Ok(true)
+}
+
+/// A kept connection may have been closed by the engine while the request was on its way; then the
+/// request is sent once more. True when something is there to be read; false when the time for
+/// that is over, or there was none, and the engine is at work.
+async fn race(wait: &Wait, client: &Client, lease: &mut Lease) -> Result<bool, Fault> {
+    if !lease.is_reused() {
+        return Ok(false);
+    }
+    client.post.arm(REUSE_RACE_MAX);
+    match judge(wait.until(client, lease.link().readable()).await) {
+        Ok(()) | Err(Fault::BackendClosed) => Ok(true),
+        Err(Fault::FirstByteTimeout) => Ok(false),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// What has come of an answer.
@@ -130,19 +155,24 @@ struct Beginning {
     bytes: Option<Buffer>,
     /// Something came, be it an interim answer that was passed over: the engine has the request.
     heard: bool,
+    /// There is something to read.
+    ready: bool,
 }
 
 /// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
 async fn read_head(
-    wait: &Wait<'_>,
+    wait: &Wait,
+    client: &Client,
     request: &mut Request,
     lease: &mut Lease,
     answer: &mut Beginning,
 ) -> Result<usize, Fault> {
-    let Beginning { bytes, heard } = answer;
+    let Beginning { bytes, heard, ready } = answer;
     let mut interim = 0;
     loop {
-        judge(wait.until(lease.link().readable()).await)?;
+        if !std::mem::take(ready) {
+            judge(wait.until(client, lease.link().readable()).await)?;
+        }
         let buffer = bytes.get_or_insert_with(Buffer::take);
         if buffer.len() == buffer.capacity() {
             buffer.reserve(HEAD_BYTES_MAX);
@@ -187,17 +217,16 @@ fn drop_if_empty(bytes: &mut Option<Buffer>) {
 }
 
 /// Waits for steps towards the engine.
-struct Wait<'a> {
-    client: &'a Client,
+struct Wait {
     /// False for an engine that must not be cut off: the answer is read for nobody.
     heed_leaving: bool,
 }
 
-impl Wait<'_> {
-    fn until<F: Future>(&self, step: F) -> Watched<'_, F> {
+impl Wait {
+    fn until<'a, F: Future>(&self, client: &'a Client, step: F) -> Watched<'a, F> {
         match self.heed_leaving {
-            true => self.client.post.attended(step),
-            false => self.client.post.within(step),
+            true => client.post.attended(step),
+            false => client.post.within(step),
         }
     }
 }
