@@ -78,7 +78,7 @@ fn start_worker(engine: SocketAddr) -> SocketAddr {
         plan,
         fleet: Arc::clone(&control.fleet),
         listener,
-        connections_max: 10,
+        connections: Arc::new(llmproxy::state::connections::Connections::new(10)),
         stop,
         mailbox: control.mailboxes.pop().unwrap(),
         pages: control.pages.clone(),
