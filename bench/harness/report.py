@@ -116,8 +116,8 @@ class Report:
         if self.ttft:
             added = {name: [(q, (us[q] - self.ttft["direct"][q]) / 1000) for q in QUANTILES]
                      for name, us in self.ttft.items() if name != "direct"}
-            chart.lines(where("added-ttft"), "Time to the first token, added to a direct connection",
-                        "quantile", "ms", added)
+            title = "Time to the first token, added to a direct connection"
+            chart.lines(where("added-ttft"), title, "quantile", "ms", added)
         for name, result in self.scaling.items():
             chart.lines(where(f"scaling-{name}"), result["title"], result["x"], result["y"],
                         result["series"], log_x=True)

@@ -118,8 +118,13 @@ class Stage:
                    "--target", f"http://{address}", "--duration", str(seconds), *flags]
         with subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as running:
-            meanwhile()
-            out, error = running.communicate(timeout=120 + 10 * seconds)
+            try:
+                meanwhile()
+                out, error = running.communicate(timeout=120 + 10 * seconds)
+            except subprocess.TimeoutExpired:
+                raise Failure(f"{' '.join(command[3:])}\ndoes not end") from None
+            finally:
+                running.kill()  # nothing, when it has ended
         if running.returncode != 0:
             raise Failure(f"{' '.join(command[3:])}\nended with code {running.returncode}: "
                           f"{error[-500:]}{errors_in(out)}")

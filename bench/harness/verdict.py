@@ -78,9 +78,9 @@ class Finding:
 
 
 def interval_of_median(values):
-    """The narrowest pair of values, counted from both ends, that has the true median between them
-    in 9 of 10 cases; the extremes when there are too few for that. It holds for any
-    distribution, because each value is as likely above the median as below it.
+    """The narrowest pair of values, counted from both ends, with the true median between them in
+    9 of 10 cases; the extremes when there are too few for that. It holds for any distribution,
+    because each value is as likely above the median as below it.
 
     >>> interval_of_median([3, 1, 2])
     (1, 3)
