@@ -47,9 +47,10 @@ def backends(stage, effort):
 def workers(stage, effort):
     """Workers. The second one shares its core with the load, so CPU per request tells more here
     than requests a second would."""
+    steps = effort.steps([1, 2])
     run = lambda _, n: stage.measure(LLMProxy(workers=n), SHORT, effort.seconds)
     return {"title": "CPU time per request against the number of workers",
-            "x": "workers", "y": "µs", "series": sweep(effort, [LLMProxy()], effort.steps([1, 2]), run)}
+            "x": "workers", "y": "µs", "series": sweep(effort, [LLMProxy()], steps, run)}
 
 
 SWEEPS = [connections, body, backends, workers]

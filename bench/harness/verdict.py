@@ -73,8 +73,8 @@ class Finding:
         return {"row": self.row, "what": self.what, "values": self.values,
                 "median": self.median, "low": low, "high": high,
                 "target": ("<= " if self.at_most else ">= ") + f"{self.target:g}",
-                "unit": self.unit, "foreign": self.foreign, "doubts": self.doubts, "remarks": self.remarks,
-                "verdict": self.verdict()}
+                "unit": self.unit, "foreign": self.foreign, "doubts": self.doubts,
+                "remarks": self.remarks, "verdict": self.verdict()}
 
 
 def interval_of_median(values):
