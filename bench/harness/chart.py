@@ -63,7 +63,7 @@ def lines(path, title, x_label, y_label, series, log_x=False):
 
 
 def grid(top, unit):
-    parts = [text(LEFT - 8, TOP - 10, unit, "end")]
+    parts = [text(LEFT - 8, TOP - 14, unit, "end")]
     for i in range(5):
         y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - i / 4)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '

@@ -41,9 +41,10 @@ class Report:
         for remark in dict.fromkeys(finding.remarks):
             print(f"      {remark}", flush=True)
 
-    def ratio(self, row, what, contest, ratios, target, doubts=(), at_most=False):
+    def ratio(self, row, what, contest, ratios, target, doubts=(), at_most=False, remarks=()):
         """A line whose figure is a ratio of two entries of a contest."""
-        self.add(Finding(row, what, ratios, at_most, target, "x", contest.foreign, list(doubts)))
+        self.add(Finding(row, what, ratios, at_most, target, "x", contest.foreign, list(doubts),
+                         list(remarks)))
 
     def contest(self, name, contest):
         """Keeps the medians of a contest, and prints them."""
@@ -107,7 +108,7 @@ class Report:
         bars("short_answers", "cpu_us_per_request", "cpu-per-request",
              "CPU time per request (600 B answers, 64 connections)", "µs")
         bars("streams", "cpu_us_per_event", "cpu-per-event",
-             "CPU time per event (streams of 100 events, 64 connections)", "µs")
+             "CPU time per event (320 streams of 100 events, 5 ms apart)", "µs")
         if self.streams_memory:
             series = {name: sorted(steps.items()) for name, steps in self.streams_memory.items()}
             chart.lines(where("memory-streams"), "Resident memory against live streams",
@@ -115,8 +116,8 @@ class Report:
         if self.ttft:
             added = {name: [(q, (us[q] - self.ttft["direct"][q]) / 1000) for q in QUANTILES]
                      for name, us in self.ttft.items() if name != "direct"}
-            chart.lines(where("added-ttft"), "Time to the first token, added to a direct connection",
-                        "quantile", "ms", added)
+            title = "Time to the first token, added to a direct connection"
+            chart.lines(where("added-ttft"), title, "quantile", "ms", added)
         for name, result in self.scaling.items():
             chart.lines(where(f"scaling-{name}"), result["title"], result["x"], result["y"],
                         result["series"], log_x=True)

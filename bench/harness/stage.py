@@ -16,6 +16,10 @@ from process import Failure, Process, get
 RECEIVER_MS = 5
 
 
+# Between the opening of many connections and the measurement.
+SETTLE_SECONDS = 0.5
+
+
 @dataclass
 class Sample:
     """One loaded run of one contestant."""
@@ -108,16 +112,23 @@ class Stage:
             self.running[name] = Process(name, command, self.load_cores, self.work)
         return self.running[name].announced()
 
-    def load(self, address, flags, seconds):
+    def load(self, address, flags, seconds, meanwhile=lambda: None):
         """Runs the load generator to its end; gives what it counted."""
         command = ["taskset", "-c", self.load_cores, self.binary("loadgen"), "--json", "-",
                    "--target", f"http://{address}", "--duration", str(seconds), *flags]
-        ran = subprocess.run(command, capture_output=True, text=True,
-                             timeout=120 + 10 * seconds)
-        if ran.returncode != 0:
-            raise Failure(f"{' '.join(command[3:])}\nended with code {ran.returncode}: "
-                          f"{ran.stderr[-500:]}{errors_in(ran.stdout)}")
-        return json.loads(ran.stdout)
+        with subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as running:
+            try:
+                meanwhile()
+                out, error = running.communicate(timeout=120 + 10 * seconds)
+            except subprocess.TimeoutExpired:
+                raise Failure(f"{' '.join(command[3:])}\ndoes not end") from None
+            finally:
+                running.kill()  # nothing, when it has ended
+        if running.returncode != 0:
+            raise Failure(f"{' '.join(command[3:])}\nended with code {running.returncode}: "
+                          f"{error[-500:]}{errors_in(out)}")
+        return json.loads(out)
 
     def background_load(self, address, flags):
         """A load generator that runs until it is ended."""
@@ -136,31 +147,56 @@ class Stage:
         try:
             if warm_up and self.warm_up:
                 self.load(address, flags, self.warm_up)
-            return self.loaded(contestant, process, lambda: self.load(address, flags, seconds))
+            before = usage(process)
+            load = self.load(address, flags, seconds)
+            return sample(contestant, load, before, usage(process))
         except Failure as failure:
-            said = process.output()[-2000:] if process else ""
-            raise Failure(f"{contestant}: {failure}\n{said}") from None
+            raise told_by(contestant, process, failure) from None
         finally:
             if process:
                 process.__exit__()
 
-    def loaded(self, contestant, process, run):
-        """CPU time of a process while `run` loads it."""
-        begin, everybody, ours = time.monotonic(), machine.busy_seconds(), self.own_seconds()
-        before = machine.cpu_seconds(process.pid) if process else 0
-        load = run()
-        cpu = machine.cpu_seconds(process.pid) - before if process else 0
-        everybody = machine.busy_seconds() - everybody
-        foreign = everybody - (self.own_seconds() - ours) - cpu
-        return Sample(str(contestant), load, cpu, time.monotonic() - begin, max(foreign, 0))
+    def measure_open(self, contestant, flags, connections, seconds):
+        """The same for many connections: only what happens after all of them were opened and
+        before the first is closed."""
+        opening = 0.5 + connections / 5000
+        flags = [*flags, "--connections", str(connections), "--ramp", str(opening),
+                 "--warmup", str(SETTLE_SECONDS)]
+        process, address = contestant.start(self)
+        seen = []
 
-    def own_seconds(self):
-        """CPU time of this program, of the load generators that have ended, and of the engines."""
-        total = sum(machine.cpu_seconds(process.pid) for process in self.running.values())
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-            used = resource.getrusage(who)
-            total += used.ru_utime + used.ru_stime
-        return total
+        def look():
+            for wait in (opening + SETTLE_SECONDS, seconds):
+                time.sleep(wait)
+                seen.append(usage(process))
+
+        try:
+            load = self.load(address, flags, seconds, look)
+            return sample(contestant, load, *seen)
+        except Failure as failure:
+            raise told_by(contestant, process, failure) from None
+        finally:
+            process.__exit__()
+
+
+def usage(process):
+    """Now: time, CPU seconds of everybody, of this program and its children (those that have
+    ended too), and of one of them."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ours = machine.cpu_seconds(os.getpid()) + children.ru_utime + children.ru_stime
+    cpu = machine.cpu_seconds(process.pid) if process else 0
+    return time.monotonic(), machine.busy_seconds(), ours, cpu
+
+
+def sample(contestant, load, before, after):
+    seconds, everybody, ours, cpu = (b - a for a, b in zip(before, after))
+    return Sample(str(contestant), load, cpu, seconds, max(everybody - ours, 0))
+
+
+def told_by(contestant, process, failure):
+    """The failure, with what the proxy said."""
+    said = process.output()[-2000:] if process else ""
+    return Failure(f"{contestant}: {failure}\n{said}")
 
 
 def errors_in(text):

@@ -73,14 +73,14 @@ class Finding:
         return {"row": self.row, "what": self.what, "values": self.values,
                 "median": self.median, "low": low, "high": high,
                 "target": ("<= " if self.at_most else ">= ") + f"{self.target:g}",
-                "unit": self.unit, "foreign": self.foreign, "doubts": self.doubts, "remarks": self.remarks,
-                "verdict": self.verdict()}
+                "unit": self.unit, "foreign": self.foreign, "doubts": self.doubts,
+                "remarks": self.remarks, "verdict": self.verdict()}
 
 
 def interval_of_median(values):
-    """The narrowest pair of values, counted from both ends, that has the true median between them
-    in 9 of 10 cases; the extremes when there are too few for that. It holds for any
-    distribution, because each value is as likely above the median as below it.
+    """The narrowest pair of values, counted from both ends, with the true median between them in
+    9 of 10 cases; the extremes when there are too few for that. It holds for any distribution,
+    because each value is as likely above the median as below it.
 
     >>> interval_of_median([3, 1, 2])
     (1, 3)
