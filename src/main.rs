@@ -5,7 +5,7 @@
 use llmproxy::base::limits::FDS_RESERVED;
 use llmproxy::config::cli::{self, Command, Output};
 use llmproxy::config::plan::Plan;
-use llmproxy::control::log::Reopen;
+use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::supervisor::{self, Control};
 use llmproxy::control::{log, signals, watchdog};
 use llmproxy::proxy::worker;
@@ -33,14 +33,14 @@ fn main() -> ExitCode {
         Command::Print(output) => return print(&output),
     };
     let reopen = (Reopen::default(), Reopen::default());
-    let _log = match log::start(&plan.log, reopen.0.clone()) {
-        Ok(guard) => guard,
+    let log = match log::start(&plan.log, reopen.0.clone()) {
+        Ok(log) => log,
         Err(error) => return cannot_start(&error),
     };
     for line in report.lines(false) {
         tracing::warn!("{line}");
     }
-    match serve(&plan, reopen) {
+    match serve(&plan, &log, reopen) {
         Ok(true) => ExitCode::from(DRAINED),
         Ok(false) => ExitCode::from(CUT),
         Err(error) => {
@@ -64,7 +64,11 @@ fn cannot_start(error: &str) -> ExitCode {
 }
 
 /// Runs until the workers are done. True when nothing was cut.
-fn serve(plan: &Arc<Plan>, (events, access): (Reopen, Reopen)) -> Result<bool, String> {
+fn serve(
+    plan: &Arc<Plan>,
+    log: &Logging,
+    (events, access): (Reopen, Reopen),
+) -> Result<bool, String> {
     let connections_max = connections_max(plan)?;
     let (listeners, address) = bind_all(plan.server.listen, plan.server.workers)?;
     let metrics = match plan.metrics.as_ref().and_then(|m| m.listen) {
@@ -78,7 +82,7 @@ fn serve(plan: &Arc<Plan>, (events, access): (Reopen, Reopen)) -> Result<bool, S
     let stop = Arc::new(Stop::default());
     signals::start(Arc::clone(&stop), plan.server.drain_timeout, vec![events, access.clone()])
         .map_err(|e| format!("signals: {e}"))?;
-    let mut control = supervisor::start(plan, &stop, metrics, access)?;
+    let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
     let connections = Arc::new(Connections::new(connections_max));
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
     tracing::info!(addr = %address, workers = plan.server.workers, connections_max, "listening");
@@ -134,7 +138,7 @@ fn start_workers(
     }
     tracing::info!(?drivers, "workers run");
     let _ = control.drivers.set(drivers);
-    watchdog::start(heartbeats, Arc::clone(stop)).map_err(|e| format!("watchdog: {e}"))?;
+    watchdog::start(heartbeats).map_err(|e| format!("watchdog: {e}"))?;
     Ok(threads)
 }
 

@@ -7,7 +7,7 @@ mod counting;
 
 use bench::EVENT;
 use llmproxy::config;
-use llmproxy::control::log::Reopen;
+use llmproxy::control::log::{self, Reopen};
 use llmproxy::control::supervisor;
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen;
@@ -67,7 +67,8 @@ fn start_worker(engine: SocketAddr) -> SocketAddr {
     let loaded = config::load_text("test", &text, &|_| None);
     let plan = Arc::new(loaded.unwrap_or_else(|report| panic!("{:?}", report.lines(false))).plan);
     let stop = Arc::new(Stop::default());
-    let control = supervisor::start(&plan, &stop, None, Reopen::default());
+    let log = log::start(&plan.log, Reopen::default()).unwrap();
+    let control = supervisor::start(&plan, &stop, None, (&log, Reopen::default()));
     let mut control = control.unwrap_or_else(|error| panic!("{error}"));
     let listener = listen::bind(plan.server.listen).unwrap();
     let address = listen::local_address(&listener).unwrap();
@@ -94,7 +95,7 @@ fn start_worker(engine: SocketAddr) -> SocketAddr {
     });
     started.recv().unwrap().unwrap();
     // It lives as long as the worker, which lives as long as this process.
-    Box::leak(Box::new(control));
+    Box::leak(Box::new((control, log)));
     address
 }
 

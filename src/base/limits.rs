@@ -61,6 +61,8 @@ pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
 /// Backends tried for one request while none of them took the connection. Beyond: 502 or 504.
 pub const CONNECT_TRIES_MAX: usize = 3;
 
+/// An answer that is read for nobody, to spare its engine, is given up after so long.
+pub const ANSWER_DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Bytes of a path in a record or a log line. Beyond: cut.
 pub const RECORD_PATH_BYTES_MAX: usize = 256;
 

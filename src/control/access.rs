@@ -43,6 +43,7 @@ pub fn start(
     let (running, stopped) = bounded(0);
     let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
         let mut out = BufWriter::new(output);
+        let mut failing = false;
         loop {
             // Not the end of the channel: a connection that was cut may keep its sender for ever.
             let next = select! {
@@ -51,9 +52,11 @@ pub fn start(
             };
             let Some(first) = next else { return };
             super::survive("access log", || {
-                if let Err(error) = write_burst(&mut out, format, first, &lines) {
-                    tracing::warn!(%error, "the access log cannot be written");
+                let wrote = write_burst(&mut out, format, first, &lines);
+                if let (Err(error), false) = (&wrote, failing) {
+                    tracing::warn!(%error, "the access log cannot be written; lines are lost");
                 }
+                failing = wrote.is_err();
             });
             // To wake this thread costs the worker a system call: lines come in bursts.
             let _ = stopped.recv_timeout(BURST);

@@ -7,10 +7,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 
-/// Events that wait for the log thread; more are dropped (the thread says how many at the end).
+/// Events that wait for the log thread; more are dropped and counted.
 const EVENTS_MAX: usize = 16 * 1024;
 
 /// Files are opened anew when this is set (by SIGUSR1), for whoever rotates them.
@@ -26,21 +26,30 @@ impl Reopen {
     }
 }
 
-/// Starts logging of events. The guard flushes what waits when it is dropped.
-pub fn start(log: &Log, reopen: Reopen) -> Result<WorkerGuard, String> {
+/// Logging of events, running.
+pub struct Logging {
+    /// Flushes what waits when it is dropped.
+    pub guard: WorkerGuard,
+    /// Events that were dropped because too many waited.
+    pub dropped: ErrorCounter,
+}
+
+/// Starts logging of events.
+pub fn start(log: &Log, reopen: Reopen) -> Result<Logging, String> {
     let level: LevelFilter =
         log.level.parse().map_err(|_| format!("log.level: unknown level {:?}", log.level))?;
     let output = Output::open(&log.output, reopen)
         .map_err(|e| format!("log.output: {}: {e}", name_of(&log.output)))?;
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(EVENTS_MAX).finish(output);
+    let dropped = writer.error_counter();
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(writer);
     let set = match log.format {
         LogFormat::Json => builder.json().flatten_event(true).with_target(false).try_init(),
         LogFormat::Text => builder.with_ansi(false).with_target(false).try_init(),
     };
     set.map_err(|e| format!("logging cannot start: {e}"))?;
-    Ok(guard)
+    Ok(Logging { guard, dropped })
 }
 
 /// A destination of lines.
@@ -86,10 +95,17 @@ impl Write for Output {
             Target::Stdout => io::stdout().write(bytes),
             Target::Stderr => io::stderr().write(bytes),
             Target::File { path, file } => {
-                if self.reopen.flag.swap(false, Ordering::Relaxed) {
-                    // When the new file cannot be had, the old one goes on.
-                    if let Ok(fresh) = append(path) {
-                        *file = fresh;
+                if self.reopen.flag.load(Ordering::Relaxed) {
+                    // When the new file cannot be had, the old one goes on, and the next line tries
+                    // again. Not an event: this may be the writer of events.
+                    match append(path) {
+                        Ok(fresh) => {
+                            *file = fresh;
+                            self.reopen.flag.store(false, Ordering::Relaxed);
+                        }
+                        Err(e) => {
+                            let _ = writeln!(io::stderr(), "llmproxy: {}: {e}", path.display());
+                        }
                     }
                 }
                 file.write(bytes)

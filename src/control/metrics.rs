@@ -30,6 +30,8 @@ pub struct Facts {
     pub usage: Option<Arc<UsageCounters>>,
     /// Records that wait to be shared among the reporters.
     pub usage_queue: u64,
+    /// Events that the log dropped.
+    pub log_dropped: u64,
     /// Access log lines that were dropped.
     pub access_dropped: u64,
 }
@@ -177,6 +179,8 @@ impl Facts {
         let help = "Metered answers that carried no usage.";
         page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
         self.reporters(page)?;
+        let help = "Log events dropped because the queue was full.";
+        page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
         let help = "Access log lines dropped because the queue was full.";
         page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
     }
@@ -225,6 +229,10 @@ impl Facts {
     fn process(&self, page: &mut Page<'_>) -> fmt::Result {
         let (m, g) = (&self.meters, &self.meters.gauges);
         page.counter("llmproxy_connections", "Connections accepted.", one(m.connections[0]))?;
+        let help = "Connections closed because nothing came over them for too long.";
+        let sides = ["client", "backend"].into_iter().zip(m.idle_closed);
+        let sides = labelled("side", sides.map(|(side, n)| (side.to_owned(), n)));
+        page.counter("llmproxy_idle_closed", help, sides)?;
         let help = "Connections refused at the limit.";
         page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
         let help = "Times that accepting paused for lack of descriptors or memory.";

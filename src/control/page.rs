@@ -12,11 +12,14 @@ use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Alarm, Patrol, Post};
 use crate::state::scrape::{PageRequest, PAGE_CONTENT_TYPE};
 use crossbeam_channel::{Receiver, Sender};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Scrapers at a time; their descriptors are those that are reserved. Beyond: closed.
+const SCRAPERS_MAX: usize = 16;
 /// A scraper sends its request and takes its page within so long.
 const SCRAPE_TIME: Duration = Duration::from_secs(10);
 
@@ -46,17 +49,25 @@ pub async fn serve(
     pages: Sender<PageRequest>,
 ) {
     let path: Rc<str> = path.into();
+    let live = Rc::new(Cell::new(0));
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, _) = arrival else { return };
+        if live.get() == SCRAPERS_MAX {
+            return tracing::warn!("too many scrapers at a time: one was turned away");
+        }
         let Ok(post) = patrol.watch(socket) else { return };
-        let (path, pages) = (Rc::clone(&path), pages.clone());
+        let (path, pages, live) = (Rc::clone(&path), pages.clone(), Rc::clone(&live));
+        live.set(live.get() + 1);
         crate::rt::spawn(async move {
-            guarded(async move {
+            let fine = guarded(async move {
                 post.arm(SCRAPE_TIME);
                 // Whatever the end is, the connection closes: scrapes are rare.
                 let _ = one_scrape(&post, &path, &pages).await;
-            })
-            .await;
+            });
+            if !fine.await {
+                tracing::error!("a scrape panicked; please report this");
+            }
+            live.set(live.get() - 1);
         });
     })
     .await;

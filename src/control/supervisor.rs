@@ -1,6 +1,6 @@
 //! Starts the control plane and ends it: fleet, resolver, probes, pages, logs, reporters.
 
-use super::log::Reopen;
+use super::log::{Logging, Reopen};
 use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
@@ -49,7 +49,7 @@ pub fn start(
     plan: &Arc<Plan>,
     stop: &Arc<Stop>,
     metrics: Option<OwnedFd>,
-    reopen: Reopen,
+    (log, reopen): (&Logging, Reopen),
 ) -> Result<Control, String> {
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
@@ -73,7 +73,7 @@ pub fn start(
     let drivers = Arc::new(OnceLock::new());
     let collect = {
         let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
-        let (usage, access) = (usage.clone(), access.clone());
+        let (usage, access, log) = (usage.clone(), access.clone(), log.dropped.clone());
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
@@ -84,6 +84,7 @@ pub fn start(
                 plan: Arc::clone(&plan),
                 usage_queue: usage.as_ref().map_or(0, |outbox| outbox.len() as u64),
                 usage: usage.as_ref().map(|outbox| Arc::clone(outbox.counters())),
+                log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
             }
         }

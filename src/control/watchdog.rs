@@ -1,7 +1,7 @@
 //! Notices a worker that stands still. Its listener would go on taking connections that nobody
 //! serves, so after five seconds the process ends and the service manager starts it anew.
 
-use crate::state::stop::{Phase, Stop};
+use crate::state::stop::HEARTBEAT_DONE;
 use crossbeam_channel::{bounded, RecvTimeoutError};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,21 +16,22 @@ const WARN_AFTER: u32 = 2;
 const ABORT_AFTER: u32 = 10;
 
 /// Starts the thread that looks after the workers' heartbeats.
-pub fn start(heartbeats: Vec<Arc<AtomicU64>>, stop: Arc<Stop>) -> io::Result<()> {
+pub fn start(heartbeats: Vec<Arc<AtomicU64>>) -> io::Result<()> {
     std::thread::Builder::new().name("watchdog".into()).spawn(move || {
         let (_alive, clock) = bounded::<()>(0);
         let mut watches: Vec<_> = heartbeats.iter().map(|_| Watch::default()).collect();
         let mut last_look = Instant::now();
-        // A drained worker stands still for good: the watch ends with the first signal.
-        while stop.phase() == Phase::Running
-            && clock.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout)
-        {
+        while clock.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             // When this thread stood still as well, the whole process did (SIGSTOP, a paused
             // machine), and the workers are not to blame.
             let late = last_look.elapsed() > LOOK * 2;
             last_look = Instant::now();
             for (worker, (beat, watch)) in heartbeats.iter().zip(&mut watches).enumerate() {
-                match watch.look(beat.load(Ordering::Relaxed), late) {
+                let beat = beat.load(Ordering::Relaxed);
+                if beat == HEARTBEAT_DONE {
+                    continue;
+                }
+                match watch.look(beat, late) {
                     Verdict::Fine => {}
                     Verdict::Slow => tracing::warn!(worker, "worker is slow"),
                     Verdict::Dead => abort(worker),

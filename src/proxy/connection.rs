@@ -1,5 +1,6 @@
 //! The story of one client connection: receive, admit, route, exchange, relay, settle; then the
-//! next request of the same connection. Whatever happens to a request, it is settled exactly once.
+//! next request of the same connection. Whatever happens to a request, it is settled exactly once
+//! (but for a panic of ours, which is counted as that).
 
 use super::admit::body;
 use super::admit::path::{self, Kind};
@@ -18,13 +19,16 @@ use super::upstream::pool::Lease;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Retry, Side};
 use crate::base::id::RequestId;
-use crate::base::limits::{CONNECT_TRIES_MAX, DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX};
+use crate::base::limits::{
+    ANSWER_DRAIN_MAX, CONNECT_TRIES_MAX, DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX,
+};
 use crate::base::refusal::Refusal;
 use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::request::Method;
 use crate::http::write::{self, ForwardResponse, OutFraming};
+use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::socket::Socket;
 use crate::state::meters::Phase;
@@ -53,7 +57,11 @@ struct Talk {
 
 /// Serves one client until it or we close.
 pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
-    let Ok(post) = w.patrol.watch(socket) else { return };
+    let Ok(post) = w.patrol.watch(socket) else {
+        // Out of memory or epoll watches; the client sees a closed connection.
+        w.meters.borrow_mut().connections[1] += 1;
+        return;
+    };
     let write_timeout = w.plan.server.write_timeout;
     let mut client = Client { post, write_timeout, inbox: None };
     let mut talk = Box::new(Talk {
@@ -79,6 +87,10 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
     let request = &mut talk.request;
     match receive::head(client, request, &w.plan.server).await {
         Ok(Received::Whole) => {}
+        Ok(Received::Idled) => {
+            w.meters.borrow_mut().idle_closed[0] += 1;
+            return Next::Close;
+        }
         Ok(Received::Closed) => {
             if !client.bytes().is_empty() {
                 w.count_abort(Phase::Request);
@@ -102,7 +114,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
     if wanted || is_small(request) {
         match receive::body(client, request, &w.plan.server).await {
             Ok(Received::Whole) => {}
-            Ok(Received::Closed) => {
+            Ok(Received::Closed | Received::Idled) => {
                 w.count_abort(Phase::Request);
                 settle(w, request, &talk.tap, Story::client_left());
                 return Next::Close;
@@ -155,7 +167,7 @@ fn frame<'a>(w: &Worker, request: &'a Request, close: bool) -> Frame<'a> {
     Frame {
         request_id: request.id.as_str(),
         version: request.head.version,
-        close: close || !request.head.keep_alive || w.patrol.is_draining(),
+        close: close || !request.head.keep_alive || w.is_crowded() || w.patrol.is_draining(),
         head_only: request.head.method == Method::Head,
     }
 }
@@ -364,7 +376,8 @@ fn part(w: &Rc<Worker>, mut lease: Lease, outcome: Outcome, plan: &Backend, inbo
     let live = w.enter_live();
     w.spawn_guarded(Box::pin(async move {
         let _live = live;
-        if drain(lease.link(), rest, idle).await {
+        let spared = rt::timeout(ANSWER_DRAIN_MAX, drain(lease.link(), rest, idle)).await;
+        if spared.unwrap_or(false) {
             draining.pool.give_back(lease, draining.patrol.now());
         }
     }));

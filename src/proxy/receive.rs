@@ -2,6 +2,7 @@
 //! parsers on the client's side. Every wait has a deadline that names itself.
 
 use super::client::Client;
+use crate::base::fault::Fault;
 use crate::base::id::RequestId;
 use crate::base::limits::{
     BODY_GROWTH_BYTES, BODY_RATE_BYTES_PER_S_MIN, BODY_RATE_GRACE, HEAD_BYTES_MAX,
@@ -122,6 +123,8 @@ pub enum Received {
     Whole,
     /// The client closed or the worker ends; there is nobody to answer.
     Closed,
+    /// Nothing came for `idle_timeout`.
+    Idled,
 }
 
 /// Reads the next request's head. An idle connection waits here without a buffer.
@@ -136,8 +139,10 @@ pub async fn head(
         client.post.set_idle();
         let got = client.read_more(0).await;
         client.post.set_busy();
-        if !matches!(got, Ok(n) if n > 0) {
-            return Ok(Received::Closed);
+        match got {
+            Ok(n) if n > 0 => {}
+            Err(Alarm::Expired) => return Ok(Received::Idled),
+            _ => return Ok(Received::Closed),
         }
     }
     // Of a head that never becomes whole, this is all that is known of its time.
@@ -154,9 +159,10 @@ pub async fn head(
             return Ok(Received::Whole);
         }
         match client.read_more(limit).await {
-            Ok(0) | Err(Alarm::Gone | Alarm::Ended) => return Ok(Received::Closed),
+            Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
             Ok(_) => {}
             Err(Alarm::Expired) => return Err(HEADER_TIMEOUT),
+            Err(Alarm::Ended) => return Err(Fault::ShuttingDown.refusal()),
         }
     }
 }
@@ -198,7 +204,7 @@ async fn counted(
         let missing = whole - client.bytes().len();
         match read_paced(client, server, &mut pace, missing.min(BODY_GROWTH_BYTES)).await? {
             Received::Whole => {}
-            Received::Closed => return Ok(Received::Closed),
+            ended => return Ok(ended),
         }
     }
     request.wire_len = whole;
@@ -249,7 +255,7 @@ async fn chunked(
         }
         match read_paced(client, server, &mut pace, BODY_GROWTH_BYTES).await? {
             Received::Whole => {}
-            Received::Closed => return Ok(Received::Closed),
+            ended => return Ok(ended),
         }
     }
 }
@@ -280,8 +286,9 @@ async fn read_paced(
 ) -> Result<Received, Refusal> {
     client.post.arm(server.body_timeout);
     match client.read_more(room).await {
-        Ok(0) | Err(Alarm::Gone | Alarm::Ended) => Ok(Received::Closed),
+        Ok(0) | Err(Alarm::Gone) => Ok(Received::Closed),
         Err(Alarm::Expired) => Err(BODY_TIMEOUT),
+        Err(Alarm::Ended) => Err(Fault::ShuttingDown.refusal()),
         Ok(n) => {
             pace.bytes += n as u64;
             if pace.is_below_floor() {

@@ -22,7 +22,7 @@ use crate::state::connections::Connections;
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
 use crate::state::scrape::{Mailbox, PageRequest};
-use crate::state::stop::{Phase, Stop};
+use crate::state::stop::{Phase, Stop, HEARTBEAT_DONE};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crossbeam_channel::Sender;
@@ -175,7 +175,8 @@ impl Worker {
                 rt::sleep(Duration::from_millis(1)).await;
             }
             heartbeat.fetch_add(1, Ordering::Relaxed);
-            self.pool.sweep(self.patrol.now());
+            let idled = self.pool.sweep(self.patrol.now());
+            self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
             let was_draining = self.patrol.is_draining();
             match stop.phase() {
@@ -192,6 +193,7 @@ impl Worker {
             // One more tick after the drain began: the accept loop empties the kernel's queue.
             if (self.live.get() == 0 && was_draining) || out_of_time {
                 mailbox.leave(Box::new(self.copy_meters()));
+                heartbeat.store(HEARTBEAT_DONE, Ordering::Relaxed);
                 return ending.is_none();
             }
         }

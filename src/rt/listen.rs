@@ -80,7 +80,14 @@ pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl Fn
                     monoio::time::sleep(EXHAUSTED_PAUSE).await;
                     break;
                 }
-                Err(_) => break,
+                Err(Errno::AGAIN) => break,
+                // Whatever it is, it would come again at once.
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    arrive(Arrival::Exhausted);
+                    monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                    break;
+                }
             }
         }
         if stopping {

@@ -170,17 +170,6 @@ impl Patrol {
         self.ending.set(true);
     }
 
-    /// Connections that are watched.
-    pub fn len(&self) -> usize {
-        let posts = self.posts.borrow();
-        posts.slots.len() - posts.free.len()
-    }
-
-    /// True when no connection is watched.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Ticks since the start, as of the last sweep. Costs no system call.
     pub fn now(&self) -> u32 {
         self.tick.get()

@@ -82,6 +82,8 @@ pub struct Meters {
     pub tokens: [u64; 2],
     /// Answers of metered paths that carried no usage.
     pub usage_missing: u64,
+    /// Connections closed for idling: clients', kept ones of backends.
+    pub idle_closed: [u64; 2],
     /// Connections accepted, refused at the limit.
     pub connections: [u64; 2],
     /// Accepting paused because descriptors or memory ran out.
@@ -129,6 +131,7 @@ impl Meters {
             self.upstream[i] += other.upstream[i];
             self.tokens[i] += other.tokens[i];
             self.connections[i] += other.connections[i];
+            self.idle_closed[i] += other.idle_closed[i];
         }
         self.usage_missing += other.usage_missing;
         self.accept_pauses += other.accept_pauses;

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+/// The heartbeat of a worker that has ended: it stands still for good.
+pub const HEARTBEAT_DONE: u64 = u64::MAX;
+
 /// What the workers should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {

@@ -12,6 +12,7 @@ use crate::config::plan;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::convert::Infallible;
 use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -115,7 +116,9 @@ impl Lane {
         let counters = self.counters.clone();
         let Some(counters) = counters.reporters.get(self.index) else { return 0 };
         for queued in records {
-            match self.deliver(&queued, counters) {
+            // A panic costs the record that it came with, not all that follow.
+            let tried = catch_unwind(AssertUnwindSafe(|| self.deliver(&queued, counters)));
+            match tried.unwrap_or_else(|_| Some(Tried::Refused("the reporter panicked".into()))) {
                 Some(Tried::Delivered) => self.delivered(counters),
                 Some(Tried::Again(cause) | Tried::Refused(cause)) => self.failed(counters, &cause),
                 None => left += 1,

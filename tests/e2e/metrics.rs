@@ -13,7 +13,9 @@ const USAGE: &str =
     r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
 
 /// Every family, its type, and the labels that its series have.
-const FAMILIES: [(&str, &str, &[&str]); 34] = [
+const FAMILIES: [(&str, &str, &[&str]); 36] = [
+    ("llmproxy_log_dropped_total", "counter", &[]),
+    ("llmproxy_idle_closed_total", "counter", &["side"]),
     ("llmproxy_requests_total", "counter", &["path", "stream", "backend", "status"]),
     ("llmproxy_latency_ms", "histogram", &["path", "stream", "backend"]),
     ("llmproxy_webhook_success_total", "counter", &[]),

@@ -234,3 +234,20 @@ fn a_refused_head_is_logged_as_itself() {
     assert!(line["time"].as_str().unwrap() > lines[0]["time"].as_str().unwrap(), "{lines:?}");
     assert!(line["latency_ms"].as_u64().unwrap() < 300, "not since the one before: {line}");
 }
+
+/// Catches: a body that two readers take for two models, let through under another name.
+#[test]
+fn what_a_body_is_called_does_not_make_it_harmless() {
+    let (proxy, backend) = pair(&[]);
+    let twice = r#"{"model":"a","model":"b"}"#;
+    for field in ["Content-Type: text/plain\r\n", "Content-Type: application/json\r\n", ""] {
+        let length = twice.len();
+        let head =
+            format!("POST /v1/x HTTP/1.1\r\nHost: a\r\n{field}Content-Length: {length}\r\n\r\n");
+        proxy.connect().send(head + twice).response().assert_refused(400, "duplicate_key");
+    }
+    assert_eq!(backend.connections(), 0);
+    let head =
+        "POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n";
+    assert_eq!(proxy.connect().send(format!("{head}plain")).response().status(), 200);
+}

@@ -159,3 +159,15 @@ fn an_idle_proxy_ends_at_once() {
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     kept.iter_mut().for_each(Conn::assert_closes);
 }
+
+/// Catches: a client that we cut while it was sending, and that is told nothing and blamed.
+#[test]
+fn a_client_that_still_sends_is_told_why_it_is_cut() {
+    let (_engine, proxy) = rig("300ms");
+    let mut conn = proxy.connect();
+    conn.send("POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{");
+    proxy.await_metric("llmproxy_requests_active", &[], 2.0);
+    proxy.process.signal(Signal::TERM);
+    conn.response().assert_refused(503, "shutting_down");
+    assert_eq!(proxy.process.wait(SOON).code(), Some(3));
+}

@@ -4,12 +4,13 @@
 use crate::base::refusal::Refusal;
 use crate::http::field::Known;
 use crate::http::request::{Method, RequestHead};
-use crate::llm::request::{scan, RequestFacts};
+use crate::llm::request::{scan, RequestFacts, ScanFault};
 
 /// The facts of a body; none when it is not JSON that we read.
 ///
-/// A body that is declared as JSON must be JSON (400 otherwise). One that is declared as something
-/// else, or is compressed, passes unread: no policy depends on it yet.
+/// A body that is declared as JSON must be JSON (400 otherwise). Engines read JSON whatever it is
+/// called: one that is not declared must not be readable in two ways either, but need not be JSON.
+/// Forms and compressed bodies pass unread: no policy depends on them yet.
 pub fn facts<'a>(
     head: &RequestHead,
     head_bytes: &[u8],
@@ -22,14 +23,27 @@ pub fn facts<'a>(
     if field(Known::ContentEncoding).is_some() {
         return Ok(RequestFacts::default());
     }
-    let declared = field(Known::ContentType).map(|f| is_json(f.value.of(head_bytes)));
-    match declared {
-        Some(true) => scan(body).map_err(|fault| fault.refusal()),
-        Some(false) => Ok(RequestFacts::default()),
-        // Ollama reads JSON whatever it is called.
-        None => Ok(scan(body).unwrap_or_default()),
+    let declared = field(Known::ContentType).map(|f| f.value.of(head_bytes)).unwrap_or_default();
+    if is_form(declared) {
+        return Ok(RequestFacts::default());
+    }
+    match scan(body) {
+        Err(fault) if is_json(declared) || !is_not_json(fault) => Err(fault.refusal()),
+        facts => Ok(facts.unwrap_or_default()),
     }
 }
+
+/// The body is not JSON, as opposed to JSON that two readers may take for two things.
+fn is_not_json(fault: ScanFault) -> bool {
+    matches!(fault, ScanFault::Malformed { .. } | ScanFault::NotUtf8)
+}
+
+fn is_form(content_type: &[u8]) -> bool {
+    let form = content_type.get(..FORM.len());
+    form.is_some_and(|start| start.eq_ignore_ascii_case(FORM))
+}
+
+const FORM: &[u8] = b"multipart/form-data";
 
 fn is_json(content_type: &[u8]) -> bool {
     let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();

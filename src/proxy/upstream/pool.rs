@@ -113,17 +113,19 @@ impl Pool {
         }
     }
 
-    /// Closes what idled too long.
-    pub fn sweep(&self, now: u32) {
+    /// Closes what idled too long; gives how many.
+    pub fn sweep(&self, now: u32) -> u64 {
+        let mut closed = 0;
         for (links, limits) in self.idle.borrow_mut().iter_mut().zip(&self.limits) {
             // Oldest first: connections are pushed at the end and taken from it.
             let old = |kept: &Idle| now.saturating_sub(kept.since) > limits.idle_ticks;
             let expired = links.iter().take_while(|kept| old(kept)).count();
-            links.drain(..expired);
+            closed += links.drain(..expired).count() as u64;
             if links.is_empty() && links.capacity() > 16 {
                 links.shrink_to_fit();
             }
         }
+        closed
     }
 
     /// Closes all of them: the worker drains.
