@@ -155,7 +155,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
 /// no unread body is in the way.
 async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal: Refusal) -> Next {
-    let frame = frame(w, request, refusal.close || !request.body_read);
+    let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
@@ -167,7 +167,7 @@ fn frame<'a>(w: &Worker, request: &'a Request, close: bool) -> Frame<'a> {
     Frame {
         request_id: request.id.as_str(),
         version: request.head.version,
-        close: close || !request.head.keep_alive || w.is_crowded() || w.patrol.is_draining(),
+        close: close || !request.head.keep_alive || w.patrol.is_draining(),
         head_only: request.head.method == Method::Head,
     }
 }
