@@ -16,6 +16,9 @@ const LIFETIME: Duration = Duration::from_secs(180);
 /// Set in the environment, it makes all processes use epoll instead of io_uring.
 pub const LEGACY_DRIVER: &str = "MONOIO_FORCE_LEGACY_DRIVER";
 
+/// Set by `scripts/test` to how the driver's name must begin, where it knows what the kernel grants.
+pub const EXPECTED_DRIVER: &str = "LLMPROXY_EXPECT_DRIVER";
+
 /// A program of this workspace, by its name.
 pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_llmproxy")).with_file_name(name);
