@@ -6,8 +6,12 @@ use std::time::Duration;
 
 /// From the client's close to the close of the engine's connection, at most.
 const ABORT_MS_MAX: f64 = 50.0;
-/// The bound is a promise of the product, and the machine may be busy: one of so many must hold it.
+/// The same when the machine is busy with other tests: no round takes longer.
+const BUSY_ABORT_MS_MAX: f64 = 500.0;
+/// The tight bound is a promise of the product, and the machine may be busy: most rounds must hold
+/// it.
 const ROUNDS: usize = 3;
+const ROUNDS_IN_TIME: usize = 2;
 
 /// Catches: a generation that goes on for nobody because the client is only watched once bytes
 /// flow, streamed or not (litellm#30244).
@@ -200,8 +204,10 @@ fn cut_in_time(how: Leave, phase: &str, begin: impl Fn(&Rig) -> Conn) -> Rig {
         if let Some(mut half) = half {
             await_until("the client's connection closes", SOON, || half.drained());
         }
-        took.push(post["cancelled_unix_ms"].as_f64().unwrap() - left_at);
-        if took.last().is_some_and(|ms| *ms <= ABORT_MS_MAX) {
+        let ms = post["cancelled_unix_ms"].as_f64().unwrap() - left_at;
+        assert!(ms <= BUSY_ABORT_MS_MAX, "{phase}, {how:?}: the engine went on for {ms} ms");
+        took.push(ms);
+        if took.iter().filter(|ms| **ms <= ABORT_MS_MAX).count() == ROUNDS_IN_TIME {
             return rig;
         }
     }

@@ -17,13 +17,14 @@ fn folder(test: &str) -> Option<PathBuf> {
     folder
 }
 
-/// Whether the tool of a test is there. `scripts/test` installs all of them, so that there a
-/// missing one fails the test; elsewhere the test says that it did not run.
+/// Whether what a test needs of the machine is there. `scripts/test` sees to it, so that there its
+/// lack fails the test; elsewhere the test says that it did not run.
 pub fn is_there(test: &str, found: bool) -> bool {
     if !found {
-        assert!(std::env::var_os(FOLDER).is_none(), "{test}: its tool is missing");
+        assert!(std::env::var_os(FOLDER).is_none(), "{test}: what it needs is missing");
         // Written past the harness of cargo, which shows nothing that a passing test prints.
-        let line = format!("NOT RUN: {test}: its tool is not installed (scripts/test does)\n");
+        let line =
+            format!("NOT RUN: {test}: what it needs is missing (scripts/test installs tools)\n");
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
     found

@@ -33,3 +33,4 @@ mod scale;
 mod cli;
 mod clients;
 mod limits;
+mod machine;

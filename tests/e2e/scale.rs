@@ -1,5 +1,6 @@
 //! Many at a time: every byte right, nothing left behind, no panic. One of these at a time.
 
+use crate::clients::is_there;
 use crate::harness::process::{program, run};
 use crate::harness::{await_until, heavy, Config, Conn, Engine, Proxy};
 use crate::rig::{quiet, CHAT, CHATS};
@@ -11,15 +12,16 @@ use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Raises this process' limit of open files; false (with the reason printed) when it stays too low.
-fn files_suffice(needed: u64) -> bool {
+/// Raises this process' limit of open files; false (or, under `scripts/test`, a failed test) when
+/// it stays too low.
+fn files_suffice(test: &str, needed: u64) -> bool {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if current < needed {
-        println!("SKIPPED: the limit of open files is {current}, {needed} are needed");
-    }
-    current >= needed
+    is_there(
+        &format!("{test}: {needed} open files, where {current} are allowed"),
+        current >= needed,
+    )
 }
 
 /// Waits until the proxy has as many files open as it had, and nothing in hand.
@@ -40,7 +42,7 @@ fn assert_back_to(proxy: &Proxy, files: usize) {
 #[test]
 fn two_thousand_streams_are_right_to_the_last_byte() {
     const STREAMS: &str = "2000";
-    if !files_suffice(6000) {
+    if !files_suffice("two_thousand_streams_are_right_to_the_last_byte", 6000) {
         return;
     }
     let _alone = heavy();
@@ -88,7 +90,7 @@ fn two_thousand_streams_are_right_to_the_last_byte() {
 #[test]
 fn thousands_that_time_out_in_one_tick_are_all_closed() {
     const IDLE: usize = 3000;
-    if !files_suffice(IDLE as u64 + 1000) {
+    if !files_suffice("thousands_that_time_out_in_one_tick_are_all_closed", IDLE as u64 + 1000) {
         return;
     }
     let _alone = heavy();
@@ -116,7 +118,7 @@ fn thousands_that_time_out_in_one_tick_are_all_closed() {
 #[test]
 fn hundreds_that_wait_for_an_engine_time_out_in_one_tick() {
     const WAITING: usize = 600;
-    if !files_suffice(WAITING as u64 * 2 + 1000) {
+    if !files_suffice("hundreds_that_wait_for_an_engine_time_out", WAITING as u64 * 2 + 1000) {
         return;
     }
     let _alone = heavy();

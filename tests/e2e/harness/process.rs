@@ -16,6 +16,9 @@ const LIFETIME: Duration = Duration::from_secs(180);
 /// Set in the environment, it makes all processes use epoll instead of io_uring.
 pub const LEGACY_DRIVER: &str = "MONOIO_FORCE_LEGACY_DRIVER";
 
+/// Set by `scripts/test`, which knows what the kernel grants, to how the driver's name must begin.
+pub const EXPECTED_DRIVER: &str = "LLMPROXY_EXPECT_DRIVER";
+
 /// A program of this workspace, by its name.
 pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_llmproxy")).with_file_name(name);
@@ -37,9 +40,15 @@ pub struct Process {
 impl Process {
     /// Starts a program with arguments.
     pub fn start(program: &Path, args: &[&str]) -> Process {
+        Process::start_through(&[], program, args)
+    }
+
+    /// The same by way of a command that changes something about itself and becomes the program:
+    /// `env NAME=VALUE`.
+    pub fn start_through(way: &[&str], program: &Path, args: &[&str]) -> Process {
         // util-linux's setpriv sets the signal and becomes the program: same pid, same exit code.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        command.args(["--pdeathsig", "KILL", "--"]).args(way).arg(program).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = spawn(command);
         let pid = Pid::from_raw(child.id().cast_signed()).unwrap();

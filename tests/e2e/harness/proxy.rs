@@ -21,14 +21,23 @@ impl Proxy {
     /// Starts it with a configuration, which must listen on port 0 and log JSON to standard
     /// output, and waits until it listens.
     pub fn start(yaml: &str) -> Proxy {
+        Proxy::start_through(&[], yaml)
+    }
+
+    /// The same by way of another command: see [`Process::start_through`].
+    pub fn start_through(way: &[&str], yaml: &str) -> Proxy {
         let scratch = Scratch::new();
         let config = scratch.write("config.yaml", yaml);
-        Proxy::start_with(&["--config", &config.to_string_lossy()], scratch)
+        let args = ["--config", &config.to_string_lossy()];
+        Proxy::await_listening(Process::start_through(way, &program("llmproxy"), &args), scratch)
     }
 
     /// Starts it with these arguments; `scratch` lives as long as it does.
     pub fn start_with(args: &[&str], scratch: Scratch) -> Proxy {
-        let process = Process::start(&program("llmproxy"), args);
+        Proxy::await_listening(Process::start(&program("llmproxy"), args), scratch)
+    }
+
+    fn await_listening(process: Process, scratch: Scratch) -> Proxy {
         let address = process.await_line(SOON, |line| {
             let event: Value = serde_json::from_str(line).ok()?;
             let listens = event["message"] == "listening";
@@ -94,6 +103,17 @@ impl Proxy {
     pub fn open_files(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.process.pid());
         std::fs::read_dir(folder).unwrap().count()
+    }
+
+    /// Processor time that the process has used.
+    pub fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.process.pid());
+        let stat = std::fs::read_to_string(path).unwrap();
+        // Behind the name, which may hold anything: fields 14 and 15 of proc_pid_stat(5), in
+        // hundredths of a second on every Linux.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11..=12].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// Resident memory of the process, in bytes.
