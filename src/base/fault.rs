@@ -25,7 +25,8 @@ pub enum Retry {
     Any,
 }
 
-/// A named fault. The name is the `code` of the answer, the `reason` label and the log's word.
+/// A named fault. The name is the `code` of the answer and of the log's line, and the label `kind`
+/// of `llmproxy_faults_total`. (`reason` labels `llmproxy_rejected_total`: refusals, not faults.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The backend's name has no address.

@@ -1,5 +1,7 @@
-//! Every maximum of the program that a configuration does not set, with its unit in the name.
-//! What happens when one is reached stands beside it; each has a counter or a refusal code.
+//! The maxima that a configuration does not set or go beyond, with their units in their names: of a
+//! peer's bytes, of queues, of a plan. What happens when one is reached stands beside it; what is
+//! refused then has a code, and what is dropped a counter. Waits and lengths that are the matter of
+//! one file alone stand as named constants at the top of that file.
 
 use std::time::Duration;
 

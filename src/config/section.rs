@@ -260,13 +260,18 @@ impl<'a> Section<'a> {
         self.section(key)?.switched(true, read)
     }
 
-    /// Reads a section that is on only when it says `enabled: true`.
+    /// Reads a section that is on only when it says `enabled: true`. One that has keys and does not
+    /// say is most likely meant to be on: it is off with a warning.
     pub fn when_enabled<T>(
         &mut self,
         key: &str,
         read: impl FnOnce(&mut Section<'a>) -> T,
     ) -> Option<T> {
-        self.section(key)?.switched(false, read)
+        let section = self.section(key)?;
+        if !section.entries.is_empty() && !section.given("enabled") {
+            self.warn(key, "is off: it needs `enabled: true`");
+        }
+        section.switched(false, read)
     }
 
     /// Reads this section by `read`; `None` when its `enabled`, or else `default`, is false.

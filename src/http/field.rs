@@ -33,8 +33,6 @@ pub enum Known {
     ContentEncoding,
     /// Retry-After
     RetryAfter,
-    /// User-Agent
-    UserAgent,
     /// x-request-id
     XRequestId,
     /// X-Forwarded-For
@@ -58,7 +56,6 @@ impl Known {
             7 if is(b"trailer") || is(b"upgrade") => Known::HopByHop,
             9 if is(b"forwarded") || is(b"x-real-ip") => Known::Origin,
             10 if is(b"connection") => Known::Connection,
-            10 if is(b"user-agent") => Known::UserAgent,
             10 if is(b"keep-alive") => Known::HopByHop,
             11 if is(b"retry-after") => Known::RetryAfter,
             12 if is(b"content-type") => Known::ContentType,
@@ -161,7 +158,7 @@ mod tests {
             ("Content-Type", Known::ContentType),
             ("Content-Encoding", Known::ContentEncoding),
             ("Retry-After", Known::RetryAfter),
-            ("User-Agent", Known::UserAgent),
+            ("User-Agent", Known::Other),
             ("X-Request-ID", Known::XRequestId),
             ("X-Forwarded-For", Known::XForwardedFor),
             ("X-Forwarded-Proto", Known::XForwardedProto),

@@ -36,6 +36,9 @@ pub fn keys<'a>(root: &mut Section<'a>, stores: &Stores<'a>) -> Keys {
         root.warn("api_keys", "given without `auth`: authentication is on, with these keys");
         auth = Some(implied());
     }
+    if has_auth && auth.is_none() && !api_keys.is_empty() {
+        root.warn("api_keys", "not used, since `auth` is off: everyone may use the gateway");
+    }
     if let Some(auth) = &auth {
         let has_file = auth.pipeline.iter().any(|p| p.kind == ProviderKind::File);
         if has_file && api_keys.is_empty() && auth.pipeline.len() == 1 {

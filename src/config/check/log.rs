@@ -30,6 +30,10 @@ pub fn log(root: &mut Section, stores: &Stores) -> Log {
         log.output = output(&mut s);
     }
     let parts = root.when_present("logging", |s| {
+        if !s.has("access") && !s.has("request") {
+            s.desk
+                .warn(s.node(), "is on, but has neither `access` nor `request`: nothing is logged");
+        }
         let access = s.when_present("access", access);
         (access, s.when_enabled("request", |s| request(s, stores)).flatten())
     });

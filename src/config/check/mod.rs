@@ -34,6 +34,9 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
     let log = log::log(&mut root, &stores);
     let (routing, backends) = routing::routing(&mut root);
     let health_check = root.when_present("health_check", watch::health_check);
+    if health_check.is_none() {
+        watch::unprobed(&mut root);
+    }
     let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
     let metrics = watch::metrics(&mut root, server.listen);
     let mut taken = vec![server.listen];

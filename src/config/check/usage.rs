@@ -27,15 +27,24 @@ pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
     if reporters.is_empty() {
         s.desk.warn(s.node(), "is on, but no reporter is: no usage records are made");
     }
-    let forms =
-        [("plain", KeyForm::Plain), ("masked", KeyForm::Masked), ("sha256", KeyForm::Sha256)];
     Usage {
         reporters,
         request_body_max: s.parsed("include_request_body", request_body).flatten(),
-        api_key: s.choice("api_key", &forms, KeyForm::Plain),
+        api_key: api_key(s),
         inject_stream_usage: s.boolean("inject_stream_usage", false),
         spool: s.when_present("spool", spool),
     }
+}
+
+fn api_key(s: &mut Section) -> KeyForm {
+    let forms =
+        [("plain", KeyForm::Plain), ("masked", KeyForm::Masked), ("sha256", KeyForm::Sha256)];
+    let form = s.choice("api_key", &forms, KeyForm::Plain);
+    // The other forms do not start; this one does, and would be taken for a key in each record.
+    if form == KeyForm::Plain && s.given("api_key") {
+        s.warn("api_key", "has no effect yet: records have no key until keys are checked");
+    }
+    form
 }
 
 fn reporter(s: &mut Section, stores: &Stores) -> Option<Reporter> {

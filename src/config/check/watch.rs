@@ -1,6 +1,7 @@
 //! `health_check` and `metrics`.
 
 use crate::config::plan::{HealthCheck, Metrics};
+use crate::config::raw::{Kind, Node};
 use crate::config::section::Section;
 use crate::config::value;
 use std::net::SocketAddr;
@@ -23,6 +24,22 @@ pub fn health_check(s: &mut Section) -> HealthCheck {
         expected_status: expected_status(s),
         unhealthy_threshold: s.int("unhealthy_threshold", 1..=1000, 3),
         healthy_threshold: s.int("healthy_threshold", 1..=1000, 2),
+    }
+}
+
+/// Tells of every probe path of a backend; nobody probes.
+pub fn unprobed(root: &mut Section) {
+    let desk = root.desk;
+    for backend in root.items("backends").unwrap_or_default() {
+        let Kind::Map(entries) = &backend.kind else { continue };
+        let path = entries.iter().find(|e| e.key == "health_path").map(|e| &e.value);
+        // Null and "" stand for the path of `health_check`.
+        match path {
+            Some(path @ Node { kind: Kind::Text(text), .. }) if !text.is_empty() => {
+                desk.warn(path, "not used: there are no probes without `health_check`");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -38,10 +38,55 @@ fn what_has_no_effect_is_told() {
         ),
         ("usage: {}", "usage"),
         ("auth:", "auth"),
+        ("auth: {enabled: false}\napi_keys: [{key: a}]", "api_keys"),
+        ("backends: [{url: 'http://a', health_path: /h}]", "backends[0].health_path"),
+        (
+            "health_check: {enabled: false}\nbackends: [{url: 'http://a', health_path: /h}]",
+            "backends[0].health_path",
+        ),
+        ("logging: {enabled: true}", "logging"),
+        ("logging:", "logging"),
+        ("usage: {api_key: plain, reporters: [{webhook: {url: 'http://a'}}]}", "usage.api_key"),
     ] {
         let report = load(text).report;
         let told = |f: &Finding| f.path == path && f.class == Class::Warning;
         assert!(report.findings.iter().any(told), "{text}\n{report}");
+    }
+}
+
+#[test]
+fn what_must_be_switched_on_tells_that_it_is_off() {
+    for (text, path, at) in [
+        ("server:\n  tls: {cert_file: c, key_file: k}", "server.tls", "2:8"),
+        ("server: {cors: {allowed_origins: ['*']}}", "server.cors", "1:16"),
+        ("admin: {token: t}", "admin", "1:8"),
+        ("admin: {enabled: , token: t}", "admin", "1:8"),
+        ("hooks: {on_request: {script: 'return {}'}}", "hooks.on_request", "1:21"),
+        ("discovery: {sources: []}", "discovery", "1:12"),
+        ("logging: {request: {storage: main}}", "logging.request", "1:20"),
+    ] {
+        let report = load(text).report;
+        let line = format!("t.yaml:{at}: warning: {path}: is off: it needs `enabled: true`");
+        assert!(report.lines(false).contains(&line), "{text}\n{report}");
+        assert!(!report.has_ignored_keys(), "the file is not wrong: {report}");
+    }
+}
+
+#[test]
+fn what_is_off_on_purpose_or_empty_is_not_told() {
+    for text in [
+        "admin: {enabled: false, token: t}",
+        "server: {tls: , cors: {}}\nadmin: {}\ndiscovery:",
+        "logging: {enabled: false, request: {storage: main}}",
+        "logging: {access: {enabled: false}}",
+        "auth: {enabled: false}",
+        "usage: {reporters: [{webhook: {url: 'http://a'}}]}",
+        "health_check:\nbackends: [{url: 'http://a', health_path: /h}]",
+        "backends: [{url: 'http://a', health_path: ''}]",
+    ] {
+        let report = load(&format!("{text}\n")).report;
+        // The one on the whole file: it has no backends.
+        assert!(report.findings.iter().all(|f| f.path.is_empty()), "{text}\n{report}");
     }
 }
 
