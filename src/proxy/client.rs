@@ -95,7 +95,7 @@ impl Client {
     /// Closes so that the client can read the last answer: a close with unread bytes in the
     /// kernel would be a reset, which destroys what the client has not read yet. Reads and drops
     /// up to 64 KiB for at most a second.
-    pub async fn close_gently(mut self) {
+    pub async fn close_gently(&mut self) {
         self.post.socket().shutdown(Shutdown::Write);
         self.post.arm(LINGER_TIME);
         let mut dropped = 0;
