@@ -1,21 +1,9 @@
 //! Every limit of the client's side, in bytes, in time and in connections: what is beyond it is
 //! refused with its own name, counted, and the connection ends.
 
-use crate::harness::{Backend, Config, Proxy, SOON};
+use crate::harness::SOON;
+use crate::rig::{pair, rejected};
 use std::time::{Duration, Instant};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-/// A proxy with these server lines before a backend that answers everything with OK.
-fn pair(server: &[&str]) -> (Proxy, Backend) {
-    let backend = Backend::answering(OK);
-    let config = server.iter().fold(Config::backend_at(backend.url()), |c, line| c.server(*line));
-    (config.start(), backend)
-}
-
-fn rejected(proxy: &Proxy, code: &str) -> f64 {
-    proxy.metric("llmproxy_rejected_total", &[("reason", code)])
-}
 
 /// Catches: a body over the limit that is buffered or forwarded, by its declared length or by what
 /// has arrived; a limit that is off by one.

@@ -3,22 +3,10 @@
 
 use crate::harness::message::find;
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_some, pause, Backend, Config, Proxy, SOON};
+use crate::harness::{await_some, pause, Backend, Config, SOON};
+use crate::rig::{pair, rejected, OK};
 use serde_json::Value;
 use std::time::Duration;
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-/// A proxy with these server lines before a backend that answers everything with OK.
-fn pair(server: &[&str]) -> (Proxy, Backend) {
-    let backend = Backend::answering(OK);
-    let config = server.iter().fold(Config::backend_at(backend.url()), |c, line| c.server(*line));
-    (config.start(), backend)
-}
-
-fn rejected(proxy: &Proxy, code: &str) -> f64 {
-    proxy.metric("llmproxy_rejected_total", &[("reason", code)])
-}
 
 /// Catches: a path that is not an LLM engine's and is forwarded all the same (an engine's admin
 /// routes among them), or that is refused in another shape or closes the connection.

@@ -102,3 +102,18 @@ pub fn leave(mut conn: Conn, how: Leave) -> Option<Conn> {
 pub fn unix_ms() -> f64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() * 1e3
 }
+
+/// The answer of a backend that has nothing to say.
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// A proxy with these server lines before a backend that answers everything with OK.
+pub fn pair(server: &[&str]) -> (Proxy, Backend) {
+    let backend = Backend::answering(OK);
+    let config = server.iter().fold(Config::backend_at(backend.url()), |c, line| c.server(*line));
+    (config.start(), backend)
+}
+
+/// Requests refused for this reason.
+pub fn rejected(proxy: &Proxy, code: &str) -> f64 {
+    proxy.metric("llmproxy_rejected_total", &[("reason", code)])
+}
