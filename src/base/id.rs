@@ -34,6 +34,13 @@ impl RequestId {
     }
 }
 
+impl Default for RequestId {
+    /// No id.
+    fn default() -> Self {
+        RequestId { bytes: [0; REQUEST_ID_BYTES_MAX], len: 0 }
+    }
+}
+
 impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
