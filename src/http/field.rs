@@ -47,28 +47,27 @@ pub enum Known {
 impl Known {
     /// Which field a name is. The length decides first, so most names cost one comparison.
     pub fn of(name: &[u8]) -> Known {
-        let is = |lower: &[u8]| name.eq_ignore_ascii_case(lower);
         let found = match name.len() {
-            2 if is(b"te") => Known::HopByHop,
-            4 if is(b"host") => Known::Host,
-            6 if is(b"cookie") => Known::Cookie,
-            6 if is(b"expect") => Known::Expect,
-            7 if is(b"trailer") || is(b"upgrade") => Known::HopByHop,
-            9 if is(b"forwarded") || is(b"x-real-ip") => Known::Origin,
-            10 if is(b"connection") => Known::Connection,
-            10 if is(b"keep-alive") => Known::HopByHop,
-            11 if is(b"retry-after") => Known::RetryAfter,
-            12 if is(b"content-type") => Known::ContentType,
-            12 if is(b"x-request-id") => Known::XRequestId,
-            13 if is(b"authorization") => Known::Authorization,
-            14 if is(b"content-length") => Known::ContentLength,
-            15 if is(b"x-forwarded-for") => Known::XForwardedFor,
-            16 if is(b"content-encoding") => Known::ContentEncoding,
-            16 if is(b"proxy-connection") => Known::HopByHop,
-            17 if is(b"transfer-encoding") => Known::TransferEncoding,
-            17 if is(b"x-forwarded-proto") => Known::XForwardedProto,
-            18 if is(b"proxy-authenticate") => Known::HopByHop,
-            19 if is(b"proxy-authorization") => Known::HopByHop,
+            2 if is(name, b"te") => Known::HopByHop,
+            4 if is(name, b"host") => Known::Host,
+            6 if is(name, b"cookie") => Known::Cookie,
+            6 if is(name, b"expect") => Known::Expect,
+            7 if is(name, b"trailer") || is(name, b"upgrade") => Known::HopByHop,
+            9 if is(name, b"forwarded") || is(name, b"x-real-ip") => Known::Origin,
+            10 if is(name, b"connection") => Known::Connection,
+            10 if is(name, b"keep-alive") => Known::HopByHop,
+            11 if is(name, b"retry-after") => Known::RetryAfter,
+            12 if is(name, b"content-type") => Known::ContentType,
+            12 if is(name, b"x-request-id") => Known::XRequestId,
+            13 if is(name, b"authorization") => Known::Authorization,
+            14 if is(name, b"content-length") => Known::ContentLength,
+            15 if is(name, b"x-forwarded-for") => Known::XForwardedFor,
+            16 if is(name, b"content-encoding") => Known::ContentEncoding,
+            16 if is(name, b"proxy-connection") => Known::HopByHop,
+            17 if is(name, b"transfer-encoding") => Known::TransferEncoding,
+            17 if is(name, b"x-forwarded-proto") => Known::XForwardedProto,
+            18 if is(name, b"proxy-authenticate") => Known::HopByHop,
+            19 if is(name, b"proxy-authorization") => Known::HopByHop,
             _ => Known::Other,
         };
         if found == Known::Other {
@@ -124,6 +123,18 @@ impl Known {
                 | Known::Origin
         )
     }
+}
+
+/// True when `name` is this one, in any case. The length is known, so that this is a few
+/// instructions on words; `lower` must have letters and hyphens only, which no byte of another
+/// name becomes.
+fn is<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
+    let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
+    let mut differs = 0;
+    for (byte, lower) in name.iter().zip(lower) {
+        differs |= (byte | 0x20) ^ lower;
+    }
+    differs == 0
 }
 
 /// True when the letters and digits of `name` are those of `plain`, whatever stands between them.

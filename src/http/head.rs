@@ -57,13 +57,13 @@ impl Field {
         if name.len() > FIELD_NAME_BYTES_MAX {
             return Err(Fault::NameTooLong);
         }
-        let known = Known::of(name);
-        Ok(Field {
-            name: Span::locate(name, bytes),
-            value: Span::locate(line.value, bytes),
-            known,
-            stays: known.stays(),
-        })
+        Ok(Field::at(Span::locate(name, bytes), Span::locate(line.value, bytes), bytes))
+    }
+
+    /// The line with this name and value.
+    pub(super) fn at(name: Span, value: Span, bytes: &[u8]) -> Field {
+        let known = Known::of(name.of(bytes));
+        Field { name, value, known, stays: known.stays() }
     }
 }
 

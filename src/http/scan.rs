@@ -5,10 +5,8 @@
 //! at once: a peer that never sends the blank line must not get a deadline's worth of patience.
 
 use std::ops::Range;
-use std::sync::LazyLock;
 
 use memchr::memchr_iter;
-use memchr::memmem::Finder;
 
 use super::fault::Fault;
 use crate::base::limits::HEAD_FIELDS_MAX;
@@ -39,11 +37,6 @@ pub struct Scan {
 impl Scan {
     /// Looks at what is new in `bytes`, which grows from call to call.
     pub fn advance(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Progress, Fault> {
-        if self.seen == 0 {
-            if let Some(len) = whole(bytes, head_bytes_max) {
-                return Ok(Progress::Done(0..len));
-            }
-        }
         let from = self.seen.min(bytes.len());
         let fresh_from = self.line;
         for offset in memchr_iter(b'\n', bytes.get(from..).unwrap_or_default()) {
@@ -81,6 +74,11 @@ impl Scan {
         Ok(Progress::Partial(fresh_from.max(self.start)..self.line.max(self.start)))
     }
 
+    /// True before anything was looked at.
+    pub fn is_fresh(&self) -> bool {
+        self.seen == 0
+    }
+
     /// First byte of the head.
     pub fn start(&self) -> usize {
         self.start
@@ -90,23 +88,6 @@ impl Scan {
     pub fn has_first_line(&self) -> bool {
         self.lines > 0
     }
-}
-
-/// Built once: it holds the vector routine chosen for this CPU.
-static END_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
-
-/// The length of a head that arrived whole and holds no line end in doubt; what [`Scan::advance`]
-/// says of it line by line is the same. Nearly all heads are like that.
-fn whole(bytes: &[u8], head_bytes_max: usize) -> Option<usize> {
-    if matches!(bytes, [b'\r' | b'\n', ..]) {
-        return None;
-    }
-    let len = END_FINDER.find(bytes)? + END_FINDER.needle().len();
-    let head = bytes.get(..len).filter(|head| head.len() <= head_bytes_max)?;
-    // Without an early exit the loop is a vector loop.
-    let after = head.iter().skip(1);
-    let bare = head.iter().zip(after).fold(false, |any, (a, b)| any | (*b == b'\n' && *a != b'\r'));
-    (!bare).then_some(len)
 }
 
 /// Refuses controls but TAB and CRLF. Without an early exit the first loop is a vector loop.
@@ -126,7 +107,6 @@ fn refuse_controls(bytes: &[u8]) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn scan(bytes: &[u8]) -> Result<Progress, Fault> {
         Scan::default().advance(bytes, 1024)
@@ -166,27 +146,5 @@ mod tests {
         assert_eq!(Scan::default().advance(&long, whole - 1), Err(Fault::HeadTooLarge));
         let many = "a:b\r\n".repeat(HEAD_FIELDS_MAX + 2);
         assert_eq!(Scan::default().advance(many.as_bytes(), 4096), Err(Fault::TooManyFields));
-    }
-
-    proptest! {
-        /// What arrives whole is judged as if it came in two pieces.
-        #[test]
-        fn a_whole_head_is_what_its_lines_are(
-            parts in proptest::collection::vec(
-                proptest::sample::select(vec!["\r\n", "\r\n", "\r", "\n", "a", "b: c", "\r\n\r\n"]),
-                0..12,
-            ),
-            max in 1usize..40,
-        ) {
-            let text = parts.concat();
-            if let Some(len) = whole(text.as_bytes(), max) {
-                let mut split = Scan::default();
-                let (first, _) = text.as_bytes().split_at(1);
-                if max > 1 {
-                    prop_assert!(matches!(split.advance(first, max), Ok(Progress::Partial(_))));
-                }
-                prop_assert_eq!(split.advance(text.as_bytes(), max), Ok(Progress::Done(0..len)));
-            }
-        }
     }
 }
