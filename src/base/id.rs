@@ -1,5 +1,6 @@
 //! Request ids: ours is unique, printable and cheap; a client's own is kept when it is harmless.
 
+use super::word::hex;
 use std::fmt;
 
 /// Bytes of the longest id that is kept.
@@ -66,17 +67,12 @@ impl RequestIds {
         // An odd multiplier is a bijection on 64 bits: distinct counters stay distinct.
         let mixed = self.counter.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.prefix.rotate_left(32);
         let mut bytes = [0; REQUEST_ID_BYTES_MAX];
-        for (half, word) in [self.prefix, mixed].into_iter().enumerate() {
-            for (i, b) in word.to_be_bytes().into_iter().enumerate() {
-                bytes[half * 16 + i * 2] = HEX[usize::from(b >> 4)];
-                bytes[half * 16 + i * 2 + 1] = HEX[usize::from(b & 15)];
-            }
+        for (digits, word) in bytes.chunks_exact_mut(16).zip([self.prefix, mixed]) {
+            digits.copy_from_slice(&hex(word));
         }
         RequestId { bytes, len: 32 }
     }
 }
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@
 use super::head::{Field, Span, Version};
 use super::hop::is_token;
 use crate::base::limits::{FIELD_NAME_BYTES_MAX, HEAD_FIELDS_MAX};
+use crate::base::word::{below, run_end, TOPS};
 
 /// A request line, split.
 #[derive(Debug)]
@@ -122,34 +123,6 @@ static TOKENS: [bool; 256] = {
     }
     table
 };
-
-const EACH: u64 = 0x0101_0101_0101_0101;
-const TOPS: u64 = EACH * 0x80;
-
-/// The first byte from `at` on that `marks` marks, eight at a time; behind the last come zeros,
-/// which it must mark.
-fn run_end(bytes: &[u8], mut at: usize, marks: impl Fn(u64) -> u64) -> usize {
-    loop {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let word = match rest.first_chunk() {
-            Some(word) => u64::from_le_bytes(*word),
-            None => rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)),
-        };
-        let marked = marks(word);
-        if marked != 0 {
-            return at + (marked.trailing_zeros() / 8) as usize;
-        }
-        at += 8;
-    }
-}
-
-/// Marks the bytes of a word that are below `least` or DEL in their top bits; the lowest mark is
-/// exact, and 0 is none. (The arithmetic is explained in `llm::json`.)
-fn below(word: u64, least: u8) -> u64 {
-    let low = word.wrapping_sub(EACH * u64::from(least)) & !word;
-    let del = word ^ (EACH * 0x7f);
-    (low | (del.wrapping_sub(EACH) & !del)) & TOPS
-}
 
 #[cfg(test)]
 mod tests;

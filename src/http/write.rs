@@ -98,7 +98,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     line(out, b"Host", how.host.as_bytes());
-    pass_on(out, &head.fields, bytes, |field| travels_on(field, bytes, how));
+    pass_on(out, Span::default(), &head.fields, bytes, |field| travels_on(field, bytes, how));
     if let Some(len) = how.body_len {
         content_length(out, len);
     }
@@ -111,9 +111,14 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
 }
 
 /// Writes the fields that travel on. Neighbours that came as they are written here, as nearly all
-/// do, are copied together.
-fn pass_on(out: &mut Vec<u8>, fields: &[Field], bytes: &[u8], travels: impl Fn(&Field) -> bool) {
-    let mut run = Span::default();
+/// do, are copied together, and with the line before them when that is `run`.
+fn pass_on(
+    out: &mut Vec<u8>,
+    mut run: Span,
+    fields: &[Field],
+    bytes: &[u8],
+    travels: impl Fn(&Field) -> bool,
+) {
     for field in fields.iter().filter(|field| travels(field)) {
         let lines = as_written(field, bytes);
         if lines.start == run.end && !lines.is_empty() {
@@ -135,6 +140,18 @@ fn as_written(field: &Field, bytes: &[u8]) -> Span {
     let behind = Span { start: field.value.end, end: field.value.end + 2 };
     match between.of(bytes) == b": " && behind.of(bytes) == b"\r\n" {
         true => Span { start: field.name.start, end: behind.end },
+        false => Span::default(),
+    }
+}
+
+/// The span of a status line that stands in `bytes` as [`status_line`] writes it; empty for one
+/// that does not.
+fn status_as_written(head: &ResponseHead, bytes: &[u8]) -> Span {
+    const START: &[u8] = b"HTTP/1.1 ";
+    let blank = Span { start: START.len() as u32 + 3, end: head.reason.start };
+    let behind = Span { start: head.reason.end, end: head.reason.end + 2 };
+    match bytes.starts_with(START) && blank.of(bytes) == b" " && behind.of(bytes) == b"\r\n" {
+        true => Span { start: 0, end: behind.end },
         false => Span::default(),
     }
 }
@@ -176,9 +193,12 @@ fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardR
 /// our x-request-id, at most one framing field, and what the client's version needs to be told of
 /// the connection. `bytes` is the buffer that `head` was parsed from.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &ForwardResponse<'_>) {
-    status_line(out, head.status, head.reason.of(bytes));
+    let first = status_as_written(head, bytes);
+    if first.is_empty() {
+        status_line(out, head.status, head.reason.of(bytes));
+    }
     let travels = |field: &Field| !field.stays && field.known != Known::XRequestId;
-    pass_on(out, &head.fields, bytes, travels);
+    pass_on(out, first, &head.fields, bytes, travels);
     line(out, b"x-request-id", how.request_id.as_bytes());
     let close = how.close || how.framing == OutFraming::UntilClose;
     finish(out, how.framing, how.client, close);
