@@ -5,21 +5,21 @@ pub const EACH: u64 = 0x0101_0101_0101_0101;
 /// The top bit of each byte.
 pub const TOPS: u64 = EACH * 0x80;
 
-/// The first byte from `at` on that `marks` marks in its top bit (the lowest mark must be exact).
-/// Behind the last byte come zeros, which it must mark.
-pub fn run_end(bytes: &[u8], mut at: usize, marks: impl Fn(u64) -> u64) -> usize {
-    loop {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let word = match rest.first_chunk() {
-            Some(word) => u64::from_le_bytes(*word),
-            None => rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)),
-        };
-        let marked = marks(word);
+/// How many bytes there are before the first that `marks` marks in its top bit (the lowest mark
+/// must be exact). Behind the last byte come zeros, which it must mark.
+pub fn run_len(bytes: &[u8], marks: impl Fn(u64) -> u64) -> usize {
+    let mut rest = bytes;
+    let mut len = 0_usize;
+    while let Some((word, more)) = rest.split_first_chunk() {
+        let marked = marks(u64::from_le_bytes(*word));
         if marked != 0 {
-            return at + (marked.trailing_zeros() / 8) as usize;
+            return len.wrapping_add((marked.trailing_zeros() / 8) as usize);
         }
-        at += 8;
+        len = len.wrapping_add(8);
+        rest = more;
     }
+    let word = rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
+    len.wrapping_add((marks(word).trailing_zeros() / 8) as usize)
 }
 
 /// Marks the bytes that are below `least` (at most 0x80) or DEL. Borrows only travel upwards, so
@@ -33,6 +33,20 @@ pub fn below(word: u64, least: u8) -> u64 {
 pub fn equal(word: u64, byte: u8) -> u64 {
     let differs = word ^ (EACH * u64::from(byte));
     differs.wrapping_sub(EACH) & !differs & TOPS
+}
+
+/// Marks the bytes that are not a letter, a digit, `-` or `_`. All marks are exact.
+pub fn no_name(word: u64) -> u64 {
+    let low = word & !TOPS;
+    // Carries stay in their bytes: none is above 0x7f before, or 0xff after.
+    let within = |word: u64, first: u8, last: u8| {
+        let least = word.wrapping_add(EACH * u64::from(0x80 - first));
+        least & !word.wrapping_add(EACH * u64::from(0x7f - last))
+    };
+    let letters = within(low | (EACH * 0x20), b'a', b'z');
+    let digits = within(low, b'0', b'9');
+    let others = within(low, b'-', b'-') | within(low, b'_', b'_');
+    (!(letters | digits | others) | word) & TOPS
 }
 
 /// The 16 hexadecimal digits of a word.
@@ -65,13 +79,26 @@ mod tests {
                 let mut text = [b'x'; 12];
                 text[at] = byte;
                 for least in [b' ', b'!'] {
-                    let found = run_end(&text, 0, |word| below(word, least));
+                    let found = run_len(&text, |word| below(word, least));
                     let expected = if byte < least || byte == 0x7f { at } else { 12 };
                     assert_eq!(found, expected, "{byte} at {at} below {least}");
                 }
-                let quote = run_end(&text, 0, |word| equal(word, b'"') | below(word, 1));
+                let quote = run_len(&text, |word| equal(word, b'"') | below(word, 1));
                 let expected = if matches!(byte, b'"' | 0 | 0x7f) { at } else { 12 };
                 assert_eq!(quote, expected, "{byte} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_end_where_another_byte_stands() {
+        for byte in 0..=u8::MAX {
+            for at in 0..12 {
+                let mut text = *b"aZ09-_zA-xyz";
+                text[at] = byte;
+                let fine = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+                let expected = if fine { 12 } else { at };
+                assert_eq!(run_len(&text, no_name), expected, "{byte} at {at}");
             }
         }
     }

@@ -57,12 +57,12 @@ impl Field {
         if name.len() > FIELD_NAME_BYTES_MAX {
             return Err(Fault::NameTooLong);
         }
-        Ok(Field::at(Span::locate(name, bytes), Span::locate(line.value, bytes), bytes))
+        let (name, known) = (Span::locate(name, bytes), Known::of(name));
+        Ok(Field::new(name, Span::locate(line.value, bytes), known))
     }
 
     /// The line with this name and value.
-    pub(super) fn at(name: Span, value: Span, bytes: &[u8]) -> Field {
-        let known = Known::of(name.of(bytes));
+    pub(super) fn new(name: Span, value: Span, known: Known) -> Field {
         Field { name, value, known, stays: known.stays() }
     }
 }

@@ -76,7 +76,7 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// `tchar` of RFC 9110 §5.6.2.
-pub(super) const fn is_token(b: u8) -> bool {
+pub(super) fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric()
         || matches!(
             b,

@@ -6,10 +6,10 @@
 //! [`scan`](super::scan) and `httparse`: they say what is wrong with it. Of a plain head they say
 //! the same as this module; tests hold them to that.
 
+use super::field::Known;
 use super::head::{Field, Span, Version};
-use super::hop::is_token;
 use crate::base::limits::{FIELD_NAME_BYTES_MAX, HEAD_FIELDS_MAX};
-use crate::base::word::{below, run_end, TOPS};
+use crate::base::word::{below, no_name, run_len, TOPS};
 
 /// A request line, split.
 #[derive(Debug)]
@@ -33,18 +33,16 @@ pub(super) struct StatusLine {
 /// The request line at the start of `bytes`.
 pub(super) fn request_line(bytes: &[u8]) -> Option<RequestLine> {
     let method = bytes.iter().position(|b| !b.is_ascii_uppercase()).filter(|len| *len > 0)?;
-    let target = method + 1;
-    let end = run_end(bytes, target, |word| below(word, b'!') | (word & TOPS));
-    if bytes.get(method) != Some(&b' ') || end == target {
-        return None;
-    }
-    let version = match bytes.get(end..)?.first_chunk()? {
-        b" HTTP/1.1\r\n" => Version::Http11,
-        b" HTTP/1.0\r\n" => Version::Http10,
+    let [b' ', rest @ ..] = bytes.get(method..)? else { return None };
+    let len = run_len(rest, |word| below(word, b'!') | (word & TOPS));
+    let version = match rest.get(len..)?.first_chunk()? {
+        b" HTTP/1.1\r\n" if len > 0 => Version::Http11,
+        b" HTTP/1.0\r\n" if len > 0 => Version::Http10,
         _ => return None,
     };
-    let (method, target) = (span(0, method), span(target, end));
-    Some(RequestLine { method, target, version, end: end + b" HTTP/1.1\r\n".len() })
+    let target = span(method + 1, method + 1 + len);
+    let end = target.end as usize + b" HTTP/1.1\r\n".len();
+    Some(RequestLine { method: span(0, method), target, version, end })
 }
 
 /// The status line at the start of `bytes`.
@@ -54,75 +52,65 @@ pub(super) fn status_line(bytes: &[u8]) -> Option<StatusLine> {
         (b"HTTP/1.0 ", rest) => (Version::Http10, rest),
         _ => return None,
     };
-    let [code @ .., b' '] = rest.first_chunk::<4>()? else { return None };
+    let ([code @ .., b' '], reason) = rest.split_first_chunk::<4>()? else { return None };
     if !code.iter().all(u8::is_ascii_digit) {
         return None;
     }
     let status = code.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'));
-    let end = run_end(bytes, "HTTP/1.1 200 ".len(), |word| below(word, b' ') | (word & TOPS));
-    match bytes.get(end..)? {
-        [b'\r', b'\n', ..] => Some(StatusLine { status, version, end: end + 2 }),
-        _ => None,
-    }
+    let len = run_len(reason, |word| below(word, b' ') | (word & TOPS));
+    let end = "HTTP/1.1 200 ".len() + len + "\r\n".len();
+    reason.get(len..)?.starts_with(b"\r\n").then_some(StatusLine { status, version, end })
 }
 
 /// Reads the field lines from `at` on into `fields`. Gives the length of the head.
 pub(super) fn fields(bytes: &[u8], at: usize, fields: &mut Vec<Field>) -> Option<usize> {
-    let mut at = at;
+    let mut rest = bytes.get(at..)?;
+    let offset = |rest: &[u8]| bytes.len() - rest.len();
     loop {
-        if let [b'\r', b'\n', ..] = bytes.get(at..)? {
-            return Some(at + 2);
+        if let [b'\r', b'\n', body @ ..] = rest {
+            return Some(offset(body));
         }
-        let name = at + bytes.get(at..)?.iter().position(|b| !TOKENS[usize::from(*b)])?;
-        if bytes.get(name) != Some(&b':') || name == at || name - at > FIELD_NAME_BYTES_MAX {
+        let (name, text) = rest.split_at_checked(run_len(rest, no_name))?;
+        let [b':', text @ ..] = text else { return None };
+        if name.is_empty() || name.len() > FIELD_NAME_BYTES_MAX || fields.len() == HEAD_FIELDS_MAX {
             return None;
         }
-        let mut start = name + 1;
-        while is_blank(bytes.get(start)) {
-            start += 1;
+        let mut text = text;
+        while let [b' ' | b'\t', more @ ..] = text {
+            text = more;
         }
-        let line_end = value_end(bytes, start);
-        let Some([b'\r', b'\n', ..]) = bytes.get(line_end..) else { return None };
-        let mut end = line_end;
-        while end > start && is_blank(bytes.get(end - 1)) {
-            end -= 1;
+        let (mut value, after) = text.split_at_checked(value_len(text))?;
+        let [b'\r', b'\n', next @ ..] = after else { return None };
+        while let [more @ .., b' ' | b'\t'] = value {
+            value = more;
         }
-        if fields.len() == HEAD_FIELDS_MAX {
-            return None;
-        }
-        fields.push(Field::at(span(at, name), span(start, end), bytes));
-        at = line_end + 2;
+        let (from, start) = (offset(rest), offset(text));
+        fields.push(Field::new(
+            span(from, from + name.len()),
+            span(start, start + value.len()),
+            Known::of(name),
+        ));
+        rest = next;
     }
 }
 
-/// Where the text of a value ends: at a control character that is not a TAB.
-fn value_end(bytes: &[u8], start: usize) -> usize {
-    let mut end = run_end(bytes, start, |word| below(word, b' '));
-    while bytes.get(end) == Some(&b'\t') {
-        end = run_end(bytes, end + 1, |word| below(word, b' '));
+/// How long the text of a value is: up to a control character that is not a TAB.
+fn value_len(text: &[u8]) -> usize {
+    let mut len = 0;
+    loop {
+        let rest = text.get(len..).unwrap_or_default();
+        len += run_len(rest, |word| below(word, b' '));
+        if text.get(len) != Some(&b'\t') {
+            return len;
+        }
+        len += 1;
     }
-    end
 }
 
 /// Heads are far below 4 GiB.
 fn span(start: usize, end: usize) -> Span {
     Span { start: start as u32, end: end as u32 }
 }
-
-fn is_blank(byte: Option<&u8>) -> bool {
-    matches!(byte, Some(b' ' | b'\t'))
-}
-
-/// What a name may consist of.
-static TOKENS: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = is_token(byte as u8);
-        byte += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests;

@@ -133,7 +133,7 @@ fn every_byte_ends_a_run_or_does_not() {
             let mut text = [b'x'; 10];
             text[at] = byte;
             let control = (byte < 0x20 && byte != b'\t') || byte == 0x7f;
-            assert_eq!(value_end(&text, 0), if control { at } else { 10 }, "{byte} at {at}");
+            assert_eq!(value_len(&text), if control { at } else { 10 }, "{byte} at {at}");
         }
     }
 }

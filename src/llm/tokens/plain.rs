@@ -3,7 +3,7 @@
 //! is left to the strict reader, which says the same of a plain one.
 
 use super::{wanted_of, Counts, Report};
-use crate::base::word::{below, equal, run_end, TOPS};
+use crate::base::word::{below, equal, run_len, TOPS};
 
 /// Digits that can neither overflow nor be beyond what counts as a number of tokens.
 const DIGITS_MAX: usize = 15;
@@ -76,11 +76,12 @@ impl<'a> Walk<'a> {
 
     /// A key behind its first quote, up to and with the other.
     fn key(&mut self) -> Option<&'a [u8]> {
-        let start = self.at;
+        let rest = self.bytes.get(self.at..)?;
         let odd = |word| below(word, b' ') | (word & TOPS) | equal(word, b'\\');
-        let end = run_end(self.bytes, start, |word| odd(word) | equal(word, b'"'));
-        self.at = end + 1;
-        (self.bytes.get(end) == Some(&b'"')).then(|| self.bytes.get(start..end))?
+        let len = run_len(rest, |word| odd(word) | equal(word, b'"'));
+        self.at += len + 1;
+        let (key, quote) = rest.split_at_checked(len)?;
+        (quote.first() == Some(&b'"')).then_some(key)
     }
 
     /// A whole number behind its first digit. What may follow it, the caller checks.
