@@ -4,7 +4,8 @@
 //!
 //! The rules are RFC 9110 and RFC 9112, read strictly: where a receiver may refuse, we refuse.
 //! A head is found by [`scan`] and split by `httparse`, or, when it is plain, by `plain` alone; it
-//! is judged by [`target`], [`framing`] and [`hop`], and comes out as a [`request::RequestHead`] or [`response::ResponseHead`].
+//! is judged by [`target`], [`framing`] and [`hop`], and comes out as a [`request::RequestHead`] or
+//! [`response::ResponseHead`].
 
 pub mod fault;
 pub mod head;

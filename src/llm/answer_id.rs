@@ -1,6 +1,7 @@
 //! The id that an engine gave its answer (`chatcmpl-...`): what a record and the engine's own log
 //! have in common.
 
+use crate::base::word::{below, equal, run_len, TOPS};
 use memchr::memmem::Finder;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -129,7 +130,8 @@ fn first_string(text: &[u8], start: usize) -> Found {
     }
 }
 
-/// Visible ASCII without escapes. Without an early exit the loop is a vector loop.
+/// Visible ASCII without escapes.
 fn is_plain(id: &[u8]) -> bool {
-    !id.iter().fold(false, |odd, b| odd | !b.is_ascii_graphic() | (*b == b'\\'))
+    let odd = |word| below(word, b'!') | equal(word, b'\\') | (word & TOPS);
+    run_len(id, odd) == id.len()
 }
