@@ -75,7 +75,7 @@ pub(super) fn fields(bytes: &[u8], at: usize, fields: &mut Vec<Field>) -> Option
         if name.is_empty() || name.len() > FIELD_NAME_BYTES_MAX || fields.len() == HEAD_FIELDS_MAX {
             return None;
         }
-        let mut text = text;
+        let mut text = text.strip_prefix(b" ").unwrap_or(text);
         while let [b' ' | b'\t', more @ ..] = text {
             text = more;
         }

@@ -86,6 +86,24 @@ pub struct OwnResponse<'a> {
 /// Writes the request head for a backend (always HTTP/1.1, keep-alive). `bytes` is the buffer
 /// that `head` was parsed from.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
+    match first_as_written(head, bytes, how) {
+        Some(line) => out.extend_from_slice(line),
+        None => request_line(out, head, bytes, how),
+    }
+    line_of(out, b"Host: ", how.host.as_bytes());
+    pass_on(out, Span::default(), &head.fields, bytes, |field| travels_on(field, bytes, how));
+    if let Some(len) = how.body_len {
+        content_length(out, len);
+    }
+    line_of(out, b"x-request-id: ", how.request_id.as_bytes());
+    forwarded(out, head, bytes, how);
+    for (name, value) in how.set {
+        line(out, name.as_bytes(), value.reveal().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn request_line(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
     let target = head.target.of(bytes);
     out.extend_from_slice(head.method_span.of(bytes));
     out.push(b' ');
@@ -97,17 +115,21 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     }
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    line(out, b"Host", how.host.as_bytes());
-    pass_on(out, Span::default(), &head.fields, bytes, |field| travels_on(field, bytes, how));
-    if let Some(len) = how.body_len {
-        content_length(out, len);
-    }
-    line(out, b"x-request-id", how.request_id.as_bytes());
-    forwarded(out, head, bytes, how);
-    for (name, value) in how.set {
-        line(out, name.as_bytes(), value.reveal().as_bytes());
-    }
-    out.extend_from_slice(b"\r\n");
+}
+
+/// The request line as it came, when [`request_line`] would write it so.
+fn first_as_written<'b>(
+    head: &RequestHead,
+    bytes: &'b [u8],
+    how: &ForwardRequest<'_>,
+) -> Option<&'b [u8]> {
+    const END: &[u8] = b" HTTP/1.1\r\n";
+    let (method, target) = (head.method_span, head.target);
+    let between = Span { start: method.end, end: target.start };
+    let behind = Span { start: target.end, end: target.end + END.len() as u32 };
+    let origin = target.of(bytes).first() == Some(&b'/') && how.base_path.is_empty();
+    let same = origin && between.of(bytes) == b" " && behind.of(bytes) == END;
+    same.then(|| Span { start: method.start, end: behind.end }.of(bytes))
 }
 
 /// Writes the fields that travel on. Neighbours that came as they are written here, as nearly all
@@ -185,7 +207,7 @@ fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardR
     out.extend_from_slice(how.client_ip.as_bytes());
     out.extend_from_slice(b"\r\n");
     if !(how.trust_forwarded && head.first(bytes, Known::XForwardedProto).is_some()) {
-        line(out, b"X-Forwarded-Proto", how.client_scheme.as_bytes());
+        line_of(out, b"X-Forwarded-Proto: ", how.client_scheme.as_bytes());
     }
 }
 
@@ -199,7 +221,7 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &Forw
     }
     let travels = |field: &Field| !field.stays && field.known != Known::XRequestId;
     pass_on(out, first, &head.fields, bytes, travels);
-    line(out, b"x-request-id", how.request_id.as_bytes());
+    line_of(out, b"x-request-id: ", how.request_id.as_bytes());
     let close = how.close || how.framing == OutFraming::UntilClose;
     finish(out, how.framing, how.client, close);
 }
@@ -248,6 +270,14 @@ fn finish(out: &mut Vec<u8>, framing: OutFraming, client: Version, close: bool) 
 fn content_length(out: &mut Vec<u8>, len: u64) {
     out.extend_from_slice(b"Content-Length: ");
     push_decimal(out, len);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A line of which the beginning is known.
+fn line_of<const N: usize>(out: &mut Vec<u8>, start: &[u8; N], value: &[u8]) {
+    debug_assert!(value.iter().all(|b| *b == b'\t' || !b.is_ascii_control()));
+    out.extend_from_slice(start);
+    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -107,7 +107,6 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
     let _active = w.enter_request();
     identify(w, client, request);
     let path = request.head.path(client.bytes());
-    request.path_label = path::label(path);
     let kind = path::classify(path, request.head.method, &w.plan);
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
@@ -148,9 +147,16 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     request.started_unix_ms = w.unix_ms(request.started);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
-    let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
-    // A target is ASCII: the parser holds it to that.
-    request.path.push_str(std::str::from_utf8(path).unwrap_or("?"));
+    let label = path::label(path);
+    request.path_label = label.unwrap_or(path::OTHER);
+    request.path.push_str(match label {
+        Some(label) => label,
+        None => {
+            let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
+            // A target is ASCII: the parser holds it to that.
+            std::str::from_utf8(path).unwrap_or("?")
+        }
+    });
     request.method = request.head.method.as_str();
 }
 

@@ -44,6 +44,23 @@ fn a_request_is_written_anew() {
     );
 }
 
+#[test]
+fn a_request_line_is_written_alike_however_it_came() {
+    let first = |client: &str, base_path: &'static str| {
+        let sent = forward(client, &ForwardRequest { base_path, ..HOW });
+        sent.split_once("\r\n").unwrap().0.to_owned()
+    };
+    let plain = "GET /a?b HTTP/1.1\r\nHost: gw\r\n\r\n";
+    assert_eq!(first(plain, ""), "GET /a?b HTTP/1.1");
+    assert_eq!(first(plain, "/x"), "GET /x/a?b HTTP/1.1");
+    let absolute = "GET http://gw/a HTTP/1.1\r\nHost: gw\r\n\r\n";
+    assert_eq!(first(absolute, ""), "GET /a HTTP/1.1");
+    assert_eq!(first("GET http://gw?q HTTP/1.1\r\nHost: gw\r\n\r\n", ""), "GET /?q HTTP/1.1");
+    assert_eq!(first("GET /a HTTP/1.0\r\n\r\n", ""), "GET /a HTTP/1.1");
+    assert_eq!(first("\r\nGET /a HTTP/1.1\r\nHost: gw\r\n\r\n", ""), "GET /a HTTP/1.1");
+    assert_eq!(first("OPTIONS * HTTP/1.1\r\nHost: gw\r\n\r\n", "/x"), "OPTIONS * HTTP/1.1");
+}
+
 /// Lines that can be copied as they are, beside such that cannot and such that stay.
 #[test]
 fn lines_are_written_alike_however_they_came() {

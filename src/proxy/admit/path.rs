@@ -84,8 +84,12 @@ fn has_odd_dot_segment(path: &[u8]) -> bool {
     }
 }
 
-/// The label of a path in metrics and records. A fixed set: a client cannot make series.
-pub fn label(path: &[u8]) -> &'static str {
+/// The label of all paths that have none of their own.
+pub const OTHER: &str = "other";
+
+/// The label of a path in metrics and records, which is the path itself. A fixed set: a client
+/// cannot make series.
+pub fn label(path: &[u8]) -> Option<&'static str> {
     const LABELS: &[&str] = &[
         "/v1/chat/completions",
         "/v1/completions",
@@ -122,7 +126,7 @@ pub fn label(path: &[u8]) -> &'static str {
         "/ready",
         "/metrics",
     ];
-    LABELS.iter().find(|label| label.as_bytes() == path).unwrap_or(&"other")
+    LABELS.iter().find(|label| label.as_bytes() == path).copied()
 }
 
 const NOT_FOUND: Refusal =
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_client_cannot_make_labels() {
-        assert_eq!(label(b"/v1/chat/completions"), "/v1/chat/completions");
-        assert_eq!(label(b"/v1/chat/completions/x"), "other");
+        assert_eq!(label(b"/v1/chat/completions"), Some("/v1/chat/completions"));
+        assert_eq!(label(b"/v1/chat/completions/x"), None);
     }
 }
