@@ -6,7 +6,6 @@
 //! the hot place: see [`string_end`].
 
 use crate::base::limits::JSON_DEPTH_MAX;
-use crate::base::word::{below, equal, run_len};
 
 /// Why reading stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,15 +74,7 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self) -> Result<&'a [u8], Fault> {
         self.expect(b'"')?;
         let start = self.at;
-        // Most keys and values end at once.
-        let rest = self.bytes.get(start..).unwrap_or_default();
-        let first = rest.get(..EXACT_BYTES).unwrap_or(rest);
-        let special = |word| below(word, b' ') | equal(word, b'"') | equal(word, b'\\');
-        let plain = run_len(first, special);
-        let end = match rest.get(plain) {
-            Some(b'"') => start + plain,
-            _ => string_end(self.bytes, start + plain)?,
-        };
+        let end = string_end(self.bytes, start)?;
         self.at = end + 1;
         Ok(self.bytes.get(start..end).unwrap_or_default())
     }
