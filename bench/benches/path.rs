@@ -55,6 +55,14 @@ fn hand_over(ids: &mut RequestIds) {
     measure("record, make and hand over", 0, || {
         black_box(outbox.offer(record(ids)));
     });
+    measure("record, write over a delivered one and hand over", 0, || {
+        let id = ids.next_id();
+        black_box(outbox.offer_with(|record| {
+            record.request_id = id;
+            record.path.clear();
+            record.path.push_str(black_box("/v1/chat/completions"));
+        }));
+    });
     delivery.stop(Duration::from_secs(1));
 }
 
