@@ -55,6 +55,14 @@ fn hand_over(ids: &mut RequestIds) {
     measure("record, make and hand over", 0, || {
         black_box(outbox.offer(record(ids)));
     });
+    measure("record, write over a delivered one and hand over", 0, || {
+        let id = ids.next_id();
+        black_box(outbox.offer_with(|record| {
+            record.request_id = id;
+            record.path.clear();
+            record.path.push_str(black_box("/v1/chat/completions"));
+        }));
+    });
     delivery.stop(Duration::from_secs(1));
 }
 
@@ -66,7 +74,7 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         user_id: None,
         api_key: None,
         model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),
-        method: "POST".into(),
+        method: "POST",
         path: "/v1/chat/completions".into(),
         backend_url: None,
         status_code: 200,

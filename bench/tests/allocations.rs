@@ -1,5 +1,5 @@
-//! A forwarded event costs no allocation: a worker runs in this process, one stream goes through
-//! it event by event, and the worker's thread is counted meanwhile.
+//! Neither a forwarded event nor a request of a kept connection costs an allocation: a worker runs
+//! in this process, they go through it one by one, and the worker's thread is counted meanwhile.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops loudly")]
 
@@ -12,24 +12,36 @@ use llmproxy::control::supervisor;
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen;
 use llmproxy::state::stop::Stop;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::AtomicU64;
-use std::sync::Arc;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 const WARM_UP_EVENTS: usize = 200;
 const EVENTS: usize = 200;
 const BATCHES: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Requests of a batch.
+const REQUESTS: usize = 100;
+const ANSWER: &str = concat!(
+    r#"{"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion","#,
+    r#""created":1700000000,"model":"org/model","choices":[{"index":0,"message":{"#,
+    r#""role":"assistant","content":"Hello."},"finish_reason":"stop"}],"usage":{"#,
+    r#""prompt_tokens":12,"total_tokens":15,"completion_tokens":3}}"#
+);
 const EVENT_END: &[u8] = b"\n\n\r\n";
+
+/// One test at a time: all workers of the process are counted together.
+static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
 fn a_forwarded_event_allocates_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = TcpListener::bind("127.0.0.1:0").unwrap();
-    let proxy = start_worker(engine.local_addr().unwrap());
-    let mut client = TcpStream::connect(proxy).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = engine.local_addr().unwrap();
+    let mut client = connect(start_worker(address, address));
     let body = r#"{"model":"m","stream":true,"messages":[]}"#;
     let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json";
     write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
@@ -45,30 +57,123 @@ fn a_forwarded_event_allocates_nothing() {
         }
     };
     forward(WARM_UP_EVENTS);
+    batches_allocate_nothing(|| forward(EVENTS));
+}
+
+/// With a record to a webhook for each request.
+#[test]
+fn a_request_of_a_kept_connection_allocates_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (engine, _) = serve(ANSWER, None);
+    let (go, held) = channel();
+    let (webhook, records) = serve("", Some(held));
+    let mut client = connect(start_worker(engine, webhook));
+    let body = r#"{"model":"org/model","messages":[{"role":"user","content":"Say hello."}]}"#;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json";
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut forward = |requests: usize| {
+        for _ in 0..requests {
+            client.write_all(request.as_bytes()).unwrap();
+            receive_to(&mut client, ANSWER.as_bytes());
+        }
+    };
+    let await_records = |count: usize| {
+        (0..count).for_each(|_| records.recv_timeout(PATIENCE).unwrap());
+    };
+    // As many records are under way at once as a batch makes, and more.
+    forward(2 * REQUESTS);
+    go.send(()).unwrap();
+    await_records(2 * REQUESTS);
+    batches_allocate_nothing(|| {
+        forward(REQUESTS);
+        await_records(REQUESTS);
+    });
+}
+
+fn batches_allocate_nothing(mut run: impl FnMut()) {
     assert!(counting::counted() > 0, "the worker's thread is not the one that is counted");
     let batch = |_| {
         let before = counting::counted();
-        forward(EVENTS);
+        run();
         counting::counted() - before
     };
-    // What the worker does now and then besides (sweeps, probes of others) is not an event's.
+    // What the worker does now and then besides (sweeps, probes of others) is nobody's.
     let counts: Vec<u64> = (0..BATCHES).map(batch).collect();
-    assert_eq!(counts.iter().min(), Some(&0), "allocations in {EVENTS} events each: {counts:?}");
+    assert_eq!(counts.iter().min(), Some(&0), "allocations in batches: {counts:?}");
+}
+
+fn connect(proxy: SocketAddr) -> TcpStream {
+    let client = TcpStream::connect(proxy).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_nodelay(true).unwrap();
+    client
+}
+
+/// Answers every request on every connection with this body, the first one when `held` says so;
+/// gives the address and a signal for each POST that was answered.
+fn serve(body: &'static str, held: Option<Receiver<()>>) -> (SocketAddr, Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (answered, told) = channel();
+    let held = Arc::new(Mutex::new(held));
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let (held, answered) = (Arc::clone(&held), answered.clone());
+            std::thread::spawn(move || serve_one(connection.unwrap(), body, &held, &answered));
+        }
+    });
+    (address, told)
+}
+
+fn serve_one(
+    mut connection: TcpStream,
+    body: &str,
+    held: &Mutex<Option<Receiver<()>>>,
+    answered: &Sender<()>,
+) {
+    connection.set_nodelay(true).unwrap();
+    let head = "HTTP/1.1 200 OK\r\nserver: engine\r\ncontent-type: application/json";
+    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut reader = BufReader::new(connection.try_clone().unwrap());
+    loop {
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            head += &line;
+        }
+        reader.read_exact(&mut vec![0; length]).unwrap();
+        if let Some(held) = held.lock().unwrap().take() {
+            held.recv().unwrap();
+        }
+        if connection.write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+        if head.starts_with("POST") {
+            let _ = answered.send(());
+        }
+    }
 }
 
 /// A worker as `main` starts it, with metering on; gives its address.
-fn start_worker(engine: SocketAddr) -> SocketAddr {
+fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
+    static LOG: OnceLock<log::Logging> = OnceLock::new();
     let text = format!(
         "{{server: {{listen: '127.0.0.1:0', workers: 1}},
            backends: [{{name: engine, url: 'http://{engine}'}}],
            metrics: {{path: /metrics}},
-           usage: {{reporters: [{{name: test, type: webhook, webhook: {{url: 'http://{engine}'}}}}]}}}}"
+           usage: {{reporters: [{{name: test, type: webhook, webhook: {{url: 'http://{webhook}'}}}}]}}}}"
     );
     let loaded = config::load_text("test", &text, &|_| None);
     let plan = Arc::new(loaded.unwrap_or_else(|report| panic!("{:?}", report.lines(false))).plan);
     let stop = Arc::new(Stop::default());
-    let log = log::start(&plan.log, Reopen::default()).unwrap();
-    let control = supervisor::start(&plan, &stop, None, (&log, Reopen::default()));
+    let log = LOG.get_or_init(|| log::start(&plan.log, Reopen::default()).unwrap());
+    let control = supervisor::start(&plan, &stop, None, (log, Reopen::default()));
     let mut control = control.unwrap_or_else(|error| panic!("{error}"));
     let listener = listen::bind(plan.server.listen).unwrap();
     let address = listen::local_address(&listener).unwrap();
@@ -95,7 +200,7 @@ fn start_worker(engine: SocketAddr) -> SocketAddr {
     });
     started.recv().unwrap().unwrap();
     // It lives as long as the worker, which lives as long as this process.
-    Box::leak(Box::new((control, log)));
+    Box::leak(Box::new(control));
     address
 }
 
@@ -114,11 +219,15 @@ fn stream_of(engine: &TcpListener) -> TcpStream {
     }
 }
 
-/// Reads to the end of the next event.
 fn receive_event(client: &mut TcpStream) {
+    receive_to(client, EVENT_END);
+}
+
+/// Reads until these bytes end what has come.
+fn receive_to(client: &mut TcpStream, end: &[u8]) {
     let mut bytes = [0; 4096];
     let mut length = 0;
-    while !bytes[..length].ends_with(EVENT_END) {
+    while !bytes[..length].ends_with(end) {
         let read = client.read(&mut bytes[length..]).unwrap();
         assert!(read > 0, "the stream ended");
         length += read;

@@ -1,5 +1,6 @@
 //! Request ids: ours is unique, printable and cheap; a client's own is kept when it is harmless.
 
+use super::word::hex;
 use std::fmt;
 
 /// Bytes of the longest id that is kept.
@@ -7,7 +8,10 @@ pub const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// The id of one request, at most [`REQUEST_ID_BYTES_MAX`] bytes of `[A-Za-z0-9._-]`. One
 /// goes to the client and the engine as `x-request-id`; the key of the usage record is always ours.
+///
+/// Aligned to words, in which [`RequestId::as_str`] looks at it.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct RequestId {
     bytes: [u8; REQUEST_ID_BYTES_MAX],
     len: u8,
@@ -28,6 +32,13 @@ impl RequestId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or("")
+    }
+}
+
+impl Default for RequestId {
+    /// No id.
+    fn default() -> Self {
+        RequestId { bytes: [0; REQUEST_ID_BYTES_MAX], len: 0 }
     }
 }
 
@@ -56,17 +67,12 @@ impl RequestIds {
         // An odd multiplier is a bijection on 64 bits: distinct counters stay distinct.
         let mixed = self.counter.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.prefix.rotate_left(32);
         let mut bytes = [0; REQUEST_ID_BYTES_MAX];
-        for (half, word) in [self.prefix, mixed].into_iter().enumerate() {
-            for (i, b) in word.to_be_bytes().into_iter().enumerate() {
-                bytes[half * 16 + i * 2] = HEX[usize::from(b >> 4)];
-                bytes[half * 16 + i * 2 + 1] = HEX[usize::from(b & 15)];
-            }
+        for (digits, word) in bytes.chunks_exact_mut(16).zip([self.prefix, mixed]) {
+            digits.copy_from_slice(&hex(word));
         }
         RequestId { bytes, len: 32 }
     }
 }
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
 
 #[cfg(test)]
 mod tests {

@@ -7,3 +7,4 @@ pub mod secret;
 pub mod refusal;
 pub mod fault;
 pub mod clock;
+pub mod word;

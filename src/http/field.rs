@@ -47,28 +47,27 @@ pub enum Known {
 impl Known {
     /// Which field a name is. The length decides first, so most names cost one comparison.
     pub fn of(name: &[u8]) -> Known {
-        let is = |lower: &[u8]| name.eq_ignore_ascii_case(lower);
         let found = match name.len() {
-            2 if is(b"te") => Known::HopByHop,
-            4 if is(b"host") => Known::Host,
-            6 if is(b"cookie") => Known::Cookie,
-            6 if is(b"expect") => Known::Expect,
-            7 if is(b"trailer") || is(b"upgrade") => Known::HopByHop,
-            9 if is(b"forwarded") || is(b"x-real-ip") => Known::Origin,
-            10 if is(b"connection") => Known::Connection,
-            10 if is(b"keep-alive") => Known::HopByHop,
-            11 if is(b"retry-after") => Known::RetryAfter,
-            12 if is(b"content-type") => Known::ContentType,
-            12 if is(b"x-request-id") => Known::XRequestId,
-            13 if is(b"authorization") => Known::Authorization,
-            14 if is(b"content-length") => Known::ContentLength,
-            15 if is(b"x-forwarded-for") => Known::XForwardedFor,
-            16 if is(b"content-encoding") => Known::ContentEncoding,
-            16 if is(b"proxy-connection") => Known::HopByHop,
-            17 if is(b"transfer-encoding") => Known::TransferEncoding,
-            17 if is(b"x-forwarded-proto") => Known::XForwardedProto,
-            18 if is(b"proxy-authenticate") => Known::HopByHop,
-            19 if is(b"proxy-authorization") => Known::HopByHop,
+            2 if is(name, b"te") => Known::HopByHop,
+            4 if is(name, b"host") => Known::Host,
+            6 if is(name, b"cookie") => Known::Cookie,
+            6 if is(name, b"expect") => Known::Expect,
+            7 if is(name, b"trailer") || is(name, b"upgrade") => Known::HopByHop,
+            9 if is(name, b"forwarded") || is(name, b"x-real-ip") => Known::Origin,
+            10 if is(name, b"connection") => Known::Connection,
+            10 if is(name, b"keep-alive") => Known::HopByHop,
+            11 if is(name, b"retry-after") => Known::RetryAfter,
+            12 if is(name, b"content-type") => Known::ContentType,
+            12 if is(name, b"x-request-id") => Known::XRequestId,
+            13 if is(name, b"authorization") => Known::Authorization,
+            14 if is(name, b"content-length") => Known::ContentLength,
+            15 if is(name, b"x-forwarded-for") => Known::XForwardedFor,
+            16 if is(name, b"content-encoding") => Known::ContentEncoding,
+            16 if is(name, b"proxy-connection") => Known::HopByHop,
+            17 if is(name, b"transfer-encoding") => Known::TransferEncoding,
+            17 if is(name, b"x-forwarded-proto") => Known::XForwardedProto,
+            18 if is(name, b"proxy-authenticate") => Known::HopByHop,
+            19 if is(name, b"proxy-authorization") => Known::HopByHop,
             _ => Known::Other,
         };
         if found == Known::Other {
@@ -81,13 +80,16 @@ impl Known {
     /// The kinds that no single name tells.
     fn of_odd(name: &[u8]) -> Known {
         const ORIGIN: &[u8] = b"x-forwarded-";
-        if name.get(..ORIGIN.len()).is_some_and(|p| p.eq_ignore_ascii_case(ORIGIN)) {
-            return Known::Origin;
+        // The length and a letter decide first: most names are neither long nor begin like these.
+        if name.len() >= ORIGIN.len() {
+            if name.get(..ORIGIN.len()).is_some_and(|p| p.eq_ignore_ascii_case(ORIGIN)) {
+                return Known::Origin;
+            }
+            if resembles(name, b"contentlength") || resembles(name, b"transferencoding") {
+                return Known::FramingLookAlike;
+            }
         }
-        if resembles(name, b"contentlength") || resembles(name, b"transferencoding") {
-            return Known::FramingLookAlike;
-        }
-        if name.contains(&b'_') {
+        if name.iter().fold(false, |any, b| any | (*b == b'_')) {
             return Known::Underscored;
         }
         Known::Other
@@ -123,9 +125,24 @@ impl Known {
     }
 }
 
+/// True when `name` is this one, in any case. The length is known, so that this is a few
+/// instructions on words; `lower` must have letters and hyphens only, which no byte of another
+/// name becomes.
+fn is<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
+    let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
+    let mut differs = 0;
+    for (byte, lower) in name.iter().zip(lower) {
+        differs |= (byte | 0x20) ^ lower;
+    }
+    differs == 0
+}
+
 /// True when the letters and digits of `name` are those of `plain`, whatever stands between them.
 fn resembles(name: &[u8], plain: &[u8]) -> bool {
-    name.len() >= plain.len()
+    // Three of four names differ at once.
+    let starts = name.iter().find(|b| b.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
+    starts.as_ref() == plain.first()
+        && name.len() >= plain.len()
         && name
             .iter()
             .filter(|b| b.is_ascii_alphanumeric())

@@ -57,13 +57,13 @@ impl Field {
         if name.len() > FIELD_NAME_BYTES_MAX {
             return Err(Fault::NameTooLong);
         }
-        let known = Known::of(name);
-        Ok(Field {
-            name: Span::locate(name, bytes),
-            value: Span::locate(line.value, bytes),
-            known,
-            stays: known.stays(),
-        })
+        let (name, known) = (Span::locate(name, bytes), Known::of(name));
+        Ok(Field::new(name, Span::locate(line.value, bytes), known))
+    }
+
+    /// The line with this name and value.
+    pub(super) fn new(name: Span, value: Span, known: Known) -> Field {
+        Field { name, value, known, stays: known.stays() }
     }
 }
 

@@ -3,13 +3,15 @@
 //! is lent. *Never:* waits, reads a clock, panics on any bytes, or relays framing it did not check.
 //!
 //! The rules are RFC 9110 and RFC 9112, read strictly: where a receiver may refuse, we refuse.
-//! A head is found by [`scan`], split by `httparse`, judged by [`target`], [`framing`] and
-//! [`hop`], and comes out as a [`request::RequestHead`] or [`response::ResponseHead`].
+//! A head is found by [`scan`] and split by `httparse`, or, when it is plain, by `plain` alone; it
+//! is judged by [`target`], [`framing`] and [`hop`], and comes out as a [`request::RequestHead`] or
+//! [`response::ResponseHead`].
 
 pub mod fault;
 pub mod head;
 pub mod field;
 pub mod scan;
+mod plain;
 pub mod target;
 pub mod framing;
 pub mod hop;

@@ -8,6 +8,7 @@ use super::field::Known;
 use super::framing::{Framing, FramingFields};
 use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
 use super::hop::ConnectionOptions;
+use super::plain;
 use super::scan::{Progress, Scan};
 use super::target::{is_authority, Target};
 use crate::base::limits::{FIELD_LINE_BYTES_MAX, METHOD_BYTES_MAX, TARGET_BYTES_MAX};
@@ -105,7 +106,16 @@ pub struct RequestHead {
     pub expect_continue: bool,
     /// All field lines, also those that end here (`Field::stays`).
     pub fields: Vec<Field>,
+    /// Authority of an absolute-form target.
+    authority: Option<Span>,
     scan: Scan,
+}
+
+/// What the lines of a head say together.
+#[derive(Debug, Default)]
+struct Said {
+    framing: FramingFields,
+    connection: ConnectionOptions,
 }
 
 impl RequestHead {
@@ -143,6 +153,11 @@ impl RequestHead {
     }
 
     fn try_parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Fault> {
+        if self.scan.is_fresh() {
+            if let Some(len) = self.read_plain(bytes, head_bytes_max)? {
+                return Ok(Parse::Done { len });
+            }
+        }
         let progress = self.scan.advance(bytes, head_bytes_max).map_err(|fault| match fault {
             Fault::HeadTooLarge if !self.scan.has_first_line() => Fault::TargetTooLong,
             other => other,
@@ -184,6 +199,41 @@ impl RequestHead {
         }
     }
 
+    /// Reads a head that is whole and plain; gives its length.
+    fn read_plain(&mut self, bytes: &[u8], max: usize) -> Result<Option<usize>, Fault> {
+        let Some(line) = plain::request_line(bytes) else { return Ok(None) };
+        let end = plain::fields(bytes, line.end, &mut self.fields).filter(|len| *len <= max);
+        if end.is_none() {
+            self.fields.clear();
+            return Ok(None);
+        }
+        self.take_first_line(bytes, line.method, line.target)?;
+        self.version = line.version;
+        let mut said = Said::default();
+        let mut fields = std::mem::take(&mut self.fields);
+        for field in &mut fields {
+            self.take_field(field, bytes, &mut said)?;
+        }
+        self.fields = fields;
+        self.judge(bytes, &said)?;
+        Ok(end)
+    }
+
+    /// The rules of the request line that do not concern its syntax.
+    fn take_first_line(&mut self, bytes: &[u8], method: Span, whole: Span) -> Result<(), Fault> {
+        self.method = Method::parse(method.of(bytes))?;
+        self.method_span = method;
+        let target = Target::parse(whole.of(bytes), self.method)?;
+        let part = |range: Range<usize>| Span {
+            start: whole.start + range.start as u32,
+            end: whole.start + range.end as u32,
+        };
+        self.target = part(target.path_and_query);
+        self.path = part(target.path);
+        self.authority = target.authority.map(part);
+        Ok(())
+    }
+
     /// Reads a complete head.
     fn read(&mut self, bytes: &[u8], range: Range<usize>) -> Result<(), Fault> {
         let head = bytes.get(range).unwrap_or_default();
@@ -196,45 +246,47 @@ impl RequestHead {
             // doubt about framing like any other.
             _ => return Err(Fault::BadFieldLine),
         }
-        let (method, target) = read_request_line(&request)?;
-        self.method = method;
-        self.method_span = Span::locate(request.method.unwrap_or_default().as_bytes(), bytes);
-        let whole = Span::locate(request.path.unwrap_or_default().as_bytes(), bytes);
-        let part = |range: Range<usize>| Span {
-            start: whole.start + range.start as u32,
-            end: whole.start + range.end as u32,
-        };
-        self.target = part(target.path_and_query);
-        self.path = part(target.path);
+        let method = Span::locate(request.method.unwrap_or_default().as_bytes(), bytes);
+        let target = Span::locate(request.path.unwrap_or_default().as_bytes(), bytes);
+        self.take_first_line(bytes, method, target)?;
         self.version = Version::from_minor(request.version);
-        self.read_fields(bytes, request.headers)?;
-        if let Some(authority) = target.authority {
-            self.host = Some(part(authority));
+        let mut said = Said::default();
+        self.fields.reserve(request.headers.len());
+        for line in request.headers.iter() {
+            let mut field = Field::locate(line, bytes)?;
+            self.take_field(&mut field, bytes, &mut said)?;
+            self.fields.push(field);
+        }
+        self.judge(bytes, &said)
+    }
+
+    /// The rules of one line.
+    fn take_field(
+        &mut self,
+        field: &mut Field,
+        bytes: &[u8],
+        said: &mut Said,
+    ) -> Result<(), Fault> {
+        if field.line_len() > FIELD_LINE_BYTES_MAX {
+            return Err(Fault::FieldTooLong);
+        }
+        let value = field.value.of(bytes);
+        match field.known {
+            Known::ContentLength => said.framing.length(value)?,
+            Known::TransferEncoding => said.framing.coding(value)?,
+            Known::Connection => said.connection.read(value)?,
+            Known::Host => self.take_host(*field)?,
+            Known::Expect => self.take_expectation(value)?,
+            Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
+            Known::Underscored => field.stays = true,
+            _ => {}
         }
         Ok(())
     }
 
-    fn read_fields(&mut self, bytes: &[u8], lines: &[httparse::Header<'_>]) -> Result<(), Fault> {
-        let mut framing = FramingFields::default();
-        let mut connection = ConnectionOptions::default();
-        self.fields.reserve(lines.len());
-        for line in lines {
-            let mut field = Field::locate(line, bytes)?;
-            if field.line_len() > FIELD_LINE_BYTES_MAX {
-                return Err(Fault::FieldTooLong);
-            }
-            match field.known {
-                Known::ContentLength => framing.length(line.value)?,
-                Known::TransferEncoding => framing.coding(line.value)?,
-                Known::Connection => connection.read(line.value)?,
-                Known::Host => self.take_host(field)?,
-                Known::Expect => self.take_expectation(line.value)?,
-                Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
-                Known::Underscored => field.stays = true,
-                _ => {}
-            }
-            self.fields.push(field);
-        }
+    /// The rules between the lines.
+    fn judge(&mut self, bytes: &[u8], said: &Said) -> Result<(), Fault> {
+        let Said { framing, connection } = said;
         if self.host.is_some_and(|host| !is_authority(host.of(bytes))) {
             return Err(Fault::BadHost);
         }
@@ -252,6 +304,8 @@ impl RequestHead {
         self.expect_continue &= has_body && self.version == Version::Http11;
         let clear = self.method.takes_body() || !has_body;
         self.keep_alive = clear && connection.keep_alive(self.version);
+        // What Host says was judged, and does not count beside an absolute-form target.
+        self.host = self.authority.or(self.host);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use super::field::Known;
 use super::framing::{FramingFields, ResponseFraming};
 use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
 use super::hop::ConnectionOptions;
+use super::plain;
 use super::request::Method;
 use super::scan::{Progress, Scan};
 
@@ -43,6 +44,13 @@ pub struct ResponseHead {
     scan: Scan,
 }
 
+/// What the lines of a head say together.
+#[derive(Debug, Default)]
+struct Said {
+    framing: FramingFields,
+    connection: ConnectionOptions,
+}
+
 impl ResponseHead {
     /// Parses the head at the start of `bytes`; interim (1xx) ones included: the caller looks at
     /// `status` and resets before the next. `request` is the method that is answered. 101 is bad,
@@ -74,6 +82,11 @@ impl ResponseHead {
         request: Method,
         head_bytes_max: usize,
     ) -> Result<Parse, Fault> {
+        if self.scan.is_fresh() {
+            if let Some(len) = self.read_plain(bytes, request, head_bytes_max)? {
+                return Ok(Parse::Done { len });
+            }
+        }
         let progress = self.scan.advance(bytes, head_bytes_max)?;
         if self.scan.start() > 0 {
             // Only a server has a reason to be patient with empty lines.
@@ -92,6 +105,41 @@ impl ResponseHead {
         }
     }
 
+    /// Reads a head that is whole and plain; gives its length.
+    fn read_plain(
+        &mut self,
+        bytes: &[u8],
+        request: Method,
+        max: usize,
+    ) -> Result<Option<usize>, Fault> {
+        let Some(line) = plain::status_line(bytes) else { return Ok(None) };
+        let end = plain::fields(bytes, line.end, &mut self.fields).filter(|len| *len <= max);
+        if end.is_none() {
+            self.fields.clear();
+            return Ok(None);
+        }
+        self.take_status(line.status)?;
+        self.version = line.version;
+        self.reason = reason_of(bytes);
+        let mut said = Said::default();
+        let fields = std::mem::take(&mut self.fields);
+        for field in &fields {
+            self.take_field(field, bytes, &mut said)?;
+        }
+        self.fields = fields;
+        self.judge(bytes, request, &said)?;
+        Ok(end)
+    }
+
+    fn take_status(&mut self, status: u16) -> Result<(), Fault> {
+        self.status = status;
+        match status {
+            101 => Err(Fault::UnexpectedSwitch),
+            100..=599 => Ok(()),
+            _ => Err(Fault::BadStatusLine),
+        }
+    }
+
     /// Reads a complete head.
     fn read(&mut self, head: &[u8], request: Method) -> Result<(), Fault> {
         let mut slots = slots();
@@ -105,48 +153,44 @@ impl ResponseHead {
             httparse::Status::Complete(len) if len == head.len() => {}
             _ => return Err(Fault::BadFieldLine),
         }
-        self.status = response.code.unwrap_or_default();
-        match self.status {
-            101 => return Err(Fault::UnexpectedSwitch),
-            100..=599 => {}
-            _ => return Err(Fault::BadStatusLine),
-        }
+        self.take_status(response.code.unwrap_or_default())?;
         self.version = Version::from_minor(response.version);
         self.reason = reason_of(head);
-        let (length, chunked) = self.read_fields(head, response.headers)?;
-        self.content_length = length;
-        self.framing = framing_of(self.status, request, length, chunked);
-        self.keep_alive &= self.framing != ResponseFraming::UntilClose;
+        let mut said = Said::default();
+        self.fields.reserve(response.headers.len());
+        for line in response.headers.iter() {
+            let field = Field::locate(line, head)?;
+            self.take_field(&field, head, &mut said)?;
+            self.fields.push(field);
+        }
+        self.judge(head, request, &said)
+    }
+
+    /// The rules of one line.
+    fn take_field(&mut self, field: &Field, bytes: &[u8], said: &mut Said) -> Result<(), Fault> {
+        let value = field.value.of(bytes);
+        match field.known {
+            Known::ContentLength => said.framing.length(value)?,
+            Known::TransferEncoding => said.framing.coding(value)?,
+            Known::Connection => said.connection.read(value)?,
+            Known::ContentType => self.take_type(value),
+            Known::ContentEncoding => self.encoded |= !value.eq_ignore_ascii_case(b"identity"),
+            Known::RetryAfter => self.retry_after = parse_seconds(value),
+            Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
+            _ => {}
+        }
         Ok(())
     }
 
-    fn read_fields(
-        &mut self,
-        bytes: &[u8],
-        lines: &[httparse::Header<'_>],
-    ) -> Result<(Option<u64>, bool), Fault> {
-        let mut framing = FramingFields::default();
-        let mut connection = ConnectionOptions::default();
-        self.fields.reserve(lines.len());
-        for line in lines {
-            let field = Field::locate(line, bytes)?;
-            match field.known {
-                Known::ContentLength => framing.length(line.value)?,
-                Known::TransferEncoding => framing.coding(line.value)?,
-                Known::Connection => connection.read(line.value)?,
-                Known::ContentType => self.take_type(line.value),
-                Known::ContentEncoding => {
-                    self.encoded |= !line.value.eq_ignore_ascii_case(b"identity");
-                }
-                Known::RetryAfter => self.retry_after = parse_seconds(line.value),
-                Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
-                _ => {}
-            }
-            self.fields.push(field);
-        }
-        connection.mark(&mut self.fields, bytes, false)?;
-        self.keep_alive = connection.keep_alive(self.version);
-        framing.judge(self.version)
+    /// The rules between the lines.
+    fn judge(&mut self, bytes: &[u8], request: Method, said: &Said) -> Result<(), Fault> {
+        said.connection.mark(&mut self.fields, bytes, false)?;
+        let (length, chunked) = said.framing.judge(self.version)?;
+        self.content_length = length;
+        self.framing = framing_of(self.status, request, length, chunked);
+        self.keep_alive =
+            said.connection.keep_alive(self.version) && self.framing != ResponseFraming::UntilClose;
+        Ok(())
     }
 
     fn take_type(&mut self, value: &[u8]) {

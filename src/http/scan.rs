@@ -74,6 +74,11 @@ impl Scan {
         Ok(Progress::Partial(fresh_from.max(self.start)..self.line.max(self.start)))
     }
 
+    /// True before anything was looked at.
+    pub fn is_fresh(&self) -> bool {
+        self.seen == 0
+    }
+
     /// First byte of the head.
     pub fn start(&self) -> usize {
         self.start

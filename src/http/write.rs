@@ -5,7 +5,7 @@
 //! and the program, which were checked when they were made; so no line can be injected here.
 
 use super::field::Known;
-use super::head::{Field, Version};
+use super::head::{Field, Span, Version};
 use super::number::push_decimal;
 pub use super::number::{chunk_header, CHUNK_HEADER_BYTES_MAX};
 use super::reason;
@@ -86,6 +86,24 @@ pub struct OwnResponse<'a> {
 /// Writes the request head for a backend (always HTTP/1.1, keep-alive). `bytes` is the buffer
 /// that `head` was parsed from.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
+    match first_as_written(head, bytes, how) {
+        Some(line) => out.extend_from_slice(line),
+        None => request_line(out, head, bytes, how),
+    }
+    line_of(out, b"Host: ", how.host.as_bytes());
+    pass_on(out, Span::default(), &head.fields, bytes, |field| travels_on(field, bytes, how));
+    if let Some(len) = how.body_len {
+        content_length(out, len);
+    }
+    line_of(out, b"x-request-id: ", how.request_id.as_bytes());
+    forwarded(out, head, bytes, how);
+    for (name, value) in how.set {
+        line(out, name.as_bytes(), value.reveal().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn request_line(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
     let target = head.target.of(bytes);
     out.extend_from_slice(head.method_span.of(bytes));
     out.push(b' ');
@@ -97,21 +115,67 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     }
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    line(out, b"Host", how.host.as_bytes());
-    for field in &head.fields {
-        if travels_on(field, bytes, how) {
+}
+
+/// The request line as it came, when [`request_line`] would write it so.
+fn first_as_written<'b>(
+    head: &RequestHead,
+    bytes: &'b [u8],
+    how: &ForwardRequest<'_>,
+) -> Option<&'b [u8]> {
+    const END: &[u8] = b" HTTP/1.1\r\n";
+    let (method, target) = (head.method_span, head.target);
+    let between = Span { start: method.end, end: target.start };
+    let behind = Span { start: target.end, end: target.end + END.len() as u32 };
+    let origin = target.of(bytes).first() == Some(&b'/') && how.base_path.is_empty();
+    let same = origin && between.of(bytes) == b" " && behind.of(bytes) == END;
+    same.then(|| Span { start: method.start, end: behind.end }.of(bytes))
+}
+
+/// Writes the fields that travel on. Neighbours that came as they are written here, as nearly all
+/// do, are copied together, and with the line before them when that is `run`.
+fn pass_on(
+    out: &mut Vec<u8>,
+    mut run: Span,
+    fields: &[Field],
+    bytes: &[u8],
+    travels: impl Fn(&Field) -> bool,
+) {
+    for field in fields.iter().filter(|field| travels(field)) {
+        let lines = as_written(field, bytes);
+        if lines.start == run.end && !lines.is_empty() {
+            run.end = lines.end;
+            continue;
+        }
+        out.extend_from_slice(run.of(bytes));
+        run = lines;
+        if lines.is_empty() {
             line(out, field.name.of(bytes), field.value.of(bytes));
         }
     }
-    if let Some(len) = how.body_len {
-        content_length(out, len);
+    out.extend_from_slice(run.of(bytes));
+}
+
+/// The span of a line that stands in `bytes` as [`line`] writes it; empty for one that does not.
+fn as_written(field: &Field, bytes: &[u8]) -> Span {
+    let between = Span { start: field.name.end, end: field.value.start };
+    let behind = Span { start: field.value.end, end: field.value.end + 2 };
+    match between.of(bytes) == b": " && behind.of(bytes) == b"\r\n" {
+        true => Span { start: field.name.start, end: behind.end },
+        false => Span::default(),
     }
-    line(out, b"x-request-id", how.request_id.as_bytes());
-    forwarded(out, head, bytes, how);
-    for (name, value) in how.set {
-        line(out, name.as_bytes(), value.reveal().as_bytes());
+}
+
+/// The span of a status line that stands in `bytes` as [`status_line`] writes it; empty for one
+/// that does not.
+fn status_as_written(head: &ResponseHead, bytes: &[u8]) -> Span {
+    const START: &[u8] = b"HTTP/1.1 ";
+    let blank = Span { start: START.len() as u32 + 3, end: head.reason.start };
+    let behind = Span { start: head.reason.end, end: head.reason.end + 2 };
+    match bytes.starts_with(START) && blank.of(bytes) == b" " && behind.of(bytes) == b"\r\n" {
+        true => Span { start: 0, end: behind.end },
+        false => Span::default(),
     }
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Whether a client's field goes to the backend as it is.
@@ -121,12 +185,12 @@ fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
         Known::XForwardedProto | Known::Origin => !how.trust_forwarded,
         _ => false,
     };
+    if field.stays || ours {
+        return false;
+    }
     let name = field.name.of(bytes);
     let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-    !(field.stays
-        || ours
-        || how.drop.iter().any(|dropped| is(dropped))
-        || how.set.iter().any(|(set, _)| is(set)))
+    !how.drop.iter().any(|dropped| is(dropped)) && !how.set.iter().any(|(set, _)| is(set))
 }
 
 /// Says where the request came from: a trusted peer's word and then ours, or ours alone.
@@ -143,7 +207,7 @@ fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardR
     out.extend_from_slice(how.client_ip.as_bytes());
     out.extend_from_slice(b"\r\n");
     if !(how.trust_forwarded && head.first(bytes, Known::XForwardedProto).is_some()) {
-        line(out, b"X-Forwarded-Proto", how.client_scheme.as_bytes());
+        line_of(out, b"X-Forwarded-Proto: ", how.client_scheme.as_bytes());
     }
 }
 
@@ -151,13 +215,13 @@ fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardR
 /// our x-request-id, at most one framing field, and what the client's version needs to be told of
 /// the connection. `bytes` is the buffer that `head` was parsed from.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &ForwardResponse<'_>) {
-    status_line(out, head.status, head.reason.of(bytes));
-    for field in &head.fields {
-        if !field.stays && field.known != Known::XRequestId {
-            line(out, field.name.of(bytes), field.value.of(bytes));
-        }
+    let first = status_as_written(head, bytes);
+    if first.is_empty() {
+        status_line(out, head.status, head.reason.of(bytes));
     }
-    line(out, b"x-request-id", how.request_id.as_bytes());
+    let travels = |field: &Field| !field.stays && field.known != Known::XRequestId;
+    pass_on(out, first, &head.fields, bytes, travels);
+    line_of(out, b"x-request-id: ", how.request_id.as_bytes());
     let close = how.close || how.framing == OutFraming::UntilClose;
     finish(out, how.framing, how.client, close);
 }
@@ -206,6 +270,14 @@ fn finish(out: &mut Vec<u8>, framing: OutFraming, client: Version, close: bool) 
 fn content_length(out: &mut Vec<u8>, len: u64) {
     out.extend_from_slice(b"Content-Length: ");
     push_decimal(out, len);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A line of which the beginning is known.
+fn line_of<const N: usize>(out: &mut Vec<u8>, start: &[u8; N], value: &[u8]) {
+    debug_assert!(value.iter().all(|b| *b == b'\t' || !b.is_ascii_control()));
+    out.extend_from_slice(start);
+    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 

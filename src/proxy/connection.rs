@@ -82,7 +82,7 @@ pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
 }
 
 async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
-    talk.tap = Tap::default();
+    talk.tap.reset();
     talk.story = Story::default();
     let request = &mut talk.request;
     match receive::head(client, request, &w.plan.server).await {
@@ -100,14 +100,13 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
         Err(refusal) => {
             request.id = w.next_id();
             request.unique_id = request.id;
-            request.started_unix_ms = crate::base::clock::unix_ms();
+            request.started_unix_ms = w.unix_ms(request.started);
             return Box::pin(refuse(w, client, request, refusal)).await;
         }
     }
     let _active = w.enter_request();
     identify(w, client, request);
     let path = request.head.path(client.bytes());
-    request.path_label = path::label(path);
     let kind = path::classify(path, request.head.method, &w.plan);
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
@@ -116,7 +115,7 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
             Ok(Received::Whole) => {}
             Ok(Received::Closed | Received::Idled) => {
                 w.count_abort(Phase::Request);
-                settle(w, request, &talk.tap, Story::client_left());
+                settle(w, request, &talk.tap, &mut Story::client_left());
                 return Next::Close;
             }
             Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
@@ -145,12 +144,19 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.id = theirs.unwrap_or(request.unique_id);
-    request.started_unix_ms = crate::base::clock::unix_ms();
+    request.started_unix_ms = w.unix_ms(request.started);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
-    let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
-    // A target is ASCII: the parser holds it to that.
-    request.path.push_str(std::str::from_utf8(path).unwrap_or("?"));
+    let label = path::label(path);
+    request.path_label = label.unwrap_or(path::OTHER);
+    request.path.push_str(match label {
+        Some(label) => label,
+        None => {
+            let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
+            // A target is ASCII: the parser holds it to that.
+            std::str::from_utf8(path).unwrap_or("?")
+        }
+    });
     request.method = request.head.method.as_str();
 }
 
@@ -161,7 +167,7 @@ async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal:
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, &Tap::default(), Story::refused(&refusal));
+    settle(w, request, &Tap::default(), &mut Story::refused(&refusal));
     next
 }
 
@@ -203,18 +209,20 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, &Tap::default(), Story::own(status));
+    settle(w, request, &Tap::default(), &mut Story::own(status));
     next
 }
 
 /// The way of a request that is for a backend.
 async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let request = &mut talk.request;
+    // Empty since the reset; its capacity is used again.
+    let mut model = std::mem::take(&mut request.model);
     match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
         Ok(facts) => {
-            let model = facts.model.map(|m| m.into_owned());
+            model.push_str(facts.model.as_deref().unwrap_or_default());
             request.stream = facts.stream.unwrap_or(false);
-            request.model = model.unwrap_or_default();
+            request.model = model;
         }
         Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
     }
@@ -243,7 +251,7 @@ async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault)
         after(sent, frame.close)
     };
     request.release_body(client);
-    settle(w, request, tap, std::mem::take(story));
+    settle(w, request, tap, story);
     next
 }
 
@@ -311,7 +319,9 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let bytes = got.bytes.take().unwrap_or_else(Buffer::take);
     let head = client_head(request, &bytes, outbound, close);
     *inbound = Inbound::new(request.response.framing);
-    *tap = Tap::new(request.response.event_stream);
+    if request.response.event_stream {
+        tap.expect_events();
+    }
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
@@ -343,7 +353,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         w.count_fault(story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
     story.outcome = Some(outcome);
-    settle(w, request, tap, std::mem::take(story));
+    settle(w, request, tap, story);
     match (outcome.client_clean, close) {
         (false, _) => Next::Close,
         (true, true) => Next::CloseGently,

@@ -45,6 +45,38 @@ fn a_request_is_written_anew() {
 }
 
 #[test]
+fn a_request_line_is_written_alike_however_it_came() {
+    let first = |client: &str, base_path: &'static str| {
+        let sent = forward(client, &ForwardRequest { base_path, ..HOW });
+        sent.split_once("\r\n").unwrap().0.to_owned()
+    };
+    let plain = "GET /a?b HTTP/1.1\r\nHost: gw\r\n\r\n";
+    assert_eq!(first(plain, ""), "GET /a?b HTTP/1.1");
+    assert_eq!(first(plain, "/x"), "GET /x/a?b HTTP/1.1");
+    let absolute = "GET http://gw/a HTTP/1.1\r\nHost: gw\r\n\r\n";
+    assert_eq!(first(absolute, ""), "GET /a HTTP/1.1");
+    assert_eq!(first("GET http://gw?q HTTP/1.1\r\nHost: gw\r\n\r\n", ""), "GET /?q HTTP/1.1");
+    assert_eq!(first("GET /a HTTP/1.0\r\n\r\n", ""), "GET /a HTTP/1.1");
+    assert_eq!(first("\r\nGET /a HTTP/1.1\r\nHost: gw\r\n\r\n", ""), "GET /a HTTP/1.1");
+    assert_eq!(first("OPTIONS * HTTP/1.1\r\nHost: gw\r\n\r\n", "/x"), "OPTIONS * HTTP/1.1");
+}
+
+/// Lines that can be copied as they are, beside such that cannot and such that stay.
+#[test]
+fn lines_are_written_alike_however_they_came() {
+    let client =
+        "GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nC:3\r\nD: 4 \r\nE:\r\nF: \r\nG:  7\r\nHost: gw\r\n\
+        H: 8\r\nConnection: I\r\nI: 9\r\nJ: 10\r\nK:\t11\r\nL: 12\r\n\r\n";
+    let sent = forward(client, &HOW);
+    assert_eq!(
+        sent,
+        "GET / HTTP/1.1\r\nHost: engine:9\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\nE: \r\nF: \r\nG: 7\r\n\
+         H: 8\r\nJ: 10\r\nK: 11\r\nL: 12\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
+         X-Forwarded-Proto: http\r\n\r\n"
+    );
+}
+
+#[test]
 fn a_trusted_peer_is_believed_about_the_origin() {
     let client =
         "GET / HTTP/1.1\r\nHost: gw\r\nX-Forwarded-For: 5.5.5.5\r\nx-forwarded-for: 6.6.6.6\r\n\

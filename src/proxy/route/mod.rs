@@ -5,29 +5,38 @@
 
 pub mod round_robin;
 
+use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::state::fleet::Fleet;
 use round_robin::RoundRobin;
 
-/// The backends that one request has tried; bounded by the number of tries.
+/// The backends that one request has tried; there are at most [`CONNECT_TRIES_MAX`].
 #[derive(Debug, Default)]
 pub struct Tried {
-    backends: Vec<u32>,
+    backends: [u32; CONNECT_TRIES_MAX],
+    count: usize,
 }
 
 impl Tried {
     /// Notes a try.
     pub fn add(&mut self, backend: u32) {
-        self.backends.push(backend);
+        if let Some(slot) = self.backends.get_mut(self.count) {
+            *slot = backend;
+            self.count += 1;
+        }
     }
 
     /// Number of tries noted.
     pub fn len(&self) -> usize {
-        self.backends.len()
+        self.count
     }
 
     /// True before the first try.
     pub fn is_empty(&self) -> bool {
-        self.backends.is_empty()
+        self.count == 0
+    }
+
+    fn contains(&self, backend: u32) -> bool {
+        self.backends.iter().take(self.count).any(|tried| *tried == backend)
     }
 }
 
@@ -38,7 +47,7 @@ pub fn pick(balancer: &mut RoundRobin, fleet: &Fleet, tried: &Tried) -> Option<u
     let any_healthy = fleet.any_healthy();
     let eligible = |backend: u32| {
         let healthy = fleet.get(backend as usize).is_some_and(|m| m.is_healthy());
-        (healthy || !any_healthy) && !tried.backends.contains(&backend)
+        (healthy || !any_healthy) && !tried.contains(backend)
     };
     match tried.is_empty() {
         true => balancer.pick(eligible),
