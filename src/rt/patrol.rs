@@ -18,7 +18,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// Deadlines are kept in ticks of this length, and checked as often.
-pub const TICK: Duration = Duration::from_millis(100);
+pub const TICK: Duration = Duration::from_millis(TICK_MS);
+const TICK_MS: u64 = 100;
 /// Tasks roused by one sweep; the rest follow a millisecond later. A quarter of the ring's
 /// entries, so that ten thousand connections that end together never overrun it.
 const ROUSED_PER_SWEEP_MAX: usize = 1024;
@@ -236,7 +237,9 @@ impl Post {
 
     /// Sets the deadline of the waits that follow, replacing the one before. Rounded up to a tick.
     pub fn arm(&self, after: Duration) {
-        let ticks = after.as_millis().div_ceil(TICK.as_millis()).min(u128::from(NEVER / 2)) as u32;
+        // No division of 128 bits, which `as_millis` would bring: this runs four times a request.
+        let ms = after.as_secs().saturating_mul(1000).saturating_add(after.subsec_millis().into());
+        let ticks = ms.div_ceil(TICK_MS).min(u64::from(NEVER / 2)) as u32;
         // The tick under way is partly over: without the extra one the wait could be short.
         self.state.deadline.set(self.patrol.now().saturating_add(ticks).saturating_add(1));
         self.state.expired.set(false);
