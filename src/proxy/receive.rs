@@ -114,6 +114,12 @@ impl Request {
         client.consume(self.wire_len);
         self.wire_len = 0;
     }
+
+    /// Gives up the fields of both heads, whose capacity is kept from request to request else.
+    pub fn release_heads(&mut self) {
+        self.head.fields = Vec::new();
+        self.response.fields = Vec::new();
+    }
 }
 
 /// What became of a read.
