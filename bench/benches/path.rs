@@ -66,7 +66,7 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         user_id: None,
         api_key: None,
         model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),
-        method: "POST".into(),
+        method: "POST",
         path: "/v1/chat/completions".into(),
         backend_url: None,
         status_code: 200,

@@ -7,7 +7,10 @@ pub const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// The id of one request, at most [`REQUEST_ID_BYTES_MAX`] bytes of `[A-Za-z0-9._-]`. One
 /// goes to the client and the engine as `x-request-id`; the key of the usage record is always ours.
+///
+/// Aligned to words, in which [`RequestId::as_str`] looks at it.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct RequestId {
     bytes: [u8; REQUEST_ID_BYTES_MAX],
     len: u8,
@@ -28,6 +31,13 @@ impl RequestId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or("")
+    }
+}
+
+impl Default for RequestId {
+    /// No id.
+    fn default() -> Self {
+        RequestId { bytes: [0; REQUEST_ID_BYTES_MAX], len: 0 }
     }
 }
 

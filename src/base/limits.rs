@@ -70,6 +70,8 @@ pub const RECORD_PATH_BYTES_MAX: usize = 256;
 
 /// Usage records waiting for the reporter thread. Beyond: dropped and counted.
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
+/// Usage records that were delivered and wait to be filled again. Beyond: freed.
+pub const RECORDS_SPARE_MAX: usize = 2 * 1024;
 /// Usage records waiting for one reporter. Beyond: dropped for this reporter, and counted.
 pub const REPORTER_RECORDS_MAX: usize = 16 * 1024;
 /// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.

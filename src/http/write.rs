@@ -5,7 +5,7 @@
 //! and the program, which were checked when they were made; so no line can be injected here.
 
 use super::field::Known;
-use super::head::{Field, Version};
+use super::head::{Field, Span, Version};
 use super::number::push_decimal;
 pub use super::number::{chunk_header, CHUNK_HEADER_BYTES_MAX};
 use super::reason;
@@ -98,11 +98,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     line(out, b"Host", how.host.as_bytes());
-    for field in &head.fields {
-        if travels_on(field, bytes, how) {
-            line(out, field.name.of(bytes), field.value.of(bytes));
-        }
-    }
+    pass_on(out, &head.fields, bytes, |field| travels_on(field, bytes, how));
     if let Some(len) = how.body_len {
         content_length(out, len);
     }
@@ -114,6 +110,35 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     out.extend_from_slice(b"\r\n");
 }
 
+/// Writes the fields that travel on. Neighbours that came as they are written here, as nearly all
+/// do, are copied together.
+fn pass_on(out: &mut Vec<u8>, fields: &[Field], bytes: &[u8], travels: impl Fn(&Field) -> bool) {
+    let mut run = Span::default();
+    for field in fields.iter().filter(|field| travels(field)) {
+        let lines = as_written(field, bytes);
+        if lines.start == run.end && !lines.is_empty() {
+            run.end = lines.end;
+            continue;
+        }
+        out.extend_from_slice(run.of(bytes));
+        run = lines;
+        if lines.is_empty() {
+            line(out, field.name.of(bytes), field.value.of(bytes));
+        }
+    }
+    out.extend_from_slice(run.of(bytes));
+}
+
+/// The span of a line that stands in `bytes` as [`line`] writes it; empty for one that does not.
+fn as_written(field: &Field, bytes: &[u8]) -> Span {
+    let between = Span { start: field.name.end, end: field.value.start };
+    let behind = Span { start: field.value.end, end: field.value.end + 2 };
+    match between.of(bytes) == b": " && behind.of(bytes) == b"\r\n" {
+        true => Span { start: field.name.start, end: behind.end },
+        false => Span::default(),
+    }
+}
+
 /// Whether a client's field goes to the backend as it is.
 fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
     let ours = match field.known {
@@ -121,12 +146,12 @@ fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
         Known::XForwardedProto | Known::Origin => !how.trust_forwarded,
         _ => false,
     };
+    if field.stays || ours {
+        return false;
+    }
     let name = field.name.of(bytes);
     let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-    !(field.stays
-        || ours
-        || how.drop.iter().any(|dropped| is(dropped))
-        || how.set.iter().any(|(set, _)| is(set)))
+    !how.drop.iter().any(|dropped| is(dropped)) && !how.set.iter().any(|(set, _)| is(set))
 }
 
 /// Says where the request came from: a trusted peer's word and then ours, or ours alone.
@@ -152,11 +177,8 @@ fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardR
 /// the connection. `bytes` is the buffer that `head` was parsed from.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &ForwardResponse<'_>) {
     status_line(out, head.status, head.reason.of(bytes));
-    for field in &head.fields {
-        if !field.stays && field.known != Known::XRequestId {
-            line(out, field.name.of(bytes), field.value.of(bytes));
-        }
-    }
+    let travels = |field: &Field| !field.stays && field.known != Known::XRequestId;
+    pass_on(out, &head.fields, bytes, travels);
     line(out, b"x-request-id", how.request_id.as_bytes());
     let close = how.close || how.framing == OutFraming::UntilClose;
     finish(out, how.framing, how.client, close);

@@ -2,6 +2,9 @@
 
 use super::json::{Fault, Reader};
 
+mod plain;
+pub use plain::read_plain;
+
 /// Beyond this an integer is not exact in every JSON parser (RFC 8259 section 6), and no engine
 /// ever counted so far.
 const TOKENS_MAX: u64 = 1 << 53;
@@ -33,24 +36,7 @@ pub struct Report {
 /// LocalAI send before the real one) or a number that cannot be: a wrong bill is worse than a
 /// missing one, because a missing one is seen.
 pub fn read(object: &[u8]) -> Option<Report> {
-    let counts = Counts::read(&mut Reader::new(object)).ok()?;
-    if counts.absurd {
-        return None;
-    }
-    let in_parts = counts.prompt.is_none() && counts.completion.is_none();
-    let uncached = counts.input.unwrap_or(0);
-    let input = uncached + counts.cache_read.unwrap_or(0) + counts.cache_creation.unwrap_or(0);
-    let prompt_tokens = counts.prompt.unwrap_or(input);
-    let completion_tokens = counts.completion.or(counts.output).unwrap_or(0);
-    let usage = Usage {
-        prompt_tokens,
-        completion_tokens,
-        total_tokens: counts.total.unwrap_or(prompt_tokens + completion_tokens),
-        cached_tokens: counts.cached.or(counts.cache_read),
-        reasoning_tokens: counts.reasoning,
-    };
-    let empty = usage.total_tokens == 0 && prompt_tokens == 0 && completion_tokens == 0;
-    (!empty).then_some(Report { usage, in_parts })
+    Counts::read(&mut Reader::new(object)).ok()?.report()
 }
 
 impl Report {
@@ -91,27 +77,42 @@ struct Counts {
 }
 
 impl Counts {
+    fn report(&self) -> Option<Report> {
+        if self.absurd {
+            return None;
+        }
+        let in_parts = self.prompt.is_none() && self.completion.is_none();
+        let uncached = self.input.unwrap_or(0);
+        let input = uncached + self.cache_read.unwrap_or(0) + self.cache_creation.unwrap_or(0);
+        let prompt_tokens = self.prompt.unwrap_or(input);
+        let completion_tokens = self.completion.or(self.output).unwrap_or(0);
+        let usage = Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: self.total.unwrap_or(prompt_tokens + completion_tokens),
+            cached_tokens: self.cached.or(self.cache_read),
+            reasoning_tokens: self.reasoning,
+        };
+        let empty = usage.total_tokens == 0 && prompt_tokens == 0 && completion_tokens == 0;
+        (!empty).then_some(Report { usage, in_parts })
+    }
+
     fn read(reader: &mut Reader<'_>) -> Result<Counts, Fault> {
         let mut counts = Counts::default();
         let mut key = reader.enter_object()?;
         while let Some(name) = key {
-            match name {
-                b"prompt_tokens_details" | b"input_tokens_details" => {
-                    counts.details(b"cached_tokens", reader)?;
-                }
-                b"completion_tokens_details" | b"output_tokens_details" => {
-                    counts.details(b"reasoning_tokens", reader)?;
-                }
-                _ => counts.member(name, reader)?,
+            match wanted_of(name) {
+                Some(wanted) => counts.details(wanted, reader)?,
+                None => counts.member(name, reader)?,
             }
             key = reader.next_key()?;
         }
         Ok(counts)
     }
 
-    /// Reads the value of one key.
-    fn member(&mut self, name: &[u8], reader: &mut Reader<'_>) -> Result<(), Fault> {
-        let field = match name {
+    /// Where the number under a name belongs.
+    fn field(&mut self, name: &[u8]) -> Option<&mut Option<u64>> {
+        Some(match name {
             b"prompt_tokens" => &mut self.prompt,
             b"completion_tokens" => &mut self.completion,
             b"total_tokens" => &mut self.total,
@@ -122,8 +123,13 @@ impl Counts {
             b"cached_tokens" => &mut self.cached,
             // SGLang has it beside the counts, others among the details.
             b"reasoning_tokens" => &mut self.reasoning,
-            _ => return reader.skip_value(),
-        };
+            _ => return None,
+        })
+    }
+
+    /// Reads the value of one key.
+    fn member(&mut self, name: &[u8], reader: &mut Reader<'_>) -> Result<(), Fault> {
+        let Some(field) = self.field(name) else { return reader.skip_value() };
         if !matches!(reader.peek(), Some(b'-' | b'0'..=b'9')) {
             return reader.skip_value();
         }
@@ -152,8 +158,21 @@ impl Counts {
     }
 }
 
+/// The number that is wanted of a details object, by the name of that.
+fn wanted_of(details: &[u8]) -> Option<&'static [u8]> {
+    match details {
+        b"prompt_tokens_details" | b"input_tokens_details" => Some(b"cached_tokens"),
+        b"completion_tokens_details" | b"output_tokens_details" => Some(b"reasoning_tokens"),
+        _ => None,
+    }
+}
+
 /// A number of tokens; `None` for one that cannot be.
 fn count(number: &[u8]) -> Option<u64> {
-    let count = std::str::from_utf8(number).ok()?.parse().ok()?;
+    // 16 digits cannot overflow, and a JSON number has no zeros before the others.
+    if number.len() > 16 || !number.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count = number.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
     (count <= TOKENS_MAX).then_some(count)
 }

@@ -49,6 +49,14 @@ enum State {
 }
 
 impl UsageScan {
+    /// Forgets the last answer, keeps what its id had allocated.
+    pub fn reset(&mut self) {
+        self.state = State::Elsewhere;
+        self.begun = Vec::new();
+        self.last = None;
+        self.id.reset();
+    }
+
     /// Sees the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.id.feed(bytes);
@@ -140,6 +148,13 @@ impl UsageScan {
         // Where an endless object is given up must not depend on how the bytes were cut.
         let room = USAGE_OBJECT_BYTES_MAX - self.begun.len();
         let window = rest.get(..room).unwrap_or(rest);
+        if self.begun.is_empty() {
+            if let Some((end, report)) = tokens::read_plain(window) {
+                self.last = report.map(|report| report.after(self.last)).or(self.last);
+                self.state = State::Elsewhere;
+                return behind(rest, end);
+            }
+        }
         let closed = nesting.close(window);
         let used = closed.unwrap_or(window.len());
         let piece = window.get(..used).unwrap_or_default();

@@ -85,7 +85,7 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
 }
 
 async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
-    talk.tap = Tap::default();
+    talk.tap.reset();
     talk.story = Story::default();
     if let Some(next) = receive_head(w, client, &mut talk.request).await {
         return next;
@@ -115,7 +115,7 @@ async fn receive_head(w: &Worker, client: &mut Client, request: &mut Request) ->
         Err(refusal) => {
             request.id = w.next_id();
             request.unique_id = request.id;
-            request.started_unix_ms = crate::base::clock::unix_ms();
+            request.started_unix_ms = w.unix_ms(request.started);
             Some(Box::pin(refuse(w, client, request, refusal)).await)
         }
     }
@@ -136,7 +136,7 @@ async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> Option<Next>
             Ok(Received::Whole) => {}
             Ok(Received::Closed | Received::Idled) => {
                 w.count_abort(Phase::Request);
-                settle(w, request, &talk.tap, Story::client_left());
+                settle(w, request, &talk.tap, &mut Story::client_left());
                 return Some(Next::Close);
             }
             Err(refusal) => return Some(Box::pin(refuse(w, client, request, refusal)).await),
@@ -163,7 +163,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.id = theirs.unwrap_or(request.unique_id);
-    request.started_unix_ms = crate::base::clock::unix_ms();
+    request.started_unix_ms = w.unix_ms(request.started);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
     let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
@@ -179,7 +179,7 @@ async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal:
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, &Tap::default(), Story::refused(&refusal));
+    settle(w, request, &Tap::default(), &mut Story::refused(&refusal));
     next
 }
 
@@ -221,20 +221,15 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, &Tap::default(), Story::own(status));
+    settle(w, request, &Tap::default(), &mut Story::own(status));
     next
 }
 
 /// The way of a request that is for a backend.
 async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let request = &mut talk.request;
-    match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
-        Ok(facts) => {
-            let model = facts.model.map(|m| m.into_owned());
-            request.stream = facts.stream.unwrap_or(false);
-            request.model = model.unwrap_or_default();
-        }
-        Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
+    if let Err(refusal) = read_facts(client, request) {
+        return Box::pin(refuse(w, client, request, refusal)).await;
     }
     talk.story.keep_body(w, request, client);
     match try_backends(w, client, talk).await {
@@ -242,6 +237,17 @@ async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         Err(None) => Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await,
         Err(Some(fault)) => Box::pin(give_up(w, client, talk, fault)).await,
     }
+}
+
+/// Takes from the body what the way of the request depends on.
+fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
+    // Empty since the reset; its capacity is used again.
+    let mut model = std::mem::take(&mut request.model);
+    let facts = body::facts(&request.head, client.bytes(), request.body(client.bytes()))?;
+    model.push_str(facts.model.as_deref().unwrap_or_default());
+    request.stream = facts.stream.unwrap_or(false);
+    request.model = model;
+    Ok(())
 }
 
 /// Answers for a backend that did not, and settles.
@@ -259,7 +265,7 @@ async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault)
         after(sent, frame.close)
     };
     request.release_body(client);
-    settle(w, request, tap, std::mem::take(story));
+    settle(w, request, tap, story);
     next
 }
 
@@ -326,7 +332,9 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         || w.is_crowded()
         || w.patrol.is_draining();
     *inbound = Inbound::new(request.response.framing);
-    *tap = Tap::new(request.response.event_stream);
+    if request.response.event_stream {
+        tap.expect_events();
+    }
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
@@ -365,7 +373,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         w.count_fault(story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
     story.outcome = Some(outcome);
-    settle(w, request, tap, std::mem::take(story));
+    settle(w, request, tap, story);
     match (outcome.client_clean, close) {
         (false, _) => Next::Close,
         (true, true) => Next::CloseGently,
@@ -424,7 +432,7 @@ mod tests {
     fn a_stream_stays_small() {
         let sizes = [size_of_future(converse), size_of::<Talk>(), size_of::<Client>()];
         println!("connection's future, talk, client: {sizes:?} bytes");
-        for (size, stated) in sizes.into_iter().zip([960, 960, 72]) {
+        for (size, stated) in sizes.into_iter().zip([960, 968, 72]) {
             assert!(size <= stated, "{size} bytes, {stated} are stated");
         }
     }

@@ -156,17 +156,20 @@ pub async fn head(
     // From the first byte on: a deadline for the whole head, not one for each read of it.
     client.post.arm(server.header_timeout);
     let limit = server.max_header_bytes.min(HEAD_BYTES_MAX);
+    let mut reads = 0;
     loop {
         if let Parse::Done { len } = request.head.parse(client.bytes(), limit)? {
             request.head_len = len;
             request.wire_len = len;
             request.body_read = !request.has_body();
-            request.started = Instant::now();
+            if reads > 0 {
+                request.started = Instant::now();
+            }
             return Ok(Received::Whole);
         }
         match client.read_more(limit).await {
             Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
-            Ok(_) => {}
+            Ok(_) => reads += 1,
             Err(Alarm::Expired) => return Err(HEADER_TIMEOUT),
             Err(Alarm::Ended) => return Err(Fault::ShuttingDown.refusal()),
         }
@@ -205,7 +208,7 @@ async fn counted(
 ) -> Result<Received, Refusal> {
     // The limit was checked, and it fits in memory by configuration.
     let whole = request.head_len.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
-    let mut pace = Pace::start();
+    let mut pace = Pace::start(request);
     while client.bytes().len() < whole {
         let missing = whole - client.bytes().len();
         match read_paced(client, server, &mut pace, missing.min(BODY_GROWTH_BYTES)).await? {
@@ -227,7 +230,7 @@ async fn chunked(
 ) -> Result<Received, Refusal> {
     let mut decoder = ChunkDecoder::new(HEAD_BYTES_MAX);
     let mut decoded = Vec::new();
-    let mut pace = Pace::start();
+    let mut pace = Pace::start(request);
     loop {
         let mut at = request.head_len;
         let finished = loop {
@@ -273,8 +276,9 @@ struct Pace {
 }
 
 impl Pace {
-    fn start() -> Pace {
-        Pace { start: Instant::now(), bytes: 0 }
+    /// From when the head was complete: nearly all bodies are there then, and need no clock.
+    fn start(request: &Request) -> Pace {
+        Pace { start: request.started, bytes: 0 }
     }
 
     /// One byte every 29 s would keep a connection for years: a floor ends it.

@@ -8,11 +8,11 @@ use super::relay::Outcome;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
+use crate::http::framing::ResponseFraming;
 use crate::state::meters::{BackendIndex, Series};
 use crate::usage::access::AccessLine;
-use crate::usage::outbox::Outbox;
 use crate::usage::record::{self, UsageRecord};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// nginx's number for a client that left before it got an answer. Never sent.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -84,40 +84,39 @@ impl Story {
 }
 
 /// Settles a request.
-pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: Story) {
+pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
     let times = Times {
-        latency: request.started.elapsed(),
+        latency: ended(request, tap, story).saturating_duration_since(request.started),
         ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
     };
     if !story.own_page {
-        count(w, request, tap, &story, times);
+        count(w, request, tap, story, times);
     }
-    tell(w, request, &story);
-    if w.usage.is_none() && w.access.is_none() {
-        return;
+    if !matches!(story.ending, Ending::Complete) {
+        tell(w, request, story);
     }
-    let record = make_record(w, request, tap, story, times);
-    match (&w.access, &w.usage) {
-        (Some(access), Some(usage)) => {
-            // The log needs no prompt.
-            let line = UsageRecord { request_body: None, ..record.clone() };
-            access.offer(AccessLine { record: line, client: request.peer.as_str().into() });
-            offer_usage(usage, record);
-        }
-        (Some(access), None) => {
-            access.offer(AccessLine { record, client: request.peer.as_str().into() });
-        }
-        (None, Some(usage)) => offer_usage(usage, record),
-        (None, None) => {}
+    if let Some(access) = &w.access {
+        let mut record = UsageRecord::default();
+        fill(&mut record, w, (request, tap, story), times);
+        access.offer(AccessLine { record, client: request.peer.as_str().into() });
+    }
+    // What no backend ever had is nobody's bill.
+    if let (Some(usage), Some(_)) = (&w.usage, story.backend) {
+        let body = story.request_body.take();
+        // When it is full the outbox counts what it drops.
+        let _ = usage.offer_with(|record| {
+            fill(record, w, (request, tap, story), times);
+            record.request_body = body;
+        });
     }
 }
 
-/// What no backend ever had is nobody's bill.
-fn offer_usage(usage: &Outbox, record: UsageRecord) {
-    if record.backend_url.is_some() {
-        // When it is full the outbox counts what it drops.
-        let _ = usage.offer(record);
-    }
+/// When the last byte of the answer was sent. Of one that has a length, it was the last that the
+/// tap saw: the clock is not asked again.
+fn ended(request: &Request, tap: &Tap, story: &Story) -> Instant {
+    let counted = matches!(request.response.framing, ResponseFraming::Length(_));
+    let whole = story.outcome.is_some_and(|outcome| outcome.fault.is_none());
+    tap.last_byte().filter(|_| counted && whole).unwrap_or_else(Instant::now)
 }
 
 /// What failed stands in the log, by the name that the client, the record and the metrics give it.
@@ -183,44 +182,60 @@ fn is_metered(request: &Request) -> bool {
     matches!(request.path_label, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings")
 }
 
-fn make_record(
+/// Writes a record over an old one, of which only the room for texts is used.
+fn fill(
+    record: &mut UsageRecord,
     w: &Worker,
-    request: &Request,
-    tap: &Tap,
-    story: Story,
+    (request, tap, story): (&Request, &Tap, &Story),
     times: Times,
-) -> UsageRecord {
-    let status_code = story.status();
+) {
     let (outcome, error) = match story.ending {
         Ending::Complete => (record::Outcome::Complete, None),
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
-    UsageRecord {
+    let model = Some(request.model.as_str()).filter(|model| !model.is_empty());
+    let url = story.backend.and_then(|b| w.backend_url(b));
+    let same_url = record.backend_url.take().filter(|old| Some(&**old) == url.map(|url| &**url));
+    *record = UsageRecord {
         request_id: request.unique_id,
         client_request_id: (request.id != request.unique_id).then_some(request.id),
         timestamp_ms: request.started_unix_ms,
         user_id: None,
         api_key: None,
-        model: (!request.model.is_empty()).then(|| request.model.as_str().into()),
-        method: request.method.into(),
-        path: request.path.as_str().into(),
-        backend_url: story.backend.and_then(|b| w.backend_url(b)),
-        status_code,
+        model: text(record.model.take(), model),
+        method: request.method,
+        path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
+        backend_url: same_url.or_else(|| url.cloned()),
+        status_code: story.status(),
         is_stream: request.stream || story.event_stream,
         usage: tap.usage.usage(),
-        latency_ms: times.latency.as_millis() as u64,
-        ttft_ms: times.ttft.map(|t| t.as_millis() as u64),
+        latency_ms: millis(times.latency),
+        ttft_ms: times.ttft.map(millis),
         retry_count: story.retries,
         fallback_used: story.fallback,
         outcome,
         error,
-        upstream_id: tap.usage.upstream_id().map(Into::into),
+        upstream_id: text(record.upstream_id.take(), tap.usage.upstream_id()),
         request_bytes: request.body_len,
         response_bytes: story.outcome.map_or(0, |o| o.bytes),
         events: tap.events.as_ref().map_or(0, |e| e.events()),
-        request_body: story.request_body,
-    }
+        request_body: None,
+    };
+}
+
+/// A text, in the room of an old one.
+fn text(old: Option<String>, new: Option<&str>) -> Option<String> {
+    let new = new?;
+    let mut text = old.unwrap_or_default();
+    text.clear();
+    text.push_str(new);
+    Some(text)
+}
+
+/// Not `as_millis`: its 128 bits are not needed.
+fn millis(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1000).saturating_add(time.subsec_millis().into())
 }
 
 fn outcome_of(fault: Fault) -> record::Outcome {

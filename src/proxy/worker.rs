@@ -5,6 +5,7 @@ use super::answer::{write_refusal, Frame};
 use super::connection;
 use super::route::round_robin::RoundRobin;
 use super::upstream::pool::{Pool, PoolLimits};
+use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
 use crate::base::refusal::Refusal;
@@ -93,6 +94,8 @@ pub struct Worker {
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
+    /// The same moment by both clocks.
+    wall: Cell<(Instant, u64)>,
     connections: Arc<Connections>,
     pages: Sender<PageRequest>,
     backend_urls: Vec<Arc<str>>,
@@ -144,6 +147,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),
         active: Cell::new(0),
+        wall: Cell::new((Instant::now(), unix_ms())),
         connections: start.connections,
         pages: start.pages,
         // Whether or not keys are checked here: what looks like a key of ours is not for engines.
@@ -175,6 +179,7 @@ impl Worker {
                 rt::sleep(Duration::from_millis(1)).await;
             }
             heartbeat.fetch_add(1, Ordering::Relaxed);
+            self.wall.set((Instant::now(), unix_ms()));
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
@@ -246,8 +251,19 @@ impl Worker {
     }
 
     /// The URL of a backend as records show it.
-    pub fn backend_url(&self, backend: u32) -> Option<Arc<str>> {
-        self.backend_urls.get(backend as usize).map(Arc::clone)
+    pub fn backend_url(&self, backend: u32) -> Option<&Arc<str>> {
+        self.backend_urls.get(backend as usize)
+    }
+
+    /// Milliseconds since 1970 at an instant, by the wall clock as of the last sweep: it is not
+    /// asked for each request.
+    pub fn unix_ms(&self, at: Instant) -> u64 {
+        let (then, unix_ms) = self.wall.get();
+        let millis = |time: Duration| time.as_secs() * 1000 + u64::from(time.subsec_millis());
+        match at.checked_duration_since(then) {
+            Some(since) => unix_ms.saturating_add(millis(since)),
+            None => unix_ms.saturating_sub(millis(then.saturating_duration_since(at))),
+        }
     }
 
     /// Lower-case names of the client's fields that never reach a backend.

@@ -1,8 +1,8 @@
 //! What one worker has counted. Plain numbers: the worker owns them, a scrape gets a copy, and
 //! copies of all workers are summed up by [`Meters::absorb`].
 
+use super::hash::QuickMap;
 use hdrhistogram::Histogram;
-use std::collections::HashMap;
 use std::time::Duration;
 
 /// Longest time that a histogram tells apart: one hour, in microseconds.
@@ -59,19 +59,19 @@ impl Phase {
 #[derive(Clone, Default)]
 pub struct Meters {
     /// By path, stream and backend.
-    pub requests: HashMap<Series, Requests>,
+    pub requests: QuickMap<Series, Requests>,
     /// Time to the first body byte of streamed answers, by backend.
-    pub ttft: HashMap<BackendIndex, Times>,
+    pub ttft: QuickMap<BackendIndex, Times>,
     /// Between two reads of a streamed answer that carried events.
     pub inter_token: Times,
     /// Time to establish connections to backends.
     pub connect: Times,
     /// Our own refusals, by code.
-    pub rejected: HashMap<&'static str, u64>,
+    pub rejected: QuickMap<&'static str, u64>,
     /// Faults by backend and code, client's included.
-    pub faults: HashMap<(BackendIndex, &'static str), u64>,
+    pub faults: QuickMap<(BackendIndex, &'static str), u64>,
     /// Clients that left, by phase.
-    pub client_aborts: HashMap<Phase, u64>,
+    pub client_aborts: QuickMap<Phase, u64>,
     /// Tries after the first.
     pub retries: u64,
     /// Requests that ended at another backend than the first that was picked.
@@ -145,7 +145,7 @@ impl Meters {
     }
 }
 
-fn sum<K: Copy + Eq + std::hash::Hash>(ours: &mut HashMap<K, u64>, theirs: &HashMap<K, u64>) {
+fn sum<K: Copy + Eq + std::hash::Hash>(ours: &mut QuickMap<K, u64>, theirs: &QuickMap<K, u64>) {
     for (key, n) in theirs {
         *ours.entry(*key).or_default() += n;
     }
@@ -174,7 +174,9 @@ struct Inner {
 impl Times {
     /// Records one duration (at most an hour counts).
     pub fn record(&mut self, time: Duration) {
-        let us = (time.as_micros() as u64).clamp(1, TIME_MAX_US);
+        // Not `as_micros`: its 128 bits are not needed.
+        let us = time.as_secs().saturating_mul(1_000_000);
+        let us = us.saturating_add(time.subsec_micros().into()).clamp(1, TIME_MAX_US);
         if self.0.is_none() {
             // The bounds are constants that the crate accepts; were they not, nothing is recorded.
             let made = Histogram::new_with_bounds(1, TIME_MAX_US, TIME_DIGITS);

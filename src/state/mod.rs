@@ -3,6 +3,7 @@
 
 pub mod connections;
 pub mod fleet;
+pub mod hash;
 pub mod meters;
 pub mod scrape;
 pub mod stop;

@@ -5,7 +5,7 @@
 //! nothing else, and when that is full it loses records alone, counted.
 
 use super::counters::{count, ReporterCounters, UsageCounters};
-use super::outbox::{Inbox, Queued};
+use super::outbox::{Inbox, Queued, Spare};
 use super::reporter::{Reporter, Tried};
 use crate::base::limits::{REPORTER_RECORDS_MAX, REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
 use crate::config::plan;
@@ -49,7 +49,9 @@ impl Delivery {
             queues.push(queue);
             let stop = Stop { signal: signal.clone(), deadline: deadline.clone() };
             let (reporter, counters) = (Reporter::new(reporter)?, inbox.counters.clone());
-            let run = move || Lane { index, reporter, counters, stop, failing: 0 }.run(&records);
+            let spare = inbox.spare.clone();
+            let lane = Lane { index, reporter, counters, stop, spare, failing: 0 };
+            let run = move || lane.run(&records);
             reporting.push(thread::Builder::new().name(format!("usage-{index}")).spawn(run)?);
         }
         let share = move || share(&inbox, &queues, &signal);
@@ -68,19 +70,40 @@ impl Delivery {
     }
 }
 
-/// Gives each record to every reporter, until stopped and the outbox is empty.
-fn share(inbox: &Inbox, queues: &[Sender<Arc<Queued>>], stop: &Receiver<Infallible>) {
-    let share = |queued: Queued| {
-        let queued = Arc::new(queued);
-        for (queue, counters) in queues.iter().zip(&inbox.counters.reporters) {
-            // Counted before it can be taken out, so that the figure never falls below zero.
-            counters.queued.fetch_add(1, Relaxed);
-            if queue.try_send(queued.clone()).is_err() {
-                counters.queued.fetch_sub(1, Relaxed);
-                count(&counters.dropped);
-            }
+/// A record that several reporters have. The last one that is done with it makes it a spare one.
+struct Shared(Box<Queued>);
+
+impl Shared {
+    fn let_go(self: Arc<Self>, spare: &Spare) {
+        if let Some(Shared(queued)) = Arc::into_inner(self) {
+            queued.spare(spare);
         }
-    };
+    }
+}
+
+/// Gives a record to every reporter that has room for it.
+fn hand_out(queued: Box<Queued>, inbox: &Inbox, queues: &[Sender<Arc<Shared>>]) {
+    let lanes = || queues.iter().zip(&inbox.counters.reporters);
+    // A receiver that has been slow for long should cost no more than this look.
+    if queues.iter().all(Sender::is_full) {
+        lanes().for_each(|(_, counters)| count(&counters.dropped));
+        return queued.spare(&inbox.spare);
+    }
+    let shared = Arc::new(Shared(queued));
+    for (queue, counters) in lanes() {
+        // Counted before it can be taken out, so that the figure never falls below zero.
+        counters.queued.fetch_add(1, Relaxed);
+        if queue.try_send(shared.clone()).is_err() {
+            counters.queued.fetch_sub(1, Relaxed);
+            count(&counters.dropped);
+        }
+    }
+    shared.let_go(&inbox.spare);
+}
+
+/// Hands out records until stopped and the outbox is empty.
+fn share(inbox: &Inbox, queues: &[Sender<Arc<Shared>>], stop: &Receiver<Infallible>) {
+    let share = |queued: Box<Queued>| hand_out(queued, inbox, queues);
     loop {
         crossbeam_channel::select! {
             recv(inbox.records) -> queued => match queued {
@@ -105,25 +128,27 @@ struct Lane {
     reporter: Reporter,
     counters: Arc<UsageCounters>,
     stop: Stop,
+    spare: Spare,
     /// Records given up since the last success: a dead receiver is logged twice, not per record.
     failing: u64,
 }
 
 impl Lane {
     /// Delivers in order until the queue has ended; gives how many records were left.
-    fn run(mut self, records: &Receiver<Arc<Queued>>) -> u64 {
+    fn run(mut self, records: &Receiver<Arc<Shared>>) -> u64 {
         let mut left = 0;
         let counters = self.counters.clone();
         let Some(counters) = counters.reporters.get(self.index) else { return 0 };
-        for queued in records {
+        for shared in records {
             // A panic costs the record that it came with, not all that follow.
-            let tried = catch_unwind(AssertUnwindSafe(|| self.deliver(&queued, counters)));
+            let tried = catch_unwind(AssertUnwindSafe(|| self.deliver(&shared.0, counters)));
             match tried.unwrap_or_else(|_| Some(Tried::Refused("the reporter panicked".into()))) {
                 Some(Tried::Delivered) => self.delivered(counters),
                 Some(Tried::Again(cause) | Tried::Refused(cause)) => self.failed(counters, &cause),
                 None => left += 1,
             }
             counters.queued.fetch_sub(1, Relaxed);
+            shared.let_go(&self.spare);
         }
         left
     }

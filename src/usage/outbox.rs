@@ -2,7 +2,7 @@
 
 use super::counters::{count, UsageCounters};
 use super::record::UsageRecord;
-use crate::base::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX};
+use crate::base::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX, RECORDS_SPARE_MAX};
 use crate::config::plan::Reporter;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,24 +15,31 @@ pub fn open(reporters: &[Reporter]) -> (Outbox, Inbox) {
 
 pub(super) fn with_capacity(reporters: &[Reporter], capacity: usize) -> (Outbox, Inbox) {
     let (sender, records) = crossbeam_channel::bounded(capacity);
+    let (spare, spares) = crossbeam_channel::bounded(RECORDS_SPARE_MAX);
     let counters = Arc::new(UsageCounters::new(reporters));
-    (Outbox { sender, counters: counters.clone() }, Inbox { records, counters })
+    (Outbox { sender, spares, counters: counters.clone() }, Inbox { records, spare, counters })
 }
 
 /// A worker's end. Cloned for each worker.
 #[derive(Debug, Clone)]
 pub struct Outbox {
-    sender: Sender<Queued>,
+    sender: Sender<Box<Queued>>,
+    spares: Receiver<Box<Queued>>,
     counters: Arc<UsageCounters>,
 }
 
 /// The delivering end.
 pub struct Inbox {
-    pub(super) records: Receiver<Queued>,
+    pub(super) records: Receiver<Box<Queued>>,
+    pub(super) spare: Spare,
     pub(super) counters: Arc<UsageCounters>,
 }
 
-/// A record on its way. Its request body is counted as waiting until the last reporter is done.
+/// Where records go back to when all is done: to be filled again, so that a worker does not ask
+/// the allocator for what another thread frees.
+pub(super) type Spare = Sender<Box<Queued>>;
+
+/// A record on its way, boxed: it is large, and moved often. Its request body is counted as waiting until the last reporter is done.
 #[derive(Debug)]
 pub struct Queued {
     pub(super) record: UsageRecord,
@@ -42,9 +49,22 @@ pub struct Queued {
 impl Outbox {
     /// Hands a record over, without waiting. False when the outbox was full (or delivery has
     /// ended): the record is lost, and counted.
-    pub fn offer(&self, mut record: UsageRecord) -> bool {
-        self.bound_body(&mut record);
-        let queued = Queued { record, counters: self.counters.clone() };
+    pub fn offer(&self, record: UsageRecord) -> bool {
+        self.offer_with(|into| *into = record)
+    }
+
+    /// The same with a record that `fill` writes over one that went this way before, of which it
+    /// keeps what was allocated.
+    pub fn offer_with(&self, fill: impl FnOnce(&mut UsageRecord)) -> bool {
+        let mut queued = match self.spares.try_recv() {
+            Ok(spare) => spare,
+            Err(_) => {
+                let counters = self.counters.clone();
+                Box::new(Queued { record: UsageRecord::default(), counters })
+            }
+        };
+        fill(&mut queued.record);
+        self.bound_body(&mut queued.record);
         let taken = self.sender.try_send(queued).is_ok();
         if !taken {
             count(&self.counters.outbox_dropped);
@@ -83,9 +103,26 @@ impl Outbox {
     }
 }
 
+impl Queued {
+    /// Makes the record ready to be filled again.
+    pub(super) fn spare(mut self: Box<Self>, spare: &Spare) {
+        self.release_body();
+        // When there are enough, it is freed.
+        let _ = spare.try_send(self);
+    }
+
+    fn release_body(&mut self) {
+        let bytes = body_bytes(&self.record);
+        if bytes > 0 {
+            self.counters.body_bytes.fetch_sub(bytes, Relaxed);
+        }
+        self.record.request_body = None;
+    }
+}
+
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.counters.body_bytes.fetch_sub(body_bytes(&self.record), Relaxed);
+        self.release_body();
     }
 }
 
@@ -97,6 +134,30 @@ fn body_bytes(record: &UsageRecord) -> u64 {
 mod tests {
     use super::*;
     use crate::usage::record::tests::record;
+
+    #[test]
+    fn a_record_is_filled_again_and_its_body_counts_once() {
+        let (outbox, inbox) = with_capacity(&[], 2);
+        let with_body = || UsageRecord { request_body: Some(vec![b'a'; 10]), ..record() };
+        assert!(outbox.offer(with_body()));
+        let first = inbox.records.recv().unwrap();
+        let place: *const Queued = &*first;
+        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 10);
+        first.spare(&inbox.spare);
+        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 0);
+        let mut seen = None;
+        assert!(outbox.offer_with(|again| {
+            seen = again.model.clone();
+            assert!(again.request_body.is_none());
+            again.request_body = Some(vec![b'b'; 7]);
+        }));
+        assert_eq!(seen.as_deref(), Some("org/m"), "what it had allocated is still there");
+        let again = inbox.records.recv().unwrap();
+        assert_eq!(&*again as *const Queued, place);
+        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 7);
+        drop(again);
+        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 0);
+    }
 
     #[test]
     fn a_full_outbox_drops_and_counts() {

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 
 /// One finished request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct UsageRecord {
     /// Ours, unique: the idempotency key of the receiver.
     pub request_id: RequestId,
@@ -25,11 +25,11 @@ pub struct UsageRecord {
     /// The key, in the form that may leave this process.
     pub api_key: Option<Box<str>>,
     /// As the client asked for it; `None` when the request named none.
-    pub model: Option<Box<str>>,
+    pub model: Option<String>,
     /// Request method.
-    pub method: Box<str>,
+    pub method: &'static str,
     /// Request path, without the query.
-    pub path: Box<str>,
+    pub path: String,
     /// URL of the backend that answered, or was tried last; `None` when none was.
     pub backend_url: Option<Arc<str>>,
     /// Sent to the client; 499 when it left before.
@@ -51,7 +51,7 @@ pub struct UsageRecord {
     /// Code of the error that ended it.
     pub error: Option<&'static str>,
     /// The engine's id of its answer.
-    pub upstream_id: Option<Box<str>>,
+    pub upstream_id: Option<String>,
     /// Bytes of the request body.
     pub request_bytes: u64,
     /// Bytes of the answer's body that the client took.
@@ -63,9 +63,10 @@ pub struct UsageRecord {
 }
 
 /// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// The whole answer went to the client.
+    #[default]
     Complete,
     /// The client left before the end.
     ClientLeft,

@@ -44,6 +44,21 @@ fn a_request_is_written_anew() {
     );
 }
 
+/// Lines that can be copied as they are, beside such that cannot and such that stay.
+#[test]
+fn lines_are_written_alike_however_they_came() {
+    let client =
+        "GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nC:3\r\nD: 4 \r\nE:\r\nF: \r\nG:  7\r\nHost: gw\r\n\
+        H: 8\r\nConnection: I\r\nI: 9\r\nJ: 10\r\nK:\t11\r\nL: 12\r\n\r\n";
+    let sent = forward(client, &HOW);
+    assert_eq!(
+        sent,
+        "GET / HTTP/1.1\r\nHost: engine:9\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\nE: \r\nF: \r\nG: 7\r\n\
+         H: 8\r\nJ: 10\r\nK: 11\r\nL: 12\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
+         X-Forwarded-Proto: http\r\n\r\n"
+    );
+}
+
 #[test]
 fn a_trusted_peer_is_believed_about_the_origin() {
     let client =

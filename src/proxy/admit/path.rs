@@ -50,6 +50,11 @@ fn matches(pattern: &str, path: &[u8]) -> bool {
 /// decode before they resolve, so the encoded forms of dots and slashes count too (RFC 3986
 /// section 6.2.2). One pass: a path of slashes must not cost more than another.
 fn has_dot_segment(path: &[u8]) -> bool {
+    // Without a dot or an escape there is none, and that is what paths are like.
+    memchr::memchr2(b'.', b'%', path).is_some() && has_odd_dot_segment(path)
+}
+
+fn has_odd_dot_segment(path: &[u8]) -> bool {
     let mut rest = path;
     let mut dots = 0;
     let mut other = false;
@@ -81,7 +86,7 @@ fn has_dot_segment(path: &[u8]) -> bool {
 
 /// The label of a path in metrics and records. A fixed set: a client cannot make series.
 pub fn label(path: &[u8]) -> &'static str {
-    const LABELS: [&str; 34] = [
+    const LABELS: &[&str] = &[
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
@@ -117,7 +122,7 @@ pub fn label(path: &[u8]) -> &'static str {
         "/ready",
         "/metrics",
     ];
-    LABELS.into_iter().find(|label| label.as_bytes() == path).unwrap_or("other")
+    LABELS.iter().find(|label| label.as_bytes() == path).unwrap_or(&"other")
 }
 
 const NOT_FOUND: Refusal =

@@ -29,6 +29,24 @@ impl Tap {
         }
     }
 
+    /// Forgets the last answer, keeps capacity. Of the next one nothing is known.
+    pub fn reset(&mut self) {
+        self.usage.reset();
+        self.events = None;
+        self.first_byte = None;
+        self.last = None;
+    }
+
+    /// The answer is an event stream.
+    pub fn expect_events(&mut self) {
+        self.events = Some(SseScan::default());
+    }
+
+    /// When the last bytes so far had been handed to the client's socket.
+    pub fn last_byte(&self) -> Option<Instant> {
+        self.last
+    }
+
     /// Sees a slice of the body.
     pub fn see(&mut self, bytes: &[u8]) {
         self.usage.feed(bytes);

@@ -11,7 +11,7 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
-use crate::rt::patrol::{Alarm, Watched};
+use crate::rt::patrol::{Alarm, Watched, TICK};
 use crate::rt::tls::Turn;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -48,7 +48,7 @@ pub async fn exchange(
         // Boxed: a connect needs room that a stream should not carry for minutes.
         None => Box::pin(connect(w, client, backend)).await?,
     };
-    let started = Instant::now();
+    let (started, tick) = (Instant::now(), w.patrol.now());
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
     let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close };
     // An engine may answer before it has read everything (413), and then close, or not.
@@ -60,7 +60,9 @@ pub async fn exchange(
     let mut answer = Beginning::default();
     if sent_whole {
         answer.ready = race(&wait, client, &mut lease).await?;
-        client.post.arm(plan.first_byte_timeout.saturating_sub(started.elapsed()));
+        // The deadline that sending had, which the race has replaced.
+        let passed = TICK * w.patrol.now().saturating_sub(tick);
+        client.post.arm(plan.first_byte_timeout.saturating_sub(passed));
     }
     let no_way_back = sent_whole && !answer.ready;
     if no_way_back {

@@ -11,7 +11,7 @@ pub fn record() -> UsageRecord {
         user_id: None,
         api_key: None,
         model: Some("org/m".into()),
-        method: "POST".into(),
+        method: "POST",
         path: "/v1/chat/completions".into(),
         backend_url: Some("http://vllm:8000".into()),
         status_code: 200,
