@@ -175,6 +175,7 @@ impl Worker {
                 rt::sleep(Duration::from_millis(1)).await;
             }
             heartbeat.fetch_add(1, Ordering::Relaxed);
+            Buffer::sweep();
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
