@@ -47,7 +47,7 @@ impl Client {
             self.post.take_turns().await;
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             if inbox.len() == inbox.capacity() {
-                inbox.reserve(room.max(1));
+                inbox.grow(room);
             }
             match self.post.socket().try_recv(inbox) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

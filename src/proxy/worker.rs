@@ -180,6 +180,8 @@ impl Worker {
             }
             heartbeat.fetch_add(1, Ordering::Relaxed);
             self.wall.set((Instant::now(), unix_ms()));
+            Buffer::sweep();
+            self.usage.iter().for_each(Outbox::sweep);
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
