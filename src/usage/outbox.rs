@@ -42,7 +42,8 @@ pub struct Inbox {
 /// the allocator for what another thread frees.
 pub(super) type Spare = Sender<Box<Queued>>;
 
-/// A record on its way, boxed: it is large, and moved often. Its request body is counted as waiting until the last reporter is done.
+/// A record on its way, boxed: it is large, and moved often. Its request body is counted as waiting
+/// until the last reporter is done.
 #[derive(Debug)]
 pub struct Queued {
     pub(super) record: UsageRecord,
