@@ -6,6 +6,7 @@ import os
 import statistics
 
 import chart
+from process import Failure
 from verdict import Finding
 
 # What a row cannot show yet.
@@ -91,6 +92,29 @@ class Report:
             file.write("\n")
         return path
 
+    def write_tables(self, path):
+        """Puts the tables between the markers of a Markdown file, so that what it says was
+        measured."""
+        with open(path) as file:
+            text = file.read()
+        before, found, rest = text.partition(BEGIN)
+        old, ended, after = rest.partition(END)
+        if not found or not ended:
+            raise Failure(f"{path} has no place for the tables")
+        with open(path, "w") as file:
+            file.write(before + BEGIN + "\n" + self.markdown() + END + after)
+
+    def markdown(self):
+        about = self.machine
+        rows = [[f"{f.row}", f.what, f"{f.target_text()}", f"{f.median:.3g}",
+                 f"{f.interval[0]:.3g} – {f.interval[1]:.3g}", f"{f.verdict()}"]
+                for f in sorted(self.findings, key=lambda f: int(f.row[1:]))]
+        says = (f"Taken {datetime.date.today().isoformat()} by `bench/compare"
+                f"{self.effort.flag()}`: {about['cpu']}, {about['cores']} cores, Linux "
+                f"{about['kernel']}, {about['driver']}, nginx {about['nginx']}, HAProxy "
+                f"{about['haproxy']}; {self.effort.rounds} rounds.\n\n")
+        return says + table(["row", "what", "target", "median", "spread", "verdict"], rows)
+
     def draw(self, folder):
         """Draws the charts of what ran."""
         os.makedirs(folder, exist_ok=True)
@@ -123,12 +147,21 @@ class Report:
                         result["series"], log_x=True)
 
 
+BEGIN, END = "<!-- bench/compare: begin -->", "<!-- bench/compare: end -->"
+
+
+def table(heading, rows):
+    """A table in Markdown."""
+    lines_ = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines_)
+
+
 HEADING = (f"{'row':4} {'what':58} {'median':>8} {'spread':>17} {'target':>9}  verdict")
 
 
 def line(finding, verdicts):
     low, high = finding.interval
-    target = f"{'<=' if finding.at_most else '>='} {finding.target:g}"
+    target = finding.target_text()
     spread = f"{low:.3f} .. {high:.3f}"
     unit = "" if finding.unit == "x" else f" {finding.unit}"
     verdict = finding.verdict() if verdicts else "(smoke: none)"

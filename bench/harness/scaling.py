@@ -36,6 +36,20 @@ def body(stage, effort):
             "series": sweep(effort, peers(), steps, run)}
 
 
+def answer(stage, effort):
+    """Bytes of an answer that is not streamed."""
+    steps = effort.steps([1024, 16384, 131072, 1048576])
+
+    def run(contestant, n):
+        flags = ["--path", "/v1/embeddings", "--answer-bytes", str(n), "--connections", "16"]
+        return stage.measure(contestant, flags, effort.seconds)
+
+    contestants = [LLMProxy(), Nginx("64k"), HAProxy(65536)]
+    return {"title": "CPU time per request against the size of the answer",
+            "x": "bytes of the answer", "y": "µs",
+            "series": sweep(effort, contestants, steps, run)}
+
+
 def backends(stage, effort):
     """Backends: one engine under so many loopback addresses, each a backend of its own."""
     steps = effort.steps([1, 8, 64, 512])
@@ -53,7 +67,7 @@ def workers(stage, effort):
             "x": "workers", "y": "µs", "series": sweep(effort, [LLMProxy()], steps, run)}
 
 
-SWEEPS = [connections, body, backends, workers]
+SWEEPS = [connections, body, answer, backends, workers]
 
 
 def peers():

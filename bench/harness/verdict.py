@@ -65,6 +65,14 @@ class Finding:
             return "pass" if passes[1] else "miss"
         return "too noisy: the target lies within the spread"
 
+    def target_text(self):
+        """
+        >>> Finding("P0", "x", [1], True, 1.0, "ms").target_text()
+        '<= 1 ms'
+        """
+        unit = "" if self.unit == "x" else f" {self.unit}"
+        return f"{'<=' if self.at_most else '>='} {self.target:g}{unit}"
+
     def good(self, value):
         return value <= self.target if self.at_most else value >= self.target
 
@@ -72,7 +80,7 @@ class Finding:
         low, high = self.interval
         return {"row": self.row, "what": self.what, "values": self.values,
                 "median": self.median, "low": low, "high": high,
-                "target": ("<= " if self.at_most else ">= ") + f"{self.target:g}",
+                "target": self.target_text(),
                 "unit": self.unit, "foreign": self.foreign, "doubts": self.doubts,
                 "remarks": self.remarks, "verdict": self.verdict()}
 

@@ -54,8 +54,8 @@ pub const LARGE_BUFFERS_READING_MAX: usize = 8;
 pub const LARGE_IDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Connections accepted in one turn, so that a flood of connects cannot starve the streams.
 pub const ACCEPTS_PER_TURN_MAX: usize = 64;
-/// Body slices forwarded by one vectored send.
-pub const SLICES_PER_SEND_MAX: usize = 16;
+/// Sections of a read (runs of whole chunks, and pieces of chunks) forwarded by one vectored send.
+pub const SECTIONS_PER_SEND_MAX: usize = 4;
 /// Bytes that the kernel holds for a client and cannot send yet. Beyond: its engine is not read.
 pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.

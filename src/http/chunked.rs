@@ -118,6 +118,31 @@ impl ChunkDecoder {
         }
     }
 
+    /// Takes in the line end behind the data of a chunk, if that is what comes next; gives the
+    /// bytes consumed.
+    pub fn line_end(&mut self, input: &[u8]) -> Result<usize, BadChunk> {
+        let mut at = 0;
+        while matches!(self.state, State::DataCr | State::DataLf) {
+            let Some(byte) = input.get(at) else { break };
+            self.state = self.step(*byte)?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    /// The chunk that begins with the input, if the decoder stands between two chunks and
+    /// [`whole_chunk`] finds one. It is consumed then.
+    pub fn whole_chunk(&mut self, input: &[u8]) -> Option<WholeChunk> {
+        if self.state != State::Size || self.digits > 0 {
+            return None;
+        }
+        let chunk = whole_chunk(input)?;
+        if chunk.is_last() {
+            self.state = State::Done;
+        }
+        Some(chunk)
+    }
+
     /// True once the last chunk and the trailers were seen.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
@@ -207,6 +232,59 @@ impl ChunkDecoder {
         }
     }
 }
+
+/// A chunk that lies whole in the input, framing included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WholeChunk {
+    /// First byte of its data in the input.
+    pub start: usize,
+    /// One past the last.
+    pub end: usize,
+}
+
+impl WholeChunk {
+    /// Bytes of the input that it takes up: a line end follows the data (of the last chunk: the
+    /// empty trailer section does).
+    pub fn wire_len(&self) -> usize {
+        self.end + 2
+    }
+
+    /// True for the chunk without data, which ends the body.
+    pub fn is_last(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// The chunk that begins with the input, if all of it is there and its framing is the plainest:
+/// no leading zero, no extension, no trailer. Such a chunk can be sent on as it came. `None` says
+/// nothing else: the decoder knows whether it is incomplete, unusual or broken.
+pub fn whole_chunk(input: &[u8]) -> Option<WholeChunk> {
+    let mut size = 0;
+    let mut at = 0;
+    loop {
+        let byte = *input.get(at)?;
+        size = match byte {
+            b'0'..=b'9' => size * 16 + usize::from(byte - b'0'),
+            b'a'..=b'f' => size * 16 + usize::from(byte - b'a' + 10),
+            b'A'..=b'F' => size * 16 + usize::from(byte - b'A' + 10),
+            _ => break,
+        };
+        at += 1;
+        // A longer size than this is no chunk that would lie in a buffer.
+        if at > WHOLE_CHUNK_DIGITS_MAX {
+            return None;
+        }
+    }
+    if at == 0 || (at > 1 && input.first() == Some(&b'0')) {
+        return None;
+    }
+    let (start, end) = (at + 2, at + 2 + size);
+    let lines = input.get(at..start)? == b"\r\n" && input.get(end..end + 2)? == b"\r\n";
+    lines.then_some(WholeChunk { start, end })
+}
+
+/// Size digits of a chunk that is looked for whole.
+const WHOLE_CHUNK_DIGITS_MAX: usize = 7;
 
 fn expect(byte: u8, wanted: u8, fault: &'static str) -> Result<(), BadChunk> {
     if byte == wanted {

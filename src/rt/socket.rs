@@ -38,6 +38,10 @@ impl Socket {
     /// Sends as much of the slices as the kernel takes now. Never waits, never raises SIGPIPE.
     pub fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        if let [only] = slices {
+            // No vector for the kernel to fetch: some 75 ns less (docs/performance.md).
+            return retry(|| rustix::net::send(self, only, flags));
+        }
         let mut none = SendAncillaryBuffer::default();
         retry(|| rustix::net::sendmsg(self, slices, &mut none, flags))
     }

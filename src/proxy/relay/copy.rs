@@ -1,13 +1,15 @@
-//! The relay loop. Events leave in the same turn in which they arrive, in one system call: our
-//! chunk header, the body slices where they lie in the read buffer, the line end.
+//! The relay loop. Events leave in the same turn in which they arrive, in one system call: whole
+//! chunks as they came, other data with a chunk header of ours, from where they lie in the read
+//! buffer.
 
-use super::framing::{Inbound, Slices};
+use super::framing::{Inbound, Sections};
+use super::parts::{Headers, Parts};
 use super::tap::Tap;
 use super::Outcome;
 use crate::base::fault::Fault;
-use crate::base::limits::{BUFFER_BYTES, SLICES_PER_SEND_MAX};
+use crate::base::limits::BUFFER_BYTES;
 use crate::config::plan::Backend;
-use crate::http::write::{chunk_header, OutFraming, LAST_CHUNK};
+use crate::http::write::{chunk_header, OutFraming, CHUNK_HEADER_BYTES_MAX};
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
@@ -16,8 +18,6 @@ use crate::rt::tls::Link;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
-/// Parts of one send beside the slices: head, chunk header, line end, last chunk.
-const EXTRA_PARTS: usize = 4;
 /// An answer of which so much is announced is read with large buffers from the start.
 const BULK_BYTES_MIN: u64 = 4 * BUFFER_BYTES as u64;
 
@@ -130,7 +130,7 @@ impl<'a> Relay<'a> {
         match got {
             Ok(0) if self.inbound.ends_with_close() => {
                 self.state.finished = true;
-                self.send(&[], &Slices::default(), &[]).await
+                self.send(&[], &Sections::default(), &[]).await
             }
             Ok(0) => Err(Fault::BackendBroke),
             Ok(_) => self.forward(&[], &buffer).await,
@@ -142,27 +142,29 @@ impl<'a> Relay<'a> {
     /// Decodes and sends on all of `input`; `head` goes first.
     async fn forward(&mut self, mut head: &[u8], input: &[u8]) -> Result<(), Fault> {
         let mut rest = input;
-        let mut slices = Slices::default();
+        let mut body = Sections::default();
         loop {
-            let progress =
-                self.inbound.decode(rest, &mut slices).map_err(|why| match head.is_empty() {
-                    true => Fault::BackendBroke,
-                    false => Fault::BadResponse(why),
-                })?;
+            let progress = self.inbound.decode(rest, self.is_chunked(), &mut body);
+            if let (Some(why), false) = (progress.broken, head.is_empty()) {
+                return Err(Fault::BadResponse(why));
+            }
             if !head.is_empty() && progress.finished && progress.consumed < rest.len() {
                 // Nobody has seen this answer yet: say what it is.
                 return Err(Fault::BadResponse("bytes_behind_the_end"));
             }
             self.state.finished = progress.finished;
-            let sent = self.send(head, &slices, rest).await;
+            let sent = self.send(head, &body, rest).await;
             head = &[];
-            if sent.is_ok() && !slices.is_empty() {
-                self.observe(&slices, rest);
+            if sent.is_ok() && !body.is_empty() {
+                self.observe(&body, rest);
             }
             rest = rest.get(progress.consumed..).unwrap_or_default();
             if let Err(fault) = sent {
                 self.pass_over(rest);
                 return Err(fault);
+            }
+            if progress.broken.is_some() {
+                return Err(Fault::BackendBroke);
             }
             if self.state.finished {
                 self.state.extra = !rest.is_empty();
@@ -177,22 +179,28 @@ impl<'a> Relay<'a> {
     /// Decodes what was read and will not be sent: whoever drains the engine's connection must find
     /// the decoder where the bytes are.
     fn pass_over(&mut self, mut rest: &[u8]) {
-        let mut slices = Slices::default();
+        let mut sections = Sections::default();
         while !rest.is_empty() && !self.state.finished {
-            // Should the framing be broken, the drain stumbles over it as well.
-            let Ok(progress) = self.inbound.decode(rest, &mut slices) else { return };
+            let progress = self.inbound.decode(rest, true, &mut sections);
+            if progress.broken.is_some() {
+                return; // the drain stumbles over it as well
+            }
             self.state.finished = progress.finished;
             rest = rest.get(progress.consumed..).unwrap_or_default();
         }
         self.state.extra = !rest.is_empty();
     }
 
-    /// Sends what was decoded: all slices of a read become one chunk. The parts are put together
-    /// anew after each wait instead of being kept through it.
-    async fn send(&mut self, head: &[u8], slices: &Slices, input: &[u8]) -> Result<(), Fault> {
+    fn is_chunked(&self) -> bool {
+        self.outbound == OutFraming::Chunked
+    }
+
+    /// Sends what was decoded. The parts are put together anew after each wait instead of being
+    /// kept through it.
+    async fn send(&mut self, head: &[u8], body: &Sections, input: &[u8]) -> Result<(), Fault> {
         let mut sent = 0;
         loop {
-            let (total, taken) = self.try_send(sent, head, slices, input)?;
+            let (total, taken) = self.try_send(sent, head, body, input)?;
             sent += taken;
             self.state.torn = sent > 0 && sent < total;
             if sent == total {
@@ -203,46 +211,37 @@ impl<'a> Relay<'a> {
                 self.client.room().await?;
             }
         }
-        self.state.bytes += slices.len() as u64;
+        self.state.bytes += body.data_len();
         Ok(())
     }
 
-    /// One vectored send, of all but the first `skip` bytes. Gives the length of everything and
-    /// how much was taken.
+    /// One send, of all but the first `skip` bytes. Gives the length of everything and how much
+    /// was taken.
     fn try_send(
         &self,
         skip: usize,
         head: &[u8],
-        slices: &Slices,
+        body: &Sections,
         input: &[u8],
     ) -> Result<(usize, usize), Fault> {
-        let chunked = self.outbound == OutFraming::Chunked;
-        let mut size = [0u8; 18];
-        let (header, line_end): (&[u8], &[u8]) = match slices.len() {
-            length if chunked && length > 0 => (chunk_header(&mut size, length), b"\r\n"),
-            _ => (&[], &[]),
+        let mut headers = Headers::default();
+        let last = self.state.finished;
+        let mut parts = Parts::after(skip);
+        parts.push(head);
+        match self.is_chunked() {
+            true => parts.push_chunks(body, input, last, &mut headers),
+            false => parts.push_data(body, input),
+        }
+        let taken = match parts.list() {
+            [] => 0,
+            list => self.client.try_send(list)?,
         };
-        let end = if chunked && self.state.finished { LAST_CHUNK } else { &[] };
-        let mut parts = [IoSlice::new(&[]); SLICES_PER_SEND_MAX + EXTRA_PARTS];
-        let (mut used, mut total) = (0, 0);
-        for part in [head, header].into_iter().chain(slices.of(input)).chain([line_end, end]) {
-            let start = skip.saturating_sub(total).min(part.len());
-            total += part.len();
-            let part = part.get(start..).unwrap_or_default();
-            if let (false, Some(slot)) = (part.is_empty(), parts.get_mut(used)) {
-                *slot = IoSlice::new(part);
-                used += 1;
-            }
-        }
-        match parts.get(..used) {
-            None | Some([]) => Ok((total, 0)),
-            Some(parts) => Ok((total, self.client.try_send(parts)?)),
-        }
+        Ok((parts.total, taken))
     }
 
     /// Looks at what was just sent.
-    fn observe(&mut self, slices: &Slices, input: &[u8]) {
-        slices.of(input).for_each(|slice| self.tap.see(slice));
+    fn observe(&mut self, body: &Sections, input: &[u8]) {
+        body.for_each_data(input, |data| self.tap.see(data));
         self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
     }
 
@@ -250,12 +249,12 @@ impl<'a> Relay<'a> {
     /// event stream says why first, if its last event is whole.
     async fn tell(&self, fault: Fault) {
         let client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
-        let chunked = self.outbound == OutFraming::Chunked;
+        let chunked = self.is_chunked();
         let whole = !self.state.torn && self.tap.at_event_boundary();
         if client_reads && chunked && whole {
             let mut event = Buffer::take();
             crate::llm::error::write_event(&fault.refusal(), &mut event);
-            let mut size = [0u8; 18];
+            let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
             let header = chunk_header(&mut size, event.len());
             let mut parts = [IoSlice::new(header), IoSlice::new(&event), IoSlice::new(b"\r\n")];
             // Best effort: the stream is broken either way.

@@ -1,7 +1,7 @@
 //! For engines that crash when a connection is cut (llama-swap#980): the rest of an answer is read
 //! and thrown away after its client has left.
 
-use super::framing::{Inbound, Slices};
+use super::framing::{Inbound, Sections};
 use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::tls::Link;
@@ -24,9 +24,12 @@ pub async fn drain(link: &mut Link, mut inbound: Inbound, idle: Duration) -> boo
             Err(_) => return false,
         }
         let mut rest = buffer.as_slice();
-        let mut slices = Slices::default();
+        let mut sections = Sections::default();
         while !rest.is_empty() {
-            let Ok(progress) = inbound.decode(rest, &mut slices) else { return false };
+            let progress = inbound.decode(rest, true, &mut sections);
+            if progress.broken.is_some() {
+                return false;
+            }
             rest = rest.get(progress.consumed..).unwrap_or_default();
             if progress.finished {
                 return rest.is_empty();

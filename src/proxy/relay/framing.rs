@@ -1,8 +1,9 @@
-//! How the answer's body is delimited, on its way in and on its way out. Never relayed: decoded
-//! here, and written anew.
+//! How the answer's body is delimited, on its way in and on its way out. All framing is decoded
+//! here. What goes out was written anew, or is a chunk that was read whole and has the plainest
+//! framing there is, byte for byte what we would write but for the case of its digits.
 
-use crate::base::limits::{HEAD_BYTES_MAX, SLICES_PER_SEND_MAX};
-use crate::http::chunked::{ChunkDecoder, Piece};
+use crate::base::limits::{HEAD_BYTES_MAX, SECTIONS_PER_SEND_MAX};
+use crate::http::chunked::{whole_chunk, BadChunk, ChunkDecoder, Piece};
 use crate::http::framing::ResponseFraming;
 use crate::http::head::Version;
 use crate::http::response::ResponseHead;
@@ -19,47 +20,89 @@ pub enum Inbound {
     UntilClose,
 }
 
-/// The body found in one buffer of engine bytes.
+/// The body found in one buffer of engine bytes, in sections.
 ///
-/// Offsets of 32 bits: it lives in the future of every stream, and a buffer is 16 KiB.
+/// Offsets of 32 bits: it lives in the future of every stream, and a buffer is far smaller.
 #[derive(Debug, Default)]
-pub struct Slices {
-    ranges: [(u32, u32); SLICES_PER_SEND_MAX],
+pub struct Sections {
+    list: [Section; SECTIONS_PER_SEND_MAX],
     count: u32,
+    has_last_chunk: bool,
+    data_len: u64,
 }
 
-impl Slices {
-    /// The body data, in order; `input` is what was decoded.
-    pub fn of<'a>(&'a self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.ranges
-            .iter()
-            .take(self.count as usize)
-            .map(|(start, end)| input.get(*start as usize..*end as usize).unwrap_or_default())
+/// A piece of what was read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Section {
+    start: u32,
+    end: u32,
+    /// It is a run of whole chunks, their framing included; else it is data.
+    pub is_framed: bool,
+}
+
+impl Section {
+    /// Its bytes; `input` is what was decoded.
+    pub fn of<'a>(&self, input: &'a [u8]) -> &'a [u8] {
+        input.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+impl Sections {
+    /// The sections, in order.
+    pub fn list(&self) -> &[Section] {
+        self.list.get(..self.count as usize).unwrap_or_default()
     }
 
     /// Bytes of body data.
-    pub fn len(&self) -> usize {
-        let ranges = self.ranges.iter().take(self.count as usize);
-        ranges.map(|(start, end)| (end - start) as usize).sum()
+    pub fn data_len(&self) -> u64 {
+        self.data_len
     }
 
     /// True when there is no body data.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.data_len == 0
     }
 
-    fn push(&mut self, range: Range<usize>) {
+    /// True when the framed section at the end has the last chunk in it.
+    pub fn has_last_chunk(&self) -> bool {
+        self.has_last_chunk
+    }
+
+    /// Shows the body data, in order; `input` is what was decoded.
+    pub fn for_each_data<'a>(&self, input: &'a [u8], mut see: impl FnMut(&'a [u8])) {
+        for section in self.list() {
+            let mut bytes = section.of(input);
+            if !section.is_framed {
+                see(bytes);
+                continue;
+            }
+            while let Some(chunk) = whole_chunk(bytes) {
+                if !chunk.is_last() {
+                    see(bytes.get(chunk.start..chunk.end).unwrap_or_default());
+                }
+                bytes = bytes.get(chunk.wire_len()..).unwrap_or_default();
+            }
+        }
+    }
+
+    fn push(&mut self, range: Range<usize>, is_framed: bool, data: usize) {
         if range.is_empty() {
             return;
         }
-        if let Some(slot) = self.ranges.get_mut(self.count as usize) {
-            *slot = (range.start as u32, range.end as u32);
+        if let Some(slot) = self.list.get_mut(self.count as usize) {
+            *slot = Section { start: range.start as u32, end: range.end as u32, is_framed };
             self.count += 1;
+            self.data_len += data as u64;
         }
     }
 
+    fn push_data(&mut self, range: Range<usize>) {
+        let data = range.len();
+        self.push(range, false, data);
+    }
+
     fn is_full(&self) -> bool {
-        self.count as usize == self.ranges.len()
+        self.count as usize == self.list.len()
     }
 }
 
@@ -70,6 +113,8 @@ pub struct Progress {
     pub consumed: usize,
     /// The body is complete.
     pub finished: bool,
+    /// What is wrong behind the data that was found.
+    pub broken: Option<&'static str>,
 }
 
 impl Inbound {
@@ -83,25 +128,30 @@ impl Inbound {
         }
     }
 
-    /// Finds body data in `input`, at most as many slices as one send takes: `consumed` may be
-    /// less than the input, then call again with the rest. An error says what is wrong.
-    pub fn decode(&mut self, input: &[u8], into: &mut Slices) -> Result<Progress, &'static str> {
-        into.count = 0;
+    /// Finds body data in `input`, at most as many sections as one send takes: `consumed` may be
+    /// less than the input, then call again with the rest. `framed`: whole chunks are wanted as
+    /// they came.
+    pub fn decode(&mut self, input: &[u8], framed: bool, into: &mut Sections) -> Progress {
+        *into = Sections::default();
         // An offset must fit in 32 bits. Buffers are far smaller; should one not be, it is decoded
         // in steps.
         let input = input.get(..u32::MAX as usize).unwrap_or(input);
         match self {
             Inbound::UntilClose => {
-                into.push(0..input.len());
-                Ok(Progress { consumed: input.len(), finished: false })
+                into.push_data(0..input.len());
+                Progress { consumed: input.len(), finished: false, broken: None }
             }
             Inbound::Length(left) => {
                 let take = input.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                into.push(0..take);
+                into.push_data(0..take);
                 *left -= take as u64;
-                Ok(Progress { consumed: take, finished: *left == 0 })
+                Progress { consumed: take, finished: *left == 0, broken: None }
             }
-            Inbound::Chunked(decoder) => decode_chunks(decoder, input, into),
+            Inbound::Chunked(decoder) => {
+                let mut chunks = Chunks { decoder, rest: input, consumed: 0, finished: false };
+                let broken = chunks.find(framed, into).err().map(|bad| bad.0);
+                Progress { consumed: chunks.consumed, finished: chunks.finished, broken }
+            }
         }
     }
 
@@ -119,26 +169,64 @@ impl Inbound {
     }
 }
 
-fn decode_chunks(
-    decoder: &mut ChunkDecoder,
-    input: &[u8],
-    into: &mut Slices,
-) -> Result<Progress, &'static str> {
-    let mut at = 0;
-    while !into.is_full() {
-        let rest = input.get(at..).unwrap_or_default();
-        match decoder.decode(rest).map_err(|bad| bad.0)? {
-            Piece::Data { start, end } => {
-                into.push(at + start..at + end);
-                at += end;
+/// The chunks of one read.
+struct Chunks<'a> {
+    decoder: &'a mut ChunkDecoder,
+    rest: &'a [u8],
+    consumed: usize,
+    finished: bool,
+}
+
+impl Chunks<'_> {
+    /// Most engines write a chunk for each event, and most reads bring whole ones: those go out as
+    /// they came, in one piece. Only what lies across two reads is framed anew, so that between two
+    /// sends the client always stands between two chunks, where an event of ours can follow.
+    fn find(&mut self, framed: bool, into: &mut Sections) -> Result<(), BadChunk> {
+        while !into.is_full() && !self.finished {
+            let line_end = self.decoder.line_end(self.rest)?;
+            self.consume(line_end);
+            if framed {
+                self.whole_ones(into);
+                if into.is_full() || self.finished {
+                    break;
+                }
             }
-            Piece::NeedMore => return Ok(Progress { consumed: input.len(), finished: false }),
-            Piece::End { consumed } => {
-                return Ok(Progress { consumed: at + consumed, finished: true })
+            match self.decoder.decode(self.rest)? {
+                Piece::Data { start, end } => {
+                    into.push_data(self.consumed + start..self.consumed + end);
+                    self.consume(end);
+                }
+                Piece::NeedMore => {
+                    self.consume(self.rest.len());
+                    break;
+                }
+                Piece::End { consumed } => {
+                    self.consume(consumed);
+                    self.finished = true;
+                }
             }
         }
+        Ok(())
     }
-    Ok(Progress { consumed: at, finished: false })
+
+    fn whole_ones(&mut self, into: &mut Sections) {
+        let start = self.consumed;
+        let mut data = 0;
+        while let Some(chunk) = self.decoder.whole_chunk(self.rest) {
+            self.consume(chunk.wire_len());
+            data += chunk.end - chunk.start;
+            if chunk.is_last() {
+                into.has_last_chunk = true;
+                self.finished = true;
+            }
+        }
+        into.push(start..self.consumed, true, data);
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.consumed += n;
+        self.rest = self.rest.get(n..).unwrap_or_default();
+    }
 }
 
 /// How the body goes out: as it came where the client can read that.
@@ -154,3 +242,6 @@ pub fn outbound(response: &ResponseHead, client: Version) -> OutFraming {
         (_, _, Version::Http11) => OutFraming::Chunked,
     }
 }
+
+#[cfg(test)]
+mod tests;

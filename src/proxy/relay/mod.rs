@@ -7,6 +7,7 @@
 pub mod copy;
 pub mod drain;
 pub mod framing;
+pub mod parts;
 pub mod tap;
 
 use crate::base::fault::Fault;
