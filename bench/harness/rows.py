@@ -25,7 +25,10 @@ EVENTS = [*BURST, "--gap-ms", "5", "--connections", "320"]
 MIB = 1 << 20
 LARGE = ["--path", "/v1/embeddings", "--answer-bytes", str(MIB), "--connections", "16"]
 SINGLE = ["--answer-bytes", "600", "--prompt-bytes", "950", "--connections", "1"]
-PROMPTS = ["--answer-bytes", "600", "--prompt-bytes", "204800", "--connections", "8"]
+PROMPT = ["--prompt-bytes", "204800"]
+PROMPTS = ["--answer-bytes", "600", *PROMPT, "--connections", "8"]
+# Before a burst: what the first requests left is given back by then.
+SETTLED_SECONDS = 15
 
 
 class Contest:
@@ -173,6 +176,47 @@ def memory(stage, effort, report):
     for peer, target in (("nginx", 0.25), ("HAProxy", 1.0)):
         ratios = [a / b for a, b in zip(ours, found[peer][most])]
         report.add(Finding("P6", f"the same against {peer}", ratios, True, target, "x"))
+    if effort.after_burst_seconds:
+        after_bursts(stage, effort, report)
+
+
+def after_bursts(stage, effort, report):
+    """P6. What a burst leaves behind: resident memory when it is over and forgotten, against that
+    of the same process before it, which had served a few of the same requests."""
+    streams = [*STREAM, "--tokens", "8", "--gap-ms", "500", "--ramp", "0.5"]
+    for what, flags in (("streams", streams),
+                        ("streams with 200 KB prompts", [*streams, *PROMPT])):
+        ratios = []
+        for _ in range(effort.memory_rounds):
+            before, after = around_burst(stage, LLMProxy(), flags, effort)
+            print(f"      {effort.burst} {what}: {before / 1e6:.1f} MB before, "
+                  f"{after / 1e6:.1f} MB {effort.after_burst_seconds} s later", flush=True)
+            ratios.append(after / before)
+        report.add(Finding("P6", f"memory after {effort.burst} {what}, against before", ratios,
+                           True, 1.1, "x"))
+
+
+def around_burst(stage, contestant, flags, effort):
+    """Bytes that a process holds before and after a burst of requests, all at a time."""
+    process, address = contestant.start(stage)
+    try:
+        def send(requests):
+            count = str(requests)
+            # It ends when all are answered.
+            load = stage.load(address, [*flags, "--connections", count, "--requests", count], 60)
+            if load["errors"]:
+                raise Failure(f"{load['errors']} of {count} failed: {load['errors_by_kind']}")
+
+        send(effort.burst // 50)
+        time.sleep(SETTLED_SECONDS)
+        before = machine.rss_bytes(process.pid)
+        send(effort.burst)
+        time.sleep(effort.after_burst_seconds)
+        return before, machine.rss_bytes(process.pid)
+    except Failure as failure:
+        raise Failure(f"{failure}\n{process.output()[-2000:]}") from None
+    finally:
+        process.__exit__()
 
 
 def resident(stage, contestant, live):

@@ -42,6 +42,16 @@ pub const MODEL_NAME_BYTES_MAX: usize = 256;
 pub const BUFFER_BYTES: usize = 16 * 1024;
 /// Pooled buffers that a worker keeps when they are not in use.
 pub const BUFFERS_IDLE_MAX: usize = 64;
+/// Of which so many stay when it has nothing to do.
+pub const BUFFERS_IDLE_MIN: usize = 8;
+/// Bytes of a pooled buffer for large bodies: an answer whose reads fill small ones is read with
+/// it, and a request body that outgrows a small one moves into it.
+pub const LARGE_BUFFER_BYTES: usize = 256 * 1024;
+/// Large buffers with which a worker reads answers at a time; a slow client holds one. Beyond: the
+/// answer is read with small ones.
+pub const LARGE_BUFFERS_READING_MAX: usize = 8;
+/// Bytes of the large buffers that a worker keeps when they are not in use.
+pub const LARGE_IDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Connections accepted in one turn, so that a flood of connects cannot starve the streams.
 pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 /// Sections of a read (runs of whole chunks, and pieces of chunks) forwarded by one vectored send.

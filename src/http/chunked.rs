@@ -7,6 +7,7 @@
 use super::hop::is_token;
 use crate::base::limits::{
     BODY_EXTENSION_BYTES_MAX, CHUNK_EXTENSION_BYTES_MAX, CHUNK_SIZE_DIGITS_MAX,
+    FIELD_NAME_BYTES_MAX,
 };
 
 /// Why bytes are not a chunked body. The text is stable, machine-readable snake case.
@@ -32,21 +33,27 @@ pub enum Piece {
     },
 }
 
-/// Incremental decoder; holds no bytes and never allocates.
+/// Incremental decoder; holds no bytes and never allocates. Every stream has one, so its counters
+/// are as small as their limits allow.
 #[derive(Debug, Clone)]
 pub struct ChunkDecoder {
     state: State,
     /// Size of the chunk while its digits are read, then bytes of it still to come.
     size: u64,
-    digits: usize,
     /// Extension bytes of this chunk, and of the body.
-    extension: usize,
-    extensions: usize,
+    extension: u32,
+    extensions: u32,
     /// Trailer bytes that may still come.
-    trailer_left: usize,
+    trailer_left: u32,
     /// Bytes of the name of the trailer that is read.
-    name: usize,
+    name: u16,
+    digits: u8,
 }
+
+// So that what counts up to them cannot overflow.
+const _: () = assert!(FIELD_NAME_BYTES_MAX < u16::MAX as usize);
+const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < u8::MAX as usize);
+const _: () = assert!(BODY_EXTENSION_BYTES_MAX < u32::MAX as usize);
 
 /// What is expected next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +83,7 @@ impl ChunkDecoder {
             digits: 0,
             extension: 0,
             extensions: 0,
-            trailer_left: trailer_bytes_max,
+            trailer_left: u32::try_from(trailer_bytes_max).unwrap_or(u32::MAX),
             name: 0,
         }
     }
@@ -173,7 +180,7 @@ impl ChunkDecoder {
             b'\r' if self.digits > 0 => return Ok(State::SizeLf),
             _ => return Err(BadChunk("chunk_size_malformed")),
         };
-        if self.digits == CHUNK_SIZE_DIGITS_MAX {
+        if usize::from(self.digits) == CHUNK_SIZE_DIGITS_MAX {
             return Err(BadChunk("chunk_size_too_long"));
         }
         // The chunk before is used up, so `size` is 0 here before the first digit.
@@ -192,8 +199,8 @@ impl ChunkDecoder {
         }
         self.extension += 1;
         self.extensions += 1;
-        if self.extension > CHUNK_EXTENSION_BYTES_MAX || self.extensions > BODY_EXTENSION_BYTES_MAX
-        {
+        let (chunk, body) = (self.extension as usize, self.extensions as usize);
+        if chunk > CHUNK_EXTENSION_BYTES_MAX || body > BODY_EXTENSION_BYTES_MAX {
             return Err(BadChunk("chunk_extension_too_long"));
         }
         Ok(State::Extension)
@@ -211,7 +218,7 @@ impl ChunkDecoder {
             (State::TrailerName, b':') => Ok(State::TrailerValue),
             (State::TrailerName, _) if is_token(byte) => {
                 self.name += 1;
-                if self.name > crate::base::limits::FIELD_NAME_BYTES_MAX {
+                if usize::from(self.name) > FIELD_NAME_BYTES_MAX {
                     return Err(BadChunk("chunk_trailer_too_large"));
                 }
                 Ok(State::TrailerName)

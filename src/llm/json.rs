@@ -27,17 +27,24 @@ pub struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     depth: usize,
+    non_ascii: bool,
 }
 
 impl<'a> Reader<'a> {
     /// Starts before the first byte.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Reader { bytes, at: 0, depth: 0 }
+        Reader { bytes, at: 0, depth: 0, non_ascii: false }
     }
 
     /// Offset of the next byte to be read.
     pub fn offset(&self) -> usize {
         self.at
+    }
+
+    /// True when a string that was read may hold bytes above ASCII: only then is there anything to
+    /// be checked about them.
+    pub fn saw_non_ascii(&self) -> bool {
+        self.non_ascii
     }
 
     /// The next byte that is not white space, unread; `None` at the end.
@@ -74,7 +81,7 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self) -> Result<&'a [u8], Fault> {
         self.expect(b'"')?;
         let start = self.at;
-        let end = string_end(self.bytes, start)?;
+        let end = string_end(self.bytes, start, &mut self.non_ascii)?;
         self.at = end + 1;
         Ok(self.bytes.get(start..end).unwrap_or_default())
     }
@@ -205,23 +212,28 @@ impl<'a> Reader<'a> {
 /// Bytes of a string that are read exactly before whole blocks are tried: most keys and values
 /// end within them.
 const EXACT_BYTES: usize = 32;
-/// Bytes that [`is_plain`] judges at once; a few vector registers.
+/// Bytes that are judged at once; a few vector registers.
 const BLOCK_BYTES: usize = 64;
 /// Bytes before a block that tell which of its characters are escaped.
 const BEFORE_BYTES: usize = 4;
+/// Blocks that are asked for escapes after one had some, before bare text is expected again.
+const ESCAPED_BLOCKS: usize = 16;
 
 /// Offset of the quote that closes the string whose text begins at `start`.
 ///
-/// Two gears, because prompts of coding agents are long *and* full of `\n` and `\"`: a search for
-/// the next quote or backslash would stop every 30 bytes and mispredict each time. The high gear
-/// asks of a whole block whether it holds nothing but plain text and simple escapes, which the
-/// compiler turns into vector code without a branch; the low gear decides byte by byte.
-fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
+/// Three gears, because prompts of coding agents are long *and* full of `\n` and `\"`: a search for
+/// the next quote or backslash would stop every 30 bytes and mispredict each time. The high gears
+/// ask of a whole block whether it holds nothing but bare text (images, prose), or nothing but
+/// plain text and simple escapes (code), which the compiler turns into vector code without a
+/// branch; the low gear decides byte by byte.
+fn string_end(bytes: &[u8], start: usize, non_ascii: &mut bool) -> Result<usize, Fault> {
     let mut at = start;
     let mut pause = at + EXACT_BYTES;
     loop {
         while at < pause {
-            let hits = special_bytes(word_at(bytes, at));
+            let word = word_at(bytes, at);
+            *non_ascii |= word & NON_ASCII != 0;
+            let hits = special_bytes(word);
             at += (hits.trailing_zeros() / 8) as usize;
             if hits == 0 {
                 continue;
@@ -232,20 +244,27 @@ fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
                 _ => return Err(Fault::Malformed { offset: at }),
             }
         }
-        at = skip_plain_blocks(bytes, at);
+        at = skip_plain_blocks(bytes, at, non_ascii);
         pause = at + BLOCK_BYTES;
     }
 }
 
 /// Skips blocks that need no decision. `at` stands behind a complete character or escape, and so
 /// does the result.
-fn skip_plain_blocks(bytes: &[u8], mut at: usize) -> usize {
+fn skip_plain_blocks(bytes: &[u8], mut at: usize, non_ascii: &mut bool) -> usize {
     let start = at;
-    while let Some(window) = bytes.get(at - BEFORE_BYTES..).and_then(|rest| rest.first_chunk()) {
-        if !is_plain(window) && !is_plain_twice_escaped(window) {
-            break;
+    'bare: loop {
+        // What stands behind a backslash may be the rest of an escape: not for this gear.
+        if bytes.get(at - 1) != Some(&b'\\') {
+            at = skip_bare_blocks(bytes, at);
         }
-        at += BLOCK_BYTES;
+        for _ in 0..ESCAPED_BLOCKS {
+            let window = bytes.get(at - BEFORE_BYTES..).and_then(|rest| rest.first_chunk());
+            match window {
+                Some(window) if is_plain(window, non_ascii) => at += BLOCK_BYTES,
+                _ => break 'bare,
+            }
+        }
     }
     // An odd number of backslashes at the very end begins an escape: back to its start.
     let ended = bytes.get(start..at).unwrap_or_default();
@@ -253,26 +272,56 @@ fn skip_plain_blocks(bytes: &[u8], mut at: usize) -> usize {
     at - backslashes % 2
 }
 
+/// Skips blocks without escape, end, control character or byte above ASCII.
+fn skip_bare_blocks(bytes: &[u8], at: usize) -> usize {
+    let (blocks, _) = bytes.get(at..).unwrap_or_default().as_chunks();
+    at + BLOCK_BYTES * blocks.iter().take_while(|block| is_bare(block)).count()
+}
+
+/// True when the block holds nothing but ASCII text.
+fn is_bare(block: &[u8; BLOCK_BYTES]) -> bool {
+    let mut odd = false;
+    for byte in block {
+        // Bytes above ASCII are below zero, and the flipped bit puts the quote (0x22) next to the
+        // control characters without moving any of them out or anything else in.
+        odd |= (((byte ^ 2) as i8) <= 0x20) | (*byte == b'\\');
+    }
+    !odd
+}
+
 /// A block of a string, and the bytes before it.
 type Window = [u8; BEFORE_BYTES + BLOCK_BYTES];
 
 /// True when the block is text of a string without its end, without control characters, and with
-/// no escapes but `\n`, `\t`, `\r` and `\"`.
-fn is_plain(window: &Window) -> bool {
+/// no escapes but the commonest. Notes bytes above ASCII.
+fn is_plain(window: &Window, non_ascii: &mut bool) -> bool {
+    if !*non_ascii {
+        if is_simply_escaped::<true>(window) {
+            return true;
+        }
+        *non_ascii = !window.is_ascii();
+    }
+    (*non_ascii && is_simply_escaped::<false>(window)) || is_twice_escaped(window)
+}
+
+/// Only `\n`, `\t`, `\r` and `\"`, and no byte above ASCII if that is asked for.
+fn is_simply_escaped<const ASCII: bool>(window: &Window) -> bool {
     // A backslash before the block begins an escape unless it ends one.
     let mut odd = window[2] == b'\\' && window[3] == b'\\';
     for at in 0..BLOCK_BYTES {
         let (before, byte) = (window[at + 3], window[at + 4]);
         let escaped = before == b'\\';
         let quote = byte == b'"';
-        let simple = quote | (byte == b'n') | (byte == b't') | (byte == b'r');
-        odd |= (byte < 0x20) | (quote & !escaped) | (escaped & !simple);
+        let letter = (byte == b'n') | (byte == b't') | (byte == b'r');
+        let control = if ASCII { (byte as i8) < 0x20 } else { byte < 0x20 };
+        // A quote must be escaped; what is escaped must be a quote, or one of the letters.
+        odd |= control | ((quote ^ escaped) & !letter);
     }
     !odd
 }
 
 /// The same with `\\` too, at twice the work: JSON inside JSON, as in the arguments of tool calls.
-fn is_plain_twice_escaped(window: &Window) -> bool {
+fn is_twice_escaped(window: &Window) -> bool {
     let mut odd = false;
     for at in 0..BLOCK_BYTES {
         let (b4, b3) = (window[at] == b'\\', window[at + 1] == b'\\');
@@ -301,6 +350,9 @@ fn escape_end(bytes: &[u8], at: usize) -> Result<usize, Fault> {
         _ => Err(Fault::Malformed { offset: at }),
     }
 }
+
+/// The top bit of each byte of a word.
+const NON_ASCII: u64 = 0x8080_8080_8080_8080;
 
 /// Eight bytes from `at`, the first one lowest. Behind the end of input come zeros, which are
 /// control characters: they stop the search exactly there.

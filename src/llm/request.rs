@@ -55,15 +55,23 @@ pub enum ScanFault {
 /// # Errors
 /// A [`ScanFault`] for everything that is not strict JSON or that could be read in two ways.
 pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
-    if std::str::from_utf8(body).is_err() || body.starts_with(b"\xEF\xBB\xBF") {
+    let mut reader = Reader::new(body);
+    let facts = walk(&mut reader);
+    // Most bodies are ASCII, which the walk sees on its way: those need no second one. That a body
+    // is not even text is the first thing to say of it.
+    let is_ascii = facts.is_ok() && !reader.saw_non_ascii();
+    if !is_ascii && (std::str::from_utf8(body).is_err() || body.starts_with(b"\xEF\xBB\xBF")) {
         return Err(ScanFault::NotUtf8);
     }
-    let mut reader = Reader::new(body);
+    facts
+}
+
+fn walk<'a>(reader: &mut Reader<'a>) -> Result<RequestFacts<'a>, ScanFault> {
     let mut watched = Watched::default();
     if reader.peek() == Some(b'{') {
         let mut key = reader.enter_object()?;
         while let Some(name) = key {
-            watched.member(name, &mut reader)?;
+            watched.member(name, reader)?;
             key = reader.next_key()?;
         }
     } else {

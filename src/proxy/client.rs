@@ -47,7 +47,7 @@ impl Client {
             self.post.take_turns().await;
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             if inbox.len() == inbox.capacity() {
-                inbox.reserve(room.max(1));
+                inbox.grow(room);
             }
             match self.post.socket().try_recv(inbox) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -84,7 +84,8 @@ impl Client {
     /// is served and a stalled one is not.
     pub async fn room(&self) -> Result<(), Fault> {
         self.post.arm(self.write_timeout);
-        match self.post.attended(self.post.socket().writable()).await {
+        // Boxed: few streams ever wait for their client, and every stream would carry the wait.
+        match Box::pin(self.post.attended(self.post.socket().writable())).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(Alarm::Gone) => Err(Fault::ClientLeft),
             Err(Alarm::Expired) => Err(Fault::ClientWriteTimeout),

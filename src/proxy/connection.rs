@@ -16,7 +16,7 @@ use super::route::{self, Tried};
 use super::settle::{settle, Ending, Story};
 use super::upstream::exchange::{exchange, Exchange};
 use super::upstream::pool::Lease;
-use super::worker::Worker;
+use super::worker::{Live, Worker};
 use crate::base::fault::{Fault, Retry, Side};
 use crate::base::id::RequestId;
 use crate::base::limits::{
@@ -33,6 +33,7 @@ use crate::rt::buffer::Buffer;
 use crate::rt::socket::Socket;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
+use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -55,24 +56,26 @@ struct Talk {
     tap: Tap,
 }
 
-/// Serves one client until it or we close.
-pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
-    let Ok(post) = w.patrol.watch(socket) else {
-        // Out of memory or epoll watches; the client sees a closed connection.
-        w.meters.borrow_mut().connections[1] += 1;
-        return;
-    };
+/// Serves one client until it or we close. `None` when it cannot be watched.
+pub fn serve(live: Live, socket: Socket, peer: IpAddr) -> Option<impl Future<Output = ()>> {
+    let w = live.worker();
+    let post = w.patrol.watch(socket).ok()?;
     let write_timeout = w.plan.server.write_timeout;
-    let mut client = Box::new(Client { post, write_timeout, inbox: None });
-    let mut talk = Box::new(Talk {
+    let client = Box::new(Client { post, write_timeout, inbox: None });
+    let talk = Box::new(Talk {
         request: Request::new(w.next_id(), peer.to_string()),
         story: Story::default(),
         exchange: None,
         inbound: Inbound::Length(0),
         tap: Tap::default(),
     });
+    Some(converse(live, client, talk))
+}
+
+async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
+    let w = live.worker();
     loop {
-        match one_request(&w, &mut client, &mut talk).await {
+        match one_request(w, &mut client, &mut talk).await {
             Next::Request if w.patrol.is_draining() => return,
             Next::Request => {}
             Next::Close => return,
@@ -84,27 +87,43 @@ pub async fn serve(w: Rc<Worker>, socket: Socket, peer: IpAddr) {
 async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     talk.tap.reset();
     talk.story = Story::default();
-    let request = &mut talk.request;
+    if let Some(next) = receive_head(w, client, &mut talk.request).await {
+        return next;
+    }
+    let _active = w.enter_request();
+    // Each step on its own, so that nothing of one is kept while a stream runs in the next.
+    match admit(w, client, talk).await {
+        Some(next) => next,
+        None => forward(w, client, talk).await,
+    }
+}
+
+/// `None`: it is there.
+async fn receive_head(w: &Worker, client: &mut Client, request: &mut Request) -> Option<Next> {
     match receive::head(client, request, &w.plan.server).await {
-        Ok(Received::Whole) => {}
+        Ok(Received::Whole) => None,
         Ok(Received::Idled) => {
             w.meters.borrow_mut().idle_closed[0] += 1;
-            return Next::Close;
+            Some(Next::Close)
         }
         Ok(Received::Closed) => {
             if !client.bytes().is_empty() {
                 w.count_abort(Phase::Request);
             }
-            return Next::Close;
+            Some(Next::Close)
         }
         Err(refusal) => {
-            request.id = w.next_id();
-            request.unique_id = request.id;
+            request.unique_id = w.next_id();
             request.started_unix_ms = w.unix_ms(request.started);
-            return Box::pin(refuse(w, client, request, refusal)).await;
+            Some(Box::pin(refuse(w, client, request, refusal)).await)
         }
     }
-    let _active = w.enter_request();
+}
+
+/// Decides whether the request goes to a backend, and reads its body; `None`: it does. What does
+/// not is answered here.
+async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> Option<Next> {
+    let request = &mut talk.request;
     identify(w, client, request);
     let path = request.head.path(client.bytes());
     let kind = path::classify(path, request.head.method, &w.plan);
@@ -116,18 +135,16 @@ async fn one_request(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Ne
             Ok(Received::Closed | Received::Idled) => {
                 w.count_abort(Phase::Request);
                 settle(w, request, &talk.tap, &mut Story::client_left());
-                return Next::Close;
+                return Some(Next::Close);
             }
-            Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
+            Err(refusal) => return Some(Box::pin(refuse(w, client, request, refusal)).await),
         }
     }
     match kind {
-        // On its own, so that nothing else is kept while a stream runs.
-        Ok(Kind::Forward) => {}
-        Ok(own) => return Box::pin(own_answer(w, client, request, own)).await,
-        Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
+        Ok(Kind::Forward) => None,
+        Ok(own) => Some(Box::pin(own_answer(w, client, request, own)).await),
+        Err(refusal) => Some(Box::pin(refuse(w, client, request, refusal)).await),
     }
-    forward(w, client, talk).await
 }
 
 fn is_small(request: &Request) -> bool {
@@ -143,7 +160,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     request.unique_id = w.next_id();
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
-    request.id = theirs.unwrap_or(request.unique_id);
+    request.client_id = theirs.map(Box::new);
     request.started_unix_ms = w.unix_ms(request.started);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
@@ -173,7 +190,7 @@ async fn refuse(w: &Worker, client: &mut Client, request: &mut Request, refusal:
 
 fn frame<'a>(w: &Worker, request: &'a Request, close: bool) -> Frame<'a> {
     Frame {
-        request_id: request.id.as_str(),
+        request_id: request.id().as_str(),
         version: request.head.version,
         close: close || !request.head.keep_alive || w.patrol.is_draining(),
         head_only: request.head.method == Method::Head,
@@ -216,24 +233,26 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
 /// The way of a request that is for a backend.
 async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let request = &mut talk.request;
-    // Empty since the reset; its capacity is used again.
-    let mut model = std::mem::take(&mut request.model);
-    match body::facts(&request.head, client.bytes(), request.body(client.bytes())) {
-        Ok(facts) => {
-            model.push_str(facts.model.as_deref().unwrap_or_default());
-            request.stream = facts.stream.unwrap_or(false);
-            request.model = model;
-        }
-        Err(refusal) => return Box::pin(refuse(w, client, request, refusal)).await,
+    if let Err(refusal) = read_facts(client, request) {
+        return Box::pin(refuse(w, client, request, refusal)).await;
     }
     talk.story.keep_body(w, request, client);
     match try_backends(w, client, talk).await {
         Ok(()) => deliver(w, client, talk).await,
-        Err(Failure::Refused(refusal)) => {
-            Box::pin(refuse(w, client, &mut talk.request, refusal)).await
-        }
-        Err(Failure::Broke(fault)) => Box::pin(give_up(w, client, talk, fault)).await,
+        Err(None) => Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await,
+        Err(Some(fault)) => Box::pin(give_up(w, client, talk, fault)).await,
     }
+}
+
+/// Takes from the body what the way of the request depends on.
+fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
+    // Empty since the reset; its capacity is used again.
+    let mut model = std::mem::take(&mut request.model);
+    let facts = body::facts(&request.head, client.bytes(), request.body(client.bytes()))?;
+    model.push_str(facts.model.as_deref().unwrap_or_default());
+    request.stream = facts.stream.unwrap_or(false);
+    request.model = model;
+    Ok(())
 }
 
 /// Answers for a backend that did not, and settles.
@@ -255,20 +274,17 @@ async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault)
     next
 }
 
-/// Why no backend answered.
-enum Failure {
-    /// There was nobody to ask.
-    Refused(Refusal),
-    /// The last one asked failed.
-    Broke(Fault),
-}
-
 /// Tries backends until one begins to answer. Another one is asked only while nobody saw the
-/// request; a kept connection that was closed under us is replaced once.
-async fn try_backends(w: &Worker, client: &mut Client, talk: &mut Talk) -> Result<(), Failure> {
+/// request; a kept connection that was closed under us is replaced once. The error is how the last
+/// one failed; `None` when there was nobody to ask.
+async fn try_backends(
+    w: &Worker,
+    client: &mut Client,
+    talk: &mut Talk,
+) -> Result<(), Option<Fault>> {
     let Talk { request, story, .. } = talk;
     let mut tried = Tried::default();
-    let mut last = Failure::Refused(NO_BACKEND);
+    let mut last = None;
     while tried.len() < CONNECT_TRIES_MAX {
         let picked = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried);
         let Some(backend) = picked else { break };
@@ -278,13 +294,17 @@ async fn try_backends(w: &Worker, client: &mut Client, talk: &mut Talk) -> Resul
         }
         story.backend = Some(backend);
         tried.add(backend);
-        let mut result = exchange(w, client, request, backend, false).await;
-        if matches!(&result, Err(fault) if fault.retry() == Retry::Fresh) {
+        let mut fresh = false;
+        // One await in a loop: the futures of two in a row would lie side by side in every stream.
+        let result = loop {
+            match exchange(w, client, request, backend, fresh).await {
+                Err(fault) if fault.retry() == Retry::Fresh && !fresh => fresh = true,
+                result => break result,
+            }
             w.count_fault(Some(backend), Fault::ReuseRace);
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
-            result = exchange(w, client, request, backend, true).await;
-        }
+        };
         match result {
             Ok(exchange) => {
                 story.fallback = tried.len() > 1;
@@ -293,7 +313,7 @@ async fn try_backends(w: &Worker, client: &mut Client, talk: &mut Talk) -> Resul
             }
             Err(fault) => {
                 w.count_fault(Some(backend), fault);
-                last = Failure::Broke(fault);
+                last = Some(fault);
                 if fault.retry() != Retry::Any {
                     break;
                 }
@@ -316,8 +336,6 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         || outbound == OutFraming::UntilClose
         || w.is_crowded()
         || w.patrol.is_draining();
-    let bytes = got.bytes.take().unwrap_or_else(Buffer::take);
-    let head = client_head(request, &bytes, outbound, close);
     *inbound = Inbound::new(request.response.framing);
     if request.response.event_stream {
         tap.expect_events();
@@ -327,9 +345,16 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     story.event_stream = request.response.event_stream;
     request.release_body(client);
     let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, got.asked);
-    let begun = relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await;
-    // From here on the stream holds a buffer only while bytes move.
-    drop((head, bytes));
+    // In a scope of their own: behind it the stream holds a buffer only while bytes move.
+    let begun = {
+        let bytes = got.bytes.take().unwrap_or_else(Buffer::take);
+        let head = client_head(request, &bytes, outbound, close);
+        relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await
+    };
+    if request.response.event_stream {
+        // It may run for minutes, and nothing of the heads is needed any more.
+        request.release_heads();
+    }
     if let Err(fault @ Fault::BadResponse(_)) = begun {
         *exchange = None;
         w.count_fault(story.backend, fault);
@@ -367,7 +392,7 @@ fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool
         client: request.head.version,
         framing,
         close,
-        request_id: request.id.as_str(),
+        request_id: request.id().as_str(),
     };
     write::response(&mut head, &request.response, bytes, &how);
     head
@@ -398,19 +423,22 @@ fn part(w: &Rc<Worker>, mut lease: Lease, outcome: Outcome, plan: &Backend, inbo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::Future;
+    use std::mem::size_of;
 
     /// Bytes of the future that a function of three arguments returns.
     fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
-        std::mem::size_of::<F>()
+        size_of::<F>()
     }
 
-    /// A stream that runs for minutes costs this, its request's box and two sockets. What is
-    /// needed only now and then (connecting, draining) is boxed instead of growing it.
+    /// What a stream that runs for minutes costs, beside its two sockets' own. What is needed only
+    /// now and then (connecting, waiting for a slow client, draining) is boxed instead of growing
+    /// it.
     #[test]
-    fn the_future_of_a_connection_stays_small() {
-        let size = size_of_future(serve);
-        println!("connection future: {size} bytes");
-        assert!(size <= 1600, "{size} bytes");
+    fn a_stream_stays_small() {
+        let sizes = [size_of_future(converse), size_of::<Talk>(), size_of::<Client>()];
+        println!("connection's future, talk, client: {sizes:?} bytes");
+        for (size, stated) in sizes.into_iter().zip([912, 912, 80]) {
+            assert!(size <= stated, "{size} bytes, {stated} are stated");
+        }
     }
 }

@@ -34,8 +34,8 @@ pub struct Request {
     pub response: ResponseHead,
     /// Our own, unique id: the key of records.
     pub unique_id: RequestId,
-    /// The id that travels as `x-request-id`: the client's when it sent a harmless one, else ours.
-    pub id: RequestId,
+    /// The client's, when it sent a harmless one. Boxed: few do.
+    pub client_id: Option<Box<RequestId>>,
     /// Label of the path in metrics and records, from a fixed set.
     pub path_label: &'static str,
     /// Where the client connected from.
@@ -69,7 +69,7 @@ impl Request {
             wire_len: 0,
             response: ResponseHead::default(),
             unique_id: id,
-            id,
+            client_id: None,
             path_label: "",
             path: String::new(),
             method: "",
@@ -86,6 +86,7 @@ impl Request {
         self.response.reset();
         self.head_len = 0;
         self.wire_len = 0;
+        self.client_id = None;
         self.path_label = "other";
         self.method = "";
         self.path.clear();
@@ -93,6 +94,11 @@ impl Request {
         self.stream = false;
         self.body_len = 0;
         self.decoded = None;
+    }
+
+    /// The id that travels as `x-request-id`: the client's own, or else ours.
+    pub fn id(&self) -> &RequestId {
+        self.client_id.as_deref().unwrap_or(&self.unique_id)
     }
 
     /// The decoded body. `inbox` is the client's.
@@ -113,6 +119,12 @@ impl Request {
         self.decoded = None;
         client.consume(self.wire_len);
         self.wire_len = 0;
+    }
+
+    /// Gives up the fields of both heads, whose capacity is kept from request to request else.
+    pub fn release_heads(&mut self) {
+        self.head.fields = Vec::new();
+        self.response.fields = Vec::new();
     }
 }
 

@@ -199,7 +199,7 @@ fn fill(
     let same_url = record.backend_url.take().filter(|old| Some(&**old) == url.map(|url| &**url));
     *record = UsageRecord {
         request_id: request.unique_id,
-        client_request_id: (request.id != request.unique_id).then_some(request.id),
+        client_request_id: request.client_id.as_deref().copied(),
         timestamp_ms: request.started_unix_ms,
         user_id: None,
         api_key: None,

@@ -180,6 +180,8 @@ impl Worker {
             }
             heartbeat.fetch_add(1, Ordering::Relaxed);
             self.wall.set((Instant::now(), unix_ms()));
+            Buffer::sweep();
+            self.usage.iter().for_each(Outbox::sweep);
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
@@ -208,14 +210,12 @@ impl Worker {
         match arrival {
             Arrival::Client(socket, peer) if self.connections.have_room() => {
                 self.meters.borrow_mut().connections[0] += 1;
-                let live = self.enter_live();
-                let w = Rc::clone(self);
-                // Boxed once, here: each layer around a future by value would double it.
-                let serving = Box::pin(connection::serve(w, socket, peer));
-                self.spawn_guarded(async move {
-                    let _live = live;
-                    serving.await;
-                });
+                match connection::serve(self.enter_live(), socket, peer) {
+                    // Boxed: an async block around a future by value would double it.
+                    Some(serving) => self.spawn_guarded(Box::pin(serving)),
+                    // Out of memory or epoll watches; the client sees a closed connection.
+                    None => self.meters.borrow_mut().connections[1] += 1,
+                }
             }
             Arrival::Client(socket, _) => {
                 let refusal = NO_ROOM.with_retry_after(1);
@@ -343,6 +343,13 @@ fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
 
 /// Counts a connection for as long as it lives.
 pub struct Live(Rc<Worker>);
+
+impl Live {
+    /// Whose connection it is.
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.0
+    }
+}
 
 impl Drop for Live {
     fn drop(&mut self) {

@@ -1,22 +1,38 @@
 //! One panic closes one connection, not the worker with its thousands of streams.
 
-use std::future::{poll_fn, Future};
+use pin_project_lite::pin_project;
+use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 /// Runs `future`; false when it panicked. A panic in a monoio task unwinds through `block_on` and
 /// ends the worker while its listener still takes connections, hence the guard (monoio#314).
 ///
 /// The future is dropped afterwards either way, which closes its sockets; state that outlives it
 /// sits in cells that are never left half-written across a poll.
-pub async fn guarded<F: Future<Output = ()>>(future: F) -> bool {
-    let mut future = pin!(future);
-    poll_fn(move |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(|()| true),
-        Err(_) => Poll::Ready(false),
-    })
-    .await
+pub fn guarded<F: Future<Output = ()>>(future: F) -> Guarded<F> {
+    Guarded { future }
+}
+
+pin_project! {
+    /// See [`guarded`]. A type of its own: an async function would hold the future twice.
+    pub struct Guarded<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Guarded<F> {
+    type Output = bool;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        let future = self.project().future;
+        match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(poll) => poll.map(|()| true),
+            Err(_) => Poll::Ready(false),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,11 @@ impl Link {
         Link { socket, tls: None }
     }
 
+    /// True without TLS: a read takes what the kernel has. (With TLS one takes a record.)
+    pub fn is_bare(&self) -> bool {
+        self.tls.is_none()
+    }
+
     /// Does the TLS handshake. The caller bounds the time.
     pub async fn handshake(
         socket: Socket,

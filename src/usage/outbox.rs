@@ -8,6 +8,9 @@ use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
+/// One of so many spare records is given up by a sweep.
+const SPARES_PER_SWEEP: usize = 64;
+
 /// Makes both ends for these reporters.
 pub fn open(reporters: &[Reporter]) -> (Outbox, Inbox) {
     with_capacity(reporters, OUTBOX_RECORDS_MAX)
@@ -71,6 +74,15 @@ impl Outbox {
             count(&self.counters.outbox_dropped);
         }
         taken
+    }
+
+    /// Called at a steady pace: gives up some of the records that lie here to be filled again, so
+    /// that what a burst left is gone within a minute. Who needs them all the time makes new ones
+    /// so rarely that nobody notices.
+    pub fn sweep(&self) {
+        for _ in 0..self.spares.len().div_ceil(SPARES_PER_SWEEP) {
+            let _ = self.spares.try_recv();
+        }
     }
 
     /// Records that wait here now.
@@ -158,6 +170,20 @@ mod tests {
         assert_eq!(outbox.counters().body_bytes.load(Relaxed), 7);
         drop(again);
         assert_eq!(outbox.counters().body_bytes.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn spare_records_are_given_up() {
+        let (outbox, inbox) = with_capacity(&[], 200);
+        (0..200).for_each(|_| assert!(outbox.offer(record())));
+        inbox.records.try_iter().for_each(|queued| queued.spare(&inbox.spare));
+        assert_eq!(outbox.spares.len(), 200);
+        let mut sweeps = 0;
+        while !outbox.spares.is_empty() {
+            outbox.sweep();
+            sweeps += 1;
+        }
+        assert!((64..200).contains(&sweeps), "in {sweeps} sweeps");
     }
 
     #[test]

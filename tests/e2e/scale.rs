@@ -114,6 +114,34 @@ fn thousands_that_time_out_in_one_tick_are_all_closed() {
     assert_back_to(&proxy, files);
 }
 
+/// Catches: buffers of connections that are gone, held for ever; a pool that stays as large as the
+/// largest burst made it.
+#[test]
+fn the_buffers_of_a_burst_are_given_back() {
+    const CLIENTS: usize = 300;
+    // As `base::limits` has them.
+    const KEPT_AFTER_A_BURST: f64 = 64.0;
+    const KEPT_IN_THE_END: f64 = 8.0;
+    let _alone = heavy();
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url()).start();
+    let buffers = |state| proxy.metric("llmproxy_buffers", &[("state", state)]);
+    let begin = |_| {
+        let mut client = TcpStream::connect(proxy.addr()).expect("room in the queue");
+        // A head without an end: what came of it is kept.
+        client.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\n").unwrap();
+        client
+    };
+    let burst: Vec<TcpStream> = (0..CLIENTS).map(begin).collect();
+    await_until("each holds a buffer", MINUTE, || buffers("in_use") >= CLIENTS as f64);
+    drop(burst);
+    // The scrape itself has one.
+    await_until("none is in use", MINUTE, || buffers("in_use") <= 1.0);
+    assert!(buffers("idle") <= KEPT_AFTER_A_BURST);
+    await_until("few are kept", MINUTE, || buffers("idle") <= KEPT_IN_THE_END);
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+}
+
 /// Catches: the same for waits at engines, each of which has two sockets to lose.
 #[test]
 fn hundreds_that_wait_for_an_engine_time_out_in_one_tick() {

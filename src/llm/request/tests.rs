@@ -83,6 +83,12 @@ fn what_two_parsers_could_read_in_two_ways_is_refused() {
         assert_eq!(scan(body.as_bytes()), Err(fault), "{body}");
     }
     assert_eq!(scan(b"{\"a\":\"\xff\"}"), Err(NotUtf8));
+    // Wherever it stands, and whatever else is wrong.
+    for before in 0..300 {
+        let text = [b"{\"a\":\"", &vec![b'x'; before][..], b"\xe4", &[b'y'; 100]].concat();
+        assert_eq!(scan(&[&text[..], b"\"}"].concat()), Err(NotUtf8), "{before}");
+        assert_eq!(scan(&text), Err(NotUtf8), "{before}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::parts::{Headers, Parts};
 use super::tap::Tap;
 use super::Outcome;
 use crate::base::fault::Fault;
+use crate::base::limits::BUFFER_BYTES;
 use crate::config::plan::Backend;
 use crate::http::write::{chunk_header, OutFraming, CHUNK_HEADER_BYTES_MAX};
 use crate::proxy::client::Client;
@@ -16,6 +17,9 @@ use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
 use std::io::{self, IoSlice};
 use std::time::Instant;
+
+/// An answer of which so much is announced is read with large buffers from the start.
+const BULK_BYTES_MIN: u64 = 4 * BUFFER_BYTES as u64;
 
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
@@ -44,6 +48,8 @@ struct State {
     extra: bool,
     /// A send was given up in its middle: nothing of ours may follow.
     torn: bool,
+    /// The last read filled its buffer: there is more than a small one takes.
+    in_bulk: bool,
     bytes: u64,
 }
 
@@ -114,8 +120,14 @@ impl<'a> Relay<'a> {
             Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
         }
         post.take_turns().await;
-        let mut buffer = Buffer::take();
-        match link.try_recv(&mut buffer) {
+        let bulk = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
+        let mut buffer = match bulk && link.is_bare() {
+            true => Buffer::take_large(),
+            false => Buffer::take(),
+        };
+        let got = link.try_recv(&mut buffer);
+        self.state.in_bulk = matches!(got, Ok(n) if n >= BUFFER_BYTES);
+        match got {
             Ok(0) if self.inbound.ends_with_close() => {
                 self.state.finished = true;
                 self.send(&[], &Sections::default(), &[]).await
@@ -194,7 +206,10 @@ impl<'a> Relay<'a> {
             if sent == total {
                 break;
             }
-            self.client.room().await?;
+            // What was taken in part may have filled no more than one step of the kernel's.
+            if taken == 0 {
+                self.client.room().await?;
+            }
         }
         self.state.bytes += body.data_len();
         Ok(())

@@ -155,6 +155,14 @@ impl Inbound {
         }
     }
 
+    /// Bytes that are certainly still to come; 0 when that is not known.
+    pub fn announced(&self) -> u64 {
+        match self {
+            Inbound::Length(left) => *left,
+            Inbound::Chunked(_) | Inbound::UntilClose => 0,
+        }
+    }
+
     /// True when a close of the connection is the proper end of the body.
     pub fn ends_with_close(&self) -> bool {
         matches!(self, Inbound::UntilClose)

@@ -108,7 +108,7 @@ async fn send(
             base_path: &plan.base_path,
             host: &plan.host,
             body_len: request.has_body().then_some(body.len() as u64),
-            request_id: request.id.as_str(),
+            request_id: request.id().as_str(),
             drop: w.credential_fields(),
             set: &plan.headers,
             client_ip: &request.peer,
