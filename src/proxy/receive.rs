@@ -12,7 +12,7 @@ use crate::config::plan::Server;
 use crate::http::chunked::{ChunkDecoder, Piece};
 use crate::http::framing::Framing;
 use crate::http::head::Parse;
-use crate::http::request::RequestHead;
+use crate::http::request::{Method, RequestHead};
 use crate::http::response::ResponseHead;
 use crate::http::write;
 use crate::rt::patrol::Alarm;
@@ -39,13 +39,13 @@ pub struct Request {
     /// Label of the path in metrics and records, from a fixed set.
     pub path_label: &'static str,
     /// Where the client connected from.
-    pub peer: String,
+    pub peer: Box<str>,
     /// Decoded bytes of the body.
     pub body_len: u64,
     /// Path without its query (a query may carry a key), as sent.
     pub path: String,
-    /// The method, for records.
-    pub method: &'static str,
+    /// The method, for records; `None` when the head could not be read.
+    pub method: Option<Method>,
     /// The model asked for; empty when the request has none that we read.
     pub model: String,
     /// The client asked for a stream.
@@ -59,7 +59,7 @@ pub struct Request {
 
 impl Request {
     /// An empty one, of a client at an address.
-    pub fn new(id: RequestId, peer: String) -> Request {
+    pub fn new(id: RequestId, peer: Box<str>) -> Request {
         Request {
             peer,
             body_len: 0,
@@ -72,7 +72,7 @@ impl Request {
             client_id: None,
             path_label: "",
             path: String::new(),
-            method: "",
+            method: None,
             model: String::new(),
             stream: false,
             started: Instant::now(),
@@ -88,7 +88,7 @@ impl Request {
         self.wire_len = 0;
         self.client_id = None;
         self.path_label = "other";
-        self.method = "";
+        self.method = None;
         self.path.clear();
         self.model.clear();
         self.stream = false;

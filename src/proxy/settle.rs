@@ -9,6 +9,7 @@ use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::http::framing::ResponseFraming;
+use crate::http::request::Method;
 use crate::state::meters::{BackendIndex, Series};
 use crate::usage::access::AccessLine;
 use crate::usage::record::{self, UsageRecord};
@@ -48,7 +49,7 @@ pub struct Story {
     pub outcome: Option<Outcome>,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
-    request_body: Option<Vec<u8>>,
+    request_body: Option<Box<[u8]>>,
 }
 
 impl Story {
@@ -71,7 +72,7 @@ impl Story {
     pub fn keep_body(&mut self, w: &Worker, request: &Request, client: &Client) {
         if let (Some(max), Some(_)) = (w.plan.usage.request_body_max, &w.usage) {
             let body = request.body(client.bytes());
-            self.request_body = (body.len() <= max).then(|| body.to_vec());
+            self.request_body = (body.len() <= max).then(|| body.into());
         }
     }
 
@@ -98,7 +99,7 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
     if let Some(access) = &w.access {
         let mut record = UsageRecord::default();
         fill(&mut record, w, (request, tap, story), times);
-        access.offer(AccessLine { record, client: request.peer.as_str().into() });
+        access.offer(AccessLine { record, client: request.peer.clone() });
     }
     // What no backend ever had is nobody's bill.
     if let (Some(usage), Some(_)) = (&w.usage, story.backend) {
@@ -106,7 +107,7 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
         // When it is full the outbox counts what it drops.
         let _ = usage.offer_with(|record| {
             fill(record, w, (request, tap, story), times);
-            record.request_body = body;
+            record.request_body = body.map(<[u8]>::into_vec);
         });
     }
 }
@@ -204,7 +205,7 @@ fn fill(
         user_id: None,
         api_key: None,
         model: text(record.model.take(), model),
-        method: request.method,
+        method: request.method.map_or("", Method::as_str),
         path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
         backend_url: same_url.or_else(|| url.cloned()),
         status_code: story.status(),
