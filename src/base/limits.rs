@@ -56,6 +56,9 @@ pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 pub const SLICES_PER_SEND_MAX: usize = 16;
 /// Bytes that the kernel holds for a client and cannot send yet. Beyond: its engine is not read.
 pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
+/// Bytes of an answer that the kernel holds for us and that we do not read yet. Beyond: the engine
+/// waits. (The kernel doubles the figure, for its own book-keeping, and may cut it.)
+pub const ENGINE_UNREAD_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.
 pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
 /// Room that is added at a time while a request body arrives, so that a `Content-Length` alone
