@@ -50,6 +50,10 @@ pub const LARGE_BUFFER_BYTES: usize = 256 * 1024;
 pub const LARGE_BUFFERS_READING_MAX: usize = 8;
 /// Bytes of the large buffers that a worker keeps when they are not in use.
 pub const LARGE_IDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes that a pipe takes at a time, where an answer passes without being read.
+pub const PIPE_BYTES: usize = 256 * 1024;
+/// Pipes of a worker; a slow client holds one. Beyond: the answer is read with buffers.
+pub const PIPES_MAX: usize = 4;
 /// Connections accepted in one turn, so that a flood of connects cannot starve the streams.
 pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 /// Body slices forwarded by one vectored send.

@@ -312,6 +312,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let head = client_head(request, &bytes, outbound, close);
     *inbound = Inbound::new(request.response.framing);
     *tap = Tap::new(request.response.event_stream);
+    tap.usage_at_ends = request.path_label == EMBEDDINGS;
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
@@ -350,6 +351,9 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         (true, false) => Next::Request,
     }
 }
+
+/// Vectors, with usage behind them, or before them (llama.cpp).
+const EMBEDDINGS: &str = "/v1/embeddings";
 
 fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
     let mut head = Buffer::take();

@@ -21,7 +21,7 @@ pub enum Inbound {
 
 /// The body found in one buffer of engine bytes.
 ///
-/// Offsets of 32 bits: it lives in the future of every stream, and a buffer is 16 KiB.
+/// Offsets of 32 bits: it lives in the future of every stream, and a buffer is far smaller.
 #[derive(Debug, Default)]
 pub struct Slices {
     ranges: [(u32, u32); SLICES_PER_SEND_MAX],
@@ -110,6 +110,13 @@ impl Inbound {
         match self {
             Inbound::Length(left) => *left,
             Inbound::Chunked(_) | Inbound::UntilClose => 0,
+        }
+    }
+
+    /// Notes that so many of the announced bytes passed without being decoded.
+    pub fn pass(&mut self, bytes: u64) {
+        if let Inbound::Length(left) = self {
+            *left = left.saturating_sub(bytes);
         }
     }
 

@@ -13,6 +13,8 @@ pub struct Tap {
     pub usage: UsageScan,
     /// Event boundaries; `None` for an answer that is not an event stream.
     pub events: Option<SseScan>,
+    /// Usage stands at one end of the answer, if anywhere: the middle may pass unseen.
+    pub usage_at_ends: bool,
     /// When the first body byte had been handed to the client's socket.
     pub first_byte: Option<Instant>,
     last: Option<Instant>,
@@ -24,6 +26,7 @@ impl Tap {
         Tap {
             usage: UsageScan::default(),
             events: event_stream.then(SseScan::default),
+            usage_at_ends: false,
             first_byte: None,
             last: None,
         }
@@ -35,6 +38,16 @@ impl Tap {
         if let Some(events) = self.events.as_mut() {
             events.feed(bytes);
         }
+    }
+
+    /// True when bytes in the middle of the answer may pass without being seen.
+    pub fn may_skip(&self) -> bool {
+        self.usage_at_ends && self.events.is_none()
+    }
+
+    /// Bytes pass unseen.
+    pub fn skip(&mut self) {
+        self.usage.skip();
     }
 
     /// Called once for the slices of one read: takes the times.
