@@ -24,6 +24,9 @@ const BULK_BYTES_MIN: u64 = 4 * BUFFER_BYTES as u64;
 /// Bytes at the beginning and at the end of an answer that the tap always sees.
 const HEAD_BYTES: u64 = BUFFER_BYTES as u64 / 2;
 const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
+/// Small reads that follow a wait for the client. What is large would sit in its buffer, and in the
+/// kernel's, where a segment that is larger than the client's window waits for a probe.
+const READS_FOR_SLOW: u8 = 16;
 
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
@@ -54,6 +57,8 @@ struct State {
     torn: bool,
     /// The last read filled its buffer: there is more than a small one takes.
     in_bulk: bool,
+    /// Small reads still to come, because the client had to be waited for.
+    slow_reads: u8,
     bytes: u64,
 }
 
@@ -124,11 +129,14 @@ impl<'a> Relay<'a> {
             Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
         }
         post.take_turns().await;
-        if let Some(pipe) = self.fill_pipe(link) {
+        let is_slow = self.state.slow_reads > 0;
+        self.state.slow_reads = self.state.slow_reads.saturating_sub(1);
+        let pipe = if is_slow { None } else { self.fill_pipe(link) };
+        if let Some(pipe) = pipe {
             return self.pass_on(pipe).await;
         }
         let bulk = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        let mut buffer = match bulk && link.bare().is_some() {
+        let mut buffer = match bulk && !is_slow && link.bare().is_some() {
             true => Buffer::take_large(),
             false => Buffer::take(),
         };
@@ -162,17 +170,21 @@ impl<'a> Relay<'a> {
 
     /// Passes a pipe's bytes to the client.
     async fn pass_on(&mut self, mut pipe: Pipe) -> Result<(), Fault> {
-        let bytes = pipe.held() as u64;
-        while pipe.held() > 0 {
-            match pipe.empty(self.client.post.socket()) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.client.room().await?,
-                Err(_) => return Err(Fault::ClientLeft),
-            }
+        let mut result = Ok(());
+        while pipe.held() > 0 && result.is_ok() {
+            let held = pipe.held();
+            result = match pipe.empty(self.client.post.socket()) {
+                Ok(()) => Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.state.slow_reads = READS_FOR_SLOW;
+                    self.client.room().await
+                }
+                Err(_) => Err(Fault::ClientLeft),
+            };
+            self.state.bytes += (held - pipe.held()) as u64;
         }
-        self.state.bytes += bytes;
         self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
-        Ok(())
+        result
     }
 
     /// Decodes and sends on all of `input`; `head` goes first.
@@ -227,20 +239,28 @@ impl<'a> Relay<'a> {
     /// anew after each wait instead of being kept through it.
     async fn send(&mut self, head: &[u8], slices: &Slices, input: &[u8]) -> Result<(), Fault> {
         let mut sent = 0;
-        loop {
-            let (total, taken) = self.try_send(sent, head, slices, input)?;
+        let result = loop {
+            let (total, taken) = match self.try_send(sent, head, slices, input) {
+                Ok(step) => step,
+                Err(fault) => break Err(fault),
+            };
             sent += taken;
             self.state.torn = sent > 0 && sent < total;
             if sent == total {
-                break;
+                break Ok(());
             }
             // What was taken in part may have filled no more than one step of the kernel's.
-            if taken == 0 {
-                self.client.room().await?;
+            if taken > 0 {
+                continue;
             }
-        }
-        self.state.bytes += slices.len() as u64;
-        Ok(())
+            self.state.slow_reads = READS_FOR_SLOW;
+            if let Err(fault) = self.client.room().await {
+                break Err(fault);
+            }
+        };
+        // Of what was given up, all that was taken counts; a chunk's header among it does no harm.
+        self.state.bytes += sent.saturating_sub(head.len()).min(slices.len()) as u64;
+        result
     }
 
     /// One vectored send, of all but the first `skip` bytes. Gives the length of everything and
