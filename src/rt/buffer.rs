@@ -2,7 +2,8 @@
 //!
 //! Small ones serve almost every read. Large ones serve large bodies, where the system calls and
 //! page faults of small ones would cost more than the bytes: they are few, and those that nobody
-//! needed for some seconds go back to the system.
+//! needed for some seconds go back to the system, and so do small ones, which would keep the heap
+//! around them from shrinking.
 
 use crate::base::limits::{
     BUFFERS_IDLE_MAX, BUFFER_BYTES, LARGE_BUFFERS_READING_MAX, LARGE_BUFFER_BYTES,
@@ -11,7 +12,7 @@ use crate::base::limits::{
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// Sweeps after which large buffers that were idle all the time are given up.
+/// Sweeps after which buffers that were idle all the time are given up.
 const SWEEPS_TO_SHRINK: u32 = 50;
 
 thread_local! {
@@ -26,8 +27,8 @@ struct Pool {
     large_bytes: usize,
     on_loan: usize,
     large_reading: usize,
-    /// Fewest idle large buffers since the pool last shrank.
-    never_needed: usize,
+    /// Fewest idle buffers, small and large, since the pool last shrank.
+    never_needed: [usize; 2],
     sweeps: u32,
 }
 
@@ -90,7 +91,7 @@ impl Buffer {
         POOL.with_borrow(|pool| (pool.on_loan, pool.small.len() + pool.large.len()))
     }
 
-    /// Called at a steady pace: gives up large buffers that nobody needed for a while.
+    /// Called at a steady pace: gives up buffers that nobody needed for a while.
     pub fn sweep() {
         POOL.with_borrow_mut(Pool::sweep);
     }
@@ -104,19 +105,21 @@ impl Pool {
             large_bytes: 0,
             on_loan: 0,
             large_reading: 0,
-            never_needed: 0,
+            never_needed: [0; 2],
             sweeps: 0,
         }
     }
 
     fn take_small(&mut self) -> Vec<u8> {
-        self.small.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
+        let pooled = self.small.pop();
+        self.never_needed[0] = self.never_needed[0].min(self.small.len());
+        pooled.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
     }
 
     fn take_large(&mut self) -> Option<Vec<u8>> {
         let taken = self.large.pop()?;
         self.large_bytes -= taken.capacity();
-        self.never_needed = self.never_needed.min(self.large.len());
+        self.never_needed[1] = self.never_needed[1].min(self.large.len());
         Some(taken)
     }
 
@@ -140,10 +143,12 @@ impl Pool {
             return;
         }
         self.sweeps = 0;
-        for unneeded in self.large.drain(..self.never_needed) {
+        let [small, large] = self.never_needed;
+        self.small.drain(..small);
+        for unneeded in self.large.drain(..large) {
             self.large_bytes -= unneeded.capacity();
         }
-        self.never_needed = self.large.len();
+        self.never_needed = [self.small.len(), self.large.len()];
     }
 }
 
@@ -246,6 +251,7 @@ mod tests {
         assert_eq!(idle_large(), 3, "what was needed stays");
         sweep();
         assert_eq!(idle_large(), 0);
+        assert_eq!(Buffer::counts(), (0, 0), "nor small ones");
         assert_eq!(POOL.with_borrow(|pool| pool.large_bytes), 0);
         // A body that nobody else will have the like of is not kept.
         let mut huge = Buffer::take();

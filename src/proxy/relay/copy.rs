@@ -26,7 +26,7 @@ const HEAD_BYTES: u64 = BUFFER_BYTES as u64 / 2;
 const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
 /// Small reads that follow a wait for the client. What is large would sit in its buffer, and in the
 /// kernel's, where a segment that is larger than the client's window waits for a probe.
-const READS_FOR_SLOW: u8 = 16;
+const READS_FOR_SLOW: u8 = 4;
 
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
