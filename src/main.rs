@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use llmproxy::base::limits::FDS_RESERVED;
+use llmproxy::base::limits::{FDS_RESERVED, PIPES_MAX};
 use llmproxy::config::cli::{self, Command, Output};
 use llmproxy::config::plan::Plan;
 use llmproxy::control::log::{Logging, Reopen};
@@ -169,7 +169,8 @@ fn connections_max(plan: &Plan) -> Result<usize, String> {
         }
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
-    let fit = files.saturating_sub(FDS_RESERVED) / 2;
+    let reserved = FDS_RESERVED + plan.server.workers * 2 * PIPES_MAX;
+    let fit = files.saturating_sub(reserved) / 2;
     match plan.server.max_connections {
         _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),
         Some(asked) if asked > fit => {

@@ -15,7 +15,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 fn main() {
-    let mut tap = Tap::new(true);
+    let mut tap = Tap::default();
+    tap.expect_events();
     let mut times = Times::default();
     measure("tap, one event and its time", EVENT.len(), || {
         tap.see(black_box(EVENT));

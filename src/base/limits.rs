@@ -52,12 +52,20 @@ pub const LARGE_BUFFER_BYTES: usize = 256 * 1024;
 pub const LARGE_BUFFERS_READING_MAX: usize = 8;
 /// Bytes of the large buffers that a worker keeps when they are not in use.
 pub const LARGE_IDLE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes that a pipe takes at a time, where an answer passes without being read.
+pub const PIPE_BYTES: usize = 256 * 1024;
+/// Pipes of a worker, two descriptors each; a slow client holds one. Beyond: the answer is read
+/// with buffers.
+pub const PIPES_MAX: usize = 4;
 /// Connections accepted in one turn, so that a flood of connects cannot starve the streams.
 pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 /// Sections of a read (runs of whole chunks, and pieces of chunks) forwarded by one vectored send.
 pub const SECTIONS_PER_SEND_MAX: usize = 4;
 /// Bytes that the kernel holds for a client and cannot send yet. Beyond: its engine is not read.
 pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
+/// Bytes of an answer that the kernel holds for us and that we do not read yet. Beyond: the engine
+/// waits. (The kernel doubles the figure, for its own book-keeping, and may cut it.)
+pub const ENGINE_UNREAD_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.
 pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
 /// Room that is added at a time while a request body arrives, so that a `Content-Length` alone
@@ -96,7 +104,8 @@ pub const WEBHOOK_ANSWER_BYTES_MAX: u64 = 16 * 1024;
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
 pub const METRICS_PAGES_WAITING_MAX: usize = 16;
-/// File descriptors that are not for clients and backends: listeners, rings, logs, reporters.
+/// File descriptors that are not for clients and backends: listeners, rings, logs, reporters. The
+/// workers' pipes come on top.
 pub const FDS_RESERVED: usize = 64;
 
 /// Bytes of a configuration file. Beyond: refused.

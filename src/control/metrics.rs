@@ -244,7 +244,7 @@ impl Facts {
         page.gauge("llmproxy_requests_active", "Requests between head and last byte.", active)?;
         let states = [("in_use", g.buffers_in_use), ("idle", g.buffers_idle)];
         let states = labelled("state", states.into_iter().map(|(k, n)| (k.to_owned(), n)));
-        page.gauge("llmproxy_buffers", "Pooled buffers of 16 KiB.", states)?;
+        page.gauge("llmproxy_buffers", "Pooled buffers, of 16 KiB and of 256 KiB.", states)?;
         let idle = one(g.upstream_idle);
         page.gauge("llmproxy_upstream_idle", "Kept connections to backends.", idle)?;
         let mut drivers: BTreeMap<&str, u64> = BTreeMap::new();

@@ -82,6 +82,12 @@ impl UsageScan {
         }
     }
 
+    /// Bytes passed that were not seen: nothing goes on across them.
+    pub fn skip(&mut self) {
+        self.state = State::Elsewhere;
+        self.begun = Vec::new();
+    }
+
     /// What was found so far.
     pub fn usage(&self) -> Option<Usage> {
         self.last.map(|report| report.usage())

@@ -347,6 +347,7 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     if request.response.event_stream {
         tap.expect_events();
     }
+    tap.usage_at_ends = request.path_label == EMBEDDINGS;
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
@@ -392,6 +393,9 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
         (true, false) => Next::Request,
     }
 }
+
+/// Vectors, with usage behind them, or before them (llama.cpp).
+const EMBEDDINGS: &str = "/v1/embeddings";
 
 fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
     let mut head = Buffer::take();

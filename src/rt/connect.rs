@@ -1,6 +1,7 @@
 //! Outgoing connections. Names are resolved elsewhere: this takes addresses.
 
 use super::socket::Socket;
+use crate::base::limits::ENGINE_UNREAD_BYTES_MAX;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +27,9 @@ pub async fn tcp(address: SocketAddr) -> io::Result<Socket> {
     )?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive())?;
+    // Left to itself the kernel lets it grow to megabytes while a client reads fast, and fills it
+    // when that client stops.
+    socket.set_recv_buffer_size(ENGINE_UNREAD_BYTES_MAX)?;
     start(socket, &address.into()).await
 }
 

@@ -12,6 +12,7 @@ pub mod listen;
 pub mod connect;
 pub mod patrol;
 pub mod buffer;
+pub mod pipe;
 pub mod guard;
 pub mod tls;
 

@@ -37,9 +37,13 @@ impl Link {
         Link { socket, tls: None }
     }
 
-    /// True without TLS: a read takes what the kernel has. (With TLS one takes a record.)
-    pub fn is_bare(&self) -> bool {
-        self.tls.is_none()
+    /// The socket, when there is no TLS: its bytes are what the engine said, and a read takes all
+    /// that the kernel has. (With TLS one takes a record.)
+    pub fn bare(&self) -> Option<&Socket> {
+        match self.tls {
+            None => Some(&self.socket),
+            Some(_) => None,
+        }
     }
 
     /// Does the TLS handshake. The caller bounds the time.

@@ -23,6 +23,7 @@ mod abort;
 mod engine_faults;
 mod bad_answers;
 mod slow_reader;
+mod large_bodies;
 mod health;
 mod usage;
 mod metrics;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes that may be on their way to a client that stopped: the kernel's buffers of its socket and
-/// of the proxy's two, and the proxy's own of 16 KiB. Unbounded, the kernel takes 4 MiB and more.
+/// of the proxy's two, and the proxy's own. Unbounded, the kernel takes 4 MiB and more.
 const IN_FLIGHT_MAX: u64 = 1 << 20;
 /// Bytes that a slow client reads at a time.
 const SIP: usize = 16 * 1024;

@@ -374,3 +374,35 @@ proptest! {
         prop_assert_eq!(fed(pieces), fed([&answer[..]]));
     }
 }
+
+/// What is begun before a gap does not go on behind it.
+#[test]
+fn nothing_is_found_across_bytes_that_were_not_seen() {
+    let usage = br#""usage":{"prompt_tokens":1,"total_tokens":1}"#;
+    for cut in 1..usage.len() {
+        let mut scan = UsageScan::default();
+        scan.feed(b"{");
+        scan.feed(&usage[..cut]);
+        scan.skip();
+        scan.feed(&usage[cut..]);
+        assert_eq!(scan.usage(), None, "{cut}");
+        scan.feed(usage);
+        assert_eq!(scan.usage().map(|usage| usage.prompt_tokens), Some(1), "{cut}");
+    }
+}
+
+/// Catches: a key that is missed where the search changes its way.
+#[test]
+fn the_key_is_found_wherever_it_stands() {
+    let usage = br#""usage":{"prompt_tokens":1,"total_tokens":1}"#;
+    let dense = br#""a":"b","c":"d","#.as_slice();
+    for filler in [b"0.1,".as_slice(), dense, &[dense, &[b'x'; 1500][..]].concat()] {
+        for before in (0..24_000).step_by(if cfg!(debug_assertions) { 61 } else { 1 }) {
+            let filled: Vec<u8> = filler.iter().copied().cycle().take(before).collect();
+            let text = [&filled[..], b"\n", usage, b"}", &[b' '; 2000][..]].concat();
+            let mut scan = UsageScan::default();
+            scan.feed(&text);
+            assert!(scan.usage().is_some(), "behind {before} bytes");
+        }
+    }
+}

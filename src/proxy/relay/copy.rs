@@ -7,19 +7,26 @@ use super::parts::{Headers, Parts};
 use super::tap::Tap;
 use super::Outcome;
 use crate::base::fault::Fault;
-use crate::base::limits::BUFFER_BYTES;
+use crate::base::limits::{BUFFER_BYTES, PIPE_BYTES};
 use crate::config::plan::Backend;
 use crate::http::write::{chunk_header, OutFraming, CHUNK_HEADER_BYTES_MAX};
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
+use crate::rt::pipe::Pipe;
 use crate::rt::tls::Link;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
 /// An answer of which so much is announced is read with large buffers from the start.
 const BULK_BYTES_MIN: u64 = 4 * BUFFER_BYTES as u64;
+/// Bytes at the beginning and at the end of an answer that the tap always sees.
+const HEAD_BYTES: u64 = BUFFER_BYTES as u64 / 2;
+const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
+/// Small reads that follow a wait for the client. What is large would sit in its buffer, and in the
+/// kernel's, where a segment that is larger than the client's window waits for a probe.
+const READS_FOR_SLOW: u8 = 4;
 
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
@@ -50,6 +57,8 @@ struct State {
     torn: bool,
     /// The last read filled its buffer: there is more than a small one takes.
     in_bulk: bool,
+    /// Small reads still to come, because the client had to be waited for.
+    slow_reads: u8,
     bytes: u64,
 }
 
@@ -120,8 +129,14 @@ impl<'a> Relay<'a> {
             Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
         }
         post.take_turns().await;
+        let is_slow = self.state.slow_reads > 0;
+        self.state.slow_reads = self.state.slow_reads.saturating_sub(1);
+        let pipe = if is_slow { None } else { self.fill_pipe(link) };
+        if let Some(pipe) = pipe {
+            return self.pass_on(pipe).await;
+        }
         let bulk = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        let mut buffer = match bulk && link.is_bare() {
+        let mut buffer = match bulk && !is_slow && link.bare().is_some() {
             true => Buffer::take_large(),
             false => Buffer::take(),
         };
@@ -137,6 +152,39 @@ impl<'a> Relay<'a> {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Fault::BackendBroke),
         }
+    }
+
+    /// Takes the next bytes from the engine without reading them, where nobody needs to see them:
+    /// in the middle of an answer that has its usage at one end.
+    fn fill_pipe(&mut self, link: &Link) -> Option<Pipe> {
+        let middle = self.inbound.announced().saturating_sub(TAIL_BYTES);
+        let seen = self.state.bytes >= HEAD_BYTES && self.tap.may_skip();
+        if !seen || middle < PIPE_BYTES as u64 / 2 {
+            return None;
+        }
+        let pipe = Pipe::fill(link.bare()?, middle.min(PIPE_BYTES as u64) as usize)?;
+        self.inbound.pass(pipe.held() as u64);
+        self.tap.skip();
+        Some(pipe)
+    }
+
+    /// Passes a pipe's bytes to the client.
+    async fn pass_on(&mut self, mut pipe: Pipe) -> Result<(), Fault> {
+        let mut result = Ok(());
+        while pipe.held() > 0 && result.is_ok() {
+            let held = pipe.held();
+            result = match pipe.empty(self.client.post.socket()) {
+                Ok(()) => Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.state.slow_reads = READS_FOR_SLOW;
+                    self.client.room().await
+                }
+                Err(_) => Err(Fault::ClientLeft),
+            };
+            self.state.bytes += (held - pipe.held()) as u64;
+        }
+        self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+        result
     }
 
     /// Decodes and sends on all of `input`; `head` goes first.
@@ -199,20 +247,28 @@ impl<'a> Relay<'a> {
     /// kept through it.
     async fn send(&mut self, head: &[u8], body: &Sections, input: &[u8]) -> Result<(), Fault> {
         let mut sent = 0;
-        loop {
-            let (total, taken) = self.try_send(sent, head, body, input)?;
+        let result = loop {
+            let (total, taken) = match self.try_send(sent, head, body, input) {
+                Ok(step) => step,
+                Err(fault) => break Err(fault),
+            };
             sent += taken;
             self.state.torn = sent > 0 && sent < total;
             if sent == total {
-                break;
+                break Ok(());
             }
             // What was taken in part may have filled no more than one step of the kernel's.
-            if taken == 0 {
-                self.client.room().await?;
+            if taken > 0 {
+                continue;
             }
-        }
-        self.state.bytes += body.data_len();
-        Ok(())
+            self.state.slow_reads = READS_FOR_SLOW;
+            if let Err(fault) = self.client.room().await {
+                break Err(fault);
+            }
+        };
+        // Of what was given up, all that was taken counts; a chunk's header among it does no harm.
+        self.state.bytes += (sent.saturating_sub(head.len()) as u64).min(body.data_len());
+        result
     }
 
     /// One send, of all but the first `skip` bytes. Gives the length of everything and how much

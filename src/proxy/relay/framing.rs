@@ -163,6 +163,13 @@ impl Inbound {
         }
     }
 
+    /// Notes that so many of the announced bytes passed without being decoded.
+    pub fn pass(&mut self, bytes: u64) {
+        if let Inbound::Length(left) = self {
+            *left = left.saturating_sub(bytes);
+        }
+    }
+
     /// True when a close of the connection is the proper end of the body.
     pub fn ends_with_close(&self) -> bool {
         matches!(self, Inbound::UntilClose)

@@ -1,8 +1,9 @@
 //! Moves the answer to the client: head, then body, each byte the moment it arrives.
 //!
 //! *Takes:* an exchange. *Gives:* an [`Outcome`]: how it ended, and what the tap saw. *Runs on:*
-//! workers. *May:* wait on both sockets, hold one pooled buffer while bytes move. *Never:* holds
-//! policy, copies a body, reads from the engine while the client has not taken the last bytes.
+//! workers. *May:* wait on both sockets, hold one pooled buffer or pipe while bytes move. *Never:*
+//! holds policy, copies a body, reads from the engine while the client has not taken the last
+//! bytes.
 
 pub mod copy;
 pub mod drain;

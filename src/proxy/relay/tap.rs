@@ -13,26 +13,19 @@ pub struct Tap {
     pub usage: UsageScan,
     /// Event boundaries; `None` for an answer that is not an event stream.
     pub events: Option<SseScan>,
+    /// Usage stands at one end of the answer, if anywhere: the middle may pass unseen.
+    pub usage_at_ends: bool,
     /// When the first body byte had been handed to the client's socket.
     pub first_byte: Option<Instant>,
     last: Option<Instant>,
 }
 
 impl Tap {
-    /// A tap for an answer.
-    pub fn new(event_stream: bool) -> Tap {
-        Tap {
-            usage: UsageScan::default(),
-            events: event_stream.then(SseScan::default),
-            first_byte: None,
-            last: None,
-        }
-    }
-
     /// Forgets the last answer, keeps capacity. Of the next one nothing is known.
     pub fn reset(&mut self) {
         self.usage.reset();
         self.events = None;
+        self.usage_at_ends = false;
         self.first_byte = None;
         self.last = None;
     }
@@ -53,6 +46,16 @@ impl Tap {
         if let Some(events) = self.events.as_mut() {
             events.feed(bytes);
         }
+    }
+
+    /// True when bytes in the middle of the answer may pass without being seen.
+    pub fn may_skip(&self) -> bool {
+        self.usage_at_ends && self.events.is_none()
+    }
+
+    /// Bytes pass unseen.
+    pub fn skip(&mut self) {
+        self.usage.skip();
     }
 
     /// Called once for the slices of one read: takes the times.

@@ -40,6 +40,7 @@ pub async fn exchange(
 ) -> Result<Exchange, Fault> {
     request.response.reset();
     let kept = if fresh { None } else { w.pool.take(backend, w.patrol.now()) };
+    let is_reused = kept.is_some();
     let mut lease = match kept {
         Some(lease) => {
             w.meters.borrow_mut().upstream[1] += 1;
@@ -58,7 +59,7 @@ pub async fn exchange(
         Err(fault) => return Err(fault),
     };
     let mut answer = Beginning::default();
-    if sent_whole {
+    if sent_whole && is_reused {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
         let passed = TICK * w.patrol.now().saturating_sub(tick);
@@ -76,7 +77,7 @@ pub async fn exchange(
             Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
         }
         Err(Fault::BackendClosed)
-            if lease.is_reused()
+            if is_reused
                 && !answer.heard
                 && !no_way_back
                 && started.elapsed() <= REUSE_RACE_MAX =>
@@ -137,11 +138,8 @@ async fn send(
 
 /// A kept connection may have been closed by the engine while the request was on its way; then the
 /// request is sent once more. True when something is there to be read; false when the time for
-/// that is over, or there was none, and the engine is at work.
+/// that is over, and the engine is at work.
 async fn race(wait: &Wait, client: &Client, lease: &mut Lease) -> Result<bool, Fault> {
-    if !lease.is_reused() {
-        return Ok(false);
-    }
     client.post.arm(REUSE_RACE_MAX);
     match judge(wait.until(client, lease.link().readable()).await) {
         Ok(()) | Err(Fault::BackendClosed) => Ok(true),

@@ -10,7 +10,6 @@ use std::sync::Arc;
 /// generation at the engine; only [`Pool::give_back`] keeps it.
 pub struct Lease {
     link: Link,
-    reused: bool,
     inflight: InFlight,
 }
 
@@ -40,17 +39,12 @@ impl Drop for InFlight {
 impl Lease {
     /// A lease of a connection that was just made.
     pub fn fresh(link: Link, fleet: &Arc<Fleet>, backend: u32) -> Lease {
-        Lease { link, reused: false, inflight: InFlight::enter(fleet, backend) }
+        Lease { link, inflight: InFlight::enter(fleet, backend) }
     }
 
     /// The connection.
     pub fn link(&mut self) -> &mut Link {
         &mut self.link
-    }
-
-    /// True when other requests used the connection before.
-    pub fn is_reused(&self) -> bool {
-        self.reused
     }
 }
 
@@ -96,7 +90,7 @@ impl Pool {
             // Readable means closed, or bytes nobody asked for: either way it is not ours to use.
             if kept.link.is_quiet() {
                 let inflight = InFlight::enter(&self.fleet, backend);
-                return Some(Lease { link: kept.link, reused: true, inflight });
+                return Some(Lease { link: kept.link, inflight });
             }
         }
         None
