@@ -39,7 +39,7 @@ impl Client {
         }
     }
 
-    /// Reads once into the inbox, which grows by at least `room` if it is full. `Ok(0)`: the
+    /// Reads once into the inbox, which grows, by about `room`, if it is full. `Ok(0)`: the
     /// client closed. Waits under the armed deadline.
     pub async fn read_more(&mut self, room: usize) -> Result<usize, Alarm> {
         loop {

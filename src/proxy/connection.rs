@@ -56,7 +56,8 @@ struct Talk {
     tap: Tap,
 }
 
-/// Serves one client until it or we close. `None` when it cannot be watched.
+/// Serves one client until it or we close. `None` when it cannot be watched. What runs before the
+/// future does stands outside the panic guard: it must not panic.
 pub fn serve(live: Live, socket: Socket, peer: IpAddr) -> Option<impl Future<Output = ()>> {
     let w = live.worker();
     let post = w.patrol.watch(socket).ok()?;

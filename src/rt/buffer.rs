@@ -46,7 +46,7 @@ impl Buffer {
         })
     }
 
-    /// One of [`LARGE_BUFFER_BYTES`] or more to read a large body with, unless too many of those
+    /// One of [`LARGE_BUFFER_BYTES`] to read a large body with, unless too many of those
     /// are on loan: then a small one does. (Who holds one holds it while its peer is slow.)
     pub fn take_large() -> Buffer {
         POOL.with_borrow_mut(|pool| {
@@ -55,7 +55,7 @@ impl Buffer {
                 return Buffer { bytes: pool.take_small(), large_reading: false };
             }
             pool.large_reading += 1;
-            let pooled = pool.take_large();
+            let pooled = pool.take_large(LARGE_BUFFER_BYTES);
             let bytes = pooled.unwrap_or_else(|| Vec::with_capacity(LARGE_BUFFER_BYTES));
             Buffer { bytes, large_reading: true }
         })
@@ -66,7 +66,7 @@ impl Buffer {
     pub fn grow(&mut self, room: usize) {
         let pooled =
             POOL.with_borrow_mut(|pool| match self.bytes.capacity() < LARGE_BUFFER_BYTES {
-                true => pool.take_large(),
+                true => pool.take_large(usize::MAX),
                 false => None,
             });
         let mut bytes = match pooled {
@@ -77,9 +77,6 @@ impl Buffer {
             }
             None => return self.bytes.reserve(room.max(1)),
         };
-        if bytes.capacity() <= self.bytes.len() {
-            return self.bytes.reserve(room.max(1));
-        }
         bytes.extend_from_slice(&self.bytes);
         let small = std::mem::replace(&mut self.bytes, bytes);
         POOL.with_borrow_mut(|pool| pool.put(small));
@@ -115,8 +112,10 @@ impl Pool {
         self.small.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
     }
 
-    fn take_large(&mut self) -> Option<Vec<u8>> {
-        let taken = self.large.pop()?;
+    /// One of at most so many bytes.
+    fn take_large(&mut self, most: usize) -> Option<Vec<u8>> {
+        let at = self.large.iter().rposition(|idle| idle.capacity() <= most)?;
+        let taken = self.large.remove(at);
         self.large_bytes -= taken.capacity();
         self.never_needed = self.never_needed.min(self.large.len());
         Some(taken)
@@ -237,6 +236,18 @@ mod tests {
         assert!(poor.capacity() < LARGE_BUFFER_BYTES, "{} bytes", poor.capacity());
         drop(poor);
         assert_eq!(Buffer::counts(), (1, 0), "of no size that is kept");
+    }
+
+    /// A slow client holds what its answer is read with: that is of a stated size.
+    #[test]
+    fn what_grew_for_a_prompt_reads_no_answer() {
+        let mut prompt = Buffer::take();
+        prompt.grow(LARGE_BUFFER_BYTES);
+        prompt.reserve(2 * LARGE_BUFFER_BYTES);
+        let capacity = prompt.capacity();
+        drop(prompt);
+        assert_eq!(Buffer::take_large().capacity(), LARGE_BUFFER_BYTES);
+        assert!(POOL.with_borrow(|pool| pool.large.iter().any(|b| b.capacity() == capacity)));
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Pipe {
         self.held
     }
 
-    /// Gives `socket` what it takes now. `WouldBlock`: nothing.
+    /// Gives `socket` what it takes now. `WouldBlock`: nothing. (splice(2) has no flag against
+    /// SIGPIPE: that Rust's start-up ignores the signal is what makes a reset an error here.)
     pub fn empty(&mut self, socket: &Socket) -> io::Result<()> {
         let Some(ends) = &self.ends else { return Ok(()) };
         let taken = retry(|| splice(&ends.read, None, socket, None, self.held, FLAGS))?;
@@ -145,6 +146,16 @@ mod tests {
             let mut got = [0; 100];
             let n = peer.read(&mut got).unwrap();
             assert_eq!(&got[..n], b"of another");
+        });
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_an_error() {
+        with_pair(|socket, mut peer| {
+            peer.write_all(b"too late").unwrap();
+            let mut pipe = Pipe::fill(&socket, 100).unwrap();
+            drop(peer);
+            assert_eq!(pipe.empty(&socket).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         });
     }
 

@@ -4,7 +4,9 @@
 use crate::harness::backend::Served;
 use crate::harness::client::in_chunks;
 use crate::harness::message::Ended;
-use crate::harness::{await_until, pause, Backend, Config, Conn, Proxy, Webhook, SOON};
+use crate::harness::scratch::Scratch;
+use crate::harness::tls::Authority;
+use crate::harness::{await_until, pause, Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
 use crate::rig::{before, leave, quiet, Leave, CHATS};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -111,6 +113,52 @@ fn large_answers_arrive_byte_for_byte() {
         }
         quiet(&proxy);
     }
+}
+
+/// Catches: a way around copying that holds for TCP alone, or that passes ciphertext.
+#[test]
+fn large_answers_arrive_over_other_transports() {
+    let unix = Engine::start_unix(&[]);
+    let proxy = Config::backend_at(unix.url()).start();
+    let knob = format!("x-mock-answer-bytes: {}\r\n", 3 * MIB + 1);
+    let direct = unix.connect().post(EMBEDDINGS, &knob, asking(0));
+    let through = proxy.connect().post(EMBEDDINGS, &knob, asking(0));
+    assert_eq!((direct.body.len(), through.ended), (3 * MIB + 1, Ended::Whole));
+    assert!(through.body == direct.body, "other bytes over a Unix socket");
+
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let tls =
+        format!("tls: {{ca_file: \"{}\"}}", scratch.write("ca.pem", authority.pem()).display());
+    let backend = Backend::start_tls(authority.server(&["127.0.0.1"]), |served| {
+        while served.request().is_some() {
+            served.send(on_wire(&answer(3 * MIB, false), Wire::Length));
+        }
+    });
+    let proxy = Config::new().backend(backend.url_as("https", "127.0.0.1"), &tls).start();
+    for path in [EMBEDDINGS, CHATS] {
+        assert!(proxy.post(path, asking(0)).body == answer(3 * MIB, false), "{path} over TLS");
+    }
+}
+
+/// Catches: chunks that cannot go out as they came (their sizes are padded, or the client knows no
+/// chunks) and get lost between the many sends of one read.
+#[test]
+fn very_many_small_chunks_arrive_at_any_client() {
+    let body = answer(200 * KIB, false);
+    let mut chunked = format!("{HEAD}transfer-encoding: chunked\r\n\r\n").into_bytes();
+    for (i, byte) in body.iter().enumerate() {
+        let size: &[u8] = if i % 3 == 0 { b"001\r\n" } else { b"1\r\n" };
+        chunked.extend_from_slice(&[size, &[*byte], b"\r\n"].concat());
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    let engine = Backend::answering(chunked);
+    let (proxy, _hook) = before(&engine, "");
+    let response = proxy.post(CHATS, asking(0));
+    assert!(response.ended == Ended::Whole && response.body == body, "to HTTP/1.1");
+    let request = format!("POST {CHATS} HTTP/1.0\r\nContent-Length: 2\r\n\r\n{{}}");
+    let response = proxy.connect().send(request).response();
+    assert!(response.body == body, "to HTTP/1.0: {} bytes", response.body.len());
+    quiet(&proxy);
 }
 
 /// Catches: usage that is only looked for at the end: llama.cpp writes it before the vectors.

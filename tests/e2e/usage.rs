@@ -212,6 +212,25 @@ fn the_request_body_travels_only_if_configured() {
     assert!(sent.contains(&format!("\"request_body\":{body}")), "{sent}");
 }
 
+/// Catches: a record that is written over an old one and shows something of it.
+#[test]
+fn a_record_shows_nothing_of_the_one_before() {
+    let rig = Rig::new();
+    let mut conn = rig.proxy.connect();
+    for round in 0..3 {
+        conn.post(CHATS, "x-mock-usage: 31,17\r\nx-request-id: theirs\r\n", STREAM_USAGE);
+        let full = rig.hook.await_records(2 * round + 1, SOON).remove(2 * round);
+        assert!(full["upstream_id"].is_string() && full["client_request_id"] == "theirs");
+        conn.get("/v1/models");
+        let bare = rig.hook.await_records(2 * round + 2, SOON).remove(2 * round + 1);
+        for field in ["model", "usage", "client_request_id", "error"] {
+            assert_eq!(bare[field], json!(null), "{field}: {bare}");
+        }
+        assert_eq!((&bare["method"], &bare["path"]), (&json!("GET"), &json!("/v1/models")));
+        assert_eq!((&bare["request_bytes"], &bare["events"]), (&json!(0), &json!(0)));
+    }
+}
+
 /// Catches: two requests billed as one because a client repeats its id.
 #[test]
 fn request_ids_are_unique_whatever_clients_send() {

@@ -21,6 +21,8 @@ use std::time::Instant;
 
 /// An answer of which so much is announced is read with large buffers from the start.
 const BULK_BYTES_MIN: u64 = 4 * BUFFER_BYTES as u64;
+/// Sends of one read, above which reads are small again.
+const BULK_SENDS_MAX: u32 = 32;
 /// Bytes at the beginning and at the end of an answer that the tap always sees.
 const HEAD_BYTES: u64 = BUFFER_BYTES as u64 / 2;
 const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
@@ -135,8 +137,7 @@ impl<'a> Relay<'a> {
         if let Some(pipe) = pipe {
             return self.pass_on(pipe).await;
         }
-        let bulk = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        let mut buffer = match bulk && !is_slow && link.bare().is_some() {
+        let mut buffer = match self.reads_in_bulk() && !is_slow && link.bare().is_some() {
             true => Buffer::take_large(),
             false => Buffer::take(),
         };
@@ -152,6 +153,13 @@ impl<'a> Relay<'a> {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Fault::BackendBroke),
         }
+    }
+
+    /// Much is to come, and it goes out in few sends: chunks that are framed anew, a few in each
+    /// send, would hold up the other streams of the worker if very many came at a time.
+    fn reads_in_bulk(&self) -> bool {
+        let much = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
+        much && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
     }
 
     /// Takes the next bytes from the engine without reading them, where nobody needs to see them:
@@ -191,7 +199,12 @@ impl<'a> Relay<'a> {
     async fn forward(&mut self, mut head: &[u8], input: &[u8]) -> Result<(), Fault> {
         let mut rest = input;
         let mut body = Sections::default();
+        let mut sends = 0;
         loop {
+            sends += 1;
+            if sends > BULK_SENDS_MAX {
+                self.state.in_bulk = false;
+            }
             let progress = self.inbound.decode(rest, self.is_chunked(), &mut body);
             if let (Some(why), false) = (progress.broken, head.is_empty()) {
                 return Err(Fault::BadResponse(why));
@@ -204,7 +217,7 @@ impl<'a> Relay<'a> {
             let sent = self.send(head, &body, rest).await;
             head = &[];
             if sent.is_ok() && !body.is_empty() {
-                self.observe(&body, rest);
+                self.observe(&body, rest, sends == 1);
             }
             rest = rest.get(progress.consumed..).unwrap_or_default();
             if let Err(fault) = sent {
@@ -231,7 +244,7 @@ impl<'a> Relay<'a> {
         while !rest.is_empty() && !self.state.finished {
             let progress = self.inbound.decode(rest, true, &mut sections);
             if progress.broken.is_some() {
-                return; // the drain stumbles over it as well
+                return;
             }
             self.state.finished = progress.finished;
             rest = rest.get(progress.consumed..).unwrap_or_default();
@@ -295,10 +308,12 @@ impl<'a> Relay<'a> {
         Ok((parts.total, taken))
     }
 
-    /// Looks at what was just sent.
-    fn observe(&mut self, body: &Sections, input: &[u8]) {
+    /// Looks at what was just sent; takes the time of the first send of a read.
+    fn observe(&mut self, body: &Sections, input: &[u8], is_first: bool) {
         body.for_each_data(input, |data| self.tap.see(data));
-        self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+        if is_first {
+            self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+        }
     }
 
     /// A client must see that an answer is incomplete: its body never gets a proper end, and an

@@ -89,6 +89,7 @@ impl Sections {
         if range.is_empty() {
             return;
         }
+        debug_assert!(!self.is_full(), "body bytes would be lost");
         if let Some(slot) = self.list.get_mut(self.count as usize) {
             *slot = Section { start: range.start as u32, end: range.end as u32, is_framed };
             self.count += 1;
@@ -150,7 +151,14 @@ impl Inbound {
             Inbound::Chunked(decoder) => {
                 let mut chunks = Chunks { decoder, rest: input, consumed: 0, finished: false };
                 let broken = chunks.find(framed, into).err().map(|bad| bad.0);
-                Progress { consumed: chunks.consumed, finished: chunks.finished, broken }
+                let progress =
+                    Progress { consumed: chunks.consumed, finished: chunks.finished, broken };
+                if broken.is_some() {
+                    // Where this answer ends will never be known: whoever drains the connection
+                    // must not take it for one that stands at its end.
+                    *self = Inbound::UntilClose;
+                }
+                progress
             }
         }
     }

@@ -58,7 +58,7 @@ impl Tap {
         self.usage.skip();
     }
 
-    /// Called once for the slices of one read: takes the times.
+    /// Called once for what one read brought: takes the times.
     pub fn tick(&mut self, inter_token: &mut Times) {
         let now = Instant::now();
         match (self.last, self.events.is_some()) {

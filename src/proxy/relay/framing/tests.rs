@@ -102,6 +102,17 @@ fn what_came_before_a_broken_chunk_is_sent() {
     assert_eq!(seen.broken, Some("chunk_data_end"));
 }
 
+/// What comes behind a broken chunk may look like a proper end.
+#[test]
+fn a_broken_answer_has_no_end() {
+    let mut inbound = Inbound::new(ResponseFraming::Chunked);
+    let mut body = Sections::default();
+    assert!(inbound.decode(b"5\r\nhelloX", true, &mut body).broken.is_some());
+    assert_eq!(body.data_len(), 5);
+    let progress = inbound.decode(b"\r\n0\r\n\r\n", true, &mut body);
+    assert!(!progress.finished && inbound.ends_with_close());
+}
+
 #[derive(Debug, Clone)]
 struct Chunk {
     data: Vec<u8>,
