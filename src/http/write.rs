@@ -1,6 +1,6 @@
 //! Heads for the other side. Nothing of the framing that arrived is passed on: a head is written
-//! anew from what was understood, with at most one framing field. Lines that arrived exactly as they
-//! would be written are copied, neighbours together.
+//! anew from what was understood, with at most one framing field. Lines that arrived exactly as
+//! they would be written are copied, neighbours together.
 //!
 //! Names and values come from parsed heads, which hold no control characters, or from the plan
 //! and the program, which were checked when they were made; so no line can be injected here.
