@@ -237,6 +237,11 @@ impl Facts {
         page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
         let help = "Times that accepting paused for lack of descriptors or memory.";
         page.counter("llmproxy_accept_pauses", help, one(m.accept_pauses))?;
+        let help =
+            "Reads of large answers without a large buffer, or a pipe, because all were lent.";
+        let kinds = ["buffer", "pipe"].into_iter().zip(m.large_denied);
+        let kinds = labelled("kind", kinds.map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_large_reads_denied", help, kinds)?;
         page.counter("llmproxy_panics", "Panics confined to a connection.", one(m.panics))?;
         let open = one(g.connections_open);
         page.gauge("llmproxy_connections_open", "Client connections now.", open)?;

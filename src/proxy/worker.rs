@@ -17,6 +17,7 @@ use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Patrol, TICK};
+use crate::rt::pipe::Pipe;
 use crate::rt::ring::Ring;
 use crate::rt::socket::Socket;
 use crate::state::connections::Connections;
@@ -315,6 +316,7 @@ impl Worker {
     fn copy_meters(&self) -> Meters {
         let (buffers_in_use, buffers_idle) = Buffer::counts();
         let mut copy = self.meters.borrow().clone();
+        copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: self.live.get() as u64,
             requests_active: self.active.get() as u64,

@@ -26,6 +26,7 @@ struct Pool {
     large_bytes: usize,
     on_loan: usize,
     large_reading: usize,
+    large_denied: u64,
     /// Fewest idle large buffers since the pool last shrank.
     never_needed: usize,
     sweeps: u32,
@@ -52,6 +53,7 @@ impl Buffer {
         POOL.with_borrow_mut(|pool| {
             pool.on_loan += 1;
             if pool.large_reading == LARGE_BUFFERS_READING_MAX {
+                pool.large_denied += 1;
                 return Buffer { bytes: pool.take_small(), large_reading: false };
             }
             pool.large_reading += 1;
@@ -87,6 +89,11 @@ impl Buffer {
         POOL.with_borrow(|pool| (pool.on_loan, pool.small.len() + pool.large.len()))
     }
 
+    /// Times that [`Buffer::take_large`] gave a small one, on this thread.
+    pub fn large_denied() -> u64 {
+        POOL.with_borrow(|pool| pool.large_denied)
+    }
+
     /// Called at a steady pace: gives up what a burst left behind. Of the small ones a sweep takes
     /// one, which nobody notices who needs them all the time; the large ones go when nobody needed
     /// them for a while.
@@ -103,6 +110,7 @@ impl Pool {
             large_bytes: 0,
             on_loan: 0,
             large_reading: 0,
+            large_denied: 0,
             never_needed: 0,
             sweeps: 0,
         }
@@ -255,7 +263,7 @@ mod tests {
         let many: Vec<_> = (0..LARGE_BUFFERS_READING_MAX).map(|_| Buffer::take_large()).collect();
         assert!(many.iter().all(|buffer| buffer.capacity() == LARGE_BUFFER_BYTES));
         let next = Buffer::take_large();
-        assert_eq!(next.capacity(), BUFFER_BYTES);
+        assert_eq!((next.capacity(), Buffer::large_denied()), (BUFFER_BYTES, 1));
         drop((many, next));
         assert_eq!(Buffer::take_large().capacity(), LARGE_BUFFER_BYTES);
     }

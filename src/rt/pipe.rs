@@ -16,6 +16,7 @@ const PIPES_IDLE_MAX: usize = 1;
 thread_local! {
     static IDLE: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
     static ON_LOAN: Cell<usize> = const { Cell::new(0) };
+    static DENIED: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Ends {
@@ -35,18 +36,20 @@ impl Pipe {
     /// there is nothing, or no pipe to be had: then they can still be read, and a socket that
     /// failed or ended will say so.
     pub fn fill(socket: &Socket, most: usize) -> Option<Pipe> {
-        if ON_LOAN.get() == PIPES_MAX {
+        let Some(ends) = Ends::take() else {
+            DENIED.set(DENIED.get() + 1);
             return None;
-        }
-        let ends = match IDLE.with_borrow_mut(Vec::pop) {
-            Some(ends) => ends,
-            None => Ends::new().ok()?,
         };
         ON_LOAN.set(ON_LOAN.get() + 1);
         let mut pipe = Pipe { ends: Some(ends), held: 0 };
         let write = &pipe.ends.as_ref()?.write;
         pipe.held = retry(|| splice(socket, None, write, None, most, FLAGS)).unwrap_or(0);
         (pipe.held > 0).then_some(pipe)
+    }
+
+    /// Times that there was no pipe to be had, on this thread.
+    pub fn denied() -> u64 {
+        DENIED.get()
     }
 
     /// Bytes that are in it.
@@ -71,6 +74,14 @@ impl Pipe {
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
 
 impl Ends {
+    /// An idle pipe or a new one; `None` when enough are on loan, or descriptors have run out.
+    fn take() -> Option<Ends> {
+        if ON_LOAN.get() == PIPES_MAX {
+            return None;
+        }
+        IDLE.with_borrow_mut(Vec::pop).or_else(|| Ends::new().ok())
+    }
+
     fn new() -> io::Result<Ends> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Refused when the user has many pipes: a small one serves.
@@ -168,6 +179,7 @@ mod tests {
             };
             let held: Vec<_> = (0..PIPES_MAX).map(|_| one().unwrap()).collect();
             assert!(one().is_none());
+            assert_eq!(Pipe::denied(), 1);
             drop(held);
             assert!(Pipe::fill(&socket, 1).is_some());
             assert_eq!(ON_LOAN.get(), 0);

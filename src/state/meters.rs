@@ -90,6 +90,8 @@ pub struct Meters {
     pub accept_pauses: u64,
     /// Panics that were confined to one connection.
     pub panics: u64,
+    /// Reads of large answers that did without for want of one: a large buffer, a pipe.
+    pub large_denied: [u64; 2],
     /// Gauges at the time of the copy.
     pub gauges: Gauges,
 }
@@ -132,6 +134,7 @@ impl Meters {
             self.tokens[i] += other.tokens[i];
             self.connections[i] += other.connections[i];
             self.idle_closed[i] += other.idle_closed[i];
+            self.large_denied[i] += other.large_denied[i];
         }
         self.usage_missing += other.usage_missing;
         self.accept_pauses += other.accept_pauses;

@@ -7,7 +7,7 @@ use crate::harness::message::Ended;
 use crate::harness::scratch::Scratch;
 use crate::harness::tls::Authority;
 use crate::harness::{await_until, pause, Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
-use crate::rig::{before, leave, quiet, Leave, CHATS};
+use crate::rig::{await_stall, before, leave, quiet, Leave, CHATS};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -248,19 +248,8 @@ impl Giver {
         Giver { backend, taken, left }
     }
 
-    fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed) as usize
-    }
-
-    /// Waits until nothing more is taken.
     fn await_stall(&self) -> usize {
-        let mut last = 0;
-        await_until("the engine stalls", SOON, || {
-            pause(Duration::from_millis(100));
-            let before = std::mem::replace(&mut last, self.taken());
-            before > 0 && before == last
-        });
-        last
+        await_stall(&self.taken) as usize
     }
 }
 
@@ -289,6 +278,9 @@ fn clients_that_stop_in_large_answers_hold_little() {
         let taken = giver.await_stall();
         println!("{path}: {taken} bytes are on their way to 20 clients");
         assert!(taken <= 20 * IN_FLIGHT_MAX, "{path}: {taken} bytes");
+        let kind = if path == EMBEDDINGS { "pipe" } else { "buffer" };
+        let denied = proxy.metric("llmproxy_large_reads_denied_total", &[("kind", kind)]);
+        assert!(denied > 0.0, "{path}: who found none is counted");
         let grown = proxy.resident_bytes().saturating_sub(start);
         assert!(grown < 4 << 20, "{path}: {grown} bytes more");
         // Two sockets each, the pipes of one worker on each core, and what the scrape takes.
@@ -328,7 +320,8 @@ fn a_client_that_leaves_in_a_large_answer_frees_its_engine() {
                 let labels = [("phase", "relay")];
                 proxy.await_metric("llmproxy_client_abort_total", &labels, 1.0);
                 if drained {
-                    await_until("the engine has given all", SOON, || giver.taken() == GIVEN);
+                    let taken = || giver.taken.load(Ordering::Relaxed);
+                    await_until("the engine has given all", SOON, || taken() == GIVEN as u64);
                     quiet(&proxy);
                     let mut next = slow_client(&proxy, path, 0);
                     next.head();

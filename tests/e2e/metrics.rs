@@ -14,7 +14,7 @@ const USAGE: &str =
     r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
 
 /// Every family, its type, and the labels that its series have.
-const FAMILIES: [(&str, &str, &[&str]); 36] = [
+const FAMILIES: [(&str, &str, &[&str]); 37] = [
     ("llmproxy_log_dropped_total", "counter", &[]),
     ("llmproxy_idle_closed_total", "counter", &["side"]),
     ("llmproxy_requests_total", "counter", &["path", "stream", "backend", "status"]),
@@ -46,6 +46,7 @@ const FAMILIES: [(&str, &str, &[&str]); 36] = [
     ("llmproxy_connections_refused_total", "counter", &[]),
     ("llmproxy_connections_open", "gauge", &[]),
     ("llmproxy_accept_pauses_total", "counter", &[]),
+    ("llmproxy_large_reads_denied_total", "counter", &["kind"]),
     ("llmproxy_panics_total", "counter", &[]),
     ("llmproxy_requests_active", "gauge", &[]),
     ("llmproxy_buffers", "gauge", &["state"]),

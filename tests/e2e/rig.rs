@@ -1,7 +1,10 @@
 //! An engine, the proxy before it, and a receiver of its usage records, wired together.
 
-use crate::harness::{await_some, Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
+use crate::harness::{
+    await_some, await_until, pause, Backend, Config, Conn, Engine, Proxy, Webhook, SOON,
+};
 use serde_json::Value;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// An unstreamed chat.
@@ -116,4 +119,15 @@ pub fn pair(server: &[&str]) -> (Proxy, Backend) {
 /// Requests refused for this reason.
 pub fn rejected(proxy: &Proxy, code: &str) -> f64 {
     proxy.metric("llmproxy_rejected_total", &[("reason", code)])
+}
+
+/// Waits until nothing more is taken from an engine that counts what is; gives the count.
+pub fn await_stall(taken: &AtomicU64) -> u64 {
+    let mut last = 0;
+    await_until("the engine stalls", SOON, || {
+        pause(Duration::from_millis(100));
+        let before = std::mem::replace(&mut last, taken.load(Ordering::Relaxed));
+        before > 0 && before == last
+    });
+    last
 }

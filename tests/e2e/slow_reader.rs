@@ -4,7 +4,7 @@ use crate::harness::backend::Served;
 use crate::harness::message::Ended;
 use crate::harness::metrics::Metrics;
 use crate::harness::{await_until, pause, Backend, Config, Conn, Engine, Proxy, SOON};
-use crate::rig::{before, quiet, CHAT, CHATS, STREAM};
+use crate::rig::{await_stall, before, quiet, CHAT, CHATS, STREAM};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -32,19 +32,8 @@ impl Endless {
         Endless { backend, taken }
     }
 
-    fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
-    }
-
-    /// Waits until nothing more is taken.
     fn await_stall(&self) -> u64 {
-        let mut last = 0;
-        await_until("the engine stalls", SOON, || {
-            pause(Duration::from_millis(100));
-            let before = std::mem::replace(&mut last, self.taken());
-            before > 0 && before == last
-        });
-        last
+        await_stall(&self.taken)
     }
 }
 
