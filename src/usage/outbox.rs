@@ -51,14 +51,15 @@ pub struct Queued {
 }
 
 impl Outbox {
-    /// Hands a record over, without waiting. False when the outbox was full (or delivery has
-    /// ended): the record is lost, and counted.
-    pub fn offer(&self, record: UsageRecord) -> bool {
+    /// One that is made already.
+    #[cfg(test)]
+    pub(super) fn offer(&self, record: UsageRecord) -> bool {
         self.offer_with(|into| *into = record)
     }
 
-    /// The same with a record that `fill` writes over one that went this way before, of which it
-    /// keeps what was allocated.
+    /// Hands a record over, without waiting: `fill` writes it over one that went this way before,
+    /// and keeps what that had allocated. False when the outbox was full (or delivery has ended):
+    /// the record is lost, and counted.
     pub fn offer_with(&self, fill: impl FnOnce(&mut UsageRecord)) -> bool {
         let mut queued = match self.spares.try_recv() {
             Ok(spare) => spare,
