@@ -101,6 +101,10 @@ pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const REPORTER_WAIT_MS_MIN: u64 = 100;
 /// Milliseconds between two tries of a reporter at most.
 pub const REPORTER_WAIT_MS_MAX: u64 = 10_000;
+/// Records of one webhook request at most. Beyond: refused.
+pub const WEBHOOK_BATCH_RECORDS_MAX: u32 = 10_000;
+/// Requests of one webhook at one time. Beyond: refused.
+pub const WEBHOOK_CONCURRENCY_MAX: u32 = 64;
 /// Bytes of a webhook's answer that are read to save its connection. Beyond: close.
 pub const WEBHOOK_ANSWER_BYTES_MAX: u64 = 16 * 1024;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.

@@ -6,7 +6,7 @@
 
 use super::counters::{count, ReporterCounters, UsageCounters};
 use super::outbox::{Inbox, Queued, Spare};
-use super::reporter::{Reporter, Tried};
+use super::reporter::{self, Reporter, Shape, Tried};
 use crate::base::limits::{REPORTER_RECORDS_MAX, REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
 use crate::config::plan;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -48,9 +48,10 @@ impl Delivery {
             let (queue, records) = crossbeam_channel::bounded(capacity);
             queues.push(queue);
             let stop = Stop { signal: signal.clone(), deadline: deadline.clone() };
-            let (reporter, counters) = (Reporter::new(reporter)?, inbox.counters.clone());
+            let (shape, reporter) = (reporter::shape(reporter), reporter::open(reporter)?);
+            let counters = inbox.counters.clone();
             let spare = inbox.spare.clone();
-            let lane = Lane { index, reporter, counters, stop, spare, failing: 0 };
+            let lane = Lane { index, shape, reporter, counters, stop, spare, failing: 0 };
             let run = move || lane.run(&records);
             reporting.push(thread::Builder::new().name(format!("usage-{index}")).spawn(run)?);
         }
@@ -125,7 +126,8 @@ fn share(inbox: &Inbox, queues: &[Sender<Arc<Shared>>], stop: &Receiver<Infallib
 /// One reporter's thread.
 struct Lane {
     index: usize,
-    reporter: Reporter,
+    shape: Shape,
+    reporter: Box<dyn Reporter>,
     counters: Arc<UsageCounters>,
     stop: Stop,
     spare: Spare,
@@ -144,7 +146,9 @@ impl Lane {
             let tried = catch_unwind(AssertUnwindSafe(|| self.deliver(&shared.0, counters)));
             match tried.unwrap_or_else(|_| Some(Tried::Refused("the reporter panicked".into()))) {
                 Some(Tried::Delivered) => self.delivered(counters),
-                Some(Tried::Again(cause) | Tried::Refused(cause)) => self.failed(counters, &cause),
+                Some(Tried::Again(cause) | Tried::Failed(cause) | Tried::Refused(cause)) => {
+                    self.failed(counters, &cause)
+                }
                 None => left += 1,
             }
             counters.queued.fetch_sub(1, Relaxed);
@@ -154,13 +158,12 @@ impl Lane {
     }
 
     /// Tries until it is delivered, refused or out of tries; `None` when time ran out first.
-    fn deliver(&self, queued: &Queued, counters: &ReporterCounters) -> Option<Tried> {
-        let (retries, timeout) = self.reporter.tries();
-        let body = self.reporter.render(&queued.record);
+    fn deliver(&mut self, queued: &Queued, counters: &ReporterCounters) -> Option<Tried> {
+        let Shape { retries, timeout, .. } = self.shape;
         let mut tries = 0;
         loop {
             let timeout = self.stop.within(timeout)?;
-            let tried = self.reporter.send(&queued.record, &body, timeout);
+            let tried = self.reporter.send(&[&queued.record], timeout);
             if tries == retries || !matches!(tried, Tried::Again(_)) {
                 return Some(tried);
             }

@@ -37,7 +37,7 @@ fn an_engine_that_dies_between_events_is_an_error_event_and_a_cut() {
         assert_ends_with_event(&answer.text(), "backend_broke");
         assert_fault(&rig.proxy, &rig.hook, "backend_broke", "backend_error", 200);
         let record = rig.record();
-        assert_eq!(record["usage_source"], "aborted", "{record}");
+        assert_eq!(record["usage_source"], "missing", "{record}");
         assert_eq!(record["events"], 4, "{record}");
     }
 }
@@ -320,7 +320,7 @@ fn an_answer_is_read_from_an_engine_that_reads_no_more() {
 fn assert_fault(proxy: &Proxy, hook: &Webhook, kind: &str, outcome: &str, status: u16) {
     proxy.await_metric("llmproxy_faults_total", &[("kind", kind)], 1.0);
     let record = hook.await_records(1, SOON).remove(0);
-    assert_eq!((&record["error"], &record["outcome"]), (&kind.into(), &outcome.into()), "{record}");
+    assert_eq!((&record["error"], &record["status"]), (&kind.into(), &outcome.into()), "{record}");
     assert_eq!(record["status_code"], status, "{record}");
     assert_eq!(record["retry_count"], 0, "{record}");
     quiet(proxy);

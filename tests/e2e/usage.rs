@@ -40,7 +40,7 @@ fn a_record_has_every_field() {
             "completion_tokens": 17,
             "total_tokens": 48,
             "usage": {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48},
-            "usage_source": "backend",
+            "usage_source": "engine",
             "is_stream": stream,
             "method": "POST",
             "path": CHATS,
@@ -51,7 +51,7 @@ fn a_record_has_every_field() {
             "ttft_ms": ttft,
             "retry_count": 0,
             "fallback_used": false,
-            "outcome": "complete",
+            "status": "complete",
             "error": null,
             "upstream_id": engine_id,
             "request_bytes": body.len(),
@@ -88,7 +88,7 @@ fn usage_is_found_in_every_dialect() {
                 let told = [&record["prompt_tokens"], &record["completion_tokens"]];
                 assert_eq!(told, [31, completion], "{shown}");
                 assert_eq!(record["total_tokens"], 31 + completion, "{shown}");
-                assert_eq!(record["usage_source"], "backend", "{shown}");
+                assert_eq!(record["usage_source"], "engine", "{shown}");
             }
         }
     }
@@ -270,7 +270,7 @@ fn a_stop_delivers_what_is_queued() {
     let ids: HashSet<&str> = records.iter().map(|r| r["request_id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 21);
     let stream = records.iter().find(|record| record["is_stream"] == true).unwrap();
-    assert_eq!(stream["usage_source"], "backend", "{stream}");
+    assert_eq!(stream["usage_source"], "engine", "{stream}");
     await_until("its page is gone with it", SOON, || {
         std::net::TcpStream::connect(proxy.addr()).is_err()
     });

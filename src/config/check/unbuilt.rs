@@ -39,15 +39,17 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             "usage.reporters[].type database: records in SQL",
         ),
         (
-            reporter(|k| matches!(k, ReporterKind::Builtin { .. })),
+            reporter(|k| matches!(k, ReporterKind::Builtin(_))),
             "usage.reporters[].type builtin: the embedded store",
         ),
         (
-            plan.usage.api_key != crate::config::plan::KeyForm::Plain,
-            "usage.api_key: hiding keys in records",
+            reporter(|k| matches!(k, ReporterKind::Redis(_))),
+            "usage.reporters[].type redis: records in a Redis stream",
         ),
-        (plan.usage.inject_stream_usage, "usage.inject_stream_usage: asking engines for usage"),
-        (plan.usage.spool.is_some(), "usage.spool: records that survive a restart"),
+        (
+            reporter(|k| matches!(k, ReporterKind::File(_))),
+            "usage.reporters[].type file: records in a file",
+        ),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",

@@ -76,9 +76,13 @@ fn reporter(address: SocketAddr, retry: u32, timeout: Duration) -> plan::Reporte
         timeout,
         retry,
         headers: vec![("X-Secret".into(), Secret::new("s3"))],
+        hmac_secret: Secret::default(),
+        batch: plan::WebhookBatch::Single,
+        batch_size: 1,
+        concurrency: 1,
         format: RecordFormat::Full,
     });
-    plan::Reporter { name: "test".into(), kind }
+    plan::Reporter { name: "test".into(), api_key: plan::KeyForm::None, kind }
 }
 
 /// Starts delivery, offers this many records with distinct ids, and gives their ids.

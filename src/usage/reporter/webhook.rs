@@ -1,6 +1,6 @@
 //! A webhook: one request with a JSON body per record. Only 2xx is success.
 
-use super::Tried;
+use super::{Reporter, Shape, Tried};
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
 use crate::config::plan;
 use crate::usage::record::UsageRecord;
@@ -42,9 +42,16 @@ impl Webhook {
         let agent = Agent::with_parts(config.build(), DefaultConnector::new(), names.clone());
         Webhook { plan, agent, names }
     }
+}
 
+/// How a webhook wants to be called.
+pub fn shape(plan: &plan::Webhook) -> Shape {
+    Shape { batch: 1, concurrency: 1, retries: plan.retry, timeout: plan.timeout }
+}
+
+impl Reporter for Webhook {
     /// Scheme, host and port of the URL: the rest may hold a token.
-    pub fn place(&self) -> String {
+    fn place(&self) -> String {
         let url = self.plan.url.reveal();
         let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -52,18 +59,12 @@ impl Webhook {
         format!("{scheme}://{host}")
     }
 
-    /// Tries after the first, and the time of each.
-    pub fn tries(&self) -> (u32, Duration) {
-        (self.plan.retry, self.plan.timeout)
-    }
-
-    /// The JSON form that was configured.
-    pub fn render(&self, record: &UsageRecord) -> Vec<u8> {
-        record.to_json(self.plan.format)
-    }
-
-    /// One request. Blocks for at most `timeout`, from the name's lookup to the answer's end.
-    pub fn send(&self, record: &UsageRecord, body: &[u8], timeout: Duration) -> Tried {
+    /// One request. Blocks for at most `limit`, from the name's lookup to the answer's end.
+    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried {
+        let [record] = records else {
+            return Tried::Refused("more than one record".to_owned());
+        };
+        let body = record.to_json(self.plan.format);
         let mut request = Request::builder()
             .method(self.plan.method.as_str())
             .uri(self.plan.url.reveal())
@@ -72,8 +73,8 @@ impl Webhook {
         for (name, value) in &self.plan.headers {
             request = request.header(name, value.reveal());
         }
-        let request = match request.body(body) {
-            Ok(request) => self.agent.configure_request(request).timeout_global(Some(timeout)),
+        let request = match request.body(body.as_slice()) {
+            Ok(request) => self.agent.configure_request(request).timeout_global(Some(limit)),
             Err(_) => return Tried::Refused("the URL or a field is not valid".to_owned()),
         };
         match self.agent.run(request.build()) {
@@ -181,6 +182,10 @@ mod tests {
                 timeout: Duration::from_secs(1),
                 retry: 0,
                 headers: Vec::new(),
+                hmac_secret: Secret::default(),
+                batch: plan::WebhookBatch::Single,
+                batch_size: 1,
+                concurrency: 1,
                 format: RecordFormat::Full,
             });
             assert_eq!(webhook.place(), place);
