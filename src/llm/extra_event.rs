@@ -66,6 +66,11 @@ impl ExtraEvent {
         out.append(&mut self.held);
     }
 
+    /// Bytes that are held.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// True when an event was longer than [`EVENT_HELD_BYTES_MAX`] and passed without being looked
     /// at.
     pub fn passed_unjudged(&self) -> bool {

@@ -4,6 +4,7 @@
 
 use super::framing::{Inbound, Sections};
 use super::parts::{Headers, Parts};
+use super::strip::{Part, Strip};
 use super::tap::Tap;
 use super::Outcome;
 use crate::base::fault::Fault;
@@ -40,17 +41,21 @@ pub struct Relay<'a> {
     pub plan: &'a Backend,
     /// The engine's framing.
     pub inbound: &'a mut Inbound,
-    /// The framing towards the client.
-    pub outbound: OutFraming,
     /// Watches.
     pub tap: &'a mut Tap,
     /// When the request had been handed to the engine.
     pub asked: Instant,
+    /// Takes an event out that the client did not ask for. Boxed: few streams have one.
+    strip: Option<Box<Strip>>,
     state: State,
 }
 
 #[derive(Default)]
 struct State {
+    /// The body goes out in chunks.
+    chunked: bool,
+    /// Its end is the end of the connection.
+    until_close: bool,
     /// The engine's body is complete.
     finished: bool,
     /// The engine sent bytes behind the end of its answer.
@@ -73,7 +78,17 @@ impl<'a> Relay<'a> {
         tap: &'a mut Tap,
         asked: Instant,
     ) -> Relay<'a> {
-        Relay { w, client, plan, inbound, outbound, tap, asked, state: State::default() }
+        let state = State {
+            chunked: outbound == OutFraming::Chunked,
+            until_close: outbound == OutFraming::UntilClose,
+            ..State::default()
+        };
+        Relay { w, client, plan, inbound, tap, asked, strip: None, state }
+    }
+
+    /// The usage event is taken out. The answer is an event stream, and of no announced length.
+    pub fn strip(&mut self) {
+        self.strip = Some(Box::default());
     }
 
     /// Sends the head, together with what has arrived of the body. [`Fault::BadResponse`]: nothing
@@ -96,6 +111,9 @@ impl<'a> Relay<'a> {
         let fault = result.err();
         if let Some(fault) = fault {
             Box::pin(self.tell(fault)).await;
+        }
+        if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
+            self.w.meters.borrow_mut().events_unjudged += 1;
         }
         let finished = self.state.finished;
         // Whether the client took the answer does not matter to the engine's connection.
@@ -146,12 +164,20 @@ impl<'a> Relay<'a> {
         match got {
             Ok(0) if self.inbound.ends_with_close() => {
                 self.state.finished = true;
-                self.send(&[], &Sections::default(), &[]).await
+                self.end().await
             }
             Ok(0) => Err(Fault::BackendBroke),
             Ok(_) => self.forward(&[], &buffer).await,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Fault::BackendBroke),
+        }
+    }
+
+    /// The engine has closed, which ends its body.
+    async fn end(&mut self) -> Result<(), Fault> {
+        match self.part(&Sections::default(), &[]) {
+            None => self.send(&[], &Sections::default(), &[]).await,
+            Some(part) => Box::pin(self.send(&[], &part.sections, &part.bytes)).await,
         }
     }
 
@@ -214,11 +240,26 @@ impl<'a> Relay<'a> {
                 return Err(Fault::BadResponse("bytes_behind_the_end"));
             }
             self.state.finished = progress.finished;
-            let sent = self.send(head, &body, rest).await;
+            let sent = match self.part(&body, rest) {
+                None => {
+                    let sent = self.send(head, &body, rest).await;
+                    if sent.is_ok() && !body.is_empty() {
+                        self.observe(&body, rest, sends == 1);
+                    }
+                    sent
+                }
+                Some(part) => {
+                    let sent = Box::pin(self.send(head, &part.sections, &part.bytes)).await;
+                    // What the engine counted, it counted, whoever has seen the last bytes.
+                    body.for_each_data(rest, |data| self.tap.usage.feed(data));
+                    if sent.is_ok() && !part.sections.is_empty() {
+                        self.tap.see_sent(&part.bytes);
+                        self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+                    }
+                    sent
+                }
+            };
             head = &[];
-            if sent.is_ok() && !body.is_empty() {
-                self.observe(&body, rest, sends == 1);
-            }
             rest = rest.get(progress.consumed..).unwrap_or_default();
             if let Err(fault) = sent {
                 self.pass_over(rest);
@@ -253,7 +294,7 @@ impl<'a> Relay<'a> {
     }
 
     fn is_chunked(&self) -> bool {
-        self.outbound == OutFraming::Chunked
+        self.state.chunked
     }
 
     /// Sends what was decoded. The parts are put together anew after each wait instead of being
@@ -308,6 +349,12 @@ impl<'a> Relay<'a> {
         Ok((parts.total, taken))
     }
 
+    /// What goes out instead of what was decoded; `None`: all of that.
+    fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<Part>> {
+        let last = self.state.finished;
+        self.strip.as_mut().and_then(|strip| strip.part(body, input, last))
+    }
+
     /// Looks at what was just sent; takes the time of the first send of a read.
     fn observe(&mut self, body: &Sections, input: &[u8], is_first: bool) {
         body.for_each_data(input, |data| self.tap.see(data));
@@ -331,7 +378,7 @@ impl<'a> Relay<'a> {
             // Best effort: the stream is broken either way.
             let _ = self.client.send(&mut parts).await;
         }
-        if self.outbound == OutFraming::UntilClose {
+        if self.state.until_close {
             // A body that ends with the close would look whole: reset instead.
             self.client.post.socket().reset_on_close();
         }
