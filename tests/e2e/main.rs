@@ -26,6 +26,7 @@ mod slow_reader;
 mod large_bodies;
 mod health;
 mod usage;
+mod stream_usage;
 mod metrics;
 mod logs;
 mod stop;

@@ -182,10 +182,12 @@ impl<'a> Relay<'a> {
     }
 
     /// Much is to come, and it goes out in few sends: chunks that are framed anew, a few in each
-    /// send, would hold up the other streams of the worker if very many came at a time.
+    /// send, would hold up the other streams of the worker if very many came at a time. What is put
+    /// together anew would need two large buffers.
     fn reads_in_bulk(&self) -> bool {
         let much = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        much && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
+        much && self.strip.is_none()
+            && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
     }
 
     /// Takes the next bytes from the engine without reading them, where nobody needs to see them:

@@ -33,10 +33,8 @@ impl Strip {
             return None;
         }
         let mut bytes = Buffer::take();
-        let most = self.filter.held() + input.len();
-        if most > bytes.capacity() {
-            bytes.grow(most);
-        }
+        // Mostly there is room. No large buffer is lent for it, which a slow client would hold.
+        bytes.reserve(self.filter.held() + input.len());
         body.for_each_data(input, |data| self.filter.feed(data, &mut bytes));
         if last {
             self.filter.finish(&mut bytes);
