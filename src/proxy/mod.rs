@@ -14,4 +14,5 @@ pub mod route;
 pub mod upstream;
 pub mod relay;
 pub mod settle;
+pub mod ledger;
 pub mod answer;

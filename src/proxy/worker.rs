@@ -3,6 +3,7 @@
 
 use super::answer::{write_refusal, Frame};
 use super::connection;
+use super::ledger::Ledger;
 use super::route::round_robin::RoundRobin;
 use super::upstream::pool::{Pool, PoolLimits};
 use crate::base::clock::unix_ms;
@@ -89,7 +90,7 @@ pub struct Worker {
     /// What was counted.
     pub meters: RefCell<Meters>,
     /// Where usage records go.
-    pub usage: Option<Outbox>,
+    pub usage: Option<Ledger>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
     ids: RefCell<RequestIds>,
@@ -143,7 +144,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         fleet: start.fleet,
         patrol,
         meters: RefCell::default(),
-        usage: start.usage,
+        usage: start.usage.map(Ledger::new),
         access: start.access,
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),
@@ -157,6 +158,12 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     let accepting = Rc::clone(&w);
     rt::spawn(async move {
         accept_loop(listener, &accepting.patrol, |arrival| accepting.arrive(arrival)).await;
+    });
+    let ushering = Rc::clone(&w);
+    rt::spawn(async move {
+        if let Some(ledger) = &ushering.usage {
+            ledger.usher().await;
+        }
     });
     let _ = ready.send(Ok(driver));
     w.keep_house(&stop, &mailbox, &heartbeat).await
@@ -182,7 +189,7 @@ impl Worker {
             heartbeat.fetch_add(1, Ordering::Relaxed);
             self.wall.set((Instant::now(), unix_ms()));
             Buffer::sweep();
-            self.usage.iter().for_each(Outbox::sweep);
+            self.usage.iter().for_each(Ledger::sweep);
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));

@@ -5,11 +5,11 @@
 //! nothing else, and when that is full it loses records alone, counted.
 
 use super::counters::{count, ReporterCounters, UsageCounters};
-use super::outbox::{Inbox, Queued, Spare};
+use super::outbox::{Inbox, Kind, Queued, Spare};
 use super::reporter::{self, Reporter, Shape, Tried};
 use crate::base::limits::{REPORTER_RECORDS_MAX, REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
 use crate::config::plan;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender};
 use std::convert::Infallible;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -17,9 +17,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-/// How long records gather while there are many.
-const BURST: Duration = Duration::from_millis(10);
 
 /// The running threads.
 pub struct Delivery {
@@ -104,7 +101,15 @@ fn hand_out(queued: Box<Queued>, inbox: &Inbox, queues: &[Sender<Arc<Shared>>]) 
 
 /// Hands out records until stopped and the outbox is empty.
 fn share(inbox: &Inbox, queues: &[Sender<Arc<Shared>>], stop: &Receiver<Infallible>) {
-    let share = |queued: Box<Queued>| hand_out(queued, inbox, queues);
+    let share = |queued: Box<Queued>| {
+        if let Some(desk) = inbox.desks.get(queued.worker as usize) {
+            desk.advance(queued.ticket);
+        }
+        match queued.kind {
+            Kind::Close => hand_out(queued, inbox, queues),
+            Kind::Open | Kind::Note => queued.spare(&inbox.spare),
+        }
+    };
     loop {
         crossbeam_channel::select! {
             recv(inbox.records) -> queued => match queued {
@@ -114,11 +119,6 @@ fn share(inbox: &Inbox, queues: &[Sender<Arc<Shared>>], stop: &Receiver<Infallib
             recv(stop) -> _ => break,
         }
         inbox.records.try_iter().for_each(share);
-        // To wake this thread costs the worker a system call. Under load it sleeps through a few
-        // hundred records and takes them at once.
-        if stop.recv_timeout(BURST) != Err(RecvTimeoutError::Timeout) {
-            break;
-        }
     }
     inbox.records.try_iter().for_each(share);
 }

@@ -90,7 +90,8 @@ fn offered(
     reporters: &[plan::Reporter],
     records: usize,
 ) -> (Delivery, Arc<UsageCounters>, Vec<String>) {
-    let (outbox, inbox) = outbox::open(reporters);
+    let outbox::Ends { mut workers, inbox, gauge } = outbox::open(reporters, 1);
+    let outbox = workers.remove(0);
     let delivery = Delivery::start(inbox, reporters).unwrap();
     let mut ids = RequestIds::new(5);
     let mut offer = || {
@@ -100,7 +101,7 @@ fn offered(
         id
     };
     let ids = (0..records).map(|_| offer()).collect();
-    (delivery, outbox.counters().clone(), ids)
+    (delivery, gauge.counters().clone(), ids)
 }
 
 fn arrived_ids(arrived: &Receiver<Arrived>) -> Vec<String> {
@@ -200,8 +201,9 @@ fn a_refused_connection_is_given_up_after_the_last_try() {
 fn a_full_queue_drops_for_its_reporter_and_counts() {
     let (address, arrived) = webhook(&[Answer::Silence]);
     let reporters = [reporter(address, 0, PATIENCE)];
-    let (outbox, inbox) = outbox::open(&reporters);
-    let counters = outbox.counters().clone();
+    let outbox::Ends { mut workers, inbox, gauge } = outbox::open(&reporters, 1);
+    let outbox = workers.remove(0);
+    let counters = gauge.counters().clone();
     let delivery = Delivery::start_with(inbox, &reporters, 2).unwrap();
     outbox.offer(record());
     arrived.recv_timeout(PATIENCE).unwrap();
