@@ -35,6 +35,9 @@ pub const INTERIM_RESPONSES_MAX: usize = 8;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Bytes of one `usage` object that the tap captures. Beyond: usage counts as missing.
 pub const USAGE_OBJECT_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
+/// gets it, unlooked at, and that is counted.
+pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 

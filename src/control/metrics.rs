@@ -2,8 +2,13 @@
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
 use crate::config::plan::Plan;
+<<<<<<< HEAD
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
+=======
+use crate::state::fleet::{Fleet, UsageWish};
+use crate::state::meters::{BackendIndex, Meters, Times};
+>>>>>>> a77f830
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -176,6 +181,8 @@ impl Facts {
         self.tokens(page)?;
         let help = "Metered answers that carried no usage.";
         page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
+        let help = "Streams with an event too long to tell whether it is the usage event.";
+        page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
         self.reporters(page)?;
         let help = "Log events dropped because the queue was full.";
         page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
@@ -247,6 +254,12 @@ impl Facts {
         let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
         page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
         let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
+        let refuses = |i: usize| {
+            let wish = self.fleet.get(i).map(|member| member.usage_wish());
+            u64::from(wish == Some(UsageWish::Refused))
+        };
+        let help = "1 when the backend refused to be asked for the usage of a stream.";
+        page.gauge("llmproxy_backend_refuses_stream_usage", help, per_backend(&refuses))?;
         let help = "Requests at the backend that are not settled.";
         page.gauge("llmproxy_inflight", help, per_backend(&inflight))
     }

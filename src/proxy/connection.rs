@@ -5,12 +5,14 @@
 use super::admit::body;
 use super::admit::path::{self, Kind};
 use super::answer::{self, Frame};
+use super::asking::Asking;
 use super::client::Client;
 use super::ledger::Written;
 use super::receive::{self, Received, Request};
 use super::relay::copy::{Relay, Step};
 use super::relay::drain::drain;
 use super::relay::framing::{outbound, Inbound};
+use super::relay::strip;
 use super::relay::tap::Tap;
 use super::relay::Outcome;
 use super::route::{self, Tried};
@@ -262,7 +264,9 @@ fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
     let mut model = std::mem::take(&mut request.model);
     let facts = body::facts(&request.head, client.bytes(), request.body(client.bytes()))?;
     model.push_str(facts.model.as_deref().unwrap_or_default());
-    request.stream = facts.stream.unwrap_or(false);
+    let (stream, splice) = (facts.stream.unwrap_or(false), facts.usage_splice);
+    request.stream = stream;
+    request.set_usage_splice(splice);
     request.model = model;
     Ok(())
 }
@@ -309,20 +313,27 @@ async fn try_backends(
         }
         story.backend = Some(backend);
         tried.add(backend);
-        let mut fresh = false;
+        let (mut fresh, mut asking) = (false, Asking::of(w, request, backend));
         // One await in a loop: the futures of two in a row would lie side by side in every stream.
         let result = loop {
-            match exchange(w, client, request, backend, fresh).await {
-                Err(fault) if fault.retry() == Retry::Fresh && !fresh => fresh = true,
+            match exchange(w, client, request, backend, (fresh, asking)).await {
+                Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
+                    fresh = true;
+                    w.count_fault(Some(backend), Fault::ReuseRace);
+                }
+                Ok(got) => match asking.learn(w, backend, request.response.status) {
+                    Some(next) => asking = next,
+                    None => break Ok(got),
+                },
                 result => break result,
             }
-            w.count_fault(Some(backend), Fault::ReuseRace);
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
         };
         match result {
             Ok(exchange) => {
                 story.fallback = tried.len() > 1;
+                story.asked_usage = asking.is_spliced();
                 story.ending = Ending::Complete;
                 talk.exchange = Some(exchange);
                 return Ok(());
@@ -350,7 +361,11 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let Talk { request, story, exchange, inbound, tap } = talk;
     let plan = w.backend(story.backend.unwrap_or_default());
     let (Some(plan), Some(got)) = (plan, exchange.as_mut()) else { return Next::Close };
-    let outbound = outbound(&request.response, request.head.version);
+    let mut outbound = outbound(&request.response, request.head.version);
+    let strips = story.asked_usage && strip::is_readable(&request.response);
+    if strips {
+        outbound = strip::of_any_length(outbound, request.head.version);
+    }
     let close = !request.head.keep_alive
         || outbound == OutFraming::UntilClose
         || w.is_crowded()
@@ -365,6 +380,9 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     story.event_stream = request.response.event_stream;
     request.release_body(client);
     let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, &got.asked);
+    if strips {
+        relay.strip();
+    }
     // In a scope of their own: behind it the stream holds a buffer only while bytes move.
     let begun = {
         let mut bytes = got.bytes.take();

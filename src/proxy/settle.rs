@@ -46,6 +46,8 @@ pub struct Story {
     pub status: u16,
     /// The answer was an event stream.
     pub event_stream: bool,
+    /// The try that was answered asked for usage, and the client had not.
+    pub asked_usage: bool,
     /// How it ended.
     pub ending: Ending,
     /// What the relay saw, when it came to that.

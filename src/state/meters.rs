@@ -82,6 +82,8 @@ pub struct Meters {
     pub tokens: QuickMap<TokenSeries, Tokens>,
     /// Answers of metered paths that carried no usage.
     pub usage_missing: u64,
+    /// Streams with an event that was too long to tell whether the client should get it.
+    pub events_unjudged: u64,
     /// Connections closed for idling: clients', kept ones of backends.
     pub idle_closed: [u64; 2],
     /// Connections accepted, refused at the limit.
@@ -171,6 +173,7 @@ impl Meters {
             self.tokens.entry(*series).or_default().add(*theirs);
         }
         self.usage_missing += other.usage_missing;
+        self.events_unjudged += other.events_unjudged;
         self.accept_pauses += other.accept_pauses;
         self.panics += other.panics;
         let (ours, theirs) = (&mut self.gauges, &other.gauges);

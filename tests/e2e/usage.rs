@@ -97,7 +97,7 @@ fn usage_is_found_in_every_dialect() {
 /// Catches: an estimate, or the previous request's counts, where an engine sends none.
 #[test]
 fn usage_that_no_engine_sent_is_missing() {
-    let rig = Rig::new();
+    let rig = Rig::with("stream_usage: never", |config| config);
     let mut client = rig.proxy.connect();
     client.post(CHATS, "", STREAM_USAGE);
     client.post(CHATS, "", STREAM);

@@ -25,6 +25,14 @@ pub struct Usage {
     pub spool: Spool,
 }
 
+impl Usage {
+    /// True when engines are to be asked for usage that clients did not ask for: somebody wants
+    /// records, and they would lack it.
+    pub fn wants_stream_usage(&self) -> bool {
+        self.inject_stream_usage && !self.reporters.is_empty()
+    }
+}
+
 /// One destination of usage records.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reporter {

@@ -4,6 +4,7 @@
 
 use super::framing::{Inbound, Sections};
 use super::parts::{Headers, Parts};
+use super::strip::{Part, Strip};
 use super::tap::Tap;
 use super::Outcome;
 use crate::base::fault::Fault;
@@ -44,13 +45,13 @@ pub struct Relay<'a> {
     pub plan: &'a Backend,
     /// The engine's framing.
     pub inbound: &'a mut Inbound,
-    /// The framing towards the client.
-    pub outbound: OutFraming,
     /// Watches.
     pub tap: &'a mut Tap,
     /// When the request had been handed to the engine. A reference: the future of a stream is
     /// smaller with it.
     pub asked: &'a Instant,
+    /// Takes an event out that the client did not ask for. Boxed: few streams have one.
+    strip: Option<Box<Strip>>,
     state: State,
 }
 
@@ -90,6 +91,11 @@ impl Last {
         SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
     }
 
+    /// With bytes that stand nowhere else.
+    fn of(head: Option<Buffer>, part: Part) -> Last {
+        Last { head, bytes: Some(part.bytes), from: 0, body: part.sections }
+    }
+
     /// Gives it back.
     fn let_go(mut self: Box<Self>) {
         *self = Last::default();
@@ -110,6 +116,8 @@ impl Last {
 struct End {
     from: usize,
     body: Sections,
+    /// What goes out instead of it.
+    part: Option<Box<Part>>,
     head_is_out: bool,
 }
 
@@ -118,13 +126,20 @@ impl End {
     fn of(self, head: Option<Buffer>, bytes: Option<Buffer>, start: usize) -> Box<Last> {
         let head = head.filter(|_| !self.head_is_out);
         let mut last = Last::take();
-        *last = Last { head, bytes, from: start + self.from, body: self.body };
+        *last = match self.part {
+            None => Last { head, bytes, from: start + self.from, body: self.body },
+            Some(part) => Last::of(head, *part),
+        };
         last
     }
 }
 
 #[derive(Default)]
 struct State {
+    /// The body goes out in chunks.
+    chunked: bool,
+    /// Its end is the end of the connection.
+    until_close: bool,
     /// The engine's body is complete.
     finished: bool,
     /// The engine sent bytes behind the end of its answer.
@@ -147,7 +162,17 @@ impl<'a> Relay<'a> {
         tap: &'a mut Tap,
         asked: &'a Instant,
     ) -> Relay<'a> {
-        Relay { w, client, plan, inbound, outbound, tap, asked, state: State::default() }
+        let state = State {
+            chunked: outbound == OutFraming::Chunked,
+            until_close: outbound == OutFraming::UntilClose,
+            ..State::default()
+        };
+        Relay { w, client, plan, inbound, tap, asked, strip: None, state }
+    }
+
+    /// The usage event is taken out. The answer is an event stream, and of no announced length.
+    pub fn strip(&mut self) {
+        self.strip = Some(Box::default());
     }
 
     /// Sends the head, together with what has arrived of the body, which stands in `bytes` behind
@@ -205,6 +230,9 @@ impl<'a> Relay<'a> {
     }
 
     fn outcome(&self, fault: Option<Fault>) -> Outcome {
+        if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
+            self.w.meters.borrow_mut().events_unjudged += 1;
+        }
         let finished = self.state.finished;
         // Whether the client took the answer does not matter to the engine's connection.
         let exact = finished && !self.state.extra;
@@ -254,7 +282,12 @@ impl<'a> Relay<'a> {
         match got {
             Ok(0) if self.inbound.ends_with_close() => {
                 self.state.finished = true;
-                Step::Last(Last::take())
+                let mut last = Last::take();
+                if let Some(part) = self.part(&Sections::default(), &[]) {
+                    self.observe_part(&part, true);
+                    *last = Last::of(None, *part);
+                }
+                Step::Last(last)
             }
             Ok(0) => Step::Broken(Fault::BackendBroke),
             Ok(_) => match self.forward(&[], &buffer).await {
@@ -268,10 +301,12 @@ impl<'a> Relay<'a> {
     }
 
     /// Much is to come, and it goes out in few sends: chunks that are framed anew, a few in each
-    /// send, would hold up the other streams of the worker if very many came at a time.
+    /// send, would hold up the other streams of the worker if very many came at a time. What is put
+    /// together anew would need two large buffers.
     fn reads_in_bulk(&self) -> bool {
         let much = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        much && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
+        much && self.strip.is_none()
+            && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
     }
 
     /// Takes the next bytes from the engine without reading them, where nobody needs to see them:
@@ -329,19 +364,30 @@ impl<'a> Relay<'a> {
             }
             self.state.finished = progress.finished;
             self.state.extra = is_extra;
+            let part = self.part(&body, rest);
             if progress.finished {
                 // Seen before it is sent: what it says belongs into a record that goes ahead.
-                self.observe(&body, rest, sends == 1);
-                return Ok(Some(End { from, body, head_is_out: head.is_empty() }));
+                match &part {
+                    None => self.observe(&body, rest, sends == 1),
+                    Some(part) => self.observe_part(part, sends == 1),
+                }
+                return Ok(Some(End { from, body, part, head_is_out: head.is_empty() }));
             }
             // Not all of what the decoder said is carried through the wait.
             let (behind, is_broken) = (from + progress.consumed, progress.broken.is_some());
-            if let Err(fault) = self.send(head, &body, rest).await {
+            let sent = match &part {
+                None => self.send(head, &body, rest).await,
+                Some(part) => Box::pin(self.send(head, &part.sections, &part.bytes)).await,
+            };
+            if let Err(fault) = sent {
                 self.pass_over(input.get(behind..).unwrap_or_default());
                 return Err(fault);
             }
             head = &[];
-            self.observe(&body, input.get(from..).unwrap_or_default(), sends == 1);
+            match part {
+                None => self.observe(&body, input.get(from..).unwrap_or_default(), sends == 1),
+                Some(part) => self.observe_part(&part, sends == 1),
+            }
             if is_broken {
                 return Err(Fault::BackendBroke);
             }
@@ -368,7 +414,7 @@ impl<'a> Relay<'a> {
     }
 
     fn is_chunked(&self) -> bool {
-        self.outbound == OutFraming::Chunked
+        self.state.chunked
     }
 
     /// Sends what was decoded. The parts are put together anew after each wait instead of being
@@ -423,6 +469,22 @@ impl<'a> Relay<'a> {
         Ok((parts.total, taken))
     }
 
+    /// What goes out instead of what was decoded; `None`: all of that.
+    fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<Part>> {
+        let part = self.strip.as_mut()?.part(body, input, self.state.finished)?;
+        // What the engine counted, it counted, whether or not the client takes these bytes.
+        body.for_each_data(input, |data| self.tap.usage.feed(data));
+        Some(part)
+    }
+
+    /// Looks at what goes out instead of what was decoded, of which the usage was seen.
+    fn observe_part(&mut self, part: &Part, is_first: bool) {
+        self.tap.see_sent(&part.bytes);
+        if is_first && !part.sections.is_empty() {
+            self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+        }
+    }
+
     /// Looks at what is sent; takes the time of the first send of a read.
     fn observe(&mut self, body: &Sections, input: &[u8], is_first: bool) {
         if body.is_empty() {
@@ -449,7 +511,7 @@ impl<'a> Relay<'a> {
             // Best effort: the stream is broken either way.
             let _ = self.client.send(&mut parts).await;
         }
-        if self.outbound == OutFraming::UntilClose {
+        if self.state.until_close {
             // A body that ends with the close would look whole: reset instead.
             self.client.post.socket().reset_on_close();
         }

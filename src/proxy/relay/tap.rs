@@ -49,6 +49,11 @@ impl Tap {
     /// Sees a slice of the body.
     pub fn see(&mut self, bytes: &[u8]) {
         self.usage.feed(bytes);
+        self.see_sent(bytes);
+    }
+
+    /// Sees a slice that went to the client, of which the usage was seen where it came from.
+    pub fn see_sent(&mut self, bytes: &[u8]) {
         if let Some(events) = self.events.as_mut() {
             events.feed(bytes);
         }
