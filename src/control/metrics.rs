@@ -196,7 +196,7 @@ impl Facts {
         let help = "Usage records that a reporter took.";
         page.counter("llmproxy_webhook_success", help, all(|r| &r.delivered))?;
         let help = "Usage records that were given up after all tries.";
-        page.counter("llmproxy_webhook_failure", help, all(|r| &r.failed))?;
+        page.counter("llmproxy_webhook_failure", help, all(|r| &r.buried))?;
         let help = "Tries to deliver after the first.";
         page.counter("llmproxy_reporter_retries", help, each(|r| &r.retried))?;
         let help = "Usage records that a reporter never saw because its queue was full.";

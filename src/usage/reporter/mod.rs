@@ -42,6 +42,8 @@ pub enum Tried {
     Delivered,
     /// It may have them later, whatever they are: it cannot be reached, or is overloaded; why.
     Again(String),
+    /// The same, and it asked to be left alone for so long.
+    Later(String, Duration),
     /// It answered, and did not take these records; why. Trying again may help.
     Failed(String),
     /// It says that it will never take these records; why.
