@@ -121,6 +121,9 @@ pub const CONFIG_FILE_BYTES_MAX: usize = 1024 * 1024;
 pub const CONFIG_NODES_MAX: u32 = 100_000;
 /// Findings of one load that are kept. Beyond: counted.
 pub const CONFIG_FINDINGS_MAX: usize = 100;
+/// Models with a label of their own. Beyond: refused; of those that the plan names otherwise, the
+/// rest count as `other`.
+pub const METRICS_MODELS_MAX: usize = 1000;
 /// Longest duration that a configuration may set, in seconds (one year). Beyond: refused.
 pub const DURATION_SECONDS_MAX: u64 = 365 * 24 * 3600;
 /// Worker threads. Beyond: refused.

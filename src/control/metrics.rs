@@ -2,8 +2,13 @@
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
 use crate::config::plan::Plan;
+<<<<<<< HEAD
+use crate::state::fleet::Fleet;
+use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
+=======
 use crate::state::fleet::{Fleet, UsageWish};
 use crate::state::meters::{BackendIndex, Meters, Times};
+>>>>>>> a77f830
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -173,9 +178,7 @@ impl Facts {
 
     fn usage(&self, page: &mut Page<'_>) -> fmt::Result {
         let m = &self.meters;
-        let kinds = ["prompt", "completion"].into_iter().zip(m.tokens);
-        let tokens = labelled("type", kinds.map(|(kind, n)| (kind.to_owned(), n)));
-        page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", tokens)?;
+        self.tokens(page)?;
         let help = "Metered answers that carried no usage.";
         page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
         let help = "Streams with an event too long to tell whether it is the usage event.";
@@ -185,6 +188,33 @@ impl Facts {
         page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
         let help = "Access log lines dropped because the queue was full.";
         page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
+    }
+
+    fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut all = Tokens::default();
+        self.meters.tokens.values().for_each(|tokens| all.add(*tokens));
+        let kinds = [("prompt", all.prompt), ("completion", all.completion)];
+        let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;
+        let models = self.plan.labelled_models();
+        let sorted: BTreeMap<_, _> = self.meters.tokens.iter().collect();
+        let series = sorted.into_iter().flat_map(|(series, tokens)| {
+            let model = series.model.and_then(|model| models.get(model as usize));
+            let model = model.map_or("other", String::as_str).to_owned();
+            let backend = self.backend(series.backend);
+            let kinds = [
+                ("prompt", tokens.prompt),
+                ("completion", tokens.completion),
+                ("cached", tokens.cached),
+                ("reasoning", tokens.reasoning),
+            ];
+            kinds.map(|(kind, n)| {
+                let labels = [("type", kind.into()), ("model", model.clone())];
+                (labels.into_iter().chain([("backend", backend.clone())]).collect(), n)
+            })
+        });
+        let help = "Tokens as the engines counted them; models that no configuration names: other.";
+        page.counter("llmproxy_tokens", help, series.collect())
     }
 
     /// Delivery of usage records. The seeds' two counters are summed over all reporters.

@@ -11,7 +11,7 @@ use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
-use crate::state::meters::{BackendIndex, Series};
+use crate::state::meters::{BackendIndex, Series, TokenSeries, Tokens};
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Kind;
 use crate::usage::record::{self, UsageRecord};
@@ -228,8 +228,14 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
     }
     match tap.usage.usage() {
         Some(usage) => {
-            meters.tokens[0] += usage.prompt_tokens;
-            meters.tokens[1] += usage.completion_tokens;
+            let series =
+                TokenSeries { model: w.model_label(&request.model), backend: story.backend };
+            meters.tokens.entry(series).or_default().add(Tokens {
+                prompt: usage.prompt_tokens,
+                completion: usage.completion_tokens,
+                cached: usage.cached_tokens.unwrap_or(0),
+                reasoning: usage.reasoning_tokens.unwrap_or(0),
+            });
         }
         None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
         None => {}

@@ -30,6 +30,7 @@ use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -101,6 +102,8 @@ pub struct Worker {
     connections: Arc<Connections>,
     pages: Sender<PageRequest>,
     backend_urls: Vec<Arc<str>>,
+    /// Models with a label of their own.
+    models: HashMap<String, u32>,
     credential_fields: Vec<String>,
 }
 
@@ -139,6 +142,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
             start.index,
         )),
+        models: start.plan.labelled_models().into_iter().zip(0..).collect(),
         backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
         fleet: start.fleet,
@@ -263,6 +267,11 @@ impl Worker {
     /// The URL of a backend as records show it.
     pub fn backend_url(&self, backend: u32) -> Option<&Arc<str>> {
         self.backend_urls.get(backend as usize)
+    }
+
+    /// The label of a model, if it has one of its own.
+    pub fn model_label(&self, model: &str) -> Option<u32> {
+        self.models.get(model).copied()
     }
 
     /// Milliseconds since 1970 at an instant, by the wall clock as of the last sweep: it is not

@@ -275,3 +275,28 @@ fn a_stop_delivers_what_is_queued() {
         std::net::TcpStream::connect(proxy.addr()).is_err()
     });
 }
+
+/// Catches: tokens booked to the wrong backend, and a name that a client chose as a label.
+#[test]
+fn tokens_are_counted_by_model_and_backend() {
+    let engine = Engine::start(&[]);
+    let proxy = Config::new()
+        .backend(engine.url(), "name: gpu-1")
+        .section("metrics: {models: [known]}")
+        .start();
+    for (model, times) in [("known", 2), ("whatever-a-client-says", 1)] {
+        for _ in 0..times {
+            let body = CHAT.replace("\"m\"", &format!("\"{model}\""));
+            assert!(body.contains(model), "{body}");
+            let answer = proxy.connect().post(CHATS, "x-mock-usage: 31,17\r\n", &body);
+            assert_eq!(answer.status(), 200);
+        }
+    }
+    for (model, times) in [("known", 2.0), ("other", 1.0)] {
+        for (kind, tokens) in [("prompt", 31.0), ("completion", 17.0), ("reasoning", 0.0)] {
+            let labels = [("model", model), ("type", kind), ("backend", "gpu-1")];
+            proxy.await_metric("llmproxy_tokens_total", &labels, times * tokens);
+        }
+    }
+    assert_eq!(proxy.metric("llmproxy_usage_tokens_total", &[("type", "prompt")]), 93.0);
+}
