@@ -8,11 +8,10 @@ use llmproxy::proxy::route::round_robin::RoundRobin;
 use llmproxy::proxy::route::{pick, Tried};
 use llmproxy::state::fleet::Fleet;
 use llmproxy::state::meters::Times;
-use llmproxy::usage::deliver::Delivery;
+use llmproxy::usage::deliver::memory;
 use llmproxy::usage::outbox::{self, Ends, Kind};
 use llmproxy::usage::record::{Outcome, UsageRecord};
 use std::hint::black_box;
-use std::time::Duration;
 
 fn main() {
     let mut tap = Tap::default();
@@ -50,7 +49,7 @@ fn main() {
 fn hand_over(ids: &mut RequestIds) {
     let Ends { mut workers, inbox, .. } = outbox::open(&[], 1);
     let outbox = workers.remove(0);
-    let Ok(delivery) = Delivery::start(inbox, &[]) else {
+    let Ok((delivery, _)) = memory::start(inbox) else {
         println!("record, hand over: no thread could be started");
         return;
     };
@@ -65,7 +64,7 @@ fn hand_over(ids: &mut RequestIds) {
             record.path.push_str(black_box("/v1/chat/completions"));
         }));
     });
-    delivery.stop(Duration::from_secs(1));
+    delivery.stop();
 }
 
 fn record(ids: &mut RequestIds) -> UsageRecord {

@@ -98,9 +98,22 @@ pub const REPORTER_RECORDS_MAX: usize = 16 * 1024;
 /// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
 pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.
-pub const REPORTER_WAIT_MS_MIN: u64 = 100;
+pub const REPORTER_WAIT_MS_MIN: u64 = 1_000;
 /// Milliseconds between two tries of a reporter at most.
-pub const REPORTER_WAIT_MS_MAX: u64 = 10_000;
+pub const REPORTER_WAIT_MS_MAX: u64 = 300_000;
+/// Records that a lane reads ahead, however small its batches are.
+pub const LANE_RECORDS_MIN: usize = 1024;
+/// Records that a lane reads ahead at most. Beyond: they stay where they are kept.
+pub const LANE_RECORDS_MAX: usize = 16 * 1024;
+/// Distance, in records, between the oldest that a lane has not finished and the last that it has
+/// read: so many may be delivered twice after a crash. Beyond: nothing is read.
+pub const LANE_SPAN_MAX: u64 = 64 * 1024;
+/// Bytes of request bodies in the records that a lane has read. Beyond: nothing is read.
+pub const LANE_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Records that a lane reads in one go, so that large bodies overshoot its limit by little.
+pub const LANE_READ_RECORDS: usize = 32;
+/// Bytes of request bodies in one batch. Beyond: the batch ends, with one record at least.
+pub const BATCH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Records of one webhook request at most. Beyond: refused.
 pub const WEBHOOK_BATCH_RECORDS_MAX: u32 = 10_000;
 /// Requests of one webhook at one time. Beyond: refused.

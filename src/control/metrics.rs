@@ -2,13 +2,8 @@
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
 use crate::config::plan::Plan;
-<<<<<<< HEAD
-use crate::state::fleet::Fleet;
-use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
-=======
 use crate::state::fleet::{Fleet, UsageWish};
-use crate::state::meters::{BackendIndex, Meters, Times};
->>>>>>> a77f830
+use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -228,7 +223,7 @@ impl Facts {
         let help = "Usage records that a reporter took.";
         page.counter("llmproxy_webhook_success", help, all(|r| &r.delivered))?;
         let help = "Usage records that were given up after all tries.";
-        page.counter("llmproxy_webhook_failure", help, all(|r| &r.failed))?;
+        page.counter("llmproxy_webhook_failure", help, all(|r| &r.buried))?;
         let help = "Tries to deliver after the first.";
         page.counter("llmproxy_reporter_retries", help, each(|r| &r.retried))?;
         let help = "Usage records that a reporter never saw because its queue was full.";

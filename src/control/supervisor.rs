@@ -4,14 +4,14 @@ use super::log::{Logging, Reopen};
 use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
-use crate::config::plan::Plan;
+use crate::config::plan::{KeyForm, Plan};
 use crate::rt::patrol::{Patrol, TICK};
 use crate::rt::ring::Ring;
 use crate::state::fleet::Fleet;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
-use crate::usage::deliver::Delivery;
+use crate::usage::deliver::{memory, Lanes};
 use crate::usage::outbox::{self, Ends, Outbox};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
@@ -39,7 +39,7 @@ pub struct Control {
     pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
-    delivery: Option<Delivery>,
+    delivery: Option<(memory::Memory, Lanes)>,
     access_writer: Option<access::Writer>,
 }
 
@@ -58,8 +58,10 @@ pub fn start(
         [] => (Vec::new(), None, None),
         reporters => {
             let Ends { workers, inbox, gauge } = outbox::open(reporters, plan.server.workers);
-            let delivery = Delivery::start(inbox, reporters).map_err(thread_error)?;
-            (workers, Some(gauge), Some(delivery))
+            let (memory, sources) = memory::start(inbox).map_err(thread_error)?;
+            let lanes = Lanes::start(sources, reporters, gauge.counters(), KeyForm::Plain);
+            let lanes = lanes.map_err(thread_error)?;
+            (workers, Some(gauge), Some((memory, lanes)))
         }
     };
     let (access, access_writer) = match &plan.log.access {
@@ -149,8 +151,9 @@ impl Control {
         if let Some(writer) = self.access_writer {
             writer.finish();
         }
-        if let Some(delivery) = self.delivery {
-            let left = delivery.stop(FLUSH_TIME);
+        if let Some((memory, lanes)) = self.delivery {
+            memory.stop();
+            let left = lanes.stop(FLUSH_TIME);
             if left > 0 {
                 tracing::error!(left, "usage records could not be delivered before the end");
             }

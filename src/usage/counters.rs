@@ -25,11 +25,15 @@ pub struct ReporterCounters {
     pub name: String,
     /// Records that it accepted.
     pub delivered: AtomicU64,
-    /// Records given up: refused for good, or out of tries.
+    /// Tries that failed, whatever became of their records.
     pub failed: AtomicU64,
+    /// Records given up: refused for good, or at fault again and again. They are dead letters.
+    pub buried: AtomicU64,
+    /// Tries, of a record or of a batch.
+    pub batches: AtomicU64,
     /// Records that found its queue full.
     pub dropped: AtomicU64,
-    /// Tries after the first, of all records.
+    /// Records that went again, in tries after their first.
     pub retried: AtomicU64,
     /// Records that wait for it now, the one being delivered included.
     pub queued: AtomicU64,
@@ -42,6 +46,8 @@ impl UsageCounters {
             name: reporter.name.clone(),
             delivered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            buried: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             queued: AtomicU64::new(0),

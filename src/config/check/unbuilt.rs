@@ -39,14 +39,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             "usage.reporters[].type builtin: the embedded store",
         ),
         (
-            reporter(|k| matches!(k, ReporterKind::Redis(_))),
-            "usage.reporters[].type redis: records in a Redis stream",
-        ),
-        (
-            reporter(|k| matches!(k, ReporterKind::File(_))),
-            "usage.reporters[].type file: records in a file",
-        ),
-        (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",
         ),

@@ -4,6 +4,8 @@
 //! threads of that reporter. *May:* block. *Never:* repeats a try, runs on a worker.
 
 pub mod webhook;
+pub mod redis;
+pub mod file;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
@@ -42,6 +44,8 @@ pub enum Tried {
     Delivered,
     /// It may have them later, whatever they are: it cannot be reached, or is overloaded; why.
     Again(String),
+    /// The same, and it asked to be left alone for so long.
+    Later(String, Duration),
     /// It answered, and did not take these records; why. Trying again may help.
     Failed(String),
     /// It says that it will never take these records; why.
@@ -55,6 +59,8 @@ pub enum Tried {
 pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => Ok(Box::new(Webhook::new(webhook.clone()))),
+        ReporterKind::Redis(redis) => Ok(Box::new(redis::Stream::new(redis.clone()))),
+        ReporterKind::File(file) => Ok(Box::new(file::LinesFile::new(file.clone()))),
         _ => Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name))),
     }
 }
@@ -63,6 +69,8 @@ pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
 pub fn shape(plan: &plan::Reporter) -> Shape {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => webhook::shape(webhook),
+        ReporterKind::Redis(redis) => redis::shape(redis),
+        ReporterKind::File(_) => file::shape(),
         _ => Shape { batch: 500, concurrency: 1, retries: 4, timeout: Duration::from_secs(10) },
     }
 }
