@@ -302,8 +302,9 @@ async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault)
 }
 
 /// Tries backends until one begins to answer. Another one is asked only while nobody saw the
-/// request; a kept connection that was closed under us is replaced once. The error is how the last
-/// one failed; `None` when there was nobody to ask.
+/// request; a kept connection that was closed under us is replaced once, and a request that was
+/// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
+/// when there was nobody to ask.
 async fn try_backends(
     w: &Worker,
     client: &mut Client,
