@@ -35,14 +35,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (plan.auth.is_some(), "auth: authentication"),
         (plan.rate_limit.is_some(), "rate_limit: rate limits"),
         (
-            reporter(|k| matches!(k, ReporterKind::Database(_))),
-            "usage.reporters[].type database: records in SQL",
-        ),
-        (
-            reporter(|k| matches!(k, ReporterKind::Builtin(_))),
-            "usage.reporters[].type builtin: the embedded store",
-        ),
-        (
             reporter(|k| matches!(k, ReporterKind::Redis(_))),
             "usage.reporters[].type redis: records in a Redis stream",
         ),

@@ -4,6 +4,8 @@
 //! threads of that reporter. *May:* block. *Never:* repeats a try, runs on a worker.
 
 pub mod webhook;
+pub mod sql;
+pub mod builtin;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
@@ -55,6 +57,8 @@ pub enum Tried {
 pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => Ok(Box::new(Webhook::new(webhook.clone()))),
+        ReporterKind::Database(database) => Ok(Box::new(sql::open(&plan.name, database)?)),
+        ReporterKind::Builtin(store) => Ok(Box::new(builtin::Builtin::open(&plan.name, store)?)),
         _ => Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name))),
     }
 }
@@ -63,6 +67,7 @@ pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
 pub fn shape(plan: &plan::Reporter) -> Shape {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => webhook::shape(webhook),
+        ReporterKind::Database(_) | ReporterKind::Builtin(_) => sql::shape(),
         _ => Shape { batch: 500, concurrency: 1, retries: 4, timeout: Duration::from_secs(10) },
     }
 }
