@@ -281,4 +281,4 @@ impl Reporter for SqlTable {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
