@@ -4,7 +4,7 @@
 use super::process::Process;
 use super::scratch::Scratch;
 use super::{await_some, await_until};
-use rustix::process::Signal;
+use rustix::process::{kill_process, Pid, Signal};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{chown, symlink, PermissionsExt};
@@ -65,8 +65,18 @@ impl Server {
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("it runs").signal(signal);
+    /// To it and to the processes that it has for its clients.
+    fn signal_all(&self, signal: Signal) {
+        let process = self.process.as_ref().expect("it runs");
+        // First itself, so that it makes no more of them.
+        process.signal(signal);
+        let pid = process.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        for child in children.split_whitespace() {
+            let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+            // One that has just ended is as silent.
+            let _ = kill_process(child, signal);
+        }
     }
 
     fn addr(&self) -> SocketAddr {
@@ -100,12 +110,12 @@ macro_rules! stops_and_starts {
 
             /// Holds it: connections stay, and nothing is answered.
             pub fn freeze(&self) {
-                self.server.signal(Signal::STOP);
+                self.server.signal_all(Signal::STOP);
             }
 
             /// Lets it go on.
             pub fn thaw(&self) {
-                self.server.signal(Signal::CONT);
+                self.server.signal_all(Signal::CONT);
             }
         }
     };
@@ -414,7 +424,7 @@ impl Drop for Postgres {
     /// An immediate shutdown: killed, it would leave a piece of shared memory behind.
     fn drop(&mut self) {
         if let Some(process) = &self.server.process {
-            process.signal(Signal::CONT);
+            self.server.signal_all(Signal::CONT);
             process.signal(Signal::QUIT);
             await_some("postgres ends", SLOWLY, || process.try_status());
         }

@@ -272,6 +272,12 @@ fn trouble(server: &SqlServer, error: &Error) -> Trouble {
         Error::DriverError(mysql::DriverError::PacketTooLarge) => {
             Trouble::Data("larger than the server's max_allowed_packet".to_owned())
         }
+        Error::DriverError(mysql::DriverError::TlsNotSupported) => {
+            Trouble::Later("TLS is asked for, and the server has none".to_owned())
+        }
+        // The cause itself, without the name of the library's type around it.
+        Error::DriverError(cause) => Trouble::Later(without(server, &cause.to_string())),
+        Error::IoError(cause) => Trouble::Later(without(server, &cause.to_string())),
         other => Trouble::Later(without(server, &other.to_string())),
     }
 }

@@ -124,7 +124,8 @@ pub struct Connector(pub Arc<ClientConfig>);
 /// The same for one host.
 pub struct ForHost {
     config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+    /// `None` = a Unix socket, which is never encrypted.
+    name: Option<ServerName<'static>>,
 }
 
 /// An encrypted connection.
@@ -136,7 +137,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for C
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> io::Result<ForHost> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let name = match host {
+            "" => None,
+            host => Some(ServerName::try_from(host.to_owned()).map_err(io::Error::other)?),
+        };
         Ok(ForHost { config: Arc::clone(&self.0), name })
     }
 }
@@ -148,7 +152,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for ForHo
 
     fn connect(self, stream: S) -> Self::Future {
         let connector = tokio_rustls::TlsConnector::from(self.config);
-        Box::pin(async move { connector.connect(self.name, stream).await.map(Stream) })
+        let nameless = || io::Error::other("no name to check the certificate for");
+        Box::pin(async move {
+            let name = self.name.ok_or_else(nameless)?;
+            connector.connect(name, stream).await.map(Stream)
+        })
     }
 }
 
