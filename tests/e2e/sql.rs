@@ -474,6 +474,40 @@ fn postgres_is_reached_through_tls_as_asked() {
     await_until("a plain connection", SOON, || encrypted() == "0");
 }
 
+/// Catches: TLS that is asked for and not used, a certificate that is not checked or not against the
+/// roots of the system.
+#[test]
+fn mariadb_is_reached_through_tls_as_asked() {
+    if !is_there("mysql", MariaDb::is_there()) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let roots = scratch.write("cert.pem", made.cert.pem());
+    let key = scratch.write("key.pem", made.signing_key.serialize_pem());
+    let (cert, key) =
+        (format!("--ssl-cert={}", roots.display()), format!("--ssl-key={}", key.display()));
+    let server = MariaDb::start_with(&[&cert, &key]);
+    server.query("CREATE USER careful@'%' IDENTIFIED BY 'careful' REQUIRE SSL");
+    server.query("GRANT ALL ON *.* TO careful@'%'");
+    let dsn = format!("careful:careful@tcp({})/metering", server.addr());
+    for (options, fine) in [("", false), ("?tls=skip-verify", true), ("?tls=true", false)] {
+        let tried = send(&mut open("mysql", &format!("{dsn}{options}")).unwrap(), &records(1));
+        assert_eq!(tried == Tried::Delivered, fine, "{options}: {tried:?}");
+    }
+    let engine = Engine::start(&[]);
+    let yaml = Config::backend_at(engine.url())
+        .section(format!(
+            "usage: {{reporters: [{{type: database, database: {{driver: mysql, \
+             dsn: '{dsn}?tls=true'}}}}]}}"
+        ))
+        .yaml();
+    let trust = format!("SSL_CERT_FILE={}", roots.display());
+    let proxy = proxy::Proxy::start_through(&["env", &trust], &yaml);
+    assert_eq!(proxy.post("/v1/chat/completions", CHAT).status(), 200);
+    await_until("a row", SOON, || server.text("SELECT count(*) FROM usage_records") == "2");
+}
+
 /// Catches: an address with a Unix socket that is not found.
 #[test]
 fn servers_are_reached_through_their_sockets() {

@@ -36,6 +36,8 @@ struct Server {
     way: Vec<String>,
     program: PathBuf,
     arguments: fn(&Path, u16) -> Vec<String>,
+    /// Further ones.
+    more: Vec<String>,
     ready: fn(&Process, SocketAddr) -> bool,
     /// Ends it in good order, and fast.
     ending: Signal,
@@ -46,7 +48,8 @@ impl Server {
     fn start(&mut self) {
         assert!(self.process.is_none(), "it runs already");
         let way: Vec<&str> = self.way.iter().map(String::as_str).collect();
-        let arguments = (self.arguments)(self.scratch.path(), self.port);
+        let mut arguments = (self.arguments)(self.scratch.path(), self.port);
+        arguments.extend_from_slice(&self.more);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let process = Process::start_through(&way, &self.program, &arguments);
         let name = self.program.display();
@@ -156,6 +159,7 @@ impl Redis {
                 let kept = ["--appendonly", "yes", "--appendfsync", "always"];
                 all.iter().chain(&kept).map(|text| (*text).to_owned()).collect()
             },
+            more: Vec::new(),
             ready: |_, addr| ask(addr, b"PING\r\n").is_some_and(|said| said.starts_with(b"+PONG")),
             ending: Signal::TERM,
             process: None,
@@ -189,6 +193,11 @@ impl MariaDb {
 
     /// Starts one.
     pub fn start() -> MariaDb {
+        MariaDb::start_with(&[])
+    }
+
+    /// Starts one with further arguments.
+    pub fn start_with(more: &[&str]) -> MariaDb {
         let scratch = Scratch::new();
         let program = MariaDb::program().expect("mariadbd is installed");
         std::fs::create_dir(scratch.file("data")).unwrap();
@@ -204,7 +213,7 @@ impl MariaDb {
             format!(
                 "CREATE DATABASE IF NOT EXISTS {DATABASE};\n\
                  CREATE USER IF NOT EXISTS {USER}@'%' IDENTIFIED BY '{PASSWORD}';\n\
-                 GRANT ALL ON *.* TO {USER}@'%';\n"
+                 GRANT ALL ON *.* TO {USER}@'%' WITH GRANT OPTION;\n"
             ),
         );
         let said = Command::new(&program)
@@ -228,6 +237,7 @@ impl MariaDb {
                 all.push(format!("--init-file={}", folder.join("init.sql").display()));
                 all
             },
+            more: more.iter().map(|text| (*text).to_owned()).collect(),
             // Its greeting: a packet of protocol version 10. It speaks first.
             ready: |_, addr| ask(addr, b"").is_some_and(|said| said.get(4) == Some(&10)),
             ending: Signal::TERM,
@@ -276,9 +286,11 @@ impl MariaDb {
 
 /// What both the making of its tables and its running need. Small and without forcing the disk.
 fn maria_arguments(folder: &Path) -> Vec<String> {
-    // It refuses to run as root unless told so by name.
-    let user = if is_root() { "root".to_owned() } else { std::env::var("USER").unwrap() };
-    let mut all = vec!["--no-defaults".to_owned(), format!("--user={user}")];
+    let mut all = vec!["--no-defaults".to_owned()];
+    if is_root() {
+        // It refuses to run as root unless told so by name.
+        all.push("--user=root".to_owned());
+    }
     all.push(format!("--datadir={}", folder.join("data").display()));
     all.push(format!("--tmpdir={}", folder.display()));
     for small in [
@@ -288,6 +300,7 @@ fn maria_arguments(folder: &Path) -> Vec<String> {
         "--skip-innodb-doublewrite",
         "--skip-name-resolve",
         "--character-set-server=latin1", // what a program must not rely on
+        "--default-time-zone=+05:00",    // nor on this
     ] {
         all.push(small.to_owned());
     }
@@ -358,6 +371,7 @@ impl Postgres {
                 }
                 all
             },
+            more: Vec::new(),
             ready: |process, _| process.stderr.text().contains("ready to accept connections"),
             // A fast shutdown: clients are cut off.
             ending: Signal::INT,
