@@ -174,7 +174,9 @@ fn has_each_record_once<S: Server>(member: &str) {
     records[1].request_body = Some(b"{\"a\":\"\\u0000\"}".to_vec());
     records[2].request_body = Some(b"no \xff JSON".to_vec());
 
-    assert_eq!(send(&mut rows(&server), &records[..400]), Tried::Delivered);
+    let named = server.dsn().replace("127.0.0.1", "localhost");
+    let mut first = open(S::DRIVER, &named).unwrap();
+    assert_eq!(send(&mut first, &records[..400]), Tried::Delivered);
     let mut second = rows(&server);
     assert_eq!(send(&mut second, &records[100..]), Tried::Delivered);
     assert_eq!(send(&mut second, &records[..1]), Tried::Delivered);

@@ -22,6 +22,7 @@ use crate::usage::record::UsageRecord;
 use columns::{Found, Key, Layout, Row};
 use jiff::tz::TimeZone;
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -95,6 +96,24 @@ fn left(until: Instant) -> Result<Duration, Trouble> {
         return Err(Trouble::Later("it did not answer in time".to_owned()));
     }
     Ok(left)
+}
+
+/// The addresses of a host. The system's look-up has no time limit: it runs on a thread of its own,
+/// which is left behind when it takes too long.
+fn resolved(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, Trouble> {
+    let (answer, found) = crossbeam_channel::bounded(1);
+    let place = (host.to_owned(), port);
+    let look_up = move || {
+        let _ = answer.send(place.to_socket_addrs().map(Vec::from_iter));
+    };
+    let thread = std::thread::Builder::new().name("usage-resolve".to_owned());
+    thread.spawn(look_up).map_err(|error| Trouble::Later(format!("no thread: {error}")))?;
+    match found.recv_timeout(limit) {
+        Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
+        Ok(Ok(_)) => Err(Trouble::Later("its host has no address".to_owned())),
+        Ok(Err(error)) => Err(Trouble::Later(format!("its host: {error}"))),
+        Err(_) => Err(Trouble::Later("its host was not found in time".to_owned())),
+    }
 }
 
 /// A message without the password, should a server or a library ever repeat it.

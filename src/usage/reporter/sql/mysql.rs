@@ -3,12 +3,11 @@
 use super::columns::{Column, Found, Key, Layout, Letters, Row, Width};
 use super::options::{self, MysqlOptions, Tls};
 use super::statement::insert;
-use super::{left, without, Database, Trouble};
+use super::{left, resolved, without, Database, Trouble};
 use crate::config::plan::{SqlPlace, SqlServer};
 use jiff::tz::TimeZone;
 use mysql::prelude::Queryable;
 use mysql::{Conn, Error, OptsBuilder, Params, SslOpts, TxOpts, Value};
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -59,13 +58,40 @@ impl Mysql {
         Ok(Mysql { server: server.clone(), options, connection: None })
     }
 
-    fn builder(&self, until: Instant) -> Result<OptsBuilder, Trouble> {
-        let limit = left(until)?;
+    /// Tries the addresses of the host, one after the other.
+    fn open(&self, until: Instant) -> Result<Conn, Trouble> {
+        let places = match &self.server.place {
+            SqlPlace::Unix(path) => {
+                let path = Some(path.to_string_lossy().into_owned());
+                vec![OptsBuilder::new().socket(path)]
+            }
+            SqlPlace::Tcp { host, port } => {
+                let found = resolved(host, *port, left(until)?)?;
+                let place =
+                    |name: String| OptsBuilder::new().ip_or_hostname(Some(name)).tcp_port(*port);
+                match self.options.tls {
+                    // A certificate is for the name, which the library looks up once more.
+                    Tls::Full => vec![place(host.clone())],
+                    _ => found.iter().map(|address| place(address.ip().to_string())).collect(),
+                }
+            }
+        };
+        let mut last = Trouble::Later("its host has no address".to_owned());
+        for place in places {
+            match Conn::new(self.options(place, left(until)?)) {
+                Ok(conn) => return Ok(conn),
+                Err(error) => last = trouble(&self.server, &error),
+            }
+        }
+        Err(last)
+    }
+
+    fn options(&self, place: OptsBuilder, limit: Duration) -> OptsBuilder {
         let mut init = self.options.variables.clone();
         // Times are given in UTC, and a value that does not fit is an error that is told.
         init.push("SET time_zone = '+00:00'".to_owned());
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let mut builder = OptsBuilder::new()
+        let mut builder = place
             .user(some(&self.server.user))
             .pass(some(self.server.password.reveal()))
             .db_name(Some(self.server.database.clone()))
@@ -75,16 +101,6 @@ impl Mysql {
             .write_timeout(Some(limit))
             .enable_cleartext_plugin(self.options.cleartext)
             .init(init);
-        builder = match &self.server.place {
-            SqlPlace::Unix(path) => builder.socket(Some(path.to_string_lossy().into_owned())),
-            SqlPlace::Tcp { host, port } => {
-                let address = resolved(host, *port, limit)?;
-                // A certificate is for the name, which is looked up once more then.
-                let encrypted = self.options.tls != Tls::Off;
-                let place = if encrypted { host.clone() } else { address.ip().to_string() };
-                builder.ip_or_hostname(Some(place)).tcp_port(*port)
-            }
-        };
         if self.options.tls != Tls::Off {
             let unchecked = self.options.tls == Tls::Unchecked;
             let roots = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
@@ -95,7 +111,7 @@ impl Mysql {
                 .with_root_cert_path(roots.filter(|_| !unchecked));
             builder = builder.ssl_opts(options);
         }
-        Ok(builder)
+        builder
     }
 
     /// Does something with the connection.
@@ -111,25 +127,6 @@ impl Mysql {
     }
 }
 
-/// The address of a host. The system's look-up has no time limit: it runs on a thread of its own,
-/// which is left behind when it takes too long.
-fn resolved(host: &str, port: u16, limit: Duration) -> Result<SocketAddr, Trouble> {
-    let (answer, found) = crossbeam_channel::bounded(1);
-    let place = (host.to_owned(), port);
-    let look_up = move || {
-        let _ = answer.send(place.to_socket_addrs().map(|mut all| all.next()));
-    };
-    let thread = std::thread::Builder::new().name("usage-resolve".to_owned());
-    let thread = thread.spawn(look_up);
-    thread.map_err(|error| Trouble::Later(format!("no thread: {error}")))?;
-    match found.recv_timeout(limit) {
-        Ok(Ok(Some(address))) => Ok(address),
-        Ok(Ok(None)) => Err(Trouble::Later("its host has no address".to_owned())),
-        Ok(Err(error)) => Err(Trouble::Later(format!("its host: {error}"))),
-        Err(_) => Err(Trouble::Later("its host was not found in time".to_owned())),
-    }
-}
-
 impl Database for Mysql {
     fn connect(&mut self, until: Instant) -> Result<(), Trouble> {
         let patience = left(until)?;
@@ -139,7 +136,7 @@ impl Database for Mysql {
         }
         if self.connection.is_none() {
             let said = |error| trouble(&self.server, &error);
-            let mut conn = Conn::new(self.builder(until)?).map_err(said)?;
+            let mut conn = self.open(until)?;
             let packet: Option<usize> =
                 conn.query_first("SELECT @@max_allowed_packet").map_err(said)?;
             let packet = packet.unwrap_or(1 << 20);

@@ -1,11 +1,11 @@
 //! PostgreSQL. The client library is asynchronous: it runs on a small runtime of this reporter's
-//! own thread, where a time limit holds for whatever is waited for, the look-up of the name too.
+//! own thread, where a time limit holds for whatever is waited for.
 
 use super::columns::{Found, Key, Layout, Letters, Row, Width};
 use super::options::{self, PostgresOptions, Tls};
 use super::statement::{insert, quoted};
 use super::tls::{self, Connector};
-use super::{left, without, Database, Trouble};
+use super::{left, resolved, without, Database, Trouble};
 use crate::config::plan::{SqlDriver, SqlPlace, SqlServer};
 use std::future::Future;
 use std::ops::Range;
@@ -55,7 +55,7 @@ impl Postgres {
     pub fn new(server: &SqlServer) -> Result<Postgres, String> {
         let options = options::postgres(server)?;
         let connector = Connector(Arc::new(tls::config(&options.tls, options.roots.as_deref())?));
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
         Ok(Postgres { server: server.clone(), options, connector, runtime, connection: None })
     }
@@ -71,7 +71,13 @@ impl Postgres {
         config.dbname(&self.server.database).options(&self.options.options);
         config.application_name(self.options.application.as_deref().unwrap_or("llmproxy"));
         match &self.server.place {
-            SqlPlace::Tcp { host, port } => config.host(host).port(*port),
+            SqlPlace::Tcp { host, port } => {
+                // A host may have several; the library tries one after the other.
+                for address in resolved(host, *port, left(until)?)? {
+                    config.host(host).hostaddr(address.ip());
+                }
+                config.port(*port)
+            }
             SqlPlace::Unix(path) => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let port = name.rsplit('.').next().and_then(|port| port.parse().ok());
