@@ -306,11 +306,22 @@ fn mariadb_fills_the_table_that_is_there() {
     let mut reporter = rows(&server);
     let mut refused = records.clone();
     refused.iter_mut().for_each(|record| record.request_id = RequestIds::new(rand()).next_id());
+    refused[0].api_key = Some("other".into());
     refused[1].status_code = 65_000;
     let Tried::Refused(cause) = send(&mut reporter, &refused) else { panic!() };
     assert!(cause.contains("status_code"), "{cause}");
     assert_eq!(server.text("SELECT count(*) FROM usage_records"), "2", "all or none");
     assert_eq!(send(&mut reporter, &refused[..1]), Tried::Delivered);
+
+    // A row that another key of the table refuses is none that is there.
+    server.query("ALTER TABLE usage_records DROP KEY request_id, ADD UNIQUE (request_id)");
+    server.query("ALTER TABLE usage_records ADD UNIQUE (api_key)");
+    let mut reporter = rows(&server);
+    assert_eq!(send(&mut reporter, &refused[..1]), Tried::Delivered);
+    let mut other = self::records(1);
+    other[0].api_key = records[0].api_key.clone();
+    let tried = send(&mut reporter, &other);
+    assert!(matches!(tried, Tried::Refused(_)), "{tried:?}");
 
     server.query("ALTER TABLE usage_records ADD COLUMN tenant INT NOT NULL");
     let mut reporter = rows(&server);

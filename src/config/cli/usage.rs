@@ -145,7 +145,53 @@ fn moment(text: &str, end: End, now_ms: u64) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Cli;
     use super::*;
+    use clap::Parser;
+
+    fn asked(arguments: &[&str]) -> Result<Command, clap::Error> {
+        let all = ["llmproxy", "usage"].iter().chain(arguments);
+        Cli::try_parse_from(all).map(super::super::command)
+    }
+
+    /// Catches: an option that is read and forgotten, two forms at once.
+    #[test]
+    fn a_question_is_what_was_asked() {
+        let arguments = ["--db", "/x.db", "--by", "day", "--json", "--until", "2026-01-14"];
+        let Command::Usage(question) = asked(&arguments).unwrap() else { panic!() };
+        let wanted = UsageQuestion {
+            db: "/x.db".into(),
+            by: By::Day,
+            since_ms: None,
+            until_ms: Some(1_768_435_200_000),
+            form: Form::Json,
+        };
+        assert_eq!(question, wanted);
+        assert!(asked(&["--json", "--csv"]).is_err());
+        assert!(asked(&["--db", "/x.db", "--config", "y"]).is_err());
+        assert!(asked(&["--by", "moon"]).is_err());
+    }
+
+    /// Catches: a configuration without a store that gives an answer, or another one's.
+    #[test]
+    fn a_configuration_must_have_the_store() {
+        let name = format!("llmproxy-usage-{}.yaml", std::process::id());
+        let file = std::env::temp_dir().join(name);
+        let with = |reporter: &str| {
+            let text =
+                format!("backends: [{{url: 'http://a'}}]\nusage: {{reporters: [{reporter}]}}\n");
+            std::fs::write(&file, text).unwrap();
+            asked(&["--config", &file.to_string_lossy()]).unwrap()
+        };
+        let found = with("{type: builtin, builtin: {path: /s.db}}");
+        assert!(matches!(&found, Command::Usage(q) if q.db == Path::new("/s.db")), "{found:?}");
+        let none = with("{type: webhook, webhook: {url: 'http://w'}}");
+        let Command::Print(output) = none else { panic!("{none:?}") };
+        assert!(output.code == UNUSABLE && output.stderr.contains("type builtin"), "{output:?}");
+        std::fs::remove_file(&file).unwrap();
+        let Command::Print(output) = asked(&["-c", "/nonexistent.yaml"]).unwrap() else { panic!() };
+        assert!(output.code == UNUSABLE && output.stderr.contains("nonexistent"), "{output:?}");
+    }
 
     /// Catches: a time that is read as another one, or nonsense that is read as one.
     #[test]

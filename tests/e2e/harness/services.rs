@@ -301,6 +301,7 @@ fn maria_arguments(folder: &Path) -> Vec<String> {
         "--skip-name-resolve",
         "--character-set-server=latin1", // what a program must not rely on
         "--default-time-zone=+05:00",    // nor on this
+        "--sql-mode=",                   // nor on its being strict
     ] {
         all.push(small.to_owned());
     }

@@ -386,8 +386,8 @@ fn json(body: &[u8], longest: usize) -> Cow<'_, str> {
     if let Some(text) = plain {
         return Cow::Borrowed(text);
     }
-    // Written as a string, a byte may become six.
-    let kept = body.get(..body.len().min(longest / 6)).unwrap_or_default();
+    // Written as a string, a byte may become six, and there are the quotes.
+    let kept = body.get(..body.len().min(longest.saturating_sub(2) / 6)).unwrap_or_default();
     let text = String::from_utf8_lossy(kept).replace('\0', "\u{fffd}");
     Cow::Owned(serde_json::to_string(&text).unwrap_or_else(|_| "null".to_owned()))
 }

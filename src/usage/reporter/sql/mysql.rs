@@ -27,6 +27,14 @@ const INDEXES: &str = "SELECT s.non_unique = 0 AND s.sub_part IS NULL AND NOT EX
      WHERE s.table_schema = COALESCE(?, DATABASE()) AND s.table_name = ? AND s.column_name = ? \
      AND s.seq_in_index = 1";
 
+/// Columns of unique indexes other than this one, and other than a row's number.
+const OTHER_KEYS: &str = "SELECT COUNT(*) FROM information_schema.statistics s \
+     WHERE s.table_schema = COALESCE(?, DATABASE()) AND s.table_name = ? \
+     AND s.column_name <> ? AND s.non_unique = 0 AND NOT EXISTS \
+     (SELECT 1 FROM information_schema.columns c WHERE c.table_schema = s.table_schema \
+      AND c.table_name = s.table_name AND c.column_name = s.column_name \
+      AND c.extra LIKE '%auto_increment%')";
+
 /// Where distributions keep the roots that they trust.
 const ROOTS: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
@@ -87,8 +95,9 @@ impl Mysql {
     }
 
     fn options(&self, place: OptsBuilder, limit: Duration) -> OptsBuilder {
-        let mut init = self.options.variables.clone();
-        // Times are given in UTC, and a value that does not fit is an error that is told.
+        // A value that does not fit is an error that is told, times are given in UTC.
+        let mut init = vec!["SET sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')".to_owned()];
+        init.extend_from_slice(&self.options.variables);
         init.push("SET time_zone = '+00:00'".to_owned());
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let mut builder = place
@@ -161,9 +170,11 @@ impl Database for Mysql {
         let (schema, name) = schema_and_name(table);
         let asked = (schema, name, column);
         let unique: Vec<bool> = self.ask(until, |conn| conn.exec(INDEXES, asked))?;
+        let others: Option<u64> = self.ask(until, |conn| conn.exec_first(OTHER_KEYS, asked))?;
         Ok(match unique.iter().max() {
-            Some(true) => Key::Unique,
-            Some(false) => Key::Indexed,
+            // ON DUPLICATE KEY would take a row that another key refuses for one that is there.
+            Some(true) if others == Some(0) => Key::Unique,
+            Some(_) => Key::Indexed,
             None => Key::Absent,
         })
     }

@@ -68,7 +68,11 @@ impl Postgres {
             Tls::Unchecked | Tls::Authority | Tls::Full => SslMode::Require,
         };
         config.ssl_mode(mode).connect_timeout(left(until)?);
-        config.dbname(&self.server.database).options(&self.options.options);
+        config.dbname(&self.server.database);
+        // PgBouncer takes none.
+        if !self.options.options.is_empty() {
+            config.options(&self.options.options);
+        }
         config.application_name(self.options.application.as_deref().unwrap_or("llmproxy"));
         match &self.server.place {
             SqlPlace::Tcp { host, port } => {
