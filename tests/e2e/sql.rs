@@ -487,8 +487,8 @@ fn postgres_is_reached_through_tls_as_asked() {
     await_until("a plain connection", SOON, || encrypted() == "0");
 }
 
-/// Catches: TLS that is asked for and not used, a certificate that is not checked or not against the
-/// roots of the system.
+/// Catches: TLS that is asked for and not used, a certificate that is not checked, or not against
+/// the roots of the system.
 #[test]
 fn mariadb_is_reached_through_tls_as_asked() {
     if !is_there("mysql", MariaDb::is_there()) {
