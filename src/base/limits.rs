@@ -120,6 +120,14 @@ pub const WEBHOOK_BATCH_RECORDS_MAX: u32 = 10_000;
 pub const WEBHOOK_CONCURRENCY_MAX: u32 = 64;
 /// Bytes of a webhook's answer that are read to save its connection. Beyond: close.
 pub const WEBHOOK_ANSWER_BYTES_MAX: u64 = 16 * 1024;
+/// Records of one transaction of a SQL database at most.
+pub const SQL_BATCH_RECORDS_MAX: usize = 500;
+/// Bytes of values in one SQL statement. Beyond: the batch is split; one row alone may have more.
+pub const SQL_STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+/// Nesting of a request body that is stored as JSON: MariaDB takes 32. Beyond: as a JSON string.
+pub const SQL_JSON_DEPTH_MAX: usize = 30;
+/// Rows that one statement deletes when their time is over, so that nobody waits long for it.
+pub const RETENTION_ROWS_MAX: usize = 1000;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
