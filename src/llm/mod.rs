@@ -4,9 +4,16 @@
 //! clock, copies a body, changes or delays a byte, panics on any bytes.
 
 pub mod request;
+pub mod dialect;
 pub mod usage;
 pub mod tokens;
 pub mod answer_id;
+pub mod header_usage;
+pub mod inflate;
 pub mod sse;
+pub mod ending;
 pub mod error;
 pub mod json;
+
+#[cfg(test)]
+mod fixtures;
