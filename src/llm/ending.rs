@@ -25,3 +25,6 @@ pub fn ended(dialect: Dialect, events: &SseScan, usage: &UsageScan) -> Option<bo
 pub fn in_band_error(events: &SseScan, usage: &UsageScan) -> bool {
     events.in_band_error() || usage.native().is_some_and(|native| native.error())
 }
+
+#[cfg(test)]
+mod tests;

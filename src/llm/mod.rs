@@ -14,6 +14,3 @@ pub mod sse;
 pub mod ending;
 pub mod error;
 pub mod json;
-
-#[cfg(test)]
-mod fixtures;

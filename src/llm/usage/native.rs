@@ -105,9 +105,7 @@ impl Said {
         }
         let (prompt, completion) = match dialect {
             // The last line leaves out what is zero.
-            Dialect::Ollama if self.end == Some(true) => {
-                (self.prompt.or(Some(0)), self.completion)
-            }
+            Dialect::Ollama if self.end == Some(true) => (self.prompt.or(Some(0)), self.completion),
             Dialect::LlamaCpp => {
                 let timed = self.timed_prompt.map(|n| n + self.cached.unwrap_or(0));
                 (self.prompt.or(timed), self.completion.or(self.timed_completion))

@@ -220,8 +220,8 @@ impl NativeScan {
             match byte {
                 b'0'..=b'9' => {
                     // A JSON number has no zeros before the others.
-                    number.odd |= number.digits == DIGITS_MAX
-                        || (number.digits > 0 && number.value == 0);
+                    number.odd |=
+                        number.digits == DIGITS_MAX || (number.digits > 0 && number.value == 0);
                     if number.digits < DIGITS_MAX {
                         number.value = number.value * 10 + u64::from(byte - b'0');
                         number.digits += 1;

@@ -1,20 +1,22 @@
 //! Every answer of `tests/fixtures/dialects`, read by all that watches an answer, whole and cut.
 
-use super::dialect::Dialect;
-use super::ending;
-use super::sse::{Framing, SseScan};
-use super::usage::{Usage, UsageScan};
+use super::*;
+use crate::llm::error::{write_event, write_line};
+use crate::llm::sse::Framing;
+use crate::llm::usage::Usage;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+/// Prompt, completion, total, cached, reasoning.
+type Tokens = (u64, u64, u64, Option<u64>, Option<u64>);
+
 /// What is found in an answer.
 #[derive(Debug, PartialEq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Found {
-    /// Prompt, completion, total, cached, reasoning.
-    usage: Option<(u64, u64, u64, Option<u64>, Option<u64>)>,
+    usage: Option<Tokens>,
     ended: Option<bool>,
     error: bool,
     events: u64,
@@ -87,8 +89,8 @@ fn found<'a>(
     };
     Found {
         usage: usage.usage().map(tokens),
-        ended: events.as_ref().and_then(|events| ending::ended(dialect, events, &usage)),
-        error: events.as_ref().is_some_and(|events| ending::in_band_error(events, &usage)),
+        ended: events.as_ref().and_then(|events| ended(dialect, events, &usage)),
+        error: events.as_ref().is_some_and(|events| in_band_error(events, &usage)),
         events: events.as_ref().map_or(0, SseScan::events),
         id: usage.upstream_id().map(str::to_owned),
     }
@@ -140,9 +142,9 @@ fn what_we_say_of_an_error_is_an_error_wherever_it_may_stand() {
             let before = events.events();
             let mut ours = Vec::new();
             if events.is_ndjson() {
-                super::error::write_line(&fault, &mut ours);
+                write_line(&fault, &mut ours);
             } else {
-                super::error::write_event(&fault, &mut ours);
+                write_event(&fault, &mut ours);
             }
             let all = [&bytes[..cut], &ours].concat();
             let after = found(*dialect, Some(framing), [&all[..]]);
@@ -173,10 +175,34 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
         (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..60usize)
             .prop_map(move |(answer, from, len)| some(answer, from, len)),
         prop::sample::select(vec![
-            "\"", "\\", "{", "}", "[", "]", ":", ",", "\n", "\r", "\n\n", "data: ", "null", "1", "-",
-            "\"usage\":{", ",\"timings\"", "\"details\":{\"prefill\":[", "\"meta_info\":{",
-            "\"done\":true", "\"eval_count\":1", "\"stop\":true", "\"error\":", "{\"error\":\"",
-            "event: error\n", "event: message_stop", "error:", "data: [DONE]\n",
+            "\"",
+            "\\",
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "\n",
+            "\r",
+            "\n\n",
+            "data: ",
+            "null",
+            "1",
+            "-",
+            "\"usage\":{",
+            ",\"timings\"",
+            "\"details\":{\"prefill\":[",
+            "\"meta_info\":{",
+            "\"done\":true",
+            "\"eval_count\":1",
+            "\"stop\":true",
+            "\"error\":",
+            "{\"error\":\"",
+            "event: error\n",
+            "event: message_stop",
+            "error:",
+            "data: [DONE]\n",
         ])
         .prop_map(|piece| piece.as_bytes().to_vec()),
         prop::collection::vec(any::<u8>(), 0..10),
