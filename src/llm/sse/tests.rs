@@ -143,6 +143,8 @@ fn errors_and_ends_are_told_from_what_only_looks_like_them() {
         ("data: event: error\n\n", none),
         ("data: {\"object\":\"error.chunk\"}\n\n", none),
         ("data: {\"type\":\"message_stopped\"}\n\n", none),
+        // Too far from the beginning of its line, however that was cut.
+        ("data: {                                \"error\":{}}\n\n", none),
         (": event: error\n\n", none),
         ("event: errors\n\n", none),
         ("event: response.completed.x\n\n", none),

@@ -102,6 +102,18 @@ fn llama_cpp_tells_what_was_cached_in_two_ways() {
     assert_eq!(read(timings), Some((12, 3, Some(8))), "without the other counts");
 }
 
+/// Catches: a prompt that is counted by something else than its tokens.
+#[test]
+fn tgi_lists_the_tokens_of_the_prompt() {
+    let read = |prefill: &str| {
+        let details = format!("{{\"generated_tokens\":3,\"prefill\":{prefill},\"tokens\":[{{}}]}}");
+        read(Dialect::Generate, &format!("{{\"generated_text\":\"x\",\"details\":{details}}}")).0
+    };
+    assert_eq!(read(r#"[{"id":1,"text":"]"},{"x":{"y":{}},"z":[]},{}]"#), Some((3, 3, None)));
+    assert_eq!(read("[]"), Some((0, 3, None)));
+    assert_eq!(read(r#"[],"input_length":7"#), Some((7, 3, None)));
+}
+
 /// Catches: a null or empty error that fails an answer.
 #[test]
 fn only_an_error_is_an_error() {
