@@ -197,6 +197,7 @@ fn generation(
     let merged = knobs.split == Split::Merged;
     let is_plain = knobs.error.is_none()
         && knobs.retry_after.is_none()
+        && knobs.encoding.is_none()
         && knobs.close != Close::Delimited
         && !delimited;
     if !is_plain {

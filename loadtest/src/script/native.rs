@@ -70,7 +70,12 @@ fn sglang_object(ask: &Ask, text: &str, completion: u64) -> String {
         r#"{{"text":"{text}","meta_info":{{"id":"{}","finish_reason":{why},"prompt_tokens":{},"completion_tokens":{},"cached_tokens":{}}}}}"#,
         answer_id(ask),
         ask.usage.prompt,
-        completion.min(ask.usage.completion),
+        // The last one says what the answer is to report, whatever was counted on the way.
+        if completion >= u64::from(ask.tokens) {
+            ask.usage.completion
+        } else {
+            completion.min(ask.usage.completion)
+        },
         ask.usage.cached.unwrap_or(0)
     )
 }
