@@ -5,6 +5,7 @@
 
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::ending::{ended, in_band_error};
+use llmproxy::llm::header_usage;
 use llmproxy::llm::inflate::{self, Coding};
 use llmproxy::llm::sse::{Framing, SseScan};
 use llmproxy::llm::usage::UsageScan;
@@ -75,13 +76,31 @@ fn every_engine_is_understood() {
         let dialect = Dialect::of(path.as_bytes());
         for stream in [true, false] {
             let ask = ask(engine, api, stream);
-            let expected = if api == Api::Embeddings { (40, 0) } else { (40, 9) };
+            let expected = match api {
+                Api::Embeddings => (40, 0),
+                // The head of a whole answer has the prompt's.
+                Api::Generate if engine == Engine::Tgi && !stream => (0, 9),
+                _ => (40, 9),
+            };
             let body = script::expected_body(&ask);
             let (usage, ended, error) = read(dialect, framing(api), &body);
             assert_eq!((usage, error), (Some(expected), false), "{engine:?} {api:?} {stream}");
             assert!(ended || !ask.stream, "{engine:?} {api:?}");
         }
     }
+}
+
+/// Catches: raw embeddings, whose body says nothing, and whose head is not read.
+#[test]
+fn the_head_of_raw_embeddings_has_their_usage() {
+    let ask = Ask { raw: true, ..ask(Engine::Vllm, Api::Embeddings, false) };
+    let metadata = script::metadata(&ask);
+    let fields = [(&b"Metadata"[..], metadata.as_bytes())];
+    let usage = header_usage::usage_of(fields).unwrap();
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (40, 0));
+    let (of_body, _, error) =
+        read(Dialect::Embeddings, Framing::Events, &script::answer_body(&ask));
+    assert_eq!((of_body, error), (None, false));
 }
 
 /// Catches: a failure inside a stream that counts as an answer.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::knobs::{Close, ErrorAt, HeadTime, Knobs};
 use crate::script::errors::in_stream;
-use crate::script::{answer_body, stream_pieces, Api, Ask, Dialect, Piece};
+use crate::script::{answer_body, metadata, stream_pieces, Api, Ask, Dialect, Piece};
 
 /// When a write leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub enum Kind {
     Lines,
     /// application/json
     Json,
+    /// application/octet-stream
+    Bytes,
     /// text/plain
     Text,
     /// No type at all, as Starlette's empty answers
@@ -115,6 +117,7 @@ pub fn head(style: HeadStyle<'_>, kind: Kind, delimiter: Delimiter) -> String {
         (Kind::Lines, _) => "application/x-ndjson",
         (Kind::Json, Dialect::Llamacpp | Dialect::Ollama) => "application/json; charset=utf-8",
         (Kind::Json, _) => "application/json",
+        (Kind::Bytes, _) => "application/octet-stream",
         (Kind::Text, _) => "text/plain; charset=utf-8",
         (Kind::Untyped, _) => "",
     };
@@ -202,11 +205,13 @@ pub fn answer(ask: &Ask, knobs: &Knobs, closes: bool) -> Message {
     if !ask.stream {
         let body = answer_body(ask);
         let body = knobs.encoding.map_or_else(|| body.clone(), |packing| packing.body(&body));
+        let raw = ask.raw && ask.api == Api::Embeddings;
         let delimiter = match delimited {
             true => Delimiter::Close,
+            false if raw => Delimiter::Chunked,
             false => Delimiter::Length(body.len()),
         };
-        return whole(style, Kind::Json, delimiter, &body);
+        return whole(style, if raw { Kind::Bytes } else { Kind::Json }, delimiter, &body);
     }
     let kind = match ask.api {
         Api::OllamaChat | Api::OllamaGenerate => Kind::Lines,
@@ -261,6 +266,9 @@ fn extra_fields(ask: &Ask, knobs: &Knobs) -> String {
     }
     if let Some(packing) = knobs.encoding {
         let _ = write!(extra, "content-encoding: {}\r\n", packing.name());
+    }
+    if ask.raw && ask.api == Api::Embeddings {
+        let _ = write!(extra, "metadata: {}\r\n", metadata(ask));
     }
     // TGI's native route reports its counts in fields, unstreamed only.
     if ask.dialect == Dialect::Tgi && ask.api == Api::Generate && !ask.stream {

@@ -54,9 +54,14 @@ fn tgi_event(ask: &Ask, step: u32, text: &str) -> String {
 
 fn tgi_details(ask: &Ask) -> String {
     let why = if ask.cut { "length" } else { "eos_token" };
+    // The length of the prompt is told in streams only; elsewhere the head has it.
+    let rest = match ask.stream {
+        true => format!(r#""input_length":{}"#, ask.usage.prompt),
+        false => r#""prefill":[],"tokens":[]"#.to_string(),
+    };
     format!(
-        r#"{{"finish_reason":"{why}","generated_tokens":{},"seed":null,"input_length":{}}}"#,
-        ask.usage.completion, ask.usage.prompt
+        r#"{{"finish_reason":"{why}","generated_tokens":{},"seed":null,{rest}}}"#,
+        ask.usage.completion
     )
 }
 

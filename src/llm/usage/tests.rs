@@ -443,3 +443,17 @@ fn only_what_timings_follow_is_summed() {
     scan.feed(format!("{three},\"timings\"").as_bytes());
     assert_eq!(scan.usage().map(|usage| usage.total_tokens), Some(2), "of the new answer alone");
 }
+
+/// Catches: an answer read in the dialect of the one before it on its connection.
+#[test]
+fn of_an_answer_after_another_nothing_is_known() {
+    let mut scan = UsageScan::default();
+    scan.expect(Dialect::Ollama);
+    scan.feed(b"{\"done\":true,\"eval_count\":3}\n");
+    assert_eq!(scan.usage().map(|usage| usage.total_tokens), Some(3));
+    assert!(scan.native().is_some_and(|native| native.ended()));
+    scan.reset();
+    assert_eq!((scan.usage(), scan.native().is_none()), (None, true));
+    scan.feed(b"{\"usage\":{\"prompt_tokens\":1}}");
+    assert_eq!(scan.usage().map(|usage| usage.total_tokens), Some(1));
+}
