@@ -126,6 +126,11 @@ fn only_an_error_is_an_error() {
     }
 }
 
+#[test]
+fn the_state_of_a_stream_is_small() {
+    assert!(std::mem::size_of::<NativeScan>() <= 512);
+}
+
 /// Catches: a gap that is bridged, so that two halves of different objects make one.
 #[test]
 fn nothing_goes_on_across_bytes_that_were_not_seen() {
