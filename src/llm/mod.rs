@@ -1,7 +1,8 @@
 //! *Takes:* bytes of request bodies, answers and event streams. *Gives:* the few facts the proxy
-//! needs: model, stream, limits; usage; event boundaries; and errors as LLM clients read them.
-//! *Runs on:* workers. *May:* hold a small, bounded state between calls. *Never:* waits, reads a
-//! clock, copies a body, changes or delays a byte, panics on any bytes.
+//! needs: model, stream, limits; usage; event boundaries; how a stream ended; and errors as LLM
+//! clients read them. *Runs on:* workers (`inflate`: elsewhere). *May:* hold a small, bounded state
+//! between calls. *Never:* waits, reads a clock, copies a body, changes or delays a byte, panics on
+//! any bytes.
 
 pub mod request;
 pub mod dialect;

@@ -25,7 +25,7 @@ pub struct NativeScan {
     /// The sum of the objects that ended a choice. There is one, but for several prompts or
     /// choices in one request, which these engines answer as tasks of their own.
     finished: Option<Usage>,
-    /// The last object that only says how far it is.
+    /// The last object that only says how far it is, or does not say that it is the end.
     running: Option<Usage>,
     ended: bool,
     error: bool,
@@ -85,12 +85,7 @@ impl NativeScan {
         self.error |= said.error;
         self.ended |= said.end == Some(true);
         let Some(usage) = said.usage(self.dialect) else { return };
-        let finishes = match self.dialect {
-            Dialect::Generate => said.finish || said.end == Some(true),
-            // What has no end mark is whole (embeddings).
-            _ => said.end != Some(false),
-        };
-        if finishes {
+        if said.finish || said.end == Some(true) {
             self.finished = Some(self.finished.map_or(usage, |sum| sum.plus(usage)));
         } else {
             self.running = Some(usage);

@@ -24,6 +24,8 @@ pub enum Inner {
     Details,
     /// llama.cpp's `timings`.
     Timings,
+    /// `usage`, as everywhere else.
+    Usage,
 }
 
 /// What a member is to us.
@@ -77,6 +79,8 @@ impl Name {
                 b"tokens_predicted" => Name::Completion,
                 b"tokens_cached" => Name::InCache,
                 b"timings" => Name::Object(Inner::Timings),
+                // On `/completions` something else than llama.cpp may answer as on `/v1`.
+                b"usage" => Name::Object(Inner::Usage),
                 _ => Name::None,
             },
             (_, Section::Inner(Inner::Timings)) => match name {
@@ -97,7 +101,7 @@ impl Name {
                 b"prefill" => Name::Prefill,
                 _ => Name::None,
             },
-            (_, Section::Inner(Inner::Meta)) => match name {
+            (_, Section::Inner(Inner::Meta | Inner::Usage)) => match name {
                 b"prompt_tokens" => Name::Prompt,
                 b"completion_tokens" => Name::Completion,
                 b"cached_tokens" => Name::Cached,
