@@ -14,8 +14,8 @@ pub fn ended(dialect: Dialect, events: &SseScan, usage: &UsageScan) -> Option<bo
         Dialect::OpenAi => Some(events.done()),
         Dialect::Responses => Some(events.response_ended()),
         Dialect::Messages => Some(events.message_stopped()),
-        // SGLang ends with `[DONE]`, TGI with the whole text; on llama.cpp's `/completions` something
-        // else may answer, as on `/v1`.
+        // SGLang ends with `[DONE]`, TGI with the whole text; on llama.cpp's `/completions`
+        // something else may answer, as on `/v1`.
         Dialect::Generate | Dialect::LlamaCpp => Some(events.done() || native),
         Dialect::Ollama => Some(native),
         Dialect::Embeddings | Dialect::Transcriptions | Dialect::Other => None,
