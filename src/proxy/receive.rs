@@ -15,6 +15,7 @@ use crate::http::head::Parse;
 use crate::http::request::{Method, RequestHead};
 use crate::http::response::ResponseHead;
 use crate::http::write;
+use crate::llm::request::{SpliceForm, UsageSplice};
 use crate::rt::patrol::Alarm;
 use std::io::IoSlice;
 use std::time::Instant;
@@ -55,6 +56,9 @@ pub struct Request {
     /// The same, milliseconds since 1970.
     pub started_unix_ms: u64,
     decoded: Option<Vec<u8>>,
+    // The two halves of a `UsageSplice`, apart: together they would not fit between the others.
+    splice_at: u32,
+    splice_form: Option<SpliceForm>,
 }
 
 impl Request {
@@ -78,6 +82,8 @@ impl Request {
             started: Instant::now(),
             started_unix_ms: 0,
             decoded: None,
+            splice_at: 0,
+            splice_form: None,
         }
     }
 
@@ -94,6 +100,18 @@ impl Request {
         self.stream = false;
         self.body_len = 0;
         self.decoded = None;
+        self.splice_form = None;
+    }
+
+    /// How its body can ask for the usage of the stream; `None` where there is nothing to ask for.
+    pub fn usage_splice(&self) -> Option<UsageSplice> {
+        self.splice_form.map(|form| UsageSplice::new(self.splice_at, form))
+    }
+
+    /// Keeps what [`Request::usage_splice`] gives.
+    pub fn set_usage_splice(&mut self, splice: Option<UsageSplice>) {
+        self.splice_at = splice.map_or(0, UsageSplice::at);
+        self.splice_form = splice.map(UsageSplice::form);
     }
 
     /// The id that travels as `x-request-id`: the client's own, or else ours.

@@ -9,6 +9,7 @@ use crate::config::plan::RecordFormat;
 use crate::llm::tokens::Usage;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// One finished request.
@@ -27,7 +28,7 @@ pub struct UsageRecord {
     /// As the client asked for it; `None` when the request named none.
     pub model: Option<String>,
     /// Request method.
-    pub method: &'static str,
+    pub method: Cow<'static, str>,
     /// Request path, without the query.
     pub path: String,
     /// URL of the backend that answered, or was tried last; `None` when none was.
@@ -38,6 +39,11 @@ pub struct UsageRecord {
     pub is_stream: bool,
     /// What the engine reported; `None` when it did not, or not before the end.
     pub usage: Option<Usage>,
+    /// Completion tokens counted by content events, where the engine reported nothing and the
+    /// configuration asks for an estimate.
+    pub counted: Option<u64>,
+    /// Why an answer that is over has no usage, where we know: it was compressed and too large.
+    pub usage_missing_reason: Option<Cow<'static, str>>,
     /// From the complete request head to the last byte of the answer.
     pub latency_ms: u64,
     /// From the complete request head to the first byte of the answer's body.
@@ -49,7 +55,7 @@ pub struct UsageRecord {
     /// How it ended.
     pub outcome: Outcome,
     /// Code of the error that ended it.
-    pub error: Option<&'static str>,
+    pub error: Option<Cow<'static, str>>,
     /// The engine's id of its answer.
     pub upstream_id: Option<String>,
     /// Bytes of the request body.
@@ -76,6 +82,8 @@ pub enum Outcome {
     TimedOut,
     /// Answered by us; no backend was asked.
     Refused,
+    /// The gateway ended before the answer did: it was stopped, or killed.
+    Aborted,
 }
 
 impl Outcome {
@@ -87,20 +95,38 @@ impl Outcome {
             Outcome::BackendError => "backend_error",
             Outcome::TimedOut => "timed_out",
             Outcome::Refused => "refused",
+            Outcome::Aborted => "aborted",
         }
+    }
+
+    /// The outcome of a word; `None` when it is none.
+    pub fn from_word(word: &str) -> Option<Outcome> {
+        let all = [
+            Outcome::Complete,
+            Outcome::ClientLeft,
+            Outcome::BackendError,
+            Outcome::TimedOut,
+            Outcome::Refused,
+            Outcome::Aborted,
+        ];
+        all.into_iter().find(|outcome| outcome.as_str() == word)
     }
 }
 
 impl UsageRecord {
-    /// How far the token counts can be trusted: `backend` for the engine's final figures,
-    /// `missing` when a finished answer had none, `aborted` when the answer broke off (counts are
-    /// then null, or what the engine had reported until there).
+    /// Where the token counts come from: `engine`, `counted` by us from the events that passed, or
+    /// `missing`. Whether they are final is for `status` to say.
     pub fn usage_source(&self) -> &'static str {
-        match (self.outcome, self.usage) {
-            (Outcome::Complete, Some(_)) => "backend",
-            (Outcome::Complete | Outcome::Refused, _) => "missing",
-            _ => "aborted",
+        match (self.usage, self.counted) {
+            (Some(_), _) => "engine",
+            (None, Some(_)) => "counted",
+            (None, None) => "missing",
         }
+    }
+
+    /// Completion tokens, from wherever they are known.
+    pub fn completion_tokens(&self) -> Option<u64> {
+        self.usage.map(|usage| usage.completion_tokens).or(self.counted)
     }
 
     /// The record as one JSON object.
@@ -127,13 +153,16 @@ impl Serialize for Form<'_> {
         map.serialize_entry("model", &r.model)?;
         if self.format != RecordFormat::Nested {
             map.serialize_entry("prompt_tokens", &r.usage.map(|u| u.prompt_tokens))?;
-            map.serialize_entry("completion_tokens", &r.usage.map(|u| u.completion_tokens))?;
+            map.serialize_entry("completion_tokens", &r.completion_tokens())?;
             map.serialize_entry("total_tokens", &r.usage.map(|u| u.total_tokens))?;
         }
         if self.format != RecordFormat::Flat {
             map.serialize_entry("usage", &r.usage.map(Tokens))?;
         }
         map.serialize_entry("usage_source", r.usage_source())?;
+        if let Some(reason) = &r.usage_missing_reason {
+            map.serialize_entry("usage_missing_reason", reason)?;
+        }
         map.serialize_entry("is_stream", &r.is_stream)?;
         map.serialize_entry("method", &r.method)?;
         map.serialize_entry("path", &r.path)?;
@@ -144,7 +173,7 @@ impl Serialize for Form<'_> {
         map.serialize_entry("ttft_ms", &r.ttft_ms)?;
         map.serialize_entry("retry_count", &r.retry_count)?;
         map.serialize_entry("fallback_used", &r.fallback_used)?;
-        map.serialize_entry("outcome", r.outcome.as_str())?;
+        map.serialize_entry("status", r.outcome.as_str())?;
         map.serialize_entry("error", &r.error)?;
         map.serialize_entry("upstream_id", &r.upstream_id)?;
         map.serialize_entry(

@@ -62,7 +62,7 @@ fn a_client_that_leaves_mid_stream_frees_the_engine() {
         assert_eq!(record["status_code"], 200, "{record}");
         assert_eq!(record["is_stream"], true, "{record}");
         assert!(record["events"].as_u64().unwrap() >= 1, "{record}");
-        assert_eq!(record["usage_source"], "aborted", "{record}");
+        assert_eq!(record["usage_source"], "missing", "{record}");
     }
 }
 
@@ -136,7 +136,7 @@ fn an_engine_that_is_drained_is_never_cut() {
             assert_eq!(post["ended"], "complete", "{body} {knobs} {how:?}");
             rig.assert_quiet();
             let record = rig.record();
-            assert_eq!(record["outcome"], "client_left", "{record}");
+            assert_eq!(record["status"], "client_left", "{record}");
             // Read to its exact end, its connection serves the next client.
             assert_eq!(rig.proxy.post(CHATS, CHAT).status(), 200);
             assert_eq!(rig.engine.posts().pop().unwrap()["conn"], post["conn"]);
@@ -157,7 +157,7 @@ fn an_engine_is_drained_from_where_its_bytes_were_left() {
     leave(conn, Leave::Rst);
     let post = rig.await_post("the engine ends by itself", |post| post["ended"] != "open");
     assert_eq!(post["ended"], "complete");
-    assert_eq!(rig.record()["outcome"], "client_left");
+    assert_eq!(rig.record()["status"], "client_left");
     // What the engine has sent, the proxy has yet to read.
     rig.assert_quiet();
     assert_eq!(rig.proxy.post(CHATS, CHAT).status(), 200);
@@ -197,7 +197,7 @@ fn cut_in_time(how: Leave, phase: &str, begin: impl Fn(&Rig) -> Conn) -> Rig {
         let half = leave(conn, how);
         let post = rig.await_post("the engine was cut", |post| post["ended"] == "cancelled");
         let record = rig.record();
-        assert_eq!(record["outcome"], "client_left", "{record}");
+        assert_eq!(record["status"], "client_left", "{record}");
         assert_eq!(record["error"], "client_left", "{record}");
         rig.proxy.await_metric("llmproxy_client_abort_total", &[("phase", phase)], 1.0);
         rig.assert_quiet();

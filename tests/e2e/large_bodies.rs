@@ -169,7 +169,7 @@ fn usage_before_the_vectors_of_a_large_answer_is_metered() {
     let response = proxy.post(EMBEDDINGS, asking(3 * MIB));
     assert!(response.body == answer(3 * MIB, true));
     let record = hook.await_records(1, SOON).remove(0);
-    assert_eq!((&record["prompt_tokens"], &record["usage_source"]), (&json!(7), &json!("backend")));
+    assert_eq!((&record["prompt_tokens"], &record["usage_source"]), (&json!(7), &json!("engine")));
 }
 
 /// Catches: an answer of another kind whose middle passes unseen: vLLM writes usage before the log
@@ -314,7 +314,7 @@ fn a_client_that_leaves_in_a_large_answer_frees_its_engine() {
                 giver.await_stall();
                 let _half = leave(conn, how);
                 let record = hook.await_records(1, SOON).remove(0);
-                assert_eq!(record["outcome"], "client_left", "{record}");
+                assert_eq!(record["status"], "client_left", "{record}");
                 let bytes = record["response_bytes"].as_u64().unwrap() as usize;
                 assert!(bytes > 0 && bytes < GIVEN, "{record}");
                 let labels = [("phase", "relay")];

@@ -26,6 +26,8 @@ mod slow_reader;
 mod large_bodies;
 mod health;
 mod usage;
+mod sql;
+mod stream_usage;
 mod metrics;
 mod logs;
 mod stop;

@@ -14,7 +14,7 @@ const USAGE: &str =
     r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
 
 /// Every family, its type, and the labels that its series have.
-const FAMILIES: [(&str, &str, &[&str]); 37] = [
+const FAMILIES: [(&str, &str, &[&str]); 39] = [
     ("llmproxy_log_dropped_total", "counter", &[]),
     ("llmproxy_idle_closed_total", "counter", &["side"]),
     ("llmproxy_requests_total", "counter", &["path", "stream", "backend", "status"]),
@@ -35,6 +35,8 @@ const FAMILIES: [(&str, &str, &[&str]); 37] = [
     ("llmproxy_upstream_connections_total", "counter", &["reused"]),
     ("llmproxy_upstream_idle", "gauge", &[]),
     ("llmproxy_usage_missing_total", "counter", &[]),
+    ("llmproxy_events_unjudged_total", "counter", &[]),
+    ("llmproxy_backend_refuses_stream_usage", "gauge", &["backend"]),
     ("llmproxy_usage_queue", "gauge", &[]),
     ("llmproxy_usage_dropped_total", "counter", &[]),
     ("llmproxy_usage_bodies_dropped_total", "counter", &[]),

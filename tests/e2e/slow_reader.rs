@@ -130,7 +130,7 @@ fn a_client_that_stays_stopped_is_let_go() {
     engine.await_stall();
     let record = hook.await_records(1, SOON).remove(0);
     assert_eq!(record["error"], "client_write_timeout", "{record}");
-    assert_eq!(record["outcome"], "client_left", "{record}");
+    assert_eq!(record["status"], "client_left", "{record}");
     proxy.await_metric("llmproxy_faults_total", &[("kind", "client_write_timeout")], 1.0);
     quiet(&proxy);
     // Should it read again, it sees that its answer is not whole.

@@ -40,7 +40,7 @@ fn a_record_has_every_field() {
             "completion_tokens": 17,
             "total_tokens": 48,
             "usage": {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48},
-            "usage_source": "backend",
+            "usage_source": "engine",
             "is_stream": stream,
             "method": "POST",
             "path": CHATS,
@@ -51,7 +51,7 @@ fn a_record_has_every_field() {
             "ttft_ms": ttft,
             "retry_count": 0,
             "fallback_used": false,
-            "outcome": "complete",
+            "status": "complete",
             "error": null,
             "upstream_id": engine_id,
             "request_bytes": body.len(),
@@ -88,7 +88,7 @@ fn usage_is_found_in_every_dialect() {
                 let told = [&record["prompt_tokens"], &record["completion_tokens"]];
                 assert_eq!(told, [31, completion], "{shown}");
                 assert_eq!(record["total_tokens"], 31 + completion, "{shown}");
-                assert_eq!(record["usage_source"], "backend", "{shown}");
+                assert_eq!(record["usage_source"], "engine", "{shown}");
             }
         }
     }
@@ -97,7 +97,7 @@ fn usage_is_found_in_every_dialect() {
 /// Catches: an estimate, or the previous request's counts, where an engine sends none.
 #[test]
 fn usage_that_no_engine_sent_is_missing() {
-    let rig = Rig::new();
+    let rig = Rig::with("stream_usage: never", |config| config);
     let mut client = rig.proxy.connect();
     client.post(CHATS, "", STREAM_USAGE);
     client.post(CHATS, "", STREAM);
@@ -270,8 +270,33 @@ fn a_stop_delivers_what_is_queued() {
     let ids: HashSet<&str> = records.iter().map(|r| r["request_id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 21);
     let stream = records.iter().find(|record| record["is_stream"] == true).unwrap();
-    assert_eq!(stream["usage_source"], "backend", "{stream}");
+    assert_eq!(stream["usage_source"], "engine", "{stream}");
     await_until("its page is gone with it", SOON, || {
         std::net::TcpStream::connect(proxy.addr()).is_err()
     });
+}
+
+/// Catches: tokens booked to the wrong backend, and a name that a client chose as a label.
+#[test]
+fn tokens_are_counted_by_model_and_backend() {
+    let engine = Engine::start(&[]);
+    let proxy = Config::new()
+        .backend(engine.url(), "name: gpu-1")
+        .section("metrics: {models: [known]}")
+        .start();
+    for (model, times) in [("known", 2), ("whatever-a-client-says", 1)] {
+        for _ in 0..times {
+            let body = CHAT.replace("\"m\"", &format!("\"{model}\""));
+            assert!(body.contains(model), "{body}");
+            let answer = proxy.connect().post(CHATS, "x-mock-usage: 31,17\r\n", &body);
+            assert_eq!(answer.status(), 200);
+        }
+    }
+    for (model, times) in [("known", 2.0), ("other", 1.0)] {
+        for (kind, tokens) in [("prompt", 31.0), ("completion", 17.0), ("reasoning", 0.0)] {
+            let labels = [("model", model), ("type", kind), ("backend", "gpu-1")];
+            proxy.await_metric("llmproxy_tokens_total", &labels, times * tokens);
+        }
+    }
+    assert_eq!(proxy.metric("llmproxy_usage_tokens_total", &[("type", "prompt")]), 93.0);
 }

@@ -216,6 +216,23 @@ fn cache(s: &mut Section) -> Option<Redis> {
     (!memory).then_some(redis)
 }
 
+/// The Redis server of a user of one: `storage: name`, or its own keys.
+pub fn redis_of(s: &mut Section, stores: &Stores) -> Redis {
+    let named = s.text("storage").filter(|name| !name.is_empty());
+    let own = redis(s);
+    match named.map(|name| (stores.cache(&name), name)) {
+        None => own,
+        Some((Some(Some(found)), _)) => found,
+        Some((_, name)) => {
+            s.error(
+                "storage",
+                format!("{} is no Redis server of storage.caches", value::quoted(&name)),
+            );
+            own
+        }
+    }
+}
+
 /// A Redis server from its own keys.
 pub fn redis(s: &mut Section) -> Redis {
     let Redis { addr, pool, .. } = default_redis();

@@ -2,7 +2,7 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{LoadBalance, Plan, ReporterKind, StreamUsage};
+use crate::config::plan::{LoadBalance, Plan, ReporterKind};
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
@@ -22,10 +22,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (any(|b| !b.region.is_empty()), "backends[].region: choosing backends by region"),
         (any(|b| b.backup), "backends[].backup: standby backends"),
         (
-            any(|b| b.stream_usage != StreamUsage::Auto),
-            "backends[].stream_usage: asking engines for usage",
-        ),
-        (
             routing.load_balance != LoadBalance::RoundRobin,
             "routing.load_balance: any policy but round_robin",
         ),
@@ -39,15 +35,9 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             "usage.reporters[].type database: records in SQL",
         ),
         (
-            reporter(|k| matches!(k, ReporterKind::Builtin { .. })),
+            reporter(|k| matches!(k, ReporterKind::Builtin(_))),
             "usage.reporters[].type builtin: the embedded store",
         ),
-        (
-            plan.usage.api_key != crate::config::plan::KeyForm::Plain,
-            "usage.api_key: hiding keys in records",
-        ),
-        (plan.usage.inject_stream_usage, "usage.inject_stream_usage: asking engines for usage"),
-        (plan.usage.spool.is_some(), "usage.spool: records that survive a restart"),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",

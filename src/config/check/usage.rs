@@ -2,9 +2,14 @@
 
 use super::storage::{self, Stores};
 use super::{headers, required_url};
-use crate::base::limits::{RECORD_BODY_BYTES_DEFAULT, RECORD_BODY_BYTES_MAX, RETRIES_MAX};
+use crate::base::limits::{
+    RECORD_BODY_BYTES_DEFAULT, RECORD_BODY_BYTES_MAX, RETRIES_MAX, WEBHOOK_BATCH_RECORDS_MAX,
+    WEBHOOK_CONCURRENCY_MAX,
+};
+use crate::base::secret::Secret;
 use crate::config::plan::{
-    DatabaseReporter, KeyForm, RecordFormat, Reporter, ReporterKind, Spool, Usage, Webhook,
+    BuiltinReporter, DatabaseReporter, FileReporter, Fsync, KeyForm, OnSpoolFailure, RecordFormat,
+    RedisReporter, Reporter, ReporterKind, Spool, Usage, Webhook, WebhookBatch,
 };
 use crate::config::section::Section;
 use crate::config::value;
@@ -12,10 +17,12 @@ use std::time::Duration;
 
 /// Reads the section.
 pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
+    let api_key = key_form(s, KeyForm::Masked);
     let mut reporters: Vec<Reporter> = Vec::new();
     for item in s.sections("reporters") {
         let node = item.node();
-        let Some(Some(reporter)) = item.switched(true, |s| reporter(s, stores)) else { continue };
+        let read = |s: &mut Section| reporter(s, stores, api_key);
+        let Some(Some(reporter)) = item.switched(true, read) else { continue };
         if reporters.iter().any(|r| r.name == reporter.name) {
             s.desk.error(
                 node,
@@ -30,69 +37,129 @@ pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
     Usage {
         reporters,
         request_body_max: s.parsed("include_request_body", request_body).flatten(),
-        api_key: api_key(s),
-        inject_stream_usage: s.boolean("inject_stream_usage", false),
-        spool: s.when_present("spool", spool),
+        api_key,
+        inject_stream_usage: s.boolean("inject_stream_usage", true),
+        estimate_on_abort: s.boolean("estimate_on_abort", false),
+        spool: s.section("spool").map(|mut s| spool(&mut s)).unwrap_or_default(),
     }
 }
 
-fn api_key(s: &mut Section) -> KeyForm {
-    let forms =
-        [("plain", KeyForm::Plain), ("masked", KeyForm::Masked), ("sha256", KeyForm::Sha256)];
-    let form = s.choice("api_key", &forms, KeyForm::Plain);
-    // The other forms do not start; this one does, and would be taken for a key in each record.
-    if form == KeyForm::Plain && s.given("api_key") {
-        s.warn("api_key", "has no effect yet: records have no key until keys are checked");
-    }
-    form
+fn key_form(s: &mut Section, default: KeyForm) -> KeyForm {
+    let forms = [
+        ("plain", KeyForm::Plain),
+        ("masked", KeyForm::Masked),
+        ("sha256", KeyForm::Sha256),
+        ("none", KeyForm::None),
+    ];
+    s.choice("api_key", &forms, default)
 }
 
-fn reporter(s: &mut Section, stores: &Stores) -> Option<Reporter> {
+fn reporter(s: &mut Section, stores: &Stores, api_key: KeyForm) -> Option<Reporter> {
     s.unsupported(&[("script", "reporters are not scripted")]);
-    let kind = s.kind("type", &["webhook", "database", "builtin"], false)?;
-    let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind.into());
+    let kinds = ["webhook", "redis", "database", "file", "builtin"];
+    let kind = s.kind("type", &kinds, false)?;
+    let name = s.parsed("name", reporter_name).unwrap_or_else(|| kind.into());
+    let api_key = key_form(s, api_key);
+    let mut inner = match s.section(kind) {
+        Some(inner) => inner,
+        // All that it has to say has a default.
+        None if kind == "builtin" => {
+            let kind = ReporterKind::Builtin(BuiltinReporter::default());
+            return Some(Reporter { name, api_key, kind });
+        }
+        None => {
+            s.error(kind, required(kind));
+            return None;
+        }
+    };
+    let kind = match kind {
+        "webhook" => ReporterKind::Webhook(webhook(&mut inner, format(s))),
+        "redis" => ReporterKind::Redis(redis(&mut inner, stores)),
+        "database" => ReporterKind::Database(database(&mut inner, stores)?),
+        "file" => ReporterKind::File(file(&mut inner, format(s))),
+        _ => ReporterKind::Builtin(builtin(&mut inner)),
+    };
+    Some(Reporter { name, api_key, kind })
+}
+
+fn required(kind: &str) -> &'static str {
+    match kind {
+        "webhook" => "is required: give `webhook: {url: …}`",
+        "redis" => "is required: give `redis: {addr: …}`",
+        "database" => "is required: give `database: {driver: …, dsn: …}`",
+        _ => "is required: give `file: {path: …}`",
+    }
+}
+
+/// The name is a part of file names in the spool.
+fn reporter_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 64 || text.starts_with('.') || !text.chars().all(fine) {
+        let quoted = value::quoted(text);
+        return Err(format!("{quoted} must be 1 to 64 letters, digits, `-`, `_` and `.`"));
+    }
+    Ok(text.to_owned())
+}
+
+fn format(s: &mut Section) -> RecordFormat {
     let formats = [
         ("full", RecordFormat::Full),
         ("flat", RecordFormat::Flat),
         ("nested", RecordFormat::Nested),
     ];
-    let format = s.choice("format", &formats, RecordFormat::Full);
-    let kind = match kind {
-        "webhook" => {
-            let Some(mut inner) = s.section("webhook") else {
-                s.error("webhook", "is required: give `webhook: {url: …}`");
-                return None;
-            };
-            ReporterKind::Webhook(webhook(&mut inner, format))
-        }
-        "database" => {
-            let Some(mut inner) = s.section("database") else {
-                s.error("database", "is required: give `database: {driver: …, dsn: …}`");
-                return None;
-            };
-            let table = storage::identifier(&mut inner, "table", "usage_records");
-            // Naming a store that is not there leaves this reporter out, with a warning.
-            ReporterKind::Database(DatabaseReporter {
-                sql: storage::sql(&mut inner, stores)?,
-                table,
-            })
-        }
-        _ => {
-            let days = s.section("builtin").map(|mut b| b.int("retention_days", 0..=36_500u32, 0));
-            ReporterKind::Builtin { retention_days: days.filter(|d| *d > 0) }
-        }
-    };
-    Some(Reporter { name, kind })
+    s.choice("format", &formats, RecordFormat::Full)
 }
 
 fn webhook(s: &mut Section, format: RecordFormat) -> Webhook {
+    let batches = [
+        ("single", WebhookBatch::Single),
+        ("array", WebhookBatch::Array),
+        ("ndjson", WebhookBatch::Ndjson),
+    ];
     Webhook {
         url: required_url(s, "url"),
         method: s.choice("method", &[("POST", "POST"), ("PUT", "PUT")], "POST").into(),
         timeout: s.duration("timeout", Duration::from_secs(3)),
-        retry: s.int("retry", 0..=RETRIES_MAX, 2),
+        retry: s.int("retry", 0..=RETRIES_MAX, 4),
         headers: headers(s),
+        hmac_secret: Secret::new(s.text("hmac_secret").unwrap_or_default()),
+        batch: s.choice("batch", &batches, WebhookBatch::Single),
+        batch_size: s.int("batch_size", 1..=WEBHOOK_BATCH_RECORDS_MAX, 500),
+        concurrency: s.int("concurrency", 1..=WEBHOOK_CONCURRENCY_MAX, 4),
         format,
+    }
+}
+
+fn redis(s: &mut Section, stores: &Stores) -> RedisReporter {
+    RedisReporter {
+        redis: storage::redis_of(s, stores),
+        stream: s.text("stream").filter(|k| !k.is_empty()).unwrap_or("llmproxy:usage".into()),
+        max_len: s.int("max_len", 0..=u64::MAX >> 1, 1_000_000),
+        counters: s.text("counters").unwrap_or_default(),
+    }
+}
+
+/// Naming a store that is not there leaves this reporter out, with a warning.
+fn database(s: &mut Section, stores: &Stores) -> Option<DatabaseReporter> {
+    let table = storage::identifier(s, "table", "usage_records");
+    Some(DatabaseReporter { sql: storage::sql(s, stores)?, table })
+}
+
+fn file(s: &mut Section, format: RecordFormat) -> FileReporter {
+    FileReporter {
+        path: s.required("path").into(),
+        max_size: s.parsed("max_size", |t| value::size(t, 4096..=1 << 50)).unwrap_or(100 << 20),
+        max_age: s.duration_opt("max_age"),
+        max_files: s.int("max_files", 0..=100_000, 0),
+        format,
+    }
+}
+
+fn builtin(s: &mut Section) -> BuiltinReporter {
+    let default = BuiltinReporter::default();
+    BuiltinReporter {
+        path: s.text("path").filter(|p| !p.is_empty()).map_or(default.path, Into::into),
+        retention_days: s.int("retention_days", 0..=36_500, 0),
     }
 }
 
@@ -108,13 +175,26 @@ fn request_body(text: &str) -> Result<Option<usize>, String> {
 }
 
 fn spool(s: &mut Section) -> Spool {
+    let default = Spool::default();
+    let policies = [("serve", OnSpoolFailure::Serve), ("refuse", OnSpoolFailure::Refuse)];
     Spool {
-        dir: s
-            .text("dir")
-            .filter(|d| !d.is_empty())
-            .unwrap_or_else(|| "./data/spool".into())
-            .into(),
-        max_bytes: s.parsed("max_bytes", |t| value::size(t, 1 << 20..=1 << 50)).unwrap_or(1 << 30),
-        fsync: s.boolean("fsync", true),
+        enabled: s.boolean("enabled", true),
+        dir: s.text("dir").filter(|d| !d.is_empty()).map_or(default.dir, Into::into),
+        max_bytes: s
+            .parsed("max_bytes", |t| value::size(t, 1 << 20..=1 << 50))
+            .unwrap_or(default.max_bytes),
+        fsync: s.parsed("fsync", fsync).unwrap_or(default.fsync),
+        on_failure: s.choice("on_spool_failure", &policies, OnSpoolFailure::Serve),
+    }
+}
+
+/// `always`, `off`, or how often.
+fn fsync(text: &str) -> Result<Fsync, String> {
+    match text {
+        "always" | "true" => Ok(Fsync::Always),
+        "off" | "false" => Ok(Fsync::Off),
+        _ => value::duration(text)
+            .map(Fsync::Every)
+            .map_err(|message| format!("{message}, or always, or off")),
     }
 }

@@ -108,6 +108,7 @@ impl Serialize for Reporter {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("api_key", &self.api_key)?;
         match &self.kind {
             ReporterKind::Webhook(webhook) => {
                 map.serialize_entry("type", "webhook")?;
@@ -118,10 +119,18 @@ impl Serialize for Reporter {
                 map.serialize_entry("type", "database")?;
                 map.serialize_entry("database", database)?;
             }
-            ReporterKind::Builtin { retention_days } => {
+            ReporterKind::Redis(redis) => {
+                map.serialize_entry("type", "redis")?;
+                map.serialize_entry("redis", redis)?;
+            }
+            ReporterKind::File(file) => {
+                map.serialize_entry("type", "file")?;
+                map.serialize_entry("format", &file.format)?;
+                map.serialize_entry("file", file)?;
+            }
+            ReporterKind::Builtin(builtin) => {
                 map.serialize_entry("type", "builtin")?;
-                let days = retention_days.unwrap_or(0);
-                map.serialize_entry("builtin", &BTreeMap::from([("retention_days", days)]))?;
+                map.serialize_entry("builtin", builtin)?;
             }
         }
         map.end()
@@ -252,5 +261,13 @@ impl Display for RetryOn {
             RetryOn::ServerError => f.write_str("5xx"),
             RetryOn::Status(status) => write!(f, "{status}"),
         }
+    }
+}
+
+pub fn fsync<S: Serializer>(fsync: &Fsync, s: S) -> Result<S::Ok, S::Error> {
+    match fsync {
+        Fsync::Always => s.serialize_str("always"),
+        Fsync::Off => s.serialize_str("off"),
+        Fsync::Every(interval) => duration(interval, s),
     }
 }

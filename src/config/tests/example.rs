@@ -58,7 +58,9 @@ usage:
   spool:
   reporters:
     - {webhook: {url: "http://localhost:9000/usage"}}
+    - {type: redis, redis: {}}
     - {type: database, database: {storage: main}}
+    - {type: file, file: {path: /var/log/llmproxy/usage.jsonl, max_age: 24h}}
     - {type: builtin}
 metrics: {listen: "127.0.0.1:9100"}
 storage: {databases: [{name: main, driver: sqlite}]}

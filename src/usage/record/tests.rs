@@ -11,7 +11,7 @@ pub fn record() -> UsageRecord {
         user_id: None,
         api_key: None,
         model: Some("org/m".into()),
-        method: "POST",
+        method: "POST".into(),
         path: "/v1/chat/completions".into(),
         backend_url: Some("http://vllm:8000".into()),
         status_code: 200,
@@ -29,6 +29,8 @@ pub fn record() -> UsageRecord {
         fallback_used: false,
         outcome: Outcome::Complete,
         error: None,
+        counted: None,
+        usage_missing_reason: None,
         upstream_id: Some("chatcmpl-a".into()),
         request_bytes: 20,
         response_bytes: 900,
@@ -60,7 +62,7 @@ fn the_full_form_has_every_field_of_both_generations() {
             "total_tokens": 57,
             "cached_tokens": 8,
         },
-        "usage_source": "backend",
+        "usage_source": "engine",
         "is_stream": true,
         "method": "POST",
         "path": "/v1/chat/completions",
@@ -71,7 +73,7 @@ fn the_full_form_has_every_field_of_both_generations() {
         "ttft_ms": 56,
         "retry_count": 1,
         "fallback_used": false,
-        "outcome": "complete",
+        "status": "complete",
         "error": null,
         "upstream_id": "chatcmpl-a",
         "request_bytes": 20,
@@ -92,22 +94,21 @@ fn the_other_forms_leave_out_one_place_of_the_tokens() {
 }
 
 #[test]
-fn a_record_without_usage_says_null_and_why() {
-    for (outcome, source) in [
-        (Outcome::Complete, "missing"),
-        (Outcome::Refused, "missing"),
-        (Outcome::ClientLeft, "aborted"),
-        (Outcome::BackendError, "aborted"),
-        (Outcome::TimedOut, "aborted"),
-    ] {
-        let json = rendered(&UsageRecord { usage: None, outcome, ..record() }, RecordFormat::Full);
-        assert_eq!(json["usage_source"], source);
-        // Zero would be a bill; a receiver must see that nothing is known.
-        assert_eq!(json.get("usage"), Some(&Value::Null));
-        assert_eq!(json.get("prompt_tokens"), Some(&Value::Null));
-    }
+fn a_record_without_usage_says_null_and_where_counts_come_from() {
+    let json = rendered(&UsageRecord { usage: None, ..record() }, RecordFormat::Full);
+    assert_eq!(json["usage_source"], "missing");
+    // Zero would be a bill; a receiver must see that nothing is known.
+    assert_eq!(json.get("usage"), Some(&Value::Null));
+    assert_eq!(json.get("prompt_tokens"), Some(&Value::Null));
+    let counted = UsageRecord { usage: None, counted: Some(9), ..record() };
+    let json = rendered(&counted, RecordFormat::Full);
+    assert_eq!((&json["usage_source"], &json["completion_tokens"]), (&json!("counted"), &json!(9)));
+    assert_eq!((&json["prompt_tokens"], &json["usage"]), (&Value::Null, &Value::Null));
     let cut = UsageRecord { outcome: Outcome::ClientLeft, ..record() };
-    assert_eq!(rendered(&cut, RecordFormat::Full)["usage_source"], "aborted");
+    assert_eq!(rendered(&cut, RecordFormat::Full)["usage_source"], "engine");
+    for word in ["complete", "client_left", "backend_error", "timed_out", "refused", "aborted"] {
+        assert_eq!(Outcome::from_word(word).map(Outcome::as_str), Some(word));
+    }
 }
 
 #[test]

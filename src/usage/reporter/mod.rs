@@ -1,9 +1,11 @@
 //! Destinations of records. Each makes one try when asked; repeating is `deliver`'s business.
 //!
-//! *Takes:* a record and a time limit. *Gives:* whether the destination has it. *Runs on:* the
-//! thread of that reporter. *May:* block. *Never:* repeats a try, runs on a worker.
+//! *Takes:* records and a time limit. *Gives:* whether the destination has them. *Runs on:* the
+//! threads of that reporter. *May:* block. *Never:* repeats a try, runs on a worker.
 
 pub mod webhook;
+pub mod redis;
+pub mod file;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
@@ -11,62 +13,64 @@ use std::io;
 use std::time::Duration;
 use webhook::Webhook;
 
-/// A destination.
-pub enum Reporter {
-    /// One HTTP request per record.
-    Webhook(Webhook),
+/// A destination, as one thread has it.
+pub trait Reporter: Send {
+    /// One try of at most so long, for all of these records or none: [`Tried::Delivered`] says that
+    /// the destination has every one. Blocks. Called with one record at least, and with no more
+    /// than [`Shape::batch`].
+    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried;
+
+    /// Where it is, for a log: without credentials, path and query.
+    fn place(&self) -> String;
+}
+
+/// How a destination wants to be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Records of one call at most.
+    pub batch: usize,
+    /// Threads that call it, each with a connection of its own.
+    pub concurrency: usize,
+    /// Tries after the first, of what it refuses.
+    pub retries: u32,
+    /// Time of one try.
+    pub timeout: Duration,
 }
 
 /// What came of one try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tried {
-    /// The receiver has the record.
+    /// The receiver has the records.
     Delivered,
-    /// It may have it later; why not now.
+    /// It may have them later, whatever they are: it cannot be reached, or is overloaded; why.
     Again(String),
-    /// It will never take it; why.
+    /// The same, and it asked to be left alone for so long.
+    Later(String, Duration),
+    /// It answered, and did not take these records; why. Trying again may help.
+    Failed(String),
+    /// It says that it will never take these records; why.
     Refused(String),
 }
 
-impl Reporter {
-    /// Makes the destination ready.
-    ///
-    /// # Errors
-    /// The kind is not built yet. Such a plan is refused before it gets here.
-    pub fn new(plan: &plan::Reporter) -> io::Result<Self> {
-        match &plan.kind {
-            ReporterKind::Webhook(webhook) => Ok(Reporter::Webhook(Webhook::new(webhook.clone()))),
-            ReporterKind::Database(_) | ReporterKind::Builtin { .. } => {
-                Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name)))
-            }
-        }
+/// Makes a destination ready for one thread; connects to nothing yet.
+///
+/// # Errors
+/// The kind is not built yet. Such a plan is refused before it gets here.
+pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
+    match &plan.kind {
+        ReporterKind::Webhook(webhook) => Ok(Box::new(Webhook::new(webhook.clone()))),
+        ReporterKind::Redis(redis) => Ok(Box::new(redis::Stream::new(redis.clone()))),
+        ReporterKind::File(file) => Ok(Box::new(file::LinesFile::new(file.clone()))),
+        _ => Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name))),
     }
+}
 
-    /// Where it is, for a log: without credentials, path and query.
-    pub fn place(&self) -> String {
-        match self {
-            Reporter::Webhook(webhook) => webhook.place(),
-        }
-    }
-
-    /// Tries after the first, and the time of each.
-    pub fn tries(&self) -> (u32, Duration) {
-        match self {
-            Reporter::Webhook(webhook) => webhook.tries(),
-        }
-    }
-
-    /// The record in the form that this destination wants.
-    pub fn render(&self, record: &UsageRecord) -> Vec<u8> {
-        match self {
-            Reporter::Webhook(webhook) => webhook.render(record),
-        }
-    }
-
-    /// One try of at most so long. Blocks.
-    pub fn send(&self, record: &UsageRecord, body: &[u8], timeout: Duration) -> Tried {
-        match self {
-            Reporter::Webhook(webhook) => webhook.send(record, body, timeout),
-        }
+/// How a destination wants to be called.
+pub fn shape(plan: &plan::Reporter) -> Shape {
+    match &plan.kind {
+        ReporterKind::Webhook(webhook) => webhook::shape(webhook),
+        ReporterKind::Redis(redis) => redis::shape(redis),
+        ReporterKind::File(_) => file::shape(),
+        _ => Shape { batch: 500, concurrency: 1, retries: 4, timeout: Duration::from_secs(10) },
     }
 }
