@@ -4,7 +4,7 @@ use super::log::{Logging, Reopen};
 use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
-use crate::config::plan::{KeyForm, Plan};
+use crate::config::plan::Plan;
 use crate::rt::patrol::{Patrol, TICK};
 use crate::rt::ring::Ring;
 use crate::state::fleet::Fleet;
@@ -59,7 +59,8 @@ pub fn start(
         reporters => {
             let Ends { workers, inbox, gauge } = outbox::open(reporters, plan.server.workers);
             let (memory, sources) = memory::start(inbox).map_err(thread_error)?;
-            let lanes = Lanes::start(sources, reporters, gauge.counters(), KeyForm::Plain);
+            let lanes =
+                Lanes::start(sources, reporters, gauge.counters(), plan.usage.kept_key_form());
             let lanes = lanes.map_err(thread_error)?;
             (workers, Some(gauge), Some((memory, lanes)))
         }

@@ -23,8 +23,8 @@ pub enum Asking {
 impl Asking {
     /// How a request goes to a backend.
     pub fn of(w: &Worker, request: &Request, backend: u32) -> Asking {
-        let can_ask = matches!(request.path_label, "/v1/chat/completions" | "/v1/completions");
-        if !can_ask || request.usage_splice().is_none() {
+        let asks_not = request.usage_splice().is_some();
+        if !asks_not || !matches!(request.path_label, "/v1/chat/completions" | "/v1/completions") {
             return Asking::No;
         }
         let wish = w.fleet.get(backend as usize).map(|member| member.usage_wish());

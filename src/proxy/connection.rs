@@ -2,13 +2,13 @@
 //! next request of the same connection. Whatever happens to a request, it is settled exactly once
 //! (but for a panic of ours, which is counted as that).
 
-use super::admit::body;
 use super::admit::path::{self, Kind};
+use super::admit::{body, credential};
 use super::answer::{self, Frame};
 use super::asking::Asking;
 use super::client::Client;
 use super::ledger::Written;
-use super::receive::{self, Received, Request};
+use super::receive::{self, KeyText, Received, Request};
 use super::relay::copy::{Relay, Step};
 use super::relay::drain::drain;
 use super::relay::framing::{outbound, Inbound};
@@ -26,7 +26,7 @@ use crate::base::limits::{
     ANSWER_DRAIN_MAX, CONNECT_TRIES_MAX, DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX,
 };
 use crate::base::refusal::Refusal;
-use crate::config::plan::OnClientAbort;
+use crate::config::plan::{KeyForm, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::request::Method;
@@ -36,6 +36,7 @@ use crate::rt::buffer::Buffer;
 use crate::rt::socket::Socket;
 use crate::state::meters::{BackendIndex, Phase};
 use crate::state::scrape::PAGE_CONTENT_TYPE;
+use crate::usage::key_form::write_key;
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -125,7 +126,6 @@ async fn receive_head(w: &Worker, client: &mut Client, request: &mut Request) ->
         }
         Err(refusal) => {
             request.unique_id = w.next_id();
-            request.started_unix_ms = w.unix_ms(request.started);
             Some(Box::pin(refuse(w, client, request, refusal)).await)
         }
     }
@@ -172,7 +172,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.client_id = theirs.map(Box::new);
-    request.started_unix_ms = w.unix_ms(request.started);
+    keep_key(w, client, request);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
     let label = path::label(path);
@@ -186,6 +186,17 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
         }
     });
     request.method = Some(request.head.method);
+}
+
+/// Keeps the client's key for the record, if any reporter wants one.
+fn keep_key(w: &Worker, client: &Client, request: &mut Request) {
+    if w.key_form == KeyForm::None {
+        return;
+    }
+    if let Some(key) = credential::presented(&request.head.fields, client.bytes()) {
+        let KeyText(text) = &mut **request.key.get_or_insert_default();
+        write_key(w.key_form, key, text);
+    }
 }
 
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
@@ -291,8 +302,9 @@ async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault)
 }
 
 /// Tries backends until one begins to answer. Another one is asked only while nobody saw the
-/// request; a kept connection that was closed under us is replaced once. The error is how the last
-/// one failed; `None` when there was nobody to ask.
+/// request; a kept connection that was closed under us is replaced once, and a request that was
+/// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
+/// when there was nobody to ask.
 async fn try_backends(
     w: &Worker,
     client: &mut Client,

@@ -20,6 +20,10 @@ use crate::rt::patrol::Alarm;
 use std::io::IoSlice;
 use std::time::Instant;
 
+/// A client's key, in the form that records keep it in; empty when it presented none.
+#[derive(Default)]
+pub struct KeyText(pub String);
+
 /// One request and what is known of it. One per connection, used again for each request, so that
 /// a kept connection allocates nothing for its heads.
 pub struct Request {
@@ -53,8 +57,9 @@ pub struct Request {
     pub stream: bool,
     /// When the head was complete.
     pub started: Instant,
-    /// The same, milliseconds since 1970.
-    pub started_unix_ms: u64,
+    /// The key that the client presented, in the form that records keep it in. Boxed, and kept
+    /// for its capacity: a stream has little room.
+    pub key: Option<Box<KeyText>>,
     decoded: Option<Vec<u8>>,
     // The two halves of a `UsageSplice`, apart: together they would not fit between the others.
     splice_at: u32,
@@ -80,7 +85,7 @@ impl Request {
             model: String::new(),
             stream: false,
             started: Instant::now(),
-            started_unix_ms: 0,
+            key: None,
             decoded: None,
             splice_at: 0,
             splice_form: None,
@@ -100,6 +105,9 @@ impl Request {
         self.stream = false;
         self.body_len = 0;
         self.decoded = None;
+        if let Some(KeyText(key)) = self.key.as_deref_mut() {
+            key.clear();
+        }
         self.splice_form = None;
     }
 

@@ -266,9 +266,10 @@ fn fill(
     *record = UsageRecord {
         request_id: request.unique_id,
         client_request_id: request.client_id.as_deref().copied(),
-        timestamp_ms: request.started_unix_ms,
+        timestamp_ms: w.unix_ms(request.started),
         user_id: None,
-        api_key: None,
+        api_key: text(record.api_key.take(), request.key.as_ref().map(|key| key.0.as_str()))
+            .filter(|key| !key.is_empty()),
         model: text(record.model.take(), model),
         method: request.method.map_or("", Method::as_str).into(),
         path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
@@ -282,7 +283,7 @@ fn fill(
         fallback_used: story.fallback,
         outcome,
         error: error.map(Into::into),
-        counted: None,
+        counted: counted(w, tap, outcome),
         usage_missing_reason: None,
         upstream_id: text(record.upstream_id.take(), tap.usage.upstream_id()),
         request_bytes: request.body_len,
@@ -290,6 +291,14 @@ fn fill(
         events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: None,
     };
+}
+
+/// Content events of a stream that ended before its engine told its tokens, if they are to stand
+/// for them. Most engines send one token in each.
+fn counted(w: &Worker, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
+    let is_wanted = w.plan.usage.estimate_on_abort && outcome != record::Outcome::Complete;
+    let events = tap.events.as_ref().filter(|_| is_wanted && tap.usage.usage().is_none())?;
+    Some(events.events())
 }
 
 /// A text, in the room of an old one.

@@ -10,7 +10,7 @@ use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
 use crate::base::refusal::Refusal;
-use crate::config::plan::{Backend, Plan};
+use crate::config::plan::{Backend, KeyForm, Plan};
 use crate::http::head::Version;
 use crate::proxy::client::Client;
 use crate::rt;
@@ -105,6 +105,8 @@ pub struct Worker {
     /// Models with a label of their own.
     models: HashMap<String, u32>,
     credential_fields: Vec<String>,
+    /// How records keep the clients' keys.
+    pub key_form: KeyForm,
 }
 
 /// Runs a worker on the current thread until it has drained. True when every connection ended by
@@ -143,6 +145,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             start.index,
         )),
         models: start.plan.labelled_models().into_iter().zip(0..).collect(),
+        key_form: start.plan.usage.kept_key_form(),
         backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
         fleet: start.fleet,

@@ -303,6 +303,35 @@ fn a_stream_of_announced_length_may_become_shorter() {
     quiet(&proxy);
 }
 
+/// Catches: bytes that stay with us when an engine ends its stream inside of an event.
+#[test]
+fn what_is_held_at_the_end_goes_out() {
+    const OPEN: &str = "data: {\"choices\":[{}]}\n";
+    let chunks = format!("{:x}\r\n{HELLO}\r\n{:x}\r\n{OPEN}\r\n", HELLO.len(), OPEN.len());
+    for (framing, body) in [
+        ("Transfer-Encoding: chunked", format!("{chunks}0\r\n\r\n")),
+        ("Connection: close", [HELLO, OPEN].concat()),
+    ] {
+        let engine = Backend::start(move |served| {
+            served.request();
+            served.send(format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{framing}\r\n\r\n"
+            ));
+            // The end in a read of its own.
+            let (most, end) = body.split_at(body.len() - 5);
+            served.send(most);
+            served.left_within(A_WHILE);
+            served.send(end);
+        });
+        let (proxy, hook) = before(&engine, "");
+        let answer = proxy.post(CHATS, STREAM);
+        assert_eq!((answer.text(), answer.ended), ([HELLO, OPEN].concat(), Ended::Whole));
+        let record = hook.await_records(1, SOON).remove(0);
+        assert_eq!(record["response_bytes"], HELLO.len() + OPEN.len(), "{record}");
+        quiet(&proxy);
+    }
+}
+
 /// A backend that sends each of these pieces when the test says so, in chunks, and then the end;
 /// when the test lets go of it, it resets the connection instead.
 fn stepwise(pieces: &[&str]) -> (Backend, Sender<()>) {

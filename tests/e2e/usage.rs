@@ -300,3 +300,42 @@ fn tokens_are_counted_by_model_and_backend() {
     }
     assert_eq!(proxy.metric("llmproxy_usage_tokens_total", &[("type", "prompt")]), 93.0);
 }
+
+/// Catches: a key in a form that a reporter did not ask for, that of the request before, or none.
+#[test]
+fn records_have_the_key_in_the_form_of_their_reporter() {
+    const KEY: &str = "sk-test-0123456789-secret";
+    let engine = Engine::start(&[]);
+    let hooks: Vec<(&str, Webhook)> =
+        ["plain", "masked", "sha256", "none", ""].map(|form| (form, Webhook::start())).into();
+    let reporters = hooks.iter().enumerate().map(|(i, (form, hook))| {
+        let form = if form.is_empty() { String::new() } else { format!("api_key: {form}, ") };
+        format!("{{name: r{i}, {form}webhook: {{url: \"{}\"}}}}", hook.url())
+    });
+    let reporters = reporters.collect::<Vec<_>>().join(", ");
+    let proxy = Config::backend_at(engine.url())
+        .section(format!("usage: {{reporters: [{reporters}]}}"))
+        .start();
+    let mut client = proxy.connect();
+    for field in [
+        format!("Authorization: Bearer {KEY}\r\n"),
+        format!("X-API-Key: {KEY}\r\n"),
+        "Authorization: Basic dTpw\r\n".to_owned(),
+    ] {
+        assert_eq!(client.post(CHATS, &field, CHAT).status(), 200);
+    }
+    // `printf sk-test-0123456789-secret | sha256sum`
+    let digest = "bded31cee9fab5a7c1b96c40ea20800753177503d73a9f5c56ce8318f98780f5";
+    for (form, hook) in &hooks {
+        let mut keys: Vec<Value> =
+            hook.await_records(3, SOON).iter().map(|record| record["api_key"].clone()).collect();
+        keys.sort_by_key(Value::is_null);
+        let shown = match *form {
+            "plain" => json!(KEY),
+            "sha256" => json!(digest),
+            "none" => Value::Null,
+            _ => json!("sk-t...cret"),
+        };
+        assert_eq!(keys, [shown.clone(), shown, Value::Null], "{form}");
+    }
+}

@@ -68,7 +68,8 @@ pub async fn exchange(
     }
     let no_way_back = sent_whole && !answer.ready;
     if no_way_back && !asking.keeps_body() {
-        // Neither the prompt nor a buffer is held through the prefill, which may take minutes.
+        // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
+        // what may be refused because of us must be in hand.
         request.release_body(client);
     }
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
