@@ -35,6 +35,13 @@ pub const INTERIM_RESPONSES_MAX: usize = 8;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Bytes of one `usage` object that the tap captures. Beyond: usage counts as missing.
 pub const USAGE_OBJECT_BYTES_MAX: usize = 4 * 1024;
+/// Bytes that a packed answer may unpack to while it is searched for usage. Beyond: usage counts as
+/// missing.
+pub const INFLATED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of what a decoder of zstd holds at a time: what RFC 8878 asks everybody to take, and asks
+/// senders not to exceed. (Brotli's largest is 16 MiB, gzip's 32 KiB.) Beyond: usage counts as
+/// missing.
+pub const INFLATE_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
