@@ -94,5 +94,6 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         response_bytes: 20_000,
         events: 100,
         request_body: None,
+        packed: None,
     }
 }

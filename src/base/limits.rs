@@ -45,6 +45,9 @@ pub const INFLATE_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a packed answer of which a copy is kept, to be unpacked for its usage. Beyond: the
+/// record says why it has none.
+pub const PACKED_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 

@@ -33,6 +33,8 @@ pub struct ResponseHead {
     pub keep_alive: bool,
     /// Content-Type is text/event-stream, with or without parameters.
     pub event_stream: bool,
+    /// Content-Type is application/x-ndjson: a stream of a JSON value per line.
+    pub ndjson: bool,
     /// Content-Type is application/json or ends in `+json`, with or without parameters.
     pub json: bool,
     /// Content-Encoding is there and not `identity`: the bytes cannot be read as they pass.
@@ -197,6 +199,7 @@ impl ResponseHead {
         let media = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
         let json_suffix = media.len().checked_sub(5).and_then(|at| media.get(at..));
         self.event_stream = media.eq_ignore_ascii_case(b"text/event-stream");
+        self.ndjson = media.eq_ignore_ascii_case(b"application/x-ndjson");
         self.json = media.eq_ignore_ascii_case(b"application/json")
             || json_suffix.is_some_and(|s| s.eq_ignore_ascii_case(b"+json"));
     }

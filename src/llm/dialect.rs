@@ -53,6 +53,10 @@ impl Dialect {
     /// The dialect in which a request target is answered. Whatever stands before the known words
     /// (a base path) and behind them (a query, a slash) changes nothing.
     pub fn of(target: &[u8]) -> Dialect {
+        // What nearly all ask for, before all else is looked at.
+        if target == b"/v1/chat/completions" {
+            return Dialect::OpenAi;
+        }
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
         let path = path.strip_suffix(b"/").unwrap_or(path);
         if OLLAMA_PATHS.iter().any(|ours| ends_with_words(path, ours)) {

@@ -41,6 +41,38 @@ pub enum InflateFault {
     TooLarge,
 }
 
+/// A copy of a packed answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    coding: Coding,
+    dialect: Dialect,
+    bytes: Vec<u8>,
+}
+
+impl Packed {
+    /// Of an answer that has not begun.
+    pub fn new(coding: Coding, dialect: Dialect) -> Packed {
+        Packed { coding, dialect, bytes: Vec::new() }
+    }
+
+    /// Keeps what comes; false when that would be more than so many bytes, and is not kept.
+    pub fn keep(&mut self, more: &[u8], bytes_max: usize) -> bool {
+        let fits = self.bytes.len() + more.len() <= bytes_max;
+        if fits {
+            self.bytes.extend_from_slice(more);
+        }
+        fits
+    }
+
+    /// The usage in it. Not for a worker.
+    ///
+    /// # Errors
+    /// See [`usage_of`].
+    pub fn usage(&self) -> Result<Option<Usage>, InflateFault> {
+        usage_of(self.coding, &self.bytes, self.dialect)
+    }
+}
+
 impl Coding {
     /// The coding that a `Content-Encoding` field names; `None` for one that is not known, for
     /// several, and for `identity`.

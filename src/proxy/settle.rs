@@ -129,6 +129,7 @@ fn hand_over(
         fill(record, w, (request, tap, story), times, sent);
         if kind == Kind::Close {
             record.request_body = story.request_body.take().map(<[u8]>::into_vec);
+            record.packed = tap.take_packed();
         }
     })
 }
@@ -226,7 +227,10 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
     if story.fallback {
         meters.fallbacks += 1;
     }
-    match tap.usage.usage() {
+    if let (Ending::Complete, Some(code)) = (story.ending, broken_inside(tap, story)) {
+        *meters.faults.entry((story.backend, code)).or_default() += 1;
+    }
+    match tap.usage() {
         Some(usage) => {
             let series =
                 TokenSeries { model: w.model_label(&request.model), backend: story.backend };
@@ -237,6 +241,8 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
                 reasoning: usage.reasoning_tokens.unwrap_or(0),
             });
         }
+        // What is packed is unpacked, and counted, by the journal.
+        None if tap.is_packed => {}
         None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
         None => {}
     }
@@ -256,7 +262,10 @@ fn fill(
     sent: u64,
 ) {
     let (outcome, error) = match story.ending {
-        Ending::Complete => (record::Outcome::Complete, None),
+        Ending::Complete => match broken_inside(tap, story) {
+            Some(code) => (record::Outcome::BackendError, Some(code)),
+            None => (record::Outcome::Complete, None),
+        },
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
@@ -276,7 +285,7 @@ fn fill(
         backend_url: same_url.or_else(|| url.cloned()),
         status_code: story.status(),
         is_stream: request.stream || story.event_stream,
-        usage: tap.usage.usage(),
+        usage: tap.usage(),
         latency_ms: millis(times.latency),
         ttft_ms: times.ttft.map(millis),
         retry_count: story.retries,
@@ -284,20 +293,33 @@ fn fill(
         outcome,
         error: error.map(Into::into),
         counted: counted(w, tap, outcome),
-        usage_missing_reason: None,
-        upstream_id: text(record.upstream_id.take(), tap.usage.upstream_id()),
+        usage_missing_reason: tap.why_missing().map(Into::into),
+        upstream_id: text(record.upstream_id.take(), tap.body_usage.upstream_id()),
         request_bytes: request.body_len,
         response_bytes: sent,
         events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: None,
+        packed: None,
     };
+}
+
+/// What is wrong with a stream whose bytes all came. A status of 200 was sent before the engine
+/// knew; some say so in the stream, others just end it.
+fn broken_inside(tap: &Tap, story: &Story) -> Option<&'static str> {
+    if story.status != 200 {
+        return None;
+    }
+    if tap.in_band_error() {
+        return Some("error_in_stream");
+    }
+    (tap.ended() == Some(false)).then_some("stream_unfinished")
 }
 
 /// Content events of a stream that ended before its engine told its tokens, if they are to stand
 /// for them. Most engines send one token in each.
 fn counted(w: &Worker, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
     let is_wanted = w.plan.usage.estimate_on_abort && outcome != record::Outcome::Complete;
-    let events = tap.events.as_ref().filter(|_| is_wanted && tap.usage.usage().is_none())?;
+    let events = tap.events.as_ref().filter(|_| is_wanted && tap.usage().is_none())?;
     Some(events.events())
 }
 

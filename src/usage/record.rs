@@ -6,6 +6,7 @@
 
 use crate::base::id::RequestId;
 use crate::config::plan::RecordFormat;
+use crate::llm::inflate::{InflateFault, Packed};
 use crate::llm::tokens::Usage;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
@@ -66,6 +67,8 @@ pub struct UsageRecord {
     pub events: u64,
     /// The request body, when it is wanted and not longer than configured.
     pub request_body: Option<Vec<u8>>,
+    /// The answer, when it was packed: unpacked for its usage before anything is written.
+    pub packed: Option<Box<Packed>>,
 }
 
 /// How a request ended.
@@ -127,6 +130,19 @@ impl UsageRecord {
     /// Completion tokens, from wherever they are known.
     pub fn completion_tokens(&self) -> Option<u64> {
         self.usage.map(|usage| usage.completion_tokens).or(self.counted)
+    }
+
+    /// Unpacks the answer, if there is one to be unpacked, and takes its usage from it. Not for a
+    /// worker.
+    pub fn unpack(&mut self) {
+        let Some(packed) = self.packed.take() else { return };
+        match packed.usage() {
+            Ok(usage) => self.usage = usage,
+            Err(InflateFault::TooLarge) => {
+                self.usage_missing_reason = Some("packed_too_large".into());
+            }
+            Err(InflateFault::Broken) => self.usage_missing_reason = Some("packed_broken".into()),
+        }
     }
 
     /// The record as one JSON object.

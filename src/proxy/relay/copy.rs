@@ -473,7 +473,7 @@ impl<'a> Relay<'a> {
     fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<Part>> {
         let part = self.strip.as_mut()?.part(body, input, self.state.finished)?;
         // What the engine counted, it counted, whether or not the client takes these bytes.
-        body.for_each_data(input, |data| self.tap.usage.feed(data));
+        body.for_each_data(input, |data| self.tap.body_usage.feed(data));
         Some(part)
     }
 
@@ -504,7 +504,10 @@ impl<'a> Relay<'a> {
         let whole = !self.state.torn && self.tap.at_event_boundary();
         if client_reads && chunked && whole {
             let mut event = Buffer::take();
-            crate::llm::error::write_event(&fault.refusal(), &mut event);
+            match self.tap.is_ndjson() {
+                true => crate::llm::error::write_line(&fault.refusal(), &mut event),
+                false => crate::llm::error::write_event(&fault.refusal(), &mut event),
+            }
             let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
             let header = chunk_header(&mut size, event.len());
             let mut parts = [IoSlice::new(header), IoSlice::new(&event), IoSlice::new(b"\r\n")];

@@ -1,9 +1,16 @@
 //! Watches the bytes of an answer after they were sent on: finds usage, counts events, takes
 //! times. It can neither delay nor change them.
 
-use crate::llm::sse::SseScan;
+use crate::base::limits::PACKED_BYTES_MAX;
+use crate::llm::dialect::Dialect;
+use crate::llm::ending;
+use crate::llm::header_usage;
+use crate::llm::inflate::{Coding, Packed};
+use crate::llm::sse::{Framing, SseScan};
+use crate::llm::tokens::Usage;
 use crate::llm::usage::UsageScan;
 use crate::state::meters::Times;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// A stream is noted in the journal so often: what a kill leaves of its record is that old at most.
@@ -12,33 +19,123 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 /// What the relay has seen of one answer.
 #[derive(Default)]
 pub struct Tap {
-    /// Token usage, streamed or not.
-    pub usage: UsageScan,
-    /// Event boundaries; `None` for an answer that is not an event stream.
-    pub events: Option<SseScan>,
+    /// Token usage in the body, streamed or not.
+    pub body_usage: UsageScan,
+    /// Event boundaries; `None` for an answer that is no stream of events that can be read. Boxed:
+    /// most connections never stream.
+    pub events: Option<Box<SseScan>>,
     /// Usage stands at one end of the answer, if anywhere: the middle may pass unseen.
     pub usage_at_ends: bool,
     /// When the first body byte had been handed to the client's socket.
     pub first_byte: Option<Instant>,
     last: Option<Instant>,
+    /// Usage that stood in the head. Boxed: it is rare.
+    head_usage: Option<Box<Usage>>,
+    /// The answer is packed: a copy of it, to be unpacked elsewhere.
+    packed: Cell<Option<Box<Packed>>>,
+    dialect: Dialect,
+    /// The answer is packed.
+    pub is_packed: bool,
+    /// There is no copy of it: it is too long, or how it is packed is not known.
+    not_kept: NotKept,
+    /// The end mark of the stream was seen, and noted.
+    is_over: bool,
     /// Notes so far.
     notes: u32,
+}
+
+/// Why there is no copy of a packed answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum NotKept {
+    /// There is.
+    #[default]
+    Kept,
+    /// How it is packed is not known.
+    Unknown,
+    /// It is too long.
+    TooLarge,
+}
+
+/// What the head of an answer says of its body.
+pub struct Expected<'a> {
+    /// Path of the request.
+    pub dialect: Dialect,
+    /// A stream of events.
+    pub event_stream: bool,
+    /// A stream of lines.
+    pub ndjson: bool,
+    /// How the body is packed, when it is.
+    pub encoding: Option<&'a [u8]>,
 }
 
 impl Tap {
     /// Forgets the last answer, keeps capacity. Of the next one nothing is known.
     pub fn reset(&mut self) {
-        self.usage.reset();
+        self.body_usage.reset();
         self.events = None;
         self.usage_at_ends = false;
         self.first_byte = None;
         self.last = None;
+        self.head_usage = None;
+        self.packed.take();
+        self.dialect = Dialect::Other;
+        self.is_packed = false;
+        self.not_kept = NotKept::default();
+        self.is_over = false;
         self.notes = 0;
     }
 
-    /// The answer is an event stream.
-    pub fn expect_events(&mut self) {
-        self.events = Some(SseScan::default());
+    /// An answer begins.
+    pub fn expect(&mut self, what: &Expected<'_>) {
+        self.dialect = what.dialect;
+        self.body_usage.expect(what.dialect);
+        if let Some(encoding) = what.encoding {
+            self.is_packed = true;
+            match Coding::of(encoding) {
+                Some(coding) => {
+                    self.packed.set(Some(Box::new(Packed::new(coding, what.dialect))));
+                }
+                None => self.not_kept = NotKept::Unknown,
+            }
+        } else if what.event_stream {
+            self.events = Some(Box::new(SseScan::new(Framing::Events)));
+        } else if what.ndjson {
+            self.events = Some(Box::new(SseScan::new(Framing::Lines)));
+        }
+    }
+
+    /// Looks for usage in the fields of a head.
+    pub fn see_head<'a>(&mut self, fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) {
+        self.head_usage = header_usage::usage_of(fields).map(Box::new);
+    }
+
+    /// Tokens as the engine counted them. A head that tells tells all; the body beside it may not.
+    pub fn usage(&self) -> Option<Usage> {
+        self.head_usage.as_deref().copied().or_else(|| self.body_usage.usage())
+    }
+
+    /// The copy of a packed answer, for whoever unpacks it; once.
+    pub fn take_packed(&self) -> Option<Box<Packed>> {
+        self.packed.take()
+    }
+
+    /// Why usage cannot be found in the answer, when that is known.
+    pub fn why_missing(&self) -> Option<&'static str> {
+        match self.not_kept {
+            NotKept::Kept => None,
+            NotKept::Unknown => Some("packed_unknown"),
+            NotKept::TooLarge => Some("packed_too_large"),
+        }
+    }
+
+    /// The stream told of an error after its head had said 200.
+    pub fn in_band_error(&self) -> bool {
+        self.events.as_ref().is_some_and(|e| ending::in_band_error(e, &self.body_usage))
+    }
+
+    /// Whether the stream said that it is over; `None` where nobody says so.
+    pub fn ended(&self) -> Option<bool> {
+        ending::ended(self.dialect, self.events.as_ref()?, &self.body_usage)
     }
 
     /// When the last bytes so far had been handed to the client's socket.
@@ -48,8 +145,20 @@ impl Tap {
 
     /// Sees a slice of the body.
     pub fn see(&mut self, bytes: &[u8]) {
-        self.usage.feed(bytes);
+        match self.is_packed {
+            true => self.keep(bytes),
+            false => self.body_usage.feed(bytes),
+        }
         self.see_sent(bytes);
+    }
+
+    /// Keeps a slice of a packed answer.
+    fn keep(&mut self, bytes: &[u8]) {
+        let Some(packed) = self.packed.get_mut() else { return };
+        if !packed.keep(bytes, PACKED_BYTES_MAX) {
+            self.packed.take();
+            self.not_kept = NotKept::TooLarge;
+        }
     }
 
     /// Sees a slice that went to the client, of which the usage was seen where it came from.
@@ -61,12 +170,12 @@ impl Tap {
 
     /// True when bytes in the middle of the answer may pass without being seen.
     pub fn may_skip(&self) -> bool {
-        self.usage_at_ends && self.events.is_none()
+        self.usage_at_ends && self.events.is_none() && !self.is_packed
     }
 
     /// Bytes pass unseen.
     pub fn skip(&mut self) {
-        self.usage.skip();
+        self.body_usage.skip();
     }
 
     /// Called once for what one read brought: takes the times.
@@ -80,8 +189,13 @@ impl Tap {
         self.last = Some(now);
     }
 
-    /// True, once, when the answer has gone on for so long that it should be noted.
+    /// True when the answer should be noted: after each [`NOTE_INTERVAL`], and when its end mark
+    /// has come and its last bytes have not.
     pub fn is_note_due(&mut self) -> bool {
+        if !self.is_over && self.ended() == Some(true) {
+            self.is_over = true;
+            return true;
+        }
         let (Some(last), Some(first)) = (self.last, self.first_byte) else { return false };
         // Both instants are there anyway; a third would be carried by every stream.
         let is_due = last.saturating_duration_since(first) >= NOTE_INTERVAL * (self.notes + 1);
@@ -92,8 +206,13 @@ impl Tap {
         is_due
     }
 
+    /// Our own error would have to be a line of JSON instead of an event.
+    pub fn is_ndjson(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.is_ndjson())
+    }
+
     /// True when an event of ours may be put into the stream: the engine's last one is complete.
     pub fn at_event_boundary(&self) -> bool {
-        self.events.as_ref().is_some_and(SseScan::at_boundary)
+        self.events.as_ref().is_some_and(|events| events.at_boundary())
     }
 }
