@@ -35,6 +35,9 @@ pub const INTERIM_RESPONSES_MAX: usize = 8;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Bytes of one `usage` object that the tap captures. Beyond: usage counts as missing.
 pub const USAGE_OBJECT_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
+/// gets it, unlooked at, and that is counted.
+pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 
@@ -95,9 +98,22 @@ pub const REPORTER_RECORDS_MAX: usize = 16 * 1024;
 /// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
 pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.
-pub const REPORTER_WAIT_MS_MIN: u64 = 100;
+pub const REPORTER_WAIT_MS_MIN: u64 = 1_000;
 /// Milliseconds between two tries of a reporter at most.
-pub const REPORTER_WAIT_MS_MAX: u64 = 10_000;
+pub const REPORTER_WAIT_MS_MAX: u64 = 300_000;
+/// Records that a lane reads ahead, however small its batches are.
+pub const LANE_RECORDS_MIN: usize = 1024;
+/// Records that a lane reads ahead at most. Beyond: they stay where they are kept.
+pub const LANE_RECORDS_MAX: usize = 16 * 1024;
+/// Distance, in records, between the oldest that a lane has not finished and the last that it has
+/// read: so many may be delivered twice after a crash. Beyond: nothing is read.
+pub const LANE_SPAN_MAX: u64 = 64 * 1024;
+/// Bytes of request bodies in the records that a lane has read. Beyond: nothing is read.
+pub const LANE_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Records that a lane reads in one go, so that large bodies overshoot its limit by little.
+pub const LANE_READ_RECORDS: usize = 32;
+/// Bytes of request bodies in one batch. Beyond: the batch ends, with one record at least.
+pub const BATCH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Records of one webhook request at most. Beyond: refused.
 pub const WEBHOOK_BATCH_RECORDS_MAX: u32 = 10_000;
 /// Requests of one webhook at one time. Beyond: refused.
@@ -126,6 +142,9 @@ pub const CONFIG_FILE_BYTES_MAX: usize = 1024 * 1024;
 pub const CONFIG_NODES_MAX: u32 = 100_000;
 /// Findings of one load that are kept. Beyond: counted.
 pub const CONFIG_FINDINGS_MAX: usize = 100;
+/// Models with a label of their own. Beyond: refused; of those that the plan names otherwise, the
+/// rest count as `other`.
+pub const METRICS_MODELS_MAX: usize = 1000;
 /// Longest duration that a configuration may set, in seconds (one year). Beyond: refused.
 pub const DURATION_SECONDS_MAX: u64 = 365 * 24 * 3600;
 /// Worker threads. Beyond: refused.

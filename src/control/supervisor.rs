@@ -11,8 +11,8 @@ use crate::state::fleet::Fleet;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
-use crate::usage::deliver::Delivery;
-use crate::usage::outbox::{self, Outbox};
+use crate::usage::deliver::{memory, Lanes};
+use crate::usage::outbox::{self, Ends, Outbox};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -33,13 +33,13 @@ pub struct Control {
     pub pages: Sender<PageRequest>,
     /// A mailbox for each worker.
     pub mailboxes: Vec<Mailbox>,
-    /// Where workers put usage records.
-    pub usage: Option<Outbox>,
+    /// Where workers put usage records: an end for each; empty when no records are made.
+    pub usage: Vec<Outbox>,
     /// Where workers put access records.
     pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
-    delivery: Option<Delivery>,
+    delivery: Option<(memory::Memory, Lanes)>,
     access_writer: Option<access::Writer>,
 }
 
@@ -54,12 +54,15 @@ pub fn start(
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
     let (mut scraper, mailboxes) = mailboxes(plan.server.workers);
-    let (usage, delivery) = match plan.usage.reporters.as_slice() {
-        [] => (None, None),
+    let (usage, gauge, delivery) = match plan.usage.reporters.as_slice() {
+        [] => (Vec::new(), None, None),
         reporters => {
-            let (outbox, inbox) = outbox::open(reporters);
-            let delivery = Delivery::start(inbox, reporters).map_err(thread_error)?;
-            (Some(outbox), Some(delivery))
+            let Ends { workers, inbox, gauge } = outbox::open(reporters, plan.server.workers);
+            let (memory, sources) = memory::start(inbox).map_err(thread_error)?;
+            let lanes =
+                Lanes::start(sources, reporters, gauge.counters(), plan.usage.kept_key_form());
+            let lanes = lanes.map_err(thread_error)?;
+            (workers, Some(gauge), Some((memory, lanes)))
         }
     };
     let (access, access_writer) = match &plan.log.access {
@@ -73,7 +76,7 @@ pub fn start(
     let drivers = Arc::new(OnceLock::new());
     let collect = {
         let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
-        let (usage, access, log) = (usage.clone(), access.clone(), log.dropped.clone());
+        let (access, log) = (access.clone(), log.dropped.clone());
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
@@ -82,8 +85,8 @@ pub fn start(
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 fleet: Arc::clone(&fleet),
                 plan: Arc::clone(&plan),
-                usage_queue: usage.as_ref().map_or(0, |outbox| outbox.len() as u64),
-                usage: usage.as_ref().map(|outbox| Arc::clone(outbox.counters())),
+                usage_queue: gauge.as_ref().map_or(0, |gauge| gauge.waiting() as u64),
+                usage: gauge.as_ref().map(|gauge| Arc::clone(gauge.counters())),
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
             }
@@ -149,8 +152,9 @@ impl Control {
         if let Some(writer) = self.access_writer {
             writer.finish();
         }
-        if let Some(delivery) = self.delivery {
-            let left = delivery.stop(FLUSH_TIME);
+        if let Some((memory, lanes)) = self.delivery {
+            memory.stop();
+            let left = lanes.stop(FLUSH_TIME);
             if left > 0 {
                 tracing::error!(left, "usage records could not be delivered before the end");
             }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub struct UsageCounters {
     /// Records that found the outbox full.
     pub outbox_dropped: AtomicU64,
+    /// Requests that went on before the journal had what they waited for.
+    pub late: AtomicU64,
     /// Records that went without their request body because too many bodies were waiting.
     pub bodies_dropped: AtomicU64,
     /// Bytes of request bodies in records that wait now.
@@ -23,11 +25,15 @@ pub struct ReporterCounters {
     pub name: String,
     /// Records that it accepted.
     pub delivered: AtomicU64,
-    /// Records given up: refused for good, or out of tries.
+    /// Tries that failed, whatever became of their records.
     pub failed: AtomicU64,
+    /// Records given up: refused for good, or at fault again and again. They are dead letters.
+    pub buried: AtomicU64,
+    /// Tries, of a record or of a batch.
+    pub batches: AtomicU64,
     /// Records that found its queue full.
     pub dropped: AtomicU64,
-    /// Tries after the first, of all records.
+    /// Records that went again, in tries after their first.
     pub retried: AtomicU64,
     /// Records that wait for it now, the one being delivered included.
     pub queued: AtomicU64,
@@ -40,12 +46,15 @@ impl UsageCounters {
             name: reporter.name.clone(),
             delivered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            buried: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             queued: AtomicU64::new(0),
         };
         UsageCounters {
             outbox_dropped: AtomicU64::new(0),
+            late: AtomicU64::new(0),
             bodies_dropped: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
             reporters: reporters.iter().map(reporter).collect(),

@@ -11,5 +11,7 @@ pub mod record;
 pub mod counters;
 pub mod outbox;
 pub mod access;
+pub mod key_form;
+pub mod source;
 pub mod deliver;
 pub mod reporter;

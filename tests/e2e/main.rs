@@ -27,6 +27,7 @@ mod large_bodies;
 mod health;
 mod usage;
 mod sql;
+mod stream_usage;
 mod metrics;
 mod logs;
 mod stop;

@@ -1,14 +1,24 @@
+//! Lanes against receivers on real sockets, with sources in memory and short waits.
+
 use super::*;
 use crate::base::id::RequestIds;
 use crate::base::secret::Secret;
-use crate::config::plan::{RecordFormat, ReporterKind, Webhook};
-use crate::usage::outbox;
+use crate::config::plan::{self, RecordFormat, ReporterKind, Webhook, WebhookBatch};
+use crate::usage::counters::ReporterCounters;
 use crate::usage::record::{tests::record, UsageRecord};
+use crate::usage::source::Delivery;
+use crossbeam_channel::Receiver;
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Mutex;
 
 /// Long enough for a busy machine, short enough to see a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Back-off that a test can wait for.
+const SHORT: Waits = Waits { least: Duration::from_millis(2), most: Duration::from_millis(20) };
 
 /// What the webhook of a test does with one request.
 #[derive(Clone, Copy)]
@@ -77,151 +87,258 @@ fn reporter(address: SocketAddr, retry: u32, timeout: Duration) -> plan::Reporte
         retry,
         headers: vec![("X-Secret".into(), Secret::new("s3"))],
         hmac_secret: Secret::default(),
-        batch: plan::WebhookBatch::Single,
+        batch: WebhookBatch::Single,
         batch_size: 1,
         concurrency: 1,
         format: RecordFormat::Full,
     });
-    plan::Reporter { name: "test".into(), api_key: plan::KeyForm::None, kind }
+    plan::Reporter { name: "test".into(), api_key: KeyForm::Masked, kind }
 }
 
-/// Starts delivery, offers this many records with distinct ids, and gives their ids.
-fn offered(
-    reporters: &[plan::Reporter],
-    records: usize,
-) -> (Delivery, Arc<UsageCounters>, Vec<String>) {
-    let (outbox, inbox) = outbox::open(reporters);
-    let delivery = Delivery::start(inbox, reporters).unwrap();
-    let mut ids = RequestIds::new(5);
-    let mut offer = || {
-        let record = UsageRecord { request_id: ids.next_id(), ..record() };
+/// A source that a test fills and looks into.
+#[derive(Clone)]
+struct Shelf {
+    kept: Arc<Mutex<Contents>>,
+    ring: Sender<()>,
+    bell: Receiver<()>,
+}
+
+#[derive(Default)]
+struct Contents {
+    waiting: VecDeque<Delivery>,
+    done: u64,
+    buried: Vec<(String, String)>,
+}
+
+impl Shelf {
+    fn new() -> Shelf {
+        let (ring, bell) = crossbeam_channel::bounded(1);
+        Shelf { kept: Arc::default(), ring, bell }
+    }
+
+    /// Puts records with these ids there, all of one key.
+    fn fill(&self, from: u64, ids: &[String]) {
+        let mut kept = self.kept.lock().unwrap();
+        for (i, id) in ids.iter().enumerate() {
+            let request_id = crate::base::id::RequestId::from_client(id.as_bytes()).unwrap();
+            let api_key = Some("sk-llmproxy-0123456789".into());
+            let record = UsageRecord { request_id, api_key, ..record() };
+            kept.waiting.push_back(Delivery { seq: from + i as u64, record });
+        }
+        drop(kept);
+        let _ = self.ring.try_send(());
+    }
+
+    fn done(&self) -> u64 {
+        self.kept.lock().unwrap().done
+    }
+
+    fn buried(&self) -> Vec<(String, String)> {
+        self.kept.lock().unwrap().buried.clone()
+    }
+}
+
+impl Source for Shelf {
+    fn read(&mut self, max: usize) -> Vec<Delivery> {
+        let mut kept = self.kept.lock().unwrap();
+        let count = max.min(kept.waiting.len());
+        kept.waiting.drain(..count).collect()
+    }
+
+    fn done(&mut self, through: u64) {
+        let mut kept = self.kept.lock().unwrap();
+        assert!(through > kept.done, "a checkpoint that does not rise");
+        kept.done = through;
+    }
+
+    fn bell(&self) -> &Receiver<()> {
+        &self.bell
+    }
+
+    fn bury(&mut self, record: &UsageRecord, reason: &str) {
         let id = record.request_id.as_str().to_owned();
-        assert!(outbox.offer(record));
-        id
-    };
-    let ids = (0..records).map(|_| offer()).collect();
-    (delivery, outbox.counters().clone(), ids)
+        self.kept.lock().unwrap().buried.push((id, reason.to_owned()));
+    }
+}
+
+/// Lanes that run, with a shelf each that holds this many records.
+struct Running {
+    lanes: Lanes,
+    shelves: Vec<Shelf>,
+    counters: Arc<UsageCounters>,
+    ids: Vec<String>,
+}
+
+fn running(reporters: &[plan::Reporter], records: usize) -> Running {
+    let mut ids = RequestIds::new(5);
+    let ids: Vec<String> = (0..records).map(|_| ids.next_id().as_str().to_owned()).collect();
+    let shelves: Vec<Shelf> = reporters.iter().map(|_| Shelf::new()).collect();
+    shelves.iter().for_each(|shelf| shelf.fill(1, &ids));
+    let sources = shelves.iter().map(|s| Box::new(s.clone()) as Box<dyn Source>).collect();
+    let counters = Arc::new(UsageCounters::new(reporters));
+    let keys = (KeyForm::Plain, SHORT);
+    let lanes = Lanes::start_with(sources, reporters, &counters, keys).unwrap();
+    Running { lanes, shelves, counters, ids }
+}
+
+/// delivered, failed, buried, retried, batches
+fn counts(counters: &UsageCounters) -> [u64; 5] {
+    let r = &counters.reporters[0];
+    let ReporterCounters { delivered, failed, buried, retried, batches, .. } = r;
+    [delivered, failed, buried, retried, batches].map(|counter| counter.load(Relaxed))
+}
+
+impl Running {
+    /// Waits until the first source was told of this place.
+    fn await_done(&self, through: u64) {
+        let start = Instant::now();
+        while self.shelves[0].done() < through {
+            assert!(start.elapsed() < PATIENCE, "{:?}", counts(&self.counters));
+            thread::yield_now();
+        }
+    }
+
+    /// Stops without haste; asserts that nothing was left, and gives the counts.
+    fn stop(self) -> [u64; 5] {
+        assert_eq!(self.lanes.stop(PATIENCE), 0);
+        counts(&self.counters)
+    }
 }
 
 fn arrived_ids(arrived: &Receiver<Arrived>) -> Vec<String> {
     arrived.try_iter().map(|(_, json)| json["request_id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// delivered, failed, dropped, retried, queued
-fn counts(counters: &ReporterCounters) -> [u64; 5] {
-    let ReporterCounters { delivered, failed, dropped, retried, queued, .. } = counters;
-    [delivered, failed, dropped, retried, queued].map(|counter| counter.load(Relaxed))
-}
-
+/// Catches: records lost or out of order at a stop, and a source that is not told.
 #[test]
 fn records_arrive_in_order_and_stop_waits_for_them() {
     let (address, arrived) = webhook(&[]);
-    let (delivery, counters, ids) = offered(&[reporter(address, 0, PATIENCE)], 50);
-    assert_eq!(delivery.stop(PATIENCE), 0);
+    let running = running(&[reporter(address, 0, PATIENCE)], 50);
+    let (ids, shelf) = (running.ids.clone(), running.shelves[0].clone());
+    assert_eq!(running.stop(), [50, 0, 0, 0, 50]);
     assert_eq!(arrived_ids(&arrived), ids);
-    assert_eq!(counts(&counters.reporters[0]), [50, 0, 0, 0, 0]);
+    assert_eq!(shelf.done(), 50);
 }
 
+/// Catches: a lane that sleeps through the bell.
+#[test]
+fn records_that_come_later_wake_the_lane() {
+    let (address, arrived) = webhook(&[]);
+    let running = running(&[reporter(address, 0, PATIENCE)], 1);
+    running.await_done(1);
+    for round in 0..3_u64 {
+        let ids: Vec<String> = (0..5).map(|i| format!("later-{round}-{i}")).collect();
+        running.shelves[0].fill(2 + round * 5, &ids);
+        running.await_done(6 + round * 5);
+    }
+    assert_eq!(running.stop()[0], 16);
+    assert_eq!(arrived.try_iter().count(), 16);
+}
+
+/// Catches: a receiver that cannot tell who sent what, or that sees a whole key.
 #[test]
 fn a_request_has_the_fields_that_a_receiver_needs() {
     let (address, arrived) = webhook(&[]);
-    let (delivery, _, ids) = offered(&[reporter(address, 0, PATIENCE)], 1);
+    let running = running(&[reporter(address, 0, PATIENCE)], 1);
     let (head, json) = arrived.recv_timeout(PATIENCE).unwrap();
     assert!(head.starts_with("post /hook?token=x http/1.1\r\n"), "{head}");
     assert!(head.contains("content-type: application/json\r\n"), "{head}");
-    assert!(head.contains(&format!("idempotency-key: {}\r\n", ids[0])), "{head}");
+    assert!(head.contains(&format!("idempotency-key: {}\r\n", running.ids[0])), "{head}");
     assert!(head.contains("x-secret: s3\r\n"), "{head}");
+    assert!(!head.contains("signature"), "{head}");
+    assert_eq!(json["request_id"], running.ids[0].as_str());
     assert_eq!(
-        (&json["request_id"], &json["usage"]["total_tokens"]),
-        (&ids[0].as_str().into(), &57.into())
+        (&json["usage"]["total_tokens"], &json["api_key"]),
+        (&57.into(), &"sk-l...6789".into())
     );
-    assert_eq!(delivery.stop(PATIENCE), 0);
+    running.stop();
 }
 
+/// Catches: records given up or overtaken because their receiver had a bad time.
 #[test]
 fn a_failed_try_is_repeated_with_the_same_key() {
     use Answer::*;
-    let failures = [Status(500), Status(429), Close, Status(302)];
+    let failures = [Status(500), Status(429), Close, Status(302), Status(503)];
     let (address, arrived) = webhook(&failures);
-    let (delivery, counters, ids) = offered(&[reporter(address, 4, PATIENCE)], 2);
-    assert_eq!(delivery.stop(PATIENCE), 0);
-    let expected = [vec![ids[0].clone(); 5], vec![ids[1].clone()]].concat();
+    let running = running(&[reporter(address, 4, PATIENCE)], 2);
+    let ids = running.ids.clone();
+    assert_eq!(running.stop(), [2, 5, 0, 5, 7]);
+    let expected = [vec![ids[0].clone(); 6], vec![ids[1].clone()]].concat();
     assert_eq!(arrived_ids(&arrived), expected, "and the second waits for the first");
-    assert_eq!(counts(&counters.reporters[0]), [2, 0, 0, 4, 0]);
 }
 
+/// Catches: a try without end.
 #[test]
 fn a_silent_receiver_costs_one_timeout_a_try() {
     let (address, arrived) = webhook(&[Answer::Silence]);
-    let timeout = Duration::from_millis(200);
-    let (delivery, counters, _) = offered(&[reporter(address, 1, timeout)], 1);
-    assert_eq!(delivery.stop(PATIENCE), 0);
+    let running = running(&[reporter(address, 1, Duration::from_millis(200))], 1);
+    assert_eq!(running.stop(), [1, 1, 0, 1, 2]);
     assert_eq!(arrived_ids(&arrived).len(), 2);
-    assert_eq!(counts(&counters.reporters[0]), [1, 0, 0, 1, 0]);
 }
 
+/// Catches: a refused record that vanishes, is tried for ever, or stops all behind it.
 #[test]
-fn what_the_receiver_refuses_is_not_sent_again() {
-    let (address, arrived) = webhook(&[Answer::Status(400)]);
-    let (delivery, counters, ids) = offered(&[reporter(address, 5, PATIENCE)], 2);
-    assert_eq!(delivery.stop(PATIENCE), 0);
-    assert_eq!(arrived_ids(&arrived), ids);
-    assert_eq!(counts(&counters.reporters[0]), [1, 1, 0, 0, 0]);
+fn what_the_receiver_refuses_is_buried_after_its_tries() {
+    let (address, arrived) = webhook(&[Answer::Status(400); 3]);
+    let running = running(&[reporter(address, 2, PATIENCE)], 2);
+    let (ids, shelf) = (running.ids.clone(), running.shelves[0].clone());
+    assert_eq!(running.stop(), [1, 3, 1, 2, 4]);
+    assert_eq!(shelf.buried(), [(ids[0].clone(), "it answered 400".to_owned())]);
+    assert_eq!(shelf.done(), 2);
+    let expected = [vec![ids[0].clone(); 3], vec![ids[1].clone()]].concat();
+    assert_eq!(arrived_ids(&arrived), expected);
 }
 
+/// Catches: reporters that wait for each other, records given up at a dead one, an endless stop.
 #[test]
 fn a_dead_reporter_holds_up_no_other() {
     // A port on which nothing listens.
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (address, arrived) = webhook(&[]);
-    let reporters = [reporter(dead, 1000, PATIENCE), reporter(address, 0, PATIENCE)];
-    let (delivery, counters, ids) = offered(&reporters, 3);
-    for id in &ids {
+    let running = running(&[reporter(dead, 0, PATIENCE), reporter(address, 0, PATIENCE)], 3);
+    for id in &running.ids {
         let (_, json) = arrived.recv_timeout(PATIENCE).unwrap();
         assert_eq!(json["request_id"], id.as_str());
     }
     let start = Instant::now();
-    assert_eq!(delivery.stop(Duration::from_millis(300)), 3, "left by the dead one");
+    assert_eq!(running.lanes.stop(Duration::from_millis(300)), 3, "left by the dead one");
     assert!(start.elapsed() < PATIENCE, "the deadline bounds the stop");
-    let [delivered, failed, _, _, queued] = counts(&counters.reporters[0]);
-    assert_eq!([delivered, failed, queued], [0, 0, 0]);
-    assert_eq!(counts(&counters.reporters[1]), [3, 0, 0, 0, 0]);
+    let [delivered, failed, buried, ..] = counts(&running.counters);
+    assert!(failed > 0);
+    assert_eq!([delivered, buried], [0, 0]);
+    assert_eq!((running.shelves[0].done(), running.shelves[1].done()), (0, 3));
 }
 
+/// Catches: senders that wait for each other, or of which one takes all.
 #[test]
-fn a_refused_connection_is_given_up_after_the_last_try() {
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (delivery, counters, _) = offered(&[reporter(dead, 2, PATIENCE)], 1);
-    assert_eq!(delivery.stop(PATIENCE), 0);
-    assert_eq!(counts(&counters.reporters[0]), [0, 1, 0, 2, 0]);
-}
-
-#[test]
-fn a_full_queue_drops_for_its_reporter_and_counts() {
-    let (address, arrived) = webhook(&[Answer::Silence]);
-    let reporters = [reporter(address, 0, PATIENCE)];
-    let (outbox, inbox) = outbox::open(&reporters);
-    let counters = outbox.counters().clone();
-    let delivery = Delivery::start_with(inbox, &reporters, 2).unwrap();
-    outbox.offer(record());
-    arrived.recv_timeout(PATIENCE).unwrap();
-    // One is under way and two wait: the fourth and the fifth are one and two too many.
-    (0..4).for_each(|_| assert!(outbox.offer(record())));
-    let start = Instant::now();
-    while counters.reporters[0].dropped.load(Relaxed) < 2 {
-        assert!(start.elapsed() < PATIENCE, "{:?}", counts(&counters.reporters[0]));
-        thread::yield_now();
+fn several_senders_deliver_at_one_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut reporter = reporter(listener.local_addr().unwrap(), 0, PATIENCE);
+    if let ReporterKind::Webhook(webhook) = &mut reporter.kind {
+        webhook.concurrency = 3;
     }
-    assert_eq!(counts(&counters.reporters[0]), [0, 0, 2, 0, 3]);
-    drop(delivery); // The silent webhook would keep a stop waiting.
-}
-
-#[test]
-fn waits_double_up_to_a_limit_and_differ() {
-    for (tries, most) in [(0, 100), (1, 200), (6, 6400), (7, 10_000), (4_000_000_000, 10_000)] {
-        let wait = wait(tries).as_millis();
-        assert!((most / 2..=most).contains(&wait), "{wait} after {tries}");
-    }
-    let waits: std::collections::HashSet<_> = (0..32).map(|_| wait(9)).collect();
-    assert!(waits.len() > 8);
+    let running = running(&[reporter], 0);
+    let with_key = |seq: u64| {
+        let api_key = Some(format!("key-{seq}").into());
+        Delivery { seq, record: UsageRecord { api_key, ..record() } }
+    };
+    running.shelves[0].kept.lock().unwrap().waiting.extend((1..=6).map(with_key));
+    running.shelves[0].ring.send(()).unwrap();
+    // None is answered before three have come.
+    let streams: Vec<TcpStream> = (0..3).map(|_| listener.accept().unwrap().0).collect();
+    let answers: Vec<_> = streams
+        .into_iter()
+        .map(|stream| {
+            read_request(&stream).unwrap();
+            thread::spawn(move || loop {
+                let answer = b"HTTP/1.1 200 x\r\ncontent-length: 2\r\n\r\nok";
+                if (&stream).write_all(answer).is_err() || read_request(&stream).is_none() {
+                    return;
+                }
+            })
+        })
+        .collect();
+    running.await_done(6);
+    assert_eq!(running.stop(), [6, 0, 0, 0, 6]);
+    answers.into_iter().for_each(|thread| thread.join().unwrap());
 }

@@ -6,6 +6,8 @@
 pub mod webhook;
 pub mod sql;
 pub mod builtin;
+pub mod redis;
+pub mod file;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
@@ -44,6 +46,8 @@ pub enum Tried {
     Delivered,
     /// It may have them later, whatever they are: it cannot be reached, or is overloaded; why.
     Again(String),
+    /// The same, and it asked to be left alone for so long.
+    Later(String, Duration),
     /// It answered, and did not take these records; why. Trying again may help.
     Failed(String),
     /// It says that it will never take these records; why.
@@ -53,13 +57,14 @@ pub enum Tried {
 /// Makes a destination ready for one thread; connects to nothing yet.
 ///
 /// # Errors
-/// The kind is not built yet. Such a plan is refused before it gets here.
+/// Its address asks for something that is not done here, or there is no thread for it.
 pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => Ok(Box::new(Webhook::new(webhook.clone()))),
         ReporterKind::Database(database) => Ok(Box::new(sql::open(&plan.name, database)?)),
         ReporterKind::Builtin(store) => Ok(Box::new(builtin::Builtin::open(&plan.name, store)?)),
-        _ => Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name))),
+        ReporterKind::Redis(redis) => Ok(Box::new(redis::Stream::new(redis.clone()))),
+        ReporterKind::File(file) => Ok(Box::new(file::LinesFile::new(file.clone()))),
     }
 }
 
@@ -68,6 +73,7 @@ pub fn shape(plan: &plan::Reporter) -> Shape {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => webhook::shape(webhook),
         ReporterKind::Database(_) | ReporterKind::Builtin(_) => sql::shape(),
-        _ => Shape { batch: 500, concurrency: 1, retries: 4, timeout: Duration::from_secs(10) },
+        ReporterKind::Redis(redis) => redis::shape(redis),
+        ReporterKind::File(_) => file::shape(),
     }
 }

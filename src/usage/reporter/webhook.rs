@@ -1,9 +1,13 @@
-//! A webhook: one request with a JSON body per record. Only 2xx is success.
+//! A webhook: one request with a JSON body per record, or per batch of records. Only 2xx is
+//! success. A receiver can tell a repeated request by its `Idempotency-Key`, and that it is ours by
+//! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
 use super::{Reporter, Shape, Tried};
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
-use crate::config::plan;
+use crate::config::plan::{self, WebhookBatch};
+use crate::usage::key_form::hex;
 use crate::usage::record::UsageRecord;
+use ring::{digest, hmac};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::config::Config;
@@ -19,11 +23,15 @@ const IDLE_MAX: Duration = Duration::from_secs(3);
 /// Addresses of the webhook are asked for again after so long, and after a failure.
 const ADDRESSES_AGE_MAX: Duration = Duration::from_secs(30);
 
+/// Digits of the digest over all ids in the key of a batch.
+const BATCH_KEY_DIGITS: usize = 16;
+
 /// A webhook and its connections.
 pub struct Webhook {
     plan: plan::Webhook,
     agent: Agent,
     names: Names,
+    signing: Option<hmac::Key>,
 }
 
 impl Webhook {
@@ -40,13 +48,20 @@ impl Webhook {
             .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")));
         let names = Names::default();
         let agent = Agent::with_parts(config.build(), DefaultConnector::new(), names.clone());
-        Webhook { plan, agent, names }
+        let secret = plan.hmac_secret.reveal().as_bytes();
+        let signing = (!secret.is_empty()).then(|| hmac::Key::new(hmac::HMAC_SHA256, secret));
+        Webhook { plan, agent, names, signing }
     }
 }
 
 /// How a webhook wants to be called.
 pub fn shape(plan: &plan::Webhook) -> Shape {
-    Shape { batch: 1, concurrency: 1, retries: plan.retry, timeout: plan.timeout }
+    let batch = match plan.batch {
+        WebhookBatch::Single => 1,
+        WebhookBatch::Array | WebhookBatch::Ndjson => plan.batch_size as usize,
+    };
+    let concurrency = plan.concurrency as usize;
+    Shape { batch, concurrency, retries: plan.retry, timeout: plan.timeout }
 }
 
 impl Reporter for Webhook {
@@ -61,15 +76,20 @@ impl Reporter for Webhook {
 
     /// One request. Blocks for at most `limit`, from the name's lookup to the answer's end.
     fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried {
-        let [record] = records else {
-            return Tried::Refused("more than one record".to_owned());
+        let (body, key) = self.body(records);
+        let content_type = match self.plan.batch {
+            WebhookBatch::Single | WebhookBatch::Array => "application/json",
+            WebhookBatch::Ndjson => "application/x-ndjson",
         };
-        let body = record.to_json(self.plan.format);
         let mut request = Request::builder()
             .method(self.plan.method.as_str())
             .uri(self.plan.url.reveal())
-            .header("content-type", "application/json")
-            .header("idempotency-key", record.request_id.as_str());
+            .header("content-type", content_type)
+            .header("idempotency-key", key);
+        if let Some(key) = &self.signing {
+            let signature = format!("sha256={}", hex(hmac::sign(key, &body).as_ref()));
+            request = request.header("x-llmproxy-signature", signature);
+        }
         for (name, value) in &self.plan.headers {
             request = request.header(name, value.reveal());
         }
@@ -83,13 +103,37 @@ impl Reporter for Webhook {
                 // whether all of it came, changes nothing: the status has decided.
                 let rest = answer.body_mut().with_config().limit(WEBHOOK_ANSWER_BYTES_MAX);
                 let _ = rest.read_to_vec();
-                judge(answer.status().as_u16())
+                let named = answer.headers().get("retry-after").and_then(|v| v.to_str().ok());
+                judge(answer.status().as_u16(), named)
             }
             Err(error) => {
                 self.names.forget();
                 Tried::Again(cause(&error))
             }
         }
+    }
+}
+
+impl Webhook {
+    /// The body for these records, and the key by which a receiver knows it again.
+    fn body(&self, records: &[&UsageRecord]) -> (Vec<u8>, String) {
+        let json = |record: &&UsageRecord| record.to_json(self.plan.format);
+        let first = records.first().map(|r| r.request_id.as_str()).unwrap_or_default();
+        let joined =
+            |separator: &[u8]| records.iter().map(json).collect::<Vec<_>>().join(separator);
+        let body = match self.plan.batch {
+            WebhookBatch::Single => return (joined(b""), first.to_owned()),
+            WebhookBatch::Array => [b"[", joined(b",").as_slice(), b"]"].concat(),
+            WebhookBatch::Ndjson => [joined(b"\n").as_slice(), b"\n"].concat(),
+        };
+        let mut ids = digest::Context::new(&digest::SHA256);
+        for record in records {
+            ids.update(record.request_id.as_str().as_bytes());
+            ids.update(b"\n");
+        }
+        let ids = hex(ids.finish().as_ref());
+        let ids = ids.get(..BATCH_KEY_DIGITS).unwrap_or_default();
+        (body, format!("{first}-{}-{ids}", records.len()))
     }
 }
 
@@ -129,14 +173,18 @@ impl Resolver for Names {
 }
 
 /// A receiver that says 4xx has read the record and will say it again; the two that mean "later"
-/// are 408 and 429.
-fn judge(status: u16) -> Tried {
-    let said = || format!("it answered {status}");
-    match status {
-        200..=299 => Tried::Delivered,
-        408 | 429 => Tried::Again(said()),
-        400..=499 => Tried::Refused(said()),
-        _ => Tried::Again(said()),
+/// are 408 and 429. Of 5xx, three come from before the application or when it is overloaded; with
+/// the others it may have stumbled over the record.
+fn judge(status: u16, retry_after: Option<&str>) -> Tried {
+    let said = format!("it answered {status}");
+    // The form with a date would be the wait of a clock that is not ours.
+    let named = retry_after.and_then(|seconds| seconds.trim().parse().ok());
+    match (status, named) {
+        (200..=299, _) => Tried::Delivered,
+        (429 | 503, Some(seconds)) => Tried::Later(said, Duration::from_secs(seconds)),
+        (408 | 429 | 502..=504, _) => Tried::Again(said),
+        (400..=499, _) => Tried::Refused(said),
+        _ => Tried::Failed(said),
     }
 }
 
@@ -167,7 +215,24 @@ mod tests {
     use super::*;
     use crate::base::secret::Secret;
     use crate::config::plan::RecordFormat;
+    use crate::usage::record::tests::record;
 
+    fn webhook(url: &str, batch: WebhookBatch) -> Webhook {
+        Webhook::new(plan::Webhook {
+            url: Secret::new(url),
+            method: "POST".into(),
+            timeout: Duration::from_secs(1),
+            retry: 0,
+            headers: Vec::new(),
+            hmac_secret: Secret::default(),
+            batch,
+            batch_size: 7,
+            concurrency: 3,
+            format: RecordFormat::Full,
+        })
+    }
+
+    /// Catches: a token of a URL in a log.
     #[test]
     fn a_log_shows_neither_credentials_nor_path() {
         for (url, place) in [
@@ -176,30 +241,72 @@ mod tests {
             ("http://h", "http://h"),
             ("https://a@b@h/x@y", "https://h"),
         ] {
-            let webhook = Webhook::new(plan::Webhook {
-                url: Secret::new(url),
-                method: "POST".into(),
-                timeout: Duration::from_secs(1),
-                retry: 0,
-                headers: Vec::new(),
-                hmac_secret: Secret::default(),
-                batch: plan::WebhookBatch::Single,
-                batch_size: 1,
-                concurrency: 1,
-                format: RecordFormat::Full,
-            });
-            assert_eq!(webhook.place(), place);
+            assert_eq!(webhook(url, WebhookBatch::Single).place(), place);
         }
     }
 
+    /// Catches: a record given up for a failure of the receiver, or sent for ever for its own.
     #[test]
-    fn only_2xx_is_success_and_only_some_4xx_are_repeated() {
-        assert_eq!(judge(204), Tried::Delivered);
-        for status in [302, 408, 429, 500, 503, 101] {
-            assert!(matches!(judge(status), Tried::Again(_)), "{status}");
+    fn a_status_tells_whose_fault_it_is() {
+        assert_eq!(judge(204, None), Tried::Delivered);
+        for status in [408, 429, 502, 503, 504] {
+            assert!(matches!(judge(status, None), Tried::Again(_)), "{status}");
+        }
+        for status in [500, 501, 505, 302, 101] {
+            assert!(matches!(judge(status, None), Tried::Failed(_)), "{status}");
         }
         for status in [400, 401, 404, 409, 422] {
-            assert!(matches!(judge(status), Tried::Refused(_)), "{status}");
+            assert!(matches!(judge(status, Some("3")), Tried::Refused(_)), "{status}");
+        }
+    }
+
+    /// Catches: a receiver that names a wait and is asked before.
+    #[test]
+    fn a_wait_that_the_receiver_names_is_told() {
+        for status in [429, 503] {
+            let said = format!("it answered {status}");
+            let later = Tried::Later(said.clone(), Duration::from_secs(30));
+            assert_eq!(judge(status, Some(" 30 ")), later);
+            let date = judge(status, Some("Wed, 21 Oct 2015 07:28:00 GMT"));
+            assert_eq!(date, Tried::Again(said));
+        }
+    }
+
+    /// Catches: a batch that is no JSON, or whose key differs when it is repeated, or does not when
+    /// it is another.
+    #[test]
+    fn a_batch_is_one_body_with_one_key() {
+        let with_id = |id: &str| UsageRecord {
+            request_id: crate::base::id::RequestId::from_client(id.as_bytes()).unwrap(),
+            ..record()
+        };
+        let (one, two, three) = (with_id("one"), with_id("two"), with_id("three"));
+        let ids = |json: serde_json::Value| json["request_id"].as_str().unwrap().to_owned();
+        let array = webhook("http://h", WebhookBatch::Array);
+        let (body, key) = array.body(&[&one, &two]);
+        let parsed: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
+        assert_eq!(parsed.into_iter().map(ids).collect::<Vec<_>>(), ["one", "two"]);
+        assert!(key.starts_with("one-2-") && key.len() == 6 + BATCH_KEY_DIGITS, "{key}");
+        assert_eq!(array.body(&[&one, &two]).1, key);
+        assert_ne!(array.body(&[&one, &three]).1, key);
+        let lines = webhook("http://h", WebhookBatch::Ndjson).body(&[&one, &two]).0;
+        let lines = String::from_utf8(lines).unwrap();
+        assert!(lines.ends_with('\n'));
+        let parsed = lines.lines().map(|line| ids(serde_json::from_str(line).unwrap()));
+        assert_eq!(parsed.collect::<Vec<_>>(), ["one", "two"]);
+        let (body, key) = webhook("http://h", WebhookBatch::Single).body(&[&one]);
+        assert_eq!(
+            (ids(serde_json::from_slice(&body).unwrap()), key.as_str()),
+            ("one".into(), "one")
+        );
+    }
+
+    /// Catches: batches where one record was asked for, or senders that nobody configured.
+    #[test]
+    fn its_shape_is_the_configured_one() {
+        for (batch, most) in [(WebhookBatch::Single, 1), (WebhookBatch::Ndjson, 7)] {
+            let shape = shape(&webhook("http://h", batch).plan);
+            assert_eq!((shape.batch, shape.concurrency), (most, 3));
         }
     }
 }

@@ -1,0 +1,271 @@
+//! The thread of one reporter: reads ahead from its source, sends what the window says, and tells
+//! the source what is done with. It never looks whether something has happened: it sleeps until a
+//! bell, a result, a stop or a time that the window named.
+
+use super::backoff::Waits;
+use super::sender::{Ended, Hand, Senders};
+use super::window::{Outcome, Window};
+use crate::base::limits::LANE_READ_RECORDS;
+use crate::config::plan::{self, KeyForm};
+use crate::usage::counters::{count, ReporterCounters, UsageCounters};
+use crate::usage::key_form::key_as;
+use crate::usage::record::UsageRecord;
+use crate::usage::reporter::{self, Tried};
+use crate::usage::source::{Delivery, Source};
+use crossbeam_channel::{at, never, select, Receiver};
+use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long records gather while there are many. To wake this thread costs a worker a system call;
+/// so after a bell it sleeps through what comes next, and takes it at once.
+const BURST: Duration = Duration::from_millis(10);
+/// Buried records are told of so often at most.
+const BURIALS_TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// One reporter's thread.
+pub struct Lane {
+    source: Box<dyn Source>,
+    window: Window,
+    senders: Senders,
+    timeout: Duration,
+    /// The form of keys in the source, and the one that the reporter gets.
+    keys: (KeyForm, KeyForm),
+    counters: (Arc<UsageCounters>, usize),
+    stop: Stop,
+    /// The source may have more now.
+    more: bool,
+    /// The bell is not listened to before.
+    quiet_until: Instant,
+    /// The bell was thrown away: nothing more will come.
+    silent: bool,
+    stopping: bool,
+    /// What the source was told.
+    done: u64,
+    log: Log,
+}
+
+/// When a stop begins, and until when there is time.
+pub struct Stop {
+    /// Disconnected when it begins.
+    pub signal: Receiver<Infallible>,
+    /// Set before that.
+    pub deadline: Arc<OnceLock<Instant>>,
+}
+
+impl Stop {
+    /// `time`, or what is left of it before the deadline; `None` when that has passed.
+    fn within(&self, time: Duration) -> Option<Duration> {
+        let Some(deadline) = self.deadline.get() else { return Some(time) };
+        let left = deadline.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then(|| time.min(left))
+    }
+}
+
+impl Lane {
+    /// Makes a lane ready, its senders included.
+    ///
+    /// # Errors
+    /// A thread could not be created, or the reporter not be made.
+    pub fn new(
+        source: Box<dyn Source>,
+        plan: &plan::Reporter,
+        counters: (Arc<UsageCounters>, usize),
+        (keys, waits): (KeyForm, Waits),
+        stop: Stop,
+    ) -> io::Result<Lane> {
+        let shape = reporter::shape(plan);
+        let seed = getrandom::u64().unwrap_or_default();
+        Ok(Lane {
+            source,
+            window: Window::new(shape, waits, seed),
+            senders: Senders::start(plan, shape.concurrency)?,
+            timeout: shape.timeout,
+            keys: (keys, plan.api_key),
+            counters,
+            stop,
+            more: true,
+            quiet_until: Instant::now(),
+            silent: false,
+            stopping: false,
+            done: 0,
+            log: Log::new(plan.name.clone(), Hand::place(plan)?),
+        })
+    }
+
+    /// Delivers until stopped; gives how many records were read and not delivered.
+    pub fn run(mut self) -> u64 {
+        loop {
+            self.read();
+            self.send();
+            if self.is_over() {
+                break;
+            }
+            self.wait();
+        }
+        self.senders.finish();
+        self.window.len() as u64
+    }
+
+    fn read(&mut self) {
+        while self.more && self.window.room() > 0 {
+            let most = self.window.room().min(LANE_READ_RECORDS);
+            let read = self.source.read(most);
+            self.more = read.len() >= most;
+            read.into_iter().for_each(|delivery| self.add(delivery));
+        }
+    }
+
+    fn add(&mut self, Delivery { seq, mut record }: Delivery) {
+        let key = record.api_key.take();
+        // The key orders the records whatever the reporter sees of it.
+        let order = key.as_deref().map(|key| {
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            hasher.finish()
+        });
+        let (have, want) = self.keys;
+        record.api_key = key.and_then(|key| key_as(have, want, &key));
+        self.window.add(seq, order, Arc::new(record));
+    }
+
+    fn send(&mut self) {
+        while let Some(limit) = self.stop.within(self.timeout) {
+            let Some(batch) = self.window.next(Instant::now()) else { return };
+            self.counted(|counters| {
+                count(&counters.batches);
+                counters.retried.fetch_add(batch.retried, Relaxed);
+            });
+            if let Some(ended) = self.senders.send(batch, limit) {
+                self.settle(ended);
+            }
+        }
+    }
+
+    fn settle(&mut self, Ended { id, tried }: Ended) {
+        let (outcome, cause) = match tried {
+            Tried::Delivered => (Outcome::Delivered, None),
+            Tried::Again(cause) => (Outcome::Again(None), Some(cause)),
+            Tried::Later(cause, wait) => (Outcome::Again(Some(wait)), Some(cause)),
+            Tried::Failed(cause) => (Outcome::Failed, Some(cause)),
+            Tried::Refused(cause) => (Outcome::Refused, Some(cause)),
+        };
+        let now = Instant::now();
+        let settled = self.window.settle(id, outcome, now);
+        self.counted(|counters| {
+            counters.delivered.fetch_add(settled.delivered, Relaxed);
+            counters.failed.fetch_add(u64::from(cause.is_some()), Relaxed);
+            counters.buried.fetch_add(u64::from(settled.buried.is_some()), Relaxed);
+        });
+        let cause = cause.unwrap_or_default();
+        self.log.receiver(self.window.is_down(), &cause, now);
+        if let Some(record) = settled.buried {
+            self.bury(&record, &cause, now);
+        }
+        let done = self.window.finished();
+        if done > self.done {
+            self.done = done;
+            self.source.done(done);
+        }
+    }
+
+    fn bury(&mut self, record: &UsageRecord, cause: &str, now: Instant) {
+        self.source.bury(record, cause);
+        self.log.buried(record, cause, now);
+    }
+
+    /// True when a stop has nothing more to wait for.
+    fn is_over(&self) -> bool {
+        let in_flight = self.window.in_flight() > 0;
+        if !self.stopping || in_flight {
+            return false;
+        }
+        let Some(deadline) = self.stop.deadline.get() else { return true };
+        let wake = self.window.wake(Instant::now());
+        Instant::now() >= *deadline || wake.is_none_or(|wake| wake >= *deadline)
+    }
+
+    fn wait(&mut self) {
+        let now = Instant::now();
+        let wants_bell = !self.more && !self.silent;
+        let quiet = wants_bell && now < self.quiet_until;
+        let bell = if wants_bell && !quiet { self.source.bell().clone() } else { never() };
+        let stop = if self.stopping { never() } else { self.stop.signal.clone() };
+        let ended = self.senders.ended();
+        let times = [self.window.wake(now), quiet.then_some(self.quiet_until)];
+        let time = times.into_iter().flatten().min().map_or_else(never, at);
+        select! {
+            recv(ended) -> ended => {
+                if let Ok(ended) = ended {
+                    self.settle(ended);
+                }
+            }
+            recv(bell) -> rung => {
+                self.more = true;
+                self.silent = rung.is_err();
+                self.quiet_until = Instant::now() + BURST;
+            }
+            recv(stop) -> _ => {
+                self.stopping = true;
+                self.more = true;
+                self.window.hurry(Instant::now());
+            }
+            recv(time) -> _ => {}
+        }
+    }
+
+    fn counted(&self, change: impl FnOnce(&ReporterCounters)) {
+        if let Some(counters) = self.counters.0.reporters.get(self.counters.1) {
+            change(counters);
+        }
+    }
+}
+
+/// What the log hears: a receiver that went and that came back, and now and then of burials. A line
+/// per record would bury the log as well.
+struct Log {
+    name: String,
+    place: String,
+    down: Option<(Instant, u64)>,
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Log {
+    fn new(name: String, place: String) -> Log {
+        Log { name, place, down: None, told: None, untold: 0 }
+    }
+
+    fn receiver(&mut self, is_down: bool, cause: &str, now: Instant) {
+        let (reporter, place) = (&self.name, &self.place);
+        match (&mut self.down, is_down) {
+            (None, true) => {
+                tracing::warn!(reporter, place, cause, "usage reports cannot be delivered");
+                self.down = Some((now, 1));
+            }
+            (Some((_, tries)), true) => *tries += u64::from(!cause.is_empty()),
+            (Some((since, tries)), false) => {
+                let (seconds, tries) = (now.duration_since(*since).as_secs(), *tries);
+                let message = "usage reports are delivered again";
+                tracing::info!(reporter, place, seconds, tries, message);
+                self.down = None;
+            }
+            (None, false) => {}
+        }
+    }
+
+    fn buried(&mut self, record: &UsageRecord, cause: &str, now: Instant) {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now.duration_since(told) < BURIALS_TOLD_EVERY) {
+            return;
+        }
+        let (reporter, place, records) = (&self.name, &self.place, self.untold);
+        let request_id = record.request_id.as_str();
+        let message = "usage reports were refused for good";
+        tracing::warn!(reporter, place, cause, request_id, records, message);
+        (self.told, self.untold) = (Some(now), 0);
+    }
+}
