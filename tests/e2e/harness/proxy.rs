@@ -116,11 +116,12 @@ impl Proxy {
         Duration::from_millis(ticks * 10)
     }
 
-    /// Resident memory of the process, in bytes.
+    /// Memory that the process holds for itself, in bytes. The pages of its program do not count:
+    /// a first request brings some in, the more the larger the program is.
     pub fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.process.pid());
         let status = std::fs::read_to_string(path).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }

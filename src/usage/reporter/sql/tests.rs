@@ -7,6 +7,9 @@ use crate::usage::record::tests::record;
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::Arc;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -179,4 +182,109 @@ fn only_errors_of_values_are_final() {
         let trouble = Trouble::of_state(state, String::new());
         assert_eq!(matches!(trouble, Trouble::Data(_)), data, "{state}");
     }
+}
+
+/// A database that counts, and is lost when it is told.
+#[derive(Default)]
+struct Counted {
+    open: bool,
+    opened: Arc<AtomicUsize>,
+    closed: Arc<AtomicUsize>,
+    lost: Arc<AtomicBool>,
+}
+
+impl Database for Counted {
+    fn connect(&mut self, until: Instant) -> Result<(), Trouble> {
+        left(until)?;
+        if !std::mem::replace(&mut self.open, true) {
+            self.opened.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if std::mem::take(&mut self.open) {
+            self.closed.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn columns(&mut self, _: &str, _: Instant) -> Result<Vec<Found>, Trouble> {
+        let (name, type_name) = ("request_id".into(), "text".into());
+        Ok(vec![Found { name, type_name, ..Found::default() }])
+    }
+
+    fn key(&mut self, _: &str, _: &str, _: Instant) -> Result<Key, Trouble> {
+        Ok(Key::Unique)
+    }
+
+    fn make(&mut self, _: &[String], _: Instant) -> Result<(), Trouble> {
+        panic!("the table is there")
+    }
+
+    fn insert(
+        &mut self,
+        _: &Layout,
+        rows: &[Row],
+        runs: &[Range<usize>],
+        until: Instant,
+    ) -> Result<(), Trouble> {
+        left(until)?;
+        assert_eq!(runs.iter().map(ExactSizeIterator::len).sum::<usize>(), rows.len());
+        match self.lost.swap(false, Relaxed) {
+            true => Err(Trouble::Later("lost".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Catches: a connection that is kept longer than configured, given up for each batch, or kept
+/// though it is broken; a try without time that does something.
+#[test]
+fn a_connection_lives_as_long_as_configured() {
+    let (opened, closed, lost) = (
+        Arc::<AtomicUsize>::default(),
+        Arc::<AtomicUsize>::default(),
+        Arc::<AtomicBool>::default(),
+    );
+    let open = |lifetime, idle, max_idle_conns| {
+        opened.store(0, Relaxed);
+        closed.store(0, Relaxed);
+        let database = Counted {
+            opened: Arc::clone(&opened),
+            closed: Arc::clone(&closed),
+            lost: Arc::clone(&lost),
+            open: false,
+        };
+        let pool = SqlPool {
+            max_open_conns: 1,
+            max_idle_conns,
+            conn_max_lifetime: lifetime,
+            conn_max_idle_time: idle,
+        };
+        SqlTable::new("r", SqlDriver::Mysql, "t", pool, String::new(), Box::new(database))
+    };
+    let records = records(3);
+    let (ever, moment) = (Duration::from_secs(3600), Duration::from_nanos(1));
+    // Zero is no limit, as in Go.
+    for (lifetime, idle, keep, opens) in [
+        (ever, ever, 1, 1),
+        (Duration::ZERO, Duration::ZERO, 1, 1),
+        (moment, ever, 1, 3),
+        (ever, moment, 1, 3),
+        (ever, ever, 0, 3),
+    ] {
+        let mut table = open(lifetime, idle, keep);
+        for record in &records {
+            assert_eq!(table.send(&[record], LIMIT), Tried::Delivered);
+        }
+        assert_eq!(opened.load(Relaxed), opens, "{lifetime:?} {idle:?} {keep}");
+    }
+    let mut table = open(ever, ever, 1);
+    lost.store(true, Relaxed);
+    assert_eq!(send(&mut table, &records), Tried::Again("lost".to_owned()));
+    assert_eq!(closed.load(Relaxed), 1);
+    assert!(matches!(table.send(&[&records[0]], Duration::ZERO), Tried::Again(_)));
+    assert_eq!(opened.load(Relaxed), 1);
+    assert_eq!(send(&mut table, &records), Tried::Delivered);
+    assert_eq!(opened.load(Relaxed), 2);
 }
