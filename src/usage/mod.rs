@@ -13,3 +13,6 @@ pub mod outbox;
 pub mod access;
 pub mod deliver;
 pub mod reporter;
+pub mod source;
+pub mod spool;
+pub mod journal;
