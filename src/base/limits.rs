@@ -138,6 +138,26 @@ pub const SQL_STATEMENT_BYTES_MAX: usize = 1024 * 1024;
 pub const SQL_JSON_DEPTH_MAX: usize = 30;
 /// Rows that one statement deletes when their time is over, so that nobody waits long for it.
 pub const RETENTION_ROWS_MAX: usize = 1000;
+/// Bytes of a segment of the spool, after which a new one begins; a quarter of the spool's own
+/// limit where that is less. The last batch may go beyond.
+pub const SPOOL_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// Bytes of one entry's payload. Beyond: the record goes without its request body; what is still
+/// too long is dropped and counted.
+pub const SPOOL_PAYLOAD_BYTES_MAX: usize = RECORD_BODY_BYTES_MAX + 64 * 1024;
+/// Bytes that wait in memory while the disk takes none, and without a disk. Beyond: records are
+/// dropped and counted.
+pub const SPOOL_MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of a batch after which the journal hands it to the kernel.
+pub const SPOOL_BATCH_BYTES: usize = 1024 * 1024;
+/// Entries of a batch. Beyond: the next batch.
+pub const SPOOL_BATCH_ENTRIES_MAX: usize = 1024;
+/// Requests in flight whose beginning is written again into each new segment. Beyond: it stays in
+/// the old one only, counted.
+pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;
+/// Bytes of request bodies and the rest that one read of a reporter decodes. Beyond: the next read.
+pub const SPOOL_READ_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of the file of records that a reporter's receiver refused. Beyond: dropped and counted.
+pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
@@ -172,6 +192,8 @@ pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Tries after the first, of a request or of a usage record. Beyond: refused.
 pub const RETRIES_MAX: u32 = 100;
 
+const _: () = assert!(SPOOL_SEGMENT_BYTES < SPOOL_MEMORY_BYTES_MAX);
+const _: () = assert!(SPOOL_PAYLOAD_BYTES_MAX < u32::MAX as usize, "a length has four bytes");
 const _: () = assert!(REPORTER_WAIT_MS_MIN < REPORTER_WAIT_MS_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);

@@ -15,3 +15,6 @@ pub mod key_form;
 pub mod source;
 pub mod deliver;
 pub mod reporter;
+pub mod source;
+pub mod spool;
+pub mod journal;

@@ -231,7 +231,7 @@ impl Serialize for Tokens {
 }
 
 /// RFC 3339 in UTC, always with three digits of milliseconds so that texts sort as times do.
-fn rfc3339(unix_ms: u64) -> Option<String> {
+pub(super) fn rfc3339(unix_ms: u64) -> Option<String> {
     let time = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()?;
     Some(format!("{time:.3}"))
 }

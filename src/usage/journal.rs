@@ -1,0 +1,155 @@
+//! The thread that writes the spool for all workers: takes what they hand over, writes it in one
+//! go, and tells them how far it is. A worker waits for that a moment before it ends an answer.
+
+use super::record::UsageRecord;
+use super::spool::keeper::Keeper;
+use super::spool::segment::Kind;
+use super::spool::writer::Writer;
+use crate::base::limits::{SPOOL_BATCH_BYTES, SPOOL_BATCH_ENTRIES_MAX};
+use crossbeam_channel::{Receiver, Sender};
+use std::convert::Infallible;
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+/// Something that a worker hands over.
+pub trait Piece: Send + 'static {
+    /// What it says.
+    fn kind(&self) -> Kind;
+
+    /// What is known of the request. Called once, on the journal's thread: the place to finish what
+    /// a worker has no time for.
+    fn record(&mut self) -> &UsageRecord;
+
+    /// Who waits for it, and for how long a row of its pieces: a worker's index, and the number
+    /// that it gave to this one.
+    fn ticket(&self) -> (usize, u64);
+}
+
+/// What the journal does with a batch that is kept.
+pub trait Ends<P>: Send + 'static {
+    /// All pieces of this worker up to this ticket are in the kernel's hands (or, while the disk
+    /// fails, wherever the policy puts them). Called once per batch and worker.
+    fn acknowledge(&mut self, worker: usize, ticket: u64);
+
+    /// A piece that was written: to be filled again.
+    fn spare(&mut self, piece: P);
+}
+
+/// The running threads.
+pub struct Journal {
+    /// Dropped to stop; nothing is ever sent.
+    running: Sender<Infallible>,
+    writing: JoinHandle<()>,
+    keeping: JoinHandle<()>,
+    /// Dropped when the writer has ended: the keeper's last turn comes behind it.
+    keeper_running: Sender<Infallible>,
+}
+
+impl Journal {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// A thread could not be created.
+    pub fn start<P: Piece>(
+        inbox: Receiver<P>,
+        writer: Writer,
+        keeper: Keeper,
+        ends: impl Ends<P>,
+    ) -> io::Result<Journal> {
+        let (running, stop) = crossbeam_channel::bounded(0);
+        let (keeper_running, keeper_stop) = crossbeam_channel::bounded(0);
+        let keep = move || keeper.run(&keeper_stop);
+        let keeping = thread::Builder::new().name("spool-sync".to_owned()).spawn(keep)?;
+        let (batch, tickets) = (Vec::new(), Vec::new());
+        let mut desk = Desk { writer, ends, batch, tickets };
+        let write = move || desk.run(&inbox, &stop);
+        let writing = thread::Builder::new().name("journal".to_owned()).spawn(write)?;
+        Ok(Journal { running, writing, keeping, keeper_running })
+    }
+
+    /// Writes what was handed over until now, forces it to the disk where the plan says so, and
+    /// ends. To be called when the workers have ended; before the reporters are stopped, so that
+    /// they see the last records.
+    pub fn stop(self) {
+        drop(self.running);
+        let _ = self.writing.join();
+        drop(self.keeper_running);
+        let _ = self.keeping.join();
+    }
+}
+
+struct Desk<P, E> {
+    writer: Writer,
+    ends: E,
+    /// What is in the writer's batch.
+    batch: Vec<P>,
+    /// The highest ticket of each worker in it.
+    tickets: Vec<(usize, u64)>,
+}
+
+impl<P: Piece, E: Ends<P>> Desk<P, E> {
+    fn run(&mut self, inbox: &Receiver<P>, stop: &Receiver<Infallible>) {
+        let wake = self.writer.wake().clone();
+        loop {
+            let wait = match self.writer.due() {
+                Some(due) => {
+                    crossbeam_channel::after(due.saturating_duration_since(Instant::now()))
+                }
+                None => crossbeam_channel::never(),
+            };
+            let first = crossbeam_channel::select! {
+                recv(inbox) -> piece => match piece {
+                    Ok(piece) => Some(piece),
+                    Err(_) => break,
+                },
+                recv(stop) -> _ => break,
+                recv(wake) -> _ => None,
+                recv(wait) -> _ => None,
+            };
+            self.round(first.into_iter().chain(inbox.try_iter()));
+        }
+        loop {
+            self.round(inbox.try_iter());
+            if inbox.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Writes one batch. A panic costs this batch, not all that follow, and nobody waits for it in
+    /// vain.
+    fn round(&mut self, pieces: impl Iterator<Item = P>) {
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            for mut piece in pieces.take(SPOOL_BATCH_ENTRIES_MAX) {
+                self.note_ticket(piece.ticket());
+                self.writer.append(piece.kind(), piece.record());
+                self.batch.push(piece);
+                if self.writer.pending() >= SPOOL_BATCH_BYTES {
+                    break;
+                }
+            }
+            self.writer.commit();
+        }));
+        if written.is_err() {
+            tracing::error!("the journal panicked; it goes on, please report this");
+        }
+        for (worker, ticket) in self.tickets.drain(..) {
+            self.ends.acknowledge(worker, ticket);
+        }
+        for piece in self.batch.drain(..) {
+            self.ends.spare(piece);
+        }
+    }
+
+    fn note_ticket(&mut self, (worker, ticket): (usize, u64)) {
+        match self.tickets.iter_mut().find(|(other, _)| *other == worker) {
+            Some((_, highest)) => *highest = (*highest).max(ticket),
+            None => self.tickets.push((worker, ticket)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

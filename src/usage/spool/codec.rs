@@ -1,0 +1,312 @@
+//! A usage record as bytes: a row of fields, each a tag and a value, and only those that are
+//! there. Written for each request on the journal's thread, so nothing is formatted.
+//!
+//! A tag is the field's number, doubled; odd tags are followed by a length and so many bytes, even
+//! ones by one number. So a reader can step over a field that it does not know, and an older
+//! version reads what a newer one wrote. Numbers are LEB128: seven bits a byte, lowest first.
+
+use crate::base::id::RequestId;
+use crate::llm::tokens::Usage;
+use crate::usage::record::{Outcome, UsageRecord};
+use std::borrow::Cow;
+
+/// Numbers of fields. What was used once is never used for something else.
+mod field {
+    pub const REQUEST_ID: u8 = 1;
+    pub const CLIENT_REQUEST_ID: u8 = 2;
+    pub const TIMESTAMP: u8 = 3;
+    pub const USER_ID: u8 = 4;
+    pub const API_KEY: u8 = 5;
+    pub const MODEL: u8 = 6;
+    pub const METHOD: u8 = 7;
+    pub const PATH: u8 = 8;
+    pub const BACKEND_URL: u8 = 9;
+    pub const STATUS_CODE: u8 = 10;
+    pub const FLAGS: u8 = 11;
+    pub const PROMPT_TOKENS: u8 = 12;
+    pub const COMPLETION_TOKENS: u8 = 13;
+    pub const TOTAL_TOKENS: u8 = 14;
+    pub const CACHED_TOKENS: u8 = 15;
+    pub const REASONING_TOKENS: u8 = 16;
+    pub const COUNTED: u8 = 17;
+    pub const MISSING_REASON: u8 = 18;
+    pub const LATENCY: u8 = 19;
+    pub const TTFT: u8 = 20;
+    pub const RETRIES: u8 = 21;
+    pub const OUTCOME: u8 = 22;
+    pub const ERROR: u8 = 23;
+    pub const UPSTREAM_ID: u8 = 24;
+    pub const REQUEST_BYTES: u8 = 25;
+    pub const RESPONSE_BYTES: u8 = 26;
+    pub const EVENTS: u8 = 27;
+    pub const REQUEST_BODY: u8 = 28;
+}
+
+const STREAM: u64 = 1;
+const FALLBACK: u64 = 2;
+
+/// Appends the record's bytes.
+pub fn encode(record: &UsageRecord, into: &mut Vec<u8>) {
+    encode_bare(record, into);
+    if let Some(body) = &record.request_body {
+        Out { into }.bytes(field::REQUEST_BODY, body);
+    }
+}
+
+/// The same without the request body.
+pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
+    // Taken apart without `..`: a field that is new does not compile until it is kept here.
+    let UsageRecord {
+        request_id,
+        client_request_id,
+        timestamp_ms,
+        user_id,
+        api_key,
+        model,
+        method,
+        path,
+        backend_url,
+        status_code,
+        is_stream,
+        usage,
+        counted,
+        usage_missing_reason,
+        latency_ms,
+        ttft_ms,
+        retry_count,
+        fallback_used,
+        outcome,
+        error,
+        upstream_id,
+        request_bytes,
+        response_bytes,
+        events,
+        // `encode` appends it.
+        request_body: _,
+    } = record;
+    let mut out = Out { into };
+    out.text(field::REQUEST_ID, request_id.as_str());
+    out.maybe(field::CLIENT_REQUEST_ID, client_request_id.as_ref().map(RequestId::as_str));
+    out.count(field::TIMESTAMP, *timestamp_ms);
+    out.maybe(field::USER_ID, user_id.as_deref());
+    out.maybe(field::API_KEY, api_key.as_deref());
+    out.maybe(field::MODEL, model.as_deref());
+    out.text(field::METHOD, method);
+    out.text(field::PATH, path);
+    out.maybe(field::BACKEND_URL, backend_url.as_deref());
+    out.count(field::STATUS_CODE, u64::from(*status_code));
+    let stream = if *is_stream { STREAM } else { 0 };
+    out.count(field::FLAGS, stream | if *fallback_used { FALLBACK } else { 0 });
+    if let Some(usage) = usage {
+        // Also when it is zero: it says that there is usage.
+        out.number(field::PROMPT_TOKENS, usage.prompt_tokens);
+        out.count(field::COMPLETION_TOKENS, usage.completion_tokens);
+        out.count(field::TOTAL_TOKENS, usage.total_tokens);
+        out.some(field::CACHED_TOKENS, usage.cached_tokens);
+        out.some(field::REASONING_TOKENS, usage.reasoning_tokens);
+    }
+    out.some(field::COUNTED, *counted);
+    out.maybe(field::MISSING_REASON, usage_missing_reason.as_deref());
+    out.count(field::LATENCY, *latency_ms);
+    out.some(field::TTFT, *ttft_ms);
+    out.count(field::RETRIES, u64::from(*retry_count));
+    out.count(field::OUTCOME, number_of(*outcome));
+    out.maybe(field::ERROR, error.as_deref());
+    out.maybe(field::UPSTREAM_ID, upstream_id.as_deref());
+    out.count(field::REQUEST_BYTES, *request_bytes);
+    out.count(field::RESPONSE_BYTES, *response_bytes);
+    out.count(field::EVENTS, *events);
+}
+
+/// The request id in a record's bytes, which is all that pairs an end with a beginning.
+pub fn request_id_of(bytes: &[u8]) -> Option<&str> {
+    let mut rest = bytes;
+    while let Some((tag, more)) = rest.split_first() {
+        rest = more;
+        let number = read_number(&mut rest)?;
+        if tag & 1 == 1 {
+            let (value, more) = rest.split_at_checked(usize::try_from(number).ok()?)?;
+            if tag / 2 == field::REQUEST_ID {
+                return std::str::from_utf8(value).ok();
+            }
+            rest = more;
+        }
+    }
+    None
+}
+
+/// The record of these bytes. `None` when they are none: cut, or not text where text must be. What
+/// it allocates is never more than the bytes.
+pub fn decode(bytes: &[u8]) -> Option<UsageRecord> {
+    let mut record = UsageRecord::default();
+    let mut usage = None::<Usage>;
+    let mut rest = bytes;
+    while let Some((tag, more)) = rest.split_first() {
+        rest = more;
+        let number = read_number(&mut rest)?;
+        if tag & 1 == 0 {
+            set_number(&mut record, &mut usage, tag / 2, number);
+        } else {
+            let (value, more) = rest.split_at_checked(usize::try_from(number).ok()?)?;
+            rest = more;
+            set_bytes(&mut record, tag / 2, value)?;
+        }
+    }
+    record.usage = usage;
+    Some(record)
+}
+
+fn set_number(record: &mut UsageRecord, usage: &mut Option<Usage>, field: u8, value: u64) {
+    match field {
+        field::TIMESTAMP => record.timestamp_ms = value,
+        field::STATUS_CODE => record.status_code = u16::try_from(value).unwrap_or_default(),
+        field::FLAGS => {
+            record.is_stream = value & STREAM != 0;
+            record.fallback_used = value & FALLBACK != 0;
+        }
+        field::PROMPT_TOKENS => usage.get_or_insert_default().prompt_tokens = value,
+        field::COMPLETION_TOKENS => usage.get_or_insert_default().completion_tokens = value,
+        field::TOTAL_TOKENS => usage.get_or_insert_default().total_tokens = value,
+        field::CACHED_TOKENS => usage.get_or_insert_default().cached_tokens = Some(value),
+        field::REASONING_TOKENS => usage.get_or_insert_default().reasoning_tokens = Some(value),
+        field::COUNTED => record.counted = Some(value),
+        field::LATENCY => record.latency_ms = value,
+        field::TTFT => record.ttft_ms = Some(value),
+        field::RETRIES => record.retry_count = u32::try_from(value).unwrap_or(u32::MAX),
+        field::OUTCOME => record.outcome = outcome_of(value),
+        field::REQUEST_BYTES => record.request_bytes = value,
+        field::RESPONSE_BYTES => record.response_bytes = value,
+        field::EVENTS => record.events = value,
+        _ => {}
+    }
+}
+
+fn set_bytes(record: &mut UsageRecord, field: u8, value: &[u8]) -> Option<()> {
+    let text = || std::str::from_utf8(value).ok();
+    match field {
+        field::REQUEST_ID => record.request_id = RequestId::from_client(value)?,
+        field::CLIENT_REQUEST_ID => record.client_request_id = RequestId::from_client(value),
+        field::USER_ID => record.user_id = Some(text()?.into()),
+        field::API_KEY => record.api_key = Some(text()?.into()),
+        field::MODEL => record.model = Some(text()?.into()),
+        field::METHOD => record.method = method_of(text()?),
+        field::PATH => record.path = text()?.into(),
+        field::BACKEND_URL => record.backend_url = Some(text()?.into()),
+        field::MISSING_REASON => record.usage_missing_reason = Some(owned(text()?)),
+        field::ERROR => record.error = Some(owned(text()?)),
+        field::UPSTREAM_ID => record.upstream_id = Some(text()?.into()),
+        field::REQUEST_BODY => record.request_body = Some(value.to_vec()),
+        _ => {}
+    }
+    Some(())
+}
+
+fn owned(text: &str) -> Cow<'static, str> {
+    Cow::Owned(text.to_owned())
+}
+
+fn method_of(text: &str) -> Cow<'static, str> {
+    match text {
+        "POST" => Cow::Borrowed("POST"),
+        "GET" => Cow::Borrowed("GET"),
+        other => owned(other),
+    }
+}
+
+/// The number of an outcome; the most frequent has none, since a zero is not written.
+fn number_of(outcome: Outcome) -> u64 {
+    match outcome {
+        Outcome::Complete => 0,
+        Outcome::ClientLeft => 1,
+        Outcome::BackendError => 2,
+        Outcome::TimedOut => 3,
+        Outcome::Refused => 4,
+        Outcome::Aborted => 5,
+    }
+}
+
+/// An ending that only a newer version knows is at least not a whole answer.
+fn outcome_of(number: u64) -> Outcome {
+    match number {
+        0 => Outcome::Complete,
+        1 => Outcome::ClientLeft,
+        2 => Outcome::BackendError,
+        3 => Outcome::TimedOut,
+        4 => Outcome::Refused,
+        _ => Outcome::Aborted,
+    }
+}
+
+struct Out<'a> {
+    into: &'a mut Vec<u8>,
+}
+
+impl Out<'_> {
+    fn number(&mut self, field: u8, value: u64) {
+        self.into.push(field * 2);
+        write_number(self.into, value);
+    }
+
+    /// A number whose absence means zero.
+    fn count(&mut self, field: u8, value: u64) {
+        if value != 0 {
+            self.number(field, value);
+        }
+    }
+
+    fn some(&mut self, field: u8, value: Option<u64>) {
+        if let Some(value) = value {
+            self.number(field, value);
+        }
+    }
+
+    fn bytes(&mut self, field: u8, value: &[u8]) {
+        self.into.push(field * 2 + 1);
+        write_number(self.into, value.len() as u64);
+        self.into.extend_from_slice(value);
+    }
+
+    /// A text whose absence means an empty one.
+    fn text(&mut self, field: u8, value: &str) {
+        if !value.is_empty() {
+            self.bytes(field, value.as_bytes());
+        }
+    }
+
+    fn maybe(&mut self, field: u8, value: Option<&str>) {
+        if let Some(value) = value {
+            self.bytes(field, value.as_bytes());
+        }
+    }
+}
+
+/// Appends a number.
+pub(super) fn write_number(into: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        into.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    into.push(value as u8);
+}
+
+/// Takes a number off the front. `None` when it is cut, or has more than 64 bits.
+pub(super) fn read_number(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, more) = rest.split_first()?;
+        *rest = more;
+        let bits = u64::from(byte & 0x7f);
+        // The tenth byte has one bit left.
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        value |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

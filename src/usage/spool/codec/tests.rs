@@ -1,0 +1,162 @@
+use super::*;
+use crate::usage::record::tests::record;
+use proptest::prelude::*;
+
+fn bytes_of(record: &UsageRecord) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(record, &mut bytes);
+    bytes
+}
+
+/// Records differ when any field does.
+fn same(one: &UsageRecord, other: &UsageRecord) -> bool {
+    format!("{one:?}") == format!("{other:?}")
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    let counts = (any::<u64>(), any::<u64>(), any::<u64>());
+    (counts, any::<Option<u64>>(), any::<Option<u64>>()).prop_map(|(counts, cached, reasoning)| {
+        Usage {
+            prompt_tokens: counts.0,
+            completion_tokens: counts.1,
+            total_tokens: counts.2,
+            cached_tokens: cached,
+            reasoning_tokens: reasoning,
+        }
+    })
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    (0..6_u64).prop_map(outcome_of)
+}
+
+prop_compose! {
+    fn any_record()(
+        id in "[a-zA-Z0-9._-]{1,64}",
+        client in proptest::option::of("[a-zA-Z0-9._-]{1,64}"),
+        texts in proptest::collection::vec(proptest::option::of(".{0,40}"), 7),
+        (method, path) in ("[A-Z]{1,9}", "/.{0,40}"),
+        numbers in proptest::array::uniform5(any::<u64>()),
+        (status, retries) in any::<(u16, u32)>(),
+        (stream, fallback) in any::<(bool, bool)>(),
+        (counted, ttft) in any::<(Option<u64>, Option<u64>)>(),
+        usage in proptest::option::of(usage()),
+        outcome in outcome(),
+        body in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..300)),
+    ) -> UsageRecord {
+        let text = |index: usize| texts[index].clone();
+        UsageRecord {
+            request_id: RequestId::from_client(id.as_bytes()).unwrap(),
+            client_request_id: client.and_then(|id| RequestId::from_client(id.as_bytes())),
+            timestamp_ms: numbers[0],
+            user_id: text(0).map(Into::into),
+            api_key: text(1).map(Into::into),
+            model: text(2),
+            method: method.into(),
+            path,
+            backend_url: text(3).map(Into::into),
+            status_code: status,
+            is_stream: stream,
+            usage,
+            counted,
+            usage_missing_reason: text(4).map(Into::into),
+            latency_ms: numbers[1],
+            ttft_ms: ttft,
+            retry_count: retries,
+            fallback_used: fallback,
+            outcome,
+            error: text(5).map(Into::into),
+            upstream_id: text(6),
+            request_bytes: numbers[2],
+            response_bytes: numbers[3],
+            events: numbers[4],
+            request_body: body,
+        }
+    }
+}
+
+proptest! {
+    /// Catches: a field that is not written, or comes back as another.
+    #[test]
+    fn a_record_comes_back_as_it_was(record in any_record()) {
+        let bytes = bytes_of(&record);
+        let back = decode(&bytes).unwrap();
+        prop_assert!(same(&record, &back), "{record:?}\n{back:?}");
+        prop_assert_eq!(request_id_of(&bytes), Some(record.request_id.as_str()));
+        let mut bare = Vec::new();
+        encode_bare(&record, &mut bare);
+        let bare = decode(&bare).unwrap();
+        let stripped = UsageRecord { request_body: None, ..record };
+        prop_assert!(same(&stripped, &bare));
+    }
+
+    /// Catches: a reader that stops at what a newer version added.
+    #[test]
+    fn unknown_fields_are_stepped_over(
+        record in any_record(),
+        number in any::<u64>(),
+        text in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut bytes = Vec::new();
+        Out { into: &mut bytes }.number(120, number);
+        bytes.extend(bytes_of(&record));
+        Out { into: &mut bytes }.bytes(121, &text);
+        prop_assert!(same(&record, &decode(&bytes).unwrap()));
+    }
+
+    /// Catches: a panic, or a length that is believed.
+    #[test]
+    fn any_bytes_are_a_record_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Some(record) = decode(&bytes) {
+            prop_assert!(same(&record, &decode(&bytes_of(&record)).unwrap()));
+        }
+        let _ = request_id_of(&bytes);
+    }
+
+    /// Catches: a cut in the middle of a field that is taken for its end.
+    #[test]
+    fn a_cut_record_is_none_or_lacks_whole_fields(record in any_record()) {
+        let bytes = bytes_of(&record);
+        let decoded = (0..bytes.len()).filter(|cut| decode(&bytes[..*cut]).is_some()).count();
+        prop_assert!(decoded <= 28, "cut at {decoded} places");
+    }
+}
+
+/// Catches: an encoding that grew so far that the journal writes what it need not.
+#[test]
+fn a_usual_record_is_small() {
+    let len = bytes_of(&record()).len();
+    assert!(len < 170, "{len} bytes");
+}
+
+/// Catches: usage of zero tokens that comes back as missing, and the other way round.
+#[test]
+fn no_usage_and_zero_usage_differ() {
+    let zero = UsageRecord { usage: Some(Usage::default()), ..record() };
+    assert_eq!(decode(&bytes_of(&zero)).unwrap().usage, Some(Usage::default()));
+    let none = UsageRecord { usage: None, ..record() };
+    assert_eq!(decode(&bytes_of(&none)).unwrap().usage, None);
+}
+
+/// Catches: an ending of a newer version that is billed as a whole answer.
+#[test]
+fn an_unknown_ending_is_no_whole_answer() {
+    let mut bytes = bytes_of(&UsageRecord { outcome: Outcome::Complete, ..record() });
+    Out { into: &mut bytes }.number(field::OUTCOME, 99);
+    assert_eq!(decode(&bytes).unwrap().outcome, Outcome::Aborted);
+}
+
+/// Catches: numbers of more than 64 bits that wrap around.
+#[test]
+fn numbers_have_64_bits() {
+    for value in [0, 1, 127, 128, 16_383, 16_384, u64::MAX - 1, u64::MAX] {
+        let mut bytes = Vec::new();
+        write_number(&mut bytes, value);
+        let mut rest = bytes.as_slice();
+        assert_eq!((read_number(&mut rest), rest.len()), (Some(value), 0));
+    }
+    let mut long = [0xff_u8; 11].as_slice();
+    assert_eq!(read_number(&mut long), None);
+    let mut wide = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2_u8].as_slice();
+    assert_eq!(read_number(&mut wide), None);
+}

@@ -1,0 +1,284 @@
+//! One reporter's way through the spool: reads ends of requests in order, and remembers how far it
+//! is.
+
+use super::codec;
+use super::dead_letter::DeadLetters;
+use super::disk::DiskFile;
+use super::scan::{Scan, Step, Window};
+use super::segment::{Entry, Kind, Marker, HEADER_BYTES};
+use super::state::{add, sub, ReporterState};
+use super::table::{Place, Segment, Shared, Table};
+use crate::base::limits::SPOOL_READ_BYTES_MAX;
+use crate::usage::record::UsageRecord;
+use crate::usage::source::{Delivery, Source};
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+
+/// The place of one reporter.
+pub struct Cursor {
+    shared: Arc<Shared>,
+    /// Which reporter, in the order of the configuration.
+    index: usize,
+    bell: Receiver<()>,
+    keeper: Sender<()>,
+    /// The lowest sequence that was not looked at yet.
+    next: u64,
+    /// Where it is expected: first sequence of the segment, and place in it.
+    at: (u64, u64),
+    /// The segment that was read last, if it is an old one.
+    open: Option<(u64, Arc<dyn DiskFile>)>,
+    /// What was read and is not done: sequence, and when the request arrived.
+    outstanding: VecDeque<(u64, u64)>,
+    window: Window,
+    dead: DeadLetters,
+}
+
+/// A segment, or what is left of it to read.
+struct View {
+    first: u64,
+    marker: Marker,
+    from: u64,
+    end: u64,
+    file: Arc<dyn DiskFile>,
+}
+
+/// What one walk through a segment found.
+#[derive(Default)]
+struct Walk {
+    found: Vec<Delivery>,
+    bytes: usize,
+    /// Place and length of damage.
+    damage: Vec<(u64, u64)>,
+}
+
+impl Cursor {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        index: usize,
+        bell: Receiver<()>,
+        keeper: Sender<()>,
+    ) -> Self {
+        let through = shared.checkpoint(index).map_or(0, |checkpoint| checkpoint.through());
+        let dead = DeadLetters::new(Arc::clone(&shared), index);
+        let (outstanding, window) = (VecDeque::new(), Window::default());
+        let (next, at) = (through + 1, (0, 0));
+        Cursor { shared, index, bell, keeper, next, at, open: None, outstanding, window, dead }
+    }
+
+    /// Records that were not delivered yet.
+    pub fn backlog(&self) -> u64 {
+        self.state().map_or(0, |state| state.backlog.load(Relaxed))
+    }
+
+    /// When the request of the oldest of them arrived, milliseconds since 1970; `None` when there
+    /// is none.
+    pub fn oldest(&self) -> Option<u64> {
+        let oldest = self.state()?.oldest_ms.load(Relaxed);
+        (oldest > 0).then_some(oldest)
+    }
+
+    /// Puts a record aside that the receiver will never take: into the reporter's file of dead
+    /// letters. It is for the caller to call [`Source::done`].
+    pub fn bury(&mut self, record: &UsageRecord, reason: &str) {
+        self.dead.bury(record, reason);
+    }
+
+    fn state(&self) -> Option<&ReporterState> {
+        self.shared.state.reporters.get(self.index)
+    }
+
+    /// Finds where the next entries are. `None` when all was read.
+    fn view(&mut self) -> io::Result<Option<View>> {
+        let shared = Arc::clone(&self.shared);
+        let (first, marker, end, place) = {
+            let table = shared.table();
+            loop {
+                let (first, from) = self.at;
+                let Some(segment) = table.starting(first).filter(|s| from <= s.end) else {
+                    // It is gone, or was cut at a failed sync: what follows is elsewhere now.
+                    let Some(segment) = table.holding(self.next) else { return Ok(None) };
+                    self.at = (segment.first, HEADER_BYTES as u64);
+                    continue;
+                };
+                if from < segment.end {
+                    let Segment { first, marker, end, ref place, .. } = *segment;
+                    break (first, marker, end, place.clone());
+                }
+                match table.behind(first) {
+                    Some(next) => self.at = (next.first, HEADER_BYTES as u64),
+                    None => {
+                        self.at_the_end(&table);
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        // What is still written may become another file when the disk fails; a closed one has the
+        // same bytes for ever.
+        let held = self.open.take().filter(|(held, _)| *held == first);
+        let file = match (&place, held) {
+            (Place::Disk(None), Some((_, file))) => file,
+            _ => place.file(first, &*shared.disk)?,
+        };
+        if matches!(place, Place::Disk(None)) {
+            self.open = Some((first, Arc::clone(&file)));
+        }
+        Ok(Some(View { first, marker, from: self.at.1, end, file }))
+    }
+
+    /// With all read, the backlog is known exactly; the table in hand keeps the writer from adding.
+    fn at_the_end(&self, _: &Table) {
+        if let Some(state) = self.state() {
+            state.backlog.store(self.outstanding.len() as u64, Relaxed);
+        }
+    }
+
+    /// Reads on in one segment until there is enough.
+    fn walk(&mut self, view: &View, max: usize, bytes_max: usize) -> io::Result<Walk> {
+        let mut walk = Walk::default();
+        let window = std::mem::take(&mut self.window);
+        let range = (view.from, view.end);
+        let mut scan = Scan::with(view.file.as_ref(), view.marker, range, window);
+        let mut failed = None;
+        while walk.found.len() < max && walk.bytes < bytes_max {
+            let place = scan.at();
+            match scan.step() {
+                Ok(Some(Step::Entry(entry))) => {
+                    if entry.sequence < self.next {
+                        continue;
+                    }
+                    self.next = entry.sequence + 1;
+                    let name = self.shared.state.reporters.get(self.index).map(|r| r.name.as_str());
+                    let record = name.and_then(|name| record_for(name, &entry));
+                    walk.bytes += record.as_ref().map_or(0, |_| entry.payload.len());
+                    let seq = entry.sequence;
+                    walk.found.extend(record.map(|record| Delivery { seq, record }));
+                }
+                Ok(Some(Step::Damage(len))) => walk.damage.push((place, len)),
+                Ok(None) => break,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        self.at = (view.first, scan.at());
+        self.window = scan.into_window();
+        match failed {
+            Some(error) if walk.found.is_empty() => Err(error),
+            _ => Ok(walk),
+        }
+    }
+
+    /// Counts damage that nobody has seen before.
+    fn tell_damage(&self, view: &View, damage: &[(u64, u64)]) {
+        for (place, len) in damage {
+            let mut table = self.shared.table();
+            let segment = table.segments.iter_mut().find(|segment| segment.first == view.first);
+            let Some(segment) = segment.filter(|s| !s.damage.contains(place)) else { continue };
+            segment.damage.push(*place);
+            add(&self.shared.state.damaged_places, 1);
+            add(&self.shared.state.damaged_bytes, *len);
+            let first = view.first;
+            tracing::error!(first, place, len, "a segment of the spool is damaged");
+        }
+    }
+
+    fn advance(&self, through: u64) {
+        let Some(mut checkpoint) = self.shared.checkpoint(self.index) else { return };
+        if let Err(error) = checkpoint.advance(through) {
+            tracing::warn!(%error, "a reporter's checkpoint cannot be written");
+        }
+        let _ = self.keeper.try_send(());
+    }
+}
+
+impl Source for Cursor {
+    fn read(&mut self, max: usize) -> Vec<Delivery> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let begun_in = self.at.0;
+        while found.len() < max && bytes < SPOOL_READ_BYTES_MAX {
+            let view = match self.view() {
+                Ok(Some(view)) => view,
+                Ok(None) => break,
+                Err(error) => {
+                    self.read_failed(&error);
+                    break;
+                }
+            };
+            match self.walk(&view, max - found.len(), SPOOL_READ_BYTES_MAX - bytes) {
+                Ok(walk) => {
+                    self.tell_damage(&view, &walk.damage);
+                    bytes += walk.bytes;
+                    found.extend(walk.found);
+                }
+                Err(error) => {
+                    self.read_failed(&error);
+                    break;
+                }
+            }
+        }
+        for Delivery { seq, record } in &found {
+            if let Some(state) = self.state().filter(|_| self.outstanding.is_empty()) {
+                state.oldest_ms.store(record.timestamp_ms, Relaxed);
+            }
+            self.outstanding.push_back((*seq, record.timestamp_ms));
+        }
+        if self.at.0 != begun_in && self.outstanding.is_empty() {
+            // What lies behind is not for reporters: it must not hold the segment back.
+            self.advance(self.next.saturating_sub(1));
+        }
+        found
+    }
+
+    fn done(&mut self, through: u64) {
+        let mut count = 0;
+        while self.outstanding.front().is_some_and(|(seq, _)| *seq <= through) {
+            self.outstanding.pop_front();
+            count += 1;
+        }
+        let front = self.outstanding.front().copied();
+        if let Some(state) = self.state() {
+            sub(&state.backlog, count);
+            state.oldest_ms.store(front.map_or(0, |(_, arrived)| arrived), Relaxed);
+        }
+        // What lies before the next record that is not done is done, or not for reporters.
+        self.advance(front.map_or(self.next, |(seq, _)| seq).saturating_sub(1));
+    }
+
+    fn bell(&self) -> &Receiver<()> {
+        &self.bell
+    }
+}
+
+impl Cursor {
+    /// It is read again with the next bell: to skip what may come back would lose it.
+    fn read_failed(&mut self, error: &io::Error) {
+        self.open = None;
+        add(&self.shared.state.read_errors, 1);
+        tracing::warn!(%error, "the spool cannot be read");
+    }
+}
+
+/// The record in an entry, if it is for this reporter.
+pub(super) fn record_for(reporter: &str, entry: &Entry<'_>) -> Option<UsageRecord> {
+    match Kind::of(entry.kind)? {
+        Kind::Close => codec::decode(entry.payload),
+        Kind::Again => {
+            let (name, record) = split_again(entry.payload)?;
+            (name == reporter.as_bytes()).then(|| codec::decode(record)).flatten()
+        }
+        Kind::Open | Kind::Note => None,
+    }
+}
+
+/// The reporter's name and the record of an entry for one reporter.
+pub(super) fn split_again(payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut rest = payload;
+    let len = codec::read_number(&mut rest)?;
+    rest.split_at_checked(usize::try_from(len).ok()?)
+}

@@ -1,0 +1,177 @@
+//! The few things that the spool asks of a disk, and the real one. A fake one stands in its place
+//! in tests, and one of memory where the spool is off.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Held by the one process that writes.
+const LOCK: &str = "lock";
+
+/// A folder of files, none of which has a folder of its own.
+pub trait Disk: Send + Sync {
+    /// Makes this process the only one that writes here, for as long as the disk lives.
+    ///
+    /// # Errors
+    /// Another one does, or the folder cannot be made.
+    fn lock(&self) -> io::Result<()>;
+
+    /// The names of all files.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// An empty file, whatever was there before.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// A file that is there.
+    ///
+    /// # Errors
+    /// It is not, or cannot be opened.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Removes a file; one that is open can be read on.
+    ///
+    /// # Errors
+    /// It is still there.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Gives a file another name, in place of what had it.
+    ///
+    /// # Errors
+    /// It still has the old one.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Forces to the disk which files there are.
+    ///
+    /// # Errors
+    /// It may not know.
+    fn sync_dir(&self) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait DiskFile: Send + Sync {
+    /// Writes all bytes at a place.
+    ///
+    /// # Errors
+    /// Some or none were written.
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+
+    /// Reads some bytes from a place; 0 at the end.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Cuts the file to this length.
+    ///
+    /// # Errors
+    /// It may have the old one.
+    fn truncate(&self, len: u64) -> io::Result<()>;
+
+    /// Forces to the disk what was written.
+    ///
+    /// # Errors
+    /// The disk may never have it, even if a later call succeeds.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn size(&self) -> io::Result<u64>;
+}
+
+/// A folder of the file system; its files are for this user alone.
+pub struct RealDisk {
+    dir: PathBuf,
+    /// The open lock file.
+    lock: Mutex<Option<File>>,
+}
+
+impl RealDisk {
+    /// For this folder, which need not be there yet.
+    pub fn new(dir: &Path) -> RealDisk {
+        RealDisk { dir: dir.to_owned(), lock: Mutex::new(None) }
+    }
+}
+
+impl Disk for RealDisk {
+    fn lock(&self) -> io::Result<()> {
+        let place = self.dir.display();
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("spool {place}: {e}"));
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(named)?;
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(self.dir.join(LOCK)).map_err(named)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("spool {place}: another llmproxy uses this folder");
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
+            }
+            Err(TryLockError::Error(error)) => return Err(named(error)),
+        }
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            // A name that is not text is none of ours.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        Ok(Arc::new(options.open(self.dir.join(name))?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(self.dir.join(name))?))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl DiskFile for File {
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(bytes, at)
+    }
+
+    fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
+        FileExt::read_at(self, into, at)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}

@@ -1,0 +1,189 @@
+//! What is done behind the writer's back, so that a batch never waits for it: forcing to the disk
+//! what was written, and removing segments that every reporter is done with.
+
+use super::rescue::keep_checkpoints;
+use super::segment;
+use super::state::add;
+use super::table::{Place, Shared};
+use super::Options;
+use crate::config::plan::Fsync;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::convert::Infallible;
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Checkpoints are synced so often at most.
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The keeper of a spool; runs on a thread of its own.
+pub struct Keeper {
+    pub(super) shared: Arc<Shared>,
+    pub(super) options: Options,
+    /// Rung by the writer and the cursors when there is something to do.
+    pub(super) bell: Receiver<()>,
+    /// Tells the writer that a sync has failed.
+    pub(super) wake: Sender<()>,
+}
+
+impl Keeper {
+    /// Does its work, as often as the plan says, until `stop` is disconnected; then once more.
+    pub fn run(mut self, stop: &Receiver<Infallible>) {
+        let pause = match self.options.fsync {
+            Fsync::Every(pause) => pause,
+            Fsync::Always | Fsync::Off => CHECKPOINT_PAUSE,
+        };
+        loop {
+            crossbeam_channel::select! {
+                recv(self.bell) -> rung => if rung.is_err() { break },
+                recv(stop) -> _ => break,
+            }
+            // What comes within the pause shares one sync.
+            if stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
+            let _ = self.bell.try_recv();
+            self.turn();
+        }
+        self.turn();
+    }
+
+    /// One turn of its work.
+    pub fn turn(&mut self) {
+        if matches!(self.options.fsync, Fsync::Every(_)) {
+            self.sync_segments();
+        }
+        if self.options.fsync != Fsync::Off {
+            self.sync_checkpoints(0);
+        }
+        if let Err(error) = self.remove_delivered() {
+            tracing::warn!(%error, "delivered segments of the spool stay for now");
+        }
+    }
+
+    fn sync_segments(&mut self) {
+        let (dir_dirty, dirty) = {
+            let mut table = self.shared.table();
+            if table.sync_failed {
+                // A sync that succeeds now would prove nothing: the writer writes it anew first.
+                return;
+            }
+            let mut dirty = Vec::new();
+            for segment in table.segments.iter().filter(|s| s.synced < s.end) {
+                if let Place::Disk(file) = &segment.place {
+                    dirty.push((segment.first, segment.end, file.clone()));
+                }
+            }
+            (std::mem::take(&mut table.dir_dirty), dirty)
+        };
+        let mut synced = if dir_dirty { self.shared.disk.sync_dir() } else { Ok(()) };
+        if synced.is_err() {
+            self.shared.table().dir_dirty = true;
+        }
+        for (first, end, file) in dirty {
+            if synced.is_ok() {
+                synced = self.sync_segment(first, end, file);
+            }
+        }
+        if let Err(error) = synced {
+            tracing::error!(%error, "the spool cannot be forced to the disk");
+            add(&self.shared.state.sync_errors, 1);
+            self.shared.table().sync_failed = true;
+            let _ = self.wake.try_send(());
+        }
+    }
+
+    fn sync_segment(
+        &self,
+        first: u64,
+        end: u64,
+        file: Option<Arc<dyn super::disk::DiskFile>>,
+    ) -> io::Result<()> {
+        let open = || self.shared.disk.open(&segment::file_name(first));
+        file.map_or_else(open, Ok)?.sync()?;
+        add(&self.shared.state.syncs, 1);
+        let mut table = self.shared.table();
+        let last = table.segments.back().map(|segment| segment.first);
+        if let Some(segment) = table.segments.iter_mut().find(|s| s.first == first) {
+            if let Place::Disk(file) = &mut segment.place {
+                segment.synced = segment.synced.max(end.min(segment.end));
+                if segment.synced == segment.end && last != Some(first) {
+                    *file = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives how far all reporters are, whatever a power cut does, or less than `wanted` when the
+    /// disk does not take it.
+    fn sync_checkpoints(&self, wanted: u64) -> u64 {
+        let mut least = u64::MAX;
+        for reporter in 0..self.shared.checkpoints.len() {
+            let Some(mut checkpoint) = self.shared.checkpoint(reporter) else { continue };
+            if checkpoint.through() >= wanted {
+                if let Err(error) = checkpoint.sync() {
+                    tracing::warn!(%error, "a reporter's checkpoint cannot be forced to the disk");
+                }
+            }
+            least = least.min(checkpoint.synced());
+        }
+        least
+    }
+
+    fn remove_delivered(&mut self) -> io::Result<()> {
+        let mut removed = false;
+        while let Some((first, in_memory, through)) = self.removable() {
+            if !in_memory {
+                keep_checkpoints(&self.shared)?;
+                if self.sync_checkpoints(through) < through {
+                    break;
+                }
+            }
+            match self.shared.disk.remove(&segment::file_name(first)) {
+                Ok(()) => removed = true,
+                // Of a segment in memory there may be none, or one whose sync failed.
+                Err(error) if in_memory || error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            let mut table = self.shared.table();
+            if table.segments.front().is_some_and(|segment| segment.first == first) {
+                table.segments.pop_front();
+            }
+            table.tell(&self.shared.state);
+        }
+        if removed && self.options.fsync != Fsync::Off {
+            self.shared.disk.sync_dir()?;
+        }
+        Ok(())
+    }
+
+    /// The oldest segment, if all reporters are behind it and the next one makes up for it: its
+    /// first sequence, whether it is in memory, and where all reporters must be.
+    fn removable(&self) -> Option<(u64, bool, u64)> {
+        let (oldest, next) = {
+            let table = self.shared.table();
+            let oldest = table.segments.front().map(|s| (s.first, s.in_memory()))?;
+            let next = table.segments.get(1)?;
+            (oldest, (next.first, next.in_memory(), next.synced > 0))
+        };
+        let (first, in_memory) = oldest;
+        let (next_first, next_in_memory, next_synced) = next;
+        let through = next_first.checked_sub(1)?;
+        let done =
+            |reporter| self.shared.checkpoint(reporter).is_none_or(|c| c.through() >= through);
+        if !(0..self.shared.checkpoints.len()).all(done) {
+            return None;
+        }
+        // The next one repeats the requests in flight. Where that is not on the disk yet, a kill
+        // would forget them. Only to end a want of room the last one goes all the same: then the
+        // next one finds its place within a second.
+        let made_up = match (in_memory, next_in_memory) {
+            (true, _) => true,
+            (false, true) => self.shared.state.full.load(Relaxed),
+            (false, false) => next_synced || self.options.fsync == Fsync::Off,
+        };
+        made_up.then_some((first, in_memory, through))
+    }
+}

@@ -1,0 +1,162 @@
+//! The disk log of usage records: what is written here survives the end of the process, and is
+//! kept until every reporter has it. Format, guarantees and commands: docs/journal.md.
+//!
+//! *Takes:* what is said of requests: that one begins, goes on, has ended. *Gives:* the ends, in
+//! order, to each reporter as often as it takes; after a kill also those that nobody wrote. *Runs
+//! on:* the journal's thread ([`writer`]), its keeper's ([`keeper`]), and those of the reporters
+//! ([`cursor`]). *May:* block on the disk. *Never:* runs on a worker, panics on what lies in a
+//! file, loses a record without counting it.
+
+pub mod codec;
+pub mod segment;
+pub mod disk;
+pub mod memory;
+pub mod scan;
+pub mod state;
+pub mod checkpoint;
+mod table;
+mod recover;
+pub mod writer;
+mod rescue;
+pub mod keeper;
+pub mod cursor;
+pub mod dead_letter;
+
+use crate::base::limits::{SPOOL_MEMORY_BYTES_MAX, SPOOL_SEGMENT_BYTES};
+use crate::config::plan::{Fsync, OnSpoolFailure, Spool};
+use checkpoint::Checkpoint;
+use crossbeam_channel::bounded;
+use cursor::Cursor;
+use disk::{Disk, RealDisk};
+use keeper::Keeper;
+use memory::MemoryDisk;
+use recover::Found;
+use segment::Kind;
+use state::SpoolState;
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use table::Shared;
+use writer::{Batch, Trouble, Writer};
+
+/// How a spool behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// A segment of so many bytes is full.
+    pub segment_bytes: u64,
+    /// Bytes on the disk at most.
+    pub max_bytes: u64,
+    /// Bytes in memory at most, while the disk takes nothing.
+    pub memory_bytes: u64,
+    /// When writes are forced to the disk.
+    pub fsync: Fsync,
+    /// What becomes of requests while records cannot be kept.
+    pub on_failure: OnSpoolFailure,
+}
+
+impl Options {
+    /// What the plan says.
+    pub fn of(plan: &Spool) -> Options {
+        let on_disk = Options {
+            segment_bytes: SPOOL_SEGMENT_BYTES.min(plan.max_bytes / 4),
+            max_bytes: plan.max_bytes,
+            memory_bytes: SPOOL_MEMORY_BYTES_MAX,
+            fsync: plan.fsync,
+            on_failure: plan.on_failure,
+        };
+        if plan.enabled {
+            return on_disk;
+        }
+        // The disk is memory: there is no second one to fall back on.
+        let max_bytes = plan.max_bytes.min(SPOOL_MEMORY_BYTES_MAX);
+        let segment_bytes = SPOOL_SEGMENT_BYTES.min(max_bytes / 4);
+        Options { segment_bytes, max_bytes, memory_bytes: 0, fsync: Fsync::Off, ..on_disk }
+    }
+}
+
+/// A spool that was opened: its parts go to their threads.
+pub struct Opened {
+    /// Of the journal's thread.
+    pub writer: Writer,
+    /// Of a thread of its own.
+    pub keeper: Keeper,
+    /// One per reporter, in the order they were named.
+    pub cursors: Vec<Cursor>,
+    /// For metrics and admission.
+    pub state: Arc<SpoolState>,
+}
+
+/// Opens the spool of a plan.
+///
+/// # Errors
+/// Another process uses the folder, it cannot be read or made, or a newer version wrote it. The
+/// text is for a person, and names the folder.
+pub fn open_planned(plan: &Spool, reporters: &[String]) -> io::Result<Opened> {
+    let disk: Arc<dyn Disk> = if plan.enabled {
+        Arc::new(RealDisk::new(&plan.dir))
+    } else {
+        Arc::new(MemoryDisk::default())
+    };
+    open(disk, Options::of(plan), reporters)
+}
+
+/// Opens a spool for these reporters: reads what is there, and writes an end for each request that
+/// has none. Reading takes about a second per gigabyte that was not delivered.
+///
+/// # Errors
+/// Another process uses the disk, it cannot be read, or a newer version wrote it. A disk that
+/// cannot be written is no error: the spool begins in memory, and tries again.
+pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::Result<Opened> {
+    disk.lock()?;
+    let state = Arc::new(SpoolState::new(options.on_failure, reporters));
+    let Found { segments, next_sequence, aborted, cuts, checkpoints } =
+        recover::recover(&*disk, &state, reporters, options.fsync)?;
+    let from_now_on = |(checkpoint, name): (Option<Checkpoint>, &String)| {
+        let new = || Checkpoint::at(name, next_sequence.saturating_sub(1));
+        Mutex::new(checkpoint.unwrap_or_else(new))
+    };
+    let checkpoints = checkpoints.into_iter().zip(reporters).map(from_now_on).collect();
+    let (bells, rings): (Vec<_>, Vec<_>) = reporters.iter().map(|_| bounded(1)).unzip();
+    let shared = Arc::new(Shared::new(Arc::clone(&disk), Arc::clone(&state), bells, checkpoints));
+    {
+        let mut table = shared.table();
+        table.segments = segments;
+        table.tell(&state);
+    }
+    let (keeper, bell) = bounded(1);
+    let (waker, wake) = bounded(1);
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
+    let batch = Batch::new(random, next_sequence);
+    let trouble = Trouble { cuts, ..Trouble::default() };
+    let opens = HashMap::new();
+    let cursor = |(index, ring)| Cursor::new(Arc::clone(&shared), index, ring, keeper.clone());
+    let cursors = rings.into_iter().enumerate().map(cursor).collect();
+    let keeper_of_it = Keeper { shared: Arc::clone(&shared), options, bell, wake: waker };
+    let mut writer = Writer { shared, options, batch, opens, keeper, wake, trouble };
+    // Checkpoints before records, and records only into a segment that this process began.
+    match rescue::keep_checkpoints(&writer.shared) {
+        Ok(()) => writer.begin(next_sequence),
+        Err(error) => {
+            writer.fail(&error);
+            writer.begin_in_memory(next_sequence);
+        }
+    }
+    for record in &aborted {
+        writer.append(Kind::Close, record);
+        if writer.pending() > crate::base::limits::SPOOL_BATCH_BYTES {
+            writer.commit();
+        }
+    }
+    writer.commit();
+    if !aborted.is_empty() {
+        tracing::warn!(requests = aborted.len(), "were in flight when the gateway was killed");
+    }
+    writer.shared.ring();
+    state.opens.store(0, Relaxed);
+    Ok(Opened { writer, keeper: keeper_of_it, cursors, state })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! What a start finds: segments are read from the oldest on, a torn end is cut, and what was begun
+//! and never ended becomes a record of an aborted request.
+
+use super::checkpoint::{self, Checkpoint};
+use super::codec;
+use super::cursor::split_again;
+use super::disk::{Disk, DiskFile};
+use super::scan::{marker_of, Scan, Step};
+use super::segment::{self, Entry, Kind, HEADER_BYTES};
+use super::state::{add, SpoolState};
+use super::table::{Place, Segment};
+use crate::config::plan::Fsync;
+use crate::usage::record::{Outcome, UsageRecord};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+
+/// The code in records of requests whose gateway ended before they did.
+const KILLED: &str = "gateway_killed";
+
+/// What was found.
+pub(super) struct Found {
+    pub segments: VecDeque<Segment>,
+    /// Higher than any sequence that was ever used.
+    pub next_sequence: u64,
+    /// Requests without an end, in the order in which they began: what was last said of them.
+    pub aborted: Vec<UsageRecord>,
+    /// Segments that could not be cut back to their last whole entry.
+    pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
+    /// How far each reporter is; `None` for a new one.
+    pub checkpoints: Vec<Option<Checkpoint>>,
+}
+
+struct Recovery<'a> {
+    disk: &'a dyn Disk,
+    state: &'a SpoolState,
+    fsync: Fsync,
+    /// How far each reporter is, or the end of all for one that is new.
+    through: Vec<u64>,
+    /// The highest sequence that was read.
+    last: u64,
+    opens: Opens,
+    found: Found,
+}
+
+/// Payloads of requests without an end yet.
+#[derive(Default)]
+pub(super) struct Opens {
+    by_id: BTreeMap<Box<str>, (u64, Box<[u8]>)>,
+}
+
+impl Opens {
+    /// Takes in an entry.
+    pub fn take(&mut self, entry: &Entry<'_>) {
+        let (Some(kind), Some(id)) = (Kind::of(entry.kind), codec::request_id_of(entry.payload))
+        else {
+            return;
+        };
+        match kind {
+            Kind::Close => drop(self.by_id.remove(id)),
+            Kind::Open | Kind::Note => match self.by_id.get_mut(id) {
+                // It keeps its place in the order.
+                Some((_, payload)) => *payload = entry.payload.into(),
+                None => {
+                    self.by_id.insert(id.into(), (entry.sequence, entry.payload.into()));
+                }
+            },
+            Kind::Again => {}
+        }
+    }
+
+    /// What was last said of each, in order.
+    pub fn into_records(self) -> Vec<UsageRecord> {
+        let mut all: Vec<_> = self.by_id.into_values().collect();
+        all.sort_by_key(|(sequence, _)| *sequence);
+        all.iter().filter_map(|(_, payload)| codec::decode(payload)).collect()
+    }
+}
+
+/// Reads all that is there.
+///
+/// # Errors
+/// The folder or a file in it cannot be read, or a newer version wrote it.
+pub(super) fn recover(
+    disk: &dyn Disk,
+    state: &SpoolState,
+    reporters: &[String],
+    fsync: Fsync,
+) -> io::Result<Found> {
+    let names = disk.list()?;
+    let mut firsts: Vec<u64> = names.iter().filter_map(|name| segment::first_of(name)).collect();
+    firsts.sort_unstable();
+    let checkpoints = checkpoints(disk, &names, reporters)?;
+    let through = |c: &Option<Checkpoint>| c.as_ref().map_or(u64::MAX, Checkpoint::through);
+    let through: Vec<u64> = checkpoints.iter().map(through).collect();
+    // A reporter may have had what a power cut then took away.
+    let known = through.iter().copied().filter(|t| *t != u64::MAX).max().unwrap_or(0);
+    let (segments, aborted, cuts) = (VecDeque::new(), Vec::new(), Vec::new());
+    let found = Found { segments, next_sequence: known + 1, aborted, cuts, checkpoints };
+    let (last, opens) = (0, Opens::default());
+    let mut recovery = Recovery { disk, state, fsync, through, last, opens, found };
+    for (index, first) in firsts.iter().enumerate() {
+        recovery.segment(*first, index + 1 == firsts.len())?;
+    }
+    let Recovery { opens, mut found, .. } = recovery;
+    found.aborted = opens.into_records();
+    for record in &mut found.aborted {
+        record.outcome = Outcome::Aborted;
+        record.error = Some(Cow::Borrowed(KILLED));
+    }
+    add(&state.aborted, found.aborted.len() as u64);
+    for name in names.iter().filter(|name| segment::is_new(name)) {
+        // Never finished; what should have gone there lies in another one, or was never promised.
+        let _ = disk.remove(name);
+    }
+    Ok(found)
+}
+
+/// Opens the checkpoints of these reporters, and removes those of others.
+fn checkpoints(
+    disk: &dyn Disk,
+    names: &[String],
+    reporters: &[String],
+) -> io::Result<Vec<Option<Checkpoint>>> {
+    for name in names {
+        let Some(reporter) = name.strip_suffix(checkpoint::SUFFIX) else { continue };
+        if !reporters.iter().any(|r| r == reporter) {
+            tracing::warn!(reporter, "no such reporter any more: the spool forgets how far it was");
+            disk.remove(name)?;
+        }
+    }
+    let open = |reporter: &String| match Checkpoint::open(disk, reporter) {
+        Ok(checkpoint) => Ok(Some(checkpoint)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    reporters.iter().map(open).collect()
+}
+
+impl Recovery<'_> {
+    fn segment(&mut self, first: u64, is_last: bool) -> io::Result<()> {
+        let name = segment::file_name(first);
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("spool file {name}: {e}"));
+        let file = self.disk.open(&name).map_err(named)?;
+        let size = file.size().map_err(named)?;
+        let mut damage = Vec::new();
+        let mut good = HEADER_BYTES as u64;
+        let marker = marker_of(&*file, size).map_err(named)?;
+        let before = self.last;
+        if let Some((marker, header_is_whole)) = marker {
+            if !header_is_whole {
+                damage.push((0, HEADER_BYTES as u64));
+            }
+            let mut scan = Scan::new(&*file, marker, (HEADER_BYTES as u64, size));
+            loop {
+                let at = scan.at();
+                match scan.step().map_err(named)? {
+                    Some(Step::Entry(entry)) => {
+                        good = at + entry.len() as u64;
+                        self.entry(&entry);
+                    }
+                    Some(Step::Damage(len)) => damage.push((at, len)),
+                    None => break,
+                }
+            }
+        } else {
+            damage.push((0, size));
+        }
+        if is_last && size > good && marker.is_some() {
+            // The last write before the end was not finished.
+            damage.retain(|(at, _)| *at < good);
+            add(&self.state.torn_tails, 1);
+            if file.truncate(good).and_then(|()| self.sync(&*file)).is_err() {
+                self.found.cuts.push((first, Arc::clone(&file), good));
+            }
+        }
+        if self.last == before && is_last && size <= HEADER_BYTES as u64 {
+            // Nothing was ever written into it, and the next segment will have its name.
+            self.found.next_sequence = self.found.next_sequence.max(first);
+            let _ = self.disk.remove(&name);
+            return Ok(());
+        }
+        self.found.next_sequence = self.found.next_sequence.max(self.last + 1).max(first + 1);
+        for (at, len) in &damage {
+            add(&self.state.damaged_places, 1);
+            add(&self.state.damaged_bytes, *len);
+            tracing::error!(file = name, at, len, "a segment of the spool is damaged");
+        }
+        self.found.segments.push_back(Segment {
+            first,
+            marker: marker.map_or([0; 4], |(marker, _)| marker),
+            end: if is_last { good } else { size.max(good) },
+            // A killed process may have written it a moment ago.
+            synced: 0,
+            place: Place::Disk(None),
+            ours: false,
+            damage: damage.into_iter().map(|(at, _)| at).collect(),
+        });
+        Ok(())
+    }
+
+    fn sync(&self, file: &dyn DiskFile) -> io::Result<()> {
+        if self.fsync == Fsync::Off {
+            return Ok(());
+        }
+        file.sync()
+    }
+
+    fn entry(&mut self, entry: &Entry<'_>) {
+        if entry.sequence <= self.last {
+            // Written twice: a failing disk had it after all.
+            return;
+        }
+        self.last = entry.sequence;
+        self.opens.take(entry);
+        let one = match Kind::of(entry.kind) {
+            Some(Kind::Close) => None,
+            Some(Kind::Again) => split_again(entry.payload).map(|(name, _)| name),
+            _ => return,
+        };
+        for (reporter, through) in self.state.reporters.iter().zip(&self.through) {
+            let for_it = one.is_none_or(|name| name == reporter.name.as_bytes());
+            if !for_it || entry.sequence <= *through {
+                continue;
+            }
+            add(&reporter.backlog, 1);
+            if reporter.oldest_ms.load(Relaxed) == 0 {
+                let record = one.map_or(Some(entry.payload), |_| {
+                    split_again(entry.payload).map(|(_, record)| record)
+                });
+                let arrived = record.and_then(codec::decode).map_or(0, |r| r.timestamp_ms);
+                reporter.oldest_ms.store(arrived, Relaxed);
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! How the spool is: written by its threads, read by metrics and by admission.
+
+use crate::config::plan::OnSpoolFailure;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// Figures of the spool. Those that only grow are counters; the others say how it is now.
+#[derive(Debug)]
+pub struct SpoolState {
+    policy: OnSpoolFailure,
+    /// The disk takes nothing, or the spool is full: records go into memory.
+    pub failing: AtomicBool,
+    /// It fails for want of room: on the disk, or under `max_bytes`.
+    pub full: AtomicBool,
+    /// Bytes of segments on the disk.
+    pub disk_bytes: AtomicU64,
+    /// Segments on the disk.
+    pub segments: AtomicU64,
+    /// Bytes that are in memory only.
+    pub memory_bytes: AtomicU64,
+    /// Requests in flight, as the journal knows them.
+    pub opens: AtomicU64,
+    /// Entries written, of all kinds.
+    pub entries: AtomicU64,
+    /// Batches written.
+    pub commits: AtomicU64,
+    /// Successful syncs of segments.
+    pub syncs: AtomicU64,
+    /// Failed syncs of segments.
+    pub sync_errors: AtomicU64,
+    /// Failed writes of segments.
+    pub write_errors: AtomicU64,
+    /// Records of requests that are over, lost because memory was full too, or too long.
+    pub dropped: AtomicU64,
+    /// Beginnings and notes lost so, or because too many requests were in flight.
+    pub dropped_opens: AtomicU64,
+    /// Reads of segments that failed; they are tried again.
+    pub read_errors: AtomicU64,
+    /// Bytes of segments that could not be read.
+    pub damaged_bytes: AtomicU64,
+    /// Places where they were.
+    pub damaged_places: AtomicU64,
+    /// Ends of segments that were cut at a start because a write had not been finished.
+    pub torn_tails: AtomicU64,
+    /// Requests that a killed process had left without an end.
+    pub aborted: AtomicU64,
+    /// One entry per reporter, in the order of the configuration.
+    pub reporters: Vec<ReporterState>,
+}
+
+/// Figures of one reporter.
+#[derive(Debug)]
+pub struct ReporterState {
+    /// Its name.
+    pub name: String,
+    /// Records that it has not had.
+    pub backlog: AtomicU64,
+    /// When the request of the oldest of them arrived, milliseconds since 1970; 0 = there is none.
+    pub oldest_ms: AtomicU64,
+    /// Records in its file of dead letters, written since the start.
+    pub dead_letters: AtomicU64,
+    /// Records lost because that was full or could not be written.
+    pub dead_letters_dropped: AtomicU64,
+}
+
+impl SpoolState {
+    /// All at zero.
+    pub fn new(policy: OnSpoolFailure, reporters: &[String]) -> Self {
+        let zero = AtomicU64::default;
+        let reporter = |name: &String| ReporterState {
+            name: name.clone(),
+            backlog: zero(),
+            oldest_ms: zero(),
+            dead_letters: zero(),
+            dead_letters_dropped: zero(),
+        };
+        SpoolState {
+            policy,
+            failing: AtomicBool::default(),
+            full: AtomicBool::default(),
+            disk_bytes: zero(),
+            segments: zero(),
+            memory_bytes: zero(),
+            opens: zero(),
+            entries: zero(),
+            commits: zero(),
+            syncs: zero(),
+            sync_errors: zero(),
+            write_errors: zero(),
+            dropped: zero(),
+            dropped_opens: zero(),
+            read_errors: zero(),
+            damaged_bytes: zero(),
+            damaged_places: zero(),
+            torn_tails: zero(),
+            aborted: zero(),
+            reporters: reporters.iter().map(reporter).collect(),
+        }
+    }
+
+    /// True when new requests must be answered 503: records cannot be kept, and the plan says that
+    /// then nobody is served.
+    pub fn refuses(&self) -> bool {
+        self.policy == OnSpoolFailure::Refuse && self.failing.load(Relaxed)
+    }
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Relaxed);
+}
+
+/// Takes from a figure; it never falls below zero.
+pub(super) fn sub(figure: &AtomicU64, count: u64) {
+    let less = |value: u64| Some(value.saturating_sub(count));
+    let _ = figure.fetch_update(Relaxed, Relaxed, less);
+}

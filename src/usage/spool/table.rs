@@ -1,0 +1,147 @@
+//! The segments, as the writer, the keeper and all cursors see them.
+
+use super::checkpoint::Checkpoint;
+use super::disk::{Disk, DiskFile};
+use super::memory::MemoryFile;
+use super::segment::{self, Marker};
+use super::state::SpoolState;
+use crossbeam_channel::Sender;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What the threads of the spool share. None of them is a worker's.
+pub struct Shared {
+    /// Where the files are.
+    pub disk: Arc<dyn Disk>,
+    /// The figures.
+    pub state: Arc<SpoolState>,
+    /// Ring when a reporter has more to read, in the order of the reporters.
+    pub bells: Vec<Sender<()>>,
+    /// How far each reporter is, in the same order.
+    pub checkpoints: Vec<Mutex<Checkpoint>>,
+    /// The disk has a file of each of these.
+    pub checkpoints_kept: AtomicBool,
+    table: Mutex<Table>,
+}
+
+/// All segments that are kept, oldest first. Those on disk come before those in memory; the last
+/// one is written.
+#[derive(Default)]
+pub struct Table {
+    pub segments: VecDeque<Segment>,
+    /// A file was made that the folder on the disk may not know.
+    pub dir_dirty: bool,
+    /// A sync has failed, and the writer does not know yet.
+    pub sync_failed: bool,
+}
+
+/// One segment.
+pub struct Segment {
+    /// The lowest sequence that may be in it.
+    pub first: u64,
+    pub marker: Marker,
+    /// Where its last whole entry ends: nobody reads on.
+    pub end: u64,
+    /// So much of it was forced to the disk.
+    pub synced: u64,
+    pub place: Place,
+    /// Written since this start: its entries lie without a gap.
+    pub ours: bool,
+    /// Where it is known to be damaged.
+    pub damage: Vec<u64>,
+}
+
+/// Where a segment is.
+#[derive(Clone)]
+pub enum Place {
+    /// A file; held open while it is written, and until it is synced.
+    Disk(Option<Arc<dyn DiskFile>>),
+    Memory(Arc<MemoryFile>),
+}
+
+impl Segment {
+    /// True when an end of the process loses it.
+    pub fn in_memory(&self) -> bool {
+        matches!(self.place, Place::Memory(_))
+    }
+}
+
+impl Place {
+    /// The file of the segment that begins with `first`, opened when it is not.
+    pub fn file(&self, first: u64, disk: &dyn Disk) -> io::Result<Arc<dyn DiskFile>> {
+        match self {
+            Place::Disk(Some(file)) => Ok(Arc::clone(file)),
+            Place::Disk(None) => disk.open(&segment::file_name(first)),
+            Place::Memory(file) => Ok(Arc::clone(file) as Arc<dyn DiskFile>),
+        }
+    }
+}
+
+impl Shared {
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        state: Arc<SpoolState>,
+        bells: Vec<Sender<()>>,
+        checkpoints: Vec<Mutex<Checkpoint>>,
+    ) -> Self {
+        let (checkpoints_kept, table) = (AtomicBool::default(), Mutex::default());
+        Shared { disk, state, bells, checkpoints, checkpoints_kept, table }
+    }
+
+    /// The segments, for a moment: nobody waits for a disk with this in hand.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far a reporter is.
+    pub fn checkpoint(&self, reporter: usize) -> Option<MutexGuard<'_, Checkpoint>> {
+        let checkpoint = self.checkpoints.get(reporter)?;
+        Some(checkpoint.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tells every reporter that there may be more to read.
+    pub fn ring(&self) {
+        for bell in &self.bells {
+            // It rings already, or its reporter is gone.
+            let _ = bell.try_send(());
+        }
+    }
+}
+
+impl Table {
+    /// The segment that would hold this sequence.
+    pub fn holding(&self, sequence: u64) -> Option<&Segment> {
+        let behind = self.segments.partition_point(|segment| segment.first <= sequence);
+        self.segments.get(behind.saturating_sub(1))
+    }
+
+    /// The segment that begins with this sequence.
+    pub fn starting(&self, first: u64) -> Option<&Segment> {
+        self.holding(first).filter(|segment| segment.first == first)
+    }
+
+    /// The segment behind the one that begins with this sequence.
+    pub fn behind(&self, first: u64) -> Option<&Segment> {
+        self.segments.get(self.segments.partition_point(|segment| segment.first <= first))
+    }
+
+    /// Bytes of segments on the disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.segments.iter().filter(|s| !s.in_memory()).map(|s| s.end).sum()
+    }
+
+    /// Bytes of segments in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.segments.iter().filter(|s| s.in_memory()).map(|s| s.end).sum()
+    }
+
+    /// Brings the figures up to date.
+    pub fn tell(&self, state: &SpoolState) {
+        state.disk_bytes.store(self.disk_bytes(), Relaxed);
+        state.memory_bytes.store(self.memory_bytes(), Relaxed);
+        let on_disk = self.segments.iter().filter(|s| !s.in_memory()).count();
+        state.segments.store(on_disk as u64, Relaxed);
+    }
+}

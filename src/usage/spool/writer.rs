@@ -1,0 +1,417 @@
+//! Entries become bytes in a segment: gathered in a batch, handed to the kernel in one write, and
+//! only then shown to the cursors. What to do when the disk takes nothing is in `rescue`.
+
+use super::codec;
+use super::disk::DiskFile;
+use super::memory::MemoryFile;
+use super::segment::{self, Header, Kind, Marker, ENTRY_BYTES, HEADER_BYTES};
+use super::state::{add, SpoolState};
+use super::table::{Place, Segment, Shared};
+use super::Options;
+use crate::base::limits::{SPOOL_OPENS_MAX, SPOOL_PAYLOAD_BYTES_MAX};
+use crate::config::plan::Fsync;
+use crate::usage::record::UsageRecord;
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The one writer of a spool.
+pub struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) options: Options,
+    pub(super) batch: Batch,
+    /// Requests in flight: kind and payload of the last that was said of them.
+    pub(super) opens: HashMap<Box<str>, (Kind, Box<[u8]>)>,
+    /// Wakes the keeper.
+    pub(super) keeper: Sender<()>,
+    /// Rung by the keeper when a sync has failed.
+    pub(super) wake: Receiver<()>,
+    pub(super) trouble: Trouble,
+}
+
+/// What the disk owes.
+#[derive(Default)]
+pub(super) struct Trouble {
+    /// When the disk is tried again; `None` = it works.
+    pub retry_at: Option<Instant>,
+    /// Segments that have to be cut back to their last whole entry: first sequence and length.
+    pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
+    /// A segment has begun that does not repeat the requests in flight yet.
+    pub opens_due: bool,
+    /// When losses were last logged, and what the counter said then.
+    pub told: Option<(Instant, u64)>,
+}
+
+/// Entries that are not written yet.
+pub(super) struct Batch {
+    pub bytes: Vec<u8>,
+    marker: Marker,
+    next_sequence: u64,
+    /// Sequence of the first entry in `bytes`.
+    pub first: u64,
+    pub entries: u64,
+    /// Records for all reporters among them.
+    pub closes: u64,
+    /// Records for one reporter among them, by its place in the configuration.
+    pub again: Vec<usize>,
+}
+
+impl Batch {
+    pub fn new(marker: Marker, next_sequence: u64) -> Self {
+        let (bytes, again) = (Vec::new(), Vec::new());
+        Batch { bytes, marker, next_sequence, first: next_sequence, entries: 0, closes: 0, again }
+    }
+
+    /// The header of a segment that begins with this sequence, as bytes to go on with.
+    pub fn header(&self, first: u64) -> Vec<u8> {
+        Header { marker: self.marker, first }.to_bytes().to_vec()
+    }
+
+    /// Adds an entry; false, and nothing is added, when it is too long.
+    fn push(&mut self, kind: Kind, fill: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let start = self.bytes.len();
+        segment::push(&mut self.bytes, self.marker, (self.next_sequence, kind), fill);
+        if self.bytes.len() - start - ENTRY_BYTES > SPOOL_PAYLOAD_BYTES_MAX {
+            self.bytes.truncate(start);
+            return false;
+        }
+        self.next_sequence += 1;
+        self.entries += 1;
+        true
+    }
+
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        // One that a large request body blew up is not kept so.
+        self.bytes.shrink_to(2 * crate::base::limits::SPOOL_BATCH_BYTES);
+        self.again.clear();
+        (self.first, self.entries, self.closes) = (self.next_sequence, 0, 0);
+    }
+}
+
+impl Writer {
+    /// Adds what is known of a request to the batch. A request body goes with its end only.
+    pub fn append(&mut self, kind: Kind, record: &UsageRecord) {
+        let start = self.batch.bytes.len();
+        let whole = kind == Kind::Close
+            && record.request_body.is_some()
+            && self.batch.push(kind, |into| codec::encode(record, into));
+        if !whole && !self.batch.push(kind, |into| codec::encode_bare(record, into)) {
+            let state = self.state();
+            let lost = if kind == Kind::Close { &state.dropped } else { &state.dropped_opens };
+            add(lost, 1);
+            return;
+        }
+        let id = record.request_id.as_str();
+        if kind == Kind::Close {
+            self.batch.closes += 1;
+            self.opens.remove(id);
+        } else if let Some(open) = self.opens.get_mut(id) {
+            *open = (kind, payload(&self.batch.bytes, start));
+        } else if self.opens.len() < SPOOL_OPENS_MAX {
+            self.opens.insert(id.into(), (kind, payload(&self.batch.bytes, start)));
+        } else {
+            add(&self.state().dropped_opens, 1);
+        }
+    }
+
+    /// Adds a record that one reporter alone gets once more. False when there is no such reporter,
+    /// or it is too long.
+    pub fn append_again(&mut self, reporter: &str, record: &UsageRecord) -> bool {
+        let position = self.state().reporters.iter().position(|r| r.name == reporter);
+        let Some(position) = position else { return false };
+        let added = self.batch.push(Kind::Again, |into| {
+            codec::write_number(into, reporter.len() as u64);
+            into.extend_from_slice(reporter.as_bytes());
+            codec::encode(record, into);
+        });
+        if added {
+            self.batch.again.push(position);
+        }
+        added
+    }
+
+    /// Bytes that wait for [`Writer::commit`].
+    pub fn pending(&self) -> usize {
+        self.batch.bytes.len()
+    }
+
+    /// Hands the batch to the kernel (and to the disk, where each batch is synced). When this
+    /// returns, an end of the process loses none of it, as long as [`SpoolState::failing`] is off.
+    pub fn commit(&mut self) {
+        self.tick();
+        if self.batch.bytes.is_empty() {
+            return;
+        }
+        add(&self.state().commits, 1);
+        self.place_batch();
+        self.repeat_opens_if_due();
+        self.roll();
+        let _ = self.keeper.try_send(());
+        self.state().opens.store(self.opens.len() as u64, Relaxed);
+    }
+
+    /// What has to be done now and then, also when there is nothing to commit: tries a failing disk
+    /// again when it is time.
+    pub fn tick(&mut self) {
+        let sync_failed = std::mem::take(&mut self.shared.table().sync_failed);
+        if sync_failed {
+            self.rescue_unsynced(&io::Error::other("it could not sync"));
+        }
+        if self.trouble.retry_at.is_some_and(|at| at <= Instant::now()) {
+            self.retry();
+        }
+    }
+
+    /// Rings when [`Writer::tick`] has something to do.
+    pub fn wake(&self) -> &Receiver<()> {
+        &self.wake
+    }
+
+    /// When [`Writer::tick`] will have something to do, if there is such a time.
+    pub fn due(&self) -> Option<Instant> {
+        self.trouble.retry_at
+    }
+
+    /// The figures of the spool.
+    pub fn state(&self) -> &SpoolState {
+        &self.shared.state
+    }
+
+    /// Puts the batch where entries go now.
+    fn place_batch(&mut self) {
+        let open = {
+            let table = self.shared.table();
+            match table.segments.back() {
+                Some(Segment { place: Place::Disk(Some(file)), end, first, .. }) => {
+                    Some((Arc::clone(file), *end, *first, table.disk_bytes()))
+                }
+                _ => None,
+            }
+        };
+        let Some((file, end, first, disk_bytes)) = open else { return self.place_in_memory() };
+        let len = self.batch.bytes.len() as u64;
+        if disk_bytes + len > self.options.max_bytes {
+            self.fail(&full());
+            return self.place_in_memory();
+        }
+        if let Err(error) = file.write_at(&self.batch.bytes, end) {
+            self.cut(first, file, end);
+            self.fail(&error);
+            return self.place_in_memory();
+        }
+        let synced = match self.options.fsync {
+            Fsync::Always => file.sync(),
+            _ => Ok(()),
+        };
+        if synced.is_ok() && self.options.fsync == Fsync::Always {
+            add(&self.state().syncs, 1);
+            self.publish(len, Some(end + len));
+        } else {
+            self.publish(len, None);
+        }
+        if let Err(error) = synced {
+            add(&self.state().sync_errors, 1);
+            self.rescue_unsynced(&error);
+        }
+    }
+
+    /// Shows what was written to the cursors, and begins a new batch.
+    pub(super) fn publish(&mut self, len: u64, synced: Option<u64>) {
+        let batch = &self.batch;
+        let state = &self.shared.state;
+        let mut table = self.shared.table();
+        if let Some(segment) = table.segments.back_mut() {
+            segment.end += len;
+            segment.synced = synced.unwrap_or(segment.synced);
+        }
+        // While the table is held: a cursor that stands at its end sets the figure anew.
+        for (index, reporter) in state.reporters.iter().enumerate() {
+            let again = batch.again.iter().filter(|for_one| **for_one == index).count();
+            add(&reporter.backlog, batch.closes + again as u64);
+        }
+        table.tell(state);
+        drop(table);
+        add(&state.entries, batch.entries);
+        if batch.closes > 0 || !batch.again.is_empty() {
+            self.shared.ring();
+        }
+        self.batch.clear();
+    }
+
+    /// Begins a new segment when the last one is full. It repeats the requests in flight, so that
+    /// the old one can go before they end.
+    fn roll(&mut self) {
+        let last = {
+            let table = self.shared.table();
+            table.segments.back().map(|segment| (segment.end, segment.in_memory()))
+        };
+        let Some((end, in_memory)) = last else { return };
+        if end < self.options.segment_bytes {
+            return;
+        }
+        let first = self.batch.next_sequence;
+        if in_memory {
+            self.begin_in_memory(first);
+            self.repeat_opens_if_due();
+        } else {
+            self.begin(first);
+        }
+        // Who has read all of the old one steps into the new one, and lets the old one go.
+        self.shared.ring();
+    }
+
+    /// Begins a segment on the disk, or in memory if it fails; the batch is empty.
+    pub(super) fn begin(&mut self, first: u64) {
+        self.gather_opens();
+        let mut bytes = self.batch.header(first);
+        bytes.extend_from_slice(&self.batch.bytes);
+        match self.create(first, &bytes) {
+            Ok(file) => {
+                let synced =
+                    if self.options.fsync == Fsync::Always { bytes.len() as u64 } else { 0 };
+                add(&self.state().entries, self.batch.entries);
+                self.push(first, bytes.len() as u64, synced, Place::Disk(Some(file)));
+                self.batch.clear();
+            }
+            Err(error) => {
+                self.fail(&error);
+                self.batch.clear();
+                self.begin_in_memory(first);
+                self.repeat_opens_if_due();
+            }
+        }
+    }
+
+    /// Makes a segment's file with this in it.
+    pub(super) fn create(&self, first: u64, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
+        let disk = &self.shared.disk;
+        if self.shared.table().disk_bytes() + bytes.len() as u64 > self.options.max_bytes {
+            return Err(full());
+        }
+        // Under another name at first: what a failed sync left behind may have this one, and is
+        // all that a start would find until the new one is whole.
+        let (name, new) = (segment::file_name(first), segment::new_file_name(first));
+        let file = disk.create(&new)?;
+        let write = || {
+            file.write_at(bytes, 0)?;
+            if self.options.fsync == Fsync::Always {
+                file.sync()?;
+                disk.rename(&new, &name)?;
+                return disk.sync_dir();
+            }
+            disk.rename(&new, &name)
+        };
+        if let Err(error) = write() {
+            // If it cannot be removed, it is written over by the next try.
+            let _ = disk.remove(&new);
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// A new segment becomes the last.
+    pub(super) fn push(&mut self, first: u64, end: u64, synced: u64, place: Place) {
+        let keep_open = self.options.fsync != Fsync::Off;
+        let mut table = self.shared.table();
+        if let Some(Segment { place: Place::Disk(file), synced, end, .. }) =
+            table.segments.back_mut()
+        {
+            // The keeper needs it until all of it is synced.
+            if !keep_open || synced == end {
+                *file = None;
+            }
+        }
+        table.dir_dirty |= matches!(place, Place::Disk(_));
+        let (marker, damage) = (self.batch.marker, Vec::new());
+        table.segments.push_back(Segment { first, marker, end, synced, place, ours: true, damage });
+        table.tell(&self.shared.state);
+    }
+
+    /// Begins a segment in memory, with its header only.
+    pub(super) fn begin_in_memory(&mut self, first: u64) {
+        let file = MemoryFile::holding(self.batch.header(first));
+        self.push(first, HEADER_BYTES as u64, 0, Place::Memory(Arc::new(file)));
+        self.trouble.opens_due = true;
+    }
+
+    /// Puts the batch into memory; drops it when there is no room.
+    pub(super) fn place_in_memory(&mut self) {
+        let found = {
+            let table = self.shared.table();
+            let memory_bytes = table.memory_bytes();
+            match table.segments.back() {
+                Some(Segment { place: Place::Memory(file), end, .. }) => {
+                    Some((Arc::clone(file), *end, memory_bytes))
+                }
+                _ => None,
+            }
+        };
+        let Some((file, end, memory_bytes)) = found else {
+            self.begin_in_memory(self.batch.first);
+            return self.place_in_memory();
+        };
+        let len = self.batch.bytes.len() as u64;
+        if memory_bytes + len > self.options.memory_bytes {
+            return self.lose_batch();
+        }
+        // It cannot fail: it is memory.
+        let _ = file.write_at(&self.batch.bytes, end);
+        self.publish(len, None);
+    }
+
+    fn lose_batch(&mut self) {
+        let records = self.batch.closes + self.batch.again.len() as u64;
+        add(&self.state().dropped, records);
+        add(&self.state().dropped_opens, self.batch.entries - records);
+        self.batch.clear();
+        self.tell_losses();
+    }
+
+    /// Writes the requests in flight into a segment that began without them.
+    pub(super) fn repeat_opens_if_due(&mut self) {
+        if !std::mem::take(&mut self.trouble.opens_due) {
+            return;
+        }
+        self.gather_opens();
+        if !self.batch.bytes.is_empty() {
+            self.place_in_memory();
+        }
+    }
+
+    /// Fills the batch, which is empty, with the requests in flight.
+    fn gather_opens(&mut self) {
+        debug_assert!(self.batch.bytes.is_empty(), "the batch is placed before");
+        for (kind, payload) in self.opens.values() {
+            self.batch.push(*kind, |into| into.extend_from_slice(payload));
+        }
+    }
+
+    /// Remembers that a segment has bytes behind its last whole entry, and cuts them if it can.
+    pub(super) fn cut(&mut self, first: u64, file: Arc<dyn DiskFile>, end: u64) {
+        self.trouble.cuts.retain(|(other, ..)| *other != first);
+        if file.truncate(end).is_err() {
+            self.trouble.cuts.push((first, file, end));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.commit();
+        self.state().opens.store(0, Relaxed);
+    }
+}
+
+/// The payload of the entry that begins at `start`.
+fn payload(batch: &[u8], start: usize) -> Box<[u8]> {
+    batch.get(start + ENTRY_BYTES..).unwrap_or_default().into()
+}
+
+/// The spool has all the bytes that the plan gives it.
+fn full() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "usage.spool.max_bytes is reached")
+}
