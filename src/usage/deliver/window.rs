@@ -166,7 +166,7 @@ impl Window {
     }
 
     /// Records that are not finished.
-    pub fn len(&self) -> usize {
+    pub fn unfinished(&self) -> usize {
         self.open.len()
     }
 
@@ -188,7 +188,7 @@ impl Window {
         }
         match self.backoff.leave(now) {
             Leave::All => {}
-            Leave::Probe if !self.is_probing() => {}
+            Leave::One if !self.is_asking() => {}
             _ => return None,
         }
         let seqs = if self.backoff.is_doubted() {
@@ -207,7 +207,7 @@ impl Window {
         }
         match self.backoff.leave(now) {
             Leave::NotBefore(until) => Some(until),
-            Leave::Probe if self.is_probing() => None,
+            Leave::One if self.is_asking() => None,
             _ => {
                 let own = |seq: &u64| self.open.get(seq)?.not_before;
                 self.heads.iter().filter_map(own).filter(|time| *time > now).min()
@@ -334,7 +334,7 @@ impl Window {
         }
     }
 
-    fn is_probing(&self) -> bool {
+    fn is_asking(&self) -> bool {
         self.flights.values().any(|flight| flight.round == self.backoff.round())
     }
 

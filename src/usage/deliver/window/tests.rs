@@ -170,7 +170,7 @@ impl Sim {
             assert!(self.flying.len() <= self.shape.concurrency);
             assert_eq!(self.flying.len(), self.window.in_flight());
         }
-        let open = self.window.len();
+        let open = self.window.unfinished();
         assert!(open <= self.window.most, "{open} are held");
         let done = self.window.finished() as usize;
         assert!(self.ended[..done].iter().all(Option::is_some), "a checkpoint beyond the open");
@@ -306,7 +306,7 @@ fn a_bad_record_holds_up_its_own_key_only() {
 
 /// Catches: a receiver that is dead for hours and is asked all the time, or never again.
 #[test]
-fn a_dead_receiver_is_probed_at_growing_waits() {
+fn a_dead_receiver_is_asked_at_growing_waits() {
     let hours = Outage { from_ms: 0, ms: 6 * 3_600_000, answers_500: false };
     let records = all(&[Fate::Taken; 500], None);
     let mut sim = Sim::new(shape(1, 4, 4), 1_000, records, vec![hours]);
@@ -367,7 +367,7 @@ fn a_hurry_ends_all_waits() {
     window.settle(again.id, Outcome::Again(Some(Duration::from_secs(200))), now);
     assert!(window.next(now).is_none());
     window.hurry(now);
-    let probe = window.next(now).unwrap();
-    window.settle(probe.id, Outcome::Delivered, now);
+    let one = window.next(now).unwrap();
+    window.settle(one.id, Outcome::Delivered, now);
     assert!(window.next(now).is_some());
 }
