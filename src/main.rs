@@ -109,6 +109,7 @@ fn start_workers(
 ) -> Result<Vec<JoinHandle<bool>>, String> {
     let (ready, started) = crossbeam_channel::bounded(listeners.len());
     let mailboxes = std::mem::take(&mut control.mailboxes);
+    let mut outboxes = std::mem::take(&mut control.usage).into_iter();
     let mut threads = Vec::new();
     let mut heartbeats = Vec::new();
     for (index, (listener, mailbox)) in listeners.into_iter().zip(mailboxes).enumerate() {
@@ -126,7 +127,7 @@ fn start_workers(
             mailbox,
             pages: control.pages.clone(),
             heartbeat,
-            usage: control.usage.clone(),
+            usage: outboxes.next(),
             access: control.access.clone(),
             seed: getrandom::u64().map_err(|e| format!("no randomness: {e}"))?,
             ready: ready.clone(),

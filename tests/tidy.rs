@@ -34,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::record",
             "usage::outbox",
             "usage::access",
+            "usage::key_form",
         ],
     ),
     ("control", &["base", "http", "llm", "config", "state", "usage", "rt"]),

@@ -57,6 +57,7 @@ fn main() {
         set: &[],
         client_ip: "192.0.2.1",
         client_scheme: "http",
+        plain_answer: false,
         trust_forwarded: false,
     };
     measure("request head, write", REQUEST.len(), || {

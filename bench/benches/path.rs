@@ -9,7 +9,7 @@ use llmproxy::proxy::route::{pick, Tried};
 use llmproxy::state::fleet::Fleet;
 use llmproxy::state::meters::Times;
 use llmproxy::usage::deliver::memory;
-use llmproxy::usage::outbox;
+use llmproxy::usage::outbox::{self, Ends, Kind};
 use llmproxy::usage::record::{Outcome, UsageRecord};
 use std::hint::black_box;
 
@@ -47,17 +47,18 @@ fn main() {
 
 /// Records handed to the thread that shares them out: with its wake-ups, and drops when it is slow.
 fn hand_over(ids: &mut RequestIds) {
-    let (outbox, inbox) = outbox::open(&[]);
+    let Ends { mut workers, inbox, .. } = outbox::open(&[], 1);
+    let outbox = workers.remove(0);
     let Ok((delivery, _)) = memory::start(inbox) else {
         println!("record, hand over: no thread could be started");
         return;
     };
     measure("record, make and hand over", 0, || {
-        black_box(outbox.offer_with(|into| *into = record(ids)));
+        black_box(outbox.offer_with(Kind::Close, |into| *into = record(ids)));
     });
     measure("record, write over a delivered one and hand over", 0, || {
         let id = ids.next_id();
-        black_box(outbox.offer_with(|record| {
+        black_box(outbox.offer_with(Kind::Close, |record| {
             record.request_id = id;
             record.path.clear();
             record.path.push_str(black_box("/v1/chat/completions"));
@@ -74,12 +75,14 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         user_id: None,
         api_key: None,
         model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),
-        method: "POST",
+        method: "POST".into(),
         path: "/v1/chat/completions".into(),
         backend_url: None,
         status_code: 200,
         is_stream: true,
         usage: None,
+        counted: None,
+        usage_missing_reason: None,
         latency_ms: 1_000,
         ttft_ms: Some(100),
         retry_count: 0,

@@ -189,7 +189,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         mailbox: control.mailboxes.pop().unwrap(),
         pages: control.pages.clone(),
         heartbeat: Arc::new(AtomicU64::new(0)),
-        usage: control.usage.clone(),
+        usage: control.usage.pop(),
         access: None,
         seed: 1,
         ready,

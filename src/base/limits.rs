@@ -35,6 +35,9 @@ pub const INTERIM_RESPONSES_MAX: usize = 8;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Bytes of one `usage` object that the tap captures. Beyond: usage counts as missing.
 pub const USAGE_OBJECT_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
+/// gets it, unlooked at, and that is counted.
+pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 
@@ -131,6 +134,9 @@ pub const CONFIG_FILE_BYTES_MAX: usize = 1024 * 1024;
 pub const CONFIG_NODES_MAX: u32 = 100_000;
 /// Findings of one load that are kept. Beyond: counted.
 pub const CONFIG_FINDINGS_MAX: usize = 100;
+/// Models with a label of their own. Beyond: refused; of those that the plan names otherwise, the
+/// rest count as `other`.
+pub const METRICS_MODELS_MAX: usize = 1000;
 /// Longest duration that a configuration may set, in seconds (one year). Beyond: refused.
 pub const DURATION_SECONDS_MAX: u64 = 365 * 24 * 3600;
 /// Worker threads. Beyond: refused.

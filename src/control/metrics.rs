@@ -2,8 +2,8 @@
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
 use crate::config::plan::Plan;
-use crate::state::fleet::Fleet;
-use crate::state::meters::{BackendIndex, Meters, Times};
+use crate::state::fleet::{Fleet, UsageWish};
+use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -173,16 +173,43 @@ impl Facts {
 
     fn usage(&self, page: &mut Page<'_>) -> fmt::Result {
         let m = &self.meters;
-        let kinds = ["prompt", "completion"].into_iter().zip(m.tokens);
-        let tokens = labelled("type", kinds.map(|(kind, n)| (kind.to_owned(), n)));
-        page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", tokens)?;
+        self.tokens(page)?;
         let help = "Metered answers that carried no usage.";
         page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
+        let help = "Streams with an event too long to tell whether it is the usage event.";
+        page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
         self.reporters(page)?;
         let help = "Log events dropped because the queue was full.";
         page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
         let help = "Access log lines dropped because the queue was full.";
         page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
+    }
+
+    fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut all = Tokens::default();
+        self.meters.tokens.values().for_each(|tokens| all.add(*tokens));
+        let kinds = [("prompt", all.prompt), ("completion", all.completion)];
+        let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;
+        let models = self.plan.labelled_models();
+        let sorted: BTreeMap<_, _> = self.meters.tokens.iter().collect();
+        let series = sorted.into_iter().flat_map(|(series, tokens)| {
+            let model = series.model.and_then(|model| models.get(model as usize));
+            let model = model.map_or("other", String::as_str).to_owned();
+            let backend = self.backend(series.backend);
+            let kinds = [
+                ("prompt", tokens.prompt),
+                ("completion", tokens.completion),
+                ("cached", tokens.cached),
+                ("reasoning", tokens.reasoning),
+            ];
+            kinds.map(|(kind, n)| {
+                let labels = [("type", kind.into()), ("model", model.clone())];
+                (labels.into_iter().chain([("backend", backend.clone())]).collect(), n)
+            })
+        });
+        let help = "Tokens as the engines counted them; models that no configuration names: other.";
+        page.counter("llmproxy_tokens", help, series.collect())
     }
 
     /// Delivery of usage records. The seeds' two counters are summed over all reporters.
@@ -222,6 +249,12 @@ impl Facts {
         let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
         page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
         let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
+        let refuses = |i: usize| {
+            let wish = self.fleet.get(i).map(|member| member.usage_wish());
+            u64::from(wish == Some(UsageWish::Refused))
+        };
+        let help = "1 when the backend refused to be asked for the usage of a stream.";
+        page.gauge("llmproxy_backend_refuses_stream_usage", help, per_backend(&refuses))?;
         let help = "Requests at the backend that are not settled.";
         page.gauge("llmproxy_inflight", help, per_backend(&inflight))
     }

@@ -4,7 +4,7 @@ use super::log::{Logging, Reopen};
 use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
-use crate::config::plan::{KeyForm, Plan};
+use crate::config::plan::Plan;
 use crate::rt::patrol::{Patrol, TICK};
 use crate::rt::ring::Ring;
 use crate::state::fleet::Fleet;
@@ -12,7 +12,7 @@ use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
 use crate::usage::deliver::{memory, Lanes};
-use crate::usage::outbox::{self, Outbox};
+use crate::usage::outbox::{self, Ends, Outbox};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -33,8 +33,8 @@ pub struct Control {
     pub pages: Sender<PageRequest>,
     /// A mailbox for each worker.
     pub mailboxes: Vec<Mailbox>,
-    /// Where workers put usage records.
-    pub usage: Option<Outbox>,
+    /// Where workers put usage records: an end for each; empty when no records are made.
+    pub usage: Vec<Outbox>,
     /// Where workers put access records.
     pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
@@ -54,14 +54,15 @@ pub fn start(
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
     let (mut scraper, mailboxes) = mailboxes(plan.server.workers);
-    let (usage, delivery) = match plan.usage.reporters.as_slice() {
-        [] => (None, None),
+    let (usage, gauge, delivery) = match plan.usage.reporters.as_slice() {
+        [] => (Vec::new(), None, None),
         reporters => {
-            let (outbox, inbox) = outbox::open(reporters);
+            let Ends { workers, inbox, gauge } = outbox::open(reporters, plan.server.workers);
             let (memory, sources) = memory::start(inbox).map_err(thread_error)?;
-            let lanes = Lanes::start(sources, reporters, outbox.counters(), KeyForm::Plain);
+            let lanes =
+                Lanes::start(sources, reporters, gauge.counters(), plan.usage.kept_key_form());
             let lanes = lanes.map_err(thread_error)?;
-            (Some(outbox), Some((memory, lanes)))
+            (workers, Some(gauge), Some((memory, lanes)))
         }
     };
     let (access, access_writer) = match &plan.log.access {
@@ -75,7 +76,7 @@ pub fn start(
     let drivers = Arc::new(OnceLock::new());
     let collect = {
         let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
-        let (usage, access, log) = (usage.clone(), access.clone(), log.dropped.clone());
+        let (access, log) = (access.clone(), log.dropped.clone());
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
@@ -84,8 +85,8 @@ pub fn start(
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 fleet: Arc::clone(&fleet),
                 plan: Arc::clone(&plan),
-                usage_queue: usage.as_ref().map_or(0, |outbox| outbox.len() as u64),
-                usage: usage.as_ref().map(|outbox| Arc::clone(outbox.counters())),
+                usage_queue: gauge.as_ref().map_or(0, |gauge| gauge.waiting() as u64),
+                usage: gauge.as_ref().map(|gauge| Arc::clone(gauge.counters())),
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
             }

@@ -37,6 +37,8 @@ pub struct ForwardRequest<'a> {
     pub client_ip: &'a str,
     /// `http` or `https`: how the client reached us.
     pub client_scheme: &'a str,
+    /// The answer is to be read on its way: the client's Accept-Encoding stays here.
+    pub plain_answer: bool,
     /// The peer is a trusted proxy: what it says of the client's origin is passed on.
     pub trust_forwarded: bool,
 }
@@ -191,6 +193,9 @@ fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
     }
     let name = field.name.of(bytes);
     let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+    if how.plain_answer && is("accept-encoding") {
+        return false;
+    }
     !how.drop.iter().any(|dropped| is(dropped)) && !how.set.iter().any(|(set, _)| is(set))
 }
 

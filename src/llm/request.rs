@@ -26,6 +26,81 @@ pub struct RequestFacts<'a> {
     /// `max_tokens`, else `max_completion_tokens`, else `max_output_tokens`. `None` when absent,
     /// null or negative (llama.cpp and its clients write -1 for "no limit").
     pub max_tokens: Option<u64>,
+    /// How usage can be asked for, of a stream that does not ask. `None` where there is nothing to
+    /// ask for: no stream, or one that asks already.
+    pub usage_splice: Option<UsageSplice>,
+}
+
+/// A change of a request body that asks for usage and touches nothing else: bytes are put in, at
+/// most a value that said no is taken out; order and spacing stay as the client wrote them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UsageSplice {
+    at: u32,
+    form: SpliceForm,
+}
+
+/// What stands in the body where usage is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpliceForm {
+    /// No `stream_options`: the key follows the value of `stream`.
+    NoOptions,
+    /// `stream_options` is null.
+    NullOptions,
+    /// `stream_options` is an empty object.
+    EmptyOptions,
+    /// `stream_options` has members, and `include_usage` is none of them.
+    OtherOptions,
+    /// `include_usage` is null.
+    NullFlag,
+    /// `include_usage` is false.
+    FalseFlag,
+}
+
+impl UsageSplice {
+    /// One of a form at a byte of the body; the inverse of [`UsageSplice::at`] and
+    /// [`UsageSplice::form`], for who keeps the two apart.
+    pub fn new(at: u32, form: SpliceForm) -> UsageSplice {
+        UsageSplice { at, form }
+    }
+
+    /// The byte of the body where it begins.
+    pub fn at(self) -> u32 {
+        self.at
+    }
+
+    /// Its form.
+    pub fn form(self) -> SpliceForm {
+        self.form
+    }
+
+    /// Bytes of the body that are left out.
+    fn removed(self) -> usize {
+        match self.form {
+            SpliceForm::NullOptions | SpliceForm::NullFlag => b"null".len(),
+            SpliceForm::FalseFlag => b"false".len(),
+            SpliceForm::NoOptions | SpliceForm::EmptyOptions | SpliceForm::OtherOptions => 0,
+        }
+    }
+
+    /// The bytes that are put in their place.
+    fn inserted(self) -> &'static [u8] {
+        match self.form {
+            SpliceForm::NoOptions => br#","stream_options":{"include_usage":true}"#,
+            SpliceForm::NullOptions => br#"{"include_usage":true}"#,
+            SpliceForm::EmptyOptions => br#""include_usage":true"#,
+            SpliceForm::OtherOptions => br#""include_usage":true,"#,
+            SpliceForm::NullFlag | SpliceForm::FalseFlag => b"true",
+        }
+    }
+
+    /// The changed body, in three pieces that are to be sent one after the other. `body` is the one
+    /// that was scanned.
+    pub fn of(self, body: &[u8]) -> [&[u8]; 3] {
+        let at = self.at as usize;
+        let before = body.get(..at).unwrap_or_default();
+        let after = body.get(at + self.removed()..).unwrap_or_default();
+        [before, self.inserted(), after]
+    }
 }
 
 /// Why a body is refused.
@@ -80,6 +155,7 @@ fn walk<'a>(reader: &mut Reader<'a>) -> Result<RequestFacts<'a>, ScanFault> {
     reader.end()?;
     let limit = watched.max_tokens.or(watched.max_completion_tokens).or(watched.max_output_tokens);
     watched.facts.max_tokens = limit;
+    watched.facts.usage_splice = watched.usage_splice();
     Ok(watched.facts)
 }
 
@@ -91,6 +167,10 @@ struct Watched<'a> {
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
     max_output_tokens: Option<u64>,
+    /// Offset behind the value of `stream`.
+    stream_end: usize,
+    /// Where `stream_options` could ask for usage and does not.
+    options: Option<(usize, SpliceForm)>,
 }
 
 impl<'a> Watched<'a> {
@@ -104,6 +184,7 @@ impl<'a> Watched<'a> {
             b"stream" => {
                 self.once(1, "stream")?;
                 self.facts.stream = boolean("stream", reader)?;
+                self.stream_end = reader.offset();
                 Ok(())
             }
             b"stream_options" => {
@@ -150,18 +231,29 @@ impl<'a> Watched<'a> {
     }
 
     fn stream_options(&mut self, reader: &mut Reader<'a>) -> Result<(), ScanFault> {
-        if is_null(reader)? {
-            return Ok(());
+        let null = reader.peek() == Some(b'n');
+        let start = reader.offset();
+        if null {
+            self.options = Some((start, SpliceForm::NullOptions));
+            return Ok(reader.literal(b"null")?);
         }
         if reader.peek() != Some(b'{') {
             return Err(wrong_type("stream_options", reader));
         }
         let mut key = reader.enter_object()?;
+        let form = if key.is_some() { SpliceForm::OtherOptions } else { SpliceForm::EmptyOptions };
+        self.options = Some((start + 1, form));
         while let Some(name) = key {
             match name {
                 b"include_usage" => {
                     self.once(6, "include_usage")?;
-                    self.facts.include_usage = boolean("include_usage", reader)? == Some(true);
+                    reader.peek();
+                    let at = reader.offset();
+                    let flag = boolean("include_usage", reader)?;
+                    self.facts.include_usage = flag == Some(true);
+                    let form =
+                        if flag.is_none() { SpliceForm::NullFlag } else { SpliceForm::FalseFlag };
+                    self.options = Some((at, form));
                 }
                 name if name.contains(&b'\\') => return Err(ScanFault::Escaped),
                 _ => reader.skip_value()?,
@@ -169,6 +261,15 @@ impl<'a> Watched<'a> {
             key = reader.next_key()?;
         }
         Ok(())
+    }
+
+    /// How usage can be asked for, of a stream that does not.
+    fn usage_splice(&self) -> Option<UsageSplice> {
+        if self.facts.stream != Some(true) || self.facts.include_usage {
+            return None;
+        }
+        let (at, form) = self.options.unwrap_or((self.stream_end, SpliceForm::NoOptions));
+        Some(UsageSplice { at: u32::try_from(at).ok()?, form })
     }
 
     /// Python's parser takes the last of two equal keys, others the first: neither is taken.

@@ -2,18 +2,21 @@
 //! next request of the same connection. Whatever happens to a request, it is settled exactly once
 //! (but for a panic of ours, which is counted as that).
 
-use super::admit::body;
 use super::admit::path::{self, Kind};
+use super::admit::{body, credential};
 use super::answer::{self, Frame};
+use super::asking::Asking;
 use super::client::Client;
-use super::receive::{self, Received, Request};
-use super::relay::copy::Relay;
+use super::ledger::Written;
+use super::receive::{self, KeyText, Received, Request};
+use super::relay::copy::{Relay, Step};
 use super::relay::drain::drain;
 use super::relay::framing::{outbound, Inbound};
+use super::relay::strip;
 use super::relay::tap::Tap;
 use super::relay::Outcome;
 use super::route::{self, Tried};
-use super::settle::{settle, Ending, Story};
+use super::settle::{self, settle, Ending, Story};
 use super::upstream::exchange::{exchange, Exchange};
 use super::upstream::pool::Lease;
 use super::worker::{Active, Live, Worker};
@@ -23,7 +26,7 @@ use crate::base::limits::{
     ANSWER_DRAIN_MAX, CONNECT_TRIES_MAX, DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX,
 };
 use crate::base::refusal::Refusal;
-use crate::config::plan::{Backend, OnClientAbort};
+use crate::config::plan::{KeyForm, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::request::Method;
@@ -31,8 +34,9 @@ use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::socket::Socket;
-use crate::state::meters::Phase;
+use crate::state::meters::{BackendIndex, Phase};
 use crate::state::scrape::PAGE_CONTENT_TYPE;
+use crate::usage::key_form::write_key;
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -122,7 +126,6 @@ async fn receive_head(w: &Worker, client: &mut Client, request: &mut Request) ->
         }
         Err(refusal) => {
             request.unique_id = w.next_id();
-            request.started_unix_ms = w.unix_ms(request.started);
             Some(Box::pin(refuse(w, client, request, refusal)).await)
         }
     }
@@ -169,7 +172,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.client_id = theirs.map(Box::new);
-    request.started_unix_ms = w.unix_ms(request.started);
+    keep_key(w, client, request);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
     let label = path::label(path);
@@ -183,6 +186,17 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
         }
     });
     request.method = Some(request.head.method);
+}
+
+/// Keeps the client's key for the record, if any reporter wants one.
+fn keep_key(w: &Worker, client: &Client, request: &mut Request) {
+    if w.key_form == KeyForm::None {
+        return;
+    }
+    if let Some(key) = credential::presented(&request.head.fields, client.bytes()) {
+        let KeyText(text) = &mut **request.key.get_or_insert_default();
+        write_key(w.key_form, key, text);
+    }
 }
 
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
@@ -245,6 +259,9 @@ async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Result
         return Err(Box::pin(refuse(w, client, request, refusal)).await);
     }
     talk.story.keep_body(w, request, client);
+    talk.story.backend = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &Tried::default());
+    // An engine has nothing that the journal has not.
+    Written::of(&w.usage, settle::open(w, request, &talk.story)).await;
     match try_backends(w, client, talk).await {
         Ok(()) => Ok(()),
         Err(None) => Err(Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await),
@@ -258,7 +275,9 @@ fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
     let mut model = std::mem::take(&mut request.model);
     let facts = body::facts(&request.head, client.bytes(), request.body(client.bytes()))?;
     model.push_str(facts.model.as_deref().unwrap_or_default());
-    request.stream = facts.stream.unwrap_or(false);
+    let (stream, splice) = (facts.stream.unwrap_or(false), facts.usage_splice);
+    request.stream = stream;
+    request.set_usage_splice(splice);
     request.model = model;
     Ok(())
 }
@@ -283,8 +302,9 @@ async fn give_up(w: &Worker, client: &mut Client, talk: &mut Talk, fault: Fault)
 }
 
 /// Tries backends until one begins to answer. Another one is asked only while nobody saw the
-/// request; a kept connection that was closed under us is replaced once. The error is how the last
-/// one failed; `None` when there was nobody to ask.
+/// request; a kept connection that was closed under us is replaced once, and a request that was
+/// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
+/// when there was nobody to ask.
 async fn try_backends(
     w: &Worker,
     client: &mut Client,
@@ -292,9 +312,12 @@ async fn try_backends(
 ) -> Result<(), Option<Fault>> {
     let Talk { request, story, .. } = talk;
     let mut tried = Tried::default();
-    let mut last = None;
     while tried.len() < CONNECT_TRIES_MAX {
-        let picked = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried);
+        // The first one was picked already.
+        let picked = match story.backend.filter(|_| tried.is_empty()) {
+            None => route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried),
+            first => first,
+        };
         let Some(backend) = picked else { break };
         if !tried.is_empty() {
             story.retries += 1;
@@ -302,33 +325,44 @@ async fn try_backends(
         }
         story.backend = Some(backend);
         tried.add(backend);
-        let mut fresh = false;
+        let (mut fresh, mut asking) = (false, Asking::of(w, request, backend));
         // One await in a loop: the futures of two in a row would lie side by side in every stream.
         let result = loop {
-            match exchange(w, client, request, backend, fresh).await {
-                Err(fault) if fault.retry() == Retry::Fresh && !fresh => fresh = true,
+            match exchange(w, client, request, backend, (fresh, asking)).await {
+                Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
+                    fresh = true;
+                    w.count_fault(Some(backend), Fault::ReuseRace);
+                }
+                Ok(got) => match asking.learn(w, backend, request.response.status) {
+                    Some(next) => asking = next,
+                    None => break Ok(got),
+                },
                 result => break result,
             }
-            w.count_fault(Some(backend), Fault::ReuseRace);
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
         };
         match result {
             Ok(exchange) => {
                 story.fallback = tried.len() > 1;
+                story.asked_usage = asking.is_spliced();
+                story.ending = Ending::Complete;
                 talk.exchange = Some(exchange);
                 return Ok(());
             }
             Err(fault) => {
                 w.count_fault(Some(backend), fault);
-                last = Some(fault);
+                story.ending = Ending::Fault(fault);
                 if fault.retry() != Retry::Any {
                     break;
                 }
             }
         }
     }
-    Err(last)
+    match story.ending {
+        Ending::Fault(fault) => Err(Some(fault)),
+        _ => Err(None),
+    }
 }
 
 const NO_BACKEND: Refusal =
@@ -339,7 +373,11 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     let Talk { request, story, exchange, inbound, tap } = talk;
     let plan = w.backend(story.backend.unwrap_or_default());
     let (Some(plan), Some(got)) = (plan, exchange.as_mut()) else { return Next::Close };
-    let outbound = outbound(&request.response, request.head.version);
+    let mut outbound = outbound(&request.response, request.head.version);
+    let strips = story.asked_usage && strip::is_readable(&request.response);
+    if strips {
+        outbound = strip::of_any_length(outbound, request.head.version);
+    }
     let close = !request.head.keep_alive
         || outbound == OutFraming::UntilClose
         || w.is_crowded()
@@ -353,27 +391,57 @@ async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream;
     request.release_body(client);
-    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, got.asked);
+    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, &got.asked);
+    if strips {
+        relay.strip();
+    }
     // In a scope of their own: behind it the stream holds a buffer only while bytes move.
     let begun = {
-        let bytes = got.bytes.take().unwrap_or_else(Buffer::take);
-        let head = client_head(request, &bytes, outbound, close);
-        relay.begin(&head, bytes.get(got.head_len..).unwrap_or_default()).await
+        let mut bytes = got.bytes.take();
+        let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
+        let mut head = Some(client_head(request, read, outbound, close));
+        relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if request.response.event_stream {
         // It may run for minutes, and nothing of the heads is needed any more.
         request.release_heads();
     }
-    if let Err(fault @ Fault::BadResponse(_)) = begun {
+    if let Step::Broken(fault @ Fault::BadResponse(_)) = begun {
         *exchange = None;
         w.count_fault(story.backend, fault);
         return Box::pin(give_up(w, client, talk, fault)).await;
     }
-    let outcome = relay.finish(got.lease.link(), begun).await;
+    let last = match begun {
+        Step::Last(last) => Ok(last),
+        Step::Broken(fault) => Err(fault),
+        Step::Goes | Step::NoteDue => loop {
+            match relay.advance(got.lease.link()).await {
+                Step::Last(last) => break Ok(last),
+                Step::Broken(fault) => break Err(fault),
+                Step::NoteDue => settle::note(w, request, relay.tap, story, relay.sent()),
+                Step::Goes => {}
+            }
+        },
+    };
+    let outcome = match last {
+        Ok(last) => {
+            let sent = relay.sent() + last.data_len();
+            Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
+            relay.end(last).await
+        }
+        Err(fault) => relay.break_off(fault).await,
+    };
+    conclude(w, talk, outcome, close)
+}
+
+/// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
+/// request is settled.
+fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
+    let Talk { request, story, exchange, inbound, tap } = talk;
     if let Some(Exchange { lease, .. }) = exchange.take() {
         match outcome.upstream_clean && request.response.keep_alive {
             true => w.pool.give_back(lease, w.patrol.now()),
-            false => part(w, lease, outcome, plan, inbound),
+            false => part(w, lease, outcome, story.backend, inbound),
         }
     }
     if let Some(fault) = outcome.fault {
@@ -412,7 +480,14 @@ fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool
 
 /// Lets go of a connection that cannot be kept. Dropping it closes it, which cancels the
 /// generation; an engine that cannot bear that is drained first.
-fn part(w: &Rc<Worker>, mut lease: Lease, outcome: Outcome, plan: &Backend, inbound: &mut Inbound) {
+fn part(
+    w: &Rc<Worker>,
+    mut lease: Lease,
+    outcome: Outcome,
+    backend: BackendIndex,
+    inbound: &mut Inbound,
+) {
+    let Some(plan) = backend.and_then(|backend| w.backend(backend)) else { return };
     let client_left = outcome.fault.is_some_and(|fault| fault.side() == Side::Client);
     let spared = plan.on_client_abort == OnClientAbort::Drain;
     if !client_left || !spared || outcome.upstream_finished {

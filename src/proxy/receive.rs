@@ -15,9 +15,14 @@ use crate::http::head::Parse;
 use crate::http::request::{Method, RequestHead};
 use crate::http::response::ResponseHead;
 use crate::http::write;
+use crate::llm::request::{SpliceForm, UsageSplice};
 use crate::rt::patrol::Alarm;
 use std::io::IoSlice;
 use std::time::Instant;
+
+/// A client's key, in the form that records keep it in; empty when it presented none.
+#[derive(Default)]
+pub struct KeyText(pub String);
 
 /// One request and what is known of it. One per connection, used again for each request, so that
 /// a kept connection allocates nothing for its heads.
@@ -52,9 +57,13 @@ pub struct Request {
     pub stream: bool,
     /// When the head was complete.
     pub started: Instant,
-    /// The same, milliseconds since 1970.
-    pub started_unix_ms: u64,
+    /// The key that the client presented, in the form that records keep it in. Boxed, and kept
+    /// for its capacity: a stream has little room.
+    pub key: Option<Box<KeyText>>,
     decoded: Option<Vec<u8>>,
+    // The two halves of a `UsageSplice`, apart: together they would not fit between the others.
+    splice_at: u32,
+    splice_form: Option<SpliceForm>,
 }
 
 impl Request {
@@ -76,8 +85,10 @@ impl Request {
             model: String::new(),
             stream: false,
             started: Instant::now(),
-            started_unix_ms: 0,
+            key: None,
             decoded: None,
+            splice_at: 0,
+            splice_form: None,
         }
     }
 
@@ -94,6 +105,21 @@ impl Request {
         self.stream = false;
         self.body_len = 0;
         self.decoded = None;
+        if let Some(KeyText(key)) = self.key.as_deref_mut() {
+            key.clear();
+        }
+        self.splice_form = None;
+    }
+
+    /// How its body can ask for the usage of the stream; `None` where there is nothing to ask for.
+    pub fn usage_splice(&self) -> Option<UsageSplice> {
+        self.splice_form.map(|form| UsageSplice::new(self.splice_at, form))
+    }
+
+    /// Keeps what [`Request::usage_splice`] gives.
+    pub fn set_usage_splice(&mut self, splice: Option<UsageSplice>) {
+        self.splice_at = splice.map_or(0, UsageSplice::at);
+        self.splice_form = splice.map(UsageSplice::form);
     }
 
     /// The id that travels as `x-request-id`: the client's own, or else ours.

@@ -2,6 +2,7 @@
 //! logged. Settling cannot fail and happens exactly once.
 
 use super::client::Client;
+use super::ledger::Ticket;
 use super::receive::Request;
 use super::relay::tap::Tap;
 use super::relay::Outcome;
@@ -10,9 +11,11 @@ use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
-use crate::state::meters::{BackendIndex, Series};
+use crate::state::meters::{BackendIndex, Series, TokenSeries, Tokens};
 use crate::usage::access::AccessLine;
+use crate::usage::outbox::Kind;
 use crate::usage::record::{self, UsageRecord};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// nginx's number for a client that left before it got an answer. Never sent.
@@ -43,13 +46,17 @@ pub struct Story {
     pub status: u16,
     /// The answer was an event stream.
     pub event_stream: bool,
+    /// The try that was answered asked for usage, and the client had not.
+    pub asked_usage: bool,
     /// How it ended.
     pub ending: Ending,
     /// What the relay saw, when it came to that.
     pub outcome: Option<Outcome>,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
-    request_body: Option<Box<[u8]>>,
+    /// Its record was handed over before the last bytes went to the client.
+    is_closed: bool,
+    request_body: Cell<Option<Box<[u8]>>>,
 }
 
 impl Story {
@@ -72,7 +79,7 @@ impl Story {
     pub fn keep_body(&mut self, w: &Worker, request: &Request, client: &Client) {
         if let (Some(max), Some(_)) = (w.plan.usage.request_body_max, &w.usage) {
             let body = request.body(client.bytes());
-            self.request_body = (body.len() <= max).then(|| body.into());
+            self.request_body = Cell::new((body.len() <= max).then(|| body.into()));
         }
     }
 
@@ -84,44 +91,84 @@ impl Story {
     }
 }
 
+/// A request is about to go to its first backend: whatever becomes of it, there will be a record.
+pub fn open(w: &Worker, request: &Request, story: &Story) -> Ticket {
+    let (Some(ledger), Some(_)) = (&w.usage, story.backend) else { return Ticket::NONE };
+    ledger.hand_over(Kind::Open, |record| {
+        fill(record, w, (request, &Tap::default(), story), Times::default(), 0);
+        // Not 499: it is what stands in the record of a request that was open when we were killed.
+        record.status_code = 0;
+    })
+}
+
+/// An answer goes on, so many bytes of it went to the client: should we be killed, this is what
+/// its record will say.
+pub fn note(w: &Worker, request: &Request, tap: &Tap, story: &Story, sent: u64) {
+    hand_over(w, Kind::Note, (request, tap, story), tap.last_byte(), sent);
+}
+
+/// All of an answer is here, and its last bytes are about to go out; so many will have gone then.
+/// They wait for the ticket: a client that has seen the end of its answer was billed for it,
+/// whatever happens to us after that.
+pub fn close(w: &Worker, request: &Request, tap: &Tap, story: &mut Story, sent: u64) -> Ticket {
+    story.is_closed = true;
+    hand_over(w, Kind::Close, (request, tap, story), tap.last_byte(), sent)
+}
+
+fn hand_over(
+    w: &Worker,
+    kind: Kind,
+    (request, tap, story): (&Request, &Tap, &Story),
+    ended: Option<Instant>,
+    sent: u64,
+) -> Ticket {
+    // What no backend ever had is nobody's bill.
+    let (Some(ledger), Some(_)) = (&w.usage, story.backend) else { return Ticket::NONE };
+    let times = Times::of(request, tap, ended);
+    ledger.hand_over(kind, |record| {
+        fill(record, w, (request, tap, story), times, sent);
+        if kind == Kind::Close {
+            record.request_body = story.request_body.take().map(<[u8]>::into_vec);
+        }
+    })
+}
+
 /// Settles a request.
 pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
-    let times = Times {
-        latency: ended(request, tap, story).saturating_duration_since(request.started),
-        ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
-    };
+    let times = Times::of(request, tap, ended(request, tap, story));
+    let sent = story.outcome.map_or(0, |outcome| outcome.bytes);
     if !story.own_page {
         count(w, request, tap, story, times);
     }
     if !matches!(story.ending, Ending::Complete) {
-        tell(w, request, story);
+        log(w, request, story);
     }
     if let Some(access) = &w.access {
         let mut record = UsageRecord::default();
-        fill(&mut record, w, (request, tap, story), times);
+        fill(&mut record, w, (request, tap, story), times, sent);
         access.offer(AccessLine { record, client: request.peer.clone() });
     }
-    // What no backend ever had is nobody's bill.
-    if let (Some(usage), Some(_)) = (&w.usage, story.backend) {
-        let body = story.request_body.take();
-        // When it is full the outbox counts what it drops.
-        let _ = usage.offer_with(|record| {
-            fill(record, w, (request, tap, story), times);
-            record.request_body = body.map(<[u8]>::into_vec);
-        });
+    if !story.is_closed {
+        hand_over(
+            w,
+            Kind::Close,
+            (request, tap, story),
+            Some(request.started + times.latency),
+            sent,
+        );
     }
 }
 
-/// When the last byte of the answer was sent. Of one that has a length, it was the last that the
-/// tap saw: the clock is not asked again.
-fn ended(request: &Request, tap: &Tap, story: &Story) -> Instant {
+/// When the last byte of the answer was sent, as the tap saw it; `None`: now. Of an answer that
+/// has a length, or was recorded before its last bytes went out, the clock is not asked again.
+fn ended(request: &Request, tap: &Tap, story: &Story) -> Option<Instant> {
     let counted = matches!(request.response.framing, ResponseFraming::Length(_));
     let whole = story.outcome.is_some_and(|outcome| outcome.fault.is_none());
-    tap.last_byte().filter(|_| counted && whole).unwrap_or_else(Instant::now)
+    tap.last_byte().filter(|_| story.is_closed || (counted && whole))
 }
 
 /// What failed stands in the log, by the name that the client, the record and the metrics give it.
-fn tell(w: &Worker, request: &Request, story: &Story) {
+fn log(w: &Worker, request: &Request, story: &Story) {
     let request_id = request.unique_id.as_str();
     match story.ending {
         Ending::Complete => {}
@@ -144,10 +191,21 @@ fn tell(w: &Worker, request: &Request, story: &Story) {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Times {
     latency: Duration,
     ttft: Option<Duration>,
+}
+
+impl Times {
+    /// Of a request that ended then, or now.
+    fn of(request: &Request, tap: &Tap, ended: Option<Instant>) -> Times {
+        let ended = ended.unwrap_or_else(Instant::now);
+        Times {
+            latency: ended.saturating_duration_since(request.started),
+            ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
+        }
+    }
 }
 
 fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) {
@@ -170,8 +228,14 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
     }
     match tap.usage.usage() {
         Some(usage) => {
-            meters.tokens[0] += usage.prompt_tokens;
-            meters.tokens[1] += usage.completion_tokens;
+            let series =
+                TokenSeries { model: w.model_label(&request.model), backend: story.backend };
+            meters.tokens.entry(series).or_default().add(Tokens {
+                prompt: usage.prompt_tokens,
+                completion: usage.completion_tokens,
+                cached: usage.cached_tokens.unwrap_or(0),
+                reasoning: usage.reasoning_tokens.unwrap_or(0),
+            });
         }
         None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
         None => {}
@@ -189,6 +253,7 @@ fn fill(
     w: &Worker,
     (request, tap, story): (&Request, &Tap, &Story),
     times: Times,
+    sent: u64,
 ) {
     let (outcome, error) = match story.ending {
         Ending::Complete => (record::Outcome::Complete, None),
@@ -201,9 +266,10 @@ fn fill(
     *record = UsageRecord {
         request_id: request.unique_id,
         client_request_id: request.client_id.as_deref().copied(),
-        timestamp_ms: request.started_unix_ms,
+        timestamp_ms: w.unix_ms(request.started),
         user_id: None,
-        api_key: None,
+        api_key: text(record.api_key.take(), request.key.as_ref().map(|key| key.0.as_str()))
+            .filter(|key| !key.is_empty()),
         model: text(record.model.take(), model),
         method: request.method.map_or("", Method::as_str).into(),
         path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
@@ -217,14 +283,22 @@ fn fill(
         fallback_used: story.fallback,
         outcome,
         error: error.map(Into::into),
-        counted: None,
+        counted: counted(w, tap, outcome),
         usage_missing_reason: None,
         upstream_id: text(record.upstream_id.take(), tap.usage.upstream_id()),
         request_bytes: request.body_len,
-        response_bytes: story.outcome.map_or(0, |o| o.bytes),
+        response_bytes: sent,
         events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: None,
     };
+}
+
+/// Content events of a stream that ended before its engine told its tokens, if they are to stand
+/// for them. Most engines send one token in each.
+fn counted(w: &Worker, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
+    let is_wanted = w.plan.usage.estimate_on_abort && outcome != record::Outcome::Complete;
+    let events = tap.events.as_ref().filter(|_| is_wanted && tap.usage.usage().is_none())?;
+    Some(events.events())
 }
 
 /// A text, in the room of an old one.
@@ -244,6 +318,7 @@ fn millis(time: Duration) -> u64 {
 fn outcome_of(fault: Fault) -> record::Outcome {
     match fault.side() {
         Side::Client => record::Outcome::ClientLeft,
+        _ if fault == Fault::ShuttingDown => record::Outcome::Aborted,
         _ if fault.is_timeout() => record::Outcome::TimedOut,
         Side::Backend | Side::Us => record::Outcome::BackendError,
     }

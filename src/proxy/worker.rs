@@ -3,13 +3,14 @@
 
 use super::answer::{write_refusal, Frame};
 use super::connection;
+use super::ledger::Ledger;
 use super::route::round_robin::RoundRobin;
 use super::upstream::pool::{Pool, PoolLimits};
 use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
 use crate::base::refusal::Refusal;
-use crate::config::plan::{Backend, Plan};
+use crate::config::plan::{Backend, KeyForm, Plan};
 use crate::http::head::Version;
 use crate::proxy::client::Client;
 use crate::rt;
@@ -29,6 +30,7 @@ use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -89,7 +91,7 @@ pub struct Worker {
     /// What was counted.
     pub meters: RefCell<Meters>,
     /// Where usage records go.
-    pub usage: Option<Outbox>,
+    pub usage: Option<Ledger>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
     ids: RefCell<RequestIds>,
@@ -100,7 +102,11 @@ pub struct Worker {
     connections: Arc<Connections>,
     pages: Sender<PageRequest>,
     backend_urls: Vec<Arc<str>>,
+    /// Models with a label of their own.
+    models: HashMap<String, u32>,
     credential_fields: Vec<String>,
+    /// How records keep the clients' keys.
+    pub key_form: KeyForm,
 }
 
 /// Runs a worker on the current thread until it has drained. True when every connection ended by
@@ -138,12 +144,14 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
             start.index,
         )),
+        models: start.plan.labelled_models().into_iter().zip(0..).collect(),
+        key_form: start.plan.usage.kept_key_form(),
         backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
         fleet: start.fleet,
         patrol,
         meters: RefCell::default(),
-        usage: start.usage,
+        usage: start.usage.map(Ledger::new),
         access: start.access,
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),
@@ -157,6 +165,12 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     let accepting = Rc::clone(&w);
     rt::spawn(async move {
         accept_loop(listener, &accepting.patrol, |arrival| accepting.arrive(arrival)).await;
+    });
+    let ushering = Rc::clone(&w);
+    rt::spawn(async move {
+        if let Some(ledger) = &ushering.usage {
+            ledger.usher().await;
+        }
     });
     let _ = ready.send(Ok(driver));
     w.keep_house(&stop, &mailbox, &heartbeat).await
@@ -182,7 +196,7 @@ impl Worker {
             heartbeat.fetch_add(1, Ordering::Relaxed);
             self.wall.set((Instant::now(), unix_ms()));
             Buffer::sweep();
-            self.usage.iter().for_each(Outbox::sweep);
+            self.usage.iter().for_each(Ledger::sweep);
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
@@ -256,6 +270,11 @@ impl Worker {
     /// The URL of a backend as records show it.
     pub fn backend_url(&self, backend: u32) -> Option<&Arc<str>> {
         self.backend_urls.get(backend as usize)
+    }
+
+    /// The label of a model, if it has one of its own.
+    pub fn model_label(&self, model: &str) -> Option<u32> {
+        self.models.get(model).copied()
     }
 
     /// Milliseconds since 1970 at an instant, by the wall clock as of the last sweep: it is not

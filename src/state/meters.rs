@@ -79,9 +79,11 @@ pub struct Meters {
     /// Upstream connections: fresh, reused.
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
-    pub tokens: [u64; 2],
+    pub tokens: QuickMap<TokenSeries, Tokens>,
     /// Answers of metered paths that carried no usage.
     pub usage_missing: u64,
+    /// Streams with an event that was too long to tell whether the client should get it.
+    pub events_unjudged: u64,
     /// Connections closed for idling: clients', kept ones of backends.
     pub idle_closed: [u64; 2],
     /// Connections accepted, refused at the limit.
@@ -94,6 +96,38 @@ pub struct Meters {
     pub large_denied: [u64; 2],
     /// Gauges at the time of the copy.
     pub gauges: Gauges,
+}
+
+/// Whose tokens: a model that the plan names, or another, and a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenSeries {
+    /// Index of the model in [`crate::config::plan::Plan::labelled_models`].
+    pub model: Option<u32>,
+    /// The backend that counted them.
+    pub backend: BackendIndex,
+}
+
+/// Tokens as engines counted them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of prompts.
+    pub prompt: u64,
+    /// Of completions.
+    pub completion: u64,
+    /// Of prompts, found in the engine's cache.
+    pub cached: u64,
+    /// Of completions, spent on reasoning.
+    pub reasoning: u64,
+}
+
+impl Tokens {
+    /// Adds others.
+    pub fn add(&mut self, more: Tokens) {
+        self.prompt += more.prompt;
+        self.completion += more.completion;
+        self.cached += more.cached;
+        self.reasoning += more.reasoning;
+    }
 }
 
 /// Values that go up and down.
@@ -131,12 +165,15 @@ impl Meters {
         self.fallbacks += other.fallbacks;
         for i in 0..2 {
             self.upstream[i] += other.upstream[i];
-            self.tokens[i] += other.tokens[i];
             self.connections[i] += other.connections[i];
             self.idle_closed[i] += other.idle_closed[i];
             self.large_denied[i] += other.large_denied[i];
         }
+        for (series, theirs) in &other.tokens {
+            self.tokens.entry(*series).or_default().add(*theirs);
+        }
         self.usage_missing += other.usage_missing;
+        self.events_unjudged += other.events_unjudged;
         self.accept_pauses += other.accept_pauses;
         self.panics += other.panics;
         let (ours, theirs) = (&mut self.gauges, &other.gauges);
@@ -234,13 +271,18 @@ mod tests {
         a.rejected.insert("body_too_large", 1);
         let mut b = a.clone();
         b.requests.entry(series).or_default().count(502, 1);
-        b.tokens = [3, 4];
+        let whose = TokenSeries { model: None, backend: Some(0) };
+        let tokens = Tokens { prompt: 3, completion: 4, cached: 1, reasoning: 0 };
+        a.tokens.insert(whose, tokens);
+        b.tokens.insert(whose, tokens);
         a.absorb(&b);
         let sum = &a.requests[&series];
         assert_eq!(sum.by_status, vec![(200, 4), (502, 1)]);
         assert_eq!((sum.latency.count(), sum.latency.count_up_to_ms(50.0)), (2, 2));
         assert_eq!(sum.latency.count_up_to_ms(10.0), 0);
         assert!((sum.latency.sum_ms() - 80.0).abs() < 0.1);
-        assert_eq!((a.rejected["body_too_large"], a.tokens), (2, [3, 4]));
+        assert_eq!(a.rejected["body_too_large"], 2);
+        let doubled = Tokens { prompt: 6, completion: 8, cached: 2, reasoning: 0 };
+        assert_eq!(a.tokens[&whose], doubled);
     }
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub struct UsageCounters {
     /// Records that found the outbox full.
     pub outbox_dropped: AtomicU64,
+    /// Requests that went on before the journal had what they waited for.
+    pub late: AtomicU64,
     /// Records that went without their request body because too many bodies were waiting.
     pub bodies_dropped: AtomicU64,
     /// Bytes of request bodies in records that wait now.
@@ -52,6 +54,7 @@ impl UsageCounters {
         };
         UsageCounters {
             outbox_dropped: AtomicU64::new(0),
+            late: AtomicU64::new(0),
             bodies_dropped: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
             reporters: reporters.iter().map(reporter).collect(),

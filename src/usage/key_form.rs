@@ -14,26 +14,43 @@ pub fn key_as(have: KeyForm, want: KeyForm, key: &str) -> Option<String> {
     match (have, want) {
         (KeyForm::None, _) | (_, KeyForm::None) => None,
         (have, want) if have == want => Some(key.to_owned()),
-        (KeyForm::Plain, KeyForm::Masked) => Some(masked(key)),
-        (KeyForm::Plain, KeyForm::Sha256) => Some(hex(digest(&SHA256, key.as_bytes()).as_ref())),
+        (KeyForm::Plain, want) => {
+            let mut form = String::new();
+            write_key(want, key, &mut form);
+            Some(form)
+        }
         _ => None,
     }
 }
 
-fn masked(key: &str) -> String {
+/// Appends a key, which is plain, in a form; nothing where that is not at all.
+pub fn write_key(form: KeyForm, key: &str, into: &mut String) {
+    match form {
+        KeyForm::Plain => into.push_str(key),
+        KeyForm::Masked => mask(key, into),
+        KeyForm::Sha256 => into.extend(digits(digest(&SHA256, key.as_bytes()).as_ref())),
+        KeyForm::None => {}
+    }
+}
+
+fn mask(key: &str, into: &mut String) {
     let letters = key.chars().count();
     if letters < MASK_LETTERS_MIN {
-        return "***".to_owned();
+        return into.push_str("***");
     }
     let first = key.chars().take(MASK_LETTERS_SHOWN);
     let last = key.chars().skip(letters - MASK_LETTERS_SHOWN);
-    first.chain("...".chars()).chain(last).collect()
+    into.extend(first.chain("...".chars()).chain(last));
 }
 
 /// Bytes as hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
+    digits(bytes).collect()
+}
+
+fn digits(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
     let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    bytes.iter().flat_map(move |byte| [digit(byte >> 4), digit(byte & 15)])
 }
 
 #[cfg(test)]

@@ -1,41 +1,131 @@
-//! The hand-over of records from the workers to the delivering threads: bounded, never waiting.
+//! The hand-over of records from the workers to the journal: bounded, never waiting.
+//!
+//! A worker hands over what it knows of a request when that is admitted ([`Kind::Open`]), now and
+//! then while it streams ([`Kind::Note`]), and once at its end ([`Kind::Close`]). Each has a
+//! ticket, a number that grows per worker; the journal's thread tells the worker's [`Desk`] up to
+//! which ticket everything is in the kernel's hands, and wakes who waits for that.
 
 use super::counters::{count, UsageCounters};
 use super::record::UsageRecord;
 use crate::base::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX, RECORDS_SPARE_MAX};
 use crate::config::plan::Reporter;
+use atomic_waker::AtomicWaker;
 use crossbeam_channel::{Receiver, Sender};
-use std::sync::atomic::Ordering::Relaxed;
+use std::cell::Cell;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::Arc;
+use std::task::Waker;
 
 /// One of so many spare records is given up by a sweep.
 const SPARES_PER_SWEEP: usize = 64;
 
-/// Makes both ends for these reporters.
-pub fn open(reporters: &[Reporter]) -> (Outbox, Inbox) {
-    with_capacity(reporters, OUTBOX_RECORDS_MAX)
+/// What a record says of its request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// It was admitted: what is known before an engine has it.
+    Open,
+    /// It goes on: what a stream has brought so far.
+    Note,
+    /// It is over.
+    #[default]
+    Close,
 }
 
-pub(super) fn with_capacity(reporters: &[Reporter], capacity: usize) -> (Outbox, Inbox) {
+/// The ends of the hand-over.
+pub struct Ends {
+    /// One for each worker.
+    pub workers: Vec<Outbox>,
+    /// Of the journal.
+    pub inbox: Inbox,
+    /// Of the metrics.
+    pub gauge: Gauge,
+}
+
+/// Makes the ends, for these reporters and so many workers.
+pub fn open(reporters: &[Reporter], workers: usize) -> Ends {
+    with_capacity(reporters, workers, OUTBOX_RECORDS_MAX)
+}
+
+pub(super) fn with_capacity(reporters: &[Reporter], workers: usize, capacity: usize) -> Ends {
     let (sender, records) = crossbeam_channel::bounded(capacity);
     let (spare, spares) = crossbeam_channel::bounded(RECORDS_SPARE_MAX);
     let counters = Arc::new(UsageCounters::new(reporters));
-    (Outbox { sender, spares, counters: counters.clone() }, Inbox { records, spare, counters })
+    let desks: Vec<Arc<Desk>> = (0..workers).map(|_| Arc::default()).collect();
+    let outbox = |(worker, desk): (usize, &Arc<Desk>)| Outbox {
+        worker: worker as u32,
+        sender: sender.clone(),
+        spares: spares.clone(),
+        counters: counters.clone(),
+        desk: desk.clone(),
+        tickets: Cell::new(0),
+    };
+    let workers = desks.iter().enumerate().map(outbox).collect();
+    let gauge = Gauge { records: records.clone(), counters: counters.clone() };
+    Ends { workers, inbox: Inbox { records, spare, counters, desks }, gauge }
 }
 
-/// A worker's end. Cloned for each worker.
-#[derive(Debug, Clone)]
+/// A worker's end.
+#[derive(Debug)]
 pub struct Outbox {
+    worker: u32,
     sender: Sender<Box<Queued>>,
     spares: Receiver<Box<Queued>>,
     counters: Arc<UsageCounters>,
+    desk: Arc<Desk>,
+    tickets: Cell<u64>,
 }
 
-/// The delivering end.
+/// The journal's end.
 pub struct Inbox {
     pub(super) records: Receiver<Box<Queued>>,
     pub(super) spare: Spare,
     pub(super) counters: Arc<UsageCounters>,
+    pub(super) desks: Vec<Arc<Desk>>,
+}
+
+/// What the metrics see.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    records: Receiver<Box<Queued>>,
+    counters: Arc<UsageCounters>,
+}
+
+impl Gauge {
+    /// Records that wait for the journal now.
+    pub fn waiting(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The counters of the room.
+    pub fn counters(&self) -> &Arc<UsageCounters> {
+        &self.counters
+    }
+}
+
+/// How far the journal is with what one worker handed over.
+#[derive(Debug, Default)]
+pub struct Desk {
+    written: AtomicU64,
+    waiting: AtomicWaker,
+}
+
+impl Desk {
+    /// The highest ticket that is in the kernel's hands.
+    pub fn written(&self) -> u64 {
+        self.written.load(Acquire)
+    }
+
+    /// Wakes a task of the worker when the ticket grows next.
+    pub fn register(&self, waker: &Waker) {
+        self.waiting.register(waker);
+    }
+
+    /// Everything up to `ticket` is in the kernel's hands (or given up, and counted).
+    pub(super) fn advance(&self, ticket: u64) {
+        self.written.store(ticket, Release);
+        self.waiting.wake();
+    }
 }
 
 /// Where records go back to when all is done: to be filled again, so that a worker does not ask
@@ -43,10 +133,15 @@ pub struct Inbox {
 pub(super) type Spare = Sender<Box<Queued>>;
 
 /// A record on its way, boxed: it is large, and moved often. Its request body is counted as waiting
-/// until the last reporter is done.
+/// until the journal is done with it.
 #[derive(Debug)]
 pub struct Queued {
+    pub(super) kind: Kind,
+    pub(super) worker: u32,
+    pub(super) ticket: u64,
     pub(super) record: UsageRecord,
+    /// Room for the engine's id, which an open has no use for and the next close has.
+    kept_id: Option<String>,
     counters: Arc<UsageCounters>,
 }
 
@@ -54,27 +149,53 @@ impl Outbox {
     /// One that is made already.
     #[cfg(test)]
     pub(super) fn offer(&self, record: UsageRecord) -> bool {
-        self.offer_with(|into| *into = record)
+        self.offer_with(Kind::Close, |into| *into = record).is_some()
     }
 
     /// Hands a record over, without waiting: `fill` writes it over one that went this way before,
-    /// and keeps what that had allocated. False when the outbox was full (or delivery has ended):
-    /// the record is lost, and counted.
-    pub fn offer_with(&self, fill: impl FnOnce(&mut UsageRecord)) -> bool {
+    /// and keeps what that had allocated. Gives its ticket; `None` when the outbox was full (or
+    /// the journal has ended): the record is lost, and counted.
+    pub fn offer_with(&self, kind: Kind, fill: impl FnOnce(&mut UsageRecord)) -> Option<u64> {
         let mut queued = match self.spares.try_recv() {
             Ok(spare) => spare,
-            Err(_) => {
-                let counters = self.counters.clone();
-                Box::new(Queued { record: UsageRecord::default(), counters })
-            }
+            Err(_) => Box::new(Queued {
+                kind,
+                worker: 0,
+                ticket: 0,
+                record: UsageRecord::default(),
+                kept_id: None,
+                counters: self.counters.clone(),
+            }),
         };
+        match kind {
+            Kind::Open => {
+                queued.kept_id = queued.record.upstream_id.take().or(queued.kept_id.take())
+            }
+            Kind::Note | Kind::Close => {
+                let kept = queued.kept_id.take();
+                queued.record.upstream_id = queued.record.upstream_id.take().or(kept);
+            }
+        }
         fill(&mut queued.record);
         self.bound_body(&mut queued.record);
-        let taken = self.sender.try_send(queued).is_ok();
-        if !taken {
+        let ticket = self.tickets.get() + 1;
+        (queued.kind, queued.worker, queued.ticket) = (kind, self.worker, ticket);
+        if self.sender.try_send(queued).is_err() {
             count(&self.counters.outbox_dropped);
+            return None;
         }
-        taken
+        self.tickets.set(ticket);
+        Some(ticket)
+    }
+
+    /// How far the journal is with what this worker handed over.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
+    /// Counts a wait for the journal that was given up.
+    pub fn count_late(&self) {
+        count(&self.counters.late);
     }
 
     /// Called at a steady pace: gives up some of the records that lie here to be filled again, so
@@ -84,21 +205,6 @@ impl Outbox {
         for _ in 0..self.spares.len().div_ceil(SPARES_PER_SWEEP) {
             let _ = self.spares.try_recv();
         }
-    }
-
-    /// Records that wait here now.
-    pub fn len(&self) -> usize {
-        self.sender.len()
-    }
-
-    /// True when no record waits here.
-    pub fn is_empty(&self) -> bool {
-        self.sender.is_empty()
-    }
-
-    /// The counters of the room.
-    pub fn counters(&self) -> &Arc<UsageCounters> {
-        &self.counters
     }
 
     /// A slow receiver must cost records of a known size, not all memory: the prompts in them are
@@ -149,33 +255,44 @@ mod tests {
     use super::*;
     use crate::usage::record::tests::record;
 
+    fn ends(capacity: usize) -> (Outbox, Inbox) {
+        let Ends { mut workers, inbox, .. } = with_capacity(&[], 1, capacity);
+        (workers.remove(0), inbox)
+    }
+
+    fn counter(outbox: &Outbox, pick: fn(&UsageCounters) -> &AtomicU64) -> u64 {
+        pick(&outbox.counters).load(Relaxed)
+    }
+
     #[test]
     fn a_record_is_filled_again_and_its_body_counts_once() {
-        let (outbox, inbox) = with_capacity(&[], 2);
+        let (outbox, inbox) = ends(2);
         let with_body = || UsageRecord { request_body: Some(vec![b'a'; 10]), ..record() };
         assert!(outbox.offer(with_body()));
         let first = inbox.records.recv().unwrap();
         let place: *const Queued = &*first;
-        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 10);
+        assert_eq!(counter(&outbox, |c| &c.body_bytes), 10);
         first.spare(&inbox.spare);
-        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 0);
+        assert_eq!(counter(&outbox, |c| &c.body_bytes), 0);
         let mut seen = None;
-        assert!(outbox.offer_with(|again| {
+        let ticket = outbox.offer_with(Kind::Note, |again| {
             seen = again.model.clone();
             assert!(again.request_body.is_none());
             again.request_body = Some(vec![b'b'; 7]);
-        }));
+        });
+        assert_eq!(ticket, Some(2));
         assert_eq!(seen.as_deref(), Some("org/m"), "what it had allocated is still there");
         let again = inbox.records.recv().unwrap();
+        assert_eq!((again.kind, again.ticket), (Kind::Note, 2));
         assert_eq!(&*again as *const Queued, place);
-        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 7);
+        assert_eq!(counter(&outbox, |c| &c.body_bytes), 7);
         drop(again);
-        assert_eq!(outbox.counters().body_bytes.load(Relaxed), 0);
+        assert_eq!(counter(&outbox, |c| &c.body_bytes), 0);
     }
 
     #[test]
     fn spare_records_are_given_up() {
-        let (outbox, inbox) = with_capacity(&[], 200);
+        let (outbox, inbox) = ends(200);
         (0..200).for_each(|_| assert!(outbox.offer(record())));
         inbox.records.try_iter().for_each(|queued| queued.spare(&inbox.spare));
         assert_eq!(outbox.spares.len(), 200);
@@ -189,30 +306,42 @@ mod tests {
 
     #[test]
     fn a_full_outbox_drops_and_counts() {
-        let (outbox, inbox) = with_capacity(&[], 2);
+        let (outbox, inbox) = ends(2);
         assert!(outbox.offer(record()) && outbox.offer(record()));
         assert!(!outbox.offer(record()));
-        assert_eq!(outbox.counters().outbox_dropped.load(Relaxed), 1);
-        assert_eq!(outbox.len(), 2);
+        assert_eq!(counter(&outbox, |c| &c.outbox_dropped), 1);
         inbox.records.recv().unwrap();
         assert!(outbox.offer(record()));
         drop(inbox);
-        assert!(!outbox.offer(record()), "delivery has ended");
+        assert!(!outbox.offer(record()), "the journal has ended");
+    }
+
+    /// Catches: a ticket that was dropped and that somebody would wait for, or one given twice.
+    #[test]
+    fn tickets_are_of_one_worker_and_without_gaps() {
+        let Ends { workers, inbox, .. } = with_capacity(&[], 2, 3);
+        let offer = |worker: usize| workers[worker].offer_with(Kind::Open, |_| {});
+        assert_eq!([offer(0), offer(1), offer(0)], [Some(1), Some(1), Some(2)]);
+        assert_eq!(offer(1), None, "it is full");
+        let seen: Vec<_> = inbox.records.try_iter().map(|q| (q.worker, q.ticket)).collect();
+        assert_eq!(seen, [(0, 1), (1, 1), (0, 2)]);
+        assert_eq!(offer(1), Some(2));
+        inbox.desks[0].advance(2);
+        assert_eq!((workers[0].desk().written(), workers[1].desk().written()), (2, 0));
     }
 
     #[test]
     fn bodies_beyond_the_limit_stay_behind_and_the_record_goes() {
-        let (outbox, inbox) = with_capacity(&[], 8);
+        let (outbox, inbox) = ends(8);
         let large = || {
             let body = vec![b'a'; (OUTBOX_BODY_BYTES_MAX / 2) as usize];
             UsageRecord { request_body: Some(body), ..record() }
         };
         assert!(outbox.offer(large()) && outbox.offer(large()) && outbox.offer(large()));
-        let counters = outbox.counters();
-        assert_eq!(counters.bodies_dropped.load(Relaxed), 1);
+        assert_eq!(counter(&outbox, |c| &c.bodies_dropped), 1);
         let bodies: Vec<bool> =
             inbox.records.try_iter().map(|queued| queued.record.request_body.is_some()).collect();
         assert_eq!(bodies, [true, true, false]);
-        assert_eq!(counters.body_bytes.load(Relaxed), 0, "given back with the records");
+        assert_eq!(counter(&outbox, |c| &c.body_bytes), 0, "given back with the records");
     }
 }

@@ -22,9 +22,9 @@ pub struct UsageRecord {
     /// When the request arrived, milliseconds since 1970 UTC.
     pub timestamp_ms: u64,
     /// Owner of the key.
-    pub user_id: Option<Box<str>>,
+    pub user_id: Option<String>,
     /// The key, in the form that may leave this process.
-    pub api_key: Option<Box<str>>,
+    pub api_key: Option<String>,
     /// As the client asked for it; `None` when the request named none.
     pub model: Option<String>,
     /// Request method.

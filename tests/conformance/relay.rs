@@ -119,6 +119,7 @@ fn forward(head: &RequestHead, bytes: &[u8], body: Vec<u8>) -> Forwarded {
         set: &[],
         client_ip: "192.0.2.1",
         client_scheme: "http",
+        plain_answer: false,
         trust_forwarded: false,
     };
     let mut out = Vec::new();

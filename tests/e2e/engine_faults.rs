@@ -46,27 +46,31 @@ fn an_engine_that_dies_between_events_is_an_error_event_and_a_cut() {
 #[test]
 fn nothing_is_put_into_an_event_that_was_cut() {
     const WHOLE: &str = "data: {\"n\":1}\n\n";
-    for (place, cut, is_clean) in [
+    let places = [
         ("after a piece of it", "7\r\ndata: {\r\n", false),
         ("inside a chunk", "40\r\ndata: {\"n\":", false),
         ("between its line ends", "e\r\ndata: {\"n\":2}\n\r\n", false),
         ("inside a chunk's size", "4", true),
         ("before a size that is none", "zz\r\n", true),
-    ] {
-        let backend = Backend::start(move |served| {
-            served.request();
-            served.begin_events();
-            served.chunk(WHOLE);
-            // Else all would be one read of the proxy, and refused as a whole.
-            served.left_within(Duration::from_millis(100));
-            served.send(cut);
-        });
-        let (proxy, _hook) = before(&backend, "");
-        let answer = proxy.post(CHATS, STREAM);
-        assert_eq!((answer.status(), answer.ended), (200, Ended::Cut), "{place}");
-        let text = answer.text();
-        assert_eq!(text.contains("\"error\""), is_clean, "{place}: {text:?}");
-        assert!(text.starts_with(WHOLE) && !text.contains("[DONE]"), "{place}: {text:?}");
+    ];
+    // Of a stream that we asked for usage, half an event is never sent.
+    for (properties, is_asked) in [("stream_usage: never", false), ("", true)] {
+        for (place, cut, is_clean) in places {
+            let backend = Backend::start(move |served| {
+                served.request();
+                served.begin_events();
+                served.chunk(WHOLE);
+                // Else all would be one read of the proxy, and refused as a whole.
+                served.left_within(Duration::from_millis(100));
+                served.send(cut);
+            });
+            let (proxy, _hook) = before(&backend, properties);
+            let answer = proxy.post(CHATS, STREAM);
+            assert_eq!((answer.status(), answer.ended), (200, Ended::Cut), "{place}");
+            let text = answer.text();
+            assert_eq!(text.contains("\"error\""), is_clean || is_asked, "{place}: {text:?}");
+            assert!(text.starts_with(WHOLE) && !text.contains("[DONE]"), "{place}: {text:?}");
+        }
     }
 }
 

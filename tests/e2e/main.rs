@@ -27,6 +27,8 @@ mod large_bodies;
 mod health;
 mod usage;
 mod reporters;
+mod sql;
+mod stream_usage;
 mod metrics;
 mod logs;
 mod stop;

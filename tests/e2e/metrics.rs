@@ -14,7 +14,7 @@ const USAGE: &str =
     r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
 
 /// Every family, its type, and the labels that its series have.
-const FAMILIES: [(&str, &str, &[&str]); 37] = [
+const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_log_dropped_total", "counter", &[]),
     ("llmproxy_idle_closed_total", "counter", &["side"]),
     ("llmproxy_requests_total", "counter", &["path", "stream", "backend", "status"]),
@@ -22,6 +22,7 @@ const FAMILIES: [(&str, &str, &[&str]); 37] = [
     ("llmproxy_webhook_success_total", "counter", &[]),
     ("llmproxy_webhook_failure_total", "counter", &[]),
     ("llmproxy_usage_tokens_total", "counter", &["type"]),
+    ("llmproxy_tokens_total", "counter", &["type", "model", "backend"]),
     ("llmproxy_ttft_ms", "histogram", &["backend"]),
     ("llmproxy_inter_token_seconds", "histogram", &[]),
     ("llmproxy_upstream_connect_seconds", "histogram", &[]),
@@ -35,6 +36,8 @@ const FAMILIES: [(&str, &str, &[&str]); 37] = [
     ("llmproxy_upstream_connections_total", "counter", &["reused"]),
     ("llmproxy_upstream_idle", "gauge", &[]),
     ("llmproxy_usage_missing_total", "counter", &[]),
+    ("llmproxy_events_unjudged_total", "counter", &[]),
+    ("llmproxy_backend_refuses_stream_usage", "gauge", &["backend"]),
     ("llmproxy_usage_queue", "gauge", &[]),
     ("llmproxy_usage_dropped_total", "counter", &[]),
     ("llmproxy_usage_bodies_dropped_total", "counter", &[]),
@@ -75,7 +78,7 @@ fn full_page() -> (Rig, Metrics) {
 #[test]
 fn every_family_is_there_with_its_labels() {
     let (_rig, page) = full_page();
-    for (name, kind, labels) in FAMILIES {
+    for (name, kind, labels) in FAMILIES.iter().copied() {
         assert!(page.text.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
         assert!(page.text.contains(&format!("# HELP {name} ")), "{name} has no help");
         let suffix = if kind == "histogram" { "_count" } else { "" };

@@ -1,19 +1,25 @@
 //! Where usage records go: webhooks in batches and signed, files, Redis; and what becomes of the
 //! records that a receiver does not take.
 
+use crate::clients::is_there;
 use crate::harness::backend::Received;
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_some, await_until, pause, Config, Engine, Proxy, Webhook, SOON};
+use crate::harness::{await_some, pause, Config, Engine, Proxy, Redis, Webhook, SOON};
 use crate::rig::{CHAT, CHATS};
 use ring::hmac;
 use serde_json::Value;
-use std::collections::HashSet;
-use std::net::{TcpListener, TcpStream};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const BAD: &str = r#"{"model":"bad","messages":[{"role":"user","content":"Count."}]}"#;
+
+/// The product before an engine, with a webhook that is configured to the letter.
+fn hooked(engine: &Engine, hook: &Webhook, more: &str) -> Proxy {
+    let url = hook.url();
+    let section = format!("usage: {{reporters: [{{webhook: {{url: \"{url}\", {more}}}}}]}}");
+    Config::backend_at(engine.url()).section(section).start()
+}
 
 /// Posts so many chats; the ids that the clients saw.
 fn post(proxy: &Proxy, count: usize) -> HashSet<String> {
@@ -65,7 +71,7 @@ fn a_webhook_takes_signed_batches() {
         });
         let engine = Engine::start(&[]);
         let more = format!("batch: {batch}, batch_size: 8, concurrency: 1, hmac_secret: s3cret");
-        let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), &more).start();
+        let proxy = hooked(&engine, &hook, &more);
         let asked = post(&proxy, 30);
         proxy.await_metric("llmproxy_webhook_success_total", &[], 30.0);
         let deliveries = hook.deliveries();
@@ -96,11 +102,11 @@ fn a_webhook_takes_signed_batches() {
 /// Catches: records that the receiver does not want and that cost others, in any form.
 #[test]
 fn what_is_refused_in_a_batch_costs_no_other() {
-    for more in ["", "batch: array", "batch: ndjson, concurrency: 1"] {
+    for more in ["batch: single", "batch: array", "batch: ndjson, concurrency: 1"] {
         let hook = Webhook::scripted(|_, delivery| if is_bad(delivery) { 422 } else { 204 });
         let engine = Engine::start(&[]);
-        let more = format!("{more}{}retry: 0", if more.is_empty() { "" } else { ", " });
-        let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), &more).start();
+        let more = format!("{more}, retry: 0");
+        let proxy = hooked(&engine, &hook, &more);
         assert_eq!(proxy.post(CHATS, BAD).status(), 200);
         post(&proxy, 20);
         proxy.await_metric("llmproxy_webhook_failure_total", &[], 1.0);
@@ -109,12 +115,46 @@ fn what_is_refused_in_a_batch_costs_no_other() {
     }
 }
 
+/// Catches: senders that overtake each other within a key, and keys that wait for each other.
+#[test]
+fn records_of_a_key_keep_their_order_among_several_senders() {
+    // The first of each four takes its time.
+    let hook = Webhook::scripted(|n, _| {
+        pause(Duration::from_millis(if n % 4 == 0 { 30 } else { 0 }));
+        if n % 7 == 6 {
+            0
+        } else {
+            204
+        }
+    });
+    let engine = Engine::start(&[]);
+    let proxy = hooked(&engine, &hook, "concurrency: 4");
+    let mut client = proxy.connect();
+    let mut asked: HashMap<usize, Vec<String>> = HashMap::new();
+    for i in 0..12 {
+        let field = format!("Authorization: Bearer sk-{}-0123456789-{}\r\n", i % 3, i % 3);
+        let answer = client.post(CHATS, &field, CHAT);
+        asked.entry(i % 3).or_default().push(answer.head.get("x-request-id").unwrap().to_owned());
+    }
+    proxy.await_metric("llmproxy_webhook_success_total", &[], 12.0);
+    let mut seen = hook.records().iter().map(id_of).collect::<Vec<_>>();
+    // Each where it came last: that is when it was taken.
+    seen.reverse();
+    let mut known = HashSet::new();
+    seen.retain(|id| known.insert(id.clone()));
+    seen.reverse();
+    for ids in asked.values() {
+        let of_key: Vec<&String> = seen.iter().filter(|id| ids.contains(id)).collect();
+        assert_eq!(of_key, ids.iter().collect::<Vec<_>>());
+    }
+}
+
 /// Catches: one record over which a receiver stumbles, and all others behind it.
 #[test]
 fn a_record_that_breaks_its_receiver_holds_up_no_other() {
     let hook = Webhook::scripted(|_, delivery| if is_bad(delivery) { 500 } else { 204 });
     let engine = Engine::start(&[]);
-    let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "retry: 100").start();
+    let proxy = hooked(&engine, &hook, "retry: 100");
     assert_eq!(proxy.post(CHATS, BAD).status(), 200);
     post(&proxy, 20);
     proxy.await_metric("llmproxy_webhook_success_total", &[], 20.0);
@@ -156,63 +196,39 @@ fn a_file_has_every_record_across_rotations_and_restarts() {
     assert!(std::fs::read_dir(&folder).unwrap().count() > 2, "it was not rotated");
 }
 
-/// A Redis server that ends with its owner.
-struct Redis {
-    process: Child,
-    port: u16,
-    _folder: Scratch,
-}
-
-impl Redis {
-    /// `None` where the program is not installed.
-    fn start() -> Option<Redis> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = Scratch::new();
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string(), "--dir"]);
-        let Ok(process) = command.arg(folder.path()).stdout(Stdio::null()).spawn() else {
-            eprintln!("redis-server is not installed: not tested");
-            return None;
-        };
-        let redis = Redis { process, port, _folder: folder };
-        await_until("it listens", SOON, || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Some(redis)
-    }
-
-    fn ask<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
-        let mut connection = client.get_connection().unwrap();
-        redis::cmd(command[0]).arg(&command[1..]).query(&mut connection).unwrap()
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Catches: records that do not reach the stream, or count for another day, key or number.
+/// Catches: records that do not reach the stream, or count for another day, key or number; a server
+/// that is away for a while and costs any, or has some twice.
 #[test]
 fn redis_has_every_record_and_counts_it() {
-    let Some(redis) = Redis::start() else { return };
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let mut server = Redis::start();
     let engine = Engine::start(&[]);
     let proxy = Config::backend_at(engine.url())
         .section(format!(
-            "usage: {{reporters: [{{type: redis, redis: {{addr: \"127.0.0.1:{}\", stream: s, \
+            "usage: {{reporters: [{{type: redis, redis: {{addr: \"{}\", stream: s, \
              counters: c}}}}]}}",
-            redis.port
+            server.addr()
         ))
         .start();
-    let asked = post(&proxy, 20);
+    let mut asked = post(&proxy, 20);
+    server.kill();
+    asked.extend(post(&proxy, 10));
+    server.start_again();
+    asked.extend(post(&proxy, 10));
     proxy.await_metric("llmproxy_reporter_queue", &[], 0.0);
-    type Entries = Vec<(String, std::collections::HashMap<String, String>)>;
-    let entries: Entries = redis.ask(&["XRANGE", "s", "-", "+"]);
-    assert_eq!(entries.len(), 20);
+    type Entries = Vec<(String, HashMap<String, String>)>;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let mut told = redis::cmd("XRANGE");
+    let entries: Entries = told.arg(&["s", "-", "+"]).query(&mut connection).unwrap();
+    assert_eq!(entries.len(), 40);
     let ids: HashSet<String> = entries.iter().map(|(_, f)| f["request_id"].clone()).collect();
     assert_eq!(ids, asked);
-    let days: Vec<String> = redis.ask(&["KEYS", "c:*:-"]);
-    let count = |day: &String| redis.ask::<u64>(&["HGET", day, "requests"]);
-    assert_eq!(days.iter().map(count).sum::<u64>(), 20);
+    let days: Vec<String> = redis::cmd("KEYS").arg("c:*:-").query(&mut connection).unwrap();
+    let mut count = |day: &String| -> u64 {
+        redis::cmd("HGET").arg(&[day, "requests"]).query(&mut connection).unwrap()
+    };
+    assert_eq!(days.iter().map(&mut count).sum::<u64>(), 40);
 }

@@ -97,11 +97,9 @@ fn usage_is_found_in_every_dialect() {
 /// Catches: an estimate, or the previous request's counts, where an engine sends none.
 #[test]
 fn usage_that_no_engine_sent_is_missing() {
-    let rig = Rig::new();
+    let rig = Rig::with("stream_usage: never", |config| config);
     let mut client = rig.proxy.connect();
     client.post(CHATS, "", STREAM_USAGE);
-    // Records without a key have no order: the first one has to be there before the second.
-    rig.hook.await_records(1, SOON);
     client.post(CHATS, "", STREAM);
     let record = rig.hook.await_records(2, SOON).remove(1);
     assert_eq!(record["usage_source"], "missing", "{record}");
@@ -116,7 +114,6 @@ fn usage_that_no_engine_sent_is_missing() {
 fn what_an_engine_refused_is_recorded_and_what_we_refused_is_not() {
     let rig = Rig::new();
     assert_eq!(rig.ask(CHAT, "x-mock-status: 429\r\n").response().status(), 429);
-    rig.hook.await_records(1, SOON);
     rig.proxy.post(CHATS, "{").assert_refused(400, "invalid_json");
     rig.proxy.post("/nowhere", CHAT).assert_refused(404, "unknown_path");
     assert_eq!(rig.ask(CHAT, "").response().status(), 200);
@@ -278,4 +275,68 @@ fn a_stop_delivers_what_is_queued() {
     await_until("its page is gone with it", SOON, || {
         std::net::TcpStream::connect(proxy.addr()).is_err()
     });
+}
+
+/// Catches: tokens booked to the wrong backend, and a name that a client chose as a label.
+#[test]
+fn tokens_are_counted_by_model_and_backend() {
+    let engine = Engine::start(&[]);
+    let proxy = Config::new()
+        .backend(engine.url(), "name: gpu-1")
+        .section("metrics: {models: [known]}")
+        .start();
+    for (model, times) in [("known", 2), ("whatever-a-client-says", 1)] {
+        for _ in 0..times {
+            let body = CHAT.replace("\"m\"", &format!("\"{model}\""));
+            assert!(body.contains(model), "{body}");
+            let answer = proxy.connect().post(CHATS, "x-mock-usage: 31,17\r\n", &body);
+            assert_eq!(answer.status(), 200);
+        }
+    }
+    for (model, times) in [("known", 2.0), ("other", 1.0)] {
+        for (kind, tokens) in [("prompt", 31.0), ("completion", 17.0), ("reasoning", 0.0)] {
+            let labels = [("model", model), ("type", kind), ("backend", "gpu-1")];
+            proxy.await_metric("llmproxy_tokens_total", &labels, times * tokens);
+        }
+    }
+    assert_eq!(proxy.metric("llmproxy_usage_tokens_total", &[("type", "prompt")]), 93.0);
+}
+
+/// Catches: a key in a form that a reporter did not ask for, that of the request before, or none.
+#[test]
+fn records_have_the_key_in_the_form_of_their_reporter() {
+    const KEY: &str = "sk-test-0123456789-secret";
+    let engine = Engine::start(&[]);
+    let hooks: Vec<(&str, Webhook)> =
+        ["plain", "masked", "sha256", "none", ""].map(|form| (form, Webhook::start())).into();
+    let reporters = hooks.iter().enumerate().map(|(i, (form, hook))| {
+        let form = if form.is_empty() { String::new() } else { format!("api_key: {form}, ") };
+        format!("{{name: r{i}, {form}webhook: {{url: \"{}\"}}}}", hook.url())
+    });
+    let reporters = reporters.collect::<Vec<_>>().join(", ");
+    let proxy = Config::backend_at(engine.url())
+        .section(format!("usage: {{reporters: [{reporters}]}}"))
+        .start();
+    let mut client = proxy.connect();
+    for field in [
+        format!("Authorization: Bearer {KEY}\r\n"),
+        format!("X-API-Key: {KEY}\r\n"),
+        "Authorization: Basic dTpw\r\n".to_owned(),
+    ] {
+        assert_eq!(client.post(CHATS, &field, CHAT).status(), 200);
+    }
+    // `printf sk-test-0123456789-secret | sha256sum`
+    let digest = "bded31cee9fab5a7c1b96c40ea20800753177503d73a9f5c56ce8318f98780f5";
+    for (form, hook) in &hooks {
+        let mut keys: Vec<Value> =
+            hook.await_records(3, SOON).iter().map(|record| record["api_key"].clone()).collect();
+        keys.sort_by_key(Value::is_null);
+        let shown = match *form {
+            "plain" => json!(KEY),
+            "sha256" => json!(digest),
+            "none" => Value::Null,
+            _ => json!("sk-t...cret"),
+        };
+        assert_eq!(keys, [shown.clone(), shown, Value::Null], "{form}");
+    }
 }

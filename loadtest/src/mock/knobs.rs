@@ -65,6 +65,8 @@ pub struct Knobs {
     pub prefill_us_per_kb: f64,
     /// Answer this status with the dialect's error body
     pub status: Option<u16>,
+    /// Answer this status to requests with `stream_options`
+    pub refuse_options: Option<u16>,
     /// Fail the generation here
     pub error: Option<ErrorAt>,
     /// Events before the in-stream error
@@ -117,6 +119,7 @@ impl Default for Knobs {
             answer_bytes: 0,
             prefill_us_per_kb: 0.0,
             status: None,
+            refuse_options: None,
             error: None,
             error_after: 0,
             die_after: None,
@@ -142,7 +145,7 @@ impl Default for Knobs {
 }
 
 /// Name and meaning of every knob, for the command line's help.
-pub const NAMES: [(&str, &str); 27] = [
+pub const NAMES: [(&str, &str); 28] = [
     ("tokens", "content events of a stream [16, or the request's max_tokens if that is less]"),
     ("ttft-ms", "milliseconds before the first event or the whole answer [0]"),
     ("gap-ms", "milliseconds between content events [0]"),
@@ -150,6 +153,7 @@ pub const NAMES: [(&str, &str); 27] = [
     ("answer-bytes", "bytes of an unstreamed body; 0 = the text of the stream [0]"),
     ("prefill-us-per-kb", "microseconds added to ttft per KiB of request body [0]"),
     ("status", "answer this status with the dialect's error body; 0 = off"),
+    ("refuse-stream-options", "answer this status to requests with stream_options; 0 = off"),
     ("error", "in-stream: an error event after error-after events; after: cut after [DONE]; off"),
     ("error-after", "events before the in-stream error [0]"),
     ("die-after", "cut the connection after N events; off"),
@@ -187,6 +191,9 @@ impl Knobs {
             "answer-bytes" => self.answer_bytes = number(value)?,
             "prefill-us-per-kb" => self.prefill_us_per_kb = number(value)?,
             "status" => self.status = Some(number(value)?).filter(|status| *status != 0),
+            "refuse-stream-options" => {
+                self.refuse_options = Some(number(value)?).filter(|status| *status != 0);
+            }
             "error-after" => self.error_after = number(value)?,
             "die-after" => self.die_after = optional(value)?,
             "die-before-head" => self.die_before_head = flag(value)?,

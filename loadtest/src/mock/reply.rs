@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use memchr::memmem;
 use serde_json::json;
 
 use super::bad::{self, Then};
@@ -90,6 +91,8 @@ pub fn decide(worker: &Worker, received: &Received<'_>, is_last: bool) -> Reply 
     let mut bad = None;
     // A failing engine may well look healthy; POST /mock/health decides about probes.
     let status = knobs.status.filter(|_| request.method == "POST");
+    let refused = || memmem::find(body, b"\"stream_options\"").is_some();
+    let status = status.or_else(|| knobs.refuse_options.filter(|_| refused()));
     let message = if knobs.echo {
         Rc::new(json_message(style, echo(received).as_bytes()))
     } else if let Some(status) = status {

@@ -2,7 +2,7 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{LoadBalance, Plan, ReporterKind, StreamUsage};
+use crate::config::plan::{LoadBalance, Plan, ReporterKind};
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
@@ -21,10 +21,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (any(|b| !b.models.is_empty()), "backends[].models: choosing backends by model"),
         (any(|b| !b.region.is_empty()), "backends[].region: choosing backends by region"),
         (any(|b| b.backup), "backends[].backup: standby backends"),
-        (
-            any(|b| b.stream_usage != StreamUsage::Auto),
-            "backends[].stream_usage: asking engines for usage",
-        ),
         (
             routing.load_balance != LoadBalance::RoundRobin,
             "routing.load_balance: any policy but round_robin",

@@ -1,5 +1,6 @@
 //! `health_check` and `metrics`.
 
+use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::{HealthCheck, Metrics};
 use crate::config::raw::{Kind, Node};
 use crate::config::section::Section;
@@ -73,6 +74,7 @@ pub fn metrics(root: &mut Section, server: SocketAddr) -> Option<Metrics> {
             listen: super::own_listen(s, &[server]),
             path: s.parsed("path", value::url_path).unwrap_or_else(|| "/metrics".into()),
             latency_buckets_ms: buckets(s),
+            models: models(s),
             custom_labels: labels(s),
         });
     }
@@ -80,8 +82,19 @@ pub fn metrics(root: &mut Section, server: SocketAddr) -> Option<Metrics> {
         listen: None,
         path: "/metrics".into(),
         latency_buckets_ms: BUCKETS_MS.to_vec(),
+        models: Vec::new(),
         custom_labels: Vec::new(),
     })
+}
+
+/// A label for each: their number is what a scrape costs.
+fn models(s: &mut Section) -> Vec<String> {
+    let models = s.list("models", value::nonempty).unwrap_or_default();
+    if models.len() > METRICS_MODELS_MAX {
+        s.error("models", format!("must be {METRICS_MODELS_MAX} names at most"));
+        return Vec::new();
+    }
+    models
 }
 
 /// Configured in seconds, kept in whole milliseconds as the metric counts.

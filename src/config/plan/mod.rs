@@ -26,6 +26,8 @@ pub use storage::*;
 pub use usage::*;
 pub use watch::*;
 
+use crate::base::limits::METRICS_MODELS_MAX;
+
 pub use crate::config::value::{IpRange, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 
 /// A validated configuration.
@@ -60,4 +62,23 @@ pub struct Plan {
     /// Sections that are active in the file and that this version cannot serve yet, each with
     /// the line to print. Starting with any refuses; checking lists them.
     pub unbuilt: Vec<String>,
+}
+
+impl Plan {
+    /// Models that have a label of their own in the metrics, without repetition: whoever names
+    /// them is not a client. The place in the list is the model's label at run time.
+    pub fn labelled_models(&self) -> Vec<String> {
+        let own = self.metrics.iter().flat_map(|metrics| metrics.models.iter().cloned());
+        let mapped = self.routing.model_mapping.iter();
+        let mapped = mapped.flat_map(|(asked, served)| [asked.clone(), served.clone()]);
+        let served = self.backends.iter().flat_map(|backend| &backend.models);
+        let served = served.map(ToString::to_string).filter(|model| !model.contains('*'));
+        let mut models: Vec<String> = Vec::new();
+        for model in own.chain(mapped).chain(served) {
+            if models.len() < METRICS_MODELS_MAX && !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
 }

@@ -25,6 +25,25 @@ pub struct Usage {
     pub spool: Spool,
 }
 
+impl Usage {
+    /// The form in which records keep the client's key until they are delivered: what all
+    /// reporters that want one agree on, or the key itself, from which each form can be made.
+    pub fn kept_key_form(&self) -> KeyForm {
+        let mut forms = self.reporters.iter().map(|r| r.api_key).filter(|f| *f != KeyForm::None);
+        match forms.next() {
+            None => KeyForm::None,
+            Some(first) if forms.all(|form| form == first) => first,
+            Some(_) => KeyForm::Plain,
+        }
+    }
+
+    /// True when engines are to be asked for usage that clients did not ask for: somebody wants
+    /// records, and they would lack it.
+    pub fn wants_stream_usage(&self) -> bool {
+        self.inject_stream_usage && !self.reporters.is_empty()
+    }
+}
+
 /// One destination of usage records.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reporter {

@@ -38,6 +38,8 @@ pub struct Metrics {
     /// Upper bounds of the latency histograms, milliseconds, rising.
     #[serde(rename = "latency_buckets", serialize_with = "print::seconds")]
     pub latency_buckets_ms: Vec<u64>,
+    /// Names of models that have a label of their own, beside those that the plan names otherwise.
+    pub models: Vec<String>,
     /// Further labels of the request counters.
     pub custom_labels: Vec<String>,
 }

@@ -11,6 +11,7 @@ const HOW: ForwardRequest<'static> = ForwardRequest {
     set: &[],
     client_ip: "1.2.3.4",
     client_scheme: "http",
+    plain_answer: false,
     trust_forwarded: false,
 };
 
@@ -182,4 +183,17 @@ fn every_status_of_ours_has_a_phrase() {
     ] {
         assert!(!reason::phrase(status).is_empty(), "{status}");
     }
+}
+
+/// Catches: an answer that comes compressed although we must read it, and one that does not
+/// although nobody needs to.
+#[test]
+fn accept_encoding_stays_here_when_the_answer_is_to_be_read() {
+    let client = "POST / HTTP/1.1\r\nHost: a\r\naccept-Encoding: gzip, br\r\nAccept: */*\r\n\r\n";
+    assert!(forward(client, &HOW).contains("accept-Encoding: gzip, br\r\nAccept: */*\r\n"));
+    let sent = forward(client, &ForwardRequest { plain_answer: true, ..HOW });
+    assert!(
+        !sent.to_lowercase().contains("encoding") && sent.contains("Accept: */*\r\n"),
+        "{sent}"
+    );
 }

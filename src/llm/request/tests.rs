@@ -110,6 +110,53 @@ fn refusals_name_the_key_or_the_place_and_never_the_content() {
     assert!(refusal.message.contains("byte 10") && !refusal.message.contains("secret"));
 }
 
+/// Catches: a splice that breaks the JSON, moves a byte of the client's, or asks where it must not.
+#[test]
+fn usage_is_asked_for_where_it_was_not() {
+    for (body, asking) in [
+        (
+            r#"{"model":"m","stream":true,"n":1}"#,
+            r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"n":1}"#,
+        ),
+        (r#"{"stream" : true }"#, r#"{"stream" : true,"stream_options":{"include_usage":true} }"#),
+        (
+            "{\"stream_options\":\tnull , \"stream\":true}",
+            "{\"stream_options\":\t{\"include_usage\":true} , \"stream\":true}",
+        ),
+        (
+            r#"{"stream":true,"stream_options": { } }"#,
+            r#"{"stream":true,"stream_options": {"include_usage":true } }"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{ "continuous_usage_stats":false}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true, "continuous_usage_stats":false}}"#,
+        ),
+        (
+            r#"{"stream_options":{"x":[{}],"include_usage": false},"stream":true}"#,
+            r#"{"stream_options":{"x":[{}],"include_usage": true},"stream":true}"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"include_usage":null }}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true }}"#,
+        ),
+    ] {
+        let splice = facts(body).usage_splice.unwrap_or_else(|| panic!("nothing for {body}"));
+        let made = String::from_utf8(splice.of(body.as_bytes()).concat()).unwrap();
+        assert_eq!(made, asking);
+        assert_eq!(UsageSplice::new(splice.at(), splice.form()), splice);
+    }
+    for body in [
+        r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+        r#"{"stream":false}"#,
+        r#"{"stream":null,"stream_options":null}"#,
+        r#"{"stream_options":{}}"#,
+        "{}",
+        "[true]",
+    ] {
+        assert_eq!(facts(body).usage_splice, None, "{body}");
+    }
+}
+
 /// JSON texts with white space and escapes in all places.
 fn any_json() -> impl Strategy<Value = String> {
     let number = prop_oneof![
@@ -167,6 +214,8 @@ fn agrees(facts: &RequestFacts<'_>, tree: &Value) {
     assert_eq!(facts.model.as_deref(), tree["model"].as_str());
     assert_eq!(facts.stream, tree["stream"].as_bool());
     assert_eq!(facts.include_usage, tree["stream_options"]["include_usage"] == Value::Bool(true));
+    let asks = facts.include_usage || facts.stream != Some(true);
+    assert_eq!(facts.usage_splice.is_none(), asks);
     let expected =
         limit("max_tokens").or(limit("max_completion_tokens")).or(limit("max_output_tokens"));
     assert_eq!(facts.max_tokens, expected);
@@ -214,4 +263,53 @@ proptest! {
         prop_assert_eq!(facts.model.as_deref(), Some(model.as_str()));
         prop_assert_eq!((facts.stream, facts.max_tokens), (Some(stream), Some(u64::from(max))));
     }
+
+    /// The changed body is the client's with one thing more, for every parser.
+    #[test]
+    fn a_splice_adds_the_wish_and_nothing_else(
+        members in prop::collection::vec((any_string(), any_json()), 0..5),
+        options in prop::option::of(any_options()),
+        places in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        space in "[ \t\n\r]{0,3}",
+    ) {
+        let mut members: Vec<String> =
+            members.iter().map(|(k, v)| {
+                let rest = k.strip_prefix('"').unwrap();
+                format!("\"x{rest}:{space}{v}")
+            }).collect();
+        // A key of the client's own that is written with escapes is refused.
+        members.retain(|member| scan(format!("{{{member}}}").as_bytes()).is_ok());
+        members.insert(places.0.index(members.len() + 1), format!("\"stream\"{space}:true{space}"));
+        if let Some(options) = options {
+            let member = format!("\"stream_options\":{space}{options}{space}");
+            members.insert(places.1.index(members.len() + 1), member);
+        }
+        let body = format!("{space}{{{space}{}}}{space}", members.join(","));
+        let found = scan(body.as_bytes()).unwrap();
+        let made = match found.usage_splice {
+            Some(splice) => splice.of(body.as_bytes()).concat(),
+            None => body.clone().into_bytes(),
+        };
+        let again = scan(&made).unwrap();
+        prop_assert!(again.include_usage && again.usage_splice.is_none());
+        let mut tree: Value = serde_json::from_str(&body).unwrap();
+        if tree["stream_options"].is_null() {
+            tree["stream_options"] = serde_json::json!({});
+        }
+        tree["stream_options"]["include_usage"] = true.into();
+        prop_assert_eq!(serde_json::from_slice::<Value>(&made).unwrap(), tree);
+    }
+}
+
+/// Values of `stream_options`, asking or not.
+fn any_options() -> impl Strategy<Value = String> {
+    let flag = prop::sample::select(vec!["true", "false", "null"]);
+    prop_oneof![
+        Just("null".to_owned()),
+        "\\{[ \n]{0,2}\\}",
+        (flag, "[ \n]{0,2}", any_json()).prop_map(|(flag, space, other)| {
+            format!("{{{space}\"o\":{other},\"include_usage\" :{space}{flag}{space}}}")
+        }),
+        ("[ \n]{0,2}", any_json()).prop_map(|(space, other)| format!("{{{space}\"o\":{other}}}")),
+    ]
 }

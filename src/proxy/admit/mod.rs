@@ -6,4 +6,5 @@
 //! touches the upstream.
 
 pub mod body;
+pub mod credential;
 pub mod path;

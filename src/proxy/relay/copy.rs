@@ -4,6 +4,7 @@
 
 use super::framing::{Inbound, Sections};
 use super::parts::{Headers, Parts};
+use super::strip::{Part, Strip};
 use super::tap::Tap;
 use super::Outcome;
 use crate::base::fault::Fault;
@@ -16,6 +17,7 @@ use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::pipe::Pipe;
 use crate::rt::tls::Link;
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
@@ -30,6 +32,9 @@ const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
 /// kernel's, where a segment that is larger than the client's window waits for a probe.
 const READS_FOR_SLOW: u8 = 4;
 
+/// Ends of answers that a worker keeps when they are not in use.
+const LASTS_SPARE_MAX: usize = 64;
+
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
     /// Meters.
@@ -40,17 +45,101 @@ pub struct Relay<'a> {
     pub plan: &'a Backend,
     /// The engine's framing.
     pub inbound: &'a mut Inbound,
-    /// The framing towards the client.
-    pub outbound: OutFraming,
     /// Watches.
     pub tap: &'a mut Tap,
-    /// When the request had been handed to the engine.
-    pub asked: Instant,
+    /// When the request had been handed to the engine. A reference: the future of a stream is
+    /// smaller with it.
+    pub asked: &'a Instant,
+    /// Takes an event out that the client did not ask for. Boxed: few streams have one.
+    strip: Option<Box<Strip>>,
     state: State,
+}
+
+/// What a relay comes to.
+pub enum Step {
+    /// What came was sent on, and more is to come.
+    Goes,
+    /// The same, and the answer has gone on for so long that it should be noted.
+    NoteDue,
+    /// All of it is here; its last bytes are not sent yet.
+    Last(Box<Last>),
+    /// It broke.
+    Broken(Fault),
+}
+
+thread_local! {
+    /// Not in use: every answer needs one for a moment, and none should allocate it.
+    #[allow(clippy::vec_box, reason = "what is kept is the box")]
+    static SPARE: RefCell<Vec<Box<Last>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The last bytes of an answer. Boxed: it is large, and a stream that runs for minutes should not
+/// carry the room for it.
+#[derive(Default)]
+pub struct Last {
+    /// The head, when it was not sent yet.
+    head: Option<Buffer>,
+    bytes: Option<Buffer>,
+    /// Where the undecoded end stands in `bytes`.
+    from: usize,
+    body: Sections,
+}
+
+impl Last {
+    /// An empty one.
+    fn take() -> Box<Last> {
+        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// With bytes that stand nowhere else.
+    fn of(head: Option<Buffer>, part: Part) -> Last {
+        Last { head, bytes: Some(part.bytes), from: 0, body: part.sections }
+    }
+
+    /// Gives it back.
+    fn let_go(mut self: Box<Self>) {
+        *self = Last::default();
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < LASTS_SPARE_MAX {
+                spare.push(self);
+            }
+        });
+    }
+
+    /// Bytes of the body among them.
+    pub fn data_len(&self) -> u64 {
+        self.body.data_len()
+    }
+}
+
+/// The end of a body in what one read brought.
+struct End {
+    from: usize,
+    body: Sections,
+    /// What goes out instead of it.
+    part: Option<Box<Part>>,
+    head_is_out: bool,
+}
+
+impl End {
+    /// With the buffers that it stands in; the input of the decoder began at `start`.
+    fn of(self, head: Option<Buffer>, bytes: Option<Buffer>, start: usize) -> Box<Last> {
+        let head = head.filter(|_| !self.head_is_out);
+        let mut last = Last::take();
+        *last = match self.part {
+            None => Last { head, bytes, from: start + self.from, body: self.body },
+            Some(part) => Last::of(head, *part),
+        };
+        last
+    }
 }
 
 #[derive(Default)]
 struct State {
+    /// The body goes out in chunks.
+    chunked: bool,
+    /// Its end is the end of the connection.
+    until_close: bool,
     /// The engine's body is complete.
     finished: bool,
     /// The engine sent bytes behind the end of its answer.
@@ -71,31 +160,78 @@ impl<'a> Relay<'a> {
         inbound: &'a mut Inbound,
         outbound: OutFraming,
         tap: &'a mut Tap,
-        asked: Instant,
+        asked: &'a Instant,
     ) -> Relay<'a> {
-        Relay { w, client, plan, inbound, outbound, tap, asked, state: State::default() }
+        let state = State {
+            chunked: outbound == OutFraming::Chunked,
+            until_close: outbound == OutFraming::UntilClose,
+            ..State::default()
+        };
+        Relay { w, client, plan, inbound, tap, asked, strip: None, state }
     }
 
-    /// Sends the head, together with what has arrived of the body. [`Fault::BadResponse`]: nothing
+    /// The usage event is taken out. The answer is an event stream, and of no announced length.
+    pub fn strip(&mut self) {
+        self.strip = Some(Box::default());
+    }
+
+    /// Sends the head, together with what has arrived of the body, which stands in `bytes` behind
+    /// `from`. Takes the buffers when this is all of the answer. [`Fault::BadResponse`]: nothing
     /// was sent, because that body is broken already.
-    pub async fn begin(&mut self, head: &[u8], body: &[u8]) -> Result<(), Fault> {
+    pub async fn begin(
+        &mut self,
+        head: &mut Option<Buffer>,
+        bytes: &mut Option<Buffer>,
+        from: usize,
+    ) -> Step {
+        let body = bytes.as_ref().and_then(|bytes| bytes.get(from..)).unwrap_or_default();
         // A client may leave unheeded while an engine that must not be cut off prepares its answer.
         if self.client.post.is_gone() {
             self.pass_over(body);
-            return Err(Fault::ClientLeft);
+            return Step::Broken(Fault::ClientLeft);
         }
-        self.forward(head, body).await
+        let first = head.as_ref().map_or(&[][..], |head| head);
+        match self.forward(first, body).await {
+            Ok(None) => Step::Goes,
+            Ok(Some(end)) => Step::Last(end.of(head.take(), bytes.take(), from)),
+            Err(fault) => Step::Broken(fault),
+        }
     }
 
-    /// Relays the rest of an answer to its end, whichever that is. `result` is that of the
-    /// beginning.
-    pub async fn finish(&mut self, link: &mut Link, mut result: Result<(), Fault>) -> Outcome {
-        while result.is_ok() && !self.state.finished {
-            result = self.next_read(link).await;
+    /// Relays what comes, until there is something to be said of it.
+    pub async fn advance(&mut self, link: &mut Link) -> Step {
+        loop {
+            match self.next_read(link).await {
+                Step::Goes if self.tap.is_note_due() => return Step::NoteDue,
+                Step::Goes => {}
+                step => return step,
+            }
         }
-        let fault = result.err();
-        if let Some(fault) = fault {
-            Box::pin(self.tell(fault)).await;
+    }
+
+    /// Body bytes that the client was sent so far.
+    pub fn sent(&self) -> u64 {
+        self.state.bytes
+    }
+
+    /// Sends the last bytes.
+    pub async fn end(&mut self, last: Box<Last>) -> Outcome {
+        let head = last.head.as_ref().map_or(&[][..], |head| head);
+        let bytes = last.bytes.as_ref().and_then(|bytes| bytes.get(last.from..));
+        let sent = self.send(head, &last.body, bytes.unwrap_or_default()).await;
+        last.let_go();
+        self.outcome(sent.err())
+    }
+
+    /// Ends an answer that broke.
+    pub async fn break_off(&mut self, fault: Fault) -> Outcome {
+        Box::pin(self.tell(fault)).await;
+        self.outcome(Some(fault))
+    }
+
+    fn outcome(&self, fault: Option<Fault>) -> Outcome {
+        if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
+            self.w.meters.borrow_mut().events_unjudged += 1;
         }
         let finished = self.state.finished;
         // Whether the client took the answer does not matter to the engine's connection.
@@ -111,7 +247,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Waits for the engine without a buffer, reads once, forwards what came.
-    async fn next_read(&mut self, link: &mut Link) -> Result<(), Fault> {
+    async fn next_read(&mut self, link: &mut Link) -> Step {
         let post = &self.client.post;
         // Engines send the head of a stream at once and its first token after the prefill: until
         // there is a byte of the body, it is the first byte that is waited for.
@@ -125,10 +261,10 @@ impl<'a> Relay<'a> {
         post.arm(limit);
         match post.attended(link.readable()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(Fault::BackendBroke),
-            Err(Alarm::Gone) => return Err(Fault::ClientLeft),
-            Err(Alarm::Expired) => return Err(silence),
-            Err(Alarm::Ended) => return Err(Fault::ShuttingDown),
+            Ok(Err(_)) => return Step::Broken(Fault::BackendBroke),
+            Err(Alarm::Gone) => return Step::Broken(Fault::ClientLeft),
+            Err(Alarm::Expired) => return Step::Broken(silence),
+            Err(Alarm::Ended) => return Step::Broken(Fault::ShuttingDown),
         }
         post.take_turns().await;
         let is_slow = self.state.slow_reads > 0;
@@ -146,20 +282,31 @@ impl<'a> Relay<'a> {
         match got {
             Ok(0) if self.inbound.ends_with_close() => {
                 self.state.finished = true;
-                self.send(&[], &Sections::default(), &[]).await
+                let mut last = Last::take();
+                if let Some(part) = self.part(&Sections::default(), &[]) {
+                    self.observe_part(&part, true);
+                    *last = Last::of(None, *part);
+                }
+                Step::Last(last)
             }
-            Ok(0) => Err(Fault::BackendBroke),
-            Ok(_) => self.forward(&[], &buffer).await,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(_) => Err(Fault::BackendBroke),
+            Ok(0) => Step::Broken(Fault::BackendBroke),
+            Ok(_) => match self.forward(&[], &buffer).await {
+                Ok(None) => Step::Goes,
+                Ok(Some(end)) => Step::Last(end.of(None, Some(buffer), 0)),
+                Err(fault) => Step::Broken(fault),
+            },
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Step::Goes,
+            Err(_) => Step::Broken(Fault::BackendBroke),
         }
     }
 
     /// Much is to come, and it goes out in few sends: chunks that are framed anew, a few in each
-    /// send, would hold up the other streams of the worker if very many came at a time.
+    /// send, would hold up the other streams of the worker if very many came at a time. What is put
+    /// together anew would need two large buffers.
     fn reads_in_bulk(&self) -> bool {
         let much = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        much && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
+        much && self.strip.is_none()
+            && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
     }
 
     /// Takes the next bytes from the engine without reading them, where nobody needs to see them:
@@ -177,7 +324,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Passes a pipe's bytes to the client.
-    async fn pass_on(&mut self, mut pipe: Pipe) -> Result<(), Fault> {
+    async fn pass_on(&mut self, mut pipe: Pipe) -> Step {
         let mut result = Ok(());
         while pipe.held() > 0 && result.is_ok() {
             let held = pipe.held();
@@ -192,12 +339,12 @@ impl<'a> Relay<'a> {
             self.state.bytes += (held - pipe.held()) as u64;
         }
         self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
-        result
+        result.map_or_else(Step::Broken, |()| Step::Goes)
     }
 
-    /// Decodes and sends on all of `input`; `head` goes first.
-    async fn forward(&mut self, mut head: &[u8], input: &[u8]) -> Result<(), Fault> {
-        let mut rest = input;
+    /// Decodes and sends on `input`, all but the end of a body, which it gives; `head` goes first.
+    async fn forward(&mut self, mut head: &[u8], input: &[u8]) -> Result<Option<End>, Fault> {
+        let mut from = 0;
         let mut body = Sections::default();
         let mut sends = 0;
         loop {
@@ -205,34 +352,48 @@ impl<'a> Relay<'a> {
             if sends > BULK_SENDS_MAX {
                 self.state.in_bulk = false;
             }
+            let rest = input.get(from..).unwrap_or_default();
             let progress = self.inbound.decode(rest, self.is_chunked(), &mut body);
             if let (Some(why), false) = (progress.broken, head.is_empty()) {
                 return Err(Fault::BadResponse(why));
             }
-            if !head.is_empty() && progress.finished && progress.consumed < rest.len() {
+            let is_extra = progress.finished && progress.consumed < rest.len();
+            if !head.is_empty() && is_extra {
                 // Nobody has seen this answer yet: say what it is.
                 return Err(Fault::BadResponse("bytes_behind_the_end"));
             }
             self.state.finished = progress.finished;
-            let sent = self.send(head, &body, rest).await;
-            head = &[];
-            if sent.is_ok() && !body.is_empty() {
-                self.observe(&body, rest, sends == 1);
+            self.state.extra = is_extra;
+            let part = self.part(&body, rest);
+            if progress.finished {
+                // Seen before it is sent: what it says belongs into a record that goes ahead.
+                match &part {
+                    None => self.observe(&body, rest, sends == 1),
+                    Some(part) => self.observe_part(part, sends == 1),
+                }
+                return Ok(Some(End { from, body, part, head_is_out: head.is_empty() }));
             }
-            rest = rest.get(progress.consumed..).unwrap_or_default();
+            // Not all of what the decoder said is carried through the wait.
+            let (behind, is_broken) = (from + progress.consumed, progress.broken.is_some());
+            let sent = match &part {
+                None => self.send(head, &body, rest).await,
+                Some(part) => Box::pin(self.send(head, &part.sections, &part.bytes)).await,
+            };
             if let Err(fault) = sent {
-                self.pass_over(rest);
+                self.pass_over(input.get(behind..).unwrap_or_default());
                 return Err(fault);
             }
-            if progress.broken.is_some() {
+            head = &[];
+            match part {
+                None => self.observe(&body, input.get(from..).unwrap_or_default(), sends == 1),
+                Some(part) => self.observe_part(&part, sends == 1),
+            }
+            if is_broken {
                 return Err(Fault::BackendBroke);
             }
-            if self.state.finished {
-                self.state.extra = !rest.is_empty();
-                return Ok(());
-            }
-            if rest.is_empty() {
-                return Ok(());
+            from = behind;
+            if from >= input.len() {
+                return Ok(None);
             }
         }
     }
@@ -253,7 +414,7 @@ impl<'a> Relay<'a> {
     }
 
     fn is_chunked(&self) -> bool {
-        self.outbound == OutFraming::Chunked
+        self.state.chunked
     }
 
     /// Sends what was decoded. The parts are put together anew after each wait instead of being
@@ -308,8 +469,27 @@ impl<'a> Relay<'a> {
         Ok((parts.total, taken))
     }
 
-    /// Looks at what was just sent; takes the time of the first send of a read.
+    /// What goes out instead of what was decoded; `None`: all of that.
+    fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<Part>> {
+        let part = self.strip.as_mut()?.part(body, input, self.state.finished)?;
+        // What the engine counted, it counted, whether or not the client takes these bytes.
+        body.for_each_data(input, |data| self.tap.usage.feed(data));
+        Some(part)
+    }
+
+    /// Looks at what goes out instead of what was decoded, of which the usage was seen.
+    fn observe_part(&mut self, part: &Part, is_first: bool) {
+        self.tap.see_sent(&part.bytes);
+        if is_first && !part.sections.is_empty() {
+            self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+        }
+    }
+
+    /// Looks at what is sent; takes the time of the first send of a read.
     fn observe(&mut self, body: &Sections, input: &[u8], is_first: bool) {
+        if body.is_empty() {
+            return;
+        }
         body.for_each_data(input, |data| self.tap.see(data));
         if is_first {
             self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
@@ -331,7 +511,7 @@ impl<'a> Relay<'a> {
             // Best effort: the stream is broken either way.
             let _ = self.client.send(&mut parts).await;
         }
-        if self.outbound == OutFraming::UntilClose {
+        if self.state.until_close {
             // A body that ends with the close would look whole: reset instead.
             self.client.post.socket().reset_on_close();
         }

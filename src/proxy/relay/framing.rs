@@ -48,6 +48,13 @@ impl Section {
 }
 
 impl Sections {
+    /// So many bytes of data and nothing else.
+    pub fn of_data(len: usize) -> Sections {
+        let mut sections = Sections::default();
+        sections.push_data(0..len);
+        sections
+    }
+
     /// The sections, in order.
     pub fn list(&self) -> &[Section] {
         self.list.get(..self.count as usize).unwrap_or_default()

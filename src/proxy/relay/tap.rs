@@ -4,7 +4,10 @@
 use crate::llm::sse::SseScan;
 use crate::llm::usage::UsageScan;
 use crate::state::meters::Times;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A stream is noted in the journal so often: what a kill leaves of its record is that old at most.
+const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the relay has seen of one answer.
 #[derive(Default)]
@@ -18,6 +21,8 @@ pub struct Tap {
     /// When the first body byte had been handed to the client's socket.
     pub first_byte: Option<Instant>,
     last: Option<Instant>,
+    /// Notes so far.
+    notes: u32,
 }
 
 impl Tap {
@@ -28,6 +33,7 @@ impl Tap {
         self.usage_at_ends = false;
         self.first_byte = None;
         self.last = None;
+        self.notes = 0;
     }
 
     /// The answer is an event stream.
@@ -43,6 +49,11 @@ impl Tap {
     /// Sees a slice of the body.
     pub fn see(&mut self, bytes: &[u8]) {
         self.usage.feed(bytes);
+        self.see_sent(bytes);
+    }
+
+    /// Sees a slice that went to the client, of which the usage was seen where it came from.
+    pub fn see_sent(&mut self, bytes: &[u8]) {
         if let Some(events) = self.events.as_mut() {
             events.feed(bytes);
         }
@@ -67,6 +78,18 @@ impl Tap {
             _ => {}
         }
         self.last = Some(now);
+    }
+
+    /// True, once, when the answer has gone on for so long that it should be noted.
+    pub fn is_note_due(&mut self) -> bool {
+        let (Some(last), Some(first)) = (self.last, self.first_byte) else { return false };
+        // Both instants are there anyway; a third would be carried by every stream.
+        let is_due = last.saturating_duration_since(first) >= NOTE_INTERVAL * (self.notes + 1);
+        if is_due {
+            let passed = last.saturating_duration_since(first).as_secs() / NOTE_INTERVAL.as_secs();
+            self.notes = u32::try_from(passed).unwrap_or(u32::MAX - 1);
+        }
+        is_due
     }
 
     /// True when an event of ours may be put into the stream: the engine's last one is complete.

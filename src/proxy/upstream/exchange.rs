@@ -7,6 +7,7 @@ use crate::base::limits::{HEAD_BYTES_MAX, INTERIM_RESPONSES_MAX, REUSE_RACE_MAX}
 use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::head::Parse;
 use crate::http::write::{self, ForwardRequest};
+use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
@@ -30,13 +31,13 @@ pub struct Exchange {
 }
 
 /// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
-/// connection.
+/// connection; `asking`: the try asks for usage on its own account.
 pub async fn exchange(
     w: &Worker,
     client: &mut Client,
     request: &mut Request,
     backend: u32,
-    fresh: bool,
+    (fresh, asking): (bool, Asking),
 ) -> Result<Exchange, Fault> {
     request.response.reset();
     let kept = if fresh { None } else { w.pool.take(backend, w.patrol.now()) };
@@ -53,7 +54,7 @@ pub async fn exchange(
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
     let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close };
     // An engine may answer before it has read everything (413), and then close, or not.
-    let sent_whole = match send((w, client), &wait, request, plan, &mut lease).await {
+    let sent_whole = match send((w, client), &wait, (request, asking), plan, &mut lease).await {
         Ok(whole) => whole,
         Err(Fault::BackendClosed) => false,
         Err(fault) => return Err(fault),
@@ -66,8 +67,9 @@ pub async fn exchange(
         client.post.arm(plan.first_byte_timeout.saturating_sub(passed));
     }
     let no_way_back = sent_whole && !answer.ready;
-    if no_way_back {
-        // Neither the prompt nor a buffer is held through the prefill, which may take minutes.
+    if no_way_back && !asking.keeps_body() {
+        // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
+        // what may be refused because of us must be in hand.
         request.release_body(client);
     }
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
@@ -92,36 +94,37 @@ pub async fn exchange(
 async fn send(
     (w, client): (&Worker, &Client),
     wait: &Wait,
-    request: &Request,
+    (request, asking): (&Request, Asking),
     plan: &Backend,
     lease: &mut Lease,
 ) -> Result<bool, Fault> {
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
     client.post.arm(plan.first_byte_timeout);
-    let inbox = client.bytes();
-    let body = request.body(inbox);
+    let body_len: usize =
+        pieces(request, client.bytes(), asking).iter().map(|piece| piece.len()).sum();
     let mut head = Buffer::take();
     write::request(
         &mut head,
         &request.head,
-        inbox,
+        client.bytes(),
         &ForwardRequest {
             base_path: &plan.base_path,
             host: &plan.host,
-            body_len: request.has_body().then_some(body.len() as u64),
+            body_len: request.has_body().then_some(body_len as u64),
             request_id: request.id().as_str(),
             drop: w.credential_fields(),
             set: &plan.headers,
             client_ip: &request.peer,
             client_scheme: "http",
+            plain_answer: asking.is_spliced(),
             trust_forwarded: false,
         },
     );
-    let mut slices = [IoSlice::new(&head), IoSlice::new(body)];
-    let mut slices = slices.as_mut_slice();
-    while slices.iter().any(|s| !s.is_empty()) {
-        match lease.link().try_send(slices) {
-            Ok(n) => IoSlice::advance_slices(&mut slices, n),
+    let mut sent = 0;
+    // The pieces are put together anew after each wait instead of being kept through it.
+    while sent < head.len() + body_len {
+        match try_send(lease, &head, pieces(request, client.bytes(), asking), sent) {
+            Ok(n) => sent += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 // Boxed: a body that does not fit in the socket's buffer is worth it.
                 let turn = wait.until(client, Box::pin(lease.link().writable_or_spoken()));
@@ -134,6 +137,25 @@ async fn send(
     }
     judge(wait.until(client, lease.link().flush()).await)?;
     Ok(true)
+}
+
+/// The body in the pieces in which it goes out: all of it, or what the splice makes of it.
+fn pieces<'a>(request: &'a Request, inbox: &'a [u8], asking: Asking) -> [&'a [u8]; 3] {
+    let body = request.body(inbox);
+    match request.usage_splice() {
+        Some(splice) if asking.is_spliced() => splice.of(body),
+        _ => [body, &[], &[]],
+    }
+}
+
+/// One send, of all but the first `skip` bytes.
+fn try_send(lease: &mut Lease, head: &[u8], body: [&[u8]; 3], skip: usize) -> io::Result<usize> {
+    let [first, second, third] = body;
+    let mut slices = [head, first, second, third].map(IoSlice::new);
+    let used = if second.is_empty() { 2 } else { slices.len() };
+    let mut slices = slices.get_mut(..used).unwrap_or_default();
+    IoSlice::advance_slices(&mut slices, skip);
+    lease.link().try_send(slices)
 }
 
 /// A kept connection may have been closed by the engine while the request was on its way; then the

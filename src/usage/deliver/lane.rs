@@ -128,7 +128,7 @@ impl Lane {
             hasher.finish()
         });
         let (have, want) = self.keys;
-        record.api_key = key.and_then(|key| key_as(have, want, &key)).map(Into::into);
+        record.api_key = key.and_then(|key| key_as(have, want, &key));
         self.window.add(seq, order, Arc::new(record));
     }
 

@@ -3,19 +3,15 @@
 
 use crate::base::limits::REPORTER_RECORDS_MAX;
 use crate::usage::counters::{count, UsageCounters};
-use crate::usage::outbox::{Inbox, Queued, Spare};
+use crate::usage::outbox::{Inbox, Kind, Queued, Spare};
 use crate::usage::record::UsageRecord;
 use crate::usage::source::{Delivery, Source};
-use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{bounded, Receiver, Sender};
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
-
-/// How long records gather while there are many.
-const BURST: Duration = Duration::from_millis(10);
 
 /// The thread that shares records out.
 pub struct Memory {
@@ -59,7 +55,15 @@ impl Memory {
 
 /// Hands out records until stopped and the outbox is empty.
 fn share(inbox: &Inbox, queues: &[Queue], stop: &Receiver<Infallible>) {
-    let share = |queued: Box<Queued>| hand_out(queued, inbox, queues);
+    let share = |queued: Box<Queued>| {
+        if let Some(desk) = inbox.desks.get(queued.worker as usize) {
+            desk.advance(queued.ticket);
+        }
+        match queued.kind {
+            Kind::Close => hand_out(queued, inbox, queues),
+            Kind::Open | Kind::Note => queued.spare(&inbox.spare),
+        }
+    };
     loop {
         crossbeam_channel::select! {
             recv(inbox.records) -> queued => match queued {
@@ -69,11 +73,6 @@ fn share(inbox: &Inbox, queues: &[Queue], stop: &Receiver<Infallible>) {
             recv(stop) -> _ => break,
         }
         inbox.records.try_iter().for_each(share);
-        // To wake this thread costs the worker a system call. Under load it sleeps through a few
-        // hundred records and takes them at once.
-        if stop.recv_timeout(BURST) != Err(RecvTimeoutError::Timeout) {
-            break;
-        }
     }
     inbox.records.try_iter().for_each(share);
 }

@@ -53,7 +53,7 @@ impl Config {
         let comma = if more.is_empty() { "" } else { ", " };
         self.section(format!(
             "usage: {{reporters: [{{name: hook, type: webhook, \
-             webhook: {{url: \"{url}\"{comma}{more}}}}}]}}"
+             webhook: {{url: \"{url}\", concurrency: 1{comma}{more}}}}}]}}"
         ))
     }
 

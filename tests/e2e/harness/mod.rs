@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod process;
 pub mod proxy;
 pub mod scratch;
+pub mod services;
 pub mod stream;
 pub mod tls;
 pub mod webhook;
@@ -22,6 +23,7 @@ pub use client::Conn;
 pub use config::Config;
 pub use engine::Engine;
 pub use proxy::Proxy;
+pub use services::{MariaDb, Postgres, Redis};
 pub use webhook::Webhook;
 
 use std::sync::{Mutex, MutexGuard};

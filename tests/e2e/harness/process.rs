@@ -19,6 +19,13 @@ pub const LEGACY_DRIVER: &str = "MONOIO_FORCE_LEGACY_DRIVER";
 /// Set by `scripts/test`, which knows what the kernel grants, to how the driver's name must begin.
 pub const EXPECTED_DRIVER: &str = "LLMPROXY_EXPECT_DRIVER";
 
+/// [`LIFETIME`], or as many seconds as `LLMPROXY_TEST_LIFETIME` says: the long form of a test
+/// needs them.
+fn lifetime() -> Duration {
+    let asked = std::env::var("LLMPROXY_TEST_LIFETIME").ok();
+    asked.map_or(LIFETIME, |seconds| Duration::from_secs(seconds.parse().unwrap()))
+}
+
 /// A program of this workspace, by its name.
 pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_llmproxy")).with_file_name(name);
@@ -55,7 +62,7 @@ impl Process {
         let stdout = Lines::read(child.stdout.take().unwrap());
         let stderr = Lines::read(child.stderr.take().unwrap());
         let child = Arc::new(Mutex::new(child));
-        end_after(LIFETIME, Arc::clone(&child));
+        end_after(lifetime(), Arc::clone(&child));
         let name = program.file_name().unwrap().to_string_lossy().into_owned();
         Process { name, child, pid, stdout, stderr }
     }

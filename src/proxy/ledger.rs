@@ -1,0 +1,162 @@
+//! The worker's side of the journal: hands over what happens to requests, and lets a request wait,
+//! for a bounded time, until the kernel has what it handed over.
+//!
+//! The journal's thread wakes one task of the worker, the usher, for each batch that it has
+//! written; the usher wakes the requests that waited for it. So a batch costs the worker one wake
+//! from outside, however many requests it frees.
+
+use crate::rt;
+use crate::usage::outbox::{Kind, Outbox};
+use crate::usage::record::UsageRecord;
+use std::cell::{Cell, RefCell};
+use std::future::{poll_fn, Future};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// A request that waits is freed, late, by the second of these ticks: after 25 to 50 ms.
+const TICK: Duration = Duration::from_millis(25);
+
+/// What a request handed over, to be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// Nothing was handed over: there is nothing to wait for.
+    pub const NONE: Ticket = Ticket(0);
+}
+
+/// A worker's side of the journal.
+pub struct Ledger {
+    outbox: Outbox,
+    waiting: RefCell<Vec<Waiting>>,
+    /// The usher, while nobody waits.
+    usher: RefCell<Option<Waker>>,
+    /// Ticks in which somebody waited.
+    ticks: Cell<u64>,
+    /// Up to here waits are over, whether or not it is written.
+    excused: Cell<u64>,
+}
+
+/// A request that waits.
+struct Waiting {
+    ticket: u64,
+    since: u64,
+    waker: Waker,
+}
+
+impl Ledger {
+    /// One on which nobody waits yet.
+    pub fn new(outbox: Outbox) -> Ledger {
+        Ledger {
+            outbox,
+            waiting: RefCell::default(),
+            usher: RefCell::default(),
+            ticks: Cell::new(0),
+            excused: Cell::new(0),
+        }
+    }
+
+    /// Hands a record over, which `fill` writes. When there is no room, that is counted, and there
+    /// is nothing to wait for.
+    pub fn hand_over(&self, kind: Kind, fill: impl FnOnce(&mut UsageRecord)) -> Ticket {
+        self.outbox.offer_with(kind, fill).map_or(Ticket::NONE, Ticket)
+    }
+
+    /// Gives memory back that a burst left.
+    pub fn sweep(&self) {
+        self.outbox.sweep();
+    }
+
+    /// Frees those who wait, for as long as the worker runs.
+    pub async fn usher(&self) {
+        let desk = self.outbox.desk();
+        loop {
+            poll_fn(|cx| self.poll_waiting(cx)).await;
+            let seen = desk.written();
+            self.free(seen);
+            let grown = poll_fn(|cx| {
+                desk.register(cx.waker());
+                if desk.written() > seen {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            });
+            if rt::timeout(TICK, grown).await.is_err() {
+                self.excuse();
+            }
+        }
+    }
+
+    fn poll_waiting(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.waiting.borrow().is_empty() {
+            *self.usher.borrow_mut() = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    /// Wakes who waited for a ticket up to this one.
+    fn free(&self, written: u64) {
+        self.waiting.borrow_mut().retain(|waiting| {
+            let is_free = waiting.ticket <= written;
+            if is_free {
+                waiting.waker.wake_by_ref();
+            }
+            !is_free
+        });
+    }
+
+    /// The journal does not move: who waited through a whole tick goes on without it.
+    fn excuse(&self) {
+        let tick = self.ticks.get();
+        self.ticks.set(tick + 1);
+        let late = self.waiting.borrow().iter().filter(|w| w.since < tick).map(|w| w.ticket).max();
+        if let Some(late) = late {
+            self.excused.set(late.max(self.excused.get()));
+            self.free(late);
+        }
+    }
+}
+
+/// A wait until the kernel has what was handed over, of 50 ms at most. Beyond, it is counted.
+#[must_use = "nobody waits unless it is awaited"]
+pub struct Written<'a> {
+    ledger: Option<&'a Ledger>,
+    ticket: Ticket,
+    is_waiting: bool,
+}
+
+impl<'a> Written<'a> {
+    /// A wait for what was handed over to this ledger; without one there is nothing to wait for.
+    pub fn of(ledger: &'a Option<Ledger>, ticket: Ticket) -> Written<'a> {
+        Written { ledger: ledger.as_ref(), ticket, is_waiting: false }
+    }
+}
+
+impl Future for Written<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let (Some(ledger), Ticket(ticket)) = (self.ledger, self.ticket) else {
+            return Poll::Ready(());
+        };
+        if ledger.outbox.desk().written() >= ticket {
+            return Poll::Ready(());
+        }
+        if ledger.excused.get() >= ticket {
+            ledger.outbox.count_late();
+            return Poll::Ready(());
+        }
+        if !self.is_waiting {
+            self.is_waiting = true;
+            let (since, waker) = (ledger.ticks.get(), cx.waker().clone());
+            ledger.waiting.borrow_mut().push(Waiting { ticket, since, waker });
+            if let Some(usher) = ledger.usher.borrow_mut().take() {
+                usher.wake();
+            }
+        }
+        Poll::Pending
+    }
+}
