@@ -68,6 +68,11 @@ impl Backoff {
         self.fails > 0
     }
 
+    /// True when it did not come back after the first wait.
+    pub fn is_down_again(&self) -> bool {
+        self.fails > 1
+    }
+
     /// True while another record than the one that failed is wanted.
     pub fn is_doubted(&self) -> bool {
         self.doubted
