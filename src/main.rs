@@ -7,7 +7,7 @@ use llmproxy::config::cli::{self, Command, Output};
 use llmproxy::config::plan::Plan;
 use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::supervisor::{self, Control};
-use llmproxy::control::{log, signals, watchdog};
+use llmproxy::control::{log, signals, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen;
 use llmproxy::state::connections::Connections;
@@ -34,6 +34,7 @@ const CUT: u8 = 3;
 fn main() -> ExitCode {
     let (plan, report) = match cli::parse() {
         Command::Run { plan, report } => (Arc::new(*plan), report),
+        Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Print(output) => return print(&output),
     };
     let reopen = (Reopen::default(), Reopen::default());

@@ -35,6 +35,13 @@ pub const INTERIM_RESPONSES_MAX: usize = 8;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Bytes of one `usage` object that the tap captures. Beyond: usage counts as missing.
 pub const USAGE_OBJECT_BYTES_MAX: usize = 4 * 1024;
+/// Bytes that a packed answer may unpack to while it is searched for usage. Beyond: usage counts as
+/// missing.
+pub const INFLATED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of what a decoder of zstd holds at a time: what RFC 8878 asks everybody to take, and asks
+/// senders not to exceed. (Brotli's largest is 16 MiB, gzip's 32 KiB.) Beyond: usage counts as
+/// missing.
+pub const INFLATE_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
@@ -120,6 +127,14 @@ pub const WEBHOOK_BATCH_RECORDS_MAX: u32 = 10_000;
 pub const WEBHOOK_CONCURRENCY_MAX: u32 = 64;
 /// Bytes of a webhook's answer that are read to save its connection. Beyond: close.
 pub const WEBHOOK_ANSWER_BYTES_MAX: u64 = 16 * 1024;
+/// Records of one transaction of a SQL database at most.
+pub const SQL_BATCH_RECORDS_MAX: usize = 500;
+/// Bytes of values in one SQL statement. Beyond: the batch is split; one row alone may have more.
+pub const SQL_STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+/// Nesting of a request body that is stored as JSON: MariaDB takes 32. Beyond: as a JSON string.
+pub const SQL_JSON_DEPTH_MAX: usize = 30;
+/// Rows that one statement deletes when their time is over, so that nobody waits long for it.
+pub const RETENTION_ROWS_MAX: usize = 1000;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.

@@ -6,6 +6,9 @@ use super::{load_backends, load_file, print, Loaded};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
+mod usage;
+pub use usage::{By, Form, UsageQuestion};
+
 /// What `main` has to do.
 #[derive(Debug)]
 pub enum Command {
@@ -16,6 +19,8 @@ pub enum Command {
         /// What is to be said about it.
         report: Report,
     },
+    /// Answer from the builtin store, and end.
+    Usage(UsageQuestion),
     /// Print and end.
     Print(Output),
 }
@@ -84,6 +89,8 @@ enum Sub {
         #[arg(long)]
         strict: bool,
     },
+    /// Sum up the usage records of the builtin reporter
+    Usage(usage::Arguments),
 }
 
 /// Reads the arguments of this process and what they name. Ends the process itself for `--help`,
@@ -95,6 +102,7 @@ pub fn parse() -> Command {
 fn command(cli: Cli) -> Command {
     match cli.command {
         Some(Sub::Check { file, strict }) => Command::Print(check(&file, strict)),
+        Some(Sub::Usage(arguments)) => usage::command(arguments),
         None => start(&cli.start),
     }
 }
@@ -160,7 +168,7 @@ mod tests {
     fn printed(arguments: &[&str]) -> Output {
         match run(arguments).unwrap() {
             Command::Print(output) => output,
-            Command::Run { .. } => panic!("starts: {arguments:?}"),
+            Command::Run { .. } | Command::Usage(_) => panic!("starts: {arguments:?}"),
         }
     }
 

@@ -38,6 +38,18 @@ pub fn write_event(fault: &Refusal, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\n\n");
 }
 
+#[derive(Serialize)]
+struct Line<'a> {
+    error: &'a str,
+}
+
+/// Appends the last line of a stream of JSON lines that broke after its head was sent, in the form
+/// of Ollama, whose clients these are. It must follow the end of a line.
+pub fn write_line(fault: &Refusal, out: &mut Vec<u8>) {
+    let _ = serde_json::to_writer(&mut *out, &Line { error: &fault.message });
+    out.push(b'\n');
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +78,13 @@ mod tests {
         let tree: serde_json::Value = serde_json::from_slice(json).unwrap();
         assert_eq!(tree["error"]["code"], "backend_error");
         assert_eq!(tree["error"]["type"], "api_error");
+    }
+    /// Catches: a message that breaks its line, or another shape than Ollama's clients read.
+    #[test]
+    fn an_error_line_is_one_line_whatever_the_message_holds() {
+        let fault = Refusal::new(502, "backend_error", "line\n\"two\"");
+        let mut out = b"{}\n".to_vec();
+        write_line(&fault, &mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), "{}\n{\"error\":\"line\\n\\\"two\\\"\"}\n");
     }
 }

@@ -7,7 +7,7 @@ pub use plain::read_plain;
 
 /// Beyond this an integer is not exact in every JSON parser (RFC 8259 section 6), and no engine
 /// ever counted so far.
-const TOKENS_MAX: u64 = 1 << 53;
+pub const TOKENS_MAX: u64 = 1 << 53;
 
 /// Tokens of one request as an engine reported them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,6 +22,23 @@ pub struct Usage {
     pub cached_tokens: Option<u64>,
     /// Of the completion: spent on reasoning. `None` when it does not say.
     pub reasoning_tokens: Option<u64>,
+}
+
+impl Usage {
+    /// Both together: two choices that an engine answered as tasks of their own.
+    pub fn plus(self, other: Usage) -> Usage {
+        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            (a, b) => a.or(b),
+        };
+        Usage {
+            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
+            completion_tokens: self.completion_tokens.saturating_add(other.completion_tokens),
+            total_tokens: self.total_tokens.saturating_add(other.total_tokens),
+            cached_tokens: sum(self.cached_tokens, other.cached_tokens),
+            reasoning_tokens: sum(self.reasoning_tokens, other.reasoning_tokens),
+        }
+    }
 }
 
 /// One usage object, and whether others may complete it.
@@ -168,9 +185,9 @@ fn wanted_of(details: &[u8]) -> Option<&'static [u8]> {
 }
 
 /// A number of tokens; `None` for one that cannot be.
-fn count(number: &[u8]) -> Option<u64> {
+pub fn count(number: &[u8]) -> Option<u64> {
     // 16 digits cannot overflow, and a JSON number has no zeros before the others.
-    if number.len() > 16 || !number.iter().all(u8::is_ascii_digit) {
+    if number.is_empty() || number.len() > 16 || !number.iter().all(u8::is_ascii_digit) {
         return None;
     }
     let count = number.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));

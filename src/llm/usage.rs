@@ -6,21 +6,37 @@
 //! usage is cumulative, SGLang mixes in nulls. (A Responses answer repeats the client's tool
 //! schemas, which may have a property `usage`; they stand before the engine's own.)
 //!
+//! One form has no last one: llama.cpp answers each choice of `n` as a task of its own, each with a
+//! usage of its own, and only the sum says what was done. Other engines may send several usages
+//! too, with counts so far or counts of one choice, and a last one that is the sum already (vLLM's
+//! continuous usage), so a sum is made only of those that `timings` follow at once: nobody but
+//! llama.cpp sends that, always, and on the event that ends a choice only. (Two events with
+//! `"choices":[]` would tell less: text completions have their usage on an event with choices.)
+//!
+//! The engines' own forms have neither the word nor the rule: [`native`] reads them.
+//!
 //! An engine is trusted with its own numbers and with nothing else: whatever it sends, the state
 //! stays small, and numbers that cannot be are no usage.
 
 use super::answer_id::AnswerId;
+use super::dialect::Dialect;
 use super::tokens::{self, Report};
 use crate::base::limits::USAGE_OBJECT_BYTES_MAX;
 use memchr::memmem::Finder;
 use memchr::{memchr, memrchr};
+use native::NativeScan;
 use std::sync::LazyLock;
+
+pub mod native;
 
 pub use super::tokens::Usage;
 
 const KEY: &[u8] = b"\"usage\"";
 /// Built once: it holds the vector routine chosen for this CPU.
 static KEY_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+
+/// What follows the usage of a choice that llama.cpp has finished.
+const TIMINGS: &[u8] = b",\"timings\"";
 
 /// Quotes are few where [`QUOTES_TRIED`] of them lie so far apart.
 const SPARSE_BYTES_MIN: usize = 1024;
@@ -36,7 +52,14 @@ pub struct UsageScan {
     /// What earlier slices held of the object; nothing is allocated unless it was cut.
     begun: Vec<u8>,
     last: Option<Report>,
+    /// The last one is of a finished choice; what is of the ones before, if there are any, is
+    /// their sum.
+    finished: bool,
+    dialect: Dialect,
+    before: Option<Box<Usage>>,
     id: AnswerId,
+    /// Kept from answer to answer once one was in an engine's own form.
+    native: Option<Box<NativeScan>>,
 }
 
 /// What the next byte may belong to.
@@ -53,20 +76,37 @@ enum State {
     BeforeValue,
     /// The object itself.
     Object(Nesting),
+    /// What may follow the object, of which so many bytes ended the last slice.
+    Behind(u8),
 }
 
 impl UsageScan {
-    /// Forgets the last answer, keeps what its id had allocated.
+    /// Forgets the last answer, keeps what its id had allocated. Of the next one nothing is known.
     pub fn reset(&mut self) {
         self.state = State::Elsewhere;
         self.begun = Vec::new();
         self.last = None;
+        self.finished = false;
+        self.before = None;
         self.id.reset();
+        self.expect(Dialect::Other);
+    }
+
+    /// The answer that begins is of this dialect. Asks the allocator only for the first answer in
+    /// an engine's own form.
+    pub fn expect(&mut self, dialect: Dialect) {
+        self.dialect = dialect;
+        if dialect.is_native() {
+            self.native.get_or_insert_default().reset(dialect);
+        }
     }
 
     /// Sees the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.id.feed(bytes);
+        if let Some(native) = self.native_mut() {
+            return native.feed(bytes);
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             rest = match &mut self.state {
@@ -78,6 +118,10 @@ impl UsageScan {
                 State::BeforeColon => self.before_colon(rest),
                 State::BeforeValue => self.before_value(rest),
                 State::Object(_) => self.object(rest),
+                State::Behind(matched) => {
+                    let matched = *matched;
+                    self.behind(matched, rest)
+                }
             };
         }
     }
@@ -86,11 +130,28 @@ impl UsageScan {
     pub fn skip(&mut self) {
         self.state = State::Elsewhere;
         self.begun = Vec::new();
+        if let Some(native) = self.native_mut() {
+            native.skip();
+        }
     }
 
     /// What was found so far.
     pub fn usage(&self) -> Option<Usage> {
-        self.last.map(|report| report.usage())
+        if let Some(native) = self.native() {
+            return native.usage();
+        }
+        let last = self.last?.usage();
+        let before = self.before.as_deref().filter(|_| self.finished);
+        Some(before.map_or(last, |before| before.plus(last)))
+    }
+
+    /// What an engine's own form says beside its counts; `None` for the other dialects.
+    pub fn native(&self) -> Option<&NativeScan> {
+        self.native.as_deref().filter(|_| self.dialect.is_native())
+    }
+
+    fn native_mut(&mut self) -> Option<&mut NativeScan> {
+        self.native.as_deref_mut().filter(|_| self.dialect.is_native())
     }
 
     /// The answer's own `id` (`chatcmpl-...`), when it stood near the start.
@@ -163,8 +224,7 @@ impl UsageScan {
         let window = rest.get(..room).unwrap_or(rest);
         if self.begun.is_empty() {
             if let Some((end, report)) = tokens::read_plain(window) {
-                self.last = report.map(|report| report.after(self.last)).or(self.last);
-                self.state = State::Elsewhere;
+                self.take(report);
                 return behind(rest, end);
             }
         }
@@ -175,18 +235,50 @@ impl UsageScan {
             self.begun.extend_from_slice(piece);
             return &[];
         }
-        if closed.is_some() {
-            let report = if self.begun.is_empty() {
-                tokens::read(piece)
-            } else {
+        let report = match closed {
+            None => None,
+            Some(_) if self.begun.is_empty() => tokens::read(piece),
+            Some(_) => {
                 self.begun.extend_from_slice(piece);
                 tokens::read(&self.begun)
-            };
-            self.last = report.map(|report| report.after(self.last)).or(self.last);
-        }
+            }
+        };
         self.begun = Vec::new();
-        self.state = State::Elsewhere;
+        self.take(report);
         behind(rest, used)
+    }
+
+    /// An object ended, and this is what it reports.
+    fn take(&mut self, report: Option<Report>) {
+        let Some(report) = report else {
+            self.state = State::Elsewhere;
+            return;
+        };
+        if let Some(last) = self.last.filter(|_| self.finished) {
+            let before = self.before.get_or_insert_default();
+            **before = before.plus(last.usage());
+        }
+        self.finished = false;
+        self.last = Some(report.after(self.last));
+        self.state = State::Behind(0);
+    }
+
+    fn behind<'b>(&mut self, matched: u8, rest: &'b [u8]) -> &'b [u8] {
+        let missing = behind(TIMINGS, usize::from(matched));
+        let alike = missing.iter().zip(rest).take_while(|(a, b)| a == b).count();
+        let matched = matched + alike as u8;
+        self.state = if alike == missing.len() {
+            self.finished = true;
+            State::Elsewhere
+        } else if alike == rest.len() {
+            State::Behind(matched)
+        } else if matched == 2 {
+            // Another key, whose quote is taken already: it may be the one that is sought.
+            State::Key(1)
+        } else {
+            State::Elsewhere
+        };
+        behind(rest, alike)
     }
 }
 

@@ -2,6 +2,7 @@
 //! all requests, the header `x-mock-NAME` for one, `POST /mock/knobs?NAME=VALUE` from then on.
 
 use super::bad;
+use super::pack::Packing;
 use crate::script::Usage;
 
 /// When the head of a stream leaves.
@@ -99,6 +100,8 @@ pub struct Knobs {
     pub bad_bytes: usize,
     /// Answer the received request back as JSON
     pub echo: bool,
+    /// Pack the body of a good answer
+    pub encoding: Option<Packing>,
     /// Decides the text of the answer
     pub seed: u64,
     /// When the head leaves
@@ -136,6 +139,7 @@ impl Default for Knobs {
             bad: None,
             bad_bytes: 1 << 20,
             echo: false,
+            encoding: None,
             seed: 0,
             head: HeadTime::Dialect,
             tricky: false,
@@ -145,7 +149,7 @@ impl Default for Knobs {
 }
 
 /// Name and meaning of every knob, for the command line's help.
-pub const NAMES: [(&str, &str); 28] = [
+pub const NAMES: [(&str, &str); 29] = [
     ("tokens", "content events of a stream [16, or the request's max_tokens if that is less]"),
     ("ttft-ms", "milliseconds before the first event or the whole answer [0]"),
     ("gap-ms", "milliseconds between content events [0]"),
@@ -170,6 +174,7 @@ pub const NAMES: [(&str, &str); 28] = [
     ("bad", "break HTTP: see the README for the names; off"),
     ("bad-bytes", "size of the bad thing, where it has one [1048576]"),
     ("echo", "headers: answer the request's head and body checksum as JSON; off"),
+    ("encoding", "pack the answer: gzip, deflate or zstd; off"),
     ("seed", "decides the text of the answer [0]"),
     ("head", "when a stream's head leaves: early, late or dialect [dialect]"),
     ("text", "plain, or tricky (escaped quotes, a fake usage, non-ASCII) [plain]"),
@@ -232,6 +237,10 @@ impl Knobs {
             ("close", "delimited") => self.close = Close::Delimited,
             ("echo", "off" | "0") => self.echo = false,
             ("echo", "headers" | "1") => self.echo = true,
+            ("encoding", "off") => self.encoding = None,
+            ("encoding", "gzip") => self.encoding = Some(Packing::Gzip),
+            ("encoding", "deflate") => self.encoding = Some(Packing::Deflate),
+            ("encoding", "zstd") => self.encoding = Some(Packing::Zstd),
             ("head", "early") => self.head = HeadTime::Early,
             ("head", "late") => self.head = HeadTime::Late,
             ("head", "dialect") => self.head = HeadTime::Dialect,

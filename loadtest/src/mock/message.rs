@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::knobs::{Close, ErrorAt, HeadTime, Knobs};
 use crate::script::errors::in_stream;
-use crate::script::{answer_body, stream_pieces, Api, Ask, Dialect, Piece};
+use crate::script::{answer_body, metadata, stream_pieces, Api, Ask, Dialect, Piece};
 
 /// When a write leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub enum Kind {
     Lines,
     /// application/json
     Json,
+    /// application/octet-stream
+    Bytes,
     /// text/plain
     Text,
     /// No type at all, as Starlette's empty answers
@@ -115,6 +117,7 @@ pub fn head(style: HeadStyle<'_>, kind: Kind, delimiter: Delimiter) -> String {
         (Kind::Lines, _) => "application/x-ndjson",
         (Kind::Json, Dialect::Llamacpp | Dialect::Ollama) => "application/json; charset=utf-8",
         (Kind::Json, _) => "application/json",
+        (Kind::Bytes, _) => "application/octet-stream",
         (Kind::Text, _) => "text/plain; charset=utf-8",
         (Kind::Untyped, _) => "",
     };
@@ -201,11 +204,14 @@ pub fn answer(ask: &Ask, knobs: &Knobs, closes: bool) -> Message {
     let delimited = knobs.close == Close::Delimited;
     if !ask.stream {
         let body = answer_body(ask);
+        let body = knobs.encoding.map_or_else(|| body.clone(), |packing| packing.body(&body));
+        let raw = ask.raw && ask.api == Api::Embeddings;
         let delimiter = match delimited {
             true => Delimiter::Close,
+            false if raw => Delimiter::Chunked,
             false => Delimiter::Length(body.len()),
         };
-        return whole(style, Kind::Json, delimiter, &body);
+        return whole(style, if raw { Kind::Bytes } else { Kind::Json }, delimiter, &body);
     }
     let kind = match ask.api {
         Api::OllamaChat | Api::OllamaGenerate => Kind::Lines,
@@ -221,7 +227,10 @@ pub fn answer(ask: &Ask, knobs: &Knobs, closes: bool) -> Message {
     };
     let due = if early { Due::AtOnce } else { Due::Step(0) };
     message.push(head(style, kind, delimiter).as_bytes(), due, 0);
-    let (pieces, is_cut) = failing(ask, knobs, stream_pieces(ask));
+    let (mut pieces, is_cut) = failing(ask, knobs, stream_pieces(ask));
+    if let Some(packing) = knobs.encoding {
+        pieces = packing.pieces(pieces);
+    }
     for piece in pieces {
         let due = Due::Step(piece.step);
         match delimited {
@@ -254,6 +263,12 @@ fn extra_fields(ask: &Ask, knobs: &Knobs) -> String {
     let mut extra = String::new();
     if let Some(seconds) = knobs.retry_after {
         let _ = write!(extra, "retry-after: {seconds}\r\n");
+    }
+    if let Some(packing) = knobs.encoding {
+        let _ = write!(extra, "content-encoding: {}\r\n", packing.name());
+    }
+    if ask.raw && ask.api == Api::Embeddings {
+        let _ = write!(extra, "metadata: {}\r\n", metadata(ask));
     }
     // TGI's native route reports its counts in fields, unstreamed only.
     if ask.dialect == Dialect::Tgi && ask.api == Api::Generate && !ask.stream {
@@ -333,6 +348,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mock::pack::Packing;
 
     fn writes(ask: &Ask, knobs: &Knobs) -> Vec<String> {
         let message = answer(ask, knobs, false);
@@ -369,6 +385,23 @@ mod tests {
         let size = hyper[1].split("\r\n").next().expect("a line");
         assert!(size.chars().any(|c| c.is_ascii_uppercase()), "{size}");
         assert_eq!(size, size.to_uppercase());
+    }
+
+    /// Catches: a packed answer that does not say so, or has the length of the plain one.
+    #[test]
+    fn a_packed_answer_is_packed_whole_and_announced() {
+        use std::io::Read;
+        let knobs = Knobs { encoding: Some(Packing::Gzip), ..Knobs::default() };
+        let ask = Ask { stream: false, ..Ask::default() };
+        let message = answer(&ask, &knobs, false);
+        let head_end = message.bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        let (head, body) = message.bytes.split_at(head_end);
+        let head = String::from_utf8(head.to_vec()).unwrap();
+        assert!(head.contains("content-encoding: gzip\r\n"), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(body).read_to_end(&mut plain).unwrap();
+        assert_eq!(plain, answer_body(&ask));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub mod knobs;
 pub mod log;
 /// Scripts as HTTP messages: heads, chunks, and when each write is due.
 mod message;
+/// Packed answers.
+pub mod pack;
 /// Reading requests.
 mod receive;
 /// From a request to what shall be played.

@@ -269,6 +269,8 @@ pub struct Wishes {
     pub continuous_usage: bool,
     /// `parameters.details`
     pub details: bool,
+    /// `encoding_format` is `bytes`
+    pub raw: bool,
     /// `model`, as it stands between its quotes
     pub model: Option<String>,
     /// `max_tokens`, `max_completion_tokens` or `max_new_tokens`
@@ -300,6 +302,7 @@ impl Wishes {
             include_usage: truth("\"include_usage\"").unwrap_or(false),
             continuous_usage: truth("\"continuous_usage_stats\"").unwrap_or(false),
             details: truth("\"details\"").unwrap_or(false),
+            raw: text("\"encoding_format\"").is_some_and(|format| format == "bytes"),
             model: text("\"model\""),
             max_tokens: number("\"max_tokens\"")
                 .or_else(|| number("\"max_completion_tokens\""))

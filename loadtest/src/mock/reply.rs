@@ -144,7 +144,7 @@ fn api_of(dialect: Dialect, path: &str) -> Option<Api> {
         ("/v1/messages", _) => Api::Messages,
         ("/generate", Dialect::Tgi | Dialect::Sglang) => Api::Generate,
         ("/generate_stream", Dialect::Tgi) => Api::Generate,
-        ("/completion" | "/completions", Dialect::Llamacpp) => Api::Completion,
+        ("/completion" | "/completions" | "/infill", Dialect::Llamacpp) => Api::Completion,
         ("/api/chat", Dialect::Ollama | Dialect::Sglang) => Api::OllamaChat,
         ("/api/generate", Dialect::Ollama | Dialect::Sglang) => Api::OllamaGenerate,
         _ => return None,
@@ -176,6 +176,7 @@ fn ask_of(worker: &Worker, request: &Request, body: &[u8], api: Api, knobs: &Kno
         include_usage: wishes.include_usage,
         continuous_usage: wishes.continuous_usage,
         details: wishes.details,
+        raw: wishes.raw && worker.shared.options.dialect == Dialect::Vllm,
         model: wishes.model.unwrap_or_else(|| "m".to_string()),
         tokens,
         event_bytes: knobs.event_bytes,
@@ -200,6 +201,7 @@ fn generation(
     let merged = knobs.split == Split::Merged;
     let is_plain = knobs.error.is_none()
         && knobs.retry_after.is_none()
+        && knobs.encoding.is_none()
         && knobs.close != Close::Delimited
         && !delimited;
     if !is_plain {

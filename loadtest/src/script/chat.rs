@@ -212,6 +212,20 @@ fn whole_message(dialect: Dialect, text: &str, why: &str) -> String {
     }
 }
 
+/// Embeddings as `float32` in a row: `answer_bytes` of them, 8 numbers at least.
+pub fn raw_embeddings(ask: &Ask) -> Vec<u8> {
+    let count = u64::from(ask.answer_bytes / 4).max(8);
+    (0..count).flat_map(|at| ((ask.seed + at) as f32 / 1e3).to_le_bytes()).collect()
+}
+
+/// What vLLM says in the head of raw embeddings.
+pub fn metadata(ask: &Ask) -> String {
+    let (id, model, prompt) = (answer_id(ask), &ask.model, ask.usage.prompt);
+    format!(
+        r#"{{"id": "embd-{id}", "created": {CREATED}, "model": "{model}", "data": [{{"index": 0, "embed_dtype": "float32", "endianness": "little"}}], "usage": {{"prompt_tokens": {prompt}, "total_tokens": {prompt}}}}}"#
+    )
+}
+
 /// An embeddings answer; its vector is as long as `answer_bytes` allows, 8 numbers at least.
 pub fn embeddings(ask: &Ask) -> String {
     let Usage { prompt, .. } = ask.usage;

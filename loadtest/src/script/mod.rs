@@ -98,6 +98,9 @@ pub struct Ask {
     pub continuous_usage: bool,
     /// `parameters.details` of the request (TGI's native routes)
     pub details: bool,
+    /// `encoding_format: "bytes"` of the request (vLLM's embeddings): numbers as they lie in
+    /// memory, and the counts in the head
+    pub raw: bool,
     /// The model as it stands between the quotes of the request's JSON
     pub model: String,
     /// Content events of a stream
@@ -126,6 +129,7 @@ impl Default for Ask {
             include_usage: false,
             continuous_usage: false,
             details: false,
+            raw: false,
             model: "m".to_string(),
             tokens: 16,
             event_bytes: 6,
@@ -164,8 +168,16 @@ pub fn expected_stream(ask: &Ask) -> Vec<u8> {
     stream_pieces(ask).into_iter().flat_map(|piece| piece.bytes).collect()
 }
 
+/// The value of the `metadata` field beside raw embeddings.
+pub fn metadata(ask: &Ask) -> String {
+    chat::metadata(ask)
+}
+
 /// Every byte of an unstreamed body.
 pub fn answer_body(ask: &Ask) -> Vec<u8> {
+    if ask.raw && ask.api == Api::Embeddings {
+        return chat::raw_embeddings(ask);
+    }
     match ask.api {
         Api::Chat | Api::Completions => chat::whole(ask),
         Api::Embeddings => chat::embeddings(ask),

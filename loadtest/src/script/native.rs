@@ -54,9 +54,14 @@ fn tgi_event(ask: &Ask, step: u32, text: &str) -> String {
 
 fn tgi_details(ask: &Ask) -> String {
     let why = if ask.cut { "length" } else { "eos_token" };
+    // The length of the prompt is told in streams only; elsewhere the head has it.
+    let rest = match ask.stream {
+        true => format!(r#""input_length":{}"#, ask.usage.prompt),
+        false => r#""prefill":[],"tokens":[]"#.to_string(),
+    };
     format!(
-        r#"{{"finish_reason":"{why}","generated_tokens":{},"seed":null,"input_length":{}}}"#,
-        ask.usage.completion, ask.usage.prompt
+        r#"{{"finish_reason":"{why}","generated_tokens":{},"seed":null,{rest}}}"#,
+        ask.usage.completion
     )
 }
 
@@ -70,7 +75,12 @@ fn sglang_object(ask: &Ask, text: &str, completion: u64) -> String {
         r#"{{"text":"{text}","meta_info":{{"id":"{}","finish_reason":{why},"prompt_tokens":{},"completion_tokens":{},"cached_tokens":{}}}}}"#,
         answer_id(ask),
         ask.usage.prompt,
-        completion.min(ask.usage.completion),
+        // The last one says what the answer is to report, whatever was counted on the way.
+        if completion >= u64::from(ask.tokens) {
+            ask.usage.completion
+        } else {
+            completion.min(ask.usage.completion)
+        },
         ask.usage.cached.unwrap_or(0)
     )
 }

@@ -2,12 +2,11 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{LoadBalance, Plan, ReporterKind};
+use crate::config::plan::{LoadBalance, Plan};
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
     let any = |has: fn(&crate::config::plan::Backend) -> bool| plan.backends.iter().any(has);
-    let reporter = |is: fn(&ReporterKind) -> bool| plan.usage.reporters.iter().any(|r| is(&r.kind));
     let routing = &plan.routing;
     let asked = [
         (!plan.server.region.is_empty(), "server.region: choosing backends by region"),
@@ -30,14 +29,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (!routing.fallback.is_empty(), "routing.fallback: fallback lists"),
         (plan.auth.is_some(), "auth: authentication"),
         (plan.rate_limit.is_some(), "rate_limit: rate limits"),
-        (
-            reporter(|k| matches!(k, ReporterKind::Database(_))),
-            "usage.reporters[].type database: records in SQL",
-        ),
-        (
-            reporter(|k| matches!(k, ReporterKind::Builtin(_))),
-            "usage.reporters[].type builtin: the embedded store",
-        ),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",

@@ -327,7 +327,7 @@ fn the_id_is_sought_near_the_start_only() {
 
 #[test]
 fn the_state_of_a_stream_is_small() {
-    assert!(std::mem::size_of::<UsageScan>() <= 128);
+    assert!(std::mem::size_of::<UsageScan>() <= 152);
 }
 
 /// Pieces of answers, whole and broken.
@@ -405,4 +405,55 @@ fn the_key_is_found_wherever_it_stands() {
             assert!(scan.usage().is_some(), "behind {before} bytes");
         }
     }
+}
+
+/// Catches: a sum where the last counts, and the last where only the sum tells what was done.
+#[test]
+fn only_what_timings_follow_is_summed() {
+    let usage = |prompt: u64, completion: u64| {
+        format!("\"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":{completion}}}")
+    };
+    let (one, two, three) = (usage(12, 3), usage(12, 5), usage(1, 1));
+    for (text, expected) in [
+        (format!("{{{one},\"timings\":{{}}}}{{{two},\"timings\":{{}}}}"), 32),
+        (format!("{{{one},\"timings\":0}}{{{two},\"timings\":0}}{{{three},\"timings\":0}}"), 34),
+        // The last one is of another kind: whoever sends that, sends counts so far.
+        (format!("{{{one},\"timings\":{{}}}}{{{two}}}"), 17),
+        (format!("{{{one}}}{{{two},\"timings\":{{}}}}"), 17),
+        (format!("{{{one},\"timing\":{{}}}}{{{two},\"timings\":{{}}}}"), 17),
+        (format!("{{{one},\"x\":1,\"timings\":{{}}}}{{{two},\"timings\":{{}}}}"), 17),
+        // A usage right behind a usage is not overlooked.
+        (format!("{{{one},{two}}}"), 17),
+        (format!("{{{one},\"timings\":{{}},{two}}}"), 17),
+        (format!("{{{one},,{two}}}"), 17),
+        (format!("{{{one}{two}}}"), 17),
+    ] {
+        let total = |pieces: &mut dyn Iterator<Item = &[u8]>| fed(pieces).0.map(|found| found.2);
+        let bytes = text.as_bytes();
+        assert_eq!(total(&mut [bytes].into_iter()), Some(expected), "{text}");
+        assert_eq!(total(&mut bytes.chunks(1)), Some(expected), "{text} byte by byte");
+        for cut in 0..bytes.len() {
+            let (a, b) = bytes.split_at(cut);
+            assert_eq!(total(&mut [a, b].into_iter()), Some(expected), "{text} cut at {cut}");
+        }
+    }
+    let mut scan = UsageScan::default();
+    scan.feed(format!("{one},\"timings\"{two},\"timings\"").as_bytes());
+    scan.reset();
+    scan.feed(format!("{three},\"timings\"").as_bytes());
+    assert_eq!(scan.usage().map(|usage| usage.total_tokens), Some(2), "of the new answer alone");
+}
+
+/// Catches: an answer read in the dialect of the one before it on its connection.
+#[test]
+fn of_an_answer_after_another_nothing_is_known() {
+    let mut scan = UsageScan::default();
+    scan.expect(Dialect::Ollama);
+    scan.feed(b"{\"done\":true,\"eval_count\":3}\n");
+    assert_eq!(scan.usage().map(|usage| usage.total_tokens), Some(3));
+    assert!(scan.native().is_some_and(|native| native.ended()));
+    scan.reset();
+    assert_eq!((scan.usage(), scan.native().is_none()), (None, true));
+    scan.feed(b"{\"usage\":{\"prompt_tokens\":1}}");
+    assert_eq!(scan.usage().map(|usage| usage.total_tokens), Some(1));
 }

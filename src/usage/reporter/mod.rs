@@ -6,6 +6,8 @@
 pub mod webhook;
 pub mod redis;
 pub mod file;
+pub mod sql;
+pub mod builtin;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
@@ -55,13 +57,14 @@ pub enum Tried {
 /// Makes a destination ready for one thread; connects to nothing yet.
 ///
 /// # Errors
-/// The kind is not built yet. Such a plan is refused before it gets here.
+/// Something that the plan says of it cannot be done here; the text names it.
 pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => Ok(Box::new(Webhook::new(webhook.clone()))),
         ReporterKind::Redis(redis) => Ok(Box::new(redis::Stream::new(redis.clone()))),
         ReporterKind::File(file) => Ok(Box::new(file::LinesFile::new(file.clone()))),
-        _ => Err(io::Error::other(format!("reporter {}: its type is not built yet", plan.name))),
+        ReporterKind::Database(database) => Ok(Box::new(sql::open(&plan.name, database)?)),
+        ReporterKind::Builtin(store) => Ok(Box::new(builtin::Builtin::open(&plan.name, store)?)),
     }
 }
 
@@ -71,6 +74,6 @@ pub fn shape(plan: &plan::Reporter) -> Shape {
         ReporterKind::Webhook(webhook) => webhook::shape(webhook),
         ReporterKind::Redis(redis) => redis::shape(redis),
         ReporterKind::File(_) => file::shape(),
-        _ => Shape { batch: 500, concurrency: 1, retries: 4, timeout: Duration::from_secs(10) },
+        ReporterKind::Database(_) | ReporterKind::Builtin(_) => sql::shape(),
     }
 }

@@ -4,7 +4,7 @@
 use super::process::Process;
 use super::scratch::Scratch;
 use super::{await_some, await_until};
-use rustix::process::Signal;
+use rustix::process::{kill_process, Pid, Signal};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{chown, symlink, PermissionsExt};
@@ -36,6 +36,8 @@ struct Server {
     way: Vec<String>,
     program: PathBuf,
     arguments: fn(&Path, u16) -> Vec<String>,
+    /// Further ones.
+    more: Vec<String>,
     ready: fn(&Process, SocketAddr) -> bool,
     /// Ends it in good order, and fast.
     ending: Signal,
@@ -46,7 +48,8 @@ impl Server {
     fn start(&mut self) {
         assert!(self.process.is_none(), "it runs already");
         let way: Vec<&str> = self.way.iter().map(String::as_str).collect();
-        let arguments = (self.arguments)(self.scratch.path(), self.port);
+        let mut arguments = (self.arguments)(self.scratch.path(), self.port);
+        arguments.extend_from_slice(&self.more);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let process = Process::start_through(&way, &self.program, &arguments);
         let name = self.program.display();
@@ -65,8 +68,18 @@ impl Server {
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("it runs").signal(signal);
+    /// To it and to the processes that it has for its clients.
+    fn signal_all(&self, signal: Signal) {
+        let process = self.process.as_ref().expect("it runs");
+        // First itself, so that it makes no more of them.
+        process.signal(signal);
+        let pid = process.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        for child in children.split_whitespace() {
+            let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+            // One that has just ended is as silent.
+            let _ = kill_process(child, signal);
+        }
     }
 
     fn addr(&self) -> SocketAddr {
@@ -100,12 +113,12 @@ macro_rules! stops_and_starts {
 
             /// Holds it: connections stay, and nothing is answered.
             pub fn freeze(&self) {
-                self.server.signal(Signal::STOP);
+                self.server.signal_all(Signal::STOP);
             }
 
             /// Lets it go on.
             pub fn thaw(&self) {
-                self.server.signal(Signal::CONT);
+                self.server.signal_all(Signal::CONT);
             }
         }
     };
@@ -146,6 +159,7 @@ impl Redis {
                 let kept = ["--appendonly", "yes", "--appendfsync", "always"];
                 all.iter().chain(&kept).map(|text| (*text).to_owned()).collect()
             },
+            more: Vec::new(),
             ready: |_, addr| ask(addr, b"PING\r\n").is_some_and(|said| said.starts_with(b"+PONG")),
             ending: Signal::TERM,
             process: None,
@@ -179,6 +193,11 @@ impl MariaDb {
 
     /// Starts one.
     pub fn start() -> MariaDb {
+        MariaDb::start_with(&[])
+    }
+
+    /// Starts one with further arguments.
+    pub fn start_with(more: &[&str]) -> MariaDb {
         let scratch = Scratch::new();
         let program = MariaDb::program().expect("mariadbd is installed");
         std::fs::create_dir(scratch.file("data")).unwrap();
@@ -194,7 +213,7 @@ impl MariaDb {
             format!(
                 "CREATE DATABASE IF NOT EXISTS {DATABASE};\n\
                  CREATE USER IF NOT EXISTS {USER}@'%' IDENTIFIED BY '{PASSWORD}';\n\
-                 GRANT ALL ON *.* TO {USER}@'%';\n"
+                 GRANT ALL ON *.* TO {USER}@'%' WITH GRANT OPTION;\n"
             ),
         );
         let said = Command::new(&program)
@@ -218,6 +237,7 @@ impl MariaDb {
                 all.push(format!("--init-file={}", folder.join("init.sql").display()));
                 all
             },
+            more: more.iter().map(|text| (*text).to_owned()).collect(),
             // Its greeting: a packet of protocol version 10. It speaks first.
             ready: |_, addr| ask(addr, b"").is_some_and(|said| said.get(4) == Some(&10)),
             ending: Signal::TERM,
@@ -266,9 +286,11 @@ impl MariaDb {
 
 /// What both the making of its tables and its running need. Small and without forcing the disk.
 fn maria_arguments(folder: &Path) -> Vec<String> {
-    // It refuses to run as root unless told so by name.
-    let user = if is_root() { "root".to_owned() } else { std::env::var("USER").unwrap() };
-    let mut all = vec!["--no-defaults".to_owned(), format!("--user={user}")];
+    let mut all = vec!["--no-defaults".to_owned()];
+    if is_root() {
+        // It refuses to run as root unless told so by name.
+        all.push("--user=root".to_owned());
+    }
     all.push(format!("--datadir={}", folder.join("data").display()));
     all.push(format!("--tmpdir={}", folder.display()));
     for small in [
@@ -278,6 +300,8 @@ fn maria_arguments(folder: &Path) -> Vec<String> {
         "--skip-innodb-doublewrite",
         "--skip-name-resolve",
         "--character-set-server=latin1", // what a program must not rely on
+        "--default-time-zone=+05:00",    // nor on this
+        "--sql-mode=",                   // nor on its being strict
     ] {
         all.push(small.to_owned());
     }
@@ -348,6 +372,7 @@ impl Postgres {
                 }
                 all
             },
+            more: Vec::new(),
             ready: |process, _| process.stderr.text().contains("ready to accept connections"),
             // A fast shutdown: clients are cut off.
             ending: Signal::INT,
@@ -414,7 +439,7 @@ impl Drop for Postgres {
     /// An immediate shutdown: killed, it would leave a piece of shared memory behind.
     fn drop(&mut self) {
         if let Some(process) = &self.server.process {
-            process.signal(Signal::CONT);
+            self.server.signal_all(Signal::CONT);
             process.signal(Signal::QUIT);
             await_some("postgres ends", SLOWLY, || process.try_status());
         }

@@ -1,0 +1,42 @@
+//! Any bytes, in any dialect and framing and cut anywhere, say the same as in one piece.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use llmproxy::llm::dialect::Dialect;
+use llmproxy::llm::ending::{ended, in_band_error};
+use llmproxy::llm::sse::{Framing, SseScan};
+use llmproxy::llm::usage::{Usage, UsageScan};
+
+const PATHS: &[&str] = &[
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/generate",
+    "/completion",
+    "/api/chat",
+    "/other",
+];
+
+type Said = (Option<Usage>, Option<bool>, bool, u64, bool);
+
+fn read<'a>(dialect: Dialect, framing: Framing, pieces: impl Iterator<Item = &'a [u8]>) -> Said {
+    let mut usage = UsageScan::default();
+    usage.expect(dialect);
+    let mut events = SseScan::new(framing);
+    for piece in pieces {
+        usage.feed(piece);
+        events.feed(piece);
+    }
+    let (ended, error) = (ended(dialect, &events, &usage), in_band_error(&events, &usage));
+    (usage.usage(), ended, error, events.events(), events.at_boundary())
+}
+
+fuzz_target!(|input: (u8, u8, bool, &[u8])| {
+    let (piece, path, lines, bytes) = input;
+    let path = PATHS[usize::from(path) % PATHS.len()];
+    let dialect = Dialect::of(path.as_bytes());
+    let framing = if lines { Framing::Lines } else { Framing::Events };
+    let whole = read(dialect, framing, std::iter::once(bytes));
+    let cut = read(dialect, framing, bytes.chunks(usize::from(piece) + 1));
+    assert_eq!(whole, cut);
+});

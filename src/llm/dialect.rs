@@ -1,0 +1,120 @@
+//! How an answer speaks of tokens, errors and its own end, as the path that was asked tells. The
+//! engines differ less within a path than between paths: what one of them leaves out of a path's
+//! form or adds to it is known where that form is read.
+
+/// The form of the answers of one path (engines: vLLM, SGLang, TGI, llama.cpp, Ollama).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// `/v1/chat/completions`, `/v1/completions`: `usage`, ended by `[DONE]`.
+    OpenAi,
+    /// `/v1/responses`: `response.usage` of the last event, ended by that event.
+    Responses,
+    /// `/v1/messages`: `usage` in two parts, ended by `message_stop`.
+    Messages,
+    /// Embeddings, rerank, score, classify, pooling: one object with `usage`, or none at all.
+    Embeddings,
+    /// Audio to text: `usage` in tokens or in seconds.
+    Transcriptions,
+    /// `/generate`, `/generate_stream`: SGLang's `meta_info` or TGI's `details`.
+    Generate,
+    /// llama.cpp's own `/completion`, `/completions` and `/infill`.
+    LlamaCpp,
+    /// Ollama's own `/api/...`: one JSON object a line.
+    Ollama,
+    /// Nothing is known: `usage` is looked for, no end is asked for.
+    #[default]
+    Other,
+}
+
+/// A path without version and leading slash, or the end of a longer one, and its dialect.
+const PATHS: &[(&str, Dialect)] = &[
+    ("chat/completions", Dialect::OpenAi),
+    ("v1/completions", Dialect::OpenAi),
+    ("responses", Dialect::Responses),
+    ("messages", Dialect::Messages),
+    ("embeddings", Dialect::Embeddings),
+    ("embed", Dialect::Embeddings),
+    ("rerank", Dialect::Embeddings),
+    ("score", Dialect::Embeddings),
+    ("classify", Dialect::Embeddings),
+    ("pooling", Dialect::Embeddings),
+    ("audio/transcriptions", Dialect::Transcriptions),
+    ("audio/translations", Dialect::Transcriptions),
+    ("generate", Dialect::Generate),
+    ("generate_stream", Dialect::Generate),
+    ("completion", Dialect::LlamaCpp),
+    ("completions", Dialect::LlamaCpp),
+    ("infill", Dialect::LlamaCpp),
+];
+/// Ollama's, which share their last words with others.
+const OLLAMA_PATHS: &[&str] = &["api/chat", "api/generate", "api/embed", "api/embeddings"];
+
+impl Dialect {
+    /// The dialect in which a request target is answered. Whatever stands before the known words
+    /// (a base path) and behind them (a query, a slash) changes nothing.
+    pub fn of(target: &[u8]) -> Dialect {
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        if OLLAMA_PATHS.iter().any(|ours| ends_with_words(path, ours)) {
+            return Dialect::Ollama;
+        }
+        let known = PATHS.iter().find(|(words, _)| ends_with_words(path, words));
+        known.map_or(Dialect::Other, |(_, dialect)| *dialect)
+    }
+
+    /// True for the engines' own forms, whose counts stand under names of their own.
+    pub fn is_native(self) -> bool {
+        matches!(self, Dialect::Generate | Dialect::LlamaCpp | Dialect::Ollama)
+    }
+}
+
+/// True when the path is these segments, or ends with them.
+fn ends_with_words(path: &[u8], words: &str) -> bool {
+    path.strip_suffix(words.as_bytes()).is_some_and(|before| before.ends_with(b"/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a path whose answers are read in another engine's form, or not at all.
+    #[test]
+    fn the_path_tells_the_dialect() {
+        for (path, dialect) in [
+            ("/v1/chat/completions", Dialect::OpenAi),
+            ("/v1/chat/completions/", Dialect::OpenAi),
+            ("/v1/chat/completions?x=/api/chat", Dialect::OpenAi),
+            ("/base/v1/completions", Dialect::OpenAi),
+            ("/chat/completions", Dialect::OpenAi),
+            ("/v1/responses", Dialect::Responses),
+            ("/v1/responses/resp_1", Dialect::Other),
+            ("/v1/messages", Dialect::Messages),
+            ("/v1/messages/count_tokens", Dialect::Other),
+            ("/v1/embeddings", Dialect::Embeddings),
+            ("/embed", Dialect::Embeddings),
+            ("/v2/rerank", Dialect::Embeddings),
+            ("/score", Dialect::Embeddings),
+            ("/classify", Dialect::Embeddings),
+            ("/pooling", Dialect::Embeddings),
+            ("/v1/audio/transcriptions", Dialect::Transcriptions),
+            ("/v1/audio/translations", Dialect::Transcriptions),
+            ("/generate", Dialect::Generate),
+            ("/generate_stream", Dialect::Generate),
+            ("/completion", Dialect::LlamaCpp),
+            ("/completions", Dialect::LlamaCpp),
+            ("/infill", Dialect::LlamaCpp),
+            ("/api/chat", Dialect::Ollama),
+            ("/api/generate", Dialect::Ollama),
+            ("/api/embed", Dialect::Ollama),
+            ("/api/embeddings", Dialect::Ollama),
+            ("/api/tags", Dialect::Other),
+            ("/v1/models", Dialect::Other),
+            ("/regenerate", Dialect::Other),
+            ("/", Dialect::Other),
+            ("*", Dialect::Other),
+            ("", Dialect::Other),
+        ] {
+            assert_eq!(Dialect::of(path.as_bytes()), dialect, "{path}");
+        }
+    }
+}

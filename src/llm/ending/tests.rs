@@ -1,0 +1,230 @@
+//! Every answer of `tests/fixtures/dialects`, read by all that watches an answer, whole and cut.
+
+use super::*;
+use crate::llm::error::{write_event, write_line};
+use crate::llm::sse::Framing;
+use crate::llm::usage::Usage;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+/// Prompt, completion, total, cached, reasoning.
+type Tokens = (u64, u64, u64, Option<u64>, Option<u64>);
+
+/// What is found in an answer.
+#[derive(Debug, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Found {
+    usage: Option<Tokens>,
+    ended: Option<bool>,
+    error: bool,
+    events: u64,
+    id: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Expected {
+    path: String,
+    #[serde(flatten)]
+    found: Found,
+}
+
+struct Answer {
+    name: String,
+    dialect: Dialect,
+    framing: Option<Framing>,
+    bytes: Vec<u8>,
+    found: Found,
+}
+
+static ANSWERS: LazyLock<Vec<Answer>> = LazyLock::new(|| {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dialects");
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let table: BTreeMap<String, Expected> = serde_json::from_str(&text).unwrap();
+    let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap());
+    let is_answer = |name: &str| {
+        let other = ["expected.json", "README.md", "packed"];
+        !other.contains(&name)
+    };
+    let names = files.map(|file| file.file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| is_answer(name)).collect();
+    names.sort();
+    assert_eq!(names, Vec::from_iter(table.keys().cloned()), "each file has its line");
+    let answer = |(name, expected): (String, Expected)| Answer {
+        dialect: Dialect::of(expected.path.as_bytes()),
+        framing: match name.rsplit('.').next() {
+            Some("sse") => Some(Framing::Events),
+            Some("ndjson") => Some(Framing::Lines),
+            _ => None,
+        },
+        bytes: std::fs::read(folder.join(&name)).unwrap(),
+        name,
+        found: expected.found,
+    };
+    table.into_iter().map(answer).collect()
+});
+
+fn found<'a>(
+    dialect: Dialect,
+    framing: Option<Framing>,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> Found {
+    let mut usage = UsageScan::default();
+    // As on a kept connection, which had another answer before.
+    usage.expect(Dialect::Ollama);
+    usage.feed(b"{\"done\":true,\"eval_count\":7}{\"error\":\"no\"}{\"x\":[\"");
+    usage.reset();
+    usage.expect(dialect);
+    let mut events = framing.map(SseScan::new);
+    for piece in pieces {
+        usage.feed(piece);
+        if let Some(events) = events.as_mut() {
+            events.feed(piece);
+        }
+    }
+    let tokens = |u: Usage| {
+        let sums = (u.prompt_tokens, u.completion_tokens, u.total_tokens);
+        (sums.0, sums.1, sums.2, u.cached_tokens, u.reasoning_tokens)
+    };
+    Found {
+        usage: usage.usage().map(tokens),
+        ended: events.as_ref().and_then(|events| ended(dialect, events, &usage)),
+        error: events.as_ref().is_some_and(|events| in_band_error(events, &usage)),
+        events: events.as_ref().map_or(0, SseScan::events),
+        id: usage.upstream_id().map(str::to_owned),
+    }
+}
+
+/// Catches: an engine whose counts, end or errors are not found, or are found only when its bytes
+/// happen to arrive in one piece.
+#[test]
+fn every_answer_is_read_cut_at_every_byte() {
+    for Answer { name, dialect, framing, bytes, found: expected } in ANSWERS.iter() {
+        assert_eq!(found(*dialect, *framing, [&bytes[..]]), *expected, "{name}");
+        assert_eq!(found(*dialect, *framing, bytes.chunks(1)), *expected, "{name} byte by byte");
+        for cut in 0..bytes.len() {
+            let (a, b) = bytes.split_at(cut);
+            assert_eq!(found(*dialect, *framing, [a, b]), *expected, "{name} cut at {cut}");
+        }
+    }
+}
+
+/// Catches: a stream that was cut off and counts as ended, and one that was not and does not.
+#[test]
+fn no_stream_has_ended_before_its_mark() {
+    for Answer { name, dialect, framing, bytes, found: whole } in ANSWERS.iter() {
+        let ends: Vec<usize> = (0..bytes.len())
+            .filter(|cut| found(*dialect, *framing, [&bytes[..*cut]]).ended == Some(true))
+            .collect();
+        // From the mark on it stays so.
+        let first = *ends.first().unwrap_or(&bytes.len());
+        assert_eq!(ends.len(), bytes.len() - first, "{name}");
+        assert!(whole.ended == Some(true) || ends.is_empty(), "{name}");
+    }
+}
+
+/// Catches: an error event of ours put into the middle of an engine's, or behind a whole one and
+/// not recognised.
+#[test]
+fn what_we_say_of_an_error_is_an_error_wherever_it_may_stand() {
+    let fault = crate::base::refusal::Refusal::new(502, "backend_error", "it \"broke\"\n\n");
+    for Answer { name, dialect, framing, bytes, .. } in ANSWERS.iter() {
+        let Some(framing) = *framing else { continue };
+        for cut in 0..=bytes.len() {
+            let mut events = SseScan::new(framing);
+            events.feed(&bytes[..cut]);
+            let line_end = cut == 0 || matches!(bytes[cut - 1], b'\n' | b'\r');
+            assert!(!events.at_boundary() || line_end, "{name} at {cut}");
+            if !events.at_boundary() {
+                continue;
+            }
+            let before = events.events();
+            let mut ours = Vec::new();
+            if events.is_ndjson() {
+                write_line(&fault, &mut ours);
+            } else {
+                write_event(&fault, &mut ours);
+            }
+            let all = [&bytes[..cut], &ours].concat();
+            let after = found(*dialect, Some(framing), [&all[..]]);
+            assert_eq!((after.error, after.events), (true, before + 1), "{name} at {cut}");
+        }
+    }
+}
+
+const DIALECTS: &[Dialect] = &[
+    Dialect::OpenAi,
+    Dialect::Responses,
+    Dialect::Messages,
+    Dialect::Generate,
+    Dialect::LlamaCpp,
+    Dialect::Ollama,
+    Dialect::Other,
+];
+
+/// Answers one after the other, with pieces of them in between.
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let some = |answer: prop::sample::Index, from: prop::sample::Index, len: usize| {
+        let bytes = &answer.get(&ANSWERS).bytes;
+        let from = from.index(bytes.len());
+        bytes[from..bytes.len().min(from + len)].to_vec()
+    };
+    let piece = prop_oneof![
+        any::<prop::sample::Index>().prop_map(|at| at.get(&ANSWERS).bytes.clone()),
+        (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..60usize)
+            .prop_map(move |(answer, from, len)| some(answer, from, len)),
+        prop::sample::select(vec![
+            "\"",
+            "\\",
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "\n",
+            "\r",
+            "\n\n",
+            "data: ",
+            "null",
+            "1",
+            "-",
+            "\"usage\":{",
+            ",\"timings\"",
+            "\"details\":{\"prefill\":[",
+            "\"meta_info\":{",
+            "\"done\":true",
+            "\"eval_count\":1",
+            "\"stop\":true",
+            "\"error\":",
+            "{\"error\":\"",
+            "event: error\n",
+            "event: message_stop",
+            "error:",
+            "data: [DONE]\n",
+        ])
+        .prop_map(|piece| piece.as_bytes().to_vec()),
+        prop::collection::vec(any::<u8>(), 0..10),
+    ];
+    prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    /// Catches: a state that does not survive a cut, and bytes that stop the program.
+    #[test]
+    fn any_cut_gives_the_same(
+        bytes in any_bytes(),
+        dialect in prop::sample::select(DIALECTS),
+        framing in prop::sample::select(vec![Framing::Events, Framing::Lines]),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let pieces = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
+        let whole = found(dialect, Some(framing), [&bytes[..]]);
+        prop_assert_eq!(&found(dialect, Some(framing), pieces), &whole);
+        prop_assert_eq!(&found(dialect, Some(framing), bytes.chunks(1)), &whole);
+    }
+}

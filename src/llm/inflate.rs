@@ -1,0 +1,139 @@
+//! Usage in an answer that its engine packed (`Content-Encoding`). The client gets the packed bytes
+//! as they are; a copy of a small answer is unpacked here, piece by piece, only to be searched.
+//!
+//! It costs far more than a look at plain bytes, so it is nothing for a worker. An engine could
+//! send a bomb: what is unpacked and what a decoder may hold are both limited.
+
+use super::dialect::Dialect;
+use super::tokens::Usage;
+use super::usage::UsageScan;
+use crate::base::limits::{INFLATED_BYTES_MAX, INFLATE_WINDOW_BYTES_MAX};
+use brotli_decompressor::BrotliDecoderParameter;
+use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::StreamingDecoder;
+use std::io::Read;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+/// Bytes that are unpacked and searched at a time.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// How an answer is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// RFC 1952.
+    Gzip,
+    /// RFC 1950; some senders leave its frame out (RFC 1951 alone).
+    Deflate,
+    /// RFC 8878.
+    Zstd,
+    /// RFC 7932.
+    Brotli,
+}
+
+/// Why nothing is known of a packed answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InflateFault {
+    /// The bytes are not what they are said to be, or were cut off.
+    Broken,
+    /// More than [`INFLATED_BYTES_MAX`], or a decoder would hold more than
+    /// [`INFLATE_WINDOW_BYTES_MAX`].
+    TooLarge,
+}
+
+impl Coding {
+    /// The coding that a `Content-Encoding` field names; `None` for one that is not known, for
+    /// several, and for `identity`.
+    pub fn of(content_encoding: &[u8]) -> Option<Coding> {
+        let name = content_encoding.trim_ascii();
+        let is = |coding: &str| name.eq_ignore_ascii_case(coding.as_bytes());
+        Some(match () {
+            () if is("gzip") || is("x-gzip") => Coding::Gzip,
+            () if is("deflate") => Coding::Deflate,
+            () if is("zstd") => Coding::Zstd,
+            () if is("br") => Coding::Brotli,
+            () => return None,
+        })
+    }
+}
+
+/// The usage in a whole answer that came packed. Takes time in proportion to what it unpacks to,
+/// at most [`INFLATED_BYTES_MAX`]; not for a worker.
+pub fn usage_of(
+    coding: Coding,
+    packed: &[u8],
+    dialect: Dialect,
+) -> Result<Option<Usage>, InflateFault> {
+    let mut scan = UsageScan::default();
+    scan.expect(dialect);
+    // The decoders are strangers: what they do not survive is a broken answer, and no more.
+    let unpacked = catch_unwind(AssertUnwindSafe(|| unpack(coding, packed, &mut scan)));
+    unpacked.unwrap_or(Err(InflateFault::Broken))?;
+    Ok(scan.usage())
+}
+
+fn unpack(coding: Coding, packed: &[u8], scan: &mut UsageScan) -> Result<(), InflateFault> {
+    let mut sink = Sink { scan, room: INFLATED_BYTES_MAX, piece: vec![0; PIECE_BYTES] };
+    match coding {
+        Coding::Gzip => sink.pull(&mut MultiGzDecoder::new(packed)),
+        Coding::Deflate if has_zlib_frame(packed) => sink.pull(&mut ZlibDecoder::new(packed)),
+        Coding::Deflate => sink.pull(&mut DeflateDecoder::new(packed)),
+        Coding::Brotli => {
+            let mut decoder = brotli_decompressor::Decompressor::new(packed, PIECE_BYTES);
+            // The windows of RFC 7932, 16 MiB at most: no client takes larger ones.
+            decoder.set_parameter(BrotliDecoderParameter::BROTLI_DECODER_PARAM_LARGE_WINDOW, 0);
+            sink.pull(&mut decoder)
+        }
+        Coding::Zstd => unpack_zstd(packed, &mut sink),
+    }
+}
+
+/// Frame after frame; those that are to be skipped are skipped.
+fn unpack_zstd(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), InflateFault> {
+    let mut rest = packed;
+    let mut frames = 0;
+    while frames == 0 || !rest.is_empty() {
+        let limit = INFLATE_WINDOW_BYTES_MAX as u64;
+        match StreamingDecoder::new_with_max_window_size(&mut rest, limit) {
+            Ok(mut decoder) => sink.pull(&mut decoder)?,
+            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                length,
+                ..
+            })) => rest = rest.get(length as usize..).ok_or(InflateFault::Broken)?,
+            Err(FrameDecoderError::WindowSizeTooBig { .. }) => return Err(InflateFault::TooLarge),
+            Err(_) => return Err(InflateFault::Broken),
+        }
+        frames += 1;
+    }
+    Ok(())
+}
+
+/// RFC 1950 section 2.2: method 8, and a check over the first two bytes.
+fn has_zlib_frame(packed: &[u8]) -> bool {
+    let [method, flags, ..] = packed else { return false };
+    method & 0x0f == 8 && (u16::from(*method) << 8 | u16::from(*flags)) % 31 == 0
+}
+
+/// Where unpacked bytes go, and how many may still come.
+struct Sink<'a> {
+    scan: &'a mut UsageScan,
+    room: usize,
+    piece: Vec<u8>,
+}
+
+impl Sink<'_> {
+    /// Reads to the end.
+    fn pull(&mut self, decoder: &mut impl Read) -> Result<(), InflateFault> {
+        loop {
+            let read = decoder.read(&mut self.piece).map_err(|_| InflateFault::Broken)?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.room = self.room.checked_sub(read).ok_or(InflateFault::TooLarge)?;
+            self.scan.feed(self.piece.get(..read).unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

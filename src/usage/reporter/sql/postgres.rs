@@ -1,0 +1,249 @@
+//! PostgreSQL. The client library is asynchronous: it runs on a small runtime of this reporter's
+//! own thread, where a time limit holds for whatever is waited for.
+
+use super::columns::{Found, Key, Layout, Letters, Row, Width};
+use super::options::{self, PostgresOptions, Tls};
+use super::statement::{insert, quoted};
+use super::tls::{self, Connector};
+use super::{left, resolved, without, Database, Trouble};
+use crate::config::plan::{SqlDriver, SqlPlace, SqlServer};
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, Statement};
+
+/// What of a table's columns matters. A `varchar(n)` has `n + 4` as its modifier.
+const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
+     CASE WHEN t.typname IN ('varchar', 'bpchar') AND a.atttypmod > 4 \
+          THEN a.atttypmod - 4 END, \
+     a.attnotnull, a.atthasdef OR a.attidentity <> '', \
+     a.attgenerated <> '' OR a.attidentity = 'a' \
+     FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+     WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped \
+     ORDER BY a.attnum";
+
+/// The indexes that begin with a column; whether each is a unique one of it alone.
+const INDEXES: &str = "SELECT i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL \
+     AND i.indimmediate \
+     FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+     WHERE i.indrelid = to_regclass($1::text) AND a.attname = $2::text AND i.indisvalid";
+
+/// A server, and the connection to it.
+pub struct Postgres {
+    server: SqlServer,
+    options: PostgresOptions,
+    connector: Connector,
+    runtime: Runtime,
+    connection: Option<Connection>,
+}
+
+struct Connection {
+    client: Client,
+    /// Of the table's layout, which does not change while connected.
+    insert: Option<Statement>,
+}
+
+impl Postgres {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// A line for a person: the address asks for something that is not done here.
+    pub fn new(server: &SqlServer) -> Result<Postgres, String> {
+        let options = options::postgres(server)?;
+        let connector = Connector(Arc::new(tls::config(&options.tls, options.roots.as_deref())?));
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+        Ok(Postgres { server: server.clone(), options, connector, runtime, connection: None })
+    }
+
+    fn config(&self, until: Instant) -> Result<Config, Trouble> {
+        let mut config = Config::new();
+        let mode = match self.options.tls {
+            Tls::Off => SslMode::Disable,
+            Tls::IfOffered => SslMode::Prefer,
+            Tls::Unchecked | Tls::Authority | Tls::Full => SslMode::Require,
+        };
+        config.ssl_mode(mode).connect_timeout(left(until)?);
+        config.dbname(&self.server.database);
+        // PgBouncer takes none.
+        if !self.options.options.is_empty() {
+            config.options(&self.options.options);
+        }
+        config.application_name(self.options.application.as_deref().unwrap_or("llmproxy"));
+        match &self.server.place {
+            SqlPlace::Tcp { host, port } => {
+                // A host may have several; the library tries one after the other.
+                for address in resolved(host, *port, left(until)?)? {
+                    config.host(host).hostaddr(address.ip());
+                }
+                config.port(*port)
+            }
+            SqlPlace::Unix(path) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let port = name.rsplit('.').next().and_then(|port| port.parse().ok());
+                // TLS is for the network, as with libpq.
+                config.ssl_mode(SslMode::Disable).port(port.unwrap_or(5432));
+                config.host_path(path.parent().unwrap_or(path))
+            }
+        };
+        if !self.server.user.is_empty() {
+            config.user(&self.server.user);
+        }
+        if !self.server.password.is_empty() {
+            config.password(self.server.password.reveal());
+        }
+        if self.options.read_write {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        Ok(config)
+    }
+
+    /// Does something with the connection, in time.
+    fn ask<'a, T, F>(
+        &'a mut self,
+        until: Instant,
+        ask: impl FnOnce(&'a mut Connection) -> F,
+    ) -> Result<T, Trouble>
+    where
+        F: Future<Output = Result<T, tokio_postgres::Error>>,
+    {
+        let closed = || Trouble::Later("it is closed".to_owned());
+        let connection = self.connection.as_mut().ok_or_else(closed)?;
+        within(&self.runtime, until, &self.server, ask(connection))
+    }
+}
+
+fn within<T>(
+    runtime: &Runtime,
+    until: Instant,
+    server: &SqlServer,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Trouble> {
+    let limit = left(until)?;
+    let done = runtime.block_on(async { tokio::time::timeout(limit, work).await });
+    match done {
+        Err(_) => Err(Trouble::Later("it did not answer in time".to_owned())),
+        Ok(done) => done.map_err(|error| trouble(server, &error)),
+    }
+}
+
+impl Database for Postgres {
+    fn connect(&mut self, until: Instant) -> Result<(), Trouble> {
+        if self.connection.is_none() {
+            let config = self.config(until)?;
+            let connector = self.connector.clone();
+            let connect = async move {
+                let (client, connection) = config.connect(connector).await?;
+                // It ends with the client; what it says of its end, the client says too.
+                tokio::spawn(connection);
+                Ok(client)
+            };
+            let client = within(&self.runtime, until, &self.server, connect)?;
+            self.connection = Some(Connection { client, insert: None });
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.connection = None;
+    }
+
+    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble> {
+        let table = quoted(SqlDriver::Postgres, table);
+        let rows = self.ask(until, |connection| async move {
+            connection.client.query(COLUMNS, &[&table]).await
+        })?;
+        let found = rows.iter().map(|row| {
+            Ok(Found {
+                name: row.try_get(0)?,
+                type_name: row.try_get(1)?,
+                width: row
+                    .try_get::<_, Option<i32>>(2)?
+                    .and_then(|letters| usize::try_from(letters).ok())
+                    .map(Width::Letters),
+                letters: Letters::All,
+                required: row.try_get(3)?,
+                filled: row.try_get(4)?,
+                computed: row.try_get(5)?,
+            })
+        });
+        let found: Result<_, tokio_postgres::Error> = found.collect();
+        found.map_err(|error| trouble(&self.server, &error))
+    }
+
+    fn key(&mut self, table: &str, column: &str, until: Instant) -> Result<Key, Trouble> {
+        let table = quoted(SqlDriver::Postgres, table);
+        let column = column.to_owned();
+        let rows = self.ask(until, |connection| async move {
+            connection.client.query(INDEXES, &[&table, &column]).await
+        })?;
+        let unique = rows.iter().filter_map(|row| row.try_get::<_, bool>(0).ok()).max();
+        Ok(match unique {
+            Some(true) => Key::Unique,
+            Some(false) => Key::Indexed,
+            None => Key::Absent,
+        })
+    }
+
+    fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble> {
+        // Statements of one message are one transaction.
+        let all = statements.join(";\n");
+        self.ask(until, |connection| async move { connection.client.batch_execute(&all).await })
+    }
+
+    fn insert(
+        &mut self,
+        layout: &Layout,
+        rows: &[Row],
+        runs: &[Range<usize>],
+        until: Instant,
+    ) -> Result<(), Trouble> {
+        self.ask(until, |connection| async move {
+            let statement = match &connection.insert {
+                Some(statement) => statement.clone(),
+                None => {
+                    let made = connection.client.prepare(&insert(layout, 0)).await?;
+                    connection.insert.insert(made).clone()
+                }
+            };
+            let transaction = connection.client.transaction().await?;
+            for run in runs {
+                let rows = rows.get(run.clone()).unwrap_or_default();
+                let columns: Vec<Vec<Option<&str>>> = (0..layout.columns.len())
+                    .map(|index| {
+                        rows.iter().map(|row| row.get(index).and_then(Option::as_deref)).collect()
+                    })
+                    .collect();
+                let values: Vec<&(dyn ToSql + Sync)> =
+                    columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+                transaction.execute(&statement, &values).await?;
+            }
+            transaction.commit().await
+        })
+    }
+
+    /// The text of the statement is the same for any number of rows.
+    fn sizes(&self) -> &'static [usize] {
+        &[]
+    }
+}
+
+fn trouble(server: &SqlServer, error: &tokio_postgres::Error) -> Trouble {
+    // The detail of an error holds the whole row: only the message is said.
+    if let Some(said) = error.as_db_error() {
+        let state = said.code().code();
+        let message = without(server, &format!("{} (SQLSTATE {state})", said.message()));
+        return Trouble::of_state(state, message);
+    }
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    Trouble::Later(without(server, &message))
+}

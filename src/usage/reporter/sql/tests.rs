@@ -1,0 +1,182 @@
+//! Against real SQLite files. The servers are in the end-to-end tests.
+
+use super::*;
+use crate::base::id::RequestIds;
+use crate::base::secret::Secret;
+use crate::usage::record::tests::record;
+use rusqlite::Connection;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A folder that goes away.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("llmproxy-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Folder(path)
+    }
+
+    fn db(&self) -> PathBuf {
+        self.0.join("made").join("usage.db")
+    }
+
+    fn table(&self) -> SqlTable {
+        open_file("r", &self.db(), "usage_records")
+    }
+
+    /// A connection to a file with this table.
+    fn with(&self, table: &str) -> Connection {
+        std::fs::create_dir_all(self.db().parent().unwrap()).unwrap();
+        let connection = Connection::open(self.db()).unwrap();
+        connection.execute_batch(table).unwrap();
+        connection
+    }
+
+    fn count(&self) -> u32 {
+        let connection = Connection::open(self.db()).unwrap();
+        let text = "SELECT count(*) FROM usage_records";
+        connection.query_row(text, [], |row| row.get(0)).unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn records(count: usize) -> Vec<UsageRecord> {
+    let mut ids = RequestIds::new(7);
+    (0..count).map(|_| UsageRecord { request_id: ids.next_id(), ..record() }).collect()
+}
+
+fn send(table: &mut SqlTable, records: &[UsageRecord]) -> Tried {
+    table.send(&records.iter().collect::<Vec<_>>(), LIMIT)
+}
+
+/// Catches: a file that others may read, a row twice, a second start that makes the table anew.
+#[test]
+fn a_file_is_made_for_our_eyes_and_takes_each_record_once() {
+    let folder = Folder::new("sqlite-once");
+    let records = records(600);
+    assert_eq!(send(&mut folder.table(), &records[..500]), Tried::Delivered);
+    let mode = std::fs::metadata(folder.db()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(send(&mut folder.table(), &records[100..]), Tried::Delivered);
+    assert_eq!(folder.count(), 600);
+    let connection = Connection::open(folder.db()).unwrap();
+    let text = "SELECT timestamp, is_stream, total_tokens, reasoning_tokens, status \
+                FROM usage_records LIMIT 1";
+    let row: (String, bool, i64, Option<i64>, String) = connection
+        .query_row(text, [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)))
+        .unwrap();
+    let wanted = ("2026-01-14T10:30:00.007Z".to_owned(), true, 57, None, "complete".to_owned());
+    assert_eq!(row, wanted);
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+}
+
+/// Catches: a table of an earlier program that is not filled, or filled twice though its index
+/// would tell.
+#[test]
+fn a_table_that_is_there_gets_what_it_has() {
+    let builtin = "CREATE TABLE usage_records (id INTEGER PRIMARY KEY AUTOINCREMENT, \
+                   request_id TEXT, model TEXT NOT NULL, total_tokens INTEGER NOT NULL, \
+                   endpoint TEXT, streaming BOOLEAN, created_at DATETIME NOT NULL)";
+    let index = "CREATE INDEX i ON usage_records(request_id)";
+    let pair = "CREATE UNIQUE INDEX i ON usage_records(request_id, model)";
+    for (index, twice) in [("", 6), (index, 3), (pair, 3)] {
+        let folder = Folder::new("sqlite-narrow");
+        let connection = folder.with(&format!("{builtin}; {index}"));
+        let mut records = records(3);
+        records[0].usage = None;
+        for _ in 0..2 {
+            assert_eq!(send(&mut folder.table(), &records), Tried::Delivered);
+        }
+        assert_eq!(folder.count(), twice, "{index}");
+        let text = "SELECT total_tokens, endpoint, streaming, created_at FROM usage_records \
+                    ORDER BY id LIMIT 1";
+        let row: (i64, String, bool, String) = connection
+            .query_row(text, [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))
+            .unwrap();
+        let time = "2026-01-14 10:30:00.007+00:00".to_owned();
+        assert_eq!(row, (0, "/v1/chat/completions".to_owned(), true, time));
+    }
+}
+
+/// Catches: a batch that is half there after one row was refused; a table that does not fit and
+/// stops its records from being tried again.
+#[test]
+fn a_bad_row_is_refused_and_a_bad_table_waits() {
+    let folder = Folder::new("sqlite-bad");
+    let text = "CREATE TABLE usage_records (request_id TEXT UNIQUE, \
+                status_code INTEGER CHECK (status_code < 500), tenant TEXT NOT NULL)";
+    let connection = folder.with(text);
+    let mut table = folder.table();
+    let mut records = records(3);
+    let Tried::Again(cause) = send(&mut table, &records) else { panic!() };
+    assert!(cause.contains("usage_records") && cause.contains("tenant"), "{cause}");
+    connection.execute_batch("ALTER TABLE usage_records DROP COLUMN tenant").unwrap();
+    records[1].status_code = 503;
+    let Tried::Refused(cause) = send(&mut table, &records) else { panic!() };
+    assert!(cause.contains("CHECK"), "{cause}");
+    assert_eq!(folder.count(), 0);
+    assert_eq!(send(&mut table, &records[2..]), Tried::Delivered);
+    assert_eq!(folder.count(), 1);
+}
+
+/// Catches: a writer that waits for ever for another one, or gives its records up.
+#[test]
+fn a_locked_file_is_waited_for_and_then_later() {
+    let folder = Folder::new("sqlite-locked");
+    let records = records(2);
+    let mut table = folder.table();
+    assert_eq!(send(&mut table, &records[..1]), Tried::Delivered);
+    let other = Connection::open(folder.db()).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let refs: Vec<&UsageRecord> = records.iter().collect();
+    let tried = table.send(&refs, Duration::from_millis(50));
+    assert!(matches!(tried, Tried::Again(_)), "{tried:?}");
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(send(&mut table, &records), Tried::Delivered);
+    assert_eq!(folder.count(), 2);
+}
+
+/// Catches: a password in a log line.
+#[test]
+fn a_place_and_a_message_have_no_password() {
+    let server = SqlServer {
+        place: SqlPlace::Tcp { host: "h".into(), port: 5 },
+        user: "u".into(),
+        password: Secret::new("hunter2"),
+        database: "d".into(),
+        options: vec![("sslrootcert".into(), "/x".into())],
+    };
+    let place = place(SqlDriver::Mysql, &SqlAddress::Server(server.clone()));
+    assert_eq!(place, "mysql://h:5/d");
+    assert_eq!(without(&server, "no hunter2 here"), "no *** here");
+}
+
+/// Catches: an error of the server that gives a record up, or one of the record that blocks all.
+#[test]
+fn only_errors_of_values_are_final() {
+    for (state, data) in [
+        ("22001", true),
+        ("23502", true),
+        ("54000", true),
+        ("28P01", false),
+        ("42P01", false),
+        ("40001", false),
+        ("53100", false),
+        ("57P01", false),
+        ("HY000", false),
+        ("", false),
+    ] {
+        let trouble = Trouble::of_state(state, String::new());
+        assert_eq!(matches!(trouble, Trouble::Data(_)), data, "{state}");
+    }
+}
