@@ -117,7 +117,7 @@ pub const LANE_RECORDS_MIN: usize = 1024;
 pub const LANE_RECORDS_MAX: usize = 16 * 1024;
 /// Distance, in records, between the oldest that a lane has not finished and the last that it has
 /// read: so many may be delivered twice after a crash. Beyond: nothing is read.
-pub const LANE_SPAN_MAX: u64 = 64 * 1024;
+pub const LANE_SPAN_MAX: u64 = 1024 * 1024;
 /// Bytes of request bodies in the records that a lane has read. Beyond: nothing is read.
 pub const LANE_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Records that a lane reads in one go, so that large bodies overshoot its limit by little.

@@ -1,6 +1,6 @@
 //! How long a lane leaves its receiver alone.
 //!
-//! A receiver that cannot be reached gets nothing for a while, then one probe at a time until one
+//! A receiver that cannot be reached gets nothing for a while, then one batch at a time until one
 //! is answered; the wait doubles with each that is not. A single record that fails may be at fault
 //! itself: then one other is sent at once for a second opinion, and only when that fails too is the
 //! receiver held to be down.
@@ -22,7 +22,7 @@ pub enum Leave {
     /// As much as there are senders.
     All,
     /// One batch, whose fate tells how the receiver is.
-    Probe,
+    One,
     /// Nothing before that time.
     NotBefore(Instant),
 }
@@ -54,7 +54,7 @@ impl Backoff {
         match self.until {
             None => Leave::All,
             Some(until) if until > now => Leave::NotBefore(until),
-            Some(_) => Leave::Probe,
+            Some(_) => Leave::One,
         }
     }
 
@@ -63,9 +63,14 @@ impl Backoff {
         self.round
     }
 
-    /// True while the lane waits for its receiver, or probes it.
+    /// True while the lane waits for its receiver, or asks it with one batch.
     pub fn is_down(&self) -> bool {
         self.fails > 0
+    }
+
+    /// True when it did not come back after the first wait.
+    pub fn is_down_again(&self) -> bool {
+        self.fails > 1
     }
 
     /// True while another record than the one that failed is wanted.
@@ -156,7 +161,7 @@ mod tests {
         (0..4).for_each(|_| backoff.failed(0, None, now));
         backoff.answered(0);
         assert!(backoff.is_down());
-        assert_eq!(backoff.leave(now + WAITS.least), Leave::Probe);
+        assert_eq!(backoff.leave(now + WAITS.least), Leave::One);
         backoff.answered(backoff.round());
         assert_eq!(backoff.leave(now), Leave::All);
     }
@@ -180,7 +185,7 @@ mod tests {
         let now = Instant::now();
         let mut backoff = Backoff::new(WAITS, 7);
         backoff.doubt(backoff.round(), now);
-        assert_eq!((backoff.leave(now), backoff.is_down()), (Leave::Probe, false));
+        assert_eq!((backoff.leave(now), backoff.is_down()), (Leave::One, false));
         backoff.doubt(backoff.round(), now);
         assert!(matches!(backoff.leave(now), Leave::NotBefore(_)) && backoff.is_down());
     }

@@ -107,7 +107,7 @@ impl Lane {
             self.wait();
         }
         self.senders.finish();
-        self.window.len() as u64
+        self.window.unfinished() as u64
     }
 
     fn read(&mut self) {

@@ -319,7 +319,7 @@ fn several_senders_deliver_at_one_time() {
     }
     let running = running(&[reporter], 0);
     let with_key = |seq: u64| {
-        let api_key = Some(format!("key-{seq}").into());
+        let api_key = Some(format!("key-{seq}"));
         Delivery { seq, record: UsageRecord { api_key, ..record() } }
     };
     running.shelves[0].kept.lock().unwrap().waiting.extend((1..=6).map(with_key));

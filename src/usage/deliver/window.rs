@@ -7,7 +7,9 @@
 //!   buried. So is one that fails again and again while others are delivered in between: it alone
 //!   is at fault. If all that waits is of its key, one record at a time may overtake it to find
 //!   out; that is the only way in which the order yields.
-//! - A receiver that cannot be reached never costs a record, only time ([`super::backoff`]).
+//! - A receiver that cannot be reached never costs a record, only time ([`super::backoff`]). While
+//!   it is away, what did not get through last lets others go first: should one record cut each
+//!   connection that it comes over, it holds up its own key and no other.
 
 use super::backoff::{Backoff, Leave, Waits};
 use crate::base::limits::{
@@ -57,10 +59,12 @@ struct Held {
     failed: u32,
     /// Of these, the first and those with a delivery between it and the failure before.
     proven: u32,
-    /// [`Window::delivered`] when it failed last.
+    /// Tries that did not get through, counted like `proven`.
+    lost: u32,
+    /// [`Window::delivered`] when it failed or did not get through last.
     failed_at: u64,
-    /// The round in which others are asked for, because this one failed.
-    doubted: u64,
+    /// The round in which others go first, because this one failed.
+    stood_back: u64,
 }
 
 struct Flight {
@@ -154,8 +158,9 @@ impl Window {
             refused: 0,
             failed: 0,
             proven: 0,
+            lost: 0,
             failed_at: 0,
-            doubted: 0,
+            stood_back: 0,
         };
         self.open.insert(seq, held);
     }
@@ -166,7 +171,7 @@ impl Window {
     }
 
     /// Records that are not finished.
-    pub fn len(&self) -> usize {
+    pub fn unfinished(&self) -> usize {
         self.open.len()
     }
 
@@ -186,15 +191,15 @@ impl Window {
         if self.flights.len() >= self.shape.concurrency.max(1) {
             return None;
         }
-        match self.backoff.leave(now) {
+        let leave = self.backoff.leave(now);
+        match leave {
             Leave::All => {}
-            Leave::Probe if !self.is_probing() => {}
+            Leave::One if !self.is_asking() => {}
             _ => return None,
         }
-        let seqs = if self.backoff.is_doubted() {
-            self.second_opinion(now)
-        } else {
-            self.choose(now, |_| true)
+        let seqs = match leave {
+            Leave::All => self.choose(now, |_| true),
+            _ => self.sample(now),
         };
         (!seqs.is_empty()).then(|| self.launch(seqs))
     }
@@ -207,7 +212,7 @@ impl Window {
         }
         match self.backoff.leave(now) {
             Leave::NotBefore(until) => Some(until),
-            Leave::Probe if self.is_probing() => None,
+            Leave::One if self.is_asking() => None,
             _ => {
                 let own = |seq: &u64| self.open.get(seq)?.not_before;
                 self.heads.iter().filter_map(own).filter(|time| *time > now).min()
@@ -237,7 +242,11 @@ impl Window {
                 settled.delivered = seqs.len() as u64;
                 seqs.iter().for_each(|seq| drop(self.close(*seq)));
             }
-            Outcome::Again(named) => self.backoff.failed(round, named, now),
+            Outcome::Again(named) => {
+                self.backoff.failed(round, named, now);
+                self.lost(&seqs, now);
+                self.stand_back(&seqs);
+            }
             Outcome::Refused => {
                 self.backoff.answered(round);
                 settled.buried = self.refused(&seqs, now);
@@ -268,7 +277,8 @@ impl Window {
     fn failed(&mut self, seqs: &[u64], round: u64, now: Instant) -> Option<Arc<UsageRecord>> {
         let [alone] = seqs else {
             self.cut(seqs, seqs.len().div_ceil(2));
-            self.doubt(seqs, round, now);
+            self.backoff.doubt(round, now);
+            self.stand_back(seqs);
             return None;
         };
         let held = self.open.get_mut(alone)?;
@@ -283,17 +293,37 @@ impl Window {
         }
         held.not_before = Some(now + self.backoff.wait(held.proven));
         if !is_alone {
-            self.doubt(seqs, round, now);
+            self.backoff.doubt(round, now);
+            self.stand_back(seqs);
         }
         None
     }
 
-    /// These failed, and others may tell why.
-    fn doubt(&mut self, seqs: &[u64], round: u64, now: Instant) {
-        self.backoff.doubt(round, now);
+    /// Nobody is to blame for a receiver that is away. But what does not get through while others
+    /// do may be too large, or cut the connection: it is sent in pieces, and less often.
+    fn lost(&mut self, seqs: &[u64], now: Instant) {
+        let mut is_alone = self.backoff.is_down_again();
+        for held in seqs.iter().filter_map(|seq| self.open.get(seq)) {
+            is_alone |= held.lost > 0 && self.delivered > held.failed_at;
+        }
+        for seq in seqs {
+            let Some(held) = self.open.get_mut(seq) else { continue };
+            held.lost += u32::from(held.lost == 0 || self.delivered > held.failed_at);
+            held.failed_at = self.delivered;
+            if is_alone && seqs.len() == 1 && held.lost > 1 {
+                held.not_before = Some(now + self.backoff.wait(held.lost));
+            }
+        }
+        if is_alone && seqs.len() > 1 {
+            self.cut(seqs, seqs.len().div_ceil(2));
+        }
+    }
+
+    /// Lets others go first in this round, and tell whether the receiver is well.
+    fn stand_back(&mut self, seqs: &[u64]) {
         for seq in seqs {
             if let Some(held) = self.open.get_mut(seq) {
-                held.doubted = self.backoff.round();
+                held.stood_back = self.backoff.round();
             }
         }
     }
@@ -334,7 +364,7 @@ impl Window {
         }
     }
 
-    fn is_probing(&self) -> bool {
+    fn is_asking(&self) -> bool {
         self.flights.values().any(|flight| flight.round == self.backoff.round())
     }
 
@@ -370,15 +400,16 @@ impl Window {
         seqs
     }
 
-    /// What tells whether the receiver or the record that failed is at fault: others, if possible
-    /// such as are not under suspicion themselves.
-    fn second_opinion(&self, now: Instant) -> Vec<u64> {
+    /// What tells whether the receiver is well, or the record that failed at fault: others, if
+    /// possible such as are not under suspicion themselves.
+    fn sample(&self, now: Instant) -> Vec<u64> {
         let round = self.backoff.round();
-        let others = self.choose(now, |held| held.doubted != round && !self.is_suspect(held));
+        let others = self.choose(now, |held| held.stood_back != round && !self.is_suspect(held));
         if !others.is_empty() {
             return others;
         }
-        self.scout(now).map_or_else(|| self.choose(now, |_| true), |seq| vec![seq])
+        let scout = self.backoff.is_doubted().then(|| self.scout(now)).flatten();
+        scout.map_or_else(|| self.choose(now, |_| true), |seq| vec![seq])
     }
 
     /// It failed in all its tries, and nothing was delivered since: nobody knows whether it or the
@@ -393,11 +424,11 @@ impl Window {
         let (seq, _) = self.open.iter().find(|(_, held)| {
             let free = held.key.is_none_or(|key| !held_up.contains(&key));
             let waits = held.flying || held.not_before.is_some_and(|time| time > now);
-            let passed = self.is_suspect(held) && !held.flying;
-            if let Some(key) = held.key.filter(|_| !passed) {
+            let gone_by = self.is_suspect(held) && !held.flying;
+            if let Some(key) = held.key.filter(|_| !gone_by) {
                 held_up.insert(key);
             }
-            free && !waits && !passed
+            free && !waits && !gone_by
         })?;
         Some(*seq)
     }

@@ -13,6 +13,8 @@ enum Fate {
     Refused,
     /// The batch that it is in fails.
     Poison,
+    /// The batch that it is in gets no answer.
+    Cut,
 }
 
 #[derive(Debug, Clone)]
@@ -170,7 +172,7 @@ impl Sim {
             assert!(self.flying.len() <= self.shape.concurrency);
             assert_eq!(self.flying.len(), self.window.in_flight());
         }
-        let open = self.window.len();
+        let open = self.window.unfinished();
         assert!(open <= self.window.most, "{open} are held");
         let done = self.window.finished() as usize;
         assert!(self.ended[..done].iter().all(Option::is_some), "a checkpoint beyond the open");
@@ -184,6 +186,7 @@ impl Sim {
             let outcome = match self.outage() {
                 Some(outage) if outage.answers_500 => Outcome::Failed,
                 Some(_) => Outcome::Again(None),
+                None if any(Fate::Cut) => Outcome::Again(None),
                 None if any(Fate::Poison) => Outcome::Failed,
                 None if any(Fate::Refused) => Outcome::Refused,
                 None => Outcome::Delivered,
@@ -276,9 +279,16 @@ fn poison_is_buried_even_when_all_are_of_its_key() {
 /// Catches: records without a key, or of other keys, that wait until a bad one is given up.
 #[test]
 fn a_bad_record_holds_up_its_own_key_only() {
-    let cases = [(Fate::Refused, 1, 0), (Fate::Refused, 10, 0), (Fate::Poison, 1, 0)];
-    // Where it first has to be found in a batch, some waits are needed.
-    for (fate, batch, waits_ms) in cases.into_iter().chain([(Fate::Poison, 10, 4_000)]) {
+    // Where it first has to be found in a batch, or told from a receiver that is away, some waits
+    // are needed.
+    for (fate, batch, waits_ms) in [
+        (Fate::Refused, 1, 0),
+        (Fate::Refused, 10, 0),
+        (Fate::Poison, 1, 0),
+        (Fate::Poison, 10, 4_000),
+        (Fate::Cut, 1, 8_000),
+        (Fate::Cut, 10, 20_000),
+    ] {
         let mut records = all(&[fate], Some(1));
         records.extend(all(&[Fate::Taken; 50], Some(2)));
         records.extend(all(&[Fate::Taken; 50], None));
@@ -304,9 +314,31 @@ fn a_bad_record_holds_up_its_own_key_only() {
     }
 }
 
+/// Catches: a batch that is too large for its receiver and is sent as it is for ever.
+#[test]
+fn a_batch_that_does_not_get_through_is_halved() {
+    let now = Instant::now();
+    let mut window = Window::new(shape(64, 1, 4), WAITS, 3);
+    (1..=64).for_each(|seq| window.add(seq, None, record(seq)));
+    let mut time = now;
+    let mut sizes = Vec::new();
+    while window.unfinished() > 0 {
+        let Some(batch) = window.next(time) else {
+            time = window.wake(time).unwrap();
+            continue;
+        };
+        sizes.push(batch.records.len());
+        let fits = batch.records.len() <= 10;
+        let outcome = if fits { Outcome::Delivered } else { Outcome::Again(None) };
+        window.settle(batch.id, outcome, time);
+    }
+    assert!(sizes.len() < 30, "{sizes:?}");
+    assert!(time - now < Duration::from_secs(120), "{:?}", time - now);
+}
+
 /// Catches: a receiver that is dead for hours and is asked all the time, or never again.
 #[test]
-fn a_dead_receiver_is_probed_at_growing_waits() {
+fn a_dead_receiver_is_asked_at_growing_waits() {
     let hours = Outage { from_ms: 0, ms: 6 * 3_600_000, answers_500: false };
     let records = all(&[Fate::Taken; 500], None);
     let mut sim = Sim::new(shape(1, 4, 4), 1_000, records, vec![hours]);
@@ -367,7 +399,7 @@ fn a_hurry_ends_all_waits() {
     window.settle(again.id, Outcome::Again(Some(Duration::from_secs(200))), now);
     assert!(window.next(now).is_none());
     window.hurry(now);
-    let probe = window.next(now).unwrap();
-    window.settle(probe.id, Outcome::Delivered, now);
+    let one = window.next(now).unwrap();
+    window.settle(one.id, Outcome::Delivered, now);
     assert!(window.next(now).is_some());
 }

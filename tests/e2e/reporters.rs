@@ -1,0 +1,234 @@
+//! Where usage records go: webhooks in batches and signed, files, Redis; and what becomes of the
+//! records that a receiver does not take.
+
+use crate::clients::is_there;
+use crate::harness::backend::Received;
+use crate::harness::scratch::Scratch;
+use crate::harness::{await_some, pause, Config, Engine, Proxy, Redis, Webhook, SOON};
+use crate::rig::{CHAT, CHATS};
+use ring::hmac;
+use serde_json::Value;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+const BAD: &str = r#"{"model":"bad","messages":[{"role":"user","content":"Count."}]}"#;
+
+/// The product before an engine, with a webhook that is configured to the letter.
+fn hooked(engine: &Engine, hook: &Webhook, more: &str) -> Proxy {
+    let url = hook.url();
+    let section = format!("usage: {{reporters: [{{webhook: {{url: \"{url}\", {more}}}}}]}}");
+    Config::backend_at(engine.url()).section(section).start()
+}
+
+/// Posts so many chats; the ids that the clients saw.
+fn post(proxy: &Proxy, count: usize) -> HashSet<String> {
+    let mut client = proxy.connect();
+    let mut ask = || {
+        let answer = client.post(CHATS, "", CHAT);
+        assert_eq!(answer.status(), 200);
+        answer.head.get("x-request-id").unwrap().to_owned()
+    };
+    let ids: HashSet<String> = (0..count).map(|_| ask()).collect();
+    assert_eq!(ids.len(), count);
+    ids
+}
+
+fn id_of(record: &Value) -> String {
+    record["request_id"].as_str().unwrap().to_owned()
+}
+
+/// The records of a delivery, in either form of a batch.
+fn records_of(delivery: &Received) -> Vec<Value> {
+    let text = std::str::from_utf8(&delivery.body).unwrap();
+    match delivery.head.get("content-type").unwrap() {
+        "application/x-ndjson" => {
+            assert!(text.ends_with('\n'), "{text}");
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        }
+        _ => serde_json::from_str(text).unwrap(),
+    }
+}
+
+fn is_bad(delivery: &Received) -> bool {
+    memchr::memmem::find(&delivery.body, b"\"model\":\"bad\"").is_some()
+}
+
+/// Catches: records lost or doubled between batches, batches of one only, a receiver that cannot
+/// tell a repeated one or who sent it.
+#[test]
+fn a_webhook_takes_signed_batches() {
+    for (batch, content_type) in [("array", "application/json"), ("ndjson", "application/x-ndjson")]
+    {
+        // Slower than the requests come, so that they gather; and the first is sent again.
+        let hook = Webhook::scripted(|n, _| {
+            pause(Duration::from_millis(50));
+            if n == 0 {
+                503
+            } else {
+                204
+            }
+        });
+        let engine = Engine::start(&[]);
+        let more = format!("batch: {batch}, batch_size: 8, concurrency: 1, hmac_secret: s3cret");
+        let proxy = hooked(&engine, &hook, &more);
+        let asked = post(&proxy, 30);
+        proxy.await_metric("llmproxy_webhook_success_total", &[], 30.0);
+        let deliveries = hook.deliveries();
+        let mut seen = Vec::new();
+        let mut keys = HashSet::new();
+        for delivery in &deliveries[1..] {
+            assert_eq!(delivery.head.get("content-type"), Some(content_type));
+            let records = records_of(delivery);
+            assert!(records.len() <= 8);
+            let key = delivery.head.get("idempotency-key").unwrap();
+            assert!(keys.insert(key), "two batches with one key");
+            assert!(key.starts_with(&format!("{}-{}-", id_of(&records[0]), records.len())));
+            seen.extend(records.iter().map(id_of));
+            let signature = delivery.head.get("x-llmproxy-signature").unwrap();
+            let digits = signature.strip_prefix("sha256=").unwrap();
+            let bytes: Vec<u8> = (0..digits.len() / 2)
+                .map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap())
+                .collect();
+            let secret = hmac::Key::new(hmac::HMAC_SHA256, b"s3cret");
+            hmac::verify(&secret, &delivery.body, &bytes).unwrap();
+        }
+        assert_eq!(seen.len(), 30, "{batch}");
+        assert_eq!(seen.into_iter().collect::<HashSet<_>>(), asked);
+        assert!(deliveries.len() < 15, "{} deliveries of 30 records", deliveries.len());
+    }
+}
+
+/// Catches: records that the receiver does not want and that cost others, in any form.
+#[test]
+fn what_is_refused_in_a_batch_costs_no_other() {
+    for more in ["batch: single", "batch: array", "batch: ndjson, concurrency: 1"] {
+        let hook = Webhook::scripted(|_, delivery| if is_bad(delivery) { 422 } else { 204 });
+        let engine = Engine::start(&[]);
+        let more = format!("{more}, retry: 0");
+        let proxy = hooked(&engine, &hook, &more);
+        assert_eq!(proxy.post(CHATS, BAD).status(), 200);
+        post(&proxy, 20);
+        proxy.await_metric("llmproxy_webhook_failure_total", &[], 1.0);
+        proxy.await_metric("llmproxy_webhook_success_total", &[], 20.0);
+        proxy.await_metric("llmproxy_reporter_queue", &[], 0.0);
+    }
+}
+
+/// Catches: senders that overtake each other within a key, and keys that wait for each other.
+#[test]
+fn records_of_a_key_keep_their_order_among_several_senders() {
+    // The first of each four takes its time.
+    let hook = Webhook::scripted(|n, _| {
+        pause(Duration::from_millis(if n % 4 == 0 { 30 } else { 0 }));
+        if n % 7 == 6 {
+            0
+        } else {
+            204
+        }
+    });
+    let engine = Engine::start(&[]);
+    let proxy = hooked(&engine, &hook, "concurrency: 4");
+    let mut client = proxy.connect();
+    let mut asked: HashMap<usize, Vec<String>> = HashMap::new();
+    for i in 0..12 {
+        let field = format!("Authorization: Bearer sk-{}-0123456789-{}\r\n", i % 3, i % 3);
+        let answer = client.post(CHATS, &field, CHAT);
+        asked.entry(i % 3).or_default().push(answer.head.get("x-request-id").unwrap().to_owned());
+    }
+    proxy.await_metric("llmproxy_webhook_success_total", &[], 12.0);
+    let mut seen = hook.records().iter().map(id_of).collect::<Vec<_>>();
+    // Each where it came last: that is when it was taken.
+    seen.reverse();
+    let mut known = HashSet::new();
+    seen.retain(|id| known.insert(id.clone()));
+    seen.reverse();
+    for ids in asked.values() {
+        let of_key: Vec<&String> = seen.iter().filter(|id| ids.contains(id)).collect();
+        assert_eq!(of_key, ids.iter().collect::<Vec<_>>());
+    }
+}
+
+/// Catches: one record over which a receiver stumbles, and all others behind it.
+#[test]
+fn a_record_that_breaks_its_receiver_holds_up_no_other() {
+    let hook = Webhook::scripted(|_, delivery| if is_bad(delivery) { 500 } else { 204 });
+    let engine = Engine::start(&[]);
+    let proxy = hooked(&engine, &hook, "retry: 100");
+    assert_eq!(proxy.post(CHATS, BAD).status(), 200);
+    post(&proxy, 20);
+    proxy.await_metric("llmproxy_webhook_success_total", &[], 20.0);
+    assert_eq!(proxy.metric("llmproxy_webhook_failure_total", &[]), 0.0);
+}
+
+/// All records of a file and of those that it was rotated to.
+fn lines_in(folder: &Path) -> Vec<Value> {
+    let mut records = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        // One that is moved meanwhile is there under its new name the next time.
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        records.extend(whole.map(|line| serde_json::from_str::<Value>(line).unwrap()));
+    }
+    records
+}
+
+/// Catches: records lost at a rotation or a restart, and lines that are no JSON.
+#[test]
+fn a_file_has_every_record_across_rotations_and_restarts() {
+    let (engine, scratch) = (Engine::start(&[]), Scratch::new());
+    let folder = scratch.file("usage");
+    let config = Config::backend_at(engine.url()).section(format!(
+        "usage: {{reporters: [{{type: file, file: {{path: \"{}\", max_size: 4096}}}}]}}",
+        folder.join("usage.jsonl").display()
+    ));
+    let mut asked = HashSet::new();
+    for run in 1..=2 {
+        let proxy = config.start();
+        asked.extend(post(&proxy, 20));
+        let records = await_some("all records in files", SOON, || {
+            let records = folder.exists().then(|| lines_in(&folder))?;
+            (records.len() >= 20 * run).then_some(records)
+        });
+        assert_eq!(records.len(), 20 * run);
+        assert_eq!(records.iter().map(id_of).collect::<HashSet<_>>(), asked);
+    }
+    assert!(std::fs::read_dir(&folder).unwrap().count() > 2, "it was not rotated");
+}
+
+/// Catches: records that do not reach the stream, or count for another day, key or number; a server
+/// that is away for a while and costs any, or has some twice.
+#[test]
+fn redis_has_every_record_and_counts_it() {
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let mut server = Redis::start();
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url())
+        .section(format!(
+            "usage: {{reporters: [{{type: redis, redis: {{addr: \"{}\", stream: s, \
+             counters: c}}}}]}}",
+            server.addr()
+        ))
+        .start();
+    let mut asked = post(&proxy, 20);
+    server.kill();
+    asked.extend(post(&proxy, 10));
+    server.start_again();
+    asked.extend(post(&proxy, 10));
+    proxy.await_metric("llmproxy_reporter_queue", &[], 0.0);
+    type Entries = Vec<(String, HashMap<String, String>)>;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let mut told = redis::cmd("XRANGE");
+    let entries: Entries = told.arg(&["s", "-", "+"]).query(&mut connection).unwrap();
+    assert_eq!(entries.len(), 40);
+    let ids: HashSet<String> = entries.iter().map(|(_, f)| f["request_id"].clone()).collect();
+    assert_eq!(ids, asked);
+    let days: Vec<String> = redis::cmd("KEYS").arg("c:*:-").query(&mut connection).unwrap();
+    let mut count = |day: &String| -> u64 {
+        redis::cmd("HGET").arg(&[day, "requests"]).query(&mut connection).unwrap()
+    };
+    assert_eq!(days.iter().map(&mut count).sum::<u64>(), 40);
+}
