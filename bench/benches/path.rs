@@ -3,19 +3,23 @@
 
 use bench::{measure, EVENT};
 use llmproxy::base::id::RequestIds;
-use llmproxy::proxy::relay::tap::Tap;
+use llmproxy::config::plan::Spool;
+use llmproxy::llm::dialect::Dialect;
+use llmproxy::proxy::relay::tap::{Expected, Tap};
 use llmproxy::proxy::route::round_robin::RoundRobin;
 use llmproxy::proxy::route::{pick, Tried};
 use llmproxy::state::fleet::Fleet;
 use llmproxy::state::meters::Times;
-use llmproxy::usage::deliver::memory;
+use llmproxy::usage::journal::Journal;
 use llmproxy::usage::outbox::{self, Ends, Kind};
 use llmproxy::usage::record::{Outcome, UsageRecord};
+use llmproxy::usage::spool::{self, Opened};
 use std::hint::black_box;
 
 fn main() {
     let mut tap = Tap::default();
-    tap.expect_events();
+    let dialect = Dialect::OpenAi;
+    tap.expect(&Expected { dialect, event_stream: true, ndjson: false, encoding: None });
     let mut times = Times::default();
     measure("tap, one event and its time", EVENT.len(), || {
         tap.see(black_box(EVENT));
@@ -45,11 +49,18 @@ fn main() {
     hand_over(&mut ids);
 }
 
-/// Records handed to the thread that shares them out: with its wake-ups, and drops when it is slow.
+/// Records handed to the journal, which keeps them in memory: with its wake-ups, and drops when it
+/// is slow.
 fn hand_over(ids: &mut RequestIds) {
-    let Ends { mut workers, inbox, .. } = outbox::open(&[], 1);
+    let in_memory = Spool { enabled: false, ..Spool::default() };
+    let Ok(Opened { writer, keeper, state, .. }) = spool::open_planned(&in_memory, &[]) else {
+        println!("record, hand over: the spool could not be opened");
+        return;
+    };
+    let Ends { mut workers, inbox, .. } = outbox::open(&[], 1, &state);
     let outbox = workers.remove(0);
-    let Ok((delivery, _)) = memory::start(inbox) else {
+    let journal = Journal::start(inbox.records, writer, keeper, inbox.acknowledge);
+    let Ok(journal) = journal else {
         println!("record, hand over: no thread could be started");
         return;
     };
@@ -64,7 +75,7 @@ fn hand_over(ids: &mut RequestIds) {
             record.path.push_str(black_box("/v1/chat/completions"));
         }));
     });
-    delivery.stop();
+    journal.stop();
 }
 
 fn record(ids: &mut RequestIds) -> UsageRecord {

@@ -163,11 +163,13 @@ fn serve_one(
 /// A worker as `main` starts it, with metering on; gives its address.
 fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     static LOG: OnceLock<log::Logging> = OnceLock::new();
+    let spool = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(webhook.port().to_string());
+    let spool = spool.display();
     let text = format!(
         "{{server: {{listen: '127.0.0.1:0', workers: 1}},
            backends: [{{name: engine, url: 'http://{engine}'}}],
            metrics: {{path: /metrics}},
-           usage: {{reporters: [{{name: test, type: webhook, webhook: {{url: 'http://{webhook}'}}}}]}}}}"
+           usage: {{spool: {{dir: '{spool}'}}, reporters: [{{name: test, type: webhook, webhook: {{url: 'http://{webhook}'}}}}]}}}}"
     );
     let loaded = config::load_text("test", &text, &|_| None);
     let plan = Arc::new(loaded.unwrap_or_else(|report| panic!("{:?}", report.lines(false))).plan);

@@ -1,10 +1,13 @@
 //! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
+use crate::base::clock::unix_ms;
 use crate::config::plan::Plan;
 use crate::state::fleet::{Fleet, UsageWish};
 use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
 use crate::usage::counters::{ReporterCounters, UsageCounters};
+use crate::usage::outbox::Gauge;
+use crate::usage::spool::state::{ReporterState, SpoolState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -26,10 +29,8 @@ pub struct Facts {
     pub fleet: Arc<Fleet>,
     /// Names of the backends, bounds of the histograms.
     pub plan: Arc<Plan>,
-    /// Counters of the reporters.
-    pub usage: Option<Arc<UsageCounters>>,
-    /// Records that wait to be shared among the reporters.
-    pub usage_queue: u64,
+    /// Metering, when it is on.
+    pub usage: Option<Gauge>,
     /// Events that the log dropped.
     pub log_dropped: u64,
     /// Access log lines that were dropped.
@@ -175,10 +176,18 @@ impl Facts {
         let m = &self.meters;
         self.tokens(page)?;
         let help = "Metered answers that carried no usage.";
-        page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
+        let unpacked = |i: usize| {
+            let counters = self.usage.as_ref().map(|usage| usage.counters());
+            counters.and_then(|c| c.unpacked.get(i)).map_or(0, |n| n.load(Relaxed))
+        };
+        page.counter("llmproxy_usage_missing", help, one(m.usage_missing + unpacked(1)))?;
+        let help = "Packed answers that were unpacked for their usage.";
+        let results = [("found", unpacked(0)), ("missing", unpacked(1))];
+        page.counter("llmproxy_usage_unpacked", help, named("result", &results))?;
         let help = "Streams with an event too long to tell whether it is the usage event.";
         page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
         self.reporters(page)?;
+        self.journal(page)?;
         let help = "Log events dropped because the queue was full.";
         page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
         let help = "Access log lines dropped because the queue was full.";
@@ -188,6 +197,11 @@ impl Facts {
     fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {
         let mut all = Tokens::default();
         self.meters.tokens.values().for_each(|tokens| all.add(*tokens));
+        if let Some(usage) = &self.usage {
+            let [prompt, completion] = &usage.counters().unpacked_tokens;
+            all.prompt += prompt.load(Relaxed);
+            all.completion += completion.load(Relaxed);
+        }
         let kinds = [("prompt", all.prompt), ("completion", all.completion)];
         let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
         page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;
@@ -214,7 +228,7 @@ impl Facts {
 
     /// Delivery of usage records. The seeds' two counters are summed over all reporters.
     fn reporters(&self, page: &mut Page<'_>) -> fmt::Result {
-        let reporters = self.usage.as_deref().map_or(&[][..], |u| u.reporters.as_slice());
+        let reporters = self.usage.as_ref().map_or(&[][..], |u| &u.counters().reporters);
         let each = |pick: fn(&ReporterCounters) -> &AtomicU64| -> Vec<(Labels, u64)> {
             let value = |r: &ReporterCounters| pick(r).load(Relaxed);
             reporters.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
@@ -222,23 +236,83 @@ impl Facts {
         let all = |pick| one(each(pick).iter().map(|(_, n)| n).sum());
         let help = "Usage records that a reporter took.";
         page.counter("llmproxy_webhook_success", help, all(|r| &r.delivered))?;
-        let help = "Usage records that were given up after all tries.";
+        let help = "Usage records that were given up: they are dead letters.";
         page.counter("llmproxy_webhook_failure", help, all(|r| &r.buried))?;
-        let help = "Tries to deliver after the first.";
+        let help = "Usage records that a reporter took.";
+        page.counter("llmproxy_reporter_delivered", help, each(|r| &r.delivered))?;
+        let help = "Usage records that a reporter refused for good: they are dead letters.";
+        page.counter("llmproxy_reporter_dead_letters", help, each(|r| &r.buried))?;
+        let help = "Tries to deliver, of a record or of a batch.";
+        page.counter("llmproxy_reporter_tries", help, each(|r| &r.batches))?;
+        let help = "Tries to deliver that failed.";
+        page.counter("llmproxy_reporter_failures", help, each(|r| &r.failed))?;
+        let help = "Usage records that went again, in tries after their first.";
         page.counter("llmproxy_reporter_retries", help, each(|r| &r.retried))?;
-        let help = "Usage records that a reporter never saw because its queue was full.";
-        page.counter("llmproxy_reporter_dropped", help, each(|r| &r.dropped))?;
-        let help = "Usage records that wait for a reporter.";
-        page.gauge("llmproxy_reporter_queue", help, each(|r| &r.queued))?;
-        let value = |pick: fn(&UsageCounters) -> &AtomicU64| {
-            one(self.usage.as_deref().map_or(0, |u| pick(u).load(Relaxed)))
+        let states = self.usage.as_ref().map_or(&[][..], |u| &u.spool().reporters);
+        let each = |value: &dyn Fn(&ReporterState) -> u64| -> Vec<(Labels, u64)> {
+            states.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
         };
-        let help = "Usage records dropped because the outbox was full.";
-        page.counter("llmproxy_usage_dropped", help, value(|u| &u.outbox_dropped))?;
+        let help =
+            "Dead letters that were lost because their file was full or could not be written.";
+        let lost = each(&|r| r.dead_letters_dropped.load(Relaxed));
+        page.counter("llmproxy_reporter_dead_letters_dropped", help, lost)?;
+        let help = "Usage records that wait for a reporter.";
+        page.gauge("llmproxy_reporter_queue", help, each(&|r| r.backlog.load(Relaxed)))?;
+        let now = unix_ms();
+        let lag = each(&|r| match r.oldest_ms.load(Relaxed) {
+            0 => 0,
+            oldest => now.saturating_sub(oldest) / 1000,
+        });
+        let help = "Age of the oldest request whose record waits for a reporter.";
+        page.gauge("llmproxy_reporter_lag_seconds", help, lag)
+    }
+
+    /// The journal, and what was lost on the way to it.
+    fn journal(&self, page: &mut Page<'_>) -> fmt::Result {
+        let counter = |pick: fn(&UsageCounters) -> &AtomicU64| {
+            one(self.usage.as_ref().map_or(0, |u| pick(u.counters()).load(Relaxed)))
+        };
+        let help = "Entries lost because the way to the journal was full.";
+        page.counter("llmproxy_usage_dropped", help, counter(|u| &u.outbox_dropped))?;
+        let help = "Requests that went on before the journal had what they waited for.";
+        page.counter("llmproxy_usage_late", help, counter(|u| &u.late))?;
         let help = "Request bodies left out of records because too many were waiting.";
-        page.counter("llmproxy_usage_bodies_dropped", help, value(|u| &u.bodies_dropped))?;
-        let help = "Usage records that wait in the outbox.";
-        page.gauge("llmproxy_usage_queue", help, one(self.usage_queue))
+        page.counter("llmproxy_usage_bodies_dropped", help, counter(|u| &u.bodies_dropped))?;
+        let help = "Entries that wait for the journal.";
+        let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting() as u64));
+        page.gauge("llmproxy_usage_queue", help, waiting)?;
+        let state =
+            |pick: &dyn Fn(&SpoolState) -> u64| self.usage.as_ref().map_or(0, |u| pick(u.spool()));
+        let failing = state(&|s| u64::from(s.failing.load(Relaxed)));
+        let help = "1 while the spool takes no records and they go into memory.";
+        page.gauge("llmproxy_journal_failing", help, one(failing))?;
+        let places = [
+            ("disk", state(&|s| s.disk_bytes.load(Relaxed))),
+            ("memory", state(&|s| s.memory_bytes.load(Relaxed))),
+        ];
+        page.gauge("llmproxy_journal_bytes", "Bytes of the journal.", named("place", &places))?;
+        let entries = one(state(&|s| s.entries.load(Relaxed)));
+        page.counter("llmproxy_journal_entries", "Entries written to the journal.", entries)?;
+        let commits = one(state(&|s| s.commits.load(Relaxed)));
+        page.counter("llmproxy_journal_commits", "Writes of the journal.", commits)?;
+        let kinds = [
+            ("write", state(&|s| s.write_errors.load(Relaxed))),
+            ("sync", state(&|s| s.sync_errors.load(Relaxed))),
+            ("read", state(&|s| s.read_errors.load(Relaxed))),
+        ];
+        page.counter("llmproxy_journal_errors", "Errors of the disk.", named("kind", &kinds))?;
+        let kinds = [
+            ("record", state(&|s| s.dropped.load(Relaxed))),
+            ("note", state(&|s| s.dropped_opens.load(Relaxed))),
+        ];
+        let help = "Entries lost because disk and memory were full; a note is no record.";
+        page.counter("llmproxy_journal_dropped", help, named("kind", &kinds))?;
+        let damaged = one(state(&|s| s.damaged_bytes.load(Relaxed)));
+        let help = "Bytes of the journal that could not be read.";
+        page.counter("llmproxy_journal_damaged_bytes", help, damaged)?;
+        let aborted = one(state(&|s| s.aborted.load(Relaxed)));
+        let help = "Requests that a killed process had left without an end, found at the start.";
+        page.counter("llmproxy_journal_aborted", help, aborted)
     }
 
     fn fleet(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -304,6 +378,10 @@ fn labelled(name: &'static str, values: impl Iterator<Item = (String, u64)>) -> 
     let mut series: Vec<_> = values.map(|(value, n)| (vec![(name, value)], n)).collect();
     series.sort();
     series
+}
+
+fn named(name: &'static str, values: &[(&str, u64)]) -> Vec<(Labels, u64)> {
+    values.iter().map(|(value, n)| (vec![(name, (*value).to_owned())], *n)).collect()
 }
 
 struct Page<'a> {

@@ -11,8 +11,11 @@ use crate::state::fleet::Fleet;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
-use crate::usage::deliver::{memory, Lanes};
-use crate::usage::outbox::{self, Ends, Outbox};
+use crate::usage::deliver::Lanes;
+use crate::usage::journal::Journal;
+use crate::usage::outbox::{self, Ends, Gauge, Inbox, Outbox};
+use crate::usage::source::Source;
+use crate::usage::spool::{self, Opened};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -39,7 +42,7 @@ pub struct Control {
     pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
-    delivery: Option<(memory::Memory, Lanes)>,
+    delivery: Option<Delivery>,
     access_writer: Option<access::Writer>,
 }
 
@@ -54,15 +57,12 @@ pub fn start(
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
     let (mut scraper, mailboxes) = mailboxes(plan.server.workers);
-    let (usage, gauge, delivery) = match plan.usage.reporters.as_slice() {
-        [] => (Vec::new(), None, None),
-        reporters => {
-            let Ends { workers, inbox, gauge } = outbox::open(reporters, plan.server.workers);
-            let (memory, sources) = memory::start(inbox).map_err(thread_error)?;
-            let lanes =
-                Lanes::start(sources, reporters, gauge.counters(), plan.usage.kept_key_form());
-            let lanes = lanes.map_err(thread_error)?;
-            (workers, Some(gauge), Some((memory, lanes)))
+    let (usage, gauge, delivery) = match plan.usage.reporters.is_empty() {
+        true => (Vec::new(), None, None),
+        false => {
+            let (Ends { workers, inbox, gauge }, opened) = open_journal(plan)?;
+            let delivery = Delivery::start(plan, inbox, opened, &gauge)?;
+            (workers, Some(gauge), Some(delivery))
         }
     };
     let (access, access_writer) = match &plan.log.access {
@@ -85,8 +85,7 @@ pub fn start(
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 fleet: Arc::clone(&fleet),
                 plan: Arc::clone(&plan),
-                usage_queue: gauge.as_ref().map_or(0, |gauge| gauge.waiting() as u64),
-                usage: gauge.as_ref().map(|gauge| Arc::clone(gauge.counters())),
+                usage: gauge.clone(),
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
             }
@@ -97,6 +96,46 @@ pub fn start(
     // Not an error when it takes longer: names that come later are used when they come.
     let _ = resolved.recv_timeout(FIRST_RESOLVE_WAIT);
     Ok(Control { fleet, pages, mailboxes, usage, access, drivers, delivery, access_writer })
+}
+
+/// Opens the spool of a plan that has reporters, and the way to it.
+fn open_journal(plan: &Plan) -> Result<(Ends, Opened), String> {
+    let reporters = &plan.usage.reporters;
+    let names: Vec<String> = reporters.iter().map(|reporter| reporter.name.clone()).collect();
+    let opened = spool::open_planned(&plan.usage.spool, &names)
+        .map_err(|error| format!("usage.spool: {error}"))?;
+    Ok((outbox::open(reporters, plan.server.workers, &opened.state), opened))
+}
+
+/// Metering at work: the journal, and a lane for each reporter.
+struct Delivery {
+    journal: Journal,
+    lanes: Lanes,
+    is_kept: bool,
+}
+
+impl Delivery {
+    fn start(plan: &Plan, inbox: Inbox, opened: Opened, gauge: &Gauge) -> Result<Self, String> {
+        let Opened { writer, keeper, cursors, .. } = opened;
+        let sources = cursors.into_iter().map(|cursor| Box::new(cursor) as Box<dyn Source>);
+        let keys = plan.usage.kept_key_form();
+        let lanes = Lanes::start(sources.collect(), &plan.usage.reporters, gauge.counters(), keys)
+            .map_err(|error| error.to_string())?;
+        let journal = Journal::start(inbox.records, writer, keeper, inbox.acknowledge)
+            .map_err(thread_error)?;
+        Ok(Delivery { journal, lanes, is_kept: plan.usage.spool.enabled })
+    }
+
+    /// Writes what was handed over, and delivers for a while.
+    fn finish(self) {
+        self.journal.stop();
+        let left = self.lanes.stop(FLUSH_TIME);
+        match (left, self.is_kept) {
+            (0, _) => {}
+            (_, true) => tracing::info!(left, "usage records wait in the spool for the next start"),
+            (_, false) => tracing::error!(left, "usage records are lost: there is no spool"),
+        }
+    }
 }
 
 fn thread_error(error: std::io::Error) -> String {
@@ -152,12 +191,8 @@ impl Control {
         if let Some(writer) = self.access_writer {
             writer.finish();
         }
-        if let Some((memory, lanes)) = self.delivery {
-            memory.stop();
-            let left = lanes.stop(FLUSH_TIME);
-            if left > 0 {
-                tracing::error!(left, "usage records could not be delivered before the end");
-            }
+        if let Some(delivery) = self.delivery {
+            delivery.finish();
         }
     }
 }

@@ -7,7 +7,7 @@ use super::admit::{body, credential};
 use super::answer::{self, Frame};
 use super::asking::Asking;
 use super::client::Client;
-use super::ledger::Written;
+use super::ledger::{Ledger, Written};
 use super::receive::{self, KeyText, Received, Request};
 use super::relay::copy::{Relay, Step};
 use super::relay::drain::drain;
@@ -236,6 +236,12 @@ async fn own_answer(w: &Worker, client: &mut Client, request: &mut Request, kind
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
         Kind::Ready if draining => (503, TEXT, b"draining\n"),
         Kind::Ready if !w.fleet.any_healthy() => (503, TEXT, b"no healthy backend\n"),
+        Kind::Ready if w.usage.as_ref().is_some_and(Ledger::refuses) => {
+            (503, TEXT, b"usage records cannot be kept\n")
+        }
+        Kind::Ready if w.usage.as_ref().is_some_and(Ledger::is_failing) => {
+            (200, TEXT, b"OK\nwarning: usage records wait in memory\n")
+        }
         Kind::Metrics => match w.metrics_page(client).await {
             Some(made) => {
                 page = made;
@@ -258,6 +264,9 @@ async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Result
     let request = &mut talk.request;
     if let Err(refusal) = read_facts(client, request) {
         return Err(Box::pin(refuse(w, client, request, refusal)).await);
+    }
+    if w.usage.as_ref().is_some_and(Ledger::refuses) {
+        return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
     }
     talk.story.keep_body(w, request, client);
     talk.story.backend = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &Tried::default());
@@ -365,6 +374,12 @@ async fn try_backends(
         _ => Err(None),
     }
 }
+
+const NO_JOURNAL: Refusal = Refusal::new(
+    503,
+    "usage_unavailable",
+    "Usage records cannot be kept, and nobody is served without them.",
+);
 
 const NO_BACKEND: Refusal =
     Refusal::new(503, "no_backend", "No backend is configured for this request.");

@@ -11,6 +11,7 @@ use crate::usage::record::UsageRecord;
 use std::cell::{Cell, RefCell};
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -61,6 +62,16 @@ impl Ledger {
     /// is nothing to wait for.
     pub fn hand_over(&self, kind: Kind, fill: impl FnOnce(&mut UsageRecord)) -> Ticket {
         self.outbox.offer_with(kind, fill).map_or(Ticket::NONE, Ticket)
+    }
+
+    /// True when no request may be admitted: its record could not be kept.
+    pub fn refuses(&self) -> bool {
+        self.outbox.spool().refuses()
+    }
+
+    /// True while records are kept in memory, because the spool fails.
+    pub fn is_failing(&self) -> bool {
+        self.outbox.spool().failing.load(Relaxed)
     }
 
     /// Gives memory back that a burst left.

@@ -1,6 +1,7 @@
 //! What became of usage records: written by the `usage` room, read by the metrics.
 
 use crate::config::plan::Reporter;
+use crate::llm::tokens::Usage;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Counters of the whole room.
@@ -14,6 +15,10 @@ pub struct UsageCounters {
     pub bodies_dropped: AtomicU64,
     /// Bytes of request bodies in records that wait now.
     pub body_bytes: AtomicU64,
+    /// Packed answers in which usage was found, and those in which it was not.
+    pub unpacked: [AtomicU64; 2],
+    /// Tokens in the former: of prompts, and of completions.
+    pub unpacked_tokens: [AtomicU64; 2],
     /// One entry per reporter, in the order of the configuration.
     pub reporters: Vec<ReporterCounters>,
 }
@@ -31,12 +36,8 @@ pub struct ReporterCounters {
     pub buried: AtomicU64,
     /// Tries, of a record or of a batch.
     pub batches: AtomicU64,
-    /// Records that found its queue full.
-    pub dropped: AtomicU64,
     /// Records that went again, in tries after their first.
     pub retried: AtomicU64,
-    /// Records that wait for it now, the one being delivered included.
-    pub queued: AtomicU64,
 }
 
 impl UsageCounters {
@@ -48,17 +49,29 @@ impl UsageCounters {
             failed: AtomicU64::new(0),
             buried: AtomicU64::new(0),
             batches: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
             retried: AtomicU64::new(0),
-            queued: AtomicU64::new(0),
         };
         UsageCounters {
             outbox_dropped: AtomicU64::new(0),
             late: AtomicU64::new(0),
             bodies_dropped: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
+            unpacked: Default::default(),
+            unpacked_tokens: Default::default(),
             reporters: reporters.iter().map(reporter).collect(),
         }
+    }
+}
+
+impl UsageCounters {
+    /// A packed answer was unpacked, and this was in it.
+    pub(super) fn count_unpacked(&self, usage: Option<Usage>) {
+        let [found, missing] = &self.unpacked;
+        let Some(usage) = usage else { return count(missing) };
+        count(found);
+        let [prompt, completion] = &self.unpacked_tokens;
+        prompt.fetch_add(usage.prompt_tokens, Relaxed);
+        completion.fetch_add(usage.completion_tokens, Relaxed);
     }
 }
 

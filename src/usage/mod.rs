@@ -15,6 +15,5 @@ pub mod key_form;
 pub mod source;
 pub mod deliver;
 pub mod reporter;
-pub mod source;
 pub mod spool;
 pub mod journal;

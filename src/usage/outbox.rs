@@ -6,7 +6,9 @@
 //! which ticket everything is in the kernel's hands, and wakes who waits for that.
 
 use super::counters::{count, UsageCounters};
+use super::journal::{Ends as JournalEnds, Piece};
 use super::record::UsageRecord;
+use super::spool::state::SpoolState;
 use crate::base::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX, RECORDS_SPARE_MAX};
 use crate::config::plan::Reporter;
 use atomic_waker::AtomicWaker;
@@ -17,20 +19,10 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::Arc;
 use std::task::Waker;
 
+pub use super::spool::segment::Kind;
+
 /// One of so many spare records is given up by a sweep.
 const SPARES_PER_SWEEP: usize = 64;
-
-/// What a record says of its request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// It was admitted: what is known before an engine has it.
-    Open,
-    /// It goes on: what a stream has brought so far.
-    Note,
-    /// It is over.
-    #[default]
-    Close,
-}
 
 /// The ends of the hand-over.
 pub struct Ends {
@@ -42,12 +34,17 @@ pub struct Ends {
     pub gauge: Gauge,
 }
 
-/// Makes the ends, for these reporters and so many workers.
-pub fn open(reporters: &[Reporter], workers: usize) -> Ends {
-    with_capacity(reporters, workers, OUTBOX_RECORDS_MAX)
+/// Makes the ends, for these reporters, so many workers, and a spool.
+pub fn open(reporters: &[Reporter], workers: usize, spool: &Arc<SpoolState>) -> Ends {
+    with_capacity(reporters, workers, spool, OUTBOX_RECORDS_MAX)
 }
 
-pub(super) fn with_capacity(reporters: &[Reporter], workers: usize, capacity: usize) -> Ends {
+pub(super) fn with_capacity(
+    reporters: &[Reporter],
+    workers: usize,
+    spool: &Arc<SpoolState>,
+    capacity: usize,
+) -> Ends {
     let (sender, records) = crossbeam_channel::bounded(capacity);
     let (spare, spares) = crossbeam_channel::bounded(RECORDS_SPARE_MAX);
     let counters = Arc::new(UsageCounters::new(reporters));
@@ -59,10 +56,12 @@ pub(super) fn with_capacity(reporters: &[Reporter], workers: usize, capacity: us
         counters: counters.clone(),
         desk: desk.clone(),
         tickets: Cell::new(0),
+        spool: spool.clone(),
     };
     let workers = desks.iter().enumerate().map(outbox).collect();
-    let gauge = Gauge { records: records.clone(), counters: counters.clone() };
-    Ends { workers, inbox: Inbox { records, spare, counters, desks }, gauge }
+    let gauge =
+        Gauge { records: records.clone(), counters: counters.clone(), spool: spool.clone() };
+    Ends { workers, inbox: Inbox { records, acknowledge: Acknowledge { desks, spare } }, gauge }
 }
 
 /// A worker's end.
@@ -74,14 +73,52 @@ pub struct Outbox {
     counters: Arc<UsageCounters>,
     desk: Arc<Desk>,
     tickets: Cell<u64>,
+    spool: Arc<SpoolState>,
 }
 
 /// The journal's end.
 pub struct Inbox {
-    pub(super) records: Receiver<Box<Queued>>,
-    pub(super) spare: Spare,
-    pub(super) counters: Arc<UsageCounters>,
-    pub(super) desks: Vec<Arc<Desk>>,
+    /// What the workers hand over.
+    pub records: Receiver<Box<Queued>>,
+    /// How the journal answers.
+    pub acknowledge: Acknowledge,
+}
+
+/// The way back from the journal to the workers.
+pub struct Acknowledge {
+    desks: Vec<Arc<Desk>>,
+    spare: Spare,
+}
+
+impl JournalEnds<Box<Queued>> for Acknowledge {
+    fn acknowledge(&mut self, worker: usize, ticket: u64) {
+        if let Some(desk) = self.desks.get(worker) {
+            desk.advance(ticket);
+        }
+    }
+
+    fn spare(&mut self, piece: Box<Queued>) {
+        piece.spare(&self.spare);
+    }
+}
+
+impl Piece for Box<Queued> {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// A packed answer is unpacked here: what its engine counted is known from now on.
+    fn record(&mut self) -> &UsageRecord {
+        if self.record.packed.is_some() {
+            self.record.unpack();
+            self.counters.count_unpacked(self.record.usage);
+        }
+        &self.record
+    }
+
+    fn ticket(&self) -> (usize, u64) {
+        (self.worker as usize, self.ticket)
+    }
 }
 
 /// What the metrics see.
@@ -89,9 +126,15 @@ pub struct Inbox {
 pub struct Gauge {
     records: Receiver<Box<Queued>>,
     counters: Arc<UsageCounters>,
+    spool: Arc<SpoolState>,
 }
 
 impl Gauge {
+    /// How the spool is.
+    pub fn spool(&self) -> &Arc<SpoolState> {
+        &self.spool
+    }
+
     /// Records that wait for the journal now.
     pub fn waiting(&self) -> usize {
         self.records.len()
@@ -171,7 +214,7 @@ impl Outbox {
             Kind::Open => {
                 queued.kept_id = queued.record.upstream_id.take().or(queued.kept_id.take())
             }
-            Kind::Note | Kind::Close => {
+            Kind::Note | Kind::Close | Kind::Again => {
                 let kept = queued.kept_id.take();
                 queued.record.upstream_id = queued.record.upstream_id.take().or(kept);
             }
@@ -191,6 +234,11 @@ impl Outbox {
     /// How far the journal is with what this worker handed over.
     pub fn desk(&self) -> &Arc<Desk> {
         &self.desk
+    }
+
+    /// How the spool is.
+    pub fn spool(&self) -> &SpoolState {
+        &self.spool
     }
 
     /// Counts a wait for the journal that was given up.
@@ -253,10 +301,12 @@ fn body_bytes(record: &UsageRecord) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::plan::OnSpoolFailure;
     use crate::usage::record::tests::record;
 
     fn ends(capacity: usize) -> (Outbox, Inbox) {
-        let Ends { mut workers, inbox, .. } = with_capacity(&[], 1, capacity);
+        let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
+        let Ends { mut workers, inbox, .. } = with_capacity(&[], 1, &spool, capacity);
         (workers.remove(0), inbox)
     }
 
@@ -272,7 +322,7 @@ mod tests {
         let first = inbox.records.recv().unwrap();
         let place: *const Queued = &*first;
         assert_eq!(counter(&outbox, |c| &c.body_bytes), 10);
-        first.spare(&inbox.spare);
+        first.spare(&inbox.acknowledge.spare);
         assert_eq!(counter(&outbox, |c| &c.body_bytes), 0);
         let mut seen = None;
         let ticket = outbox.offer_with(Kind::Note, |again| {
@@ -294,7 +344,7 @@ mod tests {
     fn spare_records_are_given_up() {
         let (outbox, inbox) = ends(200);
         (0..200).for_each(|_| assert!(outbox.offer(record())));
-        inbox.records.try_iter().for_each(|queued| queued.spare(&inbox.spare));
+        inbox.records.try_iter().for_each(|queued| queued.spare(&inbox.acknowledge.spare));
         assert_eq!(outbox.spares.len(), 200);
         let mut sweeps = 0;
         while !outbox.spares.is_empty() {
@@ -319,14 +369,15 @@ mod tests {
     /// Catches: a ticket that was dropped and that somebody would wait for, or one given twice.
     #[test]
     fn tickets_are_of_one_worker_and_without_gaps() {
-        let Ends { workers, inbox, .. } = with_capacity(&[], 2, 3);
+        let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
+        let Ends { workers, mut inbox, .. } = with_capacity(&[], 2, &spool, 3);
         let offer = |worker: usize| workers[worker].offer_with(Kind::Open, |_| {});
         assert_eq!([offer(0), offer(1), offer(0)], [Some(1), Some(1), Some(2)]);
         assert_eq!(offer(1), None, "it is full");
         let seen: Vec<_> = inbox.records.try_iter().map(|q| (q.worker, q.ticket)).collect();
         assert_eq!(seen, [(0, 1), (1, 1), (0, 2)]);
         assert_eq!(offer(1), Some(2));
-        inbox.desks[0].advance(2);
+        inbox.acknowledge.acknowledge(0, 2);
         assert_eq!((workers[0].desk().written(), workers[1].desk().written()), (2, 0));
     }
 

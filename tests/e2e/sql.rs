@@ -166,7 +166,7 @@ fn has_each_record_once<S: Server>(member: &str) {
     let odd = &mut records[0];
     odd.client_request_id = RequestId::from_client(b"theirs");
     odd.model = Some("größer/🦀\0".into());
-    odd.api_key = Some("k".repeat(200).into());
+    odd.api_key = Some("k".repeat(200));
     odd.user_id = Some("u'; DROP TABLE usage_records; --".into());
     odd.latency_ms = u64::MAX;
     odd.request_body = Some(b"{\"a\": \"\xf0\x9f\xa6\x80\", \"n\": 0.70}".to_vec());

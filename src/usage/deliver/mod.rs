@@ -11,7 +11,6 @@ pub mod backoff;
 pub mod window;
 pub mod lane;
 pub mod sender;
-pub mod memory;
 
 use super::counters::UsageCounters;
 use super::source::Source;

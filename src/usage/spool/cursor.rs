@@ -253,6 +253,10 @@ impl Source for Cursor {
     fn bell(&self) -> &Receiver<()> {
         &self.bell
     }
+
+    fn bury(&mut self, record: &UsageRecord, reason: &str) {
+        Cursor::bury(self, record, reason);
+    }
 }
 
 impl Cursor {

@@ -2,6 +2,9 @@
 
 use super::proxy::Proxy;
 
+/// Stands for a folder that a proxy has for itself.
+pub const SPOOL: &str = "@spool@";
+
 /// A configuration in the making. Whatever it does not name has the product's default.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -74,7 +77,14 @@ impl Config {
             text.push_str("backends:\n");
         }
         self.backends.iter().for_each(|line| text.push_str(&format!("  - {line}\n")));
-        self.sections.iter().for_each(|section| text.push_str(&format!("{section}\n")));
+        // The spool of one proxy is no other's.
+        let own = |section: &String| match section.contains("spool") {
+            true => section.clone(),
+            false => {
+                section.replacen("usage: {", &format!("usage: {{spool: {{dir: {SPOOL}}}, "), 1)
+            }
+        };
+        self.sections.iter().for_each(|section| text.push_str(&format!("{}\n", own(section))));
         text
     }
 

@@ -1,6 +1,7 @@
 //! The product, as a process of its own.
 
 use super::client::{Conn, Response};
+use super::config::SPOOL;
 use super::metrics::Metrics;
 use super::process::{program, run, Process, Ran};
 use super::scratch::Scratch;
@@ -27,7 +28,8 @@ impl Proxy {
     /// The same by way of another command: see [`Process::start_through`].
     pub fn start_through(way: &[&str], yaml: &str) -> Proxy {
         let scratch = Scratch::new();
-        let config = scratch.write("config.yaml", yaml);
+        let spool = format!("\"{}\"", scratch.file("spool").display());
+        let config = scratch.write("config.yaml", yaml.replace(SPOOL, &spool));
         let args = ["--config", &config.to_string_lossy()];
         Proxy::await_listening(Process::start_through(way, &program("llmproxy"), &args), scratch)
     }

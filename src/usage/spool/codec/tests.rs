@@ -71,6 +71,7 @@ prop_compose! {
             response_bytes: numbers[3],
             events: numbers[4],
             request_body: body,
+            packed: None,
         }
     }
 }
