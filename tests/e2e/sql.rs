@@ -1,6 +1,7 @@
 //! Records in SQL, against real servers: what is written, each once, whatever happens to them.
 
 use crate::clients::is_there;
+use crate::harness::config::SPOOL;
 use crate::harness::scratch::Scratch;
 use crate::harness::services::{Rows, PASSWORD};
 use crate::harness::{await_until, proxy, Config, Engine, MariaDb, Postgres, Redis, SOON};
@@ -558,7 +559,11 @@ fn what_was_metered_is_in_the_store_and_in_the_table() {
         ))
         .yaml();
     let engine = Engine::start(&[]);
-    let config = scratch.write("config.yaml", yaml.replace("http://127.0.0.1:1", &engine.url()));
+    let spool = scratch.file("spool").to_string_lossy().into_owned();
+    let config = scratch.write(
+        "config.yaml",
+        yaml.replace("http://127.0.0.1:1", &engine.url()).replace(SPOOL, &spool),
+    );
     let config = config.to_string_lossy().into_owned();
     let usage = |more: &[&str]| {
         let args: Vec<&str> = ["usage", "--config", &config].iter().chain(more).copied().collect();
