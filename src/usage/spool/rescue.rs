@@ -94,7 +94,7 @@ impl Writer {
             let mut table = self.shared.table();
             let is_last = table.segments.back().is_some_and(|last| last.first == first);
             let held = is_last || matches!(self.options.fsync, Fsync::Every(_));
-            match table.segments.iter_mut().find(|segment| segment.first == first) {
+            match table.segments.iter_mut().find(|s| s.first == first && s.in_memory()) {
                 Some(segment) => {
                     segment.synced = if always { end } else { 0 };
                     segment.place = Place::Disk(held.then_some(file));
