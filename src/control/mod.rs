@@ -14,6 +14,7 @@ pub mod access;
 pub mod watchdog;
 pub mod signals;
 pub mod supervisor;
+pub mod tool;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 

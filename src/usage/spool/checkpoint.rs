@@ -134,6 +134,16 @@ impl Checkpoint {
         self.write()
     }
 
+    /// Steps back, or on, to a place that a person chose, and forces that to the disk.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set(&mut self, through: u64) -> io::Result<()> {
+        (self.through, self.dirty) = (through, true);
+        self.write()?;
+        self.sync()
+    }
+
     fn write(&mut self) -> io::Result<()> {
         let Some(file) = self.file.clone() else { return Ok(()) };
         self.generation += 1;

@@ -159,7 +159,7 @@ impl Recovery<'_> {
                 let at = scan.at();
                 match scan.step().map_err(named)? {
                     Some(Step::Entry(entry)) => {
-                        good = at + entry.len() as u64;
+                        good = at + entry.size() as u64;
                         self.entry(&entry);
                     }
                     Some(Step::Damage(len)) => damage.push((at, len)),

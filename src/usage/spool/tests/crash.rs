@@ -58,7 +58,7 @@ fn work(disk: &Disk, fsync: Fsync, rounds: u32) {
             spool.writer.commit();
             disk.note(|progress| {
                 progress.committed.extend(0..begun);
-                let over = |id: &u32| id % 3 != 0 || *id < aborted;
+                let over = |id: &u32| !id.is_multiple_of(3) || *id < aborted;
                 progress.ended.extend((0..closed).filter(over));
                 if fsync == Fsync::Always {
                     progress.synced.extend(0..begun);

@@ -225,10 +225,6 @@ impl<P: Clone + Default> FaultDisk<P> {
         note(&mut self.inner().progress);
     }
 
-    pub fn progress(&self) -> P {
-        self.inner().progress.clone()
-    }
-
     pub fn fail(&self, faults: Option<Faults>) {
         self.inner().faults = faults;
     }

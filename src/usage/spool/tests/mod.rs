@@ -4,6 +4,4 @@ mod crash;
 mod damage;
 mod failing;
 mod fault;
-mod model;
-mod parts;
 mod rig;

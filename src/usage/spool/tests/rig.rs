@@ -39,7 +39,7 @@ pub fn named(id: u32) -> UsageRecord {
 }
 
 pub fn id_of(record: &UsageRecord) -> u32 {
-    record.request_id.as_str()[1..].parse().unwrap()
+    record.request_id.as_str().trim_start_matches('r').parse().unwrap()
 }
 
 /// Opens a spool that must open.
@@ -76,14 +76,17 @@ pub fn deliver_all(cursor: &mut Cursor) -> Vec<u32> {
 }
 
 impl Opened {
+    /// A request begins.
     pub fn open(&mut self, id: u32) {
         self.writer.append(Kind::Open, &named(id));
     }
 
+    /// It goes on.
     pub fn note(&mut self, id: u32, events: u64) {
         self.writer.append(Kind::Note, &UsageRecord { events, ..named(id) });
     }
 
+    /// It has ended.
     pub fn close(&mut self, id: u32) {
         self.writer.append(Kind::Close, &UsageRecord { status_code: 200, ..named(id) });
     }
