@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use llmproxy::base::limits::{FDS_RESERVED, PIPES_MAX};
-use llmproxy::config::cli::{self, Command, Output};
+use llmproxy::config::cli::{self, Command, Output, SpoolTask};
 use llmproxy::config::plan::Plan;
 use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::supervisor::{self, Control};
@@ -15,6 +15,7 @@ use llmproxy::state::stop::Stop;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Run { plan, report } => (Arc::new(*plan), report),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Print(output) => return print(&output),
+        Command::Spool { dir, task } => return spool(&dir, &task),
     };
     let reopen = (Reopen::default(), Reopen::default());
     let log = match log::start(&plan.log, reopen.0.clone()) {
@@ -60,6 +62,16 @@ fn print(output: &Output) -> ExitCode {
     print!("{}", output.stdout);
     eprint!("{}", output.stderr);
     ExitCode::from(output.code)
+}
+
+/// `llmproxy spool`.
+fn spool(dir: &Path, task: &SpoolTask) -> ExitCode {
+    match tool::spool::run(dir, task, &mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => cannot_start(&error.to_string()),
+    }
 }
 
 #[allow(clippy::print_stderr, reason = "the log may be a file: whoever started us reads this")]

@@ -2,6 +2,7 @@
 
 use super::plan::Plan;
 use super::report::Report;
+use super::value::{instant, End};
 use super::{load_backends, load_file, print, Loaded};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,50 @@ pub enum Command {
     Usage(UsageQuestion),
     /// Print and end.
     Print(Output),
+    /// Look at a spool, or change what is delivered of it.
+    Spool {
+        /// Its folder.
+        dir: PathBuf,
+        /// What to do.
+        task: SpoolTask,
+    },
+}
+
+/// What `llmproxy spool` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpoolTask {
+    /// Print what is there.
+    Inspect {
+        /// As one JSON object.
+        json: bool,
+    },
+    /// Print records as JSON lines.
+    Export(Span),
+    /// Let a reporter have records again.
+    Replay {
+        /// Its name.
+        reporter: String,
+        /// Which ones; `None` = its dead letters.
+        from: Option<Start>,
+    },
+}
+
+/// Records of a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    /// The first; `None` = the oldest that is there.
+    pub from: Option<Start>,
+    /// The last sequence.
+    pub to: Option<u64>,
+}
+
+/// Where to begin in a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With this sequence.
+    Sequence(u64),
+    /// With the first request that arrived at this time or later, milliseconds since 1970.
+    Since(u64),
 }
 
 /// A text for each stream, and how the process ends.
@@ -58,11 +103,11 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Sub>,
     #[command(flatten)]
-    start: Start,
+    start: StartArgs,
 }
 
 #[derive(Args)]
-struct Start {
+struct StartArgs {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", default_value = "config.yaml")]
     config: PathBuf,
@@ -91,6 +136,75 @@ enum Sub {
     },
     /// Sum up the usage records of the builtin reporter
     Usage(usage::Arguments),
+    /// Look at the usage records that wait on the disk, or deliver some again
+    Spool {
+        #[command(flatten)]
+        place: SpoolPlace,
+        #[command(subcommand)]
+        task: SpoolSub,
+    },
+}
+
+#[derive(Args)]
+struct SpoolPlace {
+    /// Configuration file that names the spool
+    #[arg(short, long, value_name = "FILE", default_value = "config.yaml", global = true)]
+    config: PathBuf,
+    /// Folder of the spool, instead of any file
+    #[arg(long, value_name = "DIR", global = true)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum SpoolSub {
+    /// Print segments, entries, damage, and how far each reporter is
+    Inspect {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print records as JSON lines; may run beside the proxy
+    Export {
+        #[command(flatten)]
+        from: SpoolFrom,
+        /// Last sequence
+        #[arg(long, value_name = "SEQ")]
+        to: Option<u64>,
+    },
+    /// Let a reporter have records again; the proxy must not run
+    Replay {
+        /// Name of the reporter
+        #[arg(long)]
+        reporter: String,
+        #[command(flatten)]
+        from: SpoolFrom,
+        /// The records that its receiver had refused
+        #[arg(long, conflicts_with_all = ["from", "since"])]
+        #[arg(required_unless_present_any = ["from", "since"])]
+        dead_letters: bool,
+    },
+}
+
+#[derive(Args)]
+struct SpoolFrom {
+    /// First sequence
+    #[arg(long, value_name = "SEQ", conflicts_with = "since")]
+    from: Option<u64>,
+    /// Requests that arrived then or later: RFC 3339, or a date in UTC
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<u64>,
+}
+
+impl SpoolFrom {
+    fn start(&self) -> Option<Start> {
+        self.from.map(Start::Sequence).or(self.since.map(Start::Since))
+    }
+}
+
+/// Milliseconds since 1970.
+fn moment(text: &str) -> Result<u64, String> {
+    let time = instant(text, End::First)?;
+    u64::try_from(time.as_millisecond()).map_err(|_| "must not lie before 1970".to_owned())
 }
 
 /// Reads the arguments of this process and what they name. Ends the process itself for `--help`,
@@ -103,11 +217,33 @@ fn command(cli: Cli) -> Command {
     match cli.command {
         Some(Sub::Check { file, strict }) => Command::Print(check(&file, strict)),
         Some(Sub::Usage(arguments)) => usage::command(arguments),
+        Some(Sub::Spool { place, task }) => spool(place, task),
         None => start(&cli.start),
     }
 }
 
-fn start(start: &Start) -> Command {
+fn spool(place: SpoolPlace, task: SpoolSub) -> Command {
+    let dir = match place.dir {
+        Some(dir) => dir,
+        None => match load_file(&place.config) {
+            Ok(Loaded { plan, .. }) => plan.usage.spool.dir,
+            Err(report) => {
+                let stderr = lines(&report, false, &[]);
+                return Command::Print(Output { stdout: String::new(), stderr, code: UNUSABLE });
+            }
+        },
+    };
+    let task = match task {
+        SpoolSub::Inspect { json } => SpoolTask::Inspect { json },
+        SpoolSub::Export { from, to } => SpoolTask::Export(Span { from: from.start(), to }),
+        SpoolSub::Replay { reporter, from, .. } => {
+            SpoolTask::Replay { reporter, from: from.start() }
+        }
+    };
+    Command::Spool { dir, task }
+}
+
+fn start(start: &StartArgs) -> Command {
     let loaded = if start.backend.is_empty() {
         load_file(&start.config)
     } else {
@@ -169,6 +305,7 @@ mod tests {
         match run(arguments).unwrap() {
             Command::Print(output) => output,
             Command::Run { .. } | Command::Usage(_) => panic!("starts: {arguments:?}"),
+            other => panic!("{arguments:?}: {other:?}"),
         }
     }
 
@@ -254,5 +391,26 @@ mod tests {
         ] {
             assert_eq!(run(wrong).err().map(|e| e.exit_code()), Some(2), "{wrong:?}");
         }
+    }
+
+    /// Catches: a wrong folder, and a replay that does not say of what.
+    #[test]
+    fn a_spool_is_named_by_its_folder_or_a_file() {
+        let text = "backends: [{url: 'http://a'}]\nusage: {spool: {dir: /x/y}}\n";
+        let good = file("spool", text);
+        let Ok(Command::Spool { dir, task }) = run(&["spool", "inspect", "-c", good.name()]) else {
+            panic!()
+        };
+        assert_eq!((dir, task), ("/x/y".into(), SpoolTask::Inspect { json: false }));
+        let all = ["spool", "--dir", "/z", "export", "--since", "1970-01-02", "--to", "7"];
+        let Ok(Command::Spool { dir, task }) = run(&all) else { panic!() };
+        let span = Span { from: Some(Start::Since(86_400_000)), to: Some(7) };
+        assert_eq!((dir, task), ("/z".into(), SpoolTask::Export(span)));
+        for wrong in [&["replay"][..], &["replay", "--reporter", "a"], &["export", "--since", "x"]]
+        {
+            let all = [&["spool", "--dir", "/z"], wrong].concat();
+            assert_eq!(run(&all).err().map(|e| e.exit_code()), Some(2), "{wrong:?}");
+        }
+        assert_eq!(printed(&["spool", "inspect", "-c", "/nonexistent.yaml"]).code, UNUSABLE);
     }
 }

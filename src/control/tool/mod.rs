@@ -1,7 +1,8 @@
-//! Commands that look at what a gateway has written.
+//! What the command line does beside serving.
 //!
-//! *Takes:* what was asked on the command line. *Gives:* what is printed. *Runs on:* the main
-//! thread of a process that is no gateway. *May:* read files. *Never:* disturbs a gateway that
-//! runs beside it.
+//! *Takes:* a task and where to write. *Gives:* text for a person or a program. *Runs on:* the main
+//! thread of a process that serves nobody. *May:* block, read and write files. *Never:* runs in a
+//! process that serves.
 
+pub mod spool;
 pub mod usage;

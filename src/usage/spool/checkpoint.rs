@@ -31,7 +31,10 @@ pub struct Checkpoint {
     synced: u64,
     /// The slot that holds `synced`.
     kept: usize,
+    /// There is a step since the last sync.
     dirty: bool,
+    /// There is one that the file does not have.
+    unwritten: bool,
 }
 
 /// What the file of a reporter says.
@@ -49,7 +52,17 @@ impl Checkpoint {
     /// One that stands at `through`, whatever its file says; written by [`Checkpoint::keep`].
     pub fn at(reporter: &str, through: u64) -> Checkpoint {
         let name = format!("{reporter}{SUFFIX}");
-        Checkpoint { name, file: None, generation: 0, through, synced: 0, kept: 0, dirty: true }
+        let (dirty, unwritten) = (true, true);
+        Checkpoint {
+            name,
+            file: None,
+            generation: 0,
+            through,
+            synced: 0,
+            kept: 0,
+            dirty,
+            unwritten,
+        }
     }
 
     /// The one that lies in this file. A file in which no slot is whole stands at the beginning:
@@ -62,13 +75,15 @@ impl Checkpoint {
         let file = disk.open(&checkpoint.name)?;
         if let Some(stored) = read(file.as_ref())? {
             checkpoint.generation = stored.generation;
+            checkpoint.unwritten = false;
             checkpoint.through = stored.through;
             checkpoint.kept = stored.slot;
             // A killed process may have written it a moment ago, and the other slot is to be
             // written next: this one must be safe by then.
-            file.sync()?;
-            checkpoint.synced = stored.through;
-            checkpoint.dirty = false;
+            if file.sync().is_ok() {
+                checkpoint.synced = stored.through;
+                checkpoint.dirty = false;
+            }
         }
         checkpoint.file = Some(file);
         Ok(checkpoint)
@@ -89,7 +104,7 @@ impl Checkpoint {
             self.file = Some(file);
             self.synced = self.through;
             self.kept = 0;
-            self.dirty = false;
+            (self.dirty, self.unwritten) = (false, false);
             return Ok(());
         }
         self.write()?;
@@ -119,11 +134,24 @@ impl Checkpoint {
         self.write()
     }
 
+    /// Steps back, or on, to a place that a person chose, and forces that to the disk.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn set(&mut self, through: u64) -> io::Result<()> {
+        (self.through, self.dirty) = (through, true);
+        self.write()?;
+        self.sync()
+    }
+
     fn write(&mut self) -> io::Result<()> {
         let Some(file) = self.file.clone() else { return Ok(()) };
         self.generation += 1;
+        self.unwritten = true;
         let place = SLOT_PLACES.get(1 - self.kept).copied().unwrap_or_default();
-        file.write_at(&self.slot(), place)
+        file.write_at(&self.slot(), place)?;
+        self.unwritten = false;
+        Ok(())
     }
 
     /// Forces the last step to the disk.
@@ -131,7 +159,10 @@ impl Checkpoint {
     /// # Errors
     /// The disk may not have it. The next write goes into the same slot, and the next sync tells.
     pub fn sync(&mut self) -> io::Result<()> {
-        let Some(file) = self.file.as_ref().filter(|_| self.dirty) else { return Ok(()) };
+        let Some(file) = self.file.clone().filter(|_| self.dirty) else { return Ok(()) };
+        if self.unwritten {
+            self.write()?;
+        }
         if let Err(error) = file.sync() {
             // The kernel may call clean what never went out: written again, it is dirty again.
             self.write()?;

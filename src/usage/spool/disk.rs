@@ -93,12 +93,19 @@ pub struct RealDisk {
     dir: PathBuf,
     /// The open lock file.
     lock: Mutex<Option<File>>,
+    /// Nothing is ever written.
+    read_only: bool,
 }
 
 impl RealDisk {
     /// For this folder, which need not be there yet.
     pub fn new(dir: &Path) -> RealDisk {
-        RealDisk { dir: dir.to_owned(), lock: Mutex::new(None) }
+        RealDisk { dir: dir.to_owned(), lock: Mutex::new(None), read_only: false }
+    }
+
+    /// For looking at a folder beside whoever writes there: files are opened for reading only.
+    pub fn reader(dir: &Path) -> RealDisk {
+        RealDisk { read_only: true, ..RealDisk::new(dir) }
     }
 }
 
@@ -138,7 +145,9 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(self.dir.join(name))?))
+        Ok(Arc::new(
+            OpenOptions::new().read(true).write(!self.read_only).open(self.dir.join(name))?,
+        ))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

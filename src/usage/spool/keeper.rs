@@ -143,8 +143,9 @@ impl Keeper {
             }
             match self.shared.disk.remove(&segment::file_name(first)) {
                 Ok(()) => removed = true,
-                // Of a segment in memory there may be none, or one whose sync failed.
-                Err(error) if in_memory || error.kind() == io::ErrorKind::NotFound => {}
+                // Of a segment in memory there is a file only when its sync failed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) if in_memory => self.shared.table().stale.push(first),
                 Err(error) => return Err(error),
             }
             let mut table = self.shared.table();

@@ -21,6 +21,7 @@ mod rescue;
 pub mod keeper;
 pub mod cursor;
 pub mod dead_letter;
+pub mod survey;
 
 use crate::base::limits::{SPOOL_MEMORY_BYTES_MAX, SPOOL_SEGMENT_BYTES};
 use crate::config::plan::{Fsync, OnSpoolFailure, Spool};

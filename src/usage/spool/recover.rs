@@ -128,7 +128,8 @@ fn checkpoints(
         let Some(reporter) = name.strip_suffix(checkpoint::SUFFIX) else { continue };
         if !reporters.iter().any(|r| r == reporter) {
             tracing::warn!(reporter, "no such reporter any more: the spool forgets how far it was");
-            disk.remove(name)?;
+            // If it stays, it is met again at the next start.
+            let _ = disk.remove(name);
         }
     }
     let open = |reporter: &String| match Checkpoint::open(disk, reporter) {
@@ -158,7 +159,7 @@ impl Recovery<'_> {
                 let at = scan.at();
                 match scan.step().map_err(named)? {
                     Some(Step::Entry(entry)) => {
-                        good = at + entry.len() as u64;
+                        good = at + entry.size() as u64;
                         self.entry(&entry);
                     }
                     Some(Step::Damage(len)) => damage.push((at, len)),

@@ -79,6 +79,12 @@ impl Writer {
             file.truncate(*end)?;
             self.trouble.cuts.pop();
         }
+        while let Some(first) = self.stale() {
+            match self.shared.disk.remove(&segment::file_name(first)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.shared.table().stale.retain(|other| *other != first),
+            }
+        }
         keep_checkpoints(&self.shared)?;
         let always = self.options.fsync == Fsync::Always;
         loop {
@@ -94,7 +100,7 @@ impl Writer {
             let mut table = self.shared.table();
             let is_last = table.segments.back().is_some_and(|last| last.first == first);
             let held = is_last || matches!(self.options.fsync, Fsync::Every(_));
-            match table.segments.iter_mut().find(|segment| segment.first == first) {
+            match table.segments.iter_mut().find(|s| s.first == first && s.in_memory()) {
                 Some(segment) => {
                     segment.synced = if always { end } else { 0 };
                     segment.place = Place::Disk(held.then_some(file));
@@ -108,6 +114,10 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn stale(&self) -> Option<u64> {
+        self.shared.table().stale.last().copied()
     }
 
     /// After a failed sync the disk may never have what was written since the last good one, even

@@ -120,7 +120,7 @@ impl<'f> Scan<'f> {
         loop {
             let bytes = self.window.ensure(self.file, at, wanted, self.end)?;
             match segment::parse(bytes, self.marker) {
-                Parsed::Entry(entry) => return Ok(Some(entry.len())),
+                Parsed::Entry(entry) => return Ok(Some(entry.size())),
                 Parsed::Cut(needs) if bytes.len() < needs && needs > wanted => wanted = needs,
                 Parsed::Cut(_) | Parsed::Damage => return Ok(None),
             }

@@ -131,7 +131,7 @@ pub struct Entry<'a> {
 
 impl Entry<'_> {
     /// Its bytes in the segment.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         ENTRY_BYTES + self.payload.len()
     }
 }

@@ -33,6 +33,9 @@ pub struct Table {
     pub segments: VecDeque<Segment>,
     /// A file was made that the folder on the disk may not know.
     pub dir_dirty: bool,
+    /// Files of segments that went into memory and were delivered from there, and that a failing
+    /// disk would not remove: a start would read them, and miss the ends of what began in them.
+    pub stale: Vec<u64>,
     /// A sync has failed, and the writer does not know yet.
     pub sync_failed: bool,
 }

@@ -317,6 +317,10 @@ impl Writer {
     pub(super) fn push(&mut self, first: u64, end: u64, synced: u64, place: Place) {
         let keep_open = self.options.fsync != Fsync::Off;
         let mut table = self.shared.table();
+        // One into which nothing was written has the same name: it makes room.
+        if table.segments.back().is_some_and(|last| last.first == first) {
+            table.segments.pop_back();
+        }
         if let Some(Segment { place: Place::Disk(file), synced, end, .. }) =
             table.segments.back_mut()
         {

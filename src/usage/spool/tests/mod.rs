@@ -1,1 +1,7 @@
+//! The spool against a disk that fails and forgets.
 
+mod crash;
+mod damage;
+mod failing;
+mod fault;
+mod rig;

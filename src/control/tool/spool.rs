@@ -1,0 +1,139 @@
+//! `llmproxy spool`: what waits on the disk, and what is to be delivered again.
+
+use crate::config::cli::{Span, SpoolTask, Start};
+use crate::config::plan::{OnSpoolFailure, RecordFormat, Spool};
+use crate::usage::record::UsageRecord;
+use crate::usage::spool::checkpoint::Checkpoint;
+use crate::usage::spool::dead_letter;
+use crate::usage::spool::disk::{Disk, RealDisk};
+use crate::usage::spool::survey::{dead_letters, survey, Survey};
+use crate::usage::spool::{open, Options};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+
+/// Does it, and writes what there is to say.
+///
+/// # Errors
+/// The folder cannot be read, or a running proxy uses it and the task must not; a line for a
+/// person.
+pub fn run(dir: &Path, task: &SpoolTask, out: &mut dyn Write) -> io::Result<()> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
+    if !dir.is_dir() {
+        return Err(io::Error::other(format!("{}: there is no such folder", dir.display())));
+    }
+    let reader = RealDisk::reader(dir);
+    match task {
+        SpoolTask::Inspect { json } => {
+            let found = survey(&reader, |_, _, _| Ok(())).map_err(named)?;
+            if *json {
+                serde_json::to_writer_pretty(&mut *out, &found)?;
+                return writeln!(out);
+            }
+            print(&found, out)
+        }
+        SpoolTask::Export(span) => export(&reader, *span, out),
+        SpoolTask::Replay { reporter, from } => replay(dir, reporter, *from, out),
+    }
+}
+
+fn print(found: &Survey, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "{:<21} {:>10} {:>12} {:>12} {:>8} {:>8} {:>8} {:>7} {:>8}",
+        "SEGMENT", "BYTES", "FIRST", "LAST", "OPENS", "NOTES", "RECORDS", "AGAIN", "DAMAGED"
+    )?;
+    for s in &found.segments {
+        writeln!(
+            out,
+            "{:<21} {:>10} {:>12} {:>12} {:>8} {:>8} {:>8} {:>7} {:>8}",
+            s.file, s.bytes, s.first, s.last, s.opens, s.notes, s.closes, s.again, s.damaged_bytes
+        )?;
+    }
+    writeln!(out, "\n{:<24} {:>12} {:>9} {:<26} DEAD", "REPORTER", "THROUGH", "BACKLOG", "OLDEST")?;
+    for r in &found.reporters {
+        let oldest = r.oldest_ms.and_then(|ms| i64::try_from(ms).ok());
+        let oldest = oldest.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let oldest = oldest.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"));
+        let (name, dead) = (&r.name, r.dead_letters);
+        writeln!(out, "{name:<24} {:>12} {:>9} {oldest:<26} {dead}", r.through, r.backlog)?;
+    }
+    writeln!(out, "\n{} requests without an end", found.open)
+}
+
+fn export(disk: &dyn Disk, span: Span, out: &mut dyn Write) -> io::Result<()> {
+    survey(disk, |sequence, _, record| {
+        if begins(span.from, sequence, record) && span.to.is_none_or(|to| sequence <= to) {
+            out.write_all(&record.to_json(RecordFormat::Full))?;
+            out.write_all(b"\n")?;
+        }
+        Ok(())
+    })
+    .map(drop)
+}
+
+fn begins(from: Option<Start>, sequence: u64, record: &UsageRecord) -> bool {
+    match from {
+        None => true,
+        Some(Start::Sequence(first)) => sequence >= first,
+        Some(Start::Since(ms)) => record.timestamp_ms >= ms,
+    }
+}
+
+fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) -> io::Result<()> {
+    let disk = Arc::new(RealDisk::new(dir));
+    disk.lock()?;
+    let mut first = None;
+    let found = survey(&*disk, |sequence, _, record| {
+        if first.is_none() && begins(from, sequence, record) {
+            first = Some(sequence);
+        }
+        Ok(())
+    })?;
+    let names: Vec<String> = found.reporters.iter().map(|r| r.name.clone()).collect();
+    let Some(known) = found.reporters.iter().find(|r| r.name == reporter) else {
+        let known = names.join(", ");
+        return Err(io::Error::other(format!("no such reporter: {reporter}; there are: {known}")));
+    };
+    if from.is_none() {
+        return replay_dead_letters(disk, reporter, &names, out);
+    }
+    let Some(first) = first else {
+        return Err(io::Error::other("the spool holds no such record any more"));
+    };
+    let through = first.saturating_sub(1);
+    Checkpoint::open(&*disk, reporter)?.set(through)?;
+    writeln!(out, "{reporter}: goes on behind {through}; it was at {}", known.through)
+}
+
+/// Appends them as records for this reporter alone, then puts their file aside.
+fn replay_dead_letters(
+    disk: Arc<RealDisk>,
+    reporter: &str,
+    names: &[String],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let letters = dead_letters(&*disk, reporter)?;
+    // What a person asks for goes in, whatever the plan allows.
+    let plan = Spool { max_bytes: u64::MAX, on_failure: OnSpoolFailure::Serve, ..Spool::default() };
+    let mut spool = open(Arc::clone(&disk) as Arc<dyn Disk>, Options::of(&plan), names)?;
+    for letter in &letters {
+        spool.writer.append_again(reporter, letter);
+        spool.writer.commit();
+    }
+    spool.keeper.turn();
+    if spool.state.failing.load(Relaxed) || spool.state.sync_errors.load(Relaxed) > 0 {
+        return Err(io::Error::other("the disk does not take them; nothing is changed"));
+    }
+    if !letters.is_empty() {
+        let name = format!("{reporter}{}", dead_letter::SUFFIX);
+        disk.rename(&name, &format!("{name}.replayed"))?;
+        disk.sync_dir()?;
+    }
+    writeln!(out, "{reporter}: {} dead letters are delivered again", letters.len())
+}
+
+#[cfg(test)]
+mod tests;

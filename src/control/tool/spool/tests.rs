@@ -1,0 +1,120 @@
+use super::*;
+use crate::base::id::RequestId;
+use crate::usage::source::Source;
+use crate::usage::spool::segment::Kind;
+use crate::usage::spool::Opened;
+use std::path::PathBuf;
+
+/// A folder that goes with the guard.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let name = format!("llmproxy-spool-{}-{name}", std::process::id());
+        Folder(std::env::temp_dir().join(name))
+    }
+
+    fn open(&self) -> Opened {
+        let plan = Spool { dir: self.0.clone(), ..Spool::default() };
+        crate::usage::spool::open_planned(&plan, &["a".to_owned(), "b".to_owned()]).unwrap()
+    }
+
+    fn run(&self, task: SpoolTask) -> Result<String, String> {
+        let mut out = Vec::new();
+        run(&self.0, &task, &mut out).map_err(|e| e.to_string())?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn record(id: &str, timestamp_ms: u64) -> UsageRecord {
+    let request_id = RequestId::from_client(id.as_bytes()).unwrap();
+    UsageRecord { request_id, timestamp_ms, ..UsageRecord::default() }
+}
+
+fn names(spool: &mut Opened, reporter: usize) -> Vec<String> {
+    let read = spool.cursors[reporter].read(100);
+    read.iter().map(|d| d.record.request_id.as_str().to_owned()).collect()
+}
+
+/// Catches: figures that are wrong, an export that leaves out or adds, files that others can read,
+/// and a second process that writes.
+#[test]
+fn a_running_spool_is_looked_at_and_left_alone() {
+    let folder = Folder::new("look");
+    let mut spool = folder.open();
+    spool.writer.append(Kind::Open, &record("x", 5));
+    for (id, ms) in [("one", 10), ("two", 20), ("three", 30)] {
+        spool.writer.append(Kind::Close, &record(id, ms));
+    }
+    spool.writer.commit();
+    let read = spool.cursors[0].read(2);
+    spool.cursors[0].done(read[1].seq);
+    let json = folder.run(SpoolTask::Inspect { json: true }).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["open"], &json["segments"][0]["closes"]), (&1.into(), &3.into()));
+    assert_eq!(
+        (&json["reporters"][0]["backlog"], &json["reporters"][1]["backlog"]),
+        (&1.into(), &3.into())
+    );
+    assert_eq!(json["reporters"][1]["oldest_ms"], 10);
+    let table = folder.run(SpoolTask::Inspect { json: false }).unwrap();
+    assert!(table.contains("1 requests without an end"), "{table}");
+    let from = Some(Start::Since(20));
+    let lines = folder.run(SpoolTask::Export(Span { from, to: None })).unwrap();
+    let ids: Vec<&str> = lines.lines().filter_map(|line| line.get(15..18)).collect();
+    assert_eq!(ids, ["two", "thr"], "{lines}");
+    let reporter = "a".to_owned();
+    let error = folder.run(SpoolTask::Replay { reporter, from: None }).unwrap_err();
+    assert!(error.contains("another llmproxy uses this folder"), "{error}");
+    assert!(error.contains(folder.0.to_str().unwrap()), "{error}");
+    use std::os::unix::fs::PermissionsExt;
+    for entry in std::fs::read_dir(&folder.0).unwrap() {
+        let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    assert_eq!(std::fs::metadata(&folder.0).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+/// Catches: a replay that reaches the wrong reporter, or the wrong records.
+#[test]
+fn records_are_delivered_again_to_one_reporter() {
+    let folder = Folder::new("replay");
+    {
+        let mut spool = folder.open();
+        for (id, ms) in [("one", 10), ("two", 20), ("three", 30)] {
+            spool.writer.append(Kind::Close, &record(id, ms));
+        }
+        spool.writer.commit();
+        for cursor in &mut spool.cursors {
+            let last = cursor.read(9).last().unwrap().seq;
+            cursor.done(last);
+        }
+        spool.cursors[1].bury(&record("dead", 40), "400 no");
+        assert_eq!(spool.state.reporters[1].dead_letters.load(Relaxed), 1);
+    }
+    let reporter = || "b".to_owned();
+    folder.run(SpoolTask::Replay { reporter: reporter(), from: Some(Start::Since(20)) }).unwrap();
+    folder.run(SpoolTask::Replay { reporter: reporter(), from: None }).unwrap();
+    let again = folder.run(SpoolTask::Replay { reporter: reporter(), from: None }).unwrap();
+    assert!(again.contains(" 0 dead letters"), "{again}");
+    let wrong = SpoolTask::Replay { reporter: "c".to_owned(), from: None };
+    assert!(folder.run(wrong).unwrap_err().contains("there are: a, b"));
+    let mut spool = folder.open();
+    assert_eq!(names(&mut spool, 0), Vec::<String>::new());
+    assert_eq!(names(&mut spool, 1), ["two", "three", "dead"]);
+    assert_eq!(spool.cursors[1].backlog(), 3);
+}
+
+/// Catches: a folder that is made by looking at it.
+#[test]
+fn what_is_not_there_is_not_made() {
+    let folder = Folder::new("none");
+    assert!(folder.run(SpoolTask::Inspect { json: false }).is_err());
+    assert!(!folder.0.exists());
+}
