@@ -187,6 +187,14 @@ impl Cursor {
         }
     }
 
+    /// A record is read and not done.
+    fn remember(&mut self, Delivery { seq, record }: &Delivery) {
+        if let Some(state) = self.state().filter(|_| self.outstanding.is_empty()) {
+            state.oldest_ms.store(record.timestamp_ms, Relaxed);
+        }
+        self.outstanding.push_back((*seq, record.timestamp_ms));
+    }
+
     fn advance(&self, through: u64) {
         let Some(mut checkpoint) = self.shared.checkpoint(self.index) else { return };
         if let Err(error) = checkpoint.advance(through) {
@@ -214,6 +222,8 @@ impl Source for Cursor {
                 Ok(walk) => {
                     self.tell_damage(&view, &walk.damage);
                     bytes += walk.bytes;
+                    // At once: with the next look the backlog may be set to their number.
+                    walk.found.iter().for_each(|delivery| self.remember(delivery));
                     found.extend(walk.found);
                 }
                 Err(error) => {
@@ -221,12 +231,6 @@ impl Source for Cursor {
                     break;
                 }
             }
-        }
-        for Delivery { seq, record } in &found {
-            if let Some(state) = self.state().filter(|_| self.outstanding.is_empty()) {
-                state.oldest_ms.store(record.timestamp_ms, Relaxed);
-            }
-            self.outstanding.push_back((*seq, record.timestamp_ms));
         }
         if self.at.0 != begun_in && self.outstanding.is_empty() {
             // What lies behind is not for reporters: it must not hold the segment back.

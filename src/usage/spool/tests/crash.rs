@@ -174,7 +174,7 @@ fn snapshots(fsync: Fsync, rounds: u32) -> Vec<Snapshot<Progress>> {
 #[test]
 fn nothing_promised_is_lost_wherever_it_is_cut() {
     let mut cuts = 0;
-    for (fsync, seeds) in [(EVERY, 9), (Fsync::Always, 3), (Fsync::Off, 0)] {
+    for (fsync, seeds) in [(EVERY, 5), (Fsync::Always, 2), (Fsync::Off, 0)] {
         for (index, snapshot) in snapshots(fsync, 16).iter().enumerate() {
             cuts += cut(index, snapshot, seeds);
         }
