@@ -111,6 +111,10 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn lock(&self) -> io::Result<()> {
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() {
+            return Ok(());
+        }
         let place = self.dir.display();
         let named = |e: io::Error| io::Error::new(e.kind(), format!("spool {place}: {e}"));
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(named)?;
@@ -125,7 +129,7 @@ impl Disk for RealDisk {
             }
             Err(TryLockError::Error(error)) => return Err(named(error)),
         }
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        *held = Some(file);
         Ok(())
     }
 

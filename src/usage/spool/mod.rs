@@ -2,10 +2,10 @@
 //! kept until every reporter has it. Format, guarantees and commands: docs/journal.md.
 //!
 //! *Takes:* what is said of requests: that one begins, goes on, has ended. *Gives:* the ends, in
-//! order, to each reporter as often as it takes; after a kill also those that nobody wrote. *Runs
-//! on:* the journal's thread ([`writer`]), its keeper's ([`keeper`]), and those of the reporters
-//! ([`cursor`]). *May:* block on the disk. *Never:* runs on a worker, panics on what lies in a
-//! file, loses a record without counting it.
+//! order, to each reporter as often as it takes; after a kill also those that nobody wrote.
+//! *Runs on:* the journal's thread ([`writer`]), its keeper's ([`keeper`]), and those of the
+//! reporters ([`cursor`]). *May:* block on the disk. *Never:* runs on a worker, panics on what lies
+//! in a file, loses a record without counting it.
 
 pub mod codec;
 pub mod segment;

@@ -23,13 +23,22 @@ pub struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) options: Options,
     pub(super) batch: Batch,
-    /// Requests in flight: kind and payload of the last that was said of them.
-    pub(super) opens: HashMap<Box<str>, (Kind, Box<[u8]>)>,
+    /// Requests in flight.
+    pub(super) opens: HashMap<Box<str>, Open>,
     /// Wakes the keeper.
     pub(super) keeper: Sender<()>,
     /// Rung by the keeper when a sync has failed.
     pub(super) wake: Receiver<()>,
     pub(super) trouble: Trouble,
+}
+
+/// A request in flight.
+pub(super) struct Open {
+    /// Sequence of the first that was said of it: it keeps its place among the others.
+    begun: u64,
+    /// Kind and payload of the last.
+    kind: Kind,
+    payload: Box<[u8]>,
 }
 
 /// What the disk owes.
@@ -110,9 +119,11 @@ impl Writer {
             self.batch.closes += 1;
             self.opens.remove(id);
         } else if let Some(open) = self.opens.get_mut(id) {
-            *open = (kind, payload(&self.batch.bytes, start));
+            (open.kind, open.payload) = (kind, payload(&self.batch.bytes, start));
         } else if self.opens.len() < SPOOL_OPENS_MAX {
-            self.opens.insert(id.into(), (kind, payload(&self.batch.bytes, start)));
+            let payload = payload(&self.batch.bytes, start);
+            let begun = self.batch.next_sequence;
+            self.opens.insert(id.into(), Open { begun, kind, payload });
         } else {
             add(&self.state().dropped_opens, 1);
         }
@@ -389,7 +400,9 @@ impl Writer {
     /// Fills the batch, which is empty, with the requests in flight.
     fn gather_opens(&mut self) {
         debug_assert!(self.batch.bytes.is_empty(), "the batch is placed before");
-        for (kind, payload) in self.opens.values() {
+        let mut opens: Vec<&Open> = self.opens.values().collect();
+        opens.sort_unstable_by_key(|open| open.begun);
+        for Open { kind, payload, .. } in opens {
             self.batch.push(*kind, |into| into.extend_from_slice(payload));
         }
     }

@@ -1,6 +1,7 @@
 //! A fixed piece of work is cut at every operation on the disk, in every way that a kill and a
 //! power cut can cut it, and what the next start finds is compared with what was promised.
 
+use super::super::checkpoint::Checkpoint;
 use super::fault::{End, FaultDisk, Operation, Random, Snapshot, World};
 use super::rig::*;
 use crate::config::plan::Fsync;
@@ -174,7 +175,7 @@ fn snapshots(fsync: Fsync, rounds: u32) -> Vec<Snapshot<Progress>> {
 #[test]
 fn nothing_promised_is_lost_wherever_it_is_cut() {
     let mut cuts = 0;
-    for (fsync, seeds) in [(EVERY, 9), (Fsync::Always, 3), (Fsync::Off, 0)] {
+    for (fsync, seeds) in [(EVERY, 5), (Fsync::Always, 2), (Fsync::Off, 0)] {
         for (index, snapshot) in snapshots(fsync, 16).iter().enumerate() {
             cuts += cut(index, snapshot, seeds);
         }
@@ -265,5 +266,26 @@ fn sequences_go_on_behind_what_a_power_cut_took_away() {
         spool.close(100);
         spool.writer.commit();
         assert_eq!(ids(&mut spool.cursors[0]), [100]);
+    }
+}
+
+/// Catches: a step of a checkpoint that is written over the last one that was synced.
+#[test]
+fn a_power_cut_never_takes_a_synced_checkpoint_away() {
+    let disk = Disk::new(World::default());
+    let mut checkpoint = Checkpoint::at("a", 5);
+    checkpoint.keep(&disk).unwrap();
+    super::super::disk::Disk::sync_dir(&disk).unwrap();
+    for step in 1..9 {
+        let synced = checkpoint.synced();
+        for through in [step * 100, step * 100 + 1] {
+            checkpoint.advance(through).unwrap();
+            for seed in 0..40 {
+                let left = Disk::new(disk.world().after(End::PowerCut, &mut Random(seed)));
+                let found = Checkpoint::open(&left, "a").unwrap().through();
+                assert!((synced..=through).contains(&found), "{found}, not {synced}..={through}");
+            }
+        }
+        checkpoint.sync().unwrap();
     }
 }
