@@ -13,6 +13,7 @@ use llmproxy::rt::listen;
 use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// It gives memory back to the system that a burst left behind; the C library's does not.
 #[global_allocator]
@@ -29,6 +31,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const DRAINED: u8 = 0;
 /// The proxy could not start.
 const CANNOT_START: u8 = 1;
+/// An address that is in use is looked at again for so long, and so often.
+const FREE_WAIT: Duration = Duration::from_secs(2);
+const FREE_LOOK: Duration = Duration::from_millis(10);
+
 /// Requests were cut at the drain deadline.
 const CUT: u8 = 3;
 
@@ -160,10 +166,25 @@ fn start_workers(
     Ok(threads)
 }
 
+/// Waits for an address for a moment: the kernel ends the ring of a process that was killed, and
+/// with it the listeners, some time after the process itself is gone. Whoever starts us again at
+/// once should not have to try twice.
+fn await_free(wanted: SocketAddr) -> std::io::Result<()> {
+    let since = Instant::now();
+    loop {
+        match listen::check_free(wanted) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && since.elapsed() < FREE_WAIT => {
+                std::thread::park_timeout(FREE_LOOK);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Binds a listener per worker to one address; with port 0 all share the port that the first got.
 fn bind_all(wanted: SocketAddr, count: usize) -> Result<(Vec<OwnedFd>, SocketAddr), String> {
     let named = |e: std::io::Error| format!("listen on {wanted}: {e}");
-    listen::check_free(wanted).map_err(named)?;
+    await_free(wanted).map_err(named)?;
     let first = listen::bind(wanted).map_err(named)?;
     let address = listen::local_address(&first).map_err(named)?;
     let mut listeners = vec![first];

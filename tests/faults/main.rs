@@ -1,0 +1,13 @@
+//! What must hold while things break: the proxy is killed, receivers and databases come and go,
+//! disks fill up. Whole programs, real servers, real signals.
+//!
+//! `LLMPROXY_KILLS` is the number of kills of the metering test (50 unless set); `scripts/faults`
+//! sets it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops loudly")]
+
+#[path = "../e2e/harness/mod.rs"]
+mod harness;
+mod load;
+mod metering;
+mod receiver;
