@@ -8,6 +8,8 @@
 
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
+mod backlog;
+mod disk;
 mod load;
 mod metering;
 mod receiver;

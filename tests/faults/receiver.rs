@@ -18,6 +18,8 @@ pub struct Receiver {
 struct State {
     is_down: AtomicBool,
     seen: Mutex<HashMap<String, Got>>,
+    /// The clients' own ids, as they came.
+    arrived: Mutex<Vec<String>>,
 }
 
 /// What came for one request.
@@ -66,6 +68,11 @@ impl Receiver {
         self.state.seen.lock().unwrap().clone()
     }
 
+    /// The ids that clients gave their requests, in the order in which their records came.
+    pub fn arrived(&self) -> Vec<String> {
+        self.state.arrived.lock().unwrap().clone()
+    }
+
     /// Forgets it.
     pub fn forget(&self) {
         self.state.seen.lock().unwrap().clear();
@@ -107,6 +114,9 @@ impl State {
         let mut seen = self.seen.lock().unwrap();
         for record in records {
             let got = seen.entry(record["request_id"].as_str().unwrap().to_owned()).or_default();
+            if let Some(id) = record["client_request_id"].as_str() {
+                self.arrived.lock().unwrap().push(id.to_owned());
+            }
             got.times += 1;
             got.status = record["status"].as_str().unwrap().to_owned();
             got.source = record["usage_source"].as_str().unwrap().to_owned();

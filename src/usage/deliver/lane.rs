@@ -20,6 +20,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+/// A source that could not be read does not ring when it can be: it is looked at again so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 /// How long records gather while there are many. To wake this thread costs a worker a system call;
 /// so after a bell it sleeps through what comes next, and takes it at once.
 const BURST: Duration = Duration::from_millis(10);
@@ -189,13 +192,18 @@ impl Lane {
     }
 
     fn wait(&mut self) {
+        // What was sent has made room for what is known to be there: nothing would ring for that.
+        if self.more && self.window.room() > 0 {
+            return;
+        }
         let now = Instant::now();
         let wants_bell = !self.more && !self.silent;
         let quiet = wants_bell && now < self.quiet_until;
         let bell = if wants_bell && !quiet { self.source.bell().clone() } else { never() };
         let stop = if self.stopping { never() } else { self.stop.signal.clone() };
         let ended = self.senders.ended();
-        let times = [self.window.wake(now), quiet.then_some(self.quiet_until)];
+        let look = wants_bell.then_some(now + LOOK_AGAIN);
+        let times = [self.window.wake(now), quiet.then_some(self.quiet_until), look];
         let time = times.into_iter().flatten().min().map_or_else(never, at);
         select! {
             recv(ended) -> ended => {
@@ -213,7 +221,7 @@ impl Lane {
                 self.more = true;
                 self.window.hurry(Instant::now());
             }
-            recv(time) -> _ => {}
+            recv(time) -> _ => self.more |= !quiet,
         }
     }
 

@@ -342,3 +342,14 @@ fn several_senders_deliver_at_one_time() {
     assert_eq!(running.stop(), [6, 0, 0, 0, 6]);
     answers.into_iter().for_each(|thread| thread.join().unwrap());
 }
+
+/// Catches: a lane that sleeps on records it knows of, because it has delivered all that it held and
+/// nothing rings for the rest: an outage that filled its window left the remainder waiting.
+#[test]
+fn what_did_not_fit_into_the_window_is_read_when_there_is_room() {
+    let (address, _arrived) = webhook(&[]);
+    // The window of a lane with one sender holds 1 024; the shelf rings once, at the beginning.
+    let running = running(&[reporter(address, 0, PATIENCE)], 2500);
+    running.await_done(2500);
+    assert_eq!(running.stop()[0], 2500);
+}
