@@ -3,7 +3,7 @@
 #
 #   docker build -t llmproxy .
 #   docker run --rm -p 8000:8000 --ulimit nofile=65536 \
-#       -v "$PWD/config.yaml:/etc/llmproxy/config.yaml:ro" llmproxy
+#       -v "$PWD/config.yaml:/etc/llmproxy/config.yaml:ro" -v llmproxy:/var/lib/llmproxy llmproxy
 #
 # Docker's default seccomp profile refuses io_uring: the proxy then runs on epoll and says so in
 # its log and its metrics. For io_uring, run with a profile that allows io_uring_setup,
@@ -18,10 +18,14 @@ FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --no-create-home --shell /usr/sbin/nologin --uid 10001 llmproxy
+    && useradd --system --no-create-home --shell /usr/sbin/nologin --uid 10001 llmproxy \
+    && install -d -o llmproxy -m 0700 /var/lib/llmproxy
 COPY --from=build /build/target/release/llmproxy /usr/local/bin/llmproxy
 COPY LICENSE /usr/share/doc/llmproxy/LICENSE
 USER 10001
+# ./data of the configuration: the journal of usage records, and the builtin store.
+WORKDIR /var/lib/llmproxy
+VOLUME /var/lib/llmproxy
 EXPOSE 8000
 # SIGTERM drains: give `docker stop` as long as server.drain_timeout (default 120 s) with -t.
 STOPSIGNAL SIGTERM

@@ -9,6 +9,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PEER_FILES = os.path.join(HERE, "..", "peers")
 
 METERING = """usage:
+  spool: {{dir: "{spool}"}}
   reporters:
     - {{name: bench, type: webhook, webhook: {{url: "http://{receiver}/v1/embeddings"}}}}"""
 
@@ -102,7 +103,9 @@ class LLMProxy(Contestant):
     def launch(self, stage):
         """Starts it without waiting for anything."""
         listen = free_address()
-        metering = METERING.format(receiver=stage.receiver()) if self.metering else ""
+        # The journal is on, as it is for everyone; each process has its own.
+        spool = os.path.join(stage.work, "spool-" + listen.rsplit(":", 1)[1])
+        metering = METERING.format(receiver=stage.receiver(), spool=spool) if self.metering else ""
         config = stage.config("llmproxy.yaml", LISTEN=listen, WORKERS=self.workers,
                               BACKENDS="\n".join(self.engines(stage)), METERING=metering)
         cores = stage.proxy_cores if self.workers == 1 else stage.all_cores
