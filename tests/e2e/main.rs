@@ -26,6 +26,7 @@ mod slow_reader;
 mod large_bodies;
 mod health;
 mod usage;
+mod metering;
 mod reporters;
 mod sql;
 mod stream_usage;

@@ -1,0 +1,191 @@
+//! What a record says of answers that are not plain: native dialects, packed bytes, errors inside a
+//! stream of status 200, kills; and what becomes of records that a receiver refuses.
+
+use crate::harness::config::SPOOL;
+use crate::harness::process::program;
+use crate::harness::{await_some, await_until, Backend, Config, Engine, Proxy, Webhook, SOON};
+use crate::rig::{Rig, CHAT, CHATS, STREAM};
+use rustix::process::Signal;
+use serde_json::{json, Value};
+use std::process::Command;
+
+/// The record of one request to a backend that answers with these bytes.
+fn record_of(path: &str, body: &str, answer: &str) -> Value {
+    let (backend, hook) = (Backend::answering(answer), Webhook::start());
+    let proxy = Config::backend_at(backend.url()).webhook(&hook.url(), "").start();
+    proxy.connect().post(path, "", body);
+    hook.await_records(1, SOON).remove(0)
+}
+
+fn stream(events: &str) -> String {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n";
+    format!("{head}Content-Length: {}\r\n\r\n{events}", events.len())
+}
+
+/// Catches: an engine's failure that is billed as a success because its status was 200.
+#[test]
+fn errors_inside_a_stream_are_recorded() {
+    let delta =
+        "data: {\"id\":\"a\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
+    let error = "data: {\"error\": {\"message\": \"gone\", \"code\": 500}}\n\n";
+    let done = "data: [DONE]\n\n";
+    for (events, status, code) in [
+        (format!("{delta}{done}"), "complete", Value::Null),
+        (format!("{delta}{error}{done}"), "backend_error", json!("error_in_stream")),
+        (format!("{error}{done}"), "backend_error", json!("error_in_stream")),
+        (delta.to_owned(), "backend_error", json!("stream_unfinished")),
+    ] {
+        let record = record_of(CHATS, STREAM, &stream(&events));
+        assert_eq!((&record["status"], &record["error"]), (&json!(status), &code), "{record}");
+        assert_eq!(record["status_code"], 200);
+    }
+}
+
+/// Catches: native paths whose counts nobody finds, in bodies, in the last line, in fields.
+#[test]
+fn native_answers_are_metered() {
+    let ndjson = "{\"message\":{\"content\":\"a\"},\"done\":false}\n{\"done\":true,\
+                  \"done_reason\":\"stop\",\"prompt_eval_count\":31,\"eval_count\":17}\n";
+    let ollama = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{ndjson}",
+        ndjson.len()
+    );
+    let tgi = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nx-prompt-tokens: 31\r\n\
+               x-generated-tokens: 17\r\nContent-Length: 22\r\n\r\n{\"generated_text\":\"a\"}";
+    let sglang = stream(
+        "data: {\"text\":\"a\",\"meta_info\":{\"prompt_tokens\":31,\"completion_tokens\":17}}\n\n\
+         data: [DONE]\n\n",
+    );
+    for (path, answer) in
+        [("/api/chat", ollama.as_str()), ("/generate", tgi), ("/generate", sglang.as_str())]
+    {
+        let record = record_of(path, "{\"inputs\":\"a\"}", answer);
+        let told = (&record["prompt_tokens"], &record["completion_tokens"], &record["status"]);
+        assert_eq!(told, (&json!(31), &json!(17), &json!("complete")), "{path}: {record}");
+        assert_eq!(record["usage_source"], "engine");
+    }
+}
+
+/// Catches: packed answers that are changed on their way, or have no usage in their records.
+#[test]
+fn packed_answers_pass_untouched_and_are_metered() {
+    for encoding in ["gzip", "deflate", "zstd"] {
+        let rig = Rig::new();
+        let knobs = format!("x-mock-encoding: {encoding}\r\nx-mock-usage: 31,17\r\n");
+        let answer = rig.ask(CHAT, &knobs).response();
+        assert_eq!(answer.head.get("content-encoding"), Some(encoding));
+        assert!(serde_json::from_slice::<Value>(&answer.body).is_err(), "it was unpacked");
+        let record = rig.record();
+        let told = (&record["prompt_tokens"], &record["completion_tokens"]);
+        assert_eq!(told, (&json!(31), &json!(17)), "{encoding}: {record}");
+        rig.proxy.await_metric("llmproxy_usage_tokens_total", &[("type", "prompt")], 31.0);
+    }
+    let unknown = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: odd\r\n\
+                   Content-Length: 2\r\n\r\n{}";
+    let record = record_of(CHATS, CHAT, unknown);
+    assert_eq!(record["usage_missing_reason"], "packed_unknown", "{record}");
+}
+
+/// Catches: estimates that nobody asked for, or that pass for an engine's count.
+#[test]
+fn events_stand_for_tokens_only_where_that_is_asked_for() {
+    for (estimates, source, tokens) in
+        [(false, "missing", Value::Null), (true, "counted", json!(2))]
+    {
+        let (engine, hook) = (Engine::start(&[]), Webhook::start());
+        let proxy = Config::backend_at(engine.url())
+            .section(format!(
+                "usage: {{estimate_on_abort: {estimates}, inject_stream_usage: false, reporters: \
+                 [{{name: hook, type: webhook, webhook: {{url: \"{}\"}}}}]}}",
+                hook.url()
+            ))
+            .start();
+        proxy.connect().post(CHATS, "x-mock-die-after: 2\r\nx-mock-gap-ms: 5\r\n", STREAM);
+        let record = hook.await_records(1, SOON).remove(0);
+        let told = (&record["usage_source"], &record["completion_tokens"], &record["usage"]);
+        assert_eq!(told, (&json!(source), &tokens, &Value::Null), "{record}");
+    }
+}
+
+/// Catches: a stream that vanishes with the process that carried it.
+#[test]
+fn a_stream_that_is_killed_is_recorded_at_the_next_start() {
+    let (engine, hook) = (Engine::start(&[]), Webhook::start());
+    let scratch = crate::harness::scratch::Scratch::new();
+    let config = Config::backend_at(engine.url()).webhook(&hook.url(), "").yaml();
+    let config = config.replace(SPOOL, &scratch.file("spool").display().to_string());
+    let file = scratch.write("config.yaml", config);
+    let start = || {
+        let args = ["--config", &file.to_string_lossy()];
+        Proxy::start_with(&args, crate::harness::scratch::Scratch::new())
+    };
+    let proxy = start();
+    let mut client = proxy.connect();
+    client.start_post(CHATS, "x-mock-gap-ms: 50\r\nx-mock-tokens: 1000\r\n", STREAM);
+    let id = client.head().get("x-request-id").unwrap().to_owned();
+    client.read_until("data: ");
+    proxy.process.signal(Signal::KILL);
+    proxy.process.wait(SOON);
+    assert!(hook.records().is_empty());
+    let _proxy = start();
+    let record = hook.await_records(1, SOON).remove(0);
+    assert_eq!((&record["request_id"], &record["status"]), (&json!(id), &json!("aborted")));
+    assert_eq!((&record["error"], &record["model"]), (&json!("gateway_killed"), &json!("m")));
+}
+
+/// Catches: a second process that writes into the same spool.
+#[test]
+fn a_spool_has_one_owner() {
+    let scratch = crate::harness::scratch::Scratch::new();
+    let spool = scratch.file("spool");
+    let yaml = Config::backend_at("http://127.0.0.1:1").webhook("http://127.0.0.1:1/", "").yaml();
+    let yaml = yaml.replace(SPOOL, &spool.display().to_string());
+    let file = scratch.write("config.yaml", yaml).to_string_lossy().into_owned();
+    let first = Proxy::start_with(&["--config", &file], crate::harness::scratch::Scratch::new());
+    let second = crate::harness::proxy::llmproxy(&["--config", &file]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains(&*spool.to_string_lossy()), "{second:?}");
+    drop(first);
+}
+
+/// Catches: refused records that are gone, and dead letters that nobody can send again.
+#[test]
+fn refused_records_are_dead_letters_and_can_be_replayed() {
+    let refusing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let refuses = std::sync::Arc::clone(&refusing);
+    let hook = Webhook::scripted(move |_, _| {
+        if refuses.load(std::sync::atomic::Ordering::SeqCst) {
+            400
+        } else {
+            204
+        }
+    });
+    let engine = Engine::start(&[]);
+    let scratch = crate::harness::scratch::Scratch::new();
+    let spool = scratch.file("spool");
+    let yaml = Config::backend_at(engine.url()).webhook(&hook.url(), "retry: 0").yaml();
+    let yaml = yaml.replace(SPOOL, &spool.display().to_string());
+    let file = scratch.write("config.yaml", yaml).to_string_lossy().into_owned();
+    let start = || Proxy::start_with(&["--config", &file], crate::harness::scratch::Scratch::new());
+    let proxy = start();
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    proxy.await_metric("llmproxy_webhook_failure_total", &[], 1.0);
+    let letters = await_some("a dead letter", SOON, || {
+        std::fs::read_to_string(spool.join("hook.dead.jsonl")).ok().filter(|t| t.ends_with('\n'))
+    });
+    let letter: Value = serde_json::from_str(letters.lines().next().unwrap()).unwrap();
+    assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
+    proxy.process.signal(Signal::TERM);
+    proxy.process.wait(SOON);
+    refusing.store(false, std::sync::atomic::Ordering::SeqCst);
+    let before = hook.deliveries().len();
+    let replay = Command::new(program("llmproxy"))
+        .args(["spool", "replay", "--reporter", "hook", "--dead-letters", "--dir"])
+        .arg(&spool)
+        .output()
+        .unwrap();
+    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    let _proxy = start();
+    await_until("it came again", SOON, || hook.deliveries().len() > before);
+    assert_eq!(hook.records()[before]["request_id"], letter["record"]["request_id"]);
+}
