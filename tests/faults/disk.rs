@@ -69,7 +69,7 @@ fn with_serve_a_full_disk_costs_nobody_anything() {
     let (engine, receiver) = (Engine::start(&[]), Receiver::start());
     let proxy = start(&disk, &engine, &receiver, "serve");
     let mut asked = HashSet::new();
-    let mut ask = |asked: &mut HashSet<String>| {
+    let ask = |asked: &mut HashSet<String>| {
         let answer = proxy.post("/v1/chat/completions", CHAT);
         assert_eq!(answer.status(), 200, "{}", answer.text());
         asked.insert(answer.head.get("x-request-id").unwrap().to_owned());

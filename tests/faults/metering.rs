@@ -232,7 +232,7 @@ impl Stage {
     }
 
     /// How each reporter's ids, and how often it has each, are looked up.
-    fn reporters(&self) -> Vec<(&'static str, Box<dyn Fn() -> HashMap<String, u32> + '_>)> {
+    fn reporters(&self) -> Vec<(&'static str, LookUp<'_>)> {
         const IDS: &str = "SELECT request_id FROM usage_records";
         let rows = |rows: Vec<Vec<Option<String>>>| {
             tally(rows.into_iter().map(|mut row| row.swap_remove(0).unwrap()))
@@ -304,6 +304,9 @@ impl Stage {
         self.random
     }
 }
+
+/// Gives the ids that a reporter has, and how often.
+type LookUp<'a> = Box<dyn Fn() -> HashMap<String, u32> + 'a>;
 
 /// Records of one request of the webhook.
 const BATCH: usize = 200;

@@ -3,6 +3,7 @@
 //! buffer.
 
 use super::framing::{Inbound, Sections};
+use super::last::{End, Last};
 use super::parts::{Headers, Parts};
 use super::strip::{Part, Strip};
 use super::tap::Tap;
@@ -17,7 +18,6 @@ use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::pipe::Pipe;
 use crate::rt::tls::Link;
-use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
@@ -31,9 +31,6 @@ const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
 /// Small reads that follow a wait for the client. What is large would sit in its buffer, and in the
 /// kernel's, where a segment that is larger than the client's window waits for a probe.
 const READS_FOR_SLOW: u8 = 4;
-
-/// Ends of answers that a worker keeps when they are not in use.
-const LASTS_SPARE_MAX: usize = 64;
 
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
@@ -65,73 +62,6 @@ pub enum Step {
     Last(Box<Last>),
     /// It broke.
     Broken(Fault),
-}
-
-thread_local! {
-    /// Not in use: every answer needs one for a moment, and none should allocate it.
-    #[allow(clippy::vec_box, reason = "what is kept is the box")]
-    static SPARE: RefCell<Vec<Box<Last>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The last bytes of an answer. Boxed: it is large, and a stream that runs for minutes should not
-/// carry the room for it.
-#[derive(Default)]
-pub struct Last {
-    /// The head, when it was not sent yet.
-    head: Option<Buffer>,
-    bytes: Option<Buffer>,
-    /// Where the undecoded end stands in `bytes`.
-    from: usize,
-    body: Sections,
-}
-
-impl Last {
-    /// An empty one.
-    fn take() -> Box<Last> {
-        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
-    }
-
-    /// With bytes that stand nowhere else.
-    fn of(head: Option<Buffer>, part: Part) -> Last {
-        Last { head, bytes: Some(part.bytes), from: 0, body: part.sections }
-    }
-
-    /// Gives it back.
-    fn let_go(mut self: Box<Self>) {
-        *self = Last::default();
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < LASTS_SPARE_MAX {
-                spare.push(self);
-            }
-        });
-    }
-
-    /// Bytes of the body among them.
-    pub fn data_len(&self) -> u64 {
-        self.body.data_len()
-    }
-}
-
-/// The end of a body in what one read brought.
-struct End {
-    from: usize,
-    body: Sections,
-    /// What goes out instead of it.
-    part: Option<Box<Part>>,
-    head_is_out: bool,
-}
-
-impl End {
-    /// With the buffers that it stands in; the input of the decoder began at `start`.
-    fn of(self, head: Option<Buffer>, bytes: Option<Buffer>, start: usize) -> Box<Last> {
-        let head = head.filter(|_| !self.head_is_out);
-        let mut last = Last::take();
-        *last = match self.part {
-            None => Last { head, bytes, from: start + self.from, body: self.body },
-            Some(part) => Last::of(head, *part),
-        };
-        last
-    }
 }
 
 #[derive(Default)]

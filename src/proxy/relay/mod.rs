@@ -8,6 +8,7 @@
 pub mod copy;
 pub mod drain;
 pub mod framing;
+pub mod last;
 pub mod parts;
 pub mod strip;
 pub mod tap;

@@ -343,8 +343,8 @@ fn several_senders_deliver_at_one_time() {
     answers.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// Catches: a lane that sleeps on records it knows of, because it has delivered all that it held and
-/// nothing rings for the rest: an outage that filled its window left the remainder waiting.
+/// Catches: a lane that sleeps on records it knows of, because it has delivered all that it held
+/// and nothing rings for the rest: an outage that filled its window left the remainder waiting.
 #[test]
 fn what_did_not_fit_into_the_window_is_read_when_there_is_room() {
     let (address, _arrived) = webhook(&[]);
