@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use llmproxy::base::limits::{FDS_RESERVED, PIPES_MAX};
+use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX};
 use llmproxy::config::cli::{self, Command, Output, SpoolTask};
 use llmproxy::config::plan::Plan;
 use llmproxy::control::log::{Logging, Reopen};
@@ -204,7 +204,8 @@ fn connections_max(plan: &Plan) -> Result<usize, String> {
         }
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
-    let reserved = FDS_RESERVED + plan.server.workers * 2 * PIPES_MAX;
+    let reporters = plan.usage.reporters.len() * FDS_PER_REPORTER;
+    let reserved = FDS_RESERVED + plan.server.workers * 2 * PIPES_MAX + reporters;
     let fit = files.saturating_sub(reserved) / 2;
     match plan.server.max_connections {
         _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),

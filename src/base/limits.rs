@@ -103,8 +103,6 @@ pub const RECORD_PATH_BYTES_MAX: usize = 256;
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
 /// Usage records that were delivered and wait to be filled again. Beyond: freed.
 pub const RECORDS_SPARE_MAX: usize = 2 * 1024;
-/// Usage records waiting for one reporter. Beyond: dropped for this reporter, and counted.
-pub const REPORTER_RECORDS_MAX: usize = 16 * 1024;
 /// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
 pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.
@@ -162,9 +160,12 @@ pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
 pub const METRICS_PAGES_WAITING_MAX: usize = 16;
-/// File descriptors that are not for clients and backends: listeners, rings, logs, reporters. The
-/// workers' pipes come on top.
+/// File descriptors that are not for clients and backends: listeners, rings, logs, the spool. The
+/// workers' pipes and the reporters come on top.
 pub const FDS_RESERVED: usize = 64;
+/// File descriptors of one reporter: checkpoint, segment, dead letters, its own files or
+/// connections.
+pub const FDS_PER_REPORTER: usize = 8;
 
 /// Bytes of a configuration file. Beyond: refused.
 pub const CONFIG_FILE_BYTES_MAX: usize = 1024 * 1024;
