@@ -3,7 +3,7 @@
 
 use bench::{measure, EVENT};
 use llmproxy::base::id::RequestIds;
-use llmproxy::config::plan::Spool;
+use llmproxy::config::plan::{KeyForm, Spool};
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::proxy::relay::tap::{Expected, Tap};
 use llmproxy::proxy::route::round_robin::RoundRobin;
@@ -85,6 +85,7 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         timestamp_ms: 1_700_000_000_000,
         user_id: None,
         api_key: None,
+        key_form: KeyForm::None,
         model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),

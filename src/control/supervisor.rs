@@ -118,8 +118,7 @@ impl Delivery {
     fn start(plan: &Plan, inbox: Inbox, opened: Opened, gauge: &Gauge) -> Result<Self, String> {
         let Opened { writer, keeper, cursors, .. } = opened;
         let sources = cursors.into_iter().map(|cursor| Box::new(cursor) as Box<dyn Source>);
-        let keys = plan.usage.kept_key_form();
-        let lanes = Lanes::start(sources.collect(), &plan.usage.reporters, gauge.counters(), keys)
+        let lanes = Lanes::start(sources.collect(), &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
         let journal = Journal::start(inbox.records, writer, keeper, inbox.acknowledge)
             .map_err(thread_error)?;

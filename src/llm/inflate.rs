@@ -64,6 +64,11 @@ impl Packed {
         fits
     }
 
+    /// Bytes that are kept.
+    pub fn held(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The usage in it. Not for a worker.
     ///
     /// # Errors

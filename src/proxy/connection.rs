@@ -271,7 +271,12 @@ async fn forward(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Result
     talk.story.keep_body(w, request, client);
     talk.story.backend = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &Tried::default());
     // An engine has nothing that the journal has not.
-    Written::of(&w.usage, settle::open(w, request, &talk.story)).await;
+    let opened = settle::open(w, request, &talk.story);
+    let is_ruled_out = |ledger: &Ledger| talk.story.backend.is_some() && ledger.rules_out(opened);
+    if w.usage.as_ref().is_some_and(is_ruled_out) {
+        return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
+    }
+    Written::of(&w.usage, opened).await;
     match try_backends(w, client, talk).await {
         Ok(()) => Ok(()),
         Err(None) => Err(Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await),

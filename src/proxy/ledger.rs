@@ -13,7 +13,7 @@ use std::future::{poll_fn, Future};
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A request that waits is freed, late, by the second of these ticks: after 25 to 50 ms.
 const TICK: Duration = Duration::from_millis(25);
@@ -69,6 +69,12 @@ impl Ledger {
         self.outbox.spool().refuses()
     }
 
+    /// True when a request must not go on for which this is the ticket: it is none, and nobody is
+    /// to be served without a record.
+    pub fn rules_out(&self, ticket: Ticket) -> bool {
+        ticket == Ticket::NONE && self.outbox.spool().is_strict()
+    }
+
     /// True while records are kept in memory, because the spool fails.
     pub fn is_failing(&self) -> bool {
         self.outbox.spool().failing.load(Relaxed)
@@ -82,8 +88,15 @@ impl Ledger {
     /// Frees those who wait, for as long as the worker runs.
     pub async fn usher(&self) {
         let desk = self.outbox.desk();
+        let mut tick = Instant::now();
         loop {
             poll_fn(|cx| self.poll_waiting(cx)).await;
+            // By the clock, and not by a pause of the journal: one that moves may still be slow.
+            let now = Instant::now();
+            if now >= tick {
+                self.excuse();
+                tick = now + TICK;
+            }
             let seen = desk.written();
             self.free(seen);
             let grown = poll_fn(|cx| {
@@ -94,9 +107,7 @@ impl Ledger {
                     Poll::Pending
                 }
             });
-            if rt::timeout(TICK, grown).await.is_err() {
-                self.excuse();
-            }
+            let _ = rt::timeout(tick.saturating_duration_since(now), grown).await;
         }
     }
 
@@ -119,7 +130,7 @@ impl Ledger {
         });
     }
 
-    /// The journal does not move: who waited through a whole tick goes on without it.
+    /// The journal is slow, or stands: who waited through a whole tick goes on without it.
     fn excuse(&self) {
         let tick = self.ticks.get();
         self.ticks.set(tick + 1);

@@ -242,7 +242,7 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
             });
         }
         // What is packed is unpacked, and counted, by the journal.
-        None if tap.is_packed => {}
+        None if tap.is_packed && tap.why_missing().is_none() => {}
         None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
         None => {}
     }
@@ -279,6 +279,7 @@ fn fill(
         user_id: None,
         api_key: text(record.api_key.take(), request.key.as_ref().map(|key| key.0.as_str()))
             .filter(|key| !key.is_empty()),
+        key_form: w.key_form,
         model: text(record.model.take(), model),
         method: request.method.map_or("", Method::as_str).into(),
         path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),

@@ -108,6 +108,11 @@ impl<P: Piece, E: Ends<P>> Desk<P, E> {
                 recv(wake) -> _ => None,
                 recv(wait) -> _ => None,
             };
+            if first.is_some() {
+                // Where a worker shares this CPU, it goes on to the end of its turn: what else it
+                // has to hand over goes into the same write. Where none does, this is no wait.
+                thread::yield_now();
+            }
             self.round(first.into_iter().chain(inbox.try_iter()));
         }
         loop {

@@ -109,7 +109,8 @@ impl Piece for Box<Queued> {
 
     /// A packed answer is unpacked here: what its engine counted is known from now on.
     fn record(&mut self) -> &UsageRecord {
-        if self.record.packed.is_some() {
+        if let Some(packed) = &self.record.packed {
+            self.counters.body_bytes.fetch_sub(packed.held() as u64, Relaxed);
             self.record.unpack();
             self.counters.count_unpacked(self.record.usage);
         }
@@ -221,6 +222,12 @@ impl Outbox {
         }
         fill(&mut queued.record);
         self.bound_body(&mut queued.record);
+        // The last quarter is for ends: they are what is billed.
+        let is_full = self.sender.capacity().is_some_and(|room| self.sender.len() >= room / 4 * 3);
+        if is_full && kind != Kind::Close {
+            count(&self.counters.outbox_dropped);
+            return None;
+        }
         let ticket = self.tickets.get() + 1;
         (queued.kind, queued.worker, queued.ticket) = (kind, self.worker, ticket);
         if self.sender.try_send(queued).is_err() {
@@ -267,6 +274,9 @@ impl Outbox {
             self.counters.body_bytes.fetch_sub(bytes, Relaxed);
             count(&self.counters.bodies_dropped);
             record.request_body = None;
+            if record.packed.take().is_some() {
+                record.usage_missing_reason = Some("packed_dropped".into());
+            }
         }
     }
 }
@@ -285,6 +295,7 @@ impl Queued {
             self.counters.body_bytes.fetch_sub(bytes, Relaxed);
         }
         self.record.request_body = None;
+        self.record.packed = None;
     }
 }
 
@@ -294,8 +305,10 @@ impl Drop for Queued {
     }
 }
 
+/// What a record holds of a request and of a packed answer.
 fn body_bytes(record: &UsageRecord) -> u64 {
-    record.request_body.as_ref().map_or(0, |body| body.len() as u64)
+    let body = record.request_body.as_ref().map_or(0, Vec::len);
+    (body + record.packed.as_ref().map_or(0, |packed| packed.held())) as u64
 }
 
 #[cfg(test)]

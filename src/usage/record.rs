@@ -5,7 +5,7 @@
 //! at the top *and* `usage{}`, `endpoint` *and* `path`.
 
 use crate::base::id::RequestId;
-use crate::config::plan::RecordFormat;
+use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::inflate::{InflateFault, Packed};
 use crate::llm::tokens::Usage;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -24,8 +24,10 @@ pub struct UsageRecord {
     pub timestamp_ms: u64,
     /// Owner of the key.
     pub user_id: Option<String>,
-    /// The key, in the form that may leave this process.
+    /// The key, in one of its forms.
     pub api_key: Option<String>,
+    /// In which: configurations change while records wait.
+    pub key_form: KeyForm,
     /// As the client asked for it; `None` when the request named none.
     pub model: Option<String>,
     /// Request method.

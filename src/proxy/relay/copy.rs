@@ -310,6 +310,10 @@ impl<'a> Relay<'a> {
                 Some(part) => Box::pin(self.send(head, &part.sections, &part.bytes)).await,
             };
             if let Err(fault) = sent {
+                if part.is_none() {
+                    let rest = input.get(from..).unwrap_or_default();
+                    body.for_each_data(rest, |data| self.tap.body_usage.feed(data));
+                }
                 self.pass_over(input.get(behind..).unwrap_or_default());
                 return Err(fault);
             }
@@ -334,6 +338,8 @@ impl<'a> Relay<'a> {
         let mut sections = Sections::default();
         while !rest.is_empty() && !self.state.finished {
             let progress = self.inbound.decode(rest, true, &mut sections);
+            // What the engine counted, it counted, though nobody is there to read it.
+            sections.for_each_data(rest, |data| self.tap.body_usage.feed(data));
             if progress.broken.is_some() {
                 return;
             }

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// A source that could not be read does not ring when it can be: it is looked at again so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// And a lane that holds records looks at them again so often, whatever it waits for.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 
 /// How long records gather while there are many. To wake this thread costs a worker a system call;
 /// so after a bell it sleeps through what comes next, and takes it at once.
@@ -35,8 +37,8 @@ pub struct Lane {
     window: Window,
     senders: Senders,
     timeout: Duration,
-    /// The form of keys in the source, and the one that the reporter gets.
-    keys: (KeyForm, KeyForm),
+    /// The form of keys that the reporter gets.
+    key_form: KeyForm,
     counters: (Arc<UsageCounters>, usize),
     stop: Stop,
     /// The source may have more now.
@@ -77,7 +79,7 @@ impl Lane {
         source: Box<dyn Source>,
         plan: &plan::Reporter,
         counters: (Arc<UsageCounters>, usize),
-        (keys, waits): (KeyForm, Waits),
+        waits: Waits,
         stop: Stop,
     ) -> io::Result<Lane> {
         let shape = reporter::shape(plan);
@@ -87,7 +89,7 @@ impl Lane {
             window: Window::new(shape, waits, seed),
             senders: Senders::start(plan, shape.concurrency)?,
             timeout: shape.timeout,
-            keys: (keys, plan.api_key),
+            key_form: plan.api_key,
             counters,
             stop,
             more: true,
@@ -130,8 +132,9 @@ impl Lane {
             key.hash(&mut hasher);
             hasher.finish()
         });
-        let (have, want) = self.keys;
-        record.api_key = key.and_then(|key| key_as(have, want, &key));
+        // By what the record says of itself: it may be older than the configuration.
+        record.api_key = key.and_then(|key| key_as(record.key_form, self.key_form, &key));
+        record.key_form = self.key_form;
         self.window.add(seq, order, Arc::new(record));
     }
 
@@ -202,7 +205,8 @@ impl Lane {
         let bell = if wants_bell && !quiet { self.source.bell().clone() } else { never() };
         let stop = if self.stopping { never() } else { self.stop.signal.clone() };
         let ended = self.senders.ended();
-        let look = wants_bell.then_some(now + LOOK_AGAIN);
+        // Also while it holds records: a time to send that has just passed would ring for nobody.
+        let look = Some(now + if self.window.unfinished() > 0 { LOOK_SOON } else { LOOK_AGAIN });
         let times = [self.window.wake(now), quiet.then_some(self.quiet_until), look];
         let time = times.into_iter().flatten().min().map_or_else(never, at);
         select! {

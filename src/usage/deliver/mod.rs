@@ -15,7 +15,7 @@ pub mod sender;
 use super::counters::UsageCounters;
 use super::source::Source;
 use crate::base::limits::{REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
-use crate::config::plan::{KeyForm, Reporter};
+use crate::config::plan::Reporter;
 use backoff::Waits;
 use crossbeam_channel::Sender;
 use lane::{Lane, Stop};
@@ -39,8 +39,7 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Starts a lane for each reporter, with the source of the same place. `keys` is the form in
-    /// which the sources have the clients' keys.
+    /// Starts a lane for each reporter, with the source of the same place.
     ///
     /// # Errors
     /// A thread could not be created, or a reporter not be made.
@@ -48,16 +47,15 @@ impl Lanes {
         sources: Vec<Box<dyn Source>>,
         reporters: &[Reporter],
         counters: &Arc<UsageCounters>,
-        keys: KeyForm,
     ) -> io::Result<Self> {
-        Self::start_with(sources, reporters, counters, (keys, WAITS))
+        Self::start_with(sources, reporters, counters, WAITS)
     }
 
     fn start_with(
         sources: Vec<Box<dyn Source>>,
         reporters: &[Reporter],
         counters: &Arc<UsageCounters>,
-        (keys, waits): (KeyForm, Waits),
+        waits: Waits,
     ) -> io::Result<Self> {
         let (running, signal) = crossbeam_channel::bounded(0);
         let deadline = Arc::new(OnceLock::new());
@@ -65,7 +63,7 @@ impl Lanes {
         for (index, (source, reporter)) in sources.into_iter().zip(reporters).enumerate() {
             let stop = Stop { signal: signal.clone(), deadline: deadline.clone() };
             let counters = (counters.clone(), index);
-            let lane = Lane::new(source, reporter, counters, (keys, waits), stop)?;
+            let lane = Lane::new(source, reporter, counters, waits, stop)?;
             let name = format!("usage-{index}");
             lanes.push(thread::Builder::new().name(name).spawn(move || lane.run())?);
         }

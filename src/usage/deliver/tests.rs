@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::id::RequestIds;
 use crate::base::secret::Secret;
-use crate::config::plan::{self, RecordFormat, ReporterKind, Webhook, WebhookBatch};
+use crate::config::plan::{self, KeyForm, RecordFormat, ReporterKind, Webhook, WebhookBatch};
 use crate::usage::counters::ReporterCounters;
 use crate::usage::record::{tests::record, UsageRecord};
 use crate::usage::source::Delivery;
@@ -176,8 +176,7 @@ fn running(reporters: &[plan::Reporter], records: usize) -> Running {
     shelves.iter().for_each(|shelf| shelf.fill(1, &ids));
     let sources = shelves.iter().map(|s| Box::new(s.clone()) as Box<dyn Source>).collect();
     let counters = Arc::new(UsageCounters::new(reporters));
-    let keys = (KeyForm::Plain, SHORT);
-    let lanes = Lanes::start_with(sources, reporters, &counters, keys).unwrap();
+    let lanes = Lanes::start_with(sources, reporters, &counters, SHORT).unwrap();
     Running { lanes, shelves, counters, ids }
 }
 

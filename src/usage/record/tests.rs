@@ -10,6 +10,7 @@ pub fn record() -> UsageRecord {
         timestamp_ms: 1_768_386_600_007,
         user_id: None,
         api_key: None,
+        key_form: KeyForm::Plain,
         model: Some("org/m".into()),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),

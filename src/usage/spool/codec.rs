@@ -6,6 +6,7 @@
 //! version reads what a newer one wrote. Numbers are LEB128: seven bits a byte, lowest first.
 
 use crate::base::id::RequestId;
+use crate::config::plan::KeyForm;
 use crate::llm::tokens::Usage;
 use crate::usage::record::{Outcome, UsageRecord};
 use std::borrow::Cow;
@@ -44,6 +45,8 @@ mod field {
 
 const STREAM: u64 = 1;
 const FALLBACK: u64 = 2;
+/// Two bits above them: the form of the key.
+const FORM_SHIFT: u32 = 2;
 
 /// Appends the record's bytes.
 pub fn encode(record: &UsageRecord, into: &mut Vec<u8>) {
@@ -75,6 +78,7 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         ttft_ms,
         retry_count,
         fallback_used,
+        key_form,
         outcome,
         error,
         upstream_id,
@@ -98,7 +102,14 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
     out.maybe(field::BACKEND_URL, backend_url.as_deref());
     out.count(field::STATUS_CODE, u64::from(*status_code));
     let stream = if *is_stream { STREAM } else { 0 };
-    out.count(field::FLAGS, stream | if *fallback_used { FALLBACK } else { 0 });
+    let form = match key_form {
+        KeyForm::None => 0,
+        KeyForm::Plain => 1,
+        KeyForm::Masked => 2,
+        KeyForm::Sha256 => 3,
+    };
+    let fallback = if *fallback_used { FALLBACK } else { 0 };
+    out.count(field::FLAGS, stream | fallback | form << FORM_SHIFT);
     if let Some(usage) = usage {
         // Also when it is zero: it says that there is usage.
         out.number(field::PROMPT_TOKENS, usage.prompt_tokens);
@@ -165,6 +176,12 @@ fn set_number(record: &mut UsageRecord, usage: &mut Option<Usage>, field: u8, va
         field::FLAGS => {
             record.is_stream = value & STREAM != 0;
             record.fallback_used = value & FALLBACK != 0;
+            record.key_form = match value >> FORM_SHIFT & 3 {
+                1 => KeyForm::Plain,
+                2 => KeyForm::Masked,
+                3 => KeyForm::Sha256,
+                _ => KeyForm::None,
+            };
         }
         field::PROMPT_TOKENS => usage.get_or_insert_default().prompt_tokens = value,
         field::COMPLETION_TOKENS => usage.get_or_insert_default().completion_tokens = value,

@@ -97,6 +97,11 @@ impl SpoolState {
         }
     }
 
+    /// True when nobody is to be served whose record cannot be kept.
+    pub fn is_strict(&self) -> bool {
+        self.policy == OnSpoolFailure::Refuse
+    }
+
     /// True when new requests must be answered 503: records cannot be kept, and the plan says that
     /// then nobody is served.
     pub fn refuses(&self) -> bool {

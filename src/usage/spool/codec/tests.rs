@@ -51,6 +51,8 @@ prop_compose! {
             timestamp_ms: numbers[0],
             user_id: text(0),
             api_key: text(1),
+            key_form: [KeyForm::None, KeyForm::Plain, KeyForm::Masked, KeyForm::Sha256]
+                [numbers[1] as usize % 4],
             model: text(2),
             method: method.into(),
             path,
