@@ -223,8 +223,8 @@ impl Outbox {
         fill(&mut queued.record);
         self.bound_body(&mut queued.record);
         // The last quarter is for ends: they are what is billed.
-        let is_full = self.sender.capacity().is_some_and(|room| self.sender.len() >= room / 4 * 3);
-        if is_full && kind != Kind::Close {
+        let room = self.sender.capacity().unwrap_or(usize::MAX);
+        if kind != Kind::Close && self.sender.len() >= room - room / 4 {
             count(&self.counters.outbox_dropped);
             return None;
         }

@@ -151,7 +151,7 @@ pub fn request_id_of(bytes: &[u8]) -> Option<&str> {
 /// The record of these bytes. `None` when they are none: cut, or not text where text must be. What
 /// it allocates is never more than the bytes.
 pub fn decode(bytes: &[u8]) -> Option<UsageRecord> {
-    let mut record = UsageRecord::default();
+    let mut record = UsageRecord { key_form: KeyForm::None, ..UsageRecord::default() };
     let mut usage = None::<Usage>;
     let mut rest = bytes;
     while let Some((tag, more)) = rest.split_first() {
