@@ -26,7 +26,9 @@ use std::time::Duration;
 /// known.
 const FIRST_RESOLVE_WAIT: Duration = Duration::from_secs(1);
 /// What is queued for the reporters at the end gets so long to be delivered.
-const FLUSH_TIME: Duration = Duration::from_secs(10);
+const FLUSH_TIME: Duration = Duration::from_secs(3);
+/// And so long where there is no spool that keeps the rest.
+const LAST_TIME: Duration = Duration::from_secs(10);
 
 /// The control plane, running.
 pub struct Control {
@@ -128,7 +130,7 @@ impl Delivery {
     /// Writes what was handed over, and delivers for a while.
     fn finish(self) {
         self.journal.stop();
-        let left = self.lanes.stop(FLUSH_TIME);
+        let left = self.lanes.stop(if self.is_kept { FLUSH_TIME } else { LAST_TIME });
         match (left, self.is_kept) {
             (0, _) => {}
             (_, true) => tracing::info!(left, "usage records wait in the spool for the next start"),
