@@ -153,6 +153,10 @@ impl Cursor {
                     self.next = entry.sequence + 1;
                     let name = self.shared.state.reporters.get(self.index).map(|r| r.name.as_str());
                     let record = name.and_then(|name| record_for(name, &entry));
+                    if record.is_none() && Kind::of(entry.kind) == Some(Kind::Close) {
+                        // Its bytes are as they were written, and yet no record: not in silence.
+                        walk.damage.push((place, entry.size() as u64));
+                    }
                     walk.bytes += record.as_ref().map_or(0, |_| entry.payload.len());
                     let seq = entry.sequence;
                     walk.found.extend(record.map(|record| Delivery { seq, record }));
