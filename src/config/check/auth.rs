@@ -241,16 +241,7 @@ fn database(s: &mut Section, stores: &Stores) -> Option<DatabaseKeys> {
         table: storage::identifier(&mut inner, "table", "api_keys"),
         key_column: storage::identifier(&mut inner, "key_column", "api_key"),
         fields: fields.unwrap_or_default().into_iter().flatten().collect(),
-        sql: match storage::sql(&mut inner, stores) {
-            Some(sql) => sql,
-            None => {
-                // A missing reporter costs records; a missing source of keys must not open a door.
-                if !inner.desk.has_errors() {
-                    inner.error("storage", "authentication cannot do without its database");
-                }
-                return None;
-            }
-        },
+        sql: storage::sql(&mut inner, stores)?,
     };
     Some(keys)
 }

@@ -4,7 +4,7 @@
 use crate::base::secret::Secret;
 use crate::config::desk::Desk;
 use crate::config::plan::{Redis, RedisPool, Sql, SqlPool};
-use crate::config::raw::Node;
+use crate::config::raw::{Kind, Node};
 use crate::config::section::Section;
 use crate::config::value::{self, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 use std::cell::{Cell, OnceCell};
@@ -34,7 +34,23 @@ struct Named<'a, T> {
     name: String,
     node: &'a Node,
     value: T,
-    used: Cell<bool>,
+    used: Cell<Used>,
+}
+
+/// By whom a store is used; of several, what the most demanding one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Used {
+    ByNobody,
+    /// Each of them has one connection, whatever the store says of its pool.
+    ByReporters,
+    ByPools,
+}
+
+impl<T: Clone> Named<'_, T> {
+    fn take(&self, used: Used) -> T {
+        self.used.set(self.used.get().max(used));
+        self.value.clone()
+    }
 }
 
 /// Reads the section.
@@ -47,14 +63,14 @@ pub fn stores<'a>(root: &mut Section<'a>) -> Stores<'a> {
         else {
             continue;
         };
-        stores.databases.push(Named { name, node, value, used: Cell::new(false) });
+        stores.databases.push(Named { name, node, value, used: Cell::new(Used::ByNobody) });
     }
     for item in storage.sections("caches") {
         let node = item.node();
         let Some((name, value)) = item.switched(true, |s| (s.required("name"), cache(s))) else {
             continue;
         };
-        stores.caches.push(Named { name, node, value, used: Cell::new(false) });
+        stores.caches.push(Named { name, node, value, used: Cell::new(Used::ByNobody) });
     }
     let names = stores.databases.iter().map(|d| (&d.name, d.node));
     let names: Vec<_> = names.chain(stores.caches.iter().map(|c| (&c.name, c.node))).collect();
@@ -83,47 +99,77 @@ impl<'a> Stores<'a> {
 
     /// The cache of a name: `Some(None)` is memory, `None` is no such cache.
     pub fn cache(&self, name: &str) -> Option<Option<Redis>> {
-        let found = self.caches.iter().find(|c| c.name == name)?;
-        found.used.set(true);
-        Some(found.value.clone())
+        self.caches.iter().find(|c| c.name == name).map(|cache| cache.take(Used::ByPools))
     }
 
-    fn database(&self, name: &str) -> Option<Sql> {
-        let found = self.databases.iter().find(|d| d.name == name)?;
-        found.used.set(true);
-        Some(found.value.clone())
-    }
-
-    /// Says which stores nobody names.
+    /// Says which stores nobody names, and what they say that nobody heeds.
     pub fn report_unused(&self, desk: &Desk) {
-        let databases = self.databases.iter().map(|d| (d.node, &d.used));
+        for one in self.databases.iter().filter(|d| d.used.get() == Used::ByReporters) {
+            without_pool(desk, one.node, &one.value.pool.beyond_one());
+        }
+        for one in self.caches.iter().filter(|c| c.used.get() == Used::ByReporters) {
+            let keys = one.value.as_ref().map(|redis| redis.pool.beyond_one());
+            without_pool(desk, one.node, &keys.unwrap_or_default());
+        }
+        let databases = self.databases.iter().map(|d| (d.node, d.used.get()));
         let shared = self.shared.get().and_then(|s| Some((s.node?, &s.used)));
         if let Some((node, _)) = shared.filter(|(_, used)| !used.get()) {
             desk.warn(node, "not used: no provider and no limiter needs a Redis server");
         }
-        for (node, used) in databases.chain(self.caches.iter().map(|c| (c.node, &c.used))) {
-            if !used.get() {
+        for (node, used) in databases.chain(self.caches.iter().map(|c| (c.node, c.used.get()))) {
+            if used == Used::ByNobody {
                 desk.warn(node, "not used: no section names this store");
             }
         }
     }
 }
 
-/// The database of a user of one: `storage: name`, or its own address. `None` with a warning
-/// when the name is nobody's.
+/// The database of a user of one: `storage: name`, or its own address. `None` with an error when
+/// the name is nobody's.
 pub fn sql(s: &mut Section, stores: &Stores) -> Option<Sql> {
-    match s.text("storage").filter(|name| !name.is_empty()) {
-        None => own_sql(s),
-        Some(name) => {
-            let found = stores.database(&name);
-            if found.is_none() {
-                s.warn(
-                    "storage",
-                    format!("{} is not in storage.databases: left out", value::quoted(&name)),
-                );
-            }
-            found
-        }
+    sql_used(s, stores, Used::ByPools)
+}
+
+/// The same for a reporter, which has one connection, as its plan then says.
+pub fn sql_of_reporter(s: &mut Section, stores: &Stores) -> Option<Sql> {
+    let mut sql = sql_used(s, stores, Used::ByReporters)?;
+    without_pool(s.desk, s.node(), &sql.pool.beyond_one());
+    sql.pool.max_open_conns = 1;
+    Some(sql)
+}
+
+fn sql_used(s: &mut Section, stores: &Stores, used: Used) -> Option<Sql> {
+    let Some(name) = s.text("storage").filter(|name| !name.is_empty()) else { return own_sql(s) };
+    let found = stores.databases.iter().find(|d| d.name == name);
+    if found.is_none() && !s.desk.is_off() {
+        let name = value::quoted(&name);
+        s.error("storage", format!("{name} is not in storage.databases, or is switched off there"));
+    }
+    found.map(|database| database.take(used))
+}
+
+/// Says of keys that ask for more than one connection that a reporter has one.
+fn without_pool(desk: &Desk, node: &Node, keys: &[&str]) {
+    let Kind::Map(entries) = &node.kind else { return };
+    for entry in entries.iter().filter(|entry| keys.contains(&entry.key.as_str())) {
+        let key = &entry.key;
+        desk.warn(&entry.value, format!("`{key}` has no effect: a reporter has one connection"));
+    }
+}
+
+impl SqlPool {
+    /// The keys that ask for more than one connection.
+    fn beyond_one(&self) -> Vec<&'static str> {
+        let keys = [("max_open_conns", self.max_open_conns)];
+        keys.into_iter().filter(|(_, count)| *count > 1).map(|(key, _)| key).collect()
+    }
+}
+
+impl RedisPool {
+    /// The keys that ask for more than one connection.
+    fn beyond_one(&self) -> Vec<&'static str> {
+        let keys = [("pool_size", self.pool_size), ("min_idle_conns", self.min_idle_conns)];
+        keys.into_iter().filter(|(_, count)| *count > 1).map(|(key, _)| key).collect()
     }
 }
 
@@ -216,21 +262,22 @@ fn cache(s: &mut Section) -> Option<Redis> {
     (!memory).then_some(redis)
 }
 
-/// The Redis server of a user of one: `storage: name`, or its own keys.
-pub fn redis_of(s: &mut Section, stores: &Stores) -> Redis {
+/// The Redis server of a reporter: `storage: name`, or its own keys. It has one connection, as its
+/// plan then says.
+pub fn redis_of_reporter(s: &mut Section, stores: &Stores) -> Redis {
     let named = s.text("storage").filter(|name| !name.is_empty());
     let own = redis(s);
-    match named.map(|name| (stores.cache(&name), name)) {
-        None => own,
-        Some((Some(Some(found)), _)) => found,
-        Some((_, name)) => {
-            s.error(
-                "storage",
-                format!("{} is no Redis server of storage.caches", value::quoted(&name)),
-            );
-            own
-        }
+    without_pool(s.desk, s.node(), &own.pool.beyond_one());
+    let found = named.as_ref().and_then(|name| stores.caches.iter().find(|c| c.name == *name));
+    let found = found.and_then(|cache| cache.take(Used::ByReporters));
+    if let (Some(name), None) = (&named, &found) {
+        let name = value::quoted(name);
+        s.error("storage", format!("{name} is no Redis server of storage.caches"));
     }
+    let mut redis = found.unwrap_or(own);
+    redis.pool.pool_size = 1;
+    redis.pool.min_idle_conns = redis.pool.min_idle_conns.min(1);
+    redis
 }
 
 /// A Redis server from its own keys.

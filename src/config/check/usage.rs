@@ -132,17 +132,17 @@ fn webhook(s: &mut Section, format: RecordFormat) -> Webhook {
 
 fn redis(s: &mut Section, stores: &Stores) -> RedisReporter {
     RedisReporter {
-        redis: storage::redis_of(s, stores),
+        redis: storage::redis_of_reporter(s, stores),
         stream: s.text("stream").filter(|k| !k.is_empty()).unwrap_or("llmproxy:usage".into()),
         max_len: s.int("max_len", 0..=u64::MAX >> 1, 1_000_000),
         counters: s.text("counters").unwrap_or_default(),
     }
 }
 
-/// Naming a store that is not there leaves this reporter out, with a warning.
 fn database(s: &mut Section, stores: &Stores) -> Option<DatabaseReporter> {
     let table = storage::identifier(s, "table", "usage_records");
-    Some(DatabaseReporter { sql: storage::sql(s, stores)?, table })
+    let sql = storage::sql_of_reporter(s, stores)?;
+    Some(DatabaseReporter { sql, table })
 }
 
 fn file(s: &mut Section, format: RecordFormat) -> FileReporter {

@@ -32,10 +32,6 @@ fn what_has_no_effect_is_told() {
         ("auth: {pipeline: [{type: builtin}]}\napi_keys: [{key: a}]", "api_keys"),
         ("backends: [{url: 'http://a', tls: {}}]", "backends[0].tls"),
         ("log: {file: {path: /x}}", "log.file"),
-        (
-            "usage: {reporters: [{type: database, database: {storage: gone}}]}",
-            "usage.reporters[0].database.storage",
-        ),
         ("usage: {}", "usage"),
         ("auth:", "auth"),
         ("auth: {enabled: false}\napi_keys: [{key: a}]", "api_keys"),
@@ -51,6 +47,37 @@ fn what_has_no_effect_is_told() {
         let told = |f: &Finding| f.path == path && f.class == Class::Warning;
         assert!(report.findings.iter().any(told), "{text}\n{report}");
     }
+}
+
+/// Catches: pool options that load for a reporter and do nothing, silently; a warning for those
+/// who do have pools, or about what `check` prints.
+#[test]
+fn a_reporter_tells_that_it_has_one_connection() {
+    let in_place = "usage:\n  reporters:\n\
+        \x20 - {type: redis, redis: {pool_size: 10, min_idle_conns: 5}}\n\
+        \x20 - {type: database, database: {driver: sqlite, max_open_conns: 25}}\n";
+    let named = "storage:\n  databases: [{name: d, driver: sqlite, max_open_conns: 25}]\n\
+        \x20 caches: [{name: c, pool_size: 10, min_idle_conns: 5}]\n\
+        usage:\n  reporters:\n  - {type: redis, redis: {storage: c}}\n\
+        \x20 - {type: database, database: {storage: d}}\n";
+    for text in [in_place, named] {
+        let Loaded { plan, report } = load(text);
+        for key in ["pool_size", "min_idle_conns", "max_open_conns"] {
+            let words = format!("`{key}` has no effect: a reporter has one connection");
+            let told = |f: &&Finding| f.path.ends_with(key) && f.message == words;
+            assert_eq!(report.findings.iter().filter(told).count(), 1, "{key}: {report}");
+        }
+        assert!(!report.has_ignored_keys(), "the file is not wrong: {report}");
+        let ReporterKind::Redis(redis) = &plan.usage.reporters[0].kind else { panic!() };
+        let ReporterKind::Database(database) = &plan.usage.reporters[1].kind else { panic!() };
+        assert_eq!((redis.redis.pool.pool_size, database.sql.pool.max_open_conns), (1, 1));
+        let again = load(&super::super::print(&plan).unwrap()).report;
+        assert!(!again.lines(false).concat().contains("one connection"), "{again}");
+    }
+    let shared = "auth: {pipeline: [{type: redis, redis: {storage: c}}, {type: database, \
+        database: {storage: d}}]}\n";
+    let report = load(&format!("{shared}{named}")).report;
+    assert!(!report.lines(false).concat().contains("one connection"), "{report}");
 }
 
 #[test]

@@ -130,6 +130,10 @@ fn home(key: &str) -> String {
         {
             "storage.caches[]"
         }
+        // A reporter has one connection: there they are read to be told that they do nothing.
+        "usage.reporters[].redis" if ["pool_size", "min_idle_conns"].contains(&leaf) => {
+            "storage.caches[]"
+        }
         "logging.request"
         | "auth.pipeline[].database"
         | "usage.reporters[].database"
