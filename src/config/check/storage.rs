@@ -34,20 +34,20 @@ struct Named<'a, T> {
     name: String,
     node: &'a Node,
     value: T,
-    used: Cell<Used>,
+    used: Cell<UsedBy>,
 }
 
 /// By whom a store is used; of several, what the most demanding one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Used {
-    ByNobody,
+enum UsedBy {
+    Nobody,
     /// Each of them has one connection, whatever the store says of its pool.
-    ByReporters,
-    ByPools,
+    Reporters,
+    Pools,
 }
 
 impl<T: Clone> Named<'_, T> {
-    fn take(&self, used: Used) -> T {
+    fn take(&self, used: UsedBy) -> T {
         self.used.set(self.used.get().max(used));
         self.value.clone()
     }
@@ -63,14 +63,14 @@ pub fn stores<'a>(root: &mut Section<'a>) -> Stores<'a> {
         else {
             continue;
         };
-        stores.databases.push(Named { name, node, value, used: Cell::new(Used::ByNobody) });
+        stores.databases.push(Named { name, node, value, used: Cell::new(UsedBy::Nobody) });
     }
     for item in storage.sections("caches") {
         let node = item.node();
         let Some((name, value)) = item.switched(true, |s| (s.required("name"), cache(s))) else {
             continue;
         };
-        stores.caches.push(Named { name, node, value, used: Cell::new(Used::ByNobody) });
+        stores.caches.push(Named { name, node, value, used: Cell::new(UsedBy::Nobody) });
     }
     let names = stores.databases.iter().map(|d| (&d.name, d.node));
     let names: Vec<_> = names.chain(stores.caches.iter().map(|c| (&c.name, c.node))).collect();
@@ -99,15 +99,15 @@ impl<'a> Stores<'a> {
 
     /// The cache of a name: `Some(None)` is memory, `None` is no such cache.
     pub fn cache(&self, name: &str) -> Option<Option<Redis>> {
-        self.caches.iter().find(|c| c.name == name).map(|cache| cache.take(Used::ByPools))
+        self.caches.iter().find(|c| c.name == name).map(|cache| cache.take(UsedBy::Pools))
     }
 
     /// Says which stores nobody names, and what they say that nobody heeds.
     pub fn report_unused(&self, desk: &Desk) {
-        for one in self.databases.iter().filter(|d| d.used.get() == Used::ByReporters) {
+        for one in self.databases.iter().filter(|d| d.used.get() == UsedBy::Reporters) {
             without_pool(desk, one.node, &one.value.pool.beyond_one());
         }
-        for one in self.caches.iter().filter(|c| c.used.get() == Used::ByReporters) {
+        for one in self.caches.iter().filter(|c| c.used.get() == UsedBy::Reporters) {
             let keys = one.value.as_ref().map(|redis| redis.pool.beyond_one());
             without_pool(desk, one.node, &keys.unwrap_or_default());
         }
@@ -117,7 +117,7 @@ impl<'a> Stores<'a> {
             desk.warn(node, "not used: no provider and no limiter needs a Redis server");
         }
         for (node, used) in databases.chain(self.caches.iter().map(|c| (c.node, c.used.get()))) {
-            if used == Used::ByNobody {
+            if used == UsedBy::Nobody {
                 desk.warn(node, "not used: no section names this store");
             }
         }
@@ -127,18 +127,18 @@ impl<'a> Stores<'a> {
 /// The database of a user of one: `storage: name`, or its own address. `None` with an error when
 /// the name is nobody's.
 pub fn sql(s: &mut Section, stores: &Stores) -> Option<Sql> {
-    sql_used(s, stores, Used::ByPools)
+    sql_used(s, stores, UsedBy::Pools)
 }
 
 /// The same for a reporter, which has one connection, as its plan then says.
 pub fn sql_of_reporter(s: &mut Section, stores: &Stores) -> Option<Sql> {
-    let mut sql = sql_used(s, stores, Used::ByReporters)?;
+    let mut sql = sql_used(s, stores, UsedBy::Reporters)?;
     without_pool(s.desk, s.node(), &sql.pool.beyond_one());
     sql.pool.max_open_conns = 1;
     Some(sql)
 }
 
-fn sql_used(s: &mut Section, stores: &Stores, used: Used) -> Option<Sql> {
+fn sql_used(s: &mut Section, stores: &Stores, used: UsedBy) -> Option<Sql> {
     let Some(name) = s.text("storage").filter(|name| !name.is_empty()) else { return own_sql(s) };
     let found = stores.databases.iter().find(|d| d.name == name);
     if found.is_none() && !s.desk.is_off() {
@@ -269,7 +269,7 @@ pub fn redis_of_reporter(s: &mut Section, stores: &Stores) -> Redis {
     let own = redis(s);
     without_pool(s.desk, s.node(), &own.pool.beyond_one());
     let found = named.as_ref().and_then(|name| stores.caches.iter().find(|c| c.name == *name));
-    let found = found.and_then(|cache| cache.take(Used::ByReporters));
+    let found = found.and_then(|cache| cache.take(UsedBy::Reporters));
     if let (Some(name), None) = (&named, &found) {
         let name = value::quoted(name);
         s.error("storage", format!("{name} is no Redis server of storage.caches"));

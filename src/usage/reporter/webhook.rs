@@ -2,11 +2,14 @@
 //! success. A receiver can tell a repeated request by its `Idempotency-Key`, and that it is ours by
 //! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
+mod gather;
+
 use super::{Reporter, Shape, Tried};
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
 use crate::config::plan::{self, WebhookBatch};
 use crate::usage::key_form::hex;
 use crate::usage::record::UsageRecord;
+use gather::{Gather, BUFFER_BYTES};
 use ring::{digest, hmac};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +17,7 @@ use ureq::config::Config;
 use ureq::http::{Request, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, DefaultConnector, NextTimeout};
 use ureq::{Agent, Error};
 
 /// Receivers close idle connections, uvicorn after 5 s; a pooled one must be younger.
@@ -44,10 +47,13 @@ impl Webhook {
             .max_redirects(0)
             .http_status_as_error(false)
             .max_idle_age(IDLE_MAX)
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .tls_config(TlsConfig::builder().root_certs(roots()).build())
             .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")));
         let names = Names::default();
-        let agent = Agent::with_parts(config.build(), DefaultConnector::new(), names.clone());
+        let connector = DefaultConnector::new().chain(Gather);
+        let agent = Agent::with_parts(config.build(), connector, names.clone());
         let secret = plan.hmac_secret.reveal().as_bytes();
         let signing = (!secret.is_empty()).then(|| hmac::Key::new(hmac::HMAC_SHA256, secret));
         Webhook { plan, agent, names, signing }
