@@ -152,6 +152,9 @@ pub const SPOOL_BATCH_ENTRIES_MAX: usize = 1024;
 /// Requests in flight whose beginning is written again into each new segment. Beyond: it stays in
 /// the old one only, counted.
 pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;
+/// Time for which the spool keeps what a reporter was not given that is not configured any more.
+/// Beyond, or when the spool needs the room: it is forgotten, with a warning.
+pub const SPOOL_ABSENT_REPORTER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of request bodies and the rest that one read of a reporter decodes. Beyond: the next read.
 pub const SPOOL_READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of the file of records that a reporter's receiver refused. Beyond: dropped and counted.

@@ -189,3 +189,34 @@ fn refused_records_are_dead_letters_and_can_be_replayed() {
     await_until("it came again", SOON, || hook.deliveries().len() > before);
     assert_eq!(hook.records()[before]["request_id"], letter["record"]["request_id"]);
 }
+
+/// Catches: a reporter that is renamed, and whose backlog is gone without a word.
+#[test]
+fn a_reporter_that_left_is_told_and_gets_its_records_when_it_is_back() {
+    let (engine, hook) = (Engine::start(&[]), Webhook::start());
+    let scratch = crate::harness::scratch::Scratch::new();
+    let spool = scratch.file("spool").to_string_lossy().into_owned();
+    let start = |name: &str, url: &str| {
+        let yaml = Config::backend_at(engine.url()).webhook(url, "").yaml();
+        let yaml = yaml.replace(SPOOL, &spool).replace("name: hook", &format!("name: {name}"));
+        let file = scratch.write("config.yaml", yaml).to_string_lossy().into_owned();
+        Proxy::start_with(&["--config", &file], crate::harness::scratch::Scratch::new())
+    };
+    let kill = |proxy: Proxy| {
+        proxy.process.signal(Signal::KILL);
+        proxy.process.wait(SOON);
+    };
+    let proxy = start("hook", "http://127.0.0.1:1/");
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    kill(proxy);
+    let proxy = start("renamed", "http://127.0.0.1:1/");
+    let warning = proxy.await_event("a warning that names it", |event| event["reporter"] == "hook");
+    assert_eq!((&warning["level"], &warning["undelivered"]), (&json!("WARN"), &json!(1)));
+    assert!(warning.to_string().contains("llmproxy spool export --from "), "{warning}");
+    let seen = crate::harness::proxy::llmproxy(&["spool", "inspect", "--dir", &spool]).stdout;
+    assert!(seen.contains("hook is not configured any more"), "{seen}");
+    assert!(!seen.contains("renamed is not"), "{seen}");
+    kill(proxy);
+    let _proxy = start("hook", &hook.url());
+    hook.await_records(1, SOON);
+}

@@ -54,13 +54,23 @@ fn print(found: &Survey, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out, "\n{:<24} {:>12} {:>9} {:<26} DEAD", "REPORTER", "THROUGH", "BACKLOG", "OLDEST")?;
     for r in &found.reporters {
-        let oldest = r.oldest_ms.and_then(|ms| i64::try_from(ms).ok());
-        let oldest = oldest.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        let oldest = oldest.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"));
+        let oldest = r
+            .oldest_ms
+            .and_then(time_of)
+            .map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"));
         let (name, dead) = (&r.name, r.dead_letters);
         writeln!(out, "{name:<24} {:>12} {:>9} {oldest:<26} {dead}", r.through, r.backlog)?;
     }
+    for r in &found.reporters {
+        if let Some(left) = r.left_ms.and_then(time_of) {
+            writeln!(out, "{} is not configured any more, noticed {left:.3}", r.name)?;
+        }
+    }
     writeln!(out, "\n{} requests without an end", found.open)
+}
+
+fn time_of(unix_ms: u64) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()
 }
 
 fn export(disk: &dyn Disk, span: Span, out: &mut dyn Write) -> io::Result<()> {

@@ -1,4 +1,5 @@
-//! How far one reporter is, in a file of two slots.
+//! How far one reporter is, in a file of two slots. Behind them stands when the reporter left the
+//! configuration, if it did.
 //!
 //! A killed process repeats nothing, since each step is written at once; a power cut repeats what
 //! was delivered since the last sync. The slot that was synced last stays untouched until the

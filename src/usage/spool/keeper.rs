@@ -1,6 +1,7 @@
 //! What is done behind the writer's back, so that a batch never waits for it: forcing to the disk
 //! what was written, and removing segments that every reporter is done with.
 
+use super::absent::Absent;
 use super::rescue::keep_checkpoints;
 use super::segment;
 use super::state::add;
@@ -21,6 +22,8 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Keeper {
     pub(super) shared: Arc<Shared>,
     pub(super) options: Options,
+    /// Reporters that left, and whose records are kept for a while.
+    pub(super) absent: Vec<Absent>,
     /// Rung by the writer and the cursors when there is something to do.
     pub(super) bell: Receiver<()>,
     /// Tells the writer that a sync has failed.
@@ -162,7 +165,7 @@ impl Keeper {
 
     /// The oldest segment, if all reporters are behind it and the next one makes up for it: its
     /// first sequence, whether it is in memory, and where all reporters must be.
-    fn removable(&self) -> Option<(u64, bool, u64)> {
+    fn removable(&mut self) -> Option<(u64, bool, u64)> {
         let (oldest, next) = {
             let table = self.shared.table();
             let oldest = table.segments.front().map(|s| (s.first, s.in_memory()))?;
@@ -174,7 +177,7 @@ impl Keeper {
         let through = next_first.checked_sub(1)?;
         let done =
             |reporter| self.shared.checkpoint(reporter).is_none_or(|c| c.through() >= through);
-        if !(0..self.shared.checkpoints.len()).all(done) {
+        if !(0..self.shared.checkpoints.len()).all(done) || self.is_kept(through, in_memory) {
             return None;
         }
         // The next one repeats the requests in flight. Where that is not on the disk yet, a kill
@@ -186,5 +189,26 @@ impl Keeper {
             (false, false) => next_synced || self.options.fsync == Fsync::Off,
         };
         made_up.then_some((first, in_memory, through))
+    }
+
+    /// True when a reporter that left has not had all up to here. Memory holds nothing for it, and
+    /// before the disk has no room left it is forgotten.
+    fn is_kept(&mut self, through: u64, in_memory: bool) -> bool {
+        if self.absent.is_empty() {
+            return false;
+        }
+        let room = self.options.segment_bytes.saturating_mul(2);
+        let used = self.shared.table().disk_bytes().saturating_add(room);
+        let wanted = in_memory || used > self.options.max_bytes;
+        let why = if wanted { "their room is wanted" } else { "it has been away for so long" };
+        let disk = &*self.shared.disk;
+        self.absent.retain(|absent| {
+            let over = absent.through < through && absent.is_over(wanted);
+            if over {
+                absent.let_go(disk, why);
+            }
+            !over
+        });
+        self.absent.iter().any(|absent| absent.through < through)
     }
 }

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod scan;
 pub mod state;
 pub mod checkpoint;
+mod absent;
 mod table;
 mod recover;
 pub mod writer;
@@ -113,6 +114,10 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
     let state = Arc::new(SpoolState::new(options.on_failure, reporters));
     let Found { segments, next_sequence, aborted, cuts, checkpoints } =
         recover::recover(&*disk, &state, reporters, options.fsync)?;
+    let absent = absent::find(&*disk, reporters)?;
+    // One of them may have had what a power cut then took away, too.
+    let beyond = absent.iter().map(|absent| absent.through.saturating_add(1));
+    let next_sequence = beyond.fold(next_sequence, u64::max);
     let from_now_on = |(checkpoint, name): (Option<Checkpoint>, &String)| {
         let new = || Checkpoint::at(name, next_sequence.saturating_sub(1));
         Mutex::new(checkpoint.unwrap_or_else(new))
@@ -134,7 +139,7 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
     let opens = HashMap::new();
     let cursor = |(index, ring)| Cursor::new(Arc::clone(&shared), index, ring, keeper.clone());
     let cursors = rings.into_iter().enumerate().map(cursor).collect();
-    let keeper_of_it = Keeper { shared: Arc::clone(&shared), options, bell, wake: waker };
+    let keeper_of_it = Keeper { shared: Arc::clone(&shared), options, absent, bell, wake: waker };
     let mut writer = Writer { shared, options, batch, opens, keeper, wake, trouble };
     // Checkpoints before records, and records only into a segment that this process began.
     match rescue::keep_checkpoints(&writer.shared) {

@@ -1,7 +1,7 @@
 //! What a start finds: segments are read from the oldest on, a torn end is cut, and what was begun
 //! and never ended becomes a record of an aborted request.
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::Checkpoint;
 use super::codec;
 use super::cursor::split_again;
 use super::disk::{Disk, DiskFile};
@@ -92,7 +92,7 @@ pub(super) fn recover(
     let names = disk.list()?;
     let mut firsts: Vec<u64> = names.iter().filter_map(|name| segment::first_of(name)).collect();
     firsts.sort_unstable();
-    let checkpoints = checkpoints(disk, &names, reporters)?;
+    let checkpoints = checkpoints(disk, reporters)?;
     let through = |c: &Option<Checkpoint>| c.as_ref().map_or(u64::MAX, Checkpoint::through);
     let through: Vec<u64> = checkpoints.iter().map(through).collect();
     // A reporter may have had what a power cut then took away.
@@ -118,20 +118,8 @@ pub(super) fn recover(
     Ok(found)
 }
 
-/// Opens the checkpoints of these reporters, and removes those of others.
-fn checkpoints(
-    disk: &dyn Disk,
-    names: &[String],
-    reporters: &[String],
-) -> io::Result<Vec<Option<Checkpoint>>> {
-    for name in names {
-        let Some(reporter) = name.strip_suffix(checkpoint::SUFFIX) else { continue };
-        if !reporters.iter().any(|r| r == reporter) {
-            tracing::warn!(reporter, "no such reporter any more: the spool forgets how far it was");
-            // If it stays, it is met again at the next start.
-            let _ = disk.remove(name);
-        }
-    }
+/// Opens the checkpoints of these reporters.
+fn checkpoints(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Option<Checkpoint>>> {
     let open = |reporter: &String| match Checkpoint::open(disk, reporter) {
         Ok(checkpoint) => Ok(Some(checkpoint)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,5 +1,6 @@
 //! Looking at a spool from outside, also while somebody writes it: what is there, and its records.
 
+use super::absent;
 use super::checkpoint;
 use super::codec;
 use super::cursor::split_again;
@@ -63,6 +64,9 @@ pub struct ReporterSurvey {
     pub oldest_ms: Option<u64>,
     /// Records that its receiver refused.
     pub dead_letters: u64,
+    /// When a start first found that it is not configured any more, milliseconds since 1970; its
+    /// records are kept for a while from then on.
+    pub left_ms: Option<u64>,
 }
 
 /// Looks at all of it. `each` gets every record with its sequence, and the reporter for whom it is
@@ -161,11 +165,13 @@ fn reporters(disk: &dyn Disk, names: &[String]) -> io::Result<Vec<ReporterSurvey
     let mut reporters = Vec::new();
     for name in names {
         let Some(reporter) = name.strip_suffix(checkpoint::SUFFIX) else { continue };
-        let stored = checkpoint::read(&*disk.open(name)?)?;
+        let file = disk.open(name)?;
+        let stored = checkpoint::read(&*file)?;
         reporters.push(ReporterSurvey {
             name: reporter.to_owned(),
             through: stored.map_or(0, |stored| stored.through),
             dead_letters: dead_letters(disk, reporter)?.len() as u64,
+            left_ms: absent::left_ms(&*file)?,
             ..ReporterSurvey::default()
         });
     }

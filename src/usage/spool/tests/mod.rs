@@ -1,5 +1,6 @@
 //! The spool against a disk that fails and forgets.
 
+mod absent;
 mod crash;
 mod damage;
 mod failing;
