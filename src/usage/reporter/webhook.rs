@@ -307,6 +307,26 @@ mod tests {
         );
     }
 
+    /// Catches: a webhook whose requests go out in parts.
+    #[test]
+    fn a_record_is_sent_at_once() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/usage", listener.local_addr().unwrap());
+        let served = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let mut bytes = vec![0; 64 * 1024];
+            let len = stream.read(&mut bytes).unwrap();
+            stream.write_all(b"HTTP/1.1 204 X\r\n\r\n").unwrap();
+            bytes.truncate(len);
+            bytes
+        });
+        let (mut webhook, record) = (webhook(&url, WebhookBatch::Single), record());
+        assert_eq!(webhook.send(&[&record], Duration::from_secs(5)), Tried::Delivered);
+        let read = served.join().unwrap();
+        assert!(read.starts_with(b"POST /usage ") && read.ends_with(&webhook.body(&[&record]).0));
+    }
+
     /// Catches: batches where one record was asked for, or senders that nobody configured.
     #[test]
     fn its_shape_is_the_configured_one() {
