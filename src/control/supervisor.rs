@@ -122,8 +122,8 @@ impl Delivery {
         let sources = cursors.into_iter().map(|cursor| Box::new(cursor) as Box<dyn Source>);
         let lanes = Lanes::start(sources.collect(), &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
-        let journal = Journal::start(inbox.records, writer, keeper, inbox.acknowledge)
-            .map_err(thread_error)?;
+        let journal =
+            Journal::start(inbox.turns, writer, keeper, inbox.acknowledge).map_err(thread_error)?;
         Ok(Delivery { journal, lanes, is_kept: plan.usage.spool.enabled })
     }
 

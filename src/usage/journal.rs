@@ -33,8 +33,8 @@ pub trait Ends<P>: Send + 'static {
     /// fails, wherever the policy puts them). Called once per batch and worker.
     fn acknowledge(&mut self, worker: usize, ticket: u64);
 
-    /// A piece that was written: to be filled again.
-    fn spare(&mut self, piece: P);
+    /// Pieces of one worker that are done with: to be filled again.
+    fn spare(&mut self, pieces: Vec<P>);
 }
 
 /// The running threads.
@@ -48,12 +48,12 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts the threads.
+    /// Starts the threads. What comes through `inbox` at once is of one worker.
     ///
     /// # Errors
     /// A thread could not be created.
     pub fn start<P: Piece>(
-        inbox: Receiver<P>,
+        inbox: Receiver<Vec<P>>,
         writer: Writer,
         keeper: Keeper,
         ends: impl Ends<P>,
@@ -84,13 +84,13 @@ struct Desk<P, E> {
     writer: Writer,
     ends: E,
     /// What is in the writer's batch.
-    batch: Vec<P>,
+    batch: Vec<Vec<P>>,
     /// The highest ticket of each worker in it.
     tickets: Vec<(usize, u64)>,
 }
 
 impl<P: Piece, E: Ends<P>> Desk<P, E> {
-    fn run(&mut self, inbox: &Receiver<P>, stop: &Receiver<Infallible>) {
+    fn run(&mut self, inbox: &Receiver<Vec<P>>, stop: &Receiver<Infallible>) {
         let wake = self.writer.wake().clone();
         loop {
             let wait = match self.writer.due() {
@@ -100,19 +100,14 @@ impl<P: Piece, E: Ends<P>> Desk<P, E> {
                 None => crossbeam_channel::never(),
             };
             let first = crossbeam_channel::select! {
-                recv(inbox) -> piece => match piece {
-                    Ok(piece) => Some(piece),
+                recv(inbox) -> pieces => match pieces {
+                    Ok(pieces) => Some(pieces),
                     Err(_) => break,
                 },
                 recv(stop) -> _ => break,
                 recv(wake) -> _ => None,
                 recv(wait) -> _ => None,
             };
-            if first.is_some() {
-                // Where a worker shares this CPU, it goes on to the end of its turn: what else it
-                // has to hand over goes into the same write. Where none does, this is no wait.
-                thread::yield_now();
-            }
             self.round(first.into_iter().chain(inbox.try_iter()));
         }
         loop {
@@ -123,29 +118,42 @@ impl<P: Piece, E: Ends<P>> Desk<P, E> {
         }
     }
 
-    /// Writes one batch. A panic costs this batch, not all that follow, and nobody waits for it in
-    /// vain.
-    fn round(&mut self, pieces: impl Iterator<Item = P>) {
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            for mut piece in pieces.take(SPOOL_BATCH_ENTRIES_MAX) {
-                self.note_ticket(piece.ticket());
-                self.writer.append(piece.kind(), piece.record());
-                self.batch.push(piece);
-                if self.writer.pending() >= SPOOL_BATCH_BYTES {
-                    break;
-                }
+    /// Writes one batch, and tells who waits for it.
+    fn round(&mut self, turns: impl Iterator<Item = Vec<P>>) {
+        let mut entries = 0;
+        for turn in turns {
+            entries += turn.len();
+            self.append(turn);
+            if entries >= SPOOL_BATCH_ENTRIES_MAX || self.writer.pending() >= SPOOL_BATCH_BYTES {
+                break;
             }
-            self.writer.commit();
-        }));
-        if written.is_err() {
-            tracing::error!("the journal panicked; it goes on, please report this");
+        }
+        if catch_unwind(AssertUnwindSafe(|| self.writer.commit())).is_err() {
+            // The writer still has it, and the next round writes it: until then nobody is told.
+            return tracing::error!("the journal panicked; it goes on, please report this");
         }
         for (worker, ticket) in self.tickets.drain(..) {
             self.ends.acknowledge(worker, ticket);
         }
-        for piece in self.batch.drain(..) {
-            self.ends.spare(piece);
+        for turn in self.batch.drain(..) {
+            self.ends.spare(turn);
         }
+    }
+
+    /// Takes in a turn. A panic costs the piece at which it happens.
+    fn append(&mut self, mut turn: Vec<P>) {
+        for piece in &mut turn {
+            let kind = piece.kind();
+            let append = AssertUnwindSafe(|| self.writer.append(kind, piece.record()));
+            if catch_unwind(append).is_err() {
+                self.writer.lose(kind);
+                tracing::error!("a usage record is lost by a panic; please report this");
+            }
+        }
+        if let Some(last) = turn.last() {
+            self.note_ticket(last.ticket());
+        }
+        self.batch.push(turn);
     }
 
     fn note_ticket(&mut self, (worker, ticket): (usize, u64)) {

@@ -131,11 +131,11 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
     getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
     let batch = Batch::new(random, next_sequence);
     let trouble = Trouble { cuts, ..Trouble::default() };
-    let opens = HashMap::new();
+    let (opens, rooms) = (HashMap::new(), Vec::new());
     let cursor = |(index, ring)| Cursor::new(Arc::clone(&shared), index, ring, keeper.clone());
     let cursors = rings.into_iter().enumerate().map(cursor).collect();
     let keeper_of_it = Keeper { shared: Arc::clone(&shared), options, bell, wake: waker };
-    let mut writer = Writer { shared, options, batch, opens, keeper, wake, trouble };
+    let mut writer = Writer { shared, options, batch, opens, rooms, keeper, wake, trouble };
     // Checkpoints before records, and records only into a segment that this process began.
     match rescue::keep_checkpoints(&writer.shared) {
         Ok(()) => writer.begin(next_sequence),
