@@ -1,6 +1,7 @@
 //! The thread that writes the spool for all workers: takes what they hand over, writes it in one
 //! go, and tells them how far it is. A worker waits for that a moment before it ends an answer.
 
+use super::doorbell::Doorbell;
 use super::record::UsageRecord;
 use super::spool::keeper::Keeper;
 use super::spool::segment::Kind;
@@ -10,8 +11,12 @@ use crossbeam_channel::{Receiver, Sender};
 use std::convert::Infallible;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 /// Something that a worker hands over.
 pub trait Piece: Send + 'static {
@@ -39,8 +44,9 @@ pub trait Ends<P>: Send + 'static {
 
 /// The running threads.
 pub struct Journal {
-    /// Dropped to stop; nothing is ever sent.
-    running: Sender<Infallible>,
+    /// Set, and then the doorbell rung, to stop.
+    stop: Arc<AtomicBool>,
+    doorbell: Arc<Doorbell>,
     writing: JoinHandle<()>,
     keeping: JoinHandle<()>,
     /// Dropped when the writer has ended: the keeper's last turn comes behind it.
@@ -48,32 +54,34 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts the threads. What comes through `inbox` at once is of one worker.
+    /// Starts the threads. What comes through `inbox` at once is of one worker, who then rings.
     ///
     /// # Errors
     /// A thread could not be created.
     pub fn start<P: Piece>(
-        inbox: Receiver<Vec<P>>,
+        (inbox, doorbell): (Receiver<Vec<P>>, Arc<Doorbell>),
         writer: Writer,
         keeper: Keeper,
         ends: impl Ends<P>,
     ) -> io::Result<Journal> {
-        let (running, stop) = crossbeam_channel::bounded(0);
+        let stop = Arc::<AtomicBool>::default();
+        let (is_over, called) = (Arc::clone(&stop), Arc::clone(&doorbell));
         let (keeper_running, keeper_stop) = crossbeam_channel::bounded(0);
         let keep = move || keeper.run(&keeper_stop);
         let keeping = thread::Builder::new().name("spool-sync".to_owned()).spawn(keep)?;
         let (batch, tickets) = (Vec::new(), Vec::new());
         let mut desk = Desk { writer, ends, batch, tickets };
-        let write = move || desk.run(&inbox, &stop);
+        let write = move || desk.run(&inbox, (&called, &is_over));
         let writing = thread::Builder::new().name("journal".to_owned()).spawn(write)?;
-        Ok(Journal { running, writing, keeping, keeper_running })
+        Ok(Journal { stop, doorbell, writing, keeping, keeper_running })
     }
 
     /// Writes what was handed over until now, forces it to the disk where the plan says so, and
     /// ends. To be called when the workers have ended; before the reporters are stopped, so that
     /// they see the last records.
     pub fn stop(self) {
-        drop(self.running);
+        self.stop.store(true, Release);
+        self.doorbell.ring();
         let _ = self.writing.join();
         drop(self.keeper_running);
         let _ = self.keeping.join();
@@ -90,30 +98,17 @@ struct Desk<P, E> {
 }
 
 impl<P: Piece, E: Ends<P>> Desk<P, E> {
-    fn run(&mut self, inbox: &Receiver<Vec<P>>, stop: &Receiver<Infallible>) {
-        let wake = self.writer.wake().clone();
+    fn run(&mut self, inbox: &Receiver<Vec<P>>, (doorbell, stop): (&Doorbell, &AtomicBool)) {
+        doorbell.answer();
         loop {
-            let wait = match self.writer.due() {
-                Some(due) => {
-                    crossbeam_channel::after(due.saturating_duration_since(Instant::now()))
-                }
-                None => crossbeam_channel::never(),
-            };
-            let first = crossbeam_channel::select! {
-                recv(inbox) -> pieces => match pieces {
-                    Ok(pieces) => Some(pieces),
-                    Err(_) => break,
-                },
-                recv(stop) -> _ => break,
-                recv(wake) -> _ => None,
-                recv(wait) -> _ => None,
-            };
-            self.round(first.into_iter().chain(inbox.try_iter()));
-        }
-        loop {
+            // Looked at before the inbox: what was handed over before the stop is written.
+            let is_over = stop.load(Acquire);
             self.round(inbox.try_iter());
             if inbox.is_empty() {
-                return;
+                if is_over {
+                    return;
+                }
+                doorbell.wait(self.writer.due());
             }
         }
     }

@@ -9,6 +9,7 @@
 //! is over ([`Outbox::flush`]): one message, one wake and one write for all of it.
 
 use super::counters::{count, UsageCounters};
+use super::doorbell::Doorbell;
 use super::journal::{Ends as JournalEnds, Piece};
 use super::record::UsageRecord;
 use super::spool::state::SpoolState;
@@ -43,14 +44,19 @@ pub struct Ends {
 }
 
 /// Makes the ends, for these reporters, so many workers, and a spool.
-pub fn open(reporters: &[Reporter], workers: usize, spool: &Arc<SpoolState>) -> Ends {
+/// The doorbell is rung when there is something for the journal.
+pub fn open(
+    reporters: &[Reporter],
+    workers: usize,
+    spool: (&Arc<SpoolState>, &Arc<Doorbell>),
+) -> Ends {
     with_capacity(reporters, workers, spool, OUTBOX_RECORDS_MAX)
 }
 
 pub(super) fn with_capacity(
     reporters: &[Reporter],
     workers: usize,
-    spool: &Arc<SpoolState>,
+    (spool, doorbell): (&Arc<SpoolState>, &Arc<Doorbell>),
     capacity: usize,
 ) -> Ends {
     let (sender, turns) = crossbeam_channel::bounded(OUTBOX_TURNS_MAX);
@@ -64,6 +70,7 @@ pub(super) fn with_capacity(
             worker: worker as u32,
             capacity: capacity as u64,
             sender: sender.clone(),
+            doorbell: doorbell.clone(),
             turn: RefCell::default(),
             next: RefCell::default(),
             idle: RefCell::default(),
@@ -87,6 +94,7 @@ pub struct Outbox {
     /// Records that may wait for the journal, of all workers.
     capacity: u64,
     sender: Sender<Turn>,
+    doorbell: Arc<Doorbell>,
     /// What this turn handed over so far.
     turn: RefCell<Turn>,
     /// Empty: room for the next turn.
@@ -299,7 +307,7 @@ impl Outbox {
         // Before the journal has it, which takes it off again.
         self.counters.waiting.fetch_add(records, Relaxed);
         match self.sender.try_send(turn) {
-            Ok(()) => {}
+            Ok(()) => self.doorbell.ring(),
             Err(TrySendError::Full(turn)) => {
                 // It goes with the next one, and counts as waiting by lying here.
                 self.counters.waiting.fetch_sub(records, Relaxed);

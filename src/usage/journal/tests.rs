@@ -7,8 +7,8 @@ use crate::usage::spool::disk::{Disk, DiskFile};
 use crate::usage::spool::memory::MemoryDisk;
 use crate::usage::spool::{self, open_planned, Opened};
 use crossbeam_channel::unbounded;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// A piece of a worker.
 struct Said(Kind, UsageRecord, usize, u64);
@@ -56,23 +56,30 @@ fn turn(kind: Kind, id: &str, worker: usize, ticket: u64) -> Vec<Said> {
 fn what_is_acknowledged_can_be_read() {
     let plan = Spool { enabled: false, ..Spool::default() };
     let names = ["a".to_owned()];
-    let Opened { writer, keeper, mut cursors, state } = open_planned(&plan, &names).unwrap();
+    let Opened { writer, keeper, mut cursors, state, doorbell } =
+        open_planned(&plan, &names).unwrap();
     let cursor = &mut cursors[0];
     let (inbox, pieces) = unbounded();
     let ((tickets, told), (spares, spared)) = (unbounded(), unbounded());
-    let journal = Journal::start(pieces, writer, keeper, Told { tickets, spares }).unwrap();
+    let journal =
+        Journal::start((pieces, Arc::clone(&doorbell)), writer, keeper, Told { tickets, spares })
+            .unwrap();
     inbox.send(turn(Kind::Open, "x", 3, 1)).unwrap();
+    doorbell.ring();
     assert_eq!(told.recv().unwrap(), (3, 1));
     assert!(cursor.read(9).is_empty(), "it has no end yet");
     inbox.send(turn(Kind::Close, "x", 3, 2)).unwrap();
+    doorbell.ring();
     assert_eq!(told.recv().unwrap(), (3, 2));
     let read = cursor.read(9);
     assert_eq!(read.len(), 1);
     cursor.done(read[0].seq);
     inbox.send(turn(Kind::Close, "panic", 4, 1)).unwrap();
+    doorbell.ring();
     assert_eq!(told.recv().unwrap(), (4, 1), "nobody waits for it in vain");
     for ticket in 3..503 {
         inbox.send(turn(Kind::Close, "y", (ticket % 2) as usize, ticket)).unwrap();
+        doorbell.ring();
     }
     journal.stop();
     let last = |worker| told.try_iter().filter(|(w, _)| *w == worker).map(|(_, t)| t).last();
@@ -151,17 +158,21 @@ fn a_disk_that_does_not_come_back_is_one_that_fails() {
     let disk = Slow { disk: MemoryDisk::default(), gate: Arc::clone(&gate) };
     let plan = Spool { on_failure: OnSpoolFailure::Refuse, ..Spool::default() };
     let opened = spool::open(Arc::new(disk), spool::Options::of(&plan), &["a".to_owned()]).unwrap();
-    let state = opened.state;
+    let (state, doorbell) = (opened.state, opened.doorbell);
     let (inbox, pieces) = unbounded();
     let ((tickets, told), (spares, _spared)) = (unbounded(), unbounded());
     let ends = Told { tickets, spares };
-    let journal = Journal::start(pieces, opened.writer, opened.keeper, ends).unwrap();
+    let journal =
+        Journal::start((pieces, Arc::clone(&doorbell)), opened.writer, opened.keeper, ends)
+            .unwrap();
     let later = || Instant::now() + SPOOL_STALL_MAX + Duration::from_millis(1);
     inbox.send(turn(Kind::Open, "x", 0, 1)).unwrap();
+    doorbell.ring();
     told.recv().unwrap();
     assert!(!state.fails(later()), "nothing is being written");
     let shut = gate.lock().unwrap();
     inbox.send(turn(Kind::Close, "x", 0, 2)).unwrap();
+    doorbell.ring();
     while !state.fails(later()) {
         thread::yield_now();
     }

@@ -4,7 +4,8 @@ use crate::usage::record::tests::record;
 
 fn ends(capacity: usize) -> (Outbox, Inbox) {
     let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
-    let Ends { mut workers, inbox, .. } = with_capacity(&[], 1, &spool, capacity);
+    let Ends { mut workers, inbox, .. } =
+        with_capacity(&[], 1, (&spool, &Arc::default()), capacity);
     (workers.remove(0), inbox)
 }
 
@@ -119,7 +120,7 @@ fn what_is_left_goes_when_the_worker_ends() {
 #[test]
 fn tickets_are_of_one_worker_and_without_gaps() {
     let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
-    let Ends { workers, mut inbox, .. } = with_capacity(&[], 2, &spool, 4);
+    let Ends { workers, mut inbox, .. } = with_capacity(&[], 2, (&spool, &Arc::default()), 4);
     let offer = |worker: usize| {
         let ticket = workers[worker].offer_with(Kind::Open, |_| {});
         workers[worker].flush();

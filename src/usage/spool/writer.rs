@@ -12,7 +12,7 @@ use crate::base::id::RequestId;
 use crate::base::limits::{SPOOL_OPENS_MAX, SPOOL_PAYLOAD_BYTES_MAX, SPOOL_ROOMS_MAX};
 use crate::config::plan::Fsync;
 use crate::usage::record::UsageRecord;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,8 +30,6 @@ pub struct Writer {
     pub(super) rooms: Vec<Vec<u8>>,
     /// Wakes the keeper.
     pub(super) keeper: Sender<()>,
-    /// Rung by the keeper when a sync has failed.
-    pub(super) wake: Receiver<()>,
     pub(super) trouble: Trouble,
 }
 
@@ -196,11 +194,6 @@ impl Writer {
         if self.trouble.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry();
         }
-    }
-
-    /// Rings when [`Writer::tick`] has something to do.
-    pub fn wake(&self) -> &Receiver<()> {
-        &self.wake
     }
 
     /// When [`Writer::tick`] will have something to do, if there is such a time.
