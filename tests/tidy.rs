@@ -206,7 +206,8 @@ mod each_rule_can_fail {
             ("src/proxy/receive.rs", "use super::admit::Pass;", 1),
             ("src/proxy/receive.rs", "use super::*;", 1),
             ("src/proxy/receive.rs", "use super::answer;", 0),
-            ("src/proxy/connection.rs", "use super::{admit, route, upstream, relay};", 0),
+            ("src/proxy/connection/mod.rs", "use super::{admit, route, upstream, relay};", 0),
+            ("src/proxy/connection/tries.rs", "use crate::proxy::{admit, route, relay};", 0),
             ("src/control/health.rs", "use crate::proxy::route;", 0),
         ] {
             finds(steps, path, text, count);

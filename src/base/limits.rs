@@ -54,7 +54,7 @@ pub const MODEL_NAME_BYTES_MAX: usize = 256;
 /// Bytes of a pooled buffer: one read from a client or an engine.
 pub const BUFFER_BYTES: usize = 16 * 1024;
 /// Pooled buffers that a worker keeps when they are not in use.
-pub const BUFFERS_IDLE_MAX: usize = 64;
+pub const BUFFERS_IDLE_MAX: usize = 256;
 /// Of which so many stay when it has nothing to do.
 pub const BUFFERS_IDLE_MIN: usize = 8;
 /// Bytes of a pooled buffer for large bodies: an answer whose reads fill small ones is read with
@@ -99,10 +99,13 @@ pub const ANSWER_DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Bytes of a path in a record or a log line. Beyond: cut.
 pub const RECORD_PATH_BYTES_MAX: usize = 256;
 
-/// Usage records waiting for the reporter thread. Beyond: dropped and counted.
+/// Usage records waiting for the journal. Beyond: dropped and counted.
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
-/// Usage records that were delivered and wait to be filled again. Beyond: freed.
-pub const RECORDS_SPARE_MAX: usize = 2 * 1024;
+/// Usage records of one turn of a worker's loop. Beyond: they go as two turns.
+pub const OUTBOX_TURN_RECORDS_MAX: usize = 256;
+/// Turns waiting for the journal, and those that one worker may have back from it. Beyond: a turn
+/// goes together with the next one; what comes back is freed.
+pub const OUTBOX_TURNS_MAX: usize = 256;
 /// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
 pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.
@@ -145,6 +148,8 @@ pub const SPOOL_PAYLOAD_BYTES_MAX: usize = RECORD_BODY_BYTES_MAX + 64 * 1024;
 /// Bytes that wait in memory while the disk takes none, and without a disk. Beyond: records are
 /// dropped and counted.
 pub const SPOOL_MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A disk that has not come back from a write after so long is one that fails.
+pub const SPOOL_STALL_MAX: Duration = Duration::from_secs(2);
 /// Bytes of a batch after which the journal hands it to the kernel.
 pub const SPOOL_BATCH_BYTES: usize = 1024 * 1024;
 /// Entries of a batch. Beyond: the next batch.
@@ -155,6 +160,9 @@ pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;
 /// Time for which the spool keeps what a reporter was not given that is not configured any more.
 /// Beyond, or when the spool needs the room: it is forgotten, with a warning.
 pub const SPOOL_ABSENT_REPORTER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Of requests that are over, the places in which what was said of them may be used again. Beyond:
+/// freed.
+pub const SPOOL_ROOMS_MAX: usize = 1024;
 /// Bytes of request bodies and the rest that one read of a reporter decodes. Beyond: the next read.
 pub const SPOOL_READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of the file of records that a reporter's receiver refused. Beyond: dropped and counted.

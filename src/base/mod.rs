@@ -8,3 +8,4 @@ pub mod refusal;
 pub mod fault;
 pub mod clock;
 pub mod word;
+pub mod certificate;

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What the page is made of.
 pub struct Facts {
@@ -279,11 +280,11 @@ impl Facts {
         let help = "Request bodies left out of records because too many were waiting.";
         page.counter("llmproxy_usage_bodies_dropped", help, counter(|u| &u.bodies_dropped))?;
         let help = "Entries that wait for the journal.";
-        let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting() as u64));
+        let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting()));
         page.gauge("llmproxy_usage_queue", help, waiting)?;
         let state =
             |pick: &dyn Fn(&SpoolState) -> u64| self.usage.as_ref().map_or(0, |u| pick(u.spool()));
-        let failing = state(&|s| u64::from(s.failing.load(Relaxed)));
+        let failing = state(&|s| u64::from(s.fails(Instant::now())));
         let help = "1 while the spool takes no records and they go into memory.";
         page.gauge("llmproxy_journal_failing", help, one(failing))?;
         let places = [

@@ -106,7 +106,7 @@ fn open_journal(plan: &Plan) -> Result<(Ends, Opened), String> {
     let names: Vec<String> = reporters.iter().map(|reporter| reporter.name.clone()).collect();
     let opened = spool::open_planned(&plan.usage.spool, &names)
         .map_err(|error| format!("usage.spool: {error}"))?;
-    Ok((outbox::open(reporters, plan.server.workers, &opened.state), opened))
+    Ok((outbox::open(reporters, plan.server.workers, (&opened.state, &opened.doorbell)), opened))
 }
 
 /// Metering at work: the journal, and a lane for each reporter.
@@ -118,11 +118,11 @@ struct Delivery {
 
 impl Delivery {
     fn start(plan: &Plan, inbox: Inbox, opened: Opened, gauge: &Gauge) -> Result<Self, String> {
-        let Opened { writer, keeper, cursors, .. } = opened;
+        let Opened { writer, keeper, cursors, doorbell, .. } = opened;
         let sources = cursors.into_iter().map(|cursor| Box::new(cursor) as Box<dyn Source>);
         let lanes = Lanes::start(sources.collect(), &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
-        let journal = Journal::start(inbox.records, writer, keeper, inbox.acknowledge)
+        let journal = Journal::start((inbox.turns, doorbell), writer, keeper, inbox.acknowledge)
             .map_err(thread_error)?;
         Ok(Delivery { journal, lanes, is_kept: plan.usage.spool.enabled })
     }

@@ -1,11 +1,11 @@
 //! TLS settings towards backends, made once at start.
 
+use crate::base::certificate::{Verifier, Wanted};
 use crate::config::plan::{Backend, BackendTls, Plan};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ fn client_config(
         .map_err(|e| named(e.to_string()))?;
     if tls.insecure_skip_verify {
         tracing::warn!(backend = %backend.name, "certificates of this backend are NOT verified");
-        let verifier = Arc::new(AcceptAny { provider });
+        let verifier = Arc::new(Verifier::new(provider, Wanted::Any));
         let config = builder.dangerous().with_custom_certificate_verifier(verifier);
         return Ok(Arc::new(config.with_no_client_auth()));
     }
@@ -71,49 +71,5 @@ fn roots_of_the_system() -> Result<RootCertStore, String> {
     match added {
         0 => Err("the system has no trusted roots; install ca-certificates or set ca_file".into()),
         _ => Ok(roots),
-    }
-}
-
-/// `insecure_skip_verify`: any certificate will do, but the handshake's signatures must still be
-/// those of its key.
-#[derive(Debug)]
-struct AcceptAny {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -1,9 +1,11 @@
 //! The worker's side of the journal: hands over what happens to requests, and lets a request wait,
 //! for a bounded time, until the kernel has what it handed over.
 //!
-//! The journal's thread wakes one task of the worker, the usher, for each batch that it has
-//! written; the usher wakes the requests that waited for it. So a batch costs the worker one wake
-//! from outside, however many requests it frees.
+//! One task of the worker, the usher, stands between the two. It runs behind the requests that are
+//! ready in the same turn of the loop, and sends what all of them handed over to the journal at
+//! once. The journal's thread wakes it for each batch that it has written, and it wakes the
+//! requests that waited for that. So a turn costs one wake in each direction, however many requests
+//! it has.
 
 use crate::rt;
 use crate::usage::outbox::{Kind, Outbox};
@@ -11,7 +13,6 @@ use crate::usage::record::UsageRecord;
 use std::cell::{Cell, RefCell};
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,7 @@ impl Ticket {
 pub struct Ledger {
     outbox: Outbox,
     waiting: RefCell<Vec<Waiting>>,
-    /// The usher, while nobody waits.
+    /// The usher, while it sleeps.
     usher: RefCell<Option<Waker>>,
     /// Ticks in which somebody waited.
     ticks: Cell<u64>,
@@ -61,7 +62,15 @@ impl Ledger {
     /// Hands a record over, which `fill` writes. When there is no room, that is counted, and there
     /// is nothing to wait for.
     pub fn hand_over(&self, kind: Kind, fill: impl FnOnce(&mut UsageRecord)) -> Ticket {
-        self.outbox.offer_with(kind, fill).map_or(Ticket::NONE, Ticket)
+        let ticket = self.outbox.offer_with(kind, fill);
+        self.call_usher();
+        ticket.map_or(Ticket::NONE, Ticket)
+    }
+
+    fn call_usher(&self) {
+        if let Some(usher) = self.usher.borrow_mut().take() {
+            usher.wake();
+        }
     }
 
     /// True when no request may be admitted: its record could not be kept.
@@ -77,7 +86,7 @@ impl Ledger {
 
     /// True while records are kept in memory, because the spool fails.
     pub fn is_failing(&self) -> bool {
-        self.outbox.spool().failing.load(Relaxed)
+        self.outbox.spool().fails(Instant::now())
     }
 
     /// Gives memory back that a burst left.
@@ -85,12 +94,15 @@ impl Ledger {
         self.outbox.sweep();
     }
 
-    /// Frees those who wait, for as long as the worker runs.
+    /// Sends what is handed over, and frees those who wait, for as long as the worker runs.
     pub async fn usher(&self) {
         let desk = self.outbox.desk();
         let mut tick = Instant::now();
         loop {
-            poll_fn(|cx| self.poll_waiting(cx)).await;
+            poll_fn(|cx| self.poll_work(cx)).await;
+            self.outbox.flush();
+            // The journal is far behind: trying again at once would help nobody.
+            let is_stuck = self.outbox.has_more();
             // By the clock, and not by a pause of the journal: one that moves may still be slow.
             let now = Instant::now();
             if now >= tick {
@@ -99,20 +111,24 @@ impl Ledger {
             }
             let seen = desk.written();
             self.free(seen);
-            let grown = poll_fn(|cx| {
+            if self.waiting.borrow().is_empty() && !is_stuck {
+                continue;
+            }
+            let news = poll_fn(|cx| {
                 desk.register(cx.waker());
-                if desk.written() > seen {
+                *self.usher.borrow_mut() = Some(cx.waker().clone());
+                if desk.written() > seen || (self.outbox.has_more() && !is_stuck) {
                     Poll::Ready(())
                 } else {
                     Poll::Pending
                 }
             });
-            let _ = rt::timeout(tick.saturating_duration_since(now), grown).await;
+            let _ = rt::timeout(tick.saturating_duration_since(now), news).await;
         }
     }
 
-    fn poll_waiting(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.waiting.borrow().is_empty() {
+    fn poll_work(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.waiting.borrow().is_empty() && !self.outbox.has_more() {
             *self.usher.borrow_mut() = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -175,9 +191,7 @@ impl Future for Written<'_> {
             self.is_waiting = true;
             let (since, waker) = (ledger.ticks.get(), cx.waker().clone());
             ledger.waiting.borrow_mut().push(Waiting { ticket, since, waker });
-            if let Some(usher) = ledger.usher.borrow_mut().take() {
-                usher.wake();
-            }
+            ledger.call_usher();
         }
         Poll::Pending
     }

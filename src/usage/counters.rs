@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Counters of the whole room.
 #[derive(Debug)]
 pub struct UsageCounters {
+    /// Records that wait for the journal now.
+    pub waiting: AtomicU64,
     /// Records that found the outbox full.
     pub outbox_dropped: AtomicU64,
     /// Requests that went on before the journal had what they waited for.
@@ -52,6 +54,7 @@ impl UsageCounters {
             retried: AtomicU64::new(0),
         };
         UsageCounters {
+            waiting: AtomicU64::new(0),
             outbox_dropped: AtomicU64::new(0),
             late: AtomicU64::new(0),
             bodies_dropped: AtomicU64::new(0),

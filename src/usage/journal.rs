@@ -1,6 +1,7 @@
 //! The thread that writes the spool for all workers: takes what they hand over, writes it in one
 //! go, and tells them how far it is. A worker waits for that a moment before it ends an answer.
 
+use super::doorbell::Doorbell;
 use super::record::UsageRecord;
 use super::spool::keeper::Keeper;
 use super::spool::segment::Kind;
@@ -10,8 +11,12 @@ use crossbeam_channel::{Receiver, Sender};
 use std::convert::Infallible;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 /// Something that a worker hands over.
 pub trait Piece: Send + 'static {
@@ -33,14 +38,15 @@ pub trait Ends<P>: Send + 'static {
     /// fails, wherever the policy puts them). Called once per batch and worker.
     fn acknowledge(&mut self, worker: usize, ticket: u64);
 
-    /// A piece that was written: to be filled again.
-    fn spare(&mut self, piece: P);
+    /// Pieces of one worker that are done with: to be filled again.
+    fn spare(&mut self, pieces: Vec<P>);
 }
 
 /// The running threads.
 pub struct Journal {
-    /// Dropped to stop; nothing is ever sent.
-    running: Sender<Infallible>,
+    /// Set, and then the doorbell rung, to stop.
+    stop: Arc<AtomicBool>,
+    doorbell: Arc<Doorbell>,
     writing: JoinHandle<()>,
     keeping: JoinHandle<()>,
     /// Dropped when the writer has ended: the keeper's last turn comes behind it.
@@ -48,32 +54,34 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts the threads.
+    /// Starts the threads. What comes through `inbox` at once is of one worker, who then rings.
     ///
     /// # Errors
     /// A thread could not be created.
     pub fn start<P: Piece>(
-        inbox: Receiver<P>,
+        (inbox, doorbell): (Receiver<Vec<P>>, Arc<Doorbell>),
         writer: Writer,
         keeper: Keeper,
         ends: impl Ends<P>,
     ) -> io::Result<Journal> {
-        let (running, stop) = crossbeam_channel::bounded(0);
+        let stop = Arc::<AtomicBool>::default();
+        let (is_over, called) = (Arc::clone(&stop), Arc::clone(&doorbell));
         let (keeper_running, keeper_stop) = crossbeam_channel::bounded(0);
         let keep = move || keeper.run(&keeper_stop);
         let keeping = thread::Builder::new().name("spool-sync".to_owned()).spawn(keep)?;
         let (batch, tickets) = (Vec::new(), Vec::new());
         let mut desk = Desk { writer, ends, batch, tickets };
-        let write = move || desk.run(&inbox, &stop);
+        let write = move || desk.run(&inbox, (&called, &is_over));
         let writing = thread::Builder::new().name("journal".to_owned()).spawn(write)?;
-        Ok(Journal { running, writing, keeping, keeper_running })
+        Ok(Journal { stop, doorbell, writing, keeping, keeper_running })
     }
 
     /// Writes what was handed over until now, forces it to the disk where the plan says so, and
     /// ends. To be called when the workers have ended; before the reporters are stopped, so that
     /// they see the last records.
     pub fn stop(self) {
-        drop(self.running);
+        self.stop.store(true, Release);
+        self.doorbell.ring();
         let _ = self.writing.join();
         drop(self.keeper_running);
         let _ = self.keeping.join();
@@ -84,68 +92,63 @@ struct Desk<P, E> {
     writer: Writer,
     ends: E,
     /// What is in the writer's batch.
-    batch: Vec<P>,
+    batch: Vec<Vec<P>>,
     /// The highest ticket of each worker in it.
     tickets: Vec<(usize, u64)>,
 }
 
 impl<P: Piece, E: Ends<P>> Desk<P, E> {
-    fn run(&mut self, inbox: &Receiver<P>, stop: &Receiver<Infallible>) {
-        let wake = self.writer.wake().clone();
+    fn run(&mut self, inbox: &Receiver<Vec<P>>, (doorbell, stop): (&Doorbell, &AtomicBool)) {
+        doorbell.answer();
         loop {
-            let wait = match self.writer.due() {
-                Some(due) => {
-                    crossbeam_channel::after(due.saturating_duration_since(Instant::now()))
-                }
-                None => crossbeam_channel::never(),
-            };
-            let first = crossbeam_channel::select! {
-                recv(inbox) -> piece => match piece {
-                    Ok(piece) => Some(piece),
-                    Err(_) => break,
-                },
-                recv(stop) -> _ => break,
-                recv(wake) -> _ => None,
-                recv(wait) -> _ => None,
-            };
-            if first.is_some() {
-                // Where a worker shares this CPU, it goes on to the end of its turn: what else it
-                // has to hand over goes into the same write. Where none does, this is no wait.
-                thread::yield_now();
-            }
-            self.round(first.into_iter().chain(inbox.try_iter()));
-        }
-        loop {
+            // Looked at before the inbox: what was handed over before the stop is written.
+            let is_over = stop.load(Acquire);
             self.round(inbox.try_iter());
             if inbox.is_empty() {
-                return;
+                if is_over {
+                    return;
+                }
+                doorbell.wait(self.writer.due());
             }
         }
     }
 
-    /// Writes one batch. A panic costs this batch, not all that follow, and nobody waits for it in
-    /// vain.
-    fn round(&mut self, pieces: impl Iterator<Item = P>) {
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            for mut piece in pieces.take(SPOOL_BATCH_ENTRIES_MAX) {
-                self.note_ticket(piece.ticket());
-                self.writer.append(piece.kind(), piece.record());
-                self.batch.push(piece);
-                if self.writer.pending() >= SPOOL_BATCH_BYTES {
-                    break;
-                }
+    /// Writes one batch, and tells who waits for it.
+    fn round(&mut self, turns: impl Iterator<Item = Vec<P>>) {
+        let mut entries = 0;
+        for turn in turns {
+            entries += turn.len();
+            self.append(turn);
+            if entries >= SPOOL_BATCH_ENTRIES_MAX || self.writer.pending() >= SPOOL_BATCH_BYTES {
+                break;
             }
-            self.writer.commit();
-        }));
-        if written.is_err() {
-            tracing::error!("the journal panicked; it goes on, please report this");
+        }
+        if catch_unwind(AssertUnwindSafe(|| self.writer.commit())).is_err() {
+            // The writer still has it, and the next round writes it: until then nobody is told.
+            return tracing::error!("the journal panicked; it goes on, please report this");
         }
         for (worker, ticket) in self.tickets.drain(..) {
             self.ends.acknowledge(worker, ticket);
         }
-        for piece in self.batch.drain(..) {
-            self.ends.spare(piece);
+        for turn in self.batch.drain(..) {
+            self.ends.spare(turn);
         }
+    }
+
+    /// Takes in a turn. A panic costs the piece at which it happens.
+    fn append(&mut self, mut turn: Vec<P>) {
+        for piece in &mut turn {
+            let kind = piece.kind();
+            let append = AssertUnwindSafe(|| self.writer.append(kind, piece.record()));
+            if catch_unwind(append).is_err() {
+                self.writer.lose(kind);
+                tracing::error!("a usage record is lost by a panic; please report this");
+            }
+        }
+        if let Some(last) = turn.last() {
+            self.note_ticket(last.ticket());
+        }
+        self.batch.push(turn);
     }
 
     fn note_ticket(&mut self, (worker, ticket): (usize, u64)) {

@@ -9,6 +9,7 @@
 
 pub mod record;
 pub mod counters;
+pub mod doorbell;
 pub mod outbox;
 pub mod access;
 pub mod key_form;

@@ -4,16 +4,22 @@
 //! then while it streams ([`Kind::Note`]), and once at its end ([`Kind::Close`]). Each has a
 //! ticket, a number that grows per worker; the journal's thread tells the worker's [`Desk`] up to
 //! which ticket everything is in the kernel's hands, and wakes who waits for that.
+//!
+//! What is handed over in one turn of a worker's loop goes to the journal together, when the turn
+//! is over ([`Outbox::flush`]): one message, one wake and one write for all of it.
 
 use super::counters::{count, UsageCounters};
+use super::doorbell::Doorbell;
 use super::journal::{Ends as JournalEnds, Piece};
 use super::record::UsageRecord;
 use super::spool::state::SpoolState;
-use crate::base::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX, RECORDS_SPARE_MAX};
+use crate::base::limits::{
+    OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX, OUTBOX_TURNS_MAX, OUTBOX_TURN_RECORDS_MAX,
+};
 use crate::config::plan::Reporter;
 use atomic_waker::AtomicWaker;
-use crossbeam_channel::{Receiver, Sender};
-use std::cell::Cell;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::Arc;
@@ -23,6 +29,9 @@ pub use super::spool::segment::Kind;
 
 /// One of so many spare records is given up by a sweep.
 const SPARES_PER_SWEEP: usize = 64;
+
+/// What one worker handed over in one turn of its loop, in order.
+pub type Turn = Vec<Box<Queued>>;
 
 /// The ends of the hand-over.
 pub struct Ends {
@@ -35,41 +44,64 @@ pub struct Ends {
 }
 
 /// Makes the ends, for these reporters, so many workers, and a spool.
-pub fn open(reporters: &[Reporter], workers: usize, spool: &Arc<SpoolState>) -> Ends {
+/// The doorbell is rung when there is something for the journal.
+pub fn open(
+    reporters: &[Reporter],
+    workers: usize,
+    spool: (&Arc<SpoolState>, &Arc<Doorbell>),
+) -> Ends {
     with_capacity(reporters, workers, spool, OUTBOX_RECORDS_MAX)
 }
 
 pub(super) fn with_capacity(
     reporters: &[Reporter],
     workers: usize,
-    spool: &Arc<SpoolState>,
+    (spool, doorbell): (&Arc<SpoolState>, &Arc<Doorbell>),
     capacity: usize,
 ) -> Ends {
-    let (sender, records) = crossbeam_channel::bounded(capacity);
-    let (spare, spares) = crossbeam_channel::bounded(RECORDS_SPARE_MAX);
+    let (sender, turns) = crossbeam_channel::bounded(OUTBOX_TURNS_MAX);
     let counters = Arc::new(UsageCounters::new(reporters));
-    let desks: Vec<Arc<Desk>> = (0..workers).map(|_| Arc::default()).collect();
-    let outbox = |(worker, desk): (usize, &Arc<Desk>)| Outbox {
-        worker: worker as u32,
-        sender: sender.clone(),
-        spares: spares.clone(),
-        counters: counters.clone(),
-        desk: desk.clone(),
-        tickets: Cell::new(0),
-        spool: spool.clone(),
+    let mut desks = Vec::with_capacity(workers);
+    let outbox = |worker| {
+        let (spare, spares) = crossbeam_channel::bounded(OUTBOX_TURNS_MAX);
+        let progress = Arc::<Desk>::default();
+        desks.push((progress.clone(), spare));
+        Outbox {
+            worker: worker as u32,
+            capacity: capacity as u64,
+            sender: sender.clone(),
+            doorbell: doorbell.clone(),
+            turn: RefCell::default(),
+            next: RefCell::default(),
+            idle: RefCell::default(),
+            spares,
+            counters: counters.clone(),
+            desk: progress,
+            tickets: Cell::new(0),
+            spool: spool.clone(),
+        }
     };
-    let workers = desks.iter().enumerate().map(outbox).collect();
-    let gauge =
-        Gauge { records: records.clone(), counters: counters.clone(), spool: spool.clone() };
-    Ends { workers, inbox: Inbox { records, acknowledge: Acknowledge { desks, spare } }, gauge }
+    let workers = (0..workers).map(outbox).collect();
+    let gauge = Gauge { counters: counters.clone(), spool: spool.clone() };
+    let acknowledge = Acknowledge { desks, counters };
+    Ends { workers, inbox: Inbox { turns, acknowledge }, gauge }
 }
 
 /// A worker's end.
 #[derive(Debug)]
 pub struct Outbox {
     worker: u32,
-    sender: Sender<Box<Queued>>,
-    spares: Receiver<Box<Queued>>,
+    /// Records that may wait for the journal, of all workers.
+    capacity: u64,
+    sender: Sender<Turn>,
+    doorbell: Arc<Doorbell>,
+    /// What this turn handed over so far.
+    turn: RefCell<Turn>,
+    /// Empty: room for the next turn.
+    next: RefCell<Turn>,
+    /// Records to be filled again.
+    idle: RefCell<Turn>,
+    spares: Receiver<Turn>,
     counters: Arc<UsageCounters>,
     desk: Arc<Desk>,
     tickets: Cell<u64>,
@@ -79,26 +111,34 @@ pub struct Outbox {
 /// The journal's end.
 pub struct Inbox {
     /// What the workers hand over.
-    pub records: Receiver<Box<Queued>>,
+    pub turns: Receiver<Turn>,
     /// How the journal answers.
     pub acknowledge: Acknowledge,
 }
 
 /// The way back from the journal to the workers.
 pub struct Acknowledge {
-    desks: Vec<Arc<Desk>>,
-    spare: Spare,
+    /// Of each worker: who waits there, and where its records go back to when all is done, to be
+    /// filled again; so a worker does not ask the allocator for what another thread frees.
+    desks: Vec<(Arc<Desk>, Sender<Turn>)>,
+    counters: Arc<UsageCounters>,
 }
 
 impl JournalEnds<Box<Queued>> for Acknowledge {
     fn acknowledge(&mut self, worker: usize, ticket: u64) {
-        if let Some(desk) = self.desks.get(worker) {
+        if let Some((desk, _)) = self.desks.get(worker) {
             desk.advance(ticket);
         }
     }
 
-    fn spare(&mut self, piece: Box<Queued>) {
-        piece.spare(&self.spare);
+    fn spare(&mut self, mut turn: Turn) {
+        self.counters.waiting.fetch_sub(turn.len() as u64, Relaxed);
+        turn.iter_mut().for_each(|queued| queued.release_body());
+        let worker = turn.first().map_or(usize::MAX, |queued| queued.worker as usize);
+        if let Some((_, spare)) = self.desks.get(worker) {
+            // When there are enough, they are freed.
+            let _ = spare.try_send(turn);
+        }
     }
 }
 
@@ -125,7 +165,6 @@ impl Piece for Box<Queued> {
 /// What the metrics see.
 #[derive(Debug, Clone)]
 pub struct Gauge {
-    records: Receiver<Box<Queued>>,
     counters: Arc<UsageCounters>,
     spool: Arc<SpoolState>,
 }
@@ -137,8 +176,8 @@ impl Gauge {
     }
 
     /// Records that wait for the journal now.
-    pub fn waiting(&self) -> usize {
-        self.records.len()
+    pub fn waiting(&self) -> u64 {
+        self.counters.waiting.load(Relaxed)
     }
 
     /// The counters of the room.
@@ -172,10 +211,6 @@ impl Desk {
     }
 }
 
-/// Where records go back to when all is done: to be filled again, so that a worker does not ask
-/// the allocator for what another thread frees.
-pub(super) type Spare = Sender<Box<Queued>>;
-
 /// A record on its way, boxed: it is large, and moved often. Its request body is counted as waiting
 /// until the journal is done with it.
 #[derive(Debug)]
@@ -193,24 +228,16 @@ impl Outbox {
     /// One that is made already.
     #[cfg(test)]
     pub(super) fn offer(&self, record: UsageRecord) -> bool {
-        self.offer_with(Kind::Close, |into| *into = record).is_some()
+        let ticket = self.offer_with(Kind::Close, |into| *into = record);
+        self.flush();
+        ticket.is_some()
     }
 
-    /// Hands a record over, without waiting: `fill` writes it over one that went this way before,
-    /// and keeps what that had allocated. Gives its ticket; `None` when the outbox was full (or
-    /// the journal has ended): the record is lost, and counted.
+    /// Adds a record to this turn: `fill` writes it over one that went this way before, and keeps
+    /// what that had allocated. Gives its ticket; `None` when too many wait for the journal: the
+    /// record is lost, and counted.
     pub fn offer_with(&self, kind: Kind, fill: impl FnOnce(&mut UsageRecord)) -> Option<u64> {
-        let mut queued = match self.spares.try_recv() {
-            Ok(spare) => spare,
-            Err(_) => Box::new(Queued {
-                kind,
-                worker: 0,
-                ticket: 0,
-                record: UsageRecord::default(),
-                kept_id: None,
-                counters: self.counters.clone(),
-            }),
-        };
+        let mut queued = self.blank();
         match kind {
             Kind::Open => {
                 queued.kept_id = queued.record.upstream_id.take().or(queued.kept_id.take())
@@ -222,20 +249,80 @@ impl Outbox {
         }
         fill(&mut queued.record);
         self.bound_body(&mut queued.record);
+        let gathered = self.turn.borrow().len();
         // The last quarter is for ends: they are what is billed.
-        let room = self.sender.capacity().unwrap_or(usize::MAX);
-        if kind != Kind::Close && self.sender.len() >= room - room / 4 {
+        let room = if kind == Kind::Close { self.capacity } else { self.capacity * 3 / 4 };
+        if self.counters.waiting.load(Relaxed) + gathered as u64 >= room {
             count(&self.counters.outbox_dropped);
+            queued.release_body();
+            self.idle.borrow_mut().push(queued);
             return None;
         }
         let ticket = self.tickets.get() + 1;
-        (queued.kind, queued.worker, queued.ticket) = (kind, self.worker, ticket);
-        if self.sender.try_send(queued).is_err() {
-            count(&self.counters.outbox_dropped);
-            return None;
-        }
         self.tickets.set(ticket);
+        (queued.kind, queued.worker, queued.ticket) = (kind, self.worker, ticket);
+        self.turn.borrow_mut().push(queued);
+        if gathered + 1 >= OUTBOX_TURN_RECORDS_MAX {
+            self.flush();
+        }
         Some(ticket)
+    }
+
+    /// A record to be filled: one that went this way before, if one has come back.
+    fn blank(&self) -> Box<Queued> {
+        if self.idle.borrow().is_empty() {
+            self.take_back();
+        }
+        let old = self.idle.borrow_mut().pop();
+        old.unwrap_or_else(|| {
+            Box::new(Queued {
+                kind: Kind::Open,
+                worker: self.worker,
+                ticket: 0,
+                record: UsageRecord::default(),
+                kept_id: None,
+                counters: self.counters.clone(),
+            })
+        })
+    }
+
+    /// Takes what the journal gave back of one turn.
+    fn take_back(&self) {
+        if let Ok(mut turn) = self.spares.try_recv() {
+            self.idle.borrow_mut().append(&mut turn);
+            *self.next.borrow_mut() = turn;
+        }
+    }
+
+    /// Sends to the journal what was handed over in this turn. To be called when the turn is over.
+    pub fn flush(&self) {
+        if self.turn.borrow().is_empty() {
+            return;
+        }
+        if self.next.borrow().capacity() == 0 {
+            self.take_back();
+        }
+        let turn = self.turn.replace(self.next.take());
+        let records = turn.len() as u64;
+        // Before the journal has it, which takes it off again.
+        self.counters.waiting.fetch_add(records, Relaxed);
+        match self.sender.try_send(turn) {
+            Ok(()) => self.doorbell.ring(),
+            Err(TrySendError::Full(turn)) => {
+                // It goes with the next one, and counts as waiting by lying here.
+                self.counters.waiting.fetch_sub(records, Relaxed);
+                self.next.replace(self.turn.replace(turn));
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                self.counters.waiting.fetch_sub(records, Relaxed);
+                self.counters.outbox_dropped.fetch_add(records, Relaxed);
+            }
+        }
+    }
+
+    /// True when something was handed over that the journal was not sent.
+    pub fn has_more(&self) -> bool {
+        !self.turn.borrow().is_empty()
     }
 
     /// How far the journal is with what this worker handed over.
@@ -258,8 +345,11 @@ impl Outbox {
     /// so rarely that nobody notices.
     pub fn sweep(&self) {
         for _ in 0..self.spares.len().div_ceil(SPARES_PER_SWEEP) {
-            let _ = self.spares.try_recv();
+            self.take_back();
         }
+        let mut idle = self.idle.borrow_mut();
+        let left = idle.len() - idle.len().div_ceil(SPARES_PER_SWEEP);
+        idle.truncate(left);
     }
 
     /// A slow receiver must cost records of a known size, not all memory: the prompts in them are
@@ -282,13 +372,6 @@ impl Outbox {
 }
 
 impl Queued {
-    /// Makes the record ready to be filled again.
-    pub(super) fn spare(mut self: Box<Self>, spare: &Spare) {
-        self.release_body();
-        // When there are enough, it is freed.
-        let _ = spare.try_send(self);
-    }
-
     fn release_body(&mut self) {
         let bytes = body_bytes(&self.record);
         if bytes > 0 {
@@ -296,6 +379,12 @@ impl Queued {
         }
         self.record.request_body = None;
         self.record.packed = None;
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -312,100 +401,4 @@ fn body_bytes(record: &UsageRecord) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::plan::OnSpoolFailure;
-    use crate::usage::record::tests::record;
-
-    fn ends(capacity: usize) -> (Outbox, Inbox) {
-        let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
-        let Ends { mut workers, inbox, .. } = with_capacity(&[], 1, &spool, capacity);
-        (workers.remove(0), inbox)
-    }
-
-    fn counter(outbox: &Outbox, pick: fn(&UsageCounters) -> &AtomicU64) -> u64 {
-        pick(&outbox.counters).load(Relaxed)
-    }
-
-    #[test]
-    fn a_record_is_filled_again_and_its_body_counts_once() {
-        let (outbox, inbox) = ends(2);
-        let with_body = || UsageRecord { request_body: Some(vec![b'a'; 10]), ..record() };
-        assert!(outbox.offer(with_body()));
-        let first = inbox.records.recv().unwrap();
-        let place: *const Queued = &*first;
-        assert_eq!(counter(&outbox, |c| &c.body_bytes), 10);
-        first.spare(&inbox.acknowledge.spare);
-        assert_eq!(counter(&outbox, |c| &c.body_bytes), 0);
-        let mut seen = None;
-        let ticket = outbox.offer_with(Kind::Note, |again| {
-            seen = again.model.clone();
-            assert!(again.request_body.is_none());
-            again.request_body = Some(vec![b'b'; 7]);
-        });
-        assert_eq!(ticket, Some(2));
-        assert_eq!(seen.as_deref(), Some("org/m"), "what it had allocated is still there");
-        let again = inbox.records.recv().unwrap();
-        assert_eq!((again.kind, again.ticket), (Kind::Note, 2));
-        assert_eq!(&*again as *const Queued, place);
-        assert_eq!(counter(&outbox, |c| &c.body_bytes), 7);
-        drop(again);
-        assert_eq!(counter(&outbox, |c| &c.body_bytes), 0);
-    }
-
-    #[test]
-    fn spare_records_are_given_up() {
-        let (outbox, inbox) = ends(200);
-        (0..200).for_each(|_| assert!(outbox.offer(record())));
-        inbox.records.try_iter().for_each(|queued| queued.spare(&inbox.acknowledge.spare));
-        assert_eq!(outbox.spares.len(), 200);
-        let mut sweeps = 0;
-        while !outbox.spares.is_empty() {
-            outbox.sweep();
-            sweeps += 1;
-        }
-        assert!((64..200).contains(&sweeps), "in {sweeps} sweeps");
-    }
-
-    #[test]
-    fn a_full_outbox_drops_and_counts() {
-        let (outbox, inbox) = ends(2);
-        assert!(outbox.offer(record()) && outbox.offer(record()));
-        assert!(!outbox.offer(record()));
-        assert_eq!(counter(&outbox, |c| &c.outbox_dropped), 1);
-        inbox.records.recv().unwrap();
-        assert!(outbox.offer(record()));
-        drop(inbox);
-        assert!(!outbox.offer(record()), "the journal has ended");
-    }
-
-    /// Catches: a ticket that was dropped and that somebody would wait for, or one given twice.
-    #[test]
-    fn tickets_are_of_one_worker_and_without_gaps() {
-        let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
-        let Ends { workers, mut inbox, .. } = with_capacity(&[], 2, &spool, 3);
-        let offer = |worker: usize| workers[worker].offer_with(Kind::Open, |_| {});
-        assert_eq!([offer(0), offer(1), offer(0)], [Some(1), Some(1), Some(2)]);
-        assert_eq!(offer(1), None, "it is full");
-        let seen: Vec<_> = inbox.records.try_iter().map(|q| (q.worker, q.ticket)).collect();
-        assert_eq!(seen, [(0, 1), (1, 1), (0, 2)]);
-        assert_eq!(offer(1), Some(2));
-        inbox.acknowledge.acknowledge(0, 2);
-        assert_eq!((workers[0].desk().written(), workers[1].desk().written()), (2, 0));
-    }
-
-    #[test]
-    fn bodies_beyond_the_limit_stay_behind_and_the_record_goes() {
-        let (outbox, inbox) = ends(8);
-        let large = || {
-            let body = vec![b'a'; (OUTBOX_BODY_BYTES_MAX / 2) as usize];
-            UsageRecord { request_body: Some(body), ..record() }
-        };
-        assert!(outbox.offer(large()) && outbox.offer(large()) && outbox.offer(large()));
-        assert_eq!(counter(&outbox, |c| &c.bodies_dropped), 1);
-        let bodies: Vec<bool> =
-            inbox.records.try_iter().map(|queued| queued.record.request_body.is_some()).collect();
-        assert_eq!(bodies, [true, true, false]);
-        assert_eq!(counter(&outbox, |c| &c.body_bytes), 0, "given back with the records");
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use crate::rt::buffer::Buffer;
 use std::cell::RefCell;
 
 /// Ends of answers that a worker keeps when they are not in use.
-const LASTS_SPARE_MAX: usize = 64;
+const LASTS_SPARE_MAX: usize = 256;
 
 thread_local! {
     /// Not in use: every answer needs one for a moment, and none should allocate it.

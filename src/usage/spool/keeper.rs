@@ -8,7 +8,8 @@ use super::state::add;
 use super::table::{Place, Shared};
 use super::Options;
 use crate::config::plan::Fsync;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crate::usage::doorbell::Doorbell;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,8 +27,8 @@ pub struct Keeper {
     pub(super) absent: Vec<Absent>,
     /// Rung by the writer and the cursors when there is something to do.
     pub(super) bell: Receiver<()>,
-    /// Tells the writer that a sync has failed.
-    pub(super) wake: Sender<()>,
+    /// Calls the writer when a sync has failed.
+    pub(super) doorbell: Arc<Doorbell>,
 }
 
 impl Keeper {
@@ -93,7 +94,7 @@ impl Keeper {
             tracing::error!(%error, "the spool cannot be forced to the disk");
             add(&self.shared.state.sync_errors, 1);
             self.shared.table().sync_failed = true;
-            let _ = self.wake.try_send(());
+            self.doorbell.ring();
         }
     }
 

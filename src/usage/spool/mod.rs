@@ -24,6 +24,7 @@ pub mod cursor;
 pub mod dead_letter;
 pub mod survey;
 
+use super::doorbell::Doorbell;
 use crate::base::limits::{SPOOL_MEMORY_BYTES_MAX, SPOOL_SEGMENT_BYTES};
 use crate::config::plan::{Fsync, OnSpoolFailure, Spool};
 use checkpoint::Checkpoint;
@@ -87,6 +88,8 @@ pub struct Opened {
     pub cursors: Vec<Cursor>,
     /// For metrics and admission.
     pub state: Arc<SpoolState>,
+    /// To be answered by the writer's thread: it has something to do.
+    pub doorbell: Arc<Doorbell>,
 }
 
 /// Opens the spool of a plan.
@@ -131,16 +134,17 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
         table.tell(&state);
     }
     let (keeper, bell) = bounded(1);
-    let (waker, wake) = bounded(1);
+    let doorbell = Arc::<Doorbell>::default();
     let mut random = [0; 4];
     getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
     let batch = Batch::new(random, next_sequence);
     let trouble = Trouble { cuts, ..Trouble::default() };
-    let opens = HashMap::new();
+    let (opens, rooms) = (HashMap::new(), Vec::new());
     let cursor = |(index, ring)| Cursor::new(Arc::clone(&shared), index, ring, keeper.clone());
     let cursors = rings.into_iter().enumerate().map(cursor).collect();
-    let keeper_of_it = Keeper { shared: Arc::clone(&shared), options, absent, bell, wake: waker };
-    let mut writer = Writer { shared, options, batch, opens, keeper, wake, trouble };
+    let keeper_of_it =
+        Keeper { shared: Arc::clone(&shared), options, absent, bell, doorbell: doorbell.clone() };
+    let mut writer = Writer { shared, options, batch, opens, rooms, keeper, trouble };
     // Checkpoints before records, and records only into a segment that this process began.
     match rescue::keep_checkpoints(&writer.shared) {
         Ok(()) => writer.begin(next_sequence),
@@ -161,7 +165,7 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
     }
     writer.shared.ring();
     state.opens.store(0, Relaxed);
-    Ok(Opened { writer, keeper: keeper_of_it, cursors, state })
+    Ok(Opened { writer, keeper: keeper_of_it, cursors, state, doorbell })
 }
 
 #[cfg(test)]

@@ -1,12 +1,18 @@
 //! How the spool is: written by its threads, read by metrics and by admission.
 
+use crate::base::limits::SPOOL_STALL_MAX;
 use crate::config::plan::OnSpoolFailure;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// Figures of the spool. Those that only grow are counters; the others say how it is now.
 #[derive(Debug)]
 pub struct SpoolState {
     policy: OnSpoolFailure,
+    /// What the next is counted from.
+    began: Instant,
+    /// When the write began that the disk has not taken yet, in milliseconds; 0 = there is none.
+    writing_since: AtomicU64,
     /// The disk takes nothing, or the spool is full: records go into memory.
     pub failing: AtomicBool,
     /// It fails for want of room: on the disk, or under `max_bytes`.
@@ -75,6 +81,8 @@ impl SpoolState {
         };
         SpoolState {
             policy,
+            began: Instant::now(),
+            writing_since: zero(),
             failing: AtomicBool::default(),
             full: AtomicBool::default(),
             disk_bytes: zero(),
@@ -105,7 +113,28 @@ impl SpoolState {
     /// True when new requests must be answered 503: records cannot be kept, and the plan says that
     /// then nobody is served.
     pub fn refuses(&self) -> bool {
-        self.policy == OnSpoolFailure::Refuse && self.failing.load(Relaxed)
+        self.is_strict() && self.fails(Instant::now())
+    }
+
+    /// True while records are kept in memory: the disk takes none, or has said nothing for longer
+    /// than [`SPOOL_STALL_MAX`].
+    pub fn fails(&self, now: Instant) -> bool {
+        if self.failing.load(Relaxed) {
+            return true;
+        }
+        let since = self.writing_since.load(Relaxed);
+        since > 0 && now > self.began + Duration::from_millis(since) + SPOOL_STALL_MAX
+    }
+
+    /// A write begins.
+    pub(super) fn begin_write(&self) {
+        let since = self.began.elapsed().as_millis() as u64;
+        self.writing_since.store(since.max(1), Relaxed);
+    }
+
+    /// It has come back, well or not.
+    pub(super) fn end_write(&self) {
+        self.writing_since.store(0, Relaxed);
     }
 }
 

@@ -8,10 +8,11 @@ use super::segment::{self, Header, Kind, Marker, ENTRY_BYTES, HEADER_BYTES};
 use super::state::{add, SpoolState};
 use super::table::{Place, Segment, Shared};
 use super::Options;
-use crate::base::limits::{SPOOL_OPENS_MAX, SPOOL_PAYLOAD_BYTES_MAX};
+use crate::base::id::RequestId;
+use crate::base::limits::{SPOOL_OPENS_MAX, SPOOL_PAYLOAD_BYTES_MAX, SPOOL_ROOMS_MAX};
 use crate::config::plan::Fsync;
 use crate::usage::record::UsageRecord;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,11 +25,11 @@ pub struct Writer {
     pub(super) options: Options,
     pub(super) batch: Batch,
     /// Requests in flight.
-    pub(super) opens: HashMap<Box<str>, Open>,
+    pub(super) opens: HashMap<RequestId, Open>,
+    /// Room for payloads that requests had which are over: most are over in a moment.
+    pub(super) rooms: Vec<Vec<u8>>,
     /// Wakes the keeper.
     pub(super) keeper: Sender<()>,
-    /// Rung by the keeper when a sync has failed.
-    pub(super) wake: Receiver<()>,
     pub(super) trouble: Trouble,
 }
 
@@ -38,7 +39,7 @@ pub(super) struct Open {
     begun: u64,
     /// Kind and payload of the last.
     kind: Kind,
-    payload: Box<[u8]>,
+    payload: Vec<u8>,
 }
 
 /// What the disk owes.
@@ -109,24 +110,40 @@ impl Writer {
             && record.request_body.is_some()
             && self.batch.push(kind, |into| codec::encode(record, into));
         if !whole && !self.batch.push(kind, |into| codec::encode_bare(record, into)) {
-            let state = self.state();
-            let lost = if kind == Kind::Close { &state.dropped } else { &state.dropped_opens };
-            add(lost, 1);
-            return;
+            return self.lose(kind);
         }
-        let id = record.request_id.as_str();
+        self.follow(kind, record.request_id, start);
+    }
+
+    /// Keeps in mind which requests are in flight; the entry of this one begins at `start`.
+    fn follow(&mut self, kind: Kind, id: RequestId, start: usize) {
+        let payload = self.batch.bytes.get(start + ENTRY_BYTES..).unwrap_or_default();
         if kind == Kind::Close {
             self.batch.closes += 1;
-            self.opens.remove(id);
-        } else if let Some(open) = self.opens.get_mut(id) {
-            (open.kind, open.payload) = (kind, payload(&self.batch.bytes, start));
+            if let Some(mut open) = self.opens.remove(&id) {
+                if self.rooms.len() < SPOOL_ROOMS_MAX {
+                    open.payload.clear();
+                    self.rooms.push(open.payload);
+                }
+            }
+        } else if let Some(open) = self.opens.get_mut(&id) {
+            open.kind = kind;
+            open.payload.clear();
+            open.payload.extend_from_slice(payload);
         } else if self.opens.len() < SPOOL_OPENS_MAX {
-            let payload = payload(&self.batch.bytes, start);
+            let mut room = self.rooms.pop().unwrap_or_default();
+            room.extend_from_slice(payload);
             let begun = self.batch.next_sequence;
-            self.opens.insert(id.into(), Open { begun, kind, payload });
+            self.opens.insert(id, Open { begun, kind, payload: room });
         } else {
             add(&self.state().dropped_opens, 1);
         }
+    }
+
+    /// Counts an entry that cannot be written.
+    pub fn lose(&self, kind: Kind) {
+        let state = self.state();
+        add(if kind == Kind::Close { &state.dropped } else { &state.dropped_opens }, 1);
     }
 
     /// Adds a record that one reporter alone gets once more. False when there is no such reporter,
@@ -158,9 +175,11 @@ impl Writer {
             return;
         }
         add(&self.state().commits, 1);
+        self.state().begin_write();
         self.place_batch();
         self.repeat_opens_if_due();
         self.roll();
+        self.state().end_write();
         let _ = self.keeper.try_send(());
         self.state().opens.store(self.opens.len() as u64, Relaxed);
     }
@@ -175,11 +194,6 @@ impl Writer {
         if self.trouble.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry();
         }
-    }
-
-    /// Rings when [`Writer::tick`] has something to do.
-    pub fn wake(&self) -> &Receiver<()> {
-        &self.wake
     }
 
     /// When [`Writer::tick`] will have something to do, if there is such a time.
@@ -421,11 +435,6 @@ impl Drop for Writer {
         self.commit();
         self.state().opens.store(0, Relaxed);
     }
-}
-
-/// The payload of the entry that begins at `start`.
-fn payload(batch: &[u8], start: usize) -> Box<[u8]> {
-    batch.get(start + ENTRY_BYTES..).unwrap_or_default().into()
 }
 
 /// The spool has all the bytes that the plan gives it.

@@ -29,26 +29,51 @@ const NOBODY: u32 = 65534;
 /// Rows of a query, each value as text; `None` is NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
 
+/// Debian's package of the tools has the server's program too, under the name of another.
+const REDIS: &[&str] = &["redis-server", "/usr/bin/redis-check-rdb"];
+const MARIADBD: &[&str] = &["mariadbd", "/usr/sbin/mariadbd"];
+const POSTGRES: &[&str] = &["postgres", "/usr/lib/postgresql/15/bin/postgres"];
+const INITDB: &[&str] = &["initdb", "/usr/lib/postgresql/15/bin/initdb"];
+
+/// How a product is run.
+struct Product {
+    /// With a folder and on a port.
+    arguments: fn(&Path, u16) -> Vec<String>,
+    ready: fn(&Process, SocketAddr) -> bool,
+    /// Ends it in good order, and fast.
+    ending: Signal,
+}
+
 /// A process that can be stopped and started again on its port, with what it keeps.
 struct Server {
     scratch: Scratch,
     port: u16,
+    /// What starts the program, if it is not started itself.
     way: Vec<String>,
     program: PathBuf,
-    arguments: fn(&Path, u16) -> Vec<String>,
-    /// Further ones.
+    product: Product,
+    /// Further arguments.
     more: Vec<String>,
-    ready: fn(&Process, SocketAddr) -> bool,
-    /// Ends it in good order, and fast.
-    ending: Signal,
     process: Option<Process>,
 }
 
 impl Server {
+    /// One that does not run yet, on a port of its own.
+    fn new(scratch: Scratch, program: PathBuf, product: Product) -> Server {
+        let (way, more) = (Vec::new(), Vec::new());
+        Server { scratch, port: free_port(), way, program, product, more, process: None }
+    }
+
+    /// The same, running.
+    fn started(mut self) -> Server {
+        self.start();
+        self
+    }
+
     fn start(&mut self) {
         assert!(self.process.is_none(), "it runs already");
         let way: Vec<&str> = self.way.iter().map(String::as_str).collect();
-        let mut arguments = (self.arguments)(self.scratch.path(), self.port);
+        let mut arguments = (self.product.arguments)(self.scratch.path(), self.port);
         arguments.extend_from_slice(&self.more);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let process = Process::start_through(&way, &self.program, &arguments);
@@ -56,7 +81,7 @@ impl Server {
         await_until(&format!("{name} accepts"), SLOWLY, || {
             let ended = process.try_status();
             assert!(ended.is_none(), "{name} ended: {ended:?}\n{}", process.stderr.text());
-            (self.ready)(&process, self.addr())
+            (self.product.ready)(&process, self.addr())
         });
         self.process = Some(process);
     }
@@ -87,10 +112,15 @@ impl Server {
     }
 }
 
-/// What all three can be told.
+/// What all three can be asked and told.
 macro_rules! stops_and_starts {
-    ($name:ident) => {
+    ($name:ident of $($program:ident),+) => {
         impl $name {
+            /// Whether the machine has it.
+            pub fn is_there() -> bool {
+                [$($program),+].into_iter().all(|names| find(names).is_some())
+            }
+
             /// Where it listens.
             pub fn addr(&self) -> SocketAddr {
                 self.server.addr()
@@ -98,7 +128,7 @@ macro_rules! stops_and_starts {
 
             /// Ends it in good order; what it was told is kept.
             pub fn stop(&mut self) {
-                self.server.stop(self.server.ending);
+                self.server.stop(self.server.product.ending);
             }
 
             /// Ends it as a power cut would.
@@ -129,29 +159,15 @@ pub struct Redis {
     server: Server,
 }
 
-stops_and_starts!(Redis);
+stops_and_starts!(Redis of REDIS);
 
 impl Redis {
-    /// Whether the machine has it.
-    pub fn is_there() -> bool {
-        Redis::program().is_some()
-    }
-
-    /// Debian's package of the tools has the server's program too, under the name of another.
-    fn program() -> Option<PathBuf> {
-        find(&["redis-server", "/usr/bin/redis-check-rdb"])
-    }
-
     /// Starts one with an empty database. What it is told is on the disk before it answers.
     pub fn start() -> Redis {
         let scratch = Scratch::new();
         let program = scratch.file("redis-server");
-        symlink(Redis::program().expect("redis-server is installed"), &program).unwrap();
-        let mut server = Server {
-            scratch,
-            port: free_port(),
-            way: Vec::new(),
-            program,
+        symlink(installed(REDIS), &program).unwrap();
+        let product = Product {
             arguments: |folder, port| {
                 let port = port.to_string();
                 let folder = folder.to_string_lossy();
@@ -159,13 +175,10 @@ impl Redis {
                 let kept = ["--appendonly", "yes", "--appendfsync", "always"];
                 all.iter().chain(&kept).map(|text| (*text).to_owned()).collect()
             },
-            more: Vec::new(),
             ready: |_, addr| ask(addr, b"PING\r\n").is_some_and(|said| said.starts_with(b"+PONG")),
             ending: Signal::TERM,
-            process: None,
         };
-        server.start();
-        Redis { server }
+        Redis { server: Server::new(scratch, program, product).started() }
     }
 
     /// `redis://host:port`.
@@ -179,18 +192,9 @@ pub struct MariaDb {
     server: Server,
 }
 
-stops_and_starts!(MariaDb);
+stops_and_starts!(MariaDb of MARIADBD);
 
 impl MariaDb {
-    /// Whether the machine has it.
-    pub fn is_there() -> bool {
-        MariaDb::program().is_some()
-    }
-
-    fn program() -> Option<PathBuf> {
-        find(&["mariadbd", "/usr/sbin/mariadbd"])
-    }
-
     /// Starts one.
     pub fn start() -> MariaDb {
         MariaDb::start_with(&[])
@@ -199,7 +203,7 @@ impl MariaDb {
     /// Starts one with further arguments.
     pub fn start_with(more: &[&str]) -> MariaDb {
         let scratch = Scratch::new();
-        let program = MariaDb::program().expect("mariadbd is installed");
+        let program = installed(MARIADBD);
         std::fs::create_dir(scratch.file("data")).unwrap();
         // What `mariadb-install-db` does, without the pages of help: half a second.
         let mut tables = "create database mysql;\nuse mysql;\n".to_owned();
@@ -223,11 +227,7 @@ impl MariaDb {
             .output()
             .unwrap();
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-        let mut server = Server {
-            scratch,
-            port: free_port(),
-            way: Vec::new(),
-            program,
+        let product = Product {
             arguments: |folder, port| {
                 let mut all = maria_arguments(folder);
                 all.push("--bind-address=127.0.0.1".into());
@@ -237,14 +237,13 @@ impl MariaDb {
                 all.push(format!("--init-file={}", folder.join("init.sql").display()));
                 all
             },
-            more: more.iter().map(|text| (*text).to_owned()).collect(),
             // Its greeting: a packet of protocol version 10. It speaks first.
             ready: |_, addr| ask(addr, b"").is_some_and(|said| said.get(4) == Some(&10)),
             ending: Signal::TERM,
-            process: None,
         };
-        server.start();
-        MariaDb { server }
+        let more = more.iter().map(|text| (*text).to_owned()).collect();
+        let server = Server { more, ..Server::new(scratch, program, product) };
+        MariaDb { server: server.started() }
     }
 
     /// The form that Go programs use.
@@ -313,18 +312,9 @@ pub struct Postgres {
     server: Server,
 }
 
-stops_and_starts!(Postgres);
+stops_and_starts!(Postgres of POSTGRES, INITDB);
 
 impl Postgres {
-    /// Whether the machine has it.
-    pub fn is_there() -> bool {
-        Postgres::program("postgres").is_some() && Postgres::program("initdb").is_some()
-    }
-
-    fn program(name: &str) -> Option<PathBuf> {
-        find(&[name, &format!("/usr/lib/postgresql/15/bin/{name}")])
-    }
-
     /// Starts one. Passwords are asked for by SCRAM.
     pub fn start() -> Postgres {
         let scratch = Scratch::new();
@@ -344,7 +334,7 @@ impl Postgres {
         std::fs::set_permissions(&data, PermissionsExt::from_mode(0o700)).unwrap();
         let made = Command::new(way.first().map_or("env", String::as_str))
             .args(way.iter().skip(1))
-            .arg(Postgres::program("initdb").expect("initdb is installed"))
+            .arg(installed(INITDB))
             .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=scram-sha-256"])
             .args(["-U", USER, "-D", &data.to_string_lossy()])
             .arg(format!("--pwfile={}", password.display()))
@@ -352,11 +342,7 @@ impl Postgres {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut server = Server {
-            scratch,
-            port: free_port(),
-            way,
-            program: Postgres::program("postgres").expect("postgres is installed"),
+        let product = Product {
             arguments: |folder, port| {
                 let mut all = vec!["-D".to_owned(), folder.join("data").display().to_string()];
                 for setting in [
@@ -372,14 +358,12 @@ impl Postgres {
                 }
                 all
             },
-            more: Vec::new(),
             ready: |process, _| process.stderr.text().contains("ready to accept connections"),
             // A fast shutdown: clients are cut off.
             ending: Signal::INT,
-            process: None,
         };
-        server.start();
-        let postgres = Postgres { server };
+        let server = Server { way, ..Server::new(scratch, installed(POSTGRES), product) };
+        let postgres = Postgres { server: server.started() };
         postgres.query_at("postgres", &format!("CREATE DATABASE {DATABASE}"));
         postgres
     }
@@ -453,6 +437,11 @@ fn find(names: &[&str]) -> Option<PathBuf> {
     let in_folders = |name: &&str| folders.iter().map(|f| f.join(name)).collect::<Vec<_>>();
     // Joined to a folder, a whole path stays what it is.
     names.iter().flat_map(in_folders).find(|path| path.is_file())
+}
+
+/// The same, where a test cannot do without.
+fn installed(names: &[&str]) -> PathBuf {
+    find(names).unwrap_or_else(|| panic!("not installed: {names:?}"))
 }
 
 /// Says something to a port, and gives the first that it says.

@@ -264,7 +264,30 @@ enum Plain<'a> {
     Time(u64),
 }
 
+impl Key {
+    /// By the indexes that begin with the column: whether each is a unique one of it alone.
+    pub fn of_indexes(unique: impl IntoIterator<Item = bool>) -> Key {
+        match unique.into_iter().max() {
+            Some(true) => Key::Unique,
+            Some(false) => Key::Indexed,
+            None => Key::Absent,
+        }
+    }
+}
+
 impl Layout {
+    /// The place of the request id among the columns.
+    pub fn id(&self) -> Option<usize> {
+        self.columns.iter().position(Column::is_request_id)
+    }
+
+    /// What the statement of one row takes: its values, and behind them the request id once more
+    /// where it is asked for first. (PostgreSQL takes columns.)
+    pub fn values<'a>(&self, row: &'a Row) -> impl Iterator<Item = &'a Option<String>> {
+        let asked = self.id().filter(|_| self.key == Key::Indexed);
+        row.iter().chain(asked.and_then(|id| row.get(id)))
+    }
+
     /// The row of a record.
     pub fn row(&self, record: &UsageRecord) -> Row {
         self.columns.iter().map(|column| self.cell(column, record)).collect()

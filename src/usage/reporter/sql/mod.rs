@@ -23,7 +23,6 @@ use columns::{Found, Key, Layout, Row};
 use jiff::tz::TimeZone;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -44,14 +43,8 @@ trait Database: Send {
     /// Runs statements that make a table.
     fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble>;
 
-    /// Inserts rows in one transaction, each run with one statement; all or none of them.
-    fn insert(
-        &mut self,
-        layout: &Layout,
-        rows: &[Row],
-        runs: &[Range<usize>],
-        until: Instant,
-    ) -> Result<(), Trouble>;
+    /// Inserts runs of rows in one transaction, each run with one statement; all or none of them.
+    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble>;
 
     /// Rows of one statement: these counts, or any where there are none.
     fn sizes(&self) -> &'static [usize] {
@@ -79,6 +72,16 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// There is no connection.
+    fn closed() -> Trouble {
+        Trouble::Later("it is closed".to_owned())
+    }
+
+    /// The time is over.
+    fn late() -> Trouble {
+        Trouble::Later("it did not answer in time".to_owned())
+    }
+
     /// By its SQLSTATE: the classes of data exceptions, violated constraints and exceeded limits
     /// mean the values; everything else means the server, the login or the table.
     fn of_state(state: &str, message: String) -> Trouble {
@@ -93,7 +96,7 @@ impl Trouble {
 fn left(until: Instant) -> Result<Duration, Trouble> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(Trouble::Later("it did not answer in time".to_owned()));
+        return Err(Trouble::late());
     }
     Ok(left)
 }
@@ -234,7 +237,7 @@ impl SqlTable {
             self.database.sizes()
         };
         let runs = statement::runs(&rows, sizes);
-        self.database.insert(layout, &rows, &runs, until)?;
+        self.database.insert(layout, &runs, until)?;
         self.used = Instant::now();
         Ok(())
     }

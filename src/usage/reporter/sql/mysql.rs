@@ -1,14 +1,13 @@
 //! MySQL and MariaDB.
 
-use super::columns::{Column, Found, Key, Layout, Letters, Row, Width};
+use super::columns::{Found, Key, Layout, Letters, Row, Width};
 use super::options::{self, MysqlOptions, Tls};
-use super::statement::insert;
+use super::statement::{insert, schema_and_name};
 use super::{left, resolved, without, Database, Trouble};
 use crate::config::plan::{SqlPlace, SqlServer};
 use jiff::tz::TimeZone;
 use mysql::prelude::Queryable;
 use mysql::{Conn, Error, OptsBuilder, Params, SslOpts, TxOpts, Value};
-use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -130,8 +129,7 @@ impl Mysql {
         ask: impl FnOnce(&mut Conn) -> Result<T, Error>,
     ) -> Result<T, Trouble> {
         left(until)?;
-        let closed = || Trouble::Later("it is closed".to_owned());
-        let connection = self.connection.as_mut().ok_or_else(closed)?;
+        let connection = self.connection.as_mut().ok_or_else(Trouble::closed)?;
         ask(&mut connection.conn).map_err(|error| trouble(&self.server, &error))
     }
 }
@@ -171,11 +169,10 @@ impl Database for Mysql {
         let asked = (schema, name, column);
         let unique: Vec<bool> = self.ask(until, |conn| conn.exec(INDEXES, asked))?;
         let others: Option<u64> = self.ask(until, |conn| conn.exec_first(OTHER_KEYS, asked))?;
-        Ok(match unique.iter().max() {
+        Ok(match Key::of_indexes(unique) {
             // ON DUPLICATE KEY would take a row that another key refuses for one that is there.
-            Some(true) if others == Some(0) => Key::Unique,
-            Some(_) => Key::Indexed,
-            None => Key::Absent,
+            Key::Unique if others != Some(0) => Key::Indexed,
+            key => key,
         })
     }
 
@@ -186,29 +183,18 @@ impl Database for Mysql {
         Ok(())
     }
 
-    fn insert(
-        &mut self,
-        layout: &Layout,
-        rows: &[Row],
-        runs: &[Range<usize>],
-        until: Instant,
-    ) -> Result<(), Trouble> {
+    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
         self.connect(until)?;
-        let id = layout.columns.iter().position(Column::is_request_id);
-        let closed = || Trouble::Later("it is closed".to_owned());
-        let connection = self.connection.as_mut().ok_or_else(closed)?;
+        let connection = self.connection.as_mut().ok_or_else(Trouble::closed)?;
         let said = |error| trouble(&self.server, &error);
         let transaction = connection.conn.start_transaction(TxOpts::default());
         let mut transaction = transaction.map_err(said)?;
-        for run in runs {
+        for rows in runs {
             left(until)?;
             // The connection keeps what it has prepared, by the text.
-            let statement = transaction.prep(insert(layout, run.len())).map_err(said)?;
-            let rows = rows.get(run.clone()).unwrap_or_default();
-            let mut values: Vec<Value> = rows.iter().flatten().map(value).collect();
-            if let (Key::Indexed, Some(id), [row]) = (layout.key, id, rows) {
-                values.extend(row.get(id).map(value));
-            }
+            let statement = transaction.prep(insert(layout, rows.len())).map_err(said)?;
+            let values: Vec<Value> =
+                rows.iter().flat_map(|row| layout.values(row)).map(value).collect();
             transaction.exec_drop(statement, Params::Positional(values)).map_err(said)?;
         }
         left(until)?;
@@ -222,14 +208,6 @@ impl Database for Mysql {
     /// The rest of a row is a few kilobytes.
     fn body_max(&self) -> usize {
         self.connection.as_ref().map_or(0, |connection| connection.packet / 2)
-    }
-}
-
-/// The two parts of `schema.table`.
-fn schema_and_name(table: &str) -> (Option<&str>, &str) {
-    match table.split_once('.') {
-        Some((schema, name)) => (Some(schema), name),
-        None => (None, table),
     }
 }
 

@@ -8,7 +8,6 @@ use super::tls::{self, Connector};
 use super::{left, resolved, without, Database, Trouble};
 use crate::config::plan::{SqlDriver, SqlPlace, SqlServer};
 use std::future::Future;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::{Builder, Runtime};
@@ -111,8 +110,7 @@ impl Postgres {
     where
         F: Future<Output = Result<T, tokio_postgres::Error>>,
     {
-        let closed = || Trouble::Later("it is closed".to_owned());
-        let connection = self.connection.as_mut().ok_or_else(closed)?;
+        let connection = self.connection.as_mut().ok_or_else(Trouble::closed)?;
         within(&self.runtime, until, &self.server, ask(connection))
     }
 }
@@ -126,7 +124,7 @@ fn within<T>(
     let limit = left(until)?;
     let done = runtime.block_on(async { tokio::time::timeout(limit, work).await });
     match done {
-        Err(_) => Err(Trouble::Later("it did not answer in time".to_owned())),
+        Err(_) => Err(Trouble::late()),
         Ok(done) => done.map_err(|error| trouble(server, &error)),
     }
 }
@@ -181,12 +179,7 @@ impl Database for Postgres {
         let rows = self.ask(until, |connection| async move {
             connection.client.query(INDEXES, &[&table, &column]).await
         })?;
-        let unique = rows.iter().filter_map(|row| row.try_get::<_, bool>(0).ok()).max();
-        Ok(match unique {
-            Some(true) => Key::Unique,
-            Some(false) => Key::Indexed,
-            None => Key::Absent,
-        })
+        Ok(Key::of_indexes(rows.iter().filter_map(|row| row.try_get::<_, bool>(0).ok())))
     }
 
     fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble> {
@@ -195,13 +188,7 @@ impl Database for Postgres {
         self.ask(until, |connection| async move { connection.client.batch_execute(&all).await })
     }
 
-    fn insert(
-        &mut self,
-        layout: &Layout,
-        rows: &[Row],
-        runs: &[Range<usize>],
-        until: Instant,
-    ) -> Result<(), Trouble> {
+    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
         self.ask(until, |connection| async move {
             let statement = match &connection.insert {
                 Some(statement) => statement.clone(),
@@ -211,8 +198,7 @@ impl Database for Postgres {
                 }
             };
             let transaction = connection.client.transaction().await?;
-            for run in runs {
-                let rows = rows.get(run.clone()).unwrap_or_default();
+            for rows in runs {
                 let columns: Vec<Vec<Option<&str>>> = (0..layout.columns.len())
                     .map(|index| {
                         rows.iter().map(|row| row.get(index).and_then(Option::as_deref)).collect()

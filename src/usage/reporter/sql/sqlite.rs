@@ -1,15 +1,17 @@
 //! SQLite: a file beside the gateway.
 
 use super::columns::{Found, Key, Layout, Letters, Row};
-use super::statement::insert;
+use super::statement::{insert, schema_and_name};
 use super::{left, Database, Trouble};
 use rusqlite::{params_from_iter, Connection, ErrorCode, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// SQLite's name of the schema that is meant where none is said.
+const MAIN: &str = "main";
 
 /// A file, and the connection to it.
 pub struct Sqlite {
@@ -27,7 +29,7 @@ impl Sqlite {
 
     fn connection(&mut self, until: Instant) -> Result<&mut Connection, Trouble> {
         let left = left(until)?;
-        let connection = self.connection.as_mut().ok_or_else(|| later("it is closed"))?;
+        let connection = self.connection.as_mut().ok_or_else(Trouble::closed)?;
         // What waits, waits for another writer.
         connection.busy_timeout(left).map_err(trouble)?;
         Ok(connection)
@@ -51,11 +53,11 @@ impl Database for Sqlite {
 
     fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble> {
         let connection = self.connection(until)?;
-        let (schema, bare) = table.split_once('.').unwrap_or(("main", table));
+        let (schema, bare) = schema_and_name(table);
         let text = "SELECT name, type, \"notnull\", dflt_value, pk, hidden \
                     FROM pragma_table_xinfo(?1, ?2)";
         let mut statement = connection.prepare(text).map_err(trouble)?;
-        let found = statement.query_map([bare, schema], |row| {
+        let found = statement.query_map([bare, schema.unwrap_or(MAIN)], |row| {
             let type_name = row.get::<_, String>(1)?.to_ascii_lowercase();
             // That one is the row's number, under another name.
             let automatic = row.get::<_, i64>(4)? > 0 && type_name == "integer";
@@ -74,19 +76,16 @@ impl Database for Sqlite {
 
     fn key(&mut self, table: &str, column: &str, until: Instant) -> Result<Key, Trouble> {
         let connection = self.connection(until)?;
-        let (schema, bare) = table.split_once('.').unwrap_or(("main", table));
+        let (schema, bare) = schema_and_name(table);
         let text = "SELECT l.\"unique\" AND NOT l.partial AND \
                     (SELECT count(*) FROM pragma_index_info(l.name, ?2)) = 1 \
                     FROM pragma_index_list(?1, ?2) AS l, pragma_index_info(l.name, ?2) AS i \
                     WHERE i.seqno = 0 AND lower(i.name) = lower(?3)";
         let mut statement = connection.prepare(text).map_err(trouble)?;
-        let found = statement.query_map([bare, schema, column], |row| row.get::<_, bool>(0));
+        let asked = [bare, schema.unwrap_or(MAIN), column];
+        let found = statement.query_map(asked, |row| row.get::<_, bool>(0));
         let unique: Vec<bool> = found.and_then(Iterator::collect).map_err(trouble)?;
-        Ok(match unique.iter().max() {
-            Some(true) => Key::Unique,
-            Some(false) => Key::Indexed,
-            None => Key::Absent,
-        })
+        Ok(Key::of_indexes(unique))
     }
 
     fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble> {
@@ -95,21 +94,13 @@ impl Database for Sqlite {
         connection.execute_batch(&format!("BEGIN;\n{all};\nCOMMIT;")).map_err(trouble)
     }
 
-    fn insert(
-        &mut self,
-        layout: &Layout,
-        rows: &[Row],
-        runs: &[Range<usize>],
-        until: Instant,
-    ) -> Result<(), Trouble> {
-        let id = layout.columns.iter().position(super::columns::Column::is_request_id);
+    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
         let connection = self.connection(until)?;
         let transaction = connection.transaction().map_err(trouble)?;
         let mut statement = transaction.prepare(&insert(layout, 1)).map_err(trouble)?;
-        for row in runs.iter().flat_map(|run| rows.get(run.clone()).unwrap_or_default()) {
+        for row in runs.iter().copied().flatten() {
             left(until)?;
-            let again = id.filter(|_| layout.key == Key::Indexed).and_then(|id| row.get(id));
-            statement.execute(params_from_iter(row.iter().chain(again))).map_err(trouble)?;
+            statement.execute(params_from_iter(layout.values(row))).map_err(trouble)?;
         }
         drop(statement);
         transaction.commit().map_err(trouble)

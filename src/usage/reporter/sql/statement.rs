@@ -6,7 +6,6 @@
 use super::columns::{Key, Layout, Row};
 use crate::base::limits::SQL_STATEMENT_BYTES_MAX;
 use crate::config::plan::SqlDriver;
-use std::ops::Range;
 
 /// Rows of one statement. A text is prepared once for each of these, not for each count.
 pub const ROWS: &[usize] = &[256, 32, 4, 1];
@@ -83,10 +82,15 @@ const INDEXED: &[&str] = &["api_key", "timestamp", "user_id", "model"];
 
 /// The name of a table (perhaps with its schema) or of a column, in quotes.
 pub fn quoted(driver: SqlDriver, name: &str) -> String {
-    let mark = if driver == SqlDriver::Mysql { '`' } else { '"' };
-    let doubled: String = [mark, mark].iter().collect();
-    let part = |part: &str| format!("{mark}{}{mark}", part.replace(mark, &doubled));
-    name.split('.').map(part).collect::<Vec<_>>().join(".")
+    name.split('.').map(|part| column(driver, part)).collect::<Vec<_>>().join(".")
+}
+
+/// The two parts of `schema.table`.
+pub fn schema_and_name(table: &str) -> (Option<&str>, &str) {
+    match table.split_once('.') {
+        Some((schema, name)) => (Some(schema), name),
+        None => (None, table),
+    }
 }
 
 /// The name of a column: a point in it is a letter like any other.
@@ -117,10 +121,7 @@ pub fn create(driver: SqlDriver, table: &str) -> Vec<String> {
         return vec![format!("CREATE TABLE IF NOT EXISTS {name} ({}) {of}", parts.join(", "))];
     }
     let mut all = vec![format!("CREATE TABLE IF NOT EXISTS {name} ({})", parts.join(", "))];
-    let (schema, bare) = match table.split_once('.') {
-        Some((schema, bare)) => (Some(schema), bare),
-        None => (None, table),
-    };
+    let (schema, bare) = schema_and_name(table);
     all.extend(INDEXED.iter().map(|of| {
         // The column first: PostgreSQL cuts long names at their end.
         let index = column(driver, &format!("ix_{of}_{bare}"));
@@ -143,7 +144,7 @@ pub fn insert(layout: &Layout, rows: usize) -> String {
     let driver = layout.driver;
     let table = quoted(driver, &layout.table);
     let names: Vec<String> = layout.columns.iter().map(|c| column(driver, &c.name)).collect();
-    let id = layout.columns.iter().position(super::columns::Column::is_request_id);
+    let id = layout.id();
     let id_name = id.and_then(|index| names.get(index)).map(String::as_str).unwrap_or_default();
     let head = format!("INSERT INTO {table} ({})", names.join(", "));
     if driver == SqlDriver::Postgres {
@@ -191,13 +192,12 @@ fn postgres(layout: &Layout, head: &str, table: &str, id: Option<usize>, id_name
 
 /// Splits rows into statements of these sizes (any size where there are none), each of a bounded
 /// number of bytes unless one row has more.
-pub fn runs(rows: &[Row], sizes: &[usize]) -> Vec<Range<usize>> {
+pub fn runs<'a>(rows: &'a [Row], sizes: &[usize]) -> Vec<&'a [Row]> {
     let bytes = |row: &Row| row.iter().flatten().map(String::len).sum::<usize>();
     let fits = |rows: &[Row]| rows.iter().map(bytes).sum::<usize>() <= SQL_STATEMENT_BYTES_MAX;
     let mut runs = Vec::new();
-    let mut begin = 0;
-    while begin < rows.len() {
-        let rest = rows.get(begin..).unwrap_or_default();
+    let mut rest = rows;
+    while !rest.is_empty() {
         let mut size = rest.len();
         if let Some(found) = sizes
             .iter()
@@ -209,8 +209,9 @@ pub fn runs(rows: &[Row], sizes: &[usize]) -> Vec<Range<usize>> {
                 size /= 2;
             }
         }
-        runs.push(begin..begin + size);
-        begin += size;
+        let (run, behind) = rest.split_at(size.min(rest.len()));
+        runs.push(run);
+        rest = behind;
     }
     runs
 }

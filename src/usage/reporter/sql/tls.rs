@@ -1,14 +1,12 @@
 //! TLS towards databases: what counts as a certificate that will do, and the stream for PostgreSQL.
 
 use super::options::Tls;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use crate::base::certificate::{Verifier, Wanted};
 use rustls::client::WebPkiServerVerifier;
-use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -27,17 +25,17 @@ pub fn config(tls: &Tls, roots: Option<&Path>) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let checked = match tls {
-        Tls::Off | Tls::IfOffered | Tls::Unchecked => None,
-        Tls::Authority | Tls::Full => {
-            let roots = Arc::new(read_roots(roots)?);
-            let verifier =
-                WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-            Some(verifier.build().map_err(|error| error.to_string())?)
-        }
+    let by_authority = || {
+        let roots = Arc::new(read_roots(roots)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        verifier.build().map_err(|error| error.to_string())
     };
-    let any_name = *tls != Tls::Full;
-    let verifier = Arc::new(Verifier { provider, checked, any_name });
+    let wanted = match tls {
+        Tls::Off | Tls::IfOffered | Tls::Unchecked => Wanted::Any,
+        Tls::Authority => Wanted::Authority(by_authority()?),
+        Tls::Full => Wanted::Name(by_authority()?),
+    };
+    let verifier = Arc::new(Verifier::new(provider, wanted));
     let config = builder.dangerous().with_custom_certificate_verifier(verifier);
     Ok(config.with_no_client_auth())
 }
@@ -60,60 +58,6 @@ fn read_roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     match roots.is_empty() {
         true => Err(said("it holds no certificate".to_owned())),
         false => Ok(roots),
-    }
-}
-
-/// Checks a certificate as far as was asked; the handshake's signatures must be those of its key.
-#[derive(Debug)]
-struct Verifier {
-    provider: Arc<CryptoProvider>,
-    /// `None` = any certificate will do.
-    checked: Option<Arc<WebPkiServerVerifier>>,
-    /// The name in it does not matter.
-    any_name: bool,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let Some(verifier) = &self.checked else { return Ok(ServerCertVerified::assertion()) };
-        match verifier.verify_server_cert(certificate, others, name, ocsp, now) {
-            // The name is what is looked at last.
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.any_name => Ok(ServerCertVerified::assertion()),
-            verdict => verdict,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

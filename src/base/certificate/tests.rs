@@ -1,0 +1,108 @@
+//! Handshakes in memory, against servers that show what they should not.
+
+use super::*;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::crypto::ring;
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use rustls::{RootCertStore, SupportedProtocolVersion};
+
+type Issuer = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Issuer {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn checks(authority: &Issuer) -> Arc<WebPkiServerVerifier> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.der().clone()).unwrap();
+    let provider = Arc::new(ring::default_provider());
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap()
+}
+
+/// A server with a certificate for this name; it signs with the key of that, or with another one.
+fn server(by: &Issuer, name: &str, honest: bool) -> Arc<ServerConfig> {
+    let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, by).unwrap().der().clone();
+    let key = if honest { key } else { other };
+    let key = any_supported_type(&PrivateKeyDer::try_from(key.serialize_der()).unwrap()).unwrap();
+    let shown = SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(shown));
+    Arc::new(config)
+}
+
+/// What a client that wants this, and the name `db.example`, says to a server.
+fn shake(
+    wanted: Wanted,
+    server: &Arc<ServerConfig>,
+    version: &'static SupportedProtocolVersion,
+) -> Result<(), Error> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(provider, wanted)))
+        .with_no_client_auth();
+    let name = ServerName::try_from("db.example").unwrap();
+    let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
+    while client.is_handshaking() {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).unwrap();
+        }
+        server.read_tls(&mut bytes.as_slice()).unwrap();
+        server.process_new_packets().unwrap();
+        let mut bytes = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).unwrap();
+        }
+        assert!(!bytes.is_empty(), "neither has anything to say");
+        client.read_tls(&mut bytes.as_slice()).unwrap();
+        client.process_new_packets()?;
+    }
+    Ok(())
+}
+
+/// Catches: a check that is left out, and one that nobody asked for.
+#[test]
+fn a_certificate_is_checked_as_far_as_was_asked() {
+    let (ours, theirs) = (authority(), authority());
+    let right = server(&ours, "db.example", true);
+    let named_otherwise = server(&ours, "other.example", true);
+    let of_others = server(&theirs, "db.example", true);
+    for (name, wanted, fine) in [
+        ("any", (|_| Wanted::Any) as fn(_) -> _, [true, true, true]),
+        ("authority", Wanted::Authority, [true, true, false]),
+        ("name", Wanted::Name, [true, false, false]),
+    ] {
+        for (server, fine) in [&right, &named_otherwise, &of_others].into_iter().zip(fine) {
+            let said = shake(wanted(checks(&ours)), server, &TLS13);
+            assert_eq!(said.is_ok(), fine, "{name}: {said:?}");
+        }
+    }
+}
+
+/// Catches: a verifier that takes any certificate and, with it, the signatures of any key: whoever
+/// has seen a certificate could be its server.
+#[test]
+fn a_certificate_without_its_key_is_refused() {
+    let ours = authority();
+    for version in [&TLS12, &TLS13] {
+        for (honest, fine) in [(true, true), (false, false)] {
+            let said = shake(Wanted::Any, &server(&ours, "db.example", honest), version);
+            assert_eq!(said.is_ok(), fine, "{version:?}: {said:?}");
+        }
+    }
+}

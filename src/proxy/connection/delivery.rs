@@ -1,0 +1,118 @@
+//! An engine's answer goes to the client, with the tap looking on.
+
+use super::ours::give_up;
+use super::parting::conclude;
+use super::{Next, Talk};
+use crate::base::fault::Fault;
+use crate::http::field::Known;
+use crate::http::write::{self, ForwardResponse, OutFraming};
+use crate::llm::dialect::Dialect;
+use crate::proxy::client::Client;
+use crate::proxy::ledger::Written;
+use crate::proxy::receive::Request;
+use crate::proxy::relay::copy::{Relay, Step};
+use crate::proxy::relay::framing::{outbound, Inbound};
+use crate::proxy::relay::strip;
+use crate::proxy::relay::tap::{Expected, Tap};
+use crate::proxy::settle;
+use crate::proxy::upstream::exchange::Exchange;
+use crate::proxy::worker::Worker;
+use crate::rt::buffer::Buffer;
+use std::rc::Rc;
+
+/// Sends the answer on to the client and settles.
+pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+    let Talk { request, story, exchange, inbound, tap } = talk;
+    let plan = w.backend(story.backend.unwrap_or_default());
+    let (Some(plan), Some(got)) = (plan, exchange.as_mut()) else { return Next::Close };
+    let mut outbound = outbound(&request.response, request.head.version);
+    let strips = story.asked_usage && strip::is_readable(&request.response);
+    if strips {
+        outbound = strip::of_any_length(outbound, request.head.version);
+    }
+    let close = !request.head.keep_alive
+        || outbound == OutFraming::UntilClose
+        || w.is_crowded()
+        || w.patrol.is_draining();
+    *inbound = Inbound::new(request.response.framing);
+    expect(tap, request, got);
+    // 0: it left before an answer began, which only an engine that is drained did not notice.
+    story.status = if client.post.is_gone() { 0 } else { request.response.status };
+    story.event_stream = request.response.event_stream || request.response.ndjson;
+    request.release_body(client);
+    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, &got.asked);
+    if strips {
+        relay.strip();
+    }
+    // In a scope of their own: behind it the stream holds a buffer only while bytes move.
+    let begun = {
+        let mut bytes = got.bytes.take();
+        let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
+        let mut head = Some(client_head(request, read, outbound, close));
+        relay.begin(&mut head, &mut bytes, got.head_len).await
+    };
+    if request.response.event_stream {
+        // It may run for minutes, and nothing of the heads is needed any more.
+        request.release_heads();
+    }
+    if let Step::Broken(fault @ Fault::BadResponse(_)) = begun {
+        *exchange = None;
+        w.count_fault(story.backend, fault);
+        return Box::pin(give_up(w, client, talk, fault)).await;
+    }
+    let last = match begun {
+        Step::Last(last) => Ok(last),
+        Step::Broken(fault) => Err(fault),
+        Step::Goes | Step::NoteDue => loop {
+            match relay.advance(got.lease.link()).await {
+                Step::Last(last) => break Ok(last),
+                Step::Broken(fault) => break Err(fault),
+                Step::NoteDue => settle::note(w, request, relay.tap, story, relay.sent()),
+                Step::Goes => {}
+            }
+        },
+    };
+    let outcome = match last {
+        Ok(last) => {
+            let sent = relay.sent() + last.data_len();
+            Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
+            relay.end(last).await
+        }
+        Err(fault) => relay.break_off(fault).await,
+    };
+    conclude(w, talk, outcome, close)
+}
+
+/// Tells the tap what the head says of the body.
+fn expect(tap: &mut Tap, request: &Request, got: &Exchange) {
+    let response = &request.response;
+    let head = got.bytes.as_ref().map_or(&[][..], |bytes| bytes);
+    let encoding = response.fields.iter().find(|f| f.known == Known::ContentEncoding);
+    let dialect = Dialect::of(request.path.as_bytes());
+    tap.expect(&Expected {
+        dialect,
+        event_stream: response.event_stream,
+        ndjson: response.ndjson,
+        encoding: encoding.filter(|_| response.encoded).map(|field| field.value.of(head)),
+    });
+    // The engines that count in fields do so where nothing streams.
+    if !matches!(dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages) {
+        tap.see_head(response.fields.iter().map(|f| (f.name.of(head), f.value.of(head))));
+    }
+    tap.usage_at_ends = request.path_label == EMBEDDINGS;
+}
+
+/// Vectors, with usage behind them, or before them (llama.cpp).
+const EMBEDDINGS: &str = "/v1/embeddings";
+
+fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
+    let mut head = Buffer::take();
+    let how = ForwardResponse {
+        client: request.head.version,
+        framing,
+        close,
+        request_id: request.id().as_str(),
+    };
+    write::response(&mut head, &request.response, bytes, &how);
+    head
+}

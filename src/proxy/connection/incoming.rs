@@ -1,0 +1,111 @@
+//! Before a request is for a backend: its head, whether it may pass, its body. What is not for one
+//! is answered here.
+
+use super::ours::{own_answer, refuse};
+use super::{Next, Talk};
+use crate::base::id::RequestId;
+use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX};
+use crate::config::plan::KeyForm;
+use crate::http::field::Known;
+use crate::http::framing::Framing;
+use crate::proxy::admit::credential;
+use crate::proxy::admit::path::{self, Kind};
+use crate::proxy::client::Client;
+use crate::proxy::receive::{self, KeyText, Received, Request};
+use crate::proxy::settle::{settle, Story};
+use crate::proxy::worker::Worker;
+use crate::state::meters::Phase;
+use crate::usage::key_form::write_key;
+
+/// `None`: it is there.
+pub(super) async fn receive_head(
+    w: &Worker,
+    client: &mut Client,
+    request: &mut Request,
+) -> Option<Next> {
+    match receive::head(client, request, &w.plan.server).await {
+        Ok(Received::Whole) => None,
+        Ok(Received::Idled) => {
+            w.meters.borrow_mut().idle_closed[0] += 1;
+            Some(Next::Close)
+        }
+        Ok(Received::Closed) => {
+            if !client.bytes().is_empty() {
+                w.count_abort(Phase::Request);
+            }
+            Some(Next::Close)
+        }
+        Err(refusal) => {
+            request.unique_id = w.next_id();
+            Some(Box::pin(refuse(w, client, request, refusal)).await)
+        }
+    }
+}
+
+/// Decides whether the request goes to a backend, and reads its body; `None`: it does. What does
+/// not is answered here.
+pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> Option<Next> {
+    let request = &mut talk.request;
+    identify(w, client, request);
+    let path = request.head.path(client.bytes());
+    let kind = path::classify(path, request.head.method, &w.plan);
+    // A body that nobody will look at is read all the same when it is small: the connection lives.
+    let wanted = matches!(kind, Ok(Kind::Forward));
+    if wanted || is_small(request) {
+        match receive::body(client, request, &w.plan.server).await {
+            Ok(Received::Whole) => {}
+            Ok(Received::Closed | Received::Idled) => {
+                w.count_abort(Phase::Request);
+                settle(w, request, &talk.tap, &mut Story::client_left());
+                return Some(Next::Close);
+            }
+            Err(refusal) => return Some(Box::pin(refuse(w, client, request, refusal)).await),
+        }
+    }
+    match kind {
+        Ok(Kind::Forward) => None,
+        Ok(own) => Some(Box::pin(own_answer(w, client, request, own)).await),
+        Err(refusal) => Some(Box::pin(refuse(w, client, request, refusal)).await),
+    }
+}
+
+fn is_small(request: &Request) -> bool {
+    match request.head.framing {
+        Framing::None => true,
+        Framing::Length(n) => n <= DRAIN_BYTES_MAX as u64 && !request.head.expect_continue,
+        Framing::Chunked => false,
+    }
+}
+
+/// Gives the request its ids: ours always, and the client's own where it sent a harmless one.
+fn identify(w: &Worker, client: &Client, request: &mut Request) {
+    request.unique_id = w.next_id();
+    let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
+    let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
+    request.client_id = theirs.map(Box::new);
+    keep_key(w, client, request);
+    // The head is gone when the request is settled; its capacity here is not.
+    let path = request.head.path(client.bytes());
+    let label = path::label(path);
+    request.path_label = label.unwrap_or(path::OTHER);
+    request.path.push_str(match label {
+        Some(label) => label,
+        None => {
+            let path = path.get(..RECORD_PATH_BYTES_MAX).unwrap_or(path);
+            // A target is ASCII: the parser holds it to that.
+            std::str::from_utf8(path).unwrap_or("?")
+        }
+    });
+    request.method = Some(request.head.method);
+}
+
+/// Keeps the client's key for the record, if any reporter wants one.
+fn keep_key(w: &Worker, client: &Client, request: &mut Request) {
+    if w.key_form == KeyForm::None {
+        return;
+    }
+    if let Some(key) = credential::presented(&request.head.fields, client.bytes()) {
+        let KeyText(text) = &mut **request.key.get_or_insert_default();
+        write_key(w.key_form, key, text);
+    }
+}

@@ -1,0 +1,122 @@
+//! The story of one client connection: receive, admit, route, exchange, relay, settle; then the
+//! next request of the same connection. Whatever happens to a request, it is settled exactly once
+//! (but for a panic of ours, which is counted as that).
+//!
+//! *Takes:* a client's socket. *Gives:* an answer to each of its requests, settled. *Runs on:*
+//! workers. *May:* call the steps of a request, which nobody else may; wait on both sockets.
+//! *Never:* knows how a step works, lets the future of a stream grow: its size is stated below.
+//!
+//! The files stand in the order in which a request comes by; `ours` serves them all.
+
+mod incoming;
+mod tries;
+mod delivery;
+mod parting;
+mod ours;
+
+use super::client::Client;
+use super::receive::Request;
+use super::relay::framing::Inbound;
+use super::relay::tap::Tap;
+use super::settle::Story;
+use super::upstream::exchange::Exchange;
+use super::worker::{Active, Live, Worker};
+use crate::rt::socket::Socket;
+use delivery::deliver;
+use incoming::{admit, receive_head};
+use std::future::Future;
+use std::net::IpAddr;
+use std::rc::Rc;
+use tries::forward;
+
+/// What becomes of the connection after a request.
+enum Next {
+    /// It carries another.
+    Request,
+    /// It closes at once: nobody reads it any more, or its answer must be seen to be incomplete.
+    Close,
+    /// It closes after the client had time to read the last answer.
+    CloseGently,
+}
+
+/// What a connection keeps from request to request. Boxed: the future of a stream stays small.
+struct Talk {
+    request: Request,
+    story: Story,
+    exchange: Option<Exchange>,
+    inbound: Inbound,
+    tap: Tap,
+}
+
+/// Serves one client until it or we close. `None` when it cannot be watched. What runs before the
+/// future does stands outside the panic guard: it must not panic.
+pub fn serve(live: Live, socket: Socket, peer: IpAddr) -> Option<impl Future<Output = ()>> {
+    let w = live.worker();
+    let post = w.patrol.watch(socket).ok()?;
+    let write_timeout = w.plan.server.write_timeout;
+    let client = Box::new(Client { post, write_timeout, inbox: None });
+    let talk = Box::new(Talk {
+        request: Request::new(w.next_id(), peer.to_string().into()),
+        story: Story::default(),
+        exchange: None,
+        inbound: Inbound::Length(0),
+        tap: Tap::default(),
+    });
+    Some(converse(live, client, talk))
+}
+
+async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
+    let w = live.worker();
+    loop {
+        talk.tap.reset();
+        talk.story = Story::default();
+        // All that comes before an answer is one step, which leaves nothing behind: a stream that
+        // runs for minutes stands two calls deep and carries what these two need.
+        let next = match ask(w, &mut client, &mut talk).await {
+            Ok(_active) => deliver(w, &mut client, &mut talk).await,
+            Err(next) => next,
+        };
+        match next {
+            Next::Request if w.patrol.is_draining() => return,
+            Next::Request => {}
+            Next::Close => return,
+            Next::CloseGently => return client.close_gently().await,
+        }
+    }
+}
+
+/// From the first byte of a request to the head of an engine's answer. `Err`: there is none, and
+/// the client has been told.
+async fn ask(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Result<Active, Next> {
+    if let Some(next) = receive_head(w, client, &mut talk.request).await {
+        return Err(next);
+    }
+    let active = w.enter_request();
+    match admit(w, client, talk).await {
+        Some(next) => Err(next),
+        None => forward(w, client, talk).await.map(|()| active),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::size_of;
+
+    /// Bytes of the future that a function of three arguments returns.
+    fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What a stream that runs for minutes costs, beside its two sockets' own. What is needed only
+    /// now and then (connecting, waiting for a slow client, draining) is boxed instead of growing
+    /// it.
+    #[test]
+    fn a_stream_stays_small() {
+        let sizes = [size_of_future(converse), size_of::<Talk>(), size_of::<Client>()];
+        println!("connection's future, talk, client: {sizes:?} bytes");
+        for (size, stated) in sizes.into_iter().zip([832, 920, 80]) {
+            assert!(size <= stated, "{size} bytes, {stated} are stated");
+        }
+    }
+}

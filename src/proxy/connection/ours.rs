@@ -1,0 +1,110 @@
+//! The answers that we make ourselves: refusals, what stands for a backend that did not answer, our
+//! own pages. Each settles its request.
+
+use super::{Next, Talk};
+use crate::base::fault::Fault;
+use crate::base::refusal::Refusal;
+use crate::http::request::Method;
+use crate::proxy::admit::path::Kind;
+use crate::proxy::answer::{self, Frame};
+use crate::proxy::client::Client;
+use crate::proxy::ledger::Ledger;
+use crate::proxy::receive::Request;
+use crate::proxy::relay::tap::Tap;
+use crate::proxy::settle::{settle, Ending, Story};
+use crate::proxy::worker::Worker;
+use crate::state::meters::Phase;
+use crate::state::scrape::PAGE_CONTENT_TYPE;
+
+/// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
+/// no unread body is in the way.
+pub(super) async fn refuse(
+    w: &Worker,
+    client: &mut Client,
+    request: &mut Request,
+    refusal: Refusal,
+) -> Next {
+    let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
+    let sent = answer::refuse(client, &frame, &refusal).await;
+    let next = after(sent, frame.close);
+    request.release_body(client);
+    settle(w, request, &Tap::default(), &mut Story::refused(&refusal));
+    next
+}
+
+/// Answers for a backend that did not, and settles.
+pub(super) async fn give_up(
+    w: &Worker,
+    client: &mut Client,
+    talk: &mut Talk,
+    fault: Fault,
+) -> Next {
+    let Talk { request, story, tap, .. } = talk;
+    story.ending = Ending::Fault(fault);
+    let next = if fault == Fault::ClientLeft {
+        w.count_abort(Phase::Waiting);
+        Next::Close
+    } else {
+        let refusal = fault.refusal();
+        let frame = frame(w, request, refusal.close);
+        let sent = answer::refuse(client, &frame, &refusal).await;
+        story.status = refusal.status;
+        after(sent, frame.close)
+    };
+    request.release_body(client);
+    settle(w, request, tap, story);
+    next
+}
+
+/// `/health`, `/ready` and the metrics page.
+pub(super) async fn own_answer(
+    w: &Worker,
+    client: &mut Client,
+    request: &mut Request,
+    kind: Kind,
+) -> Next {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let draining = w.patrol.is_draining();
+    let page;
+    let (status, content_type, body): (u16, &str, &[u8]) = match kind {
+        Kind::Ready if draining => (503, TEXT, b"draining\n"),
+        Kind::Ready if !w.fleet.any_healthy() => (503, TEXT, b"no healthy backend\n"),
+        Kind::Ready if w.usage.as_ref().is_some_and(Ledger::refuses) => {
+            (503, TEXT, b"usage records cannot be kept\n")
+        }
+        Kind::Ready if w.usage.as_ref().is_some_and(Ledger::is_failing) => {
+            (200, TEXT, b"OK\nwarning: usage records wait in memory\n")
+        }
+        Kind::Metrics => match w.metrics_page(client).await {
+            Some(made) => {
+                page = made;
+                (200, PAGE_CONTENT_TYPE, page.as_slice())
+            }
+            None => (503, TEXT, b"the metrics page is not available\n"),
+        },
+        _ => (200, TEXT, b"OK\n"),
+    };
+    let frame = frame(w, request, !request.body_read);
+    let sent = answer::send(client, &frame, status, content_type, body).await;
+    let next = after(sent, frame.close);
+    request.release_body(client);
+    settle(w, request, &Tap::default(), &mut Story::own(status));
+    next
+}
+
+fn frame<'a>(w: &Worker, request: &'a Request, close: bool) -> Frame<'a> {
+    Frame {
+        request_id: request.id().as_str(),
+        version: request.head.version,
+        close: close || !request.head.keep_alive || w.patrol.is_draining(),
+        head_only: request.head.method == Method::Head,
+    }
+}
+
+fn after(sent: Result<(), Fault>, close: bool) -> Next {
+    match (sent, close) {
+        (Err(_), _) => Next::Close,
+        (Ok(()), true) => Next::CloseGently,
+        (Ok(()), false) => Next::Request,
+    }
+}

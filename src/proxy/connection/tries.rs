@@ -1,0 +1,133 @@
+//! From a whole request to the head of an engine's answer: what the body says, the opening record,
+//! the tries.
+
+use super::ours::{give_up, refuse};
+use super::{Next, Talk};
+use crate::base::fault::{Fault, Retry};
+use crate::base::limits::CONNECT_TRIES_MAX;
+use crate::base::refusal::Refusal;
+use crate::proxy::admit::body;
+use crate::proxy::asking::Asking;
+use crate::proxy::client::Client;
+use crate::proxy::ledger::{Ledger, Written};
+use crate::proxy::receive::Request;
+use crate::proxy::route::{self, Tried};
+use crate::proxy::settle::{self, Ending};
+use crate::proxy::upstream::exchange::exchange;
+use crate::proxy::worker::Worker;
+use std::rc::Rc;
+
+/// The way of a request that is for a backend.
+pub(super) async fn forward(
+    w: &Rc<Worker>,
+    client: &mut Client,
+    talk: &mut Talk,
+) -> Result<(), Next> {
+    let request = &mut talk.request;
+    if let Err(refusal) = read_facts(client, request) {
+        return Err(Box::pin(refuse(w, client, request, refusal)).await);
+    }
+    if w.usage.as_ref().is_some_and(Ledger::refuses) {
+        return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
+    }
+    talk.story.keep_body(w, request, client);
+    talk.story.backend = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &Tried::default());
+    // An engine has nothing that the journal has not.
+    let opened = settle::open(w, request, &talk.story);
+    let is_ruled_out = |ledger: &Ledger| talk.story.backend.is_some() && ledger.rules_out(opened);
+    if w.usage.as_ref().is_some_and(is_ruled_out) {
+        return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
+    }
+    Written::of(&w.usage, opened).await;
+    match try_backends(w, client, talk).await {
+        Ok(()) => Ok(()),
+        Err(None) => Err(Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await),
+        Err(Some(fault)) => Err(Box::pin(give_up(w, client, talk, fault)).await),
+    }
+}
+
+/// Takes from the body what the way of the request depends on.
+fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
+    // Empty since the reset; its capacity is used again.
+    let mut model = std::mem::take(&mut request.model);
+    let facts = body::facts(&request.head, client.bytes(), request.body(client.bytes()))?;
+    model.push_str(facts.model.as_deref().unwrap_or_default());
+    let (stream, splice) = (facts.stream.unwrap_or(false), facts.usage_splice);
+    request.stream = stream;
+    request.set_usage_splice(splice);
+    request.model = model;
+    Ok(())
+}
+
+/// Tries backends until one begins to answer. Another one is asked only while nobody saw the
+/// request; a kept connection that was closed under us is replaced once, and a request that was
+/// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
+/// when there was nobody to ask.
+async fn try_backends(
+    w: &Worker,
+    client: &mut Client,
+    talk: &mut Talk,
+) -> Result<(), Option<Fault>> {
+    let Talk { request, story, .. } = talk;
+    let mut tried = Tried::default();
+    while tried.len() < CONNECT_TRIES_MAX {
+        // The first one was picked already.
+        let picked = match story.backend.filter(|_| tried.is_empty()) {
+            None => route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried),
+            first => first,
+        };
+        let Some(backend) = picked else { break };
+        if !tried.is_empty() {
+            story.retries += 1;
+            w.meters.borrow_mut().retries += 1;
+        }
+        story.backend = Some(backend);
+        tried.add(backend);
+        let (mut fresh, mut asking) = (false, Asking::of(w, request, backend));
+        // One await in a loop: the futures of two in a row would lie side by side in every stream.
+        let result = loop {
+            match exchange(w, client, request, backend, (fresh, asking)).await {
+                Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
+                    fresh = true;
+                    w.count_fault(Some(backend), Fault::ReuseRace);
+                }
+                Ok(got) => match asking.learn(w, backend, request.response.status) {
+                    Some(next) => asking = next,
+                    None => break Ok(got),
+                },
+                result => break result,
+            }
+            story.retries += 1;
+            w.meters.borrow_mut().retries += 1;
+        };
+        match result {
+            Ok(exchange) => {
+                story.fallback = tried.len() > 1;
+                story.asked_usage = asking.is_spliced();
+                story.ending = Ending::Complete;
+                talk.exchange = Some(exchange);
+                return Ok(());
+            }
+            Err(fault) => {
+                w.count_fault(Some(backend), fault);
+                story.ending = Ending::Fault(fault);
+                if fault.retry() != Retry::Any {
+                    break;
+                }
+            }
+        }
+    }
+    match story.ending {
+        Ending::Fault(fault) => Err(Some(fault)),
+        _ => Err(None),
+    }
+}
+
+const NO_JOURNAL: Refusal = Refusal::new(
+    503,
+    "usage_unavailable",
+    "Usage records cannot be kept, and nobody is served without them.",
+);
+
+const NO_BACKEND: Refusal =
+    Refusal::new(503, "no_backend", "No backend is configured for this request.");
