@@ -49,17 +49,18 @@ fn main() {
     hand_over(&mut ids);
 }
 
-/// Records handed to the journal, which keeps them in memory: with its wake-ups, and drops when it
-/// is slow.
+/// Records handed to the journal, which keeps them in memory: with its wake-ups, one for each full
+/// turn, and drops when it is slow.
 fn hand_over(ids: &mut RequestIds) {
     let in_memory = Spool { enabled: false, ..Spool::default() };
-    let Ok(Opened { writer, keeper, state, .. }) = spool::open_planned(&in_memory, &[]) else {
+    let Ok(Opened { writer, keeper, state, doorbell, .. }) = spool::open_planned(&in_memory, &[])
+    else {
         println!("record, hand over: the spool could not be opened");
         return;
     };
-    let Ends { mut workers, inbox, .. } = outbox::open(&[], 1, &state);
+    let Ends { mut workers, inbox, .. } = outbox::open(&[], 1, (&state, &doorbell));
     let outbox = workers.remove(0);
-    let journal = Journal::start(inbox.records, writer, keeper, inbox.acknowledge);
+    let journal = Journal::start((inbox.turns, doorbell), writer, keeper, inbox.acknowledge);
     let Ok(journal) = journal else {
         println!("record, hand over: no thread could be started");
         return;

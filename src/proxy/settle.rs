@@ -54,6 +54,9 @@ pub struct Story {
     pub outcome: Option<Outcome>,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
+    /// Its client left, and what it did not take of the answer was read for the engine's sake: it
+    /// was over with the last byte that was sent.
+    pub is_drained: bool,
     /// Its record was handed over before the last bytes went to the client.
     is_closed: bool,
     request_body: Cell<Option<Box<[u8]>>>,
@@ -161,11 +164,13 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
 }
 
 /// When the last byte of the answer was sent, as the tap saw it; `None`: now. Of an answer that
-/// has a length, or was recorded before its last bytes went out, the clock is not asked again.
+/// has a length, or was recorded before its last bytes went out, the clock is not asked again; and
+/// what was read of one after its client left is no time of its own.
 fn ended(request: &Request, tap: &Tap, story: &Story) -> Option<Instant> {
     let counted = matches!(request.response.framing, ResponseFraming::Length(_));
     let whole = story.outcome.is_some_and(|outcome| outcome.fault.is_none());
-    tap.last_byte().filter(|_| story.is_closed || (counted && whole))
+    let is_past = story.is_closed || story.is_drained || (counted && whole);
+    tap.last_byte().filter(|_| is_past)
 }
 
 /// What failed stands in the log, by the name that the client, the record and the metrics give it.

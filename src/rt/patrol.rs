@@ -9,6 +9,7 @@ use monoio::net::UnixStream;
 use pin_project_lite::pin_project;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::{poll_fn, Future};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -48,7 +49,23 @@ pub struct Patrol {
     draining: Cell<bool>,
     ending: Cell<bool>,
     drain_waker: RefCell<Option<Waker>>,
+    /// Of those who wait in [`Patrol::until_end`].
+    end_wakers: RefCell<BTreeMap<u64, Waker>>,
+    /// Places that were ever taken among them.
+    places: Cell<u64>,
     posts: RefCell<Posts>,
+}
+
+/// A place among those who wait for the end.
+struct Place<'a> {
+    patrol: &'a Patrol,
+    number: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.patrol.end_wakers.borrow_mut().remove(&self.number);
+    }
 }
 
 #[derive(Default)]
@@ -80,6 +97,8 @@ impl Patrol {
             draining: Cell::new(false),
             ending: Cell::new(false),
             drain_waker: RefCell::default(),
+            end_wakers: RefCell::default(),
+            places: Cell::new(0),
             posts: RefCell::default(),
         });
         // monoio has no AsyncFd: the epoll descriptor sits in a stream of which nothing but
@@ -169,11 +188,28 @@ impl Patrol {
     /// From now on sweeps end every connection, idle or not: the drain deadline passed.
     pub fn end_all(&self) {
         self.ending.set(true);
+        self.end_wakers.take().into_values().for_each(Waker::wake);
     }
 
     /// Ticks since the start, as of the last sweep. Costs no system call.
     pub fn now(&self) -> u32 {
         self.tick.get()
+    }
+
+    /// The future's result, or `None` when the worker ends every connection first. For what has no
+    /// client any more, and so no post.
+    pub async fn until_end<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let place = Place { patrol: self, number: self.places.get() };
+        self.places.set(place.number + 1);
+        poll_fn(|cx| {
+            if self.ending.get() {
+                return Poll::Ready(None);
+            }
+            self.end_wakers.borrow_mut().insert(place.number, cx.waker().clone());
+            future.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 
     /// The future's result, or `None` when the worker begins to drain first.

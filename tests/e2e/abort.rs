@@ -137,6 +137,10 @@ fn an_engine_that_is_drained_is_never_cut() {
             rig.assert_quiet();
             let record = rig.record();
             assert_eq!(record["status"], "client_left", "{record}");
+            // What its engine counted stood in what no client took.
+            let tokens = if body == STREAM && has_begun { 20 } else { 5 };
+            assert_eq!(record["usage_source"], "engine", "{record}");
+            assert_eq!(record["completion_tokens"], tokens, "{record}");
             // Read to its exact end, its connection serves the next client.
             assert_eq!(rig.proxy.post(CHATS, CHAT).status(), 200);
             assert_eq!(rig.engine.posts().pop().unwrap()["conn"], post["conn"]);

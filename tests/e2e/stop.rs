@@ -3,7 +3,7 @@
 
 use crate::harness::message::Ended;
 use crate::harness::{await_until, Config, Conn, Engine, Proxy, SOON};
-use crate::rig::{CHAT, CHATS, STREAM};
+use crate::rig::{Rig, CHAT, CHATS, STREAM};
 use rustix::process::Signal;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -96,6 +96,24 @@ fn at_the_deadline_streams_are_cut_and_the_code_says_so() {
     waiting.response().assert_refused(503, "shutting_down");
     assert_eq!(proxy.process.wait(SOON).code(), Some(3));
     await_until("the engine is freed", SOON, || engine.stat("cancelled") == 2);
+}
+
+/// Catches: the record of a request whose client left and whose engine is still read, lost when
+/// the process ends before the engine does.
+#[test]
+fn an_engine_that_is_still_read_does_not_hold_the_end_nor_the_record() {
+    let rig = Rig::with("on_client_abort: drain", |config| config.server("drain_timeout: 300ms"));
+    let mut conn = stream(&rig.proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 60000\r\n");
+    conn.shutdown(std::net::Shutdown::Both);
+    rig.proxy.await_metric("llmproxy_client_abort_total", &[("phase", "relay")], 1.0);
+    assert_eq!(rig.hook.records().len(), 0, "its engine may still say what it counted");
+    rig.proxy.process.signal(Signal::TERM);
+    assert_eq!(rig.proxy.process.wait(SOON).code(), Some(3));
+    let record = rig.record();
+    assert_eq!(
+        (&record["status"], &record["usage_source"]),
+        (&"client_left".into(), &"missing".into())
+    );
 }
 
 /// Catches: a client that does not read keeping the process beyond its deadline.

@@ -37,6 +37,8 @@ enum Next {
     Close,
     /// It closes after the client had time to read the last answer.
     CloseGently,
+    /// It closes at once, and its engine's answer is read to the end.
+    Drain,
 }
 
 /// What a connection keeps from request to request. Boxed: the future of a stream stays small.
@@ -81,6 +83,10 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
             Next::Request => {}
             Next::Close => return,
             Next::CloseGently => return client.close_gently().await,
+            Next::Drain => {
+                drop(client);
+                return Box::pin(parting::spare(w, &mut talk)).await;
+            }
         }
     }
 }

@@ -5,38 +5,38 @@ use crate::base::fault::{Fault, Side};
 use crate::base::limits::ANSWER_DRAIN_MAX;
 use crate::config::plan::OnClientAbort;
 use crate::proxy::relay::drain::drain;
-use crate::proxy::relay::framing::Inbound;
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{settle, Ending};
 use crate::proxy::upstream::exchange::Exchange;
-use crate::proxy::upstream::pool::Lease;
 use crate::proxy::worker::Worker;
 use crate::rt;
 use crate::state::meters::{BackendIndex, Phase};
 use std::rc::Rc;
 
 /// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
-/// request is settled.
+/// request is settled; all of that later when the engine must not be cut off.
 pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
-    let Talk { request, story, exchange, inbound, tap } = talk;
-    if let Some(Exchange { lease, .. }) = exchange.take() {
-        match outcome.upstream_clean && request.response.keep_alive {
-            true => w.pool.give_back(lease, w.patrol.now()),
-            false => part(w, lease, outcome, story.backend, inbound),
-        }
-    }
     if let Some(fault) = outcome.fault {
-        w.count_fault(story.backend, fault);
+        w.count_fault(talk.story.backend, fault);
         if fault == Fault::ClientLeft {
-            w.count_abort(if story.status == 0 { Phase::Waiting } else { Phase::Relay });
+            w.count_abort(if talk.story.status == 0 { Phase::Waiting } else { Phase::Relay });
         }
-        story.ending = Ending::Fault(fault);
+        talk.story.ending = Ending::Fault(fault);
     }
     if outcome.upstream_extra {
-        w.count_fault(story.backend, Fault::BadResponse("bytes_behind_the_end"));
+        w.count_fault(talk.story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
-    story.outcome = Some(outcome);
-    settle(w, request, tap, story);
+    talk.story.outcome = Some(outcome);
+    if is_spared(w, outcome, talk.story.backend) {
+        return Next::Drain;
+    }
+    // Dropping a connection closes it, which cancels the generation.
+    if let Some(Exchange { lease, .. }) = talk.exchange.take() {
+        if outcome.upstream_clean && talk.request.response.keep_alive {
+            w.pool.give_back(lease, w.patrol.now());
+        }
+    }
+    settle(w, &talk.request, &talk.tap, &mut talk.story);
     match (outcome.client_clean, close) {
         (false, _) => Next::Close,
         (true, true) => Next::CloseGently,
@@ -44,31 +44,25 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
     }
 }
 
-/// Lets go of a connection that cannot be kept. Dropping it closes it, which cancels the
-/// generation; an engine that cannot bear that is drained first.
-fn part(
-    w: &Rc<Worker>,
-    mut lease: Lease,
-    outcome: Outcome,
-    backend: BackendIndex,
-    inbound: &mut Inbound,
-) {
-    let Some(plan) = backend.and_then(|backend| w.backend(backend)) else { return };
+/// True when the rest of an answer must be read for its engine's sake, though its client has left.
+fn is_spared(w: &Worker, outcome: Outcome, backend: BackendIndex) -> bool {
+    let Some(plan) = backend.and_then(|backend| w.backend(backend)) else { return false };
     let client_left = outcome.fault.is_some_and(|fault| fault.side() == Side::Client);
-    let spared = plan.on_client_abort == OnClientAbort::Drain;
-    if !client_left || !spared || outcome.upstream_finished {
-        return;
-    }
-    let rest = std::mem::replace(inbound, Inbound::Length(0));
-    let (w, idle) = (Rc::clone(w), plan.idle_timeout);
-    let draining = Rc::clone(&w);
-    // Counted like a connection: the worker does not end before the engine was spared.
-    let live = w.enter_live();
-    w.spawn_guarded(Box::pin(async move {
-        let _live = live;
-        let spared = rt::timeout(ANSWER_DRAIN_MAX, drain(lease.link(), rest, idle)).await;
-        if spared.unwrap_or(false) {
-            draining.pool.give_back(lease, draining.patrol.now());
+    client_left && plan.on_client_abort == OnClientAbort::Drain && !outcome.upstream_finished
+}
+
+/// Reads the rest of an answer without its client, keeps the connection when it stands at the exact
+/// end, and settles. Until then the request's record is what was last noted.
+pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
+    let Talk { request, story, exchange, inbound, tap } = talk;
+    let plan = story.backend.and_then(|backend| w.backend(backend));
+    if let (Some(plan), Some(Exchange { mut lease, .. })) = (plan, exchange.take()) {
+        story.is_drained = true;
+        let rest = drain(lease.link(), inbound, tap, plan.idle_timeout);
+        let rest = w.patrol.until_end(rt::timeout(ANSWER_DRAIN_MAX, rest)).await;
+        if matches!(rest, Some(Ok(true))) {
+            w.pool.give_back(lease, w.patrol.now());
         }
-    }));
+    }
+    settle(w, request, tap, story);
 }

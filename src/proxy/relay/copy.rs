@@ -312,7 +312,7 @@ impl<'a> Relay<'a> {
             if let Err(fault) = sent {
                 if part.is_none() {
                     let rest = input.get(from..).unwrap_or_default();
-                    body.for_each_data(rest, |data| self.tap.body_usage.feed(data));
+                    body.for_each_data(rest, |data| self.tap.see_unsent(data));
                 }
                 self.pass_over(input.get(behind..).unwrap_or_default());
                 return Err(fault);
@@ -338,8 +338,7 @@ impl<'a> Relay<'a> {
         let mut sections = Sections::default();
         while !rest.is_empty() && !self.state.finished {
             let progress = self.inbound.decode(rest, true, &mut sections);
-            // What the engine counted, it counted, though nobody is there to read it.
-            sections.for_each_data(rest, |data| self.tap.body_usage.feed(data));
+            sections.for_each_data(rest, |data| self.tap.see_unsent(data));
             if progress.broken.is_some() {
                 return;
             }
@@ -408,8 +407,8 @@ impl<'a> Relay<'a> {
     /// What goes out instead of what was decoded; `None`: all of that.
     fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<Part>> {
         let part = self.strip.as_mut()?.part(body, input, self.state.finished)?;
-        // What the engine counted, it counted, whether or not the client takes these bytes.
-        body.for_each_data(input, |data| self.tap.body_usage.feed(data));
+        // Whether or not the client takes what goes out instead.
+        body.for_each_data(input, |data| self.tap.see_unsent(data));
         Some(part)
     }
 

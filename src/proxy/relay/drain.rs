@@ -1,16 +1,17 @@
 //! For engines that crash when a connection is cut (llama-swap#980): the rest of an answer is read
-//! and thrown away after its client has left.
+//! after its client has left. Nobody gets it, but what the engine counted is in its end.
 
 use super::framing::{Inbound, Sections};
+use super::tap::Tap;
 use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::tls::Link;
 use std::io;
 use std::time::Duration;
 
-/// Reads the rest of an answer for nobody. True when the connection stands at its exact end.
-/// `idle` bounds each wait.
-pub async fn drain(link: &mut Link, mut inbound: Inbound, idle: Duration) -> bool {
+/// Reads the rest of an answer, of which the tap sees all. True when the connection stands at its
+/// exact end. `idle` bounds each wait.
+pub async fn drain(link: &mut Link, inbound: &mut Inbound, tap: &mut Tap, idle: Duration) -> bool {
     loop {
         match rt::timeout(idle, link.readable()).await {
             Ok(Ok(())) => {}
@@ -27,6 +28,7 @@ pub async fn drain(link: &mut Link, mut inbound: Inbound, idle: Duration) -> boo
         let mut sections = Sections::default();
         while !rest.is_empty() {
             let progress = inbound.decode(rest, true, &mut sections);
+            sections.for_each_data(rest, |data| tap.see_unsent(data));
             if progress.broken.is_some() {
                 return false;
             }

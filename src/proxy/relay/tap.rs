@@ -145,11 +145,16 @@ impl Tap {
 
     /// Sees a slice of the body.
     pub fn see(&mut self, bytes: &[u8]) {
+        self.see_unsent(bytes);
+        self.see_sent(bytes);
+    }
+
+    /// Sees a slice that no client takes. What the engine counts in it, it counted all the same.
+    pub fn see_unsent(&mut self, bytes: &[u8]) {
         match self.is_packed {
             true => self.keep(bytes),
             false => self.body_usage.feed(bytes),
         }
-        self.see_sent(bytes);
     }
 
     /// Keeps a slice of a packed answer.
