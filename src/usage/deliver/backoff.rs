@@ -111,6 +111,17 @@ impl Backoff {
         self.until = Some(now);
     }
 
+    /// What was lost in this round may be at fault itself, whether that is news or not: another is
+    /// sent at once. False when the receiver is known to be away, or that other is this one.
+    pub fn question(&mut self, round: u64, now: Instant) -> bool {
+        let is_open = round == self.round || self.until.is_none();
+        if !is_open || self.doubted {
+            return false;
+        }
+        self.doubt(self.round, now);
+        true
+    }
+
     /// Ends a wait: there will be no other time.
     pub fn hurry(&mut self, now: Instant) {
         self.until = self.until.map(|until| until.min(now));
