@@ -200,4 +200,21 @@ mod tests {
         backoff.doubt(backoff.round(), now);
         assert!(matches!(backoff.leave(now), Leave::NotBefore(_)) && backoff.is_down());
     }
+
+    /// Catches: a wait that ends because a late loss comes in, and a question without end.
+    #[test]
+    fn a_question_is_asked_of_a_receiver_that_may_be_well() {
+        let now = Instant::now();
+        let mut backoff = Backoff::new(WAITS, 7);
+        backoff.failed(0, None, now);
+        let old = backoff.round() - 1;
+        assert!(!backoff.question(old, now), "it waits");
+        assert!(matches!(backoff.leave(now), Leave::NotBefore(_)));
+        backoff.answered(backoff.round());
+        assert!(backoff.question(old, now), "it is well");
+        assert_eq!((backoff.leave(now), backoff.is_doubted()), (Leave::One, true));
+        assert!(!backoff.question(backoff.round(), now), "it was asked");
+        backoff.failed(backoff.round(), None, now);
+        assert!(backoff.question(backoff.round(), now), "it is tried whether it is back");
+    }
 }

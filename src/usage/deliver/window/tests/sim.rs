@@ -88,6 +88,8 @@ pub struct Sim {
     pub sends_in_outage: u64,
     /// Of a hundred requests so many get no answer, by chance.
     pub lossy: u64,
+    /// How long it takes until a cut connection is noticed.
+    pub timeout_ms: u64,
     /// What comes when all that is planned has come: by its place.
     pub later: fn(usize) -> Planned,
     /// Steps in which all that is planned must end.
@@ -117,6 +119,7 @@ impl Sim {
             overtakers: 0,
             sends_in_outage: 0,
             lossy: 0,
+            timeout_ms: 0,
             later: |at| {
                 let key = (at % 4 < 3).then_some(at as u64 % 4);
                 Planned { gap_ms: 5_000, key, fate: Fate::Taken }
@@ -191,7 +194,8 @@ impl Sim {
             if self.outage().is_some() {
                 self.sends_in_outage += 1;
             }
-            let latency = self.random(200);
+            let is_cut = batch.records.iter().any(|record| self.fate(record) == Fate::Cut);
+            let latency = self.random(200) + if is_cut { self.timeout_ms } else { 0 };
             self.flying.push((self.now_ms + latency, batch));
             assert!(self.flying.len() <= self.shape.concurrency);
             assert_eq!(self.flying.len(), self.window.in_flight());
