@@ -11,6 +11,7 @@
 //!   very next that is sent is delivered; after [`LANE_LOSSES_PROVEN_MAX`] of those, at growing
 //!   waits, it is buried with the next. A receiver that is away gives no proof, and one that loses
 //!   requests at random a chance of one half at most for each, whatever share it loses.
+//! - While it seems away, all that may go first takes turns: several bad ones tell nothing.
 //! - What came back holds up its own key and no other: neither it nor what waits behind it takes
 //!   room from the rest, up to a limit. Beyond, fewer proofs have to do.
 //! - If all that waits is held up by such records, one record at a time may overtake them, right

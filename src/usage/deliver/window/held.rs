@@ -128,6 +128,11 @@ impl Held {
         [self.refused, self.failed_proven, self.lost]
     }
 
+    /// Tries that did not get through, alone, since others told that the receiver was well.
+    pub fn lost_alone(&self) -> u32 {
+        self.lost_alone
+    }
+
     /// It may cut each connection that it comes over.
     pub fn is_suspect(&self) -> bool {
         self.lost > 1 || self.lost_alone >= LANE_OVERTAKEN_LOSSES
