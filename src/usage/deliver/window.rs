@@ -9,8 +9,8 @@
 //! - A receiver that cannot be reached never costs a record, only time ([`super::backoff`]). But a
 //!   record may cut each connection that it comes over. Its loss, alone, counts as proven when the
 //!   very next that is sent is delivered; after [`LANE_LOSSES_PROVEN_MAX`] of those, at growing
-//!   waits, it is buried with the next. A receiver that is away gives no proof, and one that loses
-//!   requests at random a chance of one half at most for each, whatever share it loses.
+//!   waits, it is buried with the next. An outage gives one proof at most, and a receiver that
+//!   loses requests at random gives each with a chance of one half at most, whatever it loses.
 //! - While it seems away, all that may go first takes turns: several bad ones tell nothing.
 //! - What came back holds up its own key and no other: neither it nor what waits behind it takes
 //!   room from the rest, up to a limit. Beyond, fewer proofs have to do.
