@@ -296,7 +296,7 @@ fn what_the_receiver_refuses_is_buried_after_its_tries() {
     assert_eq!(arrived_ids(&arrived), expected);
 }
 
-/// Catches: a lane that does not bury what the window gives up for its lost tries, or tells no cause.
+/// Catches: a lane that does not bury what the window gives up for lost tries, or tells no cause.
 #[test]
 fn what_cuts_each_connection_is_buried_in_the_end() {
     let mut first = None;
