@@ -116,10 +116,22 @@ pub const REPORTER_WAIT_MS_MAX: u64 = 300_000;
 pub const LANE_RECORDS_MIN: usize = 1024;
 /// Records that a lane reads ahead at most. Beyond: they stay where they are kept.
 pub const LANE_RECORDS_MAX: usize = 16 * 1024;
+/// Records that came back to a lane, or wait for such a one of their key, and take no room from the
+/// others. Beyond: they do, and a record that holds them up is given up sooner.
+pub const LANE_HELD_UP_RECORDS_MAX: usize = 8 * 1024;
+/// Tries of one record that got no answer while what was sent next was delivered: with the waits
+/// between them about an hour. Beyond: a dead letter.
+pub const LANE_LOSSES_PROVEN_MAX: u32 = 24;
+/// And so many when a lane holds up as much as it may, about a quarter of an hour.
+pub const LANE_LOSSES_PROVEN_SOME: u32 = 12;
+/// Tries of one record, alone, that got no answer while there was nothing of another key to try,
+/// about a quarter of an hour. Beyond: one record of its key at a time may overtake it.
+pub const LANE_OVERTAKEN_LOSSES: u32 = 12;
 /// Distance, in records, between the oldest that a lane has not finished and the last that it has
 /// read: so many may be delivered twice after a crash. Beyond: nothing is read.
 pub const LANE_SPAN_MAX: u64 = 1024 * 1024;
-/// Bytes of request bodies in the records that a lane has read. Beyond: nothing is read.
+/// Bytes of request bodies in the records that a lane has read, and as many again in those that are
+/// held up. Beyond: nothing is read.
 pub const LANE_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Records that a lane reads in one go, so that large bodies overshoot its limit by little.
 pub const LANE_READ_RECORDS: usize = 32;

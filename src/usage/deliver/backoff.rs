@@ -111,6 +111,17 @@ impl Backoff {
         self.until = Some(now);
     }
 
+    /// What was lost in this round may be at fault itself, whether that is news or not: another is
+    /// sent at once. False when the receiver is known to be away, or that other is this one.
+    pub fn question(&mut self, round: u64, now: Instant) -> bool {
+        let is_open = round == self.round || self.until.is_none();
+        if !is_open || self.doubted {
+            return false;
+        }
+        self.doubt(self.round, now);
+        true
+    }
+
     /// Ends a wait: there will be no other time.
     pub fn hurry(&mut self, now: Instant) {
         self.until = self.until.map(|until| until.min(now));
@@ -188,5 +199,22 @@ mod tests {
         assert_eq!((backoff.leave(now), backoff.is_down()), (Leave::One, false));
         backoff.doubt(backoff.round(), now);
         assert!(matches!(backoff.leave(now), Leave::NotBefore(_)) && backoff.is_down());
+    }
+
+    /// Catches: a wait that ends because a late loss comes in, and a question without end.
+    #[test]
+    fn a_question_is_asked_of_a_receiver_that_may_be_well() {
+        let now = Instant::now();
+        let mut backoff = Backoff::new(WAITS, 7);
+        backoff.failed(0, None, now);
+        let old = backoff.round() - 1;
+        assert!(!backoff.question(old, now), "it waits");
+        assert!(matches!(backoff.leave(now), Leave::NotBefore(_)));
+        backoff.answered(backoff.round());
+        assert!(backoff.question(old, now), "it is well");
+        assert_eq!((backoff.leave(now), backoff.is_doubted()), (Leave::One, true));
+        assert!(!backoff.question(backoff.round(), now), "it was asked");
+        backoff.failed(backoff.round(), None, now);
+        assert!(backoff.question(backoff.round(), now), "it is tried whether it is back");
     }
 }

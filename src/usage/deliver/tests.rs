@@ -35,19 +35,27 @@ type Arrived = (String, serde_json::Value);
 
 /// A webhook that answers in this order, then with 200, and tells what arrived.
 fn webhook(answers: &[Answer]) -> (SocketAddr, Receiver<Arrived>) {
+    let mut answers: Vec<Answer> = answers.iter().rev().copied().collect();
+    webhook_that(move |_| answers.pop().unwrap_or(Answer::Status(200)))
+}
+
+/// A webhook that answers what it likes, and tells what arrived.
+fn webhook_that(
+    mut answer: impl FnMut(&Arrived) -> Answer + Send + 'static,
+) -> (SocketAddr, Receiver<Arrived>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (told, arrived) = crossbeam_channel::unbounded();
-    let mut answers: Vec<Answer> = answers.iter().rev().copied().collect();
     thread::spawn(move || {
         let mut silent = Vec::new();
         while let Ok((stream, _)) = listener.accept() {
             // One connection at a time: a reporter has one.
             while let Some(request) = read_request(&stream) {
+                let answer = answer(&request);
                 if told.send(request).is_err() {
                     return;
                 }
-                match answers.pop().unwrap_or(Answer::Status(200)) {
+                match answer {
                     Answer::Status(status) => {
                         let head = format!("HTTP/1.1 {status} x\r\ncontent-length: 2\r\n\r\nok");
                         (&stream).write_all(head.as_bytes()).unwrap();
@@ -286,6 +294,33 @@ fn what_the_receiver_refuses_is_buried_after_its_tries() {
     assert_eq!(shelf.done(), 2);
     let expected = [vec![ids[0].clone(); 3], vec![ids[1].clone()]].concat();
     assert_eq!(arrived_ids(&arrived), expected);
+}
+
+/// Catches: a lane that does not bury what the window gives up for lost tries, or tells no cause.
+#[test]
+fn what_cuts_each_connection_is_buried_in_the_end() {
+    let mut first = None;
+    let (address, arrived) = webhook_that(move |(_, json)| {
+        let id = json["request_id"].clone();
+        match *first.get_or_insert_with(|| id.clone()) == id {
+            true => Answer::Close,
+            false => Answer::Status(200),
+        }
+    });
+    let running = running(&[reporter(address, 0, PATIENCE)], 40);
+    let (ids, shelf) = (running.ids.clone(), running.shelves[0].clone());
+    running.await_done(40);
+    assert_eq!(running.stop()[..3], [39, tries_of_the_first(&arrived, &ids), 1]);
+    let [(id, cause)] = &shelf.buried()[..] else { panic!("{:?}", shelf.buried()) };
+    assert!(*id == ids[0] && !cause.is_empty(), "{cause}");
+}
+
+/// How often the first record came; asserts that the others came once, and in order.
+fn tries_of_the_first(arrived: &Receiver<Arrived>, ids: &[String]) -> u64 {
+    let (first, others): (Vec<_>, Vec<_>) =
+        arrived_ids(arrived).into_iter().partition(|id| *id == ids[0]);
+    assert_eq!(others, ids[1..]);
+    first.len() as u64
 }
 
 /// Catches: reporters that wait for each other, records given up at a dead one, an endless stop.

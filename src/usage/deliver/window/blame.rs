@@ -1,0 +1,124 @@
+//! What a batch that was not delivered says of its records and of the receiver.
+
+use super::Window;
+use crate::usage::record::UsageRecord;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl Window {
+    /// What is refused for good is looked at one by one, and each has its tries.
+    pub(super) fn refused(&mut self, seqs: &[u64], now: Instant) -> Option<Arc<UsageRecord>> {
+        let [alone] = seqs else {
+            self.cut(seqs, 1);
+            return None;
+        };
+        let held = self.open.get_mut(alone)?;
+        if held.refuse(self.shape.retries) {
+            return self.close(*alone);
+        }
+        let [refused, ..] = held.tries();
+        held.not_before = Some(now + self.backoff.wait(refused));
+        None
+    }
+
+    /// A failure may be the record's or the receiver's.
+    pub(super) fn failed(
+        &mut self,
+        seqs: &[u64],
+        round: u64,
+        now: Instant,
+    ) -> Option<Arc<UsageRecord>> {
+        let [alone] = seqs else {
+            self.cut(seqs, seqs.len().div_ceil(2));
+            self.backoff.doubt(round, now);
+            self.stand_back(seqs);
+            return None;
+        };
+        let held = self.open.get_mut(alone)?;
+        let failure = held.fail(self.delivered, self.shape.retries);
+        if failure.is_last {
+            return self.close(*alone);
+        }
+        let [_, failed, _] = held.tries();
+        held.not_before = Some(now + self.backoff.wait(failed));
+        if !failure.is_its_own {
+            self.backoff.doubt(round, now);
+            self.stand_back(seqs);
+        }
+        None
+    }
+
+    /// Nobody is to blame for a receiver that is away. But what does not get through while others
+    /// do may be too large, or cut the connection: it is sent in pieces, and less often.
+    pub(super) fn lost(
+        &mut self,
+        seqs: &[u64],
+        round: u64,
+        named: Option<Duration>,
+        now: Instant,
+    ) -> Option<Arc<UsageRecord>> {
+        let (delivered, mut others_did) = (self.delivered, false);
+        for seq in seqs {
+            let held = self.open.get_mut(seq);
+            others_did |= held.is_some_and(|held| held.lose(delivered));
+        }
+        let [alone] = seqs else {
+            self.backoff.failed(round, named, now);
+            if others_did || self.backoff.is_down_again() {
+                self.cut(seqs, seqs.len().div_ceil(2));
+            }
+            self.stand_back(seqs);
+            return None;
+        };
+        let is_pressed = self.is_pressed();
+        let held = self.open.get_mut(alone)?;
+        if held.lose_alone(is_pressed) {
+            return self.close(*alone);
+        }
+        let mut is_asked = false;
+        if held.is_suspect() {
+            let [.., lost] = held.tries();
+            held.not_before = Some(now + self.backoff.wait(lost));
+            // A wait that the receiver asked for is kept, unless none but this record gets it.
+            let may_ask = named.is_none() || held.may_be_overtaken(delivered, self.shape.retries);
+            is_asked = may_ask && self.backoff.question(round, now);
+        }
+        let before = self.backoff.round();
+        if !is_asked {
+            self.backoff.failed(round, named, now);
+        }
+        if is_asked || self.backoff.round() > before {
+            self.accused = Some((*alone, self.backoff.round()));
+        }
+        self.stand_back(seqs);
+        None
+    }
+
+    /// These, sent in this round, were delivered. If the round began with the loss of a record,
+    /// nothing was lost between: so it was not the receiver.
+    pub(super) fn prove(&mut self, seqs: &[u64], round: u64) {
+        let Some((accused, _)) = self.accused.take_if(|(_, since)| *since == round) else { return };
+        let keys = seqs.iter().filter_map(|seq| self.open.get(seq)?.key).collect::<HashSet<_>>();
+        if let Some(held) = self.open.get_mut(&accused) {
+            held.prove_loss(held.key.is_none_or(|key| !keys.contains(&key)));
+        }
+    }
+
+    /// Lets others go first in this round, and tell whether the receiver is well.
+    fn stand_back(&mut self, seqs: &[u64]) {
+        for seq in seqs {
+            if let Some(held) = self.open.get_mut(seq) {
+                held.stood_back = self.backoff.round();
+            }
+        }
+    }
+
+    fn cut(&mut self, seqs: &[u64], batch: usize) {
+        for seq in seqs {
+            if let Some(held) = self.open.get_mut(seq) {
+                held.batch = held.batch.min(batch);
+            }
+        }
+    }
+}
