@@ -175,6 +175,8 @@ pub const SPOOL_ABSENT_REPORTER_KEPT: Duration = Duration::from_secs(24 * 60 * 6
 /// Of requests that are over, the places in which what was said of them may be used again. Beyond:
 /// freed.
 pub const SPOOL_ROOMS_MAX: usize = 1024;
+/// Bytes of one of them. Beyond: freed.
+pub const SPOOL_ROOM_BYTES_MAX: usize = 1024;
 /// Bytes of request bodies and the rest that one read of a reporter decodes. Beyond: the next read.
 pub const SPOOL_READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of the file of records that a reporter's receiver refused. Beyond: dropped and counted.

@@ -2,32 +2,28 @@
 //! chunks as they came, other data with a chunk header of ours, from where they lie in the read
 //! buffer.
 
+mod bulk;
+mod close;
+
 use super::framing::{Inbound, Sections};
 use super::last::{End, Last};
 use super::parts::{Headers, Parts};
 use super::strip::{Part, Strip};
 use super::tap::Tap;
-use super::Outcome;
 use crate::base::fault::Fault;
-use crate::base::limits::{BUFFER_BYTES, PIPE_BYTES};
+use crate::base::limits::BUFFER_BYTES;
 use crate::config::plan::Backend;
-use crate::http::write::{chunk_header, OutFraming, CHUNK_HEADER_BYTES_MAX};
+use crate::http::write::OutFraming;
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
-use crate::rt::pipe::Pipe;
 use crate::rt::tls::Link;
-use std::io::{self, IoSlice};
+use std::io;
 use std::time::Instant;
 
-/// An answer of which so much is announced is read with large buffers from the start.
-const BULK_BYTES_MIN: u64 = 4 * BUFFER_BYTES as u64;
 /// Sends of one read, above which reads are small again.
 const BULK_SENDS_MAX: u32 = 32;
-/// Bytes at the beginning and at the end of an answer that the tap always sees.
-const HEAD_BYTES: u64 = BUFFER_BYTES as u64 / 2;
-const TAIL_BYTES: u64 = 4 * BUFFER_BYTES as u64;
 /// Small reads that follow a wait for the client. What is large would sit in its buffer, and in the
 /// kernel's, where a segment that is larger than the client's window waits for a probe.
 const READS_FOR_SLOW: u8 = 4;
@@ -144,38 +140,6 @@ impl<'a> Relay<'a> {
         self.state.bytes
     }
 
-    /// Sends the last bytes.
-    pub async fn end(&mut self, last: Box<Last>) -> Outcome {
-        let head = last.head.as_ref().map_or(&[][..], |head| head);
-        let bytes = last.bytes.as_ref().and_then(|bytes| bytes.get(last.from..));
-        let sent = self.send(head, &last.body, bytes.unwrap_or_default()).await;
-        last.let_go();
-        self.outcome(sent.err())
-    }
-
-    /// Ends an answer that broke.
-    pub async fn break_off(&mut self, fault: Fault) -> Outcome {
-        Box::pin(self.tell(fault)).await;
-        self.outcome(Some(fault))
-    }
-
-    fn outcome(&self, fault: Option<Fault>) -> Outcome {
-        if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
-            self.w.meters.borrow_mut().events_unjudged += 1;
-        }
-        let finished = self.state.finished;
-        // Whether the client took the answer does not matter to the engine's connection.
-        let exact = finished && !self.state.extra;
-        Outcome {
-            fault,
-            upstream_clean: exact && !self.inbound.ends_with_close(),
-            client_clean: exact && fault.is_none(),
-            upstream_finished: finished,
-            upstream_extra: self.state.extra,
-            bytes: self.state.bytes,
-        }
-    }
-
     /// Waits for the engine without a buffer, reads once, forwards what came.
     async fn next_read(&mut self, link: &mut Link) -> Step {
         let post = &self.client.post;
@@ -228,48 +192,6 @@ impl<'a> Relay<'a> {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Step::Goes,
             Err(_) => Step::Broken(Fault::BackendBroke),
         }
-    }
-
-    /// Much is to come, and it goes out in few sends: chunks that are framed anew, a few in each
-    /// send, would hold up the other streams of the worker if very many came at a time. What is put
-    /// together anew would need two large buffers.
-    fn reads_in_bulk(&self) -> bool {
-        let much = self.state.in_bulk || self.inbound.announced() >= BULK_BYTES_MIN;
-        much && self.strip.is_none()
-            && (self.is_chunked() || !matches!(self.inbound, Inbound::Chunked(_)))
-    }
-
-    /// Takes the next bytes from the engine without reading them, where nobody needs to see them:
-    /// in the middle of an answer that has its usage at one end.
-    fn fill_pipe(&mut self, link: &Link) -> Option<Pipe> {
-        let middle = self.inbound.announced().saturating_sub(TAIL_BYTES);
-        let seen = self.state.bytes >= HEAD_BYTES && self.tap.may_skip();
-        if !seen || middle < PIPE_BYTES as u64 / 2 {
-            return None;
-        }
-        let pipe = Pipe::fill(link.bare()?, middle.min(PIPE_BYTES as u64) as usize)?;
-        self.inbound.pass(pipe.held() as u64);
-        self.tap.skip();
-        Some(pipe)
-    }
-
-    /// Passes a pipe's bytes to the client.
-    async fn pass_on(&mut self, mut pipe: Pipe) -> Step {
-        let mut result = Ok(());
-        while pipe.held() > 0 && result.is_ok() {
-            let held = pipe.held();
-            result = match pipe.empty(self.client.post.socket()) {
-                Ok(()) => Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.state.slow_reads = READS_FOR_SLOW;
-                    self.client.room().await
-                }
-                Err(_) => Err(Fault::ClientLeft),
-            };
-            self.state.bytes += (held - pipe.held()) as u64;
-        }
-        self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
-        result.map_or_else(Step::Broken, |()| Step::Goes)
     }
 
     /// Decodes and sends on `input`, all but the end of a body, which it gives; `head` goes first.
@@ -428,30 +350,6 @@ impl<'a> Relay<'a> {
         body.for_each_data(input, |data| self.tap.see(data));
         if is_first {
             self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
-        }
-    }
-
-    /// A client must see that an answer is incomplete: its body never gets a proper end, and an
-    /// event stream says why first, if its last event is whole.
-    async fn tell(&self, fault: Fault) {
-        let client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
-        let chunked = self.is_chunked();
-        let whole = !self.state.torn && self.tap.at_event_boundary();
-        if client_reads && chunked && whole {
-            let mut event = Buffer::take();
-            match self.tap.is_ndjson() {
-                true => crate::llm::error::write_line(&fault.refusal(), &mut event),
-                false => crate::llm::error::write_event(&fault.refusal(), &mut event),
-            }
-            let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
-            let header = chunk_header(&mut size, event.len());
-            let mut parts = [IoSlice::new(header), IoSlice::new(&event), IoSlice::new(b"\r\n")];
-            // Best effort: the stream is broken either way.
-            let _ = self.client.send(&mut parts).await;
-        }
-        if self.state.until_close {
-            // A body that ends with the close would look whole: reset instead.
-            self.client.post.socket().reset_on_close();
         }
     }
 }

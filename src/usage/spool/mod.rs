@@ -17,6 +17,8 @@ pub mod checkpoint;
 mod absent;
 mod table;
 mod recover;
+mod batch;
+mod flights;
 pub mod writer;
 mod rescue;
 pub mod keeper;
@@ -27,21 +29,22 @@ pub mod survey;
 use super::doorbell::Doorbell;
 use crate::base::limits::{SPOOL_MEMORY_BYTES_MAX, SPOOL_SEGMENT_BYTES};
 use crate::config::plan::{Fsync, OnSpoolFailure, Spool};
+use batch::Batch;
 use checkpoint::Checkpoint;
 use crossbeam_channel::bounded;
 use cursor::Cursor;
 use disk::{Disk, RealDisk};
+use flights::Flights;
 use keeper::Keeper;
 use memory::MemoryDisk;
 use recover::Found;
 use segment::Kind;
 use state::SpoolState;
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use table::Shared;
-use writer::{Batch, Trouble, Writer};
+use writer::{Trouble, Writer};
 
 /// How a spool behaves.
 #[derive(Debug, Clone, Copy)]
@@ -139,12 +142,12 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
     getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
     let batch = Batch::new(random, next_sequence);
     let trouble = Trouble { cuts, ..Trouble::default() };
-    let (opens, rooms) = (HashMap::new(), Vec::new());
+    let flights = Flights::default();
     let cursor = |(index, ring)| Cursor::new(Arc::clone(&shared), index, ring, keeper.clone());
     let cursors = rings.into_iter().enumerate().map(cursor).collect();
     let keeper_of_it =
         Keeper { shared: Arc::clone(&shared), options, absent, bell, doorbell: doorbell.clone() };
-    let mut writer = Writer { shared, options, batch, opens, rooms, keeper, trouble };
+    let mut writer = Writer { shared, options, batch, flights, keeper, trouble };
     // Checkpoints before records, and records only into a segment that this process began.
     match rescue::keep_checkpoints(&writer.shared) {
         Ok(()) => writer.begin(next_sequence),

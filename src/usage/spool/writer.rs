@@ -1,19 +1,18 @@
 //! Entries become bytes in a segment: gathered in a batch, handed to the kernel in one write, and
 //! only then shown to the cursors. What to do when the disk takes nothing is in `rescue`.
 
+use super::batch::Batch;
 use super::codec;
 use super::disk::DiskFile;
+use super::flights::Flights;
 use super::memory::MemoryFile;
-use super::segment::{self, Header, Kind, Marker, ENTRY_BYTES, HEADER_BYTES};
+use super::segment::{self, Kind, ENTRY_BYTES, HEADER_BYTES};
 use super::state::{add, SpoolState};
 use super::table::{Place, Segment, Shared};
 use super::Options;
-use crate::base::id::RequestId;
-use crate::base::limits::{SPOOL_OPENS_MAX, SPOOL_PAYLOAD_BYTES_MAX, SPOOL_ROOMS_MAX};
 use crate::config::plan::Fsync;
 use crate::usage::record::UsageRecord;
 use crossbeam_channel::Sender;
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
@@ -24,22 +23,10 @@ pub struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) options: Options,
     pub(super) batch: Batch,
-    /// Requests in flight.
-    pub(super) opens: HashMap<RequestId, Open>,
-    /// Room for payloads that requests had which are over: most are over in a moment.
-    pub(super) rooms: Vec<Vec<u8>>,
+    pub(super) flights: Flights,
     /// Wakes the keeper.
     pub(super) keeper: Sender<()>,
     pub(super) trouble: Trouble,
-}
-
-/// A request in flight.
-pub(super) struct Open {
-    /// Sequence of the first that was said of it: it keeps its place among the others.
-    begun: u64,
-    /// Kind and payload of the last.
-    kind: Kind,
-    payload: Vec<u8>,
 }
 
 /// What the disk owes.
@@ -55,53 +42,6 @@ pub(super) struct Trouble {
     pub told: Option<(Instant, u64)>,
 }
 
-/// Entries that are not written yet.
-pub(super) struct Batch {
-    pub bytes: Vec<u8>,
-    marker: Marker,
-    next_sequence: u64,
-    /// Sequence of the first entry in `bytes`.
-    pub first: u64,
-    pub entries: u64,
-    /// Records for all reporters among them.
-    pub closes: u64,
-    /// Records for one reporter among them, by its place in the configuration.
-    pub again: Vec<usize>,
-}
-
-impl Batch {
-    pub fn new(marker: Marker, next_sequence: u64) -> Self {
-        let (bytes, again) = (Vec::new(), Vec::new());
-        Batch { bytes, marker, next_sequence, first: next_sequence, entries: 0, closes: 0, again }
-    }
-
-    /// The header of a segment that begins with this sequence, as bytes to go on with.
-    pub fn header(&self, first: u64) -> Vec<u8> {
-        Header { marker: self.marker, first }.to_bytes().to_vec()
-    }
-
-    /// Adds an entry; false, and nothing is added, when it is too long.
-    fn push(&mut self, kind: Kind, fill: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let start = self.bytes.len();
-        segment::push(&mut self.bytes, self.marker, (self.next_sequence, kind), fill);
-        if self.bytes.len() - start - ENTRY_BYTES > SPOOL_PAYLOAD_BYTES_MAX {
-            self.bytes.truncate(start);
-            return false;
-        }
-        self.next_sequence += 1;
-        self.entries += 1;
-        true
-    }
-
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        // One that a large request body blew up is not kept so.
-        self.bytes.shrink_to(2 * crate::base::limits::SPOOL_BATCH_BYTES);
-        self.again.clear();
-        (self.first, self.entries, self.closes) = (self.next_sequence, 0, 0);
-    }
-}
-
 impl Writer {
     /// Adds what is known of a request to the batch. A request body goes with its end only.
     pub fn append(&mut self, kind: Kind, record: &UsageRecord) {
@@ -112,30 +52,10 @@ impl Writer {
         if !whole && !self.batch.push(kind, |into| codec::encode_bare(record, into)) {
             return self.lose(kind);
         }
-        self.follow(kind, record.request_id, start);
-    }
-
-    /// Keeps in mind which requests are in flight; the entry of this one begins at `start`.
-    fn follow(&mut self, kind: Kind, id: RequestId, start: usize) {
+        self.batch.closes += u64::from(kind == Kind::Close);
         let payload = self.batch.bytes.get(start + ENTRY_BYTES..).unwrap_or_default();
-        if kind == Kind::Close {
-            self.batch.closes += 1;
-            if let Some(mut open) = self.opens.remove(&id) {
-                if self.rooms.len() < SPOOL_ROOMS_MAX {
-                    open.payload.clear();
-                    self.rooms.push(open.payload);
-                }
-            }
-        } else if let Some(open) = self.opens.get_mut(&id) {
-            open.kind = kind;
-            open.payload.clear();
-            open.payload.extend_from_slice(payload);
-        } else if self.opens.len() < SPOOL_OPENS_MAX {
-            let mut room = self.rooms.pop().unwrap_or_default();
-            room.extend_from_slice(payload);
-            let begun = self.batch.next_sequence;
-            self.opens.insert(id, Open { begun, kind, payload: room });
-        } else {
+        let begun = self.batch.next_sequence;
+        if !self.flights.follow(kind, record.request_id, (begun, payload)) {
             add(&self.state().dropped_opens, 1);
         }
     }
@@ -181,7 +101,7 @@ impl Writer {
         self.roll();
         self.state().end_write();
         let _ = self.keeper.try_send(());
-        self.state().opens.store(self.opens.len() as u64, Relaxed);
+        self.state().opens.store(self.flights.len() as u64, Relaxed);
     }
 
     /// What has to be done now and then, also when there is nothing to commit: tries a failing disk
@@ -414,10 +334,8 @@ impl Writer {
     /// Fills the batch, which is empty, with the requests in flight.
     fn gather_opens(&mut self) {
         debug_assert!(self.batch.bytes.is_empty(), "the batch is placed before");
-        let mut opens: Vec<&Open> = self.opens.values().collect();
-        opens.sort_unstable_by_key(|open| open.begun);
-        for Open { kind, payload, .. } in opens {
-            self.batch.push(*kind, |into| into.extend_from_slice(payload));
+        for (kind, payload) in self.flights.in_order() {
+            self.batch.push(kind, |into| into.extend_from_slice(payload));
         }
     }
 

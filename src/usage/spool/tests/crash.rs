@@ -232,7 +232,7 @@ fn a_request_of_hours_outlives_its_segment() {
     }
     let segments = spool.state.segments.load(Relaxed);
     assert!(segments <= 2, "{segments} segments are kept");
-    assert_eq!(spool.writer.opens.len(), 1);
+    assert_eq!(spool.writer.flights.len(), 1);
     let killed = disk.world();
     let mut spool = opened(Arc::new(Disk::new(killed)), options(EVERY));
     let records = read_all(&mut spool.cursors[0]);

@@ -1,0 +1,67 @@
+//! How an answer ends: with its last bytes, or broken.
+
+use super::Relay;
+use crate::base::fault::Fault;
+use crate::http::write::{chunk_header, CHUNK_HEADER_BYTES_MAX};
+use crate::proxy::relay::last::Last;
+use crate::proxy::relay::Outcome;
+use crate::rt::buffer::Buffer;
+use std::io::IoSlice;
+
+impl Relay<'_> {
+    /// Sends the last bytes.
+    pub async fn end(&mut self, last: Box<Last>) -> Outcome {
+        let head = last.head.as_ref().map_or(&[][..], |head| head);
+        let bytes = last.bytes.as_ref().and_then(|bytes| bytes.get(last.from..));
+        let sent = self.send(head, &last.body, bytes.unwrap_or_default()).await;
+        last.let_go();
+        self.outcome(sent.err())
+    }
+
+    /// Ends an answer that broke.
+    pub async fn break_off(&mut self, fault: Fault) -> Outcome {
+        Box::pin(self.tell(fault)).await;
+        self.outcome(Some(fault))
+    }
+
+    fn outcome(&self, fault: Option<Fault>) -> Outcome {
+        if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
+            self.w.meters.borrow_mut().events_unjudged += 1;
+        }
+        let finished = self.state.finished;
+        // Whether the client took the answer does not matter to the engine's connection.
+        let exact = finished && !self.state.extra;
+        Outcome {
+            fault,
+            upstream_clean: exact && !self.inbound.ends_with_close(),
+            client_clean: exact && fault.is_none(),
+            upstream_finished: finished,
+            upstream_extra: self.state.extra,
+            bytes: self.state.bytes,
+        }
+    }
+
+    /// A client must see that an answer is incomplete: its body never gets a proper end, and an
+    /// event stream says why first, if its last event is whole.
+    async fn tell(&self, fault: Fault) {
+        let client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
+        let chunked = self.is_chunked();
+        let whole = !self.state.torn && self.tap.at_event_boundary();
+        if client_reads && chunked && whole {
+            let mut event = Buffer::take();
+            match self.tap.is_ndjson() {
+                true => crate::llm::error::write_line(&fault.refusal(), &mut event),
+                false => crate::llm::error::write_event(&fault.refusal(), &mut event),
+            }
+            let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
+            let header = chunk_header(&mut size, event.len());
+            let mut parts = [IoSlice::new(header), IoSlice::new(&event), IoSlice::new(b"\r\n")];
+            // Best effort: the stream is broken either way.
+            let _ = self.client.send(&mut parts).await;
+        }
+        if self.state.until_close {
+            // A body that ends with the close would look whole: reset instead.
+            self.client.post.socket().reset_on_close();
+        }
+    }
+}
