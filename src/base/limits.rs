@@ -101,6 +101,9 @@ pub const RECORD_PATH_BYTES_MAX: usize = 256;
 
 /// Usage records waiting for the journal. Beyond: dropped and counted.
 pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
+/// A worker that ends waits so long for the journal to take its last records. Beyond: dropped and
+/// counted.
+pub const OUTBOX_END_WAIT: Duration = Duration::from_secs(1);
 /// Usage records of one turn of a worker's loop. Beyond: they go as two turns.
 pub const OUTBOX_TURN_RECORDS_MAX: usize = 256;
 /// Turns waiting for the journal, and those that one worker may have back from it. Beyond: a turn

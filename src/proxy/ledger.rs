@@ -67,6 +67,14 @@ impl Ledger {
         ticket.map_or(Ticket::NONE, Ticket)
     }
 
+    /// Sends what is left, when the worker ends: now it may wait for a moment.
+    pub fn finish(&self) {
+        self.outbox.finish();
+        // Of a task that holds the worker, which holds this: neither would ever be freed.
+        self.usher.take();
+        self.waiting.take();
+    }
+
     fn call_usher(&self) {
         if let Some(usher) = self.usher.borrow_mut().take() {
             usher.wake();
@@ -194,5 +202,114 @@ impl Future for Written<'_> {
             ledger.call_usher();
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits::{OUTBOX_TURNS_MAX, OUTBOX_TURN_RECORDS_MAX};
+    use crate::rt::ring::Ring;
+    use crate::usage::outbox::tests::{ends, late, taken, written};
+    use crate::usage::outbox::Inbox;
+    use std::rc::Rc;
+
+    /// Runs beside the usher of a ledger.
+    fn with_usher<F: Future>(test: impl FnOnce(Rc<Option<Ledger>>, Inbox) -> F) -> F::Output {
+        Ring::build().unwrap().block_on(async {
+            let (outbox, inbox) = ends(1 << 20);
+            let ledger = Rc::new(Some(Ledger::new(outbox)));
+            let usher = ledger.clone();
+            rt::spawn(async move { usher.as_ref().as_ref().unwrap().usher().await });
+            test(ledger, inbox).await
+        })
+    }
+
+    fn hand_over(ledger: &Option<Ledger>) -> Ticket {
+        ledger.as_ref().unwrap().hand_over(Kind::Open, |_| {})
+    }
+
+    /// Lets the usher, and all that is ready, run.
+    async fn a_turn() {
+        rt::sleep(Duration::ZERO).await;
+    }
+
+    /// Catches: requests that are freed by the tick only, or not by the acknowledgement of a later
+    /// ticket; a turn that goes in pieces.
+    #[test]
+    fn one_acknowledgement_frees_all_of_a_turn() {
+        with_usher(|ledger, mut inbox| async move {
+            let tickets: Vec<Ticket> = (0..9).map(|_| hand_over(&ledger)).collect();
+            let freed = Rc::new(Cell::new(0));
+            for ticket in tickets {
+                let (ledger, freed) = (ledger.clone(), freed.clone());
+                rt::spawn(async move {
+                    Written::of(&ledger, ticket).await;
+                    freed.set(freed.get() + 1);
+                });
+            }
+            a_turn().await;
+            assert_eq!(taken(&inbox).iter().map(Vec::len).collect::<Vec<_>>(), [9]);
+            written(&mut inbox, 4);
+            while freed.get() < 4 {
+                a_turn().await;
+            }
+            assert_eq!(freed.get(), 4);
+            written(&mut inbox, 9);
+            while freed.get() < 9 {
+                a_turn().await;
+            }
+            assert_eq!(late(&inbox), 0);
+            Written::of(&ledger, Ticket::NONE).await;
+        });
+    }
+
+    /// Catches: a request that waits for ever for a journal that stands, or does not wait at all;
+    /// one that goes on late and is not counted.
+    #[test]
+    fn a_journal_that_stands_holds_nobody_for_long() {
+        with_usher(|ledger, mut inbox| async move {
+            let begun = Instant::now();
+            let ticket = hand_over(&ledger);
+            Written::of(&ledger, ticket).await;
+            assert!(begun.elapsed() >= TICK, "{:?}", begun.elapsed());
+            assert_eq!(late(&inbox), 1);
+            let next = hand_over(&ledger);
+            written(&mut inbox, 2);
+            Written::of(&ledger, next).await;
+            assert_eq!(late(&inbox), 1);
+        });
+    }
+
+    /// Catches: an usher that spins while the journal takes nothing (this would never end), turns
+    /// that are lost or out of order then.
+    #[test]
+    fn what_finds_no_room_goes_later_and_in_order() {
+        with_usher(|ledger, mut inbox| async move {
+            let count = OUTBOX_TURNS_MAX + 10;
+            for _ in 0..count {
+                hand_over(&ledger);
+                a_turn().await;
+            }
+            assert_eq!(inbox.turns.len(), OUTBOX_TURNS_MAX);
+            let last = hand_over(&ledger);
+            assert_eq!(taken(&inbox).iter().flatten().count(), OUTBOX_TURNS_MAX);
+            written(&mut inbox, OUTBOX_TURNS_MAX as u64);
+            let rest = loop {
+                a_turn().await;
+                let rest = taken(&inbox);
+                if !rest.is_empty() {
+                    break rest;
+                }
+            };
+            assert_eq!(rest.iter().map(Vec::len).collect::<Vec<_>>(), [11]);
+            assert_eq!(last, Ticket(count as u64 + 1));
+            written(&mut inbox, last.0);
+            Written::of(&ledger, last).await;
+            (0..OUTBOX_TURN_RECORDS_MAX).for_each(|_| {
+                hand_over(&ledger);
+            });
+            assert_eq!(inbox.turns.len(), 1, "a full turn goes at once");
+        });
     }
 }

@@ -54,8 +54,8 @@ pub struct Story {
     pub outcome: Option<Outcome>,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
-    /// Its client left, and what it did not take of the answer was read for the engine's sake: it
-    /// was over with the last byte that was sent.
+    /// Its client left, and what it did not take of the answer is read for the engine's sake: that
+    /// is no time of the request's.
     pub is_drained: bool,
     /// Its record was handed over before the last bytes went to the client.
     is_closed: bool,

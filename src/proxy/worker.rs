@@ -214,6 +214,7 @@ impl Worker {
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
             // One more tick after the drain began: the accept loop empties the kernel's queue.
             if (self.live.get() == 0 && was_draining) || out_of_time {
+                self.usage.iter().for_each(Ledger::finish);
                 mailbox.leave(Box::new(self.copy_meters()));
                 heartbeat.store(HEARTBEAT_DONE, Ordering::Relaxed);
                 return ending.is_none();

@@ -15,7 +15,12 @@ pub struct Doorbell {
 impl Doorbell {
     /// From now on it is this thread that is called.
     pub fn answer(&self) {
-        let _ = self.answers.set(thread::current());
+        self.answered_by(&thread::current());
+    }
+
+    /// The same, of another thread that answers.
+    pub fn answered_by(&self, thread: &Thread) {
+        let _ = self.answers.set(thread.clone());
     }
 
     /// Calls. Who calls first makes what it calls for visible; a call before anybody answers is

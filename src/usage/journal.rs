@@ -17,6 +17,10 @@ use std::sync::atomic::{
 };
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A batch at which the writer panicked is tried again after so long.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Something that a worker hands over.
 pub trait Piece: Send + 'static {
@@ -27,8 +31,7 @@ pub trait Piece: Send + 'static {
     /// a worker has no time for.
     fn record(&mut self) -> &UsageRecord;
 
-    /// Who waits for it, and for how long a row of its pieces: a worker's index, and the number
-    /// that it gave to this one.
+    /// A worker's index, and the number that it gave to this piece: they grow from piece to piece.
     fn ticket(&self) -> (usize, u64);
 }
 
@@ -73,6 +76,8 @@ impl Journal {
         let mut desk = Desk { writer, ends, batch, tickets };
         let write = move || desk.run(&inbox, (&called, &is_over));
         let writing = thread::Builder::new().name("journal".to_owned()).spawn(write)?;
+        // Also here: a stop that comes before the thread's first turn must not miss it.
+        doorbell.answered_by(writing.thread());
         Ok(Journal { stop, doorbell, writing, keeping, keeper_running })
     }
 
@@ -108,7 +113,9 @@ impl<P: Piece, E: Ends<P>> Desk<P, E> {
                 if is_over {
                     return;
                 }
-                doorbell.wait(self.writer.due());
+                let again = || Instant::now() + AFTER_PANIC;
+                let unwritten = (!self.batch.is_empty()).then(again);
+                doorbell.wait(self.writer.due().or(unwritten));
             }
         }
     }
@@ -125,6 +132,7 @@ impl<P: Piece, E: Ends<P>> Desk<P, E> {
         }
         if catch_unwind(AssertUnwindSafe(|| self.writer.commit())).is_err() {
             // The writer still has it, and the next round writes it: until then nobody is told.
+            self.writer.state().end_write();
             return tracing::error!("the journal panicked; it goes on, please report this");
         }
         for (worker, ticket) in self.tickets.drain(..) {

@@ -14,7 +14,8 @@ use super::journal::{Ends as JournalEnds, Piece};
 use super::record::UsageRecord;
 use super::spool::state::SpoolState;
 use crate::base::limits::{
-    OUTBOX_BODY_BYTES_MAX, OUTBOX_RECORDS_MAX, OUTBOX_TURNS_MAX, OUTBOX_TURN_RECORDS_MAX,
+    OUTBOX_BODY_BYTES_MAX, OUTBOX_END_WAIT, OUTBOX_RECORDS_MAX, OUTBOX_TURNS_MAX,
+    OUTBOX_TURN_RECORDS_MAX,
 };
 use crate::config::plan::Reporter;
 use atomic_waker::AtomicWaker;
@@ -320,6 +321,24 @@ impl Outbox {
         }
     }
 
+    /// Sends what was handed over, and waits for room for it, [`OUTBOX_END_WAIT`] at most; what
+    /// finds none is lost, and counted. For the end of a worker alone: it blocks.
+    pub fn finish(&self) {
+        let turn = self.turn.take();
+        let records = turn.len() as u64;
+        if records == 0 {
+            return;
+        }
+        self.counters.waiting.fetch_add(records, Relaxed);
+        // It may sleep over many others.
+        self.doorbell.ring();
+        if self.sender.send_timeout(turn, OUTBOX_END_WAIT).is_err() {
+            self.counters.waiting.fetch_sub(records, Relaxed);
+            self.counters.outbox_dropped.fetch_add(records, Relaxed);
+        }
+        self.doorbell.ring();
+    }
+
     /// True when something was handed over that the journal was not sent.
     pub fn has_more(&self) -> bool {
         !self.turn.borrow().is_empty()
@@ -384,7 +403,7 @@ impl Queued {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        self.flush();
+        self.finish();
     }
 }
 
@@ -401,4 +420,4 @@ fn body_bytes(record: &UsageRecord) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

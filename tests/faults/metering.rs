@@ -88,7 +88,7 @@ impl Stage {
         let (maria, postgres) = (MariaDb::start(), Postgres::start());
         let proxy = free_address();
         let yaml = format!(
-            "server: {{listen: \"{proxy}\", workers: 1, cpu_affinity: \"off\"}}\n\
+            "server: {{listen: \"{proxy}\", workers: 2, cpu_affinity: \"off\"}}\n\
              log: {{level: info, format: json, output: stdout}}\n\
              backends: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n\
              usage:\n\

@@ -6,7 +6,7 @@ use crate::base::limits::ANSWER_DRAIN_MAX;
 use crate::config::plan::OnClientAbort;
 use crate::proxy::relay::drain::drain;
 use crate::proxy::relay::Outcome;
-use crate::proxy::settle::{settle, Ending};
+use crate::proxy::settle::{note, settle, Ending};
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::worker::Worker;
 use crate::rt;
@@ -58,6 +58,9 @@ pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
     let plan = story.backend.and_then(|backend| w.backend(backend));
     if let (Some(plan), Some(Exchange { mut lease, .. })) = (plan, exchange.take()) {
         story.is_drained = true;
+        tap.stop();
+        // Should we be killed while that goes on.
+        note(w, request, tap, story, story.outcome.map_or(0, |outcome| outcome.bytes));
         let rest = drain(lease.link(), inbound, tap, plan.idle_timeout);
         let rest = w.patrol.until_end(rt::timeout(ANSWER_DRAIN_MAX, rest)).await;
         if matches!(rest, Some(Ok(true))) {

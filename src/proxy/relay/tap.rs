@@ -194,6 +194,11 @@ impl Tap {
         self.last = Some(now);
     }
 
+    /// Nothing more of the answer goes to the client: if nothing did, it is over now.
+    pub fn stop(&mut self) {
+        self.last.get_or_insert_with(Instant::now);
+    }
+
     /// True when the answer should be noted: after each [`NOTE_INTERVAL`], and when its end mark
     /// has come and its last bytes have not.
     pub fn is_note_due(&mut self) -> bool {
@@ -219,5 +224,24 @@ impl Tap {
     /// True when an event of ours may be put into the stream: the engine's last one is complete.
     pub fn at_event_boundary(&self) -> bool {
         self.events.as_ref().is_some_and(|events| events.at_boundary())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a request whose client left before its answer began, and that is said to have
+    /// lasted until its engine was read to the end.
+    #[test]
+    fn what_is_stopped_is_over() {
+        let mut tap = Tap::default();
+        tap.stop();
+        let stopped = tap.last_byte();
+        assert!(stopped.is_some());
+        tap.see_unsent(b"data: {}\n\n");
+        tap.stop();
+        assert_eq!(tap.last_byte(), stopped);
+        assert_eq!(tap.first_byte, None);
     }
 }

@@ -77,6 +77,14 @@ fn what_is_acknowledged_can_be_read() {
     inbox.send(turn(Kind::Close, "panic", 4, 1)).unwrap();
     doorbell.ring();
     assert_eq!(told.recv().unwrap(), (4, 1), "nobody waits for it in vain");
+    let middle = [("a", 2), ("panic", 3), ("b", 4)];
+    inbox.send(middle.map(|(id, ticket)| said(Kind::Close, id, 4, ticket)).into()).unwrap();
+    doorbell.ring();
+    assert_eq!(told.recv().unwrap(), (4, 4));
+    let read = cursor.read(9);
+    let ids: Vec<_> = read.iter().map(|got| got.record.request_id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"], "its neighbours are kept");
+    cursor.done(read[1].seq);
     for ticket in 3..503 {
         inbox.send(turn(Kind::Close, "y", (ticket % 2) as usize, ticket)).unwrap();
         doorbell.ring();
@@ -85,9 +93,9 @@ fn what_is_acknowledged_can_be_read() {
     let last = |worker| told.try_iter().filter(|(w, _)| *w == worker).map(|(_, t)| t).last();
     assert_eq!(last(0), Some(502), "all that was handed over before the stop");
     assert_eq!(cursor.read(1000).len(), 500);
-    assert_eq!(spared.iter().flatten().count(), 503);
+    assert_eq!(spared.iter().flatten().count(), 506);
     let dropped = state.dropped.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(dropped, 1, "the one that panicked is counted");
+    assert_eq!(dropped, 2, "those that panicked are counted");
 }
 
 /// A disk in memory that does not come back from a write while somebody holds the gate.

@@ -2,7 +2,8 @@ use super::*;
 use crate::config::plan::OnSpoolFailure;
 use crate::usage::record::tests::record;
 
-fn ends(capacity: usize) -> (Outbox, Inbox) {
+/// The ends of one worker that may have so many records waiting.
+pub fn ends(capacity: usize) -> (Outbox, Inbox) {
     let spool = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
     let Ends { mut workers, inbox, .. } =
         with_capacity(&[], 1, (&spool, &Arc::default()), capacity);
@@ -13,8 +14,18 @@ fn counter(outbox: &Outbox, pick: fn(&UsageCounters) -> &AtomicU64) -> u64 {
     pick(&outbox.counters).load(Relaxed)
 }
 
+/// Says to the worker that all up to this ticket is written.
+pub fn written(inbox: &mut Inbox, ticket: u64) {
+    inbox.acknowledge.acknowledge(0, ticket);
+}
+
+/// Requests that went on late.
+pub fn late(inbox: &Inbox) -> u64 {
+    inbox.acknowledge.counters.late.load(Relaxed)
+}
+
 /// All that was sent so far, as the journal gets it.
-fn taken(inbox: &Inbox) -> Vec<Turn> {
+pub fn taken(inbox: &Inbox) -> Vec<Turn> {
     inbox.turns.try_iter().collect()
 }
 
@@ -107,13 +118,31 @@ fn a_full_outbox_drops_and_counts() {
     assert_eq!(counter(&outbox, |c| &c.waiting), 0);
 }
 
-/// Catches: a worker that ends and takes the last records with it.
+/// Catches: a worker that ends and takes the last records with it, because the journal is behind.
 #[test]
 fn what_is_left_goes_when_the_worker_ends() {
-    let (outbox, inbox) = ends(2);
-    assert!(outbox.offer_with(Kind::Close, |_| {}).is_some());
-    drop(outbox);
-    assert_eq!(taken(&inbox).len(), 1);
+    let (outbox, inbox) = ends(1000);
+    (0..OUTBOX_TURNS_MAX + 3).for_each(|_| assert!(outbox.offer(record())));
+    let records = std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            let first = inbox.turns.recv().unwrap();
+            first.len() + inbox.turns.iter().map(|turn| turn.len()).sum::<usize>()
+        });
+        drop(outbox);
+        slow.join().unwrap()
+    });
+    assert_eq!(records, OUTBOX_TURNS_MAX + 3);
+}
+
+/// Catches: records that find no room at the end, and of which nobody hears.
+#[test]
+fn what_finds_no_room_at_the_end_is_counted() {
+    let (outbox, inbox) = ends(1000);
+    (0..OUTBOX_TURNS_MAX + 3).for_each(|_| assert!(outbox.offer(record())));
+    outbox.finish();
+    assert_eq!(counter(&outbox, |c| &c.outbox_dropped), 3);
+    assert_eq!(counter(&outbox, |c| &c.waiting), OUTBOX_TURNS_MAX as u64);
+    assert_eq!(taken(&inbox).len(), OUTBOX_TURNS_MAX);
 }
 
 /// Catches: a ticket that was dropped and that somebody would wait for, or one given twice.

@@ -44,7 +44,14 @@ pub(super) fn find(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Abse
     if stored().all(is_known) {
         return Ok(Vec::new());
     }
-    let found = survey(disk, |_, _, _| Ok(()))?;
+    let found = match survey(disk, |_, _, _| Ok(())) {
+        Ok(found) => found,
+        Err(error) => {
+            // No reason not to serve those that are configured.
+            tracing::warn!(%error, "reporters that are not configured any more cannot be looked at");
+            return Ok(Vec::new());
+        }
+    };
     let now = unix_ms();
     let mut kept = Vec::new();
     for reporter in found.reporters.iter().filter(|reporter| !is_known(&reporter.name)) {

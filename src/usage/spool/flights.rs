@@ -15,7 +15,7 @@ pub(super) struct Flights {
 }
 
 struct Open {
-    /// Sequence of the first that was said of it: it keeps its place among the others.
+    /// Sequence behind the first that was said of it: it keeps its place among the others.
     begun: u64,
     /// Kind and payload of the last.
     kind: Kind,

@@ -182,25 +182,25 @@ impl Keeper {
             return None;
         }
         // The next one repeats the requests in flight. Where that is not on the disk yet, a kill
-        // would forget them. Only to end a want of room the last one goes all the same: then the
-        // next one finds its place within a second.
+        // would forget them. Only to end a want of room the last one goes all the same: on a disk
+        // that was full the next one finds its place within a second.
         let made_up = match (in_memory, next_in_memory) {
             (true, _) => true,
-            (false, true) => self.shared.state.full.load(Relaxed),
+            (false, true) => self.wants_room(),
             (false, false) => next_synced || self.options.fsync == Fsync::Off,
         };
         made_up.then_some((first, in_memory, through))
     }
 
     /// True when a reporter that left has not had all up to here. Memory holds nothing for it, and
-    /// before the disk has no room left it is forgotten.
+    /// before the disk, or the memory that stands in for it, has no room left it is forgotten.
     fn is_kept(&mut self, through: u64, in_memory: bool) -> bool {
         if self.absent.is_empty() {
             return false;
         }
         let room = self.options.segment_bytes.saturating_mul(2);
         let used = self.shared.table().disk_bytes().saturating_add(room);
-        let wanted = in_memory || used > self.options.max_bytes;
+        let wanted = in_memory || self.wants_room() || used > self.options.max_bytes;
         let why = if wanted { "their room is wanted" } else { "it has been away for so long" };
         let disk = &*self.shared.disk;
         self.absent.retain(|absent| {
@@ -211,5 +211,12 @@ impl Keeper {
             !over
         });
         self.absent.iter().any(|absent| absent.through < through)
+    }
+
+    /// True when the disk is full, or fails for so long that memory, which stands in for it, will
+    /// be: what waits there cannot go before what stands before it on the disk.
+    fn wants_room(&self) -> bool {
+        let held = self.shared.table().memory_bytes();
+        self.shared.state.full.load(Relaxed) || held > self.options.memory_bytes / 2
     }
 }

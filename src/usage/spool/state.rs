@@ -116,8 +116,8 @@ impl SpoolState {
         self.is_strict() && self.fails(Instant::now())
     }
 
-    /// True while records are kept in memory: the disk takes none, or has said nothing for longer
-    /// than [`SPOOL_STALL_MAX`].
+    /// True while the disk takes no records (those that wait are in memory), or has said nothing
+    /// for longer than [`SPOOL_STALL_MAX`] (they wait in the outbox).
     pub fn fails(&self, now: Instant) -> bool {
         if self.failing.load(Relaxed) {
             return true;
@@ -127,13 +127,13 @@ impl SpoolState {
     }
 
     /// A write begins.
-    pub(super) fn begin_write(&self) {
+    pub(in crate::usage) fn begin_write(&self) {
         let since = self.began.elapsed().as_millis() as u64;
         self.writing_since.store(since.max(1), Relaxed);
     }
 
     /// It has come back, well or not.
-    pub(super) fn end_write(&self) {
+    pub(in crate::usage) fn end_write(&self) {
         self.writing_since.store(0, Relaxed);
     }
 }

@@ -90,12 +90,12 @@ impl Writer {
     /// Hands the batch to the kernel (and to the disk, where each batch is synced). When this
     /// returns, an end of the process loses none of it, as long as [`SpoolState::failing`] is off.
     pub fn commit(&mut self) {
+        self.state().begin_write();
         self.tick();
         if self.batch.bytes.is_empty() {
-            return;
+            return self.state().end_write();
         }
         add(&self.state().commits, 1);
-        self.state().begin_write();
         self.place_batch();
         self.repeat_opens_if_due();
         self.roll();

@@ -3,10 +3,11 @@
 use super::super::absent::{left_ms, note_left};
 use super::super::disk::Disk as _;
 use super::super::{open, Opened, Options};
-use super::fault::{FaultDisk, World};
+use super::fault::{FaultDisk, Faults, World};
 use super::rig::*;
 use crate::base::clock::unix_ms;
 use crate::base::limits::SPOOL_ABSENT_REPORTER_KEPT;
+use std::io::ErrorKind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -105,6 +106,20 @@ fn its_records_go_before_the_spool_is_full() {
     }
     assert!(!has_checkpoint(&disk, "b"));
     assert!(spool.state.segments.load(Relaxed) <= 2);
+}
+
+/// Catches: records lost for the sake of one that is gone, because the disk is filled by others or
+/// broken, and memory with it.
+#[test]
+fn its_records_go_before_memory_is_full() {
+    for error in [ErrorKind::StorageFull, ErrorKind::Other] {
+        let (disk, mut spool) = left(Options { memory_bytes: 20_000, ..options(EVERY) });
+        disk.fail(Some(Faults { growth_only: true, ..Faults::of_all(0, usize::MAX, error) }));
+        for id in 40..400 {
+            work(&mut spool, id..id + 1);
+        }
+        assert_eq!(spool.state.dropped.load(Relaxed), 0, "{error:?}");
+    }
 }
 
 /// Catches: the record of a request that a kill ended, and new sequences, that one which left

@@ -115,7 +115,7 @@ fn a_disk_that_fails_for_a_while_loses_nothing() {
             let policies = [OnSpoolFailure::Serve, OnSpoolFailure::Refuse];
             for count in [1, 2, 7, usize::MAX] {
                 let policy = policies[(from + count % 2) % 2];
-                noticed += usize::from(work(fsync, policy, Faults { from, count, error }));
+                noticed += usize::from(work(fsync, policy, Faults::of_all(from, count, error)));
             }
         }
         assert!(noticed > 100, "{fsync:?}: only {noticed} failures were noticed");
@@ -167,7 +167,7 @@ fn a_disk_full_with_one_segment_becomes_free() {
     spool.writer.commit();
     spool.keeper.turn();
     let error = ErrorKind::StorageFull;
-    disk.fail(Some(Faults { from: disk.operations(), count: 1, error }));
+    disk.fail(Some(Faults::of_all(disk.operations(), 1, error)));
     spool.close(30);
     spool.writer.commit();
     assert!(failing(&spool));
@@ -189,7 +189,7 @@ fn beyond_memory_records_are_dropped_and_counted() {
     let options = Options { memory_bytes: 2000, ..options(EVERY) };
     let mut spool = opened(Arc::new(disk.clone()), options);
     let error = ErrorKind::Other;
-    disk.fail(Some(Faults { from: disk.operations(), count: usize::MAX, error }));
+    disk.fail(Some(Faults::of_all(disk.operations(), usize::MAX, error)));
     for id in 0..200 {
         spool.close(id);
         spool.writer.commit();
@@ -215,7 +215,7 @@ fn a_disk_that_fails_at_the_start_is_served_from_memory() {
         spool.close(1);
         spool.writer.commit();
     }
-    disk.fail(Some(Faults { from: disk.operations(), count: usize::MAX, error }));
+    disk.fail(Some(Faults::of_all(disk.operations(), usize::MAX, error)));
     let mut spool = opened(Arc::new(disk.clone()), options(EVERY));
     assert!(failing(&spool));
     spool.close(2);

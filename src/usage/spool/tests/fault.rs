@@ -57,6 +57,15 @@ pub struct Faults {
     pub from: usize,
     pub count: usize,
     pub error: io::ErrorKind,
+    /// Only what takes more room: all else goes on, as on a disk that others have filled.
+    pub growth_only: bool,
+}
+
+impl Faults {
+    /// From there on, so many operations of any kind.
+    pub fn of_all(from: usize, count: usize, error: io::ErrorKind) -> Faults {
+        Faults { from, count, error, growth_only: false }
+    }
 }
 
 /// A moment before an operation, with what the test knew then.
@@ -253,7 +262,17 @@ impl<P: Clone + Default> FaultDisk<P> {
             let snapshot = Snapshot { world, operation, during, progress };
             inner.snapshots.as_mut().unwrap().push(snapshot);
         }
-        let fails = |f: &Faults| (f.from..f.from.saturating_add(f.count)).contains(&number);
+        let grows = match (operation, during) {
+            (Operation::Create, _) => true,
+            (_, Some((inode, at, bytes))) => {
+                at + bytes.len() > inner.world.files[inode].cached.len()
+            }
+            _ => false,
+        };
+        let fails = |f: &Faults| {
+            let is_its_turn = (f.from..f.from.saturating_add(f.count)).contains(&number);
+            is_its_turn && (grows || !f.growth_only)
+        };
         let result = match inner.faults.filter(fails) {
             Some(faults) => Err(io::Error::new(faults.error, "made to fail")),
             None => Ok(()),

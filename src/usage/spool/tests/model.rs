@@ -125,7 +125,7 @@ fn run(steps: &[Step]) {
             Step::Keep => spool.keeper.turn(),
             Step::Fail(skip, count) => {
                 let from = disk.operations() + skip;
-                disk.fail(Some(Faults { from, count, error: ErrorKind::Other }));
+                disk.fail(Some(Faults::of_all(from, count, ErrorKind::Other)));
                 for id in model.begun..model.begun + 4 {
                     spool.open(id);
                     spool.writer.commit();
