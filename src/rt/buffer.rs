@@ -11,6 +11,8 @@ use crate::base::limits::{
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
+/// One of so many small buffers is given up by a sweep.
+const SMALL_PER_SWEEP: usize = 16;
 /// Sweeps after which large buffers that were idle all the time are given up.
 const SWEEPS_TO_SHRINK: u32 = 50;
 
@@ -95,7 +97,7 @@ impl Buffer {
     }
 
     /// Called at a steady pace: gives up what a burst left behind. Of the small ones a sweep takes
-    /// one, which nobody notices who needs them all the time; the large ones go when nobody needed
+    /// so few that nobody notices who needs them all the time; the large ones go when nobody needed
     /// them for a while.
     pub fn sweep() {
         POOL.with_borrow_mut(Pool::sweep);
@@ -144,10 +146,9 @@ impl Pool {
     }
 
     fn sweep(&mut self) {
-        if self.small.len() > BUFFERS_IDLE_MIN {
-            // The one that nobody has needed for longest.
-            drop(self.small.remove(0));
-        }
+        // Those that nobody has needed for longest.
+        let unneeded = self.small.len().saturating_sub(BUFFERS_IDLE_MIN);
+        drop(self.small.drain(..unneeded.div_ceil(SMALL_PER_SWEEP)));
         self.sweeps += 1;
         if self.sweeps < SWEEPS_TO_SHRINK {
             return;

@@ -120,7 +120,7 @@ fn thousands_that_time_out_in_one_tick_are_all_closed() {
 fn the_buffers_of_a_burst_are_given_back() {
     const CLIENTS: usize = 300;
     // As `base::limits` has them.
-    const KEPT_AFTER_A_BURST: f64 = 64.0;
+    const KEPT_AFTER_A_BURST: f64 = 256.0;
     const KEPT_IN_THE_END: f64 = 8.0;
     let _alone = heavy();
     let engine = Engine::start(&[]);
