@@ -11,7 +11,7 @@ PEER_FILES = os.path.join(HERE, "..", "peers")
 METERING = """usage:
   spool: {{dir: "{spool}"}}
   reporters:
-    - {{name: bench, type: webhook, webhook: {{url: "http://{receiver}/v1/embeddings"}}}}"""
+    - {{name: bench, type: webhook, webhook: {{url: "http://{receiver}/v1/embeddings"{how}}}}}"""
 
 
 class Contestant:
@@ -87,9 +87,11 @@ class HAProxy(Contestant):
 class LLMProxy(Contestant):
     """The product."""
 
-    def __init__(self, name="LLMProxy", metering=True, unix=False, backends=1, workers=1):
+    def __init__(self, name="LLMProxy", metering=True, unix=False, backends=1, workers=1,
+                 webhook=""):
         self.name = name
         self.metering = metering
+        self.webhook = webhook
         self.unix = unix
         self.backends = backends
         self.workers = workers
@@ -105,7 +107,8 @@ class LLMProxy(Contestant):
         listen = free_address()
         # The journal is on, as it is for everyone; each process has its own.
         spool = os.path.join(stage.work, "spool-" + listen.rsplit(":", 1)[1])
-        metering = METERING.format(receiver=stage.receiver(), spool=spool) if self.metering else ""
+        metering = METERING.format(receiver=stage.receiver(), spool=spool, how=self.webhook)
+        metering = metering if self.metering else ""
         config = stage.config("llmproxy.yaml", LISTEN=listen, WORKERS=self.workers,
                               BACKENDS="\n".join(self.engines(stage)), METERING=metering)
         cores = stage.proxy_cores if self.workers == 1 else stage.all_cores

@@ -334,6 +334,18 @@ def idle_connections(stage, effort, report):
                  remarks=[f"nginx keeps {nginx:.2f} of its own"])
 
 
+def metering(stage, effort, report):
+    """What metering costs, by how its records are delivered. The webhook of the other rows has its
+    defaults: a request per record, four at a time."""
+    ways = [("a request per record", LLMProxy()),
+            ("the same, one at a time", LLMProxy(webhook=", concurrency: 1")),
+            ("in batches of 500", LLMProxy(webhook=", batch: ndjson, batch_size: 500")),
+            ("off", LLMProxy(metering=False))]
+    for name, flags in (("answers", SHORT), ("streams", EVENTS)):
+        contest = Contest(stage, effort, [(way, proxy, flags) for way, proxy in ways])
+        report.contest(f"metering_{name}", contest)
+
+
 CONTESTS = [
     (short_answers, {"P1", "P2", "P9"}),
     (streams, {"P3", "P4"}),
@@ -345,3 +357,5 @@ CONTESTS = [
     (prompts, {"P11"}),
     (idle_connections, {"P12"}),
 ]
+# Run when they are asked for: they have no target.
+EXTRA = [(metering, {"metering"})]

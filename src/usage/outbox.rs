@@ -29,7 +29,7 @@ use std::task::Waker;
 pub use super::spool::segment::Kind;
 
 /// One of so many spare records is given up by a sweep.
-const SPARES_PER_SWEEP: usize = 64;
+const SPARES_PER_SWEEP: usize = 16;
 
 /// What one worker handed over in one turn of its loop, in order.
 pub type Turn = Vec<Box<Queued>>;

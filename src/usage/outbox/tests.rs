@@ -99,7 +99,7 @@ fn spare_records_are_given_up() {
         outbox.sweep();
         sweeps += 1;
     }
-    assert!((64..200).contains(&sweeps), "in {sweeps} sweeps");
+    assert!((16..100).contains(&sweeps), "in {sweeps} sweeps");
 }
 
 #[test]

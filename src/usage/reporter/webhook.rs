@@ -49,7 +49,7 @@ impl Webhook {
             .max_idle_age(IDLE_MAX)
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(BUFFER_BYTES)
-            .tls_config(TlsConfig::builder().root_certs(roots()).build())
+            .tls_config(TlsConfig::builder().root_certs(roots(&plan)).build())
             .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")));
         let names = Names::default();
         let connector = DefaultConnector::new().chain(Gather);
@@ -207,8 +207,13 @@ fn cause(error: &Error) -> String {
     }
 }
 
-/// The system's roots, where a company puts its own; the built-in ones when there are none.
-fn roots() -> RootCerts {
+/// The system's roots, where a company puts its own; the built-in ones when there are none. They
+/// take a quarter of a megabyte for each connection: a receiver without TLS needs none.
+fn roots(plan: &plan::Webhook) -> RootCerts {
+    let scheme = plan.url.reveal().get(..5).unwrap_or_default();
+    if scheme.eq_ignore_ascii_case("http:") {
+        return RootCerts::WebPki;
+    }
     let found = rustls_native_certs::load_native_certs().certs;
     if found.is_empty() {
         return RootCerts::WebPki;

@@ -44,8 +44,8 @@ impl Batch {
 
     pub fn clear(&mut self) {
         self.bytes.clear();
-        // One that a large request body blew up is not kept so.
-        self.bytes.shrink_to(2 * SPOOL_BATCH_BYTES);
+        // One that a burst or a large request body blew up is not kept so.
+        self.bytes.shrink_to(SPOOL_BATCH_BYTES / 4);
         self.again.clear();
         (self.first, self.entries, self.closes) = (self.next_sequence, 0, 0);
     }
