@@ -2,7 +2,6 @@
 
 use super::word::hex;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 
 /// Bytes of the longest id that is kept.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
@@ -33,13 +32,6 @@ impl RequestId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or("")
-    }
-}
-
-/// Of its text alone.
-impl Hash for RequestId {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(&self.bytes[..usize::from(self.len)]);
     }
 }
 

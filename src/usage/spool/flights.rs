@@ -1,18 +1,21 @@
 //! The requests in flight, as the writer knows them: what was last said of each is repeated at the
 //! beginning of a segment.
 
+use super::codec;
 use super::segment::Kind;
-use crate::base::id::RequestId;
 use crate::base::limits::{SPOOL_OPENS_MAX, SPOOL_ROOMS_MAX, SPOOL_ROOM_BYTES_MAX};
-use std::collections::HashMap;
+use hashbrown::hash_table::{Entry, HashTable};
+use std::hash::{BuildHasher, RandomState};
 
 /// A table of so many requests is never made smaller.
 const ROOM_KEPT: usize = 1024;
 
-/// Requests that began and have not ended.
+/// Requests that began and have not ended. The id of one stands in its payload: a key beside it
+/// would be a megabyte for ten thousand streams.
 #[derive(Default)]
 pub(super) struct Flights {
-    open: HashMap<RequestId, Open>,
+    open: HashTable<Open>,
+    hasher: RandomState,
     /// Room for payloads that requests had which are over: most are over in a moment.
     rooms: Vec<Vec<u8>>,
 }
@@ -25,6 +28,12 @@ struct Open {
     payload: Vec<u8>,
 }
 
+impl Open {
+    fn id(&self) -> &str {
+        codec::request_id_of(&self.payload).unwrap_or_default()
+    }
+}
+
 impl Flights {
     /// How many there are.
     pub fn len(&self) -> usize {
@@ -32,40 +41,50 @@ impl Flights {
     }
 
     /// Takes in what is said of one, and the sequence behind it. False when there are too many.
-    pub fn follow(&mut self, kind: Kind, id: RequestId, (begun, payload): (u64, &[u8])) -> bool {
-        if kind == Kind::Close {
-            if let Some(mut open) = self.open.remove(&id) {
-                let fits = open.payload.capacity() <= SPOOL_ROOM_BYTES_MAX;
-                if fits && self.rooms.len() < SPOOL_ROOMS_MAX {
-                    open.payload.clear();
-                    self.rooms.push(open.payload);
-                }
+    pub fn follow(&mut self, kind: Kind, (begun, payload): (u64, &[u8])) -> bool {
+        let Some(id) = codec::request_id_of(payload) else { return true };
+        let full = self.open.len() >= SPOOL_OPENS_MAX;
+        let hasher = &self.hasher;
+        let is_it = |open: &Open| open.id() == id;
+        let rehash = |open: &Open| hasher.hash_one(open.id());
+        match self.open.entry(hasher.hash_one(id), is_it, rehash) {
+            Entry::Occupied(entry) if kind == Kind::Close => {
+                let (Open { payload, .. }, _) = entry.remove();
+                self.give_back(payload);
             }
-            // After a burst: the table alone would keep a hundred bytes for each of its requests.
-            if self.open.capacity() > ROOM_KEPT && self.open.len() < self.open.capacity() / 8 {
-                self.open.shrink_to(self.open.len() * 2);
-                self.rooms.truncate(self.open.len());
+            Entry::Vacant(_) if kind == Kind::Close => {}
+            Entry::Occupied(mut entry) => {
+                let open = entry.get_mut();
+                open.kind = kind;
+                open.payload.clear();
+                open.payload.extend_from_slice(payload);
             }
-            return true;
+            Entry::Vacant(_) if full => return false,
+            Entry::Vacant(entry) => {
+                let mut room = self.rooms.pop().unwrap_or_default();
+                room.extend_from_slice(payload);
+                entry.insert(Open { begun, kind, payload: room });
+            }
         }
-        if let Some(open) = self.open.get_mut(&id) {
-            open.kind = kind;
-            open.payload.clear();
-            open.payload.extend_from_slice(payload);
-            return true;
-        }
-        if self.open.len() >= SPOOL_OPENS_MAX {
-            return false;
-        }
-        let mut room = self.rooms.pop().unwrap_or_default();
-        room.extend_from_slice(payload);
-        self.open.insert(id, Open { begun, kind, payload: room });
         true
+    }
+
+    fn give_back(&mut self, mut room: Vec<u8>) {
+        if room.capacity() <= SPOOL_ROOM_BYTES_MAX && self.rooms.len() < SPOOL_ROOMS_MAX {
+            room.clear();
+            self.rooms.push(room);
+        }
+        // After a burst: the table alone would keep 50 bytes for each of its requests.
+        if self.open.capacity() > ROOM_KEPT && self.open.len() < self.open.capacity() / 8 {
+            let hasher = &self.hasher;
+            self.open.shrink_to(self.open.len() * 2, |open| hasher.hash_one(open.id()));
+            self.rooms.truncate(self.open.len());
+        }
     }
 
     /// Kind and payload of what was last said of each, in the order in which they began.
     pub fn in_order(&self) -> impl Iterator<Item = (Kind, &[u8])> {
-        let mut open: Vec<&Open> = self.open.values().collect();
+        let mut open: Vec<&Open> = self.open.iter().collect();
         open.sort_unstable_by_key(|open| open.begun);
         open.into_iter().map(|open| (open.kind, open.payload.as_slice()))
     }
@@ -74,9 +93,16 @@ impl Flights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::id::RequestId;
+    use crate::usage::record::UsageRecord;
 
-    fn id(number: usize) -> RequestId {
-        RequestId::from_client(format!("r{number}").as_bytes()).unwrap()
+    /// What is said of this one, in so many bytes of a path.
+    fn payload(number: usize, path: usize) -> Vec<u8> {
+        let request_id = RequestId::from_client(format!("r{number}").as_bytes()).unwrap();
+        let record = UsageRecord { request_id, path: "p".repeat(path), ..UsageRecord::default() };
+        let mut bytes = Vec::new();
+        codec::encode(&record, &mut bytes);
+        bytes
     }
 
     /// Catches: what was said last, or the order, lost when memory is given back; memory that a
@@ -85,19 +111,19 @@ mod tests {
     fn a_burst_leaves_what_is_in_flight_and_little_else() {
         let mut flights = Flights::default();
         for number in 0..20_000 {
-            assert!(flights.follow(Kind::Open, id(number), (number as u64, b"open")));
+            assert!(flights.follow(Kind::Open, (number as u64, &payload(number, 4))));
         }
-        flights.follow(Kind::Note, id(19_990), (30_000, b"note"));
+        assert_eq!(flights.len(), 20_000);
+        flights.follow(Kind::Note, (30_000, &payload(19_990, 9)));
         let large = flights.open.capacity();
         for number in 0..19_990 {
-            flights.follow(Kind::Close, id(number), (0, b""));
+            flights.follow(Kind::Close, (0, &payload(number, 50)));
         }
         assert!(flights.open.capacity() <= ROOM_KEPT.max(large / 16));
         assert!(flights.rooms.len() < ROOM_KEPT);
-        let left: Vec<_> =
-            flights.in_order().map(|(kind, payload)| (kind, payload.len())).collect();
-        assert_eq!(left.len(), 10);
-        assert_eq!(left[0], (Kind::Note, 4), "it keeps its place");
-        assert!(left[1..].iter().all(|said| *said == (Kind::Open, 4)));
+        let said: Vec<_> = flights.in_order().map(|(kind, said)| (kind, said.to_vec())).collect();
+        let mut wanted = vec![(Kind::Note, payload(19_990, 9))];
+        wanted.extend((19_991..20_000).map(|number| (Kind::Open, payload(number, 4))));
+        assert!(said == wanted, "each keeps its place, and what was last said of it");
     }
 }

@@ -55,7 +55,7 @@ impl Writer {
         self.batch.closes += u64::from(kind == Kind::Close);
         let payload = self.batch.bytes.get(start + ENTRY_BYTES..).unwrap_or_default();
         let begun = self.batch.next_sequence;
-        if !self.flights.follow(kind, record.request_id, (begun, payload)) {
+        if !self.flights.follow(kind, (begun, payload)) {
             add(&self.state().dropped_opens, 1);
         }
     }
