@@ -39,7 +39,9 @@ pub(super) fn find(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Abse
     let names = disk.list()?;
     let stored = || names.iter().filter_map(|name| name.strip_suffix(checkpoint::SUFFIX));
     for reporter in stored().filter(|name| is_known(name)) {
-        let _ = is_back(disk, reporter);
+        if let Err(error) = is_back(disk, reporter) {
+            tracing::warn!(reporter, %error, "if it leaves again, its time does not begin anew");
+        }
     }
     if stored().all(is_known) {
         return Ok(Vec::new());
