@@ -9,7 +9,8 @@
 # its log and its metrics. For io_uring, run with a profile that allows io_uring_setup,
 # io_uring_enter and io_uring_register.
 
-FROM rust:1-bookworm AS build
+# The version that rust-toolchain.toml names.
+FROM rust:1.95-bookworm AS build
 WORKDIR /build
 COPY . .
 RUN cargo build --release --locked --bin llmproxy

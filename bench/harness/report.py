@@ -92,28 +92,36 @@ class Report:
             file.write("\n")
         return path
 
-    def write_tables(self, path):
-        """Puts the tables between the markers of a Markdown file, so that what it says was
-        measured."""
-        with open(path) as file:
-            text = file.read()
-        before, found, rest = text.partition(BEGIN)
-        old, ended, after = rest.partition(END)
-        if not found or not ended:
-            raise Failure(f"{path} has no place for the tables")
-        with open(path, "w") as file:
-            file.write(before + BEGIN + "\n" + self.markdown() + END + after)
+    def write_tables(self, readme, performance):
+        """Puts all rows between the markers of one Markdown file, and five of them, in sentences,
+        between those of the other: what they say was measured."""
+        replace_between_markers(performance, self.markdown())
+        replace_between_markers(readme, self.short_markdown())
 
     def markdown(self):
-        about = self.machine
         rows = [[f"{f.row}", f.what, f"{f.target_text()}", f"{f.median:.3g}",
                  f"{f.interval[0]:.3g} – {f.interval[1]:.3g}", f"{f.verdict()}"]
                 for f in sorted(self.findings, key=lambda f: int(f.row[1:]))]
-        says = (f"Taken {datetime.date.today().isoformat()} by `bench/compare"
+        return (self.taken() + table(["row", "what", "target", "median", "spread", "verdict"], rows))
+
+    def short_markdown(self):
+        """Five rows for whoever wants to know what the proxy costs, each one a sentence."""
+        rows = []
+        for row, sentence, *texts in SHORT:
+            found = [f for text in texts for f in self.findings if (f.row, f.what) == (row, text)]
+            if len(found) != len(texts):
+                raise Failure(f"{row}: the short table wants {texts}")
+            said = sentence.format(*(f"**{f.median:.3g}**" for f in found))
+            rows.append([row, said, "; ".join(f"{f.target_text()}: {f.verdict()}" for f in found)])
+        return self.taken() + table(["row", "what it costs", "target"], rows)
+
+    def taken(self):
+        """When, where and by what the rows were taken."""
+        about = self.machine
+        return (f"Taken {datetime.date.today().isoformat()} by `bench/compare"
                 f"{self.effort.flag()}`: {about['cpu']}, {about['cores']} cores, Linux "
                 f"{about['kernel']}, {about['driver']}, nginx {about['nginx']}, HAProxy "
                 f"{about['haproxy']}; {self.effort.rounds} rounds.\n\n")
-        return says + table(["row", "what", "target", "median", "spread", "verdict"], rows)
 
     def draw(self, folder):
         """Draws the charts of what ran."""
@@ -146,6 +154,35 @@ class Report:
             chart.lines(where(f"scaling-{name}"), result["title"], result["x"], result["y"],
                         result["series"], log_x=True)
 
+
+def replace_between_markers(path, tables):
+    """Replaces what stands between the markers of a Markdown file."""
+    with open(path) as file:
+        text = file.read()
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise Failure(f"{path} has no place for the tables")
+    with open(path, "w") as file:
+        file.write(before + BEGIN + "\n" + tables + END + after)
+
+
+# The README's table: of a row, a sentence, and the findings whose medians stand in it.
+SHORT = [
+    ("P1", "A core that does nothing else answers {} times as many short requests per second of "
+     "CPU time as with nginx, {} times as many as with HAProxy.",
+     "the same, requests per CPU second against nginx",
+     "the same, requests per CPU second against HAProxy"),
+    ("P3", "A streamed event takes {} times the CPU time that it takes with nginx.",
+     "streams of 100 events, CPU per event against nginx"),
+    ("P5", "With 1 000 live streams, the first token comes {} ms later than without a proxy, and "
+     "for one stream in a hundred {} ms.",
+     "1000 paced streams, added TTFT p50", "1000 paced streams, added TTFT p99"),
+    ("P6", "9 900 live streams take {} MB of memory, which is {} times what nginx takes.",
+     "resident memory with 9900 live streams", "the same against nginx"),
+    ("P9", "With metering on it answers {} times as many requests per second as without.",
+     "the same, requests/s with metering against without"),
+]
 
 BEGIN, END = "<!-- bench/compare: begin -->", "<!-- bench/compare: end -->"
 
