@@ -28,7 +28,7 @@ USER 10001
 WORKDIR /var/lib/llmproxy
 VOLUME /var/lib/llmproxy
 EXPOSE 8000
-# SIGTERM drains: give `docker stop` as long as server.drain_timeout (default 120 s) with -t.
+# SIGTERM drains for up to server.drain_timeout (25 s): `docker stop` waits 10 s unless -t says more.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/llmproxy"]
 CMD ["--config", "/etc/llmproxy/config.yaml"]
