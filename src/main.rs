@@ -9,7 +9,7 @@ use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::supervisor::{self, Control};
 use llmproxy::control::{log, signals, tool, watchdog};
 use llmproxy::proxy::worker;
-use llmproxy::rt::listen;
+use llmproxy::rt::listen::{self, Place};
 use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
@@ -93,13 +93,13 @@ fn serve(
     (events, access): (Reopen, Reopen),
 ) -> Result<bool, String> {
     let connections_max = connections_max(plan)?;
-    let (listeners, address) = bind_all(plan.server.listen, plan.server.workers)?;
+    let (listeners, addresses) = bind_all(&plan.server.listen, plan.server.workers)?;
     let metrics = match plan.metrics.as_ref().and_then(|m| m.listen) {
         None => None,
         Some(wanted) => {
-            let (mut bound, address) = bind_all(wanted, 1)?;
-            tracing::info!(addr = %address, "metrics");
-            bound.pop()
+            let (mut bound, addresses) = bind_all(&[wanted], 1)?;
+            addresses.iter().for_each(|addr| tracing::info!(%addr, "metrics"));
+            bound.pop().and_then(|mut listeners| listeners.pop())
         }
     };
     let stop = Arc::new(Stop::default());
@@ -108,7 +108,9 @@ fn serve(
     let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
     let connections = Arc::new(Connections::new(connections_max));
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
-    tracing::info!(addr = %address, workers = plan.server.workers, connections_max, "listening");
+    for addr in addresses {
+        tracing::info!(%addr, workers = plan.server.workers, connections_max, "listening");
+    }
     let mut drained = true;
     for worker in workers {
         // A worker that panicked outside a connection leaves a listener that nobody serves.
@@ -123,7 +125,7 @@ fn start_workers(
     plan: &Arc<Plan>,
     control: &mut Control,
     stop: &Arc<Stop>,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Vec<OwnedFd>>,
     connections: &Arc<Connections>,
 ) -> Result<Vec<JoinHandle<bool>>, String> {
     let (ready, started) = crossbeam_channel::bounded(listeners.len());
@@ -131,7 +133,7 @@ fn start_workers(
     let mut outboxes = std::mem::take(&mut control.usage).into_iter();
     let mut threads = Vec::new();
     let mut heartbeats = Vec::new();
-    for (index, (listener, mailbox)) in listeners.into_iter().zip(mailboxes).enumerate() {
+    for (index, (listeners, mailbox)) in listeners.into_iter().zip(mailboxes).enumerate() {
         let heartbeat = Arc::new(AtomicU64::new(0));
         heartbeats.push(Arc::clone(&heartbeat));
         let cpus = &plan.server.cpu_affinity;
@@ -140,7 +142,7 @@ fn start_workers(
             cpu: cpus.get(index % cpus.len().max(1)).copied(),
             plan: Arc::clone(plan),
             fleet: Arc::clone(&control.fleet),
-            listener,
+            listeners,
             connections: Arc::clone(connections),
             stop: Arc::clone(stop),
             mailbox,
@@ -169,7 +171,7 @@ fn start_workers(
 /// Waits for an address for a moment: the kernel ends the ring of a process that was killed, and
 /// with it the listeners, some time after the process itself is gone. Whoever starts us again at
 /// once should not have to try twice.
-fn await_free(wanted: SocketAddr) -> std::io::Result<()> {
+fn await_free(wanted: Place) -> std::io::Result<()> {
     let since = Instant::now();
     loop {
         match listen::check_free(wanted) {
@@ -181,17 +183,28 @@ fn await_free(wanted: SocketAddr) -> std::io::Result<()> {
     }
 }
 
-/// Binds a listener per worker to one address; with port 0 all share the port that the first got.
-fn bind_all(wanted: SocketAddr, count: usize) -> Result<(Vec<OwnedFd>, SocketAddr), String> {
-    let named = |e: std::io::Error| format!("listen on {wanted}: {e}");
-    await_free(wanted).map_err(named)?;
-    let first = listen::bind(wanted).map_err(named)?;
-    let address = listen::local_address(&first).map_err(named)?;
-    let mut listeners = vec![first];
-    for _ in 1..count {
-        listeners.push(listen::bind(address).map_err(named)?);
+/// Binds to all addresses, and again for each of so many workers: the listeners of each worker, and
+/// the addresses. With port 0 all workers share the port that the first got.
+fn bind_all(
+    wanted: &[SocketAddr],
+    workers: usize,
+) -> Result<(Vec<Vec<OwnedFd>>, Vec<SocketAddr>), String> {
+    let mut listeners: Vec<Vec<OwnedFd>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    for mut place in Place::all(wanted) {
+        let asked = place.address;
+        let named = |e: std::io::Error| format!("listen on {asked}: {e}");
+        await_free(place).map_err(named)?;
+        for (index, own) in listeners.iter_mut().enumerate() {
+            let listener = listen::bind(place).map_err(named)?;
+            if index == 0 {
+                place = place.on_port_of(&listener).map_err(named)?;
+            }
+            own.push(listener);
+        }
+        addresses.push(place.address);
     }
-    Ok((listeners, address))
+    Ok((listeners, addresses))
 }
 
 /// Raises the limit of open files to what is allowed, and derives from it how many clients fit:
@@ -204,8 +217,9 @@ fn connections_max(plan: &Plan) -> Result<usize, String> {
         }
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
+    let workers = plan.server.workers;
     let reporters = plan.usage.reporters.len() * FDS_PER_REPORTER;
-    let reserved = FDS_RESERVED + plan.server.workers * 2 * PIPES_MAX + reporters;
+    let reserved = FDS_RESERVED + workers * (2 * PIPES_MAX + plan.server.listen.len()) + reporters;
     let fit = files.saturating_sub(reserved) / 2;
     match plan.server.max_connections {
         _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),

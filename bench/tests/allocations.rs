@@ -10,7 +10,7 @@ use llmproxy::config;
 use llmproxy::control::log::{self, Reopen};
 use llmproxy::control::supervisor;
 use llmproxy::proxy::worker;
-use llmproxy::rt::listen;
+use llmproxy::rt::listen::{self, Place};
 use llmproxy::state::stop::Stop;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -177,15 +177,16 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     let log = LOG.get_or_init(|| log::start(&plan.log, Reopen::default()).unwrap());
     let control = supervisor::start(&plan, &stop, None, (log, Reopen::default()));
     let mut control = control.unwrap_or_else(|error| panic!("{error}"));
-    let listener = listen::bind(plan.server.listen).unwrap();
-    let address = listen::local_address(&listener).unwrap();
+    let place = Place::all(&plan.server.listen)[0];
+    let listener = listen::bind(place).unwrap();
+    let address = place.on_port_of(&listener).unwrap().address;
     let (ready, started) = crossbeam_channel::bounded(1);
     let start = worker::Start {
         index: 0,
         cpu: None,
         plan,
         fleet: Arc::clone(&control.fleet),
-        listener,
+        listeners: vec![listener],
         connections: Arc::new(llmproxy::state::connections::Connections::new(10)),
         stop,
         mailbox: control.mailboxes.pop().unwrap(),

@@ -188,8 +188,8 @@ pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
 pub const METRICS_PAGES_WAITING_MAX: usize = 16;
-/// File descriptors that are not for clients and backends: listeners, rings, logs, the spool. The
-/// workers' pipes and the reporters come on top.
+/// File descriptors that are not for clients and backends: rings, logs, the spool. The
+/// workers' pipes and listeners and the reporters come on top.
 pub const FDS_RESERVED: usize = 64;
 /// File descriptors of one reporter: checkpoint, segment, dead letters, its own files or
 /// connections.

@@ -114,9 +114,9 @@ struct StartArgs {
     /// Backend to forward to, instead of any file; may be repeated
     #[arg(short, long, value_name = "URL", conflicts_with = "config")]
     backend: Vec<String>,
-    /// Address to listen on, together with --backend [default: :8000]
+    /// Address to listen on, together with --backend; may be repeated [default: :8000]
     #[arg(short, long, value_name = "ADDR", requires = "backend")]
-    listen: Option<String>,
+    listen: Vec<String>,
     /// Refuse unknown and unsupported keys instead of warning
     #[arg(long)]
     strict: bool,
@@ -247,7 +247,7 @@ fn start(start: &StartArgs) -> Command {
     let loaded = if start.backend.is_empty() {
         load_file(&start.config)
     } else {
-        load_backends(&start.backend, start.listen.as_deref())
+        load_backends(&start.backend, &start.listen)
     };
     let refusal = |report: &Report, more: &[String], code| {
         let stderr = lines(report, start.strict, more);
@@ -374,7 +374,7 @@ mod tests {
         let arguments = ["--backend", "http://a:1", "--backend", "unix:/x", "--listen", ":9"];
         let Ok(Command::Run { plan, .. }) = run(&arguments) else { panic!() };
         let names: Vec<_> = plan.backends.iter().map(|b| b.name.as_str()).collect();
-        assert_eq!((names, plan.server.listen.port()), (vec!["a:1", "unix:/x"], 9));
+        assert_eq!((names, plan.server.listen[0].port()), (vec!["a:1", "unix:/x"], 9));
         let output = printed(&["--backend", "a"]);
         assert_eq!(output.code, UNUSABLE);
         assert!(output.stderr.contains("backends[0].url"), "{}", output.stderr);

@@ -51,11 +51,11 @@ pub fn load_file(path: &Path) -> Result<Loaded, Report> {
 }
 
 /// The configuration of `--backend URL …` without any file: all defaults.
-pub fn load_backends(urls: &[String], listen: Option<&str>) -> Result<Loaded, Report> {
+pub fn load_backends(urls: &[String], listen: &[String]) -> Result<Loaded, Report> {
     // JSON is YAML, and quotes every character that would mean something.
     let backends: Vec<_> = urls.iter().map(|url| serde_json::json!({ "url": url })).collect();
     let mut root = serde_json::json!({ "backends": backends });
-    if let Some(listen) = listen {
+    if !listen.is_empty() {
         root["server"] = serde_json::json!({ "listen": listen });
     }
     load_text("command line", &root.to_string(), &|variable| std::env::var(variable).ok())

@@ -54,8 +54,8 @@ pub struct Start {
     pub plan: Arc<Plan>,
     /// The backends.
     pub fleet: Arc<Fleet>,
-    /// Its own listener.
-    pub listener: OwnedFd,
+    /// Its own listeners: one for each address.
+    pub listeners: Vec<OwnedFd>,
     /// Client connections of all workers together, and how many there may be.
     pub connections: Arc<Connections>,
     /// When to end.
@@ -137,7 +137,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             return false;
         }
     };
-    let Start { listener, stop, mailbox, heartbeat, ready, .. } = start;
+    let Start { listeners, stop, mailbox, heartbeat, ready, .. } = start;
     let w = Rc::new(Worker {
         pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
         balancer: RefCell::new(RoundRobin::new(
@@ -162,10 +162,12 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         // Whether or not keys are checked here: what looks like a key of ours is not for engines.
         credential_fields: vec!["authorization".into(), "x-api-key".into()],
     });
-    let accepting = Rc::clone(&w);
-    rt::spawn(async move {
-        accept_loop(listener, &accepting.patrol, |arrival| accepting.arrive(arrival)).await;
-    });
+    for listener in listeners {
+        let accepting = Rc::clone(&w);
+        rt::spawn(async move {
+            accept_loop(listener, &accepting.patrol, |arrival| accepting.arrive(arrival)).await;
+        });
+    }
     let ushering = Rc::clone(&w);
     rt::spawn(async move {
         if let Some(ledger) = &ushering.usage {

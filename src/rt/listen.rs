@@ -1,13 +1,14 @@
 //! A listening socket of one worker, and its accept loop.
 
 use super::patrol::Patrol;
-use super::socket::Socket;
+use super::socket::Socket as Client;
 use crate::base::limits::{ACCEPTS_PER_TURN_MAX, CLIENT_UNSENT_BYTES_MAX};
 use monoio::net::TcpListener;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
+use socket2::{Domain, SockRef, Socket, Type};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -16,12 +17,57 @@ const BACKLOG: i32 = 4096;
 /// Accepting stops for so long when descriptors or memory have run out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// An address to listen on, as this machine can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The address.
+    pub address: SocketAddr,
+    /// Of `[::]`: IPv4 is left to another listener. Otherwise its socket takes both.
+    only_v6: bool,
+}
+
+impl Place {
+    /// The places of a list of addresses. Where the kernel has no IPv6, `[::]` is `0.0.0.0`.
+    pub fn all(addresses: &[SocketAddr]) -> Vec<Place> {
+        let any_v4 = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let mut places: Vec<Place> = Vec::new();
+        let kernel_has_v6 = Socket::new(Domain::IPV6, Type::STREAM.cloexec(), None).is_ok();
+        for mut address in addresses.iter().copied() {
+            if address.ip() == Ipv6Addr::UNSPECIFIED && !kernel_has_v6 {
+                address = any_v4(address.port());
+            }
+            let only_v6 = address.is_ipv6() && addresses.contains(&any_v4(address.port()));
+            let place = Place { address, only_v6 };
+            // Both forms of every address, where the kernel has only one family.
+            if address.port() == 0 || !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    /// The same with the port that a listener got.
+    pub fn on_port_of(self, listener: &OwnedFd) -> io::Result<Place> {
+        let address = SockRef::from(listener).local_addr()?;
+        let address = address.as_socket().ok_or_else(|| io::Error::other("no internet address"))?;
+        Ok(Place { address, ..self })
+    }
+
+    fn socket(self, kind: Type) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(self.address), kind, None)?;
+        if self.address.is_ipv6() {
+            // Said, since the default is a setting of the machine.
+            socket.set_only_v6(self.only_v6)?;
+        }
+        // Connections that linger from a process that ended are no reason to wait.
+        socket.set_reuse_address(true)?;
+        Ok(socket)
+    }
+}
+
 /// Binds one listener with `SO_REUSEPORT`, so that each worker can have its own on one address.
-pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
-    use socket2::{Domain, Socket, Type};
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(address), kind, None)?;
-    socket.set_reuse_address(true)?;
+pub fn bind(place: Place) -> io::Result<OwnedFd> {
+    let socket = place.socket(Type::STREAM.nonblocking().cloexec())?;
     socket.set_reuse_port(true)?;
     // Accepted sockets inherit these (Linux), which saves a system call each per client. Tokens
     // are small writes: Nagle would hold each back for the ACK of the one before it.
@@ -30,31 +76,21 @@ pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     // Accepted sockets inherit it. Without it the kernel takes megabytes for a client that does not
     // read, and ten thousand of those are all of memory.
     socket.set_tcp_notsent_lowat(CLIENT_UNSENT_BYTES_MAX)?;
-    socket.bind(&address.into())?;
+    socket.bind(&place.address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 /// An error when somebody listens there already. `SO_REUSEPORT`, which our own workers need, would
 /// let a second process of the same user share the port without a word.
-pub fn check_free(address: SocketAddr) -> io::Result<()> {
-    use socket2::{Domain, Socket, Type};
-    let probe = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), None)?;
-    // Connections that linger from a process that ended are no reason to wait.
-    probe.set_reuse_address(true)?;
-    probe.bind(&address.into())
-}
-
-/// The address that a listener is bound to (the port, when 0 was asked for).
-pub fn local_address(listener: &OwnedFd) -> io::Result<SocketAddr> {
-    let address = socket2::SockRef::from(listener).local_addr()?;
-    address.as_socket().ok_or_else(|| io::Error::other("not an internet address"))
+pub fn check_free(place: Place) -> io::Result<()> {
+    place.socket(Type::STREAM.cloexec())?.bind(&place.address.into())
 }
 
 /// What an accept loop tells its owner.
 pub enum Arrival {
     /// A client, and the address it comes from.
-    Client(Socket, IpAddr),
+    Client(Client, IpAddr),
     /// The process is out of descriptors or memory; accepting pauses.
     Exhausted,
 }
@@ -97,13 +133,13 @@ pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl Fn
 }
 
 #[allow(unsafe_code, reason = "monoio's listener does not implement AsFd")]
-fn accept(listener: &TcpListener) -> Result<(Socket, IpAddr), Errno> {
+fn accept(listener: &TcpListener) -> Result<(Client, IpAddr), Errno> {
     // SAFETY: `listener` owns the descriptor and outlives this borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = rustix::net::acceptfrom_with(fd, flags)?;
     let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
     let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |p| p.ip().to_canonical());
-    let socket = Socket::from_fd(socket).map_err(|_| Errno::NOMEM)?;
+    let socket = Client::from_fd(socket).map_err(|_| Errno::NOMEM)?;
     Ok((socket, address))
 }

@@ -38,4 +38,5 @@ mod scale;
 mod cli;
 mod clients;
 mod limits;
+mod listening;
 mod machine;

@@ -38,8 +38,8 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
         watch::unprobed(&mut root);
     }
     let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
-    let metrics = watch::metrics(&mut root, server.listen);
-    let mut taken = vec![server.listen];
+    let metrics = watch::metrics(&mut root, &server.listen);
+    let mut taken = server.listen.clone();
     taken.extend(metrics.as_ref().and_then(|m| m.listen));
     let mut plan = Plan {
         server,
@@ -74,12 +74,14 @@ fn unsupported(root: &mut Section) {
 /// A listener of a section's own. Workers share their port by SO_REUSEPORT: a second listener on
 /// the same address would bind without an error and take a part of the clients' connections.
 fn own_listen(s: &mut Section, taken: &[SocketAddr]) -> Option<SocketAddr> {
-    s.parsed("listen", |text| match value::listen(text)? {
-        // Port 0 is another free port each time.
-        address if address.port() != 0 && taken.contains(&address) => {
-            Err(format!("{} is the address of another listener", value::quoted(text)))
+    s.parsed("listen", |text| {
+        let address = value::listen(text)?;
+        match taken.iter().find(|other| value::overlap(**other, address)) {
+            Some(other) => {
+                Err(format!("{} is taken by the listener on {other}", value::quoted(text)))
+            }
+            None => Ok(address),
         }
-        address => Ok(address),
     })
 }
 

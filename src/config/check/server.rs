@@ -4,6 +4,7 @@ use crate::base::limits::{BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKE
 use crate::config::plan::{ClientAuth, Cors, Server, ServerTls};
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 /// Paths that are forwarded unless others are configured: the OpenAI-shaped ones, and those that
@@ -47,7 +48,7 @@ fn read(s: &mut Section) -> Server {
         s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten().unwrap_or(base.workers);
     let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
     Server {
-        listen: s.parsed("listen", value::listen).unwrap_or(base.listen),
+        listen: listen(s).unwrap_or(base.listen),
         region: s.text("region").unwrap_or_default(),
         trusted_proxies: s.list("trusted_proxies", IpRange::parse).unwrap_or_default(),
         workers,
@@ -73,7 +74,7 @@ fn read(s: &mut Section) -> Server {
 fn defaults() -> Server {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
     Server {
-        listen: ([0, 0, 0, 0], 8000).into(),
+        listen: vec![(Ipv6Addr::UNSPECIFIED, 8000).into()],
         region: String::new(),
         trusted_proxies: Vec::new(),
         workers,
@@ -92,6 +93,27 @@ fn defaults() -> Server {
         cors: None,
         tls: None,
     }
+}
+
+/// One address, or a list of them. `[::]` and `0.0.0.0` of one port go together: as one, they are
+/// every address.
+fn listen(s: &mut Section) -> Option<Vec<SocketAddr>> {
+    let addresses = s.list("listen", value::listen)?;
+    if addresses.is_empty() && !s.desk.has_errors() {
+        s.error("listen", "must name at least one address, such as :8000");
+    }
+    let both = |a: &SocketAddr, b: &SocketAddr| {
+        a.ip() == Ipv6Addr::UNSPECIFIED && b.ip() == Ipv4Addr::UNSPECIFIED
+    };
+    for (i, one) in addresses.iter().enumerate() {
+        let clash = |other: &&SocketAddr| {
+            value::overlap(**other, *one) && !both(other, one) && !both(one, other)
+        };
+        if let Some(other) = addresses.iter().take(i).find(clash) {
+            s.error("listen", format!("{one} is within {other}, or the other way round"));
+        }
+    }
+    Some(addresses)
 }
 
 /// `auto`, or a number within a range.

@@ -68,10 +68,10 @@ const BUCKETS_MS: [u64; 14] =
     [10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000];
 
 /// Reads `metrics`, which is on unless it says `enabled: false`.
-pub fn metrics(root: &mut Section, server: SocketAddr) -> Option<Metrics> {
+pub fn metrics(root: &mut Section, server: &[SocketAddr]) -> Option<Metrics> {
     if root.has("metrics") {
         return root.when_present("metrics", |s| Metrics {
-            listen: super::own_listen(s, &[server]),
+            listen: super::own_listen(s, server),
             path: s.parsed("path", value::url_path).unwrap_or_else(|| "/metrics".into()),
             latency_buckets_ms: buckets(s),
             models: models(s),

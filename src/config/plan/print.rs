@@ -211,6 +211,14 @@ pub fn texts<T: Display, S: Serializer>(items: &[T], s: S) -> Result<S::Ok, S::E
     s.collect_seq(items.iter().map(|item| item.to_string()))
 }
 
+/// A list of one as its only item.
+pub fn one_or_more<T: Serialize, S: Serializer>(items: &[T], s: S) -> Result<S::Ok, S::Error> {
+    match items {
+        [one] => one.serialize(s),
+        items => items.serialize(s),
+    }
+}
+
 pub fn maybe_text<T: Display, S: Serializer>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
     value.as_ref().map(|v| v.to_string()).serialize(s)
 }

@@ -10,8 +10,10 @@ use std::time::Duration;
 /// The client side.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Server {
-    /// Addresses to listen on (`:8000` is `0.0.0.0:8000`). One listener per worker each.
-    pub listen: SocketAddr,
+    /// Addresses to listen on, at least one; `[::]` is every address, IPv4 too. Each worker has a
+    /// listener for each.
+    #[serde(serialize_with = "print::one_or_more")]
+    pub listen: Vec<SocketAddr>,
     /// Where this gateway stands; backends of the same region come first. Empty = nowhere.
     pub region: String,
     /// Peers whose `X-Forwarded-For` is believed. Empty = nobody's.

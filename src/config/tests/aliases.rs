@@ -126,7 +126,7 @@ fn two_names_of_one_setting_must_agree() {
     }
     // Equal is fine, and sections under two names are united.
     let plan = load("listen: ':1'\nserver: {listen: ':1', workers: 1}\n").plan;
-    assert_eq!((plan.server.listen.port(), plan.server.workers), (1, 1));
+    assert_eq!((plan.server.listen[0].port(), plan.server.workers), (1, 1));
     let limit = load("rate_limit: {global: {requests_per_second: 1}}\nrate_limits: {per_key: {requests_per_second: 2}}\n").plan.rate_limit.unwrap();
     assert!(limit.global.is_some() && limit.per_key.is_some());
 }

@@ -54,7 +54,7 @@ fn s0_backends() {
 #[test]
 fn s1_scenario_1() {
     let plan = plan("s1_scenario_1.yaml");
-    assert_eq!(plan.server.listen, "0.0.0.0:8000".parse().unwrap());
+    assert_eq!(plan.server.listen, ["[::]:8000".parse().unwrap()]);
     assert_eq!(plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [10, 10, 10]);
     // The flat usage hook is one webhook.
     assert_eq!(plan.usage.reporters.len(), 1);
@@ -269,7 +269,7 @@ fn s4_scenario_3() {
     let loaded = fixture("s4_scenario_3.yaml");
     let plan = &loaded.plan;
     assert!(plan.backends.is_empty() && warned(&loaded, ""), "no backends is a warning");
-    assert_eq!(plan.server.listen, "0.0.0.0:8000".parse().unwrap());
+    assert_eq!(plan.server.listen, ["[::]:8000".parse().unwrap()]);
     assert_eq!(plan.api_keys.len(), 2);
     let per_key = plan.rate_limit.as_ref().unwrap().per_key.unwrap();
     assert_eq!((per_key.requests_per_minute, per_key.max_concurrent), (Some(100), Some(5)));

@@ -31,7 +31,7 @@ fn error_of(text: &str) -> String {
 #[test]
 fn nothing_configured_is_all_defaults() {
     let Loaded { plan, report } = load("");
-    assert_eq!(plan.server.listen, "0.0.0.0:8000".parse().unwrap());
+    assert_eq!(plan.server.listen, ["[::]:8000".parse().unwrap()]);
     assert_eq!(plan.server.max_body_size, 32 << 20);
     assert!(plan.server.workers >= 1);
     assert!(plan.backends.is_empty() && plan.health_check.is_none() && plan.auth.is_none());
@@ -52,7 +52,7 @@ fn a_simple_file_means_what_it_says() {
          log: {level: debug, format: text, output: stderr}\n",
     );
     assert!(report.findings.is_empty(), "{report}");
-    assert_eq!((plan.server.listen.port(), plan.server.workers), (9000, 2));
+    assert_eq!((plan.server.listen[0].port(), plan.server.workers), (9000, 2));
     let a = &plan.backends[0];
     assert_eq!((a.name.as_str(), a.weight, a.base_path.as_str()), ("a", 3, "/base"));
     assert_eq!(a.endpoint, Endpoint::Tcp { host: "gpu-1".into(), port: 8000 });

@@ -12,7 +12,7 @@ mod url;
 
 pub use duration::{duration, print_duration};
 pub use header::{header_name, header_value};
-pub use net::{listen, IpRange};
+pub use net::{listen, overlap, IpRange};
 pub use sql::{sql_address, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 pub use time::{instant, End};
 pub use url::{http_url, Url};

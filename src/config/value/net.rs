@@ -4,8 +4,9 @@ use super::quoted;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// An address to listen on: `:8000` (every IPv4 address), `127.0.0.1:8000`, `[::]:8000`,
-/// `localhost:8000`. Port 0 is any free one, which the log names. Names are not looked up here.
+/// An address to listen on: `:8000` and `[::]:8000` (every address, IPv6 and IPv4), `0.0.0.0:8000`
+/// (every IPv4 address), `127.0.0.1:8000`, `localhost:8000`. Port 0 is any free one, which the log
+/// names. Names are not looked up here.
 pub fn listen(text: &str) -> Result<SocketAddr, String> {
     let advice = || {
         format!(
@@ -17,7 +18,7 @@ pub fn listen(text: &str) -> Result<SocketAddr, String> {
     let port: u16 =
         port.parse().map_err(|_| format!("{} must end in a port from 0 to 65535", quoted(text)))?;
     let address: IpAddr = match host {
-        "" => Ipv4Addr::UNSPECIFIED.into(),
+        "" => Ipv6Addr::UNSPECIFIED.into(),
         "localhost" => Ipv4Addr::LOCALHOST.into(),
         _ => match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| advice())?.into(),
@@ -25,6 +26,15 @@ pub fn listen(text: &str) -> Result<SocketAddr, String> {
         },
     };
     Ok(SocketAddr::new(address, port))
+}
+
+/// True when the two would get each other's connections: the same port, and the same host or one
+/// that stands for all. Port 0 is another free port each time.
+pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let covers = |all: IpAddr, one: IpAddr| {
+        all == one || all.is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+    };
+    a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
 /// A CIDR range, or a single address as a range of one. Kept as its first address.
@@ -99,7 +109,8 @@ mod tests {
 
     #[test]
     fn listen_forms() {
-        assert_eq!(listen(":8000"), Ok("0.0.0.0:8000".parse().unwrap()));
+        assert_eq!(listen(":8000"), Ok("[::]:8000".parse().unwrap()));
+        assert_eq!(listen("0.0.0.0:8000"), Ok("0.0.0.0:8000".parse().unwrap()));
         assert_eq!(listen("[::]:8000"), Ok("[::]:8000".parse().unwrap()));
         assert_eq!(listen("[::1]:1"), Ok("[::1]:1".parse().unwrap()));
         assert_eq!(listen("localhost:80"), Ok("127.0.0.1:80".parse().unwrap()));
@@ -107,6 +118,20 @@ mod tests {
         for bad in ["", "8000", ":65536", "host:80", "::1:80", "1.2.3.4", "[1.2.3.4]:5", ":80x"] {
             assert!(listen(bad).is_err(), "{bad}");
         }
+    }
+
+    /// Catches: two listeners that share a port, of which each gets a part of the connections.
+    #[test]
+    fn an_address_overlaps_with_what_stands_for_it() {
+        let meet = |a: &str, b: &str| {
+            let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(overlap(a, b), overlap(b, a), "{a} {b}");
+            overlap(a, b)
+        };
+        assert!(meet("127.0.0.1:1", "127.0.0.1:1") && meet("0.0.0.0:1", "127.0.0.1:1"));
+        assert!(meet("[::]:1", "127.0.0.1:1") && meet("[::]:1", "[::1]:1"));
+        assert!(!meet("0.0.0.0:1", "[::1]:1") && !meet("127.0.0.1:1", "127.0.0.2:1"));
+        assert!(!meet("[::]:1", "[::]:2") && !meet("127.0.0.1:0", "127.0.0.1:0"));
     }
 
     #[test]
