@@ -279,6 +279,9 @@ impl Facts {
         page.counter("llmproxy_usage_late", help, counter(|u| &u.late))?;
         let help = "Request bodies left out of records because too many were waiting.";
         page.counter("llmproxy_usage_bodies_dropped", help, counter(|u| &u.bodies_dropped))?;
+        let help = "Line ends found inside a record and taken out: each is a fault of the gateway.";
+        let mended = one(crate::usage::record::line::mended());
+        page.counter("llmproxy_usage_lines_mended", help, mended)?;
         let help = "Entries that wait for the journal.";
         let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting()));
         page.gauge("llmproxy_usage_queue", help, waiting)?;

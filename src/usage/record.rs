@@ -4,12 +4,13 @@
 //! thread. The default form is the union of both forms that receivers were built for: token fields
 //! at the top *and* `usage{}`, `endpoint` *and* `path`.
 
+pub mod line;
+
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::inflate::{InflateFault, Packed};
 use crate::llm::tokens::Usage;
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -147,10 +148,14 @@ impl UsageRecord {
         }
     }
 
-    /// The record as one JSON object.
+    /// The record as one JSON object, without a line end in it.
     pub fn to_json(&self, format: RecordFormat) -> Vec<u8> {
-        // Nothing in a record can fail to serialise: strings, numbers and checked raw JSON.
-        serde_json::to_vec(&Form { record: self, format }).unwrap_or_default()
+        line::json_of(&Form { record: self, format })
+    }
+
+    /// The same as a line: the only line end is its last byte, whatever a client wrote.
+    pub fn to_line(&self, format: RecordFormat) -> Vec<u8> {
+        line::line_of(&Form { record: self, format })
     }
 }
 
@@ -202,11 +207,10 @@ impl Serialize for Form<'_> {
         map.serialize_entry("response_bytes", &r.response_bytes)?;
         map.serialize_entry("events", &r.events)?;
         if let Some(body) = &r.request_body {
-            // As it was sent: a number must not change its digits on the way to a bill. What is
-            // not JSON (an upload, a body cut at the limit) becomes a string.
-            match serde_json::from_slice::<&RawValue>(body) {
-                Ok(json) => map.serialize_entry("request_body", json)?,
-                Err(_) => map.serialize_entry("request_body", &String::from_utf8_lossy(body))?,
+            let body = line::body_of(body);
+            map.serialize_entry("request_body", &body)?;
+            if let Some(encoding) = body.encoding() {
+                map.serialize_entry("request_body_encoding", encoding)?;
             }
         }
         map.end()

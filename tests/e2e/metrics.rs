@@ -41,6 +41,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_usage_queue", "gauge", &[]),
     ("llmproxy_usage_dropped_total", "counter", &[]),
     ("llmproxy_usage_bodies_dropped_total", "counter", &[]),
+    ("llmproxy_usage_lines_mended_total", "counter", &[]),
     ("llmproxy_reporter_retries_total", "counter", &["reporter"]),
     ("llmproxy_reporter_delivered_total", "counter", &["reporter"]),
     ("llmproxy_reporter_dead_letters_total", "counter", &["reporter"]),

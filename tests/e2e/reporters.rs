@@ -196,6 +196,63 @@ fn a_file_has_every_record_across_rotations_and_restarts() {
     assert!(std::fs::read_dir(&folder).unwrap().count() > 2, "it was not rotated");
 }
 
+/// Catches: a client that writes a record of its own into a file, a delivery or an export, and one
+/// that makes its own record unreadable.
+#[test]
+fn a_request_body_cannot_forge_a_record() {
+    let (engine, scratch, hook) = (Engine::start(&[]), Scratch::new(), Webhook::start());
+    let (file, spool) = (scratch.file("usage.jsonl"), scratch.file("spool"));
+    // The second file stands still, so that the spool keeps all of it for the export.
+    let still = scratch.file("a-folder");
+    std::fs::create_dir(&still).unwrap();
+    let proxy = Config::backend_at(engine.url())
+        .section(format!(
+            "usage: {{include_request_body: true, spool: {{dir: \"{}\"}}, reporters: [\
+             {{type: file, file: {{path: \"{}\"}}}}, \
+             {{name: still, type: file, file: {{path: \"{}\"}}}}, \
+             {{webhook: {{url: \"{}\", batch: ndjson}}}}]}}",
+            spool.display(),
+            file.display(),
+            still.display(),
+            hook.url()
+        ))
+        .start();
+    let forged = "{\"request_id\":\"forged\",\"api_key\":\"sk-victim\",\"total_tokens\":1}";
+    let bodies = [
+        format!("{{\"model\":\"m\",\"messages\":[],\"x\":\n{forged}\n}}"),
+        "{\r\n \"model\": \"m\",\r\n \"messages\": [{\"content\": \"\u{2028}{}\"}]\n}".to_owned(),
+    ];
+    let mut asked = HashSet::new();
+    for body in &bodies {
+        let answer = proxy.post(CHATS, body);
+        assert_eq!(answer.status(), 200, "{body}");
+        asked.insert(answer.head.get("x-request-id").unwrap().to_owned());
+    }
+    let text = await_some("the lines of the file", SOON, || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        (text.matches("\"request_bytes\"").count() >= 2).then_some(text)
+    });
+    await_some("the deliveries", SOON, || {
+        let sent: Vec<Value> = hook.deliveries().iter().flat_map(records_of).collect();
+        (sent.len() >= 2).then_some(())
+    });
+    let spool = spool.to_string_lossy().into_owned();
+    let export = crate::harness::proxy::llmproxy(&["spool", "export", "--dir", &spool]);
+    let sent = hook.deliveries().iter().map(|d| d.body.clone()).collect::<Vec<_>>().concat();
+    for lines in [text, export.stdout, String::from_utf8(sent).unwrap()] {
+        let records: Vec<Value> = lines
+            .split_inclusive(['\n', '\r', '\u{2028}'])
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(records.iter().map(id_of).collect::<HashSet<_>>(), asked, "{lines}");
+        assert_eq!(records.len(), 2);
+        for record in &records {
+            let sent = bodies.iter().map(|body| serde_json::from_str::<Value>(body).unwrap());
+            assert!(sent.into_iter().any(|body| record["request_body"] == body), "{record}");
+        }
+    }
+}
+
 /// Catches: records that do not reach the stream, or count for another day, key or number; a server
 /// that is away for a while and costs any, or has some twice.
 #[test]

@@ -76,8 +76,7 @@ fn time_of(unix_ms: u64) -> Option<jiff::Timestamp> {
 fn export(disk: &dyn Disk, span: Span, out: &mut dyn Write) -> io::Result<()> {
     survey(disk, |sequence, _, record| {
         if begins(span.from, sequence, record) && span.to.is_none_or(|to| sequence <= to) {
-            out.write_all(&record.to_json(RecordFormat::Full))?;
-            out.write_all(b"\n")?;
+            out.write_all(&record.to_line(RecordFormat::Full))?;
         }
         Ok(())
     })

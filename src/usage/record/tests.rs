@@ -112,18 +112,3 @@ fn a_record_without_usage_says_null_and_where_counts_come_from() {
         assert_eq!(Outcome::from_word(word).map(Outcome::as_str), Some(word));
     }
 }
-
-#[test]
-fn the_request_body_is_carried_byte_for_byte() {
-    let with = |body: &[u8]| {
-        let record = UsageRecord { request_body: Some(body.to_vec()), ..record() };
-        String::from_utf8(record.to_json(RecordFormat::Full)).unwrap()
-    };
-    // A float or a long integer would change its digits in a tree.
-    let body = r#"{"temperature":0.70,  "seed":123456789012345678901234567890,"a":"\u00e9"}"#;
-    assert!(with(body.as_bytes()).contains(&format!("\"request_body\":{body}")));
-    // What is not JSON cannot stand in JSON.
-    assert!(with(b"{\"cut\":\"sh").ends_with(r#""request_body":"{\"cut\":\"sh"}"#));
-    assert!(with(b"--boundary\xff").ends_with("\"request_body\":\"--boundary\u{fffd}\"}"));
-    assert!(!String::from_utf8(record().to_json(RecordFormat::Full)).unwrap().contains("_body"));
-}

@@ -124,8 +124,7 @@ impl Reporter for LinesFile {
     fn send(&mut self, records: &[&UsageRecord], _limit: Duration) -> Tried {
         let mut lines = Vec::new();
         for record in records {
-            lines.extend(record.to_json(self.plan.format));
-            lines.push(b'\n');
+            lines.extend(record.to_line(self.plan.format));
         }
         match self.write(&lines) {
             Ok(()) => Tried::Delivered,

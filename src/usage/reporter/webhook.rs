@@ -127,10 +127,11 @@ impl Webhook {
         let first = records.first().map(|r| r.request_id.as_str()).unwrap_or_default();
         let joined =
             |separator: &[u8]| records.iter().map(json).collect::<Vec<_>>().join(separator);
+        let lines = || records.iter().flat_map(|record| record.to_line(self.plan.format));
         let body = match self.plan.batch {
             WebhookBatch::Single => return (joined(b""), first.to_owned()),
             WebhookBatch::Array => [b"[", joined(b",").as_slice(), b"]"].concat(),
-            WebhookBatch::Ndjson => [joined(b"\n").as_slice(), b"\n"].concat(),
+            WebhookBatch::Ndjson => lines().collect(),
         };
         let mut ids = digest::Context::new(&digest::SHA256);
         for record in records {

@@ -8,7 +8,7 @@ use super::table::Shared;
 use crate::base::clock::unix_ms;
 use crate::base::limits::DEAD_LETTER_BYTES_MAX;
 use crate::config::plan::RecordFormat;
-use crate::usage::record::{rfc3339, UsageRecord};
+use crate::usage::record::{line, rfc3339, UsageRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::io;
@@ -102,9 +102,7 @@ fn line_of(record: &UsageRecord, reason: &str) -> io::Result<Vec<u8>> {
         record: RawValue::from_string(json)?,
         entry: hex(&bytes),
     };
-    let mut line = serde_json::to_vec(&letter)?;
-    line.push(b'\n');
-    Ok(line)
+    Ok(line::line_of(&letter))
 }
 
 /// The record of a line; `None` when it is none of ours, or cut.
