@@ -119,8 +119,11 @@ impl Fault {
             Fault::ConnectTimeout => {
                 Refusal::new(504, code, "The backend did not accept a connection in time.")
             }
-            Fault::ReuseRace | Fault::BackendClosed | Fault::BackendBroke => {
+            Fault::ReuseRace | Fault::BackendClosed => {
                 Refusal::new(502, code, "The backend closed the connection without an answer.")
+            }
+            Fault::BackendBroke => {
+                Refusal::new(502, code, "The backend's connection broke inside its answer.")
             }
             Fault::FirstByteTimeout => {
                 Refusal::new(504, code, "The backend did not begin to answer in time.")

@@ -1,8 +1,11 @@
-//! Errors in the form that OpenAI clients read. The shape is a superset of what the engines send
-//! (vLLM nests the same object), so one client code path handles theirs and ours.
+//! Errors of our own in the form that the clients of a path read: before an answer as OpenAI does
+//! (the shape is a superset of what the engines send, so one client code path handles theirs and
+//! ours), inside a stream as its dialect does.
 
+use super::dialect::Dialect;
 use crate::base::refusal::Refusal;
 use serde::Serialize;
+use std::borrow::Cow;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -30,12 +33,75 @@ pub fn write_body(refusal: &Refusal, out: &mut Vec<u8>) {
     let _ = serde_json::to_writer(out, &Body { error });
 }
 
-/// Appends the last event of a stream that broke after its head was sent. It must follow an event
-/// boundary, and no `[DONE]` may follow it: clients read that as success.
-pub fn write_event(fault: &Refusal, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"data: ");
-    write_body(fault, out);
+/// Appends the last event of a stream that broke after its head was sent and after so many events,
+/// in the form that raises an error in the clients of its path. It must follow the end of an event,
+/// and no end mark may follow it: clients read that as success.
+pub fn write_last_event(dialect: Dialect, fault: &Refusal, events: u64, out: &mut Vec<u8>) {
+    let message = told_after(fault, events);
+    let error = Error { message: &message, r#type: fault.kind(), code: fault.code, param: None };
+    match dialect {
+        // anthropic's packages raise on the event's name, and tell what kind it is by the `type`
+        // inside.
+        Dialect::Messages => {
+            out.extend_from_slice(b"event: error\ndata: ");
+            let error = Error { r#type: anthropic_kind(fault), ..error };
+            let _ = serde_json::to_writer(&mut *out, &Typed { r#type: "error", error });
+        }
+        // OpenAI documents this event as flat; its packages give it to their caller as one event
+        // among others, as they do `response.failed`, and raise on a top-level `error` alone. So it
+        // has both.
+        Dialect::Responses => {
+            out.extend_from_slice(b"event: error\ndata: ");
+            let (code, message, param) = (error.code, &*message, error.param);
+            let sequence_number = events;
+            let event =
+                ResponseError { r#type: "error", code, message, param, sequence_number, error };
+            let _ = serde_json::to_writer(&mut *out, &event);
+        }
+        _ => {
+            out.extend_from_slice(b"data: ");
+            let _ = serde_json::to_writer(&mut *out, &Body { error });
+        }
+    }
     out.extend_from_slice(b"\n\n");
+}
+
+/// An error of `/v1/messages`.
+#[derive(Serialize)]
+struct Typed<'a> {
+    r#type: &'a str,
+    error: Error<'a>,
+}
+
+/// An error of `/v1/responses`.
+#[derive(Serialize)]
+struct ResponseError<'a> {
+    r#type: &'a str,
+    code: &'a str,
+    message: &'a str,
+    param: Option<&'a str>,
+    /// The events of such a stream are numbered from 0.
+    sequence_number: u64,
+    error: Error<'a>,
+}
+
+/// The kind that Anthropic's own interface has for the status.
+fn anthropic_kind(fault: &Refusal) -> &'static str {
+    match fault.status {
+        503 => "overloaded_error",
+        504 => "timeout_error",
+        _ => fault.kind(),
+    }
+}
+
+/// What went wrong, and how far the stream had come; a client that got nothing needs no count.
+fn told_after(fault: &Refusal, events: u64) -> Cow<'_, str> {
+    let what = fault.message.trim_end_matches('.');
+    match events {
+        0 => Cow::Borrowed(&fault.message),
+        1 => format!("{what}, after 1 event.").into(),
+        _ => format!("{what}, after {events} events.").into(),
+    }
 }
 
 #[derive(Serialize)]
@@ -43,16 +109,17 @@ struct Line<'a> {
     error: &'a str,
 }
 
-/// Appends the last line of a stream of JSON lines that broke after its head was sent, in the form
-/// of Ollama, whose clients these are. It must follow the end of a line.
-pub fn write_line(fault: &Refusal, out: &mut Vec<u8>) {
-    let _ = serde_json::to_writer(&mut *out, &Line { error: &fault.message });
+/// Appends the last line of a stream of JSON lines that broke after its head was sent and after so
+/// many lines, in the form of Ollama, whose clients these are. It must follow the end of a line.
+pub fn write_last_line(fault: &Refusal, lines: u64, out: &mut Vec<u8>) {
+    let _ = serde_json::to_writer(&mut *out, &Line { error: &told_after(fault, lines) });
     out.push(b'\n');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn an_error_has_the_shape_that_openai_clients_read() {
@@ -66,25 +133,65 @@ mod tests {
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
-    #[test]
-    fn an_error_event_is_one_event_whatever_the_message_holds() {
-        let fault = Refusal::new(502, "backend_error", "line\n\ndata: [DONE]\r\n");
+    const ODD: &str = "line\n\ndata: [DONE]\r\n\"two\".";
+
+    /// What a client parses of the last event.
+    fn last_event(dialect: Dialect, status: u16, events: u64) -> (String, serde_json::Value) {
+        let fault = Refusal::new(status, "backend_broke", ODD);
         let mut out = Vec::new();
-        write_event(&fault, &mut out);
+        write_last_event(dialect, &fault, events, &mut out);
         let mut scan = crate::llm::sse::SseScan::default();
         scan.feed(&out);
         assert_eq!((scan.events(), scan.at_boundary(), scan.done()), (1, true, false));
-        let json = out.strip_prefix(b"data: ").unwrap();
-        let tree: serde_json::Value = serde_json::from_slice(json).unwrap();
-        assert_eq!(tree["error"]["code"], "backend_error");
-        assert_eq!(tree["error"]["type"], "api_error");
+        assert!(scan.in_band_error());
+        let text = String::from_utf8(out).unwrap();
+        let (before, json) = text.split_once("data: ").unwrap();
+        (before.to_owned(), serde_json::from_str(json).unwrap())
     }
+
+    /// Catches: an error that the clients of a path take for one more event, or cannot parse.
+    #[test]
+    fn an_error_event_has_the_form_of_its_dialect_whatever_the_message_holds() {
+        let after = "line\n\ndata: [DONE]\r\n\"two\", after 3 events.";
+        for dialect in [Dialect::OpenAi, Dialect::Generate, Dialect::LlamaCpp, Dialect::Other] {
+            let error = json!({
+                "message": after, "type": "api_error", "code": "backend_broke", "param": null,
+            });
+            let wanted = (String::new(), json!({ "error": error }));
+            assert_eq!(last_event(dialect, 502, 3), wanted, "{dialect:?}");
+        }
+        for (status, kind) in
+            [(502, "api_error"), (503, "overloaded_error"), (504, "timeout_error")]
+        {
+            let (before, event) = last_event(Dialect::Messages, status, 3);
+            assert_eq!((before.as_str(), &event["type"]), ("event: error\n", &json!("error")));
+            assert_eq!(event["error"]["type"], kind);
+            assert_eq!(event["error"]["message"], after);
+        }
+        let (before, event) = last_event(Dialect::Responses, 502, 3);
+        assert_eq!((before.as_str(), &event["type"]), ("event: error\n", &json!("error")));
+        assert_eq!((&event["code"], &event["message"]), (&json!("backend_broke"), &json!(after)));
+        assert_eq!((&event["param"], &event["sequence_number"]), (&json!(null), &json!(3)));
+        assert_eq!(event["error"]["message"], after);
+    }
+
+    #[test]
+    fn the_message_counts_what_went_before_it() {
+        for (events, wanted) in
+            [(0, "Gone."), (1, "Gone, after 1 event."), (2, "Gone, after 2 events.")]
+        {
+            let fault = Refusal::new(502, "backend_broke", "Gone.");
+            assert_eq!(told_after(&fault, events), wanted);
+        }
+    }
+
     /// Catches: a message that breaks its line, or another shape than Ollama's clients read.
     #[test]
     fn an_error_line_is_one_line_whatever_the_message_holds() {
         let fault = Refusal::new(502, "backend_error", "line\n\"two\"");
         let mut out = b"{}\n".to_vec();
-        write_line(&fault, &mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), "{}\n{\"error\":\"line\\n\\\"two\\\"\"}\n");
+        write_last_line(&fault, 1, &mut out);
+        let wanted = "{}\n{\"error\":\"line\\n\\\"two\\\", after 1 event.\"}\n";
+        assert_eq!(String::from_utf8(out).unwrap(), wanted);
     }
 }

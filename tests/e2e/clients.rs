@@ -70,3 +70,22 @@ fn the_node_client_works() {
     let script = folder.join("node/openai_client.mjs");
     against_all(Path::new("node"), &script.to_string_lossy());
 }
+
+/// Catches: an error of ours that the Python package takes for one more event of the stream.
+#[test]
+fn the_python_client_raises_when_an_engine_dies() {
+    let Some(folder) = folder("the_python_client_raises_when_an_engine_dies") else { return };
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url()).start();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/openai_broken.py");
+    let root = format!("http://{}", proxy.addr());
+    let python = folder.join("python/bin/python");
+    let ran = run(&python, &[script, &root], Duration::from_secs(60));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let raised: Vec<Value> = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(raised.len(), 3);
+    for error in raised {
+        assert_eq!(error["code"], "backend_broke", "{error}");
+        assert!(error["message"].as_str().unwrap().ends_with("after 4 events."), "{error}");
+    }
+}

@@ -42,6 +42,61 @@ fn an_engine_that_dies_between_events_is_an_error_event_and_a_cut() {
     }
 }
 
+/// The error that a stream ended with, as the clients of its path find it.
+fn told(path: &str, stream: &str) -> Value {
+    let last = stream.trim_end().rsplit("\n\n").next().unwrap();
+    if path == "/api/chat" {
+        return serde_json::from_str(stream.trim_end().rsplit('\n').next().unwrap()).unwrap();
+    }
+    let json = match path {
+        CHATS | "/v1/completions" => last.strip_prefix("data: "),
+        _ => last.strip_prefix("event: error\ndata: "),
+    };
+    serde_json::from_str(json.unwrap_or_else(|| panic!("{path}: {stream:?}"))).unwrap()
+}
+
+/// Catches: an engine's death told in a form that the clients of a path do not take for an error,
+/// and an error that does not say how much of the answer is there.
+#[test]
+fn an_engines_death_is_told_in_the_form_of_its_path() {
+    let (vllm, ollama) = (Engine::start(&[]), Engine::start(&["--dialect", "ollama"]));
+    for path in [CHATS, "/v1/completions", "/v1/messages", "/v1/responses", "/api/chat"] {
+        let engine = if path == "/api/chat" { &ollama } else { &vllm };
+        let hook = Webhook::start();
+        let proxy = Config::backend_at(engine.url())
+            .server(format!("paths: [\"{path}\"]"))
+            .webhook(&hook.url(), "")
+            .start();
+        let knobs = "x-mock-tokens: 9\r\nx-mock-gap-ms: 5\r\nx-mock-die-after: 3\r\n";
+        let answer = proxy.connect().post(path, knobs, STREAM);
+        assert_eq!((answer.status(), &answer.ended), (200, &Ended::Cut), "{path}");
+        let error = told(path, &answer.text());
+        let message = match path {
+            "/api/chat" => &error["error"],
+            "/v1/messages" => {
+                assert_eq!(
+                    (&error["type"], &error["error"]["type"]),
+                    (&"error".into(), &"api_error".into())
+                );
+                &error["error"]["message"]
+            }
+            "/v1/responses" => {
+                assert_eq!(
+                    (&error["type"], &error["code"]),
+                    (&"error".into(), &"backend_broke".into())
+                );
+                assert_eq!(error["sequence_number"], 3);
+                &error["error"]["message"]
+            }
+            _ => &error["error"]["message"],
+        };
+        let message = message.as_str().unwrap_or_else(|| panic!("{path}: {error}"));
+        assert!(message.ends_with("after 3 events."), "{path}: {message}");
+        let record = hook.await_records(1, SOON).remove(0);
+        assert_eq!(record["events"], 3, "{record}");
+    }
+}
+
 /// Catches: an event of ours in the midst of one of the engine's, which makes two lies of them.
 #[test]
 fn nothing_is_put_into_an_event_that_was_cut() {

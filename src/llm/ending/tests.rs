@@ -1,7 +1,7 @@
 //! Every answer of `tests/fixtures/dialects`, read by all that watches an answer, whole and cut.
 
 use super::*;
-use crate::llm::error::{write_event, write_line};
+use crate::llm::error::{write_last_event, write_last_line};
 use crate::llm::sse::Framing;
 use crate::llm::usage::Usage;
 use proptest::prelude::*;
@@ -142,9 +142,9 @@ fn what_we_say_of_an_error_is_an_error_wherever_it_may_stand() {
             let before = events.events();
             let mut ours = Vec::new();
             if events.is_ndjson() {
-                write_line(&fault, &mut ours);
+                write_last_line(&fault, before, &mut ours);
             } else {
-                write_event(&fault, &mut ours);
+                write_last_event(*dialect, &fault, before, &mut ours);
             }
             let all = [&bytes[..cut], &ours].concat();
             let after = found(*dialect, Some(framing), [&all[..]]);

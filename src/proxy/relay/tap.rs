@@ -216,6 +216,16 @@ impl Tap {
         is_due
     }
 
+    /// In whose form an error of ours would have to be told.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Events that went to the client.
+    pub fn events_sent(&self) -> u64 {
+        self.events.as_ref().map_or(0, |events| events.events())
+    }
+
     /// Our own error would have to be a line of JSON instead of an event.
     pub fn is_ndjson(&self) -> bool {
         self.events.as_ref().is_some_and(|events| events.is_ndjson())

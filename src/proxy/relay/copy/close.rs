@@ -3,6 +3,7 @@
 use super::Relay;
 use crate::base::fault::Fault;
 use crate::http::write::{chunk_header, CHUNK_HEADER_BYTES_MAX};
+use crate::llm::error;
 use crate::proxy::relay::last::Last;
 use crate::proxy::relay::Outcome;
 use crate::rt::buffer::Buffer;
@@ -49,9 +50,10 @@ impl Relay<'_> {
         let whole = !self.state.torn && self.tap.at_event_boundary();
         if client_reads && chunked && whole {
             let mut event = Buffer::take();
+            let (why, events) = (fault.refusal(), self.tap.events_sent());
             match self.tap.is_ndjson() {
-                true => crate::llm::error::write_line(&fault.refusal(), &mut event),
-                false => crate::llm::error::write_event(&fault.refusal(), &mut event),
+                true => error::write_last_line(&why, events, &mut event),
+                false => error::write_last_event(self.tap.dialect(), &why, events, &mut event),
             }
             let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
             let header = chunk_header(&mut size, event.len());
