@@ -17,7 +17,8 @@ pub enum Side {
 /// Whether the request may be tried again, as long as the client got no byte of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// No: the engine may be working on it.
+    /// No: the engine may be working on it, or have been. Only who says so in the configuration
+    /// (`routing.retry.retry_on`, which goes by the status) may take that risk.
     Never,
     /// Once, at the same backend on a fresh connection: the kept one was closed under us.
     Fresh,
@@ -41,6 +42,9 @@ pub enum Fault {
     ReuseRace,
     /// The connection broke before the head of an answer was complete.
     BackendClosed,
+    /// The same on a kept connection, without a byte of an answer: it may have been closed under
+    /// us, but so late, or behind so much, that the engine may have worked on the request.
+    BackendClosedReused,
     /// `first_byte_timeout` passed.
     FirstByteTimeout,
     /// The answer is not HTTP as we accept it; why.
@@ -67,6 +71,7 @@ impl Fault {
             Fault::TlsFailed => "tls_failed",
             Fault::ReuseRace => "reuse_race",
             Fault::BackendClosed => "backend_closed",
+            Fault::BackendClosedReused => "backend_closed_reused",
             Fault::FirstByteTimeout => "first_byte_timeout",
             Fault::BadResponse(_) => "bad_response",
             Fault::BackendIdleTimeout => "backend_idle_timeout",
@@ -125,6 +130,12 @@ impl Fault {
             Fault::BackendBroke => {
                 Refusal::new(502, code, "The backend's connection broke inside its answer.")
             }
+            Fault::BackendClosedReused => Refusal::new(
+                502,
+                code,
+                "The backend closed a connection that it had kept, without an answer; whether it \
+                 worked on the request is not known.",
+            ),
             Fault::FirstByteTimeout => {
                 Refusal::new(504, code, "The backend did not begin to answer in time.")
             }

@@ -4,7 +4,7 @@
 
 use crate::harness::backend::Served;
 use crate::harness::message::Ended;
-use crate::harness::{await_until, Backend, SOON};
+use crate::harness::{await_until, pause, Backend, SOON};
 use crate::rig::{before, quiet, Rig, CHAT, CHATS};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -72,7 +72,9 @@ fn an_engine_that_dies_over_a_request_is_not_asked_again() {
     });
     let (proxy, _hook) = before(&backend, "");
     assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
-    proxy.post(CHATS, CHAT).assert_refused(502, "backend_closed");
+    // A name of its own: whether the engine had the request at all is not known.
+    proxy.post(CHATS, CHAT).assert_refused(502, "backend_closed_reused");
+    proxy.await_metric("llmproxy_faults_total", &[("kind", "backend_closed_reused")], 1.0);
     assert_eq!((backend.connections(), backend.requests().len()), (1, 2));
 }
 
@@ -89,6 +91,31 @@ fn an_engine_that_dies_inside_its_head_is_not_asked_again() {
     assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
     proxy.post(CHATS, CHAT).assert_refused(502, "backend_closed");
     assert_eq!((backend.connections(), backend.requests().len()), (1, 2));
+}
+
+/// Catches: an answer that was there before the request was whole, so meant for somebody else,
+/// passed to the client. The engine reads no more of this request, so it never becomes whole.
+#[test]
+fn what_is_said_on_a_kept_connection_before_the_request_is_whole_is_not_its_answer() {
+    let backend = Backend::start(|served| {
+        if served.request().is_none_or(|request| request.conn > 0) {
+            served.send(ANSWER.replace("ok", "22"));
+            return;
+        }
+        served.send(ANSWER);
+        if served.head().is_some() {
+            served.send(ANSWER.replace("ok", "11"));
+            pause(SOON);
+        }
+    });
+    let (proxy, _hook) = before(&backend, "");
+    assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+    let body = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(20 << 20));
+    assert_eq!(proxy.post(CHATS, &body).text(), "22", "asked anew on a fresh connection");
+    assert_eq!((backend.connections(), backend.requests().len()), (2, 2));
+    assert_eq!(backend.requests()[1].body.len(), body.len());
+    proxy.await_metric("llmproxy_faults_total", &[("kind", "reuse_race")], 1.0);
+    quiet(&proxy);
 }
 
 /// Catches: a connection used so late that the engine is about to close it.

@@ -24,6 +24,7 @@ mod engine_faults;
 mod bad_answers;
 mod slow_reader;
 mod large_bodies;
+mod leases;
 mod health;
 mod usage;
 mod metering;

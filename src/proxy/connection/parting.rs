@@ -30,11 +30,11 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
     if is_spared(w, outcome, talk.story.backend) {
         return Next::Drain;
     }
-    // Dropping a connection closes it, which cancels the generation.
-    if let Some(Exchange { lease, .. }) = talk.exchange.take() {
-        if outcome.upstream_clean && talk.request.response.keep_alive {
-            w.pool.give_back(lease, w.patrol.now());
+    if let Some(Exchange { mut lease, .. }) = talk.exchange.take() {
+        if outcome.upstream_at_end {
+            lease.note_end();
         }
+        w.pool.give_back(lease, w.patrol.now());
     }
     settle(w, &talk.request, &talk.tap, &mut talk.story);
     match (outcome.client_clean, close) {
@@ -51,8 +51,8 @@ fn is_spared(w: &Worker, outcome: Outcome, backend: BackendIndex) -> bool {
     client_left && plan.on_client_abort == OnClientAbort::Drain && !outcome.upstream_finished
 }
 
-/// Reads the rest of an answer without its client, keeps the connection when it stands at the exact
-/// end, and settles. Until then the request's record is what was last noted.
+/// Reads the rest of an answer without its client, gives the connection back, and settles. Until
+/// then the request's record is what was last noted.
 pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
     let Talk { request, story, exchange, inbound, tap } = talk;
     let plan = story.backend.and_then(|backend| w.backend(backend));
@@ -64,8 +64,9 @@ pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
         let rest = drain(lease.link(), inbound, tap, plan.idle_timeout);
         let rest = w.patrol.until_end(rt::timeout(ANSWER_DRAIN_MAX, rest)).await;
         if matches!(rest, Some(Ok(true))) {
-            w.pool.give_back(lease, w.patrol.now());
+            lease.note_end();
         }
+        w.pool.give_back(lease, w.patrol.now());
     }
     settle(w, request, tap, story);
 }

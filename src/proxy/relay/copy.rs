@@ -258,7 +258,8 @@ impl<'a> Relay<'a> {
     /// the decoder where the bytes are.
     fn pass_over(&mut self, mut rest: &[u8]) {
         let mut sections = Sections::default();
-        while !rest.is_empty() && !self.state.finished {
+        // Once at least: a body of no bytes is complete with none.
+        while !self.state.finished {
             let progress = self.inbound.decode(rest, true, &mut sections);
             sections.for_each_data(rest, |data| self.tap.see_unsent(data));
             if progress.broken.is_some() {
@@ -266,6 +267,9 @@ impl<'a> Relay<'a> {
             }
             self.state.finished = progress.finished;
             rest = rest.get(progress.consumed..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
         }
         self.state.extra = !rest.is_empty();
     }

@@ -20,8 +20,8 @@ use crate::base::fault::Fault;
 pub struct Outcome {
     /// `None`: the whole answer reached the client.
     pub fault: Option<Fault>,
-    /// The engine's connection stands at the exact end of its answer and may be kept.
-    pub upstream_clean: bool,
+    /// The engine's answer was read to its exact end, and nothing was behind it.
+    pub upstream_at_end: bool,
     /// The client's connection may carry another request.
     pub client_clean: bool,
     /// The engine's body was complete.

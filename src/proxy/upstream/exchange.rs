@@ -5,7 +5,11 @@ use super::pool::Lease;
 use crate::base::fault::Fault;
 use crate::base::limits::{HEAD_BYTES_MAX, INTERIM_RESPONSES_MAX, REUSE_RACE_MAX};
 use crate::config::plan::{Backend, OnClientAbort};
-use crate::http::head::Parse;
+use crate::http::field::Known;
+use crate::http::framing::ResponseFraming;
+use crate::http::head::{Parse, Version};
+use crate::http::request::Method;
+use crate::http::response::ResponseHead;
 use crate::http::write::{self, ForwardRequest};
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
@@ -52,6 +56,9 @@ pub async fn exchange(
     };
     let (started, tick) = (Instant::now(), w.patrol.now());
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
+    if has_odd_body(request) {
+        lease.spoil();
+    }
     let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close };
     // An engine may answer before it has read everything (413), and then close, or not.
     let sent_whole = match send((w, client), &wait, (request, asking), plan, &mut lease).await {
@@ -59,8 +66,16 @@ pub async fn exchange(
         Err(Fault::BackendClosed) => false,
         Err(fault) => return Err(fault),
     };
+    if sent_whole {
+        lease.note_sent();
+    } else if is_reused {
+        // No engine works on half a request, so it may go once more; and what was said on a kept
+        // connection before the request was whole may be meant for whoever used it before. On a
+        // fresh one it is this request's.
+        return Err(Fault::ReuseRace);
+    }
     let mut answer = Beginning::default();
-    if sent_whole && is_reused {
+    if is_reused {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
         let passed = TICK * w.patrol.now().saturating_sub(tick);
@@ -74,20 +89,34 @@ pub async fn exchange(
     }
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
         Ok(head_len) => {
-            // The rest of the request is still to come on that connection, and never will.
-            request.response.keep_alive &= sent_whole;
+            lease.note_head(is_kept(&request.response));
             Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
         }
-        Err(Fault::BackendClosed)
-            if is_reused
-                && !answer.heard
-                && !no_way_back
-                && started.elapsed() <= REUSE_RACE_MAX =>
-        {
-            Err(Fault::ReuseRace)
+        Err(Fault::BackendClosed) if is_reused && !answer.heard => {
+            let in_time = !no_way_back && started.elapsed() <= REUSE_RACE_MAX;
+            Err(if in_time { Fault::ReuseRace } else { Fault::BackendClosedReused })
         }
         Err(fault) => Err(fault),
     }
+}
+
+/// True for a body that some servers do not look for, because the method has none as a rule: they
+/// would take it for the next request. Its connection is used for nothing else.
+fn has_odd_body(request: &Request) -> bool {
+    let has_none = !matches!(request.head.method, Method::Post | Method::Put | Method::Patch);
+    has_none && request.has_body()
+}
+
+/// Whether the head of an answer lets its connection live on. HTTP/1.0 has no rule for that which
+/// all follow; and of an answer that announces a body and must have none (to a HEAD, a 204, a 304)
+/// some servers send it all the same, and the next request would get it.
+fn is_kept(response: &ResponseHead) -> bool {
+    let announces = || {
+        let coded = response.fields.iter().any(|field| field.known == Known::TransferEncoding);
+        coded || response.content_length.is_some_and(|length| length > 0)
+    };
+    let is_bare = response.framing == ResponseFraming::None;
+    response.keep_alive && response.version == Version::Http11 && !(is_bare && announces())
 }
 
 /// Sends the request. False when the engine began to answer before it had all of it.
@@ -262,3 +291,6 @@ fn judge<T>(done: Result<io::Result<T>, Alarm>) -> Result<T, Fault> {
         Err(Alarm::Ended) => Err(Fault::ShuttingDown),
     }
 }
+
+#[cfg(test)]
+mod tests;

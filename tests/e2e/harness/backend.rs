@@ -151,7 +151,12 @@ impl Served {
 
     /// Reads a request and notes it; `None` when the peer closed instead.
     pub fn request(&mut self) -> Option<Received> {
-        let head = self.reader.head(&mut self.stream)?;
+        let head = self.head()?;
+        self.body_of(head)
+    }
+
+    /// Reads the body behind a head and notes the request; `None` when it breaks off.
+    pub fn body_of(&mut self, head: Head) -> Option<Received> {
         self.reader.begin_body(&head, false);
         let mut body = Vec::new();
         loop {
@@ -166,8 +171,14 @@ impl Served {
         Some(received)
     }
 
-    /// Reads a request's head only; its body stays in the kernel.
+    /// Reads a request's head only; its body stays in the kernel. Empty lines before it are passed
+    /// over, as servers do.
     pub fn head(&mut self) -> Option<Head> {
+        while self.reader.skip_empty_lines() {
+            if !self.reader.fill(&mut self.stream) {
+                return None;
+            }
+        }
         self.reader.head(&mut self.stream)
     }
 

@@ -112,6 +112,13 @@ impl Reader {
         &self.pending
     }
 
+    /// Drops line ends at the start of what was read; true when nothing else was.
+    pub fn skip_empty_lines(&mut self) -> bool {
+        let ends = self.pending.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        self.pending.drain(..ends);
+        self.pending.is_empty()
+    }
+
     /// Reads once. False at the end of the stream (closed or reset).
     pub fn fill(&mut self, stream: &mut Stream) -> bool {
         let mut buffer = vec![0; 64 * 1024];

@@ -34,7 +34,7 @@ impl Relay<'_> {
         let exact = finished && !self.state.extra;
         Outcome {
             fault,
-            upstream_clean: exact && !self.inbound.ends_with_close(),
+            upstream_at_end: exact && !self.inbound.ends_with_close(),
             client_clean: exact && fault.is_none(),
             upstream_finished: finished,
             upstream_extra: self.state.extra,

@@ -1,0 +1,186 @@
+//! A connection to an engine carries another request only when everything of the one before is
+//! over: the request was sent whole, the answer was read to its end, and the engine keeps it.
+//! Otherwise bytes of one client become a request, or an answer, of another.
+
+use crate::harness::backend::Served;
+use crate::harness::client::post_bytes;
+use crate::harness::{await_until, Backend, Config, Conn, Proxy, SOON};
+use crate::rig::{leave, quiet, Leave, CHAT, CHATS};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+const POLICIES: [&str; 2] = ["on_client_abort: close", "on_client_abort: drain"];
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+/// The body of a form passes as it is.
+const FORMS: &str = "/v1/audio/transcriptions";
+const FORM: &str = "Content-Type: multipart/form-data; boundary=b\r\n";
+/// More than the kernel takes on its way to an engine that does not read.
+const LARGE: usize = 20 << 20;
+
+/// Catches: request smuggling. The rest of a request that an engine answered early is still to come
+/// on its connection; if that is used again, the next request is taken for that rest, and what a
+/// client wrote into its body becomes a request of its own, which nobody has checked.
+#[test]
+fn a_body_never_becomes_a_request() {
+    for policy in POLICIES {
+        for leaves in [true, false] {
+            let (is_gone, told) = flag();
+            // As uvicorn does: it answers early, and goes on reading the body to its end.
+            let backend = Backend::start(move |served| {
+                while let Some(head) = served.head() {
+                    let is_early = head.get("x-early").is_some();
+                    if is_early {
+                        served.send("HTTP/1.1 413 Large\r\ncontent-length: 6\r\n\r\nlar");
+                        await_flag(&told);
+                        served.send("ge\n");
+                    }
+                    if served.body_of(head).is_none() {
+                        return;
+                    }
+                    if !is_early {
+                        served.send(OK);
+                    }
+                }
+            });
+            let proxy = before(&backend, policy);
+            let mut first = proxy.connect();
+            first.send(form("X-Early: 1\r\n", &"x".repeat(LARGE)));
+            assert_eq!(first.head().status(), 413);
+            go_on(first, leaves, &is_gone);
+            quiet(&proxy);
+            let smuggled = "GET /internal/flush_cache HTTP/1.1\r\nHost: evil\r\n\r\n";
+            let body = "\r\n".repeat(LARGE / 2) + smuggled;
+            let mut second = proxy.connect();
+            second.send(form("", &body));
+            // Not the answer: an engine that was tricked gives none to this request.
+            await_until("the engine has a request", SOON, || !backend.requests().is_empty());
+            assert_eq!(second.response().text(), "ok");
+            let executed = backend.requests();
+            let targets: Vec<_> = executed.iter().map(|request| request.head.target()).collect();
+            assert_eq!(targets, [FORMS], "{policy}, leaves: {leaves}");
+            assert!(executed[0].body == body.as_bytes(), "the body is whole");
+        }
+    }
+}
+
+/// Catches: a connection used again against the engine's word, or with bytes on it that belong to
+/// nobody; and, in the first lines, one that is closed without need.
+#[test]
+fn a_connection_is_used_again_only_at_the_exact_end_of_an_answer_that_keeps_it() {
+    const KEPT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n";
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    const CLOSED: &str = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\nconnection: close\r\n\r\n";
+    const OLD: &str = "HTTP/1.0 200 OK\r\ncontent-length: 8\r\nconnection: keep-alive\r\n\r\n";
+    let interim = format!("HTTP/1.1 102 Processing\r\n\r\n{KEPT}");
+    for (head, first, rest, used_again) in [
+        (KEPT, "half", "half", true),
+        (interim.as_str(), "half", "half", true),
+        (CHUNKED, "4\r\nhalf\r\n", "4\r\nhalf\r\n0\r\n\r\n", true),
+        (CLOSED, "half", "half", false),
+        (OLD, "half", "half", false),
+        (KEPT, "half", "halfHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nother", false),
+        (CHUNKED, "4\r\nhalf\r\n", "4\r\nhalf\r\n0\r\n\r\nmore", false),
+        (CHUNKED, "4\r\nhalf\r\n", "4\r\nhalf....", false),
+    ] {
+        for policy in POLICIES {
+            for leaves in [true, false] {
+                let (is_gone, told) = flag();
+                let parts = [head.to_owned() + first, rest.to_owned()];
+                let backend = Backend::start(move |served| answer_in_two(served, &parts, &told));
+                let proxy = before(&backend, policy);
+                let mut client = proxy.connect();
+                client.start_post(CHATS, "X-First: 1\r\n", CHAT);
+                client.head();
+                client.read_until("half");
+                go_on(client, leaves, &is_gone);
+                quiet(&proxy);
+                assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+                let cut = leaves && policy == POLICIES[0];
+                let conn = usize::from(cut || !used_again);
+                let last = backend.requests().pop().unwrap();
+                assert_eq!(last.conn, conn, "{policy}, leaves: {leaves}, {head}{first}|{rest}");
+            }
+        }
+    }
+}
+
+/// Catches: a connection kept behind a body that the engine may not look for, or behind an answer
+/// that announces a body and must have none: what follows may be taken for something else.
+#[test]
+fn a_connection_is_not_used_again_where_two_readers_may_see_another_end() {
+    let with_body = |method: &str| {
+        let post = String::from_utf8(post_bytes("/api/delete", "", CHAT)).unwrap();
+        post.replacen("POST", method, 1)
+    };
+    let bare = |method: &str| format!("{method} /api/delete HTTP/1.1\r\nHost: t\r\n\r\n");
+    for (request, used_again) in [
+        (with_body("POST"), true),
+        (bare("DELETE"), true),
+        (with_body("DELETE"), false),
+        (bare("HEAD"), false),
+    ] {
+        let backend = Backend::start(|served| {
+            while let Some(request) = served.request() {
+                let end = if request.head.method() == "HEAD" { OK.len() - 2 } else { OK.len() };
+                served.send(&OK[..end]);
+            }
+        });
+        let proxy = Config::backend_at(backend.url()).server("paths: [/v1/*, /api/*]").start();
+        let mut client = proxy.connect();
+        client.send(&request);
+        let answer = match request.starts_with("HEAD") {
+            true => client.response_to_head(),
+            false => client.response(),
+        };
+        assert_eq!(answer.status(), 200, "{request}");
+        assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+        let last = backend.requests().pop().unwrap();
+        assert_eq!(last.conn, usize::from(!used_again), "{request}");
+    }
+}
+
+fn before(backend: &Backend, policy: &str) -> Proxy {
+    Config::new().backend(backend.url(), policy).start()
+}
+
+fn form(fields: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST {FORMS} HTTP/1.1\r\nHost: t\r\n{FORM}{fields}Content-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body.as_bytes()].concat()
+}
+
+fn flag() -> (Arc<AtomicBool>, Arc<AtomicBool>) {
+    let flag = Arc::new(AtomicBool::new(false));
+    (Arc::clone(&flag), flag)
+}
+
+fn await_flag(flag: &AtomicBool) {
+    await_until("the engine is told to go on", SOON, || flag.load(Ordering::Relaxed));
+}
+
+/// Lets a client leave in the midst of its answer, or read all of it, and the engine go on.
+fn go_on(mut client: Conn, leaves: bool, engine_goes_on: &AtomicBool) {
+    if leaves {
+        leave(client, Leave::Rst);
+        engine_goes_on.store(true, Ordering::Relaxed);
+    } else {
+        engine_goes_on.store(true, Ordering::Relaxed);
+        client.rest();
+    }
+}
+
+/// Answers the request that says it is the first in two parts, the second when it is told to, and
+/// every other one with OK.
+fn answer_in_two(served: &mut Served, parts: &[String; 2], told: &AtomicBool) {
+    while let Some(request) = served.request() {
+        if request.head.get("x-first").is_some() {
+            served.send(&parts[0]);
+            await_flag(told);
+            served.send(&parts[1]);
+        } else {
+            served.send(OK);
+        }
+    }
+}
