@@ -362,7 +362,10 @@ mod tests {
         let Ok(Command::Run { plan, report }) = run(&["--config", good.name()]) else { panic!() };
         assert_eq!((plan.backends.len(), report.findings.len()), (1, 1));
         assert_eq!(printed(&["--strict", "--config", good.name()]).code, WOULD_NOT_START);
-        let early = file("unbuilt", "backends: [{url: 'http://a'}]\nrate_limit: {}\n");
+        let early = file(
+            "unbuilt",
+            "backends: [{url: 'http://a'}]\nrate_limit: {global: {requests_per_second: 1}}\n",
+        );
         let output = printed(&["--config", early.name()]);
         assert_eq!(output.code, WOULD_NOT_START);
         assert!(output.stderr.contains("cannot start: rate_limit"));

@@ -9,6 +9,46 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+const EMPTY: &str = "is empty, so that nothing is protected by it: give it, or take the key away";
+
+/// Keys that protect something. One that is misspelt must not be passed over.
+const PROTECTING: [&str; 25] = [
+    "admin",
+    "allowed_ips",
+    "allowed_models",
+    "allowed_origins",
+    "api_keys",
+    "auth",
+    "ca_file",
+    "client_auth",
+    "client_ca_file",
+    "denied_ips",
+    "expires_at",
+    "global",
+    "hmac_secret",
+    "max_concurrent",
+    "per_key",
+    "per_model",
+    "pipeline",
+    "quota_reset_period",
+    "rate_limit",
+    "requests_per_minute",
+    "requests_per_second",
+    "tls",
+    "token",
+    "tokens_per_minute",
+    "total_quota",
+];
+
+/// Names under which others have a protecting section that stands elsewhere here.
+const ELSEWHERE: [(&str, &str); 5] = [
+    ("tls", "server.tls"),
+    ("ssl", "server.tls"),
+    ("authentication", "auth"),
+    ("keys", "api_keys"),
+    ("limits", "rate_limit"),
+];
+
 /// One mapping being read. When it goes, the keys that were not asked for are reported.
 pub struct Section<'a> {
     /// The desk of this load.
@@ -130,6 +170,43 @@ impl<'a> Section<'a> {
     /// A text that must be there and must not be empty; `""` with an error otherwise.
     pub fn required(&mut self, key: &str) -> String {
         self.required_parsed(key, |text| Ok(text.to_owned())).unwrap_or_default()
+    }
+
+    /// A text that protects something, such as the authority of a server or the key of a signature.
+    /// A key that is there and comes out empty (`${SECRET:-}`) is an error: nothing would be
+    /// checked or signed, without a word.
+    pub fn protecting(&mut self, key: &str) -> Option<String> {
+        if self.has(key) && !self.given(key) {
+            self.get(key);
+            self.error(key, EMPTY);
+            return None;
+        }
+        self.parsed(key, |text| if text.is_empty() { Err(EMPTY.into()) } else { Ok(text.into()) })
+    }
+
+    /// A list that says who may pass. `allowed_ips:` without an item behind it would let everyone
+    /// pass: that must be written as `[]`.
+    pub fn list_of_allowed<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        if self.has(key) && !self.given(key) {
+            self.error(key, "has no item: write `[]` if it is meant to limit nothing");
+        }
+        self.list(key, parse).unwrap_or_default()
+    }
+
+    /// Limits that others have and LLMProxy does not. To ignore one would open what was closed.
+    pub fn refused(&mut self, keys: &[(&str, &str)]) {
+        for (key, why) in keys {
+            if let Some(found) = self.entries.iter_mut().find(|(e, _)| e.key == *key) {
+                found.1 = true;
+                let entry = found.0;
+                let message = format!("is not supported, and nothing would be limited: {why}");
+                self.desk.note(Class::Error, entry.key_id, &entry.value.path, message);
+            }
+        }
     }
 
     /// Text that is code: taken byte for byte, without expansion.
@@ -260,18 +337,20 @@ impl<'a> Section<'a> {
         self.section(key)?.switched(true, read)
     }
 
-    /// Reads a section that is on only when it says `enabled: true`. One that has keys and does not
-    /// say is most likely meant to be on: it is off with a warning.
+    /// Reads a section that must say whether it is on. Whoever wrote `tls: {cert_file: …}` and
+    /// forgot `enabled: true` believes in a protection that nobody gives: an error, not off.
     pub fn when_enabled<T>(
         &mut self,
         key: &str,
         read: impl FnOnce(&mut Section<'a>) -> T,
     ) -> Option<T> {
         let section = self.section(key)?;
-        if !section.entries.is_empty() && !section.given("enabled") {
-            self.warn(key, "is off: it needs `enabled: true`");
+        let says = section.given("enabled");
+        if !says && !self.desk.is_off() {
+            self.error(key, "must say `enabled: true` or `enabled: false`");
         }
-        section.switched(false, read)
+        // Read as if it was on, so that all of its mistakes show at once.
+        section.switched(!says, read)
     }
 
     /// Reads this section by `read`; `None` when its `enabled`, or else `default`, is false.
@@ -292,11 +371,22 @@ impl Drop for Section<'_> {
             if *taken {
                 continue;
             }
-            let mut message = String::from("unknown key, ignored");
-            if let Some(key) = nearest(&entry.key, self.asked.iter().map(String::as_str)) {
+            let asked = self.asked.iter().map(String::as_str);
+            let moved = ELSEWHERE.iter().find(|(name, _)| *name == entry.key);
+            let meant = match moved.filter(|_| self.place.is_empty()) {
+                Some((_, place)) => Some(*place),
+                None => nearest(&entry.key, asked),
+            };
+            let protects = meant
+                .is_some_and(|key| PROTECTING.contains(&key.rsplit('.').next().unwrap_or(key)));
+            let (class, mut message) = match protects {
+                true => (Class::Error, "unknown key: what it protects would be open".to_owned()),
+                false => (Class::UnknownKey, "unknown key, ignored".to_owned()),
+            };
+            if let Some(key) = meant {
                 message.push_str(&format!("; did you mean `{key}`?"));
             }
-            self.desk.note(Class::UnknownKey, entry.key_id, &entry.value.path, message);
+            self.desk.note(class, entry.key_id, &entry.value.path, message);
         }
     }
 }

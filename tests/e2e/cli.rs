@@ -167,6 +167,25 @@ fn what_is_not_built_refuses_to_start() {
     assert_eq!(on_file(&["check", "--strict"], &off).code, Some(0));
 }
 
+/// Catches: a section that protects, is not switched on, and a proxy that serves without it.
+#[test]
+fn a_protection_that_nobody_switched_on_never_starts() {
+    for (section, word) in [
+        ("server: {tls: {cert_file: a.pem, key_file: b.pem}}\n", "server.tls"),
+        ("admin: {token: verysecret}\n", "admin"),
+        ("api_keys: []\n", "api_keys"),
+        ("auht: {storage: file}\n", "auht"),
+    ] {
+        let text = format!("{SOUND}{section}");
+        for args in [&["--config"][..], &["--strict", "--config"], &["check"]] {
+            let ran = on_file(args, &text);
+            assert_eq!(ran.code, Some(2), "{args:?} {section}: {ran:?}");
+            let told = |line: &str| line.contains(&format!(": error: {word}"));
+            assert!(ran.stderr.lines().any(told), "{section}: {}", ran.stderr);
+        }
+    }
+}
+
 /// Catches: `--backend` that needs a file, takes only one URL, or does not serve.
 #[test]
 fn backends_can_be_named_without_a_file() {

@@ -36,6 +36,10 @@ pub fn keys<'a>(root: &mut Section<'a>, stores: &Stores<'a>) -> Keys {
         root.warn("api_keys", "given without `auth`: authentication is on, with these keys");
         auth = Some(implied());
     }
+    if !has_auth && root.has("api_keys") && api_keys.is_empty() {
+        let message = "has no key and there is no `auth`: everyone could use the gateway. Give keys, or say `auth: {enabled: false}`";
+        root.error("api_keys", message);
+    }
     if has_auth && auth.is_none() && !api_keys.is_empty() {
         root.warn("api_keys", "not used, since `auth` is off: everyone may use the gateway");
     }

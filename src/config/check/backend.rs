@@ -144,14 +144,14 @@ fn tls(s: &mut Section, place: Option<&Place>) -> Option<BackendTls> {
         _ => String::new(),
     };
     if s.has("tls") && place.is_some() && !is_tls {
-        s.warn("tls", "has no effect: the URL does not begin with https://");
+        s.error("tls", "is given, but nothing is encrypted: the URL must begin with https://");
     }
     let mut tls = BackendTls { server_name: name, ca_file: None, insecure_skip_verify: false };
     if let Some(mut s) = s.section("tls") {
         if let Some(name) = s.text("server_name").filter(|n| !n.is_empty()) {
             tls.server_name = name;
         }
-        tls.ca_file = s.text("ca_file").filter(|f| !f.is_empty()).map(Into::into);
+        tls.ca_file = s.protecting("ca_file").map(Into::into);
         tls.insecure_skip_verify = s.boolean("insecure_skip_verify", false);
         if tls.insecure_skip_verify {
             s.warn(

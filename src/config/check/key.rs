@@ -39,7 +39,7 @@ pub fn keys(section: &mut Section, list: &str, defaults: KeyDefaults) -> Vec<Api
 }
 
 fn key(s: &mut Section, defaults: KeyDefaults) -> ApiKey {
-    s.unsupported(&[("allowed_backends", "keys choose models, not machines: use allowed_models")]);
+    s.refused(&[("allowed_backends", "keys choose models, not machines: use allowed_models")]);
     let secret = s.required("key");
     if !secret.bytes().all(|b| b.is_ascii_graphic()) {
         s.error("key", "must be of visible ASCII characters: it travels in an HTTP field");
@@ -74,9 +74,9 @@ fn key(s: &mut Section, defaults: KeyDefaults) -> ApiKey {
         total_quota,
         used_quota: s.int("used_quota", 0..=QUOTA_MAX, 0),
         quota_reset_period: given.unwrap_or(ResetPeriod::Never),
-        allowed_ips: s.list("allowed_ips", IpRange::parse).unwrap_or_default(),
-        denied_ips: s.list("denied_ips", IpRange::parse).unwrap_or_default(),
-        allowed_models: s.list("allowed_models", ModelPattern::parse).unwrap_or_default(),
+        allowed_ips: s.list_of_allowed("allowed_ips", IpRange::parse),
+        denied_ips: s.list_of_allowed("denied_ips", IpRange::parse),
+        allowed_models: s.list_of_allowed("allowed_models", ModelPattern::parse),
         starts_at,
         expires_at,
         last_reset_at: s.parsed("last_reset_at", time(End::First)).flatten(),

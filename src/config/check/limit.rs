@@ -7,7 +7,7 @@ use crate::config::section::Section;
 
 /// Reads the section.
 pub fn rate_limit(s: &mut Section, stores: &Stores) -> RateLimit {
-    s.unsupported(&[
+    s.refused(&[
         ("per_user", "limits are global, per key and per model"),
         ("per_backend", "limits are global, per key and per model"),
         ("script", "limits are not scripted"),
@@ -21,7 +21,14 @@ pub fn rate_limit(s: &mut Section, stores: &Stores) -> RateLimit {
         per_model: per_model(s),
     };
     let sets = [rate_limit.global, rate_limit.per_key];
-    if sets.iter().flatten().all(|l| *l == Limits::default()) && rate_limit.per_model.is_empty() {
+    if s.desk.is_off() {
+        return rate_limit;
+    }
+    if !["global", "per_key", "per_model"].iter().any(|key| s.given(key)) {
+        s.desk.error(s.node(), "sets no limit: give `global`, `per_key` or `per_model`");
+    } else if sets.iter().flatten().all(|l| *l == Limits::default())
+        && rate_limit.per_model.is_empty()
+    {
         s.desk.warn(s.node(), "is on, but sets no limit");
     }
     rate_limit
@@ -35,6 +42,10 @@ pub fn limits(s: &mut Section, concurrency: bool) -> Limits {
     let burst = number("burst_size");
     let max_concurrent = if concurrency { number("max_concurrent") } else { None };
     let tokens = s.int_opt("tokens_per_minute", 0..=i64::MAX as u64).filter(|n| *n > 0);
+    let limits = ["requests_per_second", "requests_per_minute", "tokens_per_minute"];
+    if !s.desk.is_off() && !limits.iter().chain(&["max_concurrent"]).any(|key| s.given(key)) {
+        s.desk.error(s.node(), format!("sets no limit: give one of {}", limits.join(", ")));
+    }
     if burst.is_some() && requests_per_second.is_none() {
         s.warn("burst_size", "has no effect without requests_per_second");
     }

@@ -22,7 +22,7 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
         s.error("token", "must be of visible ASCII characters: it travels in an HTTP field");
     }
     let path = s.text("db_path").filter(|p| !p.is_empty());
-    let allowed_ips = s.list("allowed_ips", IpRange::parse).unwrap_or_default();
+    let allowed_ips = s.list_of_allowed("allowed_ips", IpRange::parse);
     let listen = super::own_listen(s, taken).unwrap_or(([127, 0, 0, 1], 8001).into());
     if !listen.ip().is_loopback() && allowed_ips.is_empty() {
         s.warn("listen", "is open to the network: set allowed_ips, or listen on 127.0.0.1");
@@ -40,15 +40,30 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
 const SCRIPT_TIMEOUT: Duration = Duration::from_millis(100);
 const SCRIPT_MEMORY: u64 = 16 << 20;
 
-/// A script under `key`: its text, or a section with `script` or `path`. Never expanded.
+/// A script under `key`: its text, or a section with `script` or `path`. Never expanded. One that
+/// is there and empty is an error: it would let everyone pass.
 pub fn script(section: &mut Section, key: &str) -> Option<Script> {
     let node = section.get(key)?;
     if matches!(node.kind, Kind::Map(_)) {
-        return section.when_present(key, script_section).flatten();
+        return section.when_present(key, own_script).flatten();
     }
-    let code = section.code(key).filter(|code| !code.trim().is_empty())?;
+    let code = section.code(key).unwrap_or_default();
+    if code.trim().is_empty() {
+        return section
+            .desk
+            .refuse(node, "has neither `script` nor `path`: it would check nothing");
+    }
     let source = ScriptSource::Script(code);
     Some(Script { source, timeout: SCRIPT_TIMEOUT, max_memory: SCRIPT_MEMORY })
+}
+
+/// A script that must be there.
+fn own_script(s: &mut Section) -> Option<Script> {
+    let script = script_section(s);
+    if script.is_none() && !s.desk.has_errors() {
+        s.error("script", "is required (or `path`)");
+    }
+    script
 }
 
 fn script_section(s: &mut Section) -> Option<Script> {
@@ -68,7 +83,7 @@ fn script_section(s: &mut Section) -> Option<Script> {
     Some(Script { source, timeout, max_memory: max_memory.unwrap_or(SCRIPT_MEMORY) })
 }
 
-/// Reads `hooks`: each is off unless it says `enabled: true`.
+/// Reads `hooks`: each must say whether it is on.
 pub fn hooks(root: &mut Section) -> Vec<Hook> {
     let Some(mut s) = root.section("hooks") else { return Vec::new() };
     let why = "a hook is a Lua script; services are asked by auth.pipeline[].webhook";
@@ -83,13 +98,7 @@ pub fn hooks(root: &mut Section) -> Vec<Hook> {
     ];
     let mut hooks = Vec::new();
     for (name, point) in points {
-        let script = s.when_enabled(name, |s| {
-            let script = script_section(s);
-            if script.is_none() && !s.desk.has_errors() {
-                s.error("script", "is required (or `path`)");
-            }
-            script
-        });
+        let script = s.when_enabled(name, own_script);
         hooks.extend(script.flatten().map(|script| Hook { point, script }));
     }
     hooks

@@ -251,9 +251,12 @@ fn tls(s: &mut Section) -> ServerTls {
     let tls = ServerTls {
         cert_file: s.required("cert_file").into(),
         key_file: s.required("key_file").into(),
-        client_ca_file: s.text("client_ca_file").filter(|f| !f.is_empty()).map(Into::into),
+        client_ca_file: s.protecting("client_ca_file").map(Into::into),
         client_auth: s.choice("client_auth", &auth, ClientAuth::None),
     };
+    if tls.client_ca_file.is_some() && !s.given("client_auth") {
+        s.error("client_auth", "is required beside client_ca_file: none, request or require");
+    }
     if tls.client_auth != ClientAuth::None && tls.client_ca_file.is_none() {
         s.error("client_ca_file", "is required when client_auth asks for certificates");
     }

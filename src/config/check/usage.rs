@@ -122,7 +122,7 @@ fn webhook(s: &mut Section, format: RecordFormat) -> Webhook {
         timeout: s.duration("timeout", Duration::from_secs(3)),
         retry: s.int("retry", 0..=RETRIES_MAX, 4),
         headers: headers(s),
-        hmac_secret: Secret::new(s.text("hmac_secret").unwrap_or_default()),
+        hmac_secret: Secret::new(s.protecting("hmac_secret").unwrap_or_default()),
         batch: s.choice("batch", &batches, WebhookBatch::Single),
         batch_size: s.int("batch_size", 1..=WEBHOOK_BATCH_RECORDS_MAX, 500),
         concurrency: s.int("concurrency", 1..=WEBHOOK_CONCURRENCY_MAX, 4),

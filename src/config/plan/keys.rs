@@ -234,6 +234,7 @@ pub struct ApiKey {
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "print::maybe_text")]
     pub updated_at: Option<Timestamp>,
     /// Its own limits, over those of `rate_limit.per_key`.
+    #[serde(skip_serializing_if = "Limits::is_none")]
     pub rate_limit: Limits,
 }
 

@@ -1,7 +1,7 @@
 //! Limits on rates and concurrency.
 
 use super::{print, ModelPattern, Redis};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// Rate limiting.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -47,21 +47,39 @@ pub enum LimitOnError {
 }
 
 /// The limits of one bucket set; `None` = no such limit, never a bucket of size zero.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Requests per second.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_second: Option<u32>,
     /// Requests per minute.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
     /// Tokens per minute, prompt and completion.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u64>,
     /// Requests at one time, to the last byte of their answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u32>,
     /// Size of the bucket of `requests_per_second`; twice that rate unless given.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub burst_size: Option<u32>,
+}
+
+impl Limits {
+    /// True when nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Limits::default()
+    }
+}
+
+impl Serialize for Limits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let limits = [
+            ("requests_per_second", self.requests_per_second.map(u64::from)),
+            ("requests_per_minute", self.requests_per_minute.map(u64::from)),
+            ("tokens_per_minute", self.tokens_per_minute),
+            ("max_concurrent", self.max_concurrent.map(u64::from)),
+            ("burst_size", self.burst_size.map(u64::from)),
+        ];
+        let given = limits.into_iter().filter_map(|(key, limit)| Some((key, limit?)));
+        // A section without any key would be a mistake.
+        let none = self.is_none().then_some(("requests_per_second", 0));
+        serializer.collect_map(given.chain(none))
+    }
 }

@@ -89,7 +89,7 @@ pub struct Webhook {
     pub headers: Vec<(String, Secret)>,
     /// Key of the HMAC-SHA256 over the body, sent as `X-LLMProxy-Signature: sha256=<hex>`. Empty =
     /// not signed.
-    #[serde(serialize_with = "print::secret")]
+    #[serde(skip_serializing_if = "Secret::is_empty", serialize_with = "print::secret")]
     pub hmac_secret: Secret,
     /// Whether a request carries one record or many.
     pub batch: WebhookBatch,

@@ -51,12 +51,12 @@ fn each_alias_means_its_canonical_key() {
             "usage: {reporters: [{type: database, database: {driver: sqlite}}]}",
         ),
         (
-            "storage: {caches: [{name: c, addr: 'r:1'}]}\nrate_limit: {storage: c}",
-            "rate_limit: {storage: redis, redis: {addr: 'r:1'}}",
+            "storage: {caches: [{name: c, addr: 'r:1'}]}\nrate_limit: {storage: c, global: {requests_per_second: 1}}",
+            "rate_limit: {storage: redis, redis: {addr: 'r:1'}, global: {requests_per_second: 1}}",
         ),
         (
-            "storage: {caches: [{name: c, addr: 'r:1'}]}\nrate_limit: {storage: redis, redis: c}",
-            "rate_limit: {storage: redis, redis: {addr: 'r:1'}}",
+            "storage: {caches: [{name: c, addr: 'r:1'}]}\nrate_limit: {storage: redis, redis: c, global: {requests_per_second: 1}}",
+            "rate_limit: {storage: redis, redis: {addr: 'r:1'}, global: {requests_per_second: 1}}",
         ),
         ("rate_limits: {global: {requests_per_minute: 5}}", "rate_limit: {global: {requests_per_minute: 5}}"),
         ("api_keys: [{key: a, quota: 5}]", "api_keys: [{key: a, total_quota: 5}]"),
@@ -108,14 +108,17 @@ fn two_names_of_one_setting_must_agree() {
             "t.yaml:2:19: error: usage_hook.url: is another name of `usage.url`",
         ),
         (
-            "rate_limit: {storage: memory}\nrate_limits: {storage: redis}\n",
+            "rate_limit: {storage: memory, per_model: {}}\nrate_limits: {storage: redis}\n",
             "t.yaml:2:24: error: rate_limits.storage: is",
         ),
         (
             "api_keys: [{key: a, quota: 1, total_quota: 2}]\n",
             "t.yaml:1:28: error: api_keys[0].quota: is",
         ),
-        ("admin: {token: a, auth: {token: b}}\n", "t.yaml:1:33: error: admin.auth.token: is"),
+        (
+            "admin: {enabled: true, token: a, auth: {token: b}}\n",
+            "t.yaml:1:48: error: admin.auth.token: is",
+        ),
         (
             "backends: [{url: 'http://a', timeout: 1s, first_byte_timeout: 2s}]\n",
             "t.yaml:1:39: error: backends[0].timeout: is",
@@ -134,14 +137,18 @@ fn two_names_of_one_setting_must_agree() {
 #[test]
 fn presence_is_enough_except_where_it_would_be_dangerous() {
     let plan =
-        load("health_check:\nrate_limit:\nrouting:\n  retry:\nauth:\nlogging:\n  access:\n").plan;
+        load("health_check:\nrate_limit: {global: {requests_per_second: 1}}\nrouting:\n  retry:\nauth:\nlogging:\n  access:\n").plan;
     assert!(plan.health_check.is_some() && plan.rate_limit.is_some() && plan.auth.is_some());
     assert!(plan.routing.retry.is_some() && plan.log.access.is_some());
-    let text = "admin: {token: t}\nhooks: {on_request: {script: x}}\ndiscovery: {sources: []}\n\
-                server: {cors: {}, tls: {}}\nlogging: {request: {driver: sqlite}}\n";
-    let plan = load(text).plan;
+    let text =
+        "admin: {enabled: false, token: t}\nhooks: {on_request: {enabled: false, script: x}}\n\
+                discovery: {enabled: false, sources: []}\n\
+                server: {cors: {enabled: false}, tls: {enabled: false}}\n\
+                logging: {request: {enabled: false, driver: sqlite}}\n";
+    let Loaded { plan, report } = load(text);
     assert!(plan.admin.is_none() && plan.hooks.is_empty() && plan.discovery.is_none());
     assert!(plan.server.cors.is_none() && plan.server.tls.is_none() && plan.log.request.is_none());
+    assert!(!report.has_ignored_keys(), "{report}");
 }
 
 #[test]

@@ -28,11 +28,16 @@ fn the_example_starts_and_is_nothing_but_defaults() {
 pub const BARE: &str = r#"
 server:
   cors: {enabled: true}
-  tls: {enabled: true, cert_file: /etc/llmproxy/tls.crt, key_file: /etc/llmproxy/tls.key}
+  tls:
+    enabled: true
+    cert_file: /etc/llmproxy/tls.crt
+    key_file: /etc/llmproxy/tls.key
+    client_ca_file: /etc/llmproxy/clients-ca.crt
+    client_auth: require
 logging:
   access:
   request: {enabled: true, storage: main}
-backends: [{url: "http://localhost:8080"}, {url: "https://llm.internal/engine"}]
+backends: [{url: "http://localhost:8080"}, {url: "https://llm.internal/engine", tls: {ca_file: /etc/llmproxy/engines-ca.crt}}]
 routing:
   retry:
   fallback: [{primary: "localhost:8080", fallback: ["llm.internal:443"], retry: 1}]
@@ -53,11 +58,14 @@ auth:
     - {type: lua, lua: {path: /etc/llmproxy/auth.lua}}
     - {type: builtin}
 api_keys: [{key: sk-llmproxy-example}]
-rate_limit: {global: {}, per_key: {}, per_model: {"llama-3-*": {}}}
+rate_limit:
+  global: {requests_per_second: 0}
+  per_key: {requests_per_second: 0}
+  per_model: {"llama-3-*": {requests_per_second: 0}}
 usage:
   spool:
   reporters:
-    - {webhook: {url: "http://localhost:9000/usage"}}
+    - {webhook: {url: "http://localhost:9000/usage", hmac_secret: change-me}}
     - {type: redis, redis: {}}
     - {type: database, database: {storage: main}}
     - {type: file, file: {path: /var/log/llmproxy/usage.jsonl, max_age: 24h}}
