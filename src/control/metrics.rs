@@ -249,14 +249,16 @@ impl Facts {
         page.counter("llmproxy_reporter_failures", help, each(|r| &r.failed))?;
         let help = "Usage records that went again, in tries after their first.";
         page.counter("llmproxy_reporter_retries", help, each(|r| &r.retried))?;
+        let help = "0 while the reporter's receiver is away, or refuses whatever it gets.";
+        let up = reporters.iter().map(|r| (&r.name, u64::from(!r.down.load(Relaxed))));
+        let up = labelled("reporter", up.map(|(name, n)| (name.clone(), n)));
+        page.gauge("llmproxy_reporter_up", help, up)?;
+        let help = "Refused records that cannot become dead letters: the reporter stands still.";
+        page.gauge("llmproxy_reporter_dead_letters_waiting", help, each(|r| &r.unburied))?;
         let states = self.usage.as_ref().map_or(&[][..], |u| &u.spool().reporters);
         let each = |value: &dyn Fn(&ReporterState) -> u64| -> Vec<(Labels, u64)> {
             states.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
         };
-        let help =
-            "Dead letters that were lost because their file was full or could not be written.";
-        let lost = each(&|r| r.dead_letters_dropped.load(Relaxed));
-        page.counter("llmproxy_reporter_dead_letters_dropped", help, lost)?;
         let help = "Usage records that wait for a reporter.";
         page.gauge("llmproxy_reporter_queue", help, each(&|r| r.backlog.load(Relaxed)))?;
         let now = unix_ms();

@@ -2,7 +2,7 @@
 
 use crate::config::plan::Reporter;
 use crate::llm::tokens::Usage;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Counters of the whole room.
 #[derive(Debug)]
@@ -36,6 +36,10 @@ pub struct ReporterCounters {
     pub failed: AtomicU64,
     /// Records given up: refused for good, or at fault again and again. They are dead letters.
     pub buried: AtomicU64,
+    /// Records given up that cannot become dead letters now; while there are any, nothing is sent.
+    pub unburied: AtomicU64,
+    /// The receiver is held to be away, or was not reached at the start.
+    pub down: AtomicBool,
     /// Tries, of a record or of a batch.
     pub batches: AtomicU64,
     /// Records that went again, in tries after their first.
@@ -50,6 +54,8 @@ impl UsageCounters {
             delivered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             buried: AtomicU64::new(0),
+            unburied: AtomicU64::new(0),
+            down: AtomicBool::new(false),
             batches: AtomicU64::new(0),
             retried: AtomicU64::new(0),
         };

@@ -2,6 +2,7 @@
 
 use super::record::UsageRecord;
 use crossbeam_channel::Receiver;
+use std::io;
 
 /// A record and its place in the order of its source.
 pub struct Delivery {
@@ -24,5 +25,8 @@ pub trait Source: Send {
     fn bell(&self) -> &Receiver<()>;
 
     /// Parks a record that the destination refuses for good, with the reason.
-    fn bury(&mut self, record: &UsageRecord, reason: &str);
+    ///
+    /// # Errors
+    /// There is no room for it, or the disk does not take it: it is still the lane's to keep.
+    fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()>;
 }

@@ -2,12 +2,10 @@
 //! stream of status 200, kills; and what becomes of records that a receiver refuses.
 
 use crate::harness::config::SPOOL;
-use crate::harness::process::program;
-use crate::harness::{await_some, await_until, Backend, Config, Engine, Proxy, Webhook, SOON};
+use crate::harness::{await_until, pause, Backend, Config, Engine, Proxy, Webhook, SOON};
 use crate::rig::{Rig, CHAT, CHATS, STREAM};
 use rustix::process::Signal;
 use serde_json::{json, Value};
-use std::process::Command;
 
 /// The record of one request to a backend that answers with these bytes.
 fn record_of(path: &str, body: &str, answer: &str) -> Value {
@@ -148,16 +146,17 @@ fn a_spool_has_one_owner() {
     drop(first);
 }
 
-/// Catches: refused records that are gone, and dead letters that nobody can send again.
+/// Catches: refused records that are gone, dead letters that nobody can send again, and a replay
+/// for which the gateway has to stop.
 #[test]
 fn refused_records_are_dead_letters_and_can_be_replayed() {
     let refusing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let refuses = std::sync::Arc::clone(&refusing);
-    let hook = Webhook::scripted(move |_, _| {
-        if refuses.load(std::sync::atomic::Ordering::SeqCst) {
-            400
-        } else {
-            204
+    let is_bad = |body: &[u8]| memchr::memmem::find(body, b"\"model\":\"bad\"").is_some();
+    let hook = Webhook::scripted(move |_, delivery| {
+        match refuses.load(std::sync::atomic::Ordering::SeqCst) && is_bad(&delivery.body) {
+            true => 400,
+            false => 204,
         }
     });
     let engine = Engine::start(&[]);
@@ -168,26 +167,44 @@ fn refused_records_are_dead_letters_and_can_be_replayed() {
     let file = scratch.write("config.yaml", yaml).to_string_lossy().into_owned();
     let start = || Proxy::start_with(&["--config", &file], crate::harness::scratch::Scratch::new());
     let proxy = start();
-    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
-    proxy.await_metric("llmproxy_webhook_failure_total", &[], 1.0);
-    let letters = await_some("a dead letter", SOON, || {
-        std::fs::read_to_string(spool.join("hook.dead.jsonl")).ok().filter(|t| t.ends_with('\n'))
-    });
-    let letter: Value = serde_json::from_str(letters.lines().next().unwrap()).unwrap();
-    assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
+    let bad = CHAT.replace("\"m\"", "\"bad\"");
+    let bury = |proxy: &Proxy| {
+        let before = proxy.metric("llmproxy_webhook_failure_total", &[]);
+        assert_eq!(proxy.post(CHATS, &bad).status(), 200);
+        await_until("a dead letter", SOON, || {
+            assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+            pause(std::time::Duration::from_millis(20));
+            proxy.metric("llmproxy_webhook_failure_total", &[]) > before
+        });
+        let text = std::fs::read_to_string(spool.join("hook.dead.jsonl")).unwrap();
+        let letter: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
+        letter["record"]["request_id"].clone()
+    };
+    let taken = |id: &Value| hook.records().iter().filter(|r| r["request_id"] == *id).count();
+    let replay = || {
+        let dir = spool.to_string_lossy();
+        let args = ["spool", "replay", "--reporter", "hook", "--dead-letters", "--dir", &*dir];
+        let ran = crate::harness::proxy::llmproxy(&args);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    };
+    // Beside the gateway: it takes them up by itself.
+    let first = bury(&proxy);
+    let before = taken(&first);
+    refusing.store(false, std::sync::atomic::Ordering::SeqCst);
+    replay();
+    await_until("it came again", SOON, || taken(&first) > before);
+    await_until("its file is put aside", SOON, || spool.join("hook.dead.jsonl.replayed").exists());
+    // And while there is none.
+    refusing.store(true, std::sync::atomic::Ordering::SeqCst);
+    let second = bury(&proxy);
     proxy.process.signal(Signal::TERM);
     proxy.process.wait(SOON);
+    let before = taken(&second);
     refusing.store(false, std::sync::atomic::Ordering::SeqCst);
-    let before = hook.deliveries().len();
-    let replay = Command::new(program("llmproxy"))
-        .args(["spool", "replay", "--reporter", "hook", "--dead-letters", "--dir"])
-        .arg(&spool)
-        .output()
-        .unwrap();
-    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    replay();
     let _proxy = start();
-    await_until("it came again", SOON, || hook.deliveries().len() > before);
-    assert_eq!(hook.records()[before]["request_id"], letter["record"]["request_id"]);
+    await_until("it came again", SOON, || taken(&second) > before);
 }
 
 /// Catches: a reporter that is renamed, and whose backlog is gone without a word.

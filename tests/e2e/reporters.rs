@@ -4,12 +4,14 @@
 use crate::clients::is_there;
 use crate::harness::backend::Received;
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_some, pause, Config, Engine, Proxy, Redis, Webhook, SOON};
+use crate::harness::{await_some, await_until, pause, Config, Engine, Proxy, Redis, Webhook, SOON};
 use crate::rig::{CHAT, CHATS};
 use ring::hmac;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::Arc;
 use std::time::Duration;
 
 const BAD: &str = r#"{"model":"bad","messages":[{"role":"user","content":"Count."}]}"#;
@@ -108,11 +110,47 @@ fn what_is_refused_in_a_batch_costs_no_other() {
         let more = format!("{more}, retry: 0");
         let proxy = hooked(&engine, &hook, &more);
         assert_eq!(proxy.post(CHATS, BAD).status(), 200);
-        post(&proxy, 20);
-        proxy.await_metric("llmproxy_webhook_failure_total", &[], 1.0);
-        proxy.await_metric("llmproxy_webhook_success_total", &[], 20.0);
+        let mut good = 0;
+        // It takes others that pass to tell that it is the record.
+        await_until("a dead letter", SOON, || {
+            good += post(&proxy, 1).len();
+            pause(Duration::from_millis(20));
+            proxy.metric("llmproxy_webhook_failure_total", &[]) > 0.0
+        });
+        proxy.await_metric("llmproxy_webhook_success_total", &[], good as f64);
         proxy.await_metric("llmproxy_reporter_queue", &[], 0.0);
+        assert_eq!(proxy.metric("llmproxy_webhook_failure_total", &[]), 1.0);
     }
+}
+
+/// Catches: records that are thrown out because their receiver lost its token or its route, and an
+/// alarm that does not sound, or does not end.
+#[test]
+fn a_receiver_that_refuses_everything_is_waited_for() {
+    let refusing = Arc::new(AtomicBool::new(true));
+    let refuses = Arc::clone(&refusing);
+    let statuses = [401, 403, 404, 405, 410, 422];
+    let hook = Webhook::scripted(move |n, _| match refuses.load(SeqCst) {
+        true => statuses[n % statuses.len()],
+        false => 204,
+    });
+    let engine = Engine::start(&[]);
+    let proxy = hooked(&engine, &hook, "retry: 0");
+    let asked = post(&proxy, 30);
+    let reporter = [("reporter", "webhook")];
+    proxy.await_metric("llmproxy_reporter_up", &reporter, 0.0);
+    let told = |message| move |event: &Value| event["message"] == message;
+    let event = proxy.await_event("an alarm", told("usage reports cannot be delivered"));
+    assert!(event["cause"].as_str().unwrap().starts_with("it answered 4"), "{event}");
+    await_until("it was asked again", SOON, || hook.deliveries().len() > 3);
+    assert_eq!(proxy.metric("llmproxy_reporter_dead_letters_total", &reporter), 0.0);
+    refusing.store(false, SeqCst);
+    proxy.await_metric("llmproxy_webhook_success_total", &[], 30.0);
+    proxy.await_event("the end of the alarm", told("usage reports are delivered again"));
+    assert_eq!(proxy.metric("llmproxy_reporter_up", &reporter), 1.0);
+    assert_eq!(proxy.metric("llmproxy_reporter_dead_letters_total", &reporter), 0.0);
+    let taken = hook.records().iter().map(id_of).collect::<HashSet<_>>();
+    assert_eq!(taken, asked);
 }
 
 /// Catches: senders that overtake each other within a key, and keys that wait for each other.

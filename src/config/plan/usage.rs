@@ -81,8 +81,8 @@ pub struct Webhook {
     /// Of one try, connect to last byte.
     #[serde(serialize_with = "print::duration")]
     pub timeout: Duration,
-    /// Tries after the first, of a record that is refused for good (4xx); then it goes to the
-    /// dead letters. What may succeed later is tried for as long as the spool holds it.
+    /// Tries after the first, of a record that is refused (4xx) while others are taken; then it
+    /// goes to the dead letters. Two at least. All else is tried for as long as the spool holds it.
     pub retry: u32,
     /// Extra fields (values may be secrets).
     #[serde(serialize_with = "print::fields")]

@@ -4,20 +4,23 @@ use crate::config::cli::{Span, SpoolTask, Start};
 use crate::config::plan::{OnSpoolFailure, RecordFormat, Spool};
 use crate::usage::record::UsageRecord;
 use crate::usage::spool::checkpoint::Checkpoint;
-use crate::usage::spool::dead_letter;
 use crate::usage::spool::disk::{Disk, RealDisk};
-use crate::usage::spool::survey::{dead_letters, survey, Survey};
-use crate::usage::spool::{open, Options};
+use crate::usage::spool::survey::{survey, Survey};
+use crate::usage::spool::{dead_letter, open, replay, Options};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
+mod live;
+
+/// Lines that cannot be read are named up to this number, then counted.
+const KEPT_NAMED_MAX: usize = 20;
+
 /// Does it, and writes what there is to say.
 ///
 /// # Errors
-/// The folder cannot be read, or a running proxy uses it and the task must not; a line for a
-/// person.
+/// The folder cannot be read, or something cannot be done; a line for a person.
 pub fn run(dir: &Path, task: &SpoolTask, out: &mut dyn Write) -> io::Result<()> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
@@ -93,7 +96,11 @@ fn begins(from: Option<Start>, sequence: u64, record: &UsageRecord) -> bool {
 
 fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) -> io::Result<()> {
     let disk = Arc::new(RealDisk::new(dir));
-    disk.lock()?;
+    let is_running = match disk.lock() {
+        Ok(()) => false,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+        Err(error) => return Err(error),
+    };
     let mut first = None;
     let found = survey(&*disk, |sequence, _, record| {
         if first.is_none() && begins(from, sequence, record) {
@@ -106,42 +113,96 @@ fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) 
         let known = names.join(", ");
         return Err(io::Error::other(format!("no such reporter: {reporter}; there are: {known}")));
     };
+    if is_running && known.left_ms.is_some() {
+        return Err(io::Error::other(format!(
+            "{reporter} is not configured in the running gateway"
+        )));
+    }
     if from.is_none() {
-        return replay_dead_letters(disk, reporter, &names, out);
+        return match is_running {
+            true => live::replay_dead_letters(dir, reporter, out),
+            false => replay_dead_letters(disk, reporter, &names, out),
+        };
     }
     let Some(first) = first else {
         return Err(io::Error::other("the spool holds no such record any more"));
     };
+    if is_running {
+        return live::replay_records(dir, reporter, (first, known.through), out);
+    }
     let through = first.saturating_sub(1);
     Checkpoint::open(&*disk, reporter)?.set(through)?;
     writeln!(out, "{reporter}: goes on behind {through}; it was at {}", known.through)
 }
 
-/// Appends them as records for this reporter alone, then puts their file aside.
+/// Appends them as records for this reporter alone, then puts their file aside. What cannot be read
+/// stays.
 fn replay_dead_letters(
     disk: Arc<RealDisk>,
     reporter: &str,
     names: &[String],
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let letters = dead_letters(&*disk, reporter)?;
+    let name = format!("{reporter}{}", dead_letter::SUFFIX);
+    let letters = dead_letter::read(&*disk, &name)?.unwrap_or_default();
     // What a person asks for goes in, whatever the plan allows.
     let plan = Spool { max_bytes: u64::MAX, on_failure: OnSpoolFailure::Serve, ..Spool::default() };
     let mut spool = open(Arc::clone(&disk) as Arc<dyn Disk>, Options::of(&plan), names)?;
-    for letter in &letters {
-        spool.writer.append_again(reporter, letter);
-        spool.writer.commit();
+    let (mut taken, mut kept) = (0, Kept::default());
+    for (number, line, record) in dead_letter::lines(&letters) {
+        if record.is_some_and(|record| spool.writer.append_again(reporter, &record)) {
+            spool.writer.commit();
+            taken += 1;
+        } else {
+            kept.add(number, line);
+        }
     }
     spool.keeper.turn();
     if spool.state.failing.load(Relaxed) || spool.state.sync_errors.load(Relaxed) > 0 {
         return Err(io::Error::other("the disk does not take them; nothing is changed"));
     }
-    if !letters.is_empty() {
-        let name = format!("{reporter}{}", dead_letter::SUFFIX);
-        disk.rename(&name, &format!("{name}.replayed"))?;
+    if taken > 0 {
+        // The new file first: what cannot be read is in one or the other at any moment.
+        let rest = format!("{name}.new");
+        let file = disk.create(&rest)?;
+        file.write_at(&kept.lines, 0)?;
+        file.sync()?;
+        disk.rename(&name, &format!("{reporter}{}", replay::DONE_SUFFIX))?;
+        match kept.lines.is_empty() {
+            true => disk.remove(&rest)?,
+            false => disk.rename(&rest, &name)?,
+        }
         disk.sync_dir()?;
     }
-    writeln!(out, "{reporter}: {} dead letters are delivered again", letters.len())
+    writeln!(out, "{reporter}: {taken} dead letters are delivered again at the next start")?;
+    kept.tell(&name)
+}
+
+/// Lines of a file of dead letters that are not delivered again.
+#[derive(Default)]
+struct Kept {
+    numbers: Vec<String>,
+    lines: Vec<u8>,
+}
+
+impl Kept {
+    fn add(&mut self, number: usize, line: &[u8]) {
+        self.numbers.push(number.to_string());
+        self.lines.extend([line, b"\n"].concat());
+    }
+
+    /// An error, if there is one, that names them.
+    fn tell(&self, file: &str) -> io::Result<()> {
+        let numbers = self.numbers.get(..KEPT_NAMED_MAX.min(self.numbers.len()));
+        let (count, numbers) = (self.numbers.len(), numbers.unwrap_or_default().join(", "));
+        let more = if count > KEPT_NAMED_MAX { ", ..." } else { "" };
+        match count {
+            0 => Ok(()),
+            _ => Err(io::Error::other(format!(
+                "{file}: {count} lines cannot be read and stay there: line {numbers}{more}"
+            ))),
+        }
+    }
 }
 
 #[cfg(test)]

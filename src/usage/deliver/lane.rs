@@ -4,7 +4,7 @@
 
 use super::backoff::Waits;
 use super::sender::{Ended, Hand, Senders};
-use super::window::{Outcome, Window};
+use super::window::{Given, Outcome, Window};
 use crate::base::limits::LANE_READ_RECORDS;
 use crate::config::plan::{self, KeyForm};
 use crate::usage::counters::{count, ReporterCounters, UsageCounters};
@@ -13,6 +13,7 @@ use crate::usage::record::UsageRecord;
 use crate::usage::reporter::{self, Tried};
 use crate::usage::source::{Delivery, Source};
 use crossbeam_channel::{at, never, select, Receiver};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -20,8 +21,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// A source that could not be read does not ring when it can be: it is looked at again so often.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// A source that could not be read does not ring when it can be, nor does `spool replay`: it is
+/// looked at again so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// And a lane that holds records looks at them again so often, whatever it waits for.
 const LOOK_SOON: Duration = Duration::from_secs(1);
 
@@ -30,6 +32,8 @@ const LOOK_SOON: Duration = Duration::from_secs(1);
 const BURST: Duration = Duration::from_millis(10);
 /// Buried records are told of so often at most.
 const BURIALS_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// That a lane stands still is told so often.
+const STOP_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// One reporter's thread.
 pub struct Lane {
@@ -50,6 +54,11 @@ pub struct Lane {
     stopping: bool,
     /// What the source was told.
     done: u64,
+    /// Records that were given up and that the dead letters do not take: their file is full, or
+    /// the disk. Until they do, nothing is sent.
+    unburied: VecDeque<(Given, String)>,
+    /// The dead letters took one not, and are not asked again before.
+    bury_at: Instant,
     log: Log,
 }
 
@@ -97,6 +106,8 @@ impl Lane {
             silent: false,
             stopping: false,
             done: 0,
+            unburied: VecDeque::new(),
+            bury_at: Instant::now(),
             log: Log::new(plan.name.clone(), Hand::place(plan)?),
         })
     }
@@ -105,6 +116,7 @@ impl Lane {
     pub fn run(mut self) -> u64 {
         loop {
             self.read();
+            self.bury();
             self.send();
             if self.is_over() {
                 break;
@@ -112,7 +124,7 @@ impl Lane {
             self.wait();
         }
         self.senders.finish();
-        self.window.unfinished() as u64
+        (self.window.unfinished() + self.unburied.len()) as u64
     }
 
     fn read(&mut self) {
@@ -139,7 +151,8 @@ impl Lane {
     }
 
     fn send(&mut self) {
-        while let Some(limit) = self.stop.within(self.timeout) {
+        while self.unburied.is_empty() {
+            let Some(limit) = self.stop.within(self.timeout) else { return };
             let Some(batch) = self.window.next(Instant::now()) else { return };
             self.counted(|counters| {
                 count(&counters.batches);
@@ -164,23 +177,43 @@ impl Lane {
         self.counted(|counters| {
             counters.delivered.fetch_add(settled.delivered, Relaxed);
             counters.failed.fetch_add(u64::from(cause.is_some()), Relaxed);
-            counters.buried.fetch_add(u64::from(settled.buried.is_some()), Relaxed);
+            counters.down.store(self.window.is_down(), Relaxed);
         });
         let cause = cause.unwrap_or_default();
         self.log.receiver(self.window.is_down(), &cause, now);
-        if let Some(record) = settled.buried {
-            self.bury(&record, &cause, now);
+        if let Some(given) = settled.buried {
+            self.unburied.push_back((given, cause));
+            self.bury();
         }
-        let done = self.window.finished();
+        self.tell_done();
+    }
+
+    /// Makes dead letters of what was given up, as far as they take it.
+    fn bury(&mut self) {
+        let now = Instant::now();
+        while let Some((given, cause)) = self.unburied.front().filter(|_| now >= self.bury_at) {
+            if let Err(error) = self.source.bury(&given.record, cause) {
+                self.log.stopped(&error, now);
+                self.bury_at = now + LOOK_SOON;
+            } else {
+                self.log.buried(&given.record, cause, now);
+                self.unburied.pop_front();
+                self.counted(|counters| count(&counters.buried));
+                self.tell_done();
+            }
+            let waiting = self.unburied.len() as u64;
+            self.counted(|counters| counters.unburied.store(waiting, Relaxed));
+        }
+    }
+
+    /// Tells the source how far all is finished.
+    fn tell_done(&mut self) {
+        let unburied = self.unburied.iter().map(|(given, _)| given.seq.saturating_sub(1));
+        let done = unburied.fold(self.window.finished(), u64::min);
         if done > self.done {
             self.done = done;
             self.source.done(done);
         }
-    }
-
-    fn bury(&mut self, record: &UsageRecord, cause: &str, now: Instant) {
-        self.source.bury(record, cause);
-        self.log.buried(record, cause, now);
     }
 
     /// True when a stop has nothing more to wait for.
@@ -188,6 +221,9 @@ impl Lane {
         let in_flight = self.window.in_flight() > 0;
         if !self.stopping || in_flight {
             return false;
+        }
+        if !self.unburied.is_empty() {
+            return true;
         }
         let Some(deadline) = self.stop.deadline.get() else { return true };
         let wake = self.window.wake(Instant::now());
@@ -206,8 +242,10 @@ impl Lane {
         let stop = if self.stopping { never() } else { self.stop.signal.clone() };
         let ended = self.senders.ended();
         // Also while it holds records: a time to send that has just passed would ring for nobody.
-        let look = Some(now + if self.window.unfinished() > 0 { LOOK_SOON } else { LOOK_AGAIN });
-        let times = [self.window.wake(now), quiet.then_some(self.quiet_until), look];
+        let is_idle = self.window.unfinished() == 0 && self.unburied.is_empty();
+        let look = Some(now + if is_idle { LOOK_AGAIN } else { LOOK_SOON });
+        let wake = if self.unburied.is_empty() { self.window.wake(now) } else { None };
+        let times = [wake, quiet.then_some(self.quiet_until), look];
         let time = times.into_iter().flatten().min().map_or_else(never, at);
         select! {
             recv(ended) -> ended => {
@@ -244,11 +282,13 @@ struct Log {
     down: Option<(Instant, u64)>,
     told: Option<Instant>,
     untold: u64,
+    /// That nothing is sent since a dead letter cannot be written was told.
+    stopped: Option<Instant>,
 }
 
 impl Log {
     fn new(name: String, place: String) -> Log {
-        Log { name, place, down: None, told: None, untold: 0 }
+        Log { name, place, down: None, told: None, untold: 0, stopped: None }
     }
 
     fn receiver(&mut self, is_down: bool, cause: &str, now: Instant) {
@@ -269,7 +309,24 @@ impl Log {
         }
     }
 
+    /// A dead letter cannot be written: told again now and then, since nobody else will.
+    fn stopped(&mut self, error: &io::Error, now: Instant) {
+        if self.stopped.is_some_and(|told| now.duration_since(told) < STOP_TOLD_EVERY) {
+            return;
+        }
+        self.stopped = Some(now);
+        let (reporter, place) = (&self.name, &self.place);
+        let message = "a refused usage record cannot be kept as a dead letter: nothing more is \
+                       sent to this reporter until it can (`llmproxy spool replay \
+                       --dead-letters` makes room)";
+        tracing::error!(reporter, place, %error, message);
+    }
+
     fn buried(&mut self, record: &UsageRecord, cause: &str, now: Instant) {
+        if self.stopped.take().is_some() {
+            let reporter = &self.name;
+            tracing::info!(reporter, "dead letters are kept again: usage reports go on");
+        }
         self.untold += 1;
         if self.told.is_some_and(|told| now.duration_since(told) < BURIALS_TOLD_EVERY) {
             return;

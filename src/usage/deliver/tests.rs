@@ -116,6 +116,10 @@ struct Contents {
     waiting: VecDeque<Delivery>,
     done: u64,
     buried: Vec<(String, String)>,
+    /// The dead letters take nothing.
+    is_full: bool,
+    /// How often the lane has looked for more.
+    reads: u64,
 }
 
 impl Shelf {
@@ -149,6 +153,7 @@ impl Shelf {
 impl Source for Shelf {
     fn read(&mut self, max: usize) -> Vec<Delivery> {
         let mut kept = self.kept.lock().unwrap();
+        kept.reads += 1;
         let count = max.min(kept.waiting.len());
         kept.waiting.drain(..count).collect()
     }
@@ -163,9 +168,14 @@ impl Source for Shelf {
         &self.bell
     }
 
-    fn bury(&mut self, record: &UsageRecord, reason: &str) {
+    fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()> {
         let id = record.request_id.as_str().to_owned();
-        self.kept.lock().unwrap().buried.push((id, reason.to_owned()));
+        let mut kept = self.kept.lock().unwrap();
+        if kept.is_full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        kept.buried.push((id, reason.to_owned()));
+        Ok(())
     }
 }
 
@@ -283,17 +293,81 @@ fn a_silent_receiver_costs_one_timeout_a_try() {
     assert_eq!(arrived_ids(&arrived).len(), 2);
 }
 
+/// A webhook that refuses the first record that it sees, and takes all others.
+fn refusing_the_first() -> (SocketAddr, Receiver<Arrived>) {
+    let mut first = None;
+    webhook_that(move |(_, json)| {
+        let id = json["request_id"].clone();
+        match *first.get_or_insert_with(|| id.clone()) == id {
+            true => Answer::Status(400),
+            false => Answer::Status(200),
+        }
+    })
+}
+
 /// Catches: a refused record that vanishes, is tried for ever, or stops all behind it.
 #[test]
 fn what_the_receiver_refuses_is_buried_after_its_tries() {
-    let (address, arrived) = webhook(&[Answer::Status(400); 3]);
-    let running = running(&[reporter(address, 2, PATIENCE)], 2);
+    let (address, arrived) = refusing_the_first();
+    let running = running(&[reporter(address, 2, PATIENCE)], 20);
     let (ids, shelf) = (running.ids.clone(), running.shelves[0].clone());
-    assert_eq!(running.stop(), [1, 3, 1, 2, 4]);
+    running.await_done(20);
+    let tries = tries_of_the_first(&arrived, &ids);
+    assert_eq!(running.stop()[..3], [19, tries, 1]);
     assert_eq!(shelf.buried(), [(ids[0].clone(), "it answered 400".to_owned())]);
-    assert_eq!(shelf.done(), 2);
-    let expected = [vec![ids[0].clone(); 3], vec![ids[1].clone()]].concat();
-    assert_eq!(arrived_ids(&arrived), expected);
+}
+
+/// Catches: dead letters that are dropped because their file is full, a lane that sends on and
+/// makes more of them, one that does not go on when there is room, and one that never ends.
+#[test]
+fn full_dead_letters_stop_the_lane_until_there_is_room() {
+    for is_stopped in [false, true] {
+        let (address, _arrived) = refusing_the_first();
+        let running = running(&[reporter(address, 2, PATIENCE)], 0);
+        let shelf = running.shelves[0].clone();
+        shelf.kept.lock().unwrap().is_full = true;
+        let ids: Vec<String> = (0..20).map(|i| format!("id-{i}")).collect();
+        shelf.fill(1, &ids);
+        let waiting = || running.counters.reporters[0].unburied.load(Relaxed);
+        let start = Instant::now();
+        while waiting() == 0 {
+            assert!(start.elapsed() < PATIENCE, "{:?}", counts(&running.counters));
+            thread::yield_now();
+        }
+        let delivered = counts(&running.counters)[0];
+        shelf.fill(21, &["later".to_owned()]);
+        let looks = shelf.kept.lock().unwrap().reads;
+        while shelf.kept.lock().unwrap().reads < looks + 2 {
+            assert!(start.elapsed() < PATIENCE);
+            thread::yield_now();
+        }
+        assert_eq!((counts(&running.counters)[0], shelf.done()), (delivered, 0));
+        if is_stopped {
+            assert_eq!(running.lanes.stop(PATIENCE), 21 - delivered);
+            assert_eq!((shelf.buried(), shelf.done()), (Vec::new(), 0));
+            continue;
+        }
+        shelf.kept.lock().unwrap().is_full = false;
+        running.await_done(21);
+        assert_eq!((shelf.buried().len(), waiting()), (1, 0));
+        assert_eq!(running.stop()[0], 20);
+    }
+}
+
+/// Catches: records that are given up since the receiver refuses whatever it gets.
+#[test]
+fn a_receiver_that_refuses_everything_gets_all_of_it_later() {
+    let mut first_answers = [401, 403, 404, 405, 410, 401, 422, 404].iter();
+    let (address, arrived) =
+        webhook_that(move |_| Answer::Status(first_answers.next().copied().unwrap_or(200)));
+    let running = running(&[reporter(address, 0, PATIENCE)], 5);
+    let (ids, shelf) = (running.ids.clone(), running.shelves[0].clone());
+    running.await_done(5);
+    assert_eq!(running.stop()[..3], [5, 8, 0]);
+    assert_eq!(shelf.buried(), []);
+    let mut seen = arrived_ids(&arrived);
+    seen.dedup();
+    assert_eq!(seen.last(), ids.last());
 }
 
 /// Catches: a lane that does not bury what the window gives up for lost tries, or tells no cause.

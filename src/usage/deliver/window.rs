@@ -3,9 +3,9 @@
 //! - Records of one key keep their order: none is sent while an earlier one of its key is not
 //!   finished, unless both are in the same batch. Records without a key have no order.
 //! - A batch that the receiver does not take is cut in pieces until the record at fault is alone.
-//! - A record that is refused for good holds up its own key while it is tried again, then it is
-//!   buried. So is one that fails again and again while others are delivered in between: it alone
-//!   is at fault.
+//! - A record that fails or is refused again and again while others are delivered in between is
+//!   buried: it alone is at fault. Meanwhile it holds up its own key. When everything is refused
+//!   alike, the receiver is as good as away.
 //! - A receiver that cannot be reached never costs a record, only time ([`super::backoff`]). But a
 //!   record may cut each connection that it comes over. Its loss, alone, counts as proven when the
 //!   very next that is sent is delivered; after [`LANE_LOSSES_PROVEN_MAX`] of those, at growing
@@ -93,7 +93,7 @@ pub enum Outcome {
     Again(Option<Duration>),
     /// It answered and did not take them; the records may be at fault, or the receiver.
     Failed,
-    /// It will never take them as they are.
+    /// It answered that it will not take them as they are.
     Refused,
 }
 
@@ -103,7 +103,15 @@ pub struct Settled {
     /// Records delivered.
     pub delivered: u64,
     /// The record that is given up.
-    pub buried: Option<Arc<UsageRecord>>,
+    pub buried: Option<Given>,
+}
+
+/// A record that is given up: not the window's any more.
+pub struct Given {
+    /// Its place in the source.
+    pub seq: u64,
+    /// Itself.
+    pub record: Arc<UsageRecord>,
 }
 
 impl Window {
@@ -261,11 +269,12 @@ impl Window {
                 seqs.iter().for_each(|seq| drop(self.close(*seq)));
             }
             Outcome::Again(named) => settled.buried = self.lost(&seqs, round, named, now),
-            Outcome::Refused => {
-                self.backoff.answered(round);
-                settled.buried = self.refused(&seqs, now);
+            // What is refused is looked at one by one: the others are welcome.
+            Outcome::Refused => settled.buried = self.failed(&seqs, (round, 1), now),
+            Outcome::Failed => {
+                let half = seqs.len().div_ceil(2);
+                settled.buried = self.failed(&seqs, (round, half), now);
             }
-            Outcome::Failed => settled.buried = self.failed(&seqs, round, now),
         }
         seqs.iter().for_each(|seq| self.lie_still(*seq));
         settled

@@ -4,6 +4,7 @@
 use super::codec;
 use super::dead_letter::DeadLetters;
 use super::disk::DiskFile;
+use super::replay::Replay;
 use super::scan::{Scan, Step, Window};
 use super::segment::{Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, sub, ReporterState};
@@ -34,6 +35,7 @@ pub struct Cursor {
     outstanding: VecDeque<(u64, u64)>,
     window: Window,
     dead: DeadLetters,
+    replay: Replay,
 }
 
 /// A segment, or what is left of it to read.
@@ -63,9 +65,22 @@ impl Cursor {
     ) -> Self {
         let through = shared.checkpoint(index).map_or(0, |checkpoint| checkpoint.through());
         let dead = DeadLetters::new(Arc::clone(&shared), index);
+        let replay = Replay::new(Arc::clone(&shared), index);
         let (outstanding, window) = (VecDeque::new(), Window::default());
         let (next, at) = (through + 1, (0, 0));
-        Cursor { shared, index, bell, keeper, next, at, open: None, outstanding, window, dead }
+        Cursor {
+            shared,
+            index,
+            bell,
+            keeper,
+            next,
+            at,
+            open: None,
+            outstanding,
+            window,
+            dead,
+            replay,
+        }
     }
 
     /// Records that were not delivered yet.
@@ -82,8 +97,11 @@ impl Cursor {
 
     /// Puts a record aside that the receiver will never take: into the reporter's file of dead
     /// letters. It is for the caller to call [`Source::done`].
-    pub fn bury(&mut self, record: &UsageRecord, reason: &str) {
-        self.dead.bury(record, reason);
+    ///
+    /// # Errors
+    /// The file is full, or the disk does not take it.
+    pub fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()> {
+        self.dead.bury(record, reason)
     }
 
     fn state(&self) -> Option<&ReporterState> {
@@ -240,6 +258,9 @@ impl Source for Cursor {
             // What lies behind is not for reporters: it must not hold the segment back.
             self.advance(self.next.saturating_sub(1));
         }
+        if found.is_empty() {
+            self.replay.step(self.through());
+        }
         found
     }
 
@@ -254,20 +275,24 @@ impl Source for Cursor {
             sub(&state.backlog, count);
             state.oldest_ms.store(front.map_or(0, |(_, arrived)| arrived), Relaxed);
         }
-        // What lies before the next record that is not done is done, or not for reporters.
-        self.advance(front.map_or(self.next, |(seq, _)| seq).saturating_sub(1));
+        self.advance(self.through());
     }
 
     fn bell(&self) -> &Receiver<()> {
         &self.bell
     }
 
-    fn bury(&mut self, record: &UsageRecord, reason: &str) {
-        Cursor::bury(self, record, reason);
+    fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()> {
+        Cursor::bury(self, record, reason)
     }
 }
 
 impl Cursor {
+    /// What lies before the next record that is not done is done, or not for reporters.
+    fn through(&self) -> u64 {
+        self.outstanding.front().map_or(self.next, |(seq, _)| *seq).saturating_sub(1)
+    }
+
     /// It is read again with the next bell: to skip what may come back would lose it.
     fn read_failed(&mut self, error: &io::Error) {
         self.open = None;

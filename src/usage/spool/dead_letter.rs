@@ -3,10 +3,11 @@
 
 use super::codec;
 use super::disk::{Disk, DiskFile};
+use super::scan::read_fully;
 use super::state::add;
 use super::table::Shared;
 use crate::base::clock::unix_ms;
-use crate::base::limits::DEAD_LETTER_BYTES_MAX;
+use crate::base::limits::{DEAD_LETTER_BYTES_MAX, RECORD_BODY_BYTES_DEFAULT};
 use crate::config::plan::RecordFormat;
 use crate::usage::record::{line, rfc3339, UsageRecord};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub struct Letter {
     pub reason: String,
     /// When it was given up.
     pub time: Option<String>,
-    /// The record as JSON, for people.
+    /// The record as JSON, for people; without its body when that is long.
     pub record: Box<RawValue>,
     /// The record as it lies in the spool, in hexadecimal, for a replay.
     entry: String,
@@ -34,52 +35,47 @@ pub struct Letter {
 pub struct DeadLetters {
     shared: Arc<Shared>,
     index: usize,
-    file: Option<(Arc<dyn DiskFile>, u64)>,
 }
 
 impl DeadLetters {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
-        DeadLetters { shared, index, file: None }
+        DeadLetters { shared, index }
     }
 
-    /// Appends a record. Beyond the limit, or when the disk fails, it is lost, and counted.
-    pub fn bury(&mut self, record: &UsageRecord, reason: &str) {
-        let shared = Arc::clone(&self.shared);
-        let Some(state) = shared.state.reporters.get(self.index) else { return };
-        match self.append(&state.name, record, reason) {
-            Ok(()) => add(&state.dead_letters, 1),
-            Err(error) => {
-                self.file = None;
-                add(&state.dead_letters_dropped, 1);
-                let (reporter, id) = (&state.name, record.request_id.as_str());
-                tracing::error!(reporter, id, %error, "a refused usage record is lost");
-            }
-        }
-    }
-
-    fn append(&mut self, name: &str, record: &UsageRecord, reason: &str) -> io::Result<()> {
-        let line = line_of(record, reason)?;
-        let (file, end) = match self.file.take() {
-            Some(open) => open,
-            None => open(&*self.shared.disk, name)?,
-        };
-        if end + line.len() as u64 > DEAD_LETTER_BYTES_MAX {
-            self.file = Some((file, end));
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "its file is full"));
-        }
-        if let Err(error) = file.write_at(&line, end).and_then(|()| file.sync()) {
-            // Half a line would spoil the next one.
-            let _ = file.truncate(end);
-            return Err(error);
-        }
-        self.file = Some((file, end + line.len() as u64));
+    /// Appends a record, and forces it to the disk.
+    ///
+    /// # Errors
+    /// The file has no room for it, or the disk does not take it; then nothing of it is there.
+    pub fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()> {
+        let Some(state) = self.shared.state.reporters.get(self.index) else { return Ok(()) };
+        append(&*self.shared.disk, &state.name, &line_of(record, reason)?)?;
+        add(&state.dead_letters, 1);
         Ok(())
     }
 }
 
+/// Appends whole lines to a reporter's file. It is opened each time: `spool replay` may have moved
+/// it away.
+///
+/// # Errors
+/// It has no room for them, or the disk does not take them.
+pub(super) fn append(disk: &dyn Disk, reporter: &str, lines: &[u8]) -> io::Result<()> {
+    let (file, end) = open(disk, reporter)?;
+    if end + lines.len() as u64 > DEAD_LETTER_BYTES_MAX {
+        let message = format!("{reporter}{SUFFIX} is full ({DEAD_LETTER_BYTES_MAX} bytes)");
+        return Err(io::Error::new(io::ErrorKind::StorageFull, message));
+    }
+    if let Err(error) = file.write_at(lines, end).and_then(|()| file.sync()) {
+        // Half a line would spoil the next one.
+        let _ = file.truncate(end);
+        return Err(error);
+    }
+    Ok(())
+}
+
 /// The file, and where to go on in it.
-fn open(disk: &dyn Disk, name: &str) -> io::Result<(Arc<dyn DiskFile>, u64)> {
-    let name = format!("{name}{SUFFIX}");
+fn open(disk: &dyn Disk, reporter: &str) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+    let name = format!("{reporter}{SUFFIX}");
     let file = match disk.open(&name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let file = disk.create(&name)?;
@@ -88,18 +84,37 @@ fn open(disk: &dyn Disk, name: &str) -> io::Result<(Arc<dyn DiskFile>, u64)> {
         }
         opened => opened?,
     };
-    let end = file.size()?;
+    let mut end = file.size()?;
+    let mut last = [b'\n'];
+    if end > 0 {
+        read_fully(&*file, &mut last, end - 1)?;
+    }
+    if last != [b'\n'] {
+        // A process was killed while it wrote: what is torn is a line of its own, which a replay
+        // names, and not the beginning of the next one.
+        file.write_at(b"\n", end)?;
+        end += 1;
+    }
     Ok((file, end))
 }
 
-fn line_of(record: &UsageRecord, reason: &str) -> io::Result<Vec<u8>> {
+/// A record as a line of the file.
+///
+/// # Errors
+/// The record is no JSON, which would be a fault of this program.
+pub fn line_of(record: &UsageRecord, reason: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     codec::encode(record, &mut bytes);
-    let json = String::from_utf8(record.to_json(RecordFormat::Full)).map_err(io::Error::other)?;
+    // With each of its bytes escaped, a long body alone would fill the file.
+    let is_long = record.request_body.as_ref().map_or(0, Vec::len) > RECORD_BODY_BYTES_DEFAULT;
+    let json = match is_long {
+        true => UsageRecord { request_body: None, ..record.clone() }.to_json(RecordFormat::Full),
+        false => record.to_json(RecordFormat::Full),
+    };
     let letter = Letter {
         reason: reason.to_owned(),
         time: rfc3339(unix_ms()),
-        record: RawValue::from_string(json)?,
+        record: RawValue::from_string(String::from_utf8(json).map_err(io::Error::other)?)?,
         entry: hex(&bytes),
     };
     Ok(line::line_of(&letter))
@@ -108,7 +123,29 @@ fn line_of(record: &UsageRecord, reason: &str) -> io::Result<Vec<u8>> {
 /// The record of a line; `None` when it is none of ours, or cut.
 pub fn record_of(line: &[u8]) -> Option<UsageRecord> {
     let letter: Letter = serde_json::from_slice(line).ok()?;
-    codec::decode(&unhex(&letter.entry)?)
+    codec::decode(&unhex(&letter.entry)?).filter(|record| !record.request_id.as_str().is_empty())
+}
+
+/// All bytes of a file of letters; `None` when there is none.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(disk: &dyn Disk, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let file = match disk.open(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let mut bytes = vec![0; usize::try_from(file.size()?).map_err(io::Error::other)?];
+    let read = read_fully(&*file, &mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(Some(bytes))
+}
+
+/// The lines of such a file that are not empty, with their numbers, and what stands on each.
+pub fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8], Option<UsageRecord>)> {
+    let numbered = (1..).zip(bytes.split(|byte| *byte == b'\n'));
+    let written = numbered.filter(|(_, line)| !line.trim_ascii().is_empty());
+    written.map(|(number, line)| (number, line, record_of(line)))
 }
 
 fn hex(bytes: &[u8]) -> String {

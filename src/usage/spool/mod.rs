@@ -24,6 +24,7 @@ mod rescue;
 pub mod keeper;
 pub mod cursor;
 pub mod dead_letter;
+pub mod replay;
 pub mod survey;
 
 use super::doorbell::Doorbell;
@@ -130,14 +131,15 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
     };
     let checkpoints = checkpoints.into_iter().zip(reporters).map(from_now_on).collect();
     let (bells, rings): (Vec<_>, Vec<_>) = reporters.iter().map(|_| bounded(1)).unzip();
-    let shared = Arc::new(Shared::new(Arc::clone(&disk), Arc::clone(&state), bells, checkpoints));
+    let doorbell = Arc::<Doorbell>::default();
+    let both = (Arc::clone(&state), Arc::clone(&doorbell));
+    let shared = Arc::new(Shared::new(Arc::clone(&disk), both, bells, checkpoints));
     {
         let mut table = shared.table();
         table.segments = segments;
         table.tell(&state);
     }
     let (keeper, bell) = bounded(1);
-    let doorbell = Arc::<Doorbell>::default();
     let mut random = [0; 4];
     getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
     let batch = Batch::new(random, next_sequence);

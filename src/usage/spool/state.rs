@@ -64,8 +64,6 @@ pub struct ReporterState {
     pub oldest_ms: AtomicU64,
     /// Records in its file of dead letters, written since the start.
     pub dead_letters: AtomicU64,
-    /// Records lost because that was full or could not be written.
-    pub dead_letters_dropped: AtomicU64,
 }
 
 impl SpoolState {
@@ -77,7 +75,6 @@ impl SpoolState {
             backlog: zero(),
             oldest_ms: zero(),
             dead_letters: zero(),
-            dead_letters_dropped: zero(),
         };
         SpoolState {
             policy,

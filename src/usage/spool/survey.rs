@@ -7,7 +7,7 @@ use super::cursor::split_again;
 use super::dead_letter;
 use super::disk::Disk;
 use super::recover::Opens;
-use super::scan::{marker_of, read_fully, Scan, Step};
+use super::scan::{marker_of, Scan, Step};
 use super::segment::{self, Entry, Kind, HEADER_BYTES};
 use crate::usage::record::UsageRecord;
 use serde::Serialize;
@@ -64,6 +64,8 @@ pub struct ReporterSurvey {
     pub oldest_ms: Option<u64>,
     /// Records that its receiver refused.
     pub dead_letters: u64,
+    /// Lines among them that cannot be read.
+    pub dead_letters_unreadable: u64,
     /// When a start first found that it is not configured any more, milliseconds since 1970; its
     /// records are kept for a while from then on.
     pub left_ms: Option<u64>,
@@ -167,29 +169,21 @@ fn reporters(disk: &dyn Disk, names: &[String]) -> io::Result<Vec<ReporterSurvey
         let Some(reporter) = name.strip_suffix(checkpoint::SUFFIX) else { continue };
         let file = disk.open(name)?;
         let stored = checkpoint::read(&*file)?;
+        let letters = dead_letter::read(disk, &format!("{reporter}{}", dead_letter::SUFFIX))?;
+        let letters = letters.unwrap_or_default();
+        let count = |is_whole: bool| {
+            let lines = dead_letter::lines(&letters);
+            lines.filter(|(.., record)| record.is_some() == is_whole).count() as u64
+        };
         reporters.push(ReporterSurvey {
             name: reporter.to_owned(),
             through: stored.map_or(0, |stored| stored.through),
-            dead_letters: dead_letters(disk, reporter)?.len() as u64,
+            dead_letters: count(true),
+            dead_letters_unreadable: count(false),
             left_ms: absent::left_ms(&*file)?,
             ..ReporterSurvey::default()
         });
     }
     reporters.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(reporters)
-}
-
-/// The records that a reporter's receiver refused.
-///
-/// # Errors
-/// Their file cannot be read.
-pub fn dead_letters(disk: &dyn Disk, reporter: &str) -> io::Result<Vec<UsageRecord>> {
-    let file = match disk.open(&format!("{reporter}{}", dead_letter::SUFFIX)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file?,
-    };
-    let mut bytes = vec![0; usize::try_from(file.size()?).map_err(io::Error::other)?];
-    let read = read_fully(&*file, &mut bytes, 0)?;
-    bytes.truncate(read);
-    Ok(bytes.split(|b| *b == b'\n').filter_map(dead_letter::record_of).collect())
 }

@@ -3,9 +3,11 @@
 use super::checkpoint::Checkpoint;
 use super::disk::{Disk, DiskFile};
 use super::memory::MemoryFile;
+use super::replay::Again;
 use super::segment::{self, Marker};
 use super::state::SpoolState;
-use crossbeam_channel::Sender;
+use crate::usage::doorbell::Doorbell;
+use crossbeam_channel::{bounded, Receiver, Sender};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,6 +25,10 @@ pub struct Shared {
     pub checkpoints: Vec<Mutex<Checkpoint>>,
     /// The disk has a file of each of these.
     pub checkpoints_kept: AtomicBool,
+    /// Records that reporters are to have once more, on their way to the writer.
+    pub again: (Sender<Again>, Receiver<Again>),
+    /// Calls the writer.
+    pub doorbell: Arc<Doorbell>,
     table: Mutex<Table>,
 }
 
@@ -85,12 +91,13 @@ impl Place {
 impl Shared {
     pub fn new(
         disk: Arc<dyn Disk>,
-        state: Arc<SpoolState>,
+        (state, doorbell): (Arc<SpoolState>, Arc<Doorbell>),
         bells: Vec<Sender<()>>,
         checkpoints: Vec<Mutex<Checkpoint>>,
     ) -> Self {
         let (checkpoints_kept, table) = (AtomicBool::default(), Mutex::default());
-        Shared { disk, state, bells, checkpoints, checkpoints_kept, table }
+        let again = bounded(checkpoints.len().max(1));
+        Shared { disk, state, bells, checkpoints, checkpoints_kept, again, doorbell, table }
     }
 
     /// The segments, for a moment: nobody waits for a disk with this in hand.

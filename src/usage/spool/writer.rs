@@ -6,6 +6,7 @@ use super::codec;
 use super::disk::DiskFile;
 use super::flights::Flights;
 use super::memory::MemoryFile;
+use super::replay::Again;
 use super::segment::{self, Kind, ENTRY_BYTES, HEADER_BYTES};
 use super::state::{add, SpoolState};
 use super::table::{Place, Segment, Shared};
@@ -66,20 +67,41 @@ impl Writer {
         add(if kind == Kind::Close { &state.dropped } else { &state.dropped_opens }, 1);
     }
 
-    /// Adds a record that one reporter alone gets once more. False when there is no such reporter,
-    /// or it is too long.
+    /// Adds a record that one reporter alone gets once more; without its request body if it were
+    /// too long. False when there is no such reporter, or it is too long all the same.
     pub fn append_again(&mut self, reporter: &str, record: &UsageRecord) -> bool {
         let position = self.state().reporters.iter().position(|r| r.name == reporter);
         let Some(position) = position else { return false };
-        let added = self.batch.push(Kind::Again, |into| {
-            codec::write_number(into, reporter.len() as u64);
-            into.extend_from_slice(reporter.as_bytes());
-            codec::encode(record, into);
-        });
+        let mut added = false;
+        for encode in [codec::encode, codec::encode_bare] {
+            added = added
+                || self.batch.push(Kind::Again, |into| {
+                    codec::write_number(into, reporter.len() as u64);
+                    into.extend_from_slice(reporter.as_bytes());
+                    encode(record, into);
+                });
+        }
         if added {
             self.batch.again.push(position);
         }
         added
+    }
+
+    /// Adds records that a running reporter is to have once more; gives whom to tell the sequence
+    /// of the last when they are written.
+    fn take_again(&mut self) -> Option<(Sender<u64>, u64)> {
+        // While the disk fails they can wait where they are.
+        if self.state().failing.load(Relaxed) {
+            return None;
+        }
+        let Again { reporter, records, written } = self.shared.again.1.try_recv().ok()?;
+        let name = self.state().reporters.get(reporter)?.name.clone();
+        for record in &records {
+            if !self.append_again(&name, record) {
+                self.lose(Kind::Close);
+            }
+        }
+        Some((written, self.batch.next_sequence.saturating_sub(1)))
     }
 
     /// Bytes that wait for [`Writer::commit`].
@@ -92,11 +114,16 @@ impl Writer {
     pub fn commit(&mut self) {
         self.state().begin_write();
         self.tick();
+        let again = self.take_again();
         if self.batch.bytes.is_empty() {
             return self.state().end_write();
         }
         add(&self.state().commits, 1);
         self.place_batch();
+        if let Some((written, last)) = again.filter(|_| !self.state().failing.load(Relaxed)) {
+            // Whoever asked may be gone.
+            let _ = written.send(last);
+        }
         self.repeat_opens_if_due();
         self.roll();
         self.state().end_write();

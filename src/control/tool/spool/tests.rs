@@ -69,10 +69,6 @@ fn a_running_spool_is_looked_at_and_left_alone() {
     let lines = folder.run(SpoolTask::Export(Span { from, to: None })).unwrap();
     let ids: Vec<&str> = lines.lines().filter_map(|line| line.get(15..18)).collect();
     assert_eq!(ids, ["two", "thr"], "{lines}");
-    let reporter = "a".to_owned();
-    let error = folder.run(SpoolTask::Replay { reporter, from: None }).unwrap_err();
-    assert!(error.contains("another llmproxy uses this folder"), "{error}");
-    assert!(error.contains(folder.0.to_str().unwrap()), "{error}");
     use std::os::unix::fs::PermissionsExt;
     for entry in std::fs::read_dir(&folder.0).unwrap() {
         let mode = entry.unwrap().metadata().unwrap().permissions().mode();
@@ -95,7 +91,7 @@ fn records_are_delivered_again_to_one_reporter() {
             let last = cursor.read(9).last().unwrap().seq;
             cursor.done(last);
         }
-        spool.cursors[1].bury(&record("dead", 40), "400 no");
+        spool.cursors[1].bury(&record("dead", 40), "400 no").unwrap();
         assert_eq!(spool.state.reporters[1].dead_letters.load(Relaxed), 1);
     }
     let reporter = || "b".to_owned();
@@ -109,6 +105,102 @@ fn records_are_delivered_again_to_one_reporter() {
     assert_eq!(names(&mut spool, 0), Vec::<String>::new());
     assert_eq!(names(&mut spool, 1), ["two", "three", "dead"]);
     assert_eq!(spool.cursors[1].backlog(), 3);
+}
+
+/// A letter, and what a kill, an editor and a stranger leave between letters.
+fn torn_letters() -> (Vec<u8>, Vec<String>) {
+    let letter = |id| dead_letter::line_of(&record(id, 40), "400 no").unwrap();
+    let torn = letter("torn");
+    let pretty: serde_json::Value = serde_json::from_slice(&letter("pretty")).unwrap();
+    let pretty = serde_json::to_string_pretty(&pretty).unwrap() + "\n";
+    let cut = String::from_utf8(torn[..torn.len() / 2].to_vec()).unwrap() + "\n";
+    let odd = "{\"reason\":\"x\",\"time\":null,\"record\":{},\"entry\":\"0\"}\n".to_owned();
+    let none = "{\"reason\":\"x\",\"time\":null,\"record\":{},\"entry\":\"\"}\n".to_owned();
+    let (one, two) = (letter("one"), letter("two"));
+    let bad = [&cut, &pretty, &odd, &none].map(String::as_bytes).concat();
+    let all = [&one, &b"\n"[..], &bad, &two].concat();
+    let bad = String::from_utf8(bad).unwrap().lines().map(str::to_owned).collect();
+    (all, bad)
+}
+
+/// Catches: a replay that throws away what it cannot read, or says nothing of it.
+#[test]
+fn what_a_replay_cannot_read_stays_and_is_named() {
+    let folder = Folder::new("torn");
+    drop(folder.open());
+    let (all, bad) = torn_letters();
+    let file = folder.0.join("b.dead.jsonl");
+    std::fs::write(&file, &all).unwrap();
+    let task = || SpoolTask::Replay { reporter: "b".to_owned(), from: None };
+    let error = folder.run(task()).unwrap_err();
+    let first_lines = "lines cannot be read and stay there: line 3, 4, 5";
+    assert!(error.contains("b.dead.jsonl: ") && error.contains(first_lines), "{error}");
+    let left = || std::fs::read_to_string(&file).unwrap();
+    assert_eq!(
+        left().lines().map(str::trim).collect::<Vec<_>>(),
+        bad.iter().map(|l| l.trim()).collect::<Vec<_>>()
+    );
+    assert_eq!(std::fs::read(folder.0.join("b.dead.jsonl.replayed")).unwrap(), all);
+    let before = left();
+    assert!(folder.run(task()).is_err());
+    assert_eq!(left(), before, "a second time changes nothing");
+    let mut spool = folder.open();
+    assert_eq!(names(&mut spool, 1), ["one", "two"]);
+    assert_eq!(names(&mut spool, 0), Vec::<String>::new());
+}
+
+/// Catches: a replay that wants the gateway to stop, one that loses what it cannot read or what is
+/// buried meanwhile, a second one that takes the place of the first.
+#[test]
+fn a_running_spool_delivers_dead_letters_again() {
+    let folder = Folder::new("live");
+    let mut spool = folder.open();
+    let (all, bad) = torn_letters();
+    let (file, request) = (folder.0.join("b.dead.jsonl"), folder.0.join("b.replay"));
+    std::fs::write(&file, &all).unwrap();
+    let task = || SpoolTask::Replay { reporter: "b".to_owned(), from: None };
+    let error = folder.run(task()).unwrap_err();
+    assert!(error.contains("line 3, 4, 5"), "{error}");
+    assert!(request.exists() && !file.exists());
+    assert!(folder.run(task()).unwrap_err().contains("under way"));
+    spool.cursors[1].bury(&record("meanwhile", 50), "400 no").unwrap();
+    assert_eq!(names(&mut spool, 1), Vec::<String>::new());
+    spool.writer.commit();
+    assert_eq!(names(&mut spool, 1), ["one", "two"]);
+    assert_eq!(names(&mut spool, 1), Vec::<String>::new());
+    assert!(request.exists(), "they are not delivered yet");
+    spool.cursors[1].done(100);
+    assert_eq!(names(&mut spool, 1), Vec::<String>::new());
+    assert!(!request.exists());
+    let left = std::fs::read_to_string(&file).unwrap();
+    let mut left: Vec<&str> = left.lines().map(str::trim).collect();
+    assert!(dead_letter::record_of(left.remove(0).as_bytes()).is_some(), "buried meanwhile");
+    assert_eq!(left, bad.iter().map(|line| line.trim()).collect::<Vec<_>>());
+    assert_eq!(names(&mut spool, 0), Vec::<String>::new());
+}
+
+/// Catches: a replay of records beside a running gateway that reaches the wrong ones, or moves the
+/// reporter's place.
+#[test]
+fn a_running_spool_delivers_records_again() {
+    let folder = Folder::new("live-from");
+    let mut spool = folder.open();
+    for (id, ms) in [("one", 10), ("two", 20), ("three", 30)] {
+        spool.writer.append(Kind::Close, &record(id, ms));
+    }
+    spool.writer.commit();
+    let read = spool.cursors[1].read(9);
+    let replay = |ms| {
+        let from = Some(Start::Since(ms));
+        folder.run(SpoolTask::Replay { reporter: "b".to_owned(), from })
+    };
+    assert!(replay(20).unwrap_err().contains("will get them"));
+    spool.cursors[1].done(read[1].seq);
+    let said = replay(20).unwrap();
+    assert!(said.contains("1 records again"), "two was delivered, three will be: {said}");
+    assert_eq!(names(&mut spool, 1), Vec::<String>::new());
+    spool.writer.commit();
+    assert_eq!(names(&mut spool, 1), ["two"]);
 }
 
 /// Catches: a folder that is made by looking at it.

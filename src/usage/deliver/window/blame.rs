@@ -1,36 +1,20 @@
 //! What a batch that was not delivered says of its records and of the receiver.
 
-use super::Window;
-use crate::usage::record::UsageRecord;
+use super::{Given, Window};
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl Window {
-    /// What is refused for good is looked at one by one, and each has its tries.
-    pub(super) fn refused(&mut self, seqs: &[u64], now: Instant) -> Option<Arc<UsageRecord>> {
-        let [alone] = seqs else {
-            self.cut(seqs, 1);
-            return None;
-        };
-        let held = self.open.get_mut(alone)?;
-        if held.refuse(self.shape.retries) {
-            return self.close(*alone);
-        }
-        let [refused, ..] = held.tries();
-        held.not_before = Some(now + self.backoff.wait(refused));
-        None
-    }
-
-    /// A failure may be the record's or the receiver's.
+    /// A failure may be the record's or the receiver's: one that has lost its token or its route
+    /// refuses whatever it gets. What failed together goes in pieces of `piece` records.
     pub(super) fn failed(
         &mut self,
         seqs: &[u64],
-        round: u64,
+        (round, piece): (u64, usize),
         now: Instant,
-    ) -> Option<Arc<UsageRecord>> {
+    ) -> Option<Given> {
         let [alone] = seqs else {
-            self.cut(seqs, seqs.len().div_ceil(2));
+            self.cut(seqs, piece);
             self.backoff.doubt(round, now);
             self.stand_back(seqs);
             return None;
@@ -38,9 +22,9 @@ impl Window {
         let held = self.open.get_mut(alone)?;
         let failure = held.fail(self.delivered, self.shape.retries);
         if failure.is_last {
-            return self.close(*alone);
+            return self.give_up(*alone);
         }
-        let [_, failed, _] = held.tries();
+        let [failed, _] = held.tries();
         held.not_before = Some(now + self.backoff.wait(failed));
         if !failure.is_its_own {
             self.backoff.doubt(round, now);
@@ -57,7 +41,7 @@ impl Window {
         round: u64,
         named: Option<Duration>,
         now: Instant,
-    ) -> Option<Arc<UsageRecord>> {
+    ) -> Option<Given> {
         let (delivered, mut others_did) = (self.delivered, false);
         for seq in seqs {
             let held = self.open.get_mut(seq);
@@ -74,11 +58,11 @@ impl Window {
         let is_pressed = self.is_pressed();
         let held = self.open.get_mut(alone)?;
         if held.lose_alone(is_pressed) {
-            return self.close(*alone);
+            return self.give_up(*alone);
         }
         let mut is_asked = false;
         if held.is_suspect() {
-            let [.., lost] = held.tries();
+            let [_, lost] = held.tries();
             held.not_before = Some(now + self.backoff.wait(lost));
             // A wait that the receiver asked for is kept, unless none but this record gets it.
             let may_ask = named.is_none() || held.may_be_overtaken(delivered, self.shape.retries);
@@ -112,6 +96,10 @@ impl Window {
                 held.stood_back = self.backoff.round();
             }
         }
+    }
+
+    fn give_up(&mut self, seq: u64) -> Option<Given> {
+        Some(Given { seq, record: self.close(seq)? })
     }
 
     fn cut(&mut self, seqs: &[u64], batch: usize) {

@@ -1,12 +1,16 @@
 //! One record that is not finished, and who is to blame for its tries.
 //!
-//! A refusal is the record's. A failure or a loss may be the receiver's: it counts as proof only
-//! when something else was delivered, so that no number of bad hours gives up a record.
+//! A failure (a refusal is one) or a loss may be the receiver's: it counts as proof only when
+//! something else was delivered, so that no number of bad hours gives up a record.
 
 use crate::base::limits::{LANE_LOSSES_PROVEN_MAX, LANE_LOSSES_PROVEN_SOME, LANE_OVERTAKEN_LOSSES};
 use crate::usage::record::UsageRecord;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// A record is tried so often at least after its first failure, whatever is configured: an outage
+/// that begins or ends between two tries gives one proof that is none.
+pub const RETRIES_LEAST: u32 = 2;
 
 /// A record of the window.
 pub struct Held {
@@ -24,8 +28,6 @@ pub struct Held {
     pub batch: usize,
     /// The round in which others go first, because this one failed.
     pub stood_back: u64,
-    /// Tries that were refused.
-    refused: u32,
     /// Tries that failed, alone.
     failed: u32,
     /// Of these, the first and those with a delivery between it and the failure before.
@@ -59,7 +61,6 @@ impl Held {
             not_before: None,
             batch,
             stood_back: 0,
-            refused: 0,
             failed: 0,
             failed_proven: 0,
             lost: 0,
@@ -79,12 +80,6 @@ impl Held {
         body_bytes(&self.record)
     }
 
-    /// It was refused, alone; true when that was its last try.
-    pub fn refuse(&mut self, retries: u32) -> bool {
-        self.refused += 1;
-        self.refused > retries
-    }
-
     /// It failed, alone, when so many batches had been delivered. Whether others were delivered
     /// between two failures of a record tells its fault from the receiver's.
     pub fn fail(&mut self, delivered: u64, retries: u32) -> Failure {
@@ -93,8 +88,7 @@ impl Held {
         self.failed = self.failed.saturating_add(1);
         self.failed_at = delivered;
         self.failed_proven += u32::from(is_first || is_its_own);
-        // A single failure proves nothing, whatever number of tries is wanted.
-        Failure { is_last: self.failed_proven > retries.max(1), is_its_own }
+        Failure { is_last: self.failed_proven > retries.max(RETRIES_LEAST), is_its_own }
     }
 
     /// It did not get through, when so many batches had been delivered. True when that is not the
@@ -123,9 +117,9 @@ impl Held {
         self.lost_proven = self.lost_proven.saturating_add(1);
     }
 
-    /// Repeated tries of the kinds that have a growing wait: refusals, failures, losses.
-    pub fn tries(&self) -> [u32; 3] {
-        [self.refused, self.failed_proven, self.lost]
+    /// Repeated tries of the kinds that have a growing wait: failures, losses.
+    pub fn tries(&self) -> [u32; 2] {
+        [self.failed_proven, self.lost]
     }
 
     /// Tries that did not get through, alone, since others told that the receiver was well.

@@ -111,12 +111,47 @@ fn a_batch_that_does_not_get_through_is_halved() {
 /// Catches: a receiver that is dead for hours and is asked all the time, or never again.
 #[test]
 fn a_dead_receiver_is_asked_at_growing_waits() {
-    let hours = Outage { from_ms: 0, ms: 6 * 3_600_000, answers_500: false };
+    let hours = Outage { from_ms: 0, ms: 6 * 3_600_000, answers: Outcome::Again(None) };
     let records = all(&[Fate::Taken; 500], None);
     let mut sim = Sim::new(shape(1, 4, 4), 1_000, records, vec![hours]);
     sim.run();
     assert!((70..170).contains(&sim.sends_in_outage), "{} sends", sim.sends_in_outage);
     assert!(sim.now_ms < 6 * 3_600_000 + 310_000, "it is seen when it comes back");
+}
+
+/// Catches: records that are given up because their receiver lost its token or its route, or shows
+/// the page of a maintenance, for however long; and one that is asked all the time meanwhile.
+#[test]
+fn a_receiver_that_refuses_everything_is_away() {
+    for (batch, concurrency, retries, keys) in [(1, 1, 0, 1), (1, 4, 4, 3), (500, 2, 2, 3)] {
+        for from_ms in [0, 700] {
+            let hours = Outage { from_ms, ms: 6 * 3_600_000, answers: Outcome::Refused };
+            let record = |at: u64| Planned { gap_ms: 5, key: Some(at % keys), fate: Fate::Taken };
+            let records: Vec<Planned> = (0..900).map(record).collect();
+            let mut sim = Sim::new(shape(batch, concurrency, retries), 1_000, records, vec![hours]);
+            sim.run();
+            assert!(sim.ended[..900].iter().all(|ended| *ended == Some(Fate::Taken)));
+            // Two at each wait, which double up to five minutes.
+            assert!((70..250).contains(&sim.sends_in_outage), "{} sends", sim.sends_in_outage);
+            assert!(sim.now_ms < 6 * 3_600_000 + 400_000, "{} ms", sim.now_ms);
+        }
+    }
+}
+
+/// Catches: a single refused record that stops all, or that is never given up, whatever number of
+/// tries is configured.
+#[test]
+fn what_is_refused_while_others_pass_is_buried() {
+    for (batch, retries) in [(1, 0), (1, 4), (100, 0), (100, 4)] {
+        let mut records = all(&[Fate::Refused], Some(1));
+        records.extend(all(&[Fate::Taken; 200], Some(2)));
+        let mut sim = Sim::new(shape(batch, 1, retries), 300, records, Vec::new());
+        sim.run();
+        assert_eq!(sim.ended[0], Some(Fate::Refused));
+        assert_eq!(sim.refusals[0], retries.max(held::RETRIES_LEAST) + 1);
+        assert!(sim.ended_ms[0] < 120_000, "after {} ms", sim.ended_ms[0]);
+        assert!(sim.ended[1..201].iter().all(|ended| *ended == Some(Fate::Taken)));
+    }
 }
 
 /// Catches: bodies that fill the memory because only records are counted.

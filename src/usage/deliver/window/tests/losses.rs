@@ -124,7 +124,8 @@ fn even_a_key_that_fills_everything_goes_on() {
 fn a_receiver_that_is_away_for_days_costs_nothing() {
     for (keys, batch) in [(1, 1), (1, 50), (3, 1), (3, 50)] {
         for hours in 60..64 {
-            let away = Outage { from_ms: 900, ms: hours * 60 * MINUTE_MS, answers_500: false };
+            let away =
+                Outage { from_ms: 900, ms: hours * 60 * MINUTE_MS, answers: Outcome::Again(None) };
             let record = |at: u64| Planned { gap_ms: 10, key: Some(at % keys), fate: Fate::Taken };
             let records = (0..300).map(record).collect();
             let mut sim = Sim::new(shape(batch, 2, 4), 100, records, vec![away]);

@@ -31,7 +31,8 @@ pub struct Planned {
 pub struct Outage {
     pub from_ms: u64,
     pub ms: u64,
-    pub answers_500: bool,
+    /// What becomes of all that is sent.
+    pub answers: Outcome,
 }
 
 /// Good records, and bad ones: of the latter so many cut their connections.
@@ -52,8 +53,13 @@ pub fn planned(cuts: u32) -> impl Strategy<Value = Planned> {
 
 pub fn outages() -> impl Strategy<Value = Vec<Outage>> {
     // Each may cost a good record one proven failure, and two are not enough to bury it.
-    let one = (0..200_000_u64, 0..600_000_u64, any::<bool>())
-        .prop_map(|(from_ms, ms, answers_500)| Outage { from_ms, ms, answers_500 });
+    let answers =
+        prop_oneof![Just(Outcome::Again(None)), Just(Outcome::Failed), Just(Outcome::Refused)];
+    let one = (0..200_000_u64, 0..600_000_u64, answers).prop_map(|(from_ms, ms, answers)| Outage {
+        from_ms,
+        ms,
+        answers,
+    });
     proptest::collection::vec(one, 0..=2)
 }
 
@@ -213,8 +219,7 @@ impl Sim {
             let is_lost = self.random(100) < self.lossy;
             let any = |fate| batch.records.iter().any(|r| self.fate(r) == fate);
             let outcome = match self.outage() {
-                Some(outage) if outage.answers_500 => Outcome::Failed,
-                Some(_) => Outcome::Again(None),
+                Some(outage) => outage.answers,
                 None if is_lost || any(Fate::Cut) => Outcome::Again(None),
                 None if any(Fate::Poison) => Outcome::Failed,
                 None if any(Fate::Refused) => Outcome::Refused,
@@ -231,14 +236,11 @@ impl Sim {
                 assert_eq!(settled.delivered, batch.records.len() as u64);
                 batch.records.iter().for_each(|record| self.deliver(record));
             }
-            if let Some(buried) = settled.buried {
-                let at = seq_of(&buried) as usize - 1;
+            if let Some(Given { seq, record: buried }) = settled.buried {
+                let at = seq as usize - 1;
                 let fate = self.fate(&buried);
                 assert_ne!(fate, Fate::Taken, "a good record was buried");
                 let tries = self.shape.retries + 1;
-                if fate == Fate::Refused {
-                    assert_eq!(self.refusals[at], tries, "tries of what is refused");
-                }
                 let tries = if fate == Fate::Cut { LANE_LOSSES_PROVEN_SOME + 1 } else { tries };
                 assert!(self.refusals[at] + self.failures[at] + self.losses[at] >= tries);
                 self.end(at, fate);
@@ -263,7 +265,7 @@ impl Sim {
         let Some(key) = self.key(record) else { return };
         for before in 0..at {
             let overtaken = self.records[before].key == Some(key) && self.ended[before].is_none();
-            let suspect = self.failures[before] > self.shape.retries
+            let suspect = self.failures[before] + self.refusals[before] > self.shape.retries
                 || self.losses[before] >= LANE_OVERTAKEN_LOSSES;
             assert!(!overtaken || suspect, "{} overtook {}", at + 1, before + 1);
             self.overtakers += u64::from(overtaken);

@@ -1,0 +1,167 @@
+//! Records that a running gateway is to deliver once more. `llmproxy spool replay` puts them beside
+//! the spool as a file of dead letters with another name; the reporter's thread takes it up, lets
+//! the journal append the records for this reporter alone, and puts the file aside when they are
+//! delivered. A process that ends before that begins anew: repeated, not lost.
+
+use super::dead_letter;
+use super::table::Shared;
+use crate::usage::record::UsageRecord;
+use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The file's name begins with the reporter's and ends so.
+pub const SUFFIX: &str = ".replay";
+/// What stands behind the name of a file of dead letters that was delivered.
+pub const DONE_SUFFIX: &str = ".dead.jsonl.replayed";
+
+/// Whether there is a file is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And what failed is tried again after so long.
+const AFTER_ERROR: Duration = Duration::from_secs(10);
+/// Bytes of letters that the journal gets at one time: it has requests to serve.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Records for the journal to append for one reporter.
+pub(super) struct Again {
+    pub reporter: usize,
+    pub records: Vec<UsageRecord>,
+    /// Gets the sequence of the last of them once they are written; dropped when they are not.
+    pub written: Sender<u64>,
+}
+
+/// A reporter's end of it.
+pub(super) struct Replay {
+    shared: Arc<Shared>,
+    index: usize,
+    look_at: Instant,
+    file: Option<Letters>,
+}
+
+/// A file that was taken up.
+struct Letters {
+    bytes: Vec<u8>,
+    /// So far the journal has it.
+    at: usize,
+    /// Sequence of the last record that was written.
+    last: u64,
+    /// The piece that the journal was asked to write: where it ends, and the answer.
+    asked: Option<(usize, Receiver<u64>)>,
+}
+
+impl Replay {
+    pub fn new(shared: Arc<Shared>, index: usize) -> Replay {
+        Replay { shared, index, look_at: Instant::now(), file: None }
+    }
+
+    /// Goes on. To be called when the reporter has read all that is there for it; it has all up to
+    /// `through`.
+    pub fn step(&mut self, through: u64) {
+        let now = Instant::now();
+        if now < self.look_at {
+            return;
+        }
+        let Some(mut letters) = self.file.take().or_else(|| self.look(now)) else { return };
+        match self.advance(&mut letters, through) {
+            Ok(true) => self.look_at = now + LOOK_EVERY,
+            Ok(false) => self.file = Some(letters),
+            Err(error) => {
+                let reporter = self.name();
+                tracing::warn!(reporter, %error, "records cannot be delivered again now");
+                self.look_at = now + AFTER_ERROR;
+                self.file = Some(letters);
+            }
+        }
+    }
+
+    /// Takes up the file, if there is one.
+    fn look(&mut self, now: Instant) -> Option<Letters> {
+        let reporter = self.name();
+        let bytes = dead_letter::read(&*self.shared.disk, &format!("{reporter}{SUFFIX}"));
+        let bytes = bytes.unwrap_or_else(|error| {
+            tracing::warn!(reporter, %error, "the file of a replay cannot be read");
+            None
+        });
+        if bytes.is_none() {
+            self.look_at = now + LOOK_EVERY;
+        }
+        Some(Letters { bytes: bytes?, at: 0, last: 0, asked: None })
+    }
+
+    /// True when all of it was delivered and the file is put aside.
+    fn advance(&self, letters: &mut Letters, through: u64) -> io::Result<bool> {
+        if let Some((end, written)) = letters.asked.take() {
+            match written.try_recv() {
+                Ok(last) => (letters.at, letters.last) = (end, last),
+                Err(TryRecvError::Empty) => {
+                    letters.asked = Some((end, written));
+                    return Ok(false);
+                }
+                // It is asked again for the same piece.
+                Err(TryRecvError::Disconnected) => {
+                    return Err(io::Error::other("the spool takes no records"));
+                }
+            }
+        }
+        self.ask(letters)?;
+        if letters.asked.is_some() || letters.last > through {
+            return Ok(false);
+        }
+        self.finish(letters).map(|()| true)
+    }
+
+    /// Asks the journal to write the next piece, if there is one.
+    fn ask(&self, letters: &mut Letters) -> io::Result<()> {
+        let rest = letters.bytes.get(letters.at..).unwrap_or_default();
+        let (mut end, mut bytes, mut records) = (letters.at, 0, Vec::new());
+        for line in rest.split_inclusive(|byte| *byte == b'\n') {
+            if bytes >= PIECE_BYTES {
+                break;
+            }
+            end += line.len();
+            if let Some(record) = dead_letter::record_of(line) {
+                bytes += line.len();
+                records.push(record);
+            }
+        }
+        if records.is_empty() {
+            letters.at = end;
+            return Ok(());
+        }
+        let (written, answer) = bounded(1);
+        let again = Again { reporter: self.index, records, written };
+        // There is room for one piece of each reporter.
+        self.shared.again.0.try_send(again).map_err(|_| io::Error::other("the journal is busy"))?;
+        letters.asked = Some((end, answer));
+        self.shared.doorbell.ring();
+        Ok(())
+    }
+
+    /// Puts the file aside, and what cannot be read back among the dead letters.
+    fn finish(&self, letters: &Letters) -> io::Result<()> {
+        let (disk, reporter) = (&*self.shared.disk, self.name());
+        let (mut records, mut unreadable, mut kept) = (0, 0, Vec::new());
+        for (_, line, record) in dead_letter::lines(&letters.bytes) {
+            match record {
+                Some(_) => records += 1,
+                None => {
+                    unreadable += 1;
+                    kept.extend([line, b"\n"].concat());
+                }
+            }
+        }
+        if !kept.is_empty() {
+            dead_letter::append(disk, &reporter, &kept)?;
+        }
+        disk.rename(&format!("{reporter}{SUFFIX}"), &format!("{reporter}{DONE_SUFFIX}"))?;
+        disk.sync_dir()?;
+        tracing::info!(reporter, records, unreadable, "usage records were delivered again");
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        let state = self.shared.state.reporters.get(self.index);
+        state.map_or_else(String::new, |reporter| reporter.name.clone())
+    }
+}
