@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX};
+use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX, WORKERS_AUTO_MAX};
 use llmproxy::config::cli::{self, Command, Output, SpoolTask};
 use llmproxy::config::plan::Plan;
 use llmproxy::control::log::{Logging, Reopen};
@@ -18,7 +18,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -103,7 +102,9 @@ fn serve(
         }
     };
     let stop = Arc::new(Stop::default());
-    signals::start(Arc::clone(&stop), plan.server.drain_timeout, vec![events, access.clone()])
+    let (shutdown, drain) = (plan.server.shutdown_delay, plan.server.drain_timeout);
+    let delays = signals::Delays { shutdown, drain };
+    signals::start(Arc::clone(&stop), delays, vec![events, access.clone()])
         .map_err(|e| format!("signals: {e}"))?;
     let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
     let connections = Arc::new(Connections::new(connections_max));
@@ -132,10 +133,8 @@ fn start_workers(
     let mailboxes = std::mem::take(&mut control.mailboxes);
     let mut outboxes = std::mem::take(&mut control.usage).into_iter();
     let mut threads = Vec::new();
-    let mut heartbeats = Vec::new();
-    for (index, (listeners, mailbox)) in listeners.into_iter().zip(mailboxes).enumerate() {
-        let heartbeat = Arc::new(AtomicU64::new(0));
-        heartbeats.push(Arc::clone(&heartbeat));
+    let ends = listeners.into_iter().zip(mailboxes).zip(&control.pulses);
+    for (index, ((listeners, mailbox), pulse)) in ends.enumerate() {
         let cpus = &plan.server.cpu_affinity;
         let start = worker::Start {
             index,
@@ -147,7 +146,7 @@ fn start_workers(
             stop: Arc::clone(stop),
             mailbox,
             pages: control.pages.clone(),
-            heartbeat,
+            pulse: Arc::clone(pulse),
             usage: outboxes.next(),
             access: control.access.clone(),
             seed: getrandom::u64().map_err(|e| format!("no randomness: {e}"))?,
@@ -163,8 +162,13 @@ fn start_workers(
         drivers.push(driver.map_err(|e| format!("a worker cannot start: {e}"))?);
     }
     tracing::info!(?drivers, "workers run");
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads.len() == WORKERS_AUTO_MAX && cpus > WORKERS_AUTO_MAX {
+        let workers = threads.len();
+        tracing::info!(workers, cpus, "server.workers: auto takes at most so many of the CPUs");
+    }
     let _ = control.drivers.set(drivers);
-    watchdog::start(heartbeats).map_err(|e| format!("watchdog: {e}"))?;
+    watchdog::start(control.pulses.clone()).map_err(|e| format!("watchdog: {e}"))?;
     Ok(threads)
 }
 

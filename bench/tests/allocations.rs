@@ -14,7 +14,6 @@ use llmproxy::rt::listen::{self, Place};
 use llmproxy::state::stop::Stop;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -191,7 +190,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         stop,
         mailbox: control.mailboxes.pop().unwrap(),
         pages: control.pages.clone(),
-        heartbeat: Arc::new(AtomicU64::new(0)),
+        pulse: control.pulses.remove(0),
         usage: control.usage.pop(),
         access: None,
         seed: 1,

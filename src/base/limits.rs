@@ -208,6 +208,9 @@ pub const METRICS_MODELS_MAX: usize = 1000;
 pub const DURATION_SECONDS_MAX: u64 = 365 * 24 * 3600;
 /// Worker threads. Beyond: refused.
 pub const WORKERS_MAX: usize = 1024;
+/// Worker threads unless the configuration says how many: an engine on the same machine needs its
+/// CPUs, and eight workers serve more streams than the engines behind them.
+pub const WORKERS_AUTO_MAX: usize = 8;
 /// Client connections that a configuration may allow. Beyond: refused.
 pub const CONNECTIONS_MAX: usize = 1_000_000;
 /// Weight of one backend. Beyond: refused.

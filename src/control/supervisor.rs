@@ -5,9 +5,10 @@ use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
-use crate::rt::patrol::{Patrol, TICK};
+use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
 use crate::state::fleet::Fleet;
+use crate::state::pulse::Pulse;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
@@ -38,6 +39,8 @@ pub struct Control {
     pub pages: Sender<PageRequest>,
     /// A mailbox for each worker.
     pub mailboxes: Vec<Mailbox>,
+    /// A pulse for each worker.
+    pub pulses: Vec<Arc<Pulse>>,
     /// Where workers put usage records: an end for each; empty when no records are made.
     pub usage: Vec<Outbox>,
     /// Where workers put access records.
@@ -58,7 +61,9 @@ pub fn start(
 ) -> Result<Control, String> {
     let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
     let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
-    let (mut scraper, mailboxes) = mailboxes(plan.server.workers);
+    let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();
+    pulses.iter().for_each(|pulse| stop.calls(pulse));
+    let (mut scraper, mailboxes) = mailboxes(&pulses);
     let (usage, gauge, delivery) = match plan.usage.reporters.is_empty() {
         true => (Vec::new(), None, None),
         false => {
@@ -97,7 +102,7 @@ pub fn start(
     start_ring(plan, &fleet, stop, metrics, pages.clone())?;
     // Not an error when it takes longer: names that come later are used when they come.
     let _ = resolved.recv_timeout(FIRST_RESOLVE_WAIT);
-    Ok(Control { fleet, pages, mailboxes, usage, access, drivers, delivery, access_writer })
+    Ok(Control { fleet, pages, mailboxes, pulses, usage, access, drivers, delivery, access_writer })
 }
 
 /// Opens the spool of a plan that has reporters, and the way to it.
@@ -156,6 +161,8 @@ fn start_ring(
     }
     let (plan, fleet, stop) = (Arc::clone(plan), Arc::clone(fleet), Arc::clone(stop));
     let (ready, started): (Sender<Result<(), String>>, Receiver<_>) = bounded(1);
+    let pulse = Arc::<Pulse>::default();
+    stop.calls(&pulse);
     let body = move || {
         let ring = Ring::build().map_err(|e| format!("no ring for the control plane: {e}"));
         let mut ring = match ring {
@@ -175,10 +182,7 @@ fn start_ring(
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {
-                crate::rt::sleep(TICK).await;
-                while patrol.sweep() {
-                    crate::rt::sleep(Duration::from_millis(1)).await;
-                }
+                patrol.next_sweep(true, pulse.sleep()).await;
             }
         });
     };

@@ -102,6 +102,11 @@ impl Ledger {
         self.outbox.sweep();
     }
 
+    /// True when [`Ledger::sweep`] has nothing left to give back.
+    pub fn is_settled(&self) -> bool {
+        self.outbox.is_settled()
+    }
+
     /// Sends what is handed over, and frees those who wait, for as long as the worker runs.
     pub async fn usher(&self) {
         let desk = self.outbox.desk();

@@ -24,8 +24,9 @@ use crate::rt::socket::Socket;
 use crate::state::connections::Connections;
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
+use crate::state::pulse::{Look, Pulse};
 use crate::state::scrape::{Mailbox, PageRequest};
-use crate::state::stop::{Phase, Stop, HEARTBEAT_DONE};
+use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crossbeam_channel::Sender;
@@ -35,7 +36,6 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,8 @@ pub struct Start {
     pub mailbox: Mailbox,
     /// Requests for the metrics page.
     pub pages: Sender<PageRequest>,
-    /// Moves on with each sweep; a watchdog looks at it.
-    pub heartbeat: Arc<AtomicU64>,
+    /// Beats with each sweep; a watchdog looks at it, and whoever wants something calls by it.
+    pub pulse: Arc<Pulse>,
     /// Where usage records go.
     pub usage: Option<Outbox>,
     /// Where access records go.
@@ -100,6 +100,8 @@ pub struct Worker {
     /// The same moment by both clocks.
     wall: Cell<(Instant, u64)>,
     connections: Arc<Connections>,
+    stop: Arc<Stop>,
+    pulse: Arc<Pulse>,
     pages: Sender<PageRequest>,
     backend_urls: Vec<Arc<str>>,
     /// Models with a label of their own.
@@ -137,7 +139,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             return false;
         }
     };
-    let Start { listeners, stop, mailbox, heartbeat, ready, .. } = start;
+    let Start { listeners, mailbox, ready, .. } = start;
     let w = Rc::new(Worker {
         pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
         balancer: RefCell::new(RoundRobin::new(
@@ -158,6 +160,8 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         active: Cell::new(0),
         wall: Cell::new((Instant::now(), unix_ms())),
         connections: start.connections,
+        stop: start.stop,
+        pulse: start.pulse,
         pages: start.pages,
         // Whether or not keys are checked here: what looks like a key of ours is not for engines.
         credential_fields: vec!["authorization".into(), "x-api-key".into()],
@@ -175,7 +179,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         }
     });
     let _ = ready.send(Ok(driver));
-    w.keep_house(&stop, &mailbox, &heartbeat).await
+    w.keep_house(&mailbox).await
 }
 
 fn pool_limits(plan: &Plan) -> Vec<PoolLimits> {
@@ -188,23 +192,20 @@ fn pool_limits(plan: &Plan) -> Vec<PoolLimits> {
 
 impl Worker {
     /// The coarse clock of the worker: deadlines, idle connections, scrapes, the end.
-    async fn keep_house(&self, stop: &Stop, mailbox: &Mailbox, heartbeat: &AtomicU64) -> bool {
+    async fn keep_house(&self, mailbox: &Mailbox) -> bool {
         let mut ending: Option<Instant> = None;
         loop {
-            rt::sleep(TICK).await;
-            while self.patrol.sweep() {
-                rt::sleep(Duration::from_millis(1)).await;
-            }
-            heartbeat.fetch_add(1, Ordering::Relaxed);
-            self.wall.set((Instant::now(), unix_ms()));
+            self.patrol.next_sweep(self.may_rest(), self.pulse.sleep()).await;
+            self.look_at_the_clock();
+            self.pulse.beat();
             Buffer::sweep();
             self.usage.iter().for_each(Ledger::sweep);
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
             let was_draining = self.patrol.is_draining();
-            match stop.phase() {
-                Phase::Running => continue,
+            match self.stop.phase() {
+                Phase::Running | Phase::Leaving => continue,
                 Phase::Draining => self.patrol.drain(),
                 Phase::Ending => {
                     self.patrol.drain();
@@ -218,13 +219,32 @@ impl Worker {
             if (self.live.get() == 0 && was_draining) || out_of_time {
                 self.usage.iter().for_each(Ledger::finish);
                 mailbox.leave(Box::new(self.copy_meters()));
-                heartbeat.store(HEARTBEAT_DONE, Ordering::Relaxed);
+                self.pulse.finish();
                 return ending.is_none();
             }
         }
     }
 
+    /// True when nothing is left that a sweep would have to see to: the worker may sleep, without
+    /// a timer, until a client comes or somebody calls.
+    fn may_rest(&self) -> bool {
+        self.live.get() == 0
+            && self.pool.is_empty()
+            && Buffer::is_settled()
+            && self.usage.as_ref().is_none_or(Ledger::is_settled)
+            && matches!(self.stop.phase(), Phase::Running | Phase::Leaving)
+    }
+
+    fn look_at_the_clock(&self) {
+        self.pulse.wake_up();
+        self.wall.set((Instant::now(), unix_ms()));
+    }
+
     fn arrive(self: &Rc<Self>, arrival: Arrival) {
+        if matches!(self.pulse.look(), Look::Asleep(_)) {
+            // What comes is measured by the clock, and from now on the watchdog expects us to beat.
+            self.look_at_the_clock();
+        }
         match arrival {
             Arrival::Client(socket, peer) if self.connections.have_room() => {
                 self.meters.borrow_mut().connections[0] += 1;
@@ -297,6 +317,11 @@ impl Worker {
             true => &[],
             false => &self.credential_fields,
         }
+    }
+
+    /// False from the first signal on: whoever sends us clients should stop.
+    pub fn is_staying(&self) -> bool {
+        self.stop.phase() == Phase::Running
     }
 
     /// More than nine tenths of the connections are in use: answers close their connections.

@@ -102,6 +102,11 @@ impl Buffer {
     pub fn sweep() {
         POOL.with_borrow_mut(Pool::sweep);
     }
+
+    /// True when [`Buffer::sweep`] has nothing left to give up.
+    pub fn is_settled() -> bool {
+        POOL.with_borrow(|pool| pool.small.len() <= BUFFERS_IDLE_MIN && pool.large.is_empty())
+    }
 }
 
 impl Pool {

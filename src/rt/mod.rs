@@ -10,6 +10,7 @@ pub mod ring;
 pub mod socket;
 pub mod listen;
 pub mod connect;
+pub mod moment;
 pub mod patrol;
 pub mod buffer;
 pub mod pipe;

@@ -5,11 +5,11 @@
 //! A client that left: `EPOLLRDHUP` fires on FIN or RST within some 30 µs, also behind pipelined
 //! bytes that nobody has read, where a wait for readability would say nothing.
 
+use super::moment::Moment;
 use monoio::net::UnixStream;
 use pin_project_lite::pin_project;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::{poll_fn, Future};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -46,26 +46,11 @@ pub struct Patrol {
     epoll: OwnedFd,
     start: Instant,
     tick: Cell<u32>,
-    draining: Cell<bool>,
-    ending: Cell<bool>,
-    drain_waker: RefCell<Option<Waker>>,
-    /// Of those who wait in [`Patrol::until_end`].
-    end_wakers: RefCell<BTreeMap<u64, Waker>>,
-    /// Places that were ever taken among them.
-    places: Cell<u64>,
+    draining: Moment,
+    ending: Moment,
     posts: RefCell<Posts>,
-}
-
-/// A place among those who wait for the end.
-struct Place<'a> {
-    patrol: &'a Patrol,
-    number: u64,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.patrol.end_wakers.borrow_mut().remove(&self.number);
-    }
+    /// Whoever sweeps, while it rests because nothing is on the round.
+    resting: RefCell<Option<Waker>>,
 }
 
 #[derive(Default)]
@@ -94,12 +79,10 @@ impl Patrol {
             epoll,
             start: Instant::now(),
             tick: Cell::new(0),
-            draining: Cell::new(false),
-            ending: Cell::new(false),
-            drain_waker: RefCell::default(),
-            end_wakers: RefCell::default(),
-            places: Cell::new(0),
+            draining: Moment::default(),
+            ending: Moment::default(),
             posts: RefCell::default(),
+            resting: RefCell::default(),
         });
         // monoio has no AsyncFd: the epoll descriptor sits in a stream of which nothing but
         // `readable` is ever called.
@@ -142,6 +125,11 @@ impl Patrol {
             waker: RefCell::default(),
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
+        if let Some(resting) = self.resting.take() {
+            // The clock stood; deadlines are set by it.
+            self.advance();
+            resting.wake();
+        }
         let post = Post { patrol: Rc::clone(self), state, slot, socket };
         let flags = EventFlags::RDHUP | EventFlags::ONESHOT;
         let data = EventData::new_u64(slot as u64);
@@ -149,14 +137,45 @@ impl Patrol {
         Ok(post)
     }
 
-    /// Advances the clock and rouses what expired. True when more is due than one sweep rouses:
-    /// call again after a millisecond.
-    pub fn sweep(&self) -> bool {
+    /// Waits for a tick and sweeps. While nothing is on the round and `may_rest` says that nothing
+    /// else needs the clock, it runs no timer, and waits for a new post or for `called` instead.
+    pub async fn next_sweep(&self, may_rest: bool, called: impl Future<Output = ()>) {
+        if may_rest && self.posts.borrow().is_empty() {
+            self.rest(called).await;
+        } else {
+            monoio::time::sleep(TICK).await;
+        }
+        while self.sweep() {
+            monoio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn rest(&self, called: impl Future<Output = ()>) {
+        let mut called = pin!(called);
+        poll_fn(|cx| {
+            if !self.posts.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.resting.replace(Some(cx.waker().clone()));
+            called.as_mut().poll(cx)
+        })
+        .await;
+        self.resting.take();
+    }
+
+    fn advance(&self) -> u32 {
         let now = (self.start.elapsed().as_millis() / TICK.as_millis()) as u32;
         self.tick.set(now);
+        now
+    }
+
+    /// Advances the clock and rouses what expired. True when more is due than one sweep rouses:
+    /// to be called again after a millisecond.
+    fn sweep(&self) -> bool {
+        let now = self.advance();
         let mut roused = 0;
         for post in self.posts.borrow().slots.iter().flatten() {
-            let over = self.ending.get() || (self.draining.get() && post.idle.get());
+            let over = self.ending.has_come() || (self.draining.has_come() && post.idle.get());
             let drained = over && !post.ended.get();
             let expired = post.deadline.get() <= now && !post.expired.get();
             if drained || expired {
@@ -172,23 +191,19 @@ impl Patrol {
         false
     }
 
-    /// From now on idle connections end, and the accept loop stops.
+    /// From now on idle connections end, and the accept loops stop.
     pub fn drain(&self) {
-        self.draining.set(true);
-        if let Some(waker) = self.drain_waker.take() {
-            waker.wake();
-        }
+        self.draining.come();
     }
 
     /// True once [`Patrol::drain`] was called.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.draining.has_come()
     }
 
     /// From now on sweeps end every connection, idle or not: the drain deadline passed.
     pub fn end_all(&self) {
-        self.ending.set(true);
-        self.end_wakers.take().into_values().for_each(Waker::wake);
+        self.ending.come();
     }
 
     /// Ticks since the start, as of the last sweep. Costs no system call.
@@ -199,34 +214,20 @@ impl Patrol {
     /// The future's result, or `None` when the worker ends every connection first. For what has no
     /// client any more, and so no post.
     pub async fn until_end<F: Future>(&self, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        let place = Place { patrol: self, number: self.places.get() };
-        self.places.set(place.number + 1);
-        poll_fn(|cx| {
-            if self.ending.get() {
-                return Poll::Ready(None);
-            }
-            self.end_wakers.borrow_mut().insert(place.number, cx.waker().clone());
-            future.as_mut().poll(cx).map(Some)
-        })
-        .await
+        self.ending.unless(future).await
     }
 
     /// The future's result, or `None` when the worker begins to drain first.
     pub async fn until_drain<F: Future>(&self, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            if self.draining.get() {
-                return Poll::Ready(None);
-            }
-            self.drain_waker.replace(Some(cx.waker().clone()));
-            future.as_mut().poll(cx).map(Some)
-        })
-        .await
+        self.draining.unless(future).await
     }
 }
 
 impl Posts {
+    fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
     fn put(&mut self, state: Rc<State>) -> usize {
         match self.free.pop() {
             Some(slot) => {
@@ -289,7 +290,7 @@ impl Post {
     /// Marks the connection as busy. A request that came while the drain began is still served.
     pub fn set_busy(&self) {
         self.state.idle.set(false);
-        self.state.ended.set(self.patrol.ending.get());
+        self.state.ended.set(self.patrol.ending.has_come());
     }
 
     /// Lets others run, when this connection has not had to wait for a while: a readable socket on

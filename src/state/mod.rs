@@ -6,4 +6,5 @@ pub mod fleet;
 pub mod hash;
 pub mod meters;
 pub mod scrape;
+pub mod pulse;
 pub mod stop;

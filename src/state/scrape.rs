@@ -1,8 +1,11 @@
 //! How a worker's meters reach a scrape: the control plane leaves a request in each worker's
-//! mailbox, the worker answers with a copy at its next sweep. No counter is shared or locked.
+//! mailbox and calls it, the worker answers with a copy at its next sweep. No counter is shared or
+//! locked.
 
 use super::meters::Meters;
+use super::pulse::Pulse;
 use crossbeam_channel::{bounded, Receiver, Sender};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longest wait of a scrape for a worker that does not answer (it sweeps every 100 ms).
@@ -20,21 +23,24 @@ pub struct Mailbox {
 
 /// The control plane's end: one per worker.
 pub struct Scraper {
-    workers: Vec<Sender<Sender<Copy>>>,
+    workers: Vec<(Sender<Sender<Copy>>, Arc<Pulse>)>,
     last: Receiver<Copy>,
     known: Vec<Meters>,
 }
 
-/// Makes the mailboxes of so many workers.
-pub fn mailboxes(workers: usize) -> (Scraper, Vec<Mailbox>) {
-    let (leave, last) = bounded(workers);
-    let (senders, boxes) = (0..workers)
-        .map(|worker| {
+/// Makes the mailboxes of the workers that have these pulses.
+pub fn mailboxes(pulses: &[Arc<Pulse>]) -> (Scraper, Vec<Mailbox>) {
+    let (leave, last) = bounded(pulses.len());
+    let (senders, boxes) = pulses
+        .iter()
+        .enumerate()
+        .map(|(worker, pulse)| {
             let (sender, requests) = bounded(1);
-            (sender, Mailbox { worker, requests, last: leave.clone() })
+            let mailbox = Mailbox { worker, requests, last: leave.clone() };
+            ((sender, Arc::clone(pulse)), mailbox)
         })
         .unzip();
-    let known = (0..workers).map(|_| Meters::default()).collect();
+    let known = pulses.iter().map(|_| Meters::default()).collect();
     (Scraper { workers: senders, last, known }, boxes)
 }
 
@@ -59,7 +65,12 @@ impl Scraper {
     /// only. The second value is the number of workers that did not answer.
     pub fn collect(&mut self) -> (Meters, usize) {
         let (reply, answers) = bounded(self.workers.len());
-        let asked = self.workers.iter().filter(|w| w.try_send(reply.clone()).is_ok()).count();
+        let ask = |(worker, pulse): &&(Sender<Sender<Copy>>, Arc<Pulse>)| {
+            let asked = worker.try_send(reply.clone()).is_ok();
+            pulse.call();
+            asked
+        };
+        let asked = self.workers.iter().filter(ask).count();
         drop(reply);
         let deadline = Instant::now() + ANSWER_WAIT;
         let mut answered = 0;
@@ -95,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_a_worker_counted_outlives_it() {
-        let (mut scraper, boxes) = mailboxes(2);
+        let (mut scraper, boxes) = mailboxes(&[Arc::default(), Arc::default()]);
         let copy = |retries| Box::new(Meters { retries, ..Meters::default() });
         let threads: Vec<_> = boxes
             .into_iter()

@@ -371,6 +371,11 @@ impl Outbox {
         idle.truncate(left);
     }
 
+    /// True when [`Outbox::sweep`] has nothing left to give back.
+    pub fn is_settled(&self) -> bool {
+        self.spares.is_empty() && self.idle.borrow().is_empty()
+    }
+
     /// A slow receiver must cost records of a known size, not all memory: the prompts in them are
     /// what is large, and the first to go.
     fn bound_body(&self, record: &mut UsageRecord) {

@@ -29,7 +29,7 @@ fn stream(proxy: &Proxy, knobs: &str) -> Conn {
 /// waits for idle clients.
 #[test]
 fn a_drain_finishes_streams_and_begins_nothing() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let (engine, proxy) = rig("30s");
         let mut idle = proxy.connect();
         assert_eq!(idle.get("/health").status(), 200);
@@ -77,6 +77,90 @@ fn a_draining_proxy_is_not_ready() {
     assert_eq!(ready.head.get("connection"), Some("close"));
     asking.assert_closes();
     assert_eq!(living.send("Host: t\r\n\r\n").response().status(), 200, "it lives");
+}
+
+/// Catches: listeners that close, or answers that close their connections, before a balancer knows
+/// that we leave; a delay that a second signal cannot end.
+#[test]
+fn a_leaving_proxy_serves_on_while_it_says_that_it_is_not_ready() {
+    let (_engine, proxy) = leaving("60s");
+    let mut kept = proxy.connect();
+    assert_eq!(kept.post(CHATS, "", CHAT).status(), 200);
+    proxy.process.signal(Signal::TERM);
+    await_until("it is not ready", SOON, || proxy.get("/ready").status() == 503);
+    let fresh = proxy.post(CHATS, CHAT);
+    assert_eq!((fresh.status(), fresh.head.get("connection")), (200, None), "a new connection");
+    assert_eq!(kept.post(CHATS, "", CHAT).status(), 200, "a kept one");
+    assert_eq!(proxy.get("/health").status(), 200);
+    assert!(proxy.process.try_status().is_none());
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(143));
+}
+
+/// Catches: a delay after which nothing follows; a drain that begins, or ends, before the delay is
+/// over.
+#[test]
+fn behind_the_delay_the_drain_follows() {
+    let (_engine, proxy) = leaving("1s");
+    let mut running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 3000\r\n");
+    let asked = Instant::now();
+    proxy.process.signal(Signal::TERM);
+    await_until("no connection is taken", SOON, || TcpStream::connect(proxy.addr()).is_err());
+    assert!(asked.elapsed() >= Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_eq!(running.rest().1, Ended::Whole);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+}
+
+/// A proxy with this delay before it drains, and its engine.
+fn leaving(delay: &str) -> (Engine, Proxy) {
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url()).server("drain_timeout: 30s");
+    let proxy = config.server(format!("shutdown_delay: {delay}")).start();
+    (engine, proxy)
+}
+
+/// Catches: signals that other servers give a meaning to, and that end this one without a word.
+#[test]
+fn a_signal_without_a_meaning_is_named_and_ignored() {
+    let (_engine, proxy) = rig("30s");
+    let signals = [
+        (Signal::USR2, "SIGUSR2"),
+        (Signal::HUP, "SIGHUP"),
+        (Signal::ALARM, "SIGALRM"),
+        (Signal::VTALARM, "SIGVTALRM"),
+        (Signal::PROF, "SIGPROF"),
+        (Signal::IO, "SIGIO"),
+        (Signal::XCPU, "SIGXCPU"),
+        (Signal::XFSZ, "SIGXFSZ"),
+    ];
+    for (signal, name) in signals {
+        proxy.process.signal(signal);
+        proxy.await_event(name, |event| {
+            event["level"] == "WARN" && event["message"].as_str().unwrap().starts_with(name)
+        });
+    }
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+}
+
+/// Catches: one of several listeners that goes on taking connections.
+#[test]
+fn a_drain_closes_all_listeners() {
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url()).server("workers: 2");
+    let listen = "listen: [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:0\"]";
+    let proxy = Proxy::start(&config.yaml().replacen("listen: \"127.0.0.1:0\"", listen, 1));
+    let addresses = || -> Vec<std::net::SocketAddr> {
+        let events = proxy.events();
+        let listening = events.iter().filter(|event| event["message"] == "listening");
+        listening.map(|event| event["addr"].as_str().unwrap().parse().unwrap()).collect()
+    };
+    await_until("three listen", SOON, || addresses().len() == 3);
+    let _running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 60000\r\n");
+    proxy.process.signal(Signal::TERM);
+    for address in addresses() {
+        await_until("none is taken", SOON, || TcpStream::connect(address).is_err());
+    }
+    assert!(proxy.process.try_status().is_none());
 }
 
 /// Catches: a drain without an end, an end that looks like a whole answer, a code that hides it.
@@ -151,7 +235,7 @@ fn nothing_of_ours_is_put_into_a_torn_chunk() {
 /// Catches: an operator who has to find kill -9.
 #[test]
 fn a_second_signal_ends_at_once() {
-    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::QUIT, 131)] {
         let (_engine, proxy) = rig("unlimited");
         let mut running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 60000\r\n");
         proxy.process.signal(signal);

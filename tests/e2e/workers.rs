@@ -1,7 +1,10 @@
 //! What several workers do together, and what the process says of itself.
 
 use crate::harness::process::{EXPECTED_DRIVER, LEGACY_DRIVER};
-use crate::harness::{Config, Engine};
+use crate::harness::{await_until, pause, Config, Engine, Proxy, SOON};
+use crate::rig::Rig;
+use rustix::process::Signal;
+use std::time::Duration;
 
 const CHAT: &str = r#"{"model":"m","messages":[]}"#;
 
@@ -54,4 +57,45 @@ fn the_driver_is_logged_and_exported() {
     }
     let logged = proxy.await_event("the drivers", |event| event["message"] == "workers run");
     assert!(logged["drivers"].as_str().unwrap().contains(driver), "{logged}");
+}
+
+/// Catches: timers that run where nothing is open (once twenty wake-ups of each worker a second);
+/// a sleeper that does not hear a client, a scrape or a signal. A thread that waits gives up its
+/// processor by itself: how busy the machine is does not change that count.
+#[test]
+fn where_nothing_is_open_nobody_wakes() {
+    const WORKERS: usize = 8;
+    let rig = Rig::with("keepalive_timeout: 1s", |config| {
+        config.server(format!("workers: {WORKERS}")).section("metrics: {listen: \"127.0.0.1:0\"}")
+    });
+    let page = rig.proxy.await_event("the page", |event| event["message"] == "metrics");
+    let page: std::net::SocketAddr = page["addr"].as_str().unwrap().parse().unwrap();
+    for round in 0..2 {
+        let mut conn = rig.ask(CHAT, "");
+        assert_eq!(conn.response().status(), 200);
+        rig.hook.await_records(round + 1, SOON);
+        drop(conn);
+        await_until("all sleep", SOON, || {
+            let before = waits(&rig.proxy);
+            pause(Duration::from_secs(1));
+            // Reporters look now and then whether there is something to do.
+            waits(&rig.proxy) - before <= WORKERS as u64
+        });
+        let text = crate::harness::Conn::open(page).get("/metrics").text();
+        let page = crate::harness::metrics::Metrics::parse(&text);
+        assert_eq!(page.sum("llmproxy_workers_silent", &[]), 0.0, "they hear a scrape");
+    }
+    rig.proxy.process.signal(Signal::TERM);
+    assert_eq!(rig.proxy.process.wait(SOON).code(), Some(0));
+}
+
+/// How often its threads have given up their processors to wait for something.
+fn waits(proxy: &Proxy) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.process.pid())).unwrap();
+    let waits = tasks.map(|task| {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    });
+    waits.sum()
 }

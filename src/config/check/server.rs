@@ -1,6 +1,8 @@
 //! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
 
-use crate::base::limits::{BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_MAX};
+use crate::base::limits::{
+    BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
+};
 use crate::config::plan::{ClientAuth, Cors, Server, ServerTls};
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
@@ -62,6 +64,7 @@ fn read(s: &mut Section) -> Server {
         body_timeout: s.duration("body_timeout", base.body_timeout),
         write_timeout: s.duration("write_timeout", base.write_timeout),
         idle_timeout: s.duration("idle_timeout", base.idle_timeout),
+        shutdown_delay: s.parsed("shutdown_delay", zero_or_duration).flatten().unwrap_or_default(),
         drain_timeout: s.parsed("drain_timeout", drain_timeout).unwrap_or(base.drain_timeout),
         forward_credentials: s.boolean("forward_credentials", base.forward_credentials),
         paths: paths(s),
@@ -72,7 +75,7 @@ fn read(s: &mut Section) -> Server {
 
 /// The values of reliability: a head is small and soon there; long prompts take long to begin.
 fn defaults() -> Server {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_AUTO_MAX);
     Server {
         listen: vec![(Ipv6Addr::UNSPECIFIED, 8000).into()],
         region: String::new(),
@@ -87,7 +90,10 @@ fn defaults() -> Server {
         body_timeout: Duration::from_secs(30),
         write_timeout: Duration::from_secs(60),
         idle_timeout: Duration::from_secs(75),
-        drain_timeout: Some(Duration::from_secs(120)),
+        shutdown_delay: Duration::ZERO,
+        // Kubernetes kills after 30 s unless it is told otherwise: what was cut still has to be
+        // settled, and its records written.
+        drain_timeout: Some(Duration::from_secs(25)),
         forward_credentials: false,
         paths: PATHS.iter().map(|p| (*p).to_owned()).collect(),
         cors: None,
@@ -236,7 +242,7 @@ fn cors(s: &mut Section) -> Cors {
 }
 
 fn zero_or_duration(text: &str) -> Result<Option<Duration>, String> {
-    if text == "0" {
+    if matches!(text, "0" | "0s" | "0ms") {
         return Ok(None);
     }
     value::duration(text).map(Some)

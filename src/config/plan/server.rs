@@ -43,7 +43,11 @@ pub struct Server {
     /// Between two requests of a kept connection.
     #[serde(serialize_with = "print::duration")]
     pub idle_timeout: Duration,
-    /// Streams may finish for so long after SIGTERM; `None` = unlimited.
+    /// From SIGTERM on `/ready` answers 503 and clients are served on for so long, before new
+    /// connections are refused and the drain begins. May be zero.
+    #[serde(serialize_with = "print::duration")]
+    pub shutdown_delay: Duration,
+    /// Streams may finish for so long once the drain began; `None` = unlimited.
     #[serde(serialize_with = "print::or_unlimited")]
     pub drain_timeout: Option<Duration>,
     /// The client's `Authorization` and `X-API-Key` go on to the backends. Off: what looks like a
