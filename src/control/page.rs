@@ -9,7 +9,7 @@ use crate::http::write::{self, OwnResponse};
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
-use crate::rt::patrol::{Alarm, Patrol, Post};
+use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
 use crate::state::scrape::{PageRequest, PAGE_CONTENT_TYPE};
 use crossbeam_channel::{Receiver, Sender};
 use std::cell::Cell;
@@ -55,7 +55,7 @@ pub async fn serve(
         if live.get() == SCRAPERS_MAX {
             return tracing::warn!("too many scrapers at a time: one was turned away");
         }
-        let Ok(post) = patrol.watch(socket) else { return };
+        let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
         let (path, pages, live) = (Rc::clone(&path), pages.clone(), Rc::clone(&live));
         live.set(live.get() + 1);
         crate::rt::spawn(async move {

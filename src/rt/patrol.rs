@@ -35,10 +35,19 @@ const NEVER: u32 = u32::MAX;
 pub enum Alarm {
     /// The armed deadline passed.
     Expired,
-    /// The client closed its side of the connection.
+    /// The client is gone, as [`Patrol::watch`] was told to understand that.
     Gone,
     /// The worker ends this connection: drained while idle, or cut at the drain deadline.
     Ended,
+}
+
+/// When a client counts as gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// At its FIN: it closed, or it only says that it sends no more. Nobody can tell which.
+    AtFin,
+    /// At its reset: it certainly reads nothing more.
+    AtReset,
 }
 
 /// The patrol of one worker.
@@ -112,9 +121,10 @@ impl Patrol {
         }
     }
 
-    /// Begins to watch a client's socket. The post must be dropped before the socket is, or a
-    /// reused descriptor number would be reported; `Post` keeps the order by owning the socket.
-    pub fn watch(self: &Rc<Self>, socket: super::socket::Socket) -> io::Result<Post> {
+    /// Begins to watch a client's socket, for what `gone` says. The post must be dropped before the
+    /// socket is, or a reused descriptor number would be reported; `Post` keeps the order by owning
+    /// the socket.
+    pub fn watch(self: &Rc<Self>, socket: super::socket::Socket, gone: Gone) -> io::Result<Post> {
         let state = Rc::new(State {
             deadline: Cell::new(NEVER),
             expired: Cell::new(false),
@@ -131,7 +141,11 @@ impl Patrol {
             resting.wake();
         }
         let post = Post { patrol: Rc::clone(self), state, slot, socket };
-        let flags = EventFlags::RDHUP | EventFlags::ONESHOT;
+        // A reset (HUP, ERR) is always reported.
+        let flags = match gone {
+            Gone::AtFin => EventFlags::RDHUP | EventFlags::ONESHOT,
+            Gone::AtReset => EventFlags::ONESHOT,
+        };
         let data = EventData::new_u64(slot as u64);
         epoll::add(&self.epoll, &post.socket, data, flags)?;
         Ok(post)
@@ -303,7 +317,7 @@ impl Post {
         }
     }
 
-    /// True when the client closed its side.
+    /// True when the client is gone.
     pub fn is_gone(&self) -> bool {
         self.state.gone.get()
     }

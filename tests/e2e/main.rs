@@ -20,6 +20,7 @@ mod kept_connections;
 mod refusals;
 mod backends;
 mod abort;
+mod half_close;
 mod engine_faults;
 mod bad_answers;
 mod slow_reader;

@@ -3,7 +3,7 @@
 use crate::base::limits::{
     BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
 };
-use crate::config::plan::{ClientAuth, Cors, Server, ServerTls};
+use crate::config::plan::{ClientAuth, Cors, HalfClose, Server, ServerTls};
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -38,6 +38,9 @@ pub const PATHS: [&str; 24] = [
     "/pooling",
 ];
 
+const HALF_CLOSES: [(&str, HalfClose); 2] =
+    [("abort", HalfClose::Abort), ("serve", HalfClose::Serve)];
+
 /// Reads the section; every default is here.
 pub fn server(root: &mut Section) -> Server {
     let Some(mut s) = root.section("server") else { return defaults() };
@@ -64,6 +67,7 @@ fn read(s: &mut Section) -> Server {
         body_timeout: s.duration("body_timeout", base.body_timeout),
         write_timeout: s.duration("write_timeout", base.write_timeout),
         idle_timeout: s.duration("idle_timeout", base.idle_timeout),
+        half_close: s.choice("half_close", &HALF_CLOSES, base.half_close),
         shutdown_delay: s.parsed("shutdown_delay", zero_or_duration).flatten().unwrap_or_default(),
         drain_timeout: s.parsed("drain_timeout", drain_timeout).unwrap_or(base.drain_timeout),
         forward_credentials: s.boolean("forward_credentials", base.forward_credentials),
@@ -90,6 +94,7 @@ fn defaults() -> Server {
         body_timeout: Duration::from_secs(30),
         write_timeout: Duration::from_secs(60),
         idle_timeout: Duration::from_secs(75),
+        half_close: HalfClose::Abort,
         shutdown_delay: Duration::ZERO,
         // Kubernetes kills after 30 s unless it is told otherwise: what was cut still has to be
         // settled, and its records written.

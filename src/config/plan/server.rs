@@ -43,6 +43,8 @@ pub struct Server {
     /// Between two requests of a kept connection.
     #[serde(serialize_with = "print::duration")]
     pub idle_timeout: Duration,
+    /// What the end of a client's sending side means while its answer is under way.
+    pub half_close: HalfClose,
     /// From SIGTERM on `/ready` answers 503 and clients are served on for so long, before new
     /// connections are refused and the drain begins. May be zero.
     #[serde(serialize_with = "print::duration")]
@@ -61,6 +63,18 @@ pub struct Server {
     /// TLS towards clients; `None` = plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "print::enabled")]
     pub tls: Option<ServerTls>,
+}
+
+/// What a client's FIN means that comes behind a whole request. It looks the same whether the
+/// client closed the connection or only its sending side (`shutdown(SHUT_WR)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HalfClose {
+    /// It left: its generation is cancelled at once.
+    Abort,
+    /// It still reads: it is served until it resets the connection, which a client that left does
+    /// at the first byte that is sent to it.
+    Serve,
 }
 
 /// Which web pages of other origins may call (a browser asks by `Origin`).

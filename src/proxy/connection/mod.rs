@@ -21,6 +21,8 @@ use super::relay::tap::Tap;
 use super::settle::Story;
 use super::upstream::exchange::Exchange;
 use super::worker::{Active, Live, Worker};
+use crate::config::plan::HalfClose;
+use crate::rt::patrol::Gone;
 use crate::rt::socket::Socket;
 use delivery::deliver;
 use incoming::{admit, receive_head};
@@ -54,7 +56,11 @@ struct Talk {
 /// future does stands outside the panic guard: it must not panic.
 pub fn serve(live: Live, socket: Socket, peer: IpAddr) -> Option<impl Future<Output = ()>> {
     let w = live.worker();
-    let post = w.patrol.watch(socket).ok()?;
+    let gone = match w.plan.server.half_close {
+        HalfClose::Abort => Gone::AtFin,
+        HalfClose::Serve => Gone::AtReset,
+    };
+    let post = w.patrol.watch(socket, gone).ok()?;
     let write_timeout = w.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
     let talk = Box::new(Talk {
