@@ -272,9 +272,6 @@ fn take(map: &mut Map, key: &str) -> Option<Entry> {
 fn same(a: &Node, b: &Node) -> bool {
     match (&a.kind, &b.kind) {
         (Kind::Null, Kind::Null) => true,
-        (Kind::Bool(a), Kind::Bool(b)) => a == b,
-        (Kind::Int(a), Kind::Int(b)) => a == b,
-        (Kind::Float(a), Kind::Float(b)) => a == b,
         (Kind::Text(a), Kind::Text(b)) => a == b,
         (Kind::List(a), Kind::List(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))

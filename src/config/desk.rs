@@ -86,21 +86,11 @@ impl<'a> Desk<'a> {
         self.note(Class::Warning, node.id, &node.path, message);
     }
 
-    /// Notes a warning on the file as a whole.
-    pub fn remark(&self, message: impl Into<String>) {
-        let (path, message) = (String::new(), message.into());
-        let note = Note { class: Class::Warning, id: None, path, message, other: None };
-        self.notes.borrow_mut().push(note);
-    }
-
-    /// The text of a scalar, expanded. Text that is written as a number or a boolean stays what
-    /// it looks like. `None` with a finding for a list or a mapping; `None` for null.
-    fn scalar(&self, node: &Node) -> Option<String> {
+    /// The text of a scalar, expanded. `None` with a finding for a list or a mapping; `None` for
+    /// null.
+    pub fn text(&self, node: &Node) -> Option<String> {
         match &node.kind {
             Kind::Null => None,
-            Kind::Bool(value) => Some(value.to_string()),
-            Kind::Int(value) => Some(value.to_string()),
-            Kind::Float(value) => Some(value.to_string()),
             Kind::Text(text) => expand(text, self.env).map_err(|e| self.error(node, e)).ok(),
             Kind::List(_) => self.refuse(node, "must be a single value, not a list"),
             Kind::Map(_) => self.refuse(node, "must be a single value, not a section"),
@@ -119,16 +109,8 @@ impl<'a> Desk<'a> {
         node: &Node,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let text = self.scalar(node)?;
+        let text = self.text(node)?;
         parse(&text).map_err(|message| self.error(node, unexpanded(node, &text, message))).ok()
-    }
-
-    /// The text of a node. `1.10` or `yes` without quotes would not come through as written.
-    pub fn text(&self, node: &Node) -> Option<String> {
-        match node.kind {
-            Kind::Float(_) | Kind::Bool(_) => self.refuse(node, "must be text: put it in quotes"),
-            _ => self.scalar(node),
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod cli;
 mod path;
 mod raw;
+mod cure;
 mod desk;
 mod alias;
 mod expand;
@@ -23,6 +24,7 @@ use desk::{Desk, Note};
 use plan::Plan;
 use report::{Class, Finding, Report};
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// A configuration that can be used, with what is to be said about it.
@@ -39,14 +41,15 @@ pub struct Loaded {
 pub fn load_file(path: &Path) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let read = std::fs::read(path).map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "; `--backend URL` runs without any file",
-            _ => "",
+        let message = match error.kind() {
+            ErrorKind::NotFound => "there is no such file; `--backend URL` runs without any".into(),
+            ErrorKind::IsADirectory => "is a folder: name a file in it".into(),
+            ErrorKind::PermissionDenied => "this user may not read it".into(),
+            _ => error.to_string(),
         };
-        failed(&name, format!("{error}{hint}"))
+        failed(&name, message)
     })?;
-    let text = String::from_utf8(read)
-        .map_err(|e| failed(&name, format!("is not UTF-8 text: {}", e.utf8_error())))?;
+    let text = cure::text_of(read).map_err(|message| failed(&name, message))?;
     load_text(&name, &text, &|variable| std::env::var(variable).ok())
 }
 
@@ -83,13 +86,22 @@ fn load_with_keys(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Loaded, BTreeSet<String>), Report> {
     let mut root = raw::parse(text).map_err(|error| {
-        let mut report = failed(name, error.message);
+        let cure = cure::of(text, &error.message);
+        let cure = cure.map_or_else(String::new, |cure| format!(": {cure}"));
+        let mut report = failed(name, error.message + &cure);
         for finding in &mut report.findings {
             finding.path.clone_from(&error.path);
             finding.position = error.position;
         }
         report
     })?;
+    if let raw::Kind::Text(_) | raw::Kind::List(_) = root.kind {
+        let message = "must be a section (`key: value` lines)";
+        let cure = cure::of(text, message).unwrap_or_default();
+        let mut report = failed(name, format!("{message}: {cure}"));
+        report.findings.iter_mut().for_each(|f| f.position = raw::locate(text, root.id));
+        return Err(report);
+    }
     let desk = Desk::new(env);
     alias::canonical(&desk, &mut root);
     let plan = check::plan(&desk, &root);

@@ -23,17 +23,12 @@ pub struct Node {
     pub kind: Kind,
 }
 
-/// A value as YAML understands it.
+/// A value. A scalar is the text that the user wrote: whether `1e5`, `0x1F`, `007` or `yes` is a
+/// number or a name is for the key to say, and a name must not come back as `100000`.
 #[derive(Debug, Clone)]
 pub enum Kind {
     /// Nothing, or `null`, or `~`.
     Null,
-    /// `true` or `false`.
-    Bool(bool),
-    /// A whole number of 64 bits.
-    Int(i128),
-    /// A number with a fraction or an exponent.
-    Float(f64),
     /// Text, not yet expanded.
     Text(String),
     /// A sequence.
@@ -45,7 +40,7 @@ pub enum Kind {
 /// One `key: value` of a mapping.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// The key. Numbers and booleans as keys are taken as text.
+    /// The key, as it is written.
     pub key: String,
     /// Number of the key itself in reading order.
     pub key_id: u32,
@@ -87,7 +82,13 @@ pub fn parse(text: &str) -> Result<Node, SyntaxError> {
         return Err(SyntaxError { position: None, path: String::new(), message });
     }
     let walk = Walk::default();
-    walk.read(text).map_err(|error| {
+    let read = walk.read(text).and_then(|_| {
+        // The parser says what a scalar looks like, or, asked for text, how it is written; so the
+        // text is read twice.
+        let written = Walk { as_written: walk.looks_typed.take(), ..Walk::default() };
+        written.read(text)
+    });
+    read.map_err(|error| {
         let told = error.location().map(Position::of);
         // Where the parser gives no position (a second document, too many aliases), the last
         // node that was read is the nearest there is.
@@ -116,6 +117,10 @@ pub fn locate(text: &str, id: u32) -> Option<Position> {
 struct Walk {
     next: Cell<u32>,
     stop_at: Option<u32>,
+    /// Scalars that looked like a number or a boolean.
+    looks_typed: RefCell<HashSet<u32>>,
+    /// Nodes of which the text is asked for.
+    as_written: HashSet<u32>,
     failure: RefCell<Option<(Path, String)>>,
 }
 
@@ -140,6 +145,18 @@ impl Walk {
         Ok(id)
     }
 
+    /// The same for a scalar that looks like a number or a boolean.
+    fn step_typed<E: de::Error>(&self, path: &Path) -> Result<u32, E> {
+        let id = self.step(path)?;
+        self.looks_typed.borrow_mut().insert(id);
+        Ok(id)
+    }
+
+    /// True when the next node is one of which the text is asked for.
+    fn wants_text(&self) -> bool {
+        self.as_written.contains(&self.next.get())
+    }
+
     fn fail<E: de::Error>(&self, path: &Path, message: String) -> E {
         *self.failure.borrow_mut() = Some((path.clone(), message));
         E::custom("refused")
@@ -157,12 +174,20 @@ impl NodeSeed<'_> {
         let id = self.walk.step(&self.path)?;
         Ok(Node { id, path: self.path, kind })
     }
+
+    fn typed<E: de::Error>(self) -> Result<Node, E> {
+        let id = self.walk.step_typed(&self.path)?;
+        Ok(Node { id, path: self.path, kind: Kind::Null })
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for NodeSeed<'_> {
     type Value = Node;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(self)
+        match self.walk.wants_text() {
+            true => deserializer.deserialize_str(self),
+            false => deserializer.deserialize_any(self),
+        }
     }
 }
 
@@ -179,17 +204,23 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
     fn visit_none<E: de::Error>(self) -> Result<Node, E> {
         self.node(Kind::Null)
     }
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Node, E> {
-        self.node(Kind::Bool(value))
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Node, E> {
+        self.typed()
     }
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Node, E> {
-        self.node(Kind::Int(value.into()))
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Node, E> {
+        self.typed()
     }
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Node, E> {
-        self.node(Kind::Int(value.into()))
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Node, E> {
+        self.typed()
     }
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Node, E> {
-        self.node(Kind::Float(value))
+    fn visit_i128<E: de::Error>(self, _: i128) -> Result<Node, E> {
+        self.typed()
+    }
+    fn visit_u128<E: de::Error>(self, _: u128) -> Result<Node, E> {
+        self.typed()
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Node, E> {
+        self.typed()
     }
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Node, E> {
         self.node(Kind::Text(value.to_owned()))
@@ -231,6 +262,10 @@ struct KeySeed<'a> {
 }
 
 impl KeySeed<'_> {
+    fn typed<E: de::Error>(self) -> Result<(String, u32), E> {
+        Ok((String::new(), self.walk.step_typed(self.parent)?))
+    }
+
     fn key<E: de::Error>(self, key: String) -> Result<(String, u32), E> {
         let path = self.parent.key(&key);
         let id = self.walk.step(&path)?;
@@ -244,7 +279,10 @@ impl KeySeed<'_> {
 impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
     type Value = (String, u32);
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
+        match self.walk.wants_text() {
+            true => deserializer.deserialize_str(self),
+            false => deserializer.deserialize_any(self),
+        }
     }
 }
 
@@ -257,14 +295,23 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
     fn visit_str<E: de::Error>(self, key: &str) -> Result<Self::Value, E> {
         self.key(key.to_owned())
     }
-    fn visit_i64<E: de::Error>(self, key: i64) -> Result<Self::Value, E> {
-        self.key(key.to_string())
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Self::Value, E> {
+        self.typed()
     }
-    fn visit_u64<E: de::Error>(self, key: u64) -> Result<Self::Value, E> {
-        self.key(key.to_string())
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Self::Value, E> {
+        self.typed()
     }
-    fn visit_bool<E: de::Error>(self, key: bool) -> Result<Self::Value, E> {
-        self.key(key.to_string())
+    fn visit_i128<E: de::Error>(self, _: i128) -> Result<Self::Value, E> {
+        self.typed()
+    }
+    fn visit_u128<E: de::Error>(self, _: u128) -> Result<Self::Value, E> {
+        self.typed()
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
+        self.typed()
+    }
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {
+        self.typed()
     }
 }
 
@@ -341,11 +388,48 @@ mod tests {
         let text = "base: &b {w: 1, t: 2}\none: {<<: *b, w: 3}\ntwo: *b\n";
         let tree = parse(text).unwrap();
         let one = &child(&tree, "one").value;
-        assert!(matches!(child(one, "w").value.kind, Kind::Int(3)));
-        assert!(matches!(child(one, "t").value.kind, Kind::Int(2)));
-        assert!(matches!(child(&child(&tree, "two").value, "t").value.kind, Kind::Int(2)));
+        let text_of = |entry: &Entry| match &entry.value.kind {
+            Kind::Text(text) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((text_of(child(one, "w")), text_of(child(one, "t"))), ("3".into(), "2".into()));
+        assert_eq!(text_of(child(&child(&tree, "two").value, "t")), "2");
         assert!(matches!(parse("").unwrap().kind, Kind::Null));
         assert!(matches!(parse("# only a comment\n").unwrap().kind, Kind::Null));
+    }
+
+    /// Catches: a key of a client or a model that comes back as another number than was written.
+    #[test]
+    fn scalars_keep_the_text_that_was_written() {
+        for written in [
+            "1e5",
+            "0x1F",
+            "0o17",
+            "007",
+            "yes",
+            "True",
+            "1.10",
+            ".5",
+            "+1",
+            "1_000",
+            "-.inf",
+            "18446744073709551616",
+            "170141183460469231731687303715884105728",
+            "2026-01-01",
+        ] {
+            let text = format!("a: {written}\n? {written}\n: [{written}, &x {written}, *x]\n");
+            let tree = parse(&text).unwrap();
+            let Kind::Text(value) = &child(&tree, "a").value.kind else { panic!("{tree:?}") };
+            assert_eq!(value, written);
+            let Kind::List(items) = &child(&tree, written).value.kind else { panic!("{tree:?}") };
+            assert!(items.iter().all(|i| matches!(&i.kind, Kind::Text(t) if t == written)));
+        }
+        for null in ["", "~", "null"] {
+            assert!(matches!(
+                child(&parse(&format!("a: {null}")).unwrap(), "a").value.kind,
+                Kind::Null
+            ));
+        }
     }
 
     #[test]

@@ -34,9 +34,9 @@ pub struct Finding {
 pub enum Class {
     /// The file means nothing: it is not used.
     Error,
-    /// A key that no version knew; ignored. An error under `--strict`.
+    /// A key that no version knew; ignored. As all warnings an error under `--strict`.
     UnknownKey,
-    /// A key that is known and that LLMProxy does not serve; ignored. An error under `--strict`.
+    /// A key that is known and that LLMProxy does not serve; ignored.
     UnsupportedKey,
     /// The file is used; the user should know this.
     Warning,
@@ -59,14 +59,14 @@ impl Report {
         self.findings.iter().any(|f| f.class == Class::Error)
     }
 
-    /// True when `--strict` refuses the file: an unknown or unsupported key.
+    /// True when the file has an unknown or unsupported key.
     pub fn has_ignored_keys(&self) -> bool {
         let ignored = |f: &Finding| matches!(f.class, Class::UnknownKey | Class::UnsupportedKey);
         self.findings.iter().any(ignored)
     }
 
-    /// One line per finding: `file:line:column: error: backends[1].weight: …`. With `strict`,
-    /// ignored keys are called errors.
+    /// One line per finding: `file:line:column: error: backends[1].weight: …`. With `strict`, all
+    /// are called errors.
     pub fn lines(&self, strict: bool) -> Vec<String> {
         let mut lines: Vec<String> = self.findings.iter().map(|f| self.line(f, strict)).collect();
         if self.omitted > 0 {
@@ -84,9 +84,9 @@ impl Report {
             line.push_str(&format!(":{l}:{column}"));
         }
         let word = match finding.class {
-            Class::Warning => "warning",
-            Class::UnknownKey | Class::UnsupportedKey if !strict => "warning",
-            _ => "error",
+            Class::Error => "error",
+            _ if strict => "error",
+            _ => "warning",
         };
         line.push_str(&format!(": {word}: "));
         if !finding.path.is_empty() {

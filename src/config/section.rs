@@ -11,6 +11,9 @@ use std::time::Duration;
 
 const EMPTY: &str = "is empty, so that nothing is protected by it: give it, or take the key away";
 
+/// A duration without a unit, in seconds, from which on it is doubted.
+const BARE_SECONDS_DOUBTED: u64 = 600;
+
 /// Keys that protect something. One that is misspelt must not be passed over.
 const PROTECTING: [&str; 25] = [
     "admin",
@@ -241,7 +244,27 @@ impl<'a> Section<'a> {
 
     /// A duration above zero, when given.
     pub fn duration_opt(&mut self, key: &str) -> Option<Duration> {
+        self.doubt_bare_seconds(key);
         self.parsed(key, value::duration)
+    }
+
+    /// Warns of a large number without a unit: `connect_timeout: 2000` is most likely meant as
+    /// milliseconds, and is half an hour.
+    pub fn doubt_bare_seconds(&self, key: &str) {
+        let Some(Kind::Text(text)) =
+            self.entries.iter().find(|(e, _)| e.key == key).map(|(e, _)| &e.value.kind)
+        else {
+            return;
+        };
+        let Ok(seconds) = text.trim().parse::<u64>() else { return };
+        if seconds >= BARE_SECONDS_DOUBTED {
+            let (minutes, rest) = (seconds / 60, seconds % 60);
+            let message = format!(
+                "`{seconds}` has no unit and counts seconds ({minutes}m{rest}s): write \
+                 `{seconds}s`, or `{seconds}ms` if milliseconds are meant"
+            );
+            self.warn(key, message);
+        }
     }
 
     /// A duration above zero.

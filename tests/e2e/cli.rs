@@ -63,6 +63,8 @@ fn check_prints_the_plan_of_a_sound_file_with_secrets_masked() {
                 usage: {reporters: [{name: b, type: webhook,\n  \
                 webhook: {url: \"https://b.test/x?token=verysecret\"}}]}\n";
     let ran = on_file(&["check"], text);
+    assert_eq!((ran.code, &*ran.stdout, &*ran.stderr), (Some(0), "", "FILE: valid\n"));
+    let ran = on_file(&["check", "--print"], text);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     for word in ["gpu-1:8000", "weight: 3", "/v1/*", "header_timeout"] {
         assert!(ran.stdout.contains(word), "{word}: {}", ran.stdout);
@@ -74,8 +76,8 @@ fn check_prints_the_plan_of_a_sound_file_with_secrets_masked() {
 /// Catches: the plan that `check` prints and that does not mean the same when it is loaded again.
 #[test]
 fn a_printed_plan_is_a_configuration() {
-    let first = on_file(&["check"], SOUND);
-    let again = on_file(&["check", "--strict"], &first.stdout);
+    let first = on_file(&["check", "--print"], SOUND);
+    let again = on_file(&["check", "--strict", "--print"], &first.stdout);
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert_eq!(again.stdout, first.stdout);
 }
@@ -109,7 +111,8 @@ fn an_unreadable_file_is_refused() {
     for args in [&["check", "/nonexistent/c.yaml"][..], &["--config", "/nonexistent/c.yaml"]] {
         let ran = llmproxy(args);
         assert_eq!(ran.code, Some(2), "{ran:?}");
-        assert!(ran.stderr.starts_with("/nonexistent/c.yaml: error: "), "{}", ran.stderr);
+        let told = "/nonexistent/c.yaml: error: there is no such file";
+        assert!(ran.stderr.lines().any(|line| line.starts_with(told)), "{}", ran.stderr);
     }
 }
 
@@ -220,7 +223,7 @@ fn an_address_in_use_is_named() {
 #[test]
 fn variables_are_replaced() {
     let url = "backends:\n  - {url: \"http://${NO_SUCH_VARIABLE_9:-gpu-7}:8000\"}\n";
-    let ran = on_file(&["check"], url);
+    let ran = on_file(&["check", "--print"], url);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains("gpu-7:8000"), "{}", ran.stdout);
     let missing = "backends:\n  - {url: \"http://${NO_SUCH_VARIABLE_9}:8000\"}\n";

@@ -28,9 +28,6 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     });
     let timeouts = if on { timeouts } else { Timeouts::default() };
     let backends = backends(root, "backends", timeouts);
-    if backends.is_empty() && !root.desk.has_errors() {
-        root.desk.remark("no backends: every request is answered 503 no_backend");
-    }
     let rules: Vec<Fallback> = rules.iter_mut().map(|s| rule(s, &backends)).collect();
     if on {
         routing.fallback = rules;

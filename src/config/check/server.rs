@@ -52,6 +52,7 @@ fn read(s: &mut Section) -> Server {
     let workers =
         s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten().unwrap_or(base.workers);
     let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
+    s.doubt_bare_seconds("drain_timeout");
     Server {
         listen: listen(s).unwrap_or(base.listen),
         region: s.text("region").unwrap_or_default(),
@@ -160,10 +161,10 @@ fn cpu_affinity(s: &mut Section, workers: usize) -> Vec<usize> {
         Ok(cpus) => {
             let here = available_cpus();
             if let Some(missing) = cpus.iter().find(|c| !here.contains(c)) {
-                s.warn(
-                    "cpu_affinity",
-                    format!("this process may not run on CPU {missing} of this machine"),
-                );
+                let range = cpu_list(&here);
+                let message =
+                    format!("CPU {missing} is not one that this process may use: {range}");
+                s.error("cpu_affinity", message);
             }
             cpus
         }
@@ -180,6 +181,19 @@ fn automatic_cpus(workers: usize) -> Vec<usize> {
     }
     cpus.truncate(workers);
     cpus
+}
+
+/// CPUs as the kernel lists them: `0-3,8`.
+fn cpu_list(cpus: &[usize]) -> String {
+    let mut text = String::new();
+    let starts = cpus.iter().enumerate().filter(|(i, c)| *i == 0 || cpus[i - 1] + 1 != **c);
+    for (at, first) in starts {
+        let more = cpus[at..].windows(2).take_while(|pair| pair[0] + 1 == pair[1]).count();
+        text.push_str(if at > 0 { "," } else { "" });
+        text.push_str(&first.to_string());
+        text.push_str(&if more > 0 { format!("-{}", first + more) } else { String::new() });
+    }
+    text
 }
 
 fn available_cpus() -> Vec<usize> {

@@ -17,14 +17,15 @@ pub use sql::{sql_address, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 pub use time::{instant, End};
 pub use url::{http_url, Url};
 
+use super::report::nearest;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-/// `true` or `false`.
+/// `true` or `false`, as YAML writes them.
 pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
-        "true" => Ok(true),
-        "false" => Ok(false),
+        "true" | "True" | "TRUE" => Ok(true),
+        "false" | "False" | "FALSE" => Ok(false),
         _ => Err(format!("{} must be true or false", quoted(text))),
     }
 }
@@ -45,13 +46,15 @@ where
     })
 }
 
-/// One of the named values; the message lists them.
+/// One of the named values; the message lists them, and names the one that is most likely meant.
 pub fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
     if let Some((_, value)) = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
         return Ok(*value);
     }
     let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-    Err(format!("{} is not one of: {}", quoted(text), names.join(", ")))
+    let meant = nearest(&text.to_ascii_lowercase(), names.iter().copied());
+    let meant = meant.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+    Err(format!("{} is not one of: {}{meant}", quoted(text), names.join(", ")))
 }
 
 /// Bytes: a whole number, or one with `KB`, `MB`, `GB` (powers of 1000) or `KiB`, `MiB`, `GiB`.
@@ -125,7 +128,9 @@ mod tests {
         assert!(int::<u32>("0", 1..=9).unwrap_err().contains("from 1 to 9"));
         assert!(int::<u64>("x", 1..=u64::MAX).unwrap_err().contains("1 or more"));
         let message = choice("fast", &[("slow", 1), ("slower", 2)]).unwrap_err();
-        assert!(message.contains("slow, slower"), "{message}");
+        assert!(message.ends_with("slow, slower"), "{message}");
+        let message = choice("RoundRobin", &[("round_robin", 1), ("random", 2)]).unwrap_err();
+        assert!(message.ends_with("did you mean `round_robin`?"), "{message}");
         assert!(quoted("a\r\nb").contains("\\r\\n"));
     }
 }

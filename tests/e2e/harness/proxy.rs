@@ -30,7 +30,8 @@ impl Proxy {
         let scratch = Scratch::new();
         let spool = format!("\"{}\"", scratch.file("spool").display());
         let config = scratch.write("config.yaml", yaml.replace(SPOOL, &spool));
-        let args = ["--config", &config.to_string_lossy()];
+        // Tests of what happens without backends mean it.
+        let args = ["--allow-empty", "--config", &config.to_string_lossy()];
         Proxy::await_listening(Process::start_through(way, &program("llmproxy"), &args), scratch)
     }
 

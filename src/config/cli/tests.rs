@@ -1,0 +1,159 @@
+use super::*;
+
+fn run(arguments: &[&str]) -> Result<Command, clap::Error> {
+    let all = std::iter::once("llmproxy").chain(arguments.iter().copied());
+    Cli::try_parse_from(all).map(command)
+}
+
+fn printed(arguments: &[&str]) -> Output {
+    match run(arguments).unwrap() {
+        Command::Print(output) => output,
+        Command::Run { .. } | Command::Usage(_) => panic!("starts: {arguments:?}"),
+        other => panic!("{arguments:?}: {other:?}"),
+    }
+}
+
+/// A file with this text, gone with the guard.
+struct File(PathBuf);
+
+fn file(name: &str, text: &str) -> File {
+    let name = format!("llmproxy-cli-{}-{name}.yaml", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    File(path)
+}
+
+impl File {
+    fn name(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn check_prints_the_plan_and_exits_by_what_it_is_worth() {
+    let good = file("good", "backends: [{url: 'http://a', api_key: hunter2}]\n");
+    let output = printed(&["check", "--strict", good.name()]);
+    let valid = format!("{}: valid\n", good.name());
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr), (FINE, "", valid));
+    let output = printed(&["check", "--print", good.name()]);
+    assert!(output.stdout.contains("url: http://a") && !output.stdout.contains("hunter2"));
+
+    let typo = file("typo", "backends: [{url: 'http://a', wieght: 2}]\n");
+    assert_eq!(printed(&["check", typo.name()]).code, FINE);
+    let output = printed(&["check", "--strict", typo.name()]);
+    assert_eq!(output.code, WOULD_NOT_START);
+    assert!(output.stderr.contains("yaml:1:30: error: backends[0].wieght: unknown key"));
+
+    let early = file("early", "backends: [{url: 'http://a'}]\nauth: {storage: file}\n");
+    let output = printed(&["check", "--print", early.name()]);
+    assert_eq!(output.code, WOULD_NOT_START);
+    assert!(output.stderr.contains(".yaml: valid, with 1 warning, but it would not start\n"));
+    assert!(output.stderr.contains("cannot start: auth: authentication: not built yet"));
+    assert!(output.stdout.contains("pipeline:"), "the plan is printed all the same");
+
+    let empty = file("empty", "# nothing\n");
+    let output = printed(&["check", empty.name()]);
+    assert_eq!(output.code, WOULD_NOT_START);
+    assert!(output.stderr.contains("cannot start: no backends"), "{}", output.stderr);
+    assert_eq!(printed(&["check", "--strict", "--allow-empty", empty.name()]).code, FINE);
+
+    let bad = file("bad", "backends: [{url: a}]\n");
+    let output = printed(&["check", bad.name()]);
+    assert!(output.stderr.starts_with(&format!("{}: not valid: 1 error\n", bad.name())));
+    assert_eq!((output.code, output.stdout.as_str()), (UNUSABLE, ""));
+    assert_eq!(printed(&["check", "/nonexistent.yaml"]).code, UNUSABLE);
+}
+
+#[test]
+fn a_start_refuses_what_check_refuses() {
+    let good = file("start", "backends: [{url: 'http://a', wieght: 2}]\n");
+    let Ok(Command::Run { plan, report }) = run(&["--config", good.name()]) else { panic!() };
+    assert_eq!((plan.backends.len(), report.findings.len()), (1, 1));
+    assert_eq!(printed(&["--strict", "--config", good.name()]).code, WOULD_NOT_START);
+    let early = file(
+        "unbuilt",
+        "backends: [{url: 'http://a'}]\nrate_limit: {global: {requests_per_second: 1}}\n",
+    );
+    let output = printed(&["--config", early.name()]);
+    assert_eq!(output.code, WOULD_NOT_START);
+    assert!(output.stderr.contains("cannot start: rate_limit"));
+    assert_eq!(printed(&["--config", "/nonexistent.yaml"]).code, UNUSABLE);
+}
+
+/// Catches: an empty file, or one whose list has been commented out, that starts and answers 503.
+#[test]
+fn nothing_to_forward_to_does_not_start_unasked() {
+    for text in ["", "backends: []\n", "backends:\n#  - url: http://a\n"] {
+        let empty = file("none", text);
+        let output = printed(&["--config", empty.name()]);
+        assert_eq!(output.code, WOULD_NOT_START);
+        assert!(output.stderr.contains("--allow-empty"), "{}", output.stderr);
+        let started = run(&["--allow-empty", "--strict", "--config", empty.name()]);
+        assert!(matches!(started, Ok(Command::Run { .. })), "{text}");
+    }
+}
+
+/// Catches: a warning of any kind that `--strict` lets pass.
+#[test]
+fn strict_means_every_warning() {
+    let text = "backends: [{url: 'http://a', connect_timeout: 2000}]\n";
+    let doubtful = file("doubtful", text);
+    assert_eq!(printed(&["check", doubtful.name()]).code, FINE);
+    for arguments in [["check", "--strict", doubtful.name()], ["--strict", "-c", doubtful.name()]] {
+        let output = printed(&arguments);
+        assert_eq!(output.code, WOULD_NOT_START);
+        let told = "1:47: error: backends[0].connect_timeout: `2000` has no unit";
+        assert!(output.stderr.contains(told), "{}", output.stderr);
+        assert!(output.stderr.contains("cannot start: --strict: 1 warning\n"));
+    }
+}
+
+#[test]
+fn backends_on_the_command_line_need_no_file() {
+    let arguments = ["--backend", "http://a:1", "--backend", "unix:/x", "--listen", ":9"];
+    let Ok(Command::Run { plan, .. }) = run(&arguments) else { panic!() };
+    let names: Vec<_> = plan.backends.iter().map(|b| b.name.as_str()).collect();
+    assert_eq!((names, plan.server.listen[0].port()), (vec!["a:1", "unix:/x"], 9));
+    let output = printed(&["--backend", "a"]);
+    assert_eq!(output.code, UNUSABLE);
+    assert!(output.stderr.contains("backends[0].url"), "{}", output.stderr);
+}
+
+#[test]
+fn a_wrong_command_line_is_refused() {
+    for wrong in [
+        &["--backend", "http://a", "--config", "x"][..],
+        &["--listen", ":1"],
+        &["--bogus"],
+        &["check", "a", "b"],
+        &["--config", "x", "check"],
+    ] {
+        assert_eq!(run(wrong).err().map(|e| e.exit_code()), Some(2), "{wrong:?}");
+    }
+}
+
+/// Catches: a wrong folder, and a replay that does not say of what.
+#[test]
+fn a_spool_is_named_by_its_folder_or_a_file() {
+    let text = "backends: [{url: 'http://a'}]\nusage: {spool: {dir: /x/y}}\n";
+    let good = file("spool", text);
+    let Ok(Command::Spool { dir, task }) = run(&["spool", "inspect", "-c", good.name()]) else {
+        panic!()
+    };
+    assert_eq!((dir, task), ("/x/y".into(), SpoolTask::Inspect { json: false }));
+    let all = ["spool", "--dir", "/z", "export", "--since", "1970-01-02", "--to", "7"];
+    let Ok(Command::Spool { dir, task }) = run(&all) else { panic!() };
+    let span = Span { from: Some(Start::Since(86_400_000)), to: Some(7) };
+    assert_eq!((dir, task), ("/z".into(), SpoolTask::Export(span)));
+    for wrong in [&["replay"][..], &["replay", "--reporter", "a"], &["export", "--since", "x"]] {
+        let all = [&["spool", "--dir", "/z"], wrong].concat();
+        assert_eq!(run(&all).err().map(|e| e.exit_code()), Some(2), "{wrong:?}");
+    }
+    assert_eq!(printed(&["spool", "inspect", "-c", "/nonexistent.yaml"]).code, UNUSABLE);
+}

@@ -1,0 +1,82 @@
+//! Whether a configuration would start, and `llmproxy check`, which says so.
+
+use super::{Output, Terms, FINE, UNUSABLE, WOULD_NOT_START};
+use crate::config::plan::Plan;
+use crate::config::report::{Class, Report};
+use crate::config::{load_file, print, Loaded};
+use std::path::Path;
+
+/// `llmproxy check`: first whether the file is valid, then each finding, on standard error. The
+/// plan goes to standard output when it is asked for, so that it can be kept as a file.
+pub fn check(file: &Path, wants_plan: bool, terms: Terms) -> Output {
+    let Loaded { plan, report } = match load_file(file) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            let (errors, warnings) = counts(&report);
+            let told = told(&[number(errors, "error"), number(warnings, "warning")]);
+            let first = format!("{}: not valid: {told}\n", report.file);
+            let stderr = first + &lines(&report, terms.strict);
+            return Output { stdout: String::new(), stderr, code: UNUSABLE };
+        }
+    };
+    let (_, warnings) = counts(&report);
+    let obstacles = obstacles(&plan, &report, terms);
+    let mut first = format!("{}: valid", report.file);
+    if warnings > 0 {
+        first.push_str(&format!(", with {}", told(&[number(warnings, "warning")])));
+    }
+    first.push_str(if obstacles.is_empty() { "\n" } else { ", but it would not start\n" });
+    let stderr = first + &lines(&report, terms.strict) + &obstacles;
+    let code = if obstacles.is_empty() { FINE } else { WOULD_NOT_START };
+    if !wants_plan {
+        return Output { stdout: String::new(), stderr, code };
+    }
+    match print(&plan) {
+        Ok(stdout) => Output { stdout, stderr, code },
+        Err(error) => {
+            let stderr = format!("{stderr}{}: cannot be printed: {error}\n", report.file);
+            Output { stdout: String::new(), stderr, code: UNUSABLE }
+        }
+    }
+}
+
+/// Why a valid configuration does not start: a line for each reason. Empty = it starts.
+pub fn obstacles(plan: &Plan, report: &Report, terms: Terms) -> String {
+    let mut reasons = plan.unbuilt.clone();
+    if plan.backends.is_empty() && plan.discovery.is_none() && !terms.allow_empty {
+        reasons.push(
+            "no backends: list one under `backends`, or give --allow-empty to answer every \
+             request with 503 no_backend"
+                .into(),
+        );
+    }
+    let (_, warnings) = counts(report);
+    if terms.strict && warnings > 0 {
+        reasons.push(format!("--strict: {}", told(&[number(warnings, "warning")])));
+    }
+    reasons.iter().map(|reason| format!("{}: cannot start: {reason}\n", report.file)).collect()
+}
+
+/// The findings, a line each.
+pub fn lines(report: &Report, strict: bool) -> String {
+    report.lines(strict).iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Errors and warnings.
+fn counts(report: &Report) -> (usize, usize) {
+    let errors = report.findings.iter().filter(|f| f.class == Class::Error).count();
+    (errors, report.findings.len() - errors + report.omitted)
+}
+
+fn number(count: usize, what: &str) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        _ => Some(format!("{count} {what}s")),
+    }
+}
+
+fn told(parts: &[Option<String>]) -> String {
+    let parts: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
+    parts.join(", ")
+}
