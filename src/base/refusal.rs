@@ -17,22 +17,39 @@ pub struct Refusal {
     pub close: bool,
     /// Seconds for a `Retry-After` field.
     pub retry_after: Option<u32>,
+    /// A further field of the answer, name and value: `Allow` of a 405.
+    pub field: Option<&'static (&'static str, &'static str)>,
 }
 
 impl Refusal {
     /// A refusal after which the connection may go on.
     pub const fn new(status: u16, code: &'static str, message: &'static str) -> Self {
-        Refusal { status, code, message: Cow::Borrowed(message), close: false, retry_after: None }
+        Refusal {
+            status,
+            code,
+            message: Cow::Borrowed(message),
+            close: false,
+            retry_after: None,
+            field: None,
+        }
     }
 
     /// A refusal after which the connection closes, because its framing is in doubt.
     pub const fn closing(status: u16, code: &'static str, message: &'static str) -> Self {
-        Refusal { status, code, message: Cow::Borrowed(message), close: true, retry_after: None }
+        let mut refusal = Refusal::new(status, code, message);
+        refusal.close = true;
+        refusal
     }
 
     /// The same refusal with a message made at run time.
     pub fn with_message(mut self, message: String) -> Self {
         self.message = Cow::Owned(message);
+        self
+    }
+
+    /// The same refusal with a further field.
+    pub const fn with_field(mut self, field: &'static (&'static str, &'static str)) -> Self {
+        self.field = Some(field);
         self
     }
 

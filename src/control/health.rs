@@ -65,7 +65,7 @@ async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Resul
     let mut text = format!(
         "{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: llmproxy-health/{}\r\nAccept: */*\r\n",
         check.method,
-        backend.base_path,
+        backend.health_base(),
         path,
         backend.host,
         env!("CARGO_PKG_VERSION")

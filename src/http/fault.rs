@@ -35,7 +35,7 @@ pub enum Fault {
     VersionNotSupported,
     /// CONNECT, TRACE, or `*` with a method other than OPTIONS.
     MethodNotAllowed,
-    /// A method that no registered method looks like (RFC 9110 §9.1).
+    /// A method that is not forwarded: no engine has it (RFC 9110 §9.1).
     MethodNotImplemented,
     /// The target is longer than its limit.
     TargetTooLong,
@@ -69,11 +69,18 @@ pub enum Fault {
     UnexpectedSwitch,
 }
 
+/// RFC 9110 section 15.5.6: a 405 names the methods that there are.
+const FORWARDED_METHODS: (&str, &str) = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
 impl Fault {
     /// The answer to a client. Always closes the connection.
     pub fn refusal(self) -> Refusal {
         let (status, code, message) = self.row();
-        Refusal::closing(status, code, message)
+        let refusal = Refusal::closing(status, code, message);
+        match self {
+            Fault::MethodNotAllowed => refusal.with_field(&FORWARDED_METHODS),
+            _ => refusal,
+        }
     }
 
     /// The stable, machine-readable name.

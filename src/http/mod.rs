@@ -5,7 +5,7 @@
 //! The rules are RFC 9110 and RFC 9112, read strictly: where a receiver may refuse, we refuse.
 //! A head is found by [`scan`] and split by `httparse`, or, when it is plain, by `plain` alone; it
 //! is judged by [`target`], [`framing`] and [`hop`], and comes out as a [`request::RequestHead`] or
-//! [`response::ResponseHead`].
+//! [`response::ResponseHead`]. [`path`] judges its path.
 
 pub mod fault;
 pub mod head;
@@ -13,6 +13,7 @@ pub mod field;
 pub mod scan;
 mod plain;
 pub mod target;
+pub mod path;
 pub mod framing;
 pub mod hop;
 pub mod request;

@@ -32,13 +32,12 @@ pub enum Method {
     Delete,
     /// OPTIONS
     Options,
-    /// Any other word of capitals and hyphens, as all registered methods are.
-    Other,
 }
 
 impl Method {
     /// Reads a method token. A gateway tunnels nothing and echoes no credentials, so CONNECT and
-    /// TRACE are refused.
+    /// TRACE are refused. No engine has any of the other methods that are registered (PROPFIND,
+    /// LOCK, ...), and a word that is none may mean something to a server behind us (PRI).
     fn parse(token: &[u8]) -> Result<Method, Fault> {
         Ok(match token {
             b"GET" => Method::Get,
@@ -49,18 +48,11 @@ impl Method {
             b"DELETE" => Method::Delete,
             b"OPTIONS" => Method::Options,
             b"CONNECT" | b"TRACE" => return Err(Fault::MethodNotAllowed),
-            _ => {
-                let capital = |b: &u8| b.is_ascii_uppercase() || *b == b'-';
-                let starts = token.first().is_some_and(u8::is_ascii_uppercase);
-                if !starts || token.len() > METHOD_BYTES_MAX || !token.iter().all(capital) {
-                    return Err(Fault::MethodNotImplemented);
-                }
-                Method::Other
-            }
+            _ => return Err(Fault::MethodNotImplemented),
         })
     }
 
-    /// The method as text, from a fixed set: `OTHER` for what has no name here.
+    /// The method as text.
     pub fn as_str(self) -> &'static str {
         match self {
             Method::Get => "GET",
@@ -70,13 +62,12 @@ impl Method {
             Method::Patch => "PATCH",
             Method::Delete => "DELETE",
             Method::Options => "OPTIONS",
-            Method::Other => "OTHER",
         }
     }
 
     /// True when a body of the request has a meaning (RFC 9110 §9.3). Elsewhere servers disagree
     /// whether they read one.
-    fn takes_body(self) -> bool {
+    pub fn takes_body(self) -> bool {
         !matches!(self, Method::Get | Method::Head | Method::Delete | Method::Options)
     }
 }
@@ -89,11 +80,12 @@ pub struct RequestHead {
     pub method_span: Span,
     /// The method.
     pub method: Method,
-    /// Path and query as sent (origin form; of absolute-form the part after the authority, where
-    /// the path may be empty and then means `/`).
-    pub target: Span,
-    /// Path without the query.
+    /// Path without the query (of absolute-form the part after the authority, which may be empty
+    /// and then means `/`); shorter than it was sent once it was brought into its plainest spelling
+    /// ([`shorten_path`](Self::shorten_path)).
     pub path: Span,
+    /// The query with its `?`; empty when there is none.
+    pub query: Span,
     /// Authority: the Host field, or that of an absolute-form target.
     pub host: Option<Span>,
     /// The version of the client.
@@ -140,6 +132,33 @@ impl RequestHead {
         } else {
             self.path.of(bytes)
         }
+    }
+
+    /// Path and query, as they were sent.
+    pub fn target(&self) -> Span {
+        Span { start: self.path.start, end: self.query.end }
+    }
+
+    /// Where the path stands in the buffer that was parsed.
+    pub fn path_range(&self) -> Range<usize> {
+        self.path.start as usize..self.path.end as usize
+    }
+
+    /// The path was rewritten in its place and has only so many bytes now.
+    pub fn shorten_path(&mut self, len: usize) {
+        let end = self.path.start.saturating_add(len as u32);
+        self.path.end = self.path.end.min(end);
+    }
+
+    /// The request has a body of at least a byte, or one of unknown length.
+    pub fn has_content(&self) -> bool {
+        !matches!(self.framing, Framing::None | Framing::Length(0))
+    }
+
+    /// The request has no body whose meaning servers disagree about. A connection does not outlive
+    /// the doubt whether such a one was read.
+    pub fn is_clear(&self) -> bool {
+        self.method.takes_body() || !self.has_content()
     }
 
     /// The value of the first field of a kind.
@@ -228,7 +247,7 @@ impl RequestHead {
             start: whole.start + range.start as u32,
             end: whole.start + range.end as u32,
         };
-        self.target = part(target.path_and_query);
+        self.query = part(target.path.end..target.path_and_query.end);
         self.path = part(target.path);
         self.authority = target.authority.map(part);
         Ok(())
@@ -299,11 +318,10 @@ impl RequestHead {
             (Some(length), false) => Framing::Length(length),
             (None, false) => Framing::None,
         };
-        let has_body = !matches!(self.framing, Framing::None | Framing::Length(0));
+        let has_body = self.has_content();
         // RFC 9110 §10.1.1: the expectation of an HTTP/1.0 client is to be ignored.
         self.expect_continue &= has_body && self.version == Version::Http11;
-        let clear = self.method.takes_body() || !has_body;
-        self.keep_alive = clear && connection.keep_alive(self.version);
+        self.keep_alive = self.is_clear() && connection.keep_alive(self.version);
         // What Host says was judged, and does not count beside an absolute-form target.
         self.host = self.authority.or(self.host);
         Ok(())

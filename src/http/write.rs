@@ -9,6 +9,7 @@ use super::field::Known;
 use super::head::{Field, Span, Version};
 use super::number::push_decimal;
 pub use super::number::{chunk_header, CHUNK_HEADER_BYTES_MAX};
+use super::path::behind;
 use super::reason;
 use super::request::RequestHead;
 use super::response::ResponseHead;
@@ -21,7 +22,8 @@ pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// What the writer adds to, and leaves out of, a client's head.
 pub struct ForwardRequest<'a> {
-    /// Put before the target ("" or "/base", without a slash at its end).
+    /// Put before the path ("" or "/base", without a slash at its end); a `/v1` at its end and one
+    /// at the beginning of the path are the same.
     pub base_path: &'a str,
     /// Host of the backend.
     pub host: &'a str,
@@ -107,16 +109,16 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
 }
 
 fn request_line(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardRequest<'_>) {
-    let target = head.target.of(bytes);
+    let path = head.path(bytes);
     out.extend_from_slice(head.method_span.of(bytes));
     out.push(b' ');
-    if target != b"*" {
+    if path == b"*" {
+        out.extend_from_slice(path);
+    } else {
         out.extend_from_slice(how.base_path.as_bytes());
-        if target.first() != Some(&b'/') {
-            out.push(b'/');
-        }
+        out.extend_from_slice(behind(how.base_path, path));
     }
-    out.extend_from_slice(target);
+    out.extend_from_slice(head.query.of(bytes));
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
@@ -127,10 +129,12 @@ fn first_as_written<'b>(
     how: &ForwardRequest<'_>,
 ) -> Option<&'b [u8]> {
     const END: &[u8] = b" HTTP/1.1\r\n";
-    let (method, target) = (head.method_span, head.target);
+    let (method, target) = (head.method_span, head.target());
     let between = Span { start: method.end, end: target.start };
     let behind = Span { start: target.end, end: target.end + END.len() as u32 };
-    let origin = target.of(bytes).first() == Some(&b'/') && how.base_path.is_empty();
+    // A path that was rewritten is shorter than it came, and ends before the query begins.
+    let whole = head.path.end == head.query.start;
+    let origin = whole && target.of(bytes).first() == Some(&b'/') && how.base_path.is_empty();
     let same = origin && between.of(bytes) == b" " && behind.of(bytes) == END;
     same.then(|| Span { start: method.start, end: behind.end }.of(bytes))
 }

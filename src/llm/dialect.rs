@@ -46,24 +46,50 @@ const PATHS: &[(&str, Dialect)] = &[
     ("completions", Dialect::LlamaCpp),
     ("infill", Dialect::LlamaCpp),
 ];
+/// Bytes of the longest words below, and of what must stand before them; a longer path is told by
+/// itself.
+const WORDS_BYTES_MAX: usize = 32;
 /// Ollama's, which share their last words with others.
 const OLLAMA_PATHS: &[&str] = &["api/chat", "api/generate", "api/embed", "api/embeddings"];
 
 impl Dialect {
-    /// The dialect in which a request target is answered. Whatever stands before the known words
-    /// (a base path) and behind them (a query, a slash) changes nothing.
-    pub fn of(target: &[u8]) -> Dialect {
+    /// The dialect in which a path (without its query) is answered. Whatever stands before the
+    /// known words, and a slash behind them, changes nothing.
+    pub fn of(path: &[u8]) -> Dialect {
         // What nearly all ask for, before all else is looked at.
-        if target == b"/v1/chat/completions" {
+        if path == b"/v1/chat/completions" {
             return Dialect::OpenAi;
         }
-        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
         let path = path.strip_suffix(b"/").unwrap_or(path);
         if OLLAMA_PATHS.iter().any(|ours| ends_with_words(path, ours)) {
             return Dialect::Ollama;
         }
         let known = PATHS.iter().find(|(words, _)| ends_with_words(path, words));
         known.map_or(Dialect::Other, |(_, dialect)| *dialect)
+    }
+
+    /// The dialect of a path behind a base path, where the base decides it: `/completions` is
+    /// llama.cpp's own, and OpenAI's behind `/v1`. `None`: it is that of the path alone.
+    pub fn behind(base: &str, path: &[u8]) -> Option<Dialect> {
+        let mut joined = [0; 2 * WORDS_BYTES_MAX];
+        let tail = base.as_bytes().last_chunk::<WORDS_BYTES_MAX>();
+        let base = tail.map_or(base.as_bytes(), |tail| tail.as_slice());
+        let whole = joined.get_mut(..base.len() + path.len())?;
+        let (start, rest) = whole.split_at_mut(base.len());
+        start.copy_from_slice(base);
+        rest.copy_from_slice(path);
+        Some(Dialect::of(whole)).filter(|dialect| *dialect != Dialect::Other)
+    }
+
+    /// The dialect of a request whose path has this one, by what its body asks for: `generates`
+    /// when it has `messages` or a `prompt`. vLLM's `/invocations` is any of its endpoints.
+    pub fn with_body(self, path: &[u8], generates: bool) -> Dialect {
+        match self {
+            Dialect::Other if !ends_with_words(path, "invocations") => Dialect::Other,
+            Dialect::Other if generates => Dialect::OpenAi,
+            Dialect::Other => Dialect::Embeddings,
+            known => known,
+        }
     }
 
     /// True for the engines' own forms, whose counts stand under names of their own.
@@ -87,7 +113,6 @@ mod tests {
         for (path, dialect) in [
             ("/v1/chat/completions", Dialect::OpenAi),
             ("/v1/chat/completions/", Dialect::OpenAi),
-            ("/v1/chat/completions?x=/api/chat", Dialect::OpenAi),
             ("/base/v1/completions", Dialect::OpenAi),
             ("/chat/completions", Dialect::OpenAi),
             ("/v1/responses", Dialect::Responses),

@@ -47,11 +47,9 @@ pub fn write_refusal(out: &mut Vec<u8>, frame: &Frame<'_>, refusal: &Refusal) {
     let mut body = Buffer::take();
     crate::llm::error::write_body(refusal, &mut body);
     let seconds = refusal.retry_after.map(|s| s.to_string());
-    let field = match (seconds.as_deref(), refusal.status) {
-        (Some(seconds), _) => Some(("Retry-After", seconds)),
-        // RFC 9110 section 15.5.6. Our own pages are the only ones that are particular.
-        (None, 405) => Some(("Allow", "GET, HEAD")),
-        (None, _) => None,
+    let field = match seconds.as_deref() {
+        Some(seconds) => Some(("Retry-After", seconds)),
+        None => refusal.field.copied(),
     };
     let kind = (refusal.status, "application/json");
     write_head(out, frame, kind, body.len(), field.as_slice());

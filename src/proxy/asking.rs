@@ -4,6 +4,7 @@
 use super::receive::Request;
 use super::worker::Worker;
 use crate::config::plan::StreamUsage;
+use crate::llm::dialect::Dialect;
 use crate::state::fleet::UsageWish;
 
 /// Whether a try asks for usage on its own account.
@@ -23,12 +24,14 @@ pub enum Asking {
 impl Asking {
     /// How a request goes to a backend.
     pub fn of(w: &Worker, request: &Request, backend: u32) -> Asking {
-        let asks_not = request.usage_splice().is_some();
-        if !asks_not || !matches!(request.path_label, "/v1/chat/completions" | "/v1/completions") {
+        let plan = w.backend(backend);
+        let dialect = plan.map(|plan| request.dialect_at(&plan.base_path));
+        // The other dialects tell without being asked.
+        if request.usage_splice().is_none() || dialect != Some(Dialect::OpenAi) {
             return Asking::No;
         }
         let wish = w.fleet.get(backend as usize).map(|member| member.usage_wish());
-        match (w.backend(backend).map(|plan| plan.stream_usage), wish) {
+        match (plan.map(|plan| plan.stream_usage), wish) {
             (Some(StreamUsage::Always), _) => Asking::Yes,
             (Some(StreamUsage::Auto), Some(wish)) if w.plan.usage.wants_stream_usage() => {
                 match wish {

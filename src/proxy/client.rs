@@ -29,6 +29,11 @@ impl Client {
         self.inbox.as_deref().map_or(&[], Vec::as_slice)
     }
 
+    /// The same, for a head that is brought into another spelling.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.inbox.as_deref_mut().map_or(&mut [], Vec::as_mut_slice)
+    }
+
     /// Forgets the first `n` bytes of the inbox; an empty buffer goes back to the pool.
     pub fn consume(&mut self, n: usize) {
         let Some(inbox) = self.inbox.as_mut() else { return };

@@ -15,6 +15,7 @@ use crate::http::head::Parse;
 use crate::http::request::{Method, RequestHead};
 use crate::http::response::ResponseHead;
 use crate::http::write;
+use crate::llm::dialect::Dialect;
 use crate::llm::request::{SpliceForm, UsageSplice};
 use crate::rt::patrol::Alarm;
 use std::io::IoSlice;
@@ -43,11 +44,13 @@ pub struct Request {
     pub client_id: Option<Box<RequestId>>,
     /// Label of the path in metrics and records, from a fixed set.
     pub path_label: &'static str,
+    /// The form of the answers that path and body ask for, at a backend without a base path.
+    pub dialect: Dialect,
     /// Where the client connected from.
     pub peer: Box<str>,
     /// Decoded bytes of the body.
     pub body_len: u64,
-    /// Path without its query (a query may carry a key), as sent.
+    /// Path without its query (a query may carry a key), in its plainest spelling.
     pub path: String,
     /// The method, for records; `None` when the head could not be read.
     pub method: Option<Method>,
@@ -80,6 +83,7 @@ impl Request {
             unique_id: id,
             client_id: None,
             path_label: "",
+            dialect: Dialect::Other,
             path: String::new(),
             method: None,
             model: String::new(),
@@ -99,6 +103,7 @@ impl Request {
         self.wire_len = 0;
         self.client_id = None;
         self.path_label = "other";
+        self.dialect = Dialect::Other;
         self.method = None;
         self.path.clear();
         self.model.clear();
@@ -109,6 +114,14 @@ impl Request {
             key.clear();
         }
         self.splice_form = None;
+    }
+
+    /// The form of the answers at a backend with this base path.
+    pub fn dialect_at(&self, base_path: &str) -> Dialect {
+        match base_path {
+            "" => self.dialect,
+            base => Dialect::behind(base, self.path.as_bytes()).unwrap_or(self.dialect),
+        }
     }
 
     /// How its body can ask for the usage of the stream; `None` where there is nothing to ask for.

@@ -11,6 +11,7 @@ use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
+use crate::llm::dialect::Dialect;
 use crate::state::meters::{BackendIndex, Series, TokenSeries, Tokens};
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Kind;
@@ -255,7 +256,8 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
 
 /// Paths of which an answer without usage is worth a counter.
 fn is_metered(request: &Request) -> bool {
-    matches!(request.path_label, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings")
+    request.dialect == Dialect::OpenAi
+        || matches!(request.path_label, "/v1/embeddings" | "/embeddings")
 }
 
 /// Writes a record over an old one, of which only the room for texts is used.

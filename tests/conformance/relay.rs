@@ -129,7 +129,7 @@ fn forward(head: &RequestHead, bytes: &[u8], body: Vec<u8>) -> Forwarded {
         |f: &llmproxy::http::head::Field| (f.name.of(bytes).to_vec(), f.value.of(bytes).to_vec());
     Forwarded {
         method: String::from_utf8(head.method_span.of(bytes).to_vec()).unwrap(),
-        target: head.target.of(bytes).to_vec(),
+        target: head.target().of(bytes).to_vec(),
         fields: head.fields.iter().filter(|f| !f.stays).map(field).collect(),
         body,
         bytes: out,

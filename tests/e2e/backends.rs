@@ -172,7 +172,7 @@ fn traffic_is_shared_by_weight() {
 /// Answers until the peer closes: a counted body, then a stream.
 fn serve_two_kinds(served: &mut Served) {
     while let Some(request) = served.request() {
-        if request.head.target() == "/v1/stream" {
+        if request.head.target() == "/v1/models/stream" {
             served.begin_events();
             for number in 0..3 {
                 served.chunk(&format!("data: {number}\n\n"));
@@ -200,12 +200,14 @@ fn an_engine_behind_tls_is_served() {
         let mut conn = proxy.connect();
         for size in [0, 1, 16_384, 16_385, 1 << 20, 5 << 20] {
             let body: Vec<u8> = (0..size as u64).map(|n| ((n * 0x9E37) >> 8) as u8).collect();
-            let head = format!("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
+            let head = format!(
+                "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+            );
             let response = conn.send(head).send(&body).response();
             assert_eq!(response.status(), 200);
             assert!(response.body == body, "{size}: {} bytes", response.body.len());
         }
-        assert_eq!(conn.get("/v1/stream").text(), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
+        assert_eq!(conn.get("/v1/models/stream").text(), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
         assert_eq!(backend.connections(), 1, "{host}");
     }
 }

@@ -66,7 +66,7 @@ fn check_prints_the_plan_of_a_sound_file_with_secrets_masked() {
     assert_eq!((ran.code, &*ran.stdout, &*ran.stderr), (Some(0), "", "FILE: valid\n"));
     let ran = on_file(&["check", "--print"], text);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    for word in ["gpu-1:8000", "weight: 3", "/v1/*", "header_timeout"] {
+    for word in ["gpu-1:8000", "weight: 3", "/v1/chat/completions", "header_timeout"] {
         assert!(ran.stdout.contains(word), "{word}: {}", ran.stdout);
     }
     assert!(!format!("{ran:?}").contains("verysecret"), "{}", ran.stdout);

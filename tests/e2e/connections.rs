@@ -198,17 +198,26 @@ fn pipelined_requests_are_answered_in_order() {
     let proxy = Config::backend_at(backend.url()).start();
     let mut conn = proxy.connect();
     conn.send(
-        "GET /v1/a HTTP/1.1\r\nHost: a\r\n\r\n\
-         POST /v1/b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /\
-         POST /v1/c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+        "GET /v1/responses/a HTTP/1.1\r\nHost: a\r\n\r\n\
+         POST /v1/responses/b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /\
+         POST /v1/responses/c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
          3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n\
          GET /health HTTP/1.1\r\nHost: a\r\n\r\n\
-         GET /v1/d HTTP/1.1\r\nHost: a\r\n\r\nGET /v1/e HT",
+         GET /v1/responses/d HTTP/1.1\r\nHost: a\r\n\r\nGET /v1/responses/e HT",
     );
     let texts: Vec<String> = (0..5).map(|_| conn.response().text()).collect();
-    assert_eq!(texts, ["/v1/a 0", "/v1/b 5", "/v1/c 7", "OK\n", "/v1/d 0"]);
+    assert_eq!(
+        texts,
+        [
+            "/v1/responses/a 0",
+            "/v1/responses/b 5",
+            "/v1/responses/c 7",
+            "OK\n",
+            "/v1/responses/d 0"
+        ]
+    );
     conn.send("TP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(conn.response().text(), "/v1/e 0");
+    assert_eq!(conn.response().text(), "/v1/responses/e 0");
     assert_eq!(backend.connections(), 1, "one request in flight at a time");
 }
 
@@ -246,7 +255,8 @@ fn the_answer_to_a_head_has_no_body() {
         assert!(head.get("x-request-id").is_some(), "{path}: {head:?}");
         assert_eq!(conn.get("/v1/models").text(), "hello", "after HEAD {path}");
     }
-    assert_eq!(backend.connections(), 1);
+    // The answer to a HEAD that announces a body ends its connection to the engine.
+    assert_eq!(backend.connections(), 2);
 }
 
 /// Catches: chunks or a kept connection for an HTTP/1.0 client that asked for neither
@@ -308,7 +318,7 @@ fn expect_100_continue_is_answered_here() {
     for (framing, body) in
         [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n")]
     {
-        conn.send(head("/v1/x", framing));
+        conn.send(head("/v1/completions", framing));
         let interim = conn.any_head().unwrap();
         assert_eq!(interim.first_line, "HTTP/1.1 100 Continue");
         let response = conn.send(body).response();
@@ -320,7 +330,7 @@ fn expect_100_continue_is_answered_here() {
     }
     // Refused without asking for the body, which then may or may not come: the connection ends.
     for (path, framing, status) in [
-        ("/v1/x", "Content-Length: 101", 413),
+        ("/v1/completions", "Content-Length: 101", 413),
         ("/nowhere", "Content-Length: 5", 404),
         ("/nowhere", "Transfer-Encoding: chunked", 404),
         ("/health", "Content-Length: 5", 405),
@@ -333,7 +343,7 @@ fn expect_100_continue_is_answered_here() {
     }
     let mut conn = proxy.connect();
     let response = conn
-        .send("POST /v1/x HTTP/1.1\r\nHost: a\r\nExpect: magic\r\nContent-Length: 0\r\n\r\n")
+        .send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nExpect: magic\r\nContent-Length: 0\r\n\r\n")
         .response();
     response.assert_refused(417, "expectation_failed");
     assert_eq!(backend.requests().len(), 2);
@@ -356,7 +366,9 @@ fn an_early_answer_of_the_engine_reaches_the_client() {
     let mut conn = proxy.connect();
     for size in [1 << 10, 4 << 20] {
         let body = vec![b'x'; size];
-        conn.send(format!("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"));
+        conn.send(format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+        ));
         let response = conn.send(body).response();
         assert_eq!((response.status(), response.text().as_str()), (413, "large"), "{size}");
     }
@@ -373,7 +385,8 @@ fn an_early_answer_survives_the_reset_behind_it() {
     });
     let proxy = Config::backend_at(backend.url()).start();
     for size in [1 << 10, 64 << 10, 4 << 20] {
-        let head = format!("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
+        let head =
+            format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n");
         let response = proxy.connect().send(head).send(vec![b'x'; size]).response();
         assert_eq!((response.status(), response.text().as_str()), (413, "large"), "{size}");
     }

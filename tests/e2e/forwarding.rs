@@ -37,7 +37,7 @@ fn method_path_and_query_are_kept() {
         ("GET /v1/models?", "GET /v1/models?"),
         ("GET /v1/models/org%2Fname?q=/../x", "GET /v1/models/org%2Fname?q=/../x"),
         ("GET http://other.test/v1/models?a", "GET /v1/models?a"),
-        ("DELETE /v1/files/1", "DELETE /v1/files/1"),
+        ("DELETE /v1/responses/1", "DELETE /v1/responses/1"),
         ("OPTIONS /v1/models", "OPTIONS /v1/models"),
     ] {
         let bytes = format!("{sent} HTTP/1.1\r\nHost: client.test\r\n\r\n");
@@ -207,7 +207,8 @@ fn bodies_arrive_byte_for_byte() {
         // The shortest JSON with a model is longer than a byte.
         for (kind, body) in bodies.into_iter().filter(|(_, body)| body.len() == size) {
             let what = format!("{size} bytes of {kind}");
-            let head = format!("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n");
+            let head =
+                format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n");
             let counted = format!("{head}Content-Length: {size}\r\n\r\n");
             let (_, received) = pass(&proxy, &backend, [counted.as_bytes(), &body].concat());
             assert_arrived(&received, &body, &what);
@@ -228,7 +229,7 @@ fn bodies_arrive_byte_for_byte() {
 #[test]
 fn empty_bodies_and_no_bodies_differ() {
     let (proxy, backend) = pair("");
-    let head = "POST /v1/x HTTP/1.1\r\nHost: a\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n";
     for fields in ["Content-Length: 0\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"] {
         let (_, received) = pass(&proxy, &backend, format!("{head}{fields}"));
         assert_arrived(&received, b"", fields);
@@ -262,9 +263,9 @@ fn chunk_extensions_and_trailers_of_a_request_stay_behind() {
     let (proxy, backend) = pair("");
     let mut conn = proxy.connect();
     conn.send(
-        "POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n\
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n\
          5;a=\"b\";c\r\nhello\r\n00003\r\n, w\r\n0;z\r\nX-T: 1\r\nAuthorization: x\r\n\r\n\
-         GET /v1/next HTTP/1.1\r\nHost: a\r\n\r\n",
+         GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
     );
     assert_eq!((conn.response().status(), conn.response().status()), (200, 200));
     let requests = backend.requests();
@@ -272,7 +273,7 @@ fn chunk_extensions_and_trailers_of_a_request_stay_behind() {
     for name in ["x-t", "trailer", "authorization"] {
         assert!(requests[0].head.all(name).is_empty(), "{name}");
     }
-    assert_eq!(requests[1].head.target(), "/v1/next");
+    assert_eq!(requests[1].head.target(), "/v1/models");
 }
 
 /// Catches: an engine that is asked before the client's request is complete.
@@ -280,7 +281,7 @@ fn chunk_extensions_and_trailers_of_a_request_stay_behind() {
 fn nothing_is_forwarded_before_the_body_is_complete() {
     let (proxy, backend) = pair("");
     let mut conn: Conn = proxy.connect();
-    conn.send("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
     conn.assert_silent(std::time::Duration::from_millis(200));
     assert_eq!(backend.connections(), 0);
     assert_eq!(conn.send("67890").response().status(), 200);

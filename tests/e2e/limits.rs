@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 #[test]
 fn bodies_over_the_limit_are_413() {
     let (proxy, backend) = pair(&["max_body_size: 1000"]);
-    let head = "POST /v1/x HTTP/1.1\r\nHost: a\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n";
     let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "x".repeat(n));
     for fits in [
         format!("Content-Length: 1000\r\n\r\n{}", "x".repeat(1000)),
@@ -44,7 +44,7 @@ fn a_refusal_is_readable_while_the_body_still_comes() {
     let (proxy, _backend) = pair(&["max_body_size: 1000"]);
     let mut conn = proxy.connect();
     let body = vec![b'x'; 60_000];
-    conn.send("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n");
+    conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n");
     assert!(conn.try_send(body), "what fits in the linger is taken");
     conn.response().assert_refused(413, "body_too_large");
     conn.assert_ends();
@@ -54,14 +54,14 @@ fn a_refusal_is_readable_while_the_body_still_comes() {
 #[test]
 fn heads_over_the_limits_are_431_and_414() {
     let (proxy, backend) = pair(&[]);
-    let get = |fields: String| format!("GET /v1/x HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let get = |fields: String| format!("GET /v1/models HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
     let x = |n: usize| "x".repeat(n);
     let many = |n: usize| (0..n).map(|i| format!("X-{i}: {i}\r\n")).collect::<String>();
     for fits in [
         get(many(99)),
         get(format!("X-Long: {}\r\n", x(8000))),
         get((0..7).map(|i| format!("X-{i}: {}\r\n", x(8000))).collect()),
-        format!("GET /v1/{} HTTP/1.1\r\nHost: a\r\n\r\n", x(8000)),
+        format!("GET /v1/models/{} HTTP/1.1\r\nHost: a\r\n\r\n", x(8000)),
     ] {
         assert_eq!(proxy.connect().send(fits).response().status(), 200);
     }
@@ -71,9 +71,9 @@ fn heads_over_the_limits_are_431_and_414() {
         (get(many(100)), 431, "too_many_fields"),
         (get(format!("X-Long: {}\r\n", x(8200))), 431, "field_too_long"),
         (get(format!("{}: 1\r\n", x(257))), 431, "field_name_too_long"),
-        (format!("GET /v1/{} HTTP/1.1\r\nHost: a\r\n\r\n", x(8200)), 414, "target_too_long"),
+        (format!("GET /v1/models/{} HTTP/1.1\r\nHost: a\r\n\r\n", x(8200)), 414, "target_too_long"),
         // Without an end, too: nothing more is needed to know.
-        (format!("GET /v1/{}", x(10_000)), 414, "target_too_long"),
+        (format!("GET /v1/models/{}", x(10_000)), 414, "target_too_long"),
     ];
     for (bytes, status, code) in cases {
         let mut conn = proxy.connect();
@@ -90,7 +90,8 @@ fn heads_over_the_limits_are_431_and_414() {
 #[test]
 fn the_limit_of_a_head_is_configurable() {
     let (proxy, _backend) = pair(&["max_header_bytes: 1024"]);
-    let get = |n: usize| format!("GET /v1/x HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(n));
+    let get =
+        |n: usize| format!("GET /v1/models HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(n));
     assert_eq!(proxy.connect().send(get(900)).response().status(), 200);
     proxy.connect().send(get(1100)).response().assert_refused(431, "head_too_large");
 }
@@ -103,7 +104,7 @@ fn a_slow_head_is_408() {
     let mut quiet = proxy.connect();
     let mut conn = proxy.connect();
     let started = Instant::now();
-    conn.send("GET /v1/x HTTP/1.1\r\nHost: a\r\nX-Slow: ");
+    conn.send("GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Slow: ");
     while !conn.arrives_within(Duration::from_millis(20)) {
         assert!(started.elapsed() < Duration::from_secs(3), "each byte starts the deadline anew");
         conn.try_send("x");
@@ -115,7 +116,7 @@ fn a_slow_head_is_408() {
     assert!(took >= Duration::from_millis(450), "{took:?}");
     assert!(took < Duration::from_secs(3), "{took:?}");
     assert_eq!(rejected(&proxy, "header_timeout"), 1.0);
-    assert_eq!(quiet.get("/v1/x").status(), 200, "a connection that is idle is not slow");
+    assert_eq!(quiet.get("/v1/models").status(), 200, "a connection that is idle is not slow");
 }
 
 /// Catches: a body that stops in its middle and holds the connection, in both framings.
@@ -125,7 +126,7 @@ fn a_body_that_stops_is_408() {
     for framing in ["Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n5\r\nabc"] {
         let mut conn = proxy.connect();
         let started = Instant::now();
-        conn.send(format!("POST /v1/x HTTP/1.1\r\nHost: a\r\n{framing}"));
+        conn.send(format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\n{framing}"));
         conn.response().assert_refused(408, "body_timeout");
         let took = started.elapsed();
         assert!((250..3000).contains(&took.as_millis()), "{took:?}");
@@ -142,7 +143,7 @@ fn a_body_that_trickles_is_408() {
     let (proxy, backend) = pair(&[]);
     let mut conn = proxy.connect();
     let started = Instant::now();
-    conn.send("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
+    conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
     while !conn.arrives_within(Duration::from_millis(250)) {
         assert!(started.elapsed() < Duration::from_secs(15), "it goes on and on");
         conn.try_send("x");
@@ -160,7 +161,7 @@ fn an_idle_connection_is_closed_without_a_word() {
     let (proxy, _backend) = pair(&["idle_timeout: 300ms"]);
     let mut fresh = proxy.connect();
     let mut used = proxy.connect();
-    assert_eq!(used.get("/v1/x").status(), 200);
+    assert_eq!(used.get("/v1/models").status(), 200);
     let started = Instant::now();
     used.assert_closes_within(Duration::from_secs(3));
     fresh.assert_closes_within(Duration::from_secs(3));
@@ -187,16 +188,16 @@ fn connections_over_the_limit_are_503() {
     // The same for a client that does not wait to be greeted.
     for _ in 0..5 {
         let mut conn = proxy.connect();
-        conn.try_send("GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n");
+        conn.try_send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
         conn.response().assert_refused(503, "overloaded");
     }
     // More than nine tenths are in use: what is forwarded now ends its connection.
     let mut last = held.pop().unwrap();
-    assert_eq!(last.get("/v1/x").head.get("connection"), Some("close"));
+    assert_eq!(last.get("/v1/models").head.get("connection"), Some("close"));
     last.assert_closes();
     crate::harness::await_until("the slot is free again", SOON, || {
         let mut conn = proxy.connect();
-        conn.try_send("GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n");
+        conn.try_send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
         conn.response().status() == 200
     });
     drop(held);

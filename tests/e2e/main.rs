@@ -18,6 +18,7 @@ mod forwarding;
 mod connections;
 mod kept_connections;
 mod refusals;
+mod classify;
 mod backends;
 mod abort;
 mod half_close;

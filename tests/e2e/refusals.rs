@@ -47,7 +47,7 @@ fn own_pages_are_read_only() {
     for path in ["/health", "/ready", "/metrics"] {
         conn.post(path, "", "{}").assert_refused(405, "method_not_allowed");
     }
-    for request in ["CONNECT a:1", "TRACE /v1/x", "GET *"] {
+    for request in ["CONNECT a:1", "TRACE /v1/models", "GET *"] {
         let mut conn = proxy.connect();
         let bytes = format!("{request} HTTP/1.1\r\nHost: a\r\n\r\n");
         conn.send(bytes).response().assert_refused(405, "method_not_allowed");
@@ -100,35 +100,35 @@ fn heads_that_can_be_read_in_two_ways_are_refused() {
     let (proxy, backend) = pair(&[]);
     let cases: [(&str, u16, &str); 22] = [
         (
-            "POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
             400,
             "content_length_and_transfer_encoding",
         ),
-        ("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400,
+        ("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400,
             "duplicate_content_length"),
-        ("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", 400, "bad_content_length"),
-        ("POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc", 400,
+        ("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", 400, "bad_content_length"),
+        ("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc", 400,
             "bad_content_length"),
-        ("POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501,
+        ("POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501,
             "transfer_coding_not_implemented"),
-        ("POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", 400,
+        ("POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", 400,
             "bad_transfer_encoding"),
-        ("POST /v1/x HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400,
+        ("POST /v1/completions HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400,
             "transfer_encoding_on_http10"),
-        ("GET /v1/x HTTP/1.1\nHost: a\n\n", 400, "bare_line_feed"),
-        ("GET /v1/x HTTP/1.1\r\nHost : a\r\n\r\n", 400, "bad_field_line"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n", 400, "bad_field_line"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400, "control_character"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 400, "control_character"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nContent_Length: 3\r\n\r\n", 400, "framing_look_alike"),
-        ("GET /v1/x HTTP/1.1\r\n\r\n", 400, "missing_host"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, "duplicate_host"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a b\r\n\r\n", 400, "bad_host"),
+        ("GET /v1/models HTTP/1.1\nHost: a\n\n", 400, "bare_line_feed"),
+        ("GET /v1/models HTTP/1.1\r\nHost : a\r\n\r\n", 400, "bad_field_line"),
+        ("GET /v1/models HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n", 400, "bad_field_line"),
+        ("GET /v1/models HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400, "control_character"),
+        ("GET /v1/models HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 400, "control_character"),
+        ("GET /v1/models HTTP/1.1\r\nHost: a\r\nContent_Length: 3\r\n\r\n", 400, "framing_look_alike"),
+        ("GET /v1/models HTTP/1.1\r\n\r\n", 400, "missing_host"),
+        ("GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, "duplicate_host"),
+        ("GET /v1/models HTTP/1.1\r\nHost: a b\r\n\r\n", 400, "bad_host"),
         ("GET  /v1/x HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
-        ("GET /v1/x#f HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
-        ("GET /v1/x HTTP/2.0\r\nHost: a\r\n\r\n", 505, "http_version_not_supported"),
+        ("GET /v1/models#f HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
+        ("GET /v1/models HTTP/2.0\r\nHost: a\r\n\r\n", 505, "http_version_not_supported"),
         ("GeT /v1/x HTTP/1.1\r\nHost: a\r\n\r\n", 501, "method_not_implemented"),
-        ("GET /v1/x HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\n\r\n", 400,
+        ("GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\n\r\n", 400,
             "protected_field_nominated"),
         ("\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n", 400, "bad_request_line"),
     ];
@@ -162,7 +162,7 @@ fn malformed_chunks_are_400() {
     ];
     for chunks in cases {
         let mut conn = proxy.connect();
-        conn.send("POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
         let response = conn.send(chunks).response();
         assert_eq!(response.status(), 400, "{chunks:?}");
         response.assert_refused(400, "bad_chunk");
@@ -206,7 +206,7 @@ fn a_refused_head_is_logged_as_itself() {
     let mut conn = proxy.connect();
     assert_eq!(conn.post("/v1/chat/completions", "", "{}").status(), 200);
     pause(Duration::from_millis(300));
-    conn.send("GET /v1/x HTTP/1.1\r\n\r\n").response().assert_refused(400, "missing_host");
+    conn.send("GET /v1/models HTTP/1.1\r\n\r\n").response().assert_refused(400, "missing_host");
     let lines = await_some("both are logged", SOON, || {
         let text = std::fs::read_to_string(&file).unwrap();
         let lines: Vec<Value> =
@@ -230,12 +230,13 @@ fn what_a_body_is_called_does_not_make_it_harmless() {
     let twice = r#"{"model":"a","model":"b"}"#;
     for field in ["Content-Type: text/plain\r\n", "Content-Type: application/json\r\n", ""] {
         let length = twice.len();
-        let head =
-            format!("POST /v1/x HTTP/1.1\r\nHost: a\r\n{field}Content-Length: {length}\r\n\r\n");
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: a\r\n{field}Content-Length: {length}\r\n\r\n"
+        );
         proxy.connect().send(head + twice).response().assert_refused(400, "duplicate_key");
     }
     assert_eq!(backend.connections(), 0);
     let head =
-        "POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n";
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n";
     assert_eq!(proxy.connect().send(format!("{head}plain")).response().status(), 200);
 }

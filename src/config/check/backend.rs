@@ -61,6 +61,16 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
     let (headers, host) = fields(s);
     // Everything is read even when the URL is wrong, so that all mistakes show at once.
     let place = place.unwrap_or_default();
+    if let Some(cure) = without_version(&place.base_path, text.as_deref().unwrap_or_default()) {
+        s.warn(
+            "url",
+            format!(
+                "ends in /v1, which the paths of clients begin with: it is not written twice, \
+                 and health is asked for beside it; write {}",
+                value::quoted(&cure)
+            ),
+        );
+    }
     let usage = [
         ("auto", StreamUsage::Auto),
         ("always", StreamUsage::Always),
@@ -102,6 +112,16 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
         tls,
     };
     Some(backend)
+}
+
+/// The URL without the `/v1` at its end, if it has one.
+fn without_version(base_path: &str, url: &str) -> Option<String> {
+    base_path.ends_with("/v1").then(|| {
+        let url = url.trim_end_matches('/');
+        let url = url.strip_suffix("/v1").unwrap_or(url);
+        // That of a Unix socket has a colon before its base path.
+        url.trim_end_matches(':').to_owned()
+    })
 }
 
 /// What a URL says about a backend.

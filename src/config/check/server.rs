@@ -3,40 +3,12 @@
 use crate::base::limits::{
     BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
 };
+use crate::config::plan::endpoints;
 use crate::config::plan::{ClientAuth, Cors, HalfClose, Server, ServerTls};
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-
-/// Paths that are forwarded unless others are configured: the OpenAI-shaped ones, and those that
-/// vLLM, SGLang, TGI, llama.cpp, Ollama, TEI and SageMaker-style servers have of their own.
-pub const PATHS: [&str; 24] = [
-    "/v1/*",
-    "/v2/rerank",
-    "/api/*",
-    "/generate",
-    "/generate_stream",
-    "/completion",
-    "/completions",
-    "/chat/completions",
-    "/chat_tokenize",
-    "/embed",
-    "/embed_all",
-    "/embed_sparse",
-    "/embeddings",
-    "/embedding",
-    "/infill",
-    "/invocations",
-    "/tokenize",
-    "/detokenize",
-    "/apply-template",
-    "/rerank",
-    "/reranking",
-    "/score",
-    "/classify",
-    "/pooling",
-];
 
 const HALF_CLOSES: [(&str, HalfClose); 2] =
     [("abort", HalfClose::Abort), ("serve", HalfClose::Serve)];
@@ -101,7 +73,7 @@ fn defaults() -> Server {
         // settled, and its records written.
         drain_timeout: Some(Duration::from_secs(25)),
         forward_credentials: false,
-        paths: PATHS.iter().map(|p| (*p).to_owned()).collect(),
+        paths: endpoints::default_paths(),
         cors: None,
         tls: None,
     }
@@ -232,9 +204,26 @@ fn paths(s: &mut Section) -> Vec<String> {
     };
     let Some(paths) = s.list("paths", path) else { return defaults().paths };
     if paths.is_empty() && !s.desk.has_errors() {
-        s.error("paths", "must name at least one path, such as /v1/*");
+        s.error("paths", "must name at least one path, such as /v1/chat/completions");
     }
+    warn_of_management(s, &paths);
     paths
+}
+
+/// A path that is named is meant; a prefix may cover more than its writer thought of.
+fn warn_of_management(s: &mut Section, paths: &[String]) {
+    for prefix in paths.iter().filter_map(|path| path.strip_suffix('*')) {
+        let covered = endpoints::MANAGEMENT.iter().filter(|path| path.starts_with(prefix));
+        let covered: Vec<&str> = covered.copied().take(3).collect();
+        if !covered.is_empty() {
+            let message = format!(
+                "`{prefix}*` also opens paths by which engines are managed ({}, ...) to every \
+                 client: name the paths that clients need",
+                covered.join(", ")
+            );
+            s.warn("paths", message);
+        }
+    }
 }
 
 fn cors(s: &mut Section) -> Cors {

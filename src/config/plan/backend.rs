@@ -20,7 +20,8 @@ pub struct Backend {
     /// TLS towards the engine; `None` for `http://` and `unix:`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
-    /// Put before the client's path; empty or `/base` without a final slash.
+    /// Put before the client's path; empty or `/base` without a final slash. Where it ends in
+    /// `/v1`, the `/v1` that a path begins with is left out.
     #[serde(skip)]
     pub base_path: String,
     /// Value of the `Host` field sent to the engine.
@@ -58,6 +59,13 @@ pub struct Backend {
     pub backup: bool,
     /// Whether usage may be asked for on streams whose client did not ask.
     pub stream_usage: StreamUsage,
+}
+
+impl Backend {
+    /// What goes before the path of a probe. Engines have their health beside `/v1`, not below it.
+    pub fn health_base(&self) -> &str {
+        self.base_path.strip_suffix("/v1").unwrap_or(&self.base_path)
+    }
 }
 
 /// An address of an engine.

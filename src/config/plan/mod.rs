@@ -4,6 +4,7 @@
 //! thread. *May:* be shared. *Never:* changes, is asked whether it is valid.
 
 mod backend;
+pub mod endpoints;
 mod keys;
 mod limit;
 mod log;

@@ -32,7 +32,7 @@ fn request_seen(bytes: &[u8], pieces: &[usize]) -> String {
     if !matches!(parsed, Ok(Parse::Done { .. })) {
         return format!("{parsed:?}");
     }
-    let spans = [Some(head.method_span), Some(head.target), Some(head.path), head.host];
+    let spans = [Some(head.method_span), Some(head.target()), Some(head.path), head.host];
     format!(
         "{parsed:?} {:?} {:?} {:?} {:?} {} {} {:?}",
         head.method,

@@ -45,6 +45,23 @@ fn a_request_is_written_anew() {
     );
 }
 
+/// Catches: the engine is sent the client's spelling of a path instead of what was classified.
+#[test]
+fn the_engine_gets_the_path_that_was_classified() {
+    let mut bytes = b"GET /v1/%6dodels/?q=%2f HTTP/1.1\r\nHost: gw\r\n\r\n".to_vec();
+    let mut head = RequestHead::default();
+    head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
+    let path = head.path_range();
+    let len = crate::http::path::normalise(&mut bytes[path]).unwrap().len;
+    for (len, sent) in [(len, "/v1/models/"), (len - 1, "/v1/models")] {
+        head.shorten_path(len);
+        let mut out = Vec::new();
+        request(&mut out, &head, &bytes, &HOW);
+        let first = format!("GET {sent}?q=%2f HTTP/1.1\r\n");
+        assert!(out.starts_with(first.as_bytes()), "{}", String::from_utf8_lossy(&out));
+    }
+}
+
 #[test]
 fn a_request_line_is_written_alike_however_it_came() {
     let first = |client: &str, base_path: &'static str| {
@@ -58,6 +75,12 @@ fn a_request_line_is_written_alike_however_it_came() {
     assert_eq!(first(absolute, ""), "GET /a HTTP/1.1");
     assert_eq!(first("GET http://gw?q HTTP/1.1\r\nHost: gw\r\n\r\n", ""), "GET /?q HTTP/1.1");
     assert_eq!(first("GET /a HTTP/1.0\r\n\r\n", ""), "GET /a HTTP/1.1");
+    assert_eq!(first("OPTIONS * HTTP/1.1\r\nHost: gw\r\n\r\n", "/x"), "OPTIONS * HTTP/1.1");
+    // A base that ends in the version, as clients write theirs.
+    let versioned = "GET /v1/models?q HTTP/1.1\r\nHost: gw\r\n\r\n";
+    assert_eq!(first(versioned, "/v1"), "GET /v1/models?q HTTP/1.1");
+    assert_eq!(first(versioned, "/x/v1"), "GET /x/v1/models?q HTTP/1.1");
+    assert_eq!(first(plain, "/v1"), "GET /v1/a?b HTTP/1.1");
     assert_eq!(first("\r\nGET /a HTTP/1.1\r\nHost: gw\r\n\r\n", ""), "GET /a HTTP/1.1");
     assert_eq!(first("OPTIONS * HTTP/1.1\r\nHost: gw\r\n\r\n", "/x"), "OPTIONS * HTTP/1.1");
 }

@@ -1,8 +1,11 @@
-//! Which paths exist: three of our own, and those of LLM engines that the plan lets through.
+//! Which paths exist: three of our own, and those of LLM engines that the plan lets through. A path
+//! is brought into its plainest spelling first; what is classified, forwarded and recorded is that.
 
 use crate::base::refusal::Refusal;
+use crate::config::plan::endpoints::{Endpoint, Methods, BELOW_MODELS, OLLAMA_DELETE};
 use crate::config::plan::Plan;
-use crate::http::request::Method;
+use crate::http::path::{normalise, Normal};
+use crate::http::request::{Method, RequestHead};
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,25 +20,78 @@ pub enum Kind {
     Forward,
 }
 
-/// Finds out what a path is for; 404 when it is for nothing.
-pub fn classify(path: &[u8], method: Method, plan: &Plan) -> Result<Kind, Refusal> {
-    let reads = matches!(method, Method::Get | Method::Head);
+/// What the plan lets through.
+#[derive(Debug, Clone, Copy)]
+pub struct Served<'a> {
+    /// Paths for backends: exact, or prefixes with a `*` behind them.
+    paths: &'a [String],
+    /// The metrics page, when it is on this port.
+    metrics: Option<&'a str>,
+}
+
+impl<'a> Served<'a> {
+    /// By a plan.
+    pub fn by(plan: &'a Plan) -> Served<'a> {
+        let here = plan.metrics.as_ref().filter(|metrics| metrics.listen.is_none());
+        let metrics = here.map(|metrics| metrics.path.as_str());
+        Served { paths: &plan.server.paths, metrics }
+    }
+}
+
+/// Brings the path of a request into its plainest spelling, in the buffer that the head was parsed
+/// from; 400 when it could be read in two ways. A slash at the end of a known path goes too:
+/// engines answer it with a redirect to themselves, or not at all.
+pub fn make_normal(
+    head: &mut RequestHead,
+    bytes: &mut [u8],
+    served: Served<'_>,
+) -> Result<(), Refusal> {
+    let Some(path) = bytes.get_mut(head.path_range()).filter(|path| path.starts_with(b"/")) else {
+        return Ok(());
+    };
+    let normal = normalise(path).map_err(|bad| Refusal::new(400, "bad_path", bad.0))?;
+    let Normal { mut len, encoded_slash } = normal;
+    let path = path.get(..len).unwrap_or_default();
+    if encoded_slash && !path.starts_with(BELOW_MODELS.as_bytes()) {
+        return Err(ENCODED_SLASH);
+    }
+    if let Some(bare) = path.strip_suffix(b"/") {
+        let is_listed = |path: &[u8]| served.paths.iter().any(|p| p.as_bytes() == path);
+        if !is_listed(path) && (Endpoint::of(bare).is_some() || is_listed(bare)) {
+            len -= 1;
+        }
+    }
+    head.shorten_path(len);
+    Ok(())
+}
+
+/// Finds out what a request is for, its path being normal: 404 when it is for nothing, 405 when
+/// the path has other methods, 400 when it has a body that engines might read or not.
+pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<Kind, Refusal> {
+    let reads = matches!(head.method, Method::Get | Method::Head);
     let own = match path {
         b"/health" => Some(Kind::Health),
         b"/ready" => Some(Kind::Ready),
-        _ => match &plan.metrics {
-            Some(metrics) if metrics.listen.is_none() && metrics.path.as_bytes() == path => {
-                Some(Kind::Metrics)
-            }
-            _ => None,
-        },
+        _ if served.metrics.is_some_and(|page| page.as_bytes() == path) => Some(Kind::Metrics),
+        _ => None,
     };
     match own {
-        Some(kind) if reads => Ok(kind),
-        Some(_) => Err(METHOD_NOT_ALLOWED),
-        None if has_dot_segment(path) => Err(BAD_PATH),
-        None if plan.server.paths.iter().any(|pattern| matches(pattern, path)) => Ok(Kind::Forward),
-        None => Err(NOT_FOUND),
+        Some(kind) if reads => return Ok(kind),
+        Some(_) => return Err(READ_ONLY),
+        None if !served.paths.iter().any(|pattern| matches(pattern, path)) => {
+            return Err(NOT_FOUND);
+        }
+        None => {}
+    }
+    if let Some(refusal) = methods(path).and_then(|methods| disagrees(methods, head.method)) {
+        return Err(refusal);
+    }
+    let has_meaning =
+        head.is_clear() || (head.method == Method::Delete && path == OLLAMA_DELETE.as_bytes());
+    if has_meaning {
+        Ok(Kind::Forward)
+    } else {
+        Err(UNEXPECTED_BODY)
     }
 }
 
@@ -46,121 +102,184 @@ fn matches(pattern: &str, path: &[u8]) -> bool {
     }
 }
 
-/// `/v1/../metrics` would pass a prefix rule here and mean another path at the engine. Engines
-/// decode before they resolve, so the encoded forms of dots and slashes count too (RFC 3986
-/// section 6.2.2). One pass: a path of slashes must not cost more than another.
-fn has_dot_segment(path: &[u8]) -> bool {
-    // Without a dot or an escape there is none, and that is what paths are like.
-    memchr::memchr2(b'.', b'%', path).is_some() && has_odd_dot_segment(path)
+/// The methods of a path, where they are known.
+fn methods(path: &[u8]) -> Option<Methods> {
+    match Endpoint::of(path) {
+        Some(endpoint) => Some(endpoint.methods),
+        None if path.starts_with(BELOW_MODELS.as_bytes()) => Some(Methods::Read),
+        None => None,
+    }
 }
 
-fn has_odd_dot_segment(path: &[u8]) -> bool {
-    let mut rest = path;
-    let mut dots = 0;
-    let mut other = false;
-    loop {
-        let (separator, tail) = match rest {
-            [] => return !other && (dots == 1 || dots == 2),
-            [b'/' | b'\\', tail @ ..] => (true, tail),
-            [b'%', b'2', b'f' | b'F', tail @ ..] => (true, tail),
-            [b'%', b'5', b'c' | b'C', tail @ ..] => (true, tail),
-            [b'.', tail @ ..] | [b'%', b'2', b'e' | b'E', tail @ ..] => {
-                dots += 1;
-                (false, tail)
-            }
-            [_, tail @ ..] => {
-                other = true;
-                (false, tail)
-            }
-        };
-        if separator {
-            if !other && (dots == 1 || dots == 2) {
-                return true;
-            }
-            dots = 0;
-            other = false;
-        }
-        rest = tail;
+/// The 405 of a path that does not have the method: what we take for a chat must be one, and some
+/// engines serve a PUT as they serve a POST.
+fn disagrees(methods: Methods, method: Method) -> Option<Refusal> {
+    let reads = matches!(method, Method::Get | Method::Head);
+    let fits = match methods {
+        Methods::Post => method == Method::Post,
+        Methods::Read => reads,
+        Methods::PostOrRead => reads || method == Method::Post,
+    };
+    if fits || method == Method::Options {
+        return None;
     }
+    let (message, allow) = match methods {
+        Methods::Post => ("This path answers POST.", &("Allow", "POST, OPTIONS")),
+        Methods::Read => ("This path answers GET and HEAD.", &("Allow", "GET, HEAD, OPTIONS")),
+        Methods::PostOrRead => {
+            ("This path answers GET, HEAD and POST.", &("Allow", "GET, HEAD, POST, OPTIONS"))
+        }
+    };
+    Some(Refusal::new(405, "method_not_allowed", message).with_field(allow))
 }
 
 /// The label of all paths that have none of their own.
 pub const OTHER: &str = "other";
 
-/// The label of a path in metrics and records, which is the path itself. A fixed set: a client
-/// cannot make series.
+/// The label of a normal path in metrics and records, which is the path itself. A fixed set: a
+/// client cannot make series.
 pub fn label(path: &[u8]) -> Option<&'static str> {
-    const LABELS: &[&str] = &[
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/models",
-        "/v1/rerank",
-        "/v2/rerank",
-        "/v1/score",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-        "/v1/audio/speech",
-        "/v1/images/generations",
-        "/v1/moderations",
-        "/generate",
-        "/generate_stream",
-        "/api/chat",
-        "/api/generate",
-        "/api/embed",
-        "/api/embeddings",
-        "/api/tags",
-        "/tokenize",
-        "/detokenize",
-        "/embed",
-        "/rerank",
-        "/score",
-        "/classify",
-        "/pooling",
-        "/completion",
-        "/infill",
-        "/health",
-        "/ready",
-        "/metrics",
-    ];
-    LABELS.iter().find(|label| label.as_bytes() == path).copied()
+    const OWN: &[&str] = &["/health", "/ready", "/metrics"];
+    let known = Endpoint::of(path).map(|endpoint| endpoint.path);
+    known.or_else(|| OWN.iter().find(|own| own.as_bytes() == path).copied())
 }
 
-const NOT_FOUND: Refusal =
-    Refusal::new(404, "unknown_path", "This path is not served. LLM APIs live under /v1/.");
-const METHOD_NOT_ALLOWED: Refusal =
-    Refusal::new(405, "method_not_allowed", "This path answers GET and HEAD only.");
-const BAD_PATH: Refusal =
-    Refusal::new(400, "bad_path", "The path has a dot segment, which engines read differently.");
+const NOT_FOUND: Refusal = Refusal::new(
+    404,
+    "unknown_path",
+    "This path is not served here; `server.paths` of the gateway names those that are.",
+);
+const READ_ONLY: Refusal =
+    Refusal::new(405, "method_not_allowed", "This path answers GET and HEAD only.")
+        .with_field(&("Allow", "GET, HEAD"));
+const ENCODED_SLASH: Refusal = Refusal::new(
+    400,
+    "bad_path",
+    "The path has an encoded slash, which servers read in different ways; it may stand in the \
+     name of a model only, below /v1/models/.",
+);
+const UNEXPECTED_BODY: Refusal = Refusal::new(
+    400,
+    "unexpected_body",
+    "A request of this method has no body here: servers disagree whether they read it.",
+);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::limits::HEAD_BYTES_MAX;
+    use crate::config::plan::endpoints::default_paths;
+
+    /// The default paths where none are given.
+    fn plan(paths: &[&str]) -> Vec<String> {
+        match paths {
+            [] => default_paths(),
+            _ => paths.iter().map(|p| (*p).to_owned()).collect(),
+        }
+    }
+
+    /// The normal path, and what it is for or the refusal's code.
+    fn ask(line: &str, fields: &str, paths: &[String]) -> (String, Result<Kind, Refusal>) {
+        let mut bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").into_bytes();
+        let mut head = RequestHead::default();
+        head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
+        let served = Served { paths, metrics: Some("/metrics") };
+        let made = make_normal(&mut head, &mut bytes, served);
+        let path = head.path(&bytes);
+        let kind = made.and_then(|()| classify(path, &head, served));
+        (String::from_utf8(path.to_vec()).unwrap(), kind)
+    }
+
+    fn code(kind: Result<Kind, Refusal>) -> (u16, &'static str) {
+        kind.map_or_else(|refusal| (refusal.status, refusal.code), |kind| panic!("{kind:?}"))
+    }
+
+    /// Catches: a chat in another spelling that is classified as something else.
+    #[test]
+    fn a_known_path_is_known_in_every_spelling() {
+        let plan = plan(&[]);
+        for spelling in
+            ["/v1/chat/completions", "/v1/%63hat/completions", "/v1/chat/completions/?x"]
+        {
+            let (path, kind) = ask(&format!("POST {spelling}"), "", &plan);
+            assert_eq!((path.as_str(), kind), ("/v1/chat/completions", Ok(Kind::Forward)));
+        }
+        for path in ["/v1/chat%2fcompletions", "/v1/chat/completions;x", "/v1//chat/completions"] {
+            assert_eq!(code(ask(&format!("POST {path}"), "", &plan).1), (400, "bad_path"));
+        }
+        let (path, kind) = ask("GET /v1/models/org%2fname", "", &plan);
+        assert_eq!((path.as_str(), kind), ("/v1/models/org%2Fname", Ok(Kind::Forward)));
+        assert_eq!(code(ask("GET /v1/responses/a%2fb", "", &plan).1), (400, "bad_path"));
+        assert_eq!(ask("GET http://h", "", &plan).0, "/");
+        assert_eq!(ask("OPTIONS *", "", &plan).0, "*");
+    }
+
+    /// Catches: a slash that is dropped where it may mean something, or kept where it redirects.
+    #[test]
+    fn a_slash_behind_a_known_path_goes() {
+        let plan = plan(&["/v1/*", "/own", "/kept/"]);
+        for (sent, normal) in [
+            ("/v1/models/", "/v1/models"),
+            ("/own/", "/own"),
+            ("/kept/", "/kept/"),
+            ("/v1/files/", "/v1/files/"),
+            ("/health/", "/health/"),
+            ("/", "/"),
+        ] {
+            assert_eq!(ask(&format!("GET {sent}"), "", &plan).0, normal);
+        }
+    }
+
+    /// Catches: an engine's management that is open to all.
+    #[test]
+    fn management_is_closed_until_it_is_named() {
+        for line in [
+            "POST /v1/load_lora_adapter",
+            "POST /sleep",
+            "POST /flush_cache",
+            "DELETE /api/delete",
+            "POST /api/pull",
+            "GET /slots",
+            "POST /props",
+            "POST /models/load",
+        ] {
+            assert_eq!(code(ask(line, "", &plan(&[])).1), (404, "unknown_path"), "{line}");
+            let path = line.split_once(' ').unwrap().1;
+            assert_eq!(ask(line, "", &plan(&[path])).1, Ok(Kind::Forward), "{line}");
+        }
+    }
 
     #[test]
-    fn dot_segments_are_found_in_every_spelling() {
-        for bad in [
-            "/v1/../metrics",
-            "/v1/..",
-            "/v1/./x",
-            "/v1/%2e%2e/metrics",
-            "/v1/.%2E/metrics",
-            "/v1/..%2fmetrics",
-            "/v1/x%2f..%2fmetrics",
-            "/v1/x%2F%2e%2e",
-            "/v1\\..\\metrics",
-            "/v1/..%5cmetrics",
-            "/v1/...%2f..%2f..%2fmetrics",
-            "/v1/%2f%2f%2e%2f",
+    fn the_method_decides_too() {
+        let plan = plan(&["/v1/*", "/api/delete", "/ping"]);
+        for (line, allow) in [
+            ("GET /v1/chat/completions", "POST, OPTIONS"),
+            ("PUT /v1/%63hat/completions/", "POST, OPTIONS"),
+            ("POST /v1/models", "GET, HEAD, OPTIONS"),
+            ("DELETE /v1/models/m", "GET, HEAD, OPTIONS"),
+            ("PUT /ping", "GET, HEAD, POST, OPTIONS"),
+            ("POST /health", "GET, HEAD"),
         ] {
-            assert!(has_dot_segment(bad.as_bytes()), "{bad}");
+            let refusal = ask(line, "", &plan).1.unwrap_err();
+            let told = (refusal.status, refusal.code, refusal.field);
+            assert_eq!(told, (405, "method_not_allowed", Some(&("Allow", allow))), "{line}");
         }
-        for good in ["/v1/models/a.b", "/v1/models/..x", "/v1/...", "/", "/v1/models/org%2fname"] {
-            assert!(!has_dot_segment(good.as_bytes()), "{good}");
+        for line in [
+            "OPTIONS /v1/chat/completions",
+            "HEAD /v1/models",
+            "GET /v1/responses/resp_1",
+            "DELETE /v1/responses/resp_1",
+            "POST /v1/responses/resp_1/cancel",
+            "POST /ping",
+        ] {
+            assert_eq!(ask(line, "", &plan).1, Ok(Kind::Forward), "{line}");
         }
+        let body = "Content-Length: 3\r\n";
+        for line in ["GET /v1/models", "OPTIONS /v1/models", "DELETE /v1/responses/a"] {
+            assert_eq!(code(ask(line, body, &plan).1), (400, "unexpected_body"), "{line}");
+        }
+        assert_eq!(ask("DELETE /api/delete", body, &plan).1, Ok(Kind::Forward));
+        assert_eq!(ask("GET /v1/models", "Content-Length: 0\r\n", &plan).1, Ok(Kind::Forward));
     }
 
     #[test]
@@ -174,6 +293,7 @@ mod tests {
     #[test]
     fn a_client_cannot_make_labels() {
         assert_eq!(label(b"/v1/chat/completions"), Some("/v1/chat/completions"));
+        assert_eq!(label(b"/ready"), Some("/ready"));
         assert_eq!(label(b"/v1/chat/completions/x"), None);
     }
 }

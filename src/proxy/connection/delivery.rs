@@ -35,7 +35,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
         || w.is_crowded()
         || w.patrol.is_draining();
     *inbound = Inbound::new(request.response.framing);
-    expect(tap, request, got);
+    expect(tap, request, got, request.dialect_at(&plan.base_path));
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream || request.response.ndjson;
@@ -84,11 +84,10 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
 }
 
 /// Tells the tap what the head says of the body.
-fn expect(tap: &mut Tap, request: &Request, got: &Exchange) {
+fn expect(tap: &mut Tap, request: &Request, got: &Exchange, dialect: Dialect) {
     let response = &request.response;
     let head = got.bytes.as_ref().map_or(&[][..], |bytes| bytes);
     let encoding = response.fields.iter().find(|f| f.known == Known::ContentEncoding);
-    let dialect = Dialect::of(request.path.as_bytes());
     tap.expect(&Expected {
         dialect,
         event_stream: response.event_stream,
@@ -99,11 +98,11 @@ fn expect(tap: &mut Tap, request: &Request, got: &Exchange) {
     if !matches!(dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages) {
         tap.see_head(response.fields.iter().map(|f| (f.name.of(head), f.value.of(head))));
     }
-    tap.usage_at_ends = request.path_label == EMBEDDINGS;
+    tap.usage_at_ends = EMBEDDINGS.contains(&request.path_label);
 }
 
 /// Vectors, with usage behind them, or before them (llama.cpp).
-const EMBEDDINGS: &str = "/v1/embeddings";
+const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
 fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
     let mut head = Buffer::take();

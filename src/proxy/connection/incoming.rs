@@ -8,8 +8,9 @@ use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX};
 use crate::config::plan::KeyForm;
 use crate::http::field::Known;
 use crate::http::framing::Framing;
+use crate::llm::dialect::Dialect;
 use crate::proxy::admit::credential;
-use crate::proxy::admit::path::{self, Kind};
+use crate::proxy::admit::path::{self, Kind, Served};
 use crate::proxy::client::Client;
 use crate::proxy::receive::{self, KeyText, Received, Request};
 use crate::proxy::settle::{settle, Story};
@@ -46,9 +47,12 @@ pub(super) async fn receive_head(
 /// not is answered here.
 pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> Option<Next> {
     let request = &mut talk.request;
+    let served = Served::by(&w.plan);
+    // First of all: what is recorded, classified and forwarded is the normal path.
+    let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
     identify(w, client, request);
     let path = request.head.path(client.bytes());
-    let kind = path::classify(path, request.head.method, &w.plan);
+    let kind = made.and_then(|()| path::classify(path, &request.head, served));
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
     if wanted || is_small(request) {
@@ -88,6 +92,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let path = request.head.path(client.bytes());
     let label = path::label(path);
     request.path_label = label.unwrap_or(path::OTHER);
+    request.dialect = Dialect::of(path);
     request.path.push_str(match label {
         Some(label) => label,
         None => {

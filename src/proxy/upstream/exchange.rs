@@ -8,7 +8,6 @@ use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::ResponseFraming;
 use crate::http::head::{Parse, Version};
-use crate::http::request::Method;
 use crate::http::response::ResponseHead;
 use crate::http::write::{self, ForwardRequest};
 use crate::proxy::asking::Asking;
@@ -56,7 +55,8 @@ pub async fn exchange(
     };
     let (started, tick) = (Instant::now(), w.patrol.now());
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
-    if has_odd_body(request) {
+    if !request.head.is_clear() {
+        // The engine may leave such a body unread, and read it as the next request.
         lease.spoil();
     }
     let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close };
@@ -98,13 +98,6 @@ pub async fn exchange(
         }
         Err(fault) => Err(fault),
     }
-}
-
-/// True for a body that some servers do not look for, because the method has none as a rule: they
-/// would take it for the next request. Its connection is used for nothing else.
-fn has_odd_body(request: &Request) -> bool {
-    let has_none = !matches!(request.head.method, Method::Post | Method::Put | Method::Patch);
-    has_none && request.has_body()
 }
 
 /// Whether the head of an answer lets its connection live on. HTTP/1.0 has no rule for that which

@@ -1,4 +1,5 @@
 use super::*;
+use crate::http::request::Method;
 
 /// Catches: a connection kept against the engine's word, or on which bytes may follow that belong
 /// to nobody.
