@@ -72,7 +72,13 @@ fn main() {
     });
     let version = request.version;
     let framing = OutFraming::Chunked;
-    let how = ForwardResponse { client: version, framing, close: false, request_id: ID };
+    let how = ForwardResponse {
+        client: version,
+        framing,
+        close: false,
+        request_id: ID,
+        at_ours: &|_| None,
+    };
     measure("response head, write", RESPONSE.len(), || {
         out.clear();
         write::response(&mut out, &response, black_box(RESPONSE), &how);

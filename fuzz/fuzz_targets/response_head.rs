@@ -52,7 +52,13 @@ fn forward(head: &ResponseHead, text: &[u8], to: Method) {
         ResponseFraming::Length(length) => OutFraming::Length(length),
         ResponseFraming::Chunked | ResponseFraming::UntilClose => OutFraming::Chunked,
     };
-    let how = ForwardResponse { client: Version::Http11, framing, close: false, request_id: "r" };
+    let how = ForwardResponse {
+        client: Version::Http11,
+        framing,
+        close: false,
+        request_id: "r",
+        at_ours: &|_| None,
+    };
     let mut out = Vec::new();
     write::response(&mut out, head, text, &how);
     let (again, len) = parse(&out, out.len(), to).expect("we write what we read").expect("an end");

@@ -33,6 +33,8 @@ pub enum Known {
     ContentEncoding,
     /// Retry-After
     RetryAfter,
+    /// Location or Content-Location
+    Location,
     /// x-request-id
     XRequestId,
     /// X-Forwarded-For
@@ -53,6 +55,7 @@ impl Known {
             6 if is(name, b"cookie") => Known::Cookie,
             6 if is(name, b"expect") => Known::Expect,
             7 if is(name, b"trailer") || is(name, b"upgrade") => Known::HopByHop,
+            8 if is(name, b"location") => Known::Location,
             9 if is(name, b"forwarded") || is(name, b"x-real-ip") => Known::Origin,
             10 if is(name, b"connection") => Known::Connection,
             10 if is(name, b"keep-alive") => Known::HopByHop,
@@ -63,6 +66,7 @@ impl Known {
             14 if is(name, b"content-length") => Known::ContentLength,
             15 if is(name, b"x-forwarded-for") => Known::XForwardedFor,
             16 if is(name, b"content-encoding") => Known::ContentEncoding,
+            16 if is(name, b"content-location") => Known::Location,
             16 if is(name, b"proxy-connection") => Known::HopByHop,
             17 if is(name, b"transfer-encoding") => Known::TransferEncoding,
             17 if is(name, b"x-forwarded-proto") => Known::XForwardedProto,
@@ -175,6 +179,8 @@ mod tests {
             ("Content-Type", Known::ContentType),
             ("Content-Encoding", Known::ContentEncoding),
             ("Retry-After", Known::RetryAfter),
+            ("location", Known::Location),
+            ("Content-Location", Known::Location),
             ("User-Agent", Known::Other),
             ("X-Request-ID", Known::XRequestId),
             ("X-Forwarded-For", Known::XForwardedFor),

@@ -68,6 +68,8 @@ pub struct ForwardResponse<'a> {
     pub close: bool,
     /// x-request-id to send instead of the backend's.
     pub request_id: &'a str,
+    /// Of a reference that names a backend: its path here, without the slash at its start.
+    pub at_ours: &'a dyn Fn(&[u8]) -> Option<&[u8]>,
 }
 
 /// A head that is ours from the first byte.
@@ -219,18 +221,31 @@ fn forwarded(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &ForwardR
     if !(how.trust_forwarded && head.first(bytes, Known::XForwardedProto).is_some()) {
         line_of(out, b"X-Forwarded-Proto: ", how.client_scheme.as_bytes());
     }
+    let says_host = || super::head::named(&head.fields, bytes, "X-Forwarded-Host").is_some();
+    if let (Some(host), false) = (head.host, how.trust_forwarded && says_host()) {
+        line_of(out, b"X-Forwarded-Host: ", host.of(bytes));
+    }
 }
 
-/// Writes the response head for the client: status, reason and fields as sent, hop-by-hop apart,
-/// our x-request-id, at most one framing field, and what the client's version needs to be told of
-/// the connection. `bytes` is the buffer that `head` was parsed from.
+/// Writes the response head for the client: status, reason and fields as sent, but for hop-by-hop
+/// fields and references to backends; our x-request-id, at most one framing field, and what the
+/// client's version needs to be told of the connection. `bytes` is the buffer that `head` was
+/// parsed from.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &ForwardResponse<'_>) {
     let first = status_as_written(head, bytes);
     if first.is_empty() {
         status_line(out, head.status, head.reason.of(bytes));
     }
-    let travels = |field: &Field| !field.stays && field.known != Known::XRequestId;
-    pass_on(out, first, &head.fields, bytes, travels);
+    let ours = |field: &Field| match field.known {
+        Known::Location if !field.stays => (how.at_ours)(field.value.of(bytes)),
+        _ => None,
+    };
+    let is_kept = |field: &Field| !field.stays && field.known != Known::XRequestId;
+    pass_on(out, first, &head.fields, bytes, |field| is_kept(field) && ours(field).is_none());
+    for (field, path) in head.fields.iter().filter_map(|field| Some((field, ours(field)?))) {
+        out.extend_from_slice(field.name.of(bytes));
+        line_of(out, b": /", path);
+    }
     line_of(out, b"x-request-id: ", how.request_id.as_bytes());
     let close = how.close || how.framing == OutFraming::UntilClose;
     finish(out, how.framing, how.client, close);

@@ -13,6 +13,7 @@ pub mod admit;
 pub mod route;
 pub mod upstream;
 pub mod relay;
+pub mod location;
 pub mod settle;
 pub mod ledger;
 pub mod answer;

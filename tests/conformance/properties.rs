@@ -137,7 +137,13 @@ proptest! {
         let parsed = head.parse(sent.as_bytes(), Method::Post, HEAD_BYTES_MAX);
         prop_assume!(parsed.is_ok());
         let mut wire = Vec::new();
-        let how = ForwardResponse { client: Version::Http11, framing: out, close, request_id: "r" };
+        let how = ForwardResponse {
+            client: Version::Http11,
+            framing: out,
+            close,
+            request_id: "r",
+            at_ours: &|_| None,
+        };
         write::response(&mut wire, &head, sent.as_bytes(), &how);
 
         let mut again = ResponseHead::default();

@@ -41,7 +41,7 @@ fn a_request_is_written_anew() {
         "POST /base/v1/x?q=1 HTTP/1.1\r\nHost: engine:9\r\nUser-Agent: a/1\r\n\
          X-MiXed: Kept  Spaces\r\ntraceparent: 00-1-1-01\r\naccept: a\r\nAccept: b\r\n\
          Content-Length: 2\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
-         X-Forwarded-Proto: http\r\nX-API-Key: ours\r\n\r\n"
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: gw\r\nX-API-Key: ours\r\n\r\n"
     );
 }
 
@@ -96,7 +96,7 @@ fn lines_are_written_alike_however_they_came() {
         sent,
         "GET / HTTP/1.1\r\nHost: engine:9\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\nE: \r\nF: \r\nG: 7\r\n\
          H: 8\r\nJ: 10\r\nK: 11\r\nL: 12\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
-         X-Forwarded-Proto: http\r\n\r\n"
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: gw\r\n\r\n"
     );
 }
 
@@ -109,7 +109,43 @@ fn a_trusted_peer_is_believed_about_the_origin() {
     assert_eq!(
         sent,
         "GET / HTTP/1.1\r\nHost: engine:9\r\nForwarded: for=5.5.5.5\r\nX-Forwarded-Proto: https\r\n\
-         x-request-id: rid\r\nX-Forwarded-For: 5.5.5.5, 6.6.6.6, 1.2.3.4\r\n\r\n"
+         x-request-id: rid\r\nX-Forwarded-For: 5.5.5.5, 6.6.6.6, 1.2.3.4\r\n\
+         X-Forwarded-Host: gw\r\n\r\n"
+    );
+    let client = "GET / HTTP/1.1\r\nHost: gw\r\nx-forwarded-host: api.test\r\n\r\n";
+    let sent = forward(client, &ForwardRequest { trust_forwarded: true, ..HOW });
+    assert!(sent.contains("\r\nx-forwarded-host: api.test\r\n") && !sent.contains("gw"), "{sent}");
+}
+
+#[test]
+fn the_host_that_the_client_asked_for_is_offered() {
+    for (client, host) in [
+        ("GET / HTTP/1.1\r\nHost: gw:8000\r\n\r\n", Some("gw:8000")),
+        ("GET http://api.test/ HTTP/1.1\r\nHost: gw\r\n\r\n", Some("api.test")),
+        ("GET / HTTP/1.0\r\n\r\n", None),
+    ] {
+        let sent = forward(client, &HOW);
+        let line = sent.split("\r\n").find_map(|line| line.strip_prefix("X-Forwarded-Host: "));
+        assert_eq!(line, host, "{client}");
+    }
+}
+
+/// Catches: a reference that still names the engine, or one of somebody else's that was changed.
+#[test]
+fn references_to_backends_are_replaced() {
+    let how = ForwardResponse {
+        client: Version::Http11,
+        framing: OutFraming::None,
+        close: false,
+        request_id: "rid",
+        at_ours: &|value| value.strip_prefix(b"http://engine:9/"),
+    };
+    let engine = "HTTP/1.1 307 T\r\nA: 1\r\nLOCATION: http://engine:9/v1/x?q\r\nB: 2\r\n\
+        content-location: http://other/x\r\nContent-Location:http://engine:9/\r\n\r\n";
+    assert_eq!(
+        back(engine, &how),
+        "HTTP/1.1 307 T\r\nA: 1\r\nB: 2\r\ncontent-location: http://other/x\r\n\
+         LOCATION: /v1/x?q\r\nContent-Location: /\r\nx-request-id: rid\r\n\r\n"
     );
 }
 
@@ -146,6 +182,7 @@ fn a_response_keeps_its_fields_and_loses_its_framing() {
         framing: OutFraming::Chunked,
         close: false,
         request_id: "rid",
+        at_ours: &|_| None,
     };
     let fields =
         "HTTP/1.1 207 Multi  Status\r\nSet-Cookie: a\r\nset-cookie: b\r\nX_Under: kept\r\n\

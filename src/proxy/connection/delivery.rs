@@ -9,6 +9,7 @@ use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::llm::dialect::Dialect;
 use crate::proxy::client::Client;
 use crate::proxy::ledger::Written;
+use crate::proxy::location;
 use crate::proxy::receive::Request;
 use crate::proxy::relay::copy::{Relay, Step};
 use crate::proxy::relay::framing::{outbound, Inbound};
@@ -18,6 +19,7 @@ use crate::proxy::settle;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
+use crate::state::meters::BackendIndex;
 use std::rc::Rc;
 
 /// Sends the answer on to the client and settles.
@@ -48,7 +50,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     let begun = {
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
-        let mut head = Some(client_head(request, read, outbound, close));
+        let mut head = Some(client_head(w, story.backend, request, read, outbound, close));
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if request.response.event_stream {
@@ -104,13 +106,21 @@ fn expect(tap: &mut Tap, request: &Request, got: &Exchange, dialect: Dialect) {
 /// Vectors, with usage behind them, or before them (llama.cpp).
 const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
-fn client_head(request: &Request, bytes: &[u8], framing: OutFraming, close: bool) -> Buffer {
+fn client_head(
+    w: &Worker,
+    backend: BackendIndex,
+    request: &Request,
+    bytes: &[u8],
+    framing: OutFraming,
+    close: bool,
+) -> Buffer {
     let mut head = Buffer::take();
     let how = ForwardResponse {
         client: request.head.version,
         framing,
         close,
         request_id: request.id().as_str(),
+        at_ours: &|value| location::at_ours(w, backend?, value),
     };
     write::response(&mut head, &request.response, bytes, &how);
     head
