@@ -42,6 +42,18 @@ pub const INFLATED_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// senders not to exceed. (Brotli's largest is 16 MiB, gzip's 32 KiB.) Beyond: usage counts as
 /// missing.
 pub const INFLATE_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// For so long it is known what an engine does when it is asked for usage. Beyond: it is found out
+/// again.
+pub const USAGE_WISH_KNOWN: Duration = Duration::from_secs(10 * 60);
+/// Bytes of a refused answer that are searched for what was refused. Beyond: it was something else.
+pub const REFUSED_ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// Wait for those bytes, all together. Beyond: it was something else.
+pub const REFUSED_ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// An event that ends a choice is held back for so long, for what follows it. Beyond: it goes.
+pub const FINISH_HELD_MAX: Duration = Duration::from_millis(20);
+/// When a client left behind the end of its text and before the usage of the stream, the engine is
+/// read on for so long. Beyond: the usage is missing.
+pub const LATE_USAGE_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;

@@ -3,8 +3,9 @@
 
 use crate::base::clock::unix_ms;
 use crate::config::plan::Plan;
-use crate::state::fleet::{Fleet, UsageWish};
+use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Meters, Times, Tokens};
+use crate::state::wish::UsageWish;
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use crate::usage::outbox::Gauge;
 use crate::usage::spool::state::{ReporterState, SpoolState};
@@ -329,8 +330,9 @@ impl Facts {
         let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
         page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
         let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
+        let now = Instant::now();
         let refuses = |i: usize| {
-            let wish = self.fleet.get(i).map(|member| member.usage_wish());
+            let wish = self.fleet.get(i).map(|member| member.usage_wish().at(now));
             u64::from(wish == Some(UsageWish::Refused))
         };
         let help = "1 when the backend refused to be asked for the usage of a stream.";

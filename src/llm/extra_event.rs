@@ -1,16 +1,34 @@
-//! Takes the usage event out of a stream whose client did not ask for one: its event has
-//! `"choices": []`, and clients that index the first choice of every event break on it.
+//! Takes out of a stream what its engine put there because we asked for usage and the client did
+//! not: the usage event, whose `"choices": []` breaks clients that index the first choice of every
+//! event, and counts in the events before it. What the usage event took from the event before it
+//! (engines put some members on the last event, whichever that is) is put back there.
+//!
+//! What an engine does without being asked, passes. The rules, by what an event has:
+//!
+//! - `usage` is an object and `choices` empty: the usage event, which goes.
+//! - `usage` has nothing but zeros, beside choices: the member goes. Ollama and LocalAI count so
+//!   when they are asked.
+//! - `usage` has counts, beside choices: the engine counts for everybody, as vLLM does with
+//!   `--enable-force-include-usage`, and from here on all passes, the usage event too.
+//! - The same, where the client asked for counts in each event and not for the usage event: vLLM
+//!   gives them only with that event, and the member goes. It stays when it is SGLang's, which
+//!   gives it without, and on a last event that alone has one.
+//! - `usage` is null: SGLang and TGI write it into every event, asked or not. It tells nothing, and
+//!   passes.
 //!
 //! What is not such an event passes byte for byte, and nearly always untouched where it lies: bytes
-//! are copied only when an event goes, or when a slice ends inside of one. That beginning is held
-//! back until it is known what it is; nobody can use half an event.
+//! are copied only when something goes, or when a slice ends inside of an event. That beginning is
+//! held back until it is known what it is; nobody can use half an event. And an event that ends a
+//! choice is held back for what follows it, as long as its owner allows.
 
-use super::json::{Fault, Reader};
 use crate::base::limits::EVENT_HELD_BYTES_MAX;
+use facts::{data, has_finish, put_back, Choices, Facts};
 use memchr::memchr2;
 use memchr::memmem::Finder;
-use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
+
+mod facts;
 
 /// Built once: it holds the vector routine chosen for this CPU.
 static USAGE_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
@@ -23,21 +41,49 @@ const ROOM_KEPT_BYTES: usize = 2 * 1024;
 pub struct ExtraEvent {
     /// The beginning of an event that is not complete.
     held: Vec<u8>,
+    /// A whole event that ends a choice, and what goes with it.
+    finish: Vec<u8>,
     lines: Lines,
     /// The rest of the event being read passes: it is longer than what may be held.
     is_passing: bool,
     /// The last event was taken out, and with it goes a LF that still belongs to it.
     has_dropped: bool,
     unjudged: bool,
+    /// The client asked for counts in each event, and not for the usage event.
+    wants_counts: bool,
+    /// Counts were taken out of an event.
+    has_cut: bool,
+    /// The engine counts for everybody: nothing is there for our sake.
+    is_untouched: bool,
+}
+
+/// What becomes of an event.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It goes as it is.
+    Passes,
+    /// It goes when it is known what follows.
+    Finishes,
+    /// It does not go.
+    Extra,
+    /// It goes without these bytes; and it ends a choice, or not.
+    Cut(Range<usize>, bool),
+    /// It goes, and all that follow.
+    Untouched,
 }
 
 impl ExtraEvent {
+    /// For a client that asked for counts in each event, or not.
+    pub fn new(wants_counts: bool) -> ExtraEvent {
+        ExtraEvent { wants_counts, ..ExtraEvent::default() }
+    }
+
     /// True when bytes may go out as they are; then they must, or else be given to
     /// [`ExtraEvent::feed`].
     pub fn passes(&self, bytes: &[u8]) -> bool {
         self.is_between_events()
             && (bytes.ends_with(b"\n\n") || bytes.ends_with(b"\n\r\n"))
-            && !has_extra(bytes)
+            && self.all_pass(bytes)
     }
 
     /// Takes the next bytes and appends what of them, and of those held, goes out now.
@@ -45,11 +91,12 @@ impl ExtraEvent {
         let mut rest = bytes;
         if self.lines.end_cr(rest) {
             let (lf, behind) = rest.split_at(1);
-            match (self.lines.inside, self.has_dropped) {
+            match (self.lines.inside, self.has_dropped, self.is_waiting()) {
                 // The event goes on.
-                (true, _) => self.keep(lf, out),
-                (false, false) => out.extend_from_slice(lf),
-                (false, true) => {}
+                (true, _, _) => self.keep(lf, out),
+                (false, true, _) => {}
+                (false, false, true) => self.finish.extend_from_slice(lf),
+                (false, false, false) => out.extend_from_slice(lf),
             }
             rest = behind;
         }
@@ -63,12 +110,23 @@ impl ExtraEvent {
 
     /// The stream is over: appends what is held.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
+        self.release(out);
         out.append(&mut self.held);
+    }
+
+    /// A whole event is held back for what follows it.
+    pub fn is_waiting(&self) -> bool {
+        !self.finish.is_empty()
+    }
+
+    /// It waits no longer: appends it.
+    pub fn release(&mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.finish);
     }
 
     /// Bytes that are held.
     pub fn held(&self) -> usize {
-        self.held.len()
+        self.held.len() + self.finish.len()
     }
 
     /// True when an event was longer than [`EVENT_HELD_BYTES_MAX`] and passed without being looked
@@ -77,9 +135,25 @@ impl ExtraEvent {
         self.unjudged
     }
 
-    /// Nothing is begun, and no LF of a line end is owed.
+    /// Nothing is begun or waits, and no LF of a line end is owed.
     fn is_between_events(&self) -> bool {
-        !self.lines.inside && !self.lines.after_cr && !self.is_passing
+        !self.lines.inside && !self.lines.after_cr && !self.is_passing && !self.is_waiting()
+    }
+
+    /// Whole events: none of them is touched.
+    fn all_pass(&self, bytes: &[u8]) -> bool {
+        if self.is_untouched || (USAGE_KEY.find(bytes).is_none() && !has_finish(bytes)) {
+            return true;
+        }
+        let (mut lines, mut rest) = (Lines::default(), bytes);
+        while let Some(end) = lines.event_end(rest) {
+            let (event, behind) = rest.split_at(end);
+            if self.judge(event) != Verdict::Passes {
+                return false;
+            }
+            rest = behind;
+        }
+        true
     }
 
     /// An event ends with these bytes.
@@ -89,23 +163,69 @@ impl ExtraEvent {
             out.extend_from_slice(bytes);
             return;
         }
-        let long = self.held.len() + bytes.len() > EVENT_HELD_BYTES_MAX;
-        self.unjudged |= long;
-        if self.held.is_empty() {
-            self.has_dropped = !long && is_extra(bytes);
-            if !self.has_dropped {
-                out.extend_from_slice(bytes);
+        let mut held = std::mem::take(&mut self.held);
+        if held.is_empty() {
+            self.send_event(bytes, out);
+        } else {
+            held.extend_from_slice(bytes);
+            self.send_event(&held, out);
+        }
+        held.clear();
+        if held.capacity() <= ROOM_KEPT_BYTES {
+            self.held = held;
+        }
+    }
+
+    /// A whole event.
+    fn send_event(&mut self, event: &[u8], out: &mut Vec<u8>) {
+        self.unjudged |= event.len() > EVENT_HELD_BYTES_MAX;
+        let verdict = self.judge(event);
+        self.has_dropped = verdict == Verdict::Extra;
+        if self.has_dropped && self.is_waiting() {
+            put_back(event, &mut self.finish);
+        }
+        self.release(out);
+        match verdict {
+            Verdict::Passes => out.extend_from_slice(event),
+            Verdict::Finishes => self.finish.extend_from_slice(event),
+            Verdict::Extra => {}
+            Verdict::Cut(range, finishes) => {
+                self.has_cut = true;
+                let to = if finishes { &mut self.finish } else { out };
+                to.extend_from_slice(event.get(..range.start).unwrap_or_default());
+                to.extend_from_slice(behind(event, range.end));
             }
-            return;
+            Verdict::Untouched => {
+                self.is_untouched = true;
+                out.extend_from_slice(event);
+            }
         }
-        self.held.extend_from_slice(bytes);
-        self.has_dropped = !long && is_extra(&self.held);
-        if !self.has_dropped {
-            out.extend_from_slice(&self.held);
+    }
+
+    fn judge(&self, event: &[u8]) -> Verdict {
+        if self.is_untouched || event.len() > EVENT_HELD_BYTES_MAX {
+            return Verdict::Passes;
         }
-        self.held.clear();
-        if self.held.capacity() > ROOM_KEPT_BYTES {
-            self.held = Vec::new();
+        let plain = || if has_finish(event) { Verdict::Finishes } else { Verdict::Passes };
+        if USAGE_KEY.find(event).is_none() {
+            return plain();
+        }
+        let (json, at) = data(event);
+        let Ok(facts) = Facts::of(&json) else { return Verdict::Passes };
+        let Some(counts) = facts.counts else { return plain() };
+        match facts.choices {
+            Choices::Absent => return Verdict::Passes,
+            Choices::None => return Verdict::Extra,
+            Choices::Some => {}
+        }
+        let tells_always = counts.are_sglangs || (facts.finishes && !self.has_cut);
+        match (counts.are_zeros, self.wants_counts) {
+            (false, false) => Verdict::Untouched,
+            (false, true) if tells_always => Verdict::Passes,
+            // Where data has several lines nothing can be cut out of it.
+            _ => at.map_or(Verdict::Passes, |at| {
+                Verdict::Cut(at + counts.span.start..at + counts.span.end, facts.finishes)
+            }),
         }
     }
 
@@ -114,6 +234,7 @@ impl ExtraEvent {
         if self.held.len() + bytes.len() > EVENT_HELD_BYTES_MAX {
             self.unjudged = true;
             self.is_passing = true;
+            self.release(out);
             out.append(&mut std::mem::take(&mut self.held));
         }
         match self.is_passing {
@@ -163,67 +284,6 @@ impl Lines {
         self.inside |= self.in_line;
         None
     }
-}
-
-/// Whole events: one of them is the extra one.
-fn has_extra(bytes: &[u8]) -> bool {
-    if USAGE_KEY.find(bytes).is_none() {
-        return false;
-    }
-    let (mut lines, mut rest) = (Lines::default(), bytes);
-    while let Some(end) = lines.event_end(rest) {
-        let (event, behind) = rest.split_at(end);
-        if event.len() <= EVENT_HELD_BYTES_MAX && is_extra(event) {
-            return true;
-        }
-        rest = behind;
-    }
-    false
-}
-
-/// A whole event: its data is an object with no choice and with usage.
-fn is_extra(event: &[u8]) -> bool {
-    USAGE_KEY.find(event).is_some() && is_usage_alone(&data(event)).unwrap_or(false)
-}
-
-/// The data of an event: what its `data` lines say, joined by line ends.
-fn data(event: &[u8]) -> Cow<'_, [u8]> {
-    let lines = event.split(|byte| matches!(byte, b'\n' | b'\r'));
-    let mut values = lines.filter_map(|line| match line.strip_prefix(b"data") {
-        Some([b':', value @ ..]) => Some(value),
-        _ => None,
-    });
-    let first = values.next().unwrap_or_default();
-    let mut joined = Cow::Borrowed(first);
-    for value in values {
-        let joined = joined.to_mut();
-        joined.push(b'\n');
-        joined.extend_from_slice(value);
-    }
-    joined
-}
-
-/// An object with `"choices": []` and a `usage` that is an object.
-fn is_usage_alone(json: &[u8]) -> Result<bool, Fault> {
-    let mut reader = Reader::new(json);
-    let (mut no_choice, mut has_usage) = (false, false);
-    let mut key = reader.enter_object()?;
-    while let Some(name) = key {
-        let first = reader.peek();
-        let start = reader.offset();
-        reader.skip_value()?;
-        match name {
-            b"choices" => {
-                let inner = json.get(start + 1..reader.offset() - 1).unwrap_or(b"?");
-                no_choice = first == Some(b'[') && inner.trim_ascii().is_empty();
-            }
-            b"usage" => has_usage = first == Some(b'{'),
-            _ => {}
-        }
-        key = reader.next_key()?;
-    }
-    reader.end()?;
-    Ok(no_choice && has_usage)
 }
 
 /// `bytes` from `at`; empty when that is past the end.

@@ -23,6 +23,8 @@ pub struct RequestFacts<'a> {
     pub stream: Option<bool>,
     /// `stream_options.include_usage` is true.
     pub include_usage: bool,
+    /// `stream_options.continuous_usage_stats` is true: counts in each event are asked for.
+    pub continuous_usage: bool,
     /// `max_tokens`, else `max_completion_tokens`, else `max_output_tokens`. `None` when absent,
     /// null or negative (llama.cpp and its clients write -1 for "no limit").
     pub max_tokens: Option<u64>,
@@ -254,6 +256,10 @@ impl<'a> Watched<'a> {
                     let form =
                         if flag.is_none() { SpliceForm::NullFlag } else { SpliceForm::FalseFlag };
                     self.options = Some((at, form));
+                }
+                b"continuous_usage_stats" => {
+                    self.facts.continuous_usage = reader.peek() == Some(b't');
+                    reader.skip_value()?;
                 }
                 name if name.contains(&b'\\') => return Err(ScanFault::Escaped),
                 _ => reader.skip_value()?,

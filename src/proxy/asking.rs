@@ -1,11 +1,15 @@
 //! Asking engines for the usage of streams whose clients did not ask: when, and what their answers
 //! teach. Records, quotas and token limits need it; most engines do not tell unasked.
 
+use super::client::Client;
 use super::receive::Request;
 use super::worker::Worker;
+use crate::base::fault::{Fault, Retry};
 use crate::config::plan::StreamUsage;
 use crate::llm::dialect::Dialect;
-use crate::state::fleet::UsageWish;
+use crate::llm::request::{scan, SpliceForm, UsageSplice};
+use crate::state::wish::UsageWish;
+use std::time::Instant;
 
 /// Whether a try asks for usage on its own account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,12 +17,17 @@ pub enum Asking {
     /// It goes as the client sent it.
     #[default]
     No,
-    /// It asks, and an answer is an answer.
+    /// It asks.
     Yes,
-    /// It asks an engine of which nobody knows whether it takes that: a refusal may mean the wish.
+    /// It asks an engine of which nobody knows whether it takes that: any refusal may mean the
+    /// wish.
     Trial,
-    /// It goes as the client sent it, because a trial was refused.
-    Without,
+    /// It goes as the client sent it, because it was refused with the wish; the refusal named it,
+    /// or not.
+    Without {
+        /// It did.
+        is_named: bool,
+    },
 }
 
 impl Asking {
@@ -30,54 +39,82 @@ impl Asking {
         if request.usage_splice().is_none() || dialect != Some(Dialect::OpenAi) {
             return Asking::No;
         }
-        let wish = w.fleet.get(backend as usize).map(|member| member.usage_wish());
-        match (plan.map(|plan| plan.stream_usage), wish) {
+        let member = w.fleet.get(backend as usize);
+        match (plan.map(|plan| plan.stream_usage), member) {
             (Some(StreamUsage::Always), _) => Asking::Yes,
-            (Some(StreamUsage::Auto), Some(wish)) if w.plan.usage.wants_stream_usage() => {
-                match wish {
+            (Some(StreamUsage::Auto), Some(member)) if w.plan.usage.wants_stream_usage() => {
+                match member.usage_wish().at(Instant::now()) {
                     UsageWish::Unknown => Asking::Trial,
                     UsageWish::Taken => Asking::Yes,
-                    UsageWish::Refused => Asking::No,
+                    UsageWish::Refused | UsageWish::Needless => Asking::No,
                 }
             }
             _ => Asking::No,
         }
     }
 
-    /// True when the wish is spliced into the body.
+    /// True when the wish is spliced into the body. Such a request must be in hand until the head
+    /// of the answer is there: it may have to go once more without.
     pub fn is_spliced(self) -> bool {
         matches!(self, Asking::Yes | Asking::Trial)
     }
 
-    /// True when the body must be in hand until the head of the answer is there.
-    pub fn keeps_body(self) -> bool {
-        self == Asking::Trial
+    /// True when an answer of this status may be about the wish.
+    pub fn may_be_refused(self, status: u16) -> bool {
+        self.is_spliced() && matches!(status, 400 | 422)
     }
 
-    /// Learns from the status of an answer. `Some`: the request is to be sent once more, so, and
-    /// the answer is dropped.
+    /// Learns from the status of an answer; `is_named`: it is a refusal that names the wish.
+    /// `Some`: the request is to be sent once more, so, and the answer is dropped.
     ///
     /// Only success proves anything. A request that is refused both ways was wrong by itself, and
     /// one that met another obstacle the second time says nothing about the first.
-    pub fn learn(self, w: &Worker, backend: u32, status: u16) -> Option<Asking> {
-        let member = w.fleet.get(backend as usize)?;
+    pub fn learn(self, w: &Worker, backend: u32, status: u16, is_named: bool) -> Option<Asking> {
+        let known = w.fleet.get(backend as usize)?.usage_wish();
+        let now = Instant::now();
         match (self, status) {
-            (Asking::Trial, 400 | 422) if member.usage_wish() != UsageWish::Taken => {
-                return Some(Asking::Without);
+            (Asking::Yes | Asking::Trial, 400 | 422) if is_named => {
+                return Some(Asking::Without { is_named });
             }
-            (Asking::Trial | Asking::Yes, 200..=299) => {
-                member.learn_usage_wish(UsageWish::Taken);
+            (Asking::Trial, 400 | 422) if known.at(now) == UsageWish::Unknown => {
+                return Some(Asking::Without { is_named });
             }
-            (Asking::Without, 200..=299) if member.learn_usage_wish(UsageWish::Refused) => {
-                let backend = w.backend(backend).map_or("", |plan| plan.name.as_str());
-                tracing::info!(
-                    backend,
-                    "the engine refuses stream_options.include_usage and is asked no more: \
-                     streams whose clients do not ask for usage are recorded without"
-                );
+            (Asking::Yes | Asking::Trial, 200..=299) => {
+                known.learn(UsageWish::Taken, now);
+            }
+            (Asking::Without { is_named }, 200..=299) => {
+                let plan = w.backend(backend)?;
+                let is_clear = is_named || known.at(now) == UsageWish::Unknown;
+                let is_asked = plan.stream_usage == StreamUsage::Always;
+                if is_clear && !is_asked && known.learn(UsageWish::Refused, now) {
+                    tracing::info!(
+                        backend = plan.name,
+                        "the engine refuses stream_options.include_usage and is not asked for a \
+                         while: streams whose clients do not ask for usage are recorded without"
+                    );
+                }
             }
             _ => {}
         }
         None
     }
+}
+
+/// A try failed: a backend that cannot be reached may be another engine when it is back.
+pub fn hear_failure(w: &Worker, backend: u32, fault: Fault) {
+    if let (Retry::Any, Some(member)) = (fault.retry(), w.fleet.get(backend as usize)) {
+        member.usage_wish().forget();
+    }
+}
+
+/// Whether the client of a stream that was asked about asked for counts in each event. Few have
+/// options for their stream, so the body is read again instead of keeping that of every request.
+pub fn wants_counts(request: &Request, client: &Client) -> bool {
+    let splice = request.usage_splice().map(UsageSplice::form);
+    let has_options = matches!(
+        splice,
+        Some(SpliceForm::OtherOptions | SpliceForm::NullFlag | SpliceForm::FalseFlag)
+    );
+    let body = request.body(client.bytes());
+    has_options && scan(body).is_ok_and(|facts| facts.continuous_usage)
 }

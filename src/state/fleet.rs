@@ -1,10 +1,12 @@
 //! The backends as both planes see them: health and addresses (written by the control plane, read
 //! by workers), requests in flight (written by workers). Readers never wait.
 
+use super::wish::KnownWish;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The run-time state of all backends, indexed as `Plan::backends`.
 pub struct Fleet {
@@ -15,30 +17,20 @@ pub struct Fleet {
 pub struct Member {
     healthy: AtomicBool,
     inflight: AtomicU32,
-    usage_wish: AtomicU8,
+    usage_wish: KnownWish,
     addresses: ArcSwap<Vec<SocketAddr>>,
     tls: Option<Arc<rustls::ClientConfig>>,
-}
-
-/// What an engine did when it was asked for the usage of a stream by us, and not by the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UsageWish {
-    /// It was never asked, or has not answered in a way that tells.
-    Unknown,
-    /// It took the wish.
-    Taken,
-    /// It refused a request for it, and took the same without.
-    Refused,
 }
 
 impl Fleet {
     /// All backends healthy until a probe says otherwise, no address known yet. `tls` holds, for
     /// each backend in the order of the plan, its client configuration if it speaks TLS.
     pub fn new(tls: Vec<Option<Arc<rustls::ClientConfig>>>) -> Fleet {
+        let born = Instant::now();
         let member = |tls| Member {
             healthy: AtomicBool::new(true),
             inflight: AtomicU32::new(0),
-            usage_wish: AtomicU8::new(UsageWish::Unknown as u8),
+            usage_wish: KnownWish::new(born),
             addresses: ArcSwap::from_pointee(Vec::new()),
             tls,
         };
@@ -67,9 +59,11 @@ impl Member {
         self.healthy.load(Ordering::Relaxed)
     }
 
-    /// Set by the health prober alone.
+    /// Set by the health prober alone. What comes back may be another engine than what went.
     pub fn set_healthy(&self, healthy: bool) {
-        self.healthy.store(healthy, Ordering::Relaxed);
+        if self.healthy.swap(healthy, Ordering::Relaxed) != healthy {
+            self.usage_wish.forget();
+        }
     }
 
     /// Requests that a worker sent here and has not settled.
@@ -87,20 +81,9 @@ impl Member {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// What is known of its answer to the wish for usage. Lives as long as the process.
-    pub fn usage_wish(&self) -> UsageWish {
-        let known = self.usage_wish.load(Ordering::Relaxed);
-        let all = [UsageWish::Taken, UsageWish::Refused];
-        all.into_iter().find(|wish| *wish as u8 == known).unwrap_or(UsageWish::Unknown)
-    }
-
-    /// Learns it. The first lesson stays; true when this was it.
-    pub fn learn_usage_wish(&self, wish: UsageWish) -> bool {
-        let unknown = UsageWish::Unknown as u8;
-        let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
-        // Read first: the line is shared, and nearly always there is nothing to be learnt.
-        self.usage_wish() == UsageWish::Unknown
-            && self.usage_wish.compare_exchange(unknown, wish as u8, set, read).is_ok()
+    /// What is known of its answer to the wish for the usage of a stream.
+    pub fn usage_wish(&self) -> &KnownWish {
+        &self.usage_wish
     }
 
     /// The addresses last resolved; empty when the name never resolved, and for Unix sockets.
@@ -116,21 +99,5 @@ impl Member {
     /// TLS settings towards this backend.
     pub fn tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
         self.tls.as_ref()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Catches: an engine that is asked no more because one of two requests came late.
-    #[test]
-    fn the_first_lesson_about_usage_stays() {
-        let fleet = Fleet::new(vec![None]);
-        let member = fleet.get(0).unwrap();
-        assert_eq!(member.usage_wish(), UsageWish::Unknown);
-        assert!(member.learn_usage_wish(UsageWish::Taken));
-        assert!(!member.learn_usage_wish(UsageWish::Refused));
-        assert_eq!(member.usage_wish(), UsageWish::Taken);
     }
 }

@@ -8,3 +8,4 @@ pub mod meters;
 pub mod scrape;
 pub mod pulse;
 pub mod stop;
+pub mod wish;

@@ -19,6 +19,7 @@ mod connections;
 mod kept_connections;
 mod refusals;
 mod classify;
+mod asking;
 mod backends;
 mod abort;
 mod half_close;

@@ -68,6 +68,10 @@ pub struct Knobs {
     pub status: Option<u16>,
     /// Answer this status to requests with `stream_options`
     pub refuse_options: Option<u16>,
+    /// The engine was started so that it tells usage without being asked
+    pub force_usage: bool,
+    /// Steps of `gap-ms` between the end of the text and the usage event
+    pub usage_steps: u32,
     /// Fail the generation here
     pub error: Option<ErrorAt>,
     /// Events before the in-stream error
@@ -123,6 +127,8 @@ impl Default for Knobs {
             prefill_us_per_kb: 0.0,
             status: None,
             refuse_options: None,
+            force_usage: false,
+            usage_steps: 0,
             error: None,
             error_after: 0,
             die_after: None,
@@ -149,7 +155,7 @@ impl Default for Knobs {
 }
 
 /// Name and meaning of every knob, for the command line's help.
-pub const NAMES: [(&str, &str); 29] = [
+pub const NAMES: [(&str, &str); 31] = [
     ("tokens", "content events of a stream [16, or the request's max_tokens if that is less]"),
     ("ttft-ms", "milliseconds before the first event or the whole answer [0]"),
     ("gap-ms", "milliseconds between content events [0]"),
@@ -158,6 +164,8 @@ pub const NAMES: [(&str, &str); 29] = [
     ("prefill-us-per-kb", "microseconds added to ttft per KiB of request body [0]"),
     ("status", "answer this status with the dialect's error body; 0 = off"),
     ("refuse-stream-options", "answer this status to requests with stream_options; 0 = off"),
+    ("force-usage", "tell usage unasked, as vLLM and SGLang can be started to; 1 or 0"),
+    ("usage-steps", "steps of gap-ms between the finish event and the usage event [0]"),
     ("error", "in-stream: an error event after error-after events; after: cut after [DONE]; off"),
     ("error-after", "events before the in-stream error [0]"),
     ("die-after", "cut the connection after N events; off"),
@@ -199,6 +207,8 @@ impl Knobs {
             "refuse-stream-options" => {
                 self.refuse_options = Some(number(value)?).filter(|status| *status != 0);
             }
+            "force-usage" => self.force_usage = flag(value)?,
+            "usage-steps" => self.usage_steps = number(value)?,
             "error-after" => self.error_after = number(value)?,
             "die-after" => self.die_after = optional(value)?,
             "die-before-head" => self.die_before_head = flag(value)?,

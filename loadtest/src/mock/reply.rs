@@ -13,7 +13,7 @@ use super::knobs::{Close, HeadTime, Knobs, Split};
 use super::message::{self, Delimiter, HeadStyle, Kind, Message};
 use super::receive::{Request, Wishes};
 use super::server::{Key, Worker};
-use crate::script::errors::error_body;
+use crate::script::errors::{self, error_body};
 use crate::script::{answer_body, checksum, Api, Ask, Dialect, Usage};
 
 /// What shall be played.
@@ -91,10 +91,13 @@ pub fn decide(worker: &Worker, received: &Received<'_>, is_last: bool) -> Reply 
     let mut bad = None;
     // A failing engine may well look healthy; POST /mock/health decides about probes.
     let status = knobs.status.filter(|_| request.method == "POST");
-    let refused = || memmem::find(body, b"\"stream_options\"").is_some();
-    let status = status.or_else(|| knobs.refuse_options.filter(|_| refused()));
+    let has_options = || memmem::find(body, b"\"stream_options\"").is_some();
+    let refusal = knobs.refuse_options.filter(|_| status.is_none() && has_options());
     let message = if knobs.echo {
         Rc::new(json_message(style, echo(received).as_bytes()))
+    } else if let Some(status) = refusal {
+        let text = errors::refused_options(status);
+        Rc::new(json_message(HeadStyle { status, ..style }, text.as_bytes()))
     } else if let Some(status) = status {
         Rc::new(failure(worker, &knobs, status, closes))
     } else if let Some(api) = api_of(dialect, path) {
@@ -175,6 +178,8 @@ fn ask_of(worker: &Worker, request: &Request, body: &[u8], api: Api, knobs: &Kno
         stream,
         include_usage: wishes.include_usage,
         continuous_usage: wishes.continuous_usage,
+        forced_usage: knobs.force_usage,
+        usage_steps: knobs.usage_steps,
         details: wishes.details,
         raw: wishes.raw && worker.shared.options.dialect == Dialect::Vllm,
         model: wishes.model.unwrap_or_else(|| "m".to_string()),

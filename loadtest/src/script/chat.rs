@@ -17,10 +17,19 @@ pub fn stream(ask: &Ask) -> Vec<Piece> {
         let choice = content_choice(ask, &token_text(ask, step));
         pieces.push(event(step, &chunk(ask, &choice, &early_usage(ask, u64::from(step) + 1))));
     }
-    let last = ask.tokens.saturating_sub(1);
-    pieces.append(&mut ending(ask, last));
-    pieces.push(Piece { step: last, events: 1, bytes: b"data: [DONE]\n\n".to_vec() });
+    pieces.append(&mut ending(ask, ask.tokens.saturating_sub(1)));
+    let step = pieces.last().map_or(0, |piece| piece.step);
+    pieces.push(Piece { step, events: 1, bytes: b"data: [DONE]\n\n".to_vec() });
     pieces
+}
+
+/// What vLLM says of itself in the last event of a stream, be it the usage event or not.
+const FINGERPRINT: &str = r#","system_fingerprint":"vllm-0.32.0-1a2b3c4d""#;
+
+/// The usage event is sent.
+fn tells_usage(ask: &Ask) -> bool {
+    let is_forced = ask.forced_usage && matches!(ask.dialect, Dialect::Vllm | Dialect::Sglang);
+    ask.include_usage || is_forced
 }
 
 /// The finish event and, where it is asked for or always sent, the usage.
@@ -33,20 +42,22 @@ fn ending(ask: &Ask, last: u32) -> Vec<Piece> {
             if ask.dialect == Dialect::Llamacpp { timings(&ask.usage) } else { String::new() };
         return vec![event(last, &chunk(ask, &finish, &(total + &times)))];
     }
-    if !ask.include_usage {
+    if !tells_usage(ask) {
         let tail = match ask.dialect {
+            Dialect::Vllm => FINGERPRINT.to_string(),
             Dialect::Llamacpp => timings(&ask.usage),
             _ => early_usage(ask, ask.usage.completion),
         };
         return vec![event(last, &chunk(ask, &finish, &tail))];
     }
     let tail = match ask.dialect {
-        Dialect::Vllm => total + r#","system_fingerprint":"vllm-0.32.0-1a2b3c4d""#,
+        Dialect::Vllm => total + FINGERPRINT,
         Dialect::Llamacpp => total + &timings(&ask.usage),
         _ => total,
     };
     let finish = event(last, &chunk(ask, &finish, &early_usage(ask, ask.usage.completion)));
-    let total = event(last, &object(ask, chunk_name(ask), "[]", &tail));
+    let told = last + ask.usage_steps;
+    let total = event(told, &object(ask, chunk_name(ask), "[]", &tail));
     if ask.dialect == Dialect::Llamacpp {
         // Both events leave in one chunk: one event is not one chunk.
         let bytes = [finish.bytes, total.bytes].concat();
@@ -57,12 +68,11 @@ fn ending(ask: &Ask, last: u32) -> Vec<Piece> {
 
 /// The `usage` key of an event before the usage event: absent, null, zero or cumulative.
 fn early_usage(ask: &Ask, so_far: u64) -> String {
-    let continuous = ask.continuous_usage
-        && match ask.dialect {
-            Dialect::Vllm => ask.include_usage,
-            Dialect::Sglang => true,
-            _ => false,
-        };
+    let continuous = match ask.dialect {
+        Dialect::Vllm => ask.forced_usage || (ask.continuous_usage && ask.include_usage),
+        Dialect::Sglang => ask.continuous_usage,
+        _ => false,
+    };
     if continuous {
         let counts = Usage { completion: so_far.min(ask.usage.completion), ..ask.usage };
         return format!(r#","usage":{}"#, usage(ask, &counts));
@@ -181,7 +191,8 @@ fn whole_with(ask: &Ask, text: &str) -> String {
     };
     let tail = match ask.dialect {
         Dialect::Vllm => {
-            r#","service_tier":null,"system_fingerprint":"vllm-0.32.0-1a2b3c4d""#.to_string()
+            r#","service_tier":null"#.to_string()
+                + FINGERPRINT
                 + &tail
                 + r#","prompt_logprobs":null,"prompt_token_ids":null,"kv_transfer_params":null"#
         }

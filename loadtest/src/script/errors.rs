@@ -32,6 +32,17 @@ pub fn error_body(dialect: Dialect, status: u16) -> (&'static str, String) {
     ("application/json", body)
 }
 
+/// What a server of FastAPI says to a request with a member that it does not know, before (422) and
+/// after (400) vLLM and its like put it into an object of their own.
+pub fn refused_options(status: u16) -> String {
+    if status == 422 {
+        return r#"{"detail":[{"type":"extra_forbidden","loc":["body","stream_options"],"msg":"Extra inputs are not permitted","input":{"include_usage":true}}]}"#.to_string();
+    }
+    format!(
+        r#"{{"object":"error","message":"[{{'type': 'extra_forbidden', 'loc': ('body', 'stream_options'), 'msg': 'Extra inputs are not permitted'}}]","type":"BadRequestError","param":null,"code":{status}}}"#
+    )
+}
+
 /// The pieces that a failing generation sends inside a 200 stream, after `step`. None at all: the
 /// body is cut.
 pub fn in_stream(dialect: Dialect, api: Api, step: u32) -> Vec<Piece> {

@@ -96,6 +96,12 @@ pub struct Ask {
     pub include_usage: bool,
     /// `stream_options.continuous_usage_stats` of the request
     pub continuous_usage: bool,
+    /// The server was started so that it tells without being asked: vLLM's
+    /// `--enable-force-include-usage`, in each event too; SGLang's
+    /// `--stream-response-default-include-usage`, at the end alone
+    pub forced_usage: bool,
+    /// Steps that the usage event comes after the one before it, where it is a piece of its own
+    pub usage_steps: u32,
     /// `parameters.details` of the request (TGI's native routes)
     pub details: bool,
     /// `encoding_format: "bytes"` of the request (vLLM's embeddings): numbers as they lie in
@@ -128,6 +134,8 @@ impl Default for Ask {
             stream: true,
             include_usage: false,
             continuous_usage: false,
+            forced_usage: false,
+            usage_steps: 0,
             details: false,
             raw: false,
             model: "m".to_string(),

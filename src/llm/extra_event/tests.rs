@@ -4,7 +4,12 @@ use serde_json::Value;
 
 /// What reaches the client of a stream that comes in these slices.
 fn filtered<'a>(slices: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-    let (mut filter, mut out) = (ExtraEvent::default(), Vec::new());
+    filtered_for(false, slices)
+}
+
+/// The same of a client that asked for counts in each event, or not.
+fn filtered_for<'a>(counts: bool, slices: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let (mut filter, mut out) = (ExtraEvent::new(counts), Vec::new());
     for slice in slices {
         match filter.passes(slice) {
             true => out.extend_from_slice(slice),
@@ -19,6 +24,8 @@ fn filtered<'a>(slices: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 /// The same by the plainest means: the whole stream, a tree for each event.
 fn reference(stream: &[u8]) -> Vec<u8> {
     let (mut out, mut event, mut rest) = (Vec::new(), Vec::new(), stream);
+    // Nothing is touched any more, and the event that waits.
+    let (mut is_untouched, mut waiting) = (false, String::new());
     while !rest.is_empty() {
         let text = rest.iter().take_while(|b| !matches!(b, b'\n' | b'\r')).count();
         let end = match rest.get(text..) {
@@ -28,24 +35,89 @@ fn reference(stream: &[u8]) -> Vec<u8> {
         };
         event.extend_from_slice(&rest[..text + end]);
         rest = &rest[text + end..];
-        if text == 0 {
-            let event = std::mem::take(&mut event);
-            if !is_extra_by_tree(&event) {
-                out.extend_from_slice(&event);
+        if text > 0 {
+            continue;
+        }
+        let event = String::from_utf8(std::mem::take(&mut event)).unwrap();
+        let tree = tree(&event);
+        let (choices, usage) = (tree["choices"].as_array(), &tree["usage"]);
+        let finishes = choices.is_some_and(|choices| {
+            choices.iter().any(|c| c["finish_reason"].as_str().is_some_and(|why| !why.is_empty()))
+        });
+        let event = match (choices.map(Vec::is_empty), usage.is_object() && !is_untouched) {
+            (Some(true), true) => {
+                let moved = with_moved(&std::mem::take(&mut waiting), &tree);
+                out.extend_from_slice(moved.as_bytes());
+                continue;
             }
+            (Some(false), true)
+                if usage.to_string().contains(|c: char| ('1'..='9').contains(&c)) =>
+            {
+                is_untouched = true;
+                event
+            }
+            (Some(false), true) => without_usage(&event),
+            _ => event,
+        };
+        out.extend_from_slice(std::mem::take(&mut waiting).as_bytes());
+        match finishes && !is_untouched {
+            true => waiting = event,
+            false => out.extend_from_slice(event.as_bytes()),
         }
     }
-    [out, event].concat()
+    [out, waiting.into_bytes(), event].concat()
 }
 
-fn is_extra_by_tree(event: &[u8]) -> bool {
-    let text = std::str::from_utf8(event).unwrap().replace("\r\n", "\n").replace('\r', "\n");
+/// What the data of an event says; null when it is no JSON.
+fn tree(event: &str) -> Value {
+    let text = event.replace("\r\n", "\n").replace('\r', "\n");
     let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data:")).collect();
-    let tree: Value = serde_json::from_str(&data.join("\n")).unwrap_or_default();
-    tree["choices"].as_array().is_some_and(Vec::is_empty) && tree["usage"].is_object()
+    serde_json::from_str(&data.join("\n")).unwrap_or_default()
 }
 
-/// Streams as engines write them (`<` and `>` stand around what must go), by the serialisers.
+/// What stands before, in and behind the only line of data; `None` when there are several.
+fn data_line(event: &str) -> Option<[&str; 3]> {
+    let mut lines = event.split(['\n', '\r']).filter(|line| line.starts_with("data:"));
+    let line = lines.next().filter(|_| lines.next().is_none())?;
+    let (before, rest) = event.split_at(line.as_ptr() as usize - event.as_ptr() as usize);
+    Some([before, line, rest.split_at(line.len()).1])
+}
+
+/// An event without its usage; as it is when its data has several lines.
+fn without_usage(event: &str) -> String {
+    let Some([before, line, behind]) = data_line(event) else { return event.to_owned() };
+    before.to_owned() + &line_without_usage(line) + behind
+}
+
+fn line_without_usage(line: &str) -> String {
+    let mut keys = line.match_indices("\"usage\"").map(|(at, _)| line.split_at(at));
+    let (before, member) = keys.find(|(before, _)| !before.ends_with('\\')).unwrap();
+    let (_, value) = member.split_once(':').unwrap();
+    let mut values = serde_json::Deserializer::from_str(value).into_iter::<Value>();
+    assert!(values.next().unwrap().unwrap().is_object());
+    let (_, behind) = value.split_at(values.byte_offset());
+    match before.trim_end().strip_suffix(',') {
+        Some(before) => before.trim_end().to_owned() + behind,
+        None => before.trim_end().to_owned() + behind.split_once(',').unwrap().1,
+    }
+}
+
+/// An event that waited, and what it gets of the one that goes.
+fn with_moved(event: &str, gone: &Value) -> String {
+    let Some([before, line, behind]) = data_line(event) else { return event.to_owned() };
+    let Some(close) = line.rfind('}') else { return event.to_owned() };
+    let (object, close) = line.split_at(close);
+    let has = |name: &str| tree(event).get(name).is_some();
+    let moved: String = ["system_fingerprint", "timings"]
+        .into_iter()
+        .filter(|name| !has(name) && gone.get(*name).is_some_and(|value| !value.is_null()))
+        .map(|name| format!(",\"{name}\":{}", gone[name]))
+        .collect();
+    format!("{before}{object}{moved}{close}{behind}")
+}
+
+/// Streams as engines write them (`<` and `>` stand around what must go, `«` and `»` around what is
+/// put back), by the serialisers.
 const STREAMS: &[(&str, &str)] = &[
     (
         "vllm",
@@ -55,20 +127,22 @@ const STREAMS: &[(&str, &str)] = &[
             ": keep-alive\n\n",
             r#"data: {"id":"chatcmpl-a","choices":[{"index":0,"delta":{"content":"\"usage\":{\"choices\":[]}"},"finish_reason":null}]}"#,
             "\n\n",
+            r#"data: {"id":"chatcmpl-a","choices":[{"index":0,"delta":{"content":""},"finish_reason":"stop"}]«,"system_fingerprint":"vllm-0.32.0-1a2b3c4d"»}"#,
+            "\n\n",
             r#"<data: {"id":"chatcmpl-a","object":"chat.completion.chunk","created":1700000000,"model":"m","choices":[],"usage":{"prompt_tokens":12,"total_tokens":15,"completion_tokens":3},"system_fingerprint":"vllm-0.32.0-1a2b3c4d"}"#,
             "\n\n>",
             "data: [DONE]\n\n",
         ),
     ),
     (
-        "vllm, continuous",
+        "vllm that is forced to tell",
         concat!(
             r#"data: {"id":"a","choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"prompt_tokens":12,"total_tokens":13,"completion_tokens":1}}"#,
             "\n\n",
             r#"data: {"id":"a","choices":[{"index":0,"delta":{"content":"y"}}],"usage":{"prompt_tokens":12,"total_tokens":14,"completion_tokens":2}}"#,
             "\n\n",
-            r#"<data: {"id":"a","choices":[],"usage":{"prompt_tokens":12,"total_tokens":14,"completion_tokens":2}}"#,
-            "\n\n>",
+            r#"data: {"id":"a","choices":[],"usage":{"prompt_tokens":12,"total_tokens":14,"completion_tokens":2}}"#,
+            "\n\n",
             "data: [DONE]\n\n",
         ),
     ),
@@ -109,7 +183,7 @@ const STREAMS: &[(&str, &str)] = &[
     (
         "llama.cpp chat, n = 2",
         concat!(
-            r#"data: {"choices":[{"finish_reason":"stop","index":0,"delta":{}}],"created":1,"id":"chatcmpl-a"}"#,
+            r#"data: {"choices":[{"finish_reason":"stop","index":0,"delta":{}}],"created":1,"id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x"«,"timings":{"cache_n":0}»}"#,
             "\n\n",
             r#"<data: {"choices":[],"created":1,"id":"chatcmpl-a","model":"m","system_fingerprint":"b1-x","object":"chat.completion.chunk","usage":{"completion_tokens":3,"prompt_tokens":12,"total_tokens":15,"prompt_tokens_details":{"cached_tokens":0}},"timings":{"cache_n":0}}"#,
             "\n\n>",
@@ -133,7 +207,7 @@ const STREAMS: &[(&str, &str)] = &[
     (
         "ollama completions",
         concat!(
-            r#"data: {"id":"cmpl-1","choices":[{"text":"x","index":0,"finish_reason":null}],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}"#,
+            r#"data: {"id":"cmpl-1","choices":[{"text":"x","index":0,"finish_reason":null}]<,"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}>}"#,
             "\n\n",
             r#"<data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","system_fingerprint":"fp_ollama","choices":[],"usage":{"prompt_tokens":12,"completion_tokens":3,"total_tokens":15}}"#,
             "\n\n>",
@@ -181,12 +255,15 @@ const STREAMS: &[(&str, &str)] = &[
     ("an end inside of an event", "data: {\"choices\":[],\"usage\":{}}\n"),
 ];
 
-/// The stream that an engine sends, and what of it reaches the client.
+/// The stream that an engine sends, and what of it reaches the client. In no fixture do the marks
+/// stand for themselves.
 fn of_marks(marked: &str) -> (String, String) {
-    // In no fixture do the marks stand for themselves.
-    let sent = marked.replace(['<', '>'], "");
-    let parts = marked.split('<').map(|part| part.split_once('>').map_or(part, |(_, rest)| rest));
-    (sent, parts.collect())
+    let without = |from: char, to: char, text: &str| -> String {
+        let parts = text.split(from);
+        parts.map(|part| part.split_once(to).map_or(part, |(_, rest)| rest)).collect()
+    };
+    let sent = without('«', '»', &marked.replace(['<', '>'], ""));
+    (sent, without('<', '>', &marked.replace(['«', '»'], "")))
 }
 
 /// Catches: an event that goes or stays because of where a read ended.
@@ -205,6 +282,26 @@ fn the_usage_event_goes_however_the_stream_is_cut() {
     }
 }
 
+/// Catches: a client that gets anything but what its engine would have sent it without us, byte for
+/// byte, as the engines write it.
+#[test]
+fn a_stream_that_was_asked_about_is_the_one_that_was_not() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/asked");
+    let mut pairs = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Some(name) = path.to_str().unwrap().strip_suffix(".asked.sse") else { continue };
+        let asked = std::fs::read(&path).unwrap();
+        let unasked = std::fs::read_to_string(format!("{name}.unasked.sse")).unwrap();
+        for size in [1, 3, 64, 700, asked.len()] {
+            let got = String::from_utf8(filtered(asked.chunks(size))).unwrap();
+            assert_eq!(got, unasked, "{name} in pieces of {size}");
+        }
+        pairs += 1;
+    }
+    assert!(pairs >= 13, "{pairs}");
+}
+
 /// Catches: a copy of every event, for streams that bring whole ones.
 #[test]
 fn whole_events_pass_where_they_lie() {
@@ -213,12 +310,102 @@ fn whole_events_pass_where_they_lie() {
         "data: {\"choices\":[{}]}\n\n",
         ":\n\n",
         "data: {\"choices\":[{}],\"usage\":null}\n\ndata: [DONE]\n\n",
-        "data: {\"choices\":[{}],\"usage\":{\"prompt_tokens\":1}}\r\n\r\n",
+        "data: {\"choices\":[{\"finish_reason\":null}],\"usage\":null}\r\n\r\n",
+        "data: {\"choices\":[{\"finish_reason\":\"\"}]}\n\n",
     ] {
         assert!(filter.passes(passing.as_bytes()), "{passing}");
     }
-    for held in ["data: {}\n", "data: {\"choices\":[],\"usage\":{}}\n\n", "d", "data: x\n\n:"] {
+    for held in [
+        "data: {}\n",
+        "data: {\"choices\":[],\"usage\":{}}\n\n",
+        "data: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\n",
+        "d",
+        "data: x\n\n:",
+    ] {
         assert!(!filter.passes(held.as_bytes()), "{held}");
+    }
+}
+
+/// Catches: an event that is held back for what follows it and is lost, doubled or out of order.
+#[test]
+fn an_event_that_ends_a_choice_waits_for_what_follows() {
+    const FINISH: &str = "data: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\n";
+    const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"a\":1},\"timings\":{}}\n\n";
+    const DONE: &str = "data: [DONE]\n\n";
+    let with_times = FINISH.replace("}]}", "}],\"timings\":{}}");
+    let feed = |filter: &mut ExtraEvent, bytes: &str| {
+        let mut out = Vec::new();
+        filter.feed(bytes.as_bytes(), &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let waiting = || {
+        let mut filter = ExtraEvent::default();
+        assert_eq!(feed(&mut filter, FINISH), "");
+        assert!(filter.is_waiting() && !filter.passes(DONE.as_bytes()));
+        filter
+    };
+    for (then, wanted) in [
+        (USAGE.to_owned(), with_times.clone()),
+        (USAGE.to_owned() + DONE, with_times + DONE),
+        (DONE.to_owned(), FINISH.to_owned() + DONE),
+        (FINISH.to_owned(), FINISH.to_owned()),
+        (": ping\n\n".to_owned(), FINISH.to_owned() + ": ping\n\n"),
+    ] {
+        let mut filter = waiting();
+        assert_eq!(feed(&mut filter, &then), wanted, "{then}");
+        assert_eq!(filter.is_waiting(), then == FINISH);
+    }
+    // Nothing came for too long, but the beginning of an event, which is still held.
+    let (mut filter, mut out) = (waiting(), Vec::new());
+    let (half, rest) = USAGE.split_at(9);
+    assert_eq!(feed(&mut filter, half), "");
+    filter.release(&mut out);
+    assert_eq!((String::from_utf8(out).unwrap().as_str(), filter.is_waiting()), (FINISH, false));
+    assert_eq!(feed(&mut filter, rest), "");
+    assert_eq!(feed(&mut filter, DONE), DONE);
+}
+
+/// Catches: counts that a client gets although the engine gave them because of us, or that it does
+/// not get although the engine would have given them.
+#[test]
+fn counts_in_each_event_are_whose_they_are() {
+    let event = |usage: &str| format!("data: {{\"choices\":[{{}}]{usage}}}\n\n");
+    let last =
+        |usage: &str| format!("data: {{\"choices\":[{{\"finish_reason\":\"stop\"}}]{usage}}}\n\n");
+    let vllm = r#","usage":{"prompt_tokens":12,"total_tokens":13,"completion_tokens":1}"#;
+    let sglang = r#","usage":{"prompt_tokens":12,"total_tokens":13,"reasoning_tokens":0}"#;
+    let zeros = r#","usage":{"prompt_tokens":0,"total_tokens":0}"#;
+    let null = r#","usage":null"#;
+    let total = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":12}}\n\n";
+    // (the client asks for counts in each event, on the events, on the last one) -> (these stay,
+    // the usage event goes)
+    for (counts, on_events, on_last, stays, goes) in [
+        (false, "", "", false, true),
+        (false, null, null, true, true),
+        (false, zeros, zeros, false, true),
+        (false, vllm, vllm, true, false),
+        (false, sglang, sglang, true, false),
+        (true, "", "", false, true),
+        (true, null, null, true, true),
+        (true, zeros, zeros, false, true),
+        (true, vllm, vllm, false, true),
+        (true, sglang, sglang, true, true),
+    ] {
+        let stream = |events: &str, last_one: &str, end: &str| {
+            [event(events), event(events), last(last_one), end.to_owned()].concat()
+        };
+        let sent = stream(on_events, on_last, total);
+        let (on_events, on_last) = if stays { (on_events, on_last) } else { ("", "") };
+        let wanted = stream(on_events, on_last, if goes { "" } else { total });
+        for size in [1, 7, sent.len()] {
+            let got = filtered_for(counts, sent.as_bytes().chunks(size));
+            assert_eq!(String::from_utf8(got).unwrap(), wanted, "{counts} {sent}");
+        }
+    }
+    // TGI's and llama.cpp's text completions have them on the last event alone, asked or not.
+    for counts in [false, true] {
+        let sent = event("") + &last(vllm) + "data: [DONE]\n\n";
+        assert_eq!(filtered_for(counts, sent.as_bytes().chunks(7)), sent.as_bytes());
     }
 }
 
@@ -256,12 +443,34 @@ fn an_endless_event_passes_unjudged_and_the_next_is_judged() {
 }
 
 fn any_piece() -> impl Strategy<Value = String> {
-    let usage = prop::sample::select(vec!["{}", "null", "{\"a\":[1]}", "0", "\"usage\""]);
-    let choices = prop::sample::select(vec!["[]", "[ ]", "[{}]", "null", "{}", "[[]]"]);
-    let object = (usage, choices, "[ \t]{0,2}", any::<bool>()).prop_map(|(u, c, space, first)| {
+    let usage = prop_oneof![
+        12 => prop::sample::select(vec!["{}", "null", "{\"a\":[0, {}]}", "0", "\"usage\""]),
+        1 => Just("{\"a\":[1]}"),
+    ];
+    let choices = prop::sample::select(vec![
+        "[]",
+        "[ ]",
+        "[{}]",
+        "null",
+        "{}",
+        "[[]]",
+        r#"[{"finish_reason":"stop"}]"#,
+        r#"[{},{"finish_reason" : "x"} ]"#,
+        r#"[{"finish_reason":null}]"#,
+        r#"[{"finish_reason":""}]"#,
+    ]);
+    let more = prop::sample::select(vec![
+        "",
+        r#","timings":[1]"#,
+        r#","system_fingerprint":"f""#,
+        r#","timings":null"#,
+    ]);
+    let places = (usage, choices, more, "[ \t]{0,2}", any::<[bool; 2]>());
+    let object = places.prop_map(|(u, c, more, space, [first, is_lone])| {
         let (u, c) = (format!("\"usage\"{space}:{u}"), format!("\"choices\":{space}{c}"));
         let (a, b) = if first { (u, c) } else { (c, u) };
-        format!("{{\"id\":\"é\\\"usage\\\":{{}}\",{a}{space},{b}}}")
+        let id = if is_lone { "" } else { "\"id\":\"é\\\"usage\\\":{}\"," };
+        format!("{{{space}{id}{a}{space},{b}{more}}}")
     });
     prop_oneof![
         6 => (prop::sample::select(vec!["data: ", "data:", "data", "event: ", ""]), object)

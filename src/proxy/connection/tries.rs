@@ -7,13 +7,14 @@ use crate::base::fault::{Fault, Retry};
 use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::base::refusal::Refusal;
 use crate::proxy::admit::body;
-use crate::proxy::asking::Asking;
+use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
 use crate::proxy::ledger::{Ledger, Written};
 use crate::proxy::receive::Request;
 use crate::proxy::route::{self, Tried};
 use crate::proxy::settle::{self, Ending};
 use crate::proxy::upstream::exchange::exchange;
+use crate::proxy::upstream::refused::names_wish;
 use crate::proxy::worker::Worker;
 use std::rc::Rc;
 
@@ -68,7 +69,7 @@ async fn try_backends(
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Option<Fault>> {
-    let Talk { request, story, .. } = talk;
+    let Talk { request, story, exchange: answered, .. } = talk;
     let mut tried = Tried::default();
     while tried.len() < CONNECT_TRIES_MAX {
         // The first one was picked already.
@@ -86,29 +87,37 @@ async fn try_backends(
         let (mut fresh, mut asking) = (false, Asking::of(w, request, backend));
         // One await in a loop: the futures of two in a row would lie side by side in every stream.
         let result = loop {
-            match exchange(w, client, request, backend, (fresh, asking)).await {
+            let met = exchange(w, client, request, backend, (fresh, asking)).await;
+            match met.map(|got| *answered = Some(got)) {
                 Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
                     fresh = true;
                     w.count_fault(Some(backend), Fault::ReuseRace);
                 }
-                Ok(got) => match asking.learn(w, backend, request.response.status) {
-                    Some(next) => asking = next,
-                    None => break Ok(got),
-                },
+                Ok(()) => {
+                    let status = request.response.status;
+                    // Boxed: it is rare, and the future of a stream would carry it.
+                    let is_named = asking.may_be_refused(status)
+                        && Box::pin(names_wish(client, &request.response, answered)).await;
+                    match asking.learn(w, backend, status, is_named) {
+                        Some(next) => asking = next,
+                        None => break Ok(()),
+                    }
+                    *answered = None;
+                }
                 result => break result,
             }
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
         };
         match result {
-            Ok(exchange) => {
+            Ok(()) => {
                 story.fallback = tried.len() > 1;
                 story.asked_usage = asking.is_spliced();
                 story.ending = Ending::Complete;
-                talk.exchange = Some(exchange);
                 return Ok(());
             }
             Err(fault) => {
+                asking::hear_failure(w, backend, fault);
                 w.count_fault(Some(backend), fault);
                 story.ending = Ending::Fault(fault);
                 if fault.retry() != Retry::Any {

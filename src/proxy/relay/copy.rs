@@ -4,6 +4,7 @@
 
 mod bulk;
 mod close;
+mod finish;
 
 use super::framing::{Inbound, Sections};
 use super::last::{End, Last};
@@ -96,9 +97,10 @@ impl<'a> Relay<'a> {
         Relay { w, client, plan, inbound, tap, asked, strip: None, state }
     }
 
-    /// The usage event is taken out. The answer is an event stream, and of no announced length.
-    pub fn strip(&mut self) {
-        self.strip = Some(Box::default());
+    /// What is there for our sake is taken out; `wants_counts`: the client asked for counts in each
+    /// event. The answer is an event stream, and of no announced length.
+    pub fn strip(&mut self, wants_counts: bool) {
+        self.strip = Some(Box::new(Strip::new(wants_counts)));
     }
 
     /// Sends the head, together with what has arrived of the body, which stands in `bytes` behind
@@ -142,6 +144,12 @@ impl<'a> Relay<'a> {
 
     /// Waits for the engine without a buffer, reads once, forwards what came.
     async fn next_read(&mut self, link: &mut Link) -> Step {
+        if let Some(left) = self.strip.as_ref().and_then(|strip| strip.wait()) {
+            // Boxed: it is once in a stream, if at all.
+            if !Box::pin(self.is_followed(link, left)).await {
+                return Box::pin(self.release()).await.map_or_else(Step::Broken, |()| Step::Goes);
+            }
+        }
         let post = &self.client.post;
         // Engines send the head of a stream at once and its first token after the prefill: until
         // there is a byte of the body, it is the first byte that is waited for.

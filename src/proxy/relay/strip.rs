@@ -1,13 +1,16 @@
 //! A stream whose usage we asked for and the client did not: the event that tells it is for us
-//! alone. All other bytes go out as they came, in whole chunks where they lie; once in a stream,
-//! when that event is there or a read ends inside of one, they are put together anew.
+//! alone. All other bytes go out as they came, in whole chunks where they lie; when that event is
+//! there, or a read ends inside of one, they are put together anew. An event that ends a choice
+//! waits for what follows it, and never for long.
 
 use super::framing::Sections;
+use crate::base::limits::FINISH_HELD_MAX;
 use crate::http::head::Version;
 use crate::http::response::ResponseHead;
 use crate::http::write::OutFraming;
 use crate::llm::extra_event::ExtraEvent;
 use crate::rt::buffer::Buffer;
+use std::time::{Duration, Instant};
 
 /// What of a read goes to the client.
 pub struct Part {
@@ -17,13 +20,26 @@ pub struct Part {
     pub sections: Sections,
 }
 
+impl Part {
+    fn of(bytes: Buffer) -> Box<Part> {
+        let sections = Sections::of_data(bytes.len());
+        Box::new(Part { bytes, sections })
+    }
+}
+
 /// Takes the event out.
-#[derive(Default)]
 pub struct Strip {
     filter: ExtraEvent,
+    /// When the event that waits goes, whatever follows.
+    wait_ends: Option<Instant>,
 }
 
 impl Strip {
+    /// For a client that asked for counts in each event, or not.
+    pub fn new(wants_counts: bool) -> Strip {
+        Strip { filter: ExtraEvent::new(wants_counts), wait_ends: None }
+    }
+
     /// Looks at what was decoded of `input`. `None`: it may go as it is; else this goes instead,
     /// which may be nothing. `last`: the body ends with it.
     pub fn part(&mut self, body: &Sections, input: &[u8], last: bool) -> Option<Box<Part>> {
@@ -39,8 +55,23 @@ impl Strip {
         if last {
             self.filter.finish(&mut bytes);
         }
-        let sections = Sections::of_data(bytes.len());
-        Some(Box::new(Part { bytes, sections }))
+        let waits_since =
+            |ends: Option<Instant>| ends.or_else(|| Some(Instant::now() + FINISH_HELD_MAX));
+        self.wait_ends = waits_since(self.wait_ends).filter(|_| self.filter.is_waiting());
+        Some(Part::of(bytes))
+    }
+
+    /// How long an event still waits for what follows it; `None`: none does.
+    pub fn wait(&self) -> Option<Duration> {
+        self.wait_ends.map(|ends| ends.saturating_duration_since(Instant::now()))
+    }
+
+    /// What waits goes now.
+    pub fn release(&mut self) -> Box<Part> {
+        let mut bytes = Buffer::take();
+        self.filter.release(&mut bytes);
+        self.wait_ends = None;
+        Part::of(bytes)
     }
 
     /// True when an event was too long to be judged.

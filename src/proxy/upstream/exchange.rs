@@ -82,7 +82,7 @@ pub async fn exchange(
         client.post.arm(plan.first_byte_timeout.saturating_sub(passed));
     }
     let no_way_back = sent_whole && !answer.ready;
-    if no_way_back && !asking.keeps_body() {
+    if no_way_back && !asking.is_spliced() {
         // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
         // what may be refused because of us must be in hand.
         request.release_body(client);

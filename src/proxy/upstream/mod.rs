@@ -9,3 +9,4 @@
 pub mod connect;
 pub mod exchange;
 pub mod pool;
+pub mod refused;

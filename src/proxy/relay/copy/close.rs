@@ -44,8 +44,11 @@ impl Relay<'_> {
 
     /// A client must see that an answer is incomplete: its body never gets a proper end, and an
     /// event stream says why first, if its last event is whole.
-    async fn tell(&self, fault: Fault) {
-        let client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
+    async fn tell(&mut self, fault: Fault) {
+        let mut client_reads = !matches!(fault, Fault::ClientLeft | Fault::ClientWriteTimeout);
+        if client_reads && self.strip.as_ref().is_some_and(|strip| strip.wait().is_some()) {
+            client_reads = self.release().await.is_ok();
+        }
         let chunked = self.is_chunked();
         let whole = !self.state.torn && self.tap.at_event_boundary();
         if client_reads && chunked && whole {

@@ -1,0 +1,154 @@
+//! What a whole event has: choices and their ends, usage and where it stands.
+
+use super::behind;
+use crate::llm::json::{Fault, Reader};
+use memchr::memmem::Finder;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+/// Built once: it holds the vector routine chosen for this CPU.
+static FINISH_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"finish_reason\""));
+
+/// What engines put on their last event: vLLM its fingerprint, llama.cpp its times.
+const MOVED: [&[u8]; 2] = [b"system_fingerprint", b"timings"];
+/// A member of SGLang's `usage` that no other engine has there.
+const OF_SGLANG: &[u8] = b"reasoning_tokens";
+
+/// A choice ends in these bytes. Of a model's own text the quotes would be escaped.
+pub fn has_finish(bytes: &[u8]) -> bool {
+    FINISH_KEY.find_iter(bytes).any(|at| {
+        let rest = behind(bytes, at + FINISH_KEY.needle().len()).trim_ascii_start();
+        let value = rest.strip_prefix(b":").unwrap_or_default().trim_ascii_start();
+        // TGI's text completions say `""` until then.
+        matches!(value, [b'"', other, ..] if *other != b'"')
+    })
+}
+
+/// The data of an event: what its `data` lines say, joined by line ends; and where it stands in
+/// the event, when that is one line.
+pub fn data(event: &[u8]) -> (Cow<'_, [u8]>, Option<usize>) {
+    let mut found: Option<(Cow<'_, [u8]>, Option<usize>)> = None;
+    let mut at = 0;
+    for line in event.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        if let Some(value) = line.strip_prefix(b"data:") {
+            found = Some(match found {
+                None => (Cow::Borrowed(value), Some(at + b"data:".len())),
+                Some((before, _)) => (Cow::Owned([&*before, b"\n", value].concat()), None),
+            });
+        }
+        at += line.len() + 1;
+    }
+    found.unwrap_or_default()
+}
+
+/// What the data of an event says of usage.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Whether it has choices.
+    pub choices: Choices,
+    /// `usage`, where it is an object.
+    pub counts: Option<Counts>,
+    /// A choice ends.
+    pub finishes: bool,
+}
+
+/// The list of that name.
+#[derive(Debug, Default)]
+pub enum Choices {
+    /// Not there, or no list.
+    #[default]
+    Absent,
+    /// Empty.
+    None,
+    /// Not empty.
+    Some,
+}
+
+/// Such an object.
+#[derive(Debug)]
+pub struct Counts {
+    /// What is to be taken out of the object, so that it has no such member.
+    pub span: Range<usize>,
+    /// Nothing but zeros.
+    pub are_zeros: bool,
+    /// In SGLang's form.
+    pub are_sglangs: bool,
+}
+
+impl Facts {
+    /// Reads the data of an event.
+    pub fn of(json: &[u8]) -> Result<Facts, Fault> {
+        let mut facts = Facts::default();
+        let mut reader = Reader::new(json);
+        reader.peek();
+        let open = reader.offset() + 1;
+        let mut before = open;
+        let mut key = reader.enter_object()?;
+        while let Some(name) = key {
+            let first = reader.peek();
+            let start = reader.offset();
+            reader.skip_value()?;
+            let end = reader.offset();
+            let value = json.get(start..end).unwrap_or_default();
+            match (name, first) {
+                (b"choices", Some(b'[')) => {
+                    let is_empty = value.get(1..end - start - 1).is_some_and(is_blank);
+                    facts.choices = if is_empty { Choices::None } else { Choices::Some };
+                    facts.finishes = has_finish(value);
+                }
+                (b"usage", Some(b'{')) => {
+                    // With the comma before it, or that behind it where it is the first member.
+                    let comma = behind(json, end).iter().position(|byte| *byte == b',');
+                    let to = comma.filter(|_| before == open).map_or(end, |at| end + at + 1);
+                    facts.counts = Some(Counts {
+                        span: before..to,
+                        are_zeros: !value.iter().any(|byte| matches!(byte, b'1'..=b'9')),
+                        are_sglangs: member(value, OF_SGLANG).is_some(),
+                    });
+                }
+                _ => {}
+            }
+            before = end;
+            key = reader.next_key()?;
+        }
+        reader.end()?;
+        Ok(facts)
+    }
+}
+
+/// The value of a member of an object.
+fn member<'a>(json: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
+    let mut reader = Reader::new(json);
+    let mut key = reader.enter_object().ok()?;
+    while let Some(name) = key {
+        reader.peek();
+        let start = reader.offset();
+        reader.skip_value().ok()?;
+        if name == wanted {
+            return json.get(start..reader.offset());
+        }
+        key = reader.next_key().ok()?;
+    }
+    None
+}
+
+/// Gives the event that ends a choice what it would have if no usage event had followed it.
+pub fn put_back(extra: &[u8], finish: &mut Vec<u8>) {
+    let (from, (to, at)) = (data(extra).0, data(finish));
+    let moved: Vec<u8> = MOVED
+        .into_iter()
+        .filter(|name| member(&to, name).is_none())
+        .filter_map(|name| Some((name, member(&from, name).filter(|value| *value != b"null")?)))
+        .flat_map(|(name, value)| [b",\"", name, b"\":", value].concat())
+        .collect();
+    let close = to.trim_ascii_end().len().checked_sub(1);
+    let (Some(at), Some(close), true) = (at, close, to.trim_ascii_end().ends_with(b"}")) else {
+        return;
+    };
+    finish.splice(at + close..at + close, moved);
+}
+
+fn is_blank(bytes: &[u8]) -> bool {
+    bytes.trim_ascii().is_empty()
+}
