@@ -4,12 +4,13 @@
 
 use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX, WORKERS_AUTO_MAX};
 use llmproxy::config::cli::{self, Command, Output, SpoolTask};
-use llmproxy::config::plan::Plan;
+use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::supervisor::{self, Control};
 use llmproxy::control::{log, signals, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
+use llmproxy::rt::ring::{self, EPOLL};
 use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
@@ -49,14 +50,22 @@ fn main() -> ExitCode {
         Ok(log) => log,
         Err(error) => return cannot_start(&error),
     };
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, config = %report.file, sha256 = %report.sha256, "starting");
     for line in report.lines(false) {
         tracing::warn!("{line}");
+    }
+    if plan.backends.is_empty() && plan.discovery.is_none() {
+        tracing::warn!("no backends: every request is answered 503 no_backend");
     }
     match serve(&plan, &log, reopen) {
         Ok(true) => ExitCode::from(DRAINED),
         Ok(false) => ExitCode::from(CUT),
         Err(error) => {
-            tracing::error!(%error, "cannot start");
+            // Said once where both go to the same terminal or collector.
+            if matches!(plan.log.output, LogOutput::File(_)) {
+                tracing::error!(%error, "cannot start");
+            }
             cannot_start(&error)
         }
     }
@@ -70,18 +79,22 @@ fn print(output: &Output) -> ExitCode {
 }
 
 /// `llmproxy spool`.
+#[allow(clippy::print_stderr, reason = "what was asked for on a terminal")]
 fn spool(dir: &Path, task: &SpoolTask) -> ExitCode {
     match tool::spool::run(dir, task, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads has enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => cannot_start(&error.to_string()),
+        Err(error) => {
+            eprintln!("llmproxy spool: {error}");
+            ExitCode::from(CANNOT_START)
+        }
     }
 }
 
 #[allow(clippy::print_stderr, reason = "the log may be a file: whoever started us reads this")]
 fn cannot_start(error: &str) -> ExitCode {
-    eprintln!("llmproxy: {error}");
+    eprintln!("llmproxy: cannot start: {error}");
     ExitCode::from(CANNOT_START)
 }
 
@@ -161,7 +174,12 @@ fn start_workers(
         let driver = started.recv().map_err(|_| "a worker died at start".to_owned())?;
         drivers.push(driver.map_err(|e| format!("a worker cannot start: {e}"))?);
     }
-    tracing::info!(?drivers, "workers run");
+    let driver = drivers.first().copied().unwrap_or_default();
+    if drivers.contains(&EPOLL) {
+        let why = ring::why_epoll();
+        tracing::warn!(driver = EPOLL, %why, "io_uring is not in use: running on epoll");
+    }
+    tracing::info!(driver, ?drivers, "workers run");
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if threads.len() == WORKERS_AUTO_MAX && cpus > WORKERS_AUTO_MAX {
         let workers = threads.len();

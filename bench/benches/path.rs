@@ -90,6 +90,7 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
+        backend: Some("engine".into()),
         backend_url: None,
         status_code: 200,
         is_stream: true,

@@ -235,6 +235,12 @@ pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
 pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Tries after the first, of a request or of a usage record. Beyond: refused.
 pub const RETRIES_MAX: u32 = 100;
+/// Bytes of a client's `Referer` and `User-Agent` that a line of the access log keeps. The rest is
+/// cut.
+pub const SAID_BYTES_MAX: usize = 512;
+/// Log lines of one worker about failed requests of one code in a second. Beyond: they are counted,
+/// and one line says how many.
+pub const LOG_LINES_OF_A_CODE_MAX: u32 = 10;
 
 const _: () = assert!(SPOOL_SEGMENT_BYTES < SPOOL_MEMORY_BYTES_MAX);
 const _: () = assert!(SPOOL_PAYLOAD_BYTES_MAX < u32::MAX as usize, "a length has four bytes");

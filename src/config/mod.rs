@@ -49,8 +49,11 @@ pub fn load_file(path: &Path) -> Result<Loaded, Report> {
         };
         failed(&name, message)
     })?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, &read);
     let text = cure::text_of(read).map_err(|message| failed(&name, message))?;
-    load_text(&name, &text, &|variable| std::env::var(variable).ok())
+    let mut loaded = load_text(&name, &text, &|variable| std::env::var(variable).ok())?;
+    loaded.report.sha256 = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(loaded)
 }
 
 /// The configuration of `--backend URL …` without any file: all defaults.

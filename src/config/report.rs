@@ -10,6 +10,8 @@ use std::fmt;
 pub struct Report {
     /// The file's name as given, or what stands for it.
     pub file: String,
+    /// SHA-256 of the file, in hexadecimal as `sha256sum` prints it; empty without a file.
+    pub sha256: String,
     /// What was found; at most [`CONFIG_FINDINGS_MAX`], the rest is counted.
     pub findings: Vec<Finding>,
     /// Findings beyond the limit.

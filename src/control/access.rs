@@ -2,7 +2,7 @@
 
 use super::log::{Output, Reopen};
 use crate::config::plan::{AccessLog, LogFormat};
-use crate::usage::access::AccessLine;
+use crate::usage::access::{AccessLine, Said};
 use crate::usage::record::UsageRecord;
 use crossbeam_channel::{bounded, select, Receiver, Sender};
 use serde_json::json;
@@ -86,14 +86,15 @@ fn write_burst(
 fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     let r = &line.record;
     let value = json!({
-        "time": time(r),
+        "timestamp": time(r),
         "client": line.client,
         "method": r.method,
         "path": r.path,
         "status": r.status_code,
         "model": r.model,
         "stream": r.is_stream,
-        "backend": r.backend_url.as_deref(),
+        "backend": r.backend.as_deref(),
+        "backend_url": r.backend_url.as_deref(),
         "latency_ms": r.latency_ms,
         "ttft_ms": r.ttft_ms,
         "bytes": r.response_bytes,
@@ -108,30 +109,82 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     writeln!(out, "{value}")
 }
 
-/// The beginning is that of the combined log format, so that its readers find what they know.
-/// What a client chose (path, model) is quoted and escaped.
+/// Apache's and nginx' combined format, and nothing beside: what reads them reads this. There is no
+/// query, which may hold a key, and no user, since keys have no names yet.
 fn text_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     let r = &line.record;
-    writeln!(
-        out,
-        "{} - - [{}] {:?} {} {} model={:?} stream={} backend={} latency_ms={} ttft_ms={} \
-         outcome={} request_id={}",
-        line.client,
-        time(r),
-        format!("{} {}", r.method, r.path),
-        r.status_code,
-        r.response_bytes,
-        r.model.as_deref().unwrap_or("-"),
-        r.is_stream,
-        r.backend_url.as_deref().unwrap_or("-"),
-        r.latency_ms,
-        r.ttft_ms.map_or_else(|| "-".into(), |ms| ms.to_string()),
-        r.outcome.as_str(),
-        r.request_id.as_str(),
-    )
+    let no_one = Said::default();
+    let said = line.said.as_deref().unwrap_or(&no_one);
+    let field = |value: &Option<Box<[u8]>>| escaped(value.as_deref().unwrap_or(b"-"));
+    // A request whose head could not be read has no line.
+    let request = match r.method.is_empty() {
+        true => "-".to_owned(),
+        false => {
+            let path = escaped(r.path.as_bytes());
+            format!("{} {path} {}", r.method, said.version)
+        }
+    };
+    let (status, bytes) = (r.status_code, r.response_bytes);
+    let (referer, agent) = (field(&said.referer), field(&said.user_agent));
+    let (client, time) = (&line.client, common_time(r));
+    writeln!(out, "{client} - - [{time}] \"{request}\" {status} {bytes} \"{referer}\" \"{agent}\"")
+}
+
+/// What a client chose, so that it can neither end its field nor its line: as nginx writes it.
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        match byte {
+            b'"' | b'\\' | 0..=0x1f | 0x7f.. => text.push_str(&format!("\\x{byte:02X}")),
+            _ => text.push(char::from(*byte)),
+        }
+    }
+    text
+}
+
+/// `14/Jan/2026:10:30:00 +0000`.
+fn common_time(record: &UsageRecord) -> String {
+    let time = timestamp(record).map(|time| time.strftime("%d/%b/%Y:%H:%M:%S +0000").to_string());
+    time.unwrap_or_else(|| "-".into())
 }
 
 fn time(record: &UsageRecord) -> String {
-    let ms = i64::try_from(record.timestamp_ms).unwrap_or_default();
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".into(), |time| format!("{time:.3}"))
+    timestamp(record).map_or_else(|| "-".into(), |time| format!("{time:.3}"))
+}
+
+fn timestamp(record: &UsageRecord) -> Option<jiff::Timestamp> {
+    let ms = i64::try_from(record.timestamp_ms).ok()?;
+    jiff::Timestamp::from_millisecond(ms).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::record::tests::record;
+
+    /// Catches: a line that a log reader does not know, or that a client can forge.
+    #[test]
+    fn a_combined_line_is_that_of_nginx() {
+        let mut record = record();
+        record.path = "/v1/a\" 200 0 \"\n127.0.0.1 - - forged\\".into();
+        let said = Said {
+            version: "HTTP/1.0",
+            referer: None,
+            user_agent: Some(b"curl/8\r\n\xff\"".as_slice().into()),
+        };
+        let line = AccessLine { record, client: "::1".into(), said: Some(Box::new(said)) };
+        let mut out = Vec::new();
+        text_line(&mut out, &line).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "::1 - - [14/Jan/2026:10:30:00 +0000] \"POST /v1/a\\x22 200 0 \\x22\\x0A127.0.0.1 - - \
+             forged\\x5C HTTP/1.0\" 200 900 \"-\" \"curl/8\\x0D\\x0A\\xFF\\x22\"\n"
+        );
+        let record = UsageRecord { method: "".into(), ..UsageRecord::default() };
+        let line = AccessLine { record, client: "::1".into(), said: None };
+        let mut out = Vec::new();
+        text_line(&mut out, &line).unwrap();
+        let want = "::1 - - [01/Jan/1970:00:00:00 +0000] \"-\" 0 0 \"-\" \"-\"\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
 }

@@ -7,12 +7,16 @@ use crossbeam_channel::{bounded, Receiver};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two resolutions of all names.
 const REFRESH: Duration = Duration::from_secs(30);
 /// The same while a name has no address at all.
 const REFRESH_UNRESOLVED: Duration = Duration::from_secs(1);
+
+/// A name that goes on failing is told again after so long, then after twice as long, and so on.
+const FIRST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Sets the addresses of IP literals at once and starts the thread that resolves names, if there
 /// are any. The receiver hears when all names were tried for the first time.
@@ -23,7 +27,7 @@ pub fn start(plan: Arc<Plan>, fleet: Arc<Fleet>) -> io::Result<Receiver<()>> {
         let Endpoint::Tcp { host, port } = &backend.endpoint else { continue };
         match (host.parse::<IpAddr>(), fleet.get(index)) {
             (Ok(ip), Some(member)) => member.set_addresses(vec![SocketAddr::new(ip, *port)]),
-            _ => names.push((index, host.clone(), *port)),
+            _ => names.push(Name { index, host: host.clone(), port: *port, failing: None }),
         }
     }
     if names.is_empty() {
@@ -36,7 +40,8 @@ pub fn start(plan: Arc<Plan>, fleet: Arc<Fleet>) -> io::Result<Receiver<()>> {
         loop {
             let mut missing = 0;
             super::survive("resolver", || {
-                missing = names.iter().filter(|name| !resolve(&fleet, name, ask_system)).count();
+                let resolved = |name: &mut Name| resolve(&fleet, name, Instant::now(), ask_system);
+                missing = names.iter_mut().map(resolved).filter(|resolved| !resolved).count();
             });
             let _ = tried.try_send(());
             let wait = if missing > 0 { REFRESH_UNRESOLVED } else { REFRESH };
@@ -46,29 +51,77 @@ pub fn start(plan: Arc<Plan>, fleet: Arc<Fleet>) -> io::Result<Receiver<()>> {
     Ok(first_pass)
 }
 
-/// Index of a backend, its name and its port.
-type Name = (usize, String, u16);
+/// A name of a backend.
+struct Name {
+    /// Index of the backend.
+    index: usize,
+    host: String,
+    port: u16,
+    /// Since it does not resolve.
+    failing: Option<Failing>,
+}
+
+/// A name that does not resolve is told at once, and again after pauses that double.
+struct Failing {
+    since: Instant,
+    told: Instant,
+    pause: Duration,
+}
 
 /// Resolves one name; true when the backend has an address afterwards.
 fn resolve(
     fleet: &Fleet,
-    (index, host, port): &Name,
+    name: &mut Name,
+    now: Instant,
     look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>>,
 ) -> bool {
-    let Some(member) = fleet.get(*index) else { return true };
+    let Some(member) = fleet.get(name.index) else { return true };
     let known = !member.addresses().is_empty();
-    match look_up(host, *port) {
+    let host = &name.host;
+    match look_up(host, name.port) {
         Ok(found) if !found.is_empty() => {
+            if let Some(failing) = name.failing.take() {
+                let away_s = now.saturating_duration_since(failing.since).as_secs();
+                tracing::info!(%host, away_s, "the name resolves again");
+            }
             if **member.addresses() != found {
                 tracing::info!(%host, addresses = ?found, "resolved");
                 member.set_addresses(found);
             }
             true
         }
-        Ok(_) => known,
-        Err(error) => {
-            tracing::warn!(%host, %error, stale = known, "name does not resolve");
+        Ok(_) => {
+            name.fail(now, known, "the name server knows no address for it");
             known
+        }
+        Err(error) => {
+            name.fail(now, known, &error.to_string());
+            known
+        }
+    }
+}
+
+impl Name {
+    /// Tells a failure, unless it was told lately.
+    fn fail(&mut self, now: Instant, stale: bool, why: &str) {
+        let Some(again_in) = self.is_news(now) else { return };
+        let (host, next_line_s) = (&self.host, again_in.as_secs());
+        tracing::warn!(%host, %why, stale, next_line_s, "the name does not resolve");
+    }
+
+    /// When a failure is to be told now: after which pause the next one will be.
+    fn is_news(&mut self, now: Instant) -> Option<Duration> {
+        match &mut self.failing {
+            None => {
+                self.failing = Some(Failing { since: now, told: now, pause: FIRST_PAUSE });
+                Some(FIRST_PAUSE)
+            }
+            Some(failing) if now.saturating_duration_since(failing.told) >= failing.pause => {
+                failing.told = now;
+                failing.pause = (failing.pause * 2).min(LONGEST_PAUSE);
+                Some(failing.pause)
+            }
+            Some(_) => None,
         }
     }
 }
@@ -89,12 +142,32 @@ mod tests {
         let fleet = Fleet::new(vec![None, None]);
         let member = fleet.get(1).unwrap();
         member.set_addresses(parse(before));
-        let resolved = resolve(&fleet, &(1, "gpu.test".to_owned(), 8000), |host, port| {
+        let resolved = resolve(&fleet, &mut name(), Instant::now(), |host, port| {
             assert_eq!((host, port), ("gpu.test", 8000));
             answer.map(parse).map_err(io::Error::from)
         });
         assert!(fleet.get(0).unwrap().addresses().is_empty(), "of another backend");
         (member.addresses().iter().map(SocketAddr::to_string).collect(), resolved)
+    }
+
+    fn name() -> Name {
+        Name { index: 1, host: "gpu.test".into(), port: 8000, failing: None }
+    }
+
+    /// Catches: a line each second for as long as a name server is away.
+    #[test]
+    fn a_failure_is_told_at_once_and_then_after_growing_pauses() {
+        let (mut name, start) = (name(), Instant::now());
+        let told = (0..=1_000)
+            .filter(|second| name.is_news(start + Duration::from_secs(*second)).is_some());
+        assert_eq!(told.collect::<Vec<_>>(), [0, 60, 180, 420, 900]);
+        let mut last = start + Duration::from_secs(1_000);
+        for _ in 0..10 {
+            last += LONGEST_PAUSE;
+            assert!(name.is_news(last).is_some_and(|pause| pause <= LONGEST_PAUSE));
+        }
+        name.failing = None;
+        assert_eq!(name.is_news(last), Some(FIRST_PAUSE), "it resolved in between");
     }
 
     const OLD: &str = "192.0.2.1:8000";

@@ -75,7 +75,7 @@ pub fn start(
     let (access, access_writer) = match &plan.log.access {
         None => (None, None),
         Some(log) => {
-            let (queue, lines) = access_queue::open();
+            let (queue, lines) = access_queue::open(log.format);
             (Some(queue), Some(access::start(log, lines, reopen)?))
         }
     };

@@ -15,5 +15,6 @@ pub mod upstream;
 pub mod relay;
 pub mod location;
 pub mod settle;
+pub mod sparing;
 pub mod ledger;
 pub mod answer;

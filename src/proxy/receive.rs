@@ -18,12 +18,18 @@ use crate::http::write;
 use crate::llm::dialect::Dialect;
 use crate::llm::request::{SpliceForm, UsageSplice};
 use crate::rt::patrol::Alarm;
+use crate::usage::access::Said;
 use std::io::IoSlice;
 use std::time::Instant;
 
-/// A client's key, in the form that records keep it in; empty when it presented none.
+/// What a client said of itself, kept because its head is gone when the request is settled.
 #[derive(Default)]
-pub struct KeyText(pub String);
+pub struct Presented {
+    /// Its key, in the form that records keep it in; empty when it presented none.
+    pub key: String,
+    /// What a line of the combined log wants; `None` where none is written.
+    pub said: Option<Box<Said>>,
+}
 
 /// One request and what is known of it. One per connection, used again for each request, so that
 /// a kept connection allocates nothing for its heads.
@@ -60,9 +66,9 @@ pub struct Request {
     pub stream: bool,
     /// When the head was complete.
     pub started: Instant,
-    /// The key that the client presented, in the form that records keep it in. Boxed, and kept
-    /// for its capacity: a stream has little room.
-    pub key: Option<Box<KeyText>>,
+    /// What the client said of itself, as far as a record or a log wants it. Boxed, and kept for
+    /// its capacity: a stream has little room.
+    pub presented: Option<Box<Presented>>,
     decoded: Option<Vec<u8>>,
     // The two halves of a `UsageSplice`, apart: together they would not fit between the others.
     splice_at: u32,
@@ -89,7 +95,7 @@ impl Request {
             model: String::new(),
             stream: false,
             started: Instant::now(),
-            key: None,
+            presented: None,
             decoded: None,
             splice_at: 0,
             splice_form: None,
@@ -110,8 +116,9 @@ impl Request {
         self.stream = false;
         self.body_len = 0;
         self.decoded = None;
-        if let Some(KeyText(key)) = self.key.as_deref_mut() {
+        if let Some(Presented { key, said }) = self.presented.as_deref_mut() {
             key.clear();
+            *said = None;
         }
         self.splice_form = None;
     }

@@ -151,7 +151,8 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
     if let Some(access) = &w.access {
         let mut record = UsageRecord::default();
         fill(&mut record, w, (request, tap, story), times, sent);
-        access.offer(AccessLine { record, client: request.peer.clone() });
+        let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
+        access.offer(AccessLine { record, client: request.peer.clone(), said });
     }
     if !story.is_closed {
         hand_over(
@@ -181,17 +182,22 @@ fn log(w: &Worker, request: &Request, story: &Story) {
         Ending::Complete => {}
         // A deadline that passed is news, what a client got wrong is not.
         Ending::Refused(code) if story.status == 408 => {
-            tracing::info!(code, request_id, "request timed out");
+            if w.may_log(code) {
+                tracing::info!(code, request_id, "request timed out");
+            }
         }
         Ending::Refused(code) => tracing::debug!(code, request_id, "request refused"),
         Ending::Fault(fault) => {
             let code = fault.code();
             let backend = story.backend.and_then(|b| w.backend(b)).map(|b| b.name.as_str());
             match fault.side() {
-                Side::Client if fault.is_timeout() => {
+                Side::Client if !fault.is_timeout() => {
+                    tracing::debug!(code, backend, request_id, "request ended early");
+                }
+                _ if !w.may_log(code) => {}
+                Side::Client => {
                     tracing::info!(code, backend, request_id, "request timed out");
                 }
-                Side::Client => tracing::debug!(code, backend, request_id, "request ended early"),
                 _ => tracing::warn!(code, backend, request_id, "request failed"),
             }
         }
@@ -279,17 +285,20 @@ fn fill(
     let model = Some(request.model.as_str()).filter(|model| !model.is_empty());
     let url = story.backend.and_then(|b| w.backend_url(b));
     let same_url = record.backend_url.take().filter(|old| Some(&**old) == url.map(|url| &**url));
+    let name = story.backend.and_then(|b| w.backend_name(b));
+    let same_name = record.backend.take().filter(|old| Some(&**old) == name.map(|name| &**name));
     *record = UsageRecord {
         request_id: request.unique_id,
         client_request_id: request.client_id.as_deref().copied(),
         timestamp_ms: w.unix_ms(request.started),
         user_id: None,
-        api_key: text(record.api_key.take(), request.key.as_ref().map(|key| key.0.as_str()))
+        api_key: text(record.api_key.take(), request.presented.as_ref().map(|p| p.key.as_str()))
             .filter(|key| !key.is_empty()),
         key_form: w.key_form,
         model: text(record.model.take(), model),
         method: request.method.map_or("", Method::as_str).into(),
         path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
+        backend: same_name.or_else(|| name.cloned()),
         backend_url: same_url.or_else(|| url.cloned()),
         status_code: story.status(),
         is_stream: request.stream || story.event_stream,

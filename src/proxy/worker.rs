@@ -5,6 +5,7 @@ use super::answer::{write_refusal, Frame};
 use super::connection;
 use super::ledger::Ledger;
 use super::route::round_robin::RoundRobin;
+use super::sparing::Sparing;
 use super::upstream::pool::{Pool, PoolLimits};
 use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
@@ -94,6 +95,7 @@ pub struct Worker {
     pub usage: Option<Ledger>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
+    sparing: RefCell<Sparing>,
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
@@ -103,6 +105,7 @@ pub struct Worker {
     stop: Arc<Stop>,
     pulse: Arc<Pulse>,
     pages: Sender<PageRequest>,
+    backend_names: Vec<Arc<str>>,
     backend_urls: Vec<Arc<str>>,
     /// Models with a label of their own.
     models: HashMap<String, u32>,
@@ -148,6 +151,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         )),
         models: start.plan.labelled_models().into_iter().zip(0..).collect(),
         key_form: start.plan.usage.kept_key_form(),
+        backend_names: start.plan.backends.iter().map(|b| b.name.as_str().into()).collect(),
         backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
         fleet: start.fleet,
@@ -155,6 +159,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         meters: RefCell::default(),
         usage: start.usage.map(Ledger::new),
         access: start.access,
+        sparing: RefCell::default(),
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),
         active: Cell::new(0),
@@ -199,6 +204,7 @@ impl Worker {
             self.look_at_the_clock();
             self.pulse.beat();
             Buffer::sweep();
+            self.sparing.borrow_mut().sweep(Instant::now());
             self.usage.iter().for_each(Ledger::sweep);
             let idled = self.pool.sweep(self.patrol.now());
             self.meters.borrow_mut().idle_closed[1] += idled;
@@ -218,6 +224,7 @@ impl Worker {
             // One more tick after the drain began: the accept loop empties the kernel's queue.
             if (self.live.get() == 0 && was_draining) || out_of_time {
                 self.usage.iter().for_each(Ledger::finish);
+                self.sparing.borrow_mut().finish();
                 mailbox.leave(Box::new(self.copy_meters()));
                 self.pulse.finish();
                 return ending.is_none();
@@ -231,6 +238,7 @@ impl Worker {
         self.live.get() == 0
             && self.pool.is_empty()
             && Buffer::is_settled()
+            && self.sparing.borrow().is_settled()
             && self.usage.as_ref().is_none_or(Ledger::is_settled)
             && matches!(self.stop.phase(), Phase::Running | Phase::Leaving)
     }
@@ -264,7 +272,9 @@ impl Worker {
             }
             Arrival::Exhausted => {
                 self.meters.borrow_mut().accept_pauses += 1;
-                tracing::warn!("out of file descriptors or memory: accepting pauses");
+                if self.may_log("accept_paused") {
+                    tracing::warn!("out of file descriptors or memory: accepting pauses");
+                }
             }
         }
     }
@@ -280,6 +290,11 @@ impl Worker {
         });
     }
 
+    /// True when a log line of this code may be written; else it is counted.
+    pub fn may_log(&self, code: &'static str) -> bool {
+        self.sparing.borrow_mut().may_log(code, Instant::now())
+    }
+
     /// A new request id.
     pub fn next_id(&self) -> RequestId {
         self.ids.borrow_mut().next_id()
@@ -288,6 +303,11 @@ impl Worker {
     /// The plan of a backend.
     pub fn backend(&self, backend: u32) -> Option<&Backend> {
         self.plan.backends.get(backend as usize)
+    }
+
+    /// The name of a backend as records show it.
+    pub fn backend_name(&self, backend: u32) -> Option<&Arc<str>> {
+        self.backend_names.get(backend as usize)
     }
 
     /// The URL of a backend as records show it.

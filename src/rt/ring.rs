@@ -2,6 +2,7 @@
 
 use monoio::time::TimeDriver;
 use monoio::{FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder};
+use rustix::io::Errno;
 use std::future::Future;
 use std::io;
 
@@ -10,6 +11,40 @@ use std::io;
 const RING_ENTRIES: u32 = 4096;
 /// Completion entries: two per submission, so that a burst does not overflow into kernel memory.
 const RING_COMPLETIONS: u32 = RING_ENTRIES * 2;
+
+/// The driver where no ring is granted.
+pub const EPOLL: &str = "epoll";
+/// A variable of monoio's that asks for epoll.
+const FORCE_EPOLL: &str = "MONOIO_FORCE_LEGACY_DRIVER";
+
+/// Why there is no ring, in words. It asks once more: the worker knows only that it has none.
+pub fn why_epoll() -> String {
+    let forced = std::env::var(FORCE_EPOLL).unwrap_or_default().to_ascii_lowercase();
+    if matches!(forced.as_str(), "1" | "true" | "yes") {
+        return format!("asked for by {FORCE_EPOLL}");
+    }
+    match io_uring::IoUring::new(RING_ENTRIES) {
+        Err(error) => why_refused(&error).into(),
+        Ok(_) => {
+            "this kernel's io_uring lacks operations that are needed (Linux 5.7 has them)".into()
+        }
+    }
+}
+
+fn why_refused(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::PERM | Errno::ACCESS) => {
+            "io_uring is denied: by the seccomp profile of a container, or by the setting \
+             kernel.io_uring_disabled"
+        }
+        Some(Errno::NOMEM) => {
+            "too little memory may be locked for rings (ulimit -l, LimitMEMLOCK=)"
+        }
+        Some(Errno::NOSYS) => "this kernel has no io_uring (it came with Linux 5.1)",
+        Some(Errno::MFILE | Errno::NFILE) => "no file descriptor was left for a ring (ulimit -n)",
+        _ => "this kernel refuses the ring that is asked for",
+    }
+}
 
 /// A runtime, built on the thread that will run it.
 pub struct Ring {
@@ -38,7 +73,6 @@ impl Ring {
     ///
     /// Tries each rung of the ladder, then epoll. `MONOIO_FORCE_LEGACY_DRIVER=1` forces epoll.
     pub fn build() -> io::Result<Ring> {
-        let mut refused = None;
         if monoio::utils::detect_uring() {
             for (driver, set_flags) in LADDER {
                 let mut builder = io_uring::IoUring::builder();
@@ -48,21 +82,13 @@ impl Ring {
                     .uring_builder(builder)
                     .enable_timer()
                     .build();
-                match built {
-                    Ok(runtime) => {
-                        return Ok(Ring { runtime: FusionRuntime::Uring(runtime), driver })
-                    }
-                    // EINVAL: older kernel; ENOMEM: memlock limit; EPERM: denied.
-                    Err(error) => refused = Some(error),
+                if let Ok(runtime) = built {
+                    return Ok(Ring { runtime: FusionRuntime::Uring(runtime), driver });
                 }
             }
         }
-        match refused {
-            Some(error) => tracing::warn!(%error, "io_uring is not granted: running on epoll"),
-            None => tracing::warn!("io_uring is not available: running on epoll"),
-        }
         let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
-        Ok(Ring { runtime: FusionRuntime::Legacy(runtime), driver: "epoll" })
+        Ok(Ring { runtime: FusionRuntime::Legacy(runtime), driver: EPOLL })
     }
 
     /// Which driver was granted, for the log and the metrics.
@@ -73,5 +99,25 @@ impl Ring {
     /// Runs a future, and all that it spawns, until it is done.
     pub fn block_on<F: Future>(&mut self, future: F) -> F::Output {
         self.runtime.block_on(future)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: an errno where the reader of a log wants to know what to do.
+    #[test]
+    fn a_refused_ring_is_explained() {
+        for (errno, word) in [
+            (Errno::PERM, "seccomp"),
+            (Errno::NOMEM, "ulimit -l"),
+            (Errno::NOSYS, "Linux 5.1"),
+            (Errno::MFILE, "ulimit -n"),
+            (Errno::INVAL, "refuses"),
+        ] {
+            let told = why_refused(&errno.into());
+            assert!(told.contains(word), "{errno:?}: {told}");
+        }
     }
 }

@@ -35,6 +35,8 @@ pub struct UsageRecord {
     pub method: Cow<'static, str>,
     /// Request path, without the query.
     pub path: String,
+    /// Name of the backend that answered, or was tried last; `None` when none was.
+    pub backend: Option<Arc<str>>,
     /// URL of the backend that answered, or was tried last; `None` when none was.
     pub backend_url: Option<Arc<str>>,
     /// Sent to the client; 499 when it left before.
@@ -190,6 +192,7 @@ impl Serialize for Form<'_> {
         map.serialize_entry("method", &r.method)?;
         map.serialize_entry("path", &r.path)?;
         map.serialize_entry("endpoint", &r.path)?;
+        map.serialize_entry("backend", &r.backend.as_deref())?;
         map.serialize_entry("backend_url", &r.backend_url.as_deref())?;
         map.serialize_entry("status_code", &r.status_code)?;
         map.serialize_entry("latency_ms", &r.latency_ms)?;

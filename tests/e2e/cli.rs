@@ -216,7 +216,9 @@ fn an_address_in_use_is_named() {
     let ran = llmproxy(&["--backend", "http://127.0.0.1:1", "--listen", &address]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     let said = ran.stderr.lines().last().unwrap_or_default();
-    assert!(said.starts_with("llmproxy: ") && said.contains(&address), "{ran:?}");
+    assert!(said.starts_with("llmproxy: cannot start: ") && said.contains(&address), "{ran:?}");
+    let both = format!("{}{}", ran.stdout, ran.stderr);
+    assert_eq!(both.matches("cannot start").count(), 1, "once: {ran:?}");
 }
 
 /// Catches: a variable that is not replaced, or one that is missing and becomes nothing.

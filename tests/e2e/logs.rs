@@ -44,7 +44,7 @@ fn each_request_is_a_line_of_json() {
     );
     let parsed = |line: &String| -> Value { serde_json::from_str(line).unwrap() };
     let line = parsed(&lines(&file, 1)[0]);
-    assert_eq!(line.as_object().unwrap().len(), 18, "{line}");
+    assert_eq!(line.as_object().unwrap().len(), 19, "{line}");
     for (field, value) in [
         ("client", Value::from("127.0.0.1")),
         ("method", "POST".into()),
@@ -52,7 +52,8 @@ fn each_request_is_a_line_of_json() {
         ("status", 200.into()),
         ("model", "m".into()),
         ("stream", false.into()),
-        ("backend", engine.url().into()),
+        ("backend", "it".into()),
+        ("backend_url", engine.url().into()),
         ("bytes", answer.body.len().into()),
         ("prompt_tokens", 3.into()),
         ("completion_tokens", 4.into()),
@@ -67,7 +68,7 @@ fn each_request_is_a_line_of_json() {
         assert!(line[field].is_u64(), "{field}: {line}");
     }
     assert_eq!(line["request_id"].as_str().unwrap().len(), 32, "{line}");
-    assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
+    assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
     // What we refuse has a line too, with its code, and so has what a client gave up.
     proxy.get("/nowhere");
     let refused = parsed(&lines(&file, 2)[1]);
@@ -87,16 +88,18 @@ fn each_request_is_a_line_of_text() {
     let (engine, scratch) = (Engine::start(&[]), Scratch::new());
     let file = scratch.file("access.log");
     let proxy = logging(&engine, "combined", &file);
-    let forged = CHAT.replace("\"m\"", "\"m\\n127.0.0.1 - - forged\"");
-    assert_eq!(proxy.post(CHATS, forged).status(), 200);
+    let fields = "referer: http://a/?\"x\"\r\nuser-agent: sdk/1\\ (\u{e9})\r\n";
+    assert_eq!(proxy.connect().post(&format!("{CHATS}?key=hush"), fields, CHAT).status(), 200);
     let line = lines(&file, 1).remove(0);
-    assert!(line.starts_with("127.0.0.1 - - ["), "{line}");
-    assert!(line.contains("] \"POST /v1/chat/completions\" 200 "), "{line}");
-    for field in ["model=\"m\\n", "stream=false", "latency_ms=", "outcome=complete", "request_id="]
-    {
-        assert!(line.contains(field), "{field}: {line}");
-    }
-    assert!(line.contains(&format!("backend={}", engine.url())), "{line}");
+    let (client, rest) = line.split_once(" - - [").unwrap();
+    let (time, rest) = rest.split_once("] ").unwrap();
+    assert_eq!((client, time.len(), &time[20..]), ("127.0.0.1", 26, " +0000"), "{line}");
+    let (request, rest) = rest.split_once(" 200 ").unwrap();
+    assert_eq!(request, "\"POST /v1/chat/completions HTTP/1.1\"", "{line}");
+    let (bytes, rest) = rest.split_once(' ').unwrap();
+    assert!(bytes.parse::<u64>().unwrap() > 0, "{line}");
+    let said = "\"http://a/?\\x22x\\x22\" \"sdk/1\\x5C (\\xC3\\xA9)\"\n";
+    assert_eq!(rest, said, "{line}");
 }
 
 /// Catches: lines that go on into a file that was rotated away.
@@ -123,6 +126,57 @@ fn sigusr1_opens_the_files_anew() {
     let count = |file: &Path| std::fs::read_to_string(file).unwrap_or_default().lines().count();
     await_until("no line is lost", SOON, || count(&file) + count(&rotated) == 4 + sent);
     assert!(proxy.process.try_status().is_none());
+}
+
+/// Catches: a start that does not say what was started: which program, which file, which driver.
+#[test]
+fn a_start_says_what_is_started() {
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url()).start();
+    let start = proxy.await_event("the start", |event| event["message"] == "starting");
+    assert_eq!(start["version"], env!("CARGO_PKG_VERSION"));
+    let file = std::fs::read(start["config"].as_str().unwrap()).unwrap();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &file);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(start["sha256"], hex);
+    let run = proxy.await_event("the workers", |event| event["message"] == "workers run");
+    let why = proxy
+        .events()
+        .into_iter()
+        .find(|event| event["driver"] == "epoll" && event["why"] != Value::Null);
+    assert_eq!(run["driver"] == "epoll", why.is_some(), "{run}");
+    if let (Some(why), Ok(_)) = (why, std::env::var("MONOIO_FORCE_LEGACY_DRIVER")) {
+        let why = why["why"].as_str().unwrap();
+        assert_eq!(why, "asked for by MONOIO_FORCE_LEGACY_DRIVER");
+    }
+}
+
+/// Catches: a disk that is filled by the log lines of an engine that is down.
+#[test]
+fn what_fails_again_and_again_is_counted_not_repeated() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Config::new().backend(format!("http://{gone}"), "name: gone").start();
+    let told = |message: &str| {
+        let mut events = proxy.events();
+        events.retain(|e| e["message"] == message && e["code"] == "connect_failed");
+        events
+    };
+    const MORE: &str = "and so many more like this in the last second";
+    let mut asked = 0;
+    let mut conn = proxy.connect();
+    await_until("lines are held back", SOON, || {
+        for _ in 0..20 {
+            assert_eq!(conn.post(CHATS, "", CHAT).status(), 502);
+        }
+        asked += 20;
+        !told(MORE).is_empty()
+    });
+    await_until("every failure is a line or counted", SOON, || {
+        let more = told(MORE).iter().map(|e| e["more"].as_u64().unwrap()).sum::<u64>();
+        told("request failed").len() as u64 + more == asked
+    });
+    let one = &told("request failed")[0];
+    assert_eq!(one["backend"], "gone", "{one}");
 }
 
 /// Catches: a key in a log line, a metric, a record, or an answer of ours, at the most talkative

@@ -107,6 +107,7 @@ fn records(count: usize) -> Vec<UsageRecord> {
         model: Some("org/m".into()),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
+        backend: Some("vllm".into()),
         backend_url: Some("http://vllm:8000".into()),
         status_code: 200,
         usage: Some(Usage {

@@ -45,6 +45,7 @@ fn a_record_has_every_field() {
             "method": "POST",
             "path": CHATS,
             "endpoint": CHATS,
+            "backend": rig.engine.url().trim_start_matches("http://"),
             "backend_url": rig.engine.url(),
             "status_code": 200,
             "latency_ms": latency,

@@ -12,14 +12,17 @@ use std::time::Duration;
 /// A reader waits so long while the file is locked: at its making, and at the end of its writer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is summed up, behind the name of the row.
+/// What is summed up, behind the name of the row. A client that left is no error of ours, whatever
+/// status it had got or would have.
 const SUMS: &[(&str, &str)] = &[
     ("requests", "count(*)"),
     (
         "errors",
-        "count(*) FILTER (WHERE status NOT IN ('complete', 'client_left') OR \
-      (status_code >= 400 AND status_code <> 499))",
+        "count(*) FILTER (WHERE status <> 'client_left' AND \
+      (status <> 'complete' OR status_code >= 400))",
     ),
+    // Nobody knows what these cost: a sum of tokens says nothing of them.
+    ("without_usage", "count(*) FILTER (WHERE total_tokens IS NULL)"),
     ("prompt_tokens", "coalesce(sum(prompt_tokens), 0)"),
     ("completion_tokens", "coalesce(sum(completion_tokens), 0)"),
     ("total_tokens", "coalesce(sum(total_tokens), 0)"),

@@ -4,18 +4,20 @@
 use super::ours::{own_answer, refuse};
 use super::{Next, Talk};
 use crate::base::id::RequestId;
-use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX};
+use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
 use crate::config::plan::KeyForm;
 use crate::http::field::Known;
 use crate::http::framing::Framing;
+use crate::http::head::{named, Version};
 use crate::llm::dialect::Dialect;
 use crate::proxy::admit::credential;
 use crate::proxy::admit::path::{self, Kind, Served};
 use crate::proxy::client::Client;
-use crate::proxy::receive::{self, KeyText, Received, Request};
+use crate::proxy::receive::{self, Received, Request};
 use crate::proxy::settle::{settle, Story};
 use crate::proxy::worker::Worker;
 use crate::state::meters::Phase;
+use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
 
 /// `None`: it is there.
@@ -88,6 +90,7 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.client_id = theirs.map(Box::new);
     keep_key(w, client, request);
+    keep_said(w, client, request);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
     let label = path::label(path);
@@ -110,7 +113,24 @@ fn keep_key(w: &Worker, client: &Client, request: &mut Request) {
         return;
     }
     if let Some(key) = credential::presented(&request.head.fields, client.bytes()) {
-        let KeyText(text) = &mut **request.key.get_or_insert_default();
-        write_key(w.key_form, key, text);
+        let presented = request.presented.get_or_insert_default();
+        write_key(w.key_form, key, &mut presented.key);
     }
+}
+
+/// Keeps what the combined log wants of the head, if one is written.
+fn keep_said(w: &Worker, client: &Client, request: &mut Request) {
+    if !w.access.as_ref().is_some_and(AccessQueue::wants_said) {
+        return;
+    }
+    let field = |name: &str| {
+        let value = named(&request.head.fields, client.bytes(), name)?;
+        Some(value.get(..SAID_BYTES_MAX).unwrap_or(value).into())
+    };
+    let version = match request.head.version {
+        Version::Http10 => "HTTP/1.0",
+        Version::Http11 => "HTTP/1.1",
+    };
+    let said = Said { version, referer: field("referer"), user_agent: field("user-agent") };
+    request.presented.get_or_insert_default().said = Some(Box::new(said));
 }

@@ -316,6 +316,7 @@ mod tests {
                 model: Some(text.clone()),
                 method: text.clone().into(),
                 path: text.clone(),
+                backend: Some(text.as_str().into()),
                 backend_url: Some(text.as_str().into()),
                 usage_missing_reason: Some(text.clone().into()),
                 error: Some(text.clone().into()),

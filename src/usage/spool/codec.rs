@@ -41,6 +41,7 @@ mod field {
     pub const RESPONSE_BYTES: u8 = 26;
     pub const EVENTS: u8 = 27;
     pub const REQUEST_BODY: u8 = 28;
+    pub const BACKEND: u8 = 40;
 }
 
 const STREAM: u64 = 1;
@@ -68,6 +69,7 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         model,
         method,
         path,
+        backend,
         backend_url,
         status_code,
         is_stream,
@@ -99,6 +101,7 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
     out.maybe(field::MODEL, model.as_deref());
     out.text(field::METHOD, method);
     out.text(field::PATH, path);
+    out.maybe(field::BACKEND, backend.as_deref());
     out.maybe(field::BACKEND_URL, backend_url.as_deref());
     out.count(field::STATUS_CODE, u64::from(*status_code));
     let stream = if *is_stream { STREAM } else { 0 };
@@ -210,6 +213,7 @@ fn set_bytes(record: &mut UsageRecord, field: u8, value: &[u8]) -> Option<()> {
         field::MODEL => record.model = Some(text()?.into()),
         field::METHOD => record.method = method_of(text()?),
         field::PATH => record.path = text()?.into(),
+        field::BACKEND => record.backend = Some(text()?.into()),
         field::BACKEND_URL => record.backend_url = Some(text()?.into()),
         field::MISSING_REASON => record.usage_missing_reason = Some(owned(text()?)),
         field::ERROR => record.error = Some(owned(text()?)),

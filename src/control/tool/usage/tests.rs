@@ -9,7 +9,7 @@ impl Drop for File {
     }
 }
 
-/// A store with three requests, one of which failed.
+/// A store with four requests, one of which failed, and two whose clients left.
 fn store(name: &str) -> File {
     let path = std::env::temp_dir().join(format!("llmproxy-tool-{name}-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
@@ -21,7 +21,8 @@ fn store(name: &str) -> File {
          INSERT INTO {TABLE} VALUES \
          ('2026-01-14T10:30:00.007Z','k','u','a,\"b','http://x','complete',200,1,2,3,1,10), \
          ('2026-01-15T10:30:00.007Z','k',NULL,'m','http://x','backend_error',200,4,5,9,NULL,21), \
-         ('2026-01-15T11:30:00.007Z','k','u','m','http://x','client_left',499,NULL,NULL,NULL,NULL,0)"
+         ('2026-01-15T11:30:00.007Z','k','u','m','http://x','client_left',499,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T12:30:00.007Z','k','u','m','http://x','client_left',408,NULL,NULL,NULL,NULL,0)"
     );
     connection.execute_batch(&text).unwrap();
     File(path)
@@ -39,8 +40,8 @@ fn sums_are_printed_in_all_forms() {
     let csv = ask_for(&file, By::Model, None, Form::Csv);
     assert_eq!(
         csv.stdout,
-        "model,requests,errors,prompt_tokens,completion_tokens,total_tokens,cached_tokens,\
-         avg_latency_ms\nm,2,1,4,5,9,0,11\n\"a,\"\"b\",1,0,1,2,3,1,10\n"
+        "model,requests,errors,without_usage,prompt_tokens,completion_tokens,total_tokens,cached_tokens,\
+         avg_latency_ms\nm,3,1,2,4,5,9,0,7\n\"a,\"\"b\",1,0,0,1,2,3,1,10\n"
     );
     let json = ask_for(&file, By::User, None, Form::Json);
     let rows: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
@@ -50,8 +51,8 @@ fn sums_are_printed_in_all_forms() {
     let lines: Vec<Vec<&str>> =
         since.stdout.lines().map(|l| l.split_whitespace().collect()).collect();
     assert_eq!(lines.len(), 3, "{}", since.stdout);
-    assert_eq!(lines[1], ["2026-01-15", "2", "1", "4", "5", "9", "0", "11"]);
-    assert_eq!(lines[2][..3], ["total", "2", "1"]);
+    assert_eq!(lines[1], ["2026-01-15", "3", "1", "2", "4", "5", "9", "0", "7"]);
+    assert_eq!(lines[2][..3], ["total", "3", "1"]);
     let widths: Vec<usize> = since.stdout.lines().map(str::len).collect();
     assert!(widths.iter().all(|width| *width == widths[0]), "{}", since.stdout);
 }

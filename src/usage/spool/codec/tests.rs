@@ -34,7 +34,7 @@ prop_compose! {
     fn any_record()(
         id in "[a-zA-Z0-9._-]{1,64}",
         client in proptest::option::of("[a-zA-Z0-9._-]{1,64}"),
-        texts in proptest::collection::vec(proptest::option::of(".{0,40}"), 7),
+        texts in proptest::collection::vec(proptest::option::of(".{0,40}"), 8),
         (method, path) in ("[A-Z]{1,9}", "/.{0,40}"),
         numbers in proptest::array::uniform5(any::<u64>()),
         (status, retries) in any::<(u16, u32)>(),
@@ -56,6 +56,7 @@ prop_compose! {
             model: text(2),
             method: method.into(),
             path,
+            backend: text(7).map(Into::into),
             backend_url: text(3).map(Into::into),
             status_code: status,
             is_stream: stream,
