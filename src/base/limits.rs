@@ -54,6 +54,14 @@ pub const FINISH_HELD_MAX: Duration = Duration::from_millis(20);
 /// When a client left behind the end of its text and before the usage of the stream, the engine is
 /// read on for so long. Beyond: the usage is missing.
 pub const LATE_USAGE_WAIT: Duration = Duration::from_secs(1);
+/// Bytes of an unpacked request body for each byte that came, beyond
+/// [`UNPACKED_RATIO_BYTES_MIN`]. Text is packed to a tenth, seldom to a fiftieth. Beyond: 413.
+pub const UNPACKED_RATIO_MAX: u64 = 200;
+/// So many unpacked bytes may come of however few.
+pub const UNPACKED_RATIO_BYTES_MIN: u64 = 1024 * 1024;
+/// Request bodies that a worker unpacks at a time, a window of memory each. Beyond: they wait for
+/// their turn, and get a 503 when that takes as long as `server.body_timeout`.
+pub const UNPACKING_MAX: usize = 4;
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;

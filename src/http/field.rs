@@ -29,7 +29,7 @@ pub enum Known {
     Cookie,
     /// Content-Type
     ContentType,
-    /// Content-Encoding
+    /// Content-Encoding, or SGLang's `x-body-compressed`, which says the same of a request.
     ContentEncoding,
     /// Retry-After
     RetryAfter,
@@ -68,6 +68,7 @@ impl Known {
             16 if is(name, b"content-encoding") => Known::ContentEncoding,
             16 if is(name, b"content-location") => Known::Location,
             16 if is(name, b"proxy-connection") => Known::HopByHop,
+            17 if is(name, b"x-body-compressed") => Known::ContentEncoding,
             17 if is(name, b"transfer-encoding") => Known::TransferEncoding,
             17 if is(name, b"x-forwarded-proto") => Known::XForwardedProto,
             18 if is(name, b"proxy-authenticate") => Known::HopByHop,
@@ -178,6 +179,7 @@ mod tests {
             ("Cookie", Known::Cookie),
             ("Content-Type", Known::ContentType),
             ("Content-Encoding", Known::ContentEncoding),
+            ("X-Body-Compressed", Known::ContentEncoding),
             ("Retry-After", Known::RetryAfter),
             ("location", Known::Location),
             ("Content-Location", Known::Location),

@@ -191,6 +191,8 @@ fn status_as_written(head: &ResponseHead, bytes: &[u8]) -> Span {
 fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
     let ours = match field.known {
         Known::XRequestId | Known::XForwardedFor => true,
+        // A body goes on as it was read, which is unpacked.
+        Known::ContentEncoding => true,
         Known::XForwardedProto | Known::Origin => !how.trust_forwarded,
         _ => false,
     };

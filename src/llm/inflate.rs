@@ -146,7 +146,7 @@ fn unpack_zstd(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), InflateFault> {
 }
 
 /// RFC 1950 section 2.2: method 8, and a check over the first two bytes.
-fn has_zlib_frame(packed: &[u8]) -> bool {
+pub(super) fn has_zlib_frame(packed: &[u8]) -> bool {
     let [method, flags, ..] = packed else { return false };
     method & 0x0f == 8 && (u16::from(*method) << 8 | u16::from(*flags)) % 31 == 0
 }

@@ -1,6 +1,7 @@
 //! A strict reader of JSON bytes (RFC 8259) that builds nothing: it walks, and hands out the keys
 //! and values that its caller asks for. What it accepts, every JSON parser accepts with the same
-//! meaning; only the text of strings is left undecoded.
+//! meaning, or refuses: `NaN` and `Infinity`, which Python writes and reads, are values here too.
+//! Only the text of strings is left undecoded.
 //!
 //! A chat request is one small object around strings of up to megabytes, so [`Reader::string`] is
 //! the hot place: see [`string_end`].
@@ -34,6 +35,12 @@ impl<'a> Reader<'a> {
     /// Starts before the first byte.
     pub fn new(bytes: &'a [u8]) -> Self {
         Reader { bytes, at: 0, depth: 0, non_ascii: false }
+    }
+
+    /// Starts behind a byte order mark, if there is one: Python and llama.cpp pass over it.
+    pub fn behind_mark(bytes: &'a [u8]) -> Self {
+        let at = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        Reader { at, ..Reader::new(bytes) }
     }
 
     /// Offset of the next byte to be read.
@@ -90,7 +97,10 @@ impl<'a> Reader<'a> {
     pub fn number(&mut self) -> Result<&'a [u8], Fault> {
         self.peek();
         let start = self.at;
-        self.skip_if(b"-");
+        if self.skip_if(b"-") && self.bytes.get(self.at) == Some(&b'I') {
+            self.literal(b"Infinity")?;
+            return Ok(self.bytes.get(start..self.at).unwrap_or_default());
+        }
         // A number does not begin with a zero that more digits follow.
         if !self.skip_if(b"0") {
             self.digits()?;
@@ -105,7 +115,7 @@ impl<'a> Reader<'a> {
         Ok(self.bytes.get(start..self.at).unwrap_or_default())
     }
 
-    /// Reads exactly these bytes: `true`, `false` or `null`.
+    /// Reads exactly these bytes, such as `true`, `false` or `null`.
     pub fn literal(&mut self, word: &'static [u8]) -> Result<(), Fault> {
         self.peek();
         if !self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(word)) {
@@ -131,6 +141,8 @@ impl<'a> Reader<'a> {
             Some(b't') => self.literal(b"true"),
             Some(b'f') => self.literal(b"false"),
             Some(b'n') => self.literal(b"null"),
+            Some(b'N') => self.literal(b"NaN"),
+            Some(b'I') => self.literal(b"Infinity"),
             _ => self.number().map(drop),
         }
     }
@@ -209,6 +221,8 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// Bytes of a string that are read exactly before whole blocks are tried: most keys and values
 /// end within them.
 const EXACT_BYTES: usize = 32;

@@ -11,6 +11,7 @@ pub mod tokens;
 pub mod answer_id;
 pub mod header_usage;
 pub mod inflate;
+pub mod unpack;
 pub mod sse;
 pub mod ending;
 pub mod extra_event;

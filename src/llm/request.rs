@@ -1,9 +1,10 @@
 //! The facts of a JSON request body that decide policy, found in one strict walk without a tree.
 //!
 //! Strict, because the engine reads the same bytes with another parser: where two parsers could
-//! disagree about `model` or `max_tokens` (a key that stands twice, an escaped key, a BOM), a
-//! client could be admitted for one model and served by another. Such a body is refused, and this
-//! one reader feeds routing, limits and billing.
+//! disagree about `model` or `stream` (a key that stands twice, a key in another spelling, bytes
+//! behind the end), a client could be admitted for one model and served by another, or get a stream
+//! that nobody counts. Such a body is refused, and this one reader feeds routing, limits and
+//! billing. Where engines agree it reads what they read: `"stream": "true"` is a stream.
 
 use super::json::{self, Reader};
 use crate::base::limits::{JSON_DEPTH_MAX, MODEL_NAME_BYTES_MAX};
@@ -19,15 +20,19 @@ pub struct RequestFacts<'a> {
     pub model: Option<Cow<'a, str>>,
     /// Where the value of `model` stands in the body, quotes included: an alias is spliced here.
     pub model_span: Option<Range<usize>>,
-    /// Top-level `stream`; `None` when absent or null.
+    /// Top-level `stream`, as pydantic reads it, and vLLM and SGLang with it (`1` and `"yes"` are
+    /// true). `None` when it is absent, null, or nothing that an engine takes.
     pub stream: Option<bool>,
     /// `stream_options.include_usage` is true.
     pub include_usage: bool,
     /// `stream_options.continuous_usage_stats` is true: counts in each event are asked for.
     pub continuous_usage: bool,
     /// `max_tokens`, else `max_completion_tokens`, else `max_output_tokens`. `None` when absent,
-    /// null or negative (llama.cpp and its clients write -1 for "no limit").
+    /// null, negative (llama.cpp and its clients write -1 for "no limit"), or nothing that an
+    /// engine takes for a whole number.
     pub max_tokens: Option<u64>,
+    /// It has `messages` or a `prompt`: an endpoint that is told by its body generates.
+    pub generates: bool,
     /// How usage can be asked for, of a stream that does not ask. `None` where there is nothing to
     /// ask for: no stream, or one that asks already.
     pub usage_splice: Option<UsageSplice>,
@@ -113,17 +118,25 @@ pub enum ScanFault {
         /// Byte offset in the body.
         offset: usize,
     },
+    /// Bytes behind the JSON: Go and llama.cpp may not look there, others refuse.
+    Trailing {
+        /// Byte offset of the first.
+        offset: usize,
+    },
     /// A watched key stands twice.
     Duplicate(&'static str),
-    /// A top-level key is written with escapes, or `model` with one that means no character.
+    /// A watched key is written with escapes, or `model` with one that means no character.
     Escaped,
+    /// A key that Go takes for a watched one (it does not look at the case of letters), and others
+    /// do not.
+    Spelling(&'static str),
     /// Nested deeper than [`JSON_DEPTH_MAX`].
     TooDeep,
-    /// Invalid UTF-8, or a byte order mark.
+    /// Invalid UTF-8. Python also reads UTF-16 and UTF-32, Go replaces what is invalid.
     NotUtf8,
     /// `model` is longer than [`MODEL_NAME_BYTES_MAX`].
     ModelTooLong,
-    /// A watched key has a value of the wrong type.
+    /// A key that policy depends on has a value of the wrong type.
     WrongType(&'static str),
 }
 
@@ -132,15 +145,20 @@ pub enum ScanFault {
 /// # Errors
 /// A [`ScanFault`] for everything that is not strict JSON or that could be read in two ways.
 pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
-    let mut reader = Reader::new(body);
+    let mut reader = Reader::behind_mark(body);
     let facts = walk(&mut reader);
     // Most bodies are ASCII, which the walk sees on its way: those need no second one. That a body
     // is not even text is the first thing to say of it.
     let is_ascii = facts.is_ok() && !reader.saw_non_ascii();
-    if !is_ascii && (std::str::from_utf8(body).is_err() || body.starts_with(b"\xEF\xBB\xBF")) {
+    if !is_ascii && (std::str::from_utf8(body).is_err() || is_wide(body)) {
         return Err(ScanFault::NotUtf8);
     }
     facts
+}
+
+/// By its first bytes UTF-16 or UTF-32, as Python's `json` tells them (RFC 4627 section 3).
+fn is_wide(body: &[u8]) -> bool {
+    body.iter().take(4).any(|byte| *byte == 0)
 }
 
 fn walk<'a>(reader: &mut Reader<'a>) -> Result<RequestFacts<'a>, ScanFault> {
@@ -154,7 +172,7 @@ fn walk<'a>(reader: &mut Reader<'a>) -> Result<RequestFacts<'a>, ScanFault> {
     } else {
         reader.skip_value()?;
     }
-    reader.end()?;
+    reader.end().map_err(|_| ScanFault::Trailing { offset: reader.offset() })?;
     let limit = watched.max_tokens.or(watched.max_completion_tokens).or(watched.max_output_tokens);
     watched.facts.max_tokens = limit;
     watched.facts.usage_splice = watched.usage_splice();
@@ -185,7 +203,7 @@ impl<'a> Watched<'a> {
             }
             b"stream" => {
                 self.once(1, "stream")?;
-                self.facts.stream = boolean("stream", reader)?;
+                self.facts.stream = flag(reader)?;
                 self.stream_end = reader.offset();
                 Ok(())
             }
@@ -195,22 +213,27 @@ impl<'a> Watched<'a> {
             }
             b"max_tokens" => {
                 self.once(3, "max_tokens")?;
-                self.max_tokens = count("max_tokens", reader)?;
+                self.max_tokens = count(reader)?;
                 Ok(())
             }
             b"max_completion_tokens" => {
                 self.once(4, "max_completion_tokens")?;
-                self.max_completion_tokens = count("max_completion_tokens", reader)?;
+                self.max_completion_tokens = count(reader)?;
                 Ok(())
             }
             b"max_output_tokens" => {
                 self.once(5, "max_output_tokens")?;
-                self.max_output_tokens = count("max_output_tokens", reader)?;
+                self.max_output_tokens = count(reader)?;
                 Ok(())
             }
-            // `"\u006dodel"` is "model" to the engine. No client escapes its top-level keys.
-            key if key.contains(&b'\\') => Err(ScanFault::Escaped),
-            _ => Ok(reader.skip_value()?),
+            b"messages" | b"prompt" => {
+                self.facts.generates = true;
+                Ok(reader.skip_value()?)
+            }
+            _ => {
+                judge_spelling(key)?;
+                Ok(reader.skip_value()?)
+            }
         }
     }
 
@@ -258,11 +281,12 @@ impl<'a> Watched<'a> {
                     self.options = Some((at, form));
                 }
                 b"continuous_usage_stats" => {
-                    self.facts.continuous_usage = reader.peek() == Some(b't');
+                    self.facts.continuous_usage = flag(reader)? == Some(true);
+                }
+                _ => {
+                    judge_spelling(name)?;
                     reader.skip_value()?;
                 }
-                name if name.contains(&b'\\') => return Err(ScanFault::Escaped),
-                _ => reader.skip_value()?,
             }
             key = reader.next_key()?;
         }
@@ -297,7 +321,49 @@ fn is_null(reader: &mut Reader<'_>) -> Result<bool, ScanFault> {
     Ok(null)
 }
 
-/// Only `true` and `false`: pydantic also takes 1, "yes" and "on", other engines do not.
+/// The keys that are read, whose other spellings must not be taken for them elsewhere.
+const WATCHED: [&str; 7] = [
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "include_usage",
+];
+
+/// Refuses a key that some engine takes for a watched one, though it is written in another way:
+/// `"\u006dodel"` is "model" to all of them, and `"Model"` is to Go.
+fn judge_spelling(key: &[u8]) -> Result<(), ScanFault> {
+    let plain = |watched: &&&str| {
+        watched.len() == key.len() && watched.as_bytes().eq_ignore_ascii_case(key)
+    };
+    if let Some(watched) = WATCHED.iter().find(plain) {
+        return Err(ScanFault::Spelling(watched));
+    }
+    let is_escaped = memchr::memchr(b'\\', key).is_some();
+    // Six bytes of escape make at least one character, and no watched key has more.
+    if (!is_escaped && key.is_ascii()) || key.len() > 6 * "max_completion_tokens".len() {
+        return Ok(());
+    }
+    // Of half a surrogate pair no parser makes a letter.
+    let Ok(name) = std::str::from_utf8(key).map_err(|_| ()).and_then(unescape) else {
+        return Ok(());
+    };
+    // The two letters beyond ASCII that Go folds into it.
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    match WATCHED.iter().find(|watched| name.chars().map(fold).eq(watched.chars())) {
+        Some(_) if is_escaped => Err(ScanFault::Escaped),
+        Some(watched) => Err(ScanFault::Spelling(watched)),
+        None => Ok(()),
+    }
+}
+
+/// Only `true`, `false` and null: engines disagree about everything else.
 fn boolean(key: &'static str, reader: &mut Reader<'_>) -> Result<Option<bool>, ScanFault> {
     match reader.peek() {
         Some(b't') => reader.literal(b"true").map(|()| Some(true)).map_err(Into::into),
@@ -307,24 +373,56 @@ fn boolean(key: &'static str, reader: &mut Reader<'_>) -> Result<Option<bool>, S
     }
 }
 
-/// An integer in plain digits; one that does not fit is as good as the largest.
-fn count(key: &'static str, reader: &mut Reader<'_>) -> Result<Option<u64>, ScanFault> {
-    if is_null(reader)? {
-        return Ok(None);
+/// What pydantic takes for a boolean. llama.cpp takes what is no boolean for absent, and then its
+/// answer has usage unasked; the other engines refuse it themselves.
+fn flag(reader: &mut Reader<'_>) -> Result<Option<bool>, ScanFault> {
+    const TRUE: [&str; 6] = ["true", "1", "yes", "on", "t", "y"];
+    const FALSE: [&str; 6] = ["false", "0", "no", "off", "f", "n"];
+    match reader.peek() {
+        Some(b't' | b'f' | b'n') => boolean("stream", reader),
+        Some(b'"') => {
+            let text = short_text(reader.string()?);
+            let is = |words: [&str; 6]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+            Ok(is(TRUE).then_some(true).or(is(FALSE).then_some(false)))
+        }
+        Some(b'-' | b'0'..=b'9') => Ok(match whole(reader.number()?) {
+            Some(1) => Some(true),
+            Some(0) => Some(false),
+            _ => None,
+        }),
+        _ => Ok(reader.skip_value().map(|()| None)?),
     }
-    if !matches!(reader.peek(), Some(b'-' | b'0'..=b'9')) {
-        return Err(wrong_type(key, reader));
+}
+
+/// What pydantic takes for a whole number: digits, also with a fraction of zero, also in a string.
+fn count(reader: &mut Reader<'_>) -> Result<Option<u64>, ScanFault> {
+    match reader.peek() {
+        Some(b'"') => Ok(whole(short_text(reader.string()?).trim().as_bytes())),
+        Some(b'-' | b'0'..=b'9') => Ok(whole(reader.number()?)),
+        _ => Ok(reader.skip_value().map(|()| None)?),
     }
-    let number = reader.number()?;
-    let digits = number.strip_prefix(b"-").unwrap_or(number);
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return Err(ScanFault::WrongType(key));
-    }
-    if digits.len() < number.len() {
-        return Ok(None);
-    }
+}
+
+/// A number that is whole and not negative; one that does not fit is as good as the largest.
+fn whole(number: &[u8]) -> Option<u64> {
     let push = |n: u64, digit: &u8| n.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
-    Ok(Some(digits.iter().fold(0, push)))
+    if !number.is_empty() && number.iter().all(u8::is_ascii_digit) {
+        return Some(number.iter().fold(0, push));
+    }
+    let fits = |b: &u8| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-');
+    let text = std::str::from_utf8(number).ok().filter(|_| number.iter().all(fits))?;
+    // A float that is too large for the integer becomes the largest.
+    text.parse().ok().filter(|n: &f64| n.fract() == 0.0 && *n >= 0.0).map(|n| n as u64)
+}
+
+/// A string that stands for a number or a word; empty when it is too long for either.
+fn short_text(raw: &[u8]) -> Cow<'_, str> {
+    const BYTES_MAX: usize = 6 * 24;
+    let text = std::str::from_utf8(raw).ok().filter(|_| raw.len() <= BYTES_MAX).unwrap_or_default();
+    match raw.contains(&b'\\') {
+        true => Cow::Owned(unescape(text).unwrap_or_default()),
+        false => Cow::Borrowed(text),
+    }
 }
 
 /// A value of another type is named as such only when it is JSON at all.
@@ -341,8 +439,13 @@ fn decode(raw: &[u8]) -> Result<Cow<'_, str>, ScanFault> {
     if raw.len() > 6 * MODEL_NAME_BYTES_MAX {
         return Err(ScanFault::ModelTooLong);
     }
-    // What is left to fail is half a surrogate pair.
-    serde_json::from_str(&format!("\"{text}\"")).map(Cow::Owned).map_err(|_| ScanFault::Escaped)
+    unescape(text).map(Cow::Owned).map_err(|()| ScanFault::Escaped)
+}
+
+/// The text that stands between the quotes of a string that was walked. What is left to fail is
+/// half a surrogate pair.
+fn unescape(text: &str) -> Result<String, ()> {
+    serde_json::from_str(&format!("\"{text}\"")).map_err(|_| ())
 }
 
 impl From<json::Fault> for ScanFault {
@@ -362,9 +465,10 @@ impl ScanFault {
             ScanFault::Malformed { offset } => {
                 ("invalid_json", format!("the body is not valid JSON (at byte {offset})"))
             }
-            ScanFault::NotUtf8 => {
-                ("invalid_json", "the body is not UTF-8 without a byte order mark".to_owned())
+            ScanFault::Trailing { offset } => {
+                ("invalid_json", format!("something stands behind the JSON (at byte {offset})"))
             }
+            ScanFault::NotUtf8 => ("invalid_json", "the body is not UTF-8".to_owned()),
             ScanFault::TooDeep => {
                 ("invalid_json", format!("the body is nested deeper than {JSON_DEPTH_MAX} levels"))
             }
@@ -373,9 +477,13 @@ impl ScanFault {
             }
             ScanFault::Escaped => (
                 "escaped_key",
-                "a top-level key is written with escapes, or `model` with half a surrogate pair"
+                "a key that is read here is written with escapes, or `model` with half a surrogate \
+                 pair"
                     .to_owned(),
             ),
+            ScanFault::Spelling(key) => {
+                ("ambiguous_key", format!("a key of the body is `{key}` in another spelling"))
+            }
             ScanFault::ModelTooLong => {
                 ("invalid_model", format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes"))
             }

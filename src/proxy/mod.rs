@@ -8,6 +8,7 @@ pub mod worker;
 pub mod connection;
 pub mod client;
 pub mod receive;
+pub mod unpack;
 pub mod asking;
 pub mod admit;
 pub mod route;

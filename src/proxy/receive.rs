@@ -155,6 +155,18 @@ impl Request {
         }
     }
 
+    /// Puts what a packed body stands for in its place.
+    pub fn replace_body(&mut self, client: &mut Client, body: Vec<u8>) {
+        if let Some(inbox) = client.inbox.as_mut() {
+            // Nothing when the body was decoded from chunks.
+            let end = self.wire_len.min(inbox.len());
+            inbox.drain(self.head_len..end);
+        }
+        self.wire_len = self.head_len;
+        self.body_len = body.len() as u64;
+        self.decoded = Some(body);
+    }
+
     /// True when the request has a body, be it of no bytes.
     pub fn has_body(&self) -> bool {
         self.head.framing != Framing::None

@@ -89,6 +89,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Who is next.
     pub balancer: RefCell<RoundRobin>,
+    /// Request bodies that are being unpacked.
+    pub unpacking: Cell<usize>,
     /// What was counted.
     pub meters: RefCell<Meters>,
     /// Where usage records go.
@@ -145,6 +147,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     let Start { listeners, mailbox, ready, .. } = start;
     let w = Rc::new(Worker {
         pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
+        unpacking: Cell::new(0),
         balancer: RefCell::new(RoundRobin::new(
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
             start.index,

@@ -1,12 +1,14 @@
 //! What is classified is what the engine sees: paths in every spelling, methods, bodies without
-//! meaning, and the engines' own management.
+//! meaning, bodies that come packed, and the engines' own management.
 
 use crate::harness::backend::Served;
+use crate::harness::client::in_chunks;
 use crate::harness::message::find;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{Backend, Config, Webhook, SOON};
 use crate::rig::{before, pair, rejected, CHAT, OK, STREAM};
+use std::io::Write;
 
 /// An engine that tells usage of a stream when it is asked, and only then.
 fn engine() -> Backend {
@@ -53,6 +55,161 @@ fn a_chat_is_metered_in_every_spelling() {
     assert!(backend.requests()[3].head.target().ends_with("?a=%2f"), "the query is kept");
     let chats = [("path", "/v1/chat/completions"), ("status", "200")];
     assert_eq!(proxy.metric("llmproxy_requests_total", &chats), 4.0);
+}
+
+/// Catches: a stream that an engine takes for one and that is not asked for its usage.
+#[test]
+fn a_stream_is_metered_however_it_is_asked_for() {
+    let backend = engine();
+    let (proxy, hook) = before(&backend, "");
+    let cases = [
+        ("/v1/chat/completions", r#"{"model":"m","stream":"true","messages":[]}"#),
+        ("/v1/chat/completions", r#"{"model":"m","stream":1,"messages":[]}"#),
+        ("/v1/chat/completions", "\u{feff}{\"model\":\"m\",\"stream\":true}"),
+        ("/v1/chat/completions", r#"{"model":"m","stream":true,"temperature":NaN}"#),
+        ("/v1/chat/completions", r#"{"model":"m","stream":true,"max_tokens":"3"}"#),
+        ("/invocations", r#"{"model":"m","stream":true,"messages":[]}"#),
+        ("/invocations", r#"{"model":"m","stream":true,"prompt":"x"}"#),
+    ];
+    for (sent, (path, body)) in cases.into_iter().enumerate() {
+        let answer = proxy.post(path, body);
+        assert_eq!(answer.status(), 200, "{path} {body}: {}", answer.text());
+        assert!(!answer.text().contains("usage"), "{body}: {}", answer.text());
+        let record = hook.await_records(sent + 1, SOON).pop().unwrap();
+        let told = [&record["prompt_tokens"], &record["completion_tokens"]];
+        assert_eq!(told, [3, 2], "{path} {body}: {record}");
+        assert_eq!(record["model"], "m", "{body}: {record}");
+    }
+    // What a form says of itself changes nothing, and what is none asks for nothing.
+    let form = "Content-Type: multipart/form-data; boundary=x\r\n";
+    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n{form}");
+    let bytes = format!("{head}Content-Length: {}\r\n\r\n{STREAM}", STREAM.len());
+    assert_eq!(proxy.connect().send(bytes).response().status(), 200);
+    let record = hook.await_records(cases.len() + 1, SOON).pop().unwrap();
+    assert_eq!(record["prompt_tokens"], 3, "{record}");
+    assert_eq!(proxy.post("/invocations", r#"{"stream":true,"input":"x"}"#).status(), 200);
+    assert!(find(&backend.requests().last().unwrap().body, b"include_usage").is_none());
+}
+
+/// The bytes, packed.
+fn packed(coding: &str, bytes: &[u8]) -> Vec<u8> {
+    let level = flate2::Compression::default();
+    match coding {
+        "gzip" | "x-gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        }
+        "deflate" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        }
+        "zstd" => {
+            let level = ruzstd::encoding::CompressionLevel::Fastest;
+            ruzstd::encoding::compress_to_vec(bytes, level)
+        }
+        // Brotli's uncompressed form: a window of 16 bits, one stored part, an empty last one.
+        "br" => {
+            let length = u32::try_from(bytes.len() - 1).unwrap();
+            let head = (1 << 20) | (length << 4);
+            [&head.to_le_bytes()[..3], bytes, &[3]].concat()
+        }
+        _ => bytes.to_vec(),
+    }
+}
+
+/// Catches: a packed body that is not read, or goes to the engine as something else than was read.
+#[test]
+fn a_packed_body_is_read_and_goes_on_unpacked() {
+    let backend = engine();
+    let (proxy, hook) = before(&backend, "");
+    let mut conn = proxy.connect();
+    let long = format!("{{\"model\":\"m\",\"x\":\"{}\",\"stream\":true}}", "word ".repeat(200_000));
+    let mut sent = 0;
+    for (field, coding) in [
+        ("Content-Encoding: gzip", "gzip"),
+        ("content-encoding: X-GZip", "x-gzip"),
+        ("Content-Encoding: deflate", "deflate"),
+        ("Content-Encoding: zstd", "zstd"),
+        ("X-Body-Compressed: zstd", "zstd"),
+        ("Content-Encoding: br", "br"),
+        ("Content-Encoding: identity", ""),
+        ("Content-Encoding:", ""),
+    ] {
+        for body in [STREAM, &long] {
+            if coding == "br" && body.len() > 60_000 {
+                continue;
+            }
+            let bytes = packed(coding, body.as_bytes());
+            for chunked in [false, true] {
+                if chunked {
+                    let head = format!(
+                        "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n{field}\r\n\
+                         Transfer-Encoding: chunked\r\n\r\n"
+                    );
+                    conn.send(head).send(in_chunks(&bytes, &[7, 4096]));
+                } else {
+                    conn.start_post("/v1/chat/completions", &format!("{field}\r\n"), &bytes);
+                }
+                let answer = conn.response();
+                assert_eq!(answer.status(), 200, "{field}: {}", answer.text());
+                sent += 1;
+                let record = hook.await_records(sent, SOON).pop().unwrap();
+                assert_eq!(record["prompt_tokens"], 3, "{field}: {record}");
+                assert_eq!(record["model"], "m", "{field}: {record}");
+                assert_eq!(record["request_bytes"], body.len(), "{field}");
+                let got = backend.requests().pop().unwrap();
+                let wish = br#","stream_options":{"include_usage":true}"#;
+                assert_eq!(got.body.len(), body.len() + wish.len(), "{field}");
+                for name in ["content-encoding", "x-body-compressed"] {
+                    assert!(got.head.get(name).is_none(), "{field}: {:?}", got.head);
+                }
+            }
+        }
+    }
+}
+
+/// Catches: a packed body that is waved through, or that grows without a bound; a connection that
+/// is lost over one.
+#[test]
+fn a_body_that_cannot_be_unpacked_is_refused() {
+    let (proxy, backend) = pair(&["max_body_size: 2MiB"]);
+    let mut conn = proxy.connect();
+    let mut post = |fields: &str, body: &[u8]| conn.post("/v1/chat/completions", fields, body);
+    let chat = CHAT.as_bytes();
+    for fields in [
+        "Content-Encoding: compress\r\n",
+        "Content-Encoding: gzip, gzip\r\n",
+        "Content-Encoding: gzip\r\nContent-Encoding: zstd\r\n",
+        "Content-Encoding: gzip\r\nX-Body-Compressed: zstd\r\n",
+        "X-Body-Compressed: yes\r\n",
+    ] {
+        let response = post(fields, chat);
+        response.assert_refused(415, "unsupported_content_encoding");
+        assert_eq!(response.head.get("accept-encoding"), Some("gzip, deflate, zstd, br"));
+    }
+    let gz = packed("gzip", chat);
+    for coding in ["gzip", "zstd"] {
+        post("", &packed(coding, chat)).assert_refused(415, "undeclared_content_encoding");
+        let identity = "Content-Encoding: identity\r\n";
+        post(identity, &packed(coding, chat)).assert_refused(415, "undeclared_content_encoding");
+    }
+    for body in [chat, &gz[..gz.len() - 1], &[&gz[..], &gz].concat()] {
+        let response = post("Content-Encoding: gzip\r\n", body);
+        response.assert_refused(400, "bad_content_encoding");
+    }
+    let twice = packed("zstd", br#"{"model":"a","model":"b"}"#);
+    post("Content-Encoding: zstd\r\n", &twice).assert_refused(400, "duplicate_key");
+    let odd = |n: u32| b'a' + (n.wrapping_mul(0x9E37_79B9) >> 28) as u8;
+    let large = packed("gzip", &(0..3_000_000).map(odd).collect::<Vec<u8>>());
+    assert!(large.len() < 2 << 20);
+    post("Content-Encoding: gzip\r\n", &large).assert_refused(413, "body_too_large");
+    let bomb = packed("gzip", &[b' '; 2 << 20]);
+    post("Content-Encoding: gzip\r\n", &bomb).assert_refused(413, "body_too_dense");
+    assert_eq!(backend.connections(), 0);
+    assert_eq!(post("Content-Encoding: gzip\r\n", &gz).status(), 200);
+    assert_eq!(backend.requests()[0].body, chat);
 }
 
 /// Catches: a path that an engine decodes to another one than we do.

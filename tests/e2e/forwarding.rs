@@ -208,8 +208,9 @@ fn bodies_arrive_byte_for_byte() {
         // The shortest JSON with a model is longer than a byte.
         for (kind, body) in bodies.into_iter().filter(|(_, body)| body.len() == size) {
             let what = format!("{size} bytes of {kind}");
-            let head =
-                format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n");
+            let head = format!(
+                "POST /v1/audio/translations HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n"
+            );
             let counted = format!("{head}Content-Length: {size}\r\n\r\n");
             let (_, received) = pass(&proxy, &backend, [counted.as_bytes(), &body].concat());
             assert_arrived(&received, &body, &what);

@@ -63,19 +63,25 @@ fn what_two_parsers_could_read_in_two_ways_is_refused() {
         (r#"{"model":"\ud800"}"#, Escaped),
         (r#"{"model":3}"#, WrongType("model")),
         (r#"{"model":["a"]}"#, WrongType("model")),
-        (r#"{"stream":1}"#, WrongType("stream")),
-        (r#"{"stream":"true"}"#, WrongType("stream")),
-        (r#"{"max_tokens":"5"}"#, WrongType("max_tokens")),
-        (r#"{"max_tokens":1e3}"#, WrongType("max_tokens")),
-        (r#"{"max_tokens":1.0}"#, WrongType("max_tokens")),
         (r#"{"stream_options":true}"#, WrongType("stream_options")),
-        ("\u{feff}{}", NotUtf8),
+        (r#"{"stream_options":{"include_usage":1}}"#, WrongType("include_usage")),
+        (r#"{"stream_options":{"include_usage":"true"}}"#, WrongType("include_usage")),
+        (r#"{"m\u006fdel":"a"}"#, Escaped),
+        (r#"{"\u004dodel":"a"}"#, Escaped),
+        (r#"{"Model":"a"}"#, Spelling("model")),
+        (r#"{"STREAM":true}"#, Spelling("stream")),
+        ("{\"\u{17f}tream\":true}", Spelling("stream")),
+        ("{\"max_to\u{212a}ens\":1}", Spelling("max_tokens")),
+        (r#"{"stream_options":{"Include_Usage":true}}"#, Spelling("include_usage")),
+        ("\u{feff}\u{feff}{}", Malformed { offset: 3 }),
         (&deep, TooDeep),
         (&long, ModelTooLong),
         (&long_escaped, ModelTooLong),
-        (r#"{"temperature":NaN}"#, Malformed { offset: 15 }),
-        (r#"{"model":NaN}"#, Malformed { offset: 9 }),
-        (r#"{"model":"a"}}"#, Malformed { offset: 13 }),
+        (r#"{"temperature":nan}"#, Malformed { offset: 15 }),
+        (r#"{"model":NaN}"#, WrongType("model")),
+        (r#"{"model":"a"}}"#, Trailing { offset: 13 }),
+        ("{\"model\":\"a\"}\0", Trailing { offset: 13 }),
+        (r#"{"model":"a"} {"model":"b"}"#, Trailing { offset: 14 }),
         (r#"{"model":"a""#, Malformed { offset: 12 }),
         ("", Malformed { offset: 0 }),
         ("{\"a\":\"\n\"}", Malformed { offset: 6 }),
@@ -83,12 +89,80 @@ fn what_two_parsers_could_read_in_two_ways_is_refused() {
         assert_eq!(scan(body.as_bytes()), Err(fault), "{body}");
     }
     assert_eq!(scan(b"{\"a\":\"\xff\"}"), Err(NotUtf8));
+    // Python reads all of these, and half a surrogate pair in UTF-8 besides.
+    let wide: Vec<u8> = "{\"stream\":true}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = "{\"stream\":true}".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    for body in [&wide[..], &big, &[b"\xff\xfe", &wide[..]].concat(), b"{\"a\":\"\xed\xa0\x80\"}"] {
+        assert_eq!(scan(body), Err(NotUtf8), "{body:?}");
+    }
     // Wherever it stands, and whatever else is wrong.
     for before in 0..300 {
         let text = [b"{\"a\":\"", &vec![b'x'; before][..], b"\xe4", &[b'y'; 100]].concat();
         assert_eq!(scan(&[&text[..], b"\"}"].concat()), Err(NotUtf8), "{before}");
         assert_eq!(scan(&text), Err(NotUtf8), "{before}");
     }
+}
+
+/// Catches: a stream that an engine takes for one and we do not, which nobody would count.
+#[test]
+fn values_are_read_as_engines_read_them() {
+    for text in [
+        "true",
+        "\"true\"",
+        "\"True\"",
+        "\"1\"",
+        "1",
+        "1.0",
+        "\"yes\"",
+        "\"ON\"",
+        "\"t\"",
+        "\"Y\"",
+        "\"tr\\u0075e\"",
+    ] {
+        let body = format!("{{\"stream\":{text}}}");
+        assert_eq!(facts(&body).stream, Some(true), "{text}");
+        assert!(facts(&body).usage_splice.is_some(), "{text}");
+    }
+    for text in ["false", "\"false\"", "\"0\"", "0", "0.0", "\"no\"", "\"off\"", "\"F\"", "\"n\""] {
+        assert_eq!(facts(&format!("{{\"stream\":{text}}}")).stream, Some(false), "{text}");
+    }
+    for text in ["null", "2", "-1", "\"\"", "\"maybe\"", "[]", "{}", "NaN", "-Infinity"] {
+        let body = format!("{{\"stream\":{text}}}");
+        assert_eq!((facts(&body).stream, facts(&body).usage_splice), (None, None), "{text}");
+    }
+    for (text, count) in [
+        ("3", Some(3)),
+        ("3.0", Some(3)),
+        ("3e2", Some(300)),
+        ("\"3\"", Some(3)),
+        ("\" 3.0 \"", Some(3)),
+        ("1e40", Some(u64::MAX)),
+        ("-3.0", None),
+        ("3.5", None),
+        ("\"x\"", None),
+        ("\"inf\"", None),
+        ("true", None),
+    ] {
+        assert_eq!(facts(&format!("{{\"max_tokens\":{text}}}")).max_tokens, count, "{text}");
+    }
+}
+
+/// Catches: a body that is refused although every engine, or the one that it is for, takes it.
+#[test]
+fn what_engines_take_is_taken() {
+    for body in [
+        "\u{feff}{\"stream\":true}",
+        "\u{feff} {\"stream\":true}",
+        r#"{"stream":true,"temperature":NaN,"top_p":-Infinity,"x":[Infinity]}"#,
+        r#"{"caf\u00e9":1,"\ud800":2,"a\"b":3,"stream":true}"#,
+        r#"{"Messages":1,"models":2,"streaming":3,"stream":true}"#,
+    ] {
+        let splice = facts(body).usage_splice.unwrap_or_else(|| panic!("{body}"));
+        let made = splice.of(body.as_bytes()).concat();
+        assert!(facts(std::str::from_utf8(&made).unwrap()).include_usage, "{body}");
+    }
+    assert!(facts(r#"{"messages":[]}"#).generates && facts(r#"{"prompt":""}"#).generates);
+    assert!(!facts(r#"{"input":"x","x":{"messages":[]}}"#).generates);
 }
 
 #[test]
@@ -188,8 +262,15 @@ fn any_string() -> impl Strategy<Value = String> {
 
 /// A top-level member: a watched key with a value that is often of its type, or any other.
 fn any_member() -> impl Strategy<Value = (String, String)> {
-    let flag = || prop::sample::select(vec!["true", "false", "null", "1"]).prop_map(str::to_owned);
-    let limit = || prop_oneof![any::<u64>().prop_map(|n| n.to_string()), Just("null".to_owned())];
+    let flags = vec!["true", "false", "null", "1", "0", "\"true\"", "\"off\"", "7"];
+    let flag = move || prop::sample::select(flags.clone()).prop_map(str::to_owned);
+    let limit = || {
+        prop_oneof![
+            any::<u64>().prop_map(|n| n.to_string()),
+            any::<u32>().prop_map(|n| format!("\"{n}\"")),
+            Just("null".to_owned()),
+        ]
+    };
     let options = prop_oneof![
         flag().prop_map(|f| format!("{{ \"include_usage\" :{f}}}")),
         flag().prop_map(|f| format!("{{\"x\":[],\"include_usage\":{f} ,\"y\":1}}")),
@@ -209,10 +290,24 @@ fn any_member() -> impl Strategy<Value = (String, String)> {
 /// What the same body means to a parser that builds a tree and lets the last key win.
 fn agrees(facts: &RequestFacts<'_>, tree: &Value) {
     // A tree holds an integer beyond u64 as a float.
-    let huge = |number: &Value| number.as_f64().filter(|n| *n >= 1.8e19).map(|_| u64::MAX);
-    let limit = |key: &str| tree[key].as_u64().or_else(|| huge(&tree[key]));
+    let float = |number: &Value| number.as_f64().filter(|n| *n >= 0.0 && n.fract() == 0.0);
+    let text = |value: &Value| value.as_str().and_then(|text| text.trim().parse().ok());
+    let limit = |key: &str| {
+        let value = &tree[key];
+        value.as_u64().or_else(|| float(value).map(|n| n as u64)).or_else(|| text(value))
+    };
+    let truth = match &tree["stream"] {
+        Value::String(text) => match text.to_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" | "t" | "y" => Some(true),
+            "false" | "0" | "no" | "off" | "f" | "n" => Some(false),
+            _ => None,
+        },
+        number if number.as_f64() == Some(1.0) => Some(true),
+        number if number.as_f64() == Some(0.0) => Some(false),
+        value => value.as_bool(),
+    };
     assert_eq!(facts.model.as_deref(), tree["model"].as_str());
-    assert_eq!(facts.stream, tree["stream"].as_bool());
+    assert_eq!(facts.stream, truth);
     assert_eq!(facts.include_usage, tree["stream_options"]["include_usage"] == Value::Bool(true));
     let asks = facts.include_usage || facts.stream != Some(true);
     assert_eq!(facts.usage_splice.is_none(), asks);

@@ -10,11 +10,12 @@ use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::head::{named, Version};
 use crate::llm::dialect::Dialect;
-use crate::proxy::admit::credential;
 use crate::proxy::admit::path::{self, Kind, Served};
+use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
 use crate::proxy::receive::{self, Received, Request};
 use crate::proxy::settle::{settle, Story};
+use crate::proxy::unpack::unpack;
 use crate::proxy::worker::Worker;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
@@ -68,6 +69,16 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
             Err(refusal) => return Some(Box::pin(refuse(w, client, request, refusal)).await),
         }
     }
+    let kind = match kind {
+        Ok(Kind::Forward) => match body::coding(&request.head, client.bytes()) {
+            // Boxed: hardly any body comes packed.
+            Ok(Some(coding)) => {
+                Box::pin(unpack(w, client, request, coding)).await.map(|()| Kind::Forward)
+            }
+            plain => plain.map(|_| Kind::Forward),
+        },
+        other => other,
+    };
     match kind {
         Ok(Kind::Forward) => None,
         Ok(own) => Some(Box::pin(own_answer(w, client, request, own)).await),

@@ -51,9 +51,14 @@ pub(super) async fn forward(
 fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
     // Empty since the reset; its capacity is used again.
     let mut model = std::mem::take(&mut request.model);
-    let facts = body::facts(&request.head, client.bytes(), request.body(client.bytes()))?;
+    let (bytes, path) = (client.bytes(), request.path.as_bytes());
+    // What the path alone says, until the body was read.
+    let dialect = request.dialect.with_body(path, false);
+    let facts = body::facts(&request.head, bytes, request.body(bytes), dialect)?;
+    let dialect = request.dialect.with_body(path, facts.generates);
     model.push_str(facts.model.as_deref().unwrap_or_default());
     let (stream, splice) = (facts.stream.unwrap_or(false), facts.usage_splice);
+    request.dialect = dialect;
     request.stream = stream;
     request.set_usage_splice(splice);
     request.model = model;

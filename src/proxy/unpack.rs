@@ -1,0 +1,100 @@
+//! A request body that came packed is unpacked before anything is decided by it, and goes on
+//! unpacked: bytes can be one thing packed and another one plain, and only so is what we read what
+//! the engine reads.
+
+use super::client::Client;
+use super::receive::Request;
+use super::worker::Worker;
+use crate::base::fault::Fault;
+use crate::base::limits::{UNPACKED_RATIO_MAX, UNPACKING_MAX};
+use crate::base::refusal::Refusal;
+use crate::llm::inflate::Coding;
+use crate::llm::unpack::{UnpackFault, Unpacking};
+use crate::rt;
+use crate::rt::patrol::Alarm;
+use std::cell::Cell;
+use std::time::Duration;
+
+/// One that has to wait for its turn looks again after so long.
+const TURN_WAIT: Duration = Duration::from_millis(1);
+
+/// Puts what the body stands for in its place. In steps, between which all other connections of
+/// the worker go on.
+pub async fn unpack(
+    w: &Worker,
+    client: &mut Client,
+    request: &mut Request,
+    coding: Coding,
+) -> Result<(), Refusal> {
+    if request.body(client.bytes()).is_empty() {
+        return Ok(());
+    }
+    client.post.arm(w.plan.server.body_timeout);
+    while w.unpacking.get() >= UNPACKING_MAX {
+        pause(client, TURN_WAIT).await?;
+    }
+    let _turn = Turn::begin(&w.unpacking);
+    let bytes_max = w.plan.server.max_body_size;
+    let refused = |fault| refusal(fault, bytes_max);
+    let mut unpacked = Vec::new();
+    let mut unpacking =
+        Unpacking::new(coding, request.body(client.bytes()), bytes_max).map_err(refused)?;
+    loop {
+        let (piece, is_last) = unpacking.step().map_err(refused)?;
+        unpacked.extend_from_slice(piece);
+        if is_last {
+            break;
+        }
+        pause(client, Duration::ZERO).await?;
+    }
+    drop(unpacking);
+    request.replace_body(client, unpacked);
+    Ok(())
+}
+
+/// Lets others run; an error when the client left, or has waited too long.
+async fn pause(client: &Client, time: Duration) -> Result<(), Refusal> {
+    match client.post.attended(Box::pin(rt::sleep(time))).await {
+        Ok(()) => Ok(()),
+        Err(Alarm::Gone) => Err(Fault::ClientLeft.refusal()),
+        Err(Alarm::Ended) => Err(Fault::ShuttingDown.refusal()),
+        Err(Alarm::Expired) => Err(NO_TURN.with_retry_after(1)),
+    }
+}
+
+/// One of the bodies that are being unpacked.
+struct Turn<'a>(&'a Cell<usize>);
+
+impl Turn<'_> {
+    fn begin(count: &Cell<usize>) -> Turn<'_> {
+        count.set(count.get() + 1);
+        Turn(count)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+const NO_TURN: Refusal =
+    Refusal::new(503, "overloaded", "Too many packed bodies wait to be unpacked.");
+
+fn refusal(fault: UnpackFault, bytes_max: u64) -> Refusal {
+    match fault {
+        UnpackFault::Broken => Refusal::new(
+            400,
+            "bad_content_encoding",
+            "The body is not what its Content-Encoding says, or not one whole.",
+        ),
+        UnpackFault::TooLarge => Refusal::new(413, "body_too_large", "").with_message(format!(
+            "The request body is larger than the limit of {bytes_max} bytes \
+             (server.max_body_size) when it is unpacked, or needs too much memory for that."
+        )),
+        UnpackFault::TooDense => Refusal::new(413, "body_too_dense", "").with_message(format!(
+            "The request body becomes more than {UNPACKED_RATIO_MAX} times as large when it is \
+             unpacked."
+        )),
+    }
+}
