@@ -5,6 +5,7 @@
 //! events that is an event to the client, inside of one it would be garbage), and learns from the
 //! beginnings of lines whether the stream told of an error, or that it is over.
 
+use super::finish::FinishWatch;
 use memchr::memchr2;
 
 /// As much of a line as tells what it is: `data: {"type":"response.incomplete"` and the byte that
@@ -37,6 +38,8 @@ impl Framing {
 /// Watches bytes of a stream, cut anywhere.
 #[derive(Debug, Default)]
 pub struct SseScan {
+    /// Fed apart, with what is not sent on too. It is here because few connections stream.
+    pub finish: FinishWatch,
     events: u64,
     framing: Framing,
     done: bool,

@@ -13,7 +13,7 @@ use std::time::Duration;
 pub const PROMPTS: &str = "/v1/completions";
 const PROMPT_STREAM: &str = r#"{"model":"m","prompt":"Count.","stream":true}"#;
 /// [`STREAM`] as an engine gets it.
-const ASKING: &str = r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#;
+pub const ASKING: &str = r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#;
 /// What the mock is told to report.
 pub const COUNTS: &str = "x-mock-usage: 31,17\r\n";
 /// 1 for an engine that refused to be asked.

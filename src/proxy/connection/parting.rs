@@ -2,16 +2,17 @@
 
 use super::{Next, Talk};
 use crate::base::fault::{Fault, Side};
-use crate::base::limits::ANSWER_DRAIN_MAX;
+use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT};
 use crate::config::plan::OnClientAbort;
-use crate::proxy::relay::drain::drain;
+use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{note, settle, Ending};
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::worker::Worker;
 use crate::rt;
-use crate::state::meters::{BackendIndex, Phase};
+use crate::state::meters::Phase;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
 /// request is settled; all of that later when the engine must not be cut off.
@@ -27,7 +28,7 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
         w.count_fault(talk.story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
     talk.story.outcome = Some(outcome);
-    if is_spared(w, outcome, talk.story.backend) {
+    if left_to_read(w, talk).is_some() {
         return Next::Drain;
     }
     if let Some(Exchange { mut lease, .. }) = talk.exchange.take() {
@@ -44,25 +45,31 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
     }
 }
 
-/// True when the rest of an answer must be read for its engine's sake, though its client has left.
-fn is_spared(w: &Worker, outcome: Outcome, backend: BackendIndex) -> bool {
-    let Some(plan) = backend.and_then(|backend| w.backend(backend)) else { return false };
-    let client_left = outcome.fault.is_some_and(|fault| fault.side() == Side::Client);
-    client_left && plan.on_client_abort == OnClientAbort::Drain && !outcome.upstream_finished
+/// What is to be read of the rest of an answer whose client has left, and for how long: all of it
+/// for its engine's sake, or what the engine counted for a client that had all of its text.
+fn left_to_read(w: &Worker, talk: &Talk) -> Option<(Rest, Duration)> {
+    let plan = talk.story.backend.and_then(|backend| w.backend(backend))?;
+    let outcome = talk.story.outcome.filter(|outcome| !outcome.upstream_finished)?;
+    outcome.fault.filter(|fault| fault.side() == Side::Client)?;
+    match plan.on_client_abort {
+        OnClientAbort::Drain => Some((Rest::Whole(plan.idle_timeout), ANSWER_DRAIN_MAX)),
+        OnClientAbort::Close if talk.tap.awaits_usage() => Some((Rest::Usage, LATE_USAGE_WAIT)),
+        OnClientAbort::Close => None,
+    }
 }
 
 /// Reads the rest of an answer without its client, gives the connection back, and settles. Until
 /// then the request's record is what was last noted.
 pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
+    let left = left_to_read(w, talk);
     let Talk { request, story, exchange, inbound, tap } = talk;
-    let plan = story.backend.and_then(|backend| w.backend(backend));
-    if let (Some(plan), Some(Exchange { mut lease, .. })) = (plan, exchange.take()) {
+    if let (Some((what, limit)), Some(Exchange { mut lease, .. })) = (left, exchange.take()) {
         story.is_drained = true;
         tap.stop();
         // Should we be killed while that goes on.
         note(w, request, tap, story, story.outcome.map_or(0, |outcome| outcome.bytes));
-        let rest = drain(lease.link(), inbound, tap, plan.idle_timeout);
-        let rest = w.patrol.until_end(rt::timeout(ANSWER_DRAIN_MAX, rest)).await;
+        let rest = drain(lease.link(), inbound, tap, what);
+        let rest = w.patrol.until_end(rt::timeout(limit, rest)).await;
         if matches!(rest, Some(Ok(true))) {
             lease.note_end();
         }

@@ -1,17 +1,32 @@
-//! For engines that crash when a connection is cut (llama-swap#980): the rest of an answer is read
-//! after its client has left. Nobody gets it, but what the engine counted is in its end.
+//! The rest of an answer is read after its client has left. Nobody gets it, but what the engine
+//! counted is in its end: all of it for engines that crash when a connection is cut
+//! (llama-swap#980), and its usage alone when the client had all of its text already.
 
 use super::framing::{Inbound, Sections};
 use super::tap::Tap;
+use crate::base::limits::LATE_USAGE_WAIT;
 use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::tls::Link;
 use std::io;
 use std::time::Duration;
 
+/// What is read of the rest of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// All of it; each wait is bounded by this time.
+    Whole(Duration),
+    /// Its usage, and no more.
+    Usage,
+}
+
 /// Reads the rest of an answer, of which the tap sees all. True when the connection stands at its
-/// exact end. `idle` bounds each wait.
-pub async fn drain(link: &mut Link, inbound: &mut Inbound, tap: &mut Tap, idle: Duration) -> bool {
+/// exact end.
+pub async fn drain(link: &mut Link, inbound: &mut Inbound, tap: &mut Tap, what: Rest) -> bool {
+    let idle = match what {
+        Rest::Whole(idle) => idle,
+        Rest::Usage => LATE_USAGE_WAIT,
+    };
     loop {
         match rt::timeout(idle, link.readable()).await {
             Ok(Ok(())) => {}
@@ -36,6 +51,9 @@ pub async fn drain(link: &mut Link, inbound: &mut Inbound, tap: &mut Tap, idle: 
             if progress.finished {
                 return rest.is_empty();
             }
+        }
+        if what == Rest::Usage && !tap.awaits_usage() {
+            return false;
         }
     }
 }

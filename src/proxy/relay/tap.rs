@@ -155,6 +155,16 @@ impl Tap {
             true => self.keep(bytes),
             false => self.body_usage.feed(bytes),
         }
+        if let (Dialect::OpenAi, Some(events)) = (self.dialect, self.events.as_mut()) {
+            events.finish.feed(bytes);
+        }
+    }
+
+    /// All text of the stream is here, and its usage is not: it may follow.
+    pub fn awaits_usage(&self) -> bool {
+        let is_told = self.usage().is_some_and(|usage| usage.total_tokens > 0);
+        let is_over = self.events.as_ref().is_some_and(|events| events.finish.is_over());
+        is_over && !is_told && self.ended() == Some(false)
     }
 
     /// Keeps a slice of a packed answer.
