@@ -7,7 +7,7 @@ use llmproxy::config::cli::{self, Command, Output, SpoolTask};
 use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::supervisor::{self, Control};
-use llmproxy::control::{log, signals, tool, watchdog};
+use llmproxy::control::{circle, log, signals, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
 use llmproxy::rt::ring::{self, EPOLL};
@@ -120,6 +120,7 @@ fn serve(
     signals::start(Arc::clone(&stop), delays, vec![events, access.clone()])
         .map_err(|e| format!("signals: {e}"))?;
     let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
+    circle::check(plan, &control.fleet, &addresses)?;
     let connections = Arc::new(Connections::new(connections_max));
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
     for addr in addresses {

@@ -56,6 +56,7 @@ fn main() {
         drop: &["authorization".to_owned(), "x-api-key".to_owned()],
         set: &[],
         client_ip: "192.0.2.1",
+        via: "hop",
         client_scheme: "http",
         plain_answer: false,
         trust_forwarded: false,

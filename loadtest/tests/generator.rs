@@ -130,7 +130,7 @@ fn aborts_reach_the_engine() {
     let begun = std::time::Instant::now();
     let cancelled = || engine.log().iter().filter(|entry| entry["ended"] == "cancelled").count();
     while cancelled() < 24 {
-        assert!(begun.elapsed().as_secs() < 5, "only {} of 24 leaves noticed", cancelled());
+        assert!(begun.elapsed().as_secs() < 30, "only {} of 24 leaves noticed", cancelled());
     }
 }
 

@@ -22,7 +22,8 @@ pub enum Retry {
     Never,
     /// Once, at the same backend on a fresh connection: the kept one was closed under us.
     Fresh,
-    /// At any backend: this one never saw the request.
+    /// At any other backend: this one never saw the request, or has nothing to do with it any
+    /// more.
     Any,
 }
 
@@ -47,6 +48,10 @@ pub enum Fault {
     BackendClosedReused,
     /// `first_byte_timeout` passed.
     FirstByteTimeout,
+    /// The backend was taken out of service while the request waited there for a first byte.
+    BackendEjected,
+    /// The engine answered that it is still loading its model.
+    BackendLoading,
     /// The answer is not HTTP as we accept it; why.
     BadResponse(&'static str),
     /// `idle_timeout` passed between two reads of an answer's body.
@@ -73,6 +78,8 @@ impl Fault {
             Fault::BackendClosed => "backend_closed",
             Fault::BackendClosedReused => "backend_closed_reused",
             Fault::FirstByteTimeout => "first_byte_timeout",
+            Fault::BackendEjected => "backend_ejected",
+            Fault::BackendLoading => "backend_loading",
             Fault::BadResponse(_) => "bad_response",
             Fault::BackendIdleTimeout => "backend_idle_timeout",
             Fault::BackendBroke => "backend_broke",
@@ -94,9 +101,12 @@ impl Fault {
     /// Whether it may be tried again before the first byte went to the client.
     pub fn retry(self) -> Retry {
         match self {
-            Fault::Unresolved | Fault::ConnectFailed | Fault::ConnectTimeout | Fault::TlsFailed => {
-                Retry::Any
-            }
+            Fault::Unresolved
+            | Fault::ConnectFailed
+            | Fault::ConnectTimeout
+            | Fault::TlsFailed
+            | Fault::BackendEjected
+            | Fault::BackendLoading => Retry::Any,
             Fault::ReuseRace => Retry::Fresh,
             _ => Retry::Never,
         }
@@ -138,6 +148,12 @@ impl Fault {
             ),
             Fault::FirstByteTimeout => {
                 Refusal::new(504, code, "The backend did not begin to answer in time.")
+            }
+            Fault::BackendEjected => {
+                Refusal::new(503, code, "The backend went out of service before it answered.")
+            }
+            Fault::BackendLoading => {
+                Refusal::new(503, code, "The backend is still loading its model.")
             }
             Fault::BackendIdleTimeout => {
                 Refusal::new(504, code, "The backend went silent inside its answer.")

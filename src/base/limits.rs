@@ -113,6 +113,26 @@ pub const BODY_RATE_GRACE: Duration = Duration::from_secs(10);
 pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
 /// Backends tried for one request while none of them took the connection. Beyond: 502 or 504.
 pub const CONNECT_TRIES_MAX: usize = 3;
+/// Connections to a backend in a row that fail. Then it is ejected.
+pub const FAILED_CONNECTS_MAX: u32 = 3;
+/// Answers of a backend in a row that are 502, 503 or 504, break off, or never come. Then it is
+/// ejected.
+pub const FAILED_ANSWERS_MAX: u32 = 5;
+/// How long a backend is ejected: so long, twice so long the next time, and so on.
+pub const EJECTION_STEP: Duration = Duration::from_secs(5);
+/// Longest time for which a backend is ejected (and up to a tenth more, at random), and for which
+/// the one request that tries it is waited for.
+pub const EJECTION_MAX: Duration = Duration::from_secs(60);
+/// A backend that was well for so long since its last ejection begins anew with the shortest.
+pub const EJECTION_FORGOTTEN: Duration = Duration::from_secs(60);
+/// A backend of which a running stream was seen to grow so lately is not ejected for being slow.
+/// Streams are looked at every five seconds.
+pub const STREAM_ALIVE: Duration = Duration::from_secs(10);
+/// Bytes of an answer with status 503 that are read to see whether it says that the engine is still
+/// loading its model. Beyond: it goes to the client as it is.
+pub const LOADING_ANSWER_BYTES_MAX: usize = 2048;
+/// The same in time: what has not come by then is not waited for.
+pub const LOADING_ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// An answer that is read for nobody, to spare its engine, is given up after so long.
 pub const ANSWER_DRAIN_MAX: Duration = Duration::from_secs(600);
@@ -129,6 +149,9 @@ pub const OUTBOX_TURN_RECORDS_MAX: usize = 256;
 /// Turns waiting for the journal, and those that one worker may have back from it. Beyond: a turn
 /// goes together with the next one; what comes back is freed.
 pub const OUTBOX_TURNS_MAX: usize = 256;
+/// Records that lie at a worker to be filled again, and rooms for turns, of which so many stay when
+/// it has nothing to do.
+pub const OUTBOX_SPARES_MIN: usize = 16;
 /// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
 pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.

@@ -19,6 +19,11 @@ use std::time::Duration;
 /// Starts a task per backend on the current ring.
 pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
     let Some(check) = &plan.health_check else { return };
+    tracing::info!(
+        path = check.path.as_deref().unwrap_or(HealthCheck::PATH),
+        interval_s = check.interval.as_secs_f64(),
+        "backends are probed; `health_check: {{enabled: false}}` turns that off"
+    );
     for (index, backend) in plan.backends.iter().enumerate() {
         let (check, backend, fleet) = (check.clone(), backend.clone(), Arc::clone(fleet));
         rt::spawn(async move {
@@ -40,7 +45,7 @@ async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
             Err(_) => Err(format!("no answer within {:?}", check.timeout)),
         };
         if let Some(healthy) = judge.hear(found.is_ok()) {
-            member.set_healthy(healthy);
+            member.set_passes_probes(healthy);
             match &found {
                 Ok(()) => tracing::info!(backend = %backend.name, "backend is healthy"),
                 Err(why) => tracing::warn!(backend = %backend.name, %why, "backend is unhealthy"),
@@ -61,7 +66,8 @@ fn jittered(interval: Duration) -> Duration {
 /// One probe: connect, ask, read the head of the answer.
 async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Result<(), String> {
     let mut link = open(backend, member, check.timeout).await?;
-    let path = backend.health_path.as_deref().unwrap_or(&check.path);
+    let chosen = backend.health_path.as_deref().or(check.path.as_deref());
+    let path = chosen.unwrap_or(HealthCheck::PATH);
     let mut text = format!(
         "{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: llmproxy-health/{}\r\nAccept: */*\r\n",
         check.method,
@@ -77,14 +83,20 @@ async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Resul
     text.push_str("Connection: close\r\n\r\n");
     send(&mut link, text.as_bytes()).await.map_err(|e| format!("send: {e}"))?;
     let status = read_status(&mut link, &check.method).await?;
-    let expected = match check.expected_status.as_slice() {
-        [] => (200..300).contains(&status),
+    match is_well(status, chosen.is_some(), &check.expected_status) {
+        true => Ok(()),
+        false => Err(format!("status {status}")),
+    }
+}
+
+/// Whether a status speaks for a backend. `expected` empty: any 2xx; and on a path that nobody
+/// chose also any other below 500, for the engine may not have that path (Ollama) or may want a
+/// key for it, and says so because it is alive.
+fn is_well(status: u16, is_path_chosen: bool, expected: &[u16]) -> bool {
+    match expected {
+        [] if is_path_chosen => (200..300).contains(&status),
+        [] => status < 500,
         listed => listed.contains(&status),
-    };
-    if expected {
-        Ok(())
-    } else {
-        Err(format!("status {status}"))
     }
 }
 
@@ -212,6 +224,20 @@ mod tests {
     #[test]
     fn a_backend_that_was_never_there_is_out_at_once() {
         assert_eq!(Judge::new(2, 3).hear(false), Some(false));
+    }
+
+    /// Catches: an engine without `/health` that is taken for dead; one that answers a path that
+    /// was chosen with 404 and is taken for well; a loading one taken for ready.
+    #[test]
+    fn a_path_that_nobody_chose_may_be_missing() {
+        for (status, assumed, chosen) in
+            [(200, true, true), (404, true, false), (401, true, false), (503, false, false)]
+        {
+            assert_eq!(is_well(status, false, &[]), assumed, "{status}");
+            assert_eq!(is_well(status, true, &[]), chosen, "{status}");
+            assert!(!is_well(status, false, &[204]), "{status}");
+        }
+        assert!(is_well(204, true, &[204]));
     }
 
     #[test]

@@ -329,6 +329,9 @@ impl Facts {
         };
         let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
         page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
+        let departures = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.departures()));
+        let help = "Times that probes or failed requests took the backend out, or kept it out.";
+        page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;
         let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
         let now = Instant::now();
         let refuses = |i: usize| {

@@ -6,6 +6,7 @@
 
 pub mod tls;
 pub mod resolve;
+pub mod circle;
 pub mod health;
 pub mod metrics;
 pub mod page;

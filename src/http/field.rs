@@ -35,6 +35,8 @@ pub enum Known {
     RetryAfter,
     /// Location or Content-Location
     Location,
+    /// Via
+    Via,
     /// x-request-id
     XRequestId,
     /// X-Forwarded-For
@@ -51,6 +53,7 @@ impl Known {
     pub fn of(name: &[u8]) -> Known {
         let found = match name.len() {
             2 if is(name, b"te") => Known::HopByHop,
+            3 if is(name, b"via") => Known::Via,
             4 if is(name, b"host") => Known::Host,
             6 if is(name, b"cookie") => Known::Cookie,
             6 if is(name, b"expect") => Known::Expect,

@@ -37,6 +37,8 @@ pub struct ForwardRequest<'a> {
     pub set: &'a [(String, Secret)],
     /// Address of the client, appended to X-Forwarded-For if `trust_forwarded`, else replacing it.
     pub client_ip: &'a str,
+    /// Our name in `Via`, behind those of the proxies before us (RFC 9110 section 7.6.3).
+    pub via: &'a str,
     /// `http` or `https`: how the client reached us.
     pub client_scheme: &'a str,
     /// The answer is to be read on its way: the client's Accept-Encoding stays here.
@@ -104,6 +106,10 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     }
     line_of(out, b"x-request-id: ", how.request_id.as_bytes());
     forwarded(out, head, bytes, how);
+    match head.version {
+        Version::Http10 => line_of(out, b"Via: 1.0 ", how.via.as_bytes()),
+        Version::Http11 => line_of(out, b"Via: 1.1 ", how.via.as_bytes()),
+    }
     for (name, value) in how.set {
         line(out, name.as_bytes(), value.reveal().as_bytes());
     }

@@ -95,6 +95,7 @@ impl Client {
             Ok(Err(_)) | Err(Alarm::Gone) => Err(Fault::ClientLeft),
             Err(Alarm::Expired) => Err(Fault::ClientWriteTimeout),
             Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+            Err(Alarm::CalledOff) => Err(Fault::BackendEjected),
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Ledger {
     ticks: Cell<u64>,
     /// Up to here waits are over, whether or not it is written.
     excused: Cell<u64>,
+    /// [`TICK`], but in tests that the load of the machine must not touch.
+    tick: Duration,
 }
 
 /// A request that waits.
@@ -50,7 +52,12 @@ struct Waiting {
 impl Ledger {
     /// One on which nobody waits yet.
     pub fn new(outbox: Outbox) -> Ledger {
+        Ledger::with_tick(outbox, TICK)
+    }
+
+    fn with_tick(outbox: Outbox, tick: Duration) -> Ledger {
         Ledger {
+            tick,
             outbox,
             waiting: RefCell::default(),
             usher: RefCell::default(),
@@ -120,7 +127,7 @@ impl Ledger {
             let now = Instant::now();
             if now >= tick {
                 self.excuse();
-                tick = now + TICK;
+                tick = now + self.tick;
             }
             let seen = desk.written();
             self.free(seen);
@@ -219,11 +226,17 @@ mod tests {
     use crate::usage::outbox::Inbox;
     use std::rc::Rc;
 
+    /// A tick that does not come while a test runs, however busy the machine is.
+    const NEVER: Duration = Duration::from_secs(3600);
+
     /// Runs beside the usher of a ledger.
-    fn with_usher<F: Future>(test: impl FnOnce(Rc<Option<Ledger>>, Inbox) -> F) -> F::Output {
+    fn with_usher<F: Future>(
+        tick: Duration,
+        test: impl FnOnce(Rc<Option<Ledger>>, Inbox) -> F,
+    ) -> F::Output {
         Ring::build().unwrap().block_on(async {
             let (outbox, inbox) = ends(1 << 20);
-            let ledger = Rc::new(Some(Ledger::new(outbox)));
+            let ledger = Rc::new(Some(Ledger::with_tick(outbox, tick)));
             let usher = ledger.clone();
             rt::spawn(async move { usher.as_ref().as_ref().unwrap().usher().await });
             test(ledger, inbox).await
@@ -243,7 +256,7 @@ mod tests {
     /// ticket; a turn that goes in pieces.
     #[test]
     fn one_acknowledgement_frees_all_of_a_turn() {
-        with_usher(|ledger, mut inbox| async move {
+        with_usher(NEVER, |ledger, mut inbox| async move {
             let tickets: Vec<Ticket> = (0..9).map(|_| hand_over(&ledger)).collect();
             let freed = Rc::new(Cell::new(0));
             for ticket in tickets {
@@ -273,7 +286,7 @@ mod tests {
     /// one that goes on late and is not counted.
     #[test]
     fn a_journal_that_stands_holds_nobody_for_long() {
-        with_usher(|ledger, mut inbox| async move {
+        with_usher(TICK, |ledger, mut inbox| async move {
             let begun = Instant::now();
             let ticket = hand_over(&ledger);
             Written::of(&ledger, ticket).await;
@@ -290,7 +303,7 @@ mod tests {
     /// that are lost or out of order then.
     #[test]
     fn what_finds_no_room_goes_later_and_in_order() {
-        with_usher(|ledger, mut inbox| async move {
+        with_usher(NEVER, |ledger, mut inbox| async move {
             let count = OUTBOX_TURNS_MAX + 10;
             for _ in 0..count {
                 hand_over(&ledger);

@@ -12,6 +12,7 @@ pub mod unpack;
 pub mod asking;
 pub mod admit;
 pub mod route;
+pub mod repute;
 pub mod upstream;
 pub mod relay;
 pub mod location;

@@ -235,7 +235,7 @@ pub async fn head(
             Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
             Ok(_) => reads += 1,
             Err(Alarm::Expired) => return Err(HEADER_TIMEOUT),
-            Err(Alarm::Ended) => return Err(Fault::ShuttingDown.refusal()),
+            Err(Alarm::Ended | Alarm::CalledOff) => return Err(Fault::ShuttingDown.refusal()),
         }
     }
 }
@@ -362,7 +362,7 @@ async fn read_paced(
     match client.read_more(room).await {
         Ok(0) | Err(Alarm::Gone) => Ok(Received::Closed),
         Err(Alarm::Expired) => Err(BODY_TIMEOUT),
-        Err(Alarm::Ended) => Err(Fault::ShuttingDown.refusal()),
+        Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
         Ok(n) => {
             pace.bytes += n as u64;
             if pace.is_below_floor() {

@@ -57,7 +57,7 @@ async fn pause(client: &Client, time: Duration) -> Result<(), Refusal> {
     match client.post.attended(Box::pin(rt::sleep(time))).await {
         Ok(()) => Ok(()),
         Err(Alarm::Gone) => Err(Fault::ClientLeft.refusal()),
-        Err(Alarm::Ended) => Err(Fault::ShuttingDown.refusal()),
+        Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
         Err(Alarm::Expired) => Err(NO_TURN.with_retry_after(1)),
     }
 }

@@ -4,6 +4,7 @@
 use super::answer::{write_refusal, Frame};
 use super::connection;
 use super::ledger::Ledger;
+use super::repute::{self, Departures};
 use super::route::round_robin::RoundRobin;
 use super::sparing::Sparing;
 use super::upstream::pool::{Pool, PoolLimits};
@@ -98,6 +99,7 @@ pub struct Worker {
     /// Where access records go.
     pub access: Option<AccessQueue>,
     sparing: RefCell<Sparing>,
+    departures: Departures,
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
@@ -157,6 +159,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         backend_names: start.plan.backends.iter().map(|b| b.name.as_str().into()).collect(),
         backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
         plan: start.plan,
+        departures: Departures::new(&start.fleet),
         fleet: start.fleet,
         patrol,
         meters: RefCell::default(),
@@ -206,6 +209,7 @@ impl Worker {
             self.patrol.next_sweep(self.may_rest(), self.pulse.sleep()).await;
             self.look_at_the_clock();
             self.pulse.beat();
+            self.departures.see(&self.fleet, |backend| self.patrol.call_off(backend));
             Buffer::sweep();
             self.sparing.borrow_mut().sweep(Instant::now());
             self.usage.iter().for_each(Ledger::sweep);
@@ -255,6 +259,7 @@ impl Worker {
         if matches!(self.pulse.look(), Look::Asleep(_)) {
             // What comes is measured by the clock, and from now on the watchdog expects us to beat.
             self.look_at_the_clock();
+            self.departures.forget(&self.fleet);
         }
         match arrival {
             Arrival::Client(socket, peer) if self.connections.have_room() => {
@@ -365,9 +370,16 @@ impl Worker {
         Active(Rc::clone(self))
     }
 
-    /// Counts a fault.
+    /// Counts a fault, and holds it against the backend where it says something about that.
     pub fn count_fault(&self, backend: BackendIndex, fault: Fault) {
+        repute::hear_fault(self, backend, fault);
         *self.meters.borrow_mut().faults.entry((backend, fault.code())).or_default() += 1;
+    }
+
+    /// A stream of a backend is seen to go on.
+    pub fn note_alive(&self, backend: BackendIndex) {
+        let member = backend.and_then(|backend| self.fleet.get(backend as usize));
+        member.into_iter().for_each(|member| member.note_alive());
     }
 
     /// Counts a client that left.

@@ -39,6 +39,8 @@ pub enum Alarm {
     Gone,
     /// The worker ends this connection: drained while idle, or cut at the drain deadline.
     Ended,
+    /// Whoever it waits for is not worth waiting for any more: [`Patrol::call_off`].
+    CalledOff,
 }
 
 /// When a client counts as gone.
@@ -74,6 +76,9 @@ struct State {
     gone: Cell<bool>,
     ended: Cell<bool>,
     idle: Cell<bool>,
+    /// For whom it waits, when somebody else would do: [`Post::stand_at`].
+    stands_at: Cell<Option<u32>>,
+    called_off: Cell<bool>,
     /// Waits in a row that were over before they began.
     unwaited: Cell<u32>,
     waker: RefCell<Option<Waker>>,
@@ -131,6 +136,8 @@ impl Patrol {
             gone: Cell::new(false),
             ended: Cell::new(false),
             idle: Cell::new(false),
+            stands_at: Cell::new(None),
+            called_off: Cell::new(false),
             unwaited: Cell::new(0),
             waker: RefCell::default(),
         });
@@ -203,6 +210,16 @@ impl Patrol {
             }
         }
         false
+    }
+
+    /// Ends the waits of all who stand at this place, with [`Alarm::CalledOff`].
+    pub fn call_off(&self, place: u32) {
+        for post in self.posts.borrow().slots.iter().flatten() {
+            if post.stands_at.get() == Some(place) {
+                post.called_off.set(true);
+                post.rouse();
+            }
+        }
     }
 
     /// From now on idle connections end, and the accept loops stop.
@@ -296,6 +313,13 @@ impl Post {
         self.state.expired.set(false);
     }
 
+    /// Says for whom the waits that follow are, by a number of the caller's: [`Patrol::call_off`]
+    /// ends them. `None`: they cannot be called off.
+    pub fn stand_at(&self, place: Option<u32>) {
+        self.state.stands_at.set(place);
+        self.state.called_off.set(false);
+    }
+
     /// Marks the connection as idle (between two requests): a drain ends it.
     pub fn set_idle(&self) {
         self.state.idle.set(true);
@@ -365,6 +389,9 @@ impl<F: Future> Future for Watched<'_, F> {
         }
         if state.ended.get() {
             return Poll::Ready(Err(Alarm::Ended));
+        }
+        if state.called_off.get() {
+            return Poll::Ready(Err(Alarm::CalledOff));
         }
         if state.expired.get() {
             return Poll::Ready(Err(Alarm::Expired));

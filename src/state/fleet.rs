@@ -1,10 +1,11 @@
 //! The backends as both planes see them: health and addresses (written by the control plane, read
 //! by workers), requests in flight (written by workers). Readers never wait.
 
+use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWish;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,14 @@ pub struct Fleet {
 
 /// The run-time state of one backend.
 pub struct Member {
-    healthy: AtomicBool,
+    /// When the fleet was made.
+    born: Instant,
+    passes_probes: AtomicBool,
+    /// A packed [`Repute`].
+    repute: AtomicU64,
+    /// When an answer of it last grew, in [`Tenths`]; 0 before that.
+    alive: AtomicU32,
+    departures: AtomicU32,
     inflight: AtomicU32,
     usage_wish: KnownWish,
     addresses: ArcSwap<Vec<SocketAddr>>,
@@ -28,7 +36,11 @@ impl Fleet {
     pub fn new(tls: Vec<Option<Arc<rustls::ClientConfig>>>) -> Fleet {
         let born = Instant::now();
         let member = |tls| Member {
-            healthy: AtomicBool::new(true),
+            born,
+            passes_probes: AtomicBool::new(true),
+            repute: AtomicU64::new(Repute::default().pack()),
+            alive: AtomicU32::new(0),
+            departures: AtomicU32::new(0),
             inflight: AtomicU32::new(0),
             usage_wish: KnownWish::new(born),
             addresses: ArcSwap::from_pointee(Vec::new()),
@@ -47,23 +59,106 @@ impl Fleet {
         self.members.iter()
     }
 
-    /// True when at least one backend is healthy.
-    pub fn any_healthy(&self) -> bool {
-        self.iter().any(Member::is_healthy)
+    /// True when probes leave at least one backend. That all of these are ejected is no reason to
+    /// send requests elsewhere: only requests can bring them back.
+    pub fn any_passes_probes(&self) -> bool {
+        self.iter().any(Member::passes_probes)
     }
 }
 
 impl Member {
-    /// What the last probes say.
+    /// Neither do probes speak against it, nor do the requests that were sent there.
     pub fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed)
+        self.passes_probes() && !self.repute().is_out()
+    }
+
+    /// What the last probes say.
+    pub fn passes_probes(&self) -> bool {
+        self.passes_probes.load(Ordering::Relaxed)
     }
 
     /// Set by the health prober alone. What comes back may be another engine than what went.
-    pub fn set_healthy(&self, healthy: bool) {
-        if self.healthy.swap(healthy, Ordering::Relaxed) != healthy {
+    pub fn set_passes_probes(&self, passes: bool) {
+        if self.passes_probes.swap(passes, Ordering::Relaxed) != passes {
             self.usage_wish.forget();
+            if !passes {
+                self.departures.fetch_add(1, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Times that probes or requests took it out, or kept it out. Requests that wait there for a
+    /// first byte are called off when this grows.
+    pub fn departures(&self) -> u32 {
+        self.departures.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what a request found out. `Some` when that changed something.
+    pub fn hear(&self, evidence: Evidence) -> Option<Change> {
+        // Nearly always: a good answer of a backend of which nothing bad is known. No clock is read
+        // and no shared memory is written for it.
+        if evidence == Evidence::Good && self.repute().is_spotless() {
+            return None;
+        }
+        let alive = Some(Tenths(self.alive.load(Ordering::Relaxed))).filter(|at| at.0 > 0);
+        self.change(|repute, now, jitter| repute.hear(evidence, now, alive, jitter))
+    }
+
+    /// Whether a request may try an ejected backend. True for one at a time, when its pause is
+    /// over, and for all when it is not ejected.
+    pub fn admit(&self) -> bool {
+        let mut may = false;
+        self.change(|repute, now, jitter| {
+            let (next, admitted, change) = repute.admit(now, jitter);
+            may = admitted;
+            (next, change)
+        });
+        may
+    }
+
+    /// A request ended before it could tell anything of the backend.
+    pub fn untried(&self) {
+        if self.repute().is_out() {
+            self.change(|repute, now, _| (repute.untried(now), None));
+        }
+    }
+
+    /// A stream of it is seen to go on.
+    pub fn note_alive(&self) {
+        self.alive.store(self.now().0.max(1), Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Tenths {
+        Tenths::of(self.born.elapsed())
+    }
+
+    fn repute(&self) -> Repute {
+        Repute::unpack(self.repute.load(Ordering::Relaxed))
+    }
+
+    fn change(
+        &self,
+        mut step: impl FnMut(Repute, Tenths, u32) -> (Repute, Option<Change>),
+    ) -> Option<Change> {
+        let elapsed = self.born.elapsed();
+        let (now, jitter) = (Tenths::of(elapsed), elapsed.subsec_nanos());
+        let mut word = self.repute.load(Ordering::Relaxed);
+        let change = loop {
+            let (next, change) = step(Repute::unpack(word), now, jitter);
+            let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
+            match self.repute.compare_exchange_weak(word, next.pack(), set, read) {
+                Ok(_) => break change,
+                Err(newer) => word = newer,
+            }
+        };
+        match change {
+            Some(Change::Ejected(_) | Change::StaysOut(_)) => {
+                self.departures.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(Change::Back) => self.usage_wish.forget(),
+            None => {}
+        }
+        change
     }
 
     /// Requests that a worker sent here and has not settled.

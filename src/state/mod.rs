@@ -4,7 +4,9 @@
 pub mod connections;
 pub mod fleet;
 pub mod hash;
+pub mod hop;
 pub mod meters;
+pub mod repute;
 pub mod scrape;
 pub mod pulse;
 pub mod stop;

@@ -14,8 +14,8 @@ use super::journal::{Ends as JournalEnds, Piece};
 use super::record::UsageRecord;
 use super::spool::state::SpoolState;
 use crate::base::limits::{
-    OUTBOX_BODY_BYTES_MAX, OUTBOX_END_WAIT, OUTBOX_RECORDS_MAX, OUTBOX_TURNS_MAX,
-    OUTBOX_TURN_RECORDS_MAX,
+    OUTBOX_BODY_BYTES_MAX, OUTBOX_END_WAIT, OUTBOX_RECORDS_MAX, OUTBOX_SPARES_MIN,
+    OUTBOX_TURNS_MAX, OUTBOX_TURN_RECORDS_MAX,
 };
 use crate::config::plan::Reporter;
 use atomic_waker::AtomicWaker;
@@ -73,7 +73,7 @@ pub(super) fn with_capacity(
             sender: sender.clone(),
             doorbell: doorbell.clone(),
             turn: RefCell::default(),
-            next: RefCell::default(),
+            rooms: RefCell::new(Vec::with_capacity(OUTBOX_SPARES_MIN)),
             idle: RefCell::default(),
             spares,
             counters: counters.clone(),
@@ -98,8 +98,8 @@ pub struct Outbox {
     doorbell: Arc<Doorbell>,
     /// What this turn handed over so far.
     turn: RefCell<Turn>,
-    /// Empty: room for the next turn.
-    next: RefCell<Turn>,
+    /// Empty: room for turns to come.
+    rooms: RefCell<Vec<Turn>>,
     /// Records to be filled again.
     idle: RefCell<Turn>,
     spares: Receiver<Turn>,
@@ -291,7 +291,10 @@ impl Outbox {
     fn take_back(&self) {
         if let Ok(mut turn) = self.spares.try_recv() {
             self.idle.borrow_mut().append(&mut turn);
-            *self.next.borrow_mut() = turn;
+            let mut rooms = self.rooms.borrow_mut();
+            if rooms.len() < OUTBOX_SPARES_MIN {
+                rooms.push(turn);
+            }
         }
     }
 
@@ -300,10 +303,11 @@ impl Outbox {
         if self.turn.borrow().is_empty() {
             return;
         }
-        if self.next.borrow().capacity() == 0 {
+        if self.rooms.borrow().is_empty() {
             self.take_back();
         }
-        let turn = self.turn.replace(self.next.take());
+        let room = self.rooms.borrow_mut().pop().unwrap_or_default();
+        let turn = self.turn.replace(room);
         let records = turn.len() as u64;
         // Before the journal has it, which takes it off again.
         self.counters.waiting.fetch_add(records, Relaxed);
@@ -312,7 +316,8 @@ impl Outbox {
             Err(TrySendError::Full(turn)) => {
                 // It goes with the next one, and counts as waiting by lying here.
                 self.counters.waiting.fetch_sub(records, Relaxed);
-                self.next.replace(self.turn.replace(turn));
+                let room = self.turn.replace(turn);
+                self.rooms.borrow_mut().push(room);
             }
             Err(TrySendError::Disconnected(_)) => {
                 self.counters.waiting.fetch_sub(records, Relaxed);
@@ -360,20 +365,22 @@ impl Outbox {
     }
 
     /// Called at a steady pace: gives up some of the records that lie here to be filled again, so
-    /// that what a burst left is gone within a minute. Who needs them all the time makes new ones
-    /// so rarely that nobody notices.
+    /// that what a burst left is gone within a minute. The last [`OUTBOX_SPARES_MIN`] stay: how
+    /// long a record is under way depends on the load of the machine, and without them a slow
+    /// request would find what it needs given up between two others.
     pub fn sweep(&self) {
         for _ in 0..self.spares.len().div_ceil(SPARES_PER_SWEEP) {
             self.take_back();
         }
         let mut idle = self.idle.borrow_mut();
-        let left = idle.len() - idle.len().div_ceil(SPARES_PER_SWEEP);
+        let more = idle.len().saturating_sub(OUTBOX_SPARES_MIN);
+        let left = idle.len() - more.div_ceil(SPARES_PER_SWEEP);
         idle.truncate(left);
     }
 
     /// True when [`Outbox::sweep`] has nothing left to give back.
     pub fn is_settled(&self) -> bool {
-        self.spares.is_empty() && self.idle.borrow().is_empty()
+        self.spares.is_empty() && self.idle.borrow().len() <= OUTBOX_SPARES_MIN
     }
 
     /// A slow receiver must cost records of a known size, not all memory: the prompts in them are

@@ -118,6 +118,7 @@ fn forward(head: &RequestHead, bytes: &[u8], body: Vec<u8>) -> Forwarded {
         drop: &[],
         set: &[],
         client_ip: "192.0.2.1",
+        via: "hop",
         client_scheme: "http",
         plain_answer: false,
         trust_forwarded: false,

@@ -7,7 +7,7 @@ use crate::rig::{before, quiet, Rig, CHAT, CHATS, STREAM};
 use serde_json::Value;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Catches: a dead engine that shows as an empty answer, a hang, or a second generation.
 #[test]
@@ -241,7 +241,10 @@ fn a_stream_may_last_longer_than_every_timeout() {
 /// Catches: a backend that is down costing requests while another one is up.
 #[test]
 fn a_refused_connection_falls_to_the_other_backend() {
-    let rig = Rig::with("", |config| config.backend(format!("http://{}", nobody()), ""));
+    let rig = Rig::with("", |config| {
+        let dead = format!("http://{}", nobody());
+        config.backend(dead, "").section("health_check: {enabled: false}")
+    });
     for _ in 0..6 {
         assert_eq!(rig.proxy.post(CHATS, CHAT).status(), 200);
     }
@@ -330,11 +333,10 @@ fn a_client_that_leaves_during_a_connect_ends_it() {
 #[test]
 fn when_all_are_down_clients_hear_so_at_once() {
     let (one, two) = (format!("http://{}", nobody()), format!("http://{}", nobody()));
-    let proxy = Config::new().backend(one, "").backend(two, "").start();
-    let asked = Instant::now();
+    // Longer than a test waits for an answer.
+    let slow = "connect_timeout: 10m";
+    let proxy = Config::new().backend(one, slow).backend(two, slow).start();
     proxy.post(CHATS, CHAT).assert_refused(502, "connect_failed");
-    // Far below the connect timeout of two seconds.
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     let empty = Config::new().start();
     empty.post(CHATS, CHAT).assert_refused(503, "no_backend");
 }

@@ -135,14 +135,52 @@ fn when_all_are_sick_all_are_tried() {
     assert_eq!((one.posts().len(), two.posts().len()), (5, 5));
 }
 
-/// Catches: probes when none were asked for.
+/// Catches: probes where they help nobody, or where they are forbidden.
 #[test]
-fn without_a_health_check_nobody_is_probed() {
-    let engine = Engine::start(&["--unhealthy"]);
-    let proxy = Config::backend_at(engine.url()).start();
-    assert_eq!(proxy.get("/ready").status(), 200);
-    assert_eq!(proxy.metric("llmproxy_backend_up", &[]), 1.0);
-    assert_eq!(engine.stat("probes"), 0);
+fn a_single_backend_is_not_probed_and_nobody_is_when_it_is_forbidden() {
+    let (one, two) = (Engine::start(&["--unhealthy"]), Engine::start(&["--unhealthy"]));
+    for proxy in [
+        Config::backend_at(one.url()).start(),
+        Config::backend_at(one.url())
+            .backend(two.url(), "")
+            .section("health_check: {enabled: false}")
+            .start(),
+    ] {
+        assert_eq!(proxy.get("/ready").status(), 200);
+        assert!(proxy
+            .metrics()
+            .samples
+            .iter()
+            .all(|sample| { sample.name != "llmproxy_backend_up" || sample.value == 1.0 }));
+        assert!(!proxy.events().iter().any(is_told));
+    }
+    assert_eq!((one.stat("probes"), two.stat("probes")), (0, 0));
+}
+
+fn is_told(event: &serde_json::Value) -> bool {
+    event["message"].as_str().is_some_and(|text| text.starts_with("backends are probed"))
+}
+
+/// Catches: several backends that nobody probes unless asked; probes that nobody is told of; an
+/// engine that has no `/health` taken for a dead one.
+#[test]
+fn several_backends_are_probed_without_being_asked() {
+    let (good, bad) = (Engine::start(&[]), Engine::start(&["--unhealthy"]));
+    let ollama = Backend::answering("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+    let proxy = Config::new()
+        .backend(good.url(), "name: good")
+        .backend(bad.url(), "name: bad")
+        .backend(ollama.url(), "name: ollama")
+        .start();
+    await_up(&proxy, "bad", 0.0);
+    await_until("all are probed", SOON, || !ollama.requests().is_empty());
+    assert_eq!(ollama.requests()[0].head.first_line, "GET /health HTTP/1.1");
+    proxy.await_event("it is well", |event| {
+        event["message"] == "backend is healthy" && event["backend"] == "ollama"
+    });
+    await_up(&proxy, "good", 1.0);
+    await_up(&proxy, "ollama", 1.0);
+    assert_eq!(proxy.events().iter().filter(|event| is_told(event)).count(), 1);
 }
 
 fn await_up(proxy: &Proxy, name: &str, up: f64) {

@@ -106,7 +106,7 @@ fn a_slow_head_is_408() {
     let started = Instant::now();
     conn.send("GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Slow: ");
     while !conn.arrives_within(Duration::from_millis(20)) {
-        assert!(started.elapsed() < Duration::from_secs(3), "each byte starts the deadline anew");
+        assert!(started.elapsed() < SOON, "each byte starts the deadline anew");
         conn.try_send("x");
     }
     let response = conn.response();
@@ -114,7 +114,6 @@ fn a_slow_head_is_408() {
     response.assert_refused(408, "header_timeout");
     assert_eq!(response.head.get("connection"), Some("close"));
     assert!(took >= Duration::from_millis(450), "{took:?}");
-    assert!(took < Duration::from_secs(3), "{took:?}");
     assert_eq!(rejected(&proxy, "header_timeout"), 1.0);
     assert_eq!(quiet.get("/v1/models").status(), 200, "a connection that is idle is not slow");
 }
@@ -129,7 +128,7 @@ fn a_body_that_stops_is_408() {
         conn.send(format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\n{framing}"));
         conn.response().assert_refused(408, "body_timeout");
         let took = started.elapsed();
-        assert!((250..3000).contains(&took.as_millis()), "{took:?}");
+        assert!(took >= Duration::from_millis(250), "{took:?}");
         conn.assert_closes();
     }
     assert_eq!(rejected(&proxy, "body_timeout"), 2.0);
@@ -145,7 +144,7 @@ fn a_body_that_trickles_is_408() {
     let started = Instant::now();
     conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
     while !conn.arrives_within(Duration::from_millis(250)) {
-        assert!(started.elapsed() < Duration::from_secs(15), "it goes on and on");
+        assert!(started.elapsed() < 2 * SOON, "it goes on and on");
         conn.try_send("x");
     }
     conn.response().assert_refused(408, "body_too_slow");
@@ -163,8 +162,8 @@ fn an_idle_connection_is_closed_without_a_word() {
     let mut used = proxy.connect();
     assert_eq!(used.get("/v1/models").status(), 200);
     let started = Instant::now();
-    used.assert_closes_within(Duration::from_secs(3));
-    fresh.assert_closes_within(Duration::from_secs(3));
+    used.assert_closes();
+    fresh.assert_closes();
     assert!(started.elapsed() >= Duration::from_millis(200), "{:?}", started.elapsed());
     assert_eq!(proxy.metric("llmproxy_rejected_total", &[]), 0.0);
 }

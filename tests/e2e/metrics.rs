@@ -28,6 +28,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_upstream_connect_seconds", "histogram", &[]),
     ("llmproxy_inflight", "gauge", &["backend"]),
     ("llmproxy_backend_up", "gauge", &["backend"]),
+    ("llmproxy_backend_ejections_total", "counter", &["backend"]),
     ("llmproxy_retries_total", "counter", &[]),
     ("llmproxy_fallback_total", "counter", &[]),
     ("llmproxy_rejected_total", "counter", &["reason"]),

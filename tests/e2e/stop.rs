@@ -241,10 +241,8 @@ fn a_second_signal_ends_at_once() {
         proxy.process.signal(signal);
         await_until("it drains", SOON, || TcpStream::connect(proxy.addr()).is_err());
         assert!(proxy.process.try_status().is_none(), "without a limit it waits");
-        let asked = Instant::now();
         proxy.process.signal(signal);
         assert_eq!(proxy.process.wait(SOON).code(), Some(code));
-        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         assert_eq!(running.rest().1, Ended::Cut);
     }
 }
@@ -252,13 +250,11 @@ fn a_second_signal_ends_at_once() {
 /// Catches: a process without clients that takes its time.
 #[test]
 fn an_idle_proxy_ends_at_once() {
-    let (_engine, proxy) = rig("30s");
+    let (_engine, proxy) = rig("10m");
     let mut kept: Vec<Conn> = (0..50).map(|_| proxy.connect()).collect();
     kept.iter_mut().for_each(|conn| assert_eq!(conn.post(CHATS, "", CHAT).status(), 200));
-    let asked = Instant::now();
     proxy.process.signal(Signal::TERM);
     assert_eq!(proxy.process.wait(SOON).code(), Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     kept.iter_mut().for_each(Conn::assert_closes);
 }
 

@@ -88,15 +88,7 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
         keepalive_timeout: s.duration("keepalive_timeout", Duration::from_secs(3)),
         max_idle_conns: s.int("max_idle_conns", 0..=10_000u32, 100) as usize,
         headers,
-        health_path: s
-            .parsed("health_path", |t| {
-                if t.is_empty() {
-                    Ok(None)
-                } else {
-                    value::url_path(t).map(Some)
-                }
-            })
-            .flatten(),
+        health_path: s.parsed("health_path", value::optional(value::url_path)).flatten(),
         on_client_abort: s.choice("on_client_abort", &abort, OnClientAbort::Close),
         models: s.list("models", ModelPattern::parse).unwrap_or_default(),
         region: s.text("region").unwrap_or_default(),

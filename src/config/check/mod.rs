@@ -33,7 +33,13 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
     let server = server::server(&mut root);
     let log = log::log(&mut root, &stores);
     let (routing, backends) = routing::routing(&mut root);
-    let health_check = root.when_present("health_check", watch::health_check);
+    let is_silent = !root.has("health_check");
+    let mut health_check = root.when_present("health_check", watch::health_check);
+    // Without probes, an engine that hangs is noticed by its clients, who wait for it meanwhile. Of
+    // a single backend nobody could make use of the knowledge.
+    if is_silent && backends.len() > 1 {
+        health_check = Some(watch::default_probes());
+    }
     if health_check.is_none() {
         watch::unprobed(&mut root);
     }

@@ -8,11 +8,25 @@ use crate::config::value;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Reads `health_check`; every default is here.
+/// What probes are like unless `health_check` says otherwise.
+pub fn default_probes() -> HealthCheck {
+    HealthCheck {
+        interval: Duration::from_secs(10),
+        timeout: Duration::from_secs(5),
+        path: None,
+        method: "GET".into(),
+        expected_status: Vec::new(),
+        unhealthy_threshold: 3,
+        healthy_threshold: 2,
+    }
+}
+
+/// Reads `health_check`.
 pub fn health_check(s: &mut Section) -> HealthCheck {
     s.unsupported(&[("script", "probes are not scripted; set `path` and `expected_status`")]);
-    let interval = s.duration("interval", Duration::from_secs(10));
-    let timeout = s.duration("timeout", interval.min(Duration::from_secs(5)));
+    let default = default_probes();
+    let interval = s.duration("interval", default.interval);
+    let timeout = s.duration("timeout", interval.min(default.timeout));
     if timeout > interval {
         s.warn("timeout", "is longer than the interval: probes of one backend wait for each other");
     }
@@ -20,11 +34,11 @@ pub fn health_check(s: &mut Section) -> HealthCheck {
     HealthCheck {
         interval,
         timeout,
-        path: s.parsed("path", value::url_path).unwrap_or_else(|| "/health".into()),
+        path: s.parsed("path", value::optional(value::url_path)).flatten(),
         method: s.choice("method", &methods, "GET").into(),
         expected_status: expected_status(s),
-        unhealthy_threshold: s.int("unhealthy_threshold", 1..=1000, 3),
-        healthy_threshold: s.int("healthy_threshold", 1..=1000, 2),
+        unhealthy_threshold: s.int("unhealthy_threshold", 1..=1000, default.unhealthy_threshold),
+        healthy_threshold: s.int("healthy_threshold", 1..=1000, default.healthy_threshold),
     }
 }
 

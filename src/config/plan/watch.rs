@@ -14,8 +14,10 @@ pub struct HealthCheck {
     /// Of one probe.
     #[serde(serialize_with = "print::duration")]
     pub timeout: Duration,
-    /// Request path, unless the backend has its own.
-    pub path: String,
+    /// Request path, unless the backend has its own. `None`: [`HealthCheck::PATH`], of which nobody
+    /// said that the engines have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// `GET` or `HEAD` or `POST`.
     pub method: String,
     /// Accepted statuses; empty = any 2xx.
@@ -25,6 +27,12 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Good probes in a row that bring it back.
     pub healthy_threshold: u32,
+}
+
+impl HealthCheck {
+    /// What vLLM, SGLang, TGI, TEI and llama.cpp answer with 200 when they can be asked. Ollama has
+    /// no such path.
+    pub const PATH: &'static str = "/health";
 }
 
 /// The metrics endpoint.

@@ -63,7 +63,7 @@ fn s1_scenario_1() {
     // Probes without `enabled` are on.
     let probe = plan.health_check.as_ref().unwrap();
     assert_eq!((probe.interval, probe.timeout), (secs(5), secs(3)));
-    assert_eq!(probe.path, "/health");
+    assert_eq!(probe.path.as_deref(), Some("/health"));
     let retry = plan.routing.retry.as_ref().unwrap();
     assert_eq!((retry.max_retries, retry.initial_wait), (2, Duration::from_millis(500)));
     let rule = &plan.routing.fallback[0];

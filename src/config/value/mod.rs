@@ -30,6 +30,13 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// What `read` makes of a text; an empty one is none.
+pub fn optional<T>(
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> impl FnOnce(&str) -> Result<Option<T>, String> {
+    |text| if text.is_empty() { Ok(None) } else { read(text).map(Some) }
+}
+
 /// A whole number within a range; the message names the range.
 pub fn int<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
 where

@@ -10,6 +10,7 @@ const HOW: ForwardRequest<'static> = ForwardRequest {
     drop: &[],
     set: &[],
     client_ip: "1.2.3.4",
+    via: "hop",
     client_scheme: "http",
     plain_answer: false,
     trust_forwarded: false,
@@ -41,7 +42,7 @@ fn a_request_is_written_anew() {
         "POST /base/v1/x?q=1 HTTP/1.1\r\nHost: engine:9\r\nUser-Agent: a/1\r\n\
          X-MiXed: Kept  Spaces\r\ntraceparent: 00-1-1-01\r\naccept: a\r\nAccept: b\r\n\
          Content-Length: 2\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
-         X-Forwarded-Proto: http\r\nX-Forwarded-Host: gw\r\nX-API-Key: ours\r\n\r\n"
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: gw\r\nVia: 1.1 hop\r\nX-API-Key: ours\r\n\r\n"
     );
 }
 
@@ -96,7 +97,7 @@ fn lines_are_written_alike_however_they_came() {
         sent,
         "GET / HTTP/1.1\r\nHost: engine:9\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\nE: \r\nF: \r\nG: 7\r\n\
          H: 8\r\nJ: 10\r\nK: 11\r\nL: 12\r\nx-request-id: rid\r\nX-Forwarded-For: 1.2.3.4\r\n\
-         X-Forwarded-Proto: http\r\nX-Forwarded-Host: gw\r\n\r\n"
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: gw\r\nVia: 1.1 hop\r\n\r\n"
     );
 }
 
@@ -110,7 +111,7 @@ fn a_trusted_peer_is_believed_about_the_origin() {
         sent,
         "GET / HTTP/1.1\r\nHost: engine:9\r\nForwarded: for=5.5.5.5\r\nX-Forwarded-Proto: https\r\n\
          x-request-id: rid\r\nX-Forwarded-For: 5.5.5.5, 6.6.6.6, 1.2.3.4\r\n\
-         X-Forwarded-Host: gw\r\n\r\n"
+         X-Forwarded-Host: gw\r\nVia: 1.1 hop\r\n\r\n"
     );
     let client = "GET / HTTP/1.1\r\nHost: gw\r\nx-forwarded-host: api.test\r\n\r\n";
     let sent = forward(client, &ForwardRequest { trust_forwarded: true, ..HOW });

@@ -7,4 +7,5 @@
 
 pub mod body;
 pub mod credential;
+pub mod hop;
 pub mod path;

@@ -71,7 +71,10 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
             match relay.advance(got.lease.link()).await {
                 Step::Last(last) => break Ok(last),
                 Step::Broken(fault) => break Err(fault),
-                Step::NoteDue => settle::note(w, request, relay.tap, story, relay.sent()),
+                Step::NoteDue => {
+                    w.note_alive(story.backend);
+                    settle::note(w, request, relay.tap, story, relay.sent());
+                }
                 Step::Goes => {}
             }
         },

@@ -10,6 +10,7 @@ use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::head::{named, Version};
 use crate::llm::dialect::Dialect;
+use crate::proxy::admit::hop as hop_check;
 use crate::proxy::admit::path::{self, Kind, Served};
 use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
@@ -17,6 +18,7 @@ use crate::proxy::receive::{self, Received, Request};
 use crate::proxy::settle::{settle, Story};
 use crate::proxy::unpack::unpack;
 use crate::proxy::worker::Worker;
+use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
@@ -55,7 +57,9 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
     let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
     identify(w, client, request);
     let path = request.head.path(client.bytes());
-    let kind = made.and_then(|()| path::classify(path, &request.head, served));
+    let kind = made
+        .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
+        .and_then(|()| path::classify(path, &request.head, served));
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
     if wanted || is_small(request) {

@@ -67,7 +67,7 @@ pub(super) async fn own_answer(
     let page;
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
         Kind::Ready if !w.is_staying() => (503, TEXT, b"draining\n"),
-        Kind::Ready if !w.fleet.any_healthy() => (503, TEXT, b"no healthy backend\n"),
+        Kind::Ready if !w.fleet.any_passes_probes() => (503, TEXT, b"no healthy backend\n"),
         Kind::Ready if w.usage.as_ref().is_some_and(Ledger::refuses) => {
             (503, TEXT, b"usage records cannot be kept\n")
         }

@@ -11,9 +11,11 @@ use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
 use crate::proxy::ledger::{Ledger, Written};
 use crate::proxy::receive::Request;
+use crate::proxy::repute;
 use crate::proxy::route::{self, Tried};
 use crate::proxy::settle::{self, Ending};
-use crate::proxy::upstream::exchange::exchange;
+use crate::proxy::upstream::exchange::{exchange, Exchange};
+use crate::proxy::upstream::loading;
 use crate::proxy::upstream::refused::names_wish;
 use crate::proxy::worker::Worker;
 use std::rc::Rc;
@@ -65,8 +67,10 @@ fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Tries backends until one begins to answer. Another one is asked only while nobody saw the
-/// request; a kept connection that was closed under us is replaced once, and a request that was
+/// Tries backends until one begins to answer. Another one is asked while nobody saw the request,
+/// when the engine is still loading its model, and, once, when the backend goes out of service
+/// before the first byte of an answer: the connection there is closed, which cancels what it may
+/// have begun. A kept connection that was closed under us is replaced once, and a request that was
 /// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
 /// when there was nobody to ask.
 async fn try_backends(
@@ -75,7 +79,7 @@ async fn try_backends(
     talk: &mut Talk,
 ) -> Result<(), Option<Fault>> {
     let Talk { request, story, exchange: answered, .. } = talk;
-    let mut tried = Tried::default();
+    let (mut tried, mut is_moved) = (Tried::default(), false);
     while tried.len() < CONNECT_TRIES_MAX {
         // The first one was picked already.
         let picked = match story.backend.filter(|_| tried.is_empty()) {
@@ -90,6 +94,7 @@ async fn try_backends(
         story.backend = Some(backend);
         tried.add(backend);
         let (mut fresh, mut asking) = (false, Asking::of(w, request, backend));
+        client.post.stand_at(Some(backend).filter(|_| !is_moved));
         // One await in a loop: the futures of two in a row would lie side by side in every stream.
         let result = loop {
             let met = exchange(w, client, request, backend, (fresh, asking)).await;
@@ -114,9 +119,14 @@ async fn try_backends(
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
         };
+        client.post.stand_at(None);
+        let result = match result {
+            Ok(()) => turned_down(w, client, request, &tried, answered).await,
+            failed => failed,
+        };
         match result {
             Ok(()) => {
-                story.fallback = tried.len() > 1;
+                story.fallback = tried.len() > 1 || is_moved;
                 story.asked_usage = asking.is_spliced();
                 story.ending = Ending::Complete;
                 return Ok(());
@@ -128,6 +138,10 @@ async fn try_backends(
                 if fault.retry() != Retry::Any {
                     break;
                 }
+                if fault == Fault::BackendEjected {
+                    // Those that were tried before may be well again.
+                    (tried, is_moved) = (Tried::only(backend), true);
+                }
             }
         }
     }
@@ -135,6 +149,26 @@ async fn try_backends(
         Ending::Fault(fault) => Err(Some(fault)),
         _ => Err(None),
     }
+}
+
+/// Tells the fleet what an answer says of its backend. `Err`: the engine is still loading its
+/// model, and there is another that is well; that counts as if it had never seen the request.
+async fn turned_down(
+    w: &Worker,
+    client: &Client,
+    request: &Request,
+    tried: &Tried,
+    answered: &mut Option<Exchange>,
+) -> Result<(), Fault> {
+    let (Some(got), Some(backend)) = (answered.as_mut(), tried.last()) else { return Ok(()) };
+    repute::hear_answer(w, backend, &request.response);
+    let is_rare = request.response.status == 503 && route::has_other(&w.fleet, tried);
+    // Boxed: it is rare, and the future of a stream would carry it.
+    if is_rare && Box::pin(loading::is_loading(client, &request.response, got)).await {
+        *answered = None;
+        return Err(Fault::BackendLoading);
+    }
+    Ok(())
 }
 
 const NO_JOURNAL: Refusal = Refusal::new(

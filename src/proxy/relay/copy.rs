@@ -167,6 +167,7 @@ impl<'a> Relay<'a> {
             Err(Alarm::Gone) => return Step::Broken(Fault::ClientLeft),
             Err(Alarm::Expired) => return Step::Broken(silence),
             Err(Alarm::Ended) => return Step::Broken(Fault::ShuttingDown),
+            Err(Alarm::CalledOff) => return Step::Broken(Fault::BackendEjected),
         }
         post.take_turns().await;
         let is_slow = self.state.slow_reads > 0;

@@ -86,5 +86,6 @@ async fn attended<T>(
         Err(Alarm::Expired) => Err(Fault::ConnectTimeout),
         Err(Alarm::Gone) => Err(Fault::ClientLeft),
         Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+        Err(Alarm::CalledOff) => Err(Fault::BackendEjected),
     }
 }

@@ -17,6 +17,7 @@ use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched, TICK};
 use crate::rt::tls::Turn;
+use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::time::Instant;
@@ -82,9 +83,9 @@ pub async fn exchange(
         client.post.arm(plan.first_byte_timeout.saturating_sub(passed));
     }
     let no_way_back = sent_whole && !answer.ready;
-    if no_way_back && !asking.is_spliced() {
+    if no_way_back && !asking.is_spliced() && w.plan.backends.len() == 1 {
         // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
-        // what may be refused because of us must be in hand.
+        // what may be refused because of us, or be sent to another backend, must be in hand.
         request.release_body(client);
     }
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
@@ -137,6 +138,7 @@ async fn send(
             drop: w.credential_fields(),
             set: &plan.headers,
             client_ip: &request.peer,
+            via: hop::name(),
             client_scheme: "http",
             plain_answer: asking.is_spliced(),
             trust_forwarded: false,
@@ -226,7 +228,11 @@ async fn read_head(
                 drop_if_empty(bytes);
                 return Err(Fault::BackendClosed);
             }
-            Ok(_) => *heard = true,
+            Ok(_) => {
+                *heard = true;
+                // An engine that has begun to answer is at work: the request stays there.
+                client.post.stand_at(None);
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 drop_if_empty(bytes);
                 continue;
@@ -282,6 +288,7 @@ fn judge<T>(done: Result<io::Result<T>, Alarm>) -> Result<T, Fault> {
         Err(Alarm::Expired) => Err(Fault::FirstByteTimeout),
         Err(Alarm::Gone) => Err(Fault::ClientLeft),
         Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+        Err(Alarm::CalledOff) => Err(Fault::BackendEjected),
     }
 }
 

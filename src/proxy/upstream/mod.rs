@@ -8,5 +8,6 @@
 
 pub mod connect;
 pub mod exchange;
+pub mod loading;
 pub mod pool;
 pub mod refused;

@@ -65,10 +65,10 @@ impl Conn {
     pub fn open(place: impl Into<Place>) -> Conn {
         let place = place.into();
         let stream = Stream::connect(&place).unwrap_or_else(|e| panic!("connect {place:?}: {e}"));
-        Conn { stream, reader: Reader::new(Duration::from_secs(20)) }
+        Conn { stream, reader: Reader::new(super::SOON) }
     }
 
-    /// Every read panics after so long without a byte (20 s unless set).
+    /// Every read panics after so long without a byte ([`SOON`] unless set).
     pub fn patience(mut self, limit: Duration) -> Conn {
         self.reader.patience = limit;
         self

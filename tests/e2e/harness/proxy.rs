@@ -131,5 +131,5 @@ impl Proxy {
 
 /// Runs the binary to its end with these arguments.
 pub fn llmproxy(args: &[&str]) -> Ran {
-    run(&program("llmproxy"), args, Duration::from_secs(20))
+    run(&program("llmproxy"), args, 2 * SOON)
 }

@@ -1,0 +1,235 @@
+//! What a backend's own answers say about it. Everybody who was sent there tells how it went; a
+//! backend that fails several in a row is ejected for a while, and then one request at a time tries
+//! whether it is back. Pure: the caller brings the time. `state::fleet` keeps one [`Repute`] for
+//! each backend in an atomic that all workers share.
+//!
+//! The rules are those of Envoy's outlier detection and linkerd's failure accrual, with numbers for
+//! engines: see `base/limits.rs`.
+
+use crate::base::fault::Fault;
+use crate::base::limits::{
+    EJECTION_FORGOTTEN, EJECTION_MAX, EJECTION_STEP, FAILED_ANSWERS_MAX, FAILED_CONNECTS_MAX,
+    STREAM_ALIVE,
+};
+use std::time::Duration;
+
+/// Time since the fleet was made, in tenths of a second: it fits beside the rest in one atomic, for
+/// 13 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Tenths(pub u32);
+
+impl Tenths {
+    /// A duration, rounded down.
+    pub fn of(time: Duration) -> Tenths {
+        Tenths(u32::try_from(time.as_millis() / 100).unwrap_or(u32::MAX))
+    }
+
+    /// Later by so much.
+    pub fn plus(self, time: Duration) -> Tenths {
+        Tenths(self.0.saturating_add(Tenths::of(time).0))
+    }
+}
+
+/// What one request found out about its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// An answer of a backend that works, be it a refusal of this request.
+    Good,
+    /// No connection could be made.
+    NoConnection(Fault),
+    /// A connection was made, and no answer came of it, or half of one.
+    NoAnswer(Fault),
+    /// An answer that says that the backend cannot answer: 502, 503, 504.
+    BadGateway(u16),
+}
+
+impl Evidence {
+    /// What a fault says about the backend; `None` where it says nothing. A kept connection that
+    /// was closed under us is no fault of the engine.
+    pub fn of_fault(fault: Fault) -> Option<Evidence> {
+        match fault {
+            Fault::Unresolved | Fault::ConnectFailed | Fault::ConnectTimeout | Fault::TlsFailed => {
+                Some(Evidence::NoConnection(fault))
+            }
+            Fault::BackendClosed
+            | Fault::BackendClosedReused
+            | Fault::FirstByteTimeout
+            | Fault::BadResponse(_)
+            | Fault::BackendIdleTimeout
+            | Fault::BackendBroke => Some(Evidence::NoAnswer(fault)),
+            // The status is heard for itself; an ejection proves nothing that was not known.
+            Fault::BackendLoading | Fault::BackendEjected => None,
+            Fault::ReuseRace
+            | Fault::ClientLeft
+            | Fault::ClientWriteTimeout
+            | Fault::ShuttingDown => None,
+        }
+    }
+
+    /// What the status of an answer says. One with `Retry-After` comes from a backend that is full,
+    /// which is no illness; 4xx and 500 are about the request.
+    pub fn of_status(status: u16, has_retry_after: bool) -> Evidence {
+        match status {
+            502..=504 if !has_retry_after => Evidence::BadGateway(status),
+            _ => Evidence::Good,
+        }
+    }
+
+    /// In words, for the log.
+    pub fn words(self) -> String {
+        match self {
+            Evidence::Good => "an answer".into(),
+            Evidence::BadGateway(status) => format!("an answer with status {status}"),
+            Evidence::NoConnection(fault) | Evidence::NoAnswer(fault) => {
+                fault.refusal().message.trim_end_matches('.').to_owned()
+            }
+        }
+    }
+}
+
+/// How a backend stands with those who were sent to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Repute {
+    /// Connections in a row that could not be made.
+    connects: u8,
+    /// Answers in a row that were none.
+    answers: u8,
+    /// Ejections since it last was well for a while: how long the next one is.
+    ejections: u8,
+    is_out: bool,
+    /// One request was sent to see whether it is back.
+    is_tried: bool,
+    /// Ejected: when the next request may try, or the one that tries is given up. In: since when.
+    at: Tenths,
+}
+
+/// What became of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was ejected, for so long.
+    Ejected(Duration),
+    /// Whoever tried it failed; it stays out for so long. Nobody needs to be told.
+    StaysOut(Duration),
+    /// It is back.
+    Back,
+}
+
+impl Repute {
+    /// True when nothing was ever said against it, or all of it is forgotten.
+    pub fn is_spotless(self) -> bool {
+        self == Repute::default()
+    }
+
+    /// True while it is ejected.
+    pub fn is_out(self) -> bool {
+        self.is_out
+    }
+
+    /// What evidence makes of it. `alive`: when an answer of it last grew. `jitter`, any number,
+    /// spreads the end of ejections, so that proxies beside each other do not try in step.
+    pub fn hear(
+        self,
+        evidence: Evidence,
+        now: Tenths,
+        alive: Option<Tenths>,
+        jitter: u32,
+    ) -> (Repute, Option<Change>) {
+        let mut next = self;
+        let is_full = match evidence {
+            Evidence::Good => return self.hear_good(now),
+            // Those that were sent before it was ejected still fail, and prove nothing new.
+            _ if self.is_out && !self.is_tried => return (self, None),
+            Evidence::NoConnection(_) => {
+                next.connects = self.connects.saturating_add(1);
+                u32::from(next.connects) >= FAILED_CONNECTS_MAX
+            }
+            // A backend from which others get their tokens is slow, and not dead.
+            Evidence::NoAnswer(fault)
+                if fault.is_timeout()
+                    && alive.is_some_and(|alive| now <= alive.plus(STREAM_ALIVE)) =>
+            {
+                return (self, None);
+            }
+            Evidence::NoAnswer(_) | Evidence::BadGateway(_) => {
+                next.answers = self.answers.saturating_add(1);
+                u32::from(next.answers) >= FAILED_ANSWERS_MAX
+            }
+        };
+        if !is_full && !self.is_out {
+            return (next, None);
+        }
+        let (next, time) = self.ejected(now, jitter);
+        let change = if self.is_out { Change::StaysOut(time) } else { Change::Ejected(time) };
+        (next, Some(change))
+    }
+
+    fn hear_good(self, now: Tenths) -> (Repute, Option<Change>) {
+        if self.is_out {
+            let back = Repute { ejections: self.ejections, at: now, ..Repute::default() };
+            return (back, Some(Change::Back));
+        }
+        if self.ejections > 0 && now < self.at.plus(EJECTION_FORGOTTEN) {
+            return (Repute { connects: 0, answers: 0, ..self }, None);
+        }
+        (Repute::default(), None)
+    }
+
+    /// Ejected once more, and for how long.
+    fn ejected(self, now: Tenths, jitter: u32) -> (Repute, Duration) {
+        let ejections = self.ejections.saturating_add(1);
+        let time = (EJECTION_STEP * u32::from(ejections)).min(EJECTION_MAX);
+        // Up to a tenth more.
+        let time = time + time.mul_f64(f64::from(jitter % 101) / 1000.0);
+        let out = Repute { ejections, is_out: true, at: now.plus(time), ..Repute::default() };
+        (out, time)
+    }
+
+    /// Whether a request may go there. Of an ejected backend, one may when its time is over, and
+    /// nobody else until that one is answered; when it is not, for as long as an ejection may last,
+    /// it has failed, and `Some` change says so.
+    pub fn admit(self, now: Tenths, jitter: u32) -> (Repute, bool, Option<Change>) {
+        if !self.is_out {
+            return (self, true, None);
+        }
+        if now < self.at {
+            return (self, false, None);
+        }
+        if self.is_tried {
+            let (next, time) = self.ejected(now, jitter);
+            return (next, false, Some(Change::StaysOut(time)));
+        }
+        (Repute { is_tried: true, at: now.plus(EJECTION_MAX), ..self }, true, None)
+    }
+
+    /// Whoever tried it left before there was anything to learn: the next one may try at once.
+    pub fn untried(self, now: Tenths) -> Repute {
+        match self.is_out && self.is_tried {
+            true => Repute { is_tried: false, at: now, ..self },
+            false => self,
+        }
+    }
+
+    /// In one word for an atomic.
+    pub fn pack(self) -> u64 {
+        let flags = u64::from(self.is_out) | u64::from(self.is_tried) << 1;
+        let counts = [self.connects, self.answers, self.ejections];
+        let counts = counts.into_iter().fold(0, |word, count| word << 8 | u64::from(count));
+        u64::from(self.at.0) << 32 | counts << 8 | flags
+    }
+
+    /// From such a word.
+    pub fn unpack(word: u64) -> Repute {
+        let byte = |shift: u32| (word >> shift) as u8;
+        Repute {
+            connects: byte(24),
+            answers: byte(16),
+            ejections: byte(8),
+            is_out: word & 1 == 1,
+            is_tried: word & 2 == 2,
+            at: Tenths((word >> 32) as u32),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

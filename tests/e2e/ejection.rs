@@ -1,0 +1,310 @@
+//! What requests find out about backends: one that fails is named, left alone and tried again; and
+//! requests that wait at one that goes out of service are answered by another.
+
+use crate::harness::{await_until, Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
+use crate::rig::{quiet, CHAT, CHATS, OK, STREAM};
+use rustix::process::Signal;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
+
+/// Nobody probes: what is known comes from requests.
+const NO_PROBES: &str = "health_check: {enabled: false}";
+/// Two bad probes in a row, soon.
+const PROBES: &str = "health_check: {interval: 100ms, timeout: 5s, path: /health, \
+                      unhealthy_threshold: 2, healthy_threshold: 1}";
+const UNAVAILABLE: &str = "HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n";
+
+/// Messages of its log about backends, in order.
+fn said(proxy: &Proxy) -> Vec<(String, String)> {
+    let events = proxy.events().into_iter();
+    let told = events.filter(|event| {
+        event["message"].as_str().is_some_and(|text| text.starts_with("backend is "))
+    });
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    told.map(|event| (text(&event["backend"]), text(&event["message"]))).collect()
+}
+
+fn await_up(proxy: &Proxy, name: &str, up: f64) {
+    proxy.await_metric("llmproxy_backend_up", &[("backend", name)], up);
+}
+
+/// Catches: a dead engine that costs a connect for each second request for ever, and is named
+/// nowhere; one that never gets traffic again; a log line for each failure.
+#[test]
+fn a_dead_engine_is_named_and_left_alone_until_it_is_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let engine = Engine::start(&[]);
+    let proxy = Config::new()
+        .backend(format!("http://{address}"), "name: dead")
+        .backend(engine.url(), "name: well")
+        .section(NO_PROBES)
+        .start();
+    let ask = || assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    while proxy.metric("llmproxy_backend_up", &[("backend", "dead")]) == 1.0 {
+        ask();
+    }
+    let failed = || proxy.metric("llmproxy_faults_total", &[("kind", "connect_failed")]);
+    assert_eq!(failed(), 3.0);
+    let ejected = ("dead".to_owned(), "backend is ejected".to_owned());
+    assert_eq!(said(&proxy), std::slice::from_ref(&ejected));
+    let event = proxy.await_event("the reason", |event| event["message"] == ejected.1);
+    assert_eq!(event["last"], "The backend could not be reached", "{event}");
+    let ejections = proxy.metric("llmproxy_backend_ejections_total", &[("backend", "dead")]);
+    assert!(ejections >= 1.0, "{ejections}");
+    // It comes to life; the next one that is let through finds it so.
+    let back = Engine::start(&["--listen", &address.to_string()]);
+    await_until("it is back", 3 * SOON, || {
+        ask();
+        proxy.metric("llmproxy_backend_up", &[("backend", "dead")]) == 1.0
+    });
+    let is_back = ("dead".to_owned(), "backend is back: it answered a request".to_owned());
+    assert_eq!(said(&proxy), [ejected, is_back]);
+    assert!(back.posts().len() <= 2, "one request tried it: {}", back.posts().len());
+}
+
+/// Catches: an engine that answers nothing but gateway errors and gets its full share for ever; one
+/// that is full, or that refuses what clients send, taken for a sick one.
+#[test]
+fn gateway_errors_in_a_row_eject_and_refusals_do_not() {
+    for (answer, is_ejected) in [
+        ("HTTP/1.1 502 X\r\ncontent-length: 0\r\n\r\n", true),
+        (UNAVAILABLE, true),
+        ("HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n", false),
+        ("HTTP/1.1 429 X\r\ncontent-length: 0\r\n\r\n", false),
+        ("HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n", false),
+        ("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", false),
+    ] {
+        let (odd, well) = (Backend::answering(answer), Backend::answering(OK));
+        let proxy = Config::new()
+            .backend(odd.url(), "name: odd")
+            .backend(well.url(), "name: well")
+            .section(NO_PROBES)
+            .start();
+        let mut client = proxy.connect();
+        for _ in 0..20 {
+            client.post(CHATS, "", CHAT);
+        }
+        let up = proxy.metric("llmproxy_backend_up", &[("backend", "odd")]);
+        assert_eq!(up, f64::from(u8::from(!is_ejected)), "{answer:?}");
+        let asked = odd.requests().len();
+        assert!(if is_ejected { (5..=6).contains(&asked) } else { asked == 10 }, "{asked}");
+    }
+}
+
+/// Catches: clients that wait for an engine that hangs after it is known to, until a timeout of
+/// minutes; an engine that gets the request and is not freed of it; a record that hides the move.
+#[test]
+fn requests_at_an_engine_that_hangs_are_moved() {
+    let (hung, well) = (Engine::start(&[]), Engine::start(&[]));
+    let hook = Webhook::start();
+    let proxy = Config::new()
+        .backend(hung.url(), "name: hung")
+        .backend(well.url(), "name: well")
+        .webhook(&hook.url(), "")
+        .section(
+            "health_check: {interval: 300ms, timeout: 300ms, path: /health, \
+             unhealthy_threshold: 3, healthy_threshold: 1}",
+        )
+        .start();
+    await_until("both were probed", SOON, || hung.stat("probes") > 0 && well.stat("probes") > 0);
+    hung.set("ttft-ms=60000");
+    let mut clients: Vec<Conn> = (0..6)
+        .map(|_| {
+            let mut client = proxy.connect();
+            client.start_post(CHATS, "", CHAT);
+            client
+        })
+        .collect();
+    await_until("all are asked", SOON, || hung.posts().len() + well.posts().len() >= 6);
+    let waiting = hung.posts().len();
+    assert!(waiting > 0);
+    hung.process.signal(Signal::STOP);
+    for client in &mut clients {
+        let answer = client.response();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    let moved = proxy.metric("llmproxy_faults_total", &[("kind", "backend_ejected")]);
+    assert_eq!(moved, waiting as f64);
+    assert_eq!(well.posts().len(), 6);
+    let records = hook.await_records(6, SOON);
+    let fallen = records.iter().filter(|record| record["fallback_used"] == true);
+    let fallen = fallen.inspect(|record| assert_eq!(record["retry_count"], 1, "{record}"));
+    assert_eq!(fallen.count(), waiting);
+    quiet(&proxy);
+    hung.process.signal(Signal::CONT);
+    await_until("it is freed", SOON, || {
+        hung.posts().iter().filter(|post| post["ended"] == "cancelled").count() == waiting
+    });
+    await_up(&proxy, "hung", 1.0);
+}
+
+/// A backend that answers probes as it is told, and everything else never.
+fn hanging() -> (Backend, Arc<AtomicBool>) {
+    let sick = Arc::new(AtomicBool::new(false));
+    let is_sick = Arc::clone(&sick);
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.head.method() == "GET" {
+                served.send(if is_sick.load(Relaxed) { UNAVAILABLE } else { OK });
+            } else {
+                served.left_within(3 * SOON);
+                return;
+            }
+        }
+    });
+    (backend, sick)
+}
+
+fn posts(backend: &Backend) -> usize {
+    backend.requests().iter().filter(|request| request.head.method() == "POST").count()
+}
+
+/// Catches: a request that goes round and round between engines that come and go.
+#[test]
+fn a_request_is_moved_once() {
+    let ((one, one_is_sick), (two, two_is_sick)) = (hanging(), hanging());
+    let proxy = Config::new()
+        .backend(one.url(), "name: one, first_byte_timeout: 3s")
+        .backend(two.url(), "name: two, first_byte_timeout: 3s")
+        .section(PROBES)
+        .start();
+    let mut client = proxy.connect();
+    client.start_post(CHATS, "", CHAT);
+    await_until("one has it", SOON, || posts(&one) + posts(&two) == 1);
+    let is_at_one = posts(&one) == 1;
+    let (first, second) = match is_at_one {
+        true => (&one_is_sick, &two_is_sick),
+        false => (&two_is_sick, &one_is_sick),
+    };
+    first.store(true, Relaxed);
+    await_until("the other has it", SOON, || posts(&one) == 1 && posts(&two) == 1);
+    first.store(false, Relaxed);
+    await_up(&proxy, if is_at_one { "one" } else { "two" }, 1.0);
+    second.store(true, Relaxed);
+    client.response().assert_refused(504, "first_byte_timeout");
+    assert_eq!((posts(&one), posts(&two)), (1, 1));
+    quiet(&proxy);
+}
+
+/// Catches: an answer that has begun, cut because probes went wrong; requests that are cut off from
+/// the only backend that there is.
+#[test]
+fn what_has_begun_and_what_has_nowhere_to_go_stays() {
+    let sick = Arc::new(AtomicBool::new(false));
+    let is_sick = Arc::clone(&sick);
+    let streaming = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.head.method() == "GET" {
+                served.send(if is_sick.load(Relaxed) { UNAVAILABLE } else { OK });
+                continue;
+            }
+            served.begin_events();
+            served.chunk("data: 1\n\n");
+            // Until the probes have gone wrong, and behind that.
+            await_until("it is sick", SOON, || is_sick.load(Relaxed));
+            crate::harness::pause(std::time::Duration::from_millis(1500));
+            served.chunk("data: [DONE]\n\n");
+            served.send("0\r\n\r\n");
+        }
+    });
+    for alone in [false, true] {
+        sick.store(false, Relaxed);
+        let other = Backend::answering(OK);
+        let mut config = Config::new().backend(streaming.url(), "name: it").section(PROBES);
+        if !alone {
+            config = config.backend(other.url(), "name: other, weight: 1");
+        }
+        let proxy = config.start();
+        let mut clients = Vec::new();
+        // The one of these that goes to it is enough.
+        for _ in 0..2 {
+            let mut client = proxy.connect();
+            client.start_post(CHATS, "", STREAM);
+            clients.push(client);
+        }
+        for client in &mut clients {
+            client.head();
+        }
+        sick.store(true, Relaxed);
+        await_up(&proxy, "it", 0.0);
+        for client in &mut clients {
+            let (_, ended) = client.rest();
+            assert_eq!(ended, crate::harness::message::Ended::Whole);
+        }
+        assert_eq!(proxy.metric("llmproxy_faults_total", &[]), 0.0, "alone: {alone}");
+    }
+}
+
+/// Catches: a readiness that falls with what only requests can mend: no request comes any more, and
+/// the engine is back for nobody.
+#[test]
+fn ready_does_not_depend_on_what_requests_find_out() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Config::new().backend(format!("http://{address}"), "name: dead").start();
+    for _ in 0..4 {
+        proxy.post(CHATS, CHAT).assert_refused(502, "connect_failed");
+    }
+    assert_eq!(proxy.metric("llmproxy_backend_up", &[("backend", "dead")]), 0.0);
+    assert_eq!(proxy.get("/ready").status(), 200);
+    let _back = Engine::start(&["--listen", &address.to_string()]);
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200, "the only one is tried at any time");
+    await_up(&proxy, "dead", 1.0);
+}
+
+const LOADING: &str =
+    r#"{"error":{"message":"Loading model","type":"unavailable_error","code":503}}"#;
+
+/// Catches: clients that are told that a model is loading while another engine has it; an answer
+/// that is taken for that and is not; a second engine asked when there is none.
+#[test]
+fn an_engine_that_is_loading_is_stepped_over() {
+    let loading = |body: &'static str| {
+        let asked = AtomicUsize::new(0);
+        Backend::start(move |served| {
+            while served.request().is_some() {
+                let head = format!(
+                    "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+                     retry-after: 5\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                // As one piece, and in two.
+                if asked.fetch_add(1, Relaxed).is_multiple_of(2) {
+                    served.send(head + body);
+                } else {
+                    served.send(head);
+                    crate::harness::pause(std::time::Duration::from_millis(20));
+                    served.send(body);
+                }
+            }
+        })
+    };
+    let (busy, starting) = (loading(r#"{"error":"busy"}"#), loading(LOADING));
+    let engine = Engine::start(&[]);
+    let before = |backend: &Backend| {
+        Config::new()
+            .backend(backend.url(), "name: odd")
+            .backend(engine.url(), "")
+            .section(NO_PROBES)
+            .start()
+    };
+    let proxy = before(&starting);
+    let mut client = proxy.connect();
+    for _ in 0..8 {
+        for body in [CHAT, STREAM] {
+            assert_eq!(client.post(CHATS, "", body).status(), 200);
+        }
+    }
+    let stepped = proxy.metric("llmproxy_faults_total", &[("kind", "backend_loading")]);
+    assert_eq!(stepped, starting.requests().len() as f64);
+    assert_eq!(stepped, 8.0);
+    let proxy = before(&busy);
+    let answers: Vec<u16> = (0..4).map(|_| proxy.post(CHATS, CHAT).status()).collect();
+    assert_eq!(answers.iter().filter(|status| **status == 503).count(), 2, "{answers:?}");
+    let alone = Config::backend_at(starting.url()).start();
+    let answer = alone.post(CHATS, CHAT);
+    assert_eq!((answer.status(), answer.text().as_str()), (503, LOADING));
+    assert_eq!(alone.metric("llmproxy_faults_total", &[]), 0.0);
+}
