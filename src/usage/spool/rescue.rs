@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 /// A disk that failed is tried again so often.
 pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Losses are logged so often at most.
-const LOSS_PAUSE: Duration = Duration::from_secs(10);
 
 /// A segment, or the end of one, that was never synced.
 struct Unsynced {
@@ -43,15 +41,13 @@ impl Writer {
         }
     }
 
-    /// Logs, at a bounded pace, that records are lost.
-    pub(super) fn tell_losses(&mut self) {
+    /// Logs that records were lost, if any were since it was logged last.
+    pub(super) fn tell_losses(&mut self, is_over: bool) {
         let dropped = self.state().dropped.load(Relaxed);
-        let (now, before) = (Instant::now(), self.trouble.told);
-        if before.is_some_and(|(told, count)| now < told + LOSS_PAUSE || count == dropped) {
-            return;
+        if let Some(lost) = self.trouble.losses.due(dropped, is_over, Instant::now()) {
+            let message = "usage records are lost: neither disk nor memory has room";
+            tracing::error!(lost, dropped, message);
         }
-        self.trouble.told = Some((now, dropped));
-        tracing::error!(dropped, "usage records are lost: neither disk nor memory has room");
     }
 
     /// Tries the disk again: cuts what was half written, then moves what is in memory there,
@@ -64,8 +60,7 @@ impl Writer {
             return;
         }
         self.trouble.retry_at = None;
-        self.tell_losses();
-        self.trouble.told = None;
+        self.tell_losses(true);
         let state = &self.shared.state;
         state.full.store(false, Relaxed);
         if state.failing.swap(false, Relaxed) {

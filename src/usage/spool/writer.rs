@@ -17,7 +17,10 @@ use crossbeam_channel::Sender;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Losses are logged so often at most.
+const LOSS_PAUSE: Duration = Duration::from_secs(10);
 
 /// The one writer of a spool.
 pub struct Writer {
@@ -39,8 +42,29 @@ pub(super) struct Trouble {
     pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
     /// A segment has begun that does not repeat the requests in flight yet.
     pub opens_due: bool,
-    /// When losses were last logged, and what the counter said then.
-    pub told: Option<(Instant, u64)>,
+    pub losses: Losses,
+}
+
+/// What the log was told of records that are lost.
+#[derive(Default)]
+pub(super) struct Losses {
+    told_at: Option<Instant>,
+    /// What the counter said then.
+    told: u64,
+}
+
+impl Losses {
+    /// How many were lost since they were last told of, if that is to be told now: at a bounded
+    /// pace while it goes on, and in any case when it is over.
+    pub fn due(&mut self, dropped: u64, is_over: bool, now: Instant) -> Option<u64> {
+        let lost = dropped.saturating_sub(self.told);
+        let is_early = self.told_at.is_some_and(|at| now < at + LOSS_PAUSE);
+        if lost == 0 || (is_early && !is_over) {
+            return None;
+        }
+        (self.told_at, self.told) = (Some(now), dropped);
+        Some(lost)
+    }
 }
 
 impl Writer {
@@ -344,7 +368,7 @@ impl Writer {
         add(&self.state().dropped, records);
         add(&self.state().dropped_opens, self.batch.entries - records);
         self.batch.clear();
-        self.tell_losses();
+        self.tell_losses(false);
     }
 
     /// Writes the requests in flight into a segment that began without them.

@@ -100,6 +100,57 @@ fn work(fsync: Fsync, on_failure: OnSpoolFailure, faults: Faults) -> bool {
     noticed
 }
 
+/// What the log was told meanwhile, as text.
+fn told(work: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(log, work);
+    let bytes = lines.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Catches: an alarm for records that are not lost, and losses that are not told of at the end.
+#[test]
+fn losses_are_told_of_when_there_are_any() {
+    for rounds in [3, 200] {
+        let mut dropped = 0;
+        let text = told(|| {
+            let disk = Disk::new(World::default());
+            let options = Options { memory_bytes: 2000, ..options(EVERY) };
+            let mut spool = opened(Arc::new(disk.clone()), options);
+            disk.fail(Some(Faults::of_all(0, usize::MAX, ErrorKind::StorageFull)));
+            for id in 0..rounds {
+                spool.close(id);
+                spool.writer.commit();
+            }
+            disk.fail(None);
+            spool.retry();
+            assert!(!failing(&spool));
+            dropped = spool.state.dropped.load(Relaxed);
+        });
+        assert_eq!(dropped > 0, rounds > 100);
+        assert!(text.contains("the spool takes no records"), "{text}");
+        let lines = text.lines().filter(|line| line.contains("usage records are lost"));
+        let lost = lines.map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["fields"]["lost"].as_u64().filter(|lost| *lost > 0).unwrap()
+        });
+        assert_eq!(lost.sum::<u64>(), dropped, "{text}");
+    }
+}
+
 /// Catches: a failure of the disk, at any operation, that loses or repeats a record, ends in a
 /// state that a restart is needed for, or does not follow the policy.
 #[test]
