@@ -79,12 +79,17 @@ server!(Postgres, "postgres");
 
 /// The reporter that a file with this address means.
 fn open(driver: &str, dsn: &str) -> std::io::Result<Box<dyn Reporter>> {
+    open_table(driver, dsn, "usage_records")
+}
+
+fn open_table(driver: &str, dsn: &str, table: &str) -> std::io::Result<Box<dyn Reporter>> {
     let scratch = Scratch::new();
     let config = scratch.write(
         "config.yaml",
         format!(
             "backends: [{{url: 'http://a'}}]\nusage: {{reporters: [{{name: rows, type: database, \
-             database: {{driver: {driver}, dsn: '{dsn}'}}}}]}}\n"
+             database: {{driver: {driver}, table: {table}, dsn: \"{dsn}\"}}}}]}}\n",
+            dsn = dsn.replace('\\', "\\\\").replace('"', "\\\"")
         ),
     );
     let loaded = llmproxy::config::load_file(&config).unwrap();
@@ -381,6 +386,51 @@ fn postgres_fills_the_table_that_is_there() {
     assert!(cause.contains("smallint"), "{cause}");
     assert_eq!(send(&mut reporter, &refused[..1]), Tried::Delivered);
     assert_eq!(server.text("SELECT count(*) FROM usage_records"), "5");
+}
+
+/// Catches: a table that keeps two of ten records, in silence, since their ids are cut.
+#[test]
+fn mariadb_refuses_a_table_that_would_take_one_record_for_another() {
+    refuses_narrow_ids::<MariaDb>(&[
+        "CREATE TABLE rows_ (request_id VARCHAR(8) UNIQUE, total_tokens INT)",
+        "CREATE TABLE rows_ (request_id BINARY(16) UNIQUE, total_tokens INT)",
+        "CREATE TABLE rows_ (request_id VARCHAR(64), total_tokens INT, UNIQUE k (request_id(8)))",
+        "CREATE TABLE rows_ (request_id VARCHAR(64), model VARCHAR(9), UNIQUE k (model, request_id(8)))",
+        "CREATE TABLE rows_ (request_id BIGINT UNIQUE, total_tokens INT)",
+    ]);
+}
+
+#[test]
+fn postgres_refuses_a_table_that_would_take_one_record_for_another() {
+    refuses_narrow_ids::<Postgres>(&[
+        "CREATE TABLE rows_ (request_id VARCHAR(8) UNIQUE, total_tokens INT)",
+        "CREATE TABLE rows_ (request_id CHAR(31) UNIQUE, total_tokens INT)",
+        "CREATE DOMAIN short AS VARCHAR(8); CREATE TABLE rows_ (request_id short UNIQUE)",
+        "CREATE TABLE rows_ (request_id \"char\" UNIQUE, total_tokens INT)",
+    ]);
+}
+
+fn refuses_narrow_ids<S: Server>(tables: &[&str]) {
+    if !is_there(S::DRIVER, S::is_there()) {
+        return;
+    }
+    let server = S::start();
+    for table in tables {
+        server.query(table);
+        let mut reporter = open_table(S::DRIVER, &server.dsn(), "rows_").unwrap();
+        match send(&mut reporter, &records(10)) {
+            Tried::Again(said) => {
+                assert!(said.contains("rows_") && said.contains("request_id"), "{said}")
+            }
+            other => panic!("{other:?} for {table}"),
+        }
+        assert_eq!(server.text("SELECT count(*) FROM rows_"), "0");
+        server.query("DROP TABLE rows_");
+    }
+    server.query("CREATE TABLE rows_ (request_id CHAR(32) UNIQUE, total_tokens INT)");
+    let mut reporter = open_table(S::DRIVER, &server.dsn(), "rows_").unwrap();
+    assert_eq!(send(&mut reporter, &records(10)), Tried::Delivered);
+    assert_eq!(server.text("SELECT count(*) FROM rows_"), "10");
 }
 
 #[test]

@@ -2,12 +2,16 @@
 //! record in, texts out. Every database takes numbers and times as text and reads them by the type
 //! of the column, so that a row is texts and NULLs whatever the product.
 
+use crate::base::id::REQUEST_ID_BYTES_MAX;
 use crate::base::limits::SQL_JSON_DEPTH_MAX;
 use crate::config::plan::SqlDriver;
 use crate::usage::record::UsageRecord;
 use jiff::tz::TimeZone;
 use jiff::Timestamp;
 use std::borrow::Cow;
+
+/// Letters of the id of a record.
+pub const ID_LETTERS: usize = 32;
 
 /// The values of one row, in the order of the columns; `None` is NULL.
 pub type Row = Vec<Option<String>>;
@@ -235,7 +239,24 @@ pub fn choose(driver: SqlDriver, found: &[Found]) -> Result<Vec<Column>, String>
     if !columns.iter().any(|column| telling.contains(&column.field)) {
         return Err("it has no column for a request id or for tokens".to_owned());
     }
+    columns.iter().filter(|column| column.is_request_id()).try_for_each(keeps_ids)?;
     Ok(columns)
+}
+
+/// A column that does not hold a whole id would take one record for another, and keep but one.
+fn keeps_ids(column: &Column) -> Result<(), String> {
+    let (name, type_name) = (&column.name, &column.type_name);
+    let cure = format!("make it a VARCHAR({REQUEST_ID_BYTES_MAX})");
+    match column.width {
+        Some(Width::Letters(most) | Width::Bytes(most)) if most < ID_LETTERS => Err(format!(
+            "its column {name} holds {most} letters, and a request id has {ID_LETTERS}: records \
+             would be taken for one another ({cure})"
+        )),
+        _ if column.kind != Kind::Text => Err(format!(
+            "its column {name} is of type {type_name}, and a request id is a text ({cure})"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn kind(driver: SqlDriver, type_name: &str) -> Kind {

@@ -1,6 +1,6 @@
 //! MySQL and MariaDB.
 
-use super::columns::{Found, Key, Layout, Letters, Row, Width};
+use super::columns::{Found, Key, Layout, Letters, Row, Width, ID_LETTERS};
 use super::options::{self, MysqlOptions, Tls};
 use super::statement::{insert, schema_and_name};
 use super::{left, resolved, without, Database, Trouble};
@@ -25,6 +25,11 @@ const INDEXES: &str = "SELECT s.non_unique = 0 AND s.sub_part IS NULL AND NOT EX
      FROM information_schema.statistics s \
      WHERE s.table_schema = COALESCE(?, DATABASE()) AND s.table_name = ? AND s.column_name = ? \
      AND s.seq_in_index = 1";
+
+/// Unique indexes that have only the beginning of a column, less than so many letters.
+const PREFIXES: &str = "SELECT index_name, sub_part FROM information_schema.statistics \
+     WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND column_name = ? \
+     AND non_unique = 0 AND sub_part < ?";
 
 /// Columns of unique indexes other than this one, and other than a row's number.
 const OTHER_KEYS: &str = "SELECT COUNT(*) FROM information_schema.statistics s \
@@ -167,6 +172,16 @@ impl Database for Mysql {
     fn key(&mut self, table: &str, column: &str, until: Instant) -> Result<Key, Trouble> {
         let (schema, name) = schema_and_name(table);
         let asked = (schema, name, column);
+        let narrow = (schema, name, column, ID_LETTERS);
+        let prefix: Option<(String, u64)> =
+            self.ask(until, |conn| conn.exec_first(PREFIXES, narrow))?;
+        if let Some((index, letters)) = prefix {
+            return Err(Trouble::Later(format!(
+                "table {table}: its unique index {index} has only the first {letters} letters of \
+                 {column}, and a request id has {ID_LETTERS}: records would be taken for one \
+                 another"
+            )));
+        }
         let unique: Vec<bool> = self.ask(until, |conn| conn.exec(INDEXES, asked))?;
         let others: Option<u64> = self.ask(until, |conn| conn.exec_first(OTHER_KEYS, asked))?;
         Ok(match Key::of_indexes(unique) {

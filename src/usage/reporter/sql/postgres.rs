@@ -15,13 +15,17 @@ use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Statement};
 
-/// What of a table's columns matters. A `varchar(n)` has `n + 4` as its modifier.
+/// What of a table's columns matters. A `varchar(n)` has `n + 4` as its modifier, be it the column's
+/// or that of the domain that it is of. The type `"char"` has one letter, and `name` 63.
 const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
-     CASE WHEN t.typname IN ('varchar', 'bpchar') AND a.atttypmod > 4 \
-          THEN a.atttypmod - 4 END, \
+     CASE WHEN COALESCE(b.typname, t.typname) IN ('varchar', 'bpchar') \
+               AND GREATEST(a.atttypmod, t.typtypmod) > 4 \
+          THEN GREATEST(a.atttypmod, t.typtypmod) - 4 \
+          WHEN COALESCE(b.typname, t.typname) = 'char' THEN 1 END, \
      a.attnotnull, a.atthasdef OR a.attidentity <> '', \
      a.attgenerated <> '' OR a.attidentity = 'a' \
      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+     LEFT JOIN pg_type b ON b.oid = t.typbasetype \
      WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped \
      ORDER BY a.attnum";
 

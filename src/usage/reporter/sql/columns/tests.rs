@@ -60,6 +60,26 @@ fn a_table_that_does_not_fit_is_named() {
     assert!(choose(SqlDriver::Mysql, &[found("status", "text")]).is_err());
 }
 
+/// Catches: a column that holds less than an id, so that of many records few are kept, in silence.
+#[test]
+fn a_column_that_is_too_narrow_for_ids_is_named() {
+    assert_eq!(crate::base::id::RequestIds::new(1).next_id().as_str().len(), ID_LETTERS);
+    for (type_name, width, fits) in [
+        ("varchar", Some(Width::Letters(31)), false),
+        ("binary", Some(Width::Bytes(16)), false),
+        ("varchar", Some(Width::Letters(32)), true),
+        ("uuid", None, true),
+        ("text", None, true),
+        ("bigint", None, false),
+        ("timestamp", None, false),
+    ] {
+        let id = Found { width, ..found("Request_Id", type_name) };
+        let chosen = choose(SqlDriver::Postgres, &[id, found("total_tokens", "bigint")]);
+        assert_eq!(chosen.is_ok(), fits, "{type_name}");
+        assert!(chosen.err().is_none_or(|said| said.contains("Request_Id")));
+    }
+}
+
 /// Catches: a computed column that is written, and the time of writing that is overwritten.
 #[test]
 fn what_the_database_knows_is_left_to_it() {
