@@ -201,7 +201,14 @@ fn own_sql(s: &mut Section) -> Option<Sql> {
     if address.is_none() && !s.desk.has_errors() {
         s.error("dsn", "is required (or `host` and `database`)");
     }
-    address.map(|address| Sql { driver, address, pool })
+    let address = address?;
+    // What a reporter will do with it, so that none passes here and fails there.
+    let key = if s.given("dsn") { "dsn" } else { "options" };
+    match value::sql_remarks(driver, &address) {
+        Ok(remarks) => remarks.iter().for_each(|remark| s.warn(key, remark.as_str())),
+        Err(message) => s.error(key, message),
+    }
+    Some(Sql { driver, address, pool })
 }
 
 /// The address in parts; `None` when there is nothing to connect to.
@@ -228,7 +235,8 @@ fn parts(s: &mut Section, driver: SqlDriver) -> Option<SqlAddress> {
         let path = path.unwrap_or_else(|| "./data/llmproxy.db".into());
         return Some(SqlAddress::File(path.into()));
     }
-    let server = |place| SqlServer { place, user, password, database, options };
+    let others = Vec::new();
+    let server = |place| Box::new(SqlServer { place, others, user, password, database, options });
     place.map(server).map(SqlAddress::Server)
 }
 

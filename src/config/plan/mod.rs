@@ -29,7 +29,7 @@ pub use watch::*;
 
 use crate::base::limits::METRICS_MODELS_MAX;
 
-pub use crate::config::value::{IpRange, SqlAddress, SqlDriver, SqlPlace, SqlServer};
+pub use crate::config::value::{sql_options, IpRange, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq)]

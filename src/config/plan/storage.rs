@@ -52,6 +52,11 @@ impl Serialize for Sql {
                     }
                     SqlPlace::Unix(socket) => map.serialize_entry("socket", socket)?,
                 }
+                if !server.others.is_empty() {
+                    let others: Vec<String> =
+                        server.others.iter().map(SqlPlace::to_string).collect();
+                    map.serialize_entry("other_hosts", &others)?;
+                }
                 map.serialize_entry("user", &server.user)?;
                 map.serialize_entry("password", print::mask(&server.password))?;
                 map.serialize_entry("database", &server.database)?;

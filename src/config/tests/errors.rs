@@ -210,3 +210,33 @@ fn a_secret_in_a_variable_is_not_repeated_by_an_error() {
     assert_eq!(report.findings.len(), 4);
     assert!(!report.to_string().contains("hunter2"), "{report}");
 }
+
+/// Catches: an address that `check` takes and a start refuses, or that no server ever accepts.
+#[test]
+fn an_address_is_read_as_its_reporter_reads_it() {
+    let of = |driver: &str, dsn: &str| {
+        format!(
+            "backends: [{{url: 'http://a'}}]\nusage: {{reporters: [{{type: database, database: \
+             {{driver: {driver}, dsn: \"{dsn}\"}}}}]}}\n"
+        )
+    };
+    for (driver, dsn, name) in [
+        ("mysql", "u:hunter2@tcp(h)/d?tls=preferred", "tls"),
+        ("mysql", "u:hunter2@tcp(h)/d?charset=latin1", "charset"),
+        ("postgres", "postgres://u:hunter2@h/d?sslmode=allow", "sslmode"),
+        ("postgres", "postgres://u:hunter2@h/d?sslrootcert=/no/such", "sslrootcert"),
+        ("postgres", "host=a hostaddr=1.2.3.4 password=hunter2", "hostaddr"),
+    ] {
+        let said = error_of(&of(driver, dsn));
+        assert!(said.contains("dsn") && said.contains(name), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    for (driver, dsn, name) in [
+        ("mysql", "u:hunter2@tcp(h)/d?parseTime=true&readTimeout=1s", "readTimeout"),
+        ("postgres", "postgres://u:hunter2@h/d?pool_max_conns=4", "pool_max_conns"),
+        ("postgres", "postgres://u:hunter2@h/d?serach_path=x", "serach_path"),
+    ] {
+        let said = load(&of(driver, dsn)).report.to_string();
+        assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
+    }
+}

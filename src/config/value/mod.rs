@@ -13,7 +13,8 @@ mod url;
 pub use duration::{duration, print_duration};
 pub use header::{header_name, header_value};
 pub use net::{listen, overlap, IpRange};
-pub use sql::{sql_address, SqlAddress, SqlDriver, SqlPlace, SqlServer};
+pub use sql::options as sql_options;
+pub use sql::{sql_address, sql_remarks, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 pub use time::{instant, End};
 pub use url::{http_url, Url};
 

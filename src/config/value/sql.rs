@@ -1,7 +1,12 @@
 //! Addresses of SQL databases: the Go MySQL form of the seeds, URLs, `key=value` of libpq, files.
+//! Whatever reads one, `check` or a reporter, reads it here.
+
+mod libpq;
+pub mod options;
 
 use super::quoted;
 use crate::base::secret::Secret;
+use std::fmt;
 use std::path::PathBuf;
 
 /// A database product.
@@ -19,7 +24,7 @@ pub enum SqlDriver {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SqlAddress {
     /// A server.
-    Server(SqlServer),
+    Server(Box<SqlServer>),
     /// A SQLite file, made when it is not there.
     File(PathBuf),
 }
@@ -29,13 +34,15 @@ pub enum SqlAddress {
 pub struct SqlServer {
     /// Where it listens.
     pub place: SqlPlace,
+    /// Where it may be if not there, in the order in which they are tried; PostgreSQL only.
+    pub others: Vec<SqlPlace>,
     /// User name; may be empty.
     pub user: String,
     /// Password; may be empty.
     pub password: Secret,
     /// Database name.
     pub database: String,
-    /// Options after the `?`, as written.
+    /// Options after the `?`, decoded.
     pub options: Vec<(String, String)>,
 }
 
@@ -53,22 +60,48 @@ pub enum SqlPlace {
     Unix(PathBuf),
 }
 
+impl fmt::Display for SqlPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SqlPlace::Tcp { host, port } => write!(f, "{host}:{port}"),
+            SqlPlace::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Reads the `dsn` of a driver. Messages never repeat it: it holds a password.
 pub fn sql_address(driver: SqlDriver, dsn: &str) -> Result<SqlAddress, String> {
     match driver {
-        SqlDriver::Sqlite => sqlite(dsn),
-        SqlDriver::Mysql if dsn.starts_with("mysql://") => by_url(dsn, "mysql", 3306),
-        SqlDriver::Mysql => go_mysql(dsn),
-        SqlDriver::Postgres if dsn.contains("://") => by_url(dsn, "postgres", 5432),
-        SqlDriver::Postgres => libpq(dsn),
-    }
-    .ok_or_else(|| match driver {
-        SqlDriver::Sqlite => format!("{} must be the path of a file", quoted(dsn)),
-        SqlDriver::Mysql => {
-            "must look like user:password@tcp(host:3306)/database?option=value".into()
+        SqlDriver::Sqlite => {
+            sqlite(dsn).ok_or_else(|| format!("{} must be the path of a file", quoted(dsn)))
         }
-        SqlDriver::Postgres => "must look like postgres://user:password@host:5432/database".into(),
-    })
+        SqlDriver::Mysql => match dsn.strip_prefix("mysql://") {
+            Some(rest) => mysql_url(rest),
+            None => go_mysql(dsn),
+        }
+        .ok_or_else(|| {
+            "must look like user:password@tcp(host:3306)/database?option=value".to_owned()
+        }),
+        SqlDriver::Postgres => libpq::postgres(dsn),
+    }
+}
+
+/// What is to be said of an address before anybody connects: options without effect, by name.
+///
+/// # Errors
+/// It asks for something that is not done here; a line for a person, without a secret.
+pub fn sql_remarks(driver: SqlDriver, address: &SqlAddress) -> Result<Vec<String>, String> {
+    match (address, driver) {
+        (SqlAddress::File(_), _) => Ok(Vec::new()),
+        (SqlAddress::Server(server), SqlDriver::Mysql) => Ok(options::mysql(server)?.remarks),
+        (SqlAddress::Server(server), _) => {
+            let options = options::postgres(server)?;
+            match options.roots.filter(|path| !path.is_file()) {
+                Some(path) => Err(format!("sslrootcert: there is no file {}", path.display())),
+                None => Ok(options.remarks),
+            }
+        }
+    }
 }
 
 fn sqlite(dsn: &str) -> Option<SqlAddress> {
@@ -103,62 +136,22 @@ fn go_mysql(dsn: &str) -> Option<SqlAddress> {
         "" | "tcp" => host_and_port(address, "127.0.0.1", 3306)?,
         _ => return None,
     };
-    Some(SqlAddress::Server(SqlServer { place, user, password, database, options }))
+    let others = Vec::new();
+    let server = SqlServer { place, others, user, password, database, options };
+    Some(SqlAddress::Server(Box::new(server)))
 }
 
-/// `scheme://user:password@host:port/database?a=b`, user and password percent-encoded.
-fn by_url(dsn: &str, scheme: &str, default_port: u16) -> Option<SqlAddress> {
-    let (given, rest) = dsn.split_once("://")?;
-    if given != scheme && !(scheme == "postgres" && given == "postgresql") {
-        return None;
-    }
-    let (before, database) = rest.split_once('/').unwrap_or((rest, ""));
+/// `user:password@host:port/database?a=b`, each part percent-encoded.
+fn mysql_url(rest: &str) -> Option<SqlAddress> {
+    let (before, database) = rest.split_once('/')?;
     let (database, options) = database_and_options(database)?;
     let (login, address) = before.rsplit_once('@').unwrap_or(("", before));
     let (user, password) = login.split_once(':').unwrap_or((login, ""));
-    let place = host_and_port(address, "localhost", default_port)?;
+    let place = host_and_port(address, "localhost", 3306)?;
     let (user, password) = (percent_decoded(user)?, Secret::new(percent_decoded(password)?));
-    Some(SqlAddress::Server(SqlServer { place, user, password, database, options }))
-}
-
-/// `host=db port=5432 user=u password=p dbname=d sslmode=disable`, values perhaps in quotes.
-fn libpq(dsn: &str) -> Option<SqlAddress> {
-    let (mut host, mut port) = ("localhost".to_owned(), 5432);
-    let (mut user, mut password, mut database) = (String::new(), Secret::default(), String::new());
-    let mut options = Vec::new();
-    let mut rest = dsn.trim();
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let (key, tail) = rest.split_once('=')?;
-        let (value, tail) = match tail.strip_prefix('\'') {
-            Some(quoted) => quoted.split_once('\'')?,
-            None => tail.split_once(' ').unwrap_or((tail, "")),
-        };
-        rest = tail.trim_start();
-        match key.trim() {
-            "host" | "hostaddr" => host = value.to_owned(),
-            "port" => port = value.parse().ok().filter(|p| *p > 0)?,
-            "user" => user = value.to_owned(),
-            "password" => password = Secret::new(value),
-            "dbname" => database = value.to_owned(),
-            key if !key.is_empty() && !key.contains(' ') => {
-                options.push((key.to_owned(), value.to_owned()));
-            }
-            _ => return None,
-        }
-    }
-    if !distinct(&options) {
-        return None;
-    }
-    let place = if host.starts_with('/') {
-        // libpq names the folder of the socket.
-        SqlPlace::Unix(format!("{host}/.s.PGSQL.{port}").into())
-    } else {
-        SqlPlace::Tcp { host, port }
-    };
-    Some(SqlAddress::Server(SqlServer { place, user, password, database, options }))
+    let others = Vec::new();
+    let server = SqlServer { place, others, user, password, database, options };
+    Some(SqlAddress::Server(Box::new(server)))
 }
 
 fn database_and_options(text: &str) -> Option<(String, Vec<(String, String)>)> {
@@ -166,9 +159,10 @@ fn database_and_options(text: &str) -> Option<(String, Vec<(String, String)>)> {
     let mut options = Vec::new();
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair.split_once('=')?;
-        options.push((key.to_owned(), value.to_owned()));
+        options.push((percent_decoded(key)?, percent_decoded(&value.replace('+', " "))?));
     }
-    (!database.is_empty() && distinct(&options)).then(|| (database.to_owned(), options))
+    let database = percent_decoded(database)?;
+    (!database.is_empty() && distinct(&options)).then_some((database, options))
 }
 
 /// An option given twice would have two meanings.
@@ -178,19 +172,27 @@ fn distinct(options: &[(String, String)]) -> bool {
     names.windows(2).all(|pair| pair.first() != pair.last())
 }
 
-fn host_and_port(address: &str, host: &str, port: u16) -> Option<SqlPlace> {
-    let (given, after) = match address.strip_prefix('[') {
-        Some(v6) => v6.split_once(']')?,
-        None => address.split_at(address.find(':').unwrap_or(address.len())),
-    };
-    let port = match after.strip_prefix(':') {
-        Some(p) => p.parse().ok().filter(|p| *p > 0)?,
-        None if after.is_empty() => port,
-        None => return None,
+fn host_and_port(address: &str, host: &str, default: u16) -> Option<SqlPlace> {
+    let (given, port) = by_authority(address)?;
+    let port = match port {
+        "" => default,
+        port => port.parse().ok().filter(|port| *port > 0)?,
     };
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':');
     let host = if given.is_empty() { host } else { given };
     host.bytes().all(fine).then(|| SqlPlace::Tcp { host: host.to_owned(), port })
+}
+
+/// The two parts of `host:port`, either of which may be missing; the host perhaps in brackets.
+fn by_authority(address: &str) -> Option<(&str, &str)> {
+    let (host, after) = match address.strip_prefix('[') {
+        Some(v6) => v6.split_once(']')?,
+        None => address.split_at(address.find(':').unwrap_or(address.len())),
+    };
+    match after.strip_prefix(':') {
+        Some(port) => Some((host, port)),
+        None => after.is_empty().then_some((host, "")),
+    }
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -260,6 +262,33 @@ mod tests {
             pg("host=h user=u password='p w' dbname=x sslmode=disable"),
             want("h", 5432, "u", "p w", "x", 1)
         );
+        assert_eq!(pg("postgres://h:/my%20db?user=a%26b"), want("h", 5432, "a&b", "", "my db", 0));
+        assert_eq!(pg("postgresql://u@/"), want("localhost", 5432, "u", "", "u", 0));
+        assert_eq!(pg("postgres://?dbname=d&host=x&port=7"), want("x", 7, "", "", "d", 0));
+        assert_eq!(
+            pg("host = h  user\t=\tu\npassword = 'it\\'s \\\\ p@ss' dbname = a\\ b sslmode= disable "),
+            want("h", 5432, "u", "it's \\ p@ss", "a b", 1)
+        );
+        let url_in_password = "host=h password=p://x user=u dbname=d";
+        assert_eq!(pg(url_in_password), want("h", 5432, "u", "p://x", "d", 0));
+        for dsn in [
+            "postgres:///u?host=/sock&port=6",
+            "postgres://%2Fsock:6/u",
+            "host=/sock port=6 dbname=u",
+        ] {
+            let SqlAddress::Server(server) = sql_address(SqlDriver::Postgres, dsn).unwrap() else {
+                panic!("{dsn}")
+            };
+            assert_eq!(server.place, SqlPlace::Unix("/sock/.s.PGSQL.6".into()), "{dsn}");
+        }
+        for dsn in ["postgres://a:1,b:2/d", "host=a,b port=1,2 dbname=d", "host=a,b port=9 user=d"]
+        {
+            let SqlAddress::Server(server) = sql_address(SqlDriver::Postgres, dsn).unwrap() else {
+                panic!("{dsn}")
+            };
+            let SqlPlace::Tcp { host, port } = &server.others[0] else { panic!("{dsn}") };
+            assert!(host == "b" && [2, 9].contains(port), "{dsn}");
+        }
         assert_eq!(
             sql_address(SqlDriver::Sqlite, "./data/a.db"),
             Ok(SqlAddress::File("./data/a.db".into()))
@@ -282,8 +311,25 @@ mod tests {
         ] {
             assert!(!sql_address(SqlDriver::Mysql, bad).unwrap_err().contains("hunter2"), "{bad}");
         }
-        for bad in ["", "hunter2", "host", "mysql://h/x", "port=0"] {
-            assert!(sql_address(SqlDriver::Postgres, bad).is_err(), "{bad}");
+        for bad in [
+            "",
+            "hunter2",
+            "host",
+            "mysql://h/x",
+            "port=0 user=hunter2",
+            "user=u password='hunter2",
+            "user=u password=hunter2\\",
+            "host=a,b port=1,2,3 user=hunter2",
+            "host=a,/sock user=hunter2",
+            "host=a hostaddr=1.2.3.4 dbname=hunter2",
+            "user=hunter2 host=a/b",
+            "password=hunter2",
+            "sslmode=disable sslmode=require user=hunter2",
+            "postgres://hunter2@h/%zz",
+            "postgres://hunter2@h:x/d",
+        ] {
+            let said = sql_address(SqlDriver::Postgres, bad).unwrap_err();
+            assert!(!said.contains("hunter2"), "{bad}: {said}");
         }
         assert!(sql_address(SqlDriver::Sqlite, ":memory:").is_err());
     }
@@ -294,6 +340,13 @@ mod tests {
             for driver in [SqlDriver::Mysql, SqlDriver::Postgres, SqlDriver::Sqlite] {
                 let _ = sql_address(driver, &dsn);
             }
+        }
+
+        #[test]
+        fn a_libpq_dsn_keeps_its_password(password in "[ -~]{1,16}") {
+            let quoted = password.replace('\\', "\\\\").replace('\'', "\\'");
+            let got = tcp(SqlDriver::Postgres, &format!("password = '{quoted}' host=h user=u"));
+            proptest::prop_assert_eq!(got, want("h", 5432, "u", &password, "u", 0));
         }
 
         #[test]

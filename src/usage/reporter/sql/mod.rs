@@ -9,7 +9,6 @@
 
 mod columns;
 mod statement;
-mod options;
 mod tls;
 mod sqlite;
 mod mysql;
@@ -194,8 +193,10 @@ fn place(driver: SqlDriver, address: &SqlAddress) -> String {
     match address {
         SqlAddress::File(path) => format!("{product}:{}", path.display()),
         SqlAddress::Server(server) => match &server.place {
-            SqlPlace::Tcp { host, port } => {
-                format!("{product}://{host}:{port}/{}", server.database)
+            SqlPlace::Tcp { .. } => {
+                let places = std::iter::once(&server.place).chain(&server.others);
+                let places: Vec<String> = places.map(SqlPlace::to_string).collect();
+                format!("{product}://{}/{}", places.join(","), server.database)
             }
             SqlPlace::Unix(path) => format!("{product}:{}/{}", path.display(), server.database),
         },

@@ -1,9 +1,9 @@
 //! MySQL and MariaDB.
 
 use super::columns::{Found, Key, Layout, Letters, Row, Width, ID_LETTERS};
-use super::options::{self, MysqlOptions, Tls};
 use super::statement::{insert, schema_and_name};
 use super::{left, resolved, without, Database, Trouble};
+use crate::config::plan::sql_options::{self as options, MysqlOptions, Tls};
 use crate::config::plan::{SqlPlace, SqlServer};
 use jiff::tz::TimeZone;
 use mysql::prelude::Queryable;

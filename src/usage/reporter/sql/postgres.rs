@@ -2,10 +2,10 @@
 //! own thread, where a time limit holds for whatever is waited for.
 
 use super::columns::{Found, Key, Layout, Letters, Row, Width};
-use super::options::{self, PostgresOptions, Tls};
 use super::statement::{insert, quoted};
 use super::tls::{self, Connector};
 use super::{left, resolved, without, Database, Trouble};
+use crate::config::plan::sql_options::{self as options, PostgresOptions, Tls};
 use crate::config::plan::{SqlDriver, SqlPlace, SqlServer};
 use std::future::Future;
 use std::sync::Arc;
@@ -77,22 +77,28 @@ impl Postgres {
             config.options(&self.options.options);
         }
         config.application_name(self.options.application.as_deref().unwrap_or("llmproxy"));
-        match &self.server.place {
-            SqlPlace::Tcp { host, port } => {
-                // A host may have several; the library tries one after the other.
-                for address in resolved(host, *port, left(until)?)? {
-                    config.host(host).hostaddr(address.ip());
+        // The library tries one after the other, and each address of a host that has several.
+        let mut unknown = None;
+        for place in std::iter::once(&self.server.place).chain(&self.server.others) {
+            match place {
+                SqlPlace::Tcp { host, port } => match resolved(host, *port, left(until)?) {
+                    Ok(found) => found.iter().for_each(|address| {
+                        config.host(host).hostaddr(address.ip()).port(*port);
+                    }),
+                    Err(error) => unknown = Some(error),
+                },
+                SqlPlace::Unix(path) => {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    let port = name.rsplit('.').next().and_then(|port| port.parse().ok());
+                    // TLS is for the network, as with libpq.
+                    config.ssl_mode(SslMode::Disable).port(port.unwrap_or(5432));
+                    config.host_path(path.parent().unwrap_or(path));
                 }
-                config.port(*port)
             }
-            SqlPlace::Unix(path) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let port = name.rsplit('.').next().and_then(|port| port.parse().ok());
-                // TLS is for the network, as with libpq.
-                config.ssl_mode(SslMode::Disable).port(port.unwrap_or(5432));
-                config.host_path(path.parent().unwrap_or(path))
-            }
-        };
+        }
+        if let Some(error) = unknown.filter(|_| config.get_hosts().is_empty()) {
+            return Err(error);
+        }
         if !self.server.user.is_empty() {
             config.user(&self.server.user);
         }

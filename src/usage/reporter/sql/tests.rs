@@ -154,12 +154,13 @@ fn a_locked_file_is_waited_for_and_then_later() {
 fn a_place_and_a_message_have_no_password() {
     let server = SqlServer {
         place: SqlPlace::Tcp { host: "h".into(), port: 5 },
+        others: Vec::new(),
         user: "u".into(),
         password: Secret::new("hunter2"),
         database: "d".into(),
         options: vec![("sslrootcert".into(), "/x".into())],
     };
-    let place = place(SqlDriver::Mysql, &SqlAddress::Server(server.clone()));
+    let place = place(SqlDriver::Mysql, &SqlAddress::Server(Box::new(server.clone())));
     assert_eq!(place, "mysql://h:5/d");
     assert_eq!(without(&server, "no hunter2 here"), "no *** here");
 }

@@ -1,7 +1,7 @@
 //! TLS towards databases: what counts as a certificate that will do, and the stream for PostgreSQL.
 
-use super::options::Tls;
 use crate::base::certificate::{Verifier, Wanted};
+use crate::config::plan::sql_options::Tls;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;

@@ -2,7 +2,7 @@
 //! or means nothing for an insert, or is refused at the start: one that is silently left out could
 //! be the one that encrypts.
 
-use crate::config::plan::SqlServer;
+use super::SqlServer;
 use jiff::tz::TimeZone;
 use std::path::PathBuf;
 
@@ -32,6 +32,8 @@ pub struct MysqlOptions {
     pub cleartext: bool,
     /// Statements that set variables of the session.
     pub variables: Vec<String>,
+    /// What a person should know: options without effect, and such that the server may not know.
+    pub remarks: Vec<String>,
 }
 
 /// Options of a PostgreSQL address, as libpq has them.
@@ -47,6 +49,119 @@ pub struct PostgresOptions {
     pub options: String,
     /// A server that only reads is left for another.
     pub read_write: bool,
+    /// What a person should know: options without effect, and such that the server may not know.
+    pub remarks: Vec<String>,
+}
+
+/// Variables of a session that people set in addresses. Others are set as well, with a remark: a
+/// name that the server does not know makes it refuse the connection.
+const MYSQL_VARIABLES: &[&str] = &[
+    "sql_mode",
+    "time_zone",
+    "wait_timeout",
+    "interactive_timeout",
+    "net_read_timeout",
+    "net_write_timeout",
+    "lock_wait_timeout",
+    "innodb_lock_wait_timeout",
+    "max_execution_time",
+    "max_statement_time",
+    "transaction_isolation",
+    "tx_isolation",
+    "autocommit",
+    "foreign_key_checks",
+    "unique_checks",
+    "sql_log_bin",
+    "group_concat_max_len",
+];
+const POSTGRES_VARIABLES: &[&str] = &[
+    "search_path",
+    "timezone",
+    "datestyle",
+    "intervalstyle",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+    "synchronous_commit",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "extra_float_digits",
+    "work_mem",
+    "role",
+    "row_security",
+    "bytea_output",
+    "geqo",
+    "tcp_user_timeout",
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
+];
+/// Of clients in Go, and of libpq: no server knows them, and there is nothing here that they set.
+const POSTGRES_CLIENTS: &[&str] = &[
+    "connect_timeout",
+    "sslcompression",
+    "sslsni",
+    "default_query_exec_mode",
+    "statement_cache_capacity",
+    "statement_cache_mode",
+    "description_cache_capacity",
+    "prefer_simple_protocol",
+    "load_balance_hosts",
+    "min_protocol_version",
+    "max_protocol_version",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "krbsrvname",
+    "gsslib",
+    "gssdelegation",
+    "replication",
+    "fallback_application_name",
+    "disable_prepared_binary_result",
+    "servicefile",
+    "sslcrldir",
+    "sslcertmode",
+    "require_auth",
+    "requiressl",
+    "scram_client_key",
+    "scram_server_key",
+    "sslkeylogfile",
+    "channel_binding",
+    "gssencmode",
+];
+
+/// What cannot be done here, whatever its value, or with other values than those that are named.
+const POSTGRES_REFUSED: &[&str] = &[
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslpassword",
+    "sslcrl",
+    "sslnegotiation",
+    "target_session_attrs",
+    "client_encoding",
+    "service",
+    "passfile",
+    "user",
+    "password",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "ssl",
+];
+
+fn without_effect(name: &str) -> String {
+    format!("dsn option {name}: has no effect here")
+}
+
+fn unknown_variable(name: &str) -> String {
+    format!(
+        "dsn option {name}: is taken for a variable of the session; a server that does not know \
+         it refuses the connection"
+    )
 }
 
 /// Reads those of MySQL.
@@ -59,9 +174,9 @@ pub fn mysql(server: &SqlServer) -> Result<MysqlOptions, String> {
         zone: TimeZone::UTC,
         cleartext: false,
         variables: Vec::new(),
+        remarks: Vec::new(),
     };
     for (name, value) in &server.options {
-        let value = unescaped(&value.replace('+', " "));
         let refused = || Err(format!("dsn option {name}={value}: cannot be done here"));
         match (name.as_str(), value.as_str()) {
             ("tls", "false") => options.tls = Tls::Off,
@@ -78,8 +193,7 @@ pub fn mysql(server: &SqlServer) -> Result<MysqlOptions, String> {
             ("allowCleartextPasswords", "true") => options.cleartext = true,
             ("allowNativePasswords", "false") | ("allowOldPasswords", "true") => return refused(),
             ("serverPubKey" | "connectionAttributes" | "compress", _) => return refused(),
-            // How answers are read, or what a text may hold: nothing that an insert sees. The time
-            // of a try is the reporter's.
+            // How answers are read, or what a text may hold: nothing that an insert sees.
             (
                 "parseTime"
                 | "timeTruncate"
@@ -88,21 +202,28 @@ pub fn mysql(server: &SqlServer) -> Result<MysqlOptions, String> {
                 | "clientFoundRows"
                 | "columnsWithAlias"
                 | "interpolateParams"
-                | "maxAllowedPacket"
+                | "allowCleartextPasswords"
+                | "allowNativePasswords"
+                | "allowOldPasswords",
+                _,
+            ) => {}
+            // The time of a try is the reporter's.
+            (
+                "maxAllowedPacket"
                 | "timeout"
                 | "readTimeout"
                 | "writeTimeout"
                 | "checkConnLiveness"
                 | "rejectReadOnly"
                 | "allowAllFiles"
-                | "allowFallbackToPlaintext"
-                | "allowCleartextPasswords"
-                | "allowNativePasswords"
-                | "allowOldPasswords",
+                | "allowFallbackToPlaintext",
                 _,
-            ) => {}
+            ) => options.remarks.push(without_effect(name)),
             // As in Go, any other is a variable of the session. Ours are set behind it.
             (variable, value) if is_word(variable) => {
+                if !MYSQL_VARIABLES.contains(&variable.to_ascii_lowercase().as_str()) {
+                    options.remarks.push(unknown_variable(variable));
+                }
                 options.variables.push(format!("SET {variable}={value}"));
             }
             _ => return refused(),
@@ -122,10 +243,10 @@ pub fn postgres(server: &SqlServer) -> Result<PostgresOptions, String> {
         application: None,
         options: String::new(),
         read_write: false,
+        remarks: Vec::new(),
     };
     let mut variables = Vec::new();
     for (name, value) in &server.options {
-        let value = unescaped(value);
         let refused = || Err(format!("dsn option {name}={value}: cannot be done here"));
         match (name.as_str(), value.as_str()) {
             ("sslmode", "disable") => options.tls = Tls::Off,
@@ -133,42 +254,34 @@ pub fn postgres(server: &SqlServer) -> Result<PostgresOptions, String> {
             ("sslmode", "require") => options.tls = Tls::Unchecked,
             ("sslmode", "verify-ca") => options.tls = Tls::Authority,
             ("sslmode", "verify-full") => options.tls = Tls::Full,
+            // As JDBC writes it, and libpq reads it.
+            ("ssl", "true") => options.tls = Tls::Unchecked,
             ("sslrootcert", "system") => options.roots = None,
             ("sslrootcert", path) if !path.is_empty() => options.roots = Some(path.into()),
-            ("application_name" | "fallback_application_name", _) => {
-                options.application = Some(value);
-            }
-            ("options", _) => options.options = value,
+            ("application_name", _) => options.application = Some(value.clone()),
+            ("options", _) => options.options.clone_from(value),
             ("target_session_attrs", "any") => {}
             ("target_session_attrs", "read-write" | "primary") => options.read_write = true,
             ("client_encoding", set) if set.to_ascii_lowercase().starts_with("utf") => {}
             ("channel_binding" | "gssencmode", "disable" | "prefer") => {}
-            // The time of a try is the reporter's; the rest is how programs in Go read answers.
-            ("connect_timeout" | "sslcompression" | "sslsni" | "binary_parameters", _) => {}
-            (name, _) if name.starts_with("keepalives") || name.starts_with("pool_") => {}
-            (
-                "sslmode"
-                | "sslrootcert"
-                | "sslcert"
-                | "sslkey"
-                | "sslpassword"
-                | "sslcrl"
-                | "sslnegotiation"
-                | "target_session_attrs"
-                | "client_encoding"
-                | "channel_binding"
-                | "gssencmode"
-                | "service"
-                | "passfile"
-                | "user"
-                | "password"
-                | "host"
-                | "port"
-                | "dbname",
-                _,
-            ) => return refused(),
-            // As with lib/pq, any other is a variable of the session.
-            (variable, value) if is_word(variable) => {
+            // How programs in Go read answers.
+            ("binary_parameters", _) => {}
+            (name, _) if POSTGRES_REFUSED.contains(&name) => return refused(),
+            ("channel_binding" | "gssencmode", "require") => return refused(),
+            (name, _)
+                if POSTGRES_CLIENTS.contains(&name)
+                    || name.starts_with("keepalives")
+                    || name.starts_with("pool_") =>
+            {
+                options.remarks.push(without_effect(name));
+            }
+            // As with lib/pq, any other is a variable of the session. With a point in its name it
+            // is one of an extension, which any server takes.
+            (variable, value) if variable.split('.').all(is_word) => {
+                let is_known = POSTGRES_VARIABLES.contains(&variable.to_ascii_lowercase().as_str());
+                if !is_known && !variable.contains('.') {
+                    options.remarks.push(unknown_variable(variable));
+                }
                 let escaped = value.replace('\\', "\\\\").replace(' ', "\\ ");
                 variables.push(format!("-c {variable}={escaped}"));
             }
@@ -188,33 +301,16 @@ fn is_word(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// Percent-decoded; what is not well-formed stays as it is.
-fn unescaped(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, behind)) = rest.split_first() {
-        let digit = |at: usize| behind.get(at).and_then(|b| char::from(*b).to_digit(16));
-        rest = behind;
-        match (first, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                bytes.push(u8::try_from(high * 16 + low).unwrap_or(b'%'));
-                rest = behind.get(2..).unwrap_or_default();
-            }
-            _ => bytes.push(*first),
-        }
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::secret::Secret;
-    use crate::config::plan::SqlPlace;
+    use crate::config::value::SqlPlace;
 
     fn server(options: &[(&str, &str)]) -> SqlServer {
         SqlServer {
             place: SqlPlace::Tcp { host: "h".into(), port: 1 },
+            others: Vec::new(),
             user: "u".into(),
             password: Secret::new("hunter2"),
             database: "d".into(),
@@ -229,9 +325,9 @@ mod tests {
         let gorm = [("charset", "utf8mb4"), ("parseTime", "True"), ("loc", "Local")];
         assert_eq!(mysql(&server(&gorm)).unwrap().zone, TimeZone::system());
         let options = mysql(&server(&[
-            ("loc", "Asia%2FShanghai"),
+            ("loc", "Asia/Shanghai"),
             ("tls", "skip-verify"),
-            ("sql_mode", "%27ANSI%27"),
+            ("sql_mode", "'ANSI'"),
         ]))
         .unwrap();
         assert_eq!(options.zone, TimeZone::get("Asia/Shanghai").unwrap());
@@ -274,7 +370,7 @@ mod tests {
         assert_eq!(tls(&[]), Tls::IfOffered);
         assert_eq!(tls(&[("sslmode", "disable")]), Tls::Off);
         assert_eq!(tls(&[("sslmode", "require")]), Tls::Unchecked);
-        assert_eq!(tls(&[("sslrootcert", "%2Fca"), ("sslmode", "require")]), Tls::Authority);
+        assert_eq!(tls(&[("sslrootcert", "/ca"), ("sslmode", "require")]), Tls::Authority);
         assert_eq!(tls(&[("sslmode", "verify-ca")]), Tls::Authority);
         assert_eq!(tls(&[("sslmode", "verify-full")]), Tls::Full);
         let options = postgres(&server(&[
@@ -286,11 +382,22 @@ mod tests {
         assert_eq!(options.unwrap().options, wanted);
     }
 
-    proptest::proptest! {
-        /// Catches: a panic on any bytes behind a percent sign.
-        #[test]
-        fn any_text_is_unescaped(text in "[%0-9a-fé]{0,12}") {
-            let _ = unescaped(&text);
+    /// Catches: an option that is passed over without a word, or one that no server knows and that
+    /// makes it refuse each connection.
+    #[test]
+    fn what_has_no_effect_is_named() {
+        for name in ["pool_max_conns", "default_query_exec_mode", "connect_timeout"] {
+            let options = postgres(&server(&[(name, "1")])).unwrap();
+            assert_eq!(options.options, "");
+            assert!(options.remarks[0].contains(name) && options.remarks.len() == 1);
         }
+        let remarks = |options| postgres(&server(&[options])).unwrap().remarks;
+        assert!(remarks(("serach_path", "x"))[0].contains("refuses the connection"));
+        assert_eq!(remarks(("TimeZone", "UTC")), Vec::<String>::new());
+        assert_eq!(remarks(("my.variable", "x")), Vec::<String>::new());
+        let remarks = |options| mysql(&server(&[options])).unwrap().remarks;
+        assert!(remarks(("readTimeout", "1s"))[0].contains("readTimeout"));
+        assert!(remarks(("sqlmode", "ANSI"))[0].contains("refuses the connection"));
+        assert_eq!(remarks(("parseTime", "true")), Vec::<String>::new());
     }
 }
