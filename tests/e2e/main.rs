@@ -34,6 +34,7 @@ mod usage;
 mod metering;
 mod reporters;
 mod sql;
+mod sql_access;
 mod stream_usage;
 mod metrics;
 mod logs;

@@ -4,6 +4,7 @@
 use crate::clients::is_there;
 use crate::harness::backend::Received;
 use crate::harness::scratch::Scratch;
+use crate::harness::services::free_port;
 use crate::harness::{await_some, await_until, pause, Config, Engine, Proxy, Redis, Webhook, SOON};
 use crate::rig::{CHAT, CHATS};
 use ring::hmac;
@@ -326,4 +327,103 @@ fn redis_has_every_record_and_counts_it() {
         redis::cmd("HGET").arg(&[day, "requests"]).query(&mut connection).unwrap()
     };
     assert_eq!(days.iter().map(&mut count).sum::<u64>(), 40);
+}
+
+/// Catches: a user, a certificate or a socket that is not taken as Redis' own clients take it; a
+/// server whose certificate nobody vouches for, and that gets records.
+#[test]
+fn redis_is_reached_as_its_clients_reach_it() {
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let (files, port) = (Scratch::new(), free_port());
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let ca = files.write("server.pem", made.cert.pem()).display().to_string();
+    let key = files.write("server.key", made.signing_key.serialize_pem()).display().to_string();
+    let socket = files.file("redis.sock").display().to_string();
+    let port = port.to_string();
+    let more = [
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &ca,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+        "--unixsocket",
+        &socket,
+    ];
+    let more = more.iter().map(|argument| (*argument).to_owned()).collect();
+    let server = Redis::start_with(Scratch::new(), more);
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let user = ["SETUSER", "metering", "on", ">hunter2", "~s*", "+@all"];
+    redis::cmd("ACL").arg(&user).exec(&mut connection).unwrap();
+    let reporters = [
+        format!("addr: 'rediss://metering:hunter2@localhost:{port}/2', ca_file: '{ca}'"),
+        format!(
+            "addr: '127.0.0.1:{port}', tls: true, ca_file: '{ca}', username: metering, \
+             password: hunter2, db: 2"
+        ),
+        format!("addr: 'unix://{socket}', username: metering, password: hunter2, db: 2"),
+        format!("addr: 'rediss://metering:hunter2@localhost:{port}/2'"),
+        format!("addr: 'redis://metering:hunter3@{}/2'", server.addr()),
+    ];
+    let listed = reporters.iter().enumerate().map(|(index, more)| {
+        format!("{{name: r{index}, type: redis, redis: {{stream: s{index}, {more}}}}}")
+    });
+    let listed: Vec<String> = listed.collect();
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url())
+        .section(format!("usage: {{reporters: [{}]}}", listed.join(", ")))
+        .start();
+    post(&proxy, 3);
+    for name in ["r0", "r1", "r2"] {
+        proxy.await_metric("llmproxy_reporter_delivered_total", &[("reporter", name)], 3.0);
+    }
+    redis::cmd("SELECT").arg(2).exec(&mut connection).unwrap();
+    for (stream, count) in [("s0", 3), ("s1", 3), ("s2", 3), ("s3", 0), ("s4", 0)] {
+        let len: u64 = redis::cmd("XLEN").arg(stream).query(&mut connection).unwrap();
+        assert_eq!(len, count, "{stream}");
+    }
+    for (name, words) in [("r3", "certificate"), ("r4", "refuses the user or the password")] {
+        let event = proxy.await_event(name, |event| {
+            event["message"] == "usage reports cannot be delivered" && event["reporter"] == name
+        });
+        let cause = event["cause"].as_str().unwrap();
+        assert!(cause.contains(words) && !event.to_string().contains("hunter"), "{event}");
+    }
+}
+
+/// Catches: a destination that is not there and of which nothing is said before the first record;
+/// a start that waits for it.
+#[test]
+fn destinations_are_looked_at_when_the_proxy_starts() {
+    let (scratch, hook) = (Scratch::new(), Webhook::start());
+    scratch.write("file", "");
+    let below = scratch.file("file").join("usage.jsonl").display().to_string();
+    let dead = free_port();
+    let proxy = Config::backend_at("http://127.0.0.1:1")
+        .section(format!(
+            "usage: {{reporters: [{{name: well, type: webhook, webhook: {{url: '{}'}}}}, \
+             {{name: path, type: file, file: {{path: '{below}'}}}}, \
+             {{name: port, type: redis, redis: {{addr: '127.0.0.1:{dead}'}}}}, \
+             {{name: name, type: webhook, webhook: {{url: 'http://no-such-host.invalid/'}}}}]}}",
+            hook.url()
+        ))
+        .start();
+    for (name, words) in
+        [("path", "Not a directory"), ("port", "refused"), ("name", "no-such-host.invalid")]
+    {
+        let event =
+            proxy.await_event(name, |event| event["level"] == "WARN" && event["reporter"] == name);
+        assert!(event["cause"].as_str().unwrap().contains(words), "{event}");
+        assert_eq!(proxy.metric("llmproxy_reporter_up", &[("reporter", name)]), 0.0);
+    }
+    assert_eq!(proxy.metric("llmproxy_reporter_up", &[("reporter", "well")]), 1.0);
+    assert_eq!(hook.deliveries().len(), 0);
 }

@@ -155,7 +155,7 @@ fn http(s: &mut Section) -> HttpSource {
 }
 
 fn consul(s: &mut Section) -> ConsulSource {
-    let addr = s.parsed("addr", storage::host_and_port);
+    let addr = s.parsed("addr", value::host_and_port);
     ConsulSource {
         addr: addr.unwrap_or_else(|| "localhost:8500".into()),
         service: s.required("service"),

@@ -6,8 +6,9 @@ use crate::config::desk::Desk;
 use crate::config::plan::{Redis, RedisPool, Sql, SqlPool};
 use crate::config::raw::{Kind, Node};
 use crate::config::section::Section;
-use crate::config::value::{self, SqlAddress, SqlDriver, SqlPlace, SqlServer};
+use crate::config::value::{self, RedisAddress, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 use std::cell::{Cell, OnceCell};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where Redis is when nobody says so.
@@ -222,8 +223,13 @@ fn parts(s: &mut Section, driver: SqlDriver) -> Option<SqlAddress> {
     let host = s.text("host").filter(|h| !h.is_empty());
     let socket = s.text("socket").filter(|p| !p.is_empty());
     let port = s.int("port", 1..=65535u16, port);
+    let mut others = Vec::new();
     let place = match (socket, host) {
         (Some(socket), _) => Some(SqlPlace::Unix(socket.into())),
+        (None, Some(list)) if driver == SqlDriver::Postgres && list.contains(',') => {
+            others = s.parsed("host", |list| value::sql_hosts(list, port)).unwrap_or_default();
+            (!others.is_empty()).then(|| others.remove(0))
+        }
         (None, Some(host)) => Some(SqlPlace::Tcp { host, port }),
         (None, None) => None,
     };
@@ -235,7 +241,6 @@ fn parts(s: &mut Section, driver: SqlDriver) -> Option<SqlAddress> {
         let path = path.unwrap_or_else(|| "./data/llmproxy.db".into());
         return Some(SqlAddress::File(path.into()));
     }
-    let others = Vec::new();
     let server = |place| Box::new(SqlServer { place, others, user, password, database, options });
     place.map(server).map(SqlAddress::Server)
 }
@@ -291,10 +296,28 @@ pub fn redis_of_reporter(s: &mut Section, stores: &Stores) -> Redis {
 /// A Redis server from its own keys.
 pub fn redis(s: &mut Section) -> Redis {
     let Redis { addr, pool, .. } = default_redis();
-    Redis {
-        addr: s.parsed("addr", host_and_port).unwrap_or(addr),
-        password: Secret::new(s.text("password").unwrap_or_default()),
-        db: s.int("db", 0..=65_535, 0),
+    let said = s.parsed("addr", value::redis_address);
+    let said = said.unwrap_or(RedisAddress { addr, ..RedisAddress::default() });
+    let twice = [
+        ("username", said.username.is_some()),
+        ("password", said.password.is_some()),
+        ("db", said.db.is_some()),
+        ("tls", said.tls.is_some()),
+    ];
+    for (key, _) in twice.iter().filter(|(key, in_address)| *in_address && s.given(key)) {
+        s.error(key, "is given by the URL in `addr` too: give it once");
+    }
+    let username = s.text("username").unwrap_or_default();
+    let password = Secret::new(s.text("password").unwrap_or_default());
+    let (db, tls) = (s.int("db", 0..=65_535, 0), s.boolean("tls", false));
+    let ca_file = s.text("ca_file").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let redis = Redis {
+        addr: said.addr,
+        username: said.username.unwrap_or(username),
+        password: said.password.unwrap_or(password),
+        db: said.db.unwrap_or(db),
+        tls: said.tls.unwrap_or(tls),
+        ca_file,
         pool: RedisPool {
             pool_size: s.int("pool_size", 1..=1000, pool.pool_size),
             min_idle_conns: s.int("min_idle_conns", 0..=1000, pool.min_idle_conns),
@@ -302,15 +325,28 @@ pub fn redis(s: &mut Section) -> Redis {
             read_timeout: s.duration("read_timeout", pool.read_timeout),
             write_timeout: s.duration("write_timeout", pool.write_timeout),
         },
+    };
+    if redis.ca_file.is_some() && !redis.tls {
+        s.error("ca_file", "needs TLS: `tls: true`, or an `addr` that begins with rediss://");
     }
+    if redis.tls && redis.addr.starts_with('/') {
+        s.error("tls", "is for the network: `addr` is a Unix socket");
+    }
+    if !redis.username.is_empty() && redis.password.is_empty() {
+        s.error("username", "needs a password");
+    }
+    redis
 }
 
 /// A Redis server at its default address.
 pub fn default_redis() -> Redis {
     Redis {
         addr: REDIS_ADDR.into(),
+        username: String::new(),
         password: Secret::default(),
         db: 0,
+        tls: false,
+        ca_file: None,
         pool: RedisPool {
             pool_size: 4,
             min_idle_conns: 0,
@@ -318,18 +354,6 @@ pub fn default_redis() -> Redis {
             read_timeout: Duration::from_secs(1),
             write_timeout: Duration::from_secs(1),
         },
-    }
-}
-
-/// `host:port`, the host a name, an address, or an IPv6 address in brackets.
-pub fn host_and_port(text: &str) -> Result<String, String> {
-    match value::http_url(&format!("http://{text}")) {
-        Ok(value::Url::Http { port, authority, path, query: None, .. })
-            if path.is_empty() && authority.ends_with(&format!(":{port}")) =>
-        {
-            Ok(authority)
-        }
-        _ => Err(format!("{} must be host:port, such as {REDIS_ADDR}", value::quoted(text))),
     }
 }
 

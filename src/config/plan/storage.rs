@@ -6,6 +6,7 @@ use crate::base::secret::Secret;
 use crate::config::value::{print_duration, SqlAddress, SqlDriver, SqlPlace};
 use serde::ser::{SerializeMap, Serializer};
 use serde::Serialize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A SQL database.
@@ -46,16 +47,17 @@ impl Serialize for Sql {
             SqlAddress::File(path) => map.serialize_entry("path", path)?,
             SqlAddress::Server(server) => {
                 match &server.place {
+                    // As a list, each with its port.
+                    place if !server.others.is_empty() => {
+                        let places = std::iter::once(place).chain(&server.others);
+                        let places: Vec<String> = places.map(SqlPlace::to_string).collect();
+                        map.serialize_entry("host", &places.join(","))?;
+                    }
                     SqlPlace::Tcp { host, port } => {
                         map.serialize_entry("host", host)?;
                         map.serialize_entry("port", port)?;
                     }
                     SqlPlace::Unix(socket) => map.serialize_entry("socket", socket)?,
-                }
-                if !server.others.is_empty() {
-                    let others: Vec<String> =
-                        server.others.iter().map(SqlPlace::to_string).collect();
-                    map.serialize_entry("other_hosts", &others)?;
                 }
                 map.serialize_entry("user", &server.user)?;
                 map.serialize_entry("password", print::mask(&server.password))?;
@@ -76,13 +78,20 @@ impl Serialize for Sql {
 /// A Redis server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Redis {
-    /// `host:port`.
+    /// `host:port`, or the path of a Unix socket.
     pub addr: String,
+    /// User of the access control list; empty = the default one.
+    pub username: String,
     /// Password; may be empty.
     #[serde(serialize_with = "print::secret")]
     pub password: Secret,
     /// Number of the database.
     pub db: u32,
+    /// The connection is encrypted, and the server's certificate checked.
+    pub tls: bool,
+    /// Authorities that it may be of; `None` = those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
     /// How connections are kept.
     #[serde(flatten)]
     pub pool: RedisPool,

@@ -28,6 +28,12 @@ fn a_printed_plan_loads_and_means_the_same() {
     survives("example", &example::example());
     survives("all of the example", &example::uncommented());
     survives("bare", example::BARE);
+    survives(
+        "stores",
+        "storage: {caches: [{name: a, addr: 'rediss://u:p@[::1]/3', ca_file: /ca}]}\n\
+         usage: {reporters: [{type: redis, redis: {storage: a}}, {type: database, database: \
+         {driver: postgres, dsn: 'postgres://u:p@a:1,[::1]:2/d?options=-c%20a%3Db'}}]}\n",
+    );
     for entry in std::fs::read_dir("tests/fixtures/config").unwrap() {
         let path = entry.unwrap().path();
         survives(&path.display().to_string(), &std::fs::read_to_string(&path).unwrap());

@@ -6,6 +6,7 @@
 mod duration;
 mod header;
 mod net;
+mod redis;
 mod sql;
 mod time;
 mod url;
@@ -13,8 +14,9 @@ mod url;
 pub use duration::{duration, print_duration};
 pub use header::{header_name, header_value};
 pub use net::{listen, overlap, IpRange};
+pub use redis::{host_and_port, redis_address, RedisAddress};
 pub use sql::options as sql_options;
-pub use sql::{sql_address, sql_remarks, SqlAddress, SqlDriver, SqlPlace, SqlServer};
+pub use sql::{sql_address, sql_hosts, sql_remarks, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 pub use time::{instant, End};
 pub use url::{http_url, Url};
 

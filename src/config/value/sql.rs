@@ -63,6 +63,7 @@ pub enum SqlPlace {
 impl fmt::Display for SqlPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            SqlPlace::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             SqlPlace::Tcp { host, port } => write!(f, "{host}:{port}"),
             SqlPlace::Unix(path) => path.display().fmt(f),
         }
@@ -84,6 +85,13 @@ pub fn sql_address(driver: SqlDriver, dsn: &str) -> Result<SqlAddress, String> {
         }),
         SqlDriver::Postgres => libpq::postgres(dsn),
     }
+}
+
+/// The hosts of a list, `a:1,b:2`; one without a port has the given one.
+pub fn sql_hosts(list: &str, port: u16) -> Result<Vec<SqlPlace>, String> {
+    let place = |host: &str| host_and_port(host.trim(), "localhost", port);
+    let places: Option<Vec<SqlPlace>> = list.split(',').map(place).collect();
+    places.ok_or_else(|| "must be hosts, each perhaps with its port: a,b:5433".to_owned())
 }
 
 /// What is to be said of an address before anybody connects: options without effect, by name.
@@ -195,7 +203,7 @@ fn by_authority(address: &str) -> Option<(&str, &str)> {
     }
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(b) = rest.next() {

@@ -11,13 +11,14 @@ pub mod backoff;
 pub mod window;
 pub mod lane;
 pub mod sender;
+mod first_look;
 
 use super::counters::UsageCounters;
 use super::source::Source;
 use crate::base::limits::{REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
 use crate::config::plan::Reporter;
 use backoff::Waits;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use lane::{Lane, Stop};
 use std::convert::Infallible;
 use std::io;
@@ -34,6 +35,8 @@ const WAITS: Waits = Waits {
 pub struct Lanes {
     /// Dropped to stop; nothing is ever sent.
     running: Sender<Infallible>,
+    /// Disconnected then.
+    stopped: Receiver<Infallible>,
     deadline: Arc<OnceLock<Instant>>,
     lanes: Vec<JoinHandle<u64>>,
 }
@@ -48,7 +51,11 @@ impl Lanes {
         reporters: &[Reporter],
         counters: &Arc<UsageCounters>,
     ) -> io::Result<Self> {
-        Self::start_with(sources, reporters, counters, WAITS)
+        let lanes = Self::start_with(sources, reporters, counters, WAITS)?;
+        for (index, reporter) in reporters.iter().enumerate() {
+            first_look::start(reporter, (counters.clone(), index), lanes.stopped.clone())?;
+        }
+        Ok(lanes)
     }
 
     fn start_with(
@@ -67,7 +74,7 @@ impl Lanes {
             let name = format!("usage-{index}");
             lanes.push(thread::Builder::new().name(name).spawn(move || lane.run())?);
         }
-        Ok(Lanes { running, deadline, lanes })
+        Ok(Lanes { running, stopped: signal, deadline, lanes })
     }
 
     /// Delivers what the sources have now, for at most `grace` (and the end of a try under way).

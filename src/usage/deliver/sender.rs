@@ -25,7 +25,7 @@ pub struct Ended {
 /// All senders of a lane.
 pub enum Senders {
     /// The lane's thread.
-    Own(Hand),
+    Own(Box<Hand>),
     /// Threads of their own.
     Threads {
         /// Where they take batches from. Never holds more than there are threads.
@@ -44,7 +44,7 @@ impl Senders {
     /// A thread could not be created, or the reporter not be made.
     pub fn start(plan: &plan::Reporter, concurrency: usize) -> io::Result<Senders> {
         if concurrency <= 1 {
-            return Ok(Senders::Own(Hand::new(plan)?));
+            return Ok(Senders::Own(Box::new(Hand::new(plan)?)));
         }
         let (jobs, taken) = crossbeam_channel::bounded::<Job>(concurrency);
         let (told, ended) = crossbeam_channel::bounded(concurrency);

@@ -79,7 +79,7 @@ impl LinesFile {
                 }
                 Err(error) if !self.told => {
                     // It is better that it grows than that records wait.
-                    let (path, error) = (self.plan.path.display(), error.kind());
+                    let path = self.plan.path.display();
                     tracing::warn!(%path, %error, "the usage file cannot be rotated");
                     self.told = true;
                 }
@@ -128,7 +128,7 @@ impl Reporter for LinesFile {
         }
         match self.write(&lines) {
             Ok(()) => Tried::Delivered,
-            Err(error) => Tried::Again(error.kind().to_string()),
+            Err(error) => Tried::Again(error.to_string()),
         }
     }
 

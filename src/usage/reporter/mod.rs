@@ -8,6 +8,9 @@ pub mod redis;
 pub mod file;
 pub mod sql;
 pub mod builtin;
+mod probe;
+
+pub use probe::probe;
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};

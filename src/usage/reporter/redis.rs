@@ -11,7 +11,7 @@ use crate::config::plan::RecordFormat;
 use crate::usage::record::UsageRecord;
 use ::redis::{
     cmd, Client, Cmd, Connection, ConnectionAddr, ErrorKind, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind,
+    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates,
 };
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -54,13 +54,43 @@ impl Stream {
         let redis = &self.plan.redis;
         let (host, port) = redis.addr.rsplit_once(':').unwrap_or((&redis.addr, ""));
         let host = host.trim_matches(['[', ']']).to_owned();
-        let address = ConnectionAddr::Tcp(host, port.parse().unwrap_or(PORT));
+        let port = port.parse().unwrap_or(PORT);
+        let address = match redis.tls {
+            _ if redis.addr.starts_with('/') => ConnectionAddr::Unix(redis.addr.clone().into()),
+            false => ConnectionAddr::Tcp(host, port),
+            true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        };
         let mut settings = RedisConnectionInfo::default().set_db(i64::from(redis.db));
+        if !redis.username.is_empty() {
+            settings = settings.set_username(&redis.username);
+        }
         if !redis.password.is_empty() {
             settings = settings.set_password(redis.password.reveal());
         }
         let info = address.into_connection_info()?.set_redis_settings(settings);
-        Client::open(info)?.get_connection_with_timeout(redis.pool.dial_timeout.min(limit))
+        let client = match redis.tls {
+            false => Client::open(info)?,
+            true => {
+                let root_cert = redis.ca_file.as_ref().map(std::fs::read).transpose()?;
+                Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?
+            }
+        };
+        client.get_connection_with_timeout(redis.pool.dial_timeout.min(limit))
+    }
+
+    /// Connects, logs in, and asks whether it is there.
+    ///
+    /// # Errors
+    /// What is in the way, in words.
+    pub fn probe(&mut self, limit: Duration) -> Result<(), String> {
+        match self.call(&cmd("PING"), Instant::now() + limit) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(match judge(&error) {
+                Tried::Again(cause) | Tried::Failed(cause) | Tried::Refused(cause) => cause,
+                Tried::Later(cause, _) => cause,
+                Tried::Delivered => String::new(),
+            }),
+        }
     }
 
     /// One call of the script. What became of it is unknown if the connection breaks; then this one
@@ -128,7 +158,14 @@ impl Reporter for Stream {
     }
 
     fn place(&self) -> String {
-        format!("redis://{}/{}", self.plan.redis.addr, self.plan.redis.db)
+        let redis = &self.plan.redis;
+        match redis.addr.starts_with('/') {
+            true => format!("unix:{}", redis.addr),
+            false => {
+                let scheme = if redis.tls { "rediss" } else { "redis" };
+                format!("{scheme}://{}/{}", redis.addr, redis.db)
+            }
+        }
     }
 }
 
@@ -158,8 +195,14 @@ fn judge(error: &RedisError) -> Tried {
     let told = error.detail().unwrap_or_default();
     match error.kind() {
         ErrorKind::Io if error.is_timeout() => Tried::Again("timed out".to_owned()),
-        ErrorKind::Io => Tried::Again("no connection".to_owned()),
-        ErrorKind::AuthenticationFailed => Tried::Again("it refuses the password".to_owned()),
+        // Of the network or of TLS: what was sent is not in it.
+        ErrorKind::Io => Tried::Again(match std::error::Error::source(error) {
+            Some(cause) => format!("no connection: {cause}"),
+            None => "no connection".to_owned(),
+        }),
+        ErrorKind::AuthenticationFailed => {
+            Tried::Again("it refuses the user or the password".to_owned())
+        }
         ErrorKind::Server(ServerErrorKind::ResponseError) => {
             match NOT_WELL.into_iter().find(|word| told.contains(word)) {
                 Some(word) => Tried::Again(format!("it answered {word}")),

@@ -199,10 +199,11 @@ fn judge(status: u16, retry_after: Option<&str>) -> Tried {
 fn cause(error: &Error) -> String {
     match error {
         Error::Timeout(_) => "timed out".to_owned(),
-        Error::Io(error) => error.kind().to_string(),
+        Error::Io(error) => error.to_string(),
         Error::HostNotFound => "its host is not known".to_owned(),
         Error::ConnectionFailed => "no connection".to_owned(),
-        Error::Tls(_) | Error::Rustls(_) => "TLS failed".to_owned(),
+        Error::Tls(reason) => format!("TLS failed: {reason}"),
+        Error::Rustls(error) => format!("TLS failed: {error}"),
         Error::Protocol(_) => "its answer is not HTTP".to_owned(),
         _ => "the request failed".to_owned(),
     }

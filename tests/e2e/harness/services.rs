@@ -164,7 +164,11 @@ stops_and_starts!(Redis of REDIS);
 impl Redis {
     /// Starts one with an empty database. What it is told is on the disk before it answers.
     pub fn start() -> Redis {
-        let scratch = Scratch::new();
+        Redis::start_with(Scratch::new(), Vec::new())
+    }
+
+    /// The same with further arguments, and files in its folder.
+    pub fn start_with(scratch: Scratch, more: Vec<String>) -> Redis {
         let program = scratch.file("redis-server");
         symlink(installed(REDIS), &program).unwrap();
         let product = Product {
@@ -178,7 +182,8 @@ impl Redis {
             ready: |_, addr| ask(addr, b"PING\r\n").is_some_and(|said| said.starts_with(b"+PONG")),
             ending: Signal::TERM,
         };
-        Redis { server: Server::new(scratch, program, product).started() }
+        let server = Server { more, ..Server::new(scratch, program, product) };
+        Redis { server: server.started() }
     }
 
     /// `redis://host:port`.
@@ -457,7 +462,7 @@ fn ask(addr: SocketAddr, word: &[u8]) -> Option<Vec<u8>> {
 
 /// A port that nobody listens on, below those that the kernel gives to outgoing connections: it
 /// must be free again after a stop.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let base = std::process::id().wrapping_mul(61);
     let port = || {

@@ -143,7 +143,10 @@ fn a_file_that_was_moved_or_cut_is_followed() {
 fn a_full_disk_may_have_room_later() {
     let mut file = reporter("/dev/full".into(), 1 << 20, 0);
     for _ in 0..2 {
-        assert_eq!(send(&mut file, &["a"]), Tried::Again("no storage space".into()));
+        assert_eq!(
+            send(&mut file, &["a"]),
+            Tried::Again("No space left on device (os error 28)".into())
+        );
     }
     let scratch = Scratch::new("rights");
     fs::write(&scratch.0, "a file where a folder should be").unwrap();

@@ -76,6 +76,12 @@ impl Trouble {
         Trouble::Later("it is closed".to_owned())
     }
 
+    fn into_words(self) -> String {
+        match self {
+            Trouble::Later(cause) | Trouble::Data(cause) => cause,
+        }
+    }
+
     /// The time is over.
     fn late() -> Trouble {
         Trouble::Later("it did not answer in time".to_owned())
@@ -112,10 +118,15 @@ fn resolved(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, T
     thread.spawn(look_up).map_err(|error| Trouble::Later(format!("no thread: {error}")))?;
     match found.recv_timeout(limit) {
         Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
-        Ok(Ok(_)) => Err(Trouble::Later("its host has no address".to_owned())),
-        Ok(Err(error)) => Err(Trouble::Later(format!("its host: {error}"))),
-        Err(_) => Err(Trouble::Later("its host was not found in time".to_owned())),
+        Ok(Ok(_)) => Err(Trouble::Later(format!("the host {host} has no address"))),
+        Ok(Err(error)) => Err(Trouble::Later(format!("the host {host}: {error}"))),
+        Err(_) => Err(Trouble::Later(format!("the host {host} was not found in time"))),
     }
+}
+
+/// The same for others who look up a name.
+pub(super) fn addresses(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, String> {
+    resolved(host, port, limit).map_err(Trouble::into_words)
 }
 
 /// A message without the password, should a server or a library ever repeat it.
@@ -275,6 +286,22 @@ impl SqlTable {
             zone: self.database.zone(),
             body_max: self.database.body_max(),
         })
+    }
+
+    /// Connects and looks at the table, if there is one; makes none.
+    ///
+    /// # Errors
+    /// What is in the way, in words.
+    pub fn probe(&mut self, limit: Duration) -> Result<(), String> {
+        let until = Instant::now() + limit;
+        let looked = self.database.connect(until).and_then(|()| {
+            match self.database.columns(&self.table, until)?.is_empty() {
+                true => Ok(()),
+                false => self.examine(until).map(drop),
+            }
+        });
+        self.close();
+        looked.map_err(Trouble::into_words)
     }
 
     fn close(&mut self) {

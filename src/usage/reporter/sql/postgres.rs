@@ -15,8 +15,8 @@ use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Statement};
 
-/// What of a table's columns matters. A `varchar(n)` has `n + 4` as its modifier, be it the column's
-/// or that of the domain that it is of. The type `"char"` has one letter, and `name` 63.
+/// What of a table's columns matters. A `varchar(n)` has `n + 4` as its modifier, be it that of the
+/// column or of the domain that it is of. The type `"char"` has one letter.
 const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
      CASE WHEN COALESCE(b.typname, t.typname) IN ('varchar', 'bpchar') \
                AND GREATEST(a.atttypmod, t.typtypmod) > 4 \
