@@ -195,6 +195,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
 
 fn pool_limits(plan: &Plan) -> Vec<PoolLimits> {
     let limits = |backend: &Backend| PoolLimits {
+        name: backend.name.clone(),
         idle_ticks: (backend.keepalive_timeout.as_millis() / TICK.as_millis()) as u32,
         count: backend.max_idle_conns,
     };

@@ -8,6 +8,18 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+/// What came from a peer that was not asked for anything. Only `Nothing` leaves the connection
+/// usable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It is quiet.
+    Nothing,
+    /// Bytes.
+    Bytes,
+    /// It closed, or the connection broke.
+    End,
+}
+
 /// A connected, non-blocking, close-on-exec socket that is registered with the ring.
 pub struct Socket {
     // Only readiness and ownership are used of it, so any stream socket may live in it. monoio's
@@ -56,12 +68,14 @@ impl Socket {
         self.inner.writable(false)
     }
 
-    /// True when the peer sent nothing and did not close: an idle connection that can be used.
-    /// Bytes that nobody asked for are as bad as an end of stream.
-    pub fn is_quiet(&self) -> bool {
+    /// What there is to be read, which stays.
+    pub fn heard(&self) -> Heard {
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-        let got = retry(|| rustix::net::recv(self, &mut [0u8; 1][..], flags).map(|(_, n)| n));
-        matches!(got, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        match retry(|| rustix::net::recv(self, &mut [0u8; 1][..], flags).map(|(_, n)| n)) {
+            Ok(n) if n > 0 => Heard::Bytes,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Heard::Nothing,
+            _ => Heard::End,
+        }
     }
 
     /// Ends both directions now, instead of when the last reference is dropped.

@@ -1,7 +1,7 @@
 //! A connection to an engine, plain or TLS, with one face. rustls is driven directly: a wrapper
 //! with its own pair of 16 KB buffers would cost four times the memory per idle connection.
 
-use super::socket::Socket;
+use super::socket::{Heard, Socket};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::future::{poll_fn, Future};
@@ -127,14 +127,19 @@ impl Link {
         .await
     }
 
-    /// True for an idle connection that can be used again: nothing has come that nobody asked for,
-    /// neither to the socket nor, decrypted, to the session.
-    pub fn is_quiet(&mut self) -> bool {
-        let nothing_decrypted = self.tls.as_mut().is_none_or(|tls| {
-            let waiting = tls.session.reader().into_first_chunk();
-            matches!(waiting, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-        });
-        nothing_decrypted && self.socket.is_quiet()
+    /// What came on an idle connection, which nobody asked for: to the socket, or, decrypted, to
+    /// the session. With TLS, bytes of the socket may be its own business (a farewell, say), and
+    /// count as an end.
+    pub fn heard(&mut self) -> Heard {
+        let Some(tls) = self.tls.as_mut() else { return self.socket.heard() };
+        match tls.session.reader().into_first_chunk() {
+            Ok(bytes) if !bytes.is_empty() => Heard::Bytes,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => match self.socket.heard() {
+                Heard::Nothing => Heard::Nothing,
+                _ => Heard::End,
+            },
+            _ => Heard::End,
+        }
     }
 }
 

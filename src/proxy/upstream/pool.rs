@@ -1,5 +1,6 @@
 //! Kept connections of one worker: who may come back, and which one goes out next.
 
+use crate::rt::socket::Heard;
 use crate::rt::tls::Link;
 use crate::state::fleet::Fleet;
 use std::cell::RefCell;
@@ -9,6 +10,10 @@ use std::sync::Arc;
 /// A connection that idled for so many ticks (at least 100 ms) is preferred to one that was in use
 /// a moment ago: what an engine sends late, behind its answer, has arrived by then, and is seen.
 const QUIET_TICKS: u32 = 2;
+/// After bytes that nobody asked for, only such connections of their backend are used for so many
+/// ticks (one minute): an engine that answers twice does it again, and while its second answer is
+/// on its way, nothing tells that connection from a clean one.
+const WARY_TICKS: u32 = 600;
 
 /// One borrowed connection to a backend. Dropping it closes the connection, which cancels the
 /// generation at the engine. It comes back to the pool only through [`Pool::give_back`], and only
@@ -109,6 +114,15 @@ impl Idle {
     }
 }
 
+/// The idle connections of one backend.
+#[derive(Default)]
+struct Shelf {
+    /// The longest quiet one first: they are pushed at the end.
+    links: VecDeque<Idle>,
+    /// Until this tick, none is used that was in use a moment ago.
+    wary_until: u32,
+}
+
 /// Closes what idled too long; gives how many.
 fn close_expired(links: &mut VecDeque<Idle>, limits: &PoolLimits, now: u32) -> u64 {
     let expired = links.partition_point(|kept| kept.age(now) > limits.idle_ticks);
@@ -119,13 +133,14 @@ fn close_expired(links: &mut VecDeque<Idle>, limits: &PoolLimits, now: u32) -> u
 pub struct Pool {
     fleet: Arc<Fleet>,
     limits: Vec<PoolLimits>,
-    /// The longest quiet one first: they are pushed at the end.
-    idle: RefCell<Vec<VecDeque<Idle>>>,
+    shelves: RefCell<Vec<Shelf>>,
 }
 
 /// What bounds the idle connections of one backend.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PoolLimits {
+    /// Whose they are, for the log.
+    pub name: String,
     /// Ticks (of `rt::patrol`) after which an idle connection is not used again.
     pub idle_ticks: u32,
     /// Idle connections kept.
@@ -135,8 +150,8 @@ pub struct PoolLimits {
 impl Pool {
     /// An empty pool for the backends of a fleet.
     pub fn new(fleet: Arc<Fleet>, limits: Vec<PoolLimits>) -> Pool {
-        let idle = RefCell::new(limits.iter().map(|_| VecDeque::new()).collect());
-        Pool { fleet, limits, idle }
+        let shelves = RefCell::new(limits.iter().map(|_| Shelf::default()).collect());
+        Pool { fleet, limits, shelves }
     }
 
     /// A kept connection that is alive, if there is one. `now` in ticks.
@@ -145,16 +160,29 @@ impl Pool {
     /// left behind idles out; where there is none such, the one that has been quiet for longest.
     pub fn take(&self, backend: u32, now: u32) -> Option<Lease> {
         let limits = self.limits.get(backend as usize)?;
-        let mut idle = self.idle.borrow_mut();
-        let links = idle.get_mut(backend as usize)?;
+        let mut shelves = self.shelves.borrow_mut();
+        let Shelf { links, wary_until } = shelves.get_mut(backend as usize)?;
         close_expired(links, limits, now);
         loop {
             let quiet = links.partition_point(|kept| kept.age(now) >= QUIET_TICKS);
+            if quiet == 0 && now < *wary_until {
+                return None;
+            }
             let mut kept = links.remove(quiet.saturating_sub(1))?;
-            // Readable means closed, or bytes nobody asked for: either way it is not ours to use.
             // Nothing is awaited between this and the first byte of the request.
-            if kept.link.is_quiet() {
-                return Some(Lease::fresh(kept.link, &self.fleet, backend));
+            match kept.link.heard() {
+                Heard::Nothing => return Some(Lease::fresh(kept.link, &self.fleet, backend)),
+                Heard::End => {}
+                Heard::Bytes => {
+                    if now >= *wary_until {
+                        tracing::warn!(
+                            backend = %limits.name,
+                            "the backend sent bytes that nobody asked for: for a minute, its \
+                             connections are used again only after a pause"
+                        );
+                    }
+                    *wary_until = now.saturating_add(WARY_TICKS);
+                }
             }
         }
     }
@@ -163,7 +191,7 @@ impl Pool {
     pub fn give_back(&self, lease: Lease, now: u32) {
         let backend = lease.inflight.backend as usize;
         let Some(limits) = self.limits.get(backend) else { return };
-        if let Some(links) = self.idle.borrow_mut().get_mut(backend) {
+        if let Some(Shelf { links, .. }) = self.shelves.borrow_mut().get_mut(backend) {
             if lease.inflight.standing.is_clean() && links.len() < limits.count {
                 links.push_back(Idle { link: lease.link, since: now });
             }
@@ -173,7 +201,8 @@ impl Pool {
     /// Closes what idled too long; gives how many.
     pub fn sweep(&self, now: u32) -> u64 {
         let mut closed = 0;
-        for (links, limits) in self.idle.borrow_mut().iter_mut().zip(&self.limits) {
+        for (shelf, limits) in self.shelves.borrow_mut().iter_mut().zip(&self.limits) {
+            let links = &mut shelf.links;
             closed += close_expired(links, limits, now);
             if links.is_empty() && links.capacity() > 16 {
                 links.shrink_to_fit();
@@ -184,12 +213,12 @@ impl Pool {
 
     /// Closes all of them: the worker drains.
     pub fn clear(&self) {
-        self.idle.borrow_mut().iter_mut().for_each(VecDeque::clear);
+        self.shelves.borrow_mut().iter_mut().for_each(|shelf| shelf.links.clear());
     }
 
     /// Number of idle connections.
     pub fn len(&self) -> usize {
-        self.idle.borrow().iter().map(VecDeque::len).sum()
+        self.shelves.borrow().iter().map(|shelf| shelf.links.len()).sum()
     }
 
     /// True when nothing is kept.
@@ -206,12 +235,15 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
-    const LIMITS: PoolLimits = PoolLimits { idle_ticks: 30, count: 3 };
+    const COUNT: usize = 3;
 
     /// Runs on a ring, with an empty pool of one backend.
     fn with_pool(test: impl FnOnce(Pool)) {
         let fleet = Arc::new(Fleet::new(vec![None]));
-        Ring::build().unwrap().block_on(async { test(Pool::new(fleet, vec![LIMITS])) });
+        Ring::build().unwrap().block_on(async {
+            let limits = PoolLimits { name: String::new(), idle_ticks: 30, count: COUNT };
+            test(Pool::new(fleet, vec![limits]));
+        });
     }
 
     /// A connection that was just made, and the engine's end of it.
@@ -304,6 +336,30 @@ mod tests {
         }
     }
 
+    /// Catches: the next client given what an engine, which is known to answer twice, has on its
+    /// way on a connection that was in use a moment ago.
+    #[test]
+    fn a_backend_that_spoke_unasked_gets_only_connections_that_were_quiet_for_a_while() {
+        with_pool(|pool| {
+            let engines = [keep(&pool, 10), keep(&pool, 10), keep(&pool, 10)];
+            drop(pool.take(0, 10).unwrap());
+            (&engines[1]).write_all(b"HTTP/1.1 200 OK").unwrap();
+            assert!(pool.take(0, 11).is_none(), "one has spoken, the other may be about to");
+            assert_eq!(pool.len(), 1);
+            assert!(pool.take(0, 12).is_some());
+            let _later = keep(&pool, 610);
+            assert!(pool.take(0, 610).is_none());
+            assert!(pool.take(0, 611).is_some(), "a minute later");
+        });
+        with_pool(|pool| {
+            let engines = [keep(&pool, 10), keep(&pool, 10)];
+            drop(engines.into_iter().next());
+            assert!(pool.take(0, 10).is_none() && pool.is_empty());
+            let _closing_is_no_speech = keep(&pool, 10);
+            assert!(pool.take(0, 10).is_some());
+        });
+    }
+
     #[test]
     fn what_idled_too_long_or_is_not_quiet_is_closed_instead_of_taken() {
         with_pool(|pool| {
@@ -314,7 +370,7 @@ mod tests {
             assert!(pool.take(0, 31).is_none());
             assert!(pool.is_empty());
             let _kept: Vec<_> = (0..4).map(|_| keep(&pool, 0)).collect();
-            assert_eq!(pool.len(), LIMITS.count, "no more than are allowed");
+            assert_eq!(pool.len(), COUNT, "no more than are allowed");
             assert_eq!((pool.sweep(30), pool.sweep(31)), (0, 3));
         });
     }
