@@ -146,4 +146,28 @@ mod tests {
             assert_eq!(Dialect::of(path.as_bytes()), dialect, "{path}");
         }
     }
+
+    /// Catches: a dialect by what the client wrote instead of by what the engine is asked.
+    #[test]
+    fn a_base_path_and_a_body_tell_it_too() {
+        for (base, path, dialect) in [
+            ("/v1", "/completions", Some(Dialect::OpenAi)),
+            ("/x/v1", "/completions/", Some(Dialect::OpenAi)),
+            ("/v1", "/v1/chat/completions", Some(Dialect::OpenAi)),
+            ("/x", "/completions", Some(Dialect::LlamaCpp)),
+            ("/api", "/chat", Some(Dialect::Ollama)),
+            ("/api", "/generate", Some(Dialect::Ollama)),
+            ("/v1", "/models", None),
+        ] {
+            assert_eq!(Dialect::behind(base, path.as_bytes()), dialect, "{base} {path}");
+        }
+        let long = format!("/{}/v1/completions", "x".repeat(100));
+        assert_eq!(Dialect::behind("/v1", long.as_bytes()), None, "the path alone tells");
+        assert_eq!(Dialect::behind(&long, b"/v1/completions"), Some(Dialect::OpenAi));
+        let of = |path: &[u8], generates| Dialect::of(path).with_body(path, generates);
+        assert_eq!(of(b"/invocations", true), Dialect::OpenAi);
+        assert_eq!(of(b"/invocations", false), Dialect::Embeddings);
+        assert_eq!(of(b"/v1/messages", true), Dialect::Messages);
+        assert_eq!(of(b"/v1/files", true), Dialect::Other);
+    }
 }
