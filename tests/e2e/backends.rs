@@ -206,7 +206,8 @@ fn an_engine_behind_tls_is_served() {
         for size in [0, 1, 16_384, 16_385, 1 << 20, 5 << 20] {
             let body: Vec<u8> = (0..size as u64).map(|n| ((n * 0x9E37) >> 8) as u8).collect();
             let head = format!(
-                "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+                "POST /v1/audio/translations HTTP/1.1\r\nHost: a\r\nContent-Type: audio/wav\r\n\
+                 Content-Length: {size}\r\n\r\n"
             );
             let response = conn.send(head).send(&body).response();
             assert_eq!(response.status(), 200);

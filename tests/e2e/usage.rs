@@ -115,7 +115,7 @@ fn usage_that_no_engine_sent_is_missing() {
 fn what_an_engine_refused_is_recorded_and_what_we_refused_is_not() {
     let rig = Rig::new();
     assert_eq!(rig.ask(CHAT, "x-mock-status: 429\r\n").response().status(), 429);
-    rig.proxy.post(CHATS, "{").assert_refused(400, "invalid_json");
+    rig.proxy.post(CHATS, "{} {}").assert_refused(400, "invalid_json");
     rig.proxy.post("/nowhere", CHAT).assert_refused(404, "unknown_path");
     assert_eq!(rig.ask(CHAT, "").response().status(), 200);
     let statuses: Vec<Value> =
