@@ -2,6 +2,7 @@
 //! whether it may be tried again. The decision travels with the error; nobody guesses later.
 
 use super::refusal::Refusal;
+use super::tls_fault::TlsFault;
 
 /// Whose fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +38,8 @@ pub enum Fault {
     ConnectFailed,
     /// `connect_timeout` passed.
     ConnectTimeout,
-    /// The TLS handshake failed.
-    TlsFailed,
+    /// The TLS handshake failed; why.
+    TlsFailed(TlsFault),
     /// A kept connection was closed while the request was on its way, before any byte of an answer.
     ReuseRace,
     /// The connection broke before the head of an answer was complete.
@@ -73,7 +74,7 @@ impl Fault {
             Fault::Unresolved => "backend_unresolved",
             Fault::ConnectFailed => "connect_failed",
             Fault::ConnectTimeout => "connect_timeout",
-            Fault::TlsFailed => "tls_failed",
+            Fault::TlsFailed(why) => why.code(),
             Fault::ReuseRace => "reuse_race",
             Fault::BackendClosed => "backend_closed",
             Fault::BackendClosedReused => "backend_closed_reused",
@@ -104,7 +105,7 @@ impl Fault {
             Fault::Unresolved
             | Fault::ConnectFailed
             | Fault::ConnectTimeout
-            | Fault::TlsFailed
+            | Fault::TlsFailed(_)
             | Fault::BackendEjected
             | Fault::BackendLoading => Retry::Any,
             Fault::ReuseRace => Retry::Fresh,
@@ -128,9 +129,11 @@ impl Fault {
     pub fn refusal(self) -> Refusal {
         let code = self.code();
         match self {
-            Fault::Unresolved | Fault::ConnectFailed | Fault::TlsFailed => {
+            Fault::Unresolved | Fault::ConnectFailed => {
                 Refusal::new(502, code, "The backend could not be reached.")
             }
+            Fault::TlsFailed(why) => Refusal::new(502, code, "The backend could not be reached.")
+                .with_message(format!("The backend could not be reached: {}.", why.words())),
             Fault::ConnectTimeout => {
                 Refusal::new(504, code, "The backend did not accept a connection in time.")
             }

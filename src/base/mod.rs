@@ -9,3 +9,4 @@ pub mod fault;
 pub mod clock;
 pub mod word;
 pub mod certificate;
+pub mod tls_fault;

@@ -2,6 +2,7 @@
 
 use crate::base::certificate::{Verifier, Wanted};
 use crate::config::plan::{Backend, BackendTls, Plan};
+use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
@@ -38,10 +39,18 @@ fn client_config(
         let config = builder.dangerous().with_custom_certificate_verifier(verifier);
         return Ok(Arc::new(config.with_no_client_auth()));
     }
-    let roots = match (&tls.ca_file, system_roots.as_ref()) {
-        (Some(file), _) => Arc::new(roots_of(file).map_err(named)?),
-        (None, Some(roots)) => Arc::clone(roots),
-        (None, None) => {
+    if let Some(file) = &tls.ca_file {
+        let (roots, certificates) = roots_of(file).map_err(named)?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let authority = verifier.build().map_err(|e| named(format!("ca_file: {e}")))?;
+        let verifier = Verifier::new(provider, Wanted::Name(authority)).pinning(certificates);
+        let config = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+        return Ok(Arc::new(config.with_no_client_auth()));
+    }
+    let roots = match system_roots.as_ref() {
+        Some(roots) => Arc::clone(roots),
+        None => {
             let roots = Arc::new(roots_of_the_system().map_err(named)?);
             Arc::clone(system_roots.insert(roots))
         }
@@ -49,18 +58,20 @@ fn client_config(
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
 }
 
-fn roots_of(file: &Path) -> Result<RootCertStore, String> {
+/// The authorities of a file, and its certificates as they stand there.
+fn roots_of(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), String> {
     let shown = file.display();
     let certificates =
         CertificateDer::pem_file_iter(file).map_err(|e| format!("ca_file {shown}: {e}"))?;
-    let mut roots = RootCertStore::empty();
+    let (mut roots, mut all) = (RootCertStore::empty(), Vec::new());
     for certificate in certificates {
         let certificate = certificate.map_err(|e| format!("ca_file {shown}: {e}"))?;
+        all.push(certificate.clone());
         roots.add(certificate).map_err(|e| format!("ca_file {shown}: {e}"))?;
     }
     match roots.is_empty() {
         true => Err(format!("ca_file {shown} holds no certificate")),
-        false => Ok(roots),
+        false => Ok((roots, all)),
     }
 }
 

@@ -234,7 +234,9 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
         *meters.rejected.entry(code).or_default() += 1;
     }
     if let (true, Some(ttft)) = (stream, times.ttft) {
-        meters.ttft.entry(story.backend).or_default().record(ttft);
+        let model = w.model_label(&request.model);
+        let series = TokenSeries { model, backend: story.backend };
+        meters.ttft.entry(series).or_default().record(ttft);
     }
     if story.fallback {
         meters.fallbacks += 1;

@@ -314,6 +314,12 @@ impl Worker {
         self.plan.backends.get(backend as usize)
     }
 
+    /// The index of a backend of the plan, which is a comparison of a few addresses.
+    pub fn index_of(&self, backend: &Backend) -> BackendIndex {
+        let at = self.plan.backends.iter().position(|one| std::ptr::eq(one, backend));
+        at.map(|index| index as u32)
+    }
+
     /// The name of a backend as records show it.
     pub fn backend_name(&self, backend: u32) -> Option<&Arc<str>> {
         self.backend_names.get(backend as usize)

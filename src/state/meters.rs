@@ -60,10 +60,10 @@ impl Phase {
 pub struct Meters {
     /// By path, stream and backend.
     pub requests: QuickMap<Series, Requests>,
-    /// Time to the first body byte of streamed answers, by backend.
-    pub ttft: QuickMap<BackendIndex, Times>,
-    /// Between two reads of a streamed answer that carried events.
-    pub inter_token: Times,
+    /// Time to the first body byte of streamed answers, by model and backend.
+    pub ttft: QuickMap<TokenSeries, Times>,
+    /// Between two reads of a streamed answer that carried events, by backend.
+    pub inter_token: QuickMap<BackendIndex, Times>,
     /// Time to establish connections to backends.
     pub connect: Times,
     /// Our own refusals, by code.
@@ -98,7 +98,7 @@ pub struct Meters {
     pub gauges: Gauges,
 }
 
-/// Whose tokens: a model that the plan names, or another, and a backend.
+/// Whose tokens or times: a model that the plan names, or another, and a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenSeries {
     /// Index of the model in [`crate::config::plan::Plan::labelled_models`].
@@ -153,10 +153,12 @@ impl Meters {
             theirs.by_status.iter().for_each(|(status, n)| ours.count(*status, *n));
             ours.latency.absorb(&theirs.latency);
         }
-        for (backend, times) in &other.ttft {
-            self.ttft.entry(*backend).or_default().absorb(times);
+        for (series, times) in &other.ttft {
+            self.ttft.entry(*series).or_default().absorb(times);
         }
-        self.inter_token.absorb(&other.inter_token);
+        for (backend, times) in &other.inter_token {
+            self.inter_token.entry(*backend).or_default().absorb(times);
+        }
         self.connect.absorb(&other.connect);
         sum(&mut self.rejected, &other.rejected);
         sum(&mut self.faults, &other.faults);

@@ -48,9 +48,10 @@ impl Evidence {
     /// was closed under us is no fault of the engine.
     pub fn of_fault(fault: Fault) -> Option<Evidence> {
         match fault {
-            Fault::Unresolved | Fault::ConnectFailed | Fault::ConnectTimeout | Fault::TlsFailed => {
-                Some(Evidence::NoConnection(fault))
-            }
+            Fault::Unresolved
+            | Fault::ConnectFailed
+            | Fault::ConnectTimeout
+            | Fault::TlsFailed(_) => Some(Evidence::NoConnection(fault)),
             Fault::BackendClosed
             | Fault::BackendClosedReused
             | Fault::FirstByteTimeout

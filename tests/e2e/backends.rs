@@ -290,17 +290,18 @@ fn an_engine_that_cannot_prove_its_name_is_refused() {
     let ca_file = scratch.write("ca.pem", ours.pem());
     let tls = format!("ca_file: \"{}\"", ca_file.display());
     let system_roots = String::new();
-    for (what, server, tls) in [
-        ("another authority", other.server(&["127.0.0.1"]), &tls),
-        ("another name", ours.server(&["gpu-1.test"]), &tls),
-        ("the system's roots", ours.server(&["127.0.0.1"]), &system_roots),
+    for (what, server, tls, code) in [
+        ("another authority", other.server(&["127.0.0.1"]), &tls, "tls_bad_signature"),
+        ("another name", ours.server(&["gpu-1.test"]), &tls, "tls_wrong_name"),
+        ("the system's roots", ours.server(&["127.0.0.1"]), &system_roots, "tls_unknown_issuer"),
     ] {
         let backend = Backend::start_tls(server, serve_two_kinds);
         let url = backend.url_as("https", "127.0.0.1");
         let proxy = Config::new().backend(url, &format!("tls: {{{tls}}}")).start();
         let response = proxy.post("/v1/chat/completions", CHAT);
-        response.assert_refused(502, "tls_failed");
-        assert_eq!(faults(&proxy, "tls_failed"), 1.0, "{what}");
+        response.assert_refused(502, code);
+        assert_eq!(faults(&proxy, code), 1.0, "{what}");
+        proxy.await_event("the log names it", |event| event["code"] == code);
         assert_eq!(backend.requests().len(), 0, "{what}");
     }
 }
@@ -317,7 +318,29 @@ fn a_plain_server_behind_https_is_refused() {
     let url = plain.url_as("https", "127.0.0.1");
     let tls = format!("tls: {{ca_file: \"{}\"}}", ca_file.display());
     let proxy = Config::new().backend(url, &tls).start();
-    proxy.post("/v1/chat/completions", CHAT).assert_refused(502, "tls_failed");
+    proxy.post("/v1/chat/completions", CHAT).assert_refused(502, "tls_not_spoken");
+}
+
+/// Catches: an engine with the certificate that `openssl req -x509` makes, which calls itself an
+/// authority, refused although `ca_file` holds exactly that one.
+#[test]
+fn an_engine_whose_own_certificate_is_in_ca_file_is_trusted() {
+    let scratch = Scratch::new();
+    let (pem, server) = crate::harness::tls::self_signed("127.0.0.1");
+    let (other, _) = crate::harness::tls::self_signed("127.0.0.1");
+    let backend = Backend::start_tls(server, serve_two_kinds);
+    let url = backend.url_as("https", "127.0.0.1");
+    for (pem, trusted) in [(other, false), (pem, true)] {
+        let ca_file = scratch.write("own.pem", pem);
+        let tls = format!("tls: {{ca_file: \"{}\"}}", ca_file.display());
+        let proxy = Config::new().backend(&url, &tls).start();
+        let answer = proxy.post("/v1/chat/completions", CHAT);
+        match trusted {
+            true => assert_eq!(answer.status(), 200),
+            false => assert_eq!(answer.status(), 502),
+        }
+        assert_eq!(backend.requests().len(), usize::from(trusted));
+    }
 }
 
 /// Catches: `server_name` that is not what the certificate is checked against, and

@@ -89,5 +89,5 @@ fn the_roots_of_the_system_are_trusted() {
     let roots = scratch.write("others.pem", Authority::new().pem());
     let way = format!("SSL_CERT_FILE={}", roots.display());
     let proxy = Proxy::start_through(&["env", "-u", "SSL_CERT_DIR", &way], &yaml);
-    proxy.post(CHATS, CHAT).assert_refused(502, "tls_failed");
+    proxy.post(CHATS, CHAT).assert_refused(502, "tls_bad_signature");
 }

@@ -23,8 +23,8 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_webhook_failure_total", "counter", &[]),
     ("llmproxy_usage_tokens_total", "counter", &["type"]),
     ("llmproxy_tokens_total", "counter", &["type", "model", "backend"]),
-    ("llmproxy_ttft_ms", "histogram", &["backend"]),
-    ("llmproxy_inter_token_seconds", "histogram", &[]),
+    ("llmproxy_ttft_ms", "histogram", &["backend", "model"]),
+    ("llmproxy_inter_token_seconds", "histogram", &["backend"]),
     ("llmproxy_upstream_connect_seconds", "histogram", &[]),
     ("llmproxy_inflight", "gauge", &["backend"]),
     ("llmproxy_backend_up", "gauge", &["backend"]),
@@ -73,6 +73,14 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_buffers", "gauge", &["state"]),
     ("llmproxy_workers", "gauge", &["driver"]),
     ("llmproxy_workers_silent", "gauge", &[]),
+    ("llmproxy_build_info", "gauge", &["version", "arch", "profile"]),
+    ("process_cpu_seconds_total", "counter", &[]),
+    ("process_start_time_seconds", "gauge", &[]),
+    ("process_resident_memory_bytes", "gauge", &[]),
+    ("process_virtual_memory_bytes", "gauge", &[]),
+    ("process_open_fds", "gauge", &[]),
+    ("process_max_fds", "gauge", &[]),
+    ("process_threads", "gauge", &[]),
 ];
 
 /// Names that Prometheus would rather have in seconds. Existing dashboards have them so.
@@ -233,4 +241,42 @@ fn per_worker_sockets(proxy: &Proxy) -> usize {
     let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     // Column 1 is the local address, 3 the state; 0A is LISTEN.
     fields.filter(|f| f.len() > 3 && f[1].ends_with(&port) && f[3] == "0A").count()
+}
+
+/// Catches: figures of the process that are another one's, or nothing.
+#[test]
+fn the_process_tells_of_itself() {
+    let proxy = Config::backend_at("http://127.0.0.1:1").start();
+    let page = proxy.metrics();
+    let value = |name: &str| page.sum(name, &[]);
+    let now = crate::rig::unix_ms() / 1e3;
+    let started = value("process_start_time_seconds");
+    // The kernel counts from a boot time in whole seconds.
+    assert!(started <= now + 2.0 && started > now - 600.0, "{started} {now}");
+    assert!(value("process_open_fds") >= 5.0);
+    assert!(value("process_max_fds") >= value("process_open_fds"));
+    assert!(value("process_resident_memory_bytes") > 1e6);
+    assert!(value("process_virtual_memory_bytes") > value("process_resident_memory_bytes"));
+    // The kernel counts in hundredths of a second; each page is work.
+    crate::harness::await_until("it has worked for one", SOON, || {
+        proxy.metric("process_cpu_seconds_total", &[]) > 0.0
+    });
+    assert!(value("process_threads") >= 2.0);
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    assert_eq!(page.sum("llmproxy_build_info", &version), 1.0);
+}
+
+/// Catches: records of other reporters in the counters of webhooks.
+#[test]
+fn webhooks_are_counted_by_themselves() {
+    let (engine, scratch) = (Engine::start(&[]), crate::harness::scratch::Scratch::new());
+    let file = scratch.file("usage.jsonl");
+    let usage = format!(
+        "usage: {{reporters: [{{name: lines, type: file, file: {{path: \"{}\"}}}}]}}",
+        file.display()
+    );
+    let proxy = Config::backend_at(engine.url()).section(usage).start();
+    assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    proxy.await_metric("llmproxy_reporter_delivered_total", &[("reporter", "lines")], 1.0);
+    assert_eq!(proxy.metric("llmproxy_webhook_success_total", &[]), 0.0);
 }

@@ -1,6 +1,7 @@
 //! Handshakes in memory, against servers that show what they should not.
 
 use super::*;
+use crate::base::tls_fault::TlsFault;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::crypto::ring;
 use rustls::crypto::ring::sign::any_supported_type;
@@ -47,12 +48,20 @@ fn shake(
     server: &Arc<ServerConfig>,
     version: &'static SupportedProtocolVersion,
 ) -> Result<(), Error> {
+    shake_with(Verifier::new(Arc::new(ring::default_provider()), wanted), server, version)
+}
+
+fn shake_with(
+    verifier: Verifier,
+    server: &Arc<ServerConfig>,
+    version: &'static SupportedProtocolVersion,
+) -> Result<(), Error> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[version])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier::new(provider, wanted)))
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     let name = ServerName::try_from("db.example").unwrap();
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
@@ -104,5 +113,75 @@ fn a_certificate_without_its_key_is_refused() {
             let said = shake(Wanted::Any, &server(&ours, "db.example", honest), version);
             assert_eq!(said.is_ok(), fine, "{version:?}: {said:?}");
         }
+    }
+}
+
+/// A certificate that signed itself, with basic constraints of an authority or none, and a server
+/// that shows it.
+fn self_signed(
+    name: &str,
+    is_ca: IsCa,
+    expired: bool,
+) -> (CertificateDer<'static>, Arc<ServerConfig>) {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.is_ca = is_ca;
+    if expired {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let key = any_supported_type(&PrivateKeyDer::try_from(key.serialize_der()).unwrap()).unwrap();
+    let shown = SingleCertAndKey::from(CertifiedKey::new(vec![certificate.clone()], key));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(shown));
+    (certificate, Arc::new(config))
+}
+
+/// Catches: a self-signed certificate in `ca_file` that is refused, or one that is let pass though
+/// it is another one, is for another name, or is too old.
+#[test]
+fn a_certificate_that_stands_in_the_file_will_do() {
+    let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
+    let (theirs, server) = self_signed("db.example", ca(), false);
+    let (other, _) = self_signed("db.example", ca(), false);
+    let (misnamed, elsewhere) = self_signed("other.example", ca(), false);
+    let (old, stale) = self_signed("db.example", ca(), true);
+    let (plain, ordinary) = self_signed("db.example", IsCa::NoCa, false);
+    let checked = |file: &CertificateDer<'static>, server, any_name: bool| {
+        let mut roots = RootCertStore::empty();
+        roots.add(file.clone()).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        let authority = builder.build().unwrap();
+        let wanted = if any_name { Wanted::Authority(authority) } else { Wanted::Name(authority) };
+        [&TLS12, &TLS13].map(|version| {
+            let provider = Arc::new(ring::default_provider());
+            let verifier = Verifier::new(provider, Wanted::Any);
+            let verifier = Verifier { wanted: copy_of(&wanted), ..verifier };
+            shake_with(verifier.pinning(vec![file.clone()]), server, version)
+        })
+    };
+    for (file, server) in [(&theirs, &server), (&plain, &ordinary)] {
+        assert!(checked(file, server, false).iter().all(Result::is_ok));
+        assert!(checked(file, server, true).iter().all(Result::is_ok));
+    }
+    assert!(checked(&other, &server, false).iter().all(Result::is_err), "another certificate");
+    assert!(checked(&misnamed, &elsewhere, true).iter().all(Result::is_ok), "for any name");
+    for refused in checked(&misnamed, &elsewhere, false) {
+        assert_eq!(TlsFault::of_tls(&refused.unwrap_err()), TlsFault::WrongName);
+    }
+    for refused in checked(&old, &stale, true) {
+        assert_eq!(TlsFault::of_tls(&refused.unwrap_err()), TlsFault::Expired);
+    }
+}
+
+fn copy_of(wanted: &Wanted) -> Wanted {
+    match wanted {
+        Wanted::Any => Wanted::Any,
+        Wanted::Authority(authority) => Wanted::Authority(Arc::clone(authority)),
+        Wanted::Name(authority) => Wanted::Name(Arc::clone(authority)),
     }
 }

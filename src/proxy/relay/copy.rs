@@ -351,8 +351,14 @@ impl<'a> Relay<'a> {
     fn observe_part(&mut self, part: &Part, is_first: bool) {
         self.tap.see_sent(&part.bytes);
         if is_first && !part.sections.is_empty() {
-            self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+            self.tick();
         }
+    }
+
+    /// Takes the times of what one read brought.
+    fn tick(&mut self) {
+        let backend = self.w.index_of(self.plan);
+        self.tap.tick(self.w.meters.borrow_mut().inter_token.entry(backend).or_default());
     }
 
     /// Looks at what is sent; takes the time of the first send of a read.
@@ -362,7 +368,7 @@ impl<'a> Relay<'a> {
         }
         body.for_each_data(input, |data| self.tap.see(data));
         if is_first {
-            self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+            self.tick();
         }
     }
 }

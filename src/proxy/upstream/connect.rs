@@ -2,6 +2,7 @@
 
 use super::pool::Lease;
 use crate::base::fault::Fault;
+use crate::base::tls_fault::TlsFault;
 use crate::config::plan::{Backend, Endpoint};
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
@@ -64,12 +65,22 @@ async fn secure(
     socket: Socket,
 ) -> Result<Link, Fault> {
     let Some(tls) = &plan.tls else { return Ok(Link::plain(socket)) };
-    let config = w.fleet.get(backend as usize).and_then(|m| m.tls()).ok_or(Fault::TlsFailed)?;
-    let name = ServerName::try_from(tls.server_name.clone()).map_err(|_| Fault::TlsFailed)?;
-    match attended(client, Link::handshake(socket, Arc::clone(config), name)).await {
-        Err(Fault::ConnectFailed) => Err(Fault::TlsFailed),
-        other => other,
-    }
+    let config = w
+        .fleet
+        .get(backend as usize)
+        .and_then(|m| m.tls())
+        .ok_or(Fault::TlsFailed(TlsFault::Other))?;
+    let name = ServerName::try_from(tls.server_name.clone())
+        .map_err(|_| Fault::TlsFailed(TlsFault::Other))?;
+    let handshake = async {
+        // Its failure is an outcome here, so that its reason is not lost.
+        let done = Link::handshake(socket, Arc::clone(config), name).await;
+        Ok(done.map_err(|error| {
+            tracing::debug!(%error, "TLS handshake failed");
+            Fault::TlsFailed(TlsFault::of(&error))
+        }))
+    };
+    attended(client, handshake).await?
 }
 
 /// Waits for a step of the connect. Boxed by `exchange`: connects are rare, streams are long.

@@ -42,3 +42,20 @@ impl Authority {
         Arc::new(config)
     }
 }
+
+/// A certificate that signed itself and calls itself an authority, as `openssl req -x509` makes it,
+/// in PEM, and a server that shows it.
+pub fn self_signed(name: &str) -> (String, Arc<ServerConfig>) {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    (certificate.pem(), Arc::new(config))
+}

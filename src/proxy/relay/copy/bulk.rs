@@ -54,7 +54,7 @@ impl Relay<'_> {
             };
             self.state.bytes += (held - pipe.held()) as u64;
         }
-        self.tap.tick(&mut self.w.meters.borrow_mut().inter_token);
+        self.tick();
         result.map_or_else(Step::Broken, |()| Step::Goes)
     }
 }

@@ -25,8 +25,11 @@ pub fn config(tls: &Tls, roots: Option<&Path>) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let by_authority = || {
-        let roots = Arc::new(read_roots(roots)?);
+    let mut pinned = Vec::new();
+    let mut by_authority = || {
+        let (roots, certificates) = read_roots(roots)?;
+        pinned = certificates;
+        let roots = Arc::new(roots);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
         verifier.build().map_err(|error| error.to_string())
     };
@@ -35,29 +38,33 @@ pub fn config(tls: &Tls, roots: Option<&Path>) -> Result<ClientConfig, String> {
         Tls::Authority => Wanted::Authority(by_authority()?),
         Tls::Full => Wanted::Name(by_authority()?),
     };
-    let verifier = Arc::new(Verifier::new(provider, wanted));
+    let verifier = Arc::new(Verifier::new(provider, wanted).pinning(pinned));
     let config = builder.dangerous().with_custom_certificate_verifier(verifier);
     Ok(config.with_no_client_auth())
 }
 
-fn read_roots(file: Option<&Path>) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
+/// The authorities, and the certificates of the file as they stand there.
+fn read_roots(
+    file: Option<&Path>,
+) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), String> {
+    let (mut roots, mut all) = (RootCertStore::empty(), Vec::new());
     let Some(file) = file else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return match roots.is_empty() {
             true => Err("the system has no trusted roots".to_owned()),
-            false => Ok(roots),
+            false => Ok((roots, all)),
         };
     };
     let said = |error: String| format!("sslrootcert {}: {error}", file.display());
     let found = CertificateDer::pem_file_iter(file).map_err(|error| said(error.to_string()))?;
     for certificate in found {
         let certificate = certificate.map_err(|error| said(error.to_string()))?;
+        all.push(certificate.clone());
         roots.add(certificate).map_err(|error| said(error.to_string()))?;
     }
     match roots.is_empty() {
         true => Err(said("it holds no certificate".to_owned())),
-        false => Ok(roots),
+        false => Ok((roots, all)),
     }
 }
 

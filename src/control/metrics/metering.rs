@@ -1,0 +1,169 @@
+//! Tokens, and what becomes of usage records.
+
+use super::{labelled, model_label, named, one, Facts, Labels, Page};
+use crate::base::clock::unix_ms;
+use crate::config::plan::ReporterKind;
+use crate::state::meters::Tokens;
+use crate::usage::counters::{ReporterCounters, UsageCounters};
+use crate::usage::spool::state::{ReporterState, SpoolState};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+impl Facts {
+    pub(super) fn usage(&self, page: &mut Page<'_>) -> fmt::Result {
+        let m = &self.meters;
+        self.tokens(page)?;
+        let help = "Metered answers that carried no usage.";
+        let unpacked = |i: usize| {
+            let counters = self.usage.as_ref().map(|usage| usage.counters());
+            counters.and_then(|c| c.unpacked.get(i)).map_or(0, |n| n.load(Relaxed))
+        };
+        page.counter("llmproxy_usage_missing", help, one(m.usage_missing + unpacked(1)))?;
+        let help = "Packed answers that were unpacked for their usage.";
+        let results = [("found", unpacked(0)), ("missing", unpacked(1))];
+        page.counter("llmproxy_usage_unpacked", help, named("result", &results))?;
+        let help = "Streams with an event too long to tell whether it is the usage event.";
+        page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
+        self.reporters(page)?;
+        self.journal(page)?;
+        let help = "Log events dropped because the queue was full.";
+        page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
+        let help = "Access log lines dropped because the queue was full.";
+        page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
+    }
+
+    fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut all = Tokens::default();
+        self.meters.tokens.values().for_each(|tokens| all.add(*tokens));
+        if let Some(usage) = &self.usage {
+            let [prompt, completion] = &usage.counters().unpacked_tokens;
+            all.prompt += prompt.load(Relaxed);
+            all.completion += completion.load(Relaxed);
+        }
+        let kinds = [("prompt", all.prompt), ("completion", all.completion)];
+        let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;
+        let models = self.plan.labelled_models();
+        let sorted: BTreeMap<_, _> = self.meters.tokens.iter().collect();
+        let series = sorted.into_iter().flat_map(|(series, tokens)| {
+            let model = model_label(&models, series.model);
+            let backend = self.backend(series.backend);
+            let kinds = [
+                ("prompt", tokens.prompt),
+                ("completion", tokens.completion),
+                ("cached", tokens.cached),
+                ("reasoning", tokens.reasoning),
+            ];
+            kinds.map(|(kind, n)| {
+                let labels = [("type", kind.into()), ("model", model.clone())];
+                (labels.into_iter().chain([("backend", backend.clone())]).collect(), n)
+            })
+        });
+        let help = "Tokens as the engines counted them; models that no configuration names: other.";
+        page.counter("llmproxy_tokens", help, series.collect())
+    }
+
+    /// Delivery of usage records. The seeds' two counters are those of webhooks.
+    fn reporters(&self, page: &mut Page<'_>) -> fmt::Result {
+        let reporters = self.usage.as_ref().map_or(&[][..], |u| &u.counters().reporters);
+        let each = |pick: fn(&ReporterCounters) -> &AtomicU64| -> Vec<(Labels, u64)> {
+            let value = |r: &ReporterCounters| pick(r).load(Relaxed);
+            reporters.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
+        };
+        let webhooks = |pick: fn(&ReporterCounters) -> &AtomicU64| {
+            let is_webhook = |r: &&ReporterCounters| self.is_webhook(&r.name);
+            one(reporters.iter().filter(is_webhook).map(|r| pick(r).load(Relaxed)).sum())
+        };
+        let help = "Usage records that webhooks took.";
+        page.counter("llmproxy_webhook_success", help, webhooks(|r| &r.delivered))?;
+        let help = "Usage records that webhooks refused for good: they are dead letters.";
+        page.counter("llmproxy_webhook_failure", help, webhooks(|r| &r.buried))?;
+        let help = "Usage records that a reporter took.";
+        page.counter("llmproxy_reporter_delivered", help, each(|r| &r.delivered))?;
+        let help = "Usage records that a reporter refused for good: they are dead letters.";
+        page.counter("llmproxy_reporter_dead_letters", help, each(|r| &r.buried))?;
+        let help = "Tries to deliver, of a record or of a batch.";
+        page.counter("llmproxy_reporter_tries", help, each(|r| &r.batches))?;
+        let help = "Tries to deliver that failed.";
+        page.counter("llmproxy_reporter_failures", help, each(|r| &r.failed))?;
+        let help = "Usage records that went again, in tries after their first.";
+        page.counter("llmproxy_reporter_retries", help, each(|r| &r.retried))?;
+        let help = "0 while the reporter's receiver is away, or refuses whatever it gets.";
+        let up = reporters.iter().map(|r| (&r.name, u64::from(!r.down.load(Relaxed))));
+        let up = labelled("reporter", up.map(|(name, n)| (name.clone(), n)));
+        page.gauge("llmproxy_reporter_up", help, up)?;
+        let help = "Refused records that cannot become dead letters: the reporter stands still.";
+        page.gauge("llmproxy_reporter_dead_letters_waiting", help, each(|r| &r.unburied))?;
+        let states = self.usage.as_ref().map_or(&[][..], |u| &u.spool().reporters);
+        let each = |value: &dyn Fn(&ReporterState) -> u64| -> Vec<(Labels, u64)> {
+            states.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
+        };
+        let help = "Usage records that wait for a reporter.";
+        page.gauge("llmproxy_reporter_queue", help, each(&|r| r.backlog.load(Relaxed)))?;
+        let now = unix_ms();
+        let lag = each(&|r| match r.oldest_ms.load(Relaxed) {
+            0 => 0,
+            oldest => now.saturating_sub(oldest) / 1000,
+        });
+        let help = "Age of the oldest request whose record waits for a reporter.";
+        page.gauge("llmproxy_reporter_lag_seconds", help, lag)
+    }
+
+    fn is_webhook(&self, name: &str) -> bool {
+        let of_name = self.plan.usage.reporters.iter().find(|reporter| reporter.name == name);
+        of_name.is_some_and(|reporter| matches!(reporter.kind, ReporterKind::Webhook(_)))
+    }
+
+    /// The journal, and what was lost on the way to it.
+    fn journal(&self, page: &mut Page<'_>) -> fmt::Result {
+        let counter = |pick: fn(&UsageCounters) -> &AtomicU64| {
+            one(self.usage.as_ref().map_or(0, |u| pick(u.counters()).load(Relaxed)))
+        };
+        let help = "Entries lost because the way to the journal was full.";
+        page.counter("llmproxy_usage_dropped", help, counter(|u| &u.outbox_dropped))?;
+        let help = "Requests that went on before the journal had what they waited for.";
+        page.counter("llmproxy_usage_late", help, counter(|u| &u.late))?;
+        let help = "Request bodies left out of records because too many were waiting.";
+        page.counter("llmproxy_usage_bodies_dropped", help, counter(|u| &u.bodies_dropped))?;
+        let help = "Line ends found inside a record and taken out: each is a fault of the gateway.";
+        let mended = one(crate::usage::record::line::mended());
+        page.counter("llmproxy_usage_lines_mended", help, mended)?;
+        let help = "Entries that wait for the journal.";
+        let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting()));
+        page.gauge("llmproxy_usage_queue", help, waiting)?;
+        let state =
+            |pick: &dyn Fn(&SpoolState) -> u64| self.usage.as_ref().map_or(0, |u| pick(u.spool()));
+        let failing = state(&|s| u64::from(s.fails(Instant::now())));
+        let help = "1 while the spool takes no records and they go into memory.";
+        page.gauge("llmproxy_journal_failing", help, one(failing))?;
+        let places = [
+            ("disk", state(&|s| s.disk_bytes.load(Relaxed))),
+            ("memory", state(&|s| s.memory_bytes.load(Relaxed))),
+        ];
+        page.gauge("llmproxy_journal_bytes", "Bytes of the journal.", named("place", &places))?;
+        let entries = one(state(&|s| s.entries.load(Relaxed)));
+        page.counter("llmproxy_journal_entries", "Entries written to the journal.", entries)?;
+        let commits = one(state(&|s| s.commits.load(Relaxed)));
+        page.counter("llmproxy_journal_commits", "Writes of the journal.", commits)?;
+        let kinds = [
+            ("write", state(&|s| s.write_errors.load(Relaxed))),
+            ("sync", state(&|s| s.sync_errors.load(Relaxed))),
+            ("read", state(&|s| s.read_errors.load(Relaxed))),
+        ];
+        page.counter("llmproxy_journal_errors", "Errors of the disk.", named("kind", &kinds))?;
+        let kinds = [
+            ("record", state(&|s| s.dropped.load(Relaxed))),
+            ("note", state(&|s| s.dropped_opens.load(Relaxed))),
+        ];
+        let help = "Entries lost because disk and memory were full; a note is no record.";
+        page.counter("llmproxy_journal_dropped", help, named("kind", &kinds))?;
+        let damaged = one(state(&|s| s.damaged_bytes.load(Relaxed)));
+        let help = "Bytes of the journal that could not be read.";
+        page.counter("llmproxy_journal_damaged_bytes", help, damaged)?;
+        let aborted = one(state(&|s| s.aborted.load(Relaxed)));
+        let help = "Requests that a killed process had left without an end, found at the start.";
+        page.counter("llmproxy_journal_aborted", help, aborted)
+    }
+}

@@ -1,0 +1,142 @@
+//! The backends, the workers, and the process itself.
+
+use super::{labelled, one, Facts, Labels, Page};
+use crate::state::wish::UsageWish;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Instant;
+
+impl Facts {
+    pub(super) fn fleet(&self, page: &mut Page<'_>) -> fmt::Result {
+        let per_backend = |value: &dyn Fn(usize) -> u64| -> Vec<(Labels, u64)> {
+            let names = self.plan.backends.iter().enumerate();
+            names.map(|(i, b)| (vec![("backend", b.name.clone())], value(i))).collect()
+        };
+        let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
+        page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
+        let departures = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.departures()));
+        let help = "Times that probes or failed requests took the backend out, or kept it out.";
+        page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;
+        let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
+        let now = Instant::now();
+        let refuses = |i: usize| {
+            let wish = self.fleet.get(i).map(|member| member.usage_wish().at(now));
+            u64::from(wish == Some(UsageWish::Refused))
+        };
+        let help = "1 when the backend refused to be asked for the usage of a stream.";
+        page.gauge("llmproxy_backend_refuses_stream_usage", help, per_backend(&refuses))?;
+        let help = "Requests at the backend that are not settled.";
+        page.gauge("llmproxy_inflight", help, per_backend(&inflight))
+    }
+
+    pub(super) fn process(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (m, g) = (&self.meters, &self.meters.gauges);
+        page.counter("llmproxy_connections", "Connections accepted.", one(m.connections[0]))?;
+        let help = "Connections closed because nothing came over them for too long.";
+        let sides = ["client", "backend"].into_iter().zip(m.idle_closed);
+        let sides = labelled("side", sides.map(|(side, n)| (side.to_owned(), n)));
+        page.counter("llmproxy_idle_closed", help, sides)?;
+        let help = "Connections refused at the limit.";
+        page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
+        let help = "Times that accepting paused for lack of descriptors or memory.";
+        page.counter("llmproxy_accept_pauses", help, one(m.accept_pauses))?;
+        let help =
+            "Reads of large answers without a large buffer, or a pipe, because all were lent.";
+        let kinds = ["buffer", "pipe"].into_iter().zip(m.large_denied);
+        let kinds = labelled("kind", kinds.map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_large_reads_denied", help, kinds)?;
+        page.counter("llmproxy_panics", "Panics confined to a connection.", one(m.panics))?;
+        let open = one(g.connections_open);
+        page.gauge("llmproxy_connections_open", "Client connections now.", open)?;
+        let active = one(g.requests_active);
+        page.gauge("llmproxy_requests_active", "Requests between head and last byte.", active)?;
+        let states = [("in_use", g.buffers_in_use), ("idle", g.buffers_idle)];
+        let states = labelled("state", states.into_iter().map(|(k, n)| (k.to_owned(), n)));
+        page.gauge("llmproxy_buffers", "Pooled buffers, of 16 KiB and of 256 KiB.", states)?;
+        let idle = one(g.upstream_idle);
+        page.gauge("llmproxy_upstream_idle", "Kept connections to backends.", idle)?;
+        let mut drivers: BTreeMap<&str, u64> = BTreeMap::new();
+        for driver in &self.drivers {
+            *drivers.entry(driver).or_default() += 1;
+        }
+        let drivers = labelled("driver", drivers.into_iter().map(|(k, n)| (k.to_owned(), n)));
+        page.gauge("llmproxy_workers", "Workers, by the driver they run on.", drivers)?;
+        let silent = one(self.silent_workers as u64);
+        page.gauge("llmproxy_workers_silent", "Workers missing from this page.", silent)
+    }
+
+    /// What this program is, and what it takes of the machine, by the names that the clients of
+    /// Prometheus agree on.
+    pub(super) fn program(&self, page: &mut Page<'_>) -> fmt::Result {
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let labels = vec![
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("arch", std::env::consts::ARCH.to_owned()),
+            ("profile", profile.to_owned()),
+        ];
+        page.gauge(
+            "llmproxy_build_info",
+            "Always 1; the labels say what runs.",
+            vec![(labels, 1)],
+        )?;
+        let usage = Process::read();
+        let help = "Processor time, of user and system, in seconds.";
+        page.seconds_counter("process_cpu_seconds", help, usage.cpu_seconds)?;
+        let help = "Start of the process, in seconds since 1970.";
+        page.seconds_gauge("process_start_time_seconds", help, usage.start_seconds)?;
+        let help = "Resident memory.";
+        page.gauge("process_resident_memory_bytes", help, one(usage.resident_bytes))?;
+        let help = "Virtual memory.";
+        page.gauge("process_virtual_memory_bytes", help, one(usage.virtual_bytes))?;
+        page.gauge("process_open_fds", "Open file descriptors.", one(usage.open_fds))?;
+        page.gauge("process_max_fds", "Most open file descriptors.", one(usage.max_fds))?;
+        page.gauge("process_threads", "Threads.", one(usage.threads))
+    }
+}
+
+/// What the kernel says of this process. What it does not say is 0.
+#[derive(Debug, Default)]
+struct Process {
+    cpu_seconds: f64,
+    start_seconds: f64,
+    resident_bytes: u64,
+    virtual_bytes: u64,
+    open_fds: u64,
+    max_fds: u64,
+    threads: u64,
+}
+
+/// Ticks of the kernel's clocks in a second, as it shows them on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+impl Process {
+    fn read() -> Process {
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let (stat, status, boot) =
+            (text("/proc/self/stat"), text("/proc/self/status"), text("/proc/stat"));
+        // Behind the program's name, which may hold anything, from the third field on: proc(5).
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |number: usize| {
+            let field = fields.get(number.saturating_sub(3)).and_then(|f| f.parse::<f64>().ok());
+            field.unwrap_or_default() / TICKS_PER_SECOND
+        };
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        Process {
+            cpu_seconds: ticks(14) + ticks(15),
+            start_seconds: number_of(&boot, "btime ") as f64 + ticks(22),
+            resident_bytes: number_of(&status, "VmRSS:") * 1024,
+            virtual_bytes: number_of(&status, "VmSize:") * 1024,
+            open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64),
+            max_fds: limit.current.unwrap_or_default(),
+            threads: number_of(&status, "Threads:"),
+        }
+    }
+}
+
+/// The number behind a name in a file of lines.
+fn number_of(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_default()
+}

@@ -1,0 +1,84 @@
+//! What became of requests: counts, times, refusals, faults.
+
+use super::{labelled, model_label, one, Facts, Labels, Page, MILLISECOND, SECOND};
+use std::collections::BTreeMap;
+use std::fmt;
+
+impl Facts {
+    pub(super) fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut counts = Vec::new();
+        let mut latencies = Vec::new();
+        let sorted: BTreeMap<_, _> = self.meters.requests.iter().collect();
+        for (series, requests) in sorted {
+            let labels = vec![
+                ("path", series.path.to_owned()),
+                ("stream", series.stream.to_string()),
+                ("backend", self.backend(series.backend)),
+            ];
+            for (status, count) in &requests.by_status {
+                let mut labels = labels.clone();
+                labels.push(("status", status.to_string()));
+                counts.push((labels, *count));
+            }
+            if requests.latency.count() > 0 {
+                latencies.push((labels, &requests.latency));
+            }
+        }
+        page.counter("llmproxy_requests", "Requests that were settled.", counts)?;
+        let help = "From a request head to the last byte of its answer, milliseconds.";
+        page.histogram("llmproxy_latency_ms", help, (&self.plan_bounds(), MILLISECOND), latencies)
+    }
+
+    fn plan_bounds(&self) -> Vec<f64> {
+        let bounds = self.plan.metrics.as_ref().map(|m| m.latency_buckets_ms.as_slice());
+        bounds.unwrap_or_default().iter().map(|ms| *ms as f64).collect()
+    }
+
+    pub(super) fn times(&self, page: &mut Page<'_>) -> fmt::Result {
+        let models = self.plan.labelled_models();
+        let sorted: BTreeMap<_, _> = self.meters.ttft.iter().collect();
+        let ttft = sorted.into_iter().map(|(series, times)| {
+            let labels = vec![
+                ("backend", self.backend(series.backend)),
+                ("model", model_label(&models, series.model)),
+            ];
+            (labels, times)
+        });
+        let help = "From a request head to the first body byte of a streamed answer, milliseconds.";
+        let bounds = (self.plan_bounds(), MILLISECOND);
+        page.histogram("llmproxy_ttft_ms", help, (&bounds.0, bounds.1), ttft.collect())?;
+        // Names that are ours follow Prometheus: seconds.
+        const GAPS: [f64; 11] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0];
+        let help = "Between two reads of a streamed answer.";
+        let sorted: BTreeMap<_, _> = self.meters.inter_token.iter().collect();
+        let gaps = sorted
+            .into_iter()
+            .map(|(backend, times)| (vec![("backend", self.backend(*backend))], times));
+        page.histogram("llmproxy_inter_token_seconds", help, (&GAPS, SECOND), gaps.collect())?;
+        const CONNECTS: [f64; 9] = [0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0];
+        let help = "Time to establish connections to backends.";
+        let connects = vec![(Labels::new(), &self.meters.connect)];
+        page.histogram("llmproxy_upstream_connect_seconds", help, (&CONNECTS, SECOND), connects)
+    }
+
+    pub(super) fn endings(&self, page: &mut Page<'_>) -> fmt::Result {
+        let m = &self.meters;
+        let rejected = labelled("reason", m.rejected.iter().map(|(k, n)| ((*k).to_owned(), *n)));
+        page.counter("llmproxy_rejected", "Requests refused by the proxy itself.", rejected)?;
+        let aborts =
+            labelled("phase", m.client_aborts.iter().map(|(k, n)| (k.label().to_owned(), *n)));
+        page.counter("llmproxy_client_abort", "Clients that left early.", aborts)?;
+        let sorted: BTreeMap<_, _> = m.faults.iter().collect();
+        let faults = sorted.into_iter().map(|((backend, code), n)| {
+            (vec![("backend", self.backend(*backend)), ("kind", (*code).to_owned())], *n)
+        });
+        page.counter("llmproxy_faults", "Tries and answers that broke.", faults.collect())?;
+        page.counter("llmproxy_retries", "Tries after the first.", one(m.retries))?;
+        let help = "Answers from another backend than the one picked first.";
+        page.counter("llmproxy_fallback", help, one(m.fallbacks))?;
+        let help = "Requests sent on fresh and on kept connections to backends.";
+        let kinds = ["false", "true"].into_iter().zip(m.upstream);
+        let kinds = labelled("reused", kinds.map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_upstream_connections", help, kinds)
+    }
+}
