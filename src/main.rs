@@ -161,6 +161,7 @@ fn start_workers(
             mailbox,
             pages: control.pages.clone(),
             pulse: Arc::clone(pulse),
+            budget: Arc::clone(&control.budget),
             usage: outboxes.next(),
             access: control.access.clone(),
             seed: getrandom::u64().map_err(|e| format!("no randomness: {e}"))?,

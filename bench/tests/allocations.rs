@@ -195,6 +195,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         mailbox: control.mailboxes.pop().unwrap(),
         pages: control.pages.clone(),
         pulse: control.pulses.remove(0),
+        budget: Arc::clone(&control.budget),
         usage: control.usage.pop(),
         access: None,
         seed: 1,

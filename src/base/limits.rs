@@ -104,10 +104,11 @@ pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
 /// Room that is added at a time while a request body arrives, so that a `Content-Length` alone
 /// reserves nothing.
 pub const BODY_GROWTH_BYTES: usize = 256 * 1024;
-/// Slowest request body that is accepted, after [`BODY_RATE_GRACE`]. Below: 408.
+/// Bytes of a request body that must arrive in each second of the last
+/// [`BODY_RATE_WINDOW_S`], taken together. Below: 408.
 pub const BODY_RATE_BYTES_PER_S_MIN: u64 = 1024;
-/// A body may be slower than the floor for so long.
-pub const BODY_RATE_GRACE: Duration = Duration::from_secs(10);
+/// Seconds back in which the bytes of a body that still arrives are counted.
+pub const BODY_RATE_WINDOW_S: u64 = 10;
 /// A kept connection that closes within so long of a request being sent, without a byte of an
 /// answer, was closed under us: the request is sent once more on a fresh one.
 pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
@@ -256,10 +257,17 @@ pub const WORKERS_MAX: usize = 1024;
 pub const WORKERS_AUTO_MAX: usize = 8;
 /// Client connections that a configuration may allow. Beyond: refused.
 pub const CONNECTIONS_MAX: usize = 1_000_000;
+/// Client connections beyond the limit, for the moment that idle ones take to close which give way
+/// to them. Beyond: 503.
+pub const CONNECTIONS_OVER_MAX: usize = 32;
 /// Weight of one backend. Beyond: refused.
 pub const WEIGHT_MAX: u32 = 10_000;
 /// Largest `server.max_body_size`: a body is held in memory. Beyond: refused.
 pub const BODY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Least and largest `server.max_buffered_bytes`. Beyond: refused.
+pub const BUFFERED_BYTES_MIN: u64 = 1024 * 1024;
+/// See [`BUFFERED_BYTES_MIN`].
+pub const BUFFERED_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 /// Bytes of a request body that travel in a usage record when it is simply switched on.
 pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
 /// Most bytes of a request body that a configuration may put into a usage record.

@@ -2,6 +2,7 @@
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
 use crate::config::plan::Plan;
+use crate::rt::budget::Budget;
 use crate::state::fleet::Fleet;
 use crate::state::meters::{BackendIndex, Meters, Times};
 use crate::usage::outbox::Gauge;
@@ -22,6 +23,8 @@ pub struct Facts {
     pub meters: Meters,
     /// Workers that did not answer in time.
     pub silent_workers: usize,
+    /// What the buffers of all workers hold, and may.
+    pub budget: Arc<Budget>,
     /// Driver of each worker.
     pub drivers: Vec<&'static str>,
     /// The backends.

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod page;
 pub mod log;
 pub mod access;
+pub mod memory;
 pub mod watchdog;
 pub mod signals;
 pub mod supervisor;

@@ -1,10 +1,12 @@
 //! Starts the control plane and ends it: fleet, resolver, probes, pages, logs, reporters.
 
 use super::log::{Logging, Reopen};
+use super::memory::Memory;
 use super::metrics::Facts;
 use super::{access, health, page, resolve, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
+use crate::rt::budget::Budget;
 use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
 use crate::state::fleet::Fleet;
@@ -39,6 +41,8 @@ pub struct Control {
     pub pages: Sender<PageRequest>,
     /// A mailbox for each worker.
     pub mailboxes: Vec<Mailbox>,
+    /// What the buffers of all workers may hold.
+    pub budget: Arc<Budget>,
     /// A pulse for each worker.
     pub pulses: Vec<Arc<Pulse>>,
     /// Where workers put usage records: an end for each; empty when no records are made.
@@ -79,16 +83,19 @@ pub fn start(
             (Some(queue), Some(access::start(log, lines, reopen)?))
         }
     };
+    let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
     let (pages, page_requests) = bounded(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
     let collect = {
         let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
+        let budget = Arc::clone(&budget);
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
                 meters,
                 silent_workers,
+                budget: Arc::clone(&budget),
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 fleet: Arc::clone(&fleet),
                 plan: Arc::clone(&plan),
@@ -102,7 +109,40 @@ pub fn start(
     start_ring(plan, &fleet, stop, metrics, pages.clone())?;
     // Not an error when it takes longer: names that come later are used when they come.
     let _ = resolved.recv_timeout(FIRST_RESOLVE_WAIT);
-    Ok(Control { fleet, pages, mailboxes, pulses, usage, access, drivers, delivery, access_writer })
+    Ok(Control {
+        fleet,
+        pages,
+        mailboxes,
+        budget,
+        pulses,
+        usage,
+        access,
+        drivers,
+        delivery,
+        access_writer,
+    })
+}
+
+/// What the buffers of all workers may hold: what the plan says, or a share of the memory.
+fn buffered_bytes_max(plan: &Plan) -> u64 {
+    if let Some(bytes) = plan.server.max_buffered_bytes {
+        return bytes as u64;
+    }
+    let Some(memory) = Memory::find() else {
+        tracing::warn!("how much memory there is cannot be told: server.max_buffered_bytes is off");
+        return u64::MAX;
+    };
+    let (bytes, max_body_size) = (memory.for_buffers(), plan.server.max_body_size);
+    let (memory, of) = (memory.bytes, memory.of);
+    tracing::info!(bytes, memory, of, "server.max_buffered_bytes");
+    if bytes < max_body_size {
+        tracing::warn!(
+            bytes,
+            max_body_size,
+            "server.max_buffered_bytes is less than one body may have"
+        );
+    }
+    bytes
 }
 
 /// Opens the spool of a plan that has reporters, and the way to it.

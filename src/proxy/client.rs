@@ -2,6 +2,8 @@
 //! and not yet used, and the one way to write to it.
 
 use crate::base::fault::Fault;
+use crate::base::limits::BUFFER_BYTES;
+use crate::base::refusal::Refusal;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Post};
 use std::io::{self, IoSlice};
@@ -37,23 +39,35 @@ impl Client {
     /// Forgets the first `n` bytes of the inbox; an empty buffer goes back to the pool.
     pub fn consume(&mut self, n: usize) {
         let Some(inbox) = self.inbox.as_mut() else { return };
-        if n >= inbox.len() {
+        let left = inbox.len().saturating_sub(n);
+        if left == 0 {
             self.inbox = None;
+        } else if left <= BUFFER_BYTES && inbox.capacity() > BUFFER_BYTES {
+            // A few bytes of the next request must not hold the room of this one's body.
+            let mut small = Buffer::take();
+            small.extend_from_slice(inbox.get(n..).unwrap_or_default());
+            self.inbox = Some(small);
         } else {
             inbox.drain(..n);
         }
     }
 
-    /// Reads once into the inbox, which grows, by about `room`, if it is full. `Ok(0)`: the
-    /// client closed. Waits under the armed deadline.
-    pub async fn read_more(&mut self, room: usize) -> Result<usize, Alarm> {
+    /// Sees to it that [`Client::read_more`] has room: a full inbox grows, by about `room`.
+    pub fn make_room(&mut self, room: usize) -> Result<(), Refusal> {
+        let full = self.inbox.as_mut().filter(|inbox| inbox.len() == inbox.capacity());
+        match full.is_none_or(|inbox| inbox.grow(room)) {
+            true => Ok(()),
+            false => Err(no_memory()),
+        }
+    }
+
+    /// Reads once into the inbox, which must not be full. `Ok(0)`: the client closed. Waits under
+    /// the armed deadline.
+    pub async fn read_more(&mut self) -> Result<usize, Alarm> {
         loop {
             self.post.within(self.post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
             self.post.take_turns().await;
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
-            if inbox.len() == inbox.capacity() {
-                inbox.grow(room);
-            }
             match self.post.socket().try_recv(inbox) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(n) => return Ok(n),
@@ -108,10 +122,18 @@ impl Client {
         let mut dropped = 0;
         while dropped < LINGER_BYTES_MAX {
             self.inbox = None;
-            match self.read_more(0).await {
+            match self.read_more().await {
                 Ok(0) | Err(_) => return,
                 Ok(n) => dropped += n,
             }
         }
     }
+}
+
+/// The answer where the buffers of all workers hold as much as they may
+/// (`server.max_buffered_bytes`).
+pub fn no_memory() -> Refusal {
+    const NO_MEMORY: Refusal =
+        Refusal::closing(503, "overloaded", "The proxy holds as many bytes as it may.");
+    NO_MEMORY.with_retry_after(1)
 }

@@ -7,6 +7,7 @@
 pub mod worker;
 pub mod connection;
 pub mod client;
+mod pace;
 pub mod receive;
 pub mod unpack;
 pub mod asking;

@@ -1,12 +1,11 @@
 //! Reads a request: its head, then, once it is admitted, its body. The only caller of the `http`
 //! parsers on the client's side. Every wait has a deadline that names itself.
 
-use super::client::Client;
+use super::client::{no_memory, Client};
+use super::pace::Pace;
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
-use crate::base::limits::{
-    BODY_GROWTH_BYTES, BODY_RATE_BYTES_PER_S_MIN, BODY_RATE_GRACE, HEAD_BYTES_MAX,
-};
+use crate::base::limits::{BODY_GROWTH_BYTES, HEAD_BYTES_MAX};
 use crate::base::refusal::Refusal;
 use crate::config::plan::Server;
 use crate::http::chunked::{ChunkDecoder, Piece};
@@ -17,6 +16,7 @@ use crate::http::response::ResponseHead;
 use crate::http::write;
 use crate::llm::dialect::Dialect;
 use crate::llm::request::{SpliceForm, UsageSplice};
+use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::usage::access::Said;
 use std::io::IoSlice;
@@ -69,7 +69,8 @@ pub struct Request {
     /// What the client said of itself, as far as a record or a log wants it. Boxed, and kept for
     /// its capacity: a stream has little room.
     pub presented: Option<Box<Presented>>,
-    decoded: Option<Vec<u8>>,
+    /// The body, where it did not arrive as it is. Boxed: that is rare.
+    decoded: Option<Box<Buffer>>,
     // The two halves of a `UsageSplice`, apart: together they would not fit between the others.
     splice_at: u32,
     splice_form: Option<SpliceForm>,
@@ -156,7 +157,7 @@ impl Request {
     }
 
     /// Puts what a packed body stands for in its place.
-    pub fn replace_body(&mut self, client: &mut Client, body: Vec<u8>) {
+    pub fn replace_body(&mut self, client: &mut Client, body: Buffer) {
         if let Some(inbox) = client.inbox.as_mut() {
             // Nothing when the body was decoded from chunks.
             let end = self.wire_len.min(inbox.len());
@@ -164,7 +165,7 @@ impl Request {
         }
         self.wire_len = self.head_len;
         self.body_len = body.len() as u64;
-        self.decoded = Some(body);
+        self.decoded = Some(Box::new(body));
     }
 
     /// True when the request has a body, be it of no bytes.
@@ -207,7 +208,7 @@ pub async fn head(
     if client.inbox.is_none() {
         client.post.arm(server.idle_timeout);
         client.post.set_idle();
-        let got = client.read_more(0).await;
+        let got = client.read_more().await;
         client.post.set_busy();
         match got {
             Ok(n) if n > 0 => {}
@@ -231,7 +232,8 @@ pub async fn head(
             }
             return Ok(Received::Whole);
         }
-        match client.read_more(limit).await {
+        client.make_room(limit)?;
+        match client.read_more().await {
             Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
             Ok(_) => reads += 1,
             Err(Alarm::Expired) => return Err(HEADER_TIMEOUT),
@@ -249,6 +251,7 @@ pub async fn body(
     match request.head.framing {
         Framing::None => return Ok(Received::Whole),
         Framing::Length(n) if n > server.max_body_size => return Err(too_large(server)),
+        _ if Buffer::is_budget_spent() => return Err(no_memory()),
         _ => {}
     }
     if request.head.expect_continue && client.bytes().len() <= request.head_len {
@@ -272,10 +275,13 @@ async fn counted(
 ) -> Result<Received, Refusal> {
     // The limit was checked, and it fits in memory by configuration.
     let whole = request.head_len.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
-    let mut pace = Pace::start(request);
+    let mut pace = None;
     while client.bytes().len() < whole {
+        // To twice the size, so that little is copied; never beyond the end.
+        let more = client.bytes().len().max(BODY_GROWTH_BYTES);
         let missing = whole - client.bytes().len();
-        match read_paced(client, server, &mut pace, missing.min(BODY_GROWTH_BYTES)).await? {
+        client.make_room(missing.min(more))?;
+        match read_paced(client, server, request.started, &mut pace).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
@@ -293,8 +299,9 @@ async fn chunked(
     server: &Server,
 ) -> Result<Received, Refusal> {
     let mut decoder = ChunkDecoder::new(HEAD_BYTES_MAX);
-    let mut decoded = Vec::new();
-    let mut pace = Pace::start(request);
+    let mut decoded = Buffer::take();
+    let most = usize::try_from(server.max_body_size).unwrap_or(usize::MAX);
+    let mut pace = None;
     loop {
         let mut at = request.head_len;
         let finished = loop {
@@ -305,7 +312,9 @@ async fn chunked(
                     if decoded.len() as u64 + data.len() as u64 > server.max_body_size {
                         return Err(too_large(server));
                     }
-                    decoded.extend_from_slice(data);
+                    if !decoded.append(data, most) {
+                        return Err(no_memory());
+                    }
                     at += end;
                 }
                 Piece::NeedMore => break false,
@@ -322,54 +331,34 @@ async fn chunked(
         }
         if finished {
             request.body_len = decoded.len() as u64;
-            request.decoded = Some(decoded);
+            request.decoded = Some(Box::new(decoded));
             request.body_read = true;
             return Ok(Received::Whole);
         }
-        match read_paced(client, server, &mut pace, BODY_GROWTH_BYTES).await? {
+        client.make_room(BODY_GROWTH_BYTES)?;
+        match read_paced(client, server, request.started, &mut pace).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
     }
 }
 
-/// How fast a body arrives.
-struct Pace {
-    start: Instant,
-    bytes: u64,
-}
-
-impl Pace {
-    /// From when the head was complete: nearly all bodies are there then, and need no clock.
-    fn start(request: &Request) -> Pace {
-        Pace { start: request.started, bytes: 0 }
-    }
-
-    /// One byte every 29 s would keep a connection for years: a floor ends it.
-    fn is_below_floor(&self) -> bool {
-        let elapsed = self.start.elapsed();
-        elapsed > BODY_RATE_GRACE && self.bytes < elapsed.as_secs() * BODY_RATE_BYTES_PER_S_MIN
-    }
-}
-
+/// `since` is when the head was complete: nearly all bodies are there then, and need no clock.
 async fn read_paced(
     client: &mut Client,
     server: &Server,
-    pace: &mut Pace,
-    room: usize,
+    since: Instant,
+    pace: &mut Option<Box<Pace>>,
 ) -> Result<Received, Refusal> {
     client.post.arm(server.body_timeout);
-    match client.read_more(room).await {
+    match client.read_more().await {
         Ok(0) | Err(Alarm::Gone) => Ok(Received::Closed),
         Err(Alarm::Expired) => Err(BODY_TIMEOUT),
         Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
-        Ok(n) => {
-            pace.bytes += n as u64;
-            if pace.is_below_floor() {
-                return Err(BODY_TOO_SLOW);
-            }
-            Ok(Received::Whole)
-        }
+        Ok(n) => match pace.get_or_insert_default().is_too_slow(since.elapsed().as_secs(), n) {
+            true => Err(BODY_TOO_SLOW),
+            false => Ok(Received::Whole),
+        },
     }
 }
 

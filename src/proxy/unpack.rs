@@ -2,7 +2,7 @@
 //! unpacked: bytes can be one thing packed and another one plain, and only so is what we read what
 //! the engine reads.
 
-use super::client::Client;
+use super::client::{no_memory, Client};
 use super::receive::Request;
 use super::worker::Worker;
 use crate::base::fault::Fault;
@@ -11,6 +11,7 @@ use crate::base::refusal::Refusal;
 use crate::llm::inflate::Coding;
 use crate::llm::unpack::{UnpackFault, Unpacking};
 use crate::rt;
+use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use std::cell::Cell;
 use std::time::Duration;
@@ -36,12 +37,15 @@ pub async fn unpack(
     let _turn = Turn::begin(&w.unpacking);
     let bytes_max = w.plan.server.max_body_size;
     let refused = |fault| refusal(fault, bytes_max);
-    let mut unpacked = Vec::new();
+    let mut unpacked = Buffer::take();
+    let most = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let mut unpacking =
         Unpacking::new(coding, request.body(client.bytes()), bytes_max).map_err(refused)?;
     loop {
         let (piece, is_last) = unpacking.step().map_err(refused)?;
-        unpacked.extend_from_slice(piece);
+        if !unpacked.append(piece, most) {
+            return Err(no_memory());
+        }
         if is_last {
             break;
         }

@@ -16,6 +16,7 @@ use crate::config::plan::{Backend, KeyForm, Plan};
 use crate::http::head::Version;
 use crate::proxy::client::Client;
 use crate::rt;
+use crate::rt::budget::Budget;
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
@@ -68,6 +69,8 @@ pub struct Start {
     pub pages: Sender<PageRequest>,
     /// Beats with each sweep; a watchdog looks at it, and whoever wants something calls by it.
     pub pulse: Arc<Pulse>,
+    /// What the buffers of all workers may hold together.
+    pub budget: Arc<Budget>,
     /// Where usage records go.
     pub usage: Option<Outbox>,
     /// Where access records go.
@@ -126,6 +129,7 @@ pub fn run(start: Start) -> bool {
             tracing::warn!(worker = start.index, cpu = id, "could not pin the worker to its CPU");
         }
     }
+    Buffer::count_against(&start.budget);
     // The ring is built on the pinned thread: it belongs to it.
     let mut ring = match Ring::build() {
         Ok(ring) => ring,
@@ -211,6 +215,7 @@ impl Worker {
             self.look_at_the_clock();
             self.pulse.beat();
             self.departures.see(&self.fleet, |backend| self.patrol.call_off(backend));
+            self.patrol.set_crowded(self.connections.are_crowded());
             Buffer::sweep();
             self.sparing.borrow_mut().sweep(Instant::now());
             self.usage.iter().for_each(Ledger::sweep);
@@ -263,7 +268,9 @@ impl Worker {
             self.departures.forget(&self.fleet);
         }
         match arrival {
-            Arrival::Client(socket, peer) if self.connections.have_room() => {
+            Arrival::Client(socket, peer)
+                if self.connections.have_room() || self.has_made_room() =>
+            {
                 self.meters.borrow_mut().connections[0] += 1;
                 match connection::serve(self.enter_live(), socket, peer) {
                     // Boxed: an async block around a future by value would double it.
@@ -286,6 +293,14 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Closes the kept connection that has idled longest, for a new client; false when no client of
+    /// this worker idles.
+    fn has_made_room(&self) -> bool {
+        let made = self.connections.have_room_by_turns() && self.patrol.end_longest_idle();
+        self.meters.borrow_mut().crowded_closed[1] += u64::from(made);
+        made
     }
 
     /// Runs a task of which a panic ends nothing but itself.
@@ -359,7 +374,7 @@ impl Worker {
         self.stop.phase() == Phase::Running
     }
 
-    /// More than nine tenths of the connections are in use: answers close their connections.
+    /// Nine tenths of the connections or more are in use: answers close their connections.
     pub fn is_crowded(&self) -> bool {
         self.connections.are_crowded()
     }
@@ -405,6 +420,7 @@ impl Worker {
     fn copy_meters(&self) -> Meters {
         let (buffers_in_use, buffers_idle) = Buffer::counts();
         let mut copy = self.meters.borrow().clone();
+        copy.crowded_closed[0] = self.patrol.silent_closed();
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: self.live.get() as u64,

@@ -12,6 +12,7 @@ pub mod listen;
 pub mod connect;
 pub mod moment;
 pub mod patrol;
+pub mod budget;
 pub mod buffer;
 pub mod pipe;
 pub mod guard;

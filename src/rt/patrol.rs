@@ -6,6 +6,7 @@
 //! bytes that nobody has read, where a wait for readability would say nothing.
 
 use super::moment::Moment;
+use crowd::Crowd;
 use monoio::net::UnixStream;
 use pin_project_lite::pin_project;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -17,6 +18,9 @@ use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+mod crowd;
+mod line;
 
 /// Deadlines are kept in ticks of this length, and checked as often.
 pub const TICK: Duration = Duration::from_millis(TICK_MS);
@@ -60,6 +64,7 @@ pub struct Patrol {
     draining: Moment,
     ending: Moment,
     posts: RefCell<Posts>,
+    crowd: Crowd,
     /// Whoever sweeps, while it rests because nothing is on the round.
     resting: RefCell<Option<Waker>>,
 }
@@ -79,6 +84,9 @@ struct State {
     /// For whom it waits, when somebody else would do: [`Post::stand_at`].
     stands_at: Cell<Option<u32>>,
     called_off: Cell<bool>,
+    /// It has not sent a byte, since the tick in which it came.
+    silent: Cell<bool>,
+    since: u32,
     /// Waits in a row that were over before they began.
     unwaited: Cell<u32>,
     waker: RefCell<Option<Waker>>,
@@ -96,6 +104,7 @@ impl Patrol {
             draining: Moment::default(),
             ending: Moment::default(),
             posts: RefCell::default(),
+            crowd: Crowd::default(),
             resting: RefCell::default(),
         });
         // monoio has no AsyncFd: the epoll descriptor sits in a stream of which nothing but
@@ -130,6 +139,11 @@ impl Patrol {
     /// socket is, or a reused descriptor number would be reported; `Post` keeps the order by owning
     /// the socket.
     pub fn watch(self: &Rc<Self>, socket: super::socket::Socket, gone: Gone) -> io::Result<Post> {
+        if let Some(resting) = self.resting.take() {
+            // The clock stood; deadlines are set by it.
+            self.advance();
+            resting.wake();
+        }
         let state = Rc::new(State {
             deadline: Cell::new(NEVER),
             expired: Cell::new(false),
@@ -138,15 +152,12 @@ impl Patrol {
             idle: Cell::new(false),
             stands_at: Cell::new(None),
             called_off: Cell::new(false),
+            silent: Cell::new(true),
+            since: self.now(),
             unwaited: Cell::new(0),
             waker: RefCell::default(),
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
-        if let Some(resting) = self.resting.take() {
-            // The clock stood; deadlines are set by it.
-            self.advance();
-            resting.wake();
-        }
         let post = Post { patrol: Rc::clone(self), state, slot, socket };
         // A reset (HUP, ERR) is always reported.
         let flags = match gone {
@@ -198,7 +209,8 @@ impl Patrol {
         for post in self.posts.borrow().slots.iter().flatten() {
             let over = self.ending.has_come() || (self.draining.has_come() && post.idle.get());
             let drained = over && !post.ended.get();
-            let expired = post.deadline.get() <= now && !post.expired.get();
+            let expired = !post.expired.get()
+                && (post.deadline.get() <= now || self.is_too_silent(post, now));
             if drained || expired {
                 post.ended.set(post.ended.get() || drained);
                 post.expired.set(post.expired.get() || expired);
@@ -323,11 +335,16 @@ impl Post {
     /// Marks the connection as idle (between two requests): a drain ends it.
     pub fn set_idle(&self) {
         self.state.idle.set(true);
+        if !self.state.silent.get() {
+            self.patrol.crowd.idle.borrow_mut().join(self.slot);
+        }
     }
 
     /// Marks the connection as busy. A request that came while the drain began is still served.
     pub fn set_busy(&self) {
         self.state.idle.set(false);
+        self.state.silent.set(false);
+        self.patrol.crowd.idle.borrow_mut().leave(self.slot);
         self.state.ended.set(self.patrol.ending.has_come());
     }
 
@@ -406,6 +423,7 @@ impl Drop for Post {
     fn drop(&mut self) {
         // Fields are dropped after this body: the registration ends before the socket closes.
         let _ = epoll::delete(&self.patrol.epoll, &self.socket);
+        self.patrol.crowd.idle.borrow_mut().leave(self.slot);
         let mut posts = self.patrol.posts.borrow_mut();
         if let Some(slot) = posts.slots.get_mut(self.slot) {
             *slot = None;

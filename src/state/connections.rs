@@ -1,6 +1,7 @@
 //! How many clients there are, over all workers. The limit is one for the process: the kernel does
 //! not spread connections evenly.
 
+use crate::base::limits::CONNECTIONS_OVER_MAX;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The count and its limit.
@@ -22,9 +23,16 @@ impl Connections {
         self.now.load(Relaxed) < self.max
     }
 
-    /// More than nine tenths are in use: answers close their connections.
+    /// True while one more may come if another one gives way: that one is told to close, and may
+    /// still be counted for a moment.
+    pub fn have_room_by_turns(&self) -> bool {
+        self.now.load(Relaxed) < self.max + CONNECTIONS_OVER_MAX
+    }
+
+    /// Nine tenths or more are in use: answers close their connections, and who is silent is closed
+    /// soon.
     pub fn are_crowded(&self) -> bool {
-        self.now.load(Relaxed) * 10 > self.max * 9
+        self.now.load(Relaxed) * 10 >= self.max * 9
     }
 
     /// One came. The guard that calls this calls [`Connections::leave`].
@@ -35,5 +43,28 @@ impl Connections {
     /// One left.
     pub fn leave(&self) {
         self.now.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_are_where_they_are_said_to_be() {
+        let connections = Connections::new(20);
+        let steps = |n| (0..n).for_each(|_| connections.enter());
+        steps(17);
+        assert!(!connections.are_crowded());
+        steps(1);
+        assert!(connections.are_crowded() && connections.have_room());
+        steps(2);
+        assert!(!connections.have_room() && connections.have_room_by_turns());
+        steps(CONNECTIONS_OVER_MAX - 1);
+        assert!(connections.have_room_by_turns());
+        steps(1);
+        assert!(!connections.have_room_by_turns());
+        connections.leave();
+        assert!(connections.have_room_by_turns());
     }
 }

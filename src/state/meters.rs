@@ -86,6 +86,8 @@ pub struct Meters {
     pub events_unjudged: u64,
     /// Connections closed for idling: clients', kept ones of backends.
     pub idle_closed: [u64; 2],
+    /// Connections closed to make room, nearly all being in use: silent ones, idle ones.
+    pub crowded_closed: [u64; 2],
     /// Connections accepted, refused at the limit.
     pub connections: [u64; 2],
     /// Accepting paused because descriptors or memory ran out.
@@ -169,6 +171,7 @@ impl Meters {
             self.upstream[i] += other.upstream[i];
             self.connections[i] += other.connections[i];
             self.idle_closed[i] += other.idle_closed[i];
+            self.crowded_closed[i] += other.crowded_closed[i];
             self.large_denied[i] += other.large_denied[i];
         }
         for (series, theirs) in &other.tokens {

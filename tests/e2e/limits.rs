@@ -1,7 +1,8 @@
 //! Every limit of the client's side, in bytes, in time and in connections: what is beyond it is
 //! refused with its own name, counted, and the connection ends.
 
-use crate::harness::SOON;
+use crate::harness::metrics::Metrics;
+use crate::harness::{await_until, Conn, Proxy, SOON};
 use crate::rig::{pair, rejected};
 use std::time::{Duration, Instant};
 
@@ -174,10 +175,12 @@ fn an_idle_connection_is_closed_without_a_word() {
 fn connections_over_the_limit_are_503() {
     let (proxy, _backend) = pair(&["max_connections: 20"]);
     let mut held: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
-    // An answer proves that each of them was taken in.
+    // An answer proves that each of them was taken in; none of them idles.
     for conn in &mut held {
         assert_eq!(conn.get("/health").status(), 200);
+        conn.send("GET /v1/models HTTP/1.1\r\n");
     }
+    await_over_the_limit(&proxy);
     let mut turned_away = proxy.connect();
     let response = turned_away.response();
     response.assert_refused(503, "overloaded");
@@ -190,15 +193,70 @@ fn connections_over_the_limit_are_503() {
         conn.try_send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
         conn.response().assert_refused(503, "overloaded");
     }
-    // More than nine tenths are in use: what is forwarded now ends its connection.
+    // Nine tenths are in use: what is forwarded now ends its connection.
     let mut last = held.pop().unwrap();
-    assert_eq!(last.get("/v1/models").head.get("connection"), Some("close"));
+    let answer = last.send("Host: a\r\n\r\n").response();
+    assert_eq!((answer.status(), answer.head.get("connection")), (200, Some("close")));
     last.assert_closes();
-    crate::harness::await_until("the slot is free again", SOON, || {
+    await_until("the slot is free again", SOON, || {
         let mut conn = proxy.connect();
         conn.try_send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
         conn.response().status() == 200
     });
     drop(held);
     assert!(rejected(&proxy, "overloaded") >= 6.0);
+}
+
+/// Waits until a new client is refused: that the last request has begun is known by nothing else.
+fn await_over_the_limit(proxy: &Proxy) {
+    await_until("a new client is refused", SOON, || {
+        let mut conn = proxy.connect();
+        conn.try_send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answer = conn.response();
+        // One that idled gave way to it: it is replaced, so that all are in use again.
+        answer.status() == 503
+    });
+}
+
+/// Catches: clients that take all connections, say nothing, and keep everybody out for as long as a
+/// connection may idle; connections that are closed in a hurry while there is room.
+#[test]
+fn near_the_limit_the_silent_are_closed_soon() {
+    let (proxy, _backend) = pair(&["max_connections: 20"]);
+    let files = proxy.open_files();
+    let mut silent: Vec<_> = (0..17).map(|_| proxy.connect()).collect();
+    await_until("all are accepted", SOON, || proxy.open_files() >= files + 17);
+    silent[0].assert_silent(Duration::from_millis(1500));
+    // This one makes it nine tenths. It has sent something, and may idle.
+    let mut busy = proxy.connect();
+    assert_eq!(busy.get("/health").status(), 200);
+    silent.iter_mut().for_each(Conn::assert_closes);
+    assert_eq!(busy.get("/health").status(), 200);
+    let closed = proxy.metric("llmproxy_crowded_closed_total", &[("kind", "silent")]);
+    assert_eq!(closed, 17.0);
+    assert_eq!(rejected(&proxy, "overloaded"), 0.0);
+}
+
+/// Catches: kept connections that nobody uses, and that keep new clients out; one that gives way
+/// though it was used a moment ago.
+#[test]
+fn at_the_limit_the_longest_idle_gives_way() {
+    let (proxy, _backend) = pair(&["max_connections: 20"]);
+    let mut kept: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    kept.iter_mut().for_each(|conn| assert_eq!(conn.get("/health").status(), 200));
+    // The first is now the last.
+    assert_eq!(kept[0].get("/health").status(), 200);
+    let mut fresh: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for conn in &mut fresh {
+        assert_eq!(conn.get("/health").status(), 200);
+    }
+    kept[1..4].iter_mut().for_each(Conn::assert_closes);
+    for conn in kept[4..].iter_mut().chain(&mut fresh) {
+        assert_eq!(conn.get("/health").status(), 200);
+    }
+    assert_eq!(kept[0].get("/health").status(), 200);
+    let page = Metrics::parse(&fresh[0].get("/metrics").text());
+    assert_eq!(page.sum("llmproxy_crowded_closed_total", &[("kind", "idle")]), 3.0);
+    assert_eq!(page.sum("llmproxy_connections_refused_total", &[]), 0.0);
+    assert_eq!(page.sum("llmproxy_connections_open", &[]), 20.0);
 }

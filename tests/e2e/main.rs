@@ -45,5 +45,6 @@ mod scale;
 mod cli;
 mod clients;
 mod limits;
+mod budget;
 mod listening;
 mod machine;

@@ -1,7 +1,8 @@
 //! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
 
 use crate::base::limits::{
-    BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
+    BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, CONNECTIONS_MAX, HEAD_BYTES_MAX,
+    WORKERS_AUTO_MAX, WORKERS_MAX,
 };
 use crate::config::plan::endpoints;
 use crate::config::plan::{ClientAuth, Cors, HalfClose, Server, ServerTls};
@@ -25,6 +26,10 @@ fn read(s: &mut Section) -> Server {
         s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten().unwrap_or(base.workers);
     let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
     s.doubt_bare_seconds("drain_timeout");
+    s.doubt_bare_seconds("shutdown_delay");
+    let max_body_size = s
+        .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
+        .unwrap_or(base.max_body_size);
     Server {
         listen: listen(s).unwrap_or(base.listen),
         region: s.text("region").unwrap_or_default(),
@@ -33,9 +38,8 @@ fn read(s: &mut Section) -> Server {
         cpu_affinity: cpu_affinity(s, workers),
         max_connections: s.parsed("max_connections", limit).flatten(),
         max_header_bytes: max_header_bytes(s),
-        max_body_size: s
-            .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
-            .unwrap_or(base.max_body_size),
+        max_body_size,
+        max_buffered_bytes: max_buffered_bytes(s, max_body_size),
         header_timeout: s.duration("header_timeout", base.header_timeout),
         body_timeout: s.duration("body_timeout", base.body_timeout),
         write_timeout: s.duration("write_timeout", base.write_timeout),
@@ -63,6 +67,7 @@ fn defaults() -> Server {
         max_header_bytes: HEAD_BYTES_MAX,
         // Images travel inside chat bodies, as base64.
         max_body_size: 32 << 20,
+        max_buffered_bytes: None,
         header_timeout: Duration::from_secs(10),
         body_timeout: Duration::from_secs(30),
         write_timeout: Duration::from_secs(60),
@@ -184,6 +189,22 @@ fn max_header_bytes(s: &mut Section) -> usize {
         }
         Some(bytes) => bytes as usize,
     }
+}
+
+/// A body of the largest size must fit, together with its head.
+fn max_buffered_bytes(s: &mut Section, max_body_size: u64) -> Option<usize> {
+    let range = BUFFERED_BYTES_MIN..=BUFFERED_BYTES_MAX;
+    let size = |text: &str| match text {
+        "auto" => Ok(None),
+        _ => value::size(text, range.clone()).map(Some).map_err(|e| format!("{e}, or auto")),
+    };
+    let bytes = s.parsed("max_buffered_bytes", size).flatten()?;
+    let needed = max_body_size + HEAD_BYTES_MAX as u64;
+    if bytes < needed {
+        let message = format!("must be at least {needed}: max_body_size, and a head of 64 KiB");
+        s.error("max_buffered_bytes", message);
+    }
+    usize::try_from(bytes).ok()
 }
 
 fn drain_timeout(text: &str) -> Result<Option<Duration>, String> {

@@ -31,6 +31,10 @@ pub struct Server {
     pub max_header_bytes: usize,
     /// Decoded bytes of a request body. Beyond: 413.
     pub max_body_size: u64,
+    /// Bytes that the buffers of all workers hold together, bodies and all else; `None` = a share
+    /// of the memory at start. Beyond: 503.
+    #[serde(serialize_with = "print::or_auto")]
+    pub max_buffered_bytes: Option<usize>,
     /// From the first byte of a head to its last. Beyond: 408.
     #[serde(serialize_with = "print::duration")]
     pub header_timeout: Duration,

@@ -36,6 +36,10 @@ impl Facts {
         let sides = ["client", "backend"].into_iter().zip(m.idle_closed);
         let sides = labelled("side", sides.map(|(side, n)| (side.to_owned(), n)));
         page.counter("llmproxy_idle_closed", help, sides)?;
+        let help = "Clients' connections closed to make room, nearly all being in use.";
+        let kinds = ["silent", "idle"].into_iter().zip(m.crowded_closed);
+        let kinds = labelled("kind", kinds.map(|(kind, n)| (kind.to_owned(), n)));
+        page.counter("llmproxy_crowded_closed", help, kinds)?;
         let help = "Connections refused at the limit.";
         page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
         let help = "Times that accepting paused for lack of descriptors or memory.";
@@ -53,6 +57,10 @@ impl Facts {
         let states = [("in_use", g.buffers_in_use), ("idle", g.buffers_idle)];
         let states = labelled("state", states.into_iter().map(|(k, n)| (k.to_owned(), n)));
         page.gauge("llmproxy_buffers", "Pooled buffers, of 16 KiB and of 256 KiB.", states)?;
+        let help = "Bytes that the workers hold in buffers: bodies, heads, answers on their way.";
+        page.gauge("llmproxy_buffered_bytes", help, one(self.budget.held()))?;
+        let help = "Bytes that they may hold (server.max_buffered_bytes).";
+        page.gauge("llmproxy_buffered_bytes_max", help, one(self.budget.max()))?;
         let idle = one(g.upstream_idle);
         page.gauge("llmproxy_upstream_idle", "Kept connections to backends.", idle)?;
         let mut drivers: BTreeMap<&str, u64> = BTreeMap::new();
