@@ -2,7 +2,9 @@
 //! `cargo bench -p bench --bench llm`. The best of many rounds, because the rest is the machine.
 
 use bench::{measure, EVENT};
-use llmproxy::llm::{request, sse::SseScan, usage::UsageScan};
+use llmproxy::llm::dialect::Dialect;
+use llmproxy::llm::sse::{Framing, SseScan};
+use llmproxy::llm::{request, usage::UsageScan};
 use std::hint::black_box;
 
 const USAGE_EVENT: &[u8] = concat!(
@@ -30,6 +32,7 @@ fn main() {
     scan("scan, 1 MB of code", &code.repeat(1_000_000 / code.len()));
 
     let mut usage = UsageScan::default();
+    usage.expect(Dialect::OpenAi, Some(Framing::Events));
     measure("usage, one event", EVENT.len(), || usage.feed(black_box(EVENT)));
     measure("usage, the usage event", USAGE_EVENT.len(), || usage.feed(black_box(USAGE_EVENT)));
     let mut sse = SseScan::default();

@@ -5,6 +5,7 @@ use bench::{measure, EVENT};
 use llmproxy::base::id::RequestIds;
 use llmproxy::config::plan::{KeyForm, Spool};
 use llmproxy::llm::dialect::Dialect;
+use llmproxy::llm::tokens::Oddities;
 use llmproxy::proxy::relay::tap::{Expected, Tap};
 use llmproxy::proxy::route::round_robin::RoundRobin;
 use llmproxy::proxy::route::{pick, Tried};
@@ -99,6 +100,10 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         usage_missing_reason: None,
         latency_ms: 1_000,
         ttft_ms: Some(100),
+        first_byte_ms: Some(90),
+        audio_seconds: None,
+        oddities: Oddities::default(),
+        engine_error: None,
         retry_count: 0,
         fallback_used: false,
         outcome: Outcome::Complete,

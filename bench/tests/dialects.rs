@@ -4,10 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops loudly")]
 
 use llmproxy::llm::dialect::Dialect;
-use llmproxy::llm::ending::{ended, in_band_error};
+use llmproxy::llm::ending::ended;
 use llmproxy::llm::header_usage;
 use llmproxy::llm::inflate::{self, Coding};
-use llmproxy::llm::sse::{Framing, SseScan};
+use llmproxy::llm::sse::Framing;
 use llmproxy::llm::usage::UsageScan;
 use loadtest::mock::pack::Packing;
 use loadtest::script::{self, errors, Api, Ask, Dialect as Engine, Usage};
@@ -50,22 +50,23 @@ fn ask(dialect: Engine, api: Api, stream: bool) -> Ask {
 }
 
 /// Usage, end mark and error of a body fed in pieces of seven bytes.
-fn read(dialect: Dialect, framing: Framing, body: &[u8]) -> (Option<(u64, u64)>, bool, bool) {
-    let (mut usage, mut events) = (UsageScan::default(), SseScan::new(framing));
-    usage.expect(dialect);
-    for piece in body.chunks(7) {
-        usage.feed(piece);
-        events.feed(piece);
-    }
+fn read(
+    dialect: Dialect,
+    framing: Option<Framing>,
+    body: &[u8],
+) -> (Option<(u64, u64)>, bool, bool) {
+    let mut usage = UsageScan::default();
+    usage.expect(dialect, framing);
+    body.chunks(7).for_each(|piece| usage.feed(piece));
     let counts = usage.usage().map(|u| (u.prompt_tokens, u.completion_tokens));
-    let ended = ended(dialect, &events, &usage) == Some(true);
-    (counts, ended, in_band_error(&events, &usage))
+    (counts, ended(dialect, &usage) == Some(true), usage.facts().error())
 }
 
-fn framing(api: Api) -> Framing {
+fn framing(api: Api, stream: bool) -> Option<Framing> {
     match api {
-        Api::OllamaChat | Api::OllamaGenerate => Framing::Lines,
-        _ => Framing::Events,
+        _ if !stream => None,
+        Api::OllamaChat | Api::OllamaGenerate => Some(Framing::Lines),
+        _ => Some(Framing::Events),
     }
 }
 
@@ -83,7 +84,7 @@ fn every_engine_is_understood() {
                 _ => (40, 9),
             };
             let body = script::expected_body(&ask);
-            let (usage, ended, error) = read(dialect, framing(api), &body);
+            let (usage, ended, error) = read(dialect, framing(api, ask.stream), &body);
             assert_eq!((usage, error), (Some(expected), false), "{engine:?} {api:?} {stream}");
             assert!(ended || !ask.stream, "{engine:?} {api:?}");
         }
@@ -98,8 +99,7 @@ fn the_head_of_raw_embeddings_has_their_usage() {
     let fields = [(&b"Metadata"[..], metadata.as_bytes())];
     let usage = header_usage::usage_of(fields).unwrap();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (40, 0));
-    let (of_body, _, error) =
-        read(Dialect::Embeddings, Framing::Events, &script::answer_body(&ask));
+    let (of_body, _, error) = read(Dialect::Embeddings, None, &script::answer_body(&ask));
     assert_eq!((of_body, error), (None, false));
 }
 
@@ -109,7 +109,8 @@ fn every_engines_error_in_a_stream_is_noticed() {
     for (engine, api, path) in endpoints() {
         let pieces = errors::in_stream(engine, api, 0);
         let body: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
-        let (usage, _, error) = read(Dialect::of(path.as_bytes()), framing(api), &body);
+        let framing = framing(api, api != Api::Embeddings);
+        let (usage, _, error) = read(Dialect::of(path.as_bytes()), framing, &body);
         assert_eq!(usage, None);
         // Where the engine says nothing (it just ends), there is nothing to notice.
         assert_eq!(error, says_error(&body), "{engine:?} {api:?}");
@@ -134,12 +135,14 @@ fn every_engine_is_understood_packed() {
                 } else {
                     packing.body(&script::answer_body(&ask))
                 };
-                let usage = inflate::usage_of(coding, &packed, Dialect::of(path.as_bytes()));
+                let form = (Dialect::of(path.as_bytes()), framing(api, ask.stream));
+                let found = inflate::find_in(coding, &packed, form);
                 let plain = script::expected_body(&ask);
                 let mut scan = UsageScan::default();
-                scan.expect(Dialect::of(path.as_bytes()));
+                scan.expect(form.0, form.1);
                 scan.feed(&plain);
                 assert!(scan.usage().is_some());
+                let usage = found.map(|found| found.usage);
                 assert_eq!(usage, Ok(scan.usage()), "{packing:?} {engine:?} {api:?}");
             }
         }

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmproxy::llm::dialect::Dialect;
-use llmproxy::llm::ending::{ended, in_band_error};
+use llmproxy::llm::ending::ended;
 use llmproxy::llm::sse::{Framing, SseScan};
 use llmproxy::llm::usage::{Usage, UsageScan};
 
@@ -21,13 +21,13 @@ type Said = (Option<Usage>, Option<bool>, bool, u64, bool);
 
 fn read<'a>(dialect: Dialect, framing: Framing, pieces: impl Iterator<Item = &'a [u8]>) -> Said {
     let mut usage = UsageScan::default();
-    usage.expect(dialect);
+    usage.expect(dialect, Some(framing));
     let mut events = SseScan::new(framing);
     for piece in pieces {
         usage.feed(piece);
         events.feed(piece);
     }
-    let (ended, error) = (ended(dialect, &events, &usage), in_band_error(&events, &usage));
+    let (ended, error) = (ended(dialect, &usage), usage.facts().error());
     (usage.usage(), ended, error, events.events(), events.at_boundary())
 }
 

@@ -1,15 +1,24 @@
-//! Any bytes, cut anywhere, give the same usage and id as in one piece.
+//! Any bytes, as a whole answer or a stream and cut anywhere, say the same as in one piece.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use llmproxy::llm::dialect::Dialect;
+use llmproxy::llm::sse::Framing;
 use llmproxy::llm::usage::UsageScan;
 
-fuzz_target!(|input: (u8, &[u8])| {
-    let (piece, bytes) = input;
-    let mut whole = UsageScan::default();
+fuzz_target!(|input: (u8, u8, &[u8])| {
+    let (piece, framing, bytes) = input;
+    let framing = [None, Some(Framing::Events), Some(Framing::Lines)][usize::from(framing % 3)];
+    let scan = || {
+        let mut scan = UsageScan::default();
+        scan.expect(Dialect::OpenAi, framing);
+        scan
+    };
+    let (mut whole, mut cut) = (scan(), scan());
     whole.feed(bytes);
-    let mut cut = UsageScan::default();
     bytes.chunks(usize::from(piece) + 1).for_each(|piece| cut.feed(piece));
     assert_eq!(whole.usage(), cut.usage());
     assert_eq!(whole.upstream_id(), cut.upstream_id());
+    assert_eq!(whole.facts().fault(), cut.facts().fault());
+    assert_eq!(whole.facts().content_events(), cut.facts().content_events());
 });

@@ -33,11 +33,9 @@ pub const BODY_EXTENSION_BYTES_MAX: usize = 4 * 1024;
 pub const INTERIM_RESPONSES_MAX: usize = 8;
 /// Nesting of a JSON request body that is scanned for its fields. Beyond: 400.
 pub const JSON_DEPTH_MAX: usize = 64;
-/// Bytes of one `usage` object that the tap captures. Beyond: usage counts as missing.
-pub const USAGE_OBJECT_BYTES_MAX: usize = 4 * 1024;
 /// Bytes that a packed answer may unpack to while it is searched for usage. Beyond: usage counts as
 /// missing.
-pub const INFLATED_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const INFLATED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of what a decoder of zstd holds at a time: what RFC 8878 asks everybody to take, and asks
 /// senders not to exceed. (Brotli's largest is 16 MiB, gzip's 32 KiB.) Beyond: usage counts as
 /// missing.
@@ -67,7 +65,9 @@ pub const UNPACKING_MAX: usize = 4;
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a packed answer of which a copy is kept, to be unpacked for its usage. Beyond: the
 /// record says why it has none.
-pub const PACKED_BYTES_MAX: usize = 256 * 1024;
+pub const PACKED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of all these copies together. Beyond: the record says that there was no room.
+pub const PACKED_TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 

@@ -142,8 +142,11 @@ mod tests {
         write_last_event(dialect, &fault, events, &mut out);
         let mut scan = crate::llm::sse::SseScan::default();
         scan.feed(&out);
-        assert_eq!((scan.events(), scan.at_boundary(), scan.done()), (1, true, false));
-        assert!(scan.in_band_error());
+        assert_eq!((scan.events(), scan.at_boundary()), (1, true));
+        let mut said = crate::llm::usage::UsageScan::default();
+        said.expect(dialect, Some(crate::llm::sse::Framing::Events));
+        said.feed(&out);
+        assert!(said.facts().error() && !said.done());
         let text = String::from_utf8(out).unwrap();
         let (before, json) = text.split_once("data: ").unwrap();
         (before.to_owned(), serde_json::from_str(json).unwrap())

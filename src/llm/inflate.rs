@@ -5,15 +5,20 @@
 //! send a bomb: what is unpacked and what a decoder may hold are both limited.
 
 use super::dialect::Dialect;
-use super::tokens::Usage;
+use super::sse::Framing;
+use super::tokens::{Oddities, Usage};
+use super::usage::number::Odd;
 use super::usage::UsageScan;
-use crate::base::limits::{INFLATED_BYTES_MAX, INFLATE_WINDOW_BYTES_MAX};
+use crate::base::limits::{
+    INFLATED_BYTES_MAX, INFLATE_WINDOW_BYTES_MAX, PACKED_BYTES_MAX, PACKED_TOTAL_BYTES_MAX,
+};
 use brotli_decompressor::BrotliDecoderParameter;
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::StreamingDecoder;
 use std::io::Read;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Bytes that are unpacked and searched at a time.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -41,27 +46,67 @@ pub enum InflateFault {
     TooLarge,
 }
 
+/// Bytes that all copies of packed answers have room for.
+static ROOM_TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Why there is no copy of a packed answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoCopy {
+    /// It is longer than [`PACKED_BYTES_MAX`].
+    TooLarge,
+    /// All copies together would be more than [`PACKED_TOTAL_BYTES_MAX`].
+    NoRoom,
+}
+
+/// What was found in a packed answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Tokens.
+    pub usage: Option<Usage>,
+    /// Seconds of audio.
+    pub audio_seconds: Option<u64>,
+    /// What is strange in the counts.
+    pub oddities: Oddities,
+    /// Why there are no tokens although the engine said something.
+    pub fault: Option<Odd>,
+}
+
 /// A copy of a packed answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Packed {
     coding: Coding,
     dialect: Dialect,
+    framing: Option<Framing>,
+    /// Its capacity is a part of [`ROOM_TAKEN`].
     bytes: Vec<u8>,
 }
 
 impl Packed {
     /// Of an answer that has not begun.
-    pub fn new(coding: Coding, dialect: Dialect) -> Packed {
-        Packed { coding, dialect, bytes: Vec::new() }
+    pub fn new(coding: Coding, dialect: Dialect, framing: Option<Framing>) -> Packed {
+        Packed { coding, dialect, framing, bytes: Vec::new() }
     }
 
-    /// Keeps what comes; false when that would be more than so many bytes, and is not kept.
-    pub fn keep(&mut self, more: &[u8], bytes_max: usize) -> bool {
-        let fits = self.bytes.len() + more.len() <= bytes_max;
-        if fits {
-            self.bytes.extend_from_slice(more);
+    /// Keeps what comes, or says why not.
+    pub fn keep(&mut self, more: &[u8]) -> Result<(), NoCopy> {
+        let len = self.bytes.len() + more.len();
+        if len > PACKED_BYTES_MAX {
+            return Err(NoCopy::TooLarge);
         }
-        fits
+        let had = self.bytes.capacity();
+        if len > had {
+            let room = len.next_power_of_two();
+            let taken = ROOM_TAKEN.fetch_add(room - had, Relaxed);
+            if taken + room - had > PACKED_TOTAL_BYTES_MAX {
+                ROOM_TAKEN.fetch_sub(room - had, Relaxed);
+                return Err(NoCopy::NoRoom);
+            }
+            self.bytes.reserve_exact(room - self.bytes.len());
+            // An allocator may give more than was asked for.
+            ROOM_TAKEN.fetch_add(self.bytes.capacity() - room, Relaxed);
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(())
     }
 
     /// Bytes that are kept.
@@ -69,12 +114,25 @@ impl Packed {
         self.bytes.len()
     }
 
-    /// The usage in it. Not for a worker.
+    /// What is in it. Not for a worker.
     ///
     /// # Errors
-    /// See [`usage_of`].
-    pub fn usage(&self) -> Result<Option<Usage>, InflateFault> {
-        usage_of(self.coding, &self.bytes, self.dialect)
+    /// See [`find_in`].
+    pub fn find(&self) -> Result<Found, InflateFault> {
+        find_in(self.coding, &self.bytes, (self.dialect, self.framing))
+    }
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        ROOM_TAKEN.fetch_sub(self.bytes.capacity(), Relaxed);
+    }
+}
+
+impl Clone for Packed {
+    /// Of the same answer, without its bytes.
+    fn clone(&self) -> Packed {
+        Packed::new(self.coding, self.dialect, self.framing)
     }
 }
 
@@ -94,19 +152,25 @@ impl Coding {
     }
 }
 
-/// The usage in a whole answer that came packed. Takes time in proportion to what it unpacks to,
+/// What is in a whole answer that came packed. Takes time in proportion to what it unpacks to,
 /// at most [`INFLATED_BYTES_MAX`]; not for a worker.
-pub fn usage_of(
+pub fn find_in(
     coding: Coding,
     packed: &[u8],
-    dialect: Dialect,
-) -> Result<Option<Usage>, InflateFault> {
+    (dialect, framing): (Dialect, Option<Framing>),
+) -> Result<Found, InflateFault> {
     let mut scan = UsageScan::default();
-    scan.expect(dialect);
+    scan.expect(dialect, framing);
     // The decoders are strangers: what they do not survive is a broken answer, and no more.
     let unpacked = catch_unwind(AssertUnwindSafe(|| unpack(coding, packed, &mut scan)));
     unpacked.unwrap_or(Err(InflateFault::Broken))?;
-    Ok(scan.usage())
+    let facts = scan.facts();
+    Ok(Found {
+        usage: facts.usage(),
+        audio_seconds: facts.seconds(),
+        oddities: facts.oddities(),
+        fault: facts.fault(),
+    })
 }
 
 fn unpack(coding: Coding, packed: &[u8], scan: &mut UsageScan) -> Result<(), InflateFault> {

@@ -1,16 +1,15 @@
 //! Events and their boundaries in a stream that passes: server-sent events (WHATWG HTML, 9.2.6),
 //! or lines of JSON (NDJSON), of which each is an event.
 //!
-//! The proxy counts tokens by it, asks before it adds an error event of its own (between two
-//! events that is an event to the client, inside of one it would be garbage), and learns from the
-//! beginnings of lines whether the stream told of an error, or that it is over.
+//! This looks at what went to the client: the proxy counts events by it, and asks before it adds an
+//! error event of its own (between two events that is an event to the client, inside of one it
+//! would be garbage). What the events say, [`super::usage`] reads.
 
 use super::finish::FinishWatch;
 use memchr::memchr2;
 
-/// As much of a line as tells what it is: `data: {"type":"response.incomplete"` and the byte that
-/// makes it longer than that, with some spaces. What has more of them is not recognised.
-const HEAD_BYTES: usize = 39;
+/// As much of a line as tells what it is: `data: [DONE]`, and the byte that makes it longer.
+const HEAD_BYTES: usize = 13;
 
 /// What separates the events of a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,10 +41,6 @@ pub struct SseScan {
     pub finish: FinishWatch,
     events: u64,
     framing: Framing,
-    done: bool,
-    message_stop: bool,
-    response_end: bool,
-    error: bool,
     /// A line with something in it began after the last blank line (NDJSON: after the last line).
     inside: bool,
     /// The event being read has a data line that is not `[DONE]`.
@@ -56,16 +51,10 @@ pub struct SseScan {
     head: Head,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Head {
     bytes: [u8; HEAD_BYTES],
     len: u8,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Head { bytes: [0; HEAD_BYTES], len: 0 }
-    }
 }
 
 impl SseScan {
@@ -110,26 +99,6 @@ impl SseScan {
         self.framing == Framing::Lines
     }
 
-    /// The line `data: [DONE]` was seen.
-    pub fn done(&self) -> bool {
-        self.done
-    }
-
-    /// `message_stop` was seen, which ends an answer of `/v1/messages`.
-    pub fn message_stopped(&self) -> bool {
-        self.message_stop
-    }
-
-    /// `response.completed`, `response.incomplete` or `response.failed` was seen.
-    pub fn response_ended(&self) -> bool {
-        self.response_end
-    }
-
-    /// The stream told of an error: an event or data of that name, or `response.failed`.
-    pub fn in_band_error(&self) -> bool {
-        self.error
-    }
-
     /// A line ends here; `piece` is what this slice holds of it.
     fn end_line(&mut self, piece: &[u8]) {
         if self.head.len == 0 {
@@ -146,10 +115,7 @@ impl SseScan {
         let line = line.get(..HEAD_BYTES).unwrap_or(line);
         if self.framing == Framing::Lines {
             self.inside = false;
-            if !line.trim_ascii().is_empty() {
-                self.events += 1;
-                self.judge_data(line);
-            }
+            self.events += u64::from(!line.trim_ascii().is_empty());
             return;
         }
         if line.is_empty() {
@@ -161,60 +127,9 @@ impl SseScan {
         self.inside = true;
         // A field name ends at the colon or with the line; one space after the colon is dropped.
         match line.strip_prefix(b"data") {
-            Some(b": [DONE]" | b":[DONE]") => self.done = true,
-            Some([]) => self.has_data = true,
-            Some([b':', value @ ..]) => {
-                self.has_data = true;
-                self.judge_data(value);
-            }
+            Some(b": [DONE]" | b":[DONE]") | None => {}
+            Some([] | [b':', ..]) => self.has_data = true,
             Some(_) => {}
-            None => self.judge_other(line),
-        }
-    }
-
-    /// Data that begins with `{"error":`, or with the type of an event that matters.
-    fn judge_data(&mut self, value: &[u8]) {
-        let Some(rest) = inside_object(value) else { return };
-        // Nearly always it is the id that comes first.
-        match rest.first() {
-            Some(b'e') => {
-                let value = rest.strip_prefix(b"error\"").and_then(member_value);
-                self.error |= value.is_some_and(|value| matches!(value.first(), Some(b'{' | b'"')));
-            }
-            Some(b't') => {
-                let value = rest.strip_prefix(b"type\"").and_then(member_value);
-                if let Some(name) = value.and_then(quoted) {
-                    self.judge_name(name);
-                }
-            }
-            // Errors of older servers are flat.
-            Some(b'o') => {
-                let value = rest.strip_prefix(b"object\"").and_then(member_value);
-                self.error |= value.and_then(quoted) == Some(b"error");
-            }
-            _ => {}
-        }
-    }
-
-    /// A line that is no data: the event's name, or nothing to us.
-    fn judge_other(&mut self, line: &[u8]) {
-        if let Some(name) = line.strip_prefix(b"event:") {
-            self.judge_name(name.strip_prefix(b" ").unwrap_or(name));
-        }
-        // llama.cpp had a field of its own for them.
-        self.error |= line.starts_with(b"error:");
-    }
-
-    fn judge_name(&mut self, name: &[u8]) {
-        match name {
-            b"message_stop" => self.message_stop = true,
-            b"response.completed" | b"response.incomplete" => self.response_end = true,
-            b"response.failed" => {
-                self.response_end = true;
-                self.error = true;
-            }
-            b"error" => self.error = true,
-            _ => {}
         }
     }
 
@@ -230,23 +145,6 @@ impl SseScan {
         }
         self.head.len += kept;
     }
-}
-
-/// What stands behind the first quote of an object.
-fn inside_object(value: &[u8]) -> Option<&[u8]> {
-    let value = value.trim_ascii_start().strip_prefix(b"{")?;
-    value.trim_ascii_start().strip_prefix(b"\"")
-}
-
-/// What stands behind the colon.
-fn member_value(rest: &[u8]) -> Option<&[u8]> {
-    rest.trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start)
-}
-
-/// The text in quotes that the value begins with.
-fn quoted(value: &[u8]) -> Option<&[u8]> {
-    let text = value.strip_prefix(b"\"")?;
-    text.iter().position(|byte| *byte == b'"').and_then(|end| text.get(..end))
 }
 
 #[cfg(test)]

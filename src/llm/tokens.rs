@@ -1,9 +1,4 @@
-//! One `usage` object becomes token counts, whatever the names in it.
-
-use super::json::{Fault, Reader};
-
-mod plain;
-pub use plain::read_plain;
+//! Tokens of one request, as an engine counted them.
 
 /// Beyond this an integer is not exact in every JSON parser (RFC 8259 section 6), and no engine
 /// ever counted so far.
@@ -41,152 +36,60 @@ impl Usage {
     }
 }
 
-/// One usage object, and whether others may complete it.
-#[derive(Debug, Clone, Copy)]
-pub struct Report {
-    usage: Usage,
-    /// Written with `input_tokens`/`output_tokens`: Anthropic streams report in two parts.
-    in_parts: bool,
-}
+/// What is strange in counts that are kept all the same: somebody should look at the engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Oddities(u8);
 
-/// Reads a whole object. `None` when it holds no tokens (audio seconds, all zeros as Ollama and
-/// LocalAI send before the real one) or a number that cannot be: a wrong bill is worse than a
-/// missing one, because a missing one is seen.
-pub fn read(object: &[u8]) -> Option<Report> {
-    Counts::read(&mut Reader::new(object)).ok()?.report()
-}
+impl Oddities {
+    /// A zero came after a count; the count was kept.
+    pub const ZERO_AFTER_COUNT: Oddities = Oddities(1);
+    /// More tokens of the prompt were cached than it had.
+    pub const CACHED_EXCEEDS_PROMPT: Oddities = Oddities(2);
+    /// Each of them, with its name in records.
+    pub const ALL: [(Oddities, &'static str); 2] = [
+        (Oddities::ZERO_AFTER_COUNT, "zero_after_count"),
+        (Oddities::CACHED_EXCEEDS_PROMPT, "cached_exceeds_prompt"),
+    ];
 
-impl Report {
-    /// This report, the later one, with what only the earlier one said. Anthropic's
-    /// `message_start` has the input and `message_delta` the output, some with a better input
-    /// (Ollama's first is an estimate). All other reports stand alone.
-    pub fn after(mut self, earlier: Option<Report>) -> Report {
-        if let Some(Report { usage: earlier, in_parts: true }) = earlier.filter(|_| self.in_parts) {
-            let usage = &mut self.usage;
-            let missing = earlier.prompt_tokens.saturating_sub(usage.prompt_tokens);
-            usage.prompt_tokens += missing;
-            usage.total_tokens += missing;
-            usage.cached_tokens = usage.cached_tokens.or(earlier.cached_tokens);
-        }
-        self
+    /// These and those.
+    pub fn and(self, others: Oddities) -> Oddities {
+        Oddities(self.0 | others.0)
     }
 
-    /// The tokens.
-    pub fn usage(&self) -> Usage {
-        self.usage
-    }
-}
-
-/// The numbers by the names that engines use.
-#[derive(Default)]
-struct Counts {
-    prompt: Option<u64>,
-    completion: Option<u64>,
-    total: Option<u64>,
-    input: Option<u64>,
-    output: Option<u64>,
-    cache_read: Option<u64>,
-    cache_creation: Option<u64>,
-    cached: Option<u64>,
-    reasoning: Option<u64>,
-    /// A number was negative, broken or beyond [`TOKENS_MAX`].
-    absurd: bool,
-}
-
-impl Counts {
-    fn report(&self) -> Option<Report> {
-        if self.absurd {
-            return None;
-        }
-        let in_parts = self.prompt.is_none() && self.completion.is_none();
-        let uncached = self.input.unwrap_or(0);
-        let input = uncached + self.cache_read.unwrap_or(0) + self.cache_creation.unwrap_or(0);
-        let prompt_tokens = self.prompt.unwrap_or(input);
-        let completion_tokens = self.completion.or(self.output).unwrap_or(0);
-        let usage = Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: self.total.unwrap_or(prompt_tokens + completion_tokens),
-            cached_tokens: self.cached.or(self.cache_read),
-            reasoning_tokens: self.reasoning,
-        };
-        let empty = usage.total_tokens == 0 && prompt_tokens == 0 && completion_tokens == 0;
-        (!empty).then_some(Report { usage, in_parts })
+    /// As bits, for the spool.
+    pub fn bits(self) -> u8 {
+        self.0
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Counts, Fault> {
-        let mut counts = Counts::default();
-        let mut key = reader.enter_object()?;
-        while let Some(name) = key {
-            match wanted_of(name) {
-                Some(wanted) => counts.details(wanted, reader)?,
-                None => counts.member(name, reader)?,
-            }
-            key = reader.next_key()?;
-        }
-        Ok(counts)
+    /// From bits; those that this version does not know stay.
+    pub fn from_bits(bits: u8) -> Oddities {
+        Oddities(bits)
     }
 
-    /// Where the number under a name belongs.
-    fn field(&mut self, name: &[u8]) -> Option<&mut Option<u64>> {
-        Some(match name {
-            b"prompt_tokens" => &mut self.prompt,
-            b"completion_tokens" => &mut self.completion,
-            b"total_tokens" => &mut self.total,
-            b"input_tokens" => &mut self.input,
-            b"output_tokens" => &mut self.output,
-            b"cache_read_input_tokens" => &mut self.cache_read,
-            b"cache_creation_input_tokens" => &mut self.cache_creation,
-            b"cached_tokens" => &mut self.cached,
-            // SGLang has it beside the counts, others among the details.
-            b"reasoning_tokens" => &mut self.reasoning,
-            _ => return None,
-        })
+    /// True when there is nothing strange.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
-    /// Reads the value of one key.
-    fn member(&mut self, name: &[u8], reader: &mut Reader<'_>) -> Result<(), Fault> {
-        let Some(field) = self.field(name) else { return reader.skip_value() };
-        if !matches!(reader.peek(), Some(b'-' | b'0'..=b'9')) {
-            return reader.skip_value();
+    /// Their names in one text; `None` when there is none.
+    pub fn words(self) -> Option<&'static str> {
+        let both = Oddities::ZERO_AFTER_COUNT.and(Oddities::CACHED_EXCEEDS_PROMPT);
+        match self.0 & both.0 {
+            0 => None,
+            all if all == both.0 => Some("zero_after_count,cached_exceeds_prompt"),
+            _ => self.names().next(),
         }
-        match count(reader.number()?) {
-            Some(count) => *field = Some(count),
-            None => self.absurd = true,
-        }
-        Ok(())
     }
 
-    /// Reads a details object (or the null that vLLM sends for none) for one number in it.
-    fn details(&mut self, wanted: &[u8], reader: &mut Reader<'_>) -> Result<(), Fault> {
-        if reader.peek() != Some(b'{') {
-            return reader.skip_value();
-        }
-        let mut key = reader.enter_object()?;
-        while let Some(name) = key {
-            if name == wanted {
-                self.member(name, reader)?;
-            } else {
-                reader.skip_value()?;
-            }
-            key = reader.next_key()?;
-        }
-        Ok(())
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Oddities::ALL.into_iter().filter(move |(one, _)| self.0 & one.0 != 0).map(|(_, name)| name)
     }
 }
 
-/// The number that is wanted of a details object, by the name of that.
-fn wanted_of(details: &[u8]) -> Option<&'static [u8]> {
-    match details {
-        b"prompt_tokens_details" | b"input_tokens_details" => Some(b"cached_tokens"),
-        b"completion_tokens_details" | b"output_tokens_details" => Some(b"reasoning_tokens"),
-        _ => None,
-    }
-}
-
-/// A number of tokens; `None` for one that cannot be.
+/// A number of tokens in a field of a head; `None` for one that cannot be.
 pub fn count(number: &[u8]) -> Option<u64> {
-    // 16 digits cannot overflow, and a JSON number has no zeros before the others.
+    // 16 digits cannot overflow.
     if number.is_empty() || number.len() > 16 || !number.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -207,6 +207,7 @@ fn log(w: &Worker, request: &Request, story: &Story) {
 #[derive(Clone, Copy, Default)]
 struct Times {
     latency: Duration,
+    first_byte: Option<Duration>,
     ttft: Option<Duration>,
 }
 
@@ -214,9 +215,11 @@ impl Times {
     /// Of a request that ended then, or now.
     fn of(request: &Request, tap: &Tap, ended: Option<Instant>) -> Times {
         let ended = ended.unwrap_or_else(Instant::now);
+        let since = |when: Instant| when.saturating_duration_since(request.started);
         Times {
-            latency: ended.saturating_duration_since(request.started),
-            ttft: tap.first_byte.map(|first| first.saturating_duration_since(request.started)),
+            latency: since(ended),
+            first_byte: tap.first_byte.map(since),
+            ttft: tap.first_token().map(since),
         }
     }
 }
@@ -241,7 +244,7 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
     if story.fallback {
         meters.fallbacks += 1;
     }
-    if let (Ending::Complete, Some(code)) = (story.ending, broken_inside(tap, story)) {
+    if let (Ending::Complete, Some(code)) = (story.ending, broken_inside(request, tap, story)) {
         *meters.faults.entry((story.backend, code)).or_default() += 1;
     }
     match tap.usage() {
@@ -260,6 +263,12 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
         None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
         None => {}
     }
+    if let Some(odd) = tap.body_usage.facts().fault() {
+        *meters.odd_counts.entry(odd.as_str()).or_default() += 1;
+    }
+    for odd in tap.body_usage.facts().oddities().names() {
+        *meters.odd_counts.entry(odd).or_default() += 1;
+    }
 }
 
 /// Paths of which an answer without usage is worth a counter.
@@ -277,7 +286,7 @@ fn fill(
     sent: u64,
 ) {
     let (outcome, error) = match story.ending {
-        Ending::Complete => match broken_inside(tap, story) {
+        Ending::Complete => match broken_inside(request, tap, story) {
             Some(code) => (record::Outcome::BackendError, Some(code)),
             None => (record::Outcome::Complete, None),
         },
@@ -307,10 +316,14 @@ fn fill(
         usage: tap.usage(),
         latency_ms: millis(times.latency),
         ttft_ms: times.ttft.map(millis),
+        first_byte_ms: times.first_byte.map(millis),
         retry_count: story.retries,
         fallback_used: story.fallback,
         outcome,
         error: error.map(Into::into),
+        engine_error: text(record.engine_error.take(), tap.body_usage.facts().error_code()),
+        audio_seconds: tap.body_usage.facts().seconds(),
+        oddities: tap.body_usage.facts().oddities(),
         counted: counted(w, tap, outcome),
         usage_missing_reason: tap.why_missing().map(Into::into),
         upstream_id: text(record.upstream_id.take(), tap.body_usage.upstream_id()),
@@ -322,24 +335,19 @@ fn fill(
     };
 }
 
-/// What is wrong with a stream whose bytes all came. A status of 200 was sent before the engine
-/// knew; some say so in the stream, others just end it.
-fn broken_inside(tap: &Tap, story: &Story) -> Option<&'static str> {
-    if story.status != 200 {
-        return None;
-    }
-    if tap.in_band_error() {
-        return Some("error_in_stream");
-    }
-    (tap.ended() == Some(false)).then_some("stream_unfinished")
+/// What is wrong with an answer of status 200 whose bytes all came.
+fn broken_inside(request: &Request, tap: &Tap, story: &Story) -> Option<&'static str> {
+    // What is not asked of a model has no form that could be missed.
+    let is_answer = story.status == 200 && request.method == Some(Method::Post);
+    is_answer.then(|| tap.broken_inside()).flatten()
 }
 
 /// Content events of a stream that ended before its engine told its tokens, if they are to stand
 /// for them. Most engines send one token in each.
 fn counted(w: &Worker, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
     let is_wanted = w.plan.usage.estimate_on_abort && outcome != record::Outcome::Complete;
-    let events = tap.events.as_ref().filter(|_| is_wanted && tap.usage().is_none())?;
-    Some(events.events())
+    let is_missing = is_wanted && tap.events.is_some() && tap.usage().is_none();
+    is_missing.then(|| tap.body_usage.facts().content_events())
 }
 
 /// A text, in the room of an old one.

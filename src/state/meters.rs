@@ -80,6 +80,9 @@ pub struct Meters {
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
     pub tokens: QuickMap<TokenSeries, Tokens>,
+    /// Counts that were refused, and counts that were kept although they are strange, by what is
+    /// wrong with them.
+    pub odd_counts: QuickMap<&'static str, u64>,
     /// Answers of metered paths that carried no usage.
     pub usage_missing: u64,
     /// Streams with an event that was too long to tell whether the client should get it.
@@ -177,6 +180,7 @@ impl Meters {
         for (series, theirs) in &other.tokens {
             self.tokens.entry(*series).or_default().add(*theirs);
         }
+        sum(&mut self.odd_counts, &other.odd_counts);
         self.usage_missing += other.usage_missing;
         self.events_unjudged += other.events_unjudged;
         self.accept_pauses += other.accept_pauses;

@@ -9,7 +9,7 @@ pub mod line;
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::inflate::{InflateFault, Packed};
-use crate::llm::tokens::Usage;
+use crate::llm::tokens::{Oddities, Usage};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -48,12 +48,19 @@ pub struct UsageRecord {
     /// Completion tokens counted by content events, where the engine reported nothing and the
     /// configuration asks for an estimate.
     pub counted: Option<u64>,
-    /// Why an answer that is over has no usage, where we know: it was compressed and too large.
+    /// Seconds of audio, where an engine reported these instead of tokens.
+    pub audio_seconds: Option<u64>,
+    /// What is strange in the counts.
+    pub oddities: Oddities,
+    /// Why an answer that is over has no usage, where we know: its counts are no numbers of tokens,
+    /// or it was compressed and too large.
     pub usage_missing_reason: Option<Cow<'static, str>>,
     /// From the complete request head to the last byte of the answer.
     pub latency_ms: u64,
-    /// From the complete request head to the first byte of the answer's body.
+    /// From the complete request head to the first token; of what is no stream, to the first byte.
     pub ttft_ms: Option<u64>,
+    /// From the complete request head to the first byte of the answer's body.
+    pub first_byte_ms: Option<u64>,
     /// Tries after the first.
     pub retry_count: u32,
     /// A backend other than the one first picked answered.
@@ -62,6 +69,8 @@ pub struct UsageRecord {
     pub outcome: Outcome,
     /// Code of the error that ended it.
     pub error: Option<Cow<'static, str>>,
+    /// The engine's own code or type of an error that it told of inside its answer.
+    pub engine_error: Option<String>,
     /// The engine's id of its answer.
     pub upstream_id: Option<String>,
     /// Bytes of the request body.
@@ -125,10 +134,10 @@ impl UsageRecord {
     /// Where the token counts come from: `engine`, `counted` by us from the events that passed, or
     /// `missing`. Whether they are final is for `status` to say.
     pub fn usage_source(&self) -> &'static str {
-        match (self.usage, self.counted) {
-            (Some(_), _) => "engine",
-            (None, Some(_)) => "counted",
-            (None, None) => "missing",
+        match (self.usage, self.audio_seconds, self.counted) {
+            (Some(_), _, _) | (None, Some(_), _) => "engine",
+            (None, None, Some(_)) => "counted",
+            (None, None, None) => "missing",
         }
     }
 
@@ -141,8 +150,13 @@ impl UsageRecord {
     /// worker.
     pub fn unpack(&mut self) {
         let Some(packed) = self.packed.take() else { return };
-        match packed.usage() {
-            Ok(usage) => self.usage = usage,
+        match packed.find() {
+            Ok(found) => {
+                self.usage = found.usage;
+                self.audio_seconds = found.audio_seconds;
+                self.oddities = found.oddities;
+                self.usage_missing_reason = found.fault.map(|odd| odd.as_str().into());
+            }
             Err(InflateFault::TooLarge) => {
                 self.usage_missing_reason = Some("packed_too_large".into());
             }
@@ -185,6 +199,12 @@ impl Serialize for Form<'_> {
             map.serialize_entry("usage", &r.usage.map(Tokens))?;
         }
         map.serialize_entry("usage_source", r.usage_source())?;
+        if let Some(seconds) = r.audio_seconds {
+            map.serialize_entry("audio_seconds", &seconds)?;
+        }
+        if !r.oddities.is_empty() {
+            map.serialize_entry("usage_warnings", &r.oddities.names().collect::<Vec<_>>())?;
+        }
         if let Some(reason) = &r.usage_missing_reason {
             map.serialize_entry("usage_missing_reason", reason)?;
         }
@@ -197,10 +217,14 @@ impl Serialize for Form<'_> {
         map.serialize_entry("status_code", &r.status_code)?;
         map.serialize_entry("latency_ms", &r.latency_ms)?;
         map.serialize_entry("ttft_ms", &r.ttft_ms)?;
+        map.serialize_entry("first_byte_ms", &r.first_byte_ms)?;
         map.serialize_entry("retry_count", &r.retry_count)?;
         map.serialize_entry("fallback_used", &r.fallback_used)?;
         map.serialize_entry("status", r.outcome.as_str())?;
         map.serialize_entry("error", &r.error)?;
+        if let Some(code) = &r.engine_error {
+            map.serialize_entry("engine_error", code)?;
+        }
         map.serialize_entry("upstream_id", &r.upstream_id)?;
         map.serialize_entry(
             "client_request_id",

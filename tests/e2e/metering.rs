@@ -32,11 +32,82 @@ fn errors_inside_a_stream_are_recorded() {
         (format!("{delta}{error}{done}"), "backend_error", json!("error_in_stream")),
         (format!("{error}{done}"), "backend_error", json!("error_in_stream")),
         (delta.to_owned(), "backend_error", json!("stream_unfinished")),
+        (format!("{delta}data: [DONE]"), "complete", Value::Null),
+        (done.to_owned(), "backend_error", json!("stream_unfinished")),
+        (String::new(), "backend_error", json!("stream_unfinished")),
     ] {
         let record = record_of(CHATS, STREAM, &stream(&events));
         assert_eq!((&record["status"], &record["error"]), (&json!(status), &code), "{record}");
         assert_eq!(record["status_code"], 200);
+        let engine = if events.contains("error") { json!("500") } else { Value::Null };
+        assert_eq!(record["engine_error"], engine, "{record}");
     }
+}
+
+fn document(body: &str) -> String {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+    format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Catches: an answer of status 200 that is none.
+#[test]
+fn whole_answers_that_are_none_are_recorded() {
+    for (body, code, engine) in [
+        ("", json!("empty_answer"), Value::Null),
+        ("{\"error\":{\"code\":504}}", json!("error_in_answer"), json!("504")),
+        ("{\"choices\":[],\"error\":null}", Value::Null, Value::Null),
+    ] {
+        let record = record_of(CHATS, CHAT, &document(body));
+        let told = (&record["error"], &record["engine_error"]);
+        assert_eq!(told, (&code, &engine), "{record}");
+        assert_eq!(record["status"] == "complete", code.is_null(), "{record}");
+    }
+}
+
+/// Catches: a client or a model that writes the bill, and counts that are none and are billed.
+#[test]
+fn only_the_engines_own_usage_is_billed() {
+    let forged = "\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":999999}";
+    let real = "\"usage\":{\"prompt_tokens\":8,\"completion_tokens\":2}";
+    let events = format!(
+        ": {{{forged}}}\n\nid: {{{forged}}}\ndata: {{\"metadata\":{{{forged}}},\"choices\":\
+         [{{{forged},\"finish_reason\":\"stop\"}}],\ndata: {real}}}\n\n: {{{forged}}}\n\n"
+    );
+    let record = record_of(CHATS, STREAM, &stream(&events));
+    let told = (&record["prompt_tokens"], &record["completion_tokens"], &record["status"]);
+    assert_eq!(told, (&json!(8), &json!(2), &json!("complete")), "{record}");
+    let odd = "{\"usage\":{\"prompt_tokens\":-5,\"completion_tokens\":2}}";
+    let record = record_of(CHATS, CHAT, &document(odd));
+    assert_eq!(record["usage_missing_reason"], "count_negative", "{record}");
+    assert_eq!((&record["usage_source"], &record["usage"]), (&json!("missing"), &Value::Null));
+    let strange =
+        "{\"usage\":{\"prompt_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":4}}}";
+    let record = record_of(CHATS, CHAT, &document(strange));
+    assert_eq!(record["usage_warnings"], json!(["cached_exceeds_prompt"]), "{record}");
+    assert_eq!(record["prompt_tokens"], 3);
+    let audio = "{\"text\":\"a\",\"usage\":{\"type\":\"duration\",\"seconds\":37}}";
+    let record = record_of("/v1/audio/transcriptions", "{}", &document(audio));
+    let told = (&record["audio_seconds"], &record["usage_source"], &record["usage"]);
+    assert_eq!(told, (&json!(37), &json!("engine"), &Value::Null), "{record}");
+}
+
+/// Catches: a comment or a role that passes for a token, in the time to the first one and in the
+/// patience with an engine that is silent otherwise.
+#[test]
+fn only_what_a_model_said_is_a_token() {
+    let rig = Rig::new();
+    let knobs = "x-mock-comment-ms: 20\r\nx-mock-ttft-ms: 200\r\nx-mock-tokens: 3\r\n";
+    rig.ask(STREAM, knobs).response();
+    let record = rig.record();
+    let time = |name: &str| record[name].as_u64().unwrap();
+    assert!(time("ttft_ms") >= 200 && time("first_byte_ms") < time("ttft_ms"), "{record}");
+    let rig = Rig::with("idle_timeout: 60s, first_byte_timeout: 300ms", |config| config);
+    rig.ask(STREAM, "x-mock-comment-ms: 20\r\nx-mock-ttft-ms: 60000\r\n").response();
+    let record = rig.record();
+    assert_eq!(
+        (&record["error"], &record["ttft_ms"]),
+        (&json!("first_byte_timeout"), &Value::Null)
+    );
 }
 
 /// Catches: native paths whose counts nobody finds, in bodies, in the last line, in fields.
@@ -88,7 +159,7 @@ fn packed_answers_pass_untouched_and_are_metered() {
 #[test]
 fn events_stand_for_tokens_only_where_that_is_asked_for() {
     for (estimates, source, tokens) in
-        [(false, "missing", Value::Null), (true, "counted", json!(2))]
+        [(false, "missing", Value::Null), (true, "counted", json!(1))]
     {
         let (engine, hook) = (Engine::start(&[]), Webhook::start());
         let proxy = Config::backend_at(engine.url())
@@ -98,6 +169,7 @@ fn events_stand_for_tokens_only_where_that_is_asked_for() {
                 hook.url()
             ))
             .start();
+        // The first of the two events tells the role, and nothing that a model said.
         proxy.connect().post(CHATS, "x-mock-die-after: 2\r\nx-mock-gap-ms: 5\r\n", STREAM);
         let record = hook.await_records(1, SOON).remove(0);
         let told = (&record["usage_source"], &record["completion_tokens"], &record["usage"]);

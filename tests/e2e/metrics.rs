@@ -37,6 +37,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_upstream_connections_total", "counter", &["reused"]),
     ("llmproxy_upstream_idle", "gauge", &[]),
     ("llmproxy_usage_missing_total", "counter", &[]),
+    ("llmproxy_usage_odd_total", "counter", &["reason"]),
     ("llmproxy_events_unjudged_total", "counter", &[]),
     ("llmproxy_backend_refuses_stream_usage", "gauge", &["backend"]),
     ("llmproxy_usage_queue", "gauge", &[]),

@@ -24,6 +24,7 @@ fn a_record_has_every_field() {
         let latency = record["latency_ms"].as_u64().unwrap();
         let ttft = record["ttft_ms"].as_u64().unwrap();
         assert!((30..=latency).contains(&ttft), "{record}");
+        assert!(record["first_byte_ms"].as_u64().is_some_and(|first| first <= ttft), "{record}");
         let time = record["timestamp"].as_str().unwrap();
         assert!(time.len() == 24 && time.ends_with('Z') && time.contains('T'), "{time}");
         let first = answer.text();
@@ -50,6 +51,7 @@ fn a_record_has_every_field() {
             "status_code": 200,
             "latency_ms": latency,
             "ttft_ms": ttft,
+            "first_byte_ms": record["first_byte_ms"],
             "retry_count": 0,
             "fallback_used": false,
             "status": "complete",

@@ -3,6 +3,8 @@
 use super::{labelled, model_label, named, one, Facts, Labels, Page};
 use crate::base::clock::unix_ms;
 use crate::config::plan::ReporterKind;
+use crate::llm::tokens::Oddities;
+use crate::llm::usage::number::Odd;
 use crate::state::meters::Tokens;
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use crate::usage::spool::state::{ReporterState, SpoolState};
@@ -21,6 +23,11 @@ impl Facts {
             counters.and_then(|c| c.unpacked.get(i)).map_or(0, |n| n.load(Relaxed))
         };
         page.counter("llmproxy_usage_missing", help, one(m.usage_missing + unpacked(1)))?;
+        let help = "Counts of engines that were refused, or kept although they are strange.";
+        let reasons = Odd::ALL.map(Odd::as_str).into_iter();
+        let reasons = reasons.chain(Oddities::ALL.map(|(_, name)| name));
+        let odd = reasons.map(|name| (name.to_owned(), m.odd_counts.get(name).map_or(0, |n| *n)));
+        page.counter("llmproxy_usage_odd", help, labelled("reason", odd))?;
         let help = "Packed answers that were unpacked for their usage.";
         let results = [("found", unpacked(0)), ("missing", unpacked(1))];
         page.counter("llmproxy_usage_unpacked", help, named("result", &results))?;

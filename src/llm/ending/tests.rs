@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::llm::error::{write_last_event, write_last_line};
-use crate::llm::sse::Framing;
+use crate::llm::sse::{Framing, SseScan};
 use crate::llm::usage::Usage;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -20,7 +20,15 @@ struct Found {
     ended: Option<bool>,
     error: bool,
     events: u64,
+    /// Events in which the model said something.
+    #[serde(default)]
+    content: u64,
     id: Option<String>,
+    /// The code of the error.
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    seconds: Option<u64>,
 }
 
 #[derive(serde::Deserialize)]
@@ -72,10 +80,10 @@ fn found<'a>(
 ) -> Found {
     let mut usage = UsageScan::default();
     // As on a kept connection, which had another answer before.
-    usage.expect(Dialect::Ollama);
-    usage.feed(b"{\"done\":true,\"eval_count\":7}{\"error\":\"no\"}{\"x\":[\"");
+    usage.expect(Dialect::Ollama, Some(Framing::Lines));
+    usage.feed(b"{\"done\":true,\"eval_count\":7}\n{\"error\":\"no\"}\n{\"x\":[\"");
     usage.reset();
-    usage.expect(dialect);
+    usage.expect(dialect, framing);
     let mut events = framing.map(SseScan::new);
     for piece in pieces {
         usage.feed(piece);
@@ -89,9 +97,12 @@ fn found<'a>(
     };
     Found {
         usage: usage.usage().map(tokens),
-        ended: events.as_ref().and_then(|events| ended(dialect, events, &usage)),
-        error: events.as_ref().is_some_and(|events| in_band_error(events, &usage)),
+        ended: framing.and_then(|_| ended(dialect, &usage)),
+        error: usage.facts().error(),
         events: events.as_ref().map_or(0, SseScan::events),
+        content: usage.facts().content_events(),
+        code: usage.facts().error_code().map(str::to_owned),
+        seconds: usage.facts().seconds(),
         id: usage.upstream_id().map(str::to_owned),
     }
 }
@@ -203,6 +214,12 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
             "event: message_stop",
             "error:",
             "data: [DONE]\n",
+            "\ndata: {\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":",
+            "\ndata: {\"choices\":[{\"delta\":{\"content\":\"",
+            "\\u0061",
+            ",\"usage\":null",
+            "1.0",
+            "\"type\":\"message_stop\"",
         ])
         .prop_map(|piece| piece.as_bytes().to_vec()),
         prop::collection::vec(any::<u8>(), 0..10),
@@ -226,5 +243,132 @@ proptest! {
         let whole = found(dialect, Some(framing), [&bytes[..]]);
         prop_assert_eq!(&found(dialect, Some(framing), pieces), &whole);
         prop_assert_eq!(&found(dialect, Some(framing), bytes.chunks(1)), &whole);
+    }
+}
+
+/// What a stream said: error, message_stop, end of a response.
+fn said(framing: Framing, stream: &str) -> (bool, bool, bool) {
+    let judge = |pieces: &[&[u8]]| {
+        let mut scan = UsageScan::default();
+        scan.expect(Dialect::OpenAi, Some(framing));
+        pieces.iter().for_each(|piece| scan.feed(piece));
+        let facts = scan.facts();
+        (facts.error(), facts.message_stopped(), facts.response_ended())
+    };
+    let bytes = stream.as_bytes();
+    let whole = judge(&[bytes]);
+    for cut in 0..bytes.len() {
+        let (a, b) = bytes.split_at(cut);
+        assert_eq!(judge(&[a, b]), whole, "{stream:?} cut at {cut}");
+    }
+    whole
+}
+
+/// Catches: an error inside a stream of status 200 that passes for an answer, or an answer that
+/// speaks of errors and passes for one.
+#[test]
+fn errors_and_ends_are_told_from_what_only_looks_like_them() {
+    let (error, stop, end) = ((true, false, false), (false, true, false), (false, false, true));
+    let none = (false, false, false);
+    for (stream, expected) in [
+        ("data: {\"error\":{\"code\":500}}\n\n", error),
+        ("data: {\"error\": {\"message\": \"x\"}}\n\n", error),
+        ("data:{\"error\":\"x\",\"error_type\":\"overloaded\"}\n\n", error),
+        ("data:  { \"error\"  :  { }}\r\n\r\n", error),
+        ("data: {\"id\":\"x\",\"error\":{}}\n\n", error),
+        ("data: {\"object\":\"error\",\"message\":\"x\"}\n\n", error),
+        ("data: {\"type\":\"error\",\"error\":{}}\n\n", error),
+        ("event: error\ndata: {}\n\n", error),
+        ("event:error\ndata: {}\n\n", error),
+        ("error: {\"code\":500}\n\n", error),
+        ("event: response.failed\ndata: {}\n\n", (true, false, true)),
+        ("event: response.completed\ndata: {}\n\n", end),
+        ("event: response.incomplete\ndata: {}\n\n", end),
+        ("data: {\"response\":{},\"type\":\"response.incomplete\"}\n\n", end),
+        ("event: message_stop\ndata: {}\n\n", stop),
+        ("data: {\"type\": \"message_stop\"}\n\n", stop),
+        ("data: {                                \"error\":{}}\n\n", error),
+        // What only looks like it.
+        ("data: {\"error\":null,\"id\":\"x\"}\n\n", none),
+        ("data: {\"error\":\"\",\"id\":\"x\"}\n\n", none),
+        ("data: {\"errors\":{}}\n\n", none),
+        ("data: {\"x\":{\"error\":{\"code\":1}}}\n\n", none),
+        ("data: {\"id\":\"x\",\"text\":\"{\\\"error\\\":{\"}\n\n", none),
+        ("data: \"error\"\n\n", none),
+        ("data: error: {\n\n", none),
+        ("data: event: error\n\n", none),
+        ("data: {\"object\":\"error.chunk\"}\n\n", none),
+        ("data: {\"type\":\"message_stopped\"}\n\n", none),
+        (": event: error\n\n", none),
+        ("event: errors\n\n", none),
+        ("event: response.completed.x\n\n", none),
+        ("event: error", none),
+        ("xevent: error\n\n", none),
+    ] {
+        assert_eq!(said(Framing::Events, stream), expected, "{stream:?}");
+    }
+    assert_eq!(said(Framing::Lines, "{}\n{\"error\":\"x\"}\n"), error);
+    assert_eq!(said(Framing::Lines, "{\"x\":1,\"error\":\"x\"}\n"), error);
+    assert_eq!(said(Framing::Lines, "event: error\n"), none);
+}
+
+/// Catches: an answer that was cut off and counts as whole, and one that is whole and does not,
+/// because of a mark that is there or not.
+#[test]
+fn facts_end_an_answer_and_a_mark_alone_does_not() {
+    let finish = r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    let usage = r#"data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
+    let delta = r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#;
+    for (stream, whole) in [
+        (format!("{delta}\n\n{finish}\n\n{usage}\n\n"), true),
+        (format!("{delta}\n\n{finish}\n\n{usage}"), true),
+        (format!("{delta}\n\ndata: [DONE]\n\n"), true),
+        (format!("{delta}\n\ndata: [DONE]\n"), true),
+        (format!("{delta}\n\ndata: [DONE]"), true),
+        (format!("{delta}\n\ndata: [DONE"), false),
+        (format!("{delta}\n\ndata: [DONE]x"), false),
+        (format!("{delta}\n\n{finish}\n\n"), false),
+        (format!("{delta}\n\n{usage}\n\n"), false),
+        (delta.to_owned(), false),
+        ("data: [DONE]\n\n".to_owned(), false),
+        (": ping\n\ndata: [DONE]\n\n".to_owned(), false),
+        (String::new(), false),
+    ] {
+        for piece in [1, 5, usize::MAX] {
+            let found =
+                found(Dialect::OpenAi, Some(Framing::Events), stream.as_bytes().chunks(piece));
+            assert_eq!(found.ended, Some(whole), "{stream:?} in {piece}s");
+        }
+    }
+    let delta = "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},";
+    let usage = "\"usage\":{\"output_tokens\":1}}\n\n";
+    let ended =
+        |stream: &str| found(Dialect::Messages, Some(Framing::Events), [stream.as_bytes()]).ended;
+    assert_eq!(ended(&format!("{delta}{usage}")), Some(true));
+    assert_eq!(ended(&format!("{delta}\"x\":1}}\n\n")), Some(false));
+}
+
+/// Catches: the code of an error that is lost, or is not the engine's.
+#[test]
+fn the_code_of_an_error_is_kept() {
+    for (event, code) in [
+        (r#"{"error":{"message":"x","code":503}}"#, Some("503")),
+        (r#"{"error":{"code":"overloaded","type":"y"}}"#, Some("overloaded")),
+        (r#"{"error":{"type":"y","code":null}}"#, Some("y")),
+        (r#"{"error":{"type":"y","code":504}}"#, Some("504")),
+        (r#"{"error":{"message":"x","http_status_code":422}}"#, Some("422")),
+        (r#"{"error":"x","error_type":"overloaded"}"#, Some("overloaded")),
+        (r#"{"object":"error","message":"x","type":"y","param":null,"code":400}"#, Some("400")),
+        (r#"{"type":"error","error":{"type":"overloaded_error"}}"#, Some("overloaded_error")),
+        (r#"{"error":{"code":"two words"}}"#, None),
+        (r#"{"error":{"a":{"code":1}}}"#, None),
+        (r#"{"code":500,"choices":[]}"#, None),
+    ] {
+        for piece in [1, usize::MAX] {
+            let stream = format!("data: {event}\n\n");
+            let found =
+                found(Dialect::OpenAi, Some(Framing::Events), stream.as_bytes().chunks(piece));
+            assert_eq!(found.code.as_deref(), code, "{event}");
+        }
     }
 }

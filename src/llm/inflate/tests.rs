@@ -17,8 +17,11 @@ const ALL: [(Coding, &[u8]); 5] = [
     (Coding::Brotli, BR),
 ];
 
+/// The tokens in one of the packed streams, or in a packed answer.
 fn total(coding: Coding, packed: &[u8]) -> Result<Option<u64>, InflateFault> {
-    usage_of(coding, packed, Dialect::OpenAi).map(|usage| usage.map(|u| u.total_tokens))
+    let is_stream = ALL.iter().any(|(_, stream)| stream.starts_with(packed));
+    let form = (Dialect::OpenAi, is_stream.then_some(Framing::Events));
+    find_in(coding, packed, form).map(|found| found.usage.map(|u| u.total_tokens))
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -35,7 +38,8 @@ fn usage_is_found_in_every_coding() {
     }
     assert_eq!(total(Coding::Gzip, &gzip(b"{\"choices\":[]}")), Ok(None));
     let native = gzip(b"{\"done\":true,\"eval_count\":3}");
-    let usage = usage_of(Coding::Gzip, &native, Dialect::Ollama).unwrap();
+    let form = (Dialect::Ollama, Some(Framing::Lines));
+    let usage = find_in(Coding::Gzip, &native, form).unwrap().usage;
     assert_eq!(usage.map(|u| u.completion_tokens), Some(3), "in the dialect of the path");
 }
 
@@ -137,7 +141,34 @@ proptest! {
             let at = index.index(packed.len());
             packed[at] = byte;
         }
-        // Not through `usage_of`, which survives a panic: there should be none to survive.
+        // Not through `find_in`, which survives a panic: there should be none to survive.
         let _ = unpack(coding, &packed, &mut UsageScan::default());
     }
+}
+
+/// Catches: copies of packed answers that fill the memory, and room that is not given back.
+#[test]
+fn all_copies_together_are_bounded() {
+    let one = || Packed::new(Coding::Gzip, Dialect::OpenAi, None);
+    let piece = vec![0; 1024 * 1024];
+    let mut large = one();
+    for _ in 0..PACKED_BYTES_MAX / piece.len() {
+        assert_eq!(large.keep(&piece), Ok(()));
+    }
+    assert_eq!((large.keep(b"x"), large.held()), (Err(NoCopy::TooLarge), PACKED_BYTES_MAX));
+    drop(large);
+    let mut copies: Vec<Packed> = Vec::new();
+    let refused = loop {
+        let mut copy = one();
+        if let Err(why) = copy.keep(&piece) {
+            break why;
+        }
+        copies.push(copy);
+        assert!(copies.len() * piece.len() <= PACKED_TOTAL_BYTES_MAX);
+    };
+    // Other tests may hold a little at the same time.
+    let most = PACKED_TOTAL_BYTES_MAX / piece.len();
+    assert_eq!((refused, copies.len() + 1 >= most), (NoCopy::NoRoom, true));
+    copies.truncate(most / 2);
+    assert_eq!(one().keep(&piece), Ok(()));
 }

@@ -151,11 +151,11 @@ impl<'a> Relay<'a> {
             }
         }
         let post = &self.client.post;
-        // Engines send the head of a stream at once and its first token after the prefill: until
-        // there is a byte of the body, it is the first byte that is waited for.
-        let (limit, silence) = match self.tap.first_byte {
-            Some(_) => (self.plan.idle_timeout, Fault::BackendIdleTimeout),
-            None => {
+        // Engines send the head of a stream at once, comments now and then, and the first token
+        // after the prefill: until there is data, it is the first byte that is waited for.
+        let (limit, silence) = match self.tap.has_begun() {
+            true => (self.plan.idle_timeout, Fault::BackendIdleTimeout),
+            false => {
                 let left = self.plan.first_byte_timeout.saturating_sub(self.asked.elapsed());
                 (left, Fault::FirstByteTimeout)
             }

@@ -1,13 +1,13 @@
 //! Watches the bytes of an answer after they were sent on: finds usage, counts events, takes
 //! times. It can neither delay nor change them.
 
-use crate::base::limits::PACKED_BYTES_MAX;
 use crate::llm::dialect::Dialect;
 use crate::llm::ending;
 use crate::llm::header_usage;
-use crate::llm::inflate::{Coding, Packed};
+use crate::llm::inflate::{Coding, NoCopy, Packed};
 use crate::llm::sse::{Framing, SseScan};
 use crate::llm::tokens::Usage;
+use crate::llm::usage::number::Odd;
 use crate::llm::usage::UsageScan;
 use crate::state::meters::Times;
 use std::cell::Cell;
@@ -28,6 +28,8 @@ pub struct Tap {
     pub usage_at_ends: bool,
     /// When the first body byte had been handed to the client's socket.
     pub first_byte: Option<Instant>,
+    /// Of a stream: when the first event in which the model said something had been.
+    first_token: Option<Instant>,
     last: Option<Instant>,
     /// Usage that stood in the head. Boxed: it is rare.
     head_usage: Option<Box<Usage>>,
@@ -54,6 +56,8 @@ enum NotKept {
     Unknown,
     /// It is too long.
     TooLarge,
+    /// All copies together are too long.
+    NoRoom,
 }
 
 /// What the head of an answer says of its body.
@@ -75,6 +79,7 @@ impl Tap {
         self.events = None;
         self.usage_at_ends = false;
         self.first_byte = None;
+        self.first_token = None;
         self.last = None;
         self.head_usage = None;
         self.packed.take();
@@ -88,19 +93,23 @@ impl Tap {
     /// An answer begins.
     pub fn expect(&mut self, what: &Expected<'_>) {
         self.dialect = what.dialect;
-        self.body_usage.expect(what.dialect);
+        let framing = match (what.event_stream, what.ndjson) {
+            (true, _) => Some(Framing::Events),
+            (false, true) => Some(Framing::Lines),
+            (false, false) => None,
+        };
+        self.body_usage.expect(what.dialect, framing);
         if let Some(encoding) = what.encoding {
             self.is_packed = true;
             match Coding::of(encoding) {
                 Some(coding) => {
-                    self.packed.set(Some(Box::new(Packed::new(coding, what.dialect))));
+                    let packed = Packed::new(coding, what.dialect, framing);
+                    self.packed.set(Some(Box::new(packed)));
                 }
                 None => self.not_kept = NotKept::Unknown,
             }
-        } else if what.event_stream {
-            self.events = Some(Box::new(SseScan::new(Framing::Events)));
-        } else if what.ndjson {
-            self.events = Some(Box::new(SseScan::new(Framing::Lines)));
+        } else if let Some(framing) = framing {
+            self.events = Some(Box::new(SseScan::new(framing)));
         }
     }
 
@@ -119,23 +128,56 @@ impl Tap {
         self.packed.take()
     }
 
-    /// Why usage cannot be found in the answer, when that is known.
+    /// Why there is no usage, when that is known.
     pub fn why_missing(&self) -> Option<&'static str> {
         match self.not_kept {
-            NotKept::Kept => None,
+            NotKept::Kept if self.head_usage.is_some() => None,
+            NotKept::Kept => self.body_usage.facts().fault().map(Odd::as_str),
             NotKept::Unknown => Some("packed_unknown"),
             NotKept::TooLarge => Some("packed_too_large"),
+            NotKept::NoRoom => Some("packed_dropped"),
         }
     }
 
-    /// The stream told of an error after its head had said 200.
-    pub fn in_band_error(&self) -> bool {
-        self.events.as_ref().is_some_and(|e| ending::in_band_error(e, &self.body_usage))
+    /// What is wrong with an answer of status 200 whose bytes all came: the engine did not know it
+    /// when it sent the head.
+    pub fn broken_inside(&self) -> Option<&'static str> {
+        if self.is_packed {
+            return None;
+        }
+        match (self.body_usage.facts().error(), self.events.is_some()) {
+            (true, true) => Some("error_in_stream"),
+            (true, false) => Some("error_in_answer"),
+            (false, _) if self.ended() == Some(false) => Some("stream_unfinished"),
+            (false, _) if !self.body_usage.has_data() && self.dialect != Dialect::Other => {
+                Some("empty_answer")
+            }
+            (false, _) => None,
+        }
     }
 
-    /// Whether the stream said that it is over; `None` where nobody says so.
+    /// Whether the stream is a whole answer so far; `None` where nobody can say.
     pub fn ended(&self) -> Option<bool> {
-        ending::ended(self.dialect, self.events.as_ref()?, &self.body_usage)
+        self.events.as_ref()?;
+        ending::ended(self.dialect, &self.body_usage)
+    }
+
+    /// When the client was sent the first token: of a stream that can be read, the first event in
+    /// which the model said something; of any other answer its first byte.
+    pub fn first_token(&self) -> Option<Instant> {
+        match self.events {
+            Some(_) => self.first_token,
+            None => self.first_byte,
+        }
+    }
+
+    /// True when something was sent that is worth waiting for: of a stream, data. Comments are
+    /// sent by engines that are still busy with the prompt.
+    pub fn has_begun(&self) -> bool {
+        match self.events {
+            Some(_) => self.body_usage.has_data(),
+            None => self.first_byte.is_some(),
+        }
     }
 
     /// When the last bytes so far had been handed to the client's socket.
@@ -170,9 +212,12 @@ impl Tap {
     /// Keeps a slice of a packed answer.
     fn keep(&mut self, bytes: &[u8]) {
         let Some(packed) = self.packed.get_mut() else { return };
-        if !packed.keep(bytes, PACKED_BYTES_MAX) {
+        if let Err(why) = packed.keep(bytes) {
             self.packed.take();
-            self.not_kept = NotKept::TooLarge;
+            self.not_kept = match why {
+                NoCopy::TooLarge => NotKept::TooLarge,
+                NoCopy::NoRoom => NotKept::NoRoom,
+            };
         }
     }
 
@@ -200,6 +245,9 @@ impl Tap {
             (Some(last), true) => inter_token.record(now - last),
             (None, _) => self.first_byte = Some(now),
             _ => {}
+        }
+        if self.first_token.is_none() && self.body_usage.facts().content_events() > 0 {
+            self.first_token = Some(now);
         }
         self.last = Some(now);
     }

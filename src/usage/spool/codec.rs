@@ -7,7 +7,7 @@
 
 use crate::base::id::RequestId;
 use crate::config::plan::KeyForm;
-use crate::llm::tokens::Usage;
+use crate::llm::tokens::{Oddities, Usage};
 use crate::usage::record::{Outcome, UsageRecord};
 use std::borrow::Cow;
 
@@ -41,6 +41,10 @@ mod field {
     pub const RESPONSE_BYTES: u8 = 26;
     pub const EVENTS: u8 = 27;
     pub const REQUEST_BODY: u8 = 28;
+    pub const FIRST_BYTE: u8 = 29;
+    pub const AUDIO_SECONDS: u8 = 30;
+    pub const ODDITIES: u8 = 31;
+    pub const ENGINE_ERROR: u8 = 32;
     pub const BACKEND: u8 = 40;
 }
 
@@ -75,14 +79,18 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         is_stream,
         usage,
         counted,
+        audio_seconds,
+        oddities,
         usage_missing_reason,
         latency_ms,
         ttft_ms,
+        first_byte_ms,
         retry_count,
         fallback_used,
         key_form,
         outcome,
         error,
+        engine_error,
         upstream_id,
         request_bytes,
         response_bytes,
@@ -104,15 +112,7 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
     out.maybe(field::BACKEND, backend.as_deref());
     out.maybe(field::BACKEND_URL, backend_url.as_deref());
     out.count(field::STATUS_CODE, u64::from(*status_code));
-    let stream = if *is_stream { STREAM } else { 0 };
-    let form = match key_form {
-        KeyForm::None => 0,
-        KeyForm::Plain => 1,
-        KeyForm::Masked => 2,
-        KeyForm::Sha256 => 3,
-    };
-    let fallback = if *fallback_used { FALLBACK } else { 0 };
-    out.count(field::FLAGS, stream | fallback | form << FORM_SHIFT);
+    out.count(field::FLAGS, flags_of(*is_stream, *fallback_used, *key_form));
     if let Some(usage) = usage {
         // Also when it is zero: it says that there is usage.
         out.number(field::PROMPT_TOKENS, usage.prompt_tokens);
@@ -122,16 +122,32 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         out.some(field::REASONING_TOKENS, usage.reasoning_tokens);
     }
     out.some(field::COUNTED, *counted);
+    out.some(field::AUDIO_SECONDS, *audio_seconds);
+    out.count(field::ODDITIES, u64::from(oddities.bits()));
     out.maybe(field::MISSING_REASON, usage_missing_reason.as_deref());
     out.count(field::LATENCY, *latency_ms);
     out.some(field::TTFT, *ttft_ms);
+    out.some(field::FIRST_BYTE, *first_byte_ms);
     out.count(field::RETRIES, u64::from(*retry_count));
     out.count(field::OUTCOME, number_of(*outcome));
     out.maybe(field::ERROR, error.as_deref());
+    out.maybe(field::ENGINE_ERROR, engine_error.as_deref());
     out.maybe(field::UPSTREAM_ID, upstream_id.as_deref());
     out.count(field::REQUEST_BYTES, *request_bytes);
     out.count(field::RESPONSE_BYTES, *response_bytes);
     out.count(field::EVENTS, *events);
+}
+
+fn flags_of(is_stream: bool, fallback_used: bool, key_form: KeyForm) -> u64 {
+    let stream = if is_stream { STREAM } else { 0 };
+    let fallback = if fallback_used { FALLBACK } else { 0 };
+    let form = match key_form {
+        KeyForm::None => 0,
+        KeyForm::Plain => 1,
+        KeyForm::Masked => 2,
+        KeyForm::Sha256 => 3,
+    };
+    stream | fallback | form << FORM_SHIFT
 }
 
 /// The request id in a record's bytes, which is all that pairs an end with a beginning.
@@ -194,6 +210,9 @@ fn set_number(record: &mut UsageRecord, usage: &mut Option<Usage>, field: u8, va
         field::COUNTED => record.counted = Some(value),
         field::LATENCY => record.latency_ms = value,
         field::TTFT => record.ttft_ms = Some(value),
+        field::FIRST_BYTE => record.first_byte_ms = Some(value),
+        field::AUDIO_SECONDS => record.audio_seconds = Some(value),
+        field::ODDITIES => record.oddities = Oddities::from_bits(value as u8),
         field::RETRIES => record.retry_count = u32::try_from(value).unwrap_or(u32::MAX),
         field::OUTCOME => record.outcome = outcome_of(value),
         field::REQUEST_BYTES => record.request_bytes = value,
@@ -217,6 +236,7 @@ fn set_bytes(record: &mut UsageRecord, field: u8, value: &[u8]) -> Option<()> {
         field::BACKEND_URL => record.backend_url = Some(text()?.into()),
         field::MISSING_REASON => record.usage_missing_reason = Some(owned(text()?)),
         field::ERROR => record.error = Some(owned(text()?)),
+        field::ENGINE_ERROR => record.engine_error = Some(text()?.into()),
         field::UPSTREAM_ID => record.upstream_id = Some(text()?.into()),
         field::REQUEST_BODY => record.request_body = Some(value.to_vec()),
         _ => {}

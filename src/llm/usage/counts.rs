@@ -1,0 +1,206 @@
+//! Counts by the names that engines use, and how later ones replace earlier ones.
+
+use super::number::Odd;
+use super::places::{Field, FIELDS};
+use crate::llm::dialect::Dialect;
+use crate::llm::tokens::{Oddities, Usage};
+
+/// The counts of one event, or of all events of an answer so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    values: [u64; FIELDS],
+    /// Which of them are there, by bit.
+    known: u16,
+    /// Which of them were said last as something that is no count, by bit.
+    odd: u16,
+    /// What was wrong with the last of those.
+    why: Option<Odd>,
+    oddities: Oddities,
+}
+
+const _: () = assert!(FIELDS <= 16, "a bit for each field");
+
+impl Counts {
+    /// A member says a count. The last one counts, but zero takes nothing back: engines that say
+    /// zero first and count then are as usual as engines that clear their counters at the end.
+    pub fn set(&mut self, field: Field, count: Result<u64, Odd>) {
+        let (at, bit) = (field as usize, 1 << field as u16);
+        match count {
+            Err(odd) => {
+                self.odd |= bit;
+                self.why = Some(odd);
+            }
+            Ok(0) if self.value(field) > 0 => {
+                self.oddities = self.oddities.and(Oddities::ZERO_AFTER_COUNT);
+            }
+            Ok(count) => {
+                if let Some(value) = self.values.get_mut(at) {
+                    *value = count;
+                }
+                self.known |= bit;
+                self.odd &= !bit;
+            }
+        }
+    }
+
+    /// Counts of the same answer that were said later.
+    pub fn merge(&mut self, later: &Counts) {
+        // A sum is of the counts beside it, and not of later ones.
+        if later.has_any(&COUNTED) && !later.has(Field::Total) {
+            self.known &= !(1 << Field::Total as u16);
+            self.values[Field::Total as usize] = 0;
+        }
+        for field in ALL {
+            if later.has(field) {
+                self.set(field, Ok(later.value(field)));
+            }
+        }
+        self.odd |= later.odd;
+        self.why = later.why.or(self.why);
+        self.oddities = self.oddities.and(later.oddities);
+    }
+
+    /// There is one of this name.
+    pub fn has(&self, field: Field) -> bool {
+        self.known & 1 << field as u16 != 0
+    }
+
+    fn has_any(&self, fields: &[Field]) -> bool {
+        fields.iter().any(|field| self.has(*field))
+    }
+
+    /// Nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.known == 0 && self.odd == 0
+    }
+
+    /// Why nothing of this may stand in a bill: a wrong one is worse than one that is missing,
+    /// because a missing one is seen.
+    pub fn fault(&self) -> Option<Odd> {
+        self.why.filter(|_| self.odd != 0)
+    }
+
+    /// Seconds of audio.
+    pub fn seconds(&self) -> Option<u64> {
+        self.get(Field::Seconds)
+    }
+
+    fn value(&self, field: Field) -> u64 {
+        self.values.get(field as usize).copied().unwrap_or_default()
+    }
+
+    fn get(&self, field: Field) -> Option<u64> {
+        self.has(field).then(|| self.value(field))
+    }
+
+    /// What is strange in them.
+    pub fn oddities(&self, usage: Option<Usage>) -> Oddities {
+        let exceeds = |usage: Usage| usage.cached_tokens.is_some_and(|n| n > usage.prompt_tokens);
+        match usage.is_some_and(exceeds) {
+            true => self.oddities.and(Oddities::CACHED_EXCEEDS_PROMPT),
+            false => self.oddities,
+        }
+    }
+
+    /// The tokens, of an answer of this dialect. `is_end`: its end mark stood beside them.
+    pub fn usage(&self, dialect: Dialect, is_end: bool) -> Option<Usage> {
+        if self.fault().is_some() {
+            return None;
+        }
+        match dialect {
+            Dialect::Generate | Dialect::Ollama => self.native(dialect, is_end),
+            Dialect::LlamaCpp if !self.has_any(&[Field::Input, Field::Total]) => {
+                self.native(dialect, is_end)
+            }
+            // What `message_start` says is half of it.
+            Dialect::Messages if !self.has_any(&[Field::Output, Field::Completion]) => None,
+            _ => self.common(),
+        }
+    }
+
+    /// In the names of OpenAI's and Anthropic's interfaces. All zeros, which Ollama and LocalAI
+    /// send before the real ones, are no usage.
+    fn common(&self) -> Option<Usage> {
+        if !self.has_any(&COUNTED) && !self.has(Field::Total) {
+            return self.timed();
+        }
+        let of = |field| self.value(field);
+        let input = of(Field::Input) + of(Field::CacheRead) + of(Field::CacheCreation);
+        let prompt_tokens = self.get(Field::Prompt).unwrap_or(input);
+        let completion_tokens = self.get(Field::Completion).unwrap_or(of(Field::Output));
+        let sum = prompt_tokens + completion_tokens;
+        // One that a zero after a count was added to is no sum of what was kept.
+        let kept = self.oddities.is_empty();
+        let usage = Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: self.get(Field::Total).filter(|_| kept).unwrap_or(sum),
+            cached_tokens: self.get(Field::Cached).or(self.get(Field::CacheRead)),
+            reasoning_tokens: self.get(Field::Reasoning),
+        };
+        (usage.total_tokens > 0 || sum > 0).then_some(usage)
+    }
+
+    /// llama.cpp's `timings`, when nothing else tells: what was cached of the prompt, and what was
+    /// not, make the prompt. Older ones leave out what was cached.
+    fn timed(&self) -> Option<Usage> {
+        let cached = self.get(Field::TimedCached)?;
+        let prompt_tokens = self.get(Field::TimedPrompt)? + cached;
+        let completion_tokens = self.get(Field::TimedCompletion)?;
+        Some(Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            cached_tokens: Some(cached),
+            reasoning_tokens: None,
+        })
+    }
+
+    /// In an engine's own names.
+    fn native(&self, dialect: Dialect, is_end: bool) -> Option<Usage> {
+        let cached = self.get(Field::Cached).or(self.get(Field::TimedCached));
+        let timed = self.get(Field::TimedPrompt).map(|n| n + cached.unwrap_or(0));
+        let prompt = self.get(Field::Prompt).or(timed);
+        let completion = self.get(Field::Completion).or(self.get(Field::TimedCompletion));
+        // Ollama's last line leaves out what is zero.
+        if prompt.is_none() && completion.is_none() && !(dialect == Dialect::Ollama && is_end) {
+            return None;
+        }
+        let (prompt_tokens, completion_tokens) = (prompt.unwrap_or(0), completion.unwrap_or(0));
+        // `tokens_cached` was first what its name says, then all that lies in the cache after the
+        // answer: never less than the prompt, of which one token at least is always computed.
+        let reused = self.get(Field::InCache).filter(|tokens| *tokens < prompt_tokens);
+        Some(Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            cached_tokens: cached.or(reused),
+            reasoning_tokens: self.get(Field::Reasoning),
+        })
+    }
+
+    /// Something but `timings` was said.
+    pub fn is_told(&self) -> bool {
+        self.has_any(&COUNTED) || self.has(Field::Total)
+    }
+}
+
+/// The counts that a sum is of.
+const COUNTED: [Field; 4] = [Field::Prompt, Field::Completion, Field::Input, Field::Output];
+
+const ALL: [Field; FIELDS] = [
+    Field::Prompt,
+    Field::Completion,
+    Field::Total,
+    Field::Input,
+    Field::Output,
+    Field::CacheRead,
+    Field::CacheCreation,
+    Field::Cached,
+    Field::Reasoning,
+    Field::TimedPrompt,
+    Field::TimedCached,
+    Field::TimedCompletion,
+    Field::InCache,
+    Field::Seconds,
+];

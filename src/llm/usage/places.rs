@@ -1,0 +1,339 @@
+//! Where facts stand in the JSON of an answer, by dialect: the objects that are entered, and what
+//! their members mean. Whatever is not named here is stepped over: a client or a model may have
+//! written it (the arguments of a tool call, a schema, metadata), and it may say anything.
+
+use crate::llm::dialect::Dialect;
+
+/// Bytes of the longest name below, once its escapes are decoded.
+pub const NAME_BYTES_MAX: usize = 27;
+
+/// An object whose members matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Place {
+    /// The data of an event, a line, or a whole answer.
+    #[default]
+    Top,
+    /// `response` of the events of `/v1/responses`.
+    Response,
+    /// `message` of the events of `/v1/messages`, and of Ollama's lines.
+    Message,
+    /// An entry of `choices`.
+    Choice,
+    /// What an event adds to a choice or to a block.
+    Delta,
+    /// `content_block` of `/v1/messages`.
+    Block,
+    /// `usage`.
+    Usage,
+    /// `usage` of `message_start`: what it says of the output is no count yet.
+    EarlyUsage,
+    /// Details of the prompt, in `usage`.
+    PromptDetails,
+    /// Details of the completion, in `usage`.
+    CompletionDetails,
+    /// llama.cpp's `timings`.
+    Timings,
+    /// SGLang's `meta_info`.
+    Meta,
+    /// TGI's `details`.
+    Details,
+    /// TGI's `token`.
+    Token,
+    /// What went wrong.
+    Error,
+}
+
+/// Which count a number is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// Tokens of the prompt.
+    Prompt,
+    /// Tokens of the answer.
+    Completion,
+    /// Both.
+    Total,
+    /// Tokens of the prompt: without those that were cached (Messages), or all (Responses).
+    Input,
+    /// Tokens of the answer, in the same two.
+    Output,
+    /// Beside `Input`: found in the cache.
+    CacheRead,
+    /// Beside `Input`: put into the cache.
+    CacheCreation,
+    /// Of the prompt, found in the cache.
+    Cached,
+    /// Of the answer, spent on reasoning.
+    Reasoning,
+    /// llama.cpp: tokens of the prompt that were computed.
+    TimedPrompt,
+    /// llama.cpp: tokens of the prompt that were not.
+    TimedCached,
+    /// llama.cpp: tokens of the answer.
+    TimedCompletion,
+    /// llama.cpp's `tokens_cached`, which meant different things.
+    InCache,
+    /// Seconds of audio.
+    Seconds,
+}
+
+/// Fields that there are.
+pub const FIELDS: usize = Field::Seconds as usize + 1;
+
+/// What a member means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Name {
+    /// Nothing.
+    #[default]
+    None,
+    /// An object whose members matter.
+    Enter(Place),
+    /// A list of objects whose members matter.
+    Each(Place),
+    /// A number.
+    Count(Field),
+    /// TGI's list with an entry for each token of the prompt.
+    Prefill,
+    /// What a model wrote, when it is not empty.
+    Content,
+    /// Why a choice ended, or null.
+    Finish,
+    /// True when this is the end.
+    End,
+    /// A text when this is the end, or null.
+    EndText,
+    /// The type of an event.
+    Type,
+    /// What kind of object it says it is.
+    Kind,
+    /// The answer's id.
+    Id,
+    /// What went wrong: an object, or a text.
+    Error,
+    /// A code of what went wrong, the better the lower.
+    Code(u8),
+}
+
+type Names = &'static [(&'static [u8], Name)];
+
+/// What each dialect has at its top.
+const OPENAI: Names = &[
+    (b"id", Name::Id),
+    (b"choices", Name::Each(Place::Choice)),
+    (b"usage", Name::Enter(Place::Usage)),
+    (b"timings", Name::Enter(Place::Timings)),
+];
+const RESPONSES: Names = &[
+    (b"delta", Name::Content),
+    (b"response", Name::Enter(Place::Response)),
+    (b"usage", Name::Enter(Place::Usage)),
+    (b"id", Name::Id),
+];
+const MESSAGES: Names = &[
+    (b"delta", Name::Enter(Place::Delta)),
+    (b"content_block", Name::Enter(Place::Block)),
+    (b"message", Name::Enter(Place::Message)),
+    (b"usage", Name::Enter(Place::Usage)),
+    (b"id", Name::Id),
+];
+const TRANSCRIPTIONS: Names = &[
+    (b"delta", Name::Content),
+    (b"choices", Name::Each(Place::Choice)),
+    (b"usage", Name::Enter(Place::Usage)),
+    (b"id", Name::Id),
+];
+const GENERATE: Names = &[
+    (b"text", Name::Content),
+    (b"token", Name::Enter(Place::Token)),
+    (b"generated_text", Name::EndText),
+    (b"details", Name::Enter(Place::Details)),
+    (b"meta_info", Name::Enter(Place::Meta)),
+];
+/// Where llama.cpp has its own form something else may answer as on `/v1`.
+const LLAMA_CPP: Names = &[
+    (b"content", Name::Content),
+    (b"stop", Name::End),
+    (b"tokens_predicted", Name::Count(Field::Completion)),
+    (b"tokens_evaluated", Name::Count(Field::Prompt)),
+    (b"tokens_cached", Name::Count(Field::InCache)),
+    (b"timings", Name::Enter(Place::Timings)),
+    (b"choices", Name::Each(Place::Choice)),
+    (b"usage", Name::Enter(Place::Usage)),
+    (b"id", Name::Id),
+];
+const OLLAMA: Names = &[
+    (b"message", Name::Enter(Place::Message)),
+    (b"response", Name::Content),
+    (b"thinking", Name::Content),
+    (b"done", Name::End),
+    (b"prompt_eval_count", Name::Count(Field::Prompt)),
+    (b"eval_count", Name::Count(Field::Completion)),
+];
+const OTHER: Names = &[(b"usage", Name::Enter(Place::Usage)), (b"id", Name::Id)];
+
+/// What errors have at their top, in every dialect.
+const ANY_TOP: Names = &[
+    (b"object", Name::Kind),
+    (b"type", Name::Type),
+    (b"error", Name::Error),
+    (b"error_type", Name::Code(2)),
+    (b"code", Name::Code(0)),
+];
+
+const RESPONSE: Names = &[
+    (b"id", Name::Id),
+    (b"usage", Name::Enter(Place::Usage)),
+    (b"error", Name::Enter(Place::Error)),
+];
+const MESSAGE_OF_MESSAGES: Names = &[(b"id", Name::Id), (b"usage", Name::Enter(Place::EarlyUsage))];
+const MESSAGE_OF_OLLAMA: Names =
+    &[(b"content", Name::Content), (b"thinking", Name::Content), (b"tool_calls", Name::Content)];
+const CHOICE: Names = &[
+    (b"delta", Name::Enter(Place::Delta)),
+    (b"finish_reason", Name::Finish),
+    (b"text", Name::Content),
+];
+const DELTA_OF_CHOICE: Names = &[
+    (b"content", Name::Content),
+    (b"tool_calls", Name::Content),
+    (b"reasoning_content", Name::Content),
+    (b"reasoning", Name::Content),
+    (b"refusal", Name::Content),
+    (b"function_call", Name::Content),
+];
+const DELTA_OF_BLOCK: Names = &[
+    (b"text", Name::Content),
+    (b"partial_json", Name::Content),
+    (b"thinking", Name::Content),
+    (b"stop_reason", Name::Finish),
+];
+/// A tool's name is what a model wrote.
+const BLOCK: Names =
+    &[(b"text", Name::Content), (b"thinking", Name::Content), (b"name", Name::Content)];
+const USAGE: Names = &[
+    (b"prompt_tokens", Name::Count(Field::Prompt)),
+    (b"completion_tokens", Name::Count(Field::Completion)),
+    (b"total_tokens", Name::Count(Field::Total)),
+    (b"output_tokens", Name::Count(Field::Output)),
+    (b"input_tokens", Name::Count(Field::Input)),
+    (b"cache_read_input_tokens", Name::Count(Field::CacheRead)),
+    (b"cache_creation_input_tokens", Name::Count(Field::CacheCreation)),
+    (b"prompt_tokens_details", Name::Enter(Place::PromptDetails)),
+    (b"input_tokens_details", Name::Enter(Place::PromptDetails)),
+    (b"completion_tokens_details", Name::Enter(Place::CompletionDetails)),
+    (b"output_tokens_details", Name::Enter(Place::CompletionDetails)),
+    // SGLang has it beside the counts, others among the details.
+    (b"reasoning_tokens", Name::Count(Field::Reasoning)),
+    (b"cached_tokens", Name::Count(Field::Cached)),
+];
+const PROMPT_DETAILS: Names = &[(b"cached_tokens", Name::Count(Field::Cached))];
+const COMPLETION_DETAILS: Names = &[(b"reasoning_tokens", Name::Count(Field::Reasoning))];
+const TIMINGS: Names = &[
+    (b"prompt_n", Name::Count(Field::TimedPrompt)),
+    (b"predicted_n", Name::Count(Field::TimedCompletion)),
+    (b"cache_n", Name::Count(Field::TimedCached)),
+];
+const META: Names = &[
+    (b"id", Name::Id),
+    (b"prompt_tokens", Name::Count(Field::Prompt)),
+    (b"completion_tokens", Name::Count(Field::Completion)),
+    (b"cached_tokens", Name::Count(Field::Cached)),
+    (b"reasoning_tokens", Name::Count(Field::Reasoning)),
+    (b"finish_reason", Name::Finish),
+];
+const DETAILS: Names = &[
+    (b"generated_tokens", Name::Count(Field::Completion)),
+    (b"input_length", Name::Count(Field::Prompt)),
+    (b"prefill", Name::Prefill),
+];
+const TOKEN: Names = &[(b"text", Name::Content)];
+const ERROR: Names =
+    &[(b"code", Name::Code(0)), (b"http_status_code", Name::Code(1)), (b"type", Name::Code(3))];
+
+impl Name {
+    /// What the member `name` means there.
+    pub fn of(dialect: Dialect, place: Place, name: &[u8]) -> Name {
+        let names = match place {
+            Place::Top => {
+                return find(top(dialect), name).or_else(|| find(ANY_TOP, name)).unwrap_or_default()
+            }
+            Place::Response => RESPONSE,
+            Place::Message if dialect == Dialect::Ollama => MESSAGE_OF_OLLAMA,
+            Place::Message => MESSAGE_OF_MESSAGES,
+            Place::Choice => CHOICE,
+            Place::Delta if dialect == Dialect::Messages => DELTA_OF_BLOCK,
+            Place::Delta => DELTA_OF_CHOICE,
+            Place::Block => BLOCK,
+            Place::EarlyUsage if name == b"output_tokens" => return Name::None,
+            Place::Usage if dialect == Dialect::Transcriptions && name == b"seconds" => {
+                return Name::Count(Field::Seconds)
+            }
+            Place::Usage | Place::EarlyUsage => USAGE,
+            Place::PromptDetails => PROMPT_DETAILS,
+            Place::CompletionDetails => COMPLETION_DETAILS,
+            Place::Timings => TIMINGS,
+            Place::Meta => META,
+            Place::Details => DETAILS,
+            Place::Token => TOKEN,
+            Place::Error => ERROR,
+        };
+        find(names, name).unwrap_or_default()
+    }
+}
+
+fn top(dialect: Dialect) -> Names {
+    match dialect {
+        Dialect::OpenAi => OPENAI,
+        Dialect::Responses => RESPONSES,
+        Dialect::Messages => MESSAGES,
+        Dialect::Transcriptions => TRANSCRIPTIONS,
+        Dialect::Generate => GENERATE,
+        Dialect::LlamaCpp => LLAMA_CPP,
+        Dialect::Ollama => OLLAMA,
+        Dialect::Embeddings | Dialect::Other => OTHER,
+    }
+}
+
+fn find(names: Names, name: &[u8]) -> Option<Name> {
+    // Most differ in their first bytes, and are not compared.
+    let is = |known: &[u8]| known.first() == name.first() && known == name;
+    names.iter().find(|(known, _)| is(known)).map(|(_, meaning)| *meaning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a name that is longer than what is kept of one, and so is never found when its
+    /// bytes arrive in two pieces.
+    #[test]
+    fn no_name_is_longer_than_what_is_kept() {
+        let tables = [
+            OPENAI,
+            RESPONSES,
+            MESSAGES,
+            TRANSCRIPTIONS,
+            GENERATE,
+            LLAMA_CPP,
+            OLLAMA,
+            OTHER,
+            ANY_TOP,
+            RESPONSE,
+            MESSAGE_OF_MESSAGES,
+            MESSAGE_OF_OLLAMA,
+            CHOICE,
+            DELTA_OF_CHOICE,
+            DELTA_OF_BLOCK,
+            BLOCK,
+            USAGE,
+            PROMPT_DETAILS,
+            COMPLETION_DETAILS,
+            TIMINGS,
+            META,
+            DETAILS,
+            TOKEN,
+            ERROR,
+        ];
+        let lens = tables.into_iter().flatten().map(|(name, _)| name.len());
+        assert_eq!(lens.max(), Some(NAME_BYTES_MAX));
+    }
+}

@@ -1,0 +1,233 @@
+//! How later counts change earlier ones, which are added, and what is no count.
+
+use super::*;
+use crate::llm::usage::number::Odd;
+
+fn usage(members: &str) -> String {
+    format!("{{\"usage\":{{{members}}}}}")
+}
+
+/// Catches: a count that is lost to a null, an absent member or a later zero, and an early zero
+/// that stays.
+#[test]
+fn the_last_count_of_each_name_counts() {
+    for (events, expected) in [
+        (&[r#""prompt_tokens":39"#, r#""completion_tokens":7"#][..], (39, 7, 46, None, None)),
+        (
+            &[r#""prompt_tokens":0"#, r#""prompt_tokens":39,"completion_tokens":1"#],
+            (39, 1, 40, None, None),
+        ),
+        (
+            &[
+                r#""prompt_tokens":39,"completion_tokens":7"#,
+                r#""prompt_tokens":0,"completion_tokens":0"#,
+            ],
+            (39, 7, 46, None, None),
+        ),
+        (&[r#""prompt_tokens":39,"completion_tokens":7"#, ""], (39, 7, 46, None, None)),
+        (
+            &[r#""prompt_tokens":39,"completion_tokens":7"#, r#""prompt_tokens":null"#],
+            (39, 7, 46, None, None),
+        ),
+        (
+            &[
+                r#""prompt_tokens":39,"completion_tokens":7,"total_tokens":46"#,
+                r#""completion_tokens":9"#,
+            ],
+            (39, 9, 48, None, None),
+        ),
+        (
+            &[
+                r#""prompt_tokens":39,"completion_tokens":7"#,
+                r#""prompt_tokens_details":{"cached_tokens":5}"#,
+            ],
+            (39, 7, 46, Some(5), None),
+        ),
+        (
+            &[
+                r#""completion_tokens_details":{"reasoning_tokens":3}"#,
+                r#""prompt_tokens":39,"completion_tokens":7"#,
+            ],
+            (39, 7, 46, None, Some(3)),
+        ),
+        (&[r#""prompt_tokens":9,"prompt_tokens":5,"completion_tokens":1"#], (5, 1, 6, None, None)),
+        (
+            &[r#""prompt_tokens":9,"completion_tokens":1},"usage":{"prompt_tokens":5"#],
+            (5, 1, 6, None, None),
+        ),
+    ] {
+        let events: Vec<String> = events.iter().map(|members| usage(members)).collect();
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        assert_eq!(chat(&events), Some(expected), "{events:?}");
+        let with_null = [&events[..], &["{\"usage\":null}", "{\"usage\":[]}", "{}"]].concat();
+        assert_eq!(chat(&with_null), Some(expected), "{events:?}");
+    }
+    let zeros = usage(r#""prompt_tokens":0,"completion_tokens":0,"total_tokens":0"#);
+    assert_eq!(chat(&[&zeros]), None, "Ollama's early events");
+}
+
+/// Catches: counts that are kept although something is strange, and nobody is told.
+#[test]
+fn what_is_strange_is_told() {
+    let names = |events: &[&str]| {
+        let stream: String = events.iter().map(|data| format!("data: {data}\n\n")).collect();
+        let scan = read(Dialect::OpenAi, EVENTS, &stream);
+        scan.facts().oddities().names().collect::<Vec<_>>()
+    };
+    let count = usage(r#""prompt_tokens":39,"completion_tokens":7"#);
+    let zero = usage(r#""prompt_tokens":0,"completion_tokens":0"#);
+    let cached = usage(r#""prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":4}"#);
+    assert_eq!(names(&[&count]), [""; 0]);
+    assert_eq!(names(&[&zero, &count]), [""; 0]);
+    assert_eq!(names(&[&count, &zero]), ["zero_after_count"]);
+    assert_eq!(names(&[&cached]), ["cached_exceeds_prompt"]);
+}
+
+/// Catches: what is no number of tokens and becomes a bill, or passes for zero.
+#[test]
+fn what_is_no_count_is_no_usage_and_says_why() {
+    for (value, odd) in [
+        ("\"12\"", Odd::NotANumber),
+        ("true", Odd::NotANumber),
+        ("[12]", Odd::NotANumber),
+        ("{\"a\":12}", Odd::NotANumber),
+        ("NaN", Odd::NotANumber),
+        ("007", Odd::NotANumber),
+        ("-1", Odd::Negative),
+        ("1.5", Odd::Fraction),
+        ("9007199254740993", Odd::TooLarge),
+        ("99999999999999999999999", Odd::TooLarge),
+    ] {
+        for name in ["prompt_tokens", "completion_tokens", "cached_tokens"] {
+            let event = usage(&format!("\"total_tokens\":3,\"{name}\":{value},\"x\":1"));
+            let scan = read(Dialect::OpenAi, EVENTS, &format!("data: {event}\n\n"));
+            assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(odd)), "{event}");
+            let scan = read(Dialect::OpenAi, None, &event);
+            assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(odd)), "{event}");
+        }
+        let line = format!("{{\"done\":true,\"eval_count\":{value},\"prompt_eval_count\":2}}\n");
+        let scan = read(Dialect::Ollama, Some(Framing::Lines), &line);
+        assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(odd)), "{line}");
+    }
+    // The last word counts here too.
+    let good = usage(r#""prompt_tokens":3,"completion_tokens":1"#);
+    assert_eq!(chat(&[&usage(r#""prompt_tokens":"3""#), &good]), Some((3, 1, 4, None, None)));
+    assert_eq!(chat(&[&good, &usage(r#""prompt_tokens":"3""#)]), None);
+    let whole = usage(r#""prompt_tokens":12.0,"completion_tokens":1.5e1"#);
+    assert_eq!(chat(&[&whole]), Some((12, 15, 27, None, None)));
+}
+
+/// Catches: a placeholder that is billed, and an estimate that outlives the count.
+#[test]
+fn what_a_message_begins_with_is_no_count() {
+    let start = |usage: &str| {
+        format!("data: {{\"type\":\"message_start\",\"message\":{{\"usage\":{usage}}}}}\n\n")
+    };
+    let delta = |usage: &str| format!("data: {{\"type\":\"message_delta\",\"usage\":{usage}}}\n\n");
+    let read = |stream: String| read(Dialect::Messages, EVENTS, &stream).usage().map(tokens);
+    let early = start(r#"{"input_tokens":20,"output_tokens":1}"#);
+    assert_eq!(read(early.clone()), None);
+    assert_eq!(
+        read(early.clone() + &delta(r#"{"output_tokens":7}"#)),
+        Some((20, 7, 27, None, None))
+    );
+    let lower = early.clone() + &delta(r#"{"input_tokens":7,"output_tokens":3}"#);
+    assert_eq!(read(lower), Some((7, 3, 10, None, None)), "Ollama's estimate");
+    let zero = early.clone() + &delta(r#"{"input_tokens":0,"output_tokens":3}"#);
+    assert_eq!(read(zero), Some((20, 3, 23, None, None)));
+    let cached = start(
+        r#"{"input_tokens":10,"cache_read_input_tokens":90,"cache_creation_input_tokens":5}"#,
+    );
+    assert_eq!(
+        read(cached + &delta(r#"{"output_tokens":7}"#)),
+        Some((105, 7, 112, Some(90), None))
+    );
+    assert_eq!(read(early + &delta("{}")), None);
+}
+
+/// Catches: choices of llama.cpp that are recorded as one, or counts so far that are added up.
+#[test]
+fn what_is_done_for_each_choice_is_added() {
+    let event = |choices: &str, completion: u64, more: &str| {
+        format!(
+            "{{\"choices\":[{choices}],\"usage\":{{\"prompt_tokens\":4,\
+             \"completion_tokens\":{completion}}},\"id\":\"a\"{more}}}"
+        )
+    };
+    let timings = ",\"timings\":{\"prompt_n\":4,\"predicted_n\":5}";
+    let done =
+        |index: u64| format!("{{\"index\":{index},\"text\":\"\",\"finish_reason\":\"stop\"}}");
+    let running =
+        |index: u64| format!("{{\"index\":{index},\"text\":\"a\",\"finish_reason\":null}}");
+    let (one, two) = (event(&done(0), 5, timings), event(&done(1), 4, timings));
+    assert_eq!(chat(&[&one, &two]), Some((8, 9, 17, None, None)), "llama.cpp's completions");
+    let (one, two) = (event("", 5, timings), event("", 4, timings));
+    assert_eq!(chat(&[&one, &two]), Some((8, 9, 17, None, None)), "llama.cpp's chat");
+    let three = event("", 1, timings);
+    assert_eq!(chat(&[&one, &two, &three]), Some((12, 10, 22, None, None)));
+    // Counts so far, be there timings or not.
+    let so_far: Vec<String> = (1..4).map(|n| event(&running(n % 2), n, timings)).collect();
+    let so_far: Vec<&str> = so_far.iter().map(String::as_str).collect();
+    assert_eq!(chat(&so_far), Some((4, 3, 7, None, None)));
+    let (one, two) = (event(&done(0), 5, ""), event(&done(1), 4, ""));
+    let sum = event("", 9, "");
+    assert_eq!(chat(&[&one, &two, &sum]), Some((4, 9, 13, None, None)), "vLLM, continuous");
+    // The last one is of another kind: whoever sends that, sends counts so far.
+    assert_eq!(chat(&[&event("", 5, timings), &sum]), Some((4, 9, 13, None, None)));
+}
+
+/// Catches: a stream of llama.cpp that was not asked for usage and is not billed, or twice.
+#[test]
+fn timings_tell_when_nothing_else_does() {
+    let timed = |reason: &str, timings: &str| {
+        format!(
+            "{{\"choices\":[{{\"index\":0,\"finish_reason\":{reason}}}],\"timings\":{timings}}}"
+        )
+    };
+    let all = r#"{"cache_n":8,"prompt_n":4,"predicted_n":3}"#;
+    let found = Some((12, 3, 15, Some(8), None));
+    assert_eq!(chat(&[&timed("\"stop\"", all)]), found);
+    assert_eq!(chat(&[&timed("null", all)]), found, "how far it is");
+    assert_eq!(
+        chat(&[&timed("\"stop\"", all), &timed("\"stop\"", all)]),
+        Some((24, 6, 30, Some(16), None))
+    );
+    assert_eq!(chat(&[&timed("\"stop\"", all), &timed("null", all)]), found);
+    let older = r#"{"prompt_n":4,"predicted_n":3}"#;
+    assert_eq!(chat(&[&timed("\"stop\"", older)]), None, "what was cached is not known");
+    let counted = r#"{"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":3}}"#;
+    assert_eq!(chat(&[&timed("\"stop\"", all), counted]), Some((12, 3, 15, None, None)));
+}
+
+/// Catches: seconds of audio that are lost, or taken for tokens.
+#[test]
+fn audio_is_paid_by_the_second() {
+    let seconds = |dialect: Dialect, answer: &str| {
+        let scan = read(dialect, None, answer);
+        (scan.usage(), scan.facts().seconds(), scan.facts().fault())
+    };
+    let answer =
+        |n: &str| format!("{{\"text\":\"a\",\"usage\":{{\"type\":\"duration\",\"seconds\":{n}}}}}");
+    assert_eq!(seconds(Dialect::Transcriptions, &answer("37")), (None, Some(37), None));
+    assert_eq!(seconds(Dialect::Transcriptions, &answer("36.1")), (None, Some(37), None));
+    let odd = (None, None, Some(Odd::Negative));
+    assert_eq!(seconds(Dialect::Transcriptions, &answer("-1")), odd);
+    assert_eq!(seconds(Dialect::OpenAi, &answer("37")), (None, None, None));
+}
+
+/// Catches: an answer read in the dialect of the one before it on its connection.
+#[test]
+fn of_an_answer_after_another_nothing_is_known() {
+    let mut scan =
+        scan(Dialect::Ollama, Some(Framing::Lines), [&b"{\"done\":true,\"eval_count\":3}\n{"[..]]);
+    assert!(scan.usage().is_some() && scan.facts().native_end());
+    scan.reset();
+    assert!(scan.usage().is_none() && !scan.facts().native_end());
+    scan.feed(b"{\"id\":\"x\",\"usage\":{\"prompt_tokens\":1}}");
+    assert_eq!(
+        (scan.usage().map(|usage| usage.total_tokens), scan.upstream_id()),
+        (Some(1), Some("x"))
+    );
+    scan.expect(Dialect::OpenAi, EVENTS);
+    assert_eq!((scan.usage(), scan.upstream_id()), (None, None));
+}

@@ -1,0 +1,284 @@
+//! The same, read from a tree that serde_json builds: slow, and hard to get wrong.
+
+use super::*;
+use proptest::prelude::*;
+use serde_json::{json, Map, Value};
+use std::collections::BTreeMap;
+
+/// Names that matter somewhere, so that they stand where they do not matter too.
+const NAMES: &[&str] = &[
+    "usage",
+    "response",
+    "message",
+    "choices",
+    "delta",
+    "content",
+    "text",
+    "finish_reason",
+    "tool_calls",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "prompt_tokens_details",
+    "input_tokens_details",
+    "cached_tokens",
+    "reasoning_tokens",
+    "metadata",
+    "a\"}{[]:,\\",
+    "\u{1f600}\n",
+];
+
+fn leaf() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (0..50u64).prop_map(Value::from),
+        "[a-z\"\\\\{}\\[\\]\n,:\u{e9}]{0,70}".prop_map(Value::from),
+    ]
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    leaf().prop_recursive(5, 40, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            object(inner),
+        ]
+    })
+}
+
+fn object(inner: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(NAMES).prop_map(str::to_owned);
+    prop::collection::btree_map(name, inner, 0..6)
+        .prop_map(|map| Value::Object(map.into_iter().collect()))
+}
+
+/// Counts as an engine writes them, or not.
+fn usage() -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(&NAMES[9..19]).prop_map(str::to_owned);
+    let counts = prop::collection::btree_map(name, (0..90u64).prop_map(Value::from), 0..5)
+        .prop_map(|map| Value::Object(map.into_iter().collect()));
+    prop_oneof![4 => counts, 1 => Just(Value::Null), 1 => any_json()]
+}
+
+fn event() -> impl Strategy<Value = Value> {
+    let places = (usage(), object(any_json()), object(any_json()), any_json(), 0..5u8);
+    places.prop_map(|(usage, mut inner, mut event, choices, place)| {
+        let members = event.as_object_mut().unwrap();
+        members.insert("metadata".to_owned(), choices.clone());
+        match place {
+            0 => {}
+            1 | 2 => {
+                members.insert("usage".to_owned(), usage);
+            }
+            _ => {
+                inner.as_object_mut().unwrap().insert("usage".to_owned(), usage);
+                let name = if place == 3 { "response" } else { "message" };
+                members.insert(name.to_owned(), inner);
+            }
+        }
+        event
+    })
+}
+
+#[derive(Default)]
+struct Reference {
+    counts: BTreeMap<&'static str, u64>,
+    odd: BTreeMap<&'static str, ()>,
+    kept_zero: bool,
+    content: u64,
+}
+
+impl Reference {
+    /// One name of one object.
+    fn count(&mut self, now: &mut BTreeMap<&'static str, u64>, name: &'static str, of: &Value) {
+        match of {
+            Value::Null => {}
+            Value::Number(number) => {
+                let number = number.as_u64().unwrap();
+                match now.get(name) {
+                    Some(had) if *had > 0 && number == 0 => self.kept_zero = true,
+                    _ => {
+                        now.insert(name, number);
+                    }
+                }
+            }
+            _ => {
+                self.odd.insert(name, ());
+            }
+        }
+    }
+
+    fn usage(&mut self, usage: &Value, is_early: bool) {
+        let Value::Object(usage) = usage else { return };
+        let mut now = BTreeMap::new();
+        let before: Vec<&'static str> = self.odd.keys().copied().collect();
+        for name in [
+            "prompt_tokens",
+            "completion_tokens",
+            "total_tokens",
+            "input_tokens",
+            "output_tokens",
+            "cache_read_input_tokens",
+            "cached_tokens",
+            "reasoning_tokens",
+        ] {
+            if let Some(value) = usage.get(name).filter(|_| !is_early || name != "output_tokens") {
+                self.count(&mut now, name, value);
+            }
+        }
+        // In the order in which the members stand, which is that of their names.
+        for details in ["input_tokens_details", "prompt_tokens_details"] {
+            if let Some(value) =
+                usage.get(details).and_then(|d| d.as_object()?.get("cached_tokens"))
+            {
+                self.count(&mut now, "cached_tokens", value);
+            }
+        }
+        let counted = ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"];
+        if counted.iter().any(|name| now.contains_key(name)) && !now.contains_key("total_tokens") {
+            self.counts.remove("total_tokens");
+        }
+        for (name, number) in now {
+            let odd_now = self.odd.contains_key(name) && !before.contains(&name);
+            let mut all = std::mem::take(&mut self.counts);
+            self.count(&mut all, name, &json!(number));
+            self.counts = all;
+            let kept = self.counts.get(name) != Some(&number);
+            if !odd_now && !kept {
+                self.odd.remove(name);
+            }
+        }
+    }
+
+    fn tokens(&self, dialect: Dialect) -> Option<Tokens> {
+        let get = |name: &str| self.counts.get(name).copied();
+        let of = |name: &str| get(name).unwrap_or(0);
+        if !self.odd.is_empty() {
+            return None;
+        }
+        let has_output = get("output_tokens").or(get("completion_tokens")).is_some();
+        if dialect == Dialect::Messages && !has_output {
+            return None;
+        }
+        let input = of("input_tokens") + of("cache_read_input_tokens");
+        let prompt = get("prompt_tokens").unwrap_or(input);
+        let completion = get("completion_tokens").unwrap_or(of("output_tokens"));
+        let total = get("total_tokens").filter(|_| !self.kept_zero);
+        let total = total.unwrap_or(prompt + completion);
+        let counted = ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"];
+        let told = counted.iter().any(|name| get(name).is_some()) || get("total_tokens").is_some();
+        let cached = get("cached_tokens").or(get("cache_read_input_tokens"));
+        let all = (prompt, completion, total, cached, get("reasoning_tokens"));
+        (told && total + prompt + completion > 0).then_some(all)
+    }
+
+    fn event(&mut self, dialect: Dialect, event: &Value) {
+        let filled = |value: &Value| match value {
+            Value::String(text) => !text.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            _ => false,
+        };
+        let any = |map: &Value, names: &[&str]| names.iter().any(|name| filled(&map[*name]));
+        // In the order in which the members stand.
+        for (name, value) in event.as_object().unwrap_or(&Map::new()) {
+            match (dialect, name.as_str()) {
+                (_, "usage") => self.usage(value, false),
+                (Dialect::Responses, "response") => self.usage(&value["usage"], false),
+                (Dialect::Messages, "message") => self.usage(&value["usage"], true),
+                _ => {}
+            }
+        }
+        let content = match dialect {
+            Dialect::Responses => any(event, &["delta"]),
+            Dialect::Messages => {
+                event["delta"].is_object()
+                    && matches!(&event["delta"]["text"], Value::String(text) if !text.is_empty())
+                    || filled(&event["delta"]["text"]) && event["delta"].is_object()
+            }
+            _ => event["choices"].as_array().is_some_and(|choices| {
+                choices.iter().any(|choice| {
+                    let delta = &choice["delta"];
+                    choice.is_object()
+                        && (any(choice, &["text"])
+                            || delta.is_object() && any(delta, &["content", "tool_calls"]))
+                })
+            }),
+        };
+        self.content += u64::from(content);
+    }
+}
+
+proptest! {
+    /// Catches: a walk that loses its place.
+    #[test]
+    fn agrees_with_a_tree(
+        events in prop::collection::vec(event(), 1..5),
+        dialect in prop::sample::select(vec![
+            Dialect::OpenAi,
+            Dialect::Responses,
+            Dialect::Messages,
+        ]),
+        pretty in any::<bool>(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        let mut reference = Reference::default();
+        let mut stream = String::new();
+        for event in &events {
+            reference.event(dialect, event);
+            let text = match pretty {
+                true => serde_json::to_string_pretty(event).unwrap().replace('\n', "\r\ndata: "),
+                false => event.to_string(),
+            };
+            stream += &format!("event: x\ndata: {text}\n\n");
+        }
+        let bytes = stream.as_bytes();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let pieces = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
+        let expected = (reference.tokens(dialect), reference.content);
+        for scan in [scan(dialect, EVENTS, [bytes]), scan(dialect, EVENTS, pieces)] {
+            let found = (scan.usage().map(tokens), scan.facts().content_events());
+            prop_assert_eq!(&found, &expected, "{}", stream);
+        }
+    }
+
+    /// Catches: an event that is taken for the one before it and is not like it.
+    #[test]
+    fn what_is_like_the_last_event_says_the_same(
+        texts in prop::collection::vec("[a-z\"\\\\{}\n\u{e9}]{0,5}", 1..9),
+        odd in prop::collection::vec((any::<prop::sample::Index>(), 0..4usize), 0..3),
+    ) {
+        let mut stream = String::new();
+        let mut content = 0;
+        for (at, text) in texts.iter().enumerate() {
+            let choice = json!({"delta": {"content": text}, "finish_reason": null});
+            let mut event = json!({"id": "a", "choices": [choice]});
+            for (_, kind) in odd.iter().filter(|(index, _)| index.index(texts.len()) == at) {
+                match kind {
+                    0 => event["usage"] = json!({"prompt_tokens": 3, "completion_tokens": at + 1}),
+                    1 => event["choices"][0]["finish_reason"] = json!("stop"),
+                    2 => event["id"] = json!("other"),
+                    _ => event["choices"][0]["delta"]["content"] = Value::Null,
+                }
+            }
+            let said = event["choices"][0]["delta"]["content"].as_str();
+            content += u64::from(said.is_some_and(|text| !text.is_empty()));
+            stream += &format!("data: {event}\n\n");
+        }
+        let scans = [
+            scan(Dialect::OpenAi, EVENTS, [stream.as_bytes()]),
+            scan(Dialect::OpenAi, EVENTS, stream.as_bytes().chunks(1)),
+        ];
+        let said = scans.map(|scan| {
+            let facts = scan.facts();
+            (scan.usage(), facts.content_events(), facts.choices_finished())
+        });
+        prop_assert_eq!(said[0], said[1]);
+        prop_assert_eq!(said[0].1, content);
+    }
+}
