@@ -3,6 +3,7 @@
 
 use super::client::Client;
 use super::receive::Request;
+use super::settle::Story;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Retry};
 use crate::config::plan::StreamUsage;
@@ -117,4 +118,25 @@ pub fn wants_counts(request: &Request, client: &Client) -> bool {
     );
     let body = request.body(client.bytes());
     has_options && scan(body).is_ok_and(|facts| facts.continuous_usage)
+}
+
+/// A stream of a client that did not ask is over, to its end if `is_whole`. `is_timed`: the engine
+/// told by itself what usage would; `is_told`: there was usage, in whatever form.
+pub fn hear_stream(
+    w: &Worker,
+    request: &Request,
+    story: &Story,
+    (is_whole, is_timed, is_told): (bool, bool, bool),
+) {
+    let member = story.backend.and_then(|backend| w.fleet.get(backend as usize));
+    let (Some(member), Some(_), true) = (member, request.usage_splice(), story.event_stream) else {
+        return;
+    };
+    let (known, now) = (member.usage_wish(), Instant::now());
+    if is_timed {
+        known.learn(UsageWish::Needless, now);
+    } else if is_whole && !is_told && !story.asked_usage && known.at(now) == UsageWish::Needless {
+        // It was thought to tell by itself, and does not.
+        known.forget();
+    }
 }

@@ -225,3 +225,41 @@ fn an_engine_is_read_on_for_its_usage_and_no_longer() {
     assert_eq!(record["usage_source"], "missing", "{record}");
     quiet(&proxy);
 }
+
+/// Catches: an engine that is asked for what it tells anyway, and one that is not asked any more
+/// although it tells nothing by itself.
+#[test]
+fn an_engine_whose_own_figures_say_enough_is_not_asked() {
+    let (engine, hook) = (Engine::start(&["--dialect", "llamacpp"]), Webhook::start());
+    let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "").start();
+    let knobs = "x-mock-usage: 31,17,8\r\n";
+    let direct = engine.connect().post(CHATS, knobs, STREAM).text();
+    for sent in 1..=3 {
+        let answer = proxy.connect().post(CHATS, knobs, STREAM);
+        assert_eq!(answer.text(), direct, "{sent}");
+        let record = hook.await_records(sent, SOON).pop().unwrap();
+        let told = [&record["prompt_tokens"], &record["completion_tokens"]];
+        assert_eq!(told, [31, 17], "{sent}: {record}");
+        // The first time nobody knows it.
+        let asked = engine.posts().pop().unwrap()["body_len"] != STREAM.len();
+        assert_eq!(asked, sent == 1);
+    }
+    let timed =
+        FINISH.replace("}]}", r#"}],"timings":{"cache_n":1,"prompt_n":2,"predicted_n":3}}"#);
+    let engine = Backend::start(move |served| {
+        for stream in [timed.as_str(), FINISH, FINISH, FINISH] {
+            served.request();
+            served.begin_events();
+            served.chunk(stream);
+            served.chunk(DONE);
+            served.send("0\r\n\r\n");
+        }
+    });
+    let (proxy, _hook) = before(&engine, "");
+    let mut conn = proxy.connect();
+    for asked in [true, false, true, true] {
+        assert_eq!(conn.post(CHATS, "", STREAM).status(), 200);
+        let request = engine.requests().pop().unwrap();
+        assert_eq!(request.body.len() != STREAM.len(), asked);
+    }
+}

@@ -74,6 +74,8 @@ pub fn usage(ask: &Ask, usage: &Usage) -> String {
 pub fn timings(usage: &Usage) -> String {
     let Usage { prompt, completion, cached } = *usage;
     let cached = cached.unwrap_or(0);
+    // What was found in the cache is not in it.
+    let prompt = prompt.saturating_sub(cached);
     format!(
         r#","timings":{{"cache_n":{cached},"prompt_n":{prompt},"prompt_ms":1.5,"prompt_per_token_ms":0.125,"prompt_per_second":8000.0,"predicted_n":{completion},"predicted_ms":3.0,"predicted_per_token_ms":1.0,"predicted_per_second":1000.0}}"#
     )

@@ -156,6 +156,11 @@ impl Counts {
         })
     }
 
+    /// `timings` that tell all of it.
+    pub fn has_timings(&self) -> bool {
+        self.timed().is_some()
+    }
+
     /// In an engine's own names.
     fn native(&self, dialect: Dialect, is_end: bool) -> Option<Usage> {
         let cached = self.get(Field::Cached).or(self.get(Field::TimedCached));

@@ -22,6 +22,8 @@ pub struct Facts {
     counts: Option<Box<Pair>>,
     /// The sum of what was done for choices that ended before; see [`Facts::take_counts`].
     before: Option<Box<Usage>>,
+    /// An event had `timings` that tell all of it.
+    is_timed: bool,
     /// The last counts are final, of one choice.
     is_final: bool,
     /// The last counts stood beside an end mark.
@@ -108,6 +110,12 @@ impl Facts {
             **pair = Pair::default();
         }
         *self = Facts { dialect, id, counts, ..Facts::default() };
+    }
+
+    /// The engine tells by itself what usage would: llama.cpp's `timings` stand in its last event
+    /// whether it is asked for usage or not.
+    pub fn is_timed(&self) -> bool {
+        self.is_timed
     }
 
     /// An object is entered.
@@ -234,6 +242,7 @@ impl Facts {
         let dialect = self.dialect;
         let Pair { all, now } = &mut **self.counts.get_or_insert_default();
         let now = std::mem::take(now);
+        self.is_timed |= now.has_timings();
         if self.is_final {
             if now.is_told() && !all.is_told() && !is_native {
                 // `timings` said the same before.

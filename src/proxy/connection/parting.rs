@@ -4,6 +4,7 @@ use super::{Next, Talk};
 use crate::base::fault::{Fault, Side};
 use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT};
 use crate::config::plan::OnClientAbort;
+use crate::proxy::asking::hear_stream;
 use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{note, settle, Ending};
@@ -28,6 +29,9 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
         w.count_fault(talk.story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
     talk.story.outcome = Some(outcome);
+    let tap = &talk.tap;
+    let heard = (outcome.fault.is_none(), tap.body_usage.facts().is_timed(), tap.usage().is_some());
+    hear_stream(w, &talk.request, &talk.story, heard);
     if left_to_read(w, talk).is_some() {
         return Next::Drain;
     }
