@@ -181,7 +181,7 @@ fn start_workers(
         let why = ring::why_epoll();
         tracing::warn!(driver = EPOLL, %why, "io_uring is not in use: running on epoll");
     }
-    tracing::info!(driver, ?drivers, "workers run");
+    tracing::info!(driver, workers = drivers.len(), "workers run");
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if threads.len() == WORKERS_AUTO_MAX && cpus > WORKERS_AUTO_MAX {
         let workers = threads.len();
