@@ -109,7 +109,7 @@ fn every_engines_error_in_a_stream_is_noticed() {
     for (engine, api, path) in endpoints() {
         let pieces = errors::in_stream(engine, api, 0);
         let body: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.bytes).collect();
-        let framing = framing(api, api != Api::Embeddings);
+        let framing = framing(api, true);
         let (usage, _, error) = read(Dialect::of(path.as_bytes()), framing, &body);
         assert_eq!(usage, None);
         // Where the engine says nothing (it just ends), there is nothing to notice.

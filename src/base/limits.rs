@@ -43,10 +43,6 @@ pub const INFLATE_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// For so long it is known what an engine does when it is asked for usage. Beyond: it is found out
 /// again.
 pub const USAGE_WISH_KNOWN: Duration = Duration::from_secs(10 * 60);
-/// Bytes of a refused answer that are searched for what was refused. Beyond: it was something else.
-pub const REFUSED_ANSWER_BYTES_MAX: usize = 16 * 1024;
-/// Wait for those bytes, all together. Beyond: it was something else.
-pub const REFUSED_ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// An event that ends a choice is held back for so long, for what follows it. Beyond: it goes.
 pub const FINISH_HELD_MAX: Duration = Duration::from_millis(20);
 /// When a client left behind the end of its text and before the usage of the stream, the engine is
@@ -129,11 +125,11 @@ pub const EJECTION_FORGOTTEN: Duration = Duration::from_secs(60);
 /// A backend of which a running stream was seen to grow so lately is not ejected for being slow.
 /// Streams are looked at every five seconds.
 pub const STREAM_ALIVE: Duration = Duration::from_secs(10);
-/// Bytes of an answer with status 503 that are read to see whether it says that the engine is still
-/// loading its model. Beyond: it goes to the client as it is.
-pub const LOADING_ANSWER_BYTES_MAX: usize = 2048;
+/// Bytes of an error's body that are read to see whether the engine is still loading its model, or
+/// refuses what we asked for on our own account. Beyond: it goes to the client as it is.
+pub const PEEKED_ANSWER_BYTES_MAX: usize = 8 * 1024;
 /// The same in time: what has not come by then is not waited for.
-pub const LOADING_ANSWER_WAIT: Duration = Duration::from_secs(1);
+pub const PEEKED_ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// An answer that is read for nobody, to spare its engine, is given up after so long.
 pub const ANSWER_DRAIN_MAX: Duration = Duration::from_secs(600);

@@ -289,12 +289,13 @@ fn any_member() -> impl Strategy<Value = (String, String)> {
 
 /// What the same body means to a parser that builds a tree and lets the last key win.
 fn agrees(facts: &RequestFacts<'_>, tree: &Value) {
-    // A tree holds an integer beyond u64 as a float.
-    let float = |number: &Value| number.as_f64().filter(|n| *n >= 0.0 && n.fract() == 0.0);
-    let text = |value: &Value| value.as_str().and_then(|text| text.trim().parse().ok());
-    let limit = |key: &str| {
-        let value = &tree[key];
-        value.as_u64().or_else(|| float(value).map(|n| n as u64)).or_else(|| text(value))
+    let whole = |n: f64| Some(n).filter(|n| *n >= 0.0 && n.fract() == 0.0).map(|n| n as u64);
+    let text =
+        |text: &str| text.parse::<u64>().ok().or_else(|| text.parse::<f64>().ok().and_then(whole));
+    let limit = |key: &str| match &tree[key] {
+        Value::String(inside) => text(inside.trim()),
+        // A tree holds an integer beyond u64 as a float.
+        number => number.as_u64().or_else(|| number.as_f64().and_then(whole)),
     };
     let truth = match &tree["stream"] {
         Value::String(text) => match text.to_lowercase().as_str() {

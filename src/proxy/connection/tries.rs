@@ -15,8 +15,7 @@ use crate::proxy::repute;
 use crate::proxy::route::{self, Tried};
 use crate::proxy::settle::{self, Ending};
 use crate::proxy::upstream::exchange::{exchange, Exchange};
-use crate::proxy::upstream::loading;
-use crate::proxy::upstream::refused::names_wish;
+use crate::proxy::upstream::peek;
 use crate::proxy::worker::Worker;
 use std::rc::Rc;
 
@@ -105,16 +104,20 @@ async fn try_backends(
                 }
                 Ok(()) => {
                     let status = request.response.status;
-                    // Boxed: it is rare, and the future of a stream would carry it.
-                    let is_named = asking.may_be_refused(status)
-                        && Box::pin(names_wish(client, &request.response, answered)).await;
+                    let is_named = match answered.as_mut() {
+                        // Boxed: it is rare, and the future of a stream would carry it.
+                        Some(got) if asking.may_be_refused(status) => {
+                            Box::pin(peek::names_wish(client, &request.response, got)).await
+                        }
+                        _ => false,
+                    };
                     match asking.learn(w, backend, status, is_named) {
                         Some(next) => asking = next,
                         None => break Ok(()),
                     }
                     *answered = None;
                 }
-                result => break result,
+                failed => break failed,
             }
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
@@ -164,7 +167,7 @@ async fn turned_down(
     repute::hear_answer(w, backend, &request.response);
     let is_rare = request.response.status == 503 && route::has_other(&w.fleet, tried);
     // Boxed: it is rare, and the future of a stream would carry it.
-    if is_rare && Box::pin(loading::is_loading(client, &request.response, got)).await {
+    if is_rare && Box::pin(peek::is_loading(client, &request.response, got)).await {
         *answered = None;
         return Err(Fault::BackendLoading);
     }

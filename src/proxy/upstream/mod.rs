@@ -8,6 +8,5 @@
 
 pub mod connect;
 pub mod exchange;
-pub mod loading;
+pub mod peek;
 pub mod pool;
-pub mod refused;

@@ -1,30 +1,52 @@
-//! An engine that is still loading its model says so with a 503. It has done nothing for the
-//! request, so another backend may answer it.
+//! What the short body of an error says, read before the client gets any of it: two such answers
+//! are no answer to the client, but a reason for another try.
 
 use super::exchange::Exchange;
-use crate::base::limits::{LOADING_ANSWER_BYTES_MAX, LOADING_ANSWER_WAIT};
+use crate::base::limits::{PEEKED_ANSWER_BYTES_MAX, PEEKED_ANSWER_WAIT};
 use crate::http::framing::ResponseFraming;
 use crate::http::response::ResponseHead;
 use crate::http::write::LAST_CHUNK;
 use crate::proxy::client::Client;
 use crate::rt::buffer::Buffer;
+use memchr::memmem;
 use std::io::ErrorKind;
+
+/// How a refusal names what we asked for on our own account.
+const WISH: [&[u8]; 2] = [b"stream_options", b"include_usage"];
 
 /// What llama.cpp's server says while it loads:
 /// `{"error":{"message":"Loading model","type":"unavailable_error","code":503}}`.
-const SAYS_SO: [&[u8]; 2] = [b"Loading model", b"unavailable_error"];
+const LOADING: [&[u8]; 2] = [b"Loading model", b"unavailable_error"];
 
-/// Whether an answer says that the engine is loading its model. Reads what there is of a short
-/// body, and what is read stays in the exchange.
+/// Whether a refusal names the wish for usage that we put into the request.
+pub async fn names_wish(client: &Client, response: &ResponseHead, got: &mut Exchange) -> bool {
+    let says = |body: &[u8]| WISH.into_iter().any(|name| memmem::find(body, name).is_some());
+    says_so(client, response, got, says).await
+}
+
+/// Whether an answer says that the engine is still loading its model: it has done nothing for the
+/// request, so another backend may answer it.
 pub async fn is_loading(client: &Client, response: &ResponseHead, got: &mut Exchange) -> bool {
     if response.status != 503 || response.encoded || response.event_stream {
         return false;
     }
-    client.post.arm(LOADING_ANSWER_WAIT);
+    let says = |body: &[u8]| LOADING.into_iter().all(|words| memmem::find(body, words).is_some());
+    says_so(client, response, got, says).await
+}
+
+/// Reads the body of an answer until it says so, or is whole, or longer or slower than such answers
+/// are. What is read stays in the exchange, for whoever sends the answer on.
+async fn says_so(
+    client: &Client,
+    response: &ResponseHead,
+    got: &mut Exchange,
+    says: impl Fn(&[u8]) -> bool,
+) -> bool {
+    client.post.arm(PEEKED_ANSWER_WAIT);
     loop {
         let bytes = got.bytes.get_or_insert_with(Buffer::take);
         let body = bytes.get(got.head_len..).unwrap_or_default();
-        if SAYS_SO.into_iter().all(|words| memchr::memmem::find(body, words).is_some()) {
+        if says(body) {
             return true;
         }
         let is_whole = match response.framing {
@@ -33,7 +55,7 @@ pub async fn is_loading(client: &Client, response: &ResponseHead, got: &mut Exch
             ResponseFraming::Chunked => body.ends_with(LAST_CHUNK),
             ResponseFraming::UntilClose => false,
         };
-        let is_long = body.len() >= LOADING_ANSWER_BYTES_MAX || bytes.len() == bytes.capacity();
+        let is_long = body.len() >= PEEKED_ANSWER_BYTES_MAX || bytes.len() == bytes.capacity();
         if is_whole || is_long {
             return false;
         }
