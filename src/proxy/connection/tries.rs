@@ -104,13 +104,9 @@ async fn try_backends(
                 }
                 Ok(()) => {
                     let status = request.response.status;
-                    let is_named = match answered.as_mut() {
-                        // Boxed: it is rare, and the future of a stream would carry it.
-                        Some(got) if asking.may_be_refused(status) => {
-                            Box::pin(peek::names_wish(client, &request.response, got)).await
-                        }
-                        _ => false,
-                    };
+                    // Boxed: it is rare, and the future of a stream would carry it.
+                    let is_named = asking.may_be_refused(status)
+                        && Box::pin(names_wish(client, request, answered)).await;
                     match asking.learn(w, backend, status, is_named) {
                         Some(next) => asking = next,
                         None => break Ok(()),
@@ -151,6 +147,14 @@ async fn try_backends(
     match story.ending {
         Ending::Fault(fault) => Err(Some(fault)),
         _ => Err(None),
+    }
+}
+
+/// Whether a refusal names the wish for usage that we put into the request.
+async fn names_wish(client: &Client, request: &Request, answered: &mut Option<Exchange>) -> bool {
+    match answered {
+        Some(got) => peek::names_wish(client, &request.response, got).await,
+        None => false,
     }
 }
 
