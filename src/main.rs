@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         Command::Run { plan, report } => (Arc::new(*plan), report),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Print(output) => return print(&output),
+        Command::Connect { plan, said } => return print(&tool::connect::answer(&plan, said)),
         Command::Spool { dir, task } => return spool(&dir, &task),
     };
     let reopen = (Reopen::default(), Reopen::default());

@@ -25,6 +25,13 @@ pub enum Command {
     Usage(UsageQuestion),
     /// Print and end.
     Print(Output),
+    /// Try all that a valid configuration names, print and end.
+    Connect {
+        /// Its backends and reporters are tried.
+        plan: Box<Plan>,
+        /// What `check` says of the file; what was found comes behind it.
+        said: Output,
+    },
     /// Look at a spool, or change what is delivered of it.
     Spool {
         /// Its folder.
@@ -85,7 +92,7 @@ pub struct Output {
 /// The configuration is valid and would start.
 pub const FINE: u8 = 0;
 /// It is valid and would not start: it asks for something that is not built, has no backends, or
-/// `--strict` found a warning.
+/// `--strict` found a warning, or `--connect` did not reach what it names.
 pub const WOULD_NOT_START: u8 = 1;
 /// It has errors, cannot be read, or the command line is wrong.
 pub const UNUSABLE: u8 = 2;
@@ -94,7 +101,8 @@ const EXIT_CODES: &str = "\
 Exit codes of `check`, and of a start that fails:
   0  valid, and it would start
   1  valid, but it would not start: it uses something that is not built yet,
-     has no backends (--allow-empty starts without), or --strict found a warning
+     has no backends (--allow-empty starts without), or --strict found a warning;
+     or check --connect did not reach a backend or a reporter
   2  it has errors or cannot be read, or the command line is wrong";
 
 #[derive(Parser)]
@@ -144,6 +152,10 @@ enum Sub {
         /// Print all that it means to standard output, as YAML, secrets masked
         #[arg(long)]
         print: bool,
+        /// Try to reach every backend and every reporter, for a few seconds each. No request is
+        /// sent, and to a webhook no more than a connection is made
+        #[arg(long)]
+        connect: bool,
         #[command(flatten)]
         terms: Terms,
     },
@@ -228,8 +240,11 @@ pub fn parse() -> Command {
 
 fn command(cli: Cli) -> Command {
     match cli.command {
-        Some(Sub::Check { file, print, terms }) => {
-            Command::Print(verdict::check(&file, print, terms))
+        Some(Sub::Check { file, print, connect, terms }) => {
+            match verdict::check(&file, print, terms) {
+                (said, Some(plan)) if connect => Command::Connect { plan, said },
+                (said, _) => Command::Print(said),
+            }
         }
         Some(Sub::Usage(arguments)) => usage::command(arguments),
         Some(Sub::Spool { place, task }) => spool(place, task),

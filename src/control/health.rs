@@ -43,7 +43,7 @@ async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
     loop {
         let found = match rt::timeout(check.timeout, probe(check, backend, member)).await {
             Ok(found) => found,
-            Err(_) => Err(format!("no answer within {:?}", check.timeout)),
+            Err(_) => Err(format!("no answer within {} s", check.timeout.as_secs_f64())),
         };
         if let Some(healthy) = judge.hear(found.is_ok()) {
             member.set_passes_probes(healthy);
@@ -112,7 +112,7 @@ async fn open(backend: &Backend, member: &Member, timeout: Duration) -> Result<L
             for address in addresses {
                 result = match rt::timeout(share, connect::tcp(address)).await {
                     Ok(done) => done.map_err(|e| format!("connect: {e}")),
-                    Err(_) => Err(format!("connect: no answer within {share:?}")),
+                    Err(_) => Err(format!("connect: no answer within {} ms", share.as_millis())),
                 };
                 if result.is_ok() {
                     break;

@@ -37,7 +37,7 @@ pub struct Logging {
 /// Starts logging of events.
 pub fn start(log: &Log, reopen: Reopen) -> Result<Logging, String> {
     let level: LevelFilter =
-        log.level.parse().map_err(|_| format!("log.level: unknown level {:?}", log.level))?;
+        log.level.parse().map_err(|_| format!("log.level: there is no level {}", log.level))?;
     let output = Output::open(&log.output, reopen)
         .map_err(|e| format!("log.output: {}: {e}", name_of(&log.output)))?;
     let (writer, guard) =

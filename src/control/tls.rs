@@ -18,21 +18,24 @@ pub fn client_configs(plan: &Plan) -> Result<Vec<Option<Arc<ClientConfig>>>, Str
         .iter()
         .map(|backend| match &backend.tls {
             None => Ok(None),
-            Some(tls) => client_config(backend, tls, &mut system_roots).map(Some),
+            Some(tls) => client_config(backend, tls, &mut system_roots)
+                .map(Some)
+                .map_err(|error| format!("backend {}: {error}", backend.name)),
         })
         .collect()
 }
 
-fn client_config(
+/// The same for one of them; an error names the file only. `system_roots` are read once, by the
+/// first that needs them.
+pub(super) fn client_config(
     backend: &Backend,
     tls: &BackendTls,
     system_roots: &mut Option<Arc<RootCertStore>>,
 ) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(ring::default_provider());
-    let named = |error: String| format!("backend {}: {error}", backend.name);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|e| named(e.to_string()))?;
+        .map_err(|e| e.to_string())?;
     if tls.insecure_skip_verify {
         tracing::warn!(backend = %backend.name, "certificates of this backend are NOT verified");
         let verifier = Arc::new(Verifier::new(provider, Wanted::Any));
@@ -40,10 +43,10 @@ fn client_config(
         return Ok(Arc::new(config.with_no_client_auth()));
     }
     if let Some(file) = &tls.ca_file {
-        let (roots, certificates) = roots_of(file).map_err(named)?;
+        let (roots, certificates) = roots_of(file)?;
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-        let authority = verifier.build().map_err(|e| named(format!("ca_file: {e}")))?;
+        let authority = verifier.build().map_err(|e| format!("ca_file: {e}"))?;
         let verifier = Verifier::new(provider, Wanted::Name(authority)).pinning(certificates);
         let config = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
         return Ok(Arc::new(config.with_no_client_auth()));
@@ -51,7 +54,7 @@ fn client_config(
     let roots = match system_roots.as_ref() {
         Some(roots) => Arc::clone(roots),
         None => {
-            let roots = Arc::new(roots_of_the_system().map_err(named)?);
+            let roots = Arc::new(roots_of_the_system()?);
             Arc::clone(system_roots.insert(roots))
         }
     };

@@ -3,7 +3,9 @@
 use crate::harness::process::Ran;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
-use crate::harness::{Config, Engine, Proxy};
+use crate::harness::services::free_port;
+use crate::harness::tls::Authority;
+use crate::harness::{Backend, Config, Engine, Proxy, Webhook};
 use rustix::process::Signal;
 use std::net::TcpListener;
 
@@ -242,4 +244,86 @@ fn a_start_logs_the_warnings_of_its_configuration() {
         event["level"] == "WARN"
             && event["message"].as_str().is_some_and(|m| m.contains("nonsense"))
     });
+}
+
+/// Catches: a destination that `check --connect` does not try, of which it does not say what is in
+/// the way, or that the exit code leaves out; and a request or a file that trying leaves behind.
+#[test]
+fn check_tries_all_destinations_when_asked() {
+    let (scratch, hook) = (Scratch::new(), Webhook::start());
+    let (tcp, unix) = (Engine::start(&[]), Engine::start_unix(&[]));
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let ca_file = scratch.write("ca.pem", ours.pem()).display().to_string();
+    let behind = |authority: &Authority| {
+        Backend::start_tls(authority.server(&["127.0.0.1"]), |served| drop(served.request()))
+    };
+    let (trusted, foreign, other) = (behind(&ours), behind(&theirs), behind(&ours));
+    let tls = |name: &str, of: &Backend, ca_file: &str| {
+        let url = of.url_as("https", "127.0.0.1");
+        format!("  - {{name: {name}, url: '{url}', tls: {{ca_file: '{ca_file}'}}}}\n")
+    };
+    let plain = |name: &str, url: &str| format!("  - {{name: {name}, url: '{url}'}}\n");
+    let file = |name: &str, path: String| {
+        format!("    - {{name: {name}, type: file, file: {{path: '{path}'}}}}\n")
+    };
+    let made = scratch.file("new.jsonl");
+    let good =
+        [plain("tcp", &tcp.url()), plain("unix", &unix.url()), tls("trusted", &trusted, &ca_file)];
+    let reporters = [
+        format!("    - {{name: hook, type: webhook, webhook: {{url: '{}'}}}}\n", hook.url()),
+        file("lines", made.display().to_string()),
+    ];
+    let text = |good: &str, bad: &str, reporters: &str, more: &str| {
+        format!("backends:\n{good}{bad}usage:\n  reporters:\n{reporters}{more}")
+    };
+    let (good, reporters) = (good.concat(), reporters.concat());
+    let ran = on_file(&["check", "--connect"], &text(&good, "", &reporters, ""));
+    let lines: Vec<&str> = ran.stderr.lines().collect();
+    assert_eq!((ran.code, lines[0], lines.len()), (Some(0), "FILE: valid", 6), "{ran:?}");
+    for name in
+        ["backend tcp", "backend unix", "backend trusted", "reporter hook", "reporter lines"]
+    {
+        let reached = |line: &&str| line.starts_with(name) && line.ends_with(": reached");
+        assert!(lines.iter().any(reached), "{name}: {}", ran.stderr);
+    }
+    assert!(tcp.posts().is_empty() && hook.deliveries().is_empty() && !made.exists());
+
+    let dead = free_port();
+    let bad = plain("dead", &format!("http://127.0.0.1:{dead}"))
+        + &plain("name", "http://no-such-host.invalid:8000")
+        + &plain("socket", "unix:///nonexistent/engine.sock")
+        + &tls("foreign", &foreign, &ca_file)
+        + &tls("pem", &other, "/nonexistent/ca.pem");
+    let below = scratch.file("ca.pem").join("usage.jsonl").display().to_string();
+    let more = file("path", below)
+        + &format!("    - {{name: port, type: redis, redis: {{addr: '127.0.0.1:{dead}'}}}}\n");
+    let text = text(&good, &bad, &reporters, &more);
+    let ran = on_file(&["check", "--connect"], &text);
+    let lines: Vec<&str> = ran.stderr.lines().collect();
+    assert_eq!((ran.code, lines[0], lines.len()), (Some(1), "FILE: valid", 13), "{ran:?}");
+    for (name, why) in [
+        ("backend dead", "Connection refused"),
+        ("backend name", "no-such-host.invalid does not resolve"),
+        ("backend socket", "No such file"),
+        ("backend foreign", "signed by another key than that of the authority it names"),
+        ("backend pem", "ca_file /nonexistent/ca.pem"),
+        ("reporter path", "Not a directory"),
+        ("reporter port", "refused"),
+    ] {
+        let told = |line: &&str| {
+            line.starts_with(name) && line.contains(": not reached: ") && line.contains(why)
+        };
+        assert_eq!(lines.iter().filter(|line| told(line)).count(), 1, "{name}: {}", ran.stderr);
+    }
+    assert_eq!(lines.iter().filter(|line| line.ends_with(": reached")).count(), 5, "{ran:?}");
+}
+
+/// Catches: a `check` that connects unasked, or that tries what a file with errors names.
+#[test]
+fn check_tries_nothing_unasked_or_of_an_invalid_file() {
+    let dead = format!("backends: [{{url: 'http://127.0.0.1:{}'}}]\n", free_port());
+    let ran = on_file(&["check"], &dead);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), "FILE: valid\n"));
+    let ran = on_file(&["check", "--connect"], &format!("{dead}server: 7\n"));
+    assert!(ran.code == Some(2) && !ran.stderr.contains("reached"), "{ran:?}");
 }

@@ -7,31 +7,37 @@ use crate::config::{load_file, print, Loaded};
 use std::path::Path;
 
 /// `llmproxy check`: first whether the file is valid, then each finding, on standard error. The
-/// plan goes to standard output when it is asked for, so that it can be kept as a file.
-pub fn check(file: &Path, wants_plan: bool, terms: Terms) -> Output {
-    let Loaded { plan, report } = match load_file(file) {
-        Ok(loaded) => loaded,
+/// plan goes to standard output when it is asked for, so that it can be kept as a file. A valid
+/// file's plan comes with it.
+pub fn check(file: &Path, wants_plan: bool, terms: Terms) -> (Output, Option<Box<Plan>>) {
+    match load_file(file) {
+        Ok(Loaded { plan, report }) => {
+            (valid(&plan, &report, wants_plan, terms), Some(plan.into()))
+        }
         Err(report) => {
             let (errors, warnings) = counts(&report);
             let told = told(&[number(errors, "error"), number(warnings, "warning")]);
             let first = format!("{}: not valid: {told}\n", report.file);
             let stderr = first + &lines(&report, terms.strict);
-            return Output { stdout: String::new(), stderr, code: UNUSABLE };
+            (Output { stdout: String::new(), stderr, code: UNUSABLE }, None)
         }
-    };
-    let (_, warnings) = counts(&report);
-    let obstacles = obstacles(&plan, &report, terms);
+    }
+}
+
+fn valid(plan: &Plan, report: &Report, wants_plan: bool, terms: Terms) -> Output {
+    let (_, warnings) = counts(report);
+    let obstacles = obstacles(plan, report, terms);
     let mut first = format!("{}: valid", report.file);
     if warnings > 0 {
         first.push_str(&format!(", with {}", told(&[number(warnings, "warning")])));
     }
     first.push_str(if obstacles.is_empty() { "\n" } else { ", but it would not start\n" });
-    let stderr = first + &lines(&report, terms.strict) + &obstacles;
+    let stderr = first + &lines(report, terms.strict) + &obstacles;
     let code = if obstacles.is_empty() { FINE } else { WOULD_NOT_START };
     if !wants_plan {
         return Output { stdout: String::new(), stderr, code };
     }
-    match print(&plan) {
+    match print(plan) {
         Ok(stdout) => Output { stdout, stderr, code },
         Err(error) => {
             let stderr = format!("{stderr}{}: cannot be printed: {error}\n", report.file);

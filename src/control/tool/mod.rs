@@ -1,8 +1,9 @@
 //! What the command line does beside serving.
 //!
 //! *Takes:* a task and where to write. *Gives:* text for a person or a program. *Runs on:* the main
-//! thread of a process that serves nobody. *May:* block, read and write files. *Never:* runs in a
-//! process that serves.
+//! thread of a process that serves nobody. *May:* block, read and write files, connect. *Never:*
+//! runs in a process that serves.
 
+pub mod connect;
 pub mod spool;
 pub mod usage;
