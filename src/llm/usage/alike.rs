@@ -10,7 +10,8 @@ const ALIKE_BYTES_MAX: usize = 512;
 /// An event that had some text of the model, and else nothing that matters.
 #[derive(Debug, Default)]
 pub struct Alike {
-    data: Vec<u8>,
+    /// All its bytes, from its first line to the end of the empty one.
+    event: Vec<u8>,
     /// Where in it the text stands, without its quotes.
     from: usize,
     to: usize,
@@ -21,38 +22,34 @@ pub struct Alike {
 impl Alike {
     /// Forgets it, keeps the room.
     pub fn reset(&mut self) {
-        self.data.clear();
+        self.event.clear();
         self.misses = 0;
     }
 
-    /// True when the data of an event differs from it in the text at most, which is not empty.
-    pub fn is_like(&mut self, data: &[u8]) -> bool {
-        let is_like = !self.data.is_empty() && self.differs_in_text(data);
-        self.misses = if is_like { 0 } else { self.misses.saturating_add(1) };
-        is_like
+    /// How many of these bytes are an event that differs from it in the text at most, which is not
+    /// empty.
+    pub fn event_like_it(&mut self, bytes: &[u8]) -> Option<usize> {
+        let len = self.len_of_alike(bytes);
+        self.misses = if len.is_some() { 0 } else { self.misses.saturating_add(1) };
+        len
     }
 
-    fn differs_in_text(&self, data: &[u8]) -> bool {
-        let (Some(before), Some(behind)) = (self.data.get(..self.from), self.data.get(self.to..))
-        else {
-            return false;
-        };
-        let Some(text) = data.strip_prefix(before) else { return false };
-        match text_end(text, false) {
-            Ok(end) => end > 1 && text.get(end - 1..) == Some(behind),
-            Err(_) => false,
-        }
+    fn len_of_alike(&self, bytes: &[u8]) -> Option<usize> {
+        let before = self.event.get(..self.from).filter(|before| !before.is_empty())?;
+        let text = bytes.strip_prefix(before)?;
+        let end = text_end(text, false).ok().filter(|end| *end > 1)?;
+        let behind = self.event.get(self.to..)?;
+        let is_alike = text.get(end - 1..)?.starts_with(behind);
+        is_alike.then(|| before.len() + end - 1 + behind.len())
     }
 
-    /// Remembers an event whose text begins so far before its end. Of a stream whose events are
-    /// never alike, fewer and fewer.
-    pub fn remember(&mut self, data: &[u8], left: usize) {
-        let from = data.len().saturating_sub(left);
-        let text = data.get(from..).unwrap_or_default();
-        let Ok(end) = text_end(text, false) else { return };
-        if data.len() <= ALIKE_BYTES_MAX && self.misses.max(1).is_power_of_two() {
-            self.data.clear();
-            self.data.extend_from_slice(data);
+    /// Remembers an event whose text begins there. Of a stream whose events are never alike, fewer
+    /// and fewer.
+    pub fn remember(&mut self, event: &[u8], from: usize) {
+        let Ok(end) = text_end(event.get(from..).unwrap_or_default(), false) else { return };
+        if event.len() <= ALIKE_BYTES_MAX && self.misses.max(1).is_power_of_two() {
+            self.event.clear();
+            self.event.extend_from_slice(event);
             (self.from, self.to) = (from, from + end - 1);
         }
     }

@@ -24,6 +24,8 @@ pub struct Lines {
     head_len: u8,
     /// The last byte was a CR: a LF right after it belongs to the same line end.
     after_cr: bool,
+    /// The next byte is the first one of an event.
+    is_between: bool,
     /// The event being read has data.
     in_event: bool,
     has_data: bool,
@@ -60,7 +62,7 @@ impl Lines {
     pub fn reset(&mut self, framing: Option<Framing>) {
         let mut alike = std::mem::take(&mut self.alike);
         alike.reset();
-        *self = Lines { framing, alike, ..Lines::default() };
+        *self = Lines { framing, alike, is_between: true, ..Lines::default() };
     }
 
     /// Data other than `[DONE]` has come.
@@ -104,10 +106,24 @@ impl Lines {
 
     fn feed_events(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
         let mut rest = bytes;
+        // The event that is read, if all of it is here, and where in it the model's text begins.
+        let mut event = None;
+        let mut text_from = None;
         while let Some(first) = rest.first() {
             if std::mem::take(&mut self.after_cr) && *first == b'\n' {
                 rest = rest.get(1..).unwrap_or_default();
                 continue;
+            }
+            if self.is_between {
+                if let Some(len) = self.alike.event_like_it(rest) {
+                    self.pass_event(walk, facts);
+                    let (seen, behind) = rest.split_at(len);
+                    self.after_cr = seen.last() == Some(&b'\r');
+                    rest = behind;
+                    continue;
+                }
+                self.is_between = false;
+                (event, text_from) = (Some(rest), None);
             }
             let Some(end) = memchr2(b'\n', b'\r', rest) else {
                 self.piece(walk, facts, rest);
@@ -116,13 +132,29 @@ impl Lines {
             let (line, behind) = rest.split_at(end);
             self.after_cr = behind.first() == Some(&b'\r');
             if self.line == Line::New && self.head_len == 0 {
+                let is_first = !self.in_event;
                 self.whole(walk, facts, line);
+                if let (Some(event), true) = (event, self.in_event) {
+                    let left = walk.content_left().filter(|_| is_first && facts.is_plain());
+                    text_from = left.map(|left| event.len() - behind.len() - left);
+                }
             } else {
                 self.piece(walk, facts, line);
                 self.end_line(walk, facts);
             }
             rest = behind.get(1..).unwrap_or_default();
+            if let (true, Some(event), Some(from)) = (self.is_between, event, text_from) {
+                let len = event.len() - rest.len();
+                self.alike.remember(event.get(..len).unwrap_or_default(), from);
+            }
         }
+    }
+
+    /// An event came that says what the last one said.
+    fn pass_event(&mut self, walk: &mut Walk, facts: &mut Facts) {
+        self.has_data = true;
+        walk.pass();
+        facts.count_content();
     }
 
     /// A whole line.
@@ -132,7 +164,7 @@ impl Lines {
                 self.done = true;
                 return;
             }
-            return self.whole_data(walk, facts, value.strip_prefix(b" ").unwrap_or(value));
+            return self.data(walk, facts, value.strip_prefix(b" ").unwrap_or(value));
         }
         if line.is_empty() {
             return self.end_event(walk, facts);
@@ -145,22 +177,6 @@ impl Lines {
         }
         if let Some(value) = line.strip_prefix(b"error:") {
             self.error(walk, facts, value);
-        }
-    }
-
-    /// A whole line of data, which nearly always is all data of its event.
-    fn whole_data(&mut self, walk: &mut Walk, facts: &mut Facts, value: &[u8]) {
-        if self.in_event {
-            return self.data(walk, facts, value);
-        }
-        if self.alike.is_like(value) {
-            self.in_event = true;
-            walk.pass();
-            return facts.count_content();
-        }
-        self.data(walk, facts, value);
-        if let Some(left) = walk.content_left().filter(|_| facts.is_plain()) {
-            self.alike.remember(value, left);
         }
     }
 
@@ -183,6 +199,7 @@ impl Lines {
 
     fn end_event(&mut self, walk: &mut Walk, facts: &mut Facts) {
         walk.end(facts);
+        self.is_between = true;
         if std::mem::take(&mut self.in_event) && facts.dialect == Dialect::Other {
             // Nothing is known of what stands in it.
             facts.count_content();

@@ -10,6 +10,7 @@ use crate::base::word::{below, equal, run_len};
 use memchr::memmem;
 use step::Kind;
 
+mod block;
 mod step;
 pub mod text;
 
@@ -280,8 +281,7 @@ impl Walk {
     /// A name begins at `from`. Nearly always all of it is here, and the value too.
     fn begin_name(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
         let text = rest.get(from..).unwrap_or_default();
-        let odd = |word| below(word, b' ') | equal(word, b'"') | equal(word, b'\\');
-        let len = run_len(text, odd);
+        let len = plain_len(text);
         if text.get(len) != Some(&b'"') {
             self.text.begin();
             self.at = At::Name;
@@ -366,8 +366,10 @@ impl Walk {
                 self.open = 0;
                 self.at = At::Entries;
             }
-            (Name::Type | Name::Kind, b'"') => self.begin_words(At::Words),
-            (Name::Code(rank), b'"') if facts.wants_code(rank) => self.begin_words(At::Words),
+            (Name::Type | Name::Kind, b'"') => return self.words_from(facts, rest, at + 1),
+            (Name::Code(rank), b'"') if facts.wants_code(rank) => {
+                return self.words_from(facts, rest, at + 1);
+            }
             (Name::Code(rank), b'0'..=b'9') if facts.wants_code(rank) => {
                 self.begin_words(At::BareWords);
                 return at;
@@ -395,6 +397,19 @@ impl Walk {
             b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I' => At::Word,
             _ => return self.give_up(facts),
         };
+    }
+
+    /// A text whose words matter begins at `from`. Nearly always all of it is here.
+    fn words_from(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
+        let text = rest.get(from..).unwrap_or_default();
+        let len = plain_len(text);
+        if len > TEXT_BYTES_MAX || text.get(len) != Some(&b'"') {
+            self.begin_words(At::Words);
+            return from;
+        }
+        facts.text(self.name, text.get(..len).unwrap_or_default());
+        self.close_value();
+        from + len + 1
     }
 
     fn begin_words(&mut self, at: At) {
@@ -501,6 +516,11 @@ impl Walk {
 
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// How many bytes of a text there are before its end, an escape, or what no short text has.
+fn plain_len(text: &[u8]) -> usize {
+    run_len(text, |word| below(word, b' ') | equal(word, b'"') | equal(word, b'\\'))
 }
 
 /// Offset of the first byte that is no white space.

@@ -37,7 +37,32 @@ fn leaf() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         (0..50u64).prop_map(Value::from),
         "[a-z\"\\\\{}\\[\\]\n,:\u{e9}]{0,70}".prop_map(Value::from),
+        code().prop_map(Value::from),
     ]
+}
+
+/// A long text with many escapes, and names that matter in it.
+fn code() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        8 => "[a-z ]{1,30}",
+        4 => prop::sample::select(&["\n", "\"", "\\", "\\\\\"", "{", "}", "]", "\"usage\":{"])
+            .prop_map(str::to_owned),
+        1 => "[\"\\\\]{60,70}",
+        1 => "[a-z]{100,200}",
+    ];
+    prop::collection::vec(part, 0..40).prop_map(|parts| parts.concat())
+}
+
+/// Many small objects, as of log probabilities.
+fn logprobs() -> impl Strategy<Value = Value> {
+    let token = prop_oneof![
+        6 => "[a-z ]{1,9}",
+        1 => "[\"\\\\{}\\[\\]\n]{1,4}",
+    ];
+    let one = (token, prop::collection::vec(0..256u64, 0..9)).prop_map(|(token, bytes)| {
+        json!({"token": token, "logprob": -0.125, "bytes": bytes, "usage": {"prompt_tokens": 7}})
+    });
+    prop::collection::vec(one, 0..60).prop_map(|list| json!({"content": list}))
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -64,9 +89,14 @@ fn usage() -> impl Strategy<Value = Value> {
 }
 
 fn event() -> impl Strategy<Value = Value> {
-    let places = (usage(), object(any_json()), object(any_json()), any_json(), 0..5u8);
+    let other = prop_oneof![3 => any_json(), 1 => logprobs()];
+    let places = (usage(), object(any_json()), object(any_json()), other, 0..5u8);
     places.prop_map(|(usage, mut inner, mut event, choices, place)| {
         let members = event.as_object_mut().unwrap();
+        if choices.is_object() {
+            let said = json!({"logprobs": choices, "text": "a"});
+            members.insert("choices".to_owned(), json!([said, {"text": ""}]));
+        }
         members.insert("metadata".to_owned(), choices.clone());
         match place {
             0 => {}
@@ -251,24 +281,29 @@ proptest! {
     #[test]
     fn what_is_like_the_last_event_says_the_same(
         texts in prop::collection::vec("[a-z\"\\\\{}\n\u{e9}]{0,5}", 1..9),
-        odd in prop::collection::vec((any::<prop::sample::Index>(), 0..4usize), 0..3),
+        odd in prop::collection::vec((any::<prop::sample::Index>(), 0..6usize), 0..4),
+        end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
     ) {
         let mut stream = String::new();
         let mut content = 0;
         for (at, text) in texts.iter().enumerate() {
             let choice = json!({"delta": {"content": text}, "finish_reason": null});
             let mut event = json!({"id": "a", "choices": [choice]});
+            let (mut before, mut behind) = (String::new(), String::new());
             for (_, kind) in odd.iter().filter(|(index, _)| index.index(texts.len()) == at) {
                 match kind {
                     0 => event["usage"] = json!({"prompt_tokens": 3, "completion_tokens": at + 1}),
                     1 => event["choices"][0]["finish_reason"] = json!("stop"),
                     2 => event["id"] = json!("other"),
+                    // What stands behind a whole object is none of it.
+                    3 => behind = format!("data: 1{end}"),
+                    4 => before = format!("event: x{end}"),
                     _ => event["choices"][0]["delta"]["content"] = Value::Null,
                 }
             }
             let said = event["choices"][0]["delta"]["content"].as_str();
             content += u64::from(said.is_some_and(|text| !text.is_empty()));
-            stream += &format!("data: {event}\n\n");
+            stream += &format!("{before}data: {event}{end}{behind}{end}");
         }
         let scans = [
             scan(Dialect::OpenAi, EVENTS, [stream.as_bytes()]),

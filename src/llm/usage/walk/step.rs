@@ -3,14 +3,13 @@
 
 use super::super::facts::Facts;
 use super::super::places::Field;
+use super::block::{escaped, has_last, in_order, places_of, running, BLOCK_BYTES};
 use super::text::text_end;
 use super::{is_space, At, Walk};
-use crate::base::word::{EACH, TOPS};
 use memchr::memchr3;
 
-/// Bytes that are looked at together: in lists of small objects, like log probabilities, there is
-/// a quote or a bracket every few bytes, and a search that stops at each is slow.
-const BLOCK_BYTES: usize = 64;
+/// Bytes that are looked at one by one before blocks are: what is short ends there.
+const SHORT_BYTES: usize = 16;
 
 /// What is stepped over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,19 +112,26 @@ struct Steps {
 impl Steps {
     /// Gives how many bytes were passed, and whether the last bracket was closed by the last.
     fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
-        let mut at = 0;
-        loop {
-            at += self.blocks(bytes.get(at..).unwrap_or_default());
-            let near = bytes.get(at..).unwrap_or_default();
-            for byte in near.iter().take(BLOCK_BYTES) {
-                at += 1;
-                if self.byte(*byte) {
-                    return (at, true);
-                }
-            }
-            if at >= bytes.len() {
-                return (bytes.len(), false);
-            }
+        let (used, is_over) = self.one_by_one(bytes.get(..SHORT_BYTES).unwrap_or(bytes));
+        if is_over {
+            return (used, true);
+        }
+        let (passed, is_over) = match self.kind {
+            Kind::Object => self.blocks::<b'{', b'}'>(behind(bytes, used)),
+            Kind::List => self.blocks::<b'[', b']'>(behind(bytes, used)),
+        };
+        let used = used + passed;
+        if is_over {
+            return (used, true);
+        }
+        let (passed, is_over) = self.one_by_one(behind(bytes, used));
+        (used + passed, is_over)
+    }
+
+    fn one_by_one(&mut self, bytes: &[u8]) -> (usize, bool) {
+        match bytes.iter().position(|byte| self.byte(*byte)) {
+            Some(at) => (at + 1, true),
+            None => (bytes.len(), false),
         }
     }
 
@@ -147,61 +153,76 @@ impl Steps {
         self.open == 0
     }
 
-    /// True when one of these brackets closes the last one that is open.
-    fn closes_last(&self, opens: u64, closes: u64) -> bool {
-        if closes.count_ones() < self.open {
-            return false;
-        }
-        let (mut left, mut closed) = (closes, 0);
+    /// Where one of these brackets closes the last one that is open.
+    fn closes_last(&self, opens: u64, closes: u64) -> Option<usize> {
+        let opens = in_order(opens);
+        let (mut left, mut closed) = (in_order(closes), 0);
         while left != 0 {
             let before = (left & left.wrapping_neg()) - 1;
             closed += 1;
             if self.open.saturating_add((opens & before).count_ones()) == closed {
-                return true;
+                return Some(left.trailing_zeros() as usize);
             }
             left &= left - 1;
         }
-        false
+        None
     }
 
-    /// Passes whole blocks in which nothing is escaped and in which the last bracket is not
-    /// closed; gives how many bytes they have.
-    fn blocks(&mut self, bytes: &[u8]) -> usize {
+    /// The same as [`Steps::one_by_one`], of whole blocks: what is left may be almost one.
+    fn blocks<const OPEN: u8, const CLOSE: u8>(&mut self, bytes: &[u8]) -> (usize, bool) {
         let mut at = 0;
-        while let (Some(block), false) = (behind(bytes, at).first_chunk(), self.escaped) {
-            let quotes = places_of(block, b'"');
+        while let Some(block) = behind(bytes, at).first_chunk() {
+            let backslashes = places_of(block, b'\\');
+            let mut quotes = places_of(block, b'"');
+            let mut next_escaped = false;
             if quotes == 0 && self.in_text {
-                match text_end(behind(bytes, at), false) {
+                match text_end(behind(bytes, at), self.escaped) {
                     Ok(end) => {
                         self.in_text = false;
+                        self.escaped = false;
                         at += end;
                         continue;
                     }
                     Err(escaped) => {
                         self.escaped = escaped;
-                        return bytes.len();
+                        return (bytes.len(), false);
                     }
                 }
             }
-            if places_of(block, b'\\') != 0 {
-                break;
+            if backslashes != 0 || self.escaped {
+                let (marks, next) = escaped(backslashes, self.escaped);
+                quotes &= !marks;
+                next_escaped = next;
             }
-            let inside = running(quotes) ^ if self.in_text { u64::MAX } else { 0 };
-            let opens = places_of(block, self.kind.open()) & !inside;
-            let closes = places_of(block, self.kind.close()) & !inside;
-            if quotes == 0 && opens | closes == 0 {
-                let (open, close) = (self.kind.open(), self.kind.close());
-                at += memchr3(b'"', open, close, behind(bytes, at)).unwrap_or(bytes.len() - at);
+            let inside = running(quotes, self.in_text);
+            if backslashes & !inside != 0 {
+                // This is no JSON: only in texts something is escaped.
+                let (used, is_over) = self.one_by_one(block);
+                at += used;
+                if is_over {
+                    return (at, true);
+                }
                 continue;
             }
-            if self.closes_last(opens, closes) {
-                break;
+            let opens = places_of(block, OPEN) & !inside;
+            let closes = places_of(block, CLOSE) & !inside;
+            if quotes | opens | closes == 0 && !self.in_text {
+                at += memchr3(b'"', OPEN, CLOSE, behind(bytes, at)).unwrap_or(bytes.len() - at);
+                continue;
             }
-            self.open = self.open.saturating_add(opens.count_ones()) - closes.count_ones();
-            self.in_text = inside >> (BLOCK_BYTES - 1) == 1;
+            let closed = closes.count_ones();
+            if closed >= self.open {
+                if let Some(last) = self.closes_last(opens, closes) {
+                    (self.open, self.in_text, self.escaped) = (0, false, false);
+                    return (at + last + 1, true);
+                }
+            }
+            self.open = self.open.saturating_add(opens.count_ones()).saturating_sub(closed);
+            self.in_text = has_last(inside);
+            self.escaped = next_escaped;
             at += BLOCK_BYTES;
         }
-        at
+        (at, false)
     }
 }
 
@@ -210,26 +231,53 @@ fn behind(bytes: &[u8], at: usize) -> &[u8] {
     bytes.get(at..).unwrap_or_default()
 }
 
-/// Between each two marks all bits, from the first of the two on.
-fn running(marks: u64) -> u64 {
-    let mut sum = marks;
-    for shift in [1, 2, 4, 8, 16, 32] {
-        sum ^= sum << shift;
-    }
-    sum
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
 
-/// Which bytes of a block are this one, by bit.
-fn places_of(block: &[u8; BLOCK_BYTES], byte: u8) -> u64 {
-    let wanted = EACH.wrapping_mul(u64::from(byte));
-    let mut places = 0;
-    for word in block.as_chunks().0 {
-        let differs = u64::from_le_bytes(*word) ^ wanted;
-        // The top bits of the bytes that do not differ; exact, since nothing is carried over.
-        let marks = !((differs & !TOPS).wrapping_add(!TOPS) | differs) & TOPS;
-        // A multiplication gathers them in the highest byte.
-        let eight = (marks >> 7).wrapping_mul(0x0102_0408_1020_4080) & (0xff << 56);
-        places = (places >> 8) | eight;
+    /// As long as a block and longer, with all that matters to a step, be it JSON or not.
+    fn bytes() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            6 => "[a-z:, ]{1,12}",
+            6 => "[\"\\\\{}\\[\\]]{1,3}",
+            1 => "[\"\\\\]{60,70}",
+            1 => "[a-z]{70,140}",
+        ];
+        prop::collection::vec(part, 0..60).prop_map(|parts| parts.concat())
     }
-    places
+
+    proptest! {
+        /// Catches: a block that is read otherwise than its bytes, one by one.
+        #[test]
+        fn blocks_say_what_their_bytes_say(
+            text in bytes(),
+            is_list in any::<bool>(),
+            open in 1..5u32,
+            in_text in any::<bool>(),
+            escaped in any::<bool>(),
+        ) {
+            let escaped = escaped && in_text;
+            let kind = if is_list { Kind::List } else { Kind::Object };
+            let mut blocks = Steps { kind, open, in_text, escaped };
+            let mut bytes = Steps { kind, open, in_text, escaped };
+            let found = blocks.take(text.as_bytes());
+            prop_assert_eq!(found, bytes.one_by_one(text.as_bytes()));
+            let said = |steps: Steps| (steps.open, steps.in_text, steps.escaped);
+            prop_assert_eq!(said(blocks), said(bytes));
+        }
+
+        /// Catches: a text that ends at an escaped quote, or not at its own.
+        #[test]
+        fn a_text_ends_at_its_quote(text in bytes(), is_escaped in any::<bool>()) {
+            let mut next = is_escaped;
+            let end = text.bytes().position(|byte| {
+                let was = std::mem::replace(&mut next, false);
+                next = !was && byte == b'\\';
+                !was && byte == b'"'
+            });
+            let expected = end.map(|at| at + 1).ok_or(next);
+            prop_assert_eq!(text_end(text.as_bytes(), is_escaped), expected);
+        }
+    }
 }

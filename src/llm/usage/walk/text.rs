@@ -2,8 +2,13 @@
 //! `us\u0061ge` is the same as `usage`.
 
 use super::super::facts::Facts;
+use super::block::{escaped, in_order, places_of, BLOCK_BYTES};
 use super::{At, Walk, TEXT_BYTES_MAX};
+use crate::base::word::equal;
 use memchr::{memchr, memchr2};
+
+/// Bytes that are looked at in words before blocks are.
+const SHORT_BYTES: usize = 16;
 
 /// The beginning of a text, and where in an escape the next byte stands.
 #[derive(Debug)]
@@ -109,10 +114,52 @@ impl Text {
 /// The end of a text, behind its closing quote. `is_escaped`: a backslash stands before the first
 /// byte. `Err`: it goes on, and whether its last byte is such a backslash.
 ///
-/// Escapes are everywhere in code, so only quotes are looked for: one is escaped when an odd number
-/// of backslashes stand before it.
+/// Most are short. In code there are escapes and quotes everywhere, so whole blocks are looked at;
+/// where there are neither, a search is faster.
 pub fn text_end(bytes: &[u8], is_escaped: bool) -> Result<usize, bool> {
-    let mut from = usize::from(is_escaped);
+    let mut at = 0;
+    let mut is_escaped = is_escaped;
+    if !is_escaped {
+        while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+            let word = u64::from_le_bytes(*word);
+            let marks = equal(word, b'"') | equal(word, b'\\');
+            let found = at + (marks.trailing_zeros() / 8) as usize;
+            if marks != 0 && bytes.get(found) == Some(&b'"') {
+                return Ok(found + 1);
+            }
+            if marks != 0 || at == SHORT_BYTES {
+                break;
+            }
+            at += 8;
+        }
+    }
+    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let (quotes, backslashes) = (places_of(block, b'"'), places_of(block, b'\\'));
+        if quotes | backslashes == 0 {
+            let rest = bytes.get(at + usize::from(is_escaped)..).unwrap_or_default();
+            let Some(found) = memchr2(b'"', b'\\', rest) else { return Err(false) };
+            at += usize::from(is_escaped) + found;
+            is_escaped = false;
+            continue;
+        }
+        let (marks, next) = escaped(backslashes, is_escaped);
+        let ends = quotes & !marks;
+        if ends != 0 {
+            return Ok(at + in_order(ends).trailing_zeros() as usize + 1);
+        }
+        is_escaped = next;
+        at += BLOCK_BYTES;
+    }
+    last_end(bytes, at, is_escaped)
+}
+
+/// The same for the bytes from `at` on, by searching for quotes: one is escaped when an odd number
+/// of backslashes stand before it.
+fn last_end(bytes: &[u8], at: usize, is_escaped: bool) -> Result<usize, bool> {
+    let mut from = at + usize::from(is_escaped);
+    if from > bytes.len() {
+        return Err(true);
+    }
     let mut at = from;
     while let Some(found) = memchr(b'"', bytes.get(at..).unwrap_or_default()) {
         at += found + 1;
