@@ -48,12 +48,13 @@ impl Window {
         let may_tell = |held: &Held| is_other(held) && !self.may_be_overtaken(held);
         let scout = || self.backoff.is_doubted().then(|| self.scout(now)).flatten();
         let is_clean = |held: &Held| may_tell(held) && !held.is_suspect();
-        // Each in its turn: where several cut their connections, the first of them tell nothing.
+        // Each in its turn: where several are at fault, to try the oldest of them again and again
+        // tells nothing.
         let heads = self.heads.iter().filter_map(|seq| self.open.get(seq));
         let heads = heads.filter(|held| !held.is_busy(now) && is_clean(held));
-        let least = heads.map(Held::lost_alone).min();
+        let least = heads.map(Held::tries_alone).min();
         let choices: [&dyn Fn() -> Vec<u64>; 5] = [
-            &|| self.choose(now, |held| is_clean(held) && Some(held.lost_alone()) == least),
+            &|| self.choose(now, |held| is_clean(held) && Some(held.tries_alone()) == least),
             &|| self.choose(now, may_tell),
             &|| scout().into_iter().collect(),
             &|| self.choose(now, is_other),

@@ -122,9 +122,10 @@ impl Held {
         [self.failed_proven, self.lost]
     }
 
-    /// Tries that did not get through, alone, since others told that the receiver was well.
-    pub fn lost_alone(&self) -> u32 {
-        self.lost_alone
+    /// Tries alone that failed, and those that did not get through since others told that the
+    /// receiver was well.
+    pub fn tries_alone(&self) -> u32 {
+        self.failed.saturating_add(self.lost_alone)
     }
 
     /// It may cut each connection that it comes over.

@@ -154,6 +154,21 @@ fn what_is_refused_while_others_pass_is_buried() {
     }
 }
 
+/// Catches: a few refused records in front that are tried until each has had all its tries, while
+/// nothing that would be taken is sent.
+#[test]
+fn refused_records_in_front_do_not_stop_the_others() {
+    for (batch, retries) in [(1, 2), (1, 4), (50, 2), (50, 4)] {
+        let mut records = all(&[Fate::Refused; 4], None);
+        records.extend(all(&[Fate::Taken; 80], None));
+        let mut sim = Sim::new(shape(batch, 1, retries), 300, records, Vec::new());
+        sim.run();
+        let last = sim.ended_ms[4..84].iter().max().copied().unwrap_or_default();
+        assert!(last < 30_000, "batch {batch}, retries {retries}: {last} ms");
+        assert!(sim.ended[..4].iter().all(|ended| *ended == Some(Fate::Refused)));
+    }
+}
+
 /// Catches: bodies that fill the memory because only records are counted.
 #[test]
 fn large_bodies_close_the_window() {
