@@ -6,7 +6,7 @@ use llmproxy::base::id::RequestIds;
 use llmproxy::config::plan::{KeyForm, Spool};
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::tokens::Oddities;
-use llmproxy::proxy::relay::tap::{Expected, Tap};
+use llmproxy::proxy::relay::tap::{Expected, Reading, Tap};
 use llmproxy::proxy::route::round_robin::RoundRobin;
 use llmproxy::proxy::route::{pick, Tried};
 use llmproxy::state::fleet::Fleet;
@@ -20,7 +20,8 @@ use std::hint::black_box;
 fn main() {
     let mut tap = Tap::default();
     let dialect = Dialect::OpenAi;
-    tap.expect(&Expected { dialect, event_stream: true, ndjson: false, encoding: None });
+    let reading = Reading::Usage;
+    tap.expect(&Expected { dialect, reading, event_stream: true, ndjson: false, encoding: None });
     let mut times = Times::default();
     measure("tap, one event and its time", EVENT.len(), || {
         tap.see(black_box(EVENT));

@@ -322,7 +322,7 @@ fn fill(
         outcome,
         error: error.map(Into::into),
         engine_error: text(record.engine_error.take(), tap.body_usage.facts().error_code()),
-        audio_seconds: tap.body_usage.facts().seconds(),
+        audio_seconds: tap.audio_seconds(),
         oddities: tap.body_usage.facts().oddities(),
         counted: counted(w, tap, outcome),
         usage_missing_reason: tap.why_missing().map(Into::into),

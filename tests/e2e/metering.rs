@@ -90,6 +90,49 @@ fn only_the_engines_own_usage_is_billed() {
     let told = (&record["audio_seconds"], &record["usage_source"], &record["usage"]);
     assert_eq!(told, (&json!(37), &json!("engine"), &Value::Null), "{record}");
 }
+/// Catches: an answer that is billed each time it is looked at, an error that is billed, and what
+/// was said into a microphone that is read as a bill.
+/// said into a microphone that is read as a bill.
+#[test]
+fn what_was_not_made_for_the_request_is_not_billed() {
+    let body = "{\"usage\":{\"input_tokens\":8,\"output_tokens\":2,\"prompt_tokens\":8}}";
+    let answer = document(body);
+    let (backend, hook) = (Backend::answering(answer), Webhook::start());
+    let proxy = Config::backend_at(backend.url()).webhook(&hook.url(), "").start();
+    proxy.connect().get("/v1/responses/resp_1");
+    proxy.connect().post("/v1/responses/resp_1/cancel", "", "{}");
+    for record in hook.await_records(2, SOON) {
+        assert_eq!((&record["usage"], &record["usage_source"]), (&Value::Null, &json!("missing")));
+    }
+    let failed = document(body).replace("200 OK", "500 Internal Server Error");
+    assert_eq!(record_of(CHATS, CHAT, &failed)["usage"], Value::Null);
+    let spoken = document(body).replace("application/json", "text/plain");
+    let record = record_of("/v1/audio/transcriptions", "{}", &spoken);
+    assert_eq!((&record["usage"], &record["status"]), (&Value::Null, &json!("complete")));
+}
+
+/// Catches: a client that has all of its answer, and is said to have left.
+#[test]
+fn a_client_that_closes_behind_the_end_mark_has_not_left() {
+    let backend = Backend::start(|served| {
+        while served.request().is_some() {
+            served.begin_events();
+            served.chunk("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n");
+            served.chunk("data: [DONE]\n\n");
+            // The last chunk of the body never comes.
+            served.left_within(SOON);
+        }
+    });
+    let hook = Webhook::start();
+    let proxy = Config::backend_at(backend.url()).webhook(&hook.url(), "").start();
+    let mut conn = proxy.connect();
+    conn.start_post(CHATS, "", STREAM);
+    conn.head();
+    conn.read_until("[DONE]");
+    drop(conn);
+    let record = hook.await_records(1, SOON).remove(0);
+    assert_eq!((&record["status"], &record["error"]), (&json!("complete"), &Value::Null));
+}
 
 /// Catches: a comment or a role that passes for a token, in the time to the first one and in the
 /// patience with an engine that is silent otherwise.

@@ -5,6 +5,7 @@ use super::parting::conclude;
 use super::{Next, Talk};
 use crate::base::fault::Fault;
 use crate::http::field::Known;
+use crate::http::request::Method;
 use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::llm::dialect::Dialect;
 use crate::proxy::asking;
@@ -15,7 +16,7 @@ use crate::proxy::receive::Request;
 use crate::proxy::relay::copy::{Relay, Step};
 use crate::proxy::relay::framing::{outbound, Inbound};
 use crate::proxy::relay::strip;
-use crate::proxy::relay::tap::{Expected, Tap};
+use crate::proxy::relay::tap::{Expected, Reading, Tap};
 use crate::proxy::settle;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::worker::Worker;
@@ -64,6 +65,9 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
         w.count_fault(story.backend, fault);
         return Box::pin(give_up(w, client, talk, fault)).await;
     }
+    if let Step::NoteDue = begun {
+        settle::note(w, request, relay.tap, story, relay.sent());
+    }
     let last = match begun {
         Step::Last(last) => Ok(last),
         Step::Broken(fault) => Err(fault),
@@ -95,17 +99,39 @@ fn expect(tap: &mut Tap, request: &Request, got: &Exchange, dialect: Dialect) {
     let response = &request.response;
     let head = got.bytes.as_ref().map_or(&[][..], |bytes| bytes);
     let encoding = response.fields.iter().find(|f| f.known == Known::ContentEncoding);
+    let reading = reading(request);
     tap.expect(&Expected {
         dialect,
+        reading,
         event_stream: response.event_stream,
         ndjson: response.ndjson,
         encoding: encoding.filter(|_| response.encoded).map(|field| field.value.of(head)),
     });
     // The engines that count in fields do so where nothing streams.
-    if !matches!(dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages) {
+    let streams = matches!(dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages);
+    if !streams && is_counted(request) {
         tap.see_head(response.fields.iter().map(|f| (f.name.of(head), f.value.of(head))));
     }
     tap.usage_at_ends = EMBEDDINGS.contains(&request.path_label);
+}
+
+/// What the body of an answer is read for.
+fn reading(request: &Request) -> Reading {
+    let response = &request.response;
+    let is_typed = response.fields.iter().any(|field| field.known == Known::ContentType);
+    match response.json || response.ndjson || response.event_stream || !is_typed {
+        false => Reading::Nothing,
+        true if is_counted(request) => Reading::Usage,
+        true => Reading::Facts,
+    }
+}
+
+/// Whether an answer is one that was just made, and made well: what is fetched again (`GET
+/// /v1/responses/{id}`) or cancelled was counted when it was made, and an error costs nothing.
+fn is_counted(request: &Request) -> bool {
+    let is_good = (200..300).contains(&request.response.status);
+    let is_made = request.method == Some(Method::Post) && !request.path.contains("/responses/");
+    is_good && is_made
 }
 
 /// Vectors, with usage behind them, or before them (llama.cpp).

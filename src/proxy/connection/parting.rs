@@ -18,7 +18,9 @@ use std::time::Duration;
 /// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
 /// request is settled; all of that later when the engine must not be cut off.
 pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
-    if let Some(fault) = outcome.fault {
+    // A client that closes behind the end mark, as some do, has missed nothing.
+    let is_missing = |fault: &Fault| *fault != Fault::ClientLeft || !talk.tap.is_over();
+    if let Some(fault) = outcome.fault.filter(is_missing) {
         w.count_fault(talk.story.backend, fault);
         if fault == Fault::ClientLeft {
             w.count_abort(if talk.story.status == 0 { Phase::Waiting } else { Phase::Relay });

@@ -120,6 +120,7 @@ impl<'a> Relay<'a> {
         }
         let first = head.as_ref().map_or(&[][..], |head| head);
         match self.forward(first, body).await {
+            Ok(None) if self.tap.is_note_due() => Step::NoteDue,
             Ok(None) => Step::Goes,
             Ok(Some(end)) => Step::Last(end.of(head.take(), bytes.take(), from)),
             Err(fault) => Step::Broken(fault),

@@ -36,6 +36,7 @@ pub struct Tap {
     /// The answer is packed: a copy of it, to be unpacked elsewhere.
     packed: Cell<Option<Box<Packed>>>,
     dialect: Dialect,
+    reading: Reading,
     /// The answer is packed.
     pub is_packed: bool,
     /// There is no copy of it: it is too long, or how it is packed is not known.
@@ -60,10 +61,25 @@ enum NotKept {
     NoRoom,
 }
 
+/// What the body of an answer is read for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// Usage, and all else that an answer says of itself.
+    #[default]
+    Usage,
+    /// What it says of itself but usage: it is an error, or was counted when it was made.
+    Facts,
+    /// Nothing: it is not in a form of engines, such as the text of a recording, in which whoever
+    /// spoke could say anything.
+    Nothing,
+}
+
 /// What the head of an answer says of its body.
 pub struct Expected<'a> {
     /// Path of the request.
     pub dialect: Dialect,
+    /// What the body is read for.
+    pub reading: Reading,
     /// A stream of events.
     pub event_stream: bool,
     /// A stream of lines.
@@ -84,6 +100,7 @@ impl Tap {
         self.head_usage = None;
         self.packed.take();
         self.dialect = Dialect::Other;
+        self.reading = Reading::default();
         self.is_packed = false;
         self.not_kept = NotKept::default();
         self.is_over = false;
@@ -93,6 +110,7 @@ impl Tap {
     /// An answer begins.
     pub fn expect(&mut self, what: &Expected<'_>) {
         self.dialect = what.dialect;
+        self.reading = what.reading;
         let framing = match (what.event_stream, what.ndjson) {
             (true, _) => Some(Framing::Events),
             (false, true) => Some(Framing::Lines),
@@ -102,6 +120,8 @@ impl Tap {
         if let Some(encoding) = what.encoding {
             self.is_packed = true;
             match Coding::of(encoding) {
+                // Nobody would look at the copy.
+                _ if what.reading != Reading::Usage => {}
                 Some(coding) => {
                     let packed = Packed::new(coding, what.dialect, framing);
                     self.packed.set(Some(Box::new(packed)));
@@ -120,7 +140,13 @@ impl Tap {
 
     /// Tokens as the engine counted them. A head that tells tells all; the body beside it may not.
     pub fn usage(&self) -> Option<Usage> {
-        self.head_usage.as_deref().copied().or_else(|| self.body_usage.usage())
+        let of_body = || self.body_usage.usage().filter(|_| self.reading == Reading::Usage);
+        self.head_usage.as_deref().copied().or_else(of_body)
+    }
+
+    /// Seconds of a recording, as the engine counted them.
+    pub fn audio_seconds(&self) -> Option<u64> {
+        self.body_usage.facts().seconds().filter(|_| self.reading == Reading::Usage)
     }
 
     /// The copy of a packed answer, for whoever unpacks it; once.
@@ -142,7 +168,7 @@ impl Tap {
     /// What is wrong with an answer of status 200 whose bytes all came: the engine did not know it
     /// when it sent the head.
     pub fn broken_inside(&self) -> Option<&'static str> {
-        if self.is_packed {
+        if self.is_packed || self.reading == Reading::Nothing {
             return None;
         }
         match (self.body_usage.facts().error(), self.events.is_some()) {
@@ -193,9 +219,10 @@ impl Tap {
 
     /// Sees a slice that no client takes. What the engine counts in it, it counted all the same.
     pub fn see_unsent(&mut self, bytes: &[u8]) {
-        match self.is_packed {
-            true => self.keep(bytes),
-            false => self.body_usage.feed(bytes),
+        match (self.is_packed, self.reading) {
+            (_, Reading::Nothing) => {}
+            (true, _) => self.keep(bytes),
+            (false, _) => self.body_usage.feed(bytes),
         }
         if let (Dialect::OpenAi, Some(events)) = (self.dialect, self.events.as_mut()) {
             events.finish.feed(bytes);
@@ -272,6 +299,11 @@ impl Tap {
             self.notes = u32::try_from(passed).unwrap_or(u32::MAX - 1);
         }
         is_due
+    }
+
+    /// The client was sent the end mark of the stream: nothing that it could miss is left.
+    pub fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// In whose form an error of ours would have to be told.
