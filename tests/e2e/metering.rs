@@ -90,9 +90,9 @@ fn only_the_engines_own_usage_is_billed() {
     let told = (&record["audio_seconds"], &record["usage_source"], &record["usage"]);
     assert_eq!(told, (&json!(37), &json!("engine"), &Value::Null), "{record}");
 }
+
 /// Catches: an answer that is billed each time it is looked at, an error that is billed, and what
 /// was said into a microphone that is read as a bill.
-/// said into a microphone that is read as a bill.
 #[test]
 fn what_was_not_made_for_the_request_is_not_billed() {
     let body = "{\"usage\":{\"input_tokens\":8,\"output_tokens\":2,\"prompt_tokens\":8}}";
