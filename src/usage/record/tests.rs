@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::id::RequestIds;
+use crate::llm::usage::number::Odd;
 use serde_json::{json, Value};
 
 /// A finished request, for the tests of the room.
@@ -118,4 +119,32 @@ fn a_record_without_usage_says_null_and_where_counts_come_from() {
     for word in ["complete", "client_left", "backend_error", "timed_out", "refused", "aborted"] {
         assert_eq!(Outcome::from_word(word).map(Outcome::as_str), Some(word));
     }
+}
+
+/// What docs/records.md has in the first column of its tables, field by field.
+fn documented() -> Vec<&'static str> {
+    let rows =
+        include_str!("../../../docs/records.md").lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Catches: a field, a word or a warning that receivers get and nobody explains.
+#[test]
+fn all_that_a_record_says_is_documented() {
+    let all = UsageRecord {
+        audio_seconds: Some(1),
+        oddities: Oddities::from_bits(u8::MAX),
+        usage_missing_reason: Some("count_negative".into()),
+        engine_error: Some("504".into()),
+        request_body: Some(b"text".to_vec()),
+        ..record()
+    };
+    let (json, documented) = (rendered(&all, RecordFormat::Full), documented());
+    let fields = json.as_object().unwrap().keys().map(String::as_str);
+    let warnings = json["usage_warnings"].as_array().unwrap().iter().filter_map(Value::as_str);
+    let odd = [Odd::NotANumber, Odd::Negative, Odd::Fraction, Odd::TooLarge].map(Odd::as_str);
+    let unknown: Vec<_> =
+        fields.chain(warnings).chain(odd).filter(|word| !documented.contains(word)).collect();
+    assert!(unknown.is_empty(), "not in docs/records.md: {unknown:?}");
 }
