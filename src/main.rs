@@ -13,6 +13,7 @@ use llmproxy::rt::listen::{self, Place};
 use llmproxy::rt::ring::{self, EPOLL};
 use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
+use llmproxy::usage::unpacker::Unpacker;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -147,6 +148,7 @@ fn start_workers(
     let (ready, started) = crossbeam_channel::bounded(listeners.len());
     let mailboxes = std::mem::take(&mut control.mailboxes);
     let mut outboxes = std::mem::take(&mut control.usage).into_iter();
+    let unpacker = Unpacker::start().map_err(|e| format!("unpacker: {e}"))?;
     let mut threads = Vec::new();
     let ends = listeners.into_iter().zip(mailboxes).zip(&control.pulses);
     for (index, ((listeners, mailbox), pulse)) in ends.enumerate() {
@@ -165,6 +167,7 @@ fn start_workers(
             budget: Arc::clone(&control.budget),
             usage: outboxes.next(),
             access: control.access.clone(),
+            unpacker: unpacker.clone(),
             seed: getrandom::u64().map_err(|e| format!("no randomness: {e}"))?,
             ready: ready.clone(),
         };

@@ -35,6 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::outbox",
             "usage::access",
             "usage::key_form",
+            "usage::unpacker",
         ],
     ),
     ("control", &["base", "http", "llm", "config", "state", "usage", "rt"]),

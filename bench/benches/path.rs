@@ -114,6 +114,5 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         response_bytes: 20_000,
         events: 100,
         request_body: None,
-        packed: None,
     }
 }

@@ -12,6 +12,7 @@ use llmproxy::control::supervisor;
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
 use llmproxy::state::stop::Stop;
+use llmproxy::usage::unpacker::Unpacker;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{channel, Receiver, Sender};
@@ -198,6 +199,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         budget: Arc::clone(&control.budget),
         usage: control.usage.pop(),
         access: None,
+        unpacker: Unpacker::start().unwrap(),
         seed: 1,
         ready,
     };

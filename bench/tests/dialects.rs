@@ -136,13 +136,13 @@ fn every_engine_is_understood_packed() {
                     packing.body(&script::answer_body(&ask))
                 };
                 let form = (Dialect::of(path.as_bytes()), framing(api, ask.stream));
-                let found = inflate::find_in(coding, &packed, form);
+                let found = inflate::read(coding, &packed, form);
                 let plain = script::expected_body(&ask);
                 let mut scan = UsageScan::default();
                 scan.expect(form.0, form.1);
                 scan.feed(&plain);
                 assert!(scan.usage().is_some());
-                let usage = found.map(|found| found.usage);
+                let usage = found.map(|found| found.usage());
                 assert_eq!(usage, Ok(scan.usage()), "{packing:?} {engine:?} {api:?}");
             }
         }

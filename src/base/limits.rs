@@ -33,8 +33,9 @@ pub const BODY_EXTENSION_BYTES_MAX: usize = 4 * 1024;
 pub const INTERIM_RESPONSES_MAX: usize = 8;
 /// Nesting of a JSON request body that is scanned for its fields. Beyond: 400.
 pub const JSON_DEPTH_MAX: usize = 64;
-/// Bytes that a packed answer may unpack to while it is searched for usage. Beyond: usage counts as
-/// missing.
+/// Bytes that are read of what a packed answer unpacks to. Beyond: nothing is known of it, and its
+/// record says why. Nobody sends more packed bytes than plain ones, so this bounds the copy of the
+/// former too.
 pub const INFLATED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of what a decoder of zstd holds at a time: what RFC 8878 asks everybody to take, and asks
 /// senders not to exceed. (Brotli's largest is 16 MiB, gzip's 32 KiB.) Beyond: usage counts as
@@ -59,11 +60,16 @@ pub const UNPACKING_MAX: usize = 4;
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.
 pub const EVENT_HELD_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of a packed answer of which a copy is kept, to be unpacked for its usage. Beyond: the
-/// record says why it has none.
-pub const PACKED_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of all these copies together. Beyond: the record says that there was no room.
+/// Bytes of all copies of packed answers together. Beyond: the record says that there was no room,
+/// and that is counted.
 pub const PACKED_TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Packed answers that wait to be unpacked. Beyond: as if there were no room for the copy.
+pub const UNPACK_QUEUE_MAX: usize = 256;
+/// The last bytes of a packed answer wait so long until it is unpacked, as they wait for the
+/// journal. Beyond: they go, and the record of the answer follows them.
+pub const UNPACKED_WAIT: Duration = Duration::from_millis(50);
+/// That record waits so long for what is in the answer. Beyond: it says that it came too late.
+pub const UNPACKED_LATE_MAX: Duration = Duration::from_secs(30);
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 

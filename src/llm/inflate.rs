@@ -1,17 +1,13 @@
-//! Usage in an answer that its engine packed (`Content-Encoding`). The client gets the packed bytes
-//! as they are; a copy of a small answer is unpacked here, piece by piece, only to be searched.
+//! Answers that their engine packed (`Content-Encoding`). The client gets the packed bytes as they
+//! are; a copy of them is unpacked here, piece by piece, only to be read.
 //!
 //! It costs far more than a look at plain bytes, so it is nothing for a worker. An engine could
 //! send a bomb: what is unpacked and what a decoder may hold are both limited.
 
 use super::dialect::Dialect;
 use super::sse::Framing;
-use super::tokens::{Oddities, Usage};
-use super::usage::number::Odd;
 use super::usage::UsageScan;
-use crate::base::limits::{
-    INFLATED_BYTES_MAX, INFLATE_WINDOW_BYTES_MAX, PACKED_BYTES_MAX, PACKED_TOTAL_BYTES_MAX,
-};
+use crate::base::limits::{INFLATED_BYTES_MAX, INFLATE_WINDOW_BYTES_MAX, PACKED_TOTAL_BYTES_MAX};
 use brotli_decompressor::BrotliDecoderParameter;
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
@@ -36,7 +32,7 @@ pub enum Coding {
     Brotli,
 }
 
-/// Why nothing is known of a packed answer.
+/// Why a packed answer cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InflateFault {
     /// The bytes are not what they are said to be, or were cut off.
@@ -52,23 +48,10 @@ static ROOM_TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// Why there is no copy of a packed answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCopy {
-    /// It is longer than [`PACKED_BYTES_MAX`].
+    /// It is longer than what may be read of it once it is unpacked.
     TooLarge,
     /// All copies together would be more than [`PACKED_TOTAL_BYTES_MAX`].
     NoRoom,
-}
-
-/// What was found in a packed answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Found {
-    /// Tokens.
-    pub usage: Option<Usage>,
-    /// Seconds of audio.
-    pub audio_seconds: Option<u64>,
-    /// What is strange in the counts.
-    pub oddities: Oddities,
-    /// Why there are no tokens although the engine said something.
-    pub fault: Option<Odd>,
 }
 
 /// A copy of a packed answer.
@@ -90,7 +73,7 @@ impl Packed {
     /// Keeps what comes, or says why not.
     pub fn keep(&mut self, more: &[u8]) -> Result<(), NoCopy> {
         let len = self.bytes.len() + more.len();
-        if len > PACKED_BYTES_MAX {
+        if len > INFLATED_BYTES_MAX {
             return Err(NoCopy::TooLarge);
         }
         let had = self.bytes.capacity();
@@ -109,30 +92,18 @@ impl Packed {
         Ok(())
     }
 
-    /// Bytes that are kept.
-    pub fn held(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// What is in it. Not for a worker.
+    /// A scan that has seen all of it. Not for a worker.
     ///
     /// # Errors
-    /// See [`find_in`].
-    pub fn find(&self) -> Result<Found, InflateFault> {
-        find_in(self.coding, &self.bytes, (self.dialect, self.framing))
+    /// See [`read`].
+    pub fn read(&self) -> Result<Box<UsageScan>, InflateFault> {
+        read(self.coding, &self.bytes, (self.dialect, self.framing))
     }
 }
 
 impl Drop for Packed {
     fn drop(&mut self) {
         ROOM_TAKEN.fetch_sub(self.bytes.capacity(), Relaxed);
-    }
-}
-
-impl Clone for Packed {
-    /// Of the same answer, without its bytes.
-    fn clone(&self) -> Packed {
-        Packed::new(self.coding, self.dialect, self.framing)
     }
 }
 
@@ -152,25 +123,19 @@ impl Coding {
     }
 }
 
-/// What is in a whole answer that came packed. Takes time in proportion to what it unpacks to,
-/// at most [`INFLATED_BYTES_MAX`]; not for a worker.
-pub fn find_in(
+/// A scan that has seen all of an answer that came packed, whole. Takes time in proportion to what
+/// it unpacks to, at most [`INFLATED_BYTES_MAX`]; not for a worker.
+pub fn read(
     coding: Coding,
     packed: &[u8],
     (dialect, framing): (Dialect, Option<Framing>),
-) -> Result<Found, InflateFault> {
-    let mut scan = UsageScan::default();
+) -> Result<Box<UsageScan>, InflateFault> {
+    let mut scan = Box::<UsageScan>::default();
     scan.expect(dialect, framing);
     // The decoders are strangers: what they do not survive is a broken answer, and no more.
     let unpacked = catch_unwind(AssertUnwindSafe(|| unpack(coding, packed, &mut scan)));
     unpacked.unwrap_or(Err(InflateFault::Broken))?;
-    let facts = scan.facts();
-    Ok(Found {
-        usage: facts.usage(),
-        audio_seconds: facts.seconds(),
-        oddities: facts.oddities(),
-        fault: facts.fault(),
-    })
+    Ok(scan)
 }
 
 fn unpack(coding: Coding, packed: &[u8], scan: &mut UsageScan) -> Result<(), InflateFault> {

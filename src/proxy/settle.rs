@@ -133,7 +133,6 @@ fn hand_over(
         fill(record, w, (request, tap, story), times, sent);
         if kind == Kind::Close {
             record.request_body = story.request_body.take().map(<[u8]>::into_vec);
-            record.packed = tap.take_packed();
         }
     })
 }
@@ -258,10 +257,11 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
                 reasoning: usage.reasoning_tokens.unwrap_or(0),
             });
         }
-        // What is packed is unpacked, and counted, by the journal.
-        None if tap.is_packed && tap.why_missing().is_none() => {}
         None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
         None => {}
+    }
+    if let Some(result) = tap.unpacked_as() {
+        *meters.unpacked.entry(result).or_default() += 1;
     }
     if let Some(odd) = tap.body_usage.facts().fault() {
         *meters.odd_counts.entry(odd.as_str()).or_default() += 1;
@@ -331,7 +331,6 @@ fn fill(
         response_bytes: sent,
         events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: None,
-        packed: None,
     };
 }
 

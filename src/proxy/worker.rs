@@ -32,6 +32,7 @@ use crate::state::scrape::{Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
+use crate::usage::unpacker::Unpacker;
 use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -75,6 +76,8 @@ pub struct Start {
     pub usage: Option<Outbox>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
+    /// Where copies of packed answers go.
+    pub unpacker: Unpacker,
     /// Random; makes request ids unique.
     pub seed: u64,
     /// Told the driver's name once the worker serves.
@@ -101,6 +104,8 @@ pub struct Worker {
     pub usage: Option<Ledger>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
+    /// Where copies of packed answers go.
+    pub unpacker: Unpacker,
     sparing: RefCell<Sparing>,
     departures: Departures,
     ids: RefCell<RequestIds>,
@@ -169,6 +174,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         meters: RefCell::default(),
         usage: start.usage.map(Ledger::new),
         access: start.access,
+        unpacker: start.unpacker,
         sparing: RefCell::default(),
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),

@@ -55,6 +55,17 @@ impl Phase {
     }
 }
 
+/// What may come of a packed answer: its usage, none in it, or a reason why nothing is known of it.
+pub const UNPACKED: [&str; 7] = [
+    "found",
+    "missing",
+    "packed_unknown",
+    "packed_too_large",
+    "packed_dropped",
+    "packed_broken",
+    "packed_late",
+];
+
 /// All meters of a worker.
 #[derive(Clone, Default)]
 pub struct Meters {
@@ -85,6 +96,8 @@ pub struct Meters {
     pub odd_counts: QuickMap<&'static str, u64>,
     /// Answers of metered paths that carried no usage.
     pub usage_missing: u64,
+    /// Packed answers, by what came of unpacking them: one of [`UNPACKED`].
+    pub unpacked: QuickMap<&'static str, u64>,
     /// Streams with an event that was too long to tell whether the client should get it.
     pub events_unjudged: u64,
     /// Connections closed for idling: clients', kept ones of backends.
@@ -182,6 +195,7 @@ impl Meters {
         }
         sum(&mut self.odd_counts, &other.odd_counts);
         self.usage_missing += other.usage_missing;
+        sum(&mut self.unpacked, &other.unpacked);
         self.events_unjudged += other.events_unjudged;
         self.accept_pauses += other.accept_pauses;
         self.panics += other.panics;

@@ -1,7 +1,6 @@
 //! What became of usage records: written by the `usage` room, read by the metrics.
 
 use crate::config::plan::Reporter;
-use crate::llm::tokens::Usage;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Counters of the whole room.
@@ -17,10 +16,6 @@ pub struct UsageCounters {
     pub bodies_dropped: AtomicU64,
     /// Bytes of request bodies in records that wait now.
     pub body_bytes: AtomicU64,
-    /// Packed answers in which usage was found, and those in which it was not.
-    pub unpacked: [AtomicU64; 2],
-    /// Tokens in the former: of prompts, and of completions.
-    pub unpacked_tokens: [AtomicU64; 2],
     /// One entry per reporter, in the order of the configuration.
     pub reporters: Vec<ReporterCounters>,
 }
@@ -65,22 +60,8 @@ impl UsageCounters {
             late: AtomicU64::new(0),
             bodies_dropped: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
-            unpacked: Default::default(),
-            unpacked_tokens: Default::default(),
             reporters: reporters.iter().map(reporter).collect(),
         }
-    }
-}
-
-impl UsageCounters {
-    /// A packed answer was unpacked, and this was in it.
-    pub(super) fn count_unpacked(&self, usage: Option<Usage>) {
-        let [found, missing] = &self.unpacked;
-        let Some(usage) = usage else { return count(missing) };
-        count(found);
-        let [prompt, completion] = &self.unpacked_tokens;
-        prompt.fetch_add(usage.prompt_tokens, Relaxed);
-        completion.fetch_add(usage.completion_tokens, Relaxed);
     }
 }
 

@@ -27,9 +27,8 @@ pub trait Piece: Send + 'static {
     /// What it says.
     fn kind(&self) -> Kind;
 
-    /// What is known of the request. Called once, on the journal's thread: the place to finish what
-    /// a worker has no time for.
-    fn record(&mut self) -> &UsageRecord;
+    /// What is known of the request.
+    fn record(&self) -> &UsageRecord;
 
     /// A worker's index, and the number that it gave to this piece: they grow from piece to piece.
     fn ticket(&self) -> (usize, u64);
@@ -144,8 +143,8 @@ impl<P: Piece, E: Ends<P>> Desk<P, E> {
     }
 
     /// Takes in a turn. A panic costs the piece at which it happens.
-    fn append(&mut self, mut turn: Vec<P>) {
-        for piece in &mut turn {
+    fn append(&mut self, turn: Vec<P>) {
+        for piece in &turn {
             let kind = piece.kind();
             let append = AssertUnwindSafe(|| self.writer.append(kind, piece.record()));
             if catch_unwind(append).is_err() {

@@ -5,13 +5,15 @@
 //! logs a secret, loses a record without counting it.
 //!
 //! The way of a record: `record` → `outbox` (bounded) → `deliver` → one `reporter` each. A durable
-//! journal belongs between outbox and deliver: [`outbox::Inbox`] is the seam.
+//! journal belongs between outbox and deliver: [`outbox::Inbox`] is the seam. What a record says of
+//! a packed answer, [`unpacker`] found out before.
 
 pub mod record;
 pub mod counters;
 pub mod doorbell;
 pub mod outbox;
 pub mod access;
+pub mod unpacker;
 pub mod key_form;
 pub mod source;
 pub mod deliver;

@@ -148,13 +148,7 @@ impl Piece for Box<Queued> {
         self.kind
     }
 
-    /// A packed answer is unpacked here: what its engine counted is known from now on.
-    fn record(&mut self) -> &UsageRecord {
-        if let Some(packed) = &self.record.packed {
-            self.counters.body_bytes.fetch_sub(packed.held() as u64, Relaxed);
-            self.record.unpack();
-            self.counters.count_unpacked(self.record.usage);
-        }
+    fn record(&self) -> &UsageRecord {
         &self.record
     }
 
@@ -395,9 +389,6 @@ impl Outbox {
             self.counters.body_bytes.fetch_sub(bytes, Relaxed);
             count(&self.counters.bodies_dropped);
             record.request_body = None;
-            if record.packed.take().is_some() {
-                record.usage_missing_reason = Some("packed_dropped".into());
-            }
         }
     }
 }
@@ -409,7 +400,6 @@ impl Queued {
             self.counters.body_bytes.fetch_sub(bytes, Relaxed);
         }
         self.record.request_body = None;
-        self.record.packed = None;
     }
 }
 
@@ -425,10 +415,9 @@ impl Drop for Queued {
     }
 }
 
-/// What a record holds of a request and of a packed answer.
+/// Bytes of the request body in a record.
 fn body_bytes(record: &UsageRecord) -> u64 {
-    let body = record.request_body.as_ref().map_or(0, Vec::len);
-    (body + record.packed.as_ref().map_or(0, |packed| packed.held())) as u64
+    record.request_body.as_ref().map_or(0, Vec::len) as u64
 }
 
 #[cfg(test)]

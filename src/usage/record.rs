@@ -8,7 +8,6 @@ pub mod line;
 
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
-use crate::llm::inflate::{InflateFault, Packed};
 use crate::llm::tokens::{Oddities, Usage};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::borrow::Cow;
@@ -81,8 +80,6 @@ pub struct UsageRecord {
     pub events: u64,
     /// The request body, when it is wanted and not longer than configured.
     pub request_body: Option<Vec<u8>>,
-    /// The answer, when it was packed: unpacked for its usage before anything is written.
-    pub packed: Option<Box<Packed>>,
 }
 
 /// How a request ended.
@@ -144,24 +141,6 @@ impl UsageRecord {
     /// Completion tokens, from wherever they are known.
     pub fn completion_tokens(&self) -> Option<u64> {
         self.usage.map(|usage| usage.completion_tokens).or(self.counted)
-    }
-
-    /// Unpacks the answer, if there is one to be unpacked, and takes its usage from it. Not for a
-    /// worker.
-    pub fn unpack(&mut self) {
-        let Some(packed) = self.packed.take() else { return };
-        match packed.find() {
-            Ok(found) => {
-                self.usage = found.usage;
-                self.audio_seconds = found.audio_seconds;
-                self.oddities = found.oddities;
-                self.usage_missing_reason = found.fault.map(|odd| odd.as_str().into());
-            }
-            Err(InflateFault::TooLarge) => {
-                self.usage_missing_reason = Some("packed_too_large".into());
-            }
-            Err(InflateFault::Broken) => self.usage_missing_reason = Some("packed_broken".into()),
-        }
     }
 
     /// The record as one JSON object, without a line end in it.

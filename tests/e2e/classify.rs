@@ -92,7 +92,7 @@ fn a_stream_is_metered_however_it_is_asked_for() {
 }
 
 /// The bytes, packed.
-fn packed(coding: &str, bytes: &[u8]) -> Vec<u8> {
+pub fn packed(coding: &str, bytes: &[u8]) -> Vec<u8> {
     let level = flate2::Compression::default();
     match coding {
         "gzip" | "x-gzip" => {

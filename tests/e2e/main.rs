@@ -32,6 +32,7 @@ mod leases;
 mod health;
 mod usage;
 mod metering;
+mod packed;
 mod reporters;
 mod sql;
 mod sql_access;

@@ -5,7 +5,7 @@ use crate::base::clock::unix_ms;
 use crate::config::plan::ReporterKind;
 use crate::llm::tokens::Oddities;
 use crate::llm::usage::number::Odd;
-use crate::state::meters::Tokens;
+use crate::state::meters::{Tokens, UNPACKED};
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use crate::usage::spool::state::{ReporterState, SpoolState};
 use std::collections::BTreeMap;
@@ -18,18 +18,14 @@ impl Facts {
         let m = &self.meters;
         self.tokens(page)?;
         let help = "Metered answers that carried no usage.";
-        let unpacked = |i: usize| {
-            let counters = self.usage.as_ref().map(|usage| usage.counters());
-            counters.and_then(|c| c.unpacked.get(i)).map_or(0, |n| n.load(Relaxed))
-        };
-        page.counter("llmproxy_usage_missing", help, one(m.usage_missing + unpacked(1)))?;
+        page.counter("llmproxy_usage_missing", help, one(m.usage_missing))?;
         let help = "Counts of engines that were refused, or kept although they are strange.";
         let reasons = Odd::ALL.map(Odd::as_str).into_iter();
         let reasons = reasons.chain(Oddities::ALL.map(|(_, name)| name));
         let odd = reasons.map(|name| (name.to_owned(), m.odd_counts.get(name).map_or(0, |n| *n)));
         page.counter("llmproxy_usage_odd", help, labelled("reason", odd))?;
-        let help = "Packed answers that were unpacked for their usage.";
-        let results = [("found", unpacked(0)), ("missing", unpacked(1))];
+        let help = "Packed answers, by what came of unpacking them for their usage.";
+        let results = UNPACKED.map(|name| (name, m.unpacked.get(name).map_or(0, |n| *n)));
         page.counter("llmproxy_usage_unpacked", help, named("result", &results))?;
         let help = "Streams with an event too long to tell whether it is the usage event.";
         page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
@@ -44,11 +40,6 @@ impl Facts {
     fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {
         let mut all = Tokens::default();
         self.meters.tokens.values().for_each(|tokens| all.add(*tokens));
-        if let Some(usage) = &self.usage {
-            let [prompt, completion] = &usage.counters().unpacked_tokens;
-            all.prompt += prompt.load(Relaxed);
-            all.completion += completion.load(Relaxed);
-        }
         let kinds = [("prompt", all.prompt), ("completion", all.completion)];
         let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
         page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;

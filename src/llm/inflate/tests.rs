@@ -21,7 +21,7 @@ const ALL: [(Coding, &[u8]); 5] = [
 fn total(coding: Coding, packed: &[u8]) -> Result<Option<u64>, InflateFault> {
     let is_stream = ALL.iter().any(|(_, stream)| stream.starts_with(packed));
     let form = (Dialect::OpenAi, is_stream.then_some(Framing::Events));
-    find_in(coding, packed, form).map(|found| found.usage.map(|u| u.total_tokens))
+    read(coding, packed, form).map(|scan| scan.usage().map(|u| u.total_tokens))
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn usage_is_found_in_every_coding() {
     assert_eq!(total(Coding::Gzip, &gzip(b"{\"choices\":[]}")), Ok(None));
     let native = gzip(b"{\"done\":true,\"eval_count\":3}");
     let form = (Dialect::Ollama, Some(Framing::Lines));
-    let usage = find_in(Coding::Gzip, &native, form).unwrap().usage;
+    let usage = read(Coding::Gzip, &native, form).unwrap().usage();
     assert_eq!(usage.map(|u| u.completion_tokens), Some(3), "in the dialect of the path");
 }
 
@@ -141,7 +141,7 @@ proptest! {
             let at = index.index(packed.len());
             packed[at] = byte;
         }
-        // Not through `find_in`, which survives a panic: there should be none to survive.
+        // Not through `read`, which survives a panic: there should be none to survive.
         let _ = unpack(coding, &packed, &mut UsageScan::default());
     }
 }
@@ -152,10 +152,10 @@ fn all_copies_together_are_bounded() {
     let one = || Packed::new(Coding::Gzip, Dialect::OpenAi, None);
     let piece = vec![0; 1024 * 1024];
     let mut large = one();
-    for _ in 0..PACKED_BYTES_MAX / piece.len() {
+    for _ in 0..INFLATED_BYTES_MAX / piece.len() {
         assert_eq!(large.keep(&piece), Ok(()));
     }
-    assert_eq!((large.keep(b"x"), large.held()), (Err(NoCopy::TooLarge), PACKED_BYTES_MAX));
+    assert_eq!(large.keep(b"x"), Err(NoCopy::TooLarge));
     drop(large);
     let mut copies: Vec<Packed> = Vec::new();
     let refused = loop {

@@ -4,6 +4,7 @@ use super::ours::give_up;
 use super::parting::conclude;
 use super::{Next, Talk};
 use crate::base::fault::Fault;
+use crate::base::limits::{UNPACKED_LATE_MAX, UNPACKED_WAIT};
 use crate::http::field::Known;
 use crate::http::request::Method;
 use crate::http::write::{self, ForwardResponse, OutFraming};
@@ -15,11 +16,14 @@ use crate::proxy::location;
 use crate::proxy::receive::Request;
 use crate::proxy::relay::copy::{Relay, Step};
 use crate::proxy::relay::framing::{outbound, Inbound};
+use crate::proxy::relay::last::Last;
 use crate::proxy::relay::strip;
 use crate::proxy::relay::tap::{Expected, Reading, Tap};
-use crate::proxy::settle;
+use crate::proxy::relay::Outcome;
+use crate::proxy::settle::{self, Story};
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::worker::Worker;
+use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::state::meters::BackendIndex;
 use std::rc::Rc;
@@ -34,10 +38,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     if strips {
         outbound = strip::of_any_length(outbound, request.head.version);
     }
-    let close = !request.head.keep_alive
-        || outbound == OutFraming::UntilClose
-        || w.is_crowded()
-        || w.patrol.is_draining();
+    let close = closes(w, request, outbound);
     *inbound = Inbound::new(request.response.framing);
     expect(tap, request, got, request.dialect_at(&plan.base_path));
     // 0: it left before an answer began, which only an engine that is drained did not notice.
@@ -84,6 +85,10 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
         },
     };
     let outcome = match last {
+        Ok(last) if relay.tap.is_packed() => {
+            // Boxed: few answers are packed.
+            Box::pin(end_packed(w, request, story, &mut relay, last)).await
+        }
         Ok(last) => {
             let sent = relay.sent() + last.data_len();
             Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
@@ -92,6 +97,39 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
         Err(fault) => relay.break_off(fault).await,
     };
     conclude(w, talk, outcome, close)
+}
+
+/// Ends a whole answer that is packed. Its record waits for what is in it, and its last bytes wait
+/// for that too, but only for a moment.
+async fn end_packed(
+    w: &Worker,
+    request: &Request,
+    story: &mut Story,
+    relay: &mut Relay<'_>,
+    last: Box<Last>,
+) -> Outcome {
+    relay.tap.hand_copy_over(&w.unpacker);
+    let _ = rt::timeout(UNPACKED_WAIT, relay.tap.see_copy()).await;
+    if !relay.tap.awaits_copy() {
+        let sent = relay.sent() + last.data_len();
+        Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
+    }
+    let outcome = relay.end(last).await;
+    see_late_copy(w, relay.tap).await;
+    outcome
+}
+
+/// Waits for what is in a packed answer that nobody waits for any more.
+pub(super) async fn see_late_copy(w: &Worker, tap: &mut Tap) {
+    let seen = rt::timeout(UNPACKED_LATE_MAX, tap.see_copy());
+    let _ = w.patrol.until_end(seen).await;
+    tap.give_copy_up();
+}
+
+/// Whether the client's connection ends with the answer.
+fn closes(w: &Worker, request: &Request, outbound: OutFraming) -> bool {
+    let is_wished = !request.head.keep_alive || w.is_crowded() || w.patrol.is_draining();
+    is_wished || outbound == OutFraming::UntilClose
 }
 
 /// Tells the tap what the head says of the body.

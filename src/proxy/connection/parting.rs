@@ -1,5 +1,6 @@
 //! Behind an answer: the engine's connection is kept, closed or drained, and the request settled.
 
+use super::delivery::see_late_copy;
 use super::{Next, Talk};
 use crate::base::fault::{Fault, Side};
 use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT};
@@ -78,6 +79,8 @@ pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
         let rest = w.patrol.until_end(rt::timeout(limit, rest)).await;
         if matches!(rest, Some(Ok(true))) {
             lease.note_end();
+            tap.hand_copy_over(&w.unpacker);
+            see_late_copy(w, tap).await;
         }
         w.pool.give_back(lease, w.patrol.now());
     }

@@ -9,6 +9,7 @@ pub mod copy;
 pub mod drain;
 pub mod framing;
 pub mod last;
+pub mod packed;
 pub mod parts;
 pub mod strip;
 pub mod tap;

@@ -1,16 +1,17 @@
 //! Watches the bytes of an answer after they were sent on: finds usage, counts events, takes
 //! times. It can neither delay nor change them.
 
+use super::packed::{Copy as PackedCopy, Lost};
 use crate::llm::dialect::Dialect;
 use crate::llm::ending;
 use crate::llm::header_usage;
-use crate::llm::inflate::{Coding, NoCopy, Packed};
+use crate::llm::inflate::{Coding, Packed};
 use crate::llm::sse::{Framing, SseScan};
 use crate::llm::tokens::Usage;
 use crate::llm::usage::number::Odd;
 use crate::llm::usage::UsageScan;
 use crate::state::meters::Times;
-use std::cell::Cell;
+use crate::usage::unpacker::Unpacker;
 use std::time::{Duration, Instant};
 
 /// A stream is noted in the journal so often: what a kill leaves of its record is that old at most.
@@ -33,32 +34,16 @@ pub struct Tap {
     last: Option<Instant>,
     /// Usage that stood in the head. Boxed: it is rare.
     head_usage: Option<Box<Usage>>,
-    /// The answer is packed: a copy of it, to be unpacked elsewhere.
-    packed: Cell<Option<Box<Packed>>>,
+    /// Of a packed answer: what the tap does not see as it passes. Boxed: few are packed.
+    packed: Option<Box<PackedCopy>>,
     dialect: Dialect,
     reading: Reading,
-    /// The answer is packed.
-    pub is_packed: bool,
-    /// There is no copy of it: it is too long, or how it is packed is not known.
-    not_kept: NotKept,
+    /// The answer is a stream, whether or not it can be read as it passes.
+    is_stream: bool,
     /// The end mark of the stream was seen, and noted.
     is_over: bool,
     /// Notes so far.
     notes: u32,
-}
-
-/// Why there is no copy of a packed answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum NotKept {
-    /// There is.
-    #[default]
-    Kept,
-    /// How it is packed is not known.
-    Unknown,
-    /// It is too long.
-    TooLarge,
-    /// All copies together are too long.
-    NoRoom,
 }
 
 /// What the body of an answer is read for.
@@ -98,11 +83,10 @@ impl Tap {
         self.first_token = None;
         self.last = None;
         self.head_usage = None;
-        self.packed.take();
+        self.packed = None;
         self.dialect = Dialect::Other;
         self.reading = Reading::default();
-        self.is_packed = false;
-        self.not_kept = NotKept::default();
+        self.is_stream = false;
         self.is_over = false;
         self.notes = 0;
     }
@@ -117,17 +101,16 @@ impl Tap {
             (false, false) => None,
         };
         self.body_usage.expect(what.dialect, framing);
+        self.is_stream = framing.is_some();
         if let Some(encoding) = what.encoding {
-            self.is_packed = true;
-            match Coding::of(encoding) {
+            self.packed = Some(Box::new(match Coding::of(encoding) {
                 // Nobody would look at the copy.
-                _ if what.reading != Reading::Usage => {}
+                _ if what.reading == Reading::Nothing => PackedCopy::Lost(Lost::Unread),
                 Some(coding) => {
-                    let packed = Packed::new(coding, what.dialect, framing);
-                    self.packed.set(Some(Box::new(packed)));
+                    PackedCopy::Kept(Box::new(Packed::new(coding, what.dialect, framing)))
                 }
-                None => self.not_kept = NotKept::Unknown,
-            }
+                None => PackedCopy::Lost(Lost::Unknown),
+            }));
         } else if let Some(framing) = framing {
             self.events = Some(Box::new(SseScan::new(framing)));
         }
@@ -149,29 +132,73 @@ impl Tap {
         self.body_usage.facts().seconds().filter(|_| self.reading == Reading::Usage)
     }
 
-    /// The copy of a packed answer, for whoever unpacks it; once.
-    pub fn take_packed(&self) -> Option<Box<Packed>> {
-        self.packed.take()
+    /// What the answer says cannot be seen as it passes.
+    pub fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// The answer is whole: if it is packed, its copy goes to be unpacked.
+    pub fn hand_copy_over(&mut self, unpacker: &Unpacker) {
+        if let Some(packed) = &mut self.packed {
+            packed.hand_over(unpacker);
+        }
+    }
+
+    /// What the answer says is not known yet: its copy is being unpacked.
+    pub fn awaits_copy(&self) -> bool {
+        matches!(self.packed.as_deref(), Some(PackedCopy::Handed(_)))
+    }
+
+    /// Waits for the copy, if it is on its way; what is in it was seen then, as if it had come
+    /// plain.
+    pub async fn see_copy(&mut self) {
+        let Some(packed) = &mut self.packed else { return };
+        if let Some(scan) = packed.unpacked().await {
+            self.body_usage = *scan;
+        }
+    }
+
+    /// Waits no longer for the copy.
+    pub fn give_copy_up(&mut self) {
+        if let Some(packed) = &mut self.packed {
+            packed.give_up();
+        }
+    }
+
+    /// Why nothing is known of a packed answer.
+    fn why_lost(&self) -> Option<Lost> {
+        self.packed.as_ref().and_then(|packed| packed.why_lost())
+    }
+
+    /// What came of unpacking a packed answer whose usage was looked for, for the counter.
+    pub fn unpacked_as(&self) -> Option<&'static str> {
+        if !self.is_packed() || self.reading != Reading::Usage {
+            return None;
+        }
+        Some(match (self.why_lost(), self.usage()) {
+            (_, Some(_)) => "found",
+            (Some(why), None) => why.as_str(),
+            (None, None) => "missing",
+        })
     }
 
     /// Why there is no usage, when that is known.
     pub fn why_missing(&self) -> Option<&'static str> {
-        match self.not_kept {
-            NotKept::Kept if self.head_usage.is_some() => None,
-            NotKept::Kept => self.body_usage.facts().fault().map(Odd::as_str),
-            NotKept::Unknown => Some("packed_unknown"),
-            NotKept::TooLarge => Some("packed_too_large"),
-            NotKept::NoRoom => Some("packed_dropped"),
+        if self.usage().is_some() || self.reading != Reading::Usage {
+            return None;
         }
+        let odd = || self.body_usage.facts().fault().map(Odd::as_str);
+        self.why_lost().map(Lost::as_str).or_else(odd)
     }
 
     /// What is wrong with an answer of status 200 whose bytes all came: the engine did not know it
     /// when it sent the head.
     pub fn broken_inside(&self) -> Option<&'static str> {
-        if self.is_packed || self.reading == Reading::Nothing {
+        let is_seen = matches!(self.packed.as_deref(), None | Some(PackedCopy::Read));
+        if !is_seen || self.reading == Reading::Nothing {
             return None;
         }
-        match (self.body_usage.facts().error(), self.events.is_some()) {
+        match (self.body_usage.facts().error(), self.is_stream) {
             (true, true) => Some("error_in_stream"),
             (true, false) => Some("error_in_answer"),
             (false, _) if self.ended() == Some(false) => Some("stream_unfinished"),
@@ -184,16 +211,16 @@ impl Tap {
 
     /// Whether the stream is a whole answer so far; `None` where nobody can say.
     pub fn ended(&self) -> Option<bool> {
-        self.events.as_ref()?;
-        ending::ended(self.dialect, &self.body_usage)
+        self.is_stream.then(|| ending::ended(self.dialect, &self.body_usage)).flatten()
     }
 
-    /// When the client was sent the first token: of a stream that can be read, the first event in
-    /// which the model said something; of any other answer its first byte.
+    /// When the client was sent the first token: of a stream, the first event in which the model
+    /// said something, which is not known of one that is packed; of any other answer its first
+    /// byte.
     pub fn first_token(&self) -> Option<Instant> {
-        match self.events {
-            Some(_) => self.first_token,
-            None => self.first_byte,
+        match self.is_stream {
+            true => self.first_token,
+            false => self.first_byte,
         }
     }
 
@@ -219,10 +246,10 @@ impl Tap {
 
     /// Sees a slice that no client takes. What the engine counts in it, it counted all the same.
     pub fn see_unsent(&mut self, bytes: &[u8]) {
-        match (self.is_packed, self.reading) {
+        match (&mut self.packed, self.reading) {
             (_, Reading::Nothing) => {}
-            (true, _) => self.keep(bytes),
-            (false, _) => self.body_usage.feed(bytes),
+            (Some(packed), _) => packed.keep(bytes),
+            (None, _) => self.body_usage.feed(bytes),
         }
         if let (Dialect::OpenAi, Some(events)) = (self.dialect, self.events.as_mut()) {
             events.finish.feed(bytes);
@@ -236,18 +263,6 @@ impl Tap {
         is_over && !is_told && self.ended() == Some(false)
     }
 
-    /// Keeps a slice of a packed answer.
-    fn keep(&mut self, bytes: &[u8]) {
-        let Some(packed) = self.packed.get_mut() else { return };
-        if let Err(why) = packed.keep(bytes) {
-            self.packed.take();
-            self.not_kept = match why {
-                NoCopy::TooLarge => NotKept::TooLarge,
-                NoCopy::NoRoom => NotKept::NoRoom,
-            };
-        }
-    }
-
     /// Sees a slice that went to the client, of which the usage was seen where it came from.
     pub fn see_sent(&mut self, bytes: &[u8]) {
         if let Some(events) = self.events.as_mut() {
@@ -257,7 +272,7 @@ impl Tap {
 
     /// True when bytes in the middle of the answer may pass without being seen.
     pub fn may_skip(&self) -> bool {
-        self.usage_at_ends && self.events.is_none() && !self.is_packed
+        self.usage_at_ends && self.events.is_none() && !self.is_packed()
     }
 
     /// Bytes pass unseen.

@@ -17,7 +17,7 @@ impl Piece for Said {
     fn kind(&self) -> Kind {
         self.0
     }
-    fn record(&mut self) -> &UsageRecord {
+    fn record(&self) -> &UsageRecord {
         assert_ne!(self.1.request_id.as_str(), "panic", "as asked");
         &self.1
     }

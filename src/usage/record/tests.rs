@@ -43,7 +43,6 @@ pub fn record() -> UsageRecord {
         response_bytes: 900,
         events: 43,
         request_body: None,
-        packed: None,
     }
 }
 

@@ -97,8 +97,6 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         events,
         // `encode` appends it.
         request_body: _,
-        // Unpacked before it gets here.
-        packed: _,
     } = record;
     let mut out = Out { into };
     out.text(field::REQUEST_ID, request_id.as_str());

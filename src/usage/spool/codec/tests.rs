@@ -80,7 +80,6 @@ prop_compose! {
             response_bytes: numbers[3],
             events: numbers[4],
             request_body: body,
-            packed: None,
         }
     }
 }
