@@ -11,7 +11,7 @@ use super::usage::UsageScan;
 /// and what they cost has said all that there is. A mark behind nothing is no answer.
 pub fn ended(dialect: Dialect, scan: &UsageScan) -> Option<bool> {
     let facts = scan.facts();
-    let is_told = facts.choices_finished() > 0 && scan.usage().is_some();
+    let is_told = facts.is_accounted();
     let mark = match dialect {
         Dialect::OpenAi => scan.done() || is_told,
         Dialect::Responses => facts.response_ended(),

@@ -9,7 +9,6 @@ pub mod dialect;
 pub mod usage;
 pub mod tokens;
 pub mod answer_id;
-pub mod finish;
 pub mod header_usage;
 pub mod inflate;
 pub mod unpack;

@@ -5,7 +5,6 @@
 //! error event of its own (between two events that is an event to the client, inside of one it
 //! would be garbage). What the events say, [`super::usage`] reads.
 
-use super::finish::FinishWatch;
 use memchr::memchr2;
 
 /// As much of a line as tells what it is: `data: [DONE]`, and the byte that makes it longer.
@@ -37,8 +36,6 @@ impl Framing {
 /// Watches bytes of a stream, cut anywhere.
 #[derive(Debug, Default)]
 pub struct SseScan {
-    /// Fed apart, with what is not sent on too. It is here because few connections stream.
-    pub finish: FinishWatch,
     events: u64,
     framing: Framing,
     /// A line with something in it began after the last blank line (NDJSON: after the last line).

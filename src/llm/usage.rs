@@ -15,7 +15,9 @@ use facts::Facts;
 use lines::Lines;
 use walk::Walk;
 
+pub mod account;
 mod alike;
+pub mod choices;
 pub mod counts;
 pub mod facts;
 mod lines;

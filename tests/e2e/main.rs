@@ -20,6 +20,7 @@ mod kept_connections;
 mod refusals;
 mod classify;
 mod asking;
+mod late_usage;
 mod backends;
 mod abort;
 mod half_close;

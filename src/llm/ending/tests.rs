@@ -348,6 +348,61 @@ fn facts_end_an_answer_and_a_mark_alone_does_not() {
     assert_eq!(ended(&format!("{delta}\"x\":1}}\n\n")), Some(false));
 }
 
+/// Catches: an answer that counts as whole because one of its choices is.
+#[test]
+fn an_answer_is_whole_when_each_choice_is() {
+    let event = |index: u8, reason: &str, more: &str| {
+        format!(
+            "data: {{\"choices\":[{{\"finish_reason\":{reason},\"index\":{index},\"delta\":{{}}}}]\
+             {more}}}\n\n"
+        )
+    };
+    let counts = ",\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}";
+    let whole = format!("data: {{\"choices\":[]{counts}}}\n\n");
+    let running = |index| event(index, "null", counts);
+    let over = |index| event(index, "\"stop\"", counts);
+    let silent = |index| event(index, "\"stop\"", "");
+    let timed = format!("data: {{\"choices\":[]{counts},\"timings\":{{\"predicted_n\":1}}}}\n\n");
+    // Whether it is whole, and whether its counts are still to come.
+    for (stream, ended, awaits) in [
+        (running(0) + &running(1) + &over(0), false, false),
+        (running(0) + &running(1) + &over(1) + &over(0), true, false),
+        (silent(0) + &running(1) + &whole, false, false),
+        (running(0) + &silent(1), false, false),
+        (silent(0), false, true),
+        (silent(0) + &running(0), true, false),
+        (silent(0) + &silent(1), false, true),
+        (silent(0) + &silent(1) + &whole, true, false),
+        (silent(1) + &timed + &silent(0), false, true),
+        (silent(1) + &timed + &silent(0) + &timed, true, false),
+        (event(0, "\"\"", ""), false, false),
+        (silent(40), false, false),
+        (silent(40) + &whole, false, false),
+        (silent(0) + "data: {\"error\":{}}\n\n", false, false),
+    ] {
+        for piece in [1, 7, usize::MAX] {
+            let mut scan = UsageScan::default();
+            scan.expect(Dialect::OpenAi, Some(Framing::Events));
+            stream.as_bytes().chunks(piece).for_each(|piece| scan.feed(piece));
+            let said = (super::ended(Dialect::OpenAi, &scan), scan.facts().awaits_counts());
+            assert_eq!(said, (Some(ended), awaits), "{stream} in {piece}s");
+        }
+    }
+    let of = |dialect, stream: &str| {
+        found(dialect, Some(Framing::Events), [stream.as_bytes()]).ended.unwrap()
+    };
+    let stop =
+        |index: u8| format!("data: {{\"index\":{index},\"content\":\"\",\"stop\":true}}\n\n");
+    let text =
+        |index: u8| format!("data: {{\"index\":{index},\"content\":\"a\",\"stop\":false}}\n\n");
+    assert!(!of(Dialect::LlamaCpp, &(text(0) + &text(1) + &stop(0))));
+    assert!(of(Dialect::LlamaCpp, &(text(0) + &text(1) + &stop(0) + &stop(1))));
+    // TGI's index is that of a token.
+    let token = "data: {\"index\":1,\"token\":{\"text\":\"a\"},\"generated_text\":null}\n\n";
+    let last = token.replace("null", "\"a\"").replace(":1,", ":2,");
+    assert!(of(Dialect::Generate, &(token.to_owned() + &last)));
+}
+
 /// Catches: the code of an error that is lost, or is not the engine's.
 #[test]
 fn the_code_of_an_error_is_kept() {

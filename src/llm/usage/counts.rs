@@ -183,11 +183,6 @@ impl Counts {
             reasoning_tokens: self.get(Field::Reasoning),
         })
     }
-
-    /// Something but `timings` was said.
-    pub fn is_told(&self) -> bool {
-        self.has_any(&COUNTED) || self.has(Field::Total)
-    }
 }
 
 /// The counts that a sum is of.

@@ -2,6 +2,8 @@
 //!
 //! An event counts when its object is complete, so nothing broken is read half.
 
+use super::account::{Account, Of, Told};
+use super::choices::{Choices, INDEX_MAX};
 use super::counts::Counts;
 use super::number::Odd;
 use super::places::{Field, Name, Place};
@@ -17,22 +19,18 @@ const NO_CODE: u8 = u8::MAX;
 pub struct Facts {
     pub(super) dialect: Dialect,
     said: Said,
-    /// The answer's counts so far, and those of the event that is being read. Boxed: most of a
-    /// stream has none. Kept from answer to answer.
-    counts: Option<Box<Pair>>,
-    /// The sum of what was done for choices that ended before; see [`Facts::take_counts`].
-    before: Option<Box<Usage>>,
+    /// The answer's counts. Boxed: most of a stream has none. Kept from answer to answer.
+    account: Option<Box<Account>>,
     /// An event had `timings` that tell all of it.
     is_timed: bool,
-    /// The last counts are final, of one choice.
-    is_final: bool,
-    /// The last counts stood beside an end mark.
-    is_last: bool,
-    /// Something in that sum was no count.
-    fault: Option<Odd>,
-    oddities: Oddities,
-    content: u64,
-    finished: u32,
+    /// Those that were told of.
+    choices: Choices,
+    /// The choice that ended last, until counts are told behind its end.
+    uncounted: Option<u8>,
+    /// The text that was begun last has ended, in a dialect that says so.
+    is_text_over: bool,
+    /// Events in which the model said something.
+    content: u32,
     marks: Marks,
     /// The last object had text of the model, and else nothing that matters.
     is_plain: bool,
@@ -41,24 +39,24 @@ pub struct Facts {
     pub(super) id: AnswerId,
 }
 
-#[derive(Debug, Default)]
-struct Pair {
-    all: Counts,
-    now: Counts,
-}
-
 /// What an event says beside its counts.
 #[derive(Debug)]
 struct Said {
     content: bool,
-    /// Choices in it, and those of them that have ended.
-    choices: u16,
-    finished: u16,
+    choices: Choices,
+    /// Index of the choice that is being read; of native answers, in the event itself.
+    index: u8,
+    /// Why that ended.
+    finish: bool,
+    /// A token of TGI's, whose index is that of the token.
+    token: bool,
     /// It has `usage`; it has `timings`.
     usage: bool,
     timings: bool,
     end: bool,
     error: bool,
+    /// A text ended, or one begins.
+    text_over: Option<bool>,
     marks: Marks,
     code: u8,
 }
@@ -67,12 +65,15 @@ impl Default for Said {
     fn default() -> Said {
         Said {
             content: false,
-            choices: 0,
-            finished: 0,
+            choices: Choices::default(),
+            index: 0,
+            finish: false,
+            token: false,
             usage: false,
             timings: false,
             end: false,
             error: false,
+            text_over: None,
             marks: Marks::default(),
             code: NO_CODE,
         }
@@ -83,8 +84,8 @@ impl Said {
     fn is_plain(&self) -> bool {
         let marks = self.marks;
         let marked = marks.message_stop | marks.response_end | marks.error;
-        let more = self.finished > 0 || self.usage | self.timings | self.end | self.error;
-        self.content && !more && !marked
+        let ends = self.finish | self.end | self.choices.first_ended().is_some();
+        self.content && !(ends | self.usage | self.timings | self.error | marked)
     }
 }
 
@@ -105,11 +106,11 @@ impl Facts {
     pub fn reset(&mut self, dialect: Dialect) {
         let mut id = std::mem::take(&mut self.id);
         id.reset();
-        let mut counts = self.counts.take();
-        if let Some(pair) = &mut counts {
-            **pair = Pair::default();
+        let mut account = self.account.take();
+        if let Some(account) = &mut account {
+            **account = Account::default();
         }
-        *self = Facts { dialect, id, counts, ..Facts::default() };
+        *self = Facts { dialect, id, account, ..Facts::default() };
     }
 
     /// The engine tells by itself what usage would: llama.cpp's `timings` stand in its last event
@@ -123,7 +124,8 @@ impl Facts {
         match place {
             Place::Usage | Place::EarlyUsage => self.said.usage = true,
             Place::Timings => self.said.timings = true,
-            Place::Choice => self.said.choices = self.said.choices.saturating_add(1),
+            Place::Choice => (self.said.index, self.said.finish) = (0, false),
+            Place::Token => self.said.token = true,
             Place::Error => self.said.error = true,
             _ => {}
         }
@@ -131,14 +133,25 @@ impl Facts {
 
     /// A count, or what stands in its place.
     pub(super) fn count(&mut self, field: Field, count: Result<u64, Odd>) {
-        self.counts.get_or_insert_default().now.set(field, count);
+        self.account.get_or_insert_default().now.set(field, count);
+    }
+
+    /// The index of a choice. What is no index is the first one's.
+    pub(super) fn index(&mut self, index: Result<u64, Odd>) {
+        self.said.index = index.map_or(0, |index| index.min(INDEX_MAX.into()) as u8);
+    }
+
+    /// A choice was read.
+    pub(super) fn end_choice(&mut self) {
+        self.said.choices.see(self.said.index, self.said.finish);
+        self.said.finish = false;
     }
 
     /// A text, list or object that is not empty.
     pub(super) fn filled(&mut self, name: Name) {
         match name {
             Name::Content => self.said.content = true,
-            Name::Finish => self.said.finished = self.said.finished.saturating_add(1),
+            Name::Finish => self.said.finish = true,
             Name::Error => self.said.error = true,
             Name::End | Name::EndText => self.said.end = true,
             _ => {}
@@ -153,7 +166,10 @@ impl Facts {
     /// A short text, its escapes decoded.
     pub(super) fn text(&mut self, name: Name, text: &[u8]) {
         match name {
-            Name::Type => Facts::named(&mut self.said.marks, text),
+            Name::Type => {
+                Facts::named(&mut self.said.marks, text);
+                self.said.text_over = text_over(self.dialect, text).or(self.said.text_over);
+            }
             Name::Kind => self.said.error |= text == b"error",
             Name::Code(rank) => {
                 let is_plain = text.iter().all(|byte| matches!(byte, b'!'..=b'~'));
@@ -194,115 +210,112 @@ impl Facts {
     pub(super) fn drop_said(&mut self) {
         self.is_plain = false;
         self.said = Said::default();
-        if let Some(pair) = &mut self.counts {
-            pair.now = Counts::default();
+        if let Some(account) = &mut self.account {
+            account.now = Counts::default();
         }
     }
 
     /// All counts were of something else.
     pub(super) fn drop_counts(&mut self) {
-        if let Some(pair) = &mut self.counts {
-            **pair = Pair::default();
+        if let Some(account) = &mut self.account {
+            **account = Account::default();
         }
     }
 
     /// The object of an event is complete.
     pub(super) fn commit(&mut self) {
-        let said = std::mem::take(&mut self.said);
+        let mut said = std::mem::take(&mut self.said);
+        self.is_plain = said.is_plain();
         self.marks.any = true;
         self.marks.end |= said.end;
         self.marks.error |= said.error | said.marks.error;
         self.marks.message_stop |= said.marks.message_stop;
         self.marks.response_end |= said.marks.response_end;
-        self.content += u64::from(said.content);
-        self.is_plain = said.is_plain();
-        self.finished = self.finished.saturating_add(u32::from(said.finished));
-        let leaves_out_zeros = self.dialect == Dialect::Ollama && said.end;
-        let has_counts = self.counts.as_ref().is_some_and(|pair| !pair.now.is_empty());
+        self.content = self.content.saturating_add(said.content.into());
+        self.is_text_over = said.text_over.unwrap_or(self.is_text_over) && !said.content;
+        let has_counts = self.account.as_ref().is_some_and(|account| !account.now.is_empty());
         self.is_plain &= !has_counts;
+        // What stands beside no choice is one: an answer in an engine's own form, or a message.
+        let is_native = self.dialect.is_native() && said.choices.is_empty() && !said.usage;
+        let is_some = said.content | said.end | said.finish | has_counts;
+        let is_message = self.dialect == Dialect::Messages && said.choices.is_empty();
+        if is_some && (is_native || is_message) {
+            let index = if said.token { 0 } else { said.index };
+            said.choices.see(index, said.end | said.finish);
+        }
+        if self.choices.add(said.choices) {
+            self.uncounted = said.choices.first_ended();
+        }
+        let leaves_out_zeros = self.dialect == Dialect::Ollama && said.end;
         if has_counts || leaves_out_zeros {
-            self.take_counts(&said);
+            self.take_counts(&said, is_native);
         }
     }
 
     /// Adds the counts of an event.
-    ///
-    /// Nearly all engines say how far they are, in one event or in many, and the last word of each
-    /// count is the count. Some answer each choice as a task of its own and say what that cost, so
-    /// that only the sum tells: SGLang and llama.cpp in their own forms, where the object that ends
-    /// a choice says that it does, and llama.cpp on `/v1`, where `timings` stand in the same event
-    /// and whatever choice is in it has ended. (vLLM's continuous usage has no `timings`, and its
-    /// last event has the sum already.)
-    fn take_counts(&mut self, said: &Said) {
-        let is_native = self.dialect.is_native() && said.choices == 0 && !said.usage;
-        let is_final = match is_native {
-            true => said.end || said.finished > 0,
-            false => said.timings && said.choices <= said.finished,
+    fn take_counts(&mut self, said: &Said, is_native: bool) {
+        let of = match said.choices.only() {
+            Some(index) => Of::choice(index),
+            // llama.cpp's usage event follows the end of its choice.
+            None if said.timings => self.uncounted.map_or(Of::Unnamed, Of::choice),
+            None => Of::Whole,
         };
-        let dialect = self.dialect;
-        let Pair { all, now } = &mut **self.counts.get_or_insert_default();
-        let now = std::mem::take(now);
-        self.is_timed |= now.has_timings();
-        if self.is_final {
-            if now.is_told() && !all.is_told() && !is_native {
-                // `timings` said the same before.
-                self.before = None;
-            } else if !is_final && (is_native || !now.is_told()) {
-                // How far another choice is: what is done counts.
-                return;
-            } else {
-                let usage = all.usage(dialect, self.is_last);
-                self.fault = self.fault.or(all.fault());
-                self.oddities = self.oddities.and(all.oddities(usage));
-                if let Some(usage) = usage {
-                    let before = self.before.get_or_insert_default();
-                    **before = before.plus(usage);
-                }
-            }
-            *all = Counts::default();
-        } else if is_native {
-            *all = Counts::default();
+        let is_ended = said.choices.is_empty() || said.choices.all_ended();
+        let account = self.account.get_or_insert_default();
+        self.is_timed |= account.now.has_timings();
+        account.take(Told {
+            dialect: self.dialect,
+            of,
+            is_final: is_ended,
+            is_end: said.end,
+            is_task: is_native || said.timings,
+            is_native,
+        });
+        if self.uncounted.is_some() && self.usage().is_some() {
+            self.uncounted = None;
         }
-        all.merge(&now);
-        self.is_final = is_final;
-        self.is_last = said.end;
-    }
-
-    fn all(&self) -> Option<&Counts> {
-        self.counts.as_ref().map(|pair| &pair.all)
     }
 
     /// Tokens so far.
     pub fn usage(&self) -> Option<Usage> {
-        let last = self.all()?.usage(self.dialect, self.is_last)?;
-        if self.fault.is_some() && self.is_final {
-            return None;
-        }
-        let before = self.before.as_deref().filter(|_| self.is_final);
-        Some(before.map_or(last, |before| before.plus(last)))
+        self.account.as_ref()?.usage(self.dialect)
     }
 
     /// Why there is no usage although the engine said something.
     pub fn fault(&self) -> Option<Odd> {
-        let sum = self.fault.filter(|_| self.is_final);
-        self.all().and_then(Counts::fault).or(sum)
+        self.account.as_ref()?.fault()
     }
 
     /// Seconds of audio.
     pub fn seconds(&self) -> Option<u64> {
-        self.all().and_then(Counts::seconds)
+        self.account.as_ref()?.seconds()
     }
 
     /// What is strange in the counts.
     pub fn oddities(&self) -> Oddities {
-        let sum = if self.is_final { self.oddities } else { Oddities::default() };
-        let usage = self.usage();
-        self.all().map_or(sum, |all| all.oddities(usage).and(sum))
+        let account = self.account.as_ref();
+        account.map_or(Oddities::default(), |account| account.oddities(self.dialect))
+    }
+
+    /// All that there is was said, and what it cost: each choice has ended, and counts were told
+    /// since.
+    pub fn is_accounted(&self) -> bool {
+        self.choices.all_ended() && self.is_counted()
+    }
+
+    /// All that the model says was said, as far as the stream tells, and what it cost was not.
+    pub fn awaits_counts(&self) -> bool {
+        let is_said = self.is_text_over || self.choices.all_ended();
+        is_said && !self.marks.error && !self.is_counted()
+    }
+
+    fn is_counted(&self) -> bool {
+        self.uncounted.is_none() && self.usage().is_some()
     }
 
     /// Events in which the model said something.
     pub fn content_events(&self) -> u64 {
-        self.content
+        self.content.into()
     }
 
     /// The last object had text of the model, and else nothing that matters.
@@ -312,12 +325,13 @@ impl Facts {
 
     /// An event has content, and nothing else that matters.
     pub(super) fn count_content(&mut self) {
-        self.content += 1;
+        self.content = self.content.saturating_add(1);
+        self.is_text_over = false;
     }
 
-    /// Choices that were said to have ended.
-    pub fn choices_finished(&self) -> u32 {
-        self.finished
+    /// Choices that were told of.
+    pub fn choices(&self) -> Choices {
+        self.choices
     }
 
     /// At least one object was complete.
@@ -325,9 +339,9 @@ impl Facts {
         self.marks.any
     }
 
-    /// The end, in an engine's own form.
+    /// The end of each choice, in an engine's own form.
     pub fn native_end(&self) -> bool {
-        self.marks.end
+        self.marks.end && self.choices.all_ended()
     }
 
     /// `message_stop`, which ends a stream of `/v1/messages`.
@@ -348,5 +362,17 @@ impl Facts {
     /// The code of the error, or its type: a number or a word.
     pub fn error_code(&self) -> Option<&str> {
         self.code.as_deref().filter(|_| self.marks.error)
+    }
+}
+
+/// Whether an event of this type ends a text, or begins or goes on with one. Between the two
+/// nobody knows whether another text follows.
+fn text_over(dialect: Dialect, name: &[u8]) -> Option<bool> {
+    match dialect {
+        Dialect::Responses if name.ends_with(b".done") => Some(true),
+        Dialect::Responses if name.ends_with(b".added") || name.ends_with(b".delta") => Some(false),
+        Dialect::Messages if name == b"content_block_stop" => Some(true),
+        Dialect::Messages if name == b"content_block_start" => Some(false),
+        _ => None,
     }
 }

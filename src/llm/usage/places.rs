@@ -97,6 +97,8 @@ pub enum Name {
     Content,
     /// Why a choice ended, or null.
     Finish,
+    /// Which choice it is.
+    Index,
     /// True when this is the end.
     End,
     /// A text when this is the end, or null.
@@ -142,6 +144,7 @@ const TRANSCRIPTIONS: Names = &[
     (b"id", Name::Id),
 ];
 const GENERATE: Names = &[
+    (b"index", Name::Index),
     (b"text", Name::Content),
     (b"token", Name::Enter(Place::Token)),
     (b"generated_text", Name::EndText),
@@ -150,6 +153,7 @@ const GENERATE: Names = &[
 ];
 /// Where llama.cpp has its own form something else may answer as on `/v1`.
 const LLAMA_CPP: Names = &[
+    (b"index", Name::Index),
     (b"content", Name::Content),
     (b"stop", Name::End),
     (b"tokens_predicted", Name::Count(Field::Completion)),
@@ -188,6 +192,7 @@ const MESSAGE_OF_MESSAGES: Names = &[(b"id", Name::Id), (b"usage", Name::Enter(P
 const MESSAGE_OF_OLLAMA: Names =
     &[(b"content", Name::Content), (b"thinking", Name::Content), (b"tool_calls", Name::Content)];
 const CHOICE: Names = &[
+    (b"index", Name::Index),
     (b"delta", Name::Enter(Place::Delta)),
     (b"finish_reason", Name::Finish),
     (b"text", Name::Content),

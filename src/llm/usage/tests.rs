@@ -36,7 +36,7 @@ fn read(dialect: Dialect, framing: Option<Framing>, answer: &str) -> UsageScan {
     let said = |scan: &UsageScan| {
         let facts = scan.facts();
         let errors = (facts.error(), facts.error_code().map(str::to_owned), facts.fault());
-        let counts = (facts.content_events(), facts.choices_finished(), facts.oddities());
+        let counts = (facts.content_events(), facts.choices(), facts.oddities());
         let id = scan.upstream_id().map(str::to_owned);
         (scan.usage(), facts.seconds(), errors, counts, id, scan.done())
     };

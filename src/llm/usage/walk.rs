@@ -330,7 +330,12 @@ impl Walk {
         let first = rest.get(at).copied().unwrap_or_default();
         match (self.name, first) {
             (Name::None, _) => {}
-            (Name::Count(_), b'0'..=b'9' | b'-') => {
+            (Name::Index, b'0'..=b'9') if matches!(rest.get(at + 1), Some(b',' | b'}')) => {
+                facts.index(Ok((first - b'0').into()));
+                self.at = At::Behind;
+                return at + 1;
+            }
+            (Name::Count(_) | Name::Index, b'0'..=b'9' | b'-') => {
                 self.number = Number::default();
                 self.at = At::Number;
                 return at;
@@ -421,13 +426,14 @@ impl Walk {
         let Some(used) = rest.iter().position(|byte| !self.number.take(*byte)) else {
             return rest.len();
         };
-        if let Name::Count(field) = self.name {
-            let count = match field {
-                // Nobody is billed for a part of one.
-                Field::Seconds => self.number.rounded_up(),
-                _ => self.number.count(),
-            };
-            facts.count(field, count);
+        match self.name {
+            // Nobody is billed for a part of one.
+            Name::Count(Field::Seconds) => {
+                facts.count(Field::Seconds, self.number.rounded_up());
+            }
+            Name::Count(field) => facts.count(field, self.number.count()),
+            Name::Index => facts.index(self.number.count()),
+            _ => {}
         }
         self.at = At::Behind;
         used
@@ -497,6 +503,9 @@ impl Walk {
             (false, 0) => At::Over,
             (false, _) => At::Behind,
         };
+        if left == Place::Choice {
+            facts.end_choice();
+        }
         if self.depth == 0 {
             facts.commit();
         }

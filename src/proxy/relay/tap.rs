@@ -251,16 +251,14 @@ impl Tap {
             (Some(packed), _) => packed.keep(bytes),
             (None, _) => self.body_usage.feed(bytes),
         }
-        if let (Dialect::OpenAi, Some(events)) = (self.dialect, self.events.as_mut()) {
-            events.finish.feed(bytes);
-        }
     }
 
     /// All text of the stream is here, and its usage is not: it may follow.
     pub fn awaits_usage(&self) -> bool {
-        let is_told = self.usage().is_some_and(|usage| usage.total_tokens > 0);
-        let is_over = self.events.as_ref().is_some_and(|events| events.finish.is_over());
-        is_over && !is_told && self.ended() == Some(false)
+        let is_read = self.events.is_some() && self.reading == Reading::Usage;
+        let scan = &self.body_usage;
+        let is_over = scan.done() || self.ended() == Some(true);
+        is_read && !is_over && self.head_usage.is_none() && scan.facts().awaits_counts()
     }
 
     /// Sees a slice that went to the client, of which the usage was seen where it came from.
@@ -316,9 +314,10 @@ impl Tap {
         is_due
     }
 
-    /// The client was sent the end mark of the stream: nothing that it could miss is left.
+    /// The client was sent the end of the stream: nothing that it could miss is left. What looked
+    /// like the end is none when another choice begins behind it.
     pub fn is_over(&self) -> bool {
-        self.is_over
+        self.is_over && self.ended() == Some(true)
     }
 
     /// In whose form an error of ours would have to be told.

@@ -165,15 +165,72 @@ fn what_is_done_for_each_choice_is_added() {
     assert_eq!(chat(&[&one, &two]), Some((8, 9, 17, None, None)), "llama.cpp's chat");
     let three = event("", 1, timings);
     assert_eq!(chat(&[&one, &two, &three]), Some((12, 10, 22, None, None)));
-    // Counts so far, be there timings or not.
+    // How far each of two is.
     let so_far: Vec<String> = (1..4).map(|n| event(&running(n % 2), n, timings)).collect();
     let so_far: Vec<&str> = so_far.iter().map(String::as_str).collect();
-    assert_eq!(chat(&so_far), Some((4, 3, 7, None, None)));
+    assert_eq!(chat(&so_far), Some((8, 5, 13, None, None)));
     let (one, two) = (event(&done(0), 5, ""), event(&done(1), 4, ""));
     let sum = event("", 9, "");
     assert_eq!(chat(&[&one, &two, &sum]), Some((4, 9, 13, None, None)), "vLLM, continuous");
     // The last one is of another kind: whoever sends that, sends counts so far.
     assert_eq!(chat(&[&event("", 5, timings), &sum]), Some((4, 9, 13, None, None)));
+}
+
+/// Catches: choices of which the last one alone is billed when a stream is cut off, or a prompt
+/// that is billed once for each of its choices.
+#[test]
+fn what_each_choice_has_so_far_is_added() {
+    let event = |index: u64, prompt: u64, completion: u64| {
+        format!(
+            "{{\"choices\":[{{\"index\":{index},\"text\":\"a\",\"finish_reason\":null}}],\"usage\":\
+             {{\"prompt_tokens\":{prompt},\"completion_tokens\":{completion}}}}}"
+        )
+    };
+    let sum = |events: &[(u64, u64, u64)]| {
+        let events: Vec<String> = events.iter().map(|(i, p, c)| event(*i, *p, *c)).collect();
+        chat(&events.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert_eq!(sum(&[(0, 4, 0), (1, 4, 0), (0, 4, 3), (1, 4, 2)]), Some((4, 5, 9, None, None)));
+    assert_eq!(sum(&[(0, 4, 3), (1, 4, 2), (0, 4, 4)]), Some((4, 6, 10, None, None)));
+    assert_eq!(sum(&[(1, 4, 2), (7, 4, 1), (1, 4, 5)]), Some((4, 6, 10, None, None)));
+    // Two prompts, of two choices each.
+    let two = [(0, 4, 1), (1, 4, 2), (2, 9, 3), (3, 9, 4)];
+    assert_eq!(sum(&two), Some((13, 10, 23, None, None)));
+    // Of choices beyond those that are told apart the last one counts, as does one choice alone.
+    assert_eq!(sum(&[(0, 4, 1), (31, 4, 2), (70, 4, 5)]), Some((4, 6, 10, None, None)));
+    assert_eq!(sum(&[(5, 4, 1), (5, 4, 2)]), Some((4, 2, 6, None, None)));
+    // What is told of the whole counts alone, and zeros of it tell nothing.
+    let (one, two) = (event(0, 4, 3), event(1, 4, 2));
+    let whole = r#"{"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":7}}"#;
+    let zeros = r#"{"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}"#;
+    assert_eq!(chat(&[&one, &two, whole]), Some((4, 7, 11, None, None)));
+    assert_eq!(chat(&[&one, &two, zeros]), Some((4, 5, 9, None, None)));
+    let odd = event(1, 4, 2).replace(":2}", ":\"2\"}");
+    assert_eq!(chat(&[&one, &odd]), None, "a part of a sum is no sum");
+    assert_eq!(chat(&[&one, &odd, whole]), Some((4, 7, 11, None, None)));
+    // Engines' own forms say in the event which one it is.
+    let native = |dialect: Dialect, events: &[&str]| {
+        let stream: String = events.iter().map(|data| format!("data: {data}\n\n")).collect();
+        read(dialect, EVENTS, &stream).usage().map(tokens)
+    };
+    let task = |index: u64, n: u64| {
+        format!(
+            "{{\"index\":{index},\"content\":\"a\",\"stop\":false,\"tokens_predicted\":{n},\
+             \"tokens_evaluated\":4}}"
+        )
+    };
+    let events = [task(0, 1), task(1, 1), task(0, 2), task(1, 2), task(0, 3)];
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    assert_eq!(native(Dialect::LlamaCpp, &events), Some((8, 5, 13, None, None)));
+    let of = |index: u64, n: u64| {
+        format!(
+            "{{\"text\":\"a\",\"meta_info\":{{\"finish_reason\":null,\"prompt_tokens\":4,\
+             \"completion_tokens\":{n}}},\"index\":{index}}}"
+        )
+    };
+    let events = [of(0, 1), of(1, 1), of(0, 2)];
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    assert_eq!(native(Dialect::Generate, &events), Some((8, 3, 11, None, None)));
 }
 
 /// Catches: a stream of llama.cpp that was not asked for usage and is not billed, or twice.

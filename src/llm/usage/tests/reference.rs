@@ -311,7 +311,7 @@ proptest! {
         ];
         let said = scans.map(|scan| {
             let facts = scan.facts();
-            (scan.usage(), facts.content_events(), facts.choices_finished())
+            (scan.usage(), facts.content_events(), facts.choices())
         });
         prop_assert_eq!(said[0], said[1]);
         prop_assert_eq!(said[0].1, content);
