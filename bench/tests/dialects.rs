@@ -78,14 +78,14 @@ fn every_engine_is_understood() {
         for stream in [true, false] {
             let ask = ask(engine, api, stream);
             let expected = match api {
-                Api::Embeddings => (40, 0),
-                // The head of a whole answer has the prompt's.
-                Api::Generate if engine == Engine::Tgi && !stream => (0, 9),
-                _ => (40, 9),
+                Api::Embeddings => Some((40, 0)),
+                // The head of a whole answer has both, and its body the completion alone.
+                Api::Generate if engine == Engine::Tgi && !stream => None,
+                _ => Some((40, 9)),
             };
             let body = script::expected_body(&ask);
             let (usage, ended, error) = read(dialect, framing(api, ask.stream), &body);
-            assert_eq!((usage, error), (Some(expected), false), "{engine:?} {api:?} {stream}");
+            assert_eq!((usage, error), (expected, false), "{engine:?} {api:?} {stream}");
             assert!(ended || !ask.stream, "{engine:?} {api:?}");
         }
     }
@@ -98,6 +98,7 @@ fn the_head_of_raw_embeddings_has_their_usage() {
     let metadata = script::metadata(&ask);
     let fields = [(&b"Metadata"[..], metadata.as_bytes())];
     let usage = header_usage::usage_of(fields).unwrap();
+    let usage = usage.usage.unwrap();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (40, 0));
     let (of_body, _, error) = read(Dialect::Embeddings, None, &script::answer_body(&ask));
     assert_eq!((of_body, error), (None, false));
@@ -141,7 +142,8 @@ fn every_engine_is_understood_packed() {
                 let mut scan = UsageScan::default();
                 scan.expect(form.0, form.1);
                 scan.feed(&plain);
-                assert!(scan.usage().is_some());
+                let is_in_head = engine == Engine::Tgi && api == Api::Generate && !stream;
+                assert!(scan.usage().is_some() || is_in_head);
                 let usage = found.map(|found| found.usage());
                 assert_eq!(usage, Ok(scan.usage()), "{packing:?} {engine:?} {api:?}");
             }

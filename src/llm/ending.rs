@@ -8,7 +8,8 @@ use super::usage::UsageScan;
 /// not; `None` when the dialect has no mark for that.
 ///
 /// The mark tells, and so do the facts it stands for: an engine that said why its choices ended
-/// and what they cost has said all that there is. A mark behind nothing is no answer.
+/// and what they cost has said all that there is, even if what they cost is no count. A mark behind
+/// nothing is no answer.
 pub fn ended(dialect: Dialect, scan: &UsageScan) -> Option<bool> {
     let facts = scan.facts();
     let is_told = facts.is_accounted();

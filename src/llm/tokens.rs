@@ -1,5 +1,8 @@
 //! Tokens of one request, as an engine counted them.
 
+use super::usage::number::{sum, Odd};
+use std::sync::LazyLock;
+
 /// Beyond this an integer is not exact in every JSON parser (RFC 8259 section 6), and no engine
 /// ever counted so far.
 pub const TOKENS_MAX: u64 = 1 << 53;
@@ -21,20 +24,26 @@ pub struct Usage {
 
 impl Usage {
     /// Both together: two choices that an engine answered as tasks of their own.
-    pub fn plus(self, other: Usage) -> Usage {
-        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.saturating_add(b)),
-            (a, b) => a.or(b),
+    pub fn plus(self, other: Usage) -> Result<Usage, Odd> {
+        let both = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => sum([a, b]).map(Some),
+            (a, b) => Ok(a.or(b)),
         };
-        Usage {
-            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
-            completion_tokens: self.completion_tokens.saturating_add(other.completion_tokens),
-            total_tokens: self.total_tokens.saturating_add(other.total_tokens),
-            cached_tokens: sum(self.cached_tokens, other.cached_tokens),
-            reasoning_tokens: sum(self.reasoning_tokens, other.reasoning_tokens),
-        }
+        Ok(Usage {
+            prompt_tokens: sum([self.prompt_tokens, other.prompt_tokens])?,
+            completion_tokens: sum([self.completion_tokens, other.completion_tokens])?,
+            total_tokens: sum([self.total_tokens, other.total_tokens])?,
+            cached_tokens: both(self.cached_tokens, other.cached_tokens)?,
+            reasoning_tokens: both(self.reasoning_tokens, other.reasoning_tokens)?,
+        })
     }
 }
+
+/// The names of each set of oddities that there may be, by its bits, in one text.
+static WORDS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let sets = 0..1 << Oddities::ALL.len();
+    sets.map(|bits| Oddities(bits).names().collect::<Vec<_>>().join(",")).collect()
+});
 
 /// What is strange in counts that are kept all the same: somebody should look at the engine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,15 +54,27 @@ impl Oddities {
     pub const ZERO_AFTER_COUNT: Oddities = Oddities(1);
     /// More tokens of the prompt were cached than it had.
     pub const CACHED_EXCEEDS_PROMPT: Oddities = Oddities(2);
+    /// The total is not the sum of prompt and completion.
+    pub const TOTAL_DIFFERS: Oddities = Oddities(4);
     /// Each of them, with its name in records.
-    pub const ALL: [(Oddities, &'static str); 2] = [
+    pub const ALL: [(Oddities, &'static str); 3] = [
         (Oddities::ZERO_AFTER_COUNT, "zero_after_count"),
         (Oddities::CACHED_EXCEEDS_PROMPT, "cached_exceeds_prompt"),
+        (Oddities::TOTAL_DIFFERS, "total_differs"),
     ];
 
     /// These and those.
     pub fn and(self, others: Oddities) -> Oddities {
         Oddities(self.0 | others.0)
+    }
+
+    /// These, and those if it is so.
+    pub fn and_if(self, is_so: bool, others: Oddities) -> Oddities {
+        if is_so {
+            self.and(others)
+        } else {
+            self
+        }
     }
 
     /// As bits, for the spool.
@@ -73,26 +94,12 @@ impl Oddities {
 
     /// Their names in one text; `None` when there is none.
     pub fn words(self) -> Option<&'static str> {
-        let both = Oddities::ZERO_AFTER_COUNT.and(Oddities::CACHED_EXCEEDS_PROMPT);
-        match self.0 & both.0 {
-            0 => None,
-            all if all == both.0 => Some("zero_after_count,cached_exceeds_prompt"),
-            _ => self.names().next(),
-        }
+        let words = WORDS.get(usize::from(self.0) % WORDS.len())?;
+        Some(words.as_str()).filter(|words| !words.is_empty())
     }
 
     /// Their names.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Oddities::ALL.into_iter().filter(move |(one, _)| self.0 & one.0 != 0).map(|(_, name)| name)
     }
-}
-
-/// A number of tokens in a field of a head; `None` for one that cannot be.
-pub fn count(number: &[u8]) -> Option<u64> {
-    // 16 digits cannot overflow.
-    if number.is_empty() || number.len() > 16 || !number.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let count = number.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    (count <= TOKENS_MAX).then_some(count)
 }

@@ -44,7 +44,7 @@ impl UsageScan {
     /// An answer begins, of this dialect. `framing`: what separates the events of a stream; `None`
     /// for a whole answer.
     pub fn expect(&mut self, dialect: Dialect, framing: Option<Framing>) {
-        self.facts.reset(dialect);
+        self.facts.reset(dialect, framing.is_some());
         self.walk = Walk::default();
         self.lines.reset(framing);
     }

@@ -257,24 +257,25 @@ fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) 
                 reasoning: usage.reasoning_tokens.unwrap_or(0),
             });
         }
-        None if is_metered(request) && story.status == 200 => meters.usage_missing += 1,
+        None if is_metered(request, tap, story) => meters.usage_missing += 1,
         None => {}
     }
     if let Some(result) = tap.unpacked_as() {
         *meters.unpacked.entry(result).or_default() += 1;
     }
-    if let Some(odd) = tap.body_usage.facts().fault() {
+    if let Some(odd) = tap.odd_usage() {
         *meters.odd_counts.entry(odd.as_str()).or_default() += 1;
     }
-    for odd in tap.body_usage.facts().oddities().names() {
+    for odd in tap.oddities().names() {
         *meters.odd_counts.entry(odd).or_default() += 1;
     }
 }
 
-/// Paths of which an answer without usage is worth a counter.
-fn is_metered(request: &Request) -> bool {
-    request.dialect == Dialect::OpenAi
-        || matches!(request.path_label, "/v1/embeddings" | "/embeddings")
+/// Whether an answer without tokens is worth a counter: wherever a dialect has usage, unless it is
+/// told in seconds.
+fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
+    let is_made = request.method == Some(Method::Post) && (200..300).contains(&story.status);
+    is_made && tap.dialect() != Dialect::Other && tap.audio_seconds().is_none()
 }
 
 /// Writes a record over an old one, of which only the room for texts is used.
@@ -323,7 +324,7 @@ fn fill(
         error: error.map(Into::into),
         engine_error: text(record.engine_error.take(), tap.body_usage.facts().error_code()),
         audio_seconds: tap.audio_seconds(),
-        oddities: tap.body_usage.facts().oddities(),
+        oddities: tap.oddities(),
         counted: counted(w, tap, outcome),
         usage_missing_reason: tap.why_missing().map(Into::into),
         upstream_id: text(record.upstream_id.take(), tap.body_usage.upstream_id()),

@@ -80,11 +80,17 @@ fn only_the_engines_own_usage_is_billed() {
     let record = record_of(CHATS, CHAT, &document(odd));
     assert_eq!(record["usage_missing_reason"], "count_negative", "{record}");
     assert_eq!((&record["usage_source"], &record["usage"]), (&json!("missing"), &Value::Null));
-    let strange =
-        "{\"usage\":{\"prompt_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":4}}}";
+    let strange = "{\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1,\"total_tokens\":9,\
+                   \"prompt_tokens_details\":{\"cached_tokens\":4}}}";
     let record = record_of(CHATS, CHAT, &document(strange));
-    assert_eq!(record["usage_warnings"], json!(["cached_exceeds_prompt"]), "{record}");
-    assert_eq!(record["prompt_tokens"], 3);
+    let warnings = json!(["cached_exceeds_prompt", "total_differs"]);
+    assert_eq!(record["usage_warnings"], warnings, "{record}");
+    assert_eq!((&record["prompt_tokens"], &record["total_tokens"]), (&json!(3), &json!(9)));
+    for half in ["{\"usage\":{\"prompt_tokens\":3}}", "{\"usage\":{\"completion_tokens\":3}}"] {
+        let record = record_of(CHATS, CHAT, &document(half));
+        let told = (&record["usage_source"], &record["usage_missing_reason"]);
+        assert_eq!(told, (&json!("missing"), &json!("count_missing")), "{record}");
+    }
     let audio = "{\"text\":\"a\",\"usage\":{\"type\":\"duration\",\"seconds\":37}}";
     let record = record_of("/v1/audio/transcriptions", "{}", &document(audio));
     let told = (&record["audio_seconds"], &record["usage_source"], &record["usage"]);
@@ -176,6 +182,59 @@ fn native_answers_are_metered() {
         assert_eq!(told, (&json!(31), &json!(17), &json!("complete")), "{path}: {record}");
         assert_eq!(record["usage_source"], "engine");
     }
+}
+
+/// Catches: counts in a head that are none, and that nobody is told of.
+#[test]
+fn odd_counts_in_a_head_are_told() {
+    for (fields, reason) in [
+        ("x-prompt-tokens: -3\r\nx-generated-tokens: 17", "count_negative"),
+        ("x-prompt-tokens: 31", "count_missing"),
+        ("x-compute-tokens: many", "count_not_a_number"),
+    ] {
+        let body = "{\"generated_text\":\"a\"}";
+        let answer = document(body).replace("\r\n\r\n", &format!("\r\n{fields}\r\n\r\n"));
+        let (backend, hook) = (Backend::answering(answer), Webhook::start());
+        let proxy = Config::backend_at(backend.url()).webhook(&hook.url(), "").start();
+        proxy.connect().post("/generate", "", "{\"inputs\":\"a\"}");
+        let record = hook.await_records(1, SOON).remove(0);
+        let told = (&record["usage_source"], &record["usage_missing_reason"]);
+        assert_eq!(told, (&json!("missing"), &json!(reason)), "{record}");
+        proxy.await_metric("llmproxy_usage_odd_total", &[("reason", reason)], 1.0);
+        proxy.await_metric("llmproxy_usage_missing_total", &[], 1.0);
+    }
+}
+
+/// Catches: an endpoint whose engine stopped to count, and of which the metric says nothing.
+#[test]
+fn each_answer_without_usage_is_counted() {
+    let backend = Backend::answering(document("{\"x\":1}"));
+    let proxy = Config::backend_at(backend.url()).start();
+    let metered = [
+        CHATS,
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/audio/transcriptions",
+        "/generate",
+        "/completion",
+        "/api/chat",
+    ];
+    for (before, path) in metered.into_iter().enumerate() {
+        proxy.connect().post(path, "", "{\"x\":1}");
+        proxy.await_metric("llmproxy_usage_missing_total", &[], before as f64 + 1.0);
+    }
+    proxy.connect().post("/tokenize", "", "{\"x\":1}");
+    proxy.connect().get("/v1/models");
+    let audio = "{\"text\":\"a\",\"usage\":{\"type\":\"duration\",\"seconds\":37}}";
+    let (told, hook) = (Backend::answering(document(audio)), Webhook::start());
+    let other = Config::backend_at(told.url()).webhook(&hook.url(), "").start();
+    other.connect().post("/v1/audio/transcriptions", "", "{}");
+    hook.await_records(1, SOON);
+    other.await_metric("llmproxy_requests_total", &[("status", "200")], 1.0);
+    assert_eq!(other.metric("llmproxy_usage_missing_total", &[]), 0.0);
+    assert_eq!(proxy.metric("llmproxy_usage_missing_total", &[]), metered.len() as f64);
 }
 
 /// Catches: estimates that nobody asked for, or that pass for an engine's count.

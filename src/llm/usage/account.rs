@@ -92,7 +92,7 @@ impl Account {
     }
 
     fn take_whole(&mut self, dialect: Dialect, now: &Counts) {
-        if !self.is_single() && now.usage(dialect, false).is_some() {
+        if !self.is_single() && matches!(now.usage(dialect, false), Ok(Some(_))) {
             *self = Account::default();
         }
         if self.is_single() {
@@ -131,29 +131,34 @@ impl Account {
         let Part { of, counts, .. } = std::mem::take(&mut self.last);
         self.last.of = of;
         let usage = counts.usage(dialect, false);
-        self.fault = self.fault.or(counts.fault());
-        self.oddities = self.oddities.and(counts.oddities(usage));
-        self.before = add(self.before, usage);
+        self.oddities = self.oddities.and(counts.oddities(usage.ok().flatten()));
+        match usage.and_then(|usage| add(self.before, usage)) {
+            Ok(sum) => self.before = sum,
+            Err(odd) => self.fault = self.fault.or(Some(odd)),
+        }
     }
 
     fn parts(&self) -> impl Iterator<Item = &Counts> {
         self.others.iter().map(|part| &part.counts).chain([&self.last.counts])
     }
 
-    /// The tokens.
-    pub fn usage(&self, dialect: Dialect) -> Option<Usage> {
+    /// The tokens; `None` when nothing was said of them.
+    ///
+    /// # Errors
+    /// Why nothing of this may stand in a bill.
+    pub fn usage(&self, dialect: Dialect) -> Result<Option<Usage>, Odd> {
         if self.is_single() {
             return self.last.counts.usage(dialect, self.is_end);
         }
-        if self.fault().is_some() {
-            return None;
+        if let Some(odd) = self.fault {
+            return Err(odd);
         }
         let mut sum = self.before;
         for (at, counts) in self.parts().enumerate() {
-            let Some(mut usage) = counts.usage(dialect, self.is_end) else { continue };
-            let is_of_same = |other: &Counts| {
-                let other = other.usage(dialect, self.is_end);
-                other.is_some_and(|other| other.prompt_tokens == usage.prompt_tokens)
+            let Some(mut usage) = counts.usage(dialect, self.is_end)? else { continue };
+            let is_of_same = |other: &Counts| match other.usage(dialect, self.is_end) {
+                Ok(Some(other)) => other.prompt_tokens == usage.prompt_tokens,
+                _ => false,
             };
             // Choices with one and the same prompt. Prompts of the same length cannot be told from
             // it; then the sum is too low until the engine tells that of the whole.
@@ -162,14 +167,14 @@ impl Account {
                 usage.cached_tokens = None;
                 usage.total_tokens = usage.completion_tokens;
             }
-            sum = add(sum, Some(usage));
+            sum = add(sum, Some(usage))?;
         }
-        sum
+        Ok(sum)
     }
 
-    /// Why there is no usage although the engine said something.
-    pub fn fault(&self) -> Option<Odd> {
-        self.parts().find_map(Counts::fault).or(self.fault)
+    /// Nothing of a completion was said.
+    pub fn is_half(&self) -> bool {
+        self.parts().all(Counts::is_half)
     }
 
     /// Seconds of audio.
@@ -179,15 +184,18 @@ impl Account {
 
     /// What is strange in the counts.
     pub fn oddities(&self, dialect: Dialect) -> Oddities {
-        let of = |counts: &Counts| counts.oddities(counts.usage(dialect, self.is_end));
+        let of = |counts: &Counts| {
+            let usage = counts.usage(dialect, self.is_end);
+            counts.oddities(usage.ok().flatten())
+        };
         self.parts().fold(self.oddities, |all, counts| all.and(of(counts)))
     }
 }
 
-fn add(a: Option<Usage>, b: Option<Usage>) -> Option<Usage> {
+fn add(a: Option<Usage>, b: Option<Usage>) -> Result<Option<Usage>, Odd> {
     match (a, b) {
-        (Some(a), Some(b)) => Some(a.plus(b)),
-        (a, b) => a.or(b),
+        (Some(a), Some(b)) => a.plus(b).map(Some),
+        (a, b) => Ok(a.or(b)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Counts by the names that engines use, and how later ones replace earlier ones.
 
-use super::number::Odd;
+use super::number::{sum, Odd};
 use super::places::{Field, FIELDS};
 use crate::llm::dialect::Dialect;
 use crate::llm::tokens::{Oddities, Usage};
@@ -74,12 +74,6 @@ impl Counts {
         self.known == 0 && self.odd == 0
     }
 
-    /// Why nothing of this may stand in a bill: a wrong one is worse than one that is missing,
-    /// because a missing one is seen.
-    pub fn fault(&self) -> Option<Odd> {
-        self.why.filter(|_| self.odd != 0)
-    }
-
     /// Seconds of audio.
     pub fn seconds(&self) -> Option<u64> {
         self.get(Field::Seconds)
@@ -95,40 +89,41 @@ impl Counts {
 
     /// What is strange in them.
     pub fn oddities(&self, usage: Option<Usage>) -> Oddities {
-        let exceeds = |usage: Usage| usage.cached_tokens.is_some_and(|n| n > usage.prompt_tokens);
-        match usage.is_some_and(exceeds) {
-            true => self.oddities.and(Oddities::CACHED_EXCEEDS_PROMPT),
-            false => self.oddities,
-        }
+        let Some(usage) = usage else { return self.oddities };
+        let exceeds = usage.cached_tokens.is_some_and(|n| n > usage.prompt_tokens);
+        let differs = usage.total_tokens != usage.prompt_tokens + usage.completion_tokens;
+        self.oddities
+            .and_if(exceeds, Oddities::CACHED_EXCEEDS_PROMPT)
+            .and_if(differs, Oddities::TOTAL_DIFFERS)
     }
 
-    /// The tokens, of an answer of this dialect. `is_end`: its end mark stood beside them.
-    pub fn usage(&self, dialect: Dialect, is_end: bool) -> Option<Usage> {
-        if self.fault().is_some() {
-            return None;
+    /// The tokens, of an answer of this dialect; `None` when nothing was said of them. `is_end`:
+    /// its end mark stood beside them.
+    ///
+    /// # Errors
+    /// Why nothing of this may stand in a bill: a wrong one is worse than one that is missing,
+    /// because a missing one is seen.
+    pub fn usage(&self, dialect: Dialect, is_end: bool) -> Result<Option<Usage>, Odd> {
+        if let Some(odd) = self.why.filter(|_| self.odd != 0) {
+            return Err(odd);
         }
         match dialect {
             Dialect::Generate | Dialect::Ollama => self.native(dialect, is_end),
-            Dialect::LlamaCpp if !self.has_any(&[Field::Input, Field::Total]) => {
+            Dialect::LlamaCpp if !self.has_any(&[Field::Input, Field::Output, Field::Total]) => {
                 self.native(dialect, is_end)
             }
-            // What `message_start` says is half of it.
-            Dialect::Messages if !self.has_any(&[Field::Output, Field::Completion]) => None,
-            _ => self.common(),
+            _ => self.common(dialect),
         }
     }
 
     /// In the names of OpenAI's and Anthropic's interfaces. All zeros, which Ollama and LocalAI
     /// send before the real ones, are no usage.
-    fn common(&self) -> Option<Usage> {
+    fn common(&self, dialect: Dialect) -> Result<Option<Usage>, Odd> {
         if !self.has_any(&COUNTED) && !self.has(Field::Total) {
             return self.timed();
         }
-        let of = |field| self.value(field);
-        let input = of(Field::Input) + of(Field::CacheRead) + of(Field::CacheCreation);
-        let prompt_tokens = self.get(Field::Prompt).unwrap_or(input);
-        let completion_tokens = self.get(Field::Completion).unwrap_or(of(Field::Output));
-        let sum = prompt_tokens + completion_tokens;
+        let (prompt_tokens, completion_tokens) = self.halves(dialect)?;
+        let sum = sum([prompt_tokens, completion_tokens])?;
         // One that a zero after a count was added to is no sum of what was kept.
         let kept = self.oddities.is_empty();
         let usage = Usage {
@@ -138,50 +133,74 @@ impl Counts {
             cached_tokens: self.get(Field::Cached).or(self.get(Field::CacheRead)),
             reasoning_tokens: self.get(Field::Reasoning),
         };
-        (usage.total_tokens > 0 || sum > 0).then_some(usage)
+        Ok((usage.total_tokens > 0 || sum > 0).then_some(usage))
+    }
+
+    /// Prompt and completion. Both must be there, but where nothing is generated: then the
+    /// completion is zero, and the total may stand for the prompt (as of rerankers).
+    fn halves(&self, dialect: Dialect) -> Result<(u64, u64), Odd> {
+        let cached = [self.value(Field::CacheRead), self.value(Field::CacheCreation)];
+        let input = self.get(Field::Input).map(|n| sum([n, cached[0], cached[1]])).transpose()?;
+        let prompt = self.get(Field::Prompt).or(input);
+        let completion = self.get(Field::Completion).or(self.get(Field::Output));
+        let may_generate = !matches!(dialect, Dialect::Embeddings | Dialect::Other);
+        match (prompt.or(self.get(Field::Total)), completion) {
+            (Some(prompt), None) if !may_generate => Ok((prompt, 0)),
+            _ => prompt.zip(completion).ok_or(Odd::Missing),
+        }
     }
 
     /// llama.cpp's `timings`, when nothing else tells: what was cached of the prompt, and what was
     /// not, make the prompt. Older ones leave out what was cached.
-    fn timed(&self) -> Option<Usage> {
-        let cached = self.get(Field::TimedCached)?;
-        let prompt_tokens = self.get(Field::TimedPrompt)? + cached;
-        let completion_tokens = self.get(Field::TimedCompletion)?;
-        Some(Usage {
+    fn timed(&self) -> Result<Option<Usage>, Odd> {
+        let parts = self.get(Field::TimedPrompt).zip(self.get(Field::TimedCached));
+        let Some(((computed, cached), completion_tokens)) =
+            parts.zip(self.get(Field::TimedCompletion))
+        else {
+            return Ok(None);
+        };
+        let prompt_tokens = sum([computed, cached])?;
+        Ok(Some(Usage {
             prompt_tokens,
             completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
+            total_tokens: sum([prompt_tokens, completion_tokens])?,
             cached_tokens: Some(cached),
             reasoning_tokens: None,
-        })
+        }))
     }
 
     /// `timings` that tell all of it.
     pub fn has_timings(&self) -> bool {
-        self.timed().is_some()
+        matches!(self.timed(), Ok(Some(_)))
     }
 
     /// In an engine's own names.
-    fn native(&self, dialect: Dialect, is_end: bool) -> Option<Usage> {
+    fn native(&self, dialect: Dialect, is_end: bool) -> Result<Option<Usage>, Odd> {
         let cached = self.get(Field::Cached).or(self.get(Field::TimedCached));
-        let timed = self.get(Field::TimedPrompt).map(|n| n + cached.unwrap_or(0));
-        let prompt = self.get(Field::Prompt).or(timed);
+        let timed = self.get(Field::TimedPrompt).map(|n| sum([n, cached.unwrap_or(0)]));
+        let prompt = self.get(Field::Prompt).or(timed.transpose()?);
         let completion = self.get(Field::Completion).or(self.get(Field::TimedCompletion));
-        // Ollama's last line leaves out what is zero.
-        if prompt.is_none() && completion.is_none() && !(dialect == Dialect::Ollama && is_end) {
-            return None;
-        }
-        let (prompt_tokens, completion_tokens) = (prompt.unwrap_or(0), completion.unwrap_or(0));
+        let (prompt_tokens, completion_tokens) = match (prompt, completion) {
+            // Ollama's last line leaves out what is zero.
+            (None, None) if !(dialect == Dialect::Ollama && is_end) => return Ok(None),
+            _ if dialect == Dialect::Ollama => (prompt.unwrap_or(0), completion.unwrap_or(0)),
+            _ => prompt.zip(completion).ok_or(Odd::Missing)?,
+        };
         // `tokens_cached` was first what its name says, then all that lies in the cache after the
         // answer: never less than the prompt, of which one token at least is always computed.
         let reused = self.get(Field::InCache).filter(|tokens| *tokens < prompt_tokens);
-        Some(Usage {
+        Ok(Some(Usage {
             prompt_tokens,
             completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
+            total_tokens: sum([prompt_tokens, completion_tokens])?,
             cached_tokens: cached.or(reused),
             reasoning_tokens: self.get(Field::Reasoning),
-        })
+        }))
+    }
+
+    /// Nothing of a completion was said.
+    pub fn is_half(&self) -> bool {
+        !self.has_any(&[Field::Output, Field::Completion])
     }
 }
 

@@ -18,6 +18,7 @@ const NO_CODE: u8 = u8::MAX;
 #[derive(Debug, Default)]
 pub struct Facts {
     pub(super) dialect: Dialect,
+    pub(super) is_stream: bool,
     said: Said,
     /// The answer's counts. Boxed: most of a stream has none. Kept from answer to answer.
     account: Option<Box<Account>>,
@@ -103,14 +104,14 @@ struct Marks {
 
 impl Facts {
     /// Forgets the last answer, keeps what was allocated.
-    pub fn reset(&mut self, dialect: Dialect) {
+    pub fn reset(&mut self, dialect: Dialect, is_stream: bool) {
         let mut id = std::mem::take(&mut self.id);
         id.reset();
         let mut account = self.account.take();
         if let Some(account) = &mut account {
             **account = Account::default();
         }
-        *self = Facts { dialect, id, account, ..Facts::default() };
+        *self = Facts { dialect, is_stream, id, account, ..Facts::default() };
     }
 
     /// The engine tells by itself what usage would: llama.cpp's `timings` stand in its last event
@@ -271,19 +272,34 @@ impl Facts {
             is_task: is_native || said.timings,
             is_native,
         });
-        if self.uncounted.is_some() && self.usage().is_some() {
+        if self.uncounted.is_some() && self.is_told() {
             self.uncounted = None;
         }
     }
 
     /// Tokens so far.
     pub fn usage(&self) -> Option<Usage> {
-        self.account.as_ref()?.usage(self.dialect)
+        self.told().ok().flatten()
     }
 
     /// Why there is no usage although the engine said something.
     pub fn fault(&self) -> Option<Odd> {
-        self.account.as_ref()?.fault()
+        self.told().err()
+    }
+
+    fn told(&self) -> Result<Option<Usage>, Odd> {
+        let Some(account) = &self.account else { return Ok(None) };
+        // What `message_start` says is half of it, and the rest has not come yet.
+        let is_early = self.is_stream && self.dialect == Dialect::Messages && account.is_half();
+        if is_early && !self.marks.message_stop {
+            return Ok(None);
+        }
+        account.usage(self.dialect)
+    }
+
+    /// Counts were told, even if they are none.
+    fn is_told(&self) -> bool {
+        !matches!(self.told(), Ok(None))
     }
 
     /// Seconds of audio.
@@ -310,7 +326,7 @@ impl Facts {
     }
 
     fn is_counted(&self) -> bool {
-        self.uncounted.is_none() && self.usage().is_some()
+        self.uncounted.is_none() && self.is_told()
     }
 
     /// Events in which the model said something.

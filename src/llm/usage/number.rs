@@ -11,13 +11,16 @@ pub enum Odd {
     Negative,
     /// Not whole.
     Fraction,
-    /// More than [`TOKENS_MAX`].
+    /// More than [`TOKENS_MAX`], or added up to more.
     TooLarge,
+    /// It does not stand there, and the others are nothing without it.
+    Missing,
 }
 
 impl Odd {
     /// All of them.
-    pub const ALL: [Odd; 4] = [Odd::NotANumber, Odd::Negative, Odd::Fraction, Odd::TooLarge];
+    pub const ALL: [Odd; 5] =
+        [Odd::NotANumber, Odd::Negative, Odd::Fraction, Odd::TooLarge, Odd::Missing];
 
     /// The name in records and metrics.
     pub fn as_str(self) -> &'static str {
@@ -26,8 +29,18 @@ impl Odd {
             Odd::Negative => "count_negative",
             Odd::Fraction => "count_fraction",
             Odd::TooLarge => "count_too_large",
+            Odd::Missing => "count_missing",
         }
     }
+}
+
+/// The sum of counts, which is held to the same limit as each of them.
+pub fn sum<const N: usize>(counts: [u64; N]) -> Result<u64, Odd> {
+    let sum = counts.into_iter().fold(0, u64::saturating_add);
+    if sum > TOKENS_MAX {
+        return Err(Odd::TooLarge);
+    }
+    Ok(sum)
 }
 
 /// A larger exponent says no more than this one: what it is of is zero, or no count.
@@ -66,6 +79,15 @@ enum Step {
 }
 
 impl Number {
+    /// The count that a text is, such as the value of a field of a head.
+    pub fn read(text: &[u8]) -> Result<u64, Odd> {
+        let mut number = Number::default();
+        match text.iter().all(|byte| number.take(*byte)) {
+            true => number.count(),
+            false => Err(Odd::NotANumber),
+        }
+    }
+
     /// Sees the next byte; false when it is no part of a number.
     pub fn take(&mut self, byte: u8) -> bool {
         use Step::{Broken, Digits, Exponent, Minus, Places, Point, Sign, Start, Zero, E};

@@ -4,10 +4,10 @@
 use super::packed::{Copy as PackedCopy, Lost};
 use crate::llm::dialect::Dialect;
 use crate::llm::ending;
-use crate::llm::header_usage;
+use crate::llm::header_usage::{self, HeadUsage};
 use crate::llm::inflate::{Coding, Packed};
 use crate::llm::sse::{Framing, SseScan};
-use crate::llm::tokens::Usage;
+use crate::llm::tokens::{Oddities, Usage};
 use crate::llm::usage::number::Odd;
 use crate::llm::usage::UsageScan;
 use crate::state::meters::Times;
@@ -33,7 +33,7 @@ pub struct Tap {
     first_token: Option<Instant>,
     last: Option<Instant>,
     /// Usage that stood in the head. Boxed: it is rare.
-    head_usage: Option<Box<Usage>>,
+    head_usage: Option<Box<HeadUsage>>,
     /// Of a packed answer: what the tap does not see as it passes. Boxed: few are packed.
     packed: Option<Box<PackedCopy>>,
     dialect: Dialect,
@@ -123,8 +123,27 @@ impl Tap {
 
     /// Tokens as the engine counted them. A head that tells tells all; the body beside it may not.
     pub fn usage(&self) -> Option<Usage> {
-        let of_body = || self.body_usage.usage().filter(|_| self.reading == Reading::Usage);
-        self.head_usage.as_deref().copied().or_else(of_body)
+        match &self.head_usage {
+            Some(told) => told.usage.ok(),
+            None => self.body_usage.usage().filter(|_| self.reading == Reading::Usage),
+        }
+    }
+
+    /// Why there are no tokens although the engine said something of them.
+    pub fn odd_usage(&self) -> Option<Odd> {
+        match &self.head_usage {
+            Some(told) => told.usage.err(),
+            None => self.body_usage.facts().fault().filter(|_| self.reading == Reading::Usage),
+        }
+    }
+
+    /// What is strange in the counts.
+    pub fn oddities(&self) -> Oddities {
+        match &self.head_usage {
+            Some(told) => told.oddities,
+            None if self.reading == Reading::Usage => self.body_usage.facts().oddities(),
+            None => Oddities::default(),
+        }
     }
 
     /// Seconds of a recording, as the engine counted them.
@@ -187,8 +206,8 @@ impl Tap {
         if self.usage().is_some() || self.reading != Reading::Usage {
             return None;
         }
-        let odd = || self.body_usage.facts().fault().map(Odd::as_str);
-        self.why_lost().map(Lost::as_str).or_else(odd)
+        let odd = self.odd_usage().map(Odd::as_str);
+        odd.or(self.why_lost().map(Lost::as_str))
     }
 
     /// What is wrong with an answer of status 200 whose bytes all came: the engine did not know it

@@ -76,7 +76,13 @@ fn what_is_strange_is_told() {
     };
     let count = usage(r#""prompt_tokens":39,"completion_tokens":7"#);
     let zero = usage(r#""prompt_tokens":0,"completion_tokens":0"#);
-    let cached = usage(r#""prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":4}"#);
+    let cached = usage(
+        r#""prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":4}"#,
+    );
+    let total = usage(r#""prompt_tokens":39,"completion_tokens":7,"total_tokens":47"#);
+    assert_eq!(chat(&[&total]), Some((39, 7, 47, None, None)), "as the engine said it");
+    assert_eq!(names(&[&total]), ["total_differs"]);
+    assert_eq!(names(&[&total.replace("47", "46")]), [""; 0]);
     assert_eq!(names(&[&count]), [""; 0]);
     assert_eq!(names(&[&zero, &count]), [""; 0]);
     assert_eq!(names(&[&count, &zero]), ["zero_after_count"]);
@@ -115,6 +121,83 @@ fn what_is_no_count_is_no_usage_and_says_why() {
     assert_eq!(chat(&[&good, &usage(r#""prompt_tokens":"3""#)]), None);
     let whole = usage(r#""prompt_tokens":12.0,"completion_tokens":1.5e1"#);
     assert_eq!(chat(&[&whole]), Some((12, 15, 27, None, None)));
+}
+
+/// Catches: half a usage whose other half is billed as zero tokens.
+#[test]
+fn what_lacks_a_count_is_no_usage_and_says_so() {
+    let said = |dialect: Dialect, framing, answer: &str| {
+        let scan = read(dialect, framing, answer);
+        (scan.usage().map(tokens), scan.facts().fault())
+    };
+    let missing = (None, Some(Odd::Missing));
+    for half in [
+        r#""prompt_tokens":39"#,
+        r#""completion_tokens":7"#,
+        r#""total_tokens":46"#,
+        r#""prompt_tokens":39,"total_tokens":46"#,
+        r#""prompt_tokens":null,"completion_tokens":7"#,
+        r#""prompt_tokens":39,"completion_tokens":null"#,
+        r#""input_tokens":39"#,
+        r#""input_tokens":null,"cache_read_input_tokens":3,"output_tokens":7"#,
+    ] {
+        for dialect in [
+            Dialect::OpenAi,
+            Dialect::Responses,
+            Dialect::Messages,
+            Dialect::Transcriptions,
+            Dialect::LlamaCpp,
+        ] {
+            let answer = usage(half);
+            assert_eq!(said(dialect, None, &answer), missing, "{dialect:?} {answer}");
+        }
+        let stream = format!("data: {}\n\n", usage(half));
+        assert_eq!(said(Dialect::OpenAi, EVENTS, &stream), missing, "{half}");
+    }
+    let native = r#"{"text":"a","meta_info":{"prompt_tokens":3}}"#;
+    assert_eq!(said(Dialect::Generate, None, native), missing);
+    assert_eq!(said(Dialect::LlamaCpp, None, r#"{"tokens_predicted":3}"#), missing);
+    // A stream of Messages that has only begun lacks nothing yet, one that has ended does.
+    let start = "data: {\"message\":{\"usage\":{\"input_tokens\":20}}}\n\n";
+    let stop = format!("{start}data: {{\"type\":\"message_stop\"}}\n\n");
+    assert_eq!(said(Dialect::Messages, EVENTS, start), (None, None));
+    assert_eq!(said(Dialect::Messages, EVENTS, &stop), missing);
+    // Where nothing is generated there is nothing to be missed.
+    for (members, prompt) in [
+        (r#""prompt_tokens":8"#, 8),
+        (r#""prompt_tokens":8,"completion_tokens":null,"total_tokens":8"#, 8),
+        (r#""total_tokens":8"#, 8),
+    ] {
+        let told = said(Dialect::Embeddings, None, &usage(members));
+        assert_eq!(told, (Some((prompt, 0, prompt, None, None)), None), "{members}");
+    }
+    assert_eq!(said(Dialect::Embeddings, None, &usage(r#""completion_tokens":8"#)), missing);
+}
+
+/// Catches: sums that are no longer exact in every JSON parser.
+#[test]
+fn sums_are_held_to_the_limit_of_each_count() {
+    let most = 1_u64 << 53;
+    let too_large = |dialect: Dialect, answer: &str| {
+        let scan = read(dialect, None, answer);
+        assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(Odd::TooLarge)), "{answer}");
+    };
+    too_large(
+        Dialect::OpenAi,
+        &usage(&format!("\"prompt_tokens\":{most},\"completion_tokens\":1,\"total_tokens\":1")),
+    );
+    too_large(
+        Dialect::Messages,
+        &usage(&format!(
+            "\"input_tokens\":{most},\"cache_read_input_tokens\":{most},\"output_tokens\":0"
+        )),
+    );
+    let timings = format!("{{\"prompt_n\":{most},\"cache_n\":1,\"predicted_n\":0}}");
+    too_large(Dialect::OpenAi, &format!("{{\"timings\":{timings}}}"));
+    too_large(Dialect::Ollama, &format!("{{\"prompt_eval_count\":{most},\"eval_count\":1}}"));
+    let one = format!("{{\"stop\":true,\"tokens_evaluated\":{most},\"tokens_predicted\":0}}");
+    assert!(read(Dialect::LlamaCpp, None, &one).usage().is_some());
+    too_large(Dialect::LlamaCpp, &format!("[{one},{}]", one.replace(&most.to_string(), "1")));
 }
 
 /// Catches: a placeholder that is billed, and an estimate that outlives the count.
