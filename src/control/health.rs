@@ -15,7 +15,11 @@ use crate::state::fleet::{Fleet, Member};
 use rustls::pki_types::ServerName;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// While a backend is in doubt, a probe begins so long after the last one began, or as soon as that
+/// is over: a hung engine takes the whole timeout for each, and its clients wait as long.
+const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts a task per backend on the current ring.
 pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
@@ -41,6 +45,7 @@ pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
 async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
     let mut judge = Judge::new(check.healthy_threshold, check.unhealthy_threshold);
     loop {
+        let began = Instant::now();
         let found = match rt::timeout(check.timeout, probe(check, backend, member)).await {
             Ok(found) => found,
             Err(_) => Err(format!("no answer within {} s", check.timeout.as_secs_f64())),
@@ -52,7 +57,16 @@ async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
                 Err(why) => tracing::warn!(backend = %backend.name, %why, "backend is unhealthy"),
             }
         }
-        rt::sleep(jittered(check.interval)).await;
+        let interval = interval(check.interval, judge.is_in_doubt());
+        rt::sleep(interval.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// From the beginning of one probe to that of the next.
+fn interval(usual: Duration, is_in_doubt: bool) -> Duration {
+    match is_in_doubt {
+        true => usual.min(DOUBT_INTERVAL),
+        false => jittered(usual),
     }
 }
 
@@ -182,6 +196,11 @@ impl Judge {
         Judge { healthy_threshold, unhealthy_threshold, verdict: None, against: 0 }
     }
 
+    /// The last probe spoke against the verdict, and alone does not change it.
+    fn is_in_doubt(&self) -> bool {
+        self.against > 0
+    }
+
     /// Hears one probe; `Some` when the backend changes sides. The very first probe decides
     /// alone: traffic should not find out about a backend that was never there.
     fn hear(&mut self, good: bool) -> Option<bool> {
@@ -239,6 +258,26 @@ mod tests {
             assert!(!is_well(status, false, &[204]), "{status}");
         }
         assert!(is_well(204, true, &[204]));
+    }
+
+    /// Catches: an engine that hangs and keeps its clients for 42 s with the defaults, because each
+    /// probe that it leaves unanswered is followed by a whole interval of nothing.
+    #[test]
+    fn a_backend_in_doubt_is_asked_again_at_once() {
+        let (usual, timeout) = (Duration::from_secs(10), Duration::from_secs(5));
+        let mut judge = Judge::new(2, 3);
+        judge.hear(true);
+        // It hangs from the moment after a good probe.
+        let mut waited = interval(usual, judge.is_in_doubt());
+        while judge.hear(false).is_none() {
+            waited += timeout.max(interval(usual, judge.is_in_doubt()));
+        }
+        waited += timeout;
+        assert!(waited <= Duration::from_secs(26), "{waited:?}");
+        judge.hear(true);
+        assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL, "it may be back");
+        let often = Duration::from_millis(300);
+        assert_eq!(interval(often, true), often, "never less often than usual");
     }
 
     #[test]
