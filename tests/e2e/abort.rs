@@ -1,7 +1,7 @@
 //! A client that leaves: whenever and however it does, the engine stops working for it at once.
 
 use crate::harness::{await_until, pause, Conn, SOON};
-use crate::rig::{leave, unix_ms, Leave, Rig, CHAT, CHATS, STREAM};
+use crate::rig::{leave, Leave, Rig, CHAT, CHATS, STREAM};
 use std::time::Duration;
 
 /// Catches: a generation that goes on for nobody because the client is only watched once bytes
@@ -14,7 +14,7 @@ fn a_client_that_leaves_before_the_first_token_frees_the_engine() {
         (CHAT, "x-mock-ttft-ms: 60000\r\nx-mock-head: late\r\n"),
     ] {
         for how in [Leave::Fin, Leave::Rst] {
-            let rig = cut_in_time(how, "waiting", |rig| {
+            let rig = cut(how, "waiting", |rig| {
                 let conn = rig.ask(body, knobs);
                 rig.await_post("the engine has the request", |post| post["ended"] == "open");
                 conn
@@ -30,7 +30,7 @@ fn a_client_that_leaves_before_the_first_token_frees_the_engine() {
 #[test]
 fn a_client_that_leaves_between_head_and_first_token_frees_the_engine() {
     for how in [Leave::Fin, Leave::Rst] {
-        cut_in_time(how, "relay", |rig| {
+        cut(how, "relay", |rig| {
             let mut conn = rig.ask(STREAM, "x-mock-ttft-ms: 60000\r\nx-mock-head: early\r\n");
             assert_eq!(conn.head().status(), 200);
             conn
@@ -42,7 +42,7 @@ fn a_client_that_leaves_between_head_and_first_token_frees_the_engine() {
 #[test]
 fn a_client_that_leaves_mid_stream_frees_the_engine() {
     for how in [Leave::Fin, Leave::Rst] {
-        let rig = cut_in_time(how, "relay", |rig| {
+        let rig = cut(how, "relay", |rig| {
             let mut conn = rig.ask(STREAM, "x-mock-stall-after: 3\r\nx-mock-gap-ms: 5\r\n");
             conn.head();
             rig.await_post("three events are out", |post| post["ended"] == "stalled");
@@ -61,7 +61,7 @@ fn a_client_that_leaves_mid_stream_frees_the_engine() {
 #[test]
 fn unread_pipelined_bytes_do_not_hide_a_leaving_client() {
     for how in [Leave::Fin, Leave::Rst] {
-        cut_in_time(how, "waiting", |rig| {
+        cut(how, "waiting", |rig| {
             let mut conn = rig.ask(STREAM, "x-mock-stall-before-head: 1\r\n");
             rig.await_post("the engine has the request", |post| post["ended"] == "open");
             // More than one read of the proxy takes, less than its kernel buffer.
@@ -183,13 +183,12 @@ impl Conn {
 
 /// Lets the client that `begin` gives leave, and asserts what must follow: the engine's connection
 /// closes, long before the engine or a timeout would have moved anything; the record says who left,
-/// the counter of the phase, nothing left behind. (How soon, bench/compare measures.)
-fn cut_in_time(how: Leave, phase: &str, begin: impl Fn(&Rig) -> Conn) -> Rig {
+/// the counter of the phase, nothing left behind.
+fn cut(how: Leave, phase: &str, begin: impl Fn(&Rig) -> Conn) -> Rig {
     let rig = Rig::new();
     let conn = begin(&rig);
-    let left_at = unix_ms();
     let half = leave(conn, how);
-    let post = rig.await_post("the engine was cut", |post| post["ended"] == "cancelled");
+    rig.await_post("the engine was cut", |post| post["ended"] == "cancelled");
     let record = rig.record();
     assert_eq!(record["status"], "client_left", "{record}");
     assert_eq!(record["error"], "client_left", "{record}");
@@ -198,8 +197,6 @@ fn cut_in_time(how: Leave, phase: &str, begin: impl Fn(&Rig) -> Conn) -> Rig {
     if let Some(mut half) = half {
         await_until("the client's connection closes", SOON, || half.drained());
     }
-    let ms = post["cancelled_unix_ms"].as_f64().unwrap() - left_at;
-    println!("{phase}, {how:?}: the engine went on for {ms} ms");
     rig
 }
 

@@ -70,7 +70,7 @@ fn unfinished_bodies_have_a_bound_together() {
 fn however_a_body_ends_its_bytes_are_given_back() {
     let backend = Backend::answering(OK);
     let config = Config::backend_at(backend.url()).server("max_body_size: 1MiB");
-    let proxy = config.server("max_buffered_bytes: 8MiB").server("body_timeout: 300ms").start();
+    let proxy = config.server("max_buffered_bytes: 8MiB").server("body_timeout: 2s").start();
     let body = body_of(MIB - 1000);
     let whole = post_bytes("/v1/completions", "", &body);
     let chunked = |bytes: &[u8]| {
@@ -95,7 +95,11 @@ fn however_a_body_ends_its_bytes_are_given_back() {
         let mut piped = proxy.connect();
         piped.send([whole.as_slice(), b"POST /v1"].concat());
         assert_eq!(piped.response().status(), 200);
-        proxy.connect().send(unfinished(MIB / 2)).response().assert_refused(408, "body_timeout");
+        // A timeout must be long, or a busy machine is taken for one; so there are few.
+        if round % 4 == 0 {
+            let mut stalled = proxy.connect();
+            stalled.send(unfinished(MIB / 2)).response().assert_refused(408, "body_timeout");
+        }
         let mut large = proxy.connect();
         large.try_send(chunked(&body_of(MIB + 100)));
         large.response().assert_refused(413, "body_too_large");

@@ -25,6 +25,12 @@ fn said(proxy: &Proxy) -> Vec<(String, String)> {
     told.map(|event| (text(&event["backend"]), text(&event["message"]))).collect()
 }
 
+/// The log is written by a thread of its own, behind what metrics tell.
+fn await_said(proxy: &Proxy, wanted: &[(String, String)]) {
+    await_until("the log says so", SOON, || said(proxy).len() >= wanted.len());
+    assert_eq!(said(proxy), wanted);
+}
+
 fn await_up(proxy: &Proxy, name: &str, up: f64) {
     proxy.await_metric("llmproxy_backend_up", &[("backend", name)], up);
 }
@@ -49,7 +55,7 @@ fn a_dead_engine_is_named_and_left_alone_until_it_is_back() {
     let failed = || proxy.metric("llmproxy_faults_total", &[("kind", "connect_failed")]);
     assert_eq!(failed(), 3.0);
     let ejected = ("dead".to_owned(), "backend is ejected".to_owned());
-    assert_eq!(said(&proxy), std::slice::from_ref(&ejected));
+    await_said(&proxy, std::slice::from_ref(&ejected));
     let event = proxy.await_event("the reason", |event| event["message"] == ejected.1);
     assert_eq!(event["last"], "The backend could not be reached", "{event}");
     let ejections = proxy.metric("llmproxy_backend_ejections_total", &[("backend", "dead")]);
@@ -61,7 +67,7 @@ fn a_dead_engine_is_named_and_left_alone_until_it_is_back() {
         proxy.metric("llmproxy_backend_up", &[("backend", "dead")]) == 1.0
     });
     let is_back = ("dead".to_owned(), "backend is back: it answered a request".to_owned());
-    assert_eq!(said(&proxy), [ejected, is_back]);
+    await_said(&proxy, &[ejected, is_back]);
     assert!(back.posts().len() <= 2, "one request tried it: {}", back.posts().len());
 }
 
@@ -105,8 +111,8 @@ fn requests_at_an_engine_that_hangs_are_moved() {
         .backend(well.url(), "name: well")
         .webhook(&hook.url(), "")
         .section(
-            "health_check: {interval: 300ms, timeout: 300ms, path: /health, \
-             unhealthy_threshold: 3, healthy_threshold: 1}",
+            "health_check: {interval: 300ms, timeout: 2s, path: /health, \
+             unhealthy_threshold: 2, healthy_threshold: 1}",
         )
         .start();
     await_until("both were probed", SOON, || hung.stat("probes") > 0 && well.stat("probes") > 0);
@@ -167,8 +173,8 @@ fn posts(backend: &Backend) -> usize {
 fn a_request_is_moved_once() {
     let ((one, one_is_sick), (two, two_is_sick)) = (hanging(), hanging());
     let proxy = Config::new()
-        .backend(one.url(), "name: one, first_byte_timeout: 3s")
-        .backend(two.url(), "name: two, first_byte_timeout: 3s")
+        .backend(one.url(), "name: one, first_byte_timeout: 8s")
+        .backend(two.url(), "name: two, first_byte_timeout: 8s")
         .section(PROBES)
         .start();
     let mut client = proxy.connect();
@@ -194,7 +200,8 @@ fn a_request_is_moved_once() {
 #[test]
 fn what_has_begun_and_what_has_nowhere_to_go_stays() {
     let sick = Arc::new(AtomicBool::new(false));
-    let is_sick = Arc::clone(&sick);
+    let is_known = Arc::new(AtomicBool::new(false));
+    let (is_sick, goes_on) = (Arc::clone(&sick), Arc::clone(&is_known));
     let streaming = Backend::start(move |served| {
         while let Some(request) = served.request() {
             if request.head.method() == "GET" {
@@ -203,15 +210,14 @@ fn what_has_begun_and_what_has_nowhere_to_go_stays() {
             }
             served.begin_events();
             served.chunk("data: 1\n\n");
-            // Until the probes have gone wrong, and behind that.
-            await_until("it is sick", SOON, || is_sick.load(Relaxed));
-            crate::harness::pause(std::time::Duration::from_millis(1500));
+            await_until("it is known to be sick", SOON, || goes_on.load(Relaxed));
             served.chunk("data: [DONE]\n\n");
             served.send("0\r\n\r\n");
         }
     });
     for alone in [false, true] {
         sick.store(false, Relaxed);
+        is_known.store(false, Relaxed);
         let other = Backend::answering(OK);
         let mut config = Config::new().backend(streaming.url(), "name: it").section(PROBES);
         if !alone {
@@ -230,6 +236,7 @@ fn what_has_begun_and_what_has_nowhere_to_go_stays() {
         }
         sick.store(true, Relaxed);
         await_up(&proxy, "it", 0.0);
+        is_known.store(true, Relaxed);
         for client in &mut clients {
             let (_, ended) = client.rest();
             assert_eq!(ended, crate::harness::message::Ended::Whole);

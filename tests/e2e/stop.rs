@@ -35,9 +35,9 @@ fn a_drain_finishes_streams_and_begins_nothing() {
         assert_eq!(idle.get("/health").status(), 200);
         let mut silent = proxy.connect();
         let mut running: Vec<Conn> =
-            (0..5).map(|_| stream(&proxy, "x-mock-tokens: 30\r\nx-mock-gap-ms: 50\r\n")).collect();
+            (0..5).map(|_| stream(&proxy, "x-mock-tokens: 40\r\nx-mock-gap-ms: 100\r\n")).collect();
         let mut waiting = proxy.connect();
-        waiting.start_post(CHATS, "x-mock-ttft-ms: 1500\r\nx-mock-head: late\r\n", CHAT);
+        waiting.start_post(CHATS, "x-mock-ttft-ms: 3000\r\nx-mock-head: late\r\n", CHAT);
         await_until("the engine has it", SOON, || engine.posts().len() == 6);
         proxy.process.signal(signal);
         await_until("no connection is taken", SOON, || TcpStream::connect(proxy.addr()).is_err());

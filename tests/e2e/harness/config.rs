@@ -43,10 +43,11 @@ impl Config {
         self
     }
 
-    /// Adds probes at a short interval.
+    /// Adds probes at a short interval. The timeout is long: on a busy machine one that is well must
+    /// not be found sick.
     pub fn health_check(self) -> Config {
         self.section(
-            "health_check: {interval: 200ms, timeout: 200ms, path: /health, \
+            "health_check: {interval: 200ms, timeout: 5s, path: /health, \
              unhealthy_threshold: 2, healthy_threshold: 1}",
         )
     }
