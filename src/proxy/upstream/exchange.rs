@@ -70,9 +70,9 @@ pub async fn exchange(
     if sent_whole {
         lease.note_sent();
     } else if is_reused {
-        // No engine works on half a request, so it may go once more; and what was said on a kept
-        // connection before the request was whole may be meant for whoever used it before. On a
-        // fresh one it is this request's.
+        // What was said on a kept connection before the request was whole may be meant for whoever
+        // used it before; on a fresh one it is this request's. It may go once more: an engine needs
+        // the whole body to generate anything, and one that answered before then refused it.
         return Err(Fault::ReuseRace);
     }
     let mut answer = Beginning::default();

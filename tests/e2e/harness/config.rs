@@ -43,8 +43,8 @@ impl Config {
         self
     }
 
-    /// Adds probes at a short interval. The timeout is long: on a busy machine one that is well must
-    /// not be found sick.
+    /// Adds probes at a short interval. The timeout is long: on a busy machine one that is well
+    /// must not be found sick.
     pub fn health_check(self) -> Config {
         self.section(
             "health_check: {interval: 200ms, timeout: 5s, path: /health, \
