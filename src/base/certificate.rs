@@ -1,6 +1,7 @@
 //! Which certificate of a TLS server will do. What rustls checks unasked is the strictest; this is
 //! for those whose configuration asks for less, towards engines and towards databases.
 
+use super::tls_fault::TlsFault;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_name, WebPkiServerVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvider};
@@ -45,19 +46,68 @@ impl Verifier {
 
     /// `refused` is what the authority said, which looks at the dates before all else.
     fn is_pinned(&self, certificate: &CertificateDer<'_>, refused: &Error) -> bool {
-        let by_date = matches!(
-            refused,
-            Error::InvalidCertificate(
-                CertificateError::Expired
-                    | CertificateError::ExpiredContext { .. }
-                    | CertificateError::NotValidYet
-                    | CertificateError::NotValidYetContext { .. }
-                    | CertificateError::NotValidForName
-                    | CertificateError::NotValidForNameContext { .. }
-            )
-        );
+        let by_date =
+            matches!(TlsFault::of_tls(refused), TlsFault::Expired | TlsFault::NotYetValid);
         !by_date && self.pinned.iter().any(|pinned| pinned.as_ref() == certificate.as_ref())
     }
+}
+
+/// Whether a pinned certificate is for this name. One that lists no names at all, as OpenSSL makes
+/// it unless told otherwise, is for its subject's common name, as in curl.
+fn is_for(name: &ServerName<'_>, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+    let refused = match verify_server_name(&ParsedCertificate::try_from(certificate)?, name) {
+        Err(refused) => refused,
+        Ok(()) => return Ok(()),
+    };
+    match &refused {
+        Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        }) if presented.is_empty() => {
+            let Some(common) = common_name(certificate) else { return Err(refused) };
+            if ServerName::try_from(common.as_str()).is_ok_and(|common| common == *name) {
+                return Ok(());
+            }
+            Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+                expected: expected.clone(),
+                presented: vec![common],
+            }))
+        }
+        _ => Err(refused),
+    }
+}
+
+/// The last common name of a certificate's subject, which is the most special one.
+fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03]; // 2.5.4.3, RFC 5280 appendix A.1
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let (mut subject, mut found) = (certificate.subject(), None);
+    // A sequence of sets of pairs of a type and its value.
+    while !subject.is_empty() {
+        let mut set = element(&mut subject)?;
+        while !set.is_empty() {
+            let mut pair = element(&mut set)?;
+            let (kind, value) = (element(&mut pair)?, element(&mut pair)?);
+            if kind == COMMON_NAME {
+                found = String::from_utf8(value.to_vec()).ok();
+            }
+        }
+    }
+    found
+}
+
+/// Takes one element of DER from the front, whatever its type, and gives what is in it. A name's
+/// lengths fit into two bytes.
+fn element<'a>(der: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (len, rest) = match *der {
+        [_, len @ ..=0x7f, rest @ ..] => (usize::from(*len), rest),
+        [_, 0x81, len, rest @ ..] => (usize::from(*len), rest),
+        [_, 0x82, high, low, rest @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), rest),
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(len)?;
+    *der = rest;
+    Some(content)
 }
 
 impl ServerCertVerifier for Verifier {
@@ -81,7 +131,7 @@ impl ServerCertVerifier for Verifier {
             )) if any_name => Ok(ServerCertVerified::assertion()),
             Err(refused) if self.is_pinned(certificate, &refused) => {
                 if !any_name {
-                    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                    is_for(name, certificate)?;
                 }
                 Ok(ServerCertVerified::assertion())
             }

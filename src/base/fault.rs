@@ -90,6 +90,15 @@ impl Fault {
         }
     }
 
+    /// What a log says besides, where the name alone does not tell what to do.
+    pub fn detail(self) -> Option<&'static str> {
+        match self {
+            Fault::TlsFailed(why) => Some(why.words()),
+            Fault::BadResponse(why) => Some(why),
+            _ => None,
+        }
+    }
+
     /// Whose fault it is.
     pub fn side(self) -> Side {
         match self {

@@ -2,7 +2,7 @@
 //! in the fleet that workers read without waiting.
 
 use crate::base::limits::HEAD_BYTES_MAX;
-use crate::base::tls_fault::TlsFault;
+use crate::base::tls_fault;
 use crate::config::plan::{Backend, Endpoint, HealthCheck, Plan};
 use crate::http::head::Parse;
 use crate::http::request::Method;
@@ -139,7 +139,7 @@ async fn open(backend: &Backend, member: &Member, timeout: Duration) -> Result<L
         (Some(tls), Some(config)) => {
             let name = ServerName::try_from(tls.server_name.clone()).map_err(|e| e.to_string())?;
             let done = Link::handshake(socket, Arc::clone(config), name).await;
-            done.map_err(|e| format!("tls: {}: {e}", TlsFault::of(&e).words()))
+            done.map_err(|e| format!("tls: {}", tls_fault::told(&e).unwrap_or(e.to_string())))
         }
         _ => Ok(Link::plain(socket)),
     }

@@ -197,7 +197,10 @@ fn log(w: &Worker, request: &Request, story: &Story) {
                 Side::Client => {
                     tracing::info!(code, backend, request_id, "request timed out");
                 }
-                _ => tracing::warn!(code, backend, request_id, "request failed"),
+                _ => {
+                    let detail = fault.detail();
+                    tracing::warn!(code, detail, backend, request_id, "request failed");
+                }
             }
         }
     }

@@ -321,8 +321,43 @@ fn a_plain_server_behind_https_is_refused() {
     proxy.post("/v1/chat/completions", CHAT).assert_refused(502, "tls_not_spoken");
 }
 
-/// Catches: an engine with the certificate that `openssl req -x509` makes, which calls itself an
-/// authority, refused although `ca_file` holds exactly that one.
+/// Catches: an engine with the certificate of a plain `openssl req -x509`, which has a common name
+/// only, refused where curl takes it; or taken for another name, or without being in the file.
+#[test]
+fn an_engine_with_openssls_own_certificate_is_trusted_under_its_common_name() {
+    let scratch = Scratch::new();
+    let (pem, server) = crate::harness::tls::by_openssl();
+    let (other, _) = crate::harness::tls::self_signed("localhost");
+    let (own, other) = (scratch.write("own.pem", pem), scratch.write("other.pem", other));
+    let backend = Backend::start_tls(server, serve_two_kinds);
+    let url = |host: &str| backend.url_as("https", host);
+    let file = |path: &std::path::Path| format!("ca_file: '{}'", path.display());
+    for (url, tls) in [
+        (url("localhost"), file(&own)),
+        (url("127.0.0.1"), format!("{}, server_name: LOCALHOST", file(&own))),
+    ] {
+        let proxy = Config::new().backend(&url, &format!("tls: {{{tls}}}")).start();
+        assert_eq!(proxy.post("/v1/chat/completions", CHAT).status(), 200, "{url} {tls}");
+    }
+    let served = backend.requests().len();
+    for (url, tls, code, words) in [
+        (url("127.0.0.1"), file(&own), "tls_wrong_name", "is for another name"),
+        (url("localhost"), file(&other), "tls_self_signed", "is self-signed"),
+        (url("localhost"), String::new(), "tls_self_signed", "is self-signed"),
+    ] {
+        let proxy = Config::new().backend(&url, &format!("tls: {{{tls}}}")).start();
+        let answer = proxy.post("/v1/chat/completions", CHAT);
+        answer.assert_refused(502, code);
+        assert!(answer.text().contains(words), "{url} {tls}: {}", answer.text());
+        proxy.await_event("the log says why", |event| {
+            event["code"] == code && event["detail"].as_str().is_some_and(|d| d.contains(words))
+        });
+    }
+    assert_eq!(backend.requests().len(), served);
+}
+
+/// Catches: an engine with a certificate of its own making, which calls itself an authority,
+/// refused although `ca_file` holds exactly that one.
 #[test]
 fn an_engine_whose_own_certificate_is_in_ca_file_is_trusted() {
     let scratch = Scratch::new();

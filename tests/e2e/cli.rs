@@ -318,6 +318,41 @@ fn check_tries_all_destinations_when_asked() {
     assert_eq!(lines.iter().filter(|line| line.ends_with(": reached")).count(), 5, "{ran:?}");
 }
 
+/// Catches: the commonest mistakes with certificates told in the words of a library's debug output.
+#[test]
+fn check_tells_in_words_why_a_certificate_will_not_do() {
+    let scratch = Scratch::new();
+    let authority = Authority::new();
+    let ca_file = scratch.write("ca.pem", authority.pem()).display().to_string();
+    let (own, by_openssl) = crate::harness::tls::by_openssl();
+    let own = scratch.write("own.pem", own).display().to_string();
+    let names = ["gpu-1.test", "192.0.2.7"];
+    let start = |server| Backend::start_tls(server, |served| drop(served.request()));
+    let (lone, named) = (start(by_openssl), start(authority.server(&names)));
+    let bare = start(authority.server(&[]));
+    let (lone, named, bare) = (
+        lone.url_as("https", "localhost"),
+        named.url_as("https", "127.0.0.1"),
+        bare.url_as("https", "127.0.0.1"),
+    );
+    for (url, ca_file, why) in [
+        (&lone, &ca_file, "its certificate is self-signed: to trust it, put it into a `ca_file`"),
+        (&named, &ca_file, "its certificate is for other names: gpu-1.test, 192.0.2.7"),
+        (&bare, &ca_file, "its certificate is for no name: it has no subjectAltName"),
+        (
+            &lone.replace("localhost", "127.0.0.1"),
+            &own,
+            "its certificate is for other names: localhost",
+        ),
+    ] {
+        let text =
+            format!("backends: [{{name: gpu, url: '{url}', tls: {{ca_file: '{ca_file}'}}}}]\n");
+        let ran = on_file(&["check", "--connect"], &text);
+        let line = format!("backend gpu ({url}): not reached: connected, but {why}");
+        assert_eq!(ran.stderr.lines().last(), Some(line.as_str()), "{ran:?}");
+    }
+}
+
 /// Catches: a `check` that connects unasked, or that tries what a file with errors names.
 #[test]
 fn check_tries_nothing_unasked_or_of_an_invalid_file() {

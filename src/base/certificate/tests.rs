@@ -3,6 +3,7 @@
 use super::*;
 use crate::base::tls_fault::TlsFault;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{DistinguishedName, DnType};
 use rustls::crypto::ring;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
@@ -116,14 +117,25 @@ fn a_certificate_without_its_key_is_refused() {
     }
 }
 
-/// A certificate that signed itself, with basic constraints of an authority or none, and a server
-/// that shows it.
+/// A certificate that signed itself, for this alternative name or, where it begins with `CN=`, with
+/// a common name and no other; with basic constraints of an authority or none; and a server that
+/// shows it.
 fn self_signed(
     name: &str,
     is_ca: IsCa,
     expired: bool,
 ) -> (CertificateDer<'static>, Arc<ServerConfig>) {
-    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let mut params = match name.strip_prefix("CN=") {
+        Some(common) => {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            let mut subject = DistinguishedName::new();
+            subject.push(DnType::OrganizationName, "db.example");
+            subject.push(DnType::CommonName, common);
+            params.distinguished_name = subject;
+            params
+        }
+        None => CertificateParams::new(vec![name.to_owned()]).unwrap(),
+    };
     params.is_ca = is_ca;
     if expired {
         params.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -140,6 +152,26 @@ fn self_signed(
     (certificate, Arc::new(config))
 }
 
+/// What clients of both versions say to a server, with this certificate in their file, for any name
+/// or for the right one.
+fn checked(
+    file: &CertificateDer<'static>,
+    server: &Arc<ServerConfig>,
+    any_name: bool,
+) -> [Result<(), Error>; 2] {
+    let mut roots = RootCertStore::empty();
+    roots.add(file.clone()).unwrap();
+    let roots = Arc::new(roots);
+    [&TLS12, &TLS13].map(|version| {
+        let provider = Arc::new(ring::default_provider());
+        let roots = Arc::clone(&roots);
+        let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        let authority = builder.build().unwrap();
+        let wanted = if any_name { Wanted::Authority(authority) } else { Wanted::Name(authority) };
+        shake_with(Verifier::new(provider, wanted).pinning(vec![file.clone()]), server, version)
+    })
+}
+
 /// Catches: a self-signed certificate in `ca_file` that is refused, or one that is let pass though
 /// it is another one, is for another name, or is too old.
 #[test]
@@ -150,20 +182,6 @@ fn a_certificate_that_stands_in_the_file_will_do() {
     let (misnamed, elsewhere) = self_signed("other.example", ca(), false);
     let (old, stale) = self_signed("db.example", ca(), true);
     let (plain, ordinary) = self_signed("db.example", IsCa::NoCa, false);
-    let checked = |file: &CertificateDer<'static>, server, any_name: bool| {
-        let mut roots = RootCertStore::empty();
-        roots.add(file.clone()).unwrap();
-        let provider = Arc::new(ring::default_provider());
-        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-        let authority = builder.build().unwrap();
-        let wanted = if any_name { Wanted::Authority(authority) } else { Wanted::Name(authority) };
-        [&TLS12, &TLS13].map(|version| {
-            let provider = Arc::new(ring::default_provider());
-            let verifier = Verifier::new(provider, Wanted::Any);
-            let verifier = Verifier { wanted: copy_of(&wanted), ..verifier };
-            shake_with(verifier.pinning(vec![file.clone()]), server, version)
-        })
-    };
     for (file, server) in [(&theirs, &server), (&plain, &ordinary)] {
         assert!(checked(file, server, false).iter().all(Result::is_ok));
         assert!(checked(file, server, true).iter().all(Result::is_ok));
@@ -178,10 +196,31 @@ fn a_certificate_that_stands_in_the_file_will_do() {
     }
 }
 
-fn copy_of(wanted: &Wanted) -> Wanted {
-    match wanted {
-        Wanted::Any => Wanted::Any,
-        Wanted::Authority(authority) => Wanted::Authority(Arc::clone(authority)),
-        Wanted::Name(authority) => Wanted::Name(Arc::clone(authority)),
+/// Catches: a certificate with nothing but a common name, as OpenSSL makes it, that is refused; one
+/// that is taken for another name, or though it is another certificate.
+#[test]
+fn a_certificate_in_the_file_without_names_is_for_its_common_name() {
+    for is_ca in [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::NoCa] {
+        let made = |name, expired| self_signed(name, is_ca, expired);
+        let (own, server) = made("CN=DB.example", false);
+        assert!(checked(&own, &server, false).iter().all(Result::is_ok));
+        let (other, _) = made("CN=DB.example", false);
+        assert!(checked(&other, &server, false).iter().all(Result::is_err));
+        let (own, server) = made("CN=other.example", false);
+        assert!(checked(&own, &server, true).iter().all(Result::is_ok), "for any name");
+        for refused in checked(&own, &server, false) {
+            let Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+                presented,
+                ..
+            })) = refused
+            else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(presented, ["other.example"]);
+        }
+        let (own, server) = made("CN=db.example", true);
+        for refused in checked(&own, &server, false) {
+            assert_eq!(TlsFault::of_tls(&refused.unwrap_err()), TlsFault::Expired);
+        }
     }
 }

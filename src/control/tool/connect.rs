@@ -1,7 +1,7 @@
 //! `llmproxy check --connect`: tries every backend and every reporter of a plan once. Nothing is
 //! asked of an engine and no record is sent.
 
-use crate::base::tls_fault::TlsFault;
+use crate::base::tls_fault;
 use crate::config::cli::{Output, FINE, WOULD_NOT_START};
 use crate::config::plan::{Backend, Endpoint, Plan};
 use crate::control::tls;
@@ -145,7 +145,10 @@ fn why_tls_failed(error: &io::Error) -> String {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             "connected, but no answer to the TLS handshake in time".into()
         }
-        _ => format!("connected, but {}: {error}", TlsFault::of(error).words()),
+        _ => match tls_fault::told(error) {
+            Some(why) => format!("connected, but {why}"),
+            None => format!("connected, but the TLS handshake failed: {error}"),
+        },
     }
 }
 

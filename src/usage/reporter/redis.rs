@@ -6,6 +6,7 @@
 //! server, not of a cluster.
 
 use super::{Reporter, Shape, Tried};
+use crate::base::tls_fault;
 use crate::config::plan;
 use crate::config::plan::RecordFormat;
 use crate::usage::record::UsageRecord;
@@ -197,7 +198,9 @@ fn judge(error: &RedisError) -> Tried {
         ErrorKind::Io if error.is_timeout() => Tried::Again("timed out".to_owned()),
         // Of the network or of TLS: what was sent is not in it.
         ErrorKind::Io => Tried::Again(match std::error::Error::source(error) {
-            Some(cause) => format!("no connection: {cause}"),
+            Some(cause) => {
+                format!("no connection: {}", tls_fault::told(cause).unwrap_or(cause.to_string()))
+            }
             None => "no connection".to_owned(),
         }),
         ErrorKind::AuthenticationFailed => {

@@ -6,7 +6,7 @@ mod gather;
 
 use super::{Reporter, Shape, Tried};
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
-use crate::base::tls_fault::TlsFault;
+use crate::base::tls_fault;
 use crate::config::plan::{self, WebhookBatch};
 use crate::usage::key_form::hex;
 use crate::usage::record::UsageRecord;
@@ -200,14 +200,11 @@ fn judge(status: u16, retry_after: Option<&str>) -> Tried {
 fn cause(error: &Error) -> String {
     match error {
         Error::Timeout(_) => "timed out".to_owned(),
-        Error::Io(error) if TlsFault::of(error) != TlsFault::Other => {
-            TlsFault::of(error).words().to_owned()
-        }
-        Error::Io(error) => error.to_string(),
+        Error::Io(error) => tls_fault::told(error).unwrap_or_else(|| error.to_string()),
         Error::HostNotFound => "its host is not known".to_owned(),
         Error::ConnectionFailed => "no connection".to_owned(),
         Error::Tls(reason) => format!("TLS failed: {reason}"),
-        Error::Rustls(error) => format!("{}: {error}", TlsFault::of_tls(error).words()),
+        Error::Rustls(error) => tls_fault::told(error).unwrap_or_default(),
         Error::Protocol(_) => "its answer is not HTTP".to_owned(),
         _ => "the request failed".to_owned(),
     }

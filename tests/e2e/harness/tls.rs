@@ -2,7 +2,8 @@
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::crypto::ring;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::ServerConfig;
 use std::sync::Arc;
 
@@ -43,8 +44,26 @@ impl Authority {
     }
 }
 
-/// A certificate that signed itself and calls itself an authority, as `openssl req -x509` makes it,
-/// in PEM, and a server that shows it.
+/// A certificate that OpenSSL made, and its key: for `CN=localhost` and no other name, as
+/// `openssl req -x509 -subj /CN=localhost` makes it. Only its dates are chosen (2020 to 2120).
+const BY_OPENSSL: &str = include_str!("../fixtures/openssl_selfsigned.pem");
+
+/// That certificate in PEM, and a server that shows it.
+pub fn by_openssl() -> (String, Arc<ServerConfig>) {
+    let (_, pem) = BY_OPENSSL.split_once("-----END PRIVATE KEY-----\n").unwrap();
+    let certificate = CertificateDer::from_pem_slice(BY_OPENSSL.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(BY_OPENSSL.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    (pem.to_owned(), Arc::new(config))
+}
+
+/// A certificate that signed itself and calls itself an authority, with this alternative name, in
+/// PEM, and a server that shows it.
 pub fn self_signed(name: &str) -> (String, Arc<ServerConfig>) {
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
