@@ -119,7 +119,7 @@ fn serve(
     let stop = Arc::new(Stop::default());
     let (shutdown, drain) = (plan.server.shutdown_delay, plan.server.drain_timeout);
     let delays = signals::Delays { shutdown, drain };
-    signals::start(Arc::clone(&stop), delays, vec![events, access.clone()])
+    signals::start(Arc::clone(&stop), delays, vec![events, access.clone()], log.last.clone())
         .map_err(|e| format!("signals: {e}"))?;
     let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
     circle::check(plan, &control.fleet, &addresses)?;

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -28,10 +28,27 @@ impl Reopen {
 
 /// Logging of events, running.
 pub struct Logging {
-    /// Flushes what waits when it is dropped.
-    pub guard: WorkerGuard,
+    /// What waits is written when this is dropped, too.
+    pub last: Last,
     /// Events that were dropped because too many waited.
     pub dropped: ErrorCounter,
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.last.flush();
+    }
+}
+
+/// The end of logging, for whoever ends the process.
+#[derive(Clone)]
+pub struct Last(Arc<Mutex<Option<WorkerGuard>>>);
+
+impl Last {
+    /// Writes what waits, for about a second at most; nothing is logged any more after it.
+    pub fn flush(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 /// Starts logging of events.
@@ -49,7 +66,7 @@ pub fn start(log: &Log, reopen: Reopen) -> Result<Logging, String> {
         LogFormat::Text => builder.with_ansi(false).with_target(false).try_init(),
     };
     set.map_err(|e| format!("logging cannot start: {e}"))?;
-    Ok(Logging { guard, dropped })
+    Ok(Logging { last: Last(Arc::new(Mutex::new(Some(guard)))), dropped })
 }
 
 /// A destination of lines.

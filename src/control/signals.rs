@@ -1,8 +1,8 @@
-//! Signals become phases: the first TERM, INT or QUIT lets the process end in order, a second one
+//! Signals become phases: the first that asks for the end lets the process end in order, one later
 //! ends it at once. What has no meaning here is named in the log and does nothing: most signals
 //! would end a process that does not hear them.
 
-use super::log::Reopen;
+use super::log::{Last, Reopen};
 use crate::state::stop::{Phase, Stop};
 use crossbeam_channel::bounded;
 use signal_hook::consts::signal::{
@@ -11,13 +11,31 @@ use signal_hook::consts::signal::{
 };
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
+use std::borrow::Cow;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Those without a meaning: whoever sends one is told so. (A job's control by the terminal stays
-/// with the kernel, and so do signals that say that this process is broken.)
-const MEANINGLESS: [i32; 7] = [SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ];
+/// By these two the managers of containers ask the first process of one to end: LXC by the first,
+/// whoever expects systemd there (systemd-nspawn, Podman, LXD) by `SIGRTMIN+3`.
+const SIGPWR: i32 = 30;
+const SIGRTMIN_3: i32 = *REAL_TIME.start() + 3;
+/// The real-time signals that the C library leaves to programs (`SIGRTMIN` to `SIGRTMAX`).
+const REAL_TIME: RangeInclusive<i32> = 34..=64;
+const SIGSTKFLT: i32 = 16;
+
+/// Those that ask for the end.
+const ENDING: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGRTMIN_3];
+/// Those without a meaning, as the other real-time ones: whoever sends one is told so. (A job's
+/// control by the terminal stays with the kernel, and so do signals that say that this process is
+/// broken.)
+const MEANINGLESS: [i32; 8] =
+    [SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ, SIGSTKFLT];
+
+/// Signals that ask for the end so soon after the first are the first once more: `timeout` of the
+/// coreutils sends one to the process and another to its group, which is the same process again.
+const SAME: Duration = Duration::from_secs(1);
 
 /// How long the end may take.
 #[derive(Debug, Clone, Copy)]
@@ -28,25 +46,51 @@ pub struct Delays {
     pub drain: Option<Duration>,
 }
 
-/// Starts the thread that hears signals.
-pub fn start(stop: Arc<Stop>, delays: Delays, reopen: Vec<Reopen>) -> io::Result<()> {
-    let heard = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
-    let mut signals = Signals::new(heard.iter().chain(&MEANINGLESS))?;
+/// Starts the thread that hears signals. `last` is the log's, for a line before an end at once.
+pub fn start(stop: Arc<Stop>, delays: Delays, reopen: Vec<Reopen>, last: Last) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGUSR1].iter().chain(&ENDING).chain(&MEANINGLESS))?;
+    let handle = signals.handle();
+    // Some C libraries keep one more of them for themselves, and refuse it.
+    REAL_TIME.for_each(|number| drop(handle.add_signal(number)));
     std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut first: Option<Instant> = None;
         for number in signals.forever() {
-            let signal = signal_name(number).unwrap_or("unnamed");
+            let signal = name(number);
             match number {
                 SIGUSR1 => reopen.iter().for_each(Reopen::ask),
                 SIGHUP => tracing::warn!("SIGHUP: reload is not built yet; nothing changes"),
-                SIGTERM | SIGINT | SIGQUIT if stop.phase() == Phase::Running => {
-                    begin(&stop, signal, delays);
-                }
-                SIGTERM | SIGINT | SIGQUIT => end_now(number),
+                _ if ENDING.contains(&number) => match first {
+                    None => {
+                        first = Some(Instant::now());
+                        begin(&stop, &signal, delays);
+                    }
+                    Some(first) if first.elapsed() < SAME => {
+                        tracing::info!("{signal} within 1 s of the first: it counts as the same");
+                    }
+                    Some(_) => {
+                        tracing::warn!("{signal} once more: ending at once, without a drain");
+                        last.flush();
+                        end_now(number)
+                    }
+                },
                 _ => tracing::warn!("{signal} means nothing to llmproxy and is ignored"),
             }
         }
     })?;
     Ok(())
+}
+
+/// As `kill -l` calls it.
+fn name(signal: i32) -> Cow<'static, str> {
+    match signal {
+        SIGPWR => "SIGPWR".into(),
+        SIGSTKFLT => "SIGSTKFLT".into(),
+        _ if signal == *REAL_TIME.start() => "SIGRTMIN".into(),
+        _ if REAL_TIME.contains(&signal) => {
+            format!("SIGRTMIN+{}", signal - REAL_TIME.start()).into()
+        }
+        _ => signal_name(signal).unwrap_or("an unnamed signal").into(),
+    }
 }
 
 /// From the first signal on.
@@ -84,7 +128,7 @@ fn drain(stop: &Stop, signal: &str, limit: Option<Duration>) {
     stop.advance(Phase::Draining);
 }
 
-#[allow(clippy::disallowed_methods, reason = "the operator asked twice: nothing is waited for")]
+#[allow(clippy::disallowed_methods, reason = "the operator asked twice: no request is waited for")]
 fn end_now(signal: i32) -> ! {
     // The shell's convention for a process that a signal ended.
     std::process::exit(128 + signal)

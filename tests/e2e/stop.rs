@@ -29,7 +29,8 @@ fn stream(proxy: &Proxy, knobs: &str) -> Conn {
 /// waits for idle clients.
 #[test]
 fn a_drain_finishes_streams_and_begins_nothing() {
-    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
+    // SIGPWR and SIGRTMIN+3 are how containers are stopped.
+    for signal in [15, 2, 3, 30, 37] {
         let (engine, proxy) = rig("30s");
         let mut idle = proxy.connect();
         assert_eq!(idle.get("/health").status(), 200);
@@ -39,7 +40,7 @@ fn a_drain_finishes_streams_and_begins_nothing() {
         let mut waiting = proxy.connect();
         waiting.start_post(CHATS, "x-mock-ttft-ms: 3000\r\nx-mock-head: late\r\n", CHAT);
         await_until("the engine has it", SOON, || engine.posts().len() == 6);
-        proxy.process.signal(signal);
+        proxy.process.signal_number(signal);
         await_until("no connection is taken", SOON, || TcpStream::connect(proxy.addr()).is_err());
         idle.assert_closes();
         silent.assert_closes();
@@ -54,7 +55,7 @@ fn a_drain_finishes_streams_and_begins_nothing() {
         let answer = waiting.response();
         assert_eq!((answer.status(), answer.ended), (200, Ended::Whole));
         assert_eq!(answer.head.get("connection"), Some("close"));
-        assert_eq!(proxy.process.wait(SOON).code(), Some(0), "{signal:?}");
+        assert_eq!(proxy.process.wait(SOON).code(), Some(0), "{signal}");
         assert_eq!(engine.stat("cancelled"), 0);
     }
 }
@@ -93,8 +94,31 @@ fn a_leaving_proxy_serves_on_while_it_says_that_it_is_not_ready() {
     assert_eq!(kept.post(CHATS, "", CHAT).status(), 200, "a kept one");
     assert_eq!(proxy.get("/health").status(), 200);
     assert!(proxy.process.try_status().is_none());
-    proxy.process.signal(Signal::TERM);
+    insist(&proxy, Signal::TERM);
     assert_eq!(proxy.process.wait(SOON).code(), Some(143));
+}
+
+/// Sends a signal until the proxy has ended: one that comes too soon counts as the first.
+fn insist(proxy: &Proxy, signal: Signal) {
+    await_until("it ends", SOON, || {
+        proxy.process.try_status().is_some() || {
+            proxy.process.signal(signal);
+            false
+        }
+    });
+}
+
+/// Catches: `timeout 2 llmproxy`, which signals the process and then its group, so that the second
+/// of two ends it undrained and without a word.
+#[test]
+fn two_signals_at_once_are_one() {
+    let (_engine, proxy) = rig("30s");
+    let mut running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 1500\r\n");
+    proxy.process.signal(Signal::TERM);
+    proxy.process.signal(Signal::INT);
+    assert_eq!(running.rest().1, Ended::Whole);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    proxy.await_event("it stops in order", |event| event["message"] == "stopped");
 }
 
 /// Catches: a delay after which nothing follows; a drain that begins, or ends, before the delay is
@@ -133,8 +157,10 @@ fn a_signal_without_a_meaning_is_named_and_ignored() {
         (Signal::XCPU, "SIGXCPU"),
         (Signal::XFSZ, "SIGXFSZ"),
     ];
-    for (signal, name) in signals {
-        proxy.process.signal(signal);
+    let raw = signals.map(|(signal, name)| (signal.as_raw(), name));
+    let others = [(16, "SIGSTKFLT"), (34, "SIGRTMIN "), (36, "SIGRTMIN+2"), (64, "SIGRTMIN+30")];
+    for (signal, name) in raw.into_iter().chain(others) {
+        proxy.process.signal_number(signal);
         proxy.await_event(name, |event| {
             event["level"] == "WARN" && event["message"].as_str().unwrap().starts_with(name)
         });
@@ -232,7 +258,7 @@ fn nothing_of_ours_is_put_into_a_torn_chunk() {
     }
 }
 
-/// Catches: an operator who has to find kill -9.
+/// Catches: an operator who has to find kill -9, and an end without a word.
 #[test]
 fn a_second_signal_ends_at_once() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::QUIT, 131)] {
@@ -241,9 +267,12 @@ fn a_second_signal_ends_at_once() {
         proxy.process.signal(signal);
         await_until("it drains", SOON, || TcpStream::connect(proxy.addr()).is_err());
         assert!(proxy.process.try_status().is_none(), "without a limit it waits");
-        proxy.process.signal(signal);
+        insist(&proxy, signal);
         assert_eq!(proxy.process.wait(SOON).code(), Some(code));
         assert_eq!(running.rest().1, Ended::Cut);
+        proxy.await_event("it says so", |event| {
+            event["level"] == "WARN" && event["message"].as_str().unwrap().contains("at once")
+        });
     }
 }
 

@@ -77,6 +77,12 @@ impl Process {
         kill_process(self.pid, signal).unwrap();
     }
 
+    /// Sends a signal that [`Signal`] does not name.
+    pub fn signal_number(&self, number: i32) {
+        let command = format!("kill -{number} {}", self.pid.as_raw_nonzero());
+        assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    }
+
     /// Its exit status, if it has ended.
     pub fn try_status(&self) -> Option<ExitStatus> {
         lock(&self.child).try_wait().unwrap()
