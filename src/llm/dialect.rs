@@ -17,8 +17,11 @@ pub enum Dialect {
     Transcriptions,
     /// `/generate`, `/generate_stream`: SGLang's `meta_info` or TGI's `details`.
     Generate,
-    /// llama.cpp's own `/completion`, `/completions` and `/infill`.
+    /// llama.cpp's own `/completion` and `/infill`.
     LlamaCpp,
+    /// `/completions` without its version: llama.cpp's own form too, and OpenAI's where another
+    /// engine answers. Which of them it is, the answer tells.
+    Completions,
     /// Ollama's own `/api/...`: one JSON object a line.
     Ollama,
     /// Nothing is known: `usage` is looked for, no end is asked for.
@@ -43,7 +46,7 @@ const PATHS: &[(&str, Dialect)] = &[
     ("generate", Dialect::Generate),
     ("generate_stream", Dialect::Generate),
     ("completion", Dialect::LlamaCpp),
-    ("completions", Dialect::LlamaCpp),
+    ("completions", Dialect::Completions),
     ("infill", Dialect::LlamaCpp),
 ];
 /// Bytes of the longest words below, and of what must stand before them; a longer path is told by
@@ -69,7 +72,7 @@ impl Dialect {
     }
 
     /// The dialect of a path behind a base path, where the base decides it: `/completions` is
-    /// llama.cpp's own, and OpenAI's behind `/v1`. `None`: it is that of the path alone.
+    /// OpenAI's behind `/v1`. `None`: it is that of the path alone.
     pub fn behind(base: &str, path: &[u8]) -> Option<Dialect> {
         let mut joined = [0; 2 * WORDS_BYTES_MAX];
         let tail = base.as_bytes().last_chunk::<WORDS_BYTES_MAX>();
@@ -94,7 +97,18 @@ impl Dialect {
 
     /// True for the engines' own forms, whose counts stand under names of their own.
     pub fn is_native(self) -> bool {
-        matches!(self, Dialect::Generate | Dialect::LlamaCpp | Dialect::Ollama)
+        matches!(self, Dialect::Generate | Dialect::Ollama) || self.is_llama_cpp()
+    }
+
+    /// True for llama.cpp's own form.
+    pub fn is_llama_cpp(self) -> bool {
+        matches!(self, Dialect::LlamaCpp | Dialect::Completions)
+    }
+
+    /// True where an engine may tell the usage of a stream because it is asked for it. Whoever
+    /// tells it anyway, or does not know the wish, passes over it (llama.cpp).
+    pub fn takes_wish(self) -> bool {
+        matches!(self, Dialect::OpenAi | Dialect::Completions)
     }
 }
 
@@ -130,7 +144,7 @@ mod tests {
             ("/generate", Dialect::Generate),
             ("/generate_stream", Dialect::Generate),
             ("/completion", Dialect::LlamaCpp),
-            ("/completions", Dialect::LlamaCpp),
+            ("/completions", Dialect::Completions),
             ("/infill", Dialect::LlamaCpp),
             ("/api/chat", Dialect::Ollama),
             ("/api/generate", Dialect::Ollama),
@@ -154,7 +168,7 @@ mod tests {
             ("/v1", "/completions", Some(Dialect::OpenAi)),
             ("/x/v1", "/completions/", Some(Dialect::OpenAi)),
             ("/v1", "/v1/chat/completions", Some(Dialect::OpenAi)),
-            ("/x", "/completions", Some(Dialect::LlamaCpp)),
+            ("/x", "/completions", Some(Dialect::Completions)),
             ("/api", "/chat", Some(Dialect::Ollama)),
             ("/api", "/generate", Some(Dialect::Ollama)),
             ("/v1", "/models", None),

@@ -19,7 +19,9 @@ pub fn ended(dialect: Dialect, scan: &UsageScan) -> Option<bool> {
         Dialect::Messages => facts.message_stopped() || is_told,
         // SGLang ends with `[DONE]`, TGI with the whole text; on llama.cpp's `/completions`
         // something else may answer, as on `/v1`.
-        Dialect::Generate | Dialect::LlamaCpp => scan.done() || facts.native_end() || is_told,
+        Dialect::Generate | Dialect::LlamaCpp | Dialect::Completions => {
+            scan.done() || facts.native_end() || is_told
+        }
         Dialect::Ollama => facts.native_end(),
         Dialect::Embeddings | Dialect::Transcriptions | Dialect::Other => return None,
     };

@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn an_error_event_has_the_form_of_its_dialect_whatever_the_message_holds() {
         let after = "line\n\ndata: [DONE]\r\n\"two\", after 3 events.";
-        for dialect in [Dialect::OpenAi, Dialect::Generate, Dialect::LlamaCpp, Dialect::Other] {
+        for dialect in [Dialect::OpenAi, Dialect::Generate, Dialect::Completions, Dialect::Other] {
             let error = json!({
                 "message": after, "type": "api_error", "code": "backend_broke", "param": null,
             });

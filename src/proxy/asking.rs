@@ -37,7 +37,7 @@ impl Asking {
         let plan = w.backend(backend);
         let dialect = plan.map(|plan| request.dialect_at(&plan.base_path));
         // The other dialects tell without being asked.
-        if request.usage_splice().is_none() || dialect != Some(Dialect::OpenAi) {
+        if request.usage_splice().is_none() || !dialect.is_some_and(Dialect::takes_wish) {
             return Asking::No;
         }
         let member = w.fleet.get(backend as usize);

@@ -329,7 +329,7 @@ fn fill(
         audio_seconds: tap.audio_seconds(),
         oddities: tap.oddities(),
         counted: counted(w, tap, outcome),
-        usage_missing_reason: tap.why_missing().map(Into::into),
+        usage_missing_reason: tap.why_missing().or(untold(tap, outcome)).map(Into::into),
         upstream_id: text(record.upstream_id.take(), tap.body_usage.upstream_id()),
         request_bytes: request.body_len,
         response_bytes: sent,
@@ -345,10 +345,19 @@ fn broken_inside(request: &Request, tap: &Tap, story: &Story) -> Option<&'static
     is_answer.then(|| tap.broken_inside()).flatten()
 }
 
-/// Content events of a stream that ended before its engine told its tokens, if they are to stand
-/// for them. Most engines send one token in each.
+/// Why there is no usage of an answer that is whole, and could have been read: the engine did not
+/// tell it. Some do so when the client leaves it out (`response_fields` of llama.cpp), or does not
+/// ask (`details` of TGI), and of what goes on in the background nothing is known yet.
+fn untold(tap: &Tap, outcome: record::Outcome) -> Option<&'static str> {
+    let is_nothing = tap.usage().is_none() && tap.audio_seconds().is_none();
+    (is_nothing && outcome == record::Outcome::Complete && tap.may_tell()).then_some("not_told")
+}
+
+/// Content events of a stream whose engine did not tell its tokens, if they are to stand for them.
+/// Most engines send one token in each.
 fn counted(w: &Worker, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
-    let is_wanted = w.plan.usage.estimate_on_abort && outcome != record::Outcome::Complete;
+    let is_over = outcome == record::Outcome::Complete;
+    let is_wanted = w.plan.usage.estimate_on_abort && (!is_over || tap.may_tell());
     let is_missing = is_wanted && tap.events.is_some() && tap.usage().is_none();
     is_missing.then(|| tap.body_usage.facts().content_events())
 }

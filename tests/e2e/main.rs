@@ -33,6 +33,7 @@ mod leases;
 mod health;
 mod usage;
 mod metering;
+mod native;
 mod packed;
 mod reporters;
 mod sql;

@@ -19,7 +19,7 @@ pub struct Usage {
     pub api_key: KeyForm,
     /// Ask engines for usage on streams whose client did not ask.
     pub inject_stream_usage: bool,
-    /// Count content events of a stream that ended early and whose engine had told nothing yet.
+    /// Count content events of a stream that ended before its engine told its tokens, or without.
     pub estimate_on_abort: bool,
     /// Where records wait until they are delivered.
     pub spool: Spool,

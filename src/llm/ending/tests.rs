@@ -170,6 +170,7 @@ const DIALECTS: &[Dialect] = &[
     Dialect::Messages,
     Dialect::Generate,
     Dialect::LlamaCpp,
+    Dialect::Completions,
     Dialect::Ollama,
     Dialect::Other,
 ];

@@ -109,7 +109,9 @@ impl Counts {
         }
         match dialect {
             Dialect::Generate | Dialect::Ollama => self.native(dialect, is_end),
-            Dialect::LlamaCpp if !self.has_any(&[Field::Input, Field::Output, Field::Total]) => {
+            _ if dialect.is_llama_cpp()
+                && !self.has_any(&[Field::Input, Field::Output, Field::Total]) =>
+            {
                 self.native(dialect, is_end)
             }
             _ => self.common(dialect),

@@ -292,7 +292,7 @@ fn top(dialect: Dialect) -> Names {
         Dialect::Messages => MESSAGES,
         Dialect::Transcriptions => TRANSCRIPTIONS,
         Dialect::Generate => GENERATE,
-        Dialect::LlamaCpp => LLAMA_CPP,
+        Dialect::LlamaCpp | Dialect::Completions => LLAMA_CPP,
         Dialect::Ollama => OLLAMA,
         Dialect::Embeddings | Dialect::Other => OTHER,
     }

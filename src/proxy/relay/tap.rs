@@ -201,6 +201,11 @@ impl Tap {
         })
     }
 
+    /// The answer is in a form that has usage, and is read for it.
+    pub fn may_tell(&self) -> bool {
+        self.reading == Reading::Usage && self.dialect != Dialect::Other
+    }
+
     /// Why there is no usage, when that is known.
     pub fn why_missing(&self) -> Option<&'static str> {
         if self.usage().is_some() || self.reading != Reading::Usage {
