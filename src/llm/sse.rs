@@ -33,9 +33,40 @@ impl Framing {
     }
 }
 
+/// What some senders put before a text to say that it is UTF-8. It is none of the text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Takes that mark off the beginning of a text, cut anywhere.
+#[derive(Debug, Default)]
+pub struct MarkStrip {
+    /// Bytes of the mark that were seen; more than it has once it is not looked for any more.
+    seen: u8,
+}
+
+impl MarkStrip {
+    /// What is to be read, in two parts: bytes that were held back because they might have been
+    /// the mark's, and some of these.
+    pub fn strip<'a>(&mut self, bytes: &'a [u8]) -> (&'static [u8], &'a [u8]) {
+        let Some((held, missing)) = BYTE_ORDER_MARK.split_at_checked(self.seen.into()) else {
+            return (&[], bytes);
+        };
+        let alike = missing.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+        if alike == bytes.len() && alike < missing.len() {
+            self.seen += alike as u8;
+            return (&[], &[]);
+        }
+        self.seen = u8::MAX;
+        match alike == missing.len() {
+            true => (&[], bytes.get(alike..).unwrap_or_default()),
+            false => (held, bytes),
+        }
+    }
+}
+
 /// Watches bytes of a stream, cut anywhere.
 #[derive(Debug, Default)]
 pub struct SseScan {
+    mark: MarkStrip,
     events: u64,
     framing: Framing,
     /// A line with something in it began after the last blank line (NDJSON: after the last line).
@@ -62,6 +93,12 @@ impl SseScan {
 
     /// Sees the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
+        let (held, bytes) = self.mark.strip(bytes);
+        self.read(held);
+        self.read(bytes);
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(first) = rest.first() {
             if std::mem::take(&mut self.after_cr) && *first == b'\n' {

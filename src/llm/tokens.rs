@@ -56,11 +56,15 @@ impl Oddities {
     pub const CACHED_EXCEEDS_PROMPT: Oddities = Oddities(2);
     /// The total is not the sum of prompt and completion.
     pub const TOTAL_DIFFERS: Oddities = Oddities(4);
+    /// Something stood behind the JSON of the answer, or of an event of it: clients may not have
+    /// been able to read it.
+    pub const TEXT_BEHIND: Oddities = Oddities(8);
     /// Each of them, with its name in records.
-    pub const ALL: [(Oddities, &'static str); 3] = [
+    pub const ALL: [(Oddities, &'static str); 4] = [
         (Oddities::ZERO_AFTER_COUNT, "zero_after_count"),
         (Oddities::CACHED_EXCEEDS_PROMPT, "cached_exceeds_prompt"),
         (Oddities::TOTAL_DIFFERS, "total_differs"),
+        (Oddities::TEXT_BEHIND, "text_behind"),
     ];
 
     /// These and those.

@@ -81,6 +81,11 @@ impl UsageScan {
         self.lines.has_data()
     }
 
+    /// It is a whole answer whose JSON has begun and has no end.
+    pub fn is_cut(&self) -> bool {
+        !self.facts.is_stream && self.walk.is_open()
+    }
+
     /// The line `data: [DONE]` has come.
     pub fn done(&self) -> bool {
         self.lines.done()

@@ -56,6 +56,7 @@ fn whole_answers_that_are_none_are_recorded() {
         ("", json!("empty_answer"), Value::Null),
         ("{\"error\":{\"code\":504}}", json!("error_in_answer"), json!("504")),
         ("{\"choices\":[],\"error\":null}", Value::Null, Value::Null),
+        ("{\"choices\":[{\"text\":\"a", json!("answer_unfinished"), Value::Null),
     ] {
         let record = record_of(CHATS, CHAT, &document(body));
         let told = (&record["error"], &record["engine_error"]);
@@ -86,6 +87,15 @@ fn only_the_engines_own_usage_is_billed() {
     let warnings = json!(["cached_exceeds_prompt", "total_differs"]);
     assert_eq!(record["usage_warnings"], warnings, "{record}");
     assert_eq!((&record["prompt_tokens"], &record["total_tokens"]), (&json!(3), &json!(9)));
+    let (text, done) = ("data: {\"choices\":[{\"text\":\"x\"}]}\n\n", "data: [DONE]\n\n");
+    let late = format!("\u{feff}data: {{{real}}}\n\n{text}{done}data: {{{forged}}}\n\n");
+    let record = record_of(CHATS, STREAM, &stream(&late));
+    let told = (&record["prompt_tokens"], &record["completion_tokens"], &record["status"]);
+    assert_eq!(told, (&json!(8), &json!(2), &json!("complete")), "{record}");
+    assert_eq!(record["events"], 3, "{record}");
+    let record = record_of(CHATS, CHAT, &document(&format!("{{{real}}}{{{forged}}}")));
+    assert_eq!(record["usage_warnings"], json!(["text_behind"]), "{record}");
+    assert_eq!(record["prompt_tokens"], 8, "{record}");
     for half in ["{\"usage\":{\"prompt_tokens\":3}}", "{\"usage\":{\"completion_tokens\":3}}"] {
         let record = record_of(CHATS, CHAT, &document(half));
         let told = (&record["usage_source"], &record["usage_missing_reason"]);

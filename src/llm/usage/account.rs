@@ -58,6 +58,8 @@ pub struct Account {
     /// Something in that sum was no count.
     fault: Option<Odd>,
     oddities: Oddities,
+    /// Something stands behind a whole object and is none of it.
+    pub has_text_behind: bool,
 }
 
 /// The counts of one choice, or of the whole.
@@ -93,7 +95,8 @@ impl Account {
 
     fn take_whole(&mut self, dialect: Dialect, now: &Counts) {
         if !self.is_single() && matches!(now.usage(dialect, false), Ok(Some(_))) {
-            *self = Account::default();
+            let has_text_behind = self.has_text_behind;
+            *self = Account { has_text_behind, ..Account::default() };
         }
         if self.is_single() {
             self.last.of = Of::Whole;
@@ -188,7 +191,9 @@ impl Account {
             let usage = counts.usage(dialect, self.is_end);
             counts.oddities(usage.ok().flatten())
         };
-        self.parts().fold(self.oddities, |all, counts| all.and(of(counts)))
+        let is_strange = self.has_text_behind && matches!(self.usage(dialect), Ok(Some(_)));
+        let all = self.oddities.and_if(is_strange, Oddities::TEXT_BEHIND);
+        self.parts().fold(all, |all, counts| all.and(of(counts)))
     }
 }
 

@@ -223,6 +223,11 @@ impl Facts {
         }
     }
 
+    /// Something stands behind a whole object and is none of it.
+    pub(super) fn mark_text_behind(&mut self) {
+        self.account.get_or_insert_default().has_text_behind = true;
+    }
+
     /// The object of an event is complete.
     pub(super) fn commit(&mut self) {
         let mut said = std::mem::take(&mut self.said);

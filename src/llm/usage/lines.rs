@@ -6,18 +6,19 @@ use super::facts::Facts;
 use super::places::Place;
 use super::walk::Walk;
 use crate::llm::dialect::Dialect;
-use crate::llm::sse::Framing;
+use crate::llm::sse::{Framing, MarkStrip};
 use memchr::{memchr, memchr2};
 
-/// As much of a line as tells what it is, when its bytes arrive in pieces: the longest name of an
-/// event that matters.
-const HEAD_BYTES: usize = 32;
+/// As much of a line as tells what it is, when its bytes arrive in pieces: more than the longest
+/// line with the name of an event that matters.
+const HEAD_BYTES: usize = 31;
 
 /// Watches bytes of an answer, cut anywhere.
 #[derive(Debug, Default)]
 pub struct Lines {
     /// `None`: the answer is one JSON text.
     framing: Option<Framing>,
+    mark: MarkStrip,
     line: Line,
     /// Beginning of a line of which it is not known yet what it is.
     head: [u8; HEAD_BYTES],
@@ -77,6 +78,14 @@ impl Lines {
 
     /// Sees the next bytes.
     pub fn feed(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+        let (held, bytes) = self.mark.strip(bytes);
+        if !held.is_empty() {
+            self.read(walk, facts, held);
+        }
+        self.read(walk, facts, bytes);
+    }
+
+    fn read(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
         match self.framing {
             Some(Framing::Events) => self.feed_events(walk, facts, bytes),
             Some(Framing::Lines) => self.feed_lines(walk, facts, bytes),
@@ -162,7 +171,8 @@ impl Lines {
         if let Some(value) = line.strip_prefix(b"data:") {
             if is_done(value) {
                 self.done = true;
-                return;
+                // What follows is not what it was before.
+                return self.alike.reset();
             }
             return self.data(walk, facts, value.strip_prefix(b" ").unwrap_or(value));
         }
@@ -184,9 +194,9 @@ impl Lines {
         if std::mem::replace(&mut self.in_event, true) {
             walk.join(facts);
         } else {
-            walk.begin(Place::Top);
+            walk.begin(if self.done { Place::BehindEnd } else { Place::Top });
         }
-        self.has_data = true;
+        self.has_data |= !self.done;
         walk.feed(facts, value);
     }
 
@@ -200,7 +210,8 @@ impl Lines {
     fn end_event(&mut self, walk: &mut Walk, facts: &mut Facts) {
         walk.end(facts);
         self.is_between = true;
-        if std::mem::take(&mut self.in_event) && facts.dialect == Dialect::Other {
+        let is_counted = facts.dialect == Dialect::Other && !self.done;
+        if std::mem::take(&mut self.in_event) && is_counted {
             // Nothing is known of what stands in it.
             facts.count_content();
         }

@@ -245,9 +245,12 @@ mod tests {
     }
 
     proptest! {
-        /// Catches: any other difference to what a JSON parser reads.
+        /// Catches: any other difference to what a JSON parser reads. Of more than 15 digits a
+        /// parser's floating point number may be another one.
         #[test]
-        fn agrees_with_serde_json(text in "-?(0|[1-9][0-9]{0,12})(\\.[0-9]{1,6})?([eE][+-]?[0-9])?") {
+        fn agrees_with_serde_json(
+            text in "-?(0|[1-9][0-9]{0,8})(\\.[0-9]{1,6})?([eE][+-]?[0-9])?"
+        ) {
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             let value = value.as_f64().unwrap();
             let whole = value.fract() == 0.0 && (0.0..=TOKENS_MAX as f64).contains(&value);

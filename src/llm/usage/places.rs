@@ -41,6 +41,9 @@ pub enum Place {
     Token,
     /// What went wrong.
     Error,
+    /// The data of an event behind the end mark. Clients read no further: an error is heard, and
+    /// nothing is billed.
+    BehindEnd,
 }
 
 /// Which count a number is.
@@ -255,6 +258,20 @@ const ERROR: Names =
     &[(b"code", Name::Code(0)), (b"http_status_code", Name::Code(1)), (b"type", Name::Code(3))];
 
 impl Name {
+    /// What the member `name` means at the top of a whole answer. What an event has inside of an
+    /// object of its own (`response`, `message`) stands at the top here, and what is inside of an
+    /// object of that name may be anybody's.
+    pub fn of_whole(dialect: Dialect, name: &[u8]) -> Name {
+        match (dialect, Name::of(dialect, Place::Top, name)) {
+            (Dialect::Responses | Dialect::Messages, Name::Enter(place))
+                if place != Place::Usage =>
+            {
+                Name::None
+            }
+            (_, name) => name,
+        }
+    }
+
     /// What the member `name` means there.
     pub fn of(dialect: Dialect, place: Place, name: &[u8]) -> Name {
         let names = match place {
@@ -280,6 +297,7 @@ impl Name {
             Place::Details => DETAILS,
             Place::Token => TOKEN,
             Place::Error => ERROR,
+            Place::BehindEnd => ANY_TOP,
         };
         find(names, name).unwrap_or_default()
     }

@@ -57,8 +57,10 @@ enum At {
     /// Before all.
     #[default]
     Start,
-    /// Behind all, or behind what is no JSON.
+    /// Behind all.
     Over,
+    /// Behind what is no JSON, or none that we read.
+    Broken,
     /// Bytes passed unseen: so many of the key's are there.
     Lost(u8),
     /// Behind the brace that opens an object.
@@ -138,9 +140,14 @@ impl Walk {
         }
     }
 
+    /// It has begun, and its end has not come. Of one of which bytes passed unseen nobody knows.
+    pub fn is_open(&self) -> bool {
+        !self.is_tail && !matches!(self.at, At::Start | At::Over | At::Broken)
+    }
+
     /// It is over. What is not complete does not count.
     pub fn end(&mut self, facts: &mut Facts) {
-        if !matches!(self.at, At::Start | At::Over) {
+        if !matches!(self.at, At::Start | At::Over | At::Broken) {
             self.at = At::Over;
             facts.drop_said();
         }
@@ -184,6 +191,7 @@ impl Walk {
                 At::Start => self.start(facts, rest),
                 At::Lost(matched) => self.search(rest, matched),
                 At::Over => self.over(facts, rest),
+                At::Broken => rest.len(),
             };
             rest = rest.get(used..).unwrap_or_default();
         }
@@ -199,17 +207,29 @@ impl Walk {
                 self.in_list = true;
                 self.at = At::List;
             }
+            // Of rerankers, and vectors: it has no usage, but an end.
+            Some(b'[') => {
+                self.name = Name::None;
+                self.step_over_from(facts, b'[');
+            }
             _ => self.give_up(facts),
         }
         at + 1
     }
 
     fn over(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
-        if self.is_tail && first_token(rest).is_some() {
-            // What was found was not the answer's own.
-            facts.drop_counts();
-            self.at = At::Lost(0);
-            return 0;
+        match first_token(rest) {
+            None => {}
+            Some(_) if self.is_tail => {
+                // What was found was not the answer's own.
+                facts.drop_counts();
+                self.at = At::Lost(0);
+                return 0;
+            }
+            Some(_) => {
+                facts.mark_text_behind();
+                self.at = At::Broken;
+            }
         }
         rest.len()
     }
@@ -309,7 +329,11 @@ impl Walk {
     /// What a member of this name means here.
     fn meaning(&self, facts: &Facts, name: &[u8]) -> Name {
         let place = self.depth.checked_sub(1).and_then(|at| self.places.get(usize::from(at)));
-        Name::of(facts.dialect, place.copied().unwrap_or_default(), name)
+        let place = place.copied().unwrap_or_default();
+        match place {
+            Place::Top if !facts.is_stream => Name::of_whole(facts.dialect, name),
+            _ => Name::of(facts.dialect, place, name),
+        }
     }
 
     fn colon(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
@@ -513,13 +537,17 @@ impl Walk {
 
     /// A value ends.
     fn close_value(&mut self) {
-        self.at = if self.in_list { At::List } else { At::Behind };
+        self.at = match (self.in_list, self.depth) {
+            (true, _) => At::List,
+            (false, 0) => At::Over,
+            (false, _) => At::Behind,
+        };
     }
 
     /// This is no JSON, or none that we read.
     fn give_up(&mut self, facts: &mut Facts) {
         facts.drop_said();
-        self.at = if self.is_tail { At::Lost(0) } else { At::Over };
+        self.at = if self.is_tail { At::Lost(0) } else { At::Broken };
     }
 }
 

@@ -229,6 +229,9 @@ impl Tap {
             (false, _) if !self.body_usage.has_data() && self.dialect != Dialect::Other => {
                 Some("empty_answer")
             }
+            (false, _) if self.body_usage.is_cut() && self.dialect != Dialect::Other => {
+                Some("answer_unfinished")
+            }
             (false, _) => None,
         }
     }

@@ -237,3 +237,112 @@ fn the_id_is_the_answers_own() {
         assert_eq!(read(Dialect::OpenAi, None, &answer).upstream_id().is_some(), fits);
     }
 }
+
+/// Catches: what stands where only an event has usage, in an answer that is none and whose objects
+/// of these names are a client's.
+#[test]
+fn a_whole_answer_has_its_usage_at_its_top_alone() {
+    let real = r#""usage":{"input_tokens":8,"output_tokens":2}"#;
+    let forged = r#""usage":{"input_tokens":1,"output_tokens":999999}"#;
+    for dialect in [Dialect::Responses, Dialect::Messages] {
+        for name in ["response", "message", "delta", "content_block", "metadata"] {
+            for answer in [
+                format!("{{{real},\"{name}\":{{{forged},\"id\":\"x\"}}}}"),
+                format!("{{\"{name}\":{{{forged},\"id\":\"x\"}},{real}}}"),
+            ] {
+                let scan = read(dialect, None, &answer);
+                assert_eq!(scan.usage().map(tokens), EIGHT_AND_TWO, "{dialect:?} {answer}");
+                assert_eq!(scan.upstream_id(), None, "{answer}");
+            }
+            let alone = format!("{{\"{name}\":{{{forged}}}}}");
+            assert_eq!(whole(dialect, &alone), None, "{dialect:?} {alone}");
+        }
+    }
+}
+
+/// Catches: what comes behind the end mark, where no client reads, and is billed; an error there
+/// that is not heard.
+#[test]
+fn behind_the_end_mark_nothing_is_billed() {
+    let real = format!("data: {{{REAL}}}\n\n");
+    let forged = format!("data: {{{FORGED}}}\n\n");
+    let text = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
+    for (stream, expected) in [
+        (format!("{text}{real}data: [DONE]\n\n{forged}{text}{text}"), EIGHT_AND_TWO),
+        (format!("{text}{real}data: [DONE]\n{forged}{text}"), EIGHT_AND_TWO),
+        (format!("{text}data: [DONE]\r\n\r\n{forged}"), None),
+    ] {
+        let scan = read(Dialect::OpenAi, EVENTS, &stream);
+        assert_eq!(scan.usage().map(tokens), expected, "{stream}");
+        assert_eq!((scan.facts().content_events(), scan.facts().error()), (1, false), "{stream}");
+        let failed = stream + "data: {\"error\":{\"code\":500}}\n\n";
+        let scan = read(Dialect::OpenAi, EVENTS, &failed);
+        assert_eq!(scan.usage().map(tokens), expected, "{failed}");
+        assert_eq!(scan.facts().error_code(), Some("500"), "{failed}");
+    }
+}
+
+/// Catches: an answer that no client can parse and that is billed without a word.
+#[test]
+fn text_behind_the_json_is_told() {
+    let odd = |framing, answer: &str| {
+        let scan = read(Dialect::OpenAi, framing, answer);
+        assert_eq!(scan.usage().map(tokens), EIGHT_AND_TWO, "{answer}");
+        scan.facts().oddities().names().collect::<Vec<_>>()
+    };
+    for behind in ["x", "{}", "]", &format!("{{{FORGED}}}"), "\n\nnull"] {
+        assert_eq!(odd(None, &format!("{{{REAL}}}{behind}")), ["text_behind"], "{behind}");
+    }
+    for blank in ["", " ", "\r\n\t "] {
+        assert_eq!(odd(None, &format!("{{{REAL}}}{blank}")), [""; 0]);
+    }
+    assert_eq!(odd(EVENTS, &format!("data: {{{REAL}}} \n\n")), [""; 0]);
+    assert_eq!(odd(EVENTS, &format!("data: {{{REAL}}} x\n\n")), ["text_behind"]);
+    let broken = read(Dialect::OpenAi, None, "{\"a\":} x");
+    assert!(broken.facts().oddities().is_empty(), "it has no usage that could be strange");
+}
+
+/// Catches: a first event or an answer that is lost because its text begins with the mark of UTF-8.
+#[test]
+fn the_mark_of_utf8_is_none_of_the_text() {
+    let stream = format!("\u{feff}data: {{{REAL}}}\n\n");
+    let scan = read(Dialect::OpenAi, EVENTS, &stream);
+    assert_eq!(scan.usage().map(tokens), EIGHT_AND_TWO);
+    assert_eq!(whole(Dialect::OpenAi, &format!("\u{feff}{{{REAL}}}")), EIGHT_AND_TWO);
+    let line = "\u{feff}{\"done\":true,\"prompt_eval_count\":8,\"eval_count\":2}\n";
+    let scan = read(Dialect::Ollama, Some(Framing::Lines), line);
+    assert_eq!(scan.usage().map(tokens), EIGHT_AND_TWO);
+    // It is one mark, at the beginning; a half of it is none.
+    for (mark, second) in [("\u{feff}\u{feff}", ""), ("", "\u{feff}")] {
+        let stream = format!("{mark}data: {{{FORGED}}}\n\n{second}data: {{{REAL}}}\n\n");
+        let found = read(Dialect::OpenAi, EVENTS, &stream).usage().map(|usage| usage.prompt_tokens);
+        assert_eq!(found, Some(if mark.is_empty() { 1 } else { 8 }), "{stream:?}");
+    }
+    let half = [b"\xef\xbb", format!("data: {{{FORGED}}}\n\n").as_bytes()].concat();
+    for size in [1, 2, 3, usize::MAX] {
+        assert_eq!(super::scan(Dialect::OpenAi, EVENTS, half.chunks(size)).usage(), None);
+    }
+}
+
+/// Catches: an answer that is cut although all its announced bytes came, and that is complete.
+#[test]
+fn an_answer_whose_json_has_no_end_is_cut() {
+    let is_cut = |dialect: Dialect, answer: &str| read(dialect, None, answer).is_cut();
+    let answers = [
+        (Dialect::OpenAi, format!("{{\"choices\":[{{\"text\":\"a]}}\"}}],{REAL}}}")),
+        (Dialect::Embeddings, "[[0.5,\"]\"],[{\"x\":[1]}]]".to_owned()),
+        (Dialect::LlamaCpp, "[{\"content\":\"a\"},{\"content\":\"b\"}]".to_owned()),
+    ];
+    for (dialect, answer) in answers {
+        assert!(!is_cut(dialect, &answer), "{answer}");
+        assert!(!is_cut(dialect, &format!("{answer}\n")), "{answer}");
+        for (end, _) in answer.char_indices().skip(1) {
+            let (cut, _) = answer.split_at(end);
+            assert!(is_cut(dialect, cut), "{cut}");
+        }
+    }
+    for other in ["", "  ", "text", "<html>", "\"text\"", "{\"a\":}", "12"] {
+        assert!(!is_cut(Dialect::OpenAi, other), "nobody knows: {other}");
+    }
+    assert!(!read(Dialect::OpenAi, EVENTS, "data: {\"a\":1").is_cut(), "a stream has its mark");
+}
