@@ -35,12 +35,55 @@ fn main() {
     usage.expect(Dialect::OpenAi, Some(Framing::Events));
     measure("usage, one event", EVENT.len(), || usage.feed(black_box(EVENT)));
     measure("usage, the usage event", USAGE_EVENT.len(), || usage.feed(black_box(USAGE_EVENT)));
+    usage_of_long_events();
     let mut sse = SseScan::default();
     measure("sse, one event", EVENT.len(), || sse.feed(black_box(EVENT)));
     let slice = EVENT.repeat(64);
     measure("usage, 64 events", slice.len(), || usage.feed(black_box(&slice)));
     measure("sse, 64 events", slice.len(), || sse.feed(black_box(&slice)));
     black_box((usage, sse));
+}
+
+/// Events that the tap walks through, and what it costs to find their lines alone: what counts is
+/// the ratio of the two. Each is another one than the last, so that none is only compared with it.
+fn usage_of_long_events() {
+    let text = |text: &str| format!("\"text\":\"{text}\",\"logprobs\":null");
+    let token = r#"{"token":" a\"b","logprob":-0.125,"bytes":[32,97,34,98],"top_logprobs":[]},"#;
+    let logprobs = |bytes: usize| {
+        let tokens = token.repeat(bytes / token.len());
+        format!("\"text\":\"a\",\"logprobs\":{{\"content\":[{tokens}null]}}")
+    };
+    let vector = format!("\"embedding\":[{}0]", "-0.01234567,".repeat(1_000_000 / 12));
+    let code = PROMPTS[0].1;
+    for (name, member) in [
+        ("200 B, walked", text("word")),
+        ("3 KB of logprobs", logprobs(3_000)),
+        ("1 MB of logprobs", logprobs(1_000_000)),
+        ("1 MB of code", text(&code.repeat(1_000_000 / code.len()))),
+        ("1 MB of prose", text(&PROMPTS[1].1.repeat(1_000_000 / PROMPTS[1].1.len()))),
+        ("1 MB of vectors", vector),
+    ] {
+        let event = |id: u8| {
+            format!(
+                "data: {{\"id\":\"chatcmpl-{id}\",\"object\":\"chat.completion.chunk\",\
+                 \"created\":1700000000,\"model\":\"m\",\"choices\":[{{\"index\":0,{member},\
+                 \"finish_reason\":null}}]}}\n\n"
+            )
+        };
+        let events = [event(1), event(2)];
+        let mut turn = events.iter().cycle();
+        let mut usage = UsageScan::default();
+        usage.expect(Dialect::OpenAi, Some(Framing::Events));
+        measure(&format!("usage, {name}"), events[0].len(), || {
+            let event = turn.next().map_or(&[][..], |event| event.as_bytes());
+            usage.feed(black_box(event));
+        });
+        let mut sse = SseScan::default();
+        measure(&format!("sse, {name}"), events[0].len(), || {
+            sse.feed(black_box(events[0].as_bytes()));
+        });
+        black_box((usage, sse));
+    }
 }
 
 fn scan(name: &str, prompt: &str) {
