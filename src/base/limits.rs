@@ -176,6 +176,11 @@ pub const LANE_LOSSES_PROVEN_SOME: u32 = 12;
 /// Tries of one record, alone, that got no answer while there was nothing of another key to try,
 /// about a quarter of an hour. Beyond: one record of its key at a time may overtake it.
 pub const LANE_OVERTAKEN_LOSSES: u32 = 12;
+/// Answers of a receiver in a row that take nothing, each to another record, sent one at a time.
+/// Beyond: it is held to be down, as one that has lost its token; waits follow.
+pub const LANE_OPINIONS_MAX: u32 = 100;
+/// Waits in a row that grow, of a receiver that answers: up to 32 s. Beyond: they stay as long.
+pub const LANE_REFUSED_WAITS_MAX: u32 = 6;
 /// Distance, in records, between the oldest that a lane has not finished and the last that it has
 /// read: so many may be delivered twice after a crash. Beyond: nothing is read.
 pub const LANE_SPAN_MAX: u64 = 1024 * 1024;

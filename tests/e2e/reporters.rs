@@ -154,6 +154,63 @@ fn a_receiver_that_refuses_everything_is_waited_for() {
     assert_eq!(taken, asked);
 }
 
+/// Catches: bad records of many keys in front of good ones, which stop the lane because each of
+/// them is taken for a sign that the receiver is away.
+#[test]
+fn many_refused_records_in_front_hold_up_no_other() {
+    for more in ["retry: 2", "retry: 2, batch: array, batch_size: 50, concurrency: 1"] {
+        // Nobody is there yet, so that all of it waits when the receiver comes.
+        let is_there = Arc::new(AtomicBool::new(false));
+        let comes = Arc::clone(&is_there);
+        let hook = Webhook::scripted(move |_, delivery| match comes.load(SeqCst) {
+            false => 503,
+            true if is_bad(delivery) => 422,
+            true => 204,
+        });
+        let (engine, scratch) = (Engine::start(&[]), Scratch::new());
+        let spool = scratch.file("spool");
+        let proxy = Config::backend_at(engine.url())
+            .section(format!(
+                "usage: {{spool: {{dir: \"{}\"}}, reporters: [{{name: hook, webhook: {{url: \
+                 \"{}\", {more}}}}}]}}",
+                spool.display(),
+                hook.url()
+            ))
+            .start();
+        let mut client = proxy.connect();
+        let mut bad = HashSet::new();
+        for i in 0..30 {
+            let field = format!("Authorization: Bearer sk-bad-0123456789-{i}\r\n");
+            let answer = client.post(CHATS, &field, BAD);
+            bad.insert(answer.head.get("x-request-id").unwrap().to_owned());
+        }
+        let mut good = post(&proxy, 300);
+        is_there.store(true, SeqCst);
+        let reporter = [("reporter", "hook")];
+        // Records are told to be bad by others that pass between their tries.
+        await_until("dead letters", SOON, || {
+            good.extend(post(&proxy, 1));
+            pause(Duration::from_millis(20));
+            proxy.metric("llmproxy_reporter_dead_letters_total", &reporter) >= 30.0
+        });
+        proxy.await_metric("llmproxy_reporter_queue", &reporter, 0.0);
+        let deliveries = hook.deliveries();
+        let taken: HashSet<String> = deliveries
+            .iter()
+            .filter(|delivery| !is_bad(delivery))
+            .flat_map(|delivery| match serde_json::from_slice(&delivery.body).unwrap() {
+                Value::Array(records) => records,
+                record => vec![record],
+            })
+            .map(|record| id_of(&record))
+            .collect();
+        assert_eq!(taken, good, "{more}");
+        let letters = std::fs::read_to_string(spool.join("hook.dead.jsonl")).unwrap();
+        assert_eq!(letters.lines().count(), 30, "{more}");
+        assert!(bad.iter().all(|id| letters.contains(id)), "{more}");
+    }
+}
+
 /// Catches: senders that overtake each other within a key, and keys that wait for each other.
 #[test]
 fn records_of_a_key_keep_their_order_among_several_senders() {

@@ -1,10 +1,14 @@
 //! How long a lane leaves its receiver alone.
 //!
 //! A receiver that cannot be reached gets nothing for a while, then one batch at a time until one
-//! is answered; the wait doubles with each that is not. A single record that fails may be at fault
-//! itself: then one other is sent at once for a second opinion, and only when that fails too is the
-//! receiver held to be down.
+//! is answered; the wait doubles with each that is not.
+//!
+//! A receiver that answers and does not take a record is alive, and the record may be at fault. So
+//! others are sent at once, one at a time, for another opinion. Only when there is nothing left to
+//! ask with, or [`LANE_OPINIONS_MAX`] in a row were not taken, is it held to be down; then the
+//! waits grow no further than [`LANE_REFUSED_WAITS_MAX`] of them do.
 
+use crate::base::limits::{LANE_OPINIONS_MAX, LANE_REFUSED_WAITS_MAX};
 use std::time::{Duration, Instant};
 
 /// The first wait and the longest one.
@@ -38,22 +42,35 @@ pub struct Backoff {
     fails: u32,
     /// `None` while the receiver is well.
     until: Option<Instant>,
-    /// The second opinion of this failure is being asked for.
+    /// Another opinion than that of the last failure is being asked for.
     doubted: bool,
+    /// Answers in a row that took nothing. Zero when the last failure was no answer.
+    refusals: u32,
+    /// There is something new to ask with: the wait after a refusal is over.
+    is_called: bool,
 }
 
 impl Backoff {
     /// A receiver of which nothing is known. The seed should differ between processes: many that
     /// wait for one receiver must not come back at the same instant.
     pub fn new(waits: Waits, seed: u64) -> Self {
-        Backoff { waits, random: seed, round: 0, fails: 0, until: None, doubted: false }
+        Backoff {
+            waits,
+            random: seed,
+            round: 0,
+            fails: 0,
+            until: None,
+            doubted: false,
+            refusals: 0,
+            is_called: false,
+        }
     }
 
     /// What may be sent at this time.
     pub fn leave(&self, now: Instant) -> Leave {
         match self.until {
             None => Leave::All,
-            Some(until) if until > now => Leave::NotBefore(until),
+            Some(until) if until > now && !self.is_called => Leave::NotBefore(until),
             Some(_) => Leave::One,
         }
     }
@@ -68,9 +85,9 @@ impl Backoff {
         self.fails > 0
     }
 
-    /// True when it did not come back after the first wait.
-    pub fn is_down_again(&self) -> bool {
-        self.fails > 1
+    /// Waits in a row.
+    pub fn waits(&self) -> u32 {
+        self.fails
     }
 
     /// True while another record than the one that failed is wanted.
@@ -78,34 +95,55 @@ impl Backoff {
         self.doubted
     }
 
-    /// The receiver answered what was sent in this round.
+    /// True while the last that is known of it is an answer that took nothing.
+    pub fn is_refusing(&self) -> bool {
+        self.refusals > 0
+    }
+
+    /// The receiver took what was sent in this round.
     pub fn answered(&mut self, round: u64) {
         if round == self.round {
             (self.fails, self.until, self.doubted) = (0, None, false);
+            (self.refusals, self.is_called) = (0, false);
         }
     }
 
     /// What was sent in this round failed. The receiver may have named a wait; it counts when it
     /// is the longer one, and no further than ours may grow.
     pub fn failed(&mut self, round: u64, named: Option<Duration>, now: Instant) {
+        if round == self.round {
+            self.refusals = 0;
+            self.pause(self.fails.saturating_add(1), named, now);
+        }
+    }
+
+    /// What was sent in this round was answered, and not taken. `has_other`: there is a record
+    /// that can give another opinion.
+    pub fn refused(&mut self, round: u64, has_other: bool, now: Instant) {
         if round != self.round {
             return;
         }
+        self.refusals = self.refusals.saturating_add(1);
+        if has_other && self.refusals < LANE_OPINIONS_MAX {
+            return self.ask(now);
+        }
+        self.pause(self.fails.saturating_add(1).min(LANE_REFUSED_WAITS_MAX), None, now);
+    }
+
+    /// A record came with which a receiver that refuses was not asked yet.
+    pub fn call(&mut self) {
+        self.is_called |= self.is_refusing() && self.refusals < LANE_OPINIONS_MAX;
+    }
+
+    fn pause(&mut self, fails: u32, named: Option<Duration>, now: Instant) {
         self.round += 1;
-        self.doubted = false;
-        self.fails = self.fails.saturating_add(1);
-        let wait = self.wait(self.fails).max(named.unwrap_or_default().min(self.waits.most));
+        (self.doubted, self.is_called) = (false, false);
+        self.fails = fails;
+        let wait = self.wait(fails).max(named.unwrap_or_default().min(self.waits.most));
         self.until = Some(now + wait);
     }
 
-    /// What was sent in this round failed, and may be at fault itself.
-    pub fn doubt(&mut self, round: u64, now: Instant) {
-        if round != self.round {
-            return;
-        }
-        if self.doubted {
-            return self.failed(round, None, now);
-        }
+    fn ask(&mut self, now: Instant) {
         self.round += 1;
         self.doubted = true;
         self.until = Some(now);
@@ -118,7 +156,7 @@ impl Backoff {
         if !is_open || self.doubted {
             return false;
         }
-        self.doubt(self.round, now);
+        self.ask(now);
         true
     }
 
@@ -133,12 +171,12 @@ impl Backoff {
         let doublings = tries.saturating_sub(1).min(31);
         let all = self.waits.least.saturating_mul(1 << doublings).min(self.waits.most);
         // Sixteen random bits are spread enough.
-        let share = (self.next_random() >> 48) as u32;
+        let share = (self.random() >> 48) as u32;
         all / 2 + (all / 2).saturating_mul(share) / u32::from(u16::MAX)
     }
 
-    /// SplitMix64.
-    fn next_random(&mut self) -> u64 {
+    /// Any number (SplitMix64).
+    pub fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -190,15 +228,37 @@ mod tests {
         }
     }
 
-    /// Catches: one bad record that holds up all, or a dead receiver that is asked twice as often.
+    /// Catches: one bad record that holds up all, a receiver that refuses everything and is asked
+    /// without end, and one that is left alone for minutes although it answers.
     #[test]
-    fn a_doubtful_failure_gets_one_second_opinion() {
+    fn a_refusal_gets_other_opinions_up_to_a_limit() {
         let now = Instant::now();
         let mut backoff = Backoff::new(WAITS, 7);
-        backoff.doubt(backoff.round(), now);
-        assert_eq!((backoff.leave(now), backoff.is_down()), (Leave::One, false));
-        backoff.doubt(backoff.round(), now);
+        for _ in 1..LANE_OPINIONS_MAX {
+            backoff.refused(backoff.round(), true, now);
+            assert_eq!((backoff.leave(now), backoff.is_down()), (Leave::One, false));
+        }
+        for tries in 1..20 {
+            backoff.refused(backoff.round(), true, now);
+            let Leave::NotBefore(until) = backoff.leave(now) else { panic!("no wait") };
+            let most = WAITS.least * (1 << (tries.min(LANE_REFUSED_WAITS_MAX) - 1));
+            assert!(backoff.is_down() && until - now >= most / 2 && until - now <= most);
+        }
+    }
+
+    /// Catches: what comes new and waits for a receiver that only refused what is old; and new
+    /// records that end the wait for one that cannot be reached.
+    #[test]
+    fn a_new_record_is_another_opinion_of_a_receiver_that_refuses() {
+        let now = Instant::now();
+        let mut backoff = Backoff::new(WAITS, 7);
+        backoff.refused(0, false, now);
         assert!(matches!(backoff.leave(now), Leave::NotBefore(_)) && backoff.is_down());
+        backoff.call();
+        assert_eq!(backoff.leave(now), Leave::One);
+        backoff.failed(backoff.round(), None, now);
+        backoff.call();
+        assert!(matches!(backoff.leave(now), Leave::NotBefore(_)));
     }
 
     /// Catches: a wait that ends because a late loss comes in, and a question without end.

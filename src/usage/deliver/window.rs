@@ -5,7 +5,10 @@
 //! - A batch that the receiver does not take is cut in pieces until the record at fault is alone.
 //! - A record that fails or is refused again and again while others are delivered in between is
 //!   buried: it alone is at fault. Meanwhile it holds up its own key. When everything is refused
-//!   alike, the receiver is as good as away.
+//!   alike, the receiver is as good as away. To tell the two apart, others are tried at once, one
+//!   at a time and alone, picked at random from those that were not tried since something was
+//!   delivered last: however many bad ones there are, each is tried once before any is tried
+//!   twice. There is no wait before that ends ([`LANE_OPINIONS_MAX`]), and no long one after.
 //! - A receiver that cannot be reached never costs a record, only time ([`super::backoff`]). But a
 //!   record may cut each connection that it comes over. Its loss, alone, counts as proven when the
 //!   very next that is sent is delivered; after [`LANE_LOSSES_PROVEN_MAX`] of those, at growing
@@ -14,20 +17,20 @@
 //! - While it seems away, all that may go first takes turns: several bad ones tell nothing.
 //! - What came back holds up its own key and no other: neither it nor what waits behind it takes
 //!   room from the rest, up to a limit. Beyond, fewer proofs have to do.
-//! - If all that waits is held up by such records, one record at a time may overtake them, right
-//!   after another failure, to find out; that is the only way in which the order yields.
+//! - If all that waits is held up by records that were refused or lost many times, one at a time
+//!   may overtake them to find out; that is the only way in which the order yields.
 
 mod blame;
 mod choice;
 mod held;
 
 use super::backoff::{Backoff, Leave, Waits};
-#[cfg(doc)]
-use crate::base::limits::LANE_LOSSES_PROVEN_MAX;
 use crate::base::limits::{
     LANE_BODY_BYTES_MAX, LANE_HELD_UP_RECORDS_MAX, LANE_RECORDS_MAX, LANE_RECORDS_MIN,
     LANE_SPAN_MAX,
 };
+#[cfg(doc)]
+use crate::base::limits::{LANE_LOSSES_PROVEN_MAX, LANE_OPINIONS_MAX};
 use crate::usage::record::UsageRecord;
 use crate::usage::reporter::Shape;
 use held::{body_bytes, Held};
@@ -54,7 +57,7 @@ pub struct Window {
     flights: HashMap<u64, Flight>,
     /// Flights so far; the number of one is its name.
     launched: u64,
-    /// Batches that were delivered so far.
+    /// Batches that were delivered so far, each in the round in which it was sent.
     delivered: u64,
     /// A record that did not get through, alone, and the round that began with that.
     accused: Option<(u64, u64)>,
@@ -186,6 +189,7 @@ impl Window {
         };
         if first {
             self.heads.insert(seq);
+            self.backoff.call();
         }
         self.open.insert(seq, Held::new(record, key, self.shape.batch.max(1)));
     }
@@ -260,10 +264,12 @@ impl Window {
                 held.flying = false;
             }
         }
+        seqs.iter().for_each(|seq| self.lie_still(*seq));
         match outcome {
             Outcome::Delivered => {
+                // What was sent before a refusal and comes after it says nothing of the time since.
+                self.delivered += u64::from(round == self.backoff.round());
                 self.backoff.answered(round);
-                self.delivered += 1;
                 settled.delivered = seqs.len() as u64;
                 self.prove(&seqs, round);
                 seqs.iter().for_each(|seq| drop(self.close(*seq)));
@@ -276,7 +282,6 @@ impl Window {
                 settled.buried = self.failed(&seqs, (round, half), now);
             }
         }
-        seqs.iter().for_each(|seq| self.lie_still(*seq));
         settled
     }
 

@@ -15,8 +15,7 @@ impl Window {
     ) -> Option<Given> {
         let [alone] = seqs else {
             self.cut(seqs, piece);
-            self.backoff.doubt(round, now);
-            self.stand_back(seqs);
+            self.ask_others(seqs, round, now);
             return None;
         };
         let held = self.open.get_mut(alone)?;
@@ -26,11 +25,18 @@ impl Window {
         }
         let [failed, _] = held.tries();
         held.not_before = Some(now + self.backoff.wait(failed));
+        held.batch = 1;
         if !failure.is_its_own {
-            self.backoff.doubt(round, now);
-            self.stand_back(seqs);
+            self.ask_others(seqs, round, now);
         }
         None
+    }
+
+    /// These were answered and not taken: what becomes of another tells whose fault that is.
+    fn ask_others(&mut self, seqs: &[u64], round: u64, now: Instant) {
+        let has_other = self.has_opinion(now);
+        self.backoff.refused(round, has_other, now);
+        self.stand_back(seqs);
     }
 
     /// Nobody is to blame for a receiver that is away. But what does not get through while others
@@ -49,7 +55,7 @@ impl Window {
         }
         let [alone] = seqs else {
             self.backoff.failed(round, named, now);
-            if others_did || self.backoff.is_down_again() {
+            if others_did || self.backoff.waits() > 1 {
                 self.cut(seqs, seqs.len().div_ceil(2));
             }
             self.stand_back(seqs);
@@ -65,7 +71,7 @@ impl Window {
             let [_, lost] = held.tries();
             held.not_before = Some(now + self.backoff.wait(lost));
             // A wait that the receiver asked for is kept, unless none but this record gets it.
-            let may_ask = named.is_none() || held.may_be_overtaken(delivered, self.shape.retries);
+            let may_ask = named.is_none() || held.is_often_lost();
             is_asked = may_ask && self.backoff.question(round, now);
         }
         let before = self.backoff.round();

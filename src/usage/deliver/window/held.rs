@@ -130,14 +130,19 @@ impl Held {
 
     /// It may cut each connection that it comes over.
     pub fn is_suspect(&self) -> bool {
-        self.lost > 1 || self.lost_alone >= LANE_OVERTAKEN_LOSSES
+        self.lost > 1 || self.is_often_lost()
     }
 
-    /// Its tries are many, and do not tell whether it or the receiver is at fault. Should nothing
-    /// of another key be there to tell, one of its own may overtake it.
-    pub fn may_be_overtaken(&self, delivered: u64, retries: u32) -> bool {
-        let is_failing = self.failed > retries && self.failed_at == delivered;
-        is_failing || self.lost_alone >= LANE_OVERTAKEN_LOSSES
+    /// It cannot tell how the receiver is: it was not taken, alone, and nothing was delivered
+    /// since.
+    pub fn has_told(&self, delivered: u64) -> bool {
+        self.failed > 0 && self.failed_at == delivered
+    }
+
+    /// So many losses, alone, do not tell whether it or the receiver is at fault. Should nothing of
+    /// another key be there to tell, one of its own may overtake it.
+    pub fn is_often_lost(&self) -> bool {
+        self.lost_alone >= LANE_OVERTAKEN_LOSSES
     }
 }
 

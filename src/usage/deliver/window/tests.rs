@@ -1,9 +1,11 @@
 //! The window against a simulated receiver and a clock that jumps from event to event.
 
 use super::*;
+use crate::base::limits::LANE_OPINIONS_MAX;
 use proptest::prelude::*;
 
 mod losses;
+mod refusals;
 mod sim;
 
 use sim::*;
@@ -28,8 +30,9 @@ proptest! {
         for (planned, ended) in sim.records.iter().zip(&sim.ended) {
             prop_assert!(ended.is_none_or(|fate| fate == planned.fate));
         }
-        // Two a wait of half a second at least, that doubles; poison among them costs a few more.
-        let most = 60 * sim.outages.len() as u64 + 20;
+        // All that is there, once; then one a wait of half a second at least, that doubles up to
+        // half a minute. Of each record one more, where an outage begins.
+        let most = 60 * sim.outages.len() as u64 + 2 * sim.records.len() as u64;
         prop_assert!(sim.sends_in_outage <= most, "{} sends in outages", sim.sends_in_outage);
     }
 }
@@ -131,9 +134,10 @@ fn a_receiver_that_refuses_everything_is_away() {
             let mut sim = Sim::new(shape(batch, concurrency, retries), 1_000, records, vec![hours]);
             sim.run();
             assert!(sim.ended[..900].iter().all(|ended| *ended == Some(Fate::Taken)));
-            // Two at each wait, which double up to five minutes.
-            assert!((70..250).contains(&sim.sends_in_outage), "{} sends", sim.sends_in_outage);
-            assert!(sim.now_ms < 6 * 3_600_000 + 400_000, "{} ms", sim.now_ms);
+            // Other opinions; then one at each wait, which double up to half a minute.
+            let most = u64::from(LANE_OPINIONS_MAX) + 6 * 3600 / 16 + 12;
+            assert!((600..most).contains(&sim.sends_in_outage), "{} sends", sim.sends_in_outage);
+            assert!(sim.was_down && sim.now_ms < 6 * 3_600_000 + 400_000, "{} ms", sim.now_ms);
         }
     }
 }

@@ -89,11 +89,18 @@ pub struct Sim {
     /// Tries that it had alone and that did not get through.
     pub losses: Vec<u32>,
     pub ended_ms: Vec<u64>,
+    /// Batches that were sent before it ended.
+    pub ended_sends: Vec<u64>,
+    pub sends: u64,
+    /// The receiver was held to be down at some time.
+    pub was_down: bool,
     /// Records that were delivered before an earlier one of their key.
     pub overtakers: u64,
     pub sends_in_outage: u64,
     /// Of a hundred requests so many get no answer, by chance.
     pub lossy: u64,
+    /// An answer takes less.
+    pub latency_ms: u64,
     /// How long it takes until a cut connection is noticed.
     pub timeout_ms: u64,
     /// What comes when all that is planned has come: by its place.
@@ -122,9 +129,13 @@ impl Sim {
             added: 0,
             losses: vec![0; count],
             ended_ms: vec![0; count],
+            ended_sends: vec![0; count],
+            sends: 0,
+            was_down: false,
             overtakers: 0,
             sends_in_outage: 0,
             lossy: 0,
+            latency_ms: 200,
             timeout_ms: 0,
             later: |at| {
                 let key = (at % 4 < 3).then_some(at as u64 % 4);
@@ -164,6 +175,7 @@ impl Sim {
                     self.records.push((self.later)(self.added));
                     self.ended.push(None);
                     self.ended_ms.push(0);
+                    self.ended_sends.push(0);
                     let counts = [&mut self.failures, &mut self.refusals, &mut self.losses];
                     counts.into_iter().for_each(|counts| counts.push(0));
                 }
@@ -201,7 +213,8 @@ impl Sim {
                 self.sends_in_outage += 1;
             }
             let is_cut = batch.records.iter().any(|record| self.fate(record) == Fate::Cut);
-            let latency = self.random(200) + if is_cut { self.timeout_ms } else { 0 };
+            self.sends += 1;
+            let latency = self.random(self.latency_ms) + if is_cut { self.timeout_ms } else { 0 };
             self.flying.push((self.now_ms + latency, batch));
             assert!(self.flying.len() <= self.shape.concurrency);
             assert_eq!(self.flying.len(), self.window.in_flight());
@@ -232,6 +245,7 @@ impl Sim {
                 self.losses[at] += u32::from(outcome == Outcome::Again(None));
             }
             let settled = self.window.settle(batch.id, outcome, self.now());
+            self.was_down |= self.window.is_down();
             if outcome == Outcome::Delivered {
                 assert_eq!(settled.delivered, batch.records.len() as u64);
                 batch.records.iter().for_each(|record| self.deliver(record));
@@ -251,6 +265,7 @@ impl Sim {
     fn end(&mut self, at: usize, fate: Fate) {
         assert_eq!(self.ended[at].replace(fate), None, "it ended twice");
         self.ended_ms[at] = self.now_ms;
+        self.ended_sends[at] = self.sends;
     }
 
     fn random(&mut self, below: u64) -> u64 {
@@ -265,7 +280,7 @@ impl Sim {
         let Some(key) = self.key(record) else { return };
         for before in 0..at {
             let overtaken = self.records[before].key == Some(key) && self.ended[before].is_none();
-            let suspect = self.failures[before] + self.refusals[before] > self.shape.retries
+            let suspect = self.failures[before] + self.refusals[before] > 0
                 || self.losses[before] >= LANE_OVERTAKEN_LOSSES;
             assert!(!overtaken || suspect, "{} overtook {}", at + 1, before + 1);
             self.overtakers += u64::from(overtaken);
