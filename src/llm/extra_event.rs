@@ -22,16 +22,11 @@
 //! choice is held back for what follows it, as long as its owner allows.
 
 use crate::base::limits::EVENT_HELD_BYTES_MAX;
-use facts::{data, has_finish, put_back, Choices, Facts};
+use facts::{data, ends_choice, may_matter, put_back, Choices, Facts};
 use memchr::memchr2;
-use memchr::memmem::Finder;
 use std::ops::Range;
-use std::sync::LazyLock;
 
 mod facts;
-
-/// Built once: it holds the vector routine chosen for this CPU.
-static USAGE_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
 
 /// Room that is kept for the beginnings of further events; a longer one is freed with its event.
 const ROOM_KEPT_BYTES: usize = 2 * 1024;
@@ -142,7 +137,7 @@ impl ExtraEvent {
 
     /// Whole events: none of them is touched.
     fn all_pass(&self, bytes: &[u8]) -> bool {
-        if self.is_untouched || (USAGE_KEY.find(bytes).is_none() && !has_finish(bytes)) {
+        if self.is_untouched || !may_matter(bytes) {
             return true;
         }
         let (mut lines, mut rest) = (Lines::default(), bytes);
@@ -203,28 +198,27 @@ impl ExtraEvent {
     }
 
     fn judge(&self, event: &[u8]) -> Verdict {
-        if self.is_untouched || event.len() > EVENT_HELD_BYTES_MAX {
+        if self.is_untouched || event.len() > EVENT_HELD_BYTES_MAX || !may_matter(event) {
             return Verdict::Passes;
-        }
-        let plain = || if has_finish(event) { Verdict::Finishes } else { Verdict::Passes };
-        if USAGE_KEY.find(event).is_none() {
-            return plain();
         }
         let (json, at) = data(event);
         let Ok(facts) = Facts::of(&json) else { return Verdict::Passes };
-        let Some(counts) = facts.counts else { return plain() };
+        let finishes = ends_choice(event);
+        let Some(counts) = facts.counts else {
+            return if finishes { Verdict::Finishes } else { Verdict::Passes };
+        };
         match facts.choices {
             Choices::Absent => return Verdict::Passes,
             Choices::None => return Verdict::Extra,
             Choices::Some => {}
         }
-        let tells_always = counts.are_sglangs || (facts.finishes && !self.has_cut);
+        let tells_always = counts.are_sglangs || (finishes && !self.has_cut);
         match (counts.are_zeros, self.wants_counts) {
             (false, false) => Verdict::Untouched,
             (false, true) if tells_always => Verdict::Passes,
             // Where data has several lines nothing can be cut out of it.
             _ => at.map_or(Verdict::Passes, |at| {
-                Verdict::Cut(at + counts.span.start..at + counts.span.end, facts.finishes)
+                Verdict::Cut(at + counts.span.start..at + counts.span.end, finishes)
             }),
         }
     }

@@ -1,28 +1,48 @@
 //! What a whole event has: choices and their ends, usage and where it stands.
 
 use super::behind;
+use crate::llm::dialect::Dialect;
 use crate::llm::json::{Fault, Reader};
+use crate::llm::sse::Framing;
+use crate::llm::usage::UsageScan;
 use memchr::memmem::Finder;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-/// Built once: it holds the vector routine chosen for this CPU.
+/// Built once: they hold the vector routines chosen for this CPU.
 static FINISH_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"finish_reason\""));
+static USAGE_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
+/// How an escape of a letter begins.
+static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br"\u00"));
 
 /// What engines put on their last event: vLLM its fingerprint, llama.cpp its times.
 const MOVED: [&[u8]; 2] = [b"system_fingerprint", b"timings"];
 /// A member of SGLang's `usage` that no other engine has there.
 const OF_SGLANG: &[u8] = b"reasoning_tokens";
 
-/// A choice ends in these bytes. Of a model's own text the quotes would be escaped.
-pub fn has_finish(bytes: &[u8]) -> bool {
+/// Events among these bytes may have usage, or end a choice. Most have neither, and are told by a
+/// search from those that have to be read. It finds more than there is (what a client wrote into
+/// metadata), and never less: a name has its letters as they are, or an escape in it.
+pub fn may_matter(bytes: &[u8]) -> bool {
+    USAGE_KEY.find(bytes).is_some() || ESCAPE.find(bytes).is_some() || may_finish(bytes)
+}
+
+fn may_finish(bytes: &[u8]) -> bool {
     FINISH_KEY.find_iter(bytes).any(|at| {
         let rest = behind(bytes, at + FINISH_KEY.needle().len()).trim_ascii_start();
         let value = rest.strip_prefix(b":").unwrap_or_default().trim_ascii_start();
         // TGI's text completions say `""` until then.
-        matches!(value, [b'"', other, ..] if *other != b'"')
+        !matches!(value, [] | [b'n', ..] | [b'"', b'"', ..])
     })
+}
+
+/// A choice ends in this event.
+pub fn ends_choice(event: &[u8]) -> bool {
+    let mut scan = UsageScan::default();
+    scan.expect(Dialect::OpenAi, Some(Framing::Events));
+    scan.feed(event);
+    scan.facts().choices().first_ended().is_some()
 }
 
 /// The data of an event: what its `data` lines say, joined by line ends; and where it stands in
@@ -49,8 +69,6 @@ pub struct Facts {
     pub choices: Choices,
     /// `usage`, where it is an object.
     pub counts: Option<Counts>,
-    /// A choice ends.
-    pub finishes: bool,
 }
 
 /// The list of that name.
@@ -91,11 +109,10 @@ impl Facts {
             reader.skip_value()?;
             let end = reader.offset();
             let value = json.get(start..end).unwrap_or_default();
-            match (name, first) {
+            match (&*decoded(name), first) {
                 (b"choices", Some(b'[')) => {
                     let is_empty = value.get(1..end - start - 1).is_some_and(is_blank);
                     facts.choices = if is_empty { Choices::None } else { Choices::Some };
-                    facts.finishes = has_finish(value);
                 }
                 (b"usage", Some(b'{')) => {
                     // With the comma before it, or that behind it where it is the first member.
@@ -131,6 +148,15 @@ fn member<'a>(json: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
         key = reader.next_key().ok()?;
     }
     None
+}
+
+/// A name without its escapes; one that cannot be is as it is.
+fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
+    if !name.contains(&b'\\') {
+        return Cow::Borrowed(name);
+    }
+    let text = serde_json::from_slice::<String>(&[b"\"", name, b"\""].concat());
+    text.map_or(Cow::Borrowed(name), |text| Cow::Owned(text.into_bytes()))
 }
 
 /// Gives the event that ends a choice what it would have if no usage event had followed it.

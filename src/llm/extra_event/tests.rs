@@ -312,6 +312,11 @@ fn whole_events_pass_where_they_lie() {
         "data: {\"choices\":[{}],\"usage\":null}\n\ndata: [DONE]\n\n",
         "data: {\"choices\":[{\"finish_reason\":null}],\"usage\":null}\r\n\r\n",
         "data: {\"choices\":[{\"finish_reason\":\"\"}]}\n\n",
+        // Written by a client, or by the model.
+        "data: {\"choices\":[{}],\"metadata\":{\"finish_reason\":\"stop\"}}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"finish_reason\":\"stop\"}}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"\\u0041\"}}]}\n\n",
+        "data: {\"choices\":[{}],\"metadata\":{\"usage\":{\"a\":1}}}\n\n",
     ] {
         assert!(filter.passes(passing.as_bytes()), "{passing}");
     }
@@ -319,6 +324,9 @@ fn whole_events_pass_where_they_lie() {
         "data: {}\n",
         "data: {\"choices\":[],\"usage\":{}}\n\n",
         "data: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\n",
+        "data: {\"choices\":[{\"index\":40,\"finish_reason\":\"stop\"}]}\n\n",
+        "data: {\"choices\":[{\"finish_re\\u0061son\":\"stop\"}]}\n\n",
+        "data: {\"choices\":[],\"us\\u0061ge\":{\"a\":1}}\n\n",
         "d",
         "data: x\n\n:",
     ] {

@@ -19,7 +19,7 @@ impl Choices {
     pub fn see(&mut self, index: u8, has_ended: bool) {
         let bit = 1 << index.min(INDEX_MAX);
         self.seen |= bit;
-        if has_ended && index < INDEX_MAX {
+        if has_ended {
             self.ended |= bit;
         }
     }
@@ -39,7 +39,8 @@ impl Choices {
 
     /// There is one at least, and all that were told of have ended.
     pub fn all_ended(self) -> bool {
-        self.seen != 0 && self.seen == self.ended
+        let is_known = self.seen & (1 << INDEX_MAX) == 0;
+        self.seen != 0 && self.seen == self.ended && is_known
     }
 
     /// The index of the only one.
@@ -74,6 +75,6 @@ mod tests {
         assert_eq!((one.only(), one.all_ended()), (Some(INDEX_MAX - 1), true));
         assert!(all.add(one) && !all.add(one) && all.all_ended());
         all.see(200, true);
-        assert!(!all.all_ended());
+        assert!(!all.all_ended() && all.first_ended() == Some(0));
     }
 }
