@@ -119,7 +119,35 @@ impl From<NoCopy> for Lost {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llm::dialect::Dialect;
+    use crate::llm::inflate::Coding;
+    use crate::rt::ring::Ring;
     use crate::state::meters::UNPACKED;
+
+    /// Catches: a copy that nobody unpacks, or of which nobody is told what became of it.
+    #[test]
+    fn what_became_of_a_copy_is_told() {
+        let unpacker = Unpacker::start().unwrap();
+        let kept = |bytes: &[u8]| {
+            let packed = Packed::new(Coding::Gzip, Dialect::OpenAi, None);
+            let mut copy = Copy::Kept(Box::new(packed));
+            copy.keep(bytes);
+            copy
+        };
+        assert_eq!(kept(b"x").why_lost(), Some(Lost::Broken), "the answer was never whole");
+        let mut broken = kept(b"no gzip");
+        broken.hand_over(&unpacker);
+        Ring::build().unwrap().block_on(async {
+            assert!(broken.unpacked().await.is_none());
+            assert!(broken.unpacked().await.is_none(), "it is over");
+        });
+        assert_eq!(broken.why_lost(), Some(Lost::Broken));
+        let mut late = kept(b"no gzip");
+        late.hand_over(&unpacker);
+        assert_eq!(late.why_lost(), None);
+        late.give_up();
+        assert_eq!(late.why_lost(), Some(Lost::Late));
+    }
 
     /// Catches: a reason that stands in records and has no place on the metrics page.
     #[test]
