@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX, WORKERS_AUTO_MAX};
+use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX};
 use llmproxy::config::cli::{self, Command, Output, SpoolTask};
 use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::control::log::{Logging, Reopen};
@@ -187,7 +187,7 @@ fn start_workers(
     }
     tracing::info!(driver, workers = drivers.len(), "workers run");
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    if threads.len() == WORKERS_AUTO_MAX && cpus > WORKERS_AUTO_MAX {
+    if plan.server.leaves_cpus(cpus) {
         let workers = threads.len();
         tracing::info!(workers, cpus, "server.workers: auto takes at most so many of the CPUs");
     }

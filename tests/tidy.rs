@@ -18,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("http", &["base"]),
     ("llm", &["base"]),
-    ("config", &["base"]),
+    ("config", &["base", "http"]),
     ("rt", &["base"]),
     ("state", &["base", "config::plan"]),
     ("usage", &["base", "config::plan", "llm"]),

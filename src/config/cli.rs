@@ -91,8 +91,9 @@ pub struct Output {
 
 /// The configuration is valid and would start.
 pub const FINE: u8 = 0;
-/// It is valid and would not start: it asks for something that is not built, has no backends, or
-/// `--strict` found a warning, or `--connect` did not reach what it names.
+/// It is valid and would not start: it asks for something that is not built, has no backends, has
+/// the proxy itself for one, or `--strict` found a warning, or `--connect` did not reach what it
+/// names.
 pub const WOULD_NOT_START: u8 = 1;
 /// It has errors, cannot be read, or the command line is wrong.
 pub const UNUSABLE: u8 = 2;
@@ -101,8 +102,9 @@ const EXIT_CODES: &str = "\
 Exit codes of `check`, and of a start that fails:
   0  valid, and it would start
   1  valid, but it would not start: it uses something that is not built yet,
-     has no backends (--allow-empty starts without), or --strict found a warning;
-     or check --connect did not reach a backend or a reporter
+     has no backends (--allow-empty starts without), has the proxy itself for a
+     backend, or --strict found a warning; or check --connect did not reach a
+     backend or a reporter
   2  it has errors or cannot be read, or the command line is wrong";
 
 #[derive(Parser)]

@@ -44,8 +44,8 @@ pub fn of(text: &str, message: &str) -> Option<String> {
     }
     if let Some(line) = tab_indented(text) {
         return Some(format!(
-            "line {line} is indented with a tab, and YAML takes blanks only: `expand -i -t 2 FILE` \
-             makes them"
+            "line {line} is indented with a tab, and YAML takes blanks only: \
+             `expand -i -t 2 FILE > NEW` writes a file that has them"
         ));
     }
     let known = [

@@ -4,6 +4,8 @@
 
 /// What the user typed behind `llmproxy`.
 pub mod cli;
+/// Backends that are this proxy itself.
+pub mod circle;
 mod path;
 mod raw;
 mod cure;
@@ -89,9 +91,9 @@ fn load_with_keys(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Loaded, BTreeSet<String>), Report> {
     let mut root = raw::parse(text).map_err(|error| {
+        // Who is told what to do has no use for what the parser stumbled over.
         let cure = cure::of(text, &error.message);
-        let cure = cure.map_or_else(String::new, |cure| format!(": {cure}"));
-        let mut report = failed(name, error.message + &cure);
+        let mut report = failed(name, cure.unwrap_or(error.message));
         for finding in &mut report.findings {
             finding.path.clone_from(&error.path);
             finding.position = error.position;

@@ -258,9 +258,9 @@ impl<'a> Section<'a> {
         };
         let Ok(seconds) = text.trim().parse::<u64>() else { return };
         if seconds >= BARE_SECONDS_DOUBTED {
-            let (minutes, rest) = (seconds / 60, seconds % 60);
+            let meant = value::long_duration(seconds);
             let message = format!(
-                "`{seconds}` has no unit and counts seconds ({minutes}m{rest}s): write \
+                "`{seconds}` has no unit and counts seconds ({meant}): write \
                  `{seconds}s`, or `{seconds}ms` if milliseconds are meant"
             );
             self.warn(key, message);

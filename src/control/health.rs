@@ -86,7 +86,7 @@ async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Resul
     let mut text = format!(
         "{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: llmproxy-health/{}\r\nAccept: */*\r\n",
         check.method,
-        backend.health_base(),
+        backend.root_path(),
         path,
         backend.host,
         env!("CARGO_PKG_VERSION")

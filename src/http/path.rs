@@ -34,12 +34,17 @@ pub fn normalise(path: &mut [u8]) -> Result<Normal, BadPath> {
     Ok(Normal { len, encoded_slash })
 }
 
-/// The part of a path that goes behind a base path: a base that ends in `/v1` (as clients write
-/// their `base_url`) has the version that clients' paths begin with.
-pub fn behind<'a>(base: &str, path: &'a [u8]) -> &'a [u8] {
-    match path.strip_prefix(b"/v1") {
-        Some(rest) if base.ends_with("/v1") && matches!(rest, [] | [b'/', ..]) => rest,
-        _ => path,
+/// What clients ask for without a version although engines have it below `/v1`.
+const UNVERSIONED: [&[u8]; 5] =
+    [b"/chat/completions", b"/completions", b"/embeddings", b"/responses", b"/models"];
+
+/// The base below which a path is asked for at a backend with this base path. One that ends in
+/// `/v1` (as clients write their `base_url`) is not put before paths that have the version already,
+/// nor before those that engines have beside it, such as `/ping` and `/generate`.
+pub fn base_of<'a>(base: &'a str, path: &[u8]) -> &'a str {
+    match base.strip_suffix("/v1") {
+        Some(root) if !UNVERSIONED.contains(&path) => root,
+        _ => base,
     }
 }
 
@@ -223,17 +228,22 @@ mod tests {
         }
     }
 
+    /// Catches: a version that is written twice, and one before what engines have beside it.
     #[test]
-    fn a_version_is_not_written_twice() {
-        for (base, path, rest) in [
-            ("/v1", "/v1/chat/completions", "/chat/completions"),
-            ("/x/v1", "/v1", ""),
-            ("/v1", "/v1x/chat", "/v1x/chat"),
-            ("/v1", "/chat/completions", "/chat/completions"),
-            ("/v1x", "/v1/models", "/v1/models"),
+    fn a_base_with_a_version_goes_before_what_is_below_it() {
+        for (base, path, whole) in [
+            ("/v1", "/v1/chat/completions", "/v1/chat/completions"),
+            ("/x/v1", "/v1", "/x/v1"),
+            ("/v1", "/chat/completions", "/v1/chat/completions"),
+            ("/x/v1", "/models", "/x/v1/models"),
+            ("/v1", "/ping", "/ping"),
+            ("/x/v1", "/generate", "/x/generate"),
+            ("/v1", "/api/chat", "/api/chat"),
+            ("/v1", "/v2/rerank", "/v2/rerank"),
+            ("/v1x", "/v1/models", "/v1x/v1/models"),
             ("", "/v1/models", "/v1/models"),
         ] {
-            assert_eq!(behind(base, path.as_bytes()), rest.as_bytes(), "{base} {path}");
+            assert_eq!(format!("{}{path}", base_of(base, path.as_bytes())), whole);
         }
     }
 

@@ -9,7 +9,7 @@ use super::field::Known;
 use super::head::{Field, Span, Version};
 use super::number::push_decimal;
 pub use super::number::{chunk_header, CHUNK_HEADER_BYTES_MAX};
-use super::path::behind;
+use super::path::base_of;
 use super::reason;
 use super::request::RequestHead;
 use super::response::ResponseHead;
@@ -22,8 +22,8 @@ pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// What the writer adds to, and leaves out of, a client's head.
 pub struct ForwardRequest<'a> {
-    /// Put before the path ("" or "/base", without a slash at its end); a `/v1` at its end and one
-    /// at the beginning of the path are the same.
+    /// Put before the path ("" or "/base", without a slash at its end); a `/v1` at its end only
+    /// before some ([`base_of`]).
     pub base_path: &'a str,
     /// Host of the backend.
     pub host: &'a str,
@@ -123,8 +123,8 @@ fn request_line(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwa
     if path == b"*" {
         out.extend_from_slice(path);
     } else {
-        out.extend_from_slice(how.base_path.as_bytes());
-        out.extend_from_slice(behind(how.base_path, path));
+        out.extend_from_slice(base_of(how.base_path, path).as_bytes());
+        out.extend_from_slice(path);
     }
     out.extend_from_slice(head.query.of(bytes));
     out.extend_from_slice(b" HTTP/1.1\r\n");

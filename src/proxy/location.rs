@@ -12,8 +12,8 @@ pub fn at_ours<'v>(w: &Worker, answering: u32, value: &'v [u8]) -> Option<&'v [u
     let own = w.backend(answering)?;
     match Reference::parse(value) {
         Reference::Other => None,
-        Reference::Here(_) if own.base_path.is_empty() => None,
-        Reference::Here(path) => below(path, &own.base_path).map(without_slashes),
+        Reference::Here(_) if own.root_path().is_empty() => None,
+        Reference::Here(path) => below(path, own.root_path()).map(without_slashes),
         Reference::Elsewhere(authority, path) => {
             let all = w.plan.backends.iter().enumerate();
             let named = all.filter(|(index, plan)| is_named(w, *index, plan, &authority));
@@ -21,7 +21,7 @@ pub fn at_ours<'v>(w: &Worker, answering: u32, value: &'v [u8]) -> Option<&'v [u
             // Backends may share an address and differ in their bases: the one that answered knows
             // its own.
             bases.sort_by_key(|plan| !std::ptr::eq(*plan, own));
-            let base = bases.iter().find_map(|plan| below(path, &plan.base_path));
+            let base = bases.iter().find_map(|plan| below(path, plan.root_path()));
             (!bases.is_empty()).then(|| without_slashes(base.unwrap_or(path)))
         }
     }

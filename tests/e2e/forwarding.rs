@@ -349,6 +349,33 @@ fn the_base_of_a_backend_is_taken_off_its_paths() {
         let response = proxy.connect().send(get_with(&fields)).response();
         assert_eq!(response.head.get("location"), Some(got), "{told}");
     }
+    // The version at the end of a base belongs to the paths that clients know.
+    let proxy = Config::backend_at(format!("{}/base/v1", engine.url())).start();
+    for (told, got) in
+        [("/base/v1/models/", "/v1/models/"), ("/base/v1/own", "/v1/own"), ("/base/ping", "/ping")]
+    {
+        let fields = format!("X-Name: Location\r\nX-Value: {told}\r\n");
+        let response = proxy.connect().send(get_with(&fields)).response();
+        assert_eq!(response.head.get("location"), Some(got), "{told}");
+    }
+}
+
+/// Catches: an endpoint that engines have beside `/v1`, out of reach behind a base that ends in it.
+#[test]
+fn a_base_that_ends_in_the_version_goes_where_engines_have_it() {
+    let engine = Backend::answering(OK);
+    let proxy = Config::backend_at(format!("{}/v1", engine.url())).start();
+    for (sent, got) in [
+        ("/v1/models", "/v1/models"),
+        ("/models", "/v1/models"),
+        ("/ping", "/ping"),
+        ("/version", "/version"),
+        ("/api/tags", "/api/tags"),
+    ] {
+        assert_eq!(proxy.get(sent).status(), 200);
+        let asked = engine.requests().pop().unwrap();
+        assert_eq!(asked.head.first_line, format!("GET {got} HTTP/1.1"), "{sent}");
+    }
 }
 
 /// A backend that redirects to where the request says.

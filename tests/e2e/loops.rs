@@ -16,6 +16,8 @@ fn a_backend_that_is_the_proxy_itself_is_refused_at_start() {
         ("127.0.0.1", "localhost"),
         ("0.0.0.0", "127.0.0.2"),
         ("0.0.0.0", "0.0.0.0"),
+        // A name, as far as is known before it is looked up.
+        ("127.0.0.1", BY_NAME),
     ] {
         let scratch = Scratch::new();
         let yaml = format!(
@@ -23,15 +25,25 @@ fn a_backend_that_is_the_proxy_itself_is_refused_at_start() {
              backends: [{{name: me, url: 'http://{host}:{port}'}}]\n"
         );
         let path = scratch.write("config.yaml", yaml);
-        let ran = llmproxy(&["--config", &path.to_string_lossy()]);
+        let path = path.to_string_lossy();
+        let ran = llmproxy(&["--config", &path]);
         assert_eq!(ran.code, Some(1), "{listen} {host}: {ran:?}");
         let said = format!(
             "the backend `me` (http://{host}:{port}) is this proxy itself, \
              which listens on {listen}:{port}"
         );
         assert!(ran.stderr.contains(&said), "{listen} {host}: {ran:?}");
+        let ran = llmproxy(&["check", &path]);
+        let is_told = ran.stderr.contains(&said) && ran.stderr.contains("it would not start");
+        assert_eq!((ran.code == Some(1), is_told), (host != BY_NAME, host != BY_NAME), "{ran:?}");
+        let ran = llmproxy(&["check", "--connect", &path]);
+        let told = ran.stderr.contains("is this proxy itself, which listens on");
+        assert!(ran.code == Some(1) && told, "{listen} {host}: {ran:?}");
     }
 }
+
+/// What the system's resolver takes for 127.0.0.1, and no reader of addresses does.
+const BY_NAME: &str = "127.1";
 
 /// Hands every connection on to a proxy that is not there yet when this begins to listen.
 fn forwarder() -> (String, std::sync::mpsc::Sender<std::net::SocketAddr>) {

@@ -66,7 +66,8 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
             "url",
             format!(
                 "ends in /v1, which the paths of clients begin with: it is not written twice, \
-                 and health is asked for beside it; write {}",
+                 and what engines have beside it (/ping, /generate, health) is asked for there; \
+                 write {}",
                 value::quoted(&cure)
             ),
         );

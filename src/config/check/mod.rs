@@ -45,6 +45,15 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
     }
     let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
     let metrics = watch::metrics(&mut root, &server.listen);
+    if let Some(page) = metrics.as_ref().filter(|page| page.listen.is_none()) {
+        if server.paths.contains(&page.path) {
+            let path = &page.path;
+            root.warn(
+                "server",
+                format!("paths: `{path}` is the metrics page and goes to no backend"),
+            );
+        }
+    }
     let mut taken = server.listen.clone();
     taken.extend(metrics.as_ref().and_then(|m| m.listen));
     let mut plan = Plan {

@@ -4,7 +4,7 @@ use crate::base::limits::{
     BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, CONNECTIONS_MAX, HEAD_BYTES_MAX,
     WORKERS_AUTO_MAX, WORKERS_MAX,
 };
-use crate::config::plan::endpoints;
+use crate::config::plan::endpoints::{self, Endpoint, OWN_PATHS};
 use crate::config::plan::{ClientAuth, Cors, HalfClose, Server, ServerTls};
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
@@ -22,8 +22,8 @@ pub fn server(root: &mut Section) -> Server {
 
 fn read(s: &mut Section) -> Server {
     let base = defaults();
-    let workers =
-        s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten().unwrap_or(base.workers);
+    let said = s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten();
+    let workers = said.unwrap_or(base.workers);
     let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
     s.doubt_bare_seconds("drain_timeout");
     s.doubt_bare_seconds("shutdown_delay");
@@ -35,6 +35,7 @@ fn read(s: &mut Section) -> Server {
         region: s.text("region").unwrap_or_default(),
         trusted_proxies: s.list("trusted_proxies", IpRange::parse).unwrap_or_default(),
         workers,
+        workers_auto: said.is_none(),
         cpu_affinity: cpu_affinity(s, workers),
         max_connections: s.parsed("max_connections", limit).flatten(),
         max_header_bytes: max_header_bytes(s),
@@ -62,6 +63,7 @@ fn defaults() -> Server {
         region: String::new(),
         trusted_proxies: Vec::new(),
         workers,
+        workers_auto: true,
         cpu_affinity: automatic_cpus(workers),
         max_connections: None,
         max_header_bytes: HEAD_BYTES_MAX,
@@ -216,18 +218,23 @@ fn drain_timeout(text: &str) -> Result<Option<Duration>, String> {
 
 fn paths(s: &mut Section) -> Vec<String> {
     let path = |text: &str| {
-        let path = value::url_path(text)?;
-        let stem = path.strip_suffix('*').unwrap_or(&path);
+        let stem = text.strip_suffix('*').unwrap_or(text);
         if stem.contains('*') {
             return Err(format!("{}: a `*` may only be the last character", value::quoted(text)));
         }
-        Ok(path)
+        value::request_path(stem)?;
+        // The slash behind a known path is dropped from requests, too.
+        let known = text.strip_suffix('/').and_then(|bare| Endpoint::of(bare.as_bytes()));
+        Ok(known.map_or(text, |endpoint| endpoint.path).to_owned())
     };
     let Some(paths) = s.list("paths", path) else { return defaults().paths };
     if paths.is_empty() && !s.desk.has_errors() {
         s.error("paths", "must name at least one path, such as /v1/chat/completions");
     }
     warn_of_management(s, &paths);
+    for own in paths.iter().filter(|path| OWN_PATHS.contains(&path.as_str())) {
+        s.warn("paths", format!("`{own}` is answered by llmproxy itself and goes to no backend"));
+    }
     paths
 }
 

@@ -310,7 +310,7 @@ pub fn redis(s: &mut Section) -> Redis {
     let username = s.text("username").unwrap_or_default();
     let password = Secret::new(s.text("password").unwrap_or_default());
     let (db, tls) = (s.int("db", 0..=65_535, 0), s.boolean("tls", false));
-    let ca_file = s.text("ca_file").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let ca_file = s.protecting("ca_file").map(PathBuf::from);
     let redis = Redis {
         addr: said.addr,
         username: said.username.unwrap_or(username),

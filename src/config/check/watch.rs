@@ -1,6 +1,7 @@
 //! `health_check` and `metrics`.
 
 use crate::base::limits::METRICS_MODELS_MAX;
+use crate::config::plan::endpoints::OWN_PATHS;
 use crate::config::plan::{HealthCheck, Metrics};
 use crate::config::raw::{Kind, Node};
 use crate::config::section::Section;
@@ -86,7 +87,7 @@ pub fn metrics(root: &mut Section, server: &[SocketAddr]) -> Option<Metrics> {
     if root.has("metrics") {
         return root.when_present("metrics", |s| Metrics {
             listen: super::own_listen(s, server),
-            path: s.parsed("path", value::url_path).unwrap_or_else(|| "/metrics".into()),
+            path: metrics_path(s).unwrap_or_else(|| "/metrics".into()),
             latency_buckets_ms: buckets(s),
             models: models(s),
             custom_labels: labels(s),
@@ -98,6 +99,16 @@ pub fn metrics(root: &mut Section, server: &[SocketAddr]) -> Option<Metrics> {
         latency_buckets_ms: BUCKETS_MS.to_vec(),
         models: Vec::new(),
         custom_labels: Vec::new(),
+    })
+}
+
+/// Of our paths the first that is compared wins, and the page would never be seen.
+fn metrics_path(s: &mut Section) -> Option<String> {
+    s.parsed("path", |text| match value::request_path(text)? {
+        own if OWN_PATHS.contains(&own.as_str()) => {
+            Err(format!("{} says how llmproxy itself does: name another", value::quoted(own)))
+        }
+        path => Ok(path),
     })
 }
 

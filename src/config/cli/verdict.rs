@@ -3,7 +3,7 @@
 use super::{Output, Terms, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::plan::Plan;
 use crate::config::report::{Class, Report};
-use crate::config::{load_file, print, Loaded};
+use crate::config::{circle, load_file, print, Loaded};
 use std::path::Path;
 
 /// `llmproxy check`: first whether the file is valid, then each finding, on standard error. The
@@ -49,6 +49,7 @@ fn valid(plan: &Plan, report: &Report, wants_plan: bool, terms: Terms) -> Output
 /// Why a valid configuration does not start: a line for each reason. Empty = it starts.
 pub fn obstacles(plan: &Plan, report: &Report, terms: Terms) -> String {
     let mut reasons = plan.unbuilt.clone();
+    reasons.extend(circle::by_url(plan));
     if plan.backends.is_empty() && plan.discovery.is_none() && !terms.allow_empty {
         reasons.push(
             "no backends: list one under `backends`, or give --allow-empty to answer every \

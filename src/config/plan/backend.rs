@@ -62,8 +62,9 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// What goes before the path of a probe. Engines have their health beside `/v1`, not below it.
-    pub fn health_base(&self) -> &str {
+    /// The base path without a version at its end: what is before the path of a probe, since
+    /// engines have their health beside `/v1`, and before the paths that clients know.
+    pub fn root_path(&self) -> &str {
         self.base_path.strip_suffix("/v1").unwrap_or(&self.base_path)
     }
 }

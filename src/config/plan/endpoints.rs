@@ -137,6 +137,9 @@ pub const MANAGEMENT: &[&str] = &[
     "/metrics",
 ];
 
+/// Paths that we answer ourselves, beside the metrics page.
+pub const OWN_PATHS: [&str; 2] = ["/health", "/ready"];
+
 /// The one endpoint of any engine whose DELETE has a body.
 pub const OLLAMA_DELETE: &str = "/api/delete";
 

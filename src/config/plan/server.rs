@@ -21,6 +21,9 @@ pub struct Server {
     pub trusted_proxies: Vec<IpRange>,
     /// Worker threads; at least 1.
     pub workers: usize,
+    /// Their number was left to us.
+    #[serde(skip)]
+    pub workers_auto: bool,
     /// CPU of each worker, used in turn; empty = leave the threads where they are.
     #[serde(serialize_with = "print::cpus")]
     pub cpu_affinity: Vec<usize>,
@@ -67,6 +70,13 @@ pub struct Server {
     /// TLS towards clients; `None` = plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "print::enabled")]
     pub tls: Option<ServerTls>,
+}
+
+impl Server {
+    /// Whether `auto` left some of so many CPUs to others.
+    pub fn leaves_cpus(&self, cpus: usize) -> bool {
+        self.workers_auto && self.workers < cpus
+    }
 }
 
 /// What a client's FIN means that comes behind a whole request. It looks the same whether the

@@ -115,6 +115,10 @@ fn what_protects_must_be_whole_or_said_to_be_off() {
         ("usage: {url: 'http://a', reporters: [{webhook: {url: 'http://a', hmac_secret: '${NO:-}'}}]}",
          "usage.reporters[0].webhook.hmac_secret", "is empty"),
         ("backends: [{url: 'https://a', tls: {ca_file: }}]", "backends[0].tls.ca_file", "is empty"),
+        ("usage: {reporters: [{type: redis, redis: {tls: true, ca_file: ''}}]}",
+         "usage.reporters[0].redis.ca_file", "is empty"),
+        ("storage: {caches: [{name: a, addr: 'rediss://h', ca_file: '${NO:-}'}]}",
+         "storage.caches[0].ca_file", "is empty"),
         ("backends: [{url: 'http://a', tls: {}}]", "backends[0].tls", "https://"),
         ("server: {tls: {enabled: true, cert_file: c, key_file: k, client_ca_file: ''}}",
          "server.tls.client_ca_file", "is empty"),
@@ -238,5 +242,39 @@ fn an_address_is_read_as_its_reporter_reads_it() {
     ] {
         let said = load(&of(driver, dsn)).report.to_string();
         assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
+    }
+}
+
+/// Catches: a path in the file that no request can match, in silence; a chat under another name.
+#[test]
+fn paths_that_can_never_match_are_errors() {
+    for (path, words) in [
+        ("/v1/%63hat/completions", "write `/v1/chat/completions`"),
+        ("/v1/%63*", "write `/v1/c`"),
+        ("/v1/models/a%2fb", "write `/v1/models/a%2Fb`"),
+        ("/v1/chat%2Fcompletions", "below /v1/models/ only"),
+        ("/a;b", "can never match: The path has a backslash"),
+        ("/v1/../metrics", "can never match: The path has a dot segment"),
+        ("/v1//x", "can never match: The path has two slashes"),
+        ("/v1/%", "can never match: The path has a `%` without"),
+        ("/a*b", "a `*` may only be the last"),
+    ] {
+        let error = error_of(&format!("server: {{paths: ['{path}']}}\n"));
+        assert!(error.contains("server.paths") && error.contains(words), "{path}: {error}");
+        if !path.contains('*') {
+            let error = error_of(&format!("metrics: {{path: '{path}'}}\n"));
+            assert!(error.contains("metrics.path") && error.contains(words), "{path}: {error}");
+        }
+    }
+    let error = error_of("metrics: {path: /ready}\n");
+    assert!(error.contains("name another"), "{error}");
+    let text = "server: {paths: ['/v1/chat/completions/', /own/, '/v1/models/a%2Fb', '/*']}";
+    let loaded = load(text);
+    let paths = ["/v1/chat/completions", "/own/", "/v1/models/a%2Fb", "/*"];
+    assert_eq!(loaded.plan.server.paths, paths);
+    let report = load("server: {paths: [/health, /metrics, /v1/models]}").report;
+    for path in ["/health", "/metrics"] {
+        let told = |f: &&Finding| f.message.contains(&format!("`{path}`"));
+        assert_eq!(report.findings.iter().filter(told).count(), 1, "{report}");
     }
 }

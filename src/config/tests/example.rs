@@ -66,7 +66,7 @@ usage:
   spool:
   reporters:
     - {webhook: {url: "http://localhost:9000/usage", hmac_secret: change-me}}
-    - {type: redis, redis: {}}
+    - {type: redis, redis: {tls: true, ca_file: /etc/llmproxy/redis-ca.crt}}
     - {type: database, database: {storage: main}}
     - {type: file, file: {path: /var/log/llmproxy/usage.jsonl, max_age: 24h}}
     - {type: builtin}

@@ -71,3 +71,13 @@ fn an_error_names_file_line_column_key_and_limit() {
         "t.yaml:4:13: error: backends[1].weight: `99999` must be a whole number from 1 to 10000"
     );
 }
+
+/// Catches: a start that says what `auto` does of a number that was written by hand.
+#[test]
+fn a_number_of_workers_that_was_written_is_not_called_auto() {
+    for (text, auto) in [("", true), ("workers: auto", true), ("workers: 1", false)] {
+        let mut server = load(&format!("server: {{{text}}}")).plan.server;
+        server.workers = 8;
+        assert_eq!((server.leaves_cpus(16), server.leaves_cpus(8)), (auto, false), "{text}");
+    }
+}

@@ -70,9 +70,25 @@ pub fn print_duration(duration: Duration) -> String {
     format!("{ns}ns")
 }
 
+/// A long time as a person says it: `83h20m`.
+pub fn long_duration(seconds: u64) -> String {
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_times_are_said_without_zeros() {
+        for (seconds, text) in
+            [(2_000, "33m20s"), (300_000, "83h20m"), (3_601, "1h1s"), (7_200, "2h")]
+        {
+            assert_eq!(long_duration(seconds), text);
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+    }
 
     #[test]
     fn go_forms_and_bare_seconds() {

@@ -11,7 +11,7 @@ mod sql;
 mod time;
 mod url;
 
-pub use duration::{duration, print_duration};
+pub use duration::{duration, long_duration, print_duration};
 pub use header::{header_name, header_value};
 pub use net::{listen, overlap, IpRange};
 pub use redis::{host_and_port, redis_address, RedisAddress};
@@ -20,7 +20,9 @@ pub use sql::{sql_address, sql_hosts, sql_remarks, SqlAddress, SqlDriver, SqlPla
 pub use time::{instant, End};
 pub use url::{http_url, Url};
 
+use super::plan::endpoints::BELOW_MODELS;
 use super::report::nearest;
+use crate::http::path::normalise;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -103,6 +105,24 @@ pub fn url_path(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!("{} must be a path that begins with `/`, such as /health", quoted(text)))
+}
+
+/// A path under which clients ask, or the start of one. What they ask for is brought into its
+/// plainest spelling before it is compared, so that nothing else could ever match.
+pub fn request_path(text: &str) -> Result<String, String> {
+    let path = url_path(text)?;
+    let never = |why: &str| format!("{} can never match: {why}", quoted(text));
+    let mut plain = path.clone().into_bytes();
+    let normal = normalise(&mut plain).map_err(|bad| never(bad.0))?;
+    if normal.encoded_slash && !path.starts_with(BELOW_MODELS) {
+        return Err(never("an encoded slash may stand below /v1/models/ only"));
+    }
+    plain.truncate(normal.len);
+    match String::from_utf8(plain) {
+        Ok(plain) if plain == path => Ok(path),
+        Ok(plain) => Err(never(&format!("write {}", quoted(plain)))),
+        Err(_) => Err(never("it is not text")),
+    }
 }
 
 /// A value in a message: in backquotes, control characters visible, long ones cut. No backquote

@@ -2,6 +2,7 @@
 //! asked of an engine and no record is sent.
 
 use crate::base::tls_fault;
+use crate::config::circle;
 use crate::config::cli::{Output, FINE, WOULD_NOT_START};
 use crate::config::plan::{Backend, Endpoint, Plan};
 use crate::control::tls;
@@ -10,7 +11,7 @@ use crossbeam_channel::bounded;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
@@ -54,7 +55,8 @@ fn tries(plan: &Plan) -> Vec<(String, Try)> {
         let settings = backend.tls.as_ref();
         let config = settings.map(|tls| tls::client_config(&backend, tls, &mut system_roots));
         let name = format!("backend {} ({})", backend.name, backend.url);
-        tries.push((name, Box::new(move || reach(&backend, config.transpose()?, LIMIT))));
+        let ours = plan.server.listen.clone();
+        tries.push((name, Box::new(move || reach(&backend, config.transpose()?, &ours, LIMIT))));
     }
     for reporter in &plan.usage.reporters {
         let reporter = reporter.clone();
@@ -90,7 +92,12 @@ fn all(
 
 /// Connects to a backend, with the TLS handshake where it has TLS. Blocks for `limit`, and for as
 /// long as the name server takes.
-fn reach(backend: &Backend, tls: Option<Arc<ClientConfig>>, limit: Duration) -> Result<(), String> {
+fn reach(
+    backend: &Backend,
+    tls: Option<Arc<ClientConfig>>,
+    ours: &[SocketAddr],
+    limit: Duration,
+) -> Result<(), String> {
     let until = Instant::now() + limit;
     match &backend.endpoint {
         Endpoint::Unix(path) => {
@@ -100,18 +107,26 @@ fn reach(backend: &Backend, tls: Option<Arc<ClientConfig>>, limit: Duration) -> 
             shake_hands(backend, tls, stream)
         }
         Endpoint::Tcp { host, port } => {
-            let stream = connect(host, *port, until)?;
+            let stream = connect(host, *port, ours, until)?;
             stream.set_read_timeout(Some(left(until))).map_err(|error| error.to_string())?;
             shake_hands(backend, tls, stream)
         }
     }
 }
 
-/// To the first address of a name that takes the connection.
-fn connect(host: &str, port: u16, until: Instant) -> Result<TcpStream, String> {
+/// To the first address of a name that takes the connection. None may be one of `ours`.
+fn connect(
+    host: &str,
+    port: u16,
+    ours: &[SocketAddr],
+    until: Instant,
+) -> Result<TcpStream, String> {
     let found = (host, port).to_socket_addrs();
     let addresses = found.map_err(|error| format!("{host} does not resolve: {error}"))?;
     let addresses = addresses.collect::<Vec<_>>();
+    if let Some(own) = circle::leads_back(ours, &addresses) {
+        return Err(format!("it is this proxy itself, which listens on {own}"));
+    }
     // Each gets its share, so that one that drops packets cannot use up the time of all.
     let share = left(until) / addresses.len().max(1) as u32;
     let mut failed = format!("{host} has no address");
