@@ -79,8 +79,10 @@ pub const BUFFER_BYTES: usize = 16 * 1024;
 pub const BUFFERS_IDLE_MAX: usize = 256;
 /// Of which so many stay when it has nothing to do.
 pub const BUFFERS_IDLE_MIN: usize = 8;
+/// Bytes of a pooled buffer for what outgrows a small one: the largest head fits, and most chats.
+pub const MEDIUM_BUFFER_BYTES: usize = 64 * 1024;
 /// Bytes of a pooled buffer for large bodies: an answer whose reads fill small ones is read with
-/// it, and a request body that outgrows a small one moves into it.
+/// it, and a request body that outgrows a medium one moves into it.
 pub const LARGE_BUFFER_BYTES: usize = 256 * 1024;
 /// Large buffers with which a worker reads answers at a time; a slow client holds one. Beyond: the
 /// answer is read with small ones.
@@ -103,14 +105,21 @@ pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
 pub const ENGINE_UNREAD_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.
 pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
-/// Room that is added at a time while a request body arrives, so that a `Content-Length` alone
-/// reserves nothing.
-pub const BODY_GROWTH_BYTES: usize = 256 * 1024;
 /// Bytes of a request body that must arrive in each second of the last
 /// [`BODY_RATE_WINDOW_S`], taken together. Below: 408.
 pub const BODY_RATE_BYTES_PER_S_MIN: u64 = 1024;
 /// Seconds back in which the bytes of a body that still arrives are counted.
 pub const BODY_RATE_WINDOW_S: u64 = 10;
+/// The same while bytes or connections are scarce, for the last [`SCARCE_RATE_WINDOW_S`].
+pub const SCARCE_RATE_BYTES_PER_S_MIN: u64 = 16 * 1024;
+/// Seconds back that count while bytes or connections are scarce.
+pub const SCARCE_RATE_WINDOW_S: u64 = 3;
+/// Seconds in which a body must bring once more what it holds, while bytes or connections are
+/// scarce: the more it holds, the faster it must come. Below: 408.
+pub const SCARCE_HELD_S_MAX: u64 = 30;
+/// One of so many bytes of `server.max_buffered_bytes` is kept for buffers of
+/// [`MEDIUM_BUFFER_BYTES`] or less. Beyond: larger ones do not grow, which is a 503.
+pub const BUFFERED_SMALL_SHARE: u64 = 8;
 /// A kept connection that closes within so long of a request being sent, without a byte of an
 /// answer, was closed under us: the request is sent once more on a fresh one.
 pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
@@ -295,5 +304,6 @@ const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(FIELD_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(FIELD_NAME_BYTES_MAX < FIELD_LINE_BYTES_MAX);
 const _: () = assert!(BUFFER_BYTES <= HEAD_BYTES_MAX);
+const _: () = assert!(HEAD_BYTES_MAX <= MEDIUM_BUFFER_BYTES, "no head needs a large buffer");
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= BODY_EXTENSION_BYTES_MAX);
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < 16, "a chunk size must fit in 60 bits");

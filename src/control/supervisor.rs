@@ -135,7 +135,7 @@ fn buffered_bytes_max(plan: &Plan) -> u64 {
     let (bytes, max_body_size) = (memory.for_buffers(), plan.server.max_body_size);
     let (memory, of) = (memory.bytes, memory.of);
     tracing::info!(bytes, memory, of, "bodies and answers in memory are limited");
-    if bytes < max_body_size {
+    if Budget::max_for_large(bytes) < max_body_size {
         tracing::warn!(
             bytes,
             max_body_size,

@@ -52,10 +52,11 @@ impl Client {
         }
     }
 
-    /// Sees to it that [`Client::read_more`] has room: a full inbox grows, by about `room`.
-    pub fn make_room(&mut self, room: usize) -> Result<(), Refusal> {
+    /// Sees to it that [`Client::read_more`] has room: a full inbox grows, if so many bytes are
+    /// still missing.
+    pub fn make_room(&mut self, missing: usize) -> Result<(), Refusal> {
         let full = self.inbox.as_mut().filter(|inbox| inbox.len() == inbox.capacity());
-        match full.is_none_or(|inbox| inbox.grow(room)) {
+        match full.is_none_or(|inbox| inbox.double(missing)) {
             true => Ok(()),
             false => Err(no_memory()),
         }

@@ -5,7 +5,7 @@ use super::client::{no_memory, Client};
 use super::pace::Pace;
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
-use crate::base::limits::{BODY_GROWTH_BYTES, HEAD_BYTES_MAX};
+use crate::base::limits::{BUFFER_BYTES, HEAD_BYTES_MAX};
 use crate::base::refusal::Refusal;
 use crate::config::plan::Server;
 use crate::http::chunked::{ChunkDecoder, Piece};
@@ -20,7 +20,7 @@ use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::usage::access::Said;
 use std::io::IoSlice;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a client said of itself, kept because its head is gone when the request is settled.
 #[derive(Default)]
@@ -277,11 +277,10 @@ async fn counted(
     let whole = request.head_len.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
     let mut pace = None;
     while client.bytes().len() < whole {
-        // To twice the size, so that little is copied; never beyond the end.
-        let more = client.bytes().len().max(BODY_GROWTH_BYTES);
-        let missing = whole - client.bytes().len();
-        client.make_room(missing.min(more))?;
-        match read_paced(client, server, request.started, &mut pace).await? {
+        client.make_room(whole - client.bytes().len())?;
+        // Nearly all bodies are there with their heads, and need no clock.
+        let pace = pace.get_or_insert_with(|| Box::new(Pace::since(request.started)));
+        match read_paced(client, server, pace, 0).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
@@ -335,33 +334,49 @@ async fn chunked(
             request.body_read = true;
             return Ok(Received::Whole);
         }
-        client.make_room(BODY_GROWTH_BYTES)?;
-        match read_paced(client, server, request.started, &mut pace).await? {
+        client.make_room(BUFFER_BYTES)?;
+        let pace = pace.get_or_insert_with(|| Box::new(Pace::since(request.started)));
+        match read_paced(client, server, pace, decoded.capacity()).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
     }
 }
 
-/// `since` is when the head was complete: nearly all bodies are there then, and need no clock.
+/// Reads more of a body, which holds so many bytes beside the inbox.
 async fn read_paced(
     client: &mut Client,
     server: &Server,
-    since: Instant,
-    pace: &mut Option<Box<Pace>>,
+    pace: &mut Pace,
+    held: usize,
 ) -> Result<Received, Refusal> {
-    client.post.arm(server.body_timeout);
-    match client.read_more().await {
-        Ok(0) | Err(Alarm::Gone) => Ok(Received::Closed),
-        Err(Alarm::Expired) => Err(BODY_TIMEOUT),
-        Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
-        Ok(n) => match pace.get_or_insert_default().is_too_slow(since.elapsed().as_secs(), n) {
-            true => Err(BODY_TOO_SLOW),
-            false => Ok(Received::Whole),
-        },
+    loop {
+        // It looks around now and then: what it holds may be needed elsewhere.
+        let left = server.body_timeout.saturating_sub(pace.silence());
+        client.post.arm(left.min(LOOK_AROUND));
+        let bytes = match client.read_more().await {
+            Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
+            Ok(n) => n,
+            Err(Alarm::Expired) if pace.silence() >= server.body_timeout => {
+                return Err(BODY_TIMEOUT)
+            }
+            Err(Alarm::Expired) => 0,
+            Err(Alarm::Ended | Alarm::CalledOff) => return Err(Fault::ShuttingDown.refusal()),
+        };
+        pace.hear(bytes);
+        let held = held + client.inbox.as_ref().map_or(0, |inbox| inbox.capacity());
+        let is_too_slow = bytes > 0 && pace.is_too_slow();
+        if is_too_slow || (Buffer::are_scarce() && pace.is_too_slow_for(held)) {
+            return Err(BODY_TOO_SLOW);
+        }
+        if bytes > 0 {
+            return Ok(Received::Whole);
+        }
     }
 }
 
+/// A body that does not come looks so often whether it should give way.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 const HEADER_TIMEOUT: Refusal =
     Refusal::closing(408, "header_timeout", "The request head did not arrive in time.");
 const BODY_TIMEOUT: Refusal =

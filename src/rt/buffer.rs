@@ -1,8 +1,9 @@
 //! Pooled read buffers of one worker. A stream holds one only while bytes move through it.
 //!
-//! Small ones serve almost every read. Large ones serve large bodies, where the system calls and
+//! Small ones serve almost every read. Larger ones serve larger bodies, where the system calls and
 //! page faults of small ones would cost more than the bytes: they are few, and those that nobody
-//! needed for some seconds go back to the system.
+//! needed for some seconds go back to the system. A buffer that grows becomes at most four times
+//! as large as what is in it: who sends little cannot make us hold much.
 //!
 //! All that is on loan counts against the budget of the process, whatever it is lent for, and is
 //! given back when the buffer is dropped, whatever the reason. A buffer that wants to grow beyond
@@ -12,16 +13,20 @@
 use super::budget::Budget;
 use crate::base::limits::{
     BUFFERS_IDLE_MAX, BUFFERS_IDLE_MIN, BUFFER_BYTES, LARGE_BUFFERS_READING_MAX,
-    LARGE_BUFFER_BYTES, LARGE_IDLE_BYTES_MAX,
+    LARGE_BUFFER_BYTES, LARGE_IDLE_BYTES_MAX, MEDIUM_BUFFER_BYTES,
 };
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::sync::Arc;
 
 /// One of so many small buffers is given up by a sweep.
 const SMALL_PER_SWEEP: usize = 16;
 /// Sweeps after which large buffers that were idle all the time are given up.
 const SWEEPS_TO_SHRINK: u32 = 50;
+/// A buffer grows at most to so many times what is in it.
+const GROWTH_MAX: usize = 4;
+/// Bytes are scarce until so many sweeps after the last sign of it.
+const SCARCE_SWEEPS: u32 = 50;
 /// The budget is told of small buffers in steps of so many bytes, and at each sweep: workers would
 /// fight for its cache line else.
 const BUDGET_STEP: usize = 16 * BUFFER_BYTES;
@@ -32,10 +37,10 @@ thread_local! {
 
 struct Pool {
     small: Vec<Vec<u8>>,
-    /// Of [`LARGE_BUFFER_BYTES`] or more. The last one given back is lent first: its memory is
+    /// Of [`MEDIUM_BUFFER_BYTES`] or more. The last one given back is lent first: its memory is
     /// the warmest.
-    large: Vec<Vec<u8>>,
-    large_bytes: usize,
+    larger: Vec<Vec<u8>>,
+    larger_bytes: usize,
     on_loan: usize,
     /// Bytes of those on loan.
     bytes_on_loan: usize,
@@ -44,7 +49,11 @@ struct Pool {
     budget: Option<Arc<Budget>>,
     large_reading: usize,
     large_denied: u64,
-    /// Fewest idle large buffers since the pool last shrank.
+    /// Denials of the budget as of the last sweep.
+    denied_seen: u64,
+    /// Sweeps for which bytes still count as scarce.
+    scarce_for: u32,
+    /// Fewest idle larger buffers since the pool last shrank.
     never_needed: usize,
     sweeps: u32,
 }
@@ -71,6 +80,8 @@ impl Buffer {
         POOL.with_borrow_mut(|pool| {
             pool.budget = Some(Arc::clone(budget));
             pool.bytes_told = 0;
+            pool.denied_seen = budget.denied();
+            pool.scarce_for = 0;
             pool.tell(1);
         });
     }
@@ -78,6 +89,12 @@ impl Buffer {
     /// True when nothing is left of the budget: nothing new should begin that needs buffers.
     pub fn is_budget_spent() -> bool {
         POOL.with_borrow(|pool| pool.budget.as_ref().is_some_and(|budget| budget.is_spent()))
+    }
+
+    /// True while bytes are scarce: four fifths of the budget are held, or somebody did not get
+    /// what it wanted, now or in the last five seconds.
+    pub fn are_scarce() -> bool {
+        POOL.with_borrow(|pool| pool.scarce_for > 0)
     }
 
     /// One of [`LARGE_BUFFER_BYTES`] to read a large body with, unless too many of those
@@ -90,45 +107,45 @@ impl Buffer {
                 return pool.lend(small, false);
             }
             pool.large_reading += 1;
-            let pooled = pool.take_large(LARGE_BUFFER_BYTES);
+            let pooled = pool.take_idle(LARGE_BUFFER_BYTES..=LARGE_BUFFER_BYTES);
             let bytes = pooled.unwrap_or_else(|| Vec::with_capacity(LARGE_BUFFER_BYTES));
             pool.lend(bytes, true)
         })
     }
 
-    /// Makes room behind the bytes that are there: in a large buffer that lies idle, or else by
-    /// asking the system for some `room` bytes. False, with all as it was, when the budget does not
-    /// have them.
+    /// Makes room for more where so many bytes are still missing: at most for as many as are there,
+    /// so that what a peer announces reserves nothing. False like [`Buffer::grow`].
     #[must_use = "there may be no room"]
-    pub fn grow(&mut self, room: usize) -> bool {
-        let is_small = self.bytes.capacity() < LARGE_BUFFER_BYTES;
-        let pooled = POOL.with_borrow_mut(|pool| match is_small {
-            true => pool.take_large(usize::MAX),
-            false => None,
-        });
-        // A new one is of a size that can be kept.
-        let is_new_large = pooled.is_none() && is_small && room > BUFFER_BYTES;
-        let wanted = match &pooled {
-            Some(bytes) => bytes.capacity(),
-            None if is_new_large => LARGE_BUFFER_BYTES,
-            None => self.bytes.len().saturating_add(room.max(1)),
-        };
-        if !POOL.with_borrow_mut(|pool| pool.count_more(&mut self.counted, wanted)) {
-            POOL.with_borrow_mut(|pool| pooled.map(|bytes| pool.put(bytes)));
-            return false;
-        }
-        let mut bytes = match pooled {
-            Some(bytes) => bytes,
-            None if is_new_large => Vec::with_capacity(LARGE_BUFFER_BYTES),
-            None => {
-                self.bytes.reserve_exact(room.max(1));
-                return true;
+    pub fn double(&mut self, missing: usize) -> bool {
+        self.grow(missing.min(self.bytes.len()))
+    }
+
+    /// Makes room for some `room` bytes behind those that are there: in an idle buffer of the pool,
+    /// or else by asking the system. False, with all as it was, when the budget does not have them.
+    #[must_use = "there may be no room"]
+    fn grow(&mut self, room: usize) -> bool {
+        POOL.with_borrow_mut(|pool| {
+            let needed = self.bytes.len().saturating_add(room.max(1));
+            let size = size_for(needed);
+            let most = self.bytes.len().saturating_mul(GROWTH_MAX).max(size);
+            let pooled = pool.take_idle(size..=most);
+            let wanted = pooled.as_ref().map_or(size, Vec::capacity);
+            if !pool.count_more(&mut self.counted, wanted) {
+                pooled.into_iter().for_each(|bytes| pool.put(bytes));
+                return false;
             }
-        };
-        bytes.extend_from_slice(&self.bytes);
-        let small = std::mem::replace(&mut self.bytes, bytes);
-        POOL.with_borrow_mut(|pool| pool.put(small));
-        true
+            let mut bytes = match pooled {
+                Some(bytes) => bytes,
+                None if size <= LARGE_BUFFER_BYTES => Vec::with_capacity(size),
+                None => {
+                    self.bytes.reserve_exact(room.max(1));
+                    return true;
+                }
+            };
+            bytes.extend_from_slice(&self.bytes);
+            pool.put(std::mem::replace(&mut self.bytes, bytes));
+            true
+        })
     }
 
     /// Appends bytes, for which it grows where it must: each time to twice what it was, or to
@@ -147,7 +164,7 @@ impl Buffer {
 
     /// Buffers on loan and buffers kept, on this thread.
     pub fn counts() -> (usize, usize) {
-        POOL.with_borrow(|pool| (pool.on_loan, pool.small.len() + pool.large.len()))
+        POOL.with_borrow(|pool| (pool.on_loan, pool.small.len() + pool.larger.len()))
     }
 
     /// Times that [`Buffer::take_large`] gave a small one, on this thread.
@@ -166,7 +183,7 @@ impl Buffer {
     pub fn is_settled() -> bool {
         POOL.with_borrow(|pool| {
             pool.small.len() <= BUFFERS_IDLE_MIN
-                && pool.large.is_empty()
+                && pool.larger.is_empty()
                 && pool.bytes_told == pool.bytes_on_loan
         })
     }
@@ -176,14 +193,16 @@ impl Pool {
     const fn new() -> Pool {
         Pool {
             small: Vec::new(),
-            large: Vec::new(),
-            large_bytes: 0,
+            larger: Vec::new(),
+            larger_bytes: 0,
             on_loan: 0,
             bytes_on_loan: 0,
             bytes_told: 0,
             budget: None,
             large_reading: 0,
             large_denied: 0,
+            denied_seen: 0,
+            scarce_for: 0,
             never_needed: 0,
             sweeps: 0,
         }
@@ -201,7 +220,8 @@ impl Pool {
     fn count_more(&mut self, counted: &mut u32, wanted: usize) -> bool {
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         let more = wanted.saturating_sub(*counted) as usize;
-        if self.budget.as_ref().is_some_and(|budget| !budget.take(more as u64)) {
+        let is_large = wanted as usize > MEDIUM_BUFFER_BYTES;
+        if self.budget.as_ref().is_some_and(|budget| !budget.take(more as u64, is_large)) {
             return false;
         }
         *counted += more as u32;
@@ -228,12 +248,12 @@ impl Pool {
         self.small.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
     }
 
-    /// One of at most so many bytes.
-    fn take_large(&mut self, most: usize) -> Option<Vec<u8>> {
-        let at = self.large.iter().rposition(|idle| idle.capacity() <= most)?;
-        let taken = self.large.remove(at);
-        self.large_bytes -= taken.capacity();
-        self.never_needed = self.never_needed.min(self.large.len());
+    /// A larger one of so many bytes that lies idle.
+    fn take_idle(&mut self, bytes: RangeInclusive<usize>) -> Option<Vec<u8>> {
+        let at = self.larger.iter().rposition(|idle| bytes.contains(&idle.capacity()))?;
+        let taken = self.larger.remove(at);
+        self.larger_bytes -= taken.capacity();
+        self.never_needed = self.never_needed.min(self.larger.len());
         Some(taken)
     }
 
@@ -243,16 +263,17 @@ impl Pool {
         let capacity = bytes.capacity();
         if capacity == BUFFER_BYTES && self.small.len() < BUFFERS_IDLE_MAX {
             self.small.push(bytes);
-        } else if capacity >= LARGE_BUFFER_BYTES
-            && self.large_bytes + capacity <= LARGE_IDLE_BYTES_MAX
+        } else if capacity >= MEDIUM_BUFFER_BYTES
+            && self.larger_bytes + capacity <= LARGE_IDLE_BYTES_MAX
         {
-            self.large_bytes += capacity;
-            self.large.push(bytes);
+            self.larger_bytes += capacity;
+            self.larger.push(bytes);
         }
     }
 
     fn sweep(&mut self) {
         self.tell(1);
+        self.look_at_budget();
         // Those that nobody has needed for longest.
         let unneeded = self.small.len().saturating_sub(BUFFERS_IDLE_MIN);
         drop(self.small.drain(..unneeded.div_ceil(SMALL_PER_SWEEP)));
@@ -261,11 +282,27 @@ impl Pool {
             return;
         }
         self.sweeps = 0;
-        for unneeded in self.large.drain(..self.never_needed) {
-            self.large_bytes -= unneeded.capacity();
+        for unneeded in self.larger.drain(..self.never_needed) {
+            self.larger_bytes -= unneeded.capacity();
         }
-        self.never_needed = self.large.len();
+        self.never_needed = self.larger.len();
     }
+
+    fn look_at_budget(&mut self) {
+        self.scarce_for = self.scarce_for.saturating_sub(1);
+        let Some(budget) = &self.budget else { return };
+        let denied = budget.denied();
+        if denied != self.denied_seen || budget.is_nearly_spent() {
+            self.scarce_for = SCARCE_SWEEPS;
+        }
+        self.denied_seen = denied;
+    }
+}
+
+/// The size of a buffer for so many bytes: one that the pool keeps, where there is such a one.
+fn size_for(needed: usize) -> usize {
+    let kept = [MEDIUM_BUFFER_BYTES, LARGE_BUFFER_BYTES];
+    kept.into_iter().find(|size| needed <= *size).unwrap_or(needed)
 }
 
 impl Drop for Buffer {
@@ -294,190 +331,4 @@ impl DerefMut for Buffer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buffers_come_back_empty() {
-        let mut first = Buffer::take();
-        first.extend_from_slice(b"secret of another stream");
-        assert_eq!(Buffer::counts(), (1, 0));
-        drop(first);
-        assert_eq!(Buffer::counts(), (0, 1));
-        let again = Buffer::take();
-        assert!(again.is_empty(), "a pooled buffer must not show another stream's bytes");
-        drop(again);
-        let many: Vec<_> = (0..BUFFERS_IDLE_MAX + 10).map(|_| Buffer::take()).collect();
-        drop(many);
-        assert_eq!(Buffer::counts(), (0, BUFFERS_IDLE_MAX));
-    }
-
-    #[test]
-    fn what_a_burst_left_is_given_up_and_what_is_needed_stays() {
-        let many: Vec<_> = (0..BUFFERS_IDLE_MAX).map(|_| Buffer::take()).collect();
-        drop(many);
-        let needed = Buffer::take();
-        let held: *const u8 = needed.as_ptr();
-        for _ in 0..BUFFERS_IDLE_MAX {
-            Buffer::sweep();
-        }
-        assert_eq!(Buffer::counts(), (1, BUFFERS_IDLE_MIN));
-        drop(needed);
-        Buffer::sweep();
-        assert_eq!(Buffer::counts(), (0, BUFFERS_IDLE_MIN));
-        assert_eq!(Buffer::take().as_ptr(), held, "the warmest one is kept");
-    }
-
-    #[test]
-    fn a_body_moves_into_a_large_buffer_and_on() {
-        let mut body = Buffer::take();
-        body.resize(BUFFER_BYTES, b'a');
-        assert!(body.grow(LARGE_BUFFER_BYTES));
-        assert_eq!(body.capacity(), LARGE_BUFFER_BYTES);
-        assert_eq!(Buffer::counts(), (1, 1), "the small one went back");
-        assert!(body.len() == BUFFER_BYTES && body.iter().all(|byte| *byte == b'a'));
-        body.resize(LARGE_BUFFER_BYTES, b'b');
-        assert!(body.grow(1));
-        assert!(body.capacity() > LARGE_BUFFER_BYTES && body.ends_with(b"b"));
-        let capacity = body.capacity();
-        drop(body);
-        // What is there already is used, even where little is asked for.
-        let mut next = Buffer::take();
-        next.resize(BUFFER_BYTES, b'c');
-        assert!(next.grow(1));
-        assert_eq!((next.capacity(), next.len()), (capacity, BUFFER_BYTES));
-        assert!(next.iter().all(|byte| *byte == b'c'));
-        // Where nothing is there, no more is taken than is asked for.
-        let mut poor = Buffer::take();
-        poor.resize(BUFFER_BYTES, b'd');
-        assert!(poor.grow(100));
-        assert!(poor.capacity() < LARGE_BUFFER_BYTES, "{} bytes", poor.capacity());
-        drop(poor);
-        assert_eq!(Buffer::counts(), (1, 0), "of no size that is kept");
-    }
-
-    /// A slow client holds what its answer is read with: that is of a stated size.
-    #[test]
-    fn what_grew_for_a_prompt_reads_no_answer() {
-        let mut prompt = Buffer::take();
-        assert!(prompt.grow(LARGE_BUFFER_BYTES));
-        prompt.reserve(2 * LARGE_BUFFER_BYTES);
-        let capacity = prompt.capacity();
-        drop(prompt);
-        assert_eq!(Buffer::take_large().capacity(), LARGE_BUFFER_BYTES);
-        assert!(POOL.with_borrow(|pool| pool.large.iter().any(|b| b.capacity() == capacity)));
-    }
-
-    #[test]
-    fn only_so_many_read_with_large_buffers() {
-        let many: Vec<_> = (0..LARGE_BUFFERS_READING_MAX).map(|_| Buffer::take_large()).collect();
-        assert!(many.iter().all(|buffer| buffer.capacity() == LARGE_BUFFER_BYTES));
-        let next = Buffer::take_large();
-        assert_eq!((next.capacity(), Buffer::large_denied()), (BUFFER_BYTES, 1));
-        drop((many, next));
-        assert_eq!(Buffer::take_large().capacity(), LARGE_BUFFER_BYTES);
-    }
-
-    #[test]
-    fn the_pool_of_large_buffers_is_bounded_and_shrinks() {
-        let grow = |_| {
-            let mut body = Buffer::take();
-            assert!(body.grow(LARGE_BUFFER_BYTES));
-            body
-        };
-        let kept = LARGE_IDLE_BYTES_MAX / LARGE_BUFFER_BYTES;
-        drop((0..kept + 5).map(grow).collect::<Vec<_>>());
-        let idle_large = || POOL.with_borrow(|pool| pool.large.len());
-        let sweep = || (0..SWEEPS_TO_SHRINK).for_each(|_| Buffer::sweep());
-        assert_eq!(idle_large(), kept);
-        sweep();
-        assert_eq!(idle_large(), kept, "they were needed a moment ago");
-        drop((0..3).map(grow).collect::<Vec<_>>());
-        sweep();
-        assert_eq!(idle_large(), 3, "what was needed stays");
-        sweep();
-        assert_eq!(idle_large(), 0);
-        assert_eq!(POOL.with_borrow(|pool| pool.large_bytes), 0);
-        // A body that nobody else will have the like of is not kept.
-        let mut huge = Buffer::take();
-        huge.reserve(LARGE_IDLE_BYTES_MAX + 1);
-        drop(huge);
-        assert_eq!(idle_large(), 0);
-    }
-
-    /// Runs with a budget of so many small buffers; gives what is held of it at the end.
-    fn with_budget(small: usize, test: impl FnOnce(&Budget)) -> u64 {
-        let budget = Arc::new(Budget::new((small * BUFFER_BYTES) as u64));
-        Buffer::count_against(&budget);
-        test(&budget);
-        Buffer::sweep();
-        budget.held()
-    }
-
-    /// Catches: a buffer that grows beyond the budget, or that loses its bytes when it may not;
-    /// one that counts for less than it holds; bytes that are never given back, by a panic either.
-    #[test]
-    fn what_is_on_loan_counts_until_it_is_given_back() {
-        let left = with_budget(100, |budget| {
-            let small: Vec<_> = (0..32).map(|_| Buffer::take()).collect();
-            assert_eq!(budget.held(), (32 * BUFFER_BYTES) as u64);
-            let mut body = Buffer::take();
-            body.resize(BUFFER_BYTES, b'a');
-            assert!(body.grow(LARGE_BUFFER_BYTES));
-            body.resize(LARGE_BUFFER_BYTES, b'b');
-            assert!(body.grow(20 * BUFFER_BYTES), "32 + 16 + 20 of 100");
-            assert_eq!(body.capacity(), 36 * BUFFER_BYTES, "no more than was asked for");
-            body.resize(36 * BUFFER_BYTES, b'c');
-            Buffer::sweep();
-            assert_eq!(budget.held(), (68 * BUFFER_BYTES) as u64);
-            assert!(!body.grow(33 * BUFFER_BYTES));
-            assert_eq!((body.len(), body.capacity()), (36 * BUFFER_BYTES, 36 * BUFFER_BYTES));
-            assert!(!Buffer::is_budget_spent());
-            assert!(body.grow(32 * BUFFER_BYTES) && Buffer::is_budget_spent());
-            let more: Vec<_> = (0..64).map(|_| Buffer::take()).collect();
-            assert!(budget.held() > budget.max(), "small ones are had all the same");
-            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let _held = (body, more);
-                panic!("as a test");
-            }));
-            assert!(panicked.is_err());
-            Buffer::sweep();
-            assert_eq!(budget.held(), (32 * BUFFER_BYTES) as u64);
-            drop(small);
-        });
-        assert_eq!(left, 0);
-    }
-
-    /// Catches: a large buffer that lies idle, lost when the budget does not have it.
-    #[test]
-    fn an_idle_buffer_beyond_the_budget_stays_idle() {
-        let mut body = Buffer::take();
-        assert!(body.grow(LARGE_BUFFER_BYTES));
-        drop(body);
-        let left = with_budget(8, |_| {
-            let mut body = Buffer::take();
-            body.resize(BUFFER_BYTES, b'a');
-            assert!(!body.grow(1));
-            assert_eq!(POOL.with_borrow(|pool| pool.large.len()), 1);
-        });
-        assert_eq!(left, 0);
-    }
-
-    #[test]
-    fn what_is_appended_grows_by_doubling_up_to_the_most() {
-        let most = 5 * LARGE_BUFFER_BYTES;
-        let left = with_budget(most / BUFFER_BYTES, |_| {
-            let (mut body, mut capacities) = (Buffer::take(), Vec::new());
-            for _ in 0..most / BUFFER_BYTES {
-                assert!(body.append(&[b'x'; BUFFER_BYTES], most));
-                capacities.push(body.capacity() / LARGE_BUFFER_BYTES);
-            }
-            capacities.dedup();
-            assert_eq!((capacities, body.len()), (vec![0, 1, 2, 4, 5], most));
-            Buffer::sweep();
-            assert!(!body.append(b"x", most));
-            assert_eq!(body.len(), most);
-        });
-        assert_eq!(left, 0);
-    }
-}
+mod tests;

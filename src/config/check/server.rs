@@ -1,8 +1,8 @@
 //! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
 
 use crate::base::limits::{
-    BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, CONNECTIONS_MAX, HEAD_BYTES_MAX,
-    WORKERS_AUTO_MAX, WORKERS_MAX,
+    BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, BUFFERED_SMALL_SHARE, CONNECTIONS_MAX,
+    HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
 };
 use crate::config::plan::endpoints::{self, Endpoint, OWN_PATHS};
 use crate::config::plan::{ClientAuth, Cors, HalfClose, Server, ServerTls};
@@ -193,7 +193,8 @@ fn max_header_bytes(s: &mut Section) -> usize {
     }
 }
 
-/// A body of the largest size must fit, together with its head.
+/// A body of the largest size must fit, together with its head, and beside what is kept for small
+/// ones.
 fn max_buffered_bytes(s: &mut Section, max_body_size: u64) -> Option<usize> {
     let range = BUFFERED_BYTES_MIN..=BUFFERED_BYTES_MAX;
     let size = |text: &str| match text {
@@ -202,8 +203,11 @@ fn max_buffered_bytes(s: &mut Section, max_body_size: u64) -> Option<usize> {
     };
     let bytes = s.parsed("max_buffered_bytes", size).flatten()?;
     let needed = max_body_size + HEAD_BYTES_MAX as u64;
-    if bytes < needed {
-        let message = format!("must be at least {needed}: max_body_size, and a head of 64 KiB");
+    if bytes - bytes / BUFFERED_SMALL_SHARE < needed {
+        let least = needed + needed.div_ceil(BUFFERED_SMALL_SHARE - 1);
+        let message = format!(
+            "must be at least {least}: max_body_size and a head of 64 KiB, which get seven eighths"
+        );
         s.error("max_buffered_bytes", message);
     }
     usize::try_from(bytes).ok()

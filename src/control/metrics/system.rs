@@ -56,7 +56,7 @@ impl Facts {
         page.gauge("llmproxy_requests_active", "Requests between head and last byte.", active)?;
         let states = [("in_use", g.buffers_in_use), ("idle", g.buffers_idle)];
         let states = labelled("state", states.into_iter().map(|(k, n)| (k.to_owned(), n)));
-        page.gauge("llmproxy_buffers", "Pooled buffers, of 16 KiB and of 256 KiB.", states)?;
+        page.gauge("llmproxy_buffers", "Pooled buffers, of 16, 64 and 256 KiB.", states)?;
         let help = "Bytes that the workers hold in buffers: bodies, heads, answers on their way.";
         page.gauge("llmproxy_buffered_bytes", help, one(self.budget.held()))?;
         let help = "Bytes that they may hold (server.max_buffered_bytes).";
