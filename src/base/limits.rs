@@ -44,6 +44,9 @@ pub const INFLATE_WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// For so long it is known what an engine does when it is asked for usage. Beyond: it is found out
 /// again.
 pub const USAGE_WISH_KNOWN: Duration = Duration::from_secs(10 * 60);
+/// Models of one backend of which that is known. Beyond: what was learnt first is forgotten before
+/// its time, and counted.
+pub const USAGE_WISH_MODELS_MAX: usize = 64;
 /// An event that ends a choice is held back for so long, for what follows it. Beyond: it goes.
 pub const FINISH_HELD_MAX: Duration = Duration::from_millis(20);
 /// When a client left behind the end of its text and before the usage of the stream, the engine is

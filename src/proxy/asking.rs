@@ -44,7 +44,7 @@ impl Asking {
         match (plan.map(|plan| plan.stream_usage), member) {
             (Some(StreamUsage::Always), _) => Asking::Yes,
             (Some(StreamUsage::Auto), Some(member)) if w.plan.usage.wants_stream_usage() => {
-                match member.usage_wish().at(Instant::now()) {
+                match member.usage_wishes().at(&request.model, Instant::now()) {
                     UsageWish::Unknown => Asking::Trial,
                     UsageWish::Taken => Asking::Yes,
                     UsageWish::Refused | UsageWish::Needless => Asking::No,
@@ -70,26 +70,35 @@ impl Asking {
     ///
     /// Only success proves anything. A request that is refused both ways was wrong by itself, and
     /// one that met another obstacle the second time says nothing about the first.
-    pub fn learn(self, w: &Worker, backend: u32, status: u16, is_named: bool) -> Option<Asking> {
-        let known = w.fleet.get(backend as usize)?.usage_wish();
+    pub fn learn(
+        self,
+        w: &Worker,
+        (backend, model): (u32, &str),
+        status: u16,
+        is_named: bool,
+    ) -> Option<Asking> {
+        let known = w.fleet.get(backend as usize)?.usage_wishes();
         let now = Instant::now();
         match (self, status) {
             (Asking::Yes | Asking::Trial, 400 | 422) if is_named => {
                 return Some(Asking::Without { is_named });
             }
-            (Asking::Trial, 400 | 422) if known.at(now) == UsageWish::Unknown => {
+            (Asking::Trial, 400 | 422) if known.at(model, now) == UsageWish::Unknown => {
                 return Some(Asking::Without { is_named });
             }
             (Asking::Yes | Asking::Trial, 200..=299) => {
-                known.learn(UsageWish::Taken, now);
+                known.learn(model, UsageWish::Taken, now);
             }
             (Asking::Without { is_named }, 200..=299) => {
                 let plan = w.backend(backend)?;
-                let is_clear = is_named || known.at(now) == UsageWish::Unknown;
+                let is_clear = is_named || known.at(model, now) == UsageWish::Unknown;
                 let is_asked = plan.stream_usage == StreamUsage::Always;
-                if is_clear && !is_asked && known.learn(UsageWish::Refused, now) {
+                let is_news = is_clear && !is_asked;
+                let is_news = is_news && known.learn(model, UsageWish::Refused, now);
+                if is_news && w.may_log("stream_usage_refused") {
                     tracing::info!(
                         backend = plan.name,
+                        model,
                         "the engine refuses stream_options.include_usage and is not asked for a \
                          while: streams whose clients do not ask for usage are recorded without"
                     );
@@ -104,7 +113,7 @@ impl Asking {
 /// A try failed: a backend that cannot be reached may be another engine when it is back.
 pub fn hear_failure(w: &Worker, backend: u32, fault: Fault) {
     if let (Retry::Any, Some(member)) = (fault.retry(), w.fleet.get(backend as usize)) {
-        member.usage_wish().forget();
+        member.usage_wishes().forget();
     }
 }
 
@@ -132,11 +141,16 @@ pub fn hear_stream(
     let (Some(member), Some(_), true) = (member, request.usage_splice(), story.event_stream) else {
         return;
     };
-    let (known, now) = (member.usage_wish(), Instant::now());
+    let (known, now) = (member.usage_wishes(), Instant::now());
+    let model = request.model.as_str();
     if is_timed {
-        known.learn(UsageWish::Needless, now);
-    } else if is_whole && !is_told && !story.asked_usage && known.at(now) == UsageWish::Needless {
+        known.learn(model, UsageWish::Needless, now);
+    } else if is_whole
+        && !is_told
+        && !story.asked_usage
+        && known.at(model, now) == UsageWish::Needless
+    {
         // It was thought to tell by itself, and does not.
-        known.forget();
+        known.forget_model(model);
     }
 }

@@ -2,7 +2,7 @@
 //! by workers), requests in flight (written by workers). Readers never wait.
 
 use super::repute::{Change, Evidence, Repute, Tenths};
-use super::wish::KnownWish;
+use super::wish::KnownWishes;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub struct Member {
     alive: AtomicU32,
     departures: AtomicU32,
     inflight: AtomicU32,
-    usage_wish: KnownWish,
+    usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
     tls: Option<Arc<rustls::ClientConfig>>,
 }
@@ -42,7 +42,7 @@ impl Fleet {
             alive: AtomicU32::new(0),
             departures: AtomicU32::new(0),
             inflight: AtomicU32::new(0),
-            usage_wish: KnownWish::new(born),
+            usage_wishes: KnownWishes::new(born),
             addresses: ArcSwap::from_pointee(Vec::new()),
             tls,
         };
@@ -80,7 +80,7 @@ impl Member {
     /// Set by the health prober alone. What comes back may be another engine than what went.
     pub fn set_passes_probes(&self, passes: bool) {
         if self.passes_probes.swap(passes, Ordering::Relaxed) != passes {
-            self.usage_wish.forget();
+            self.usage_wishes.forget();
             if !passes {
                 self.departures.fetch_add(1, Ordering::Relaxed);
             }
@@ -155,7 +155,7 @@ impl Member {
             Some(Change::Ejected(_) | Change::StaysOut(_)) => {
                 self.departures.fetch_add(1, Ordering::Relaxed);
             }
-            Some(Change::Back) => self.usage_wish.forget(),
+            Some(Change::Back) => self.usage_wishes.forget(),
             None => {}
         }
         change
@@ -176,9 +176,9 @@ impl Member {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// What is known of its answer to the wish for the usage of a stream.
-    pub fn usage_wish(&self) -> &KnownWish {
-        &self.usage_wish
+    /// What is known, for each model, of its answer to the wish for the usage of a stream.
+    pub fn usage_wishes(&self) -> &KnownWishes {
+        &self.usage_wishes
     }
 
     /// The addresses last resolved; empty when the name never resolved, and for Unix sockets.

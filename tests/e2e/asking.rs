@@ -210,3 +210,56 @@ fn an_engine_whose_own_figures_say_enough_is_not_asked() {
         assert_eq!(request.body.len() != STREAM.len(), asked);
     }
 }
+
+/// Catches: models behind one URL whose usage nobody asks for, because the engine of another model
+/// there tells by itself or refuses to be asked.
+#[test]
+fn what_is_learnt_of_one_model_says_nothing_of_the_others() {
+    const REFUSAL: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n\
+        Content-Length: 37\r\n\r\n{\"error\":\"no stream_options, please\"}";
+    let timed =
+        FINISH.replace("}]}", r#"}],"timings":{"cache_n":1,"prompt_n":2,"predicted_n":3}}"#);
+    let asks = |body: &[u8]| String::from_utf8_lossy(body).contains("include_usage");
+    let engine = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            let model = serde_json::from_slice::<Value>(&request.body).unwrap()["model"].clone();
+            let is_asked = asks(&request.body);
+            if is_asked && model == "refusing" {
+                served.send(REFUSAL);
+                continue;
+            }
+            served.begin_events();
+            match (model.as_str(), is_asked) {
+                (Some("timed"), _) => served.chunk(&timed),
+                (Some("asked"), true) => served.chunk(&(FINISH.to_owned() + TOLD)),
+                _ => served.chunk(FINISH),
+            };
+            served.chunk(DONE);
+            served.send("0\r\n\r\n");
+        }
+    });
+    let (proxy, hook) = before(&engine, "");
+    let mut conn = proxy.connect();
+    let mut tries = 0;
+    // (model, what the engine gets: with the wish, or not, at each try), in this order, twice.
+    let first: [(&str, &[bool]); 3] =
+        [("timed", &[true]), ("refusing", &[true, false]), ("asked", &[true])];
+    let then: [(&str, &[bool]); 3] =
+        [("timed", &[false]), ("refusing", &[false]), ("asked", &[true])];
+    for (model, wanted) in first.into_iter().chain(then).chain(then) {
+        let body = STREAM.replacen("\"m\"", &format!("\"{model}\""), 1);
+        assert_eq!(conn.post(CHATS, "", &body).status(), 200);
+        let got: Vec<bool> =
+            engine.requests().iter().skip(tries).map(|request| asks(&request.body)).collect();
+        assert_eq!(got, wanted, "{model}");
+        tries += got.len();
+    }
+    let records = hook.await_records(9, SOON);
+    for record in records {
+        let is_told = record["model"] != "refusing";
+        let source = if is_told { "engine" } else { "missing" };
+        assert_eq!(record["usage_source"], source, "{record}");
+    }
+    assert_eq!(proxy.metric(REFUSING, &[("backend", &engine.addr().to_string())]), 1.0);
+    quiet(&proxy);
+}

@@ -1,7 +1,6 @@
 //! The backends, the workers, and the process itself.
 
 use super::{labelled, one, Facts, Labels, Page};
-use crate::state::wish::UsageWish;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
@@ -19,12 +18,14 @@ impl Facts {
         page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;
         let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
         let now = Instant::now();
-        let refuses = |i: usize| {
-            let wish = self.fleet.get(i).map(|member| member.usage_wish().at(now));
-            u64::from(wish == Some(UsageWish::Refused))
-        };
-        let help = "1 when the backend refused to be asked for the usage of a stream.";
+        let wishes = |i: usize| self.fleet.get(i).map(|member| member.usage_wishes());
+        let refuses = |i: usize| u64::from(wishes(i).is_some_and(|known| known.any_refuses(now)));
+        let help = "1 when the backend refused, for any model, to be asked for a stream's usage.";
         page.gauge("llmproxy_backend_refuses_stream_usage", help, per_backend(&refuses))?;
+        let displaced = |i: usize| wishes(i).map_or(0, |known| known.displaced());
+        let help = "Models of which it was forgotten too soon, for lack of room, whether the \
+                    backend tells the usage of a stream: it is found out again.";
+        page.counter("llmproxy_stream_usage_models_forgotten", help, per_backend(&displaced))?;
         let help = "Requests at the backend that are not settled.";
         page.gauge("llmproxy_inflight", help, per_backend(&inflight))
     }

@@ -107,7 +107,7 @@ async fn try_backends(
                     // Boxed: it is rare, and the future of a stream would carry it.
                     let is_named = asking.may_be_refused(status)
                         && Box::pin(names_wish(client, request, answered)).await;
-                    match asking.learn(w, backend, status, is_named) {
+                    match asking.learn(w, (backend, &request.model), status, is_named) {
                         Some(next) => asking = next,
                         None => break Ok(()),
                     }
