@@ -198,7 +198,7 @@ enum SpoolSub {
         #[arg(long, value_name = "SEQ")]
         to: Option<u64>,
     },
-    /// Let a reporter have records again; the proxy must not run
+    /// Let a reporter have records again; may run beside the proxy
     Replay {
         /// Name of the reporter
         #[arg(long)]

@@ -85,7 +85,8 @@ fn resolve(
                 tracing::info!(%host, away_s, "the name resolves again");
             }
             if **member.addresses() != found {
-                tracing::info!(%host, addresses = ?found, "resolved");
+                let list: Vec<String> = found.iter().map(SocketAddr::to_string).collect();
+                tracing::info!(%host, addresses = list.join(", "), "resolved");
                 member.set_addresses(found);
             }
             true
