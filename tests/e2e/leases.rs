@@ -2,12 +2,13 @@
 //! over: the request was sent whole, the answer was read to its end, and the engine keeps it.
 //! Otherwise bytes of one client become a request, or an answer, of another.
 
-use crate::harness::backend::Served;
+use crate::harness::backend::{Received, Served};
 use crate::harness::client::post_bytes;
-use crate::harness::{await_until, Backend, Config, Conn, Proxy, SOON};
+use crate::harness::{await_until, pause, Backend, Config, Conn, Proxy, SOON};
 use crate::rig::{leave, quiet, Leave, CHAT, CHATS};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 const POLICIES: [&str; 2] = ["on_client_abort: close", "on_client_abort: drain"];
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -182,5 +183,62 @@ fn answer_in_two(served: &mut Served, parts: &[String; 2], told: &AtomicBool) {
         } else {
             served.send(OK);
         }
+    }
+}
+
+/// Catches: an interim answer that is taken for the beginning of the answer while the request is
+/// still on its way: no more of it is sent, and both sides wait for each other.
+#[test]
+fn an_interim_answer_does_not_end_the_sending_of_a_body() {
+    const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    const FAILED: &str = "HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno";
+    let (half, rest) = HINTS.split_at(20);
+    let twice = HINTS.repeat(2);
+    let refused = HINTS.to_owned() + FAILED;
+    let too_many = HINTS.repeat(9);
+    // (what comes before the engine reads, in pieces; its connections at most; the status)
+    let cases: [(&[&str], usize, u16); 7] = [
+        (&["HTTP/1.1 100 Continue\r\n\r\n"], 1, 200),
+        (&[HINTS], 1, 200),
+        (&[&twice], 1, 200),
+        (&[HINTS, HINTS, HINTS], 1, 200),
+        // On a kept connection half a head may be anybody's: the second request takes a fresh one,
+        // unless both halves are read as one.
+        (&[half, rest], 2, 200),
+        (&[&refused], 2, 417),
+        (&[&too_many], 2, 502),
+    ];
+    for (pieces, connections, status) in cases {
+        let said: Vec<String> = pieces.iter().map(|piece| (*piece).to_owned()).collect();
+        let backend = Backend::start(move |served| {
+            while let Some(head) = served.head() {
+                for piece in &said {
+                    served.send(piece);
+                    // A piece of its own, for nearly every reader.
+                    pause(Duration::from_millis(20));
+                }
+                if status == 200 {
+                    served.body_of(head);
+                    served.send(OK);
+                } else {
+                    // It reads no more of this, and leaves the connection open for long enough.
+                    pause(SOON);
+                    return;
+                }
+            }
+        });
+        let proxy = before(&backend, "on_client_abort: close, first_byte_timeout: 10s");
+        for filler in ["x", "y"] {
+            let answer = proxy.connect().send(form("", &filler.repeat(LARGE))).response();
+            assert_eq!(answer.status(), status, "{pieces:?}: {}", answer.text());
+            assert!(answer.interim.is_empty(), "{pieces:?}");
+        }
+        assert!(backend.connections() <= connections, "{pieces:?}");
+        if status == 200 {
+            let whole = |request: &Received| (request.body.len(), request.body.last().copied());
+            let bodies: Vec<_> = backend.requests().iter().map(whole).collect();
+            assert_eq!(bodies, [(LARGE, Some(b'x')), (LARGE, Some(b'y'))], "{pieces:?}");
+        }
+        quiet(&proxy);
     }
 }

@@ -60,23 +60,36 @@ pub async fn exchange(
         // The engine may leave such a body unread, and read it as the next request.
         lease.spoil();
     }
-    let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close };
+    let heed_leaving = plan.on_client_abort == OnClientAbort::Close;
+    let wait = Wait { heed_leaving, is_reused };
+    // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
+    client.post.arm(plan.first_byte_timeout);
     // An engine may answer before it has read everything (413), and then close, or not.
-    let sent_whole = match send((w, client), &wait, (request, asking), plan, &mut lease).await {
+    let mut answer = Beginning::default();
+    let sent_whole = match begin((w, client), (request, asking), plan, &mut lease) {
+        Ok(None) => judge(wait.until(client, lease.link().flush()).await).map(|()| true),
+        // Boxed: a body that does not fit in the socket's buffer is worth it.
+        Ok(Some(begun)) => {
+            let on = (&mut lease, &mut answer);
+            Box::pin(send_rest(&wait, client, (request, asking), begun, on)).await
+        }
+        Err(fault) => Err(fault),
+    };
+    let sent_whole = match sent_whole {
         Ok(whole) => whole,
         Err(Fault::BackendClosed) => false,
+        Err(Fault::BadResponse(_)) if wait.is_reused => false,
         Err(fault) => return Err(fault),
     };
     if sent_whole {
         lease.note_sent();
-    } else if is_reused {
+    } else if wait.is_reused {
         // What was said on a kept connection before the request was whole may be meant for whoever
         // used it before; on a fresh one it is this request's. It may go once more: an engine needs
         // the whole body to generate anything, and one that answered before then refused it.
         return Err(Fault::ReuseRace);
     }
-    let mut answer = Beginning::default();
-    if is_reused {
+    if wait.is_reused && !answer.heard {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
         let passed = TICK * w.patrol.now().saturating_sub(tick);
@@ -93,7 +106,7 @@ pub async fn exchange(
             lease.note_head(is_kept(&request.response));
             Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
         }
-        Err(Fault::BackendClosed) if is_reused && !answer.heard => {
+        Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
             let in_time = !no_way_back && started.elapsed() <= REUSE_RACE_MAX;
             Err(if in_time { Fault::ReuseRace } else { Fault::BackendClosedReused })
         }
@@ -113,19 +126,15 @@ fn is_kept(response: &ResponseHead) -> bool {
     response.keep_alive && response.version == Version::Http11 && !(is_bare && announces())
 }
 
-/// Sends the request. False when the engine began to answer before it had all of it.
-async fn send(
-    (w, client): (&Worker, &Client),
-    wait: &Wait,
+/// Writes the head of the request.
+fn head_of(
+    w: &Worker,
+    client: &Client,
     (request, asking): (&Request, Asking),
     plan: &Backend,
-    lease: &mut Lease,
-) -> Result<bool, Fault> {
-    // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
-    client.post.arm(plan.first_byte_timeout);
-    let body_len: usize =
-        pieces(request, client.bytes(), asking).iter().map(|piece| piece.len()).sum();
+) -> Buffer {
     let mut head = Buffer::take();
+    let body_len = body_len(request, client, asking) as u64;
     write::request(
         &mut head,
         &request.head,
@@ -133,7 +142,7 @@ async fn send(
         &ForwardRequest {
             base_path: &plan.base_path,
             host: &plan.host,
-            body_len: request.has_body().then_some(body_len as u64),
+            body_len: request.has_body().then_some(body_len),
             request_id: request.id().as_str(),
             drop: w.credential_fields(),
             set: &plan.headers,
@@ -144,23 +153,82 @@ async fn send(
             trust_forwarded: false,
         },
     );
-    let mut sent = 0;
-    // The pieces are put together anew after each wait instead of being kept through it.
-    while sent < head.len() + body_len {
-        match try_send(lease, &head, pieces(request, client.bytes(), asking), sent) {
-            Ok(n) => sent += n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                // Boxed: a body that does not fit in the socket's buffer is worth it.
-                let turn = wait.until(client, Box::pin(lease.link().writable_or_spoken()));
-                if judge(turn.await)? == Turn::Listen {
+    head
+}
+
+fn body_len(request: &Request, client: &Client, asking: Asking) -> usize {
+    pieces(request, client.bytes(), asking).iter().map(|piece| piece.len()).sum()
+}
+
+/// Sends what the socket takes at once of the request. `Some`: that is not all.
+fn begin(
+    (w, client): (&Worker, &Client),
+    (request, asking): (&Request, Asking),
+    plan: &Backend,
+    lease: &mut Lease,
+) -> Result<Option<Begun>, Fault> {
+    let head = head_of(w, client, (request, asking), plan);
+    let whole = head.len() + body_len(request, client, asking);
+    let mut begun = Begun { head, sent: 0, whole };
+    Ok(begun.go_on(client, (request, asking), lease)?.then_some(begun))
+}
+
+/// A request of which the engine has a part.
+struct Begun {
+    head: Buffer,
+    /// Bytes that were handed over.
+    sent: usize,
+    /// Bytes of all of it.
+    whole: usize,
+}
+
+impl Begun {
+    /// Sends what the socket takes; true when that is not all.
+    fn go_on(
+        &mut self,
+        client: &Client,
+        (request, asking): (&Request, Asking),
+        lease: &mut Lease,
+    ) -> Result<bool, Fault> {
+        // The pieces are put together anew after each wait instead of being kept through it.
+        while self.sent < self.whole {
+            let body = pieces(request, client.bytes(), asking);
+            match try_send(lease, &self.head, body, self.sent) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(_) => return Err(Fault::BackendClosed),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Sends the rest of a request. False when the engine answered before it had all of it. An interim
+/// answer is none: the engine goes on reading, and so the request goes on.
+async fn send_rest(
+    wait: &Wait,
+    client: &Client,
+    (request, asking): (&mut Request, Asking),
+    mut begun: Begun,
+    (lease, answer): (&mut Lease, &mut Beginning),
+) -> Result<bool, Fault> {
+    loop {
+        match judge(wait.until(client, lease.link().writable_or_spoken()).await)? {
+            Turn::Send => {
+                if !begun.go_on(client, (request, asking), lease)? {
+                    break;
+                }
+            }
+            Turn::Listen => {
+                take_in(client, request, lease, answer)?;
+                // Half a head on a kept connection may be that of an answer to somebody else.
+                if answer.head_len > 0 || (wait.is_reused && answer.bytes.is_some()) {
                     return Ok(false);
                 }
             }
-            Err(_) => return Err(Fault::BackendClosed),
         }
     }
-    judge(wait.until(client, lease.link().flush()).await)?;
-    Ok(true)
+    judge(wait.until(client, lease.link().flush()).await).map(|()| true)
 }
 
 /// The body in the pieces in which it goes out: all of it, or what the splice makes of it.
@@ -199,13 +267,18 @@ async fn race(wait: &Wait, client: &Client, lease: &mut Lease) -> Result<bool, F
 struct Beginning {
     /// Bytes of a head that is not complete, or is.
     bytes: Option<Buffer>,
-    /// Something came, be it an interim answer that was passed over: the engine has the request.
+    /// Length of the head of the final answer, once it is complete; 0 before that. Four bytes: what
+    /// is kept here is kept for each stream.
+    head_len: u32,
+    /// Interim answers that were passed over.
+    interim: u8,
+    /// Something came, be it an interim answer: the engine has the request.
     heard: bool,
     /// There is something to read.
     ready: bool,
 }
 
-/// Reads until the head of a final answer is complete; interim ones (1xx) are passed over.
+/// Reads until the head of a final answer is complete.
 async fn read_head(
     wait: &Wait,
     client: &Client,
@@ -213,51 +286,61 @@ async fn read_head(
     lease: &mut Lease,
     answer: &mut Beginning,
 ) -> Result<usize, Fault> {
-    let Beginning { bytes, heard, ready } = answer;
-    let mut interim = 0;
     loop {
-        if !std::mem::take(ready) {
+        if answer.head_len > 0 {
+            return Ok(answer.head_len as usize);
+        }
+        if !std::mem::take(&mut answer.ready) {
             judge(wait.until(client, lease.link().readable()).await)?;
         }
-        let buffer = bytes.get_or_insert_with(Buffer::take);
-        if buffer.len() == buffer.capacity() {
-            buffer.reserve(HEAD_BYTES_MAX);
+        take_in(client, request, lease, answer)?;
+    }
+}
+
+/// Reads once what is there, and passes over interim answers (1xx), which may come at any time
+/// before the final one and ask for nothing (RFC 9110 section 15.2).
+fn take_in(
+    client: &Client,
+    request: &mut Request,
+    lease: &mut Lease,
+    answer: &mut Beginning,
+) -> Result<(), Fault> {
+    let buffer = answer.bytes.get_or_insert_with(Buffer::take);
+    if buffer.len() == buffer.capacity() {
+        buffer.reserve(HEAD_BYTES_MAX);
+    }
+    match lease.link().try_recv(buffer) {
+        Ok(1..) => {}
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            drop_if_empty(&mut answer.bytes);
+            return Ok(());
         }
-        match lease.link().try_recv(buffer) {
-            Ok(0) => {
-                drop_if_empty(bytes);
-                return Err(Fault::BackendClosed);
-            }
-            Ok(_) => {
-                *heard = true;
-                // An engine that has begun to answer is at work: the request stays there.
-                client.post.stand_at(None);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                drop_if_empty(bytes);
-                continue;
-            }
-            Err(_) => {
-                drop_if_empty(bytes);
-                return Err(Fault::BackendClosed);
-            }
-        }
-        while let Parse::Done { len } = request
-            .response
-            .parse(buffer, request.head.method, HEAD_BYTES_MAX)
-            .map_err(|bad| Fault::BadResponse(bad.0))?
-        {
-            if request.response.status >= 200 {
-                return Ok(len);
-            }
-            interim += 1;
-            if interim > INTERIM_RESPONSES_MAX {
-                return Err(Fault::BadResponse("too_many_interim_answers"));
-            }
-            buffer.drain(..len);
-            request.response.reset();
+        Ok(0) | Err(_) => {
+            drop_if_empty(&mut answer.bytes);
+            return Err(Fault::BackendClosed);
         }
     }
+    answer.heard = true;
+    // An engine that has begun to answer is at work: the request stays there.
+    client.post.stand_at(None);
+    while let Parse::Done { len } = request
+        .response
+        .parse(buffer, request.head.method, HEAD_BYTES_MAX)
+        .map_err(|bad| Fault::BadResponse(bad.0))?
+    {
+        if request.response.status >= 200 {
+            answer.head_len = len as u32;
+            return Ok(());
+        }
+        answer.interim += 1;
+        if usize::from(answer.interim) > INTERIM_RESPONSES_MAX {
+            return Err(Fault::BadResponse("too_many_interim_answers"));
+        }
+        buffer.drain(..len);
+        request.response.reset();
+    }
+    drop_if_empty(&mut answer.bytes);
+    Ok(())
 }
 
 fn drop_if_empty(bytes: &mut Option<Buffer>) {
@@ -270,6 +353,8 @@ fn drop_if_empty(bytes: &mut Option<Buffer>) {
 struct Wait {
     /// False for an engine that must not be cut off: the answer is read for nobody.
     heed_leaving: bool,
+    /// The connection was used before.
+    is_reused: bool,
 }
 
 impl Wait {
