@@ -8,5 +8,6 @@ pub mod refusal;
 pub mod fault;
 pub mod clock;
 pub mod word;
+pub mod line;
 pub mod certificate;
 pub mod tls_fault;

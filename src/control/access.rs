@@ -3,7 +3,7 @@
 use super::log::{Output, Reopen};
 use crate::config::plan::{AccessLog, LogFormat};
 use crate::usage::access::{AccessLine, Said};
-use crate::usage::record::UsageRecord;
+use crate::usage::record::{line::line_of, UsageRecord};
 use crossbeam_channel::{bounded, select, Receiver, Sender};
 use serde_json::json;
 use std::convert::Infallible;
@@ -106,7 +106,7 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
         "request_id": r.request_id.as_str(),
         "client_request_id": r.client_request_id.as_ref().map(|id| id.as_str()),
     });
-    writeln!(out, "{value}")
+    out.write_all(&line_of(&value))
 }
 
 /// Apache's and nginx' combined format, and nothing beside: what reads them reads this. There is no
@@ -161,6 +161,21 @@ fn timestamp(record: &UsageRecord) -> Option<jiff::Timestamp> {
 mod tests {
     use super::*;
     use crate::usage::record::tests::record;
+
+    /// Catches: a line of JSON that a client ends where it likes.
+    #[test]
+    fn a_line_of_json_is_one_line() {
+        let text = "m\u{85}{}\u{2028}[]\u{2029}\r\n\u{1c}\u{b}\"";
+        let record = UsageRecord { model: Some(text.into()), path: text.into(), ..record() };
+        let line = AccessLine { record, client: "::1".into(), said: None };
+        let mut out = Vec::new();
+        json_line(&mut out, &line).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        let is_end = |c: char| "\u{85}\u{2028}\u{2029}".contains(c) || c < ' ';
+        assert_eq!(out.find(is_end), Some(out.len() - 1), "{out}");
+        let read: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&read["model"], &read["path"]), (&text.into(), &text.into()));
+    }
 
     /// Catches: a line that a log reader does not know, or that a client can forge.
     #[test]

@@ -1,6 +1,7 @@
 //! Where log lines go. Events are written by a thread of their own: a worker never waits for a
 //! terminal or a disk.
 
+use crate::base::line::one_line;
 use crate::config::plan::{Log, LogFormat, LogOutput};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// Events that wait for the log thread; more are dropped and counted.
 const EVENTS_MAX: usize = 16 * 1024;
@@ -60,13 +62,39 @@ pub fn start(log: &Log, reopen: Reopen) -> Result<Logging, String> {
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(EVENTS_MAX).finish(output);
     let dropped = writer.error_counter();
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(writer);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(Lines(writer));
     let set = match log.format {
         LogFormat::Json => builder.json().flatten_event(true).with_target(false).try_init(),
         LogFormat::Text => builder.with_ansi(false).with_target(false).try_init(),
     };
     set.map_err(|e| format!("logging cannot start: {e}"))?;
     Ok(Logging { last: Last(Arc::new(Mutex::new(Some(guard)))), dropped })
+}
+
+/// Makes each event one line. What a server says of an error, say, may have line ends of its own.
+#[derive(Clone)]
+struct Lines<W>(W);
+
+impl<W: Write + Clone> MakeWriter<'_> for Lines<W> {
+    type Writer = Lines<W>;
+
+    fn make_writer(&self) -> Lines<W> {
+        self.clone()
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    /// An event comes in one piece, its line end at its end.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = event.strip_suffix(b"\n").unwrap_or(event);
+        let (mut line, _) = one_line(text.to_vec());
+        line.push(b'\n');
+        self.0.write_all(&line).map(|()| event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// A destination of lines.
@@ -135,6 +163,52 @@ impl Write for Output {
             Target::Stdout => io::stdout().flush(),
             Target::Stderr => io::stderr().flush(),
             Target::File { file, .. } => file.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Display;
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Catches: an event that is two lines, or that somebody else wrote.
+    #[test]
+    fn an_event_is_one_line_in_either_form() {
+        let said: &dyn Display = &"no\nINFO all is well\u{85}\u{2028}\r";
+        let lines = |is_json: bool| {
+            let written = Written::default();
+            let builder = tracing_subscriber::fmt().with_writer(Lines(written.clone()));
+            let emit = || {
+                tracing::warn!(error = %said, model = "m\u{2029}\n", "failed");
+                tracing::warn!("{said}");
+            };
+            match is_json {
+                true => tracing::subscriber::with_default(builder.json().finish(), emit),
+                false => tracing::subscriber::with_default(builder.finish(), emit),
+            }
+            let bytes = written.0.lock().unwrap().clone();
+            String::from_utf8(bytes).unwrap()
+        };
+        for is_json in [false, true] {
+            let text = lines(is_json);
+            let ends = "\r\u{85}\u{2028}\u{2029}";
+            assert_eq!(text.matches('\n').count(), 2, "{text}");
+            assert!(text.ends_with('\n') && !text.contains(|c| ends.contains(c)), "{text}");
         }
     }
 }

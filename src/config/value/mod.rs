@@ -22,6 +22,7 @@ pub use url::{http_url, Url};
 
 use super::plan::endpoints::BELOW_MODELS;
 use super::report::nearest;
+use crate::base::line::is_unshown;
 use crate::http::path::normalise;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -129,7 +130,13 @@ pub fn request_path(text: &str) -> Result<String, String> {
 /// inside, so that the end of the value can be told.
 pub fn quoted(text: impl Display) -> String {
     let text = text.to_string().replace('`', "'");
-    let mut shown: String = text.chars().take(60).flat_map(char::escape_debug).collect();
+    let mut shown = String::new();
+    for c in text.chars().take(60) {
+        match is_unshown(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
     if text.chars().count() > 60 {
         shown.push('…');
     }

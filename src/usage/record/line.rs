@@ -1,6 +1,8 @@
-//! The one writer of records as JSON on one line: files, NDJSON, exports and dead letters tell one
-//! record from the next by its line's end, so nothing that a client wrote may bring one along.
+//! The one writer of records as JSON on one line: files, NDJSON, exports, dead letters and the access
+//! log tell one record from the next by its line's end, so nothing that a client wrote may bring one
+//! along.
 
+use crate::base::line;
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -34,33 +36,10 @@ pub fn line_of(value: &impl Serialize) -> Vec<u8> {
     line
 }
 
-/// Takes line ends out of JSON. Some readers also count U+0085, U+2028 and U+2029 (Python's
-/// `splitlines` does), which JSON allows in strings: there they are escaped. The others cannot be
-/// there, since the serialiser escapes them; if one is, it becomes a blank and is counted.
+/// A line end outside of a string is none that the serialisers write: it is counted.
 fn one_line(json: Vec<u8>) -> Vec<u8> {
-    if !json.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0xC2 | 0xE2)) {
-        return json;
-    }
-    let mut line = Vec::with_capacity(json.len());
-    let mut rest = json.as_slice();
-    while let Some((first, behind)) = rest.split_first() {
-        rest = behind;
-        match (*first, behind) {
-            (b'\n' | b'\r', _) => {
-                MENDED.fetch_add(1, Relaxed);
-                line.push(b' ');
-            }
-            (0xC2, [0x85, behind @ ..]) => {
-                line.extend_from_slice(b"\\u0085");
-                rest = behind;
-            }
-            (0xE2, [0x80, last @ (0xA8 | 0xA9), behind @ ..]) => {
-                line.extend_from_slice(if *last == 0xA8 { b"\\u2028" } else { b"\\u2029" });
-                rest = behind;
-            }
-            (byte, _) => line.push(byte),
-        }
-    }
+    let (line, taken_out) = line::one_line(json);
+    MENDED.fetch_add(taken_out, Relaxed);
     line
 }
 
