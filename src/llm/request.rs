@@ -23,7 +23,7 @@ pub struct RequestFacts<'a> {
     /// Top-level `stream`, as pydantic reads it, and vLLM and SGLang with it (`1` and `"yes"` are
     /// true). `None` when it is absent, null, or nothing that an engine takes.
     pub stream: Option<bool>,
-    /// `stream_options.include_usage` is true.
+    /// `stream_options.include_usage` is true, as pydantic reads it.
     pub include_usage: bool,
     /// `stream_options.continuous_usage_stats` is true: counts in each event are asked for.
     pub continuous_usage: bool,
@@ -57,10 +57,8 @@ pub enum SpliceForm {
     EmptyOptions,
     /// `stream_options` has members, and `include_usage` is none of them.
     OtherOptions,
-    /// `include_usage` is null.
-    NullFlag,
-    /// `include_usage` is false.
-    FalseFlag,
+    /// `include_usage` is null, or no in one of the ways that engines take; in so many bytes.
+    No(u8),
 }
 
 impl UsageSplice {
@@ -83,8 +81,8 @@ impl UsageSplice {
     /// Bytes of the body that are left out.
     fn removed(self) -> usize {
         match self.form {
-            SpliceForm::NullOptions | SpliceForm::NullFlag => b"null".len(),
-            SpliceForm::FalseFlag => b"false".len(),
+            SpliceForm::NullOptions => b"null".len(),
+            SpliceForm::No(len) => len.into(),
             SpliceForm::NoOptions | SpliceForm::EmptyOptions | SpliceForm::OtherOptions => 0,
         }
     }
@@ -96,7 +94,7 @@ impl UsageSplice {
             SpliceForm::NullOptions => br#"{"include_usage":true}"#,
             SpliceForm::EmptyOptions => br#""include_usage":true"#,
             SpliceForm::OtherOptions => br#""include_usage":true,"#,
-            SpliceForm::NullFlag | SpliceForm::FalseFlag => b"true",
+            SpliceForm::No(_) => b"true",
         }
     }
 
@@ -191,6 +189,8 @@ struct Watched<'a> {
     stream_end: usize,
     /// Where `stream_options` could ask for usage and does not.
     options: Option<(usize, SpliceForm)>,
+    /// `include_usage` is nothing that an engine takes: it goes as it is, for the engine to refuse.
+    is_no_flag: bool,
 }
 
 impl<'a> Watched<'a> {
@@ -272,13 +272,7 @@ impl<'a> Watched<'a> {
             match name {
                 b"include_usage" => {
                     self.once(6, "include_usage")?;
-                    reader.peek();
-                    let at = reader.offset();
-                    let flag = boolean("include_usage", reader)?;
-                    self.facts.include_usage = flag == Some(true);
-                    let form =
-                        if flag.is_none() { SpliceForm::NullFlag } else { SpliceForm::FalseFlag };
-                    self.options = Some((at, form));
+                    self.include_usage(reader)?;
                 }
                 b"continuous_usage_stats" => {
                     self.facts.continuous_usage = flag(reader)? == Some(true);
@@ -293,9 +287,21 @@ impl<'a> Watched<'a> {
         Ok(())
     }
 
+    fn include_usage(&mut self, reader: &mut Reader<'a>) -> Result<(), ScanFault> {
+        let is_null = reader.peek() == Some(b'n');
+        let start = reader.offset();
+        let value = flag(reader)?;
+        let len = u8::try_from(reader.offset() - start);
+        let len = len.map_err(|_| ScanFault::WrongType("include_usage"))?;
+        self.facts.include_usage = value == Some(true);
+        self.is_no_flag = value.is_none() && !is_null;
+        self.options = Some((start, SpliceForm::No(len)));
+        Ok(())
+    }
+
     /// How usage can be asked for, of a stream that does not.
     fn usage_splice(&self) -> Option<UsageSplice> {
-        if self.facts.stream != Some(true) || self.facts.include_usage {
+        if self.facts.stream != Some(true) || self.facts.include_usage || self.is_no_flag {
             return None;
         }
         let (at, form) = self.options.unwrap_or((self.stream_end, SpliceForm::NoOptions));
@@ -363,23 +369,15 @@ fn judge_spelling(key: &[u8]) -> Result<(), ScanFault> {
     }
 }
 
-/// Only `true`, `false` and null: engines disagree about everything else.
-fn boolean(key: &'static str, reader: &mut Reader<'_>) -> Result<Option<bool>, ScanFault> {
-    match reader.peek() {
-        Some(b't') => reader.literal(b"true").map(|()| Some(true)).map_err(Into::into),
-        Some(b'f') => reader.literal(b"false").map(|()| Some(false)).map_err(Into::into),
-        Some(b'n') => reader.literal(b"null").map(|()| None).map_err(Into::into),
-        _ => Err(wrong_type(key, reader)),
-    }
-}
-
-/// What pydantic takes for a boolean. llama.cpp takes what is no boolean for absent, and then its
-/// answer has usage unasked; the other engines refuse it themselves.
+/// What pydantic takes for a boolean; `None` for null and for all that it does not take. llama.cpp
+/// takes what is no boolean for absent, and tells its counts all the same; the other engines refuse
+/// it themselves.
 fn flag(reader: &mut Reader<'_>) -> Result<Option<bool>, ScanFault> {
     const TRUE: [&str; 6] = ["true", "1", "yes", "on", "t", "y"];
     const FALSE: [&str; 6] = ["false", "0", "no", "off", "f", "n"];
     match reader.peek() {
-        Some(b't' | b'f' | b'n') => boolean("stream", reader),
+        Some(b't') => Ok(reader.literal(b"true").map(|()| Some(true))?),
+        Some(b'f') => Ok(reader.literal(b"false").map(|()| Some(false))?),
         Some(b'"') => {
             let text = short_text(reader.string()?);
             let is = |words: [&str; 6]| words.iter().any(|word| text.eq_ignore_ascii_case(word));

@@ -121,10 +121,7 @@ pub fn hear_failure(w: &Worker, backend: u32, fault: Fault) {
 /// options for their stream, so the body is read again instead of keeping that of every request.
 pub fn wants_counts(request: &Request, client: &Client) -> bool {
     let splice = request.usage_splice().map(UsageSplice::form);
-    let has_options = matches!(
-        splice,
-        Some(SpliceForm::OtherOptions | SpliceForm::NullFlag | SpliceForm::FalseFlag)
-    );
+    let has_options = matches!(splice, Some(SpliceForm::OtherOptions | SpliceForm::No(_)));
     let body = request.body(client.bytes());
     has_options && scan(body).is_ok_and(|facts| facts.continuous_usage)
 }

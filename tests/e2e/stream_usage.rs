@@ -93,6 +93,37 @@ fn a_client_that_asked_sees_what_it_asked_for() {
     assert_eq!(posts[0]["body_hash"], posts[1]["body_hash"]);
 }
 
+/// Catches: a wish that is refused or changed because it is written in another way than most write
+/// it, and a no that nobody reads as one: the stream would not be counted.
+#[test]
+fn a_wish_is_read_as_engines_read_it() {
+    for dialect in ["vllm", "sglang"] {
+        let (engine, hook) = (Engine::start(&["--dialect", dialect]), Webhook::start());
+        let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "").start();
+        let mut client = proxy.connect();
+        let words = ["1", "1.0", "\"true\"", "\"YES\"", "0", "0.0", "\"false\"", "\"Off\"", "null"];
+        for (sent, word) in words.into_iter().enumerate() {
+            let body =
+                ASKING.replace("\"include_usage\":true", &format!("\"include_usage\":{word}"));
+            let direct = engine.connect().post(CHATS, COUNTS, &body);
+            let answer = client.post(CHATS, COUNTS, &body);
+            let shown = format!("{dialect} {word}");
+            assert_eq!(answer.status(), 200, "{shown}");
+            assert_alike(&answer.text(), &direct.text(), false, &shown);
+            let record = hook.await_records(sent + 1, SOON).pop().unwrap();
+            let told = (&record["usage_source"], &record["completion_tokens"]);
+            assert_eq!(told, (&json!("engine"), &json!(17)), "{shown}: {record}");
+        }
+    }
+    // What no engine takes is for the engine to refuse.
+    let (engine, hook) = (Engine::start(&[]), Webhook::start());
+    let proxy = Config::backend_at(engine.url()).webhook(&hook.url(), "").start();
+    for word in ["2", "\"maybe\"", "[]"] {
+        let body = ASKING.replace("\"include_usage\":true", &format!("\"include_usage\":{word}"));
+        assert_eq!(echoed(&proxy, CHATS, &body)["body"], body);
+    }
+}
+
 /// The request as the engine got it.
 fn echoed(proxy: &Proxy, path: &str, body: &str) -> Value {
     let fields = "x-mock-echo: headers\r\nAccept-Encoding: gzip\r\n";

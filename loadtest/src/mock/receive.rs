@@ -286,7 +286,7 @@ impl Wishes {
             long => (body.split_at(EDGE_BYTES).0, body.split_at(long - EDGE_BYTES).1),
         };
         let value_of = |key| value_of(first, key).or_else(|| value_of(last, key));
-        let truth = |key| value_of(key).map(|value| value.starts_with(b"true"));
+        let truth = |key| value_of(key).map(is_true);
         let number = |key| {
             let value = value_of(key)?;
             let end = value.iter().position(|b| !b.is_ascii_digit()).unwrap_or(value.len());
@@ -311,6 +311,16 @@ impl Wishes {
     }
 }
 
+/// What pydantic, and by that vLLM and SGLang, take for true, at the start of the bytes.
+fn is_true(value: &[u8]) -> bool {
+    let is_end = |byte: &u8| byte.is_ascii_whitespace() || b",]}".contains(byte);
+    let end = value.iter().position(is_end).unwrap_or(value.len());
+    let word = value.get(..end).unwrap_or_default();
+    let texts: [&[u8]; 6] = [b"\"true\"", b"\"1\"", b"\"yes\"", b"\"on\"", b"\"t\"", b"\"y\""];
+    let is_text = texts.iter().any(|text| word.eq_ignore_ascii_case(text));
+    is_text || [&b"true"[..], b"1", b"1.0"].contains(&word)
+}
+
 /// The bytes after `key :`, the key not being part of a string.
 fn value_of<'a>(body: &'a [u8], key: &str) -> Option<&'a [u8]> {
     memmem::find_iter(body, key).find_map(|at| {
@@ -333,6 +343,10 @@ mod tests {
         assert_eq!((wishes.stream, wishes.include_usage), (Some(true), true));
         assert_eq!(wishes.max_tokens, Some(7));
         assert_eq!(Wishes::read(b"{}"), Wishes::default());
+        for (value, truth) in [("1", true), ("\"Yes\"", true), ("10", false), ("\"no\"", false)] {
+            let body = format!("{{\"stream\":{value}}}");
+            assert_eq!(Wishes::read(body.as_bytes()).stream, Some(truth), "{value}");
+        }
     }
 
     #[test]

@@ -46,6 +46,7 @@ fn what_two_parsers_could_read_in_two_ways_is_refused() {
     use ScanFault::*;
     let deep = format!("{{\"a\":{}1{}}}", "[".repeat(64), "]".repeat(64));
     let long = format!("{{\"model\":\"{}\"}}", "m".repeat(MODEL_NAME_BYTES_MAX + 1));
+    let long_flag = format!("{{\"stream_options\":{{\"include_usage\":0.{}}}}}", "0".repeat(254));
     let long_escaped = format!("{{\"model\":\"{}\"}}", "\\u0041".repeat(MODEL_NAME_BYTES_MAX + 1));
     for (body, fault) in [
         (r#"{"model":"a","model":"b"}"#, Duplicate("model")),
@@ -64,8 +65,7 @@ fn what_two_parsers_could_read_in_two_ways_is_refused() {
         (r#"{"model":3}"#, WrongType("model")),
         (r#"{"model":["a"]}"#, WrongType("model")),
         (r#"{"stream_options":true}"#, WrongType("stream_options")),
-        (r#"{"stream_options":{"include_usage":1}}"#, WrongType("include_usage")),
-        (r#"{"stream_options":{"include_usage":"true"}}"#, WrongType("include_usage")),
+        (&long_flag, WrongType("include_usage")),
         (r#"{"m\u006fdel":"a"}"#, Escaped),
         (r#"{"\u004dodel":"a"}"#, Escaped),
         (r#"{"Model":"a"}"#, Spelling("model")),
@@ -213,6 +213,14 @@ fn usage_is_asked_for_where_it_was_not() {
             r#"{"stream":true,"stream_options":{"include_usage":null }}"#,
             r#"{"stream":true,"stream_options":{"include_usage":true }}"#,
         ),
+        (
+            r#"{"stream":1,"stream_options":{"include_usage":0,"x":0}}"#,
+            r#"{"stream":1,"stream_options":{"include_usage":true,"x":0}}"#,
+        ),
+        (
+            r#"{"stream":"yes","stream_options":{"include_usage": "\u004eO" ,"x":0}}"#,
+            r#"{"stream":"yes","stream_options":{"include_usage": true ,"x":0}}"#,
+        ),
     ] {
         let splice = facts(body).usage_splice.unwrap_or_else(|| panic!("nothing for {body}"));
         let made = String::from_utf8(splice.of(body.as_bytes()).concat()).unwrap();
@@ -221,6 +229,12 @@ fn usage_is_asked_for_where_it_was_not() {
     }
     for body in [
         r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":1}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":"On"}}"#,
+        // What no engine takes is refused by the engine, in its own words.
+        r#"{"stream":true,"stream_options":{"include_usage":2}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":"maybe"}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":[false]}}"#,
         r#"{"stream":false}"#,
         r#"{"stream":null,"stream_options":null}"#,
         r#"{"stream_options":{}}"#,
@@ -297,7 +311,7 @@ fn agrees(facts: &RequestFacts<'_>, tree: &Value) {
         // A tree holds an integer beyond u64 as a float.
         number => number.as_u64().or_else(|| number.as_f64().and_then(whole)),
     };
-    let truth = match &tree["stream"] {
+    let truth = |value: &Value| match value {
         Value::String(text) => match text.to_lowercase().as_str() {
             "true" | "1" | "yes" | "on" | "t" | "y" => Some(true),
             "false" | "0" | "no" | "off" | "f" | "n" => Some(false),
@@ -308,10 +322,11 @@ fn agrees(facts: &RequestFacts<'_>, tree: &Value) {
         value => value.as_bool(),
     };
     assert_eq!(facts.model.as_deref(), tree["model"].as_str());
-    assert_eq!(facts.stream, truth);
-    assert_eq!(facts.include_usage, tree["stream_options"]["include_usage"] == Value::Bool(true));
-    let asks = facts.include_usage || facts.stream != Some(true);
-    assert_eq!(facts.usage_splice.is_none(), asks);
+    assert_eq!(facts.stream, truth(&tree["stream"]));
+    let wish = &tree["stream_options"]["include_usage"];
+    assert_eq!(facts.include_usage, truth(wish) == Some(true));
+    let is_sound = wish.is_null() || truth(wish) == Some(false);
+    assert_eq!(facts.usage_splice.is_some(), facts.stream == Some(true) && is_sound);
     let expected =
         limit("max_tokens").or(limit("max_completion_tokens")).or(limit("max_output_tokens"));
     assert_eq!(facts.max_tokens, expected);
@@ -388,6 +403,11 @@ proptest! {
         };
         let again = scan(&made).unwrap();
         prop_assert!(again.include_usage && again.usage_splice.is_none());
+        if found.include_usage {
+            // In the client's own words.
+            prop_assert_eq!(made, body.as_bytes());
+            return Ok(());
+        }
         let mut tree: Value = serde_json::from_str(&body).unwrap();
         if tree["stream_options"].is_null() {
             tree["stream_options"] = serde_json::json!({});
@@ -399,7 +419,10 @@ proptest! {
 
 /// Values of `stream_options`, asking or not.
 fn any_options() -> impl Strategy<Value = String> {
-    let flag = prop::sample::select(vec!["true", "false", "null"]);
+    let flag = prop::sample::select(vec![
+        "true", "false", "null", "1", "0", "0.0", "1.0", "0e5", "\"yes\"", "\"no\"", "\"T\"",
+        "\"f\"",
+    ]);
     prop_oneof![
         Just("null".to_owned()),
         "\\{[ \n]{0,2}\\}",
