@@ -25,6 +25,7 @@ pub struct Member {
     alive: AtomicU32,
     departures: AtomicU32,
     inflight: AtomicU32,
+    unasked: AtomicU64,
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
     tls: Option<Arc<rustls::ClientConfig>>,
@@ -42,6 +43,7 @@ impl Fleet {
             alive: AtomicU32::new(0),
             departures: AtomicU32::new(0),
             inflight: AtomicU32::new(0),
+            unasked: AtomicU64::new(0),
             usage_wishes: KnownWishes::new(born),
             addresses: ArcSwap::from_pointee(Vec::new()),
             tls,
@@ -174,6 +176,16 @@ impl Member {
     /// Counts a request out. Called by the guard that called [`Member::enter`].
     pub fn leave(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// An idle connection was found with bytes that nobody had asked for.
+    pub fn note_unasked(&self) {
+        self.unasked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that happened.
+    pub fn unasked(&self) -> u64 {
+        self.unasked.load(Ordering::Relaxed)
     }
 
     /// What is known, for each model, of its answer to the wish for the usage of a stream.

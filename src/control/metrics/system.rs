@@ -16,6 +16,10 @@ impl Facts {
         let departures = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.departures()));
         let help = "Times that probes or failed requests took the backend out, or kept it out.";
         page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;
+        let unasked = |i: usize| self.fleet.get(i).map_or(0, |member| member.unasked());
+        let help = "Idle connections closed because of bytes that nobody had asked for: for a \
+                    minute, the backend's connections are used again only after a pause.";
+        page.counter("llmproxy_backend_unasked_answers", help, per_backend(&unasked))?;
         let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
         let now = Instant::now();
         let wishes = |i: usize| self.fleet.get(i).map(|member| member.usage_wishes());

@@ -2,7 +2,7 @@
 
 use crate::rt::socket::Heard;
 use crate::rt::tls::Link;
-use crate::state::fleet::Fleet;
+use crate::state::fleet::{Fleet, Member};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -174,6 +174,7 @@ impl Pool {
                 Heard::Nothing => return Some(Lease::fresh(kept.link, &self.fleet, backend)),
                 Heard::End => {}
                 Heard::Bytes => {
+                    self.fleet.get(backend as usize).into_iter().for_each(Member::note_unasked);
                     if now >= *wary_until {
                         tracing::warn!(
                             backend = %limits.name,
@@ -345,6 +346,7 @@ mod tests {
             drop(pool.take(0, 10).unwrap());
             (&engines[1]).write_all(b"HTTP/1.1 200 OK").unwrap();
             assert!(pool.take(0, 11).is_none(), "one has spoken, the other may be about to");
+            assert_eq!(pool.fleet.get(0).unwrap().unasked(), 1);
             assert_eq!(pool.len(), 1);
             assert!(pool.take(0, 12).is_some());
             let _later = keep(&pool, 610);
@@ -355,6 +357,7 @@ mod tests {
             let engines = [keep(&pool, 10), keep(&pool, 10)];
             drop(engines.into_iter().next());
             assert!(pool.take(0, 10).is_none() && pool.is_empty());
+            assert_eq!(pool.fleet.get(0).unwrap().unasked(), 0);
             let _closing_is_no_speech = keep(&pool, 10);
             assert!(pool.take(0, 10).is_some());
         });
