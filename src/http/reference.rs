@@ -1,6 +1,8 @@
 //! References in the head of an answer (`Location`, `Content-Location`; RFC 9110 sections 10.2.2
 //! and 8.7): whom they name, and the path that they mean there.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 /// A reference, as far as it matters for whether it leads elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reference<'v> {
@@ -61,12 +63,77 @@ impl<'v> Authority<'v> {
         Some(Authority { text, host, port })
     }
 
-    /// True when it names this port of this host.
+    /// True when it names this port of this host, by whatever way to write the host.
     pub fn is(&self, host: &str, port: u16) -> bool {
-        // Without a scheme the port may be that of either.
-        let same_port = self.port.map_or(matches!(port, 80 | 443), |ours| ours == port);
-        same_port && self.host.eq_ignore_ascii_case(host.as_bytes())
+        let same_name = without_dot(self.host).eq_ignore_ascii_case(without_dot(host.as_bytes()));
+        let same_address = || self.ip().is_some_and(|ip| address_of(host.as_bytes()) == Some(ip));
+        self.has(port) && (same_name || same_address())
     }
+
+    /// True when it names this address and port. Of a host that is reached on this machine, every
+    /// name of this machine for itself is one: `localhost`, `127.0.0.1`, `[::1]`, `0.0.0.0`.
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        let is_here = || is_own(ip) && (self.ip().is_some_and(is_own) || self.is_localhost());
+        self.has(address.port()) && (self.ip() == Some(ip) || is_here())
+    }
+
+    fn has(&self, port: u16) -> bool {
+        // Without a scheme the port may be that of either.
+        self.port.map_or(matches!(port, 80 | 443), |ours| ours == port)
+    }
+
+    fn ip(&self) -> Option<IpAddr> {
+        address_of(self.host)
+    }
+
+    /// `localhost` and the names below it (RFC 6761 section 6.3).
+    fn is_localhost(&self) -> bool {
+        let last = without_dot(self.host).rsplit(|byte| *byte == b'.').next();
+        last.is_some_and(|last| last.eq_ignore_ascii_case(b"localhost"))
+    }
+}
+
+/// An address of a machine for itself. Who connects to 0.0.0.0 or `::` meets itself too.
+fn is_own(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
+
+/// A name without the dot that says that it is whole.
+fn without_dot(host: &[u8]) -> &[u8] {
+    host.strip_suffix(b".").unwrap_or(host)
+}
+
+/// The address that a host is, as clients read it: IPv6 in any spelling, and IPv4 in one to four
+/// numbers, decimal, octal or hexadecimal (WHATWG URL section 3.5, `inet_aton`). IPv4 inside of IPv6
+/// is IPv4.
+fn address_of(host: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(without_dot(host)).ok()?;
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Some(ip.to_canonical());
+    }
+    let (first, last) = match text.rsplit_once('.') {
+        Some((first, last)) => (Some(first), last),
+        None => (None, text),
+    };
+    let (mut ip, mut bits_left) = (0, u32::BITS);
+    for byte in first.into_iter().flat_map(|first| first.split('.')) {
+        bits_left = bits_left.checked_sub(8).filter(|bits| *bits > 0)?;
+        ip |= u32::from(u8::try_from(number(byte)?).ok()?) << bits_left;
+    }
+    // The last one is all that the others leave.
+    let last = number(last).filter(|last| u64::from(*last) < 1 << bits_left)?;
+    Some(Ipv4Addr::from_bits(ip | last).into())
+}
+
+fn number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_number.then(|| u32::from_str_radix(digits, radix).ok()).flatten()
 }
 
 /// A path, with what follows it, less a base (`/base`, or empty); `None` when it is not below that.
@@ -115,6 +182,85 @@ mod tests {
         }
         for odd in ["http://[::1", "http://h:99999/", "http://h:1:2/", "http://\u{e9}:x"] {
             assert_eq!(Reference::parse(odd.as_bytes()), Reference::Other, "{odd}");
+        }
+    }
+
+    fn authority(text: &str) -> Authority<'_> {
+        Authority::parse(text.as_bytes(), Some(80)).unwrap()
+    }
+
+    /// Catches: an address of a backend that is told because it is written in another way than it
+    /// is configured.
+    #[test]
+    fn a_host_is_known_by_all_its_names() {
+        for (text, host) in [
+            ("ENGINE.test:81", "engine.test"),
+            ("engine.test.:81", "engine.test"),
+            ("engine.test:81", "engine.test."),
+            ("127.1:81", "127.0.0.1"),
+            ("[2001:DB8:0:0::1]:81", "2001:db8::1"),
+            ("[::ffff:192.0.2.1]:81", "192.0.2.1"),
+        ] {
+            assert!(authority(text).is(host, 81) && !authority(text).is(host, 80), "{text}");
+        }
+        for (text, address) in [
+            ("192.0.2.1:81", "192.0.2.1:81"),
+            ("192.0.513:81", "192.0.2.1:81"),
+            ("192.513:81", "192.0.2.1:81"),
+            ("3221225985:81", "192.0.2.1:81"),
+            ("0xC0.0.2.0x1:81", "192.0.2.1:81"),
+            ("0300.00.02.01.:81", "192.0.2.1:81"),
+            ("[::ffff:c000:201]:81", "192.0.2.1:81"),
+            ("192.0.2.1:81", "[::ffff:192.0.2.1]:81"),
+            ("[2001:db8:0::1]:81", "[2001:db8::1]:81"),
+            ("192.0.2.1", "192.0.2.1:80"),
+        ] {
+            assert!(authority(text).is_at(address.parse().unwrap()), "{text} {address}");
+        }
+        let own = [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "127.0.0.1",
+            "127.1",
+            "[::1]",
+            "0.0.0.0",
+            "[::]",
+            "0",
+            "[::ffff:127.0.0.1]",
+            "127.9.9.9",
+        ];
+        for name in own {
+            let at =
+                |address: &str| authority(&format!("{name}:81")).is_at(address.parse().unwrap());
+            assert!(at("127.0.0.1:81") && at("[::1]:81"), "{name}");
+            assert!(!at("127.0.0.1:82") && !at("192.0.2.1:81"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_another_is_none_of_ours() {
+        let here: SocketAddr = "127.0.0.1:81".parse().unwrap();
+        for text in [
+            "localhost.test:81",
+            "notlocalhost:81",
+            "127.0.0.1.test:81",
+            "127.0.0.256:81",
+            "127.0.0.0.1:81",
+            "1.2.3.4.5:81",
+            "127.0x:81",
+            "127.+1:81",
+            ".1:81",
+            "127..1:81",
+            ":81",
+            "4294967296:81",
+            "256.1:81",
+            "08:81",
+            "[1::2::3]:81",
+            "128.1:81",
+        ] {
+            let authority = authority(text);
+            assert!(!authority.is_at(here) && !authority.is("127.0.0.1", 81), "{text}");
         }
     }
 

@@ -28,7 +28,7 @@ pub fn at_ours<'v>(w: &Worker, answering: u32, value: &'v [u8]) -> Option<&'v [u
 }
 
 /// True for the address in the backend's URL, one that its name stands for, and the `Host` under
-/// which we ask it.
+/// which we ask it, however they are written. No name is looked up for it.
 fn is_named(w: &Worker, index: usize, plan: &Backend, authority: &Authority<'_>) -> bool {
     let is_host = authority.text.eq_ignore_ascii_case(plan.host.as_bytes());
     let is_endpoint = match &plan.endpoint {
@@ -37,8 +37,7 @@ fn is_named(w: &Worker, index: usize, plan: &Backend, authority: &Authority<'_>)
     };
     let is_address = || {
         let addresses = w.fleet.get(index).map(|member| member.addresses());
-        let is = |at: &std::net::SocketAddr| authority.is(&at.ip().to_string(), at.port());
-        addresses.is_some_and(|addresses| addresses.iter().any(is))
+        addresses.is_some_and(|addresses| addresses.iter().any(|at| authority.is_at(*at)))
     };
     is_host || is_endpoint || is_address()
 }

@@ -313,6 +313,12 @@ fn no_reference_names_a_backend() {
         (format!("http://127.0.0.1:{there}/base"), "/"),
         (format!("http://127.0.0.1:{there}/basement"), "/basement"),
         ("http://gpu.test/base/v1/models".into(), "/v1/models"),
+        // In other words.
+        (format!("http://localhost.:{here}/v1/models"), "/v1/models"),
+        (format!("http://127.1:{here}/v1/models"), "/v1/models"),
+        (format!("http://[::1]:{there}/base/v1/models"), "/v1/models"),
+        (format!("http://0.0.0.0:{there}/base/v1/models"), "/v1/models"),
+        (format!("http://LOCALHOST:{there}/base/v1/models"), "/v1/models"),
         // Never the name of another server.
         (format!("http://localhost:{here}//evil.test/x"), "/evil.test/x"),
         (format!("http://127.0.0.1:{there}/base//evil.test/x"), "/evil.test/x"),
@@ -330,7 +336,7 @@ fn no_reference_names_a_backend() {
             moved += usize::from(told != got);
         }
     }
-    assert_eq!(moved, 26);
+    assert_eq!(moved, 36);
 }
 
 /// Catches: the base of a backend in a path that it gives without its address.
