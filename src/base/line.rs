@@ -74,7 +74,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_that_end_no_line_are_kept(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn what_ends_no_line_is_kept(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let (line, taken_out) = one_line(bytes.clone());
             let kept = line.iter().filter(|byte| **byte != b' ').count();
             let ends = bytes.iter().filter(|byte| is_end(**byte)).count();

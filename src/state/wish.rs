@@ -81,9 +81,9 @@ impl KnownWishes {
         found.map_or(UsageWish::Unknown, |(_, cell)| cell.wish_at(self.seconds(now)))
     }
 
-    /// Learns it of a model. True when that is news. What the engine refused, or tells by itself, it
-    /// is not asked for, so that nothing which comes late can say otherwise; that it takes the wish
-    /// is held until something else shows.
+    /// Learns it of a model. True when that is news. What the engine refused, or tells by itself,
+    /// it is not asked for, so that nothing which comes late can say otherwise; that it takes the
+    /// wish is held until something else shows.
     pub fn learn(&self, model: &str, wish: UsageWish, now: Instant) -> bool {
         let (tag, seconds) = (self.tag(model), self.seconds(now));
         // Read first: the line is shared, and nearly always there is nothing to be learnt.

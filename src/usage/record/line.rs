@@ -1,6 +1,6 @@
-//! The one writer of records as JSON on one line: files, NDJSON, exports, dead letters and the access
-//! log tell one record from the next by its line's end, so nothing that a client wrote may bring one
-//! along.
+//! The one writer of records as JSON on one line: files, NDJSON, exports, dead letters and the
+//! access log tell one record from the next by its line's end, so nothing that a client wrote may
+//! bring one along.
 
 use crate::base::line;
 use base64::engine::general_purpose::STANDARD;
