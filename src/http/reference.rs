@@ -105,8 +105,8 @@ fn without_dot(host: &[u8]) -> &[u8] {
 }
 
 /// The address that a host is, as clients read it: IPv6 in any spelling, and IPv4 in one to four
-/// numbers, decimal, octal or hexadecimal (WHATWG URL section 3.5, `inet_aton`). IPv4 inside of IPv6
-/// is IPv4.
+/// numbers, decimal, octal or hexadecimal (WHATWG URL section 3.5, `inet_aton`). IPv4 inside of
+/// IPv6 is IPv4.
 fn address_of(host: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(without_dot(host)).ok()?;
     if let Ok(ip) = text.parse::<IpAddr>() {

@@ -313,6 +313,36 @@ mod tests {
         assert!(Knobs::default().set("no-such", "1").is_err());
     }
 
+    /// Catches: a knob that the README does not have, or one that it gives another default.
+    #[test]
+    fn the_readme_has_every_knob_with_its_default() {
+        let readme = include_str!("../../README.md");
+        let (_, table) = readme.split_once("### Knobs").expect("the chapter");
+        let (table, _) = table.split_once("An event is").expect("its end");
+        let cell = |text: &str| text.trim().trim_matches('`').to_owned();
+        let rows: Vec<(String, String)> = table
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| {
+                let mut cells = line.trim_matches('|').split('|');
+                let name = cells.next().map(cell).expect("a name");
+                (name, cells.next_back().map(cell).expect("a default"))
+            })
+            .collect();
+        let mut listed: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
+        let mut known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+        listed.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(listed, known);
+        for (name, default) in &rows {
+            let mut knobs = Knobs::default();
+            assert_eq!(knobs.set(name, default), Ok(()), "{name}");
+            // The number of tokens is set, or follows the request.
+            knobs.tokens = knobs.tokens.filter(|tokens| *tokens != 16);
+            assert_eq!(knobs, Knobs::default(), "{name}: {default}");
+        }
+    }
+
     #[test]
     fn every_bad_name_has_an_answer() {
         for name in bad::NAMES {

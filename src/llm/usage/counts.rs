@@ -126,7 +126,8 @@ impl Counts {
         }
         let (prompt_tokens, completion_tokens) = self.halves(dialect)?;
         let sum = sum([prompt_tokens, completion_tokens])?;
-        // One that a zero after a count was added to is no sum of what was kept.
+        // A zero that followed a count was not believed: a total that came with it is the engine's
+        // sum of other figures than these.
         let kept = self.oddities.is_empty();
         let usage = Usage {
             prompt_tokens,
