@@ -22,8 +22,12 @@ const SUMS: &[(&str, &str)] = &[
         "count(*) FILTER (WHERE status <> 'client_left' AND \
       (status <> 'complete' OR status_code >= 400))",
     ),
-    // Nobody knows what these cost: a sum of tokens says nothing of them.
-    ("without_usage", "count(*) FILTER (WHERE total_tokens IS NULL)"),
+    // An engine worked for these, and nobody knows how much: a sum of tokens says nothing of them.
+    (
+        "without_usage",
+        "count(*) FILTER (WHERE usage_source <> 'engine' AND method = 'POST' AND \
+      (status = 'client_left' OR status_code < 400))",
+    ),
     ("prompt_tokens", "coalesce(sum(prompt_tokens), 0)"),
     ("completion_tokens", "coalesce(sum(completion_tokens), 0)"),
     ("total_tokens", "coalesce(sum(total_tokens), 0)"),
@@ -75,7 +79,7 @@ fn ask(question: &UsageQuestion) -> Result<(Vec<Line>, Line), (u8, String)> {
         false => format!(" WHERE {}", conditions.join(" AND ")),
     };
     let sums: Vec<&str> = SUMS.iter().map(|(_, sum)| *sum).collect();
-    let (sums, name) = (sums.join(", "), column(question.by));
+    let (sums, name) = (sums.join(", "), column(&connection, question.by).map_err(said)?);
     let order = if question.by == By::Day { "1" } else { "requests DESC, 1" };
     let rows = format!("SELECT {name}, {sums} FROM {TABLE}{within} GROUP BY 1 ORDER BY {order}");
     let rows = rows.replacen("count(*),", "count(*) AS requests,", 1);
@@ -111,15 +115,17 @@ fn open(path: &Path) -> Result<Connection, (u8, String)> {
     connection.map_err(|error| (WOULD_NOT_START, error.to_string()))
 }
 
-fn column(by: By) -> &'static str {
-    match by {
+fn column(connection: &Connection, by: By) -> rusqlite::Result<&'static str> {
+    Ok(match by {
         By::Key => "api_key",
         By::User => "user_id",
         By::Model => "model",
         By::Day => "substr(timestamp, 1, 10)",
-        By::Backend => "backend_url",
+        // A store that an earlier version made has no names.
+        By::Backend if !connection.column_exists(None, TABLE, "backend")? => "backend_url",
+        By::Backend => "coalesce(backend, backend_url)",
         By::Status => "status",
-    }
+    })
 }
 
 fn title(by: By) -> &'static str {
@@ -128,7 +134,7 @@ fn title(by: By) -> &'static str {
         By::User => "user_id",
         By::Model => "model",
         By::Day => "day",
-        By::Backend => "backend_url",
+        By::Backend => "backend",
         By::Status => "status",
     }
 }

@@ -43,7 +43,7 @@ pub fn start(
                 Ok(()) => return,
                 Err(cause) if !told => {
                     let message = "the reporter cannot be reached: its records will wait";
-                    tracing::warn!(reporter, cause, message);
+                    tracing::warn!(reporter, cause, "{message}");
                     told = true;
                 }
                 Err(_) => {}

@@ -302,7 +302,7 @@ impl Log {
             (Some((since, tries)), false) => {
                 let (seconds, tries) = (now.duration_since(*since).as_secs(), *tries);
                 let message = "usage reports are delivered again";
-                tracing::info!(reporter, place, seconds, tries, message);
+                tracing::info!(reporter, place, seconds, tries, "{message}");
                 self.down = None;
             }
             (None, false) => {}
@@ -319,7 +319,7 @@ impl Log {
         let message = "a refused usage record cannot be kept as a dead letter: nothing more is \
                        sent to this reporter until it can (`llmproxy spool replay \
                        --dead-letters` makes room)";
-        tracing::error!(reporter, place, %error, message);
+        tracing::error!(reporter, place, %error, "{message}");
     }
 
     fn buried(&mut self, record: &UsageRecord, cause: &str, now: Instant) {
@@ -334,7 +334,7 @@ impl Log {
         let (reporter, place, records) = (&self.name, &self.place, self.untold);
         let request_id = record.request_id.as_str();
         let message = "usage reports were refused for good";
-        tracing::warn!(reporter, place, cause, request_id, records, message);
+        tracing::warn!(reporter, place, cause, request_id, records, "{message}");
         (self.told, self.untold) = (Some(now), 0);
     }
 }

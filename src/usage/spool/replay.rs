@@ -156,7 +156,12 @@ impl Replay {
         }
         disk.rename(&format!("{reporter}{SUFFIX}"), &format!("{reporter}{DONE_SUFFIX}"))?;
         disk.sync_dir()?;
-        tracing::info!(reporter, records, unreadable, "usage records were delivered again");
+        tracing::info!(
+            reporter,
+            records,
+            unreadable,
+            "usage records are queued once more for their reporter"
+        );
         Ok(())
     }
 

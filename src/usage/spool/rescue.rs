@@ -46,7 +46,7 @@ impl Writer {
         let dropped = self.state().dropped.load(Relaxed);
         if let Some(lost) = self.trouble.losses.due(dropped, is_over, Instant::now()) {
             let message = "usage records are lost: neither disk nor memory has room";
-            tracing::error!(lost, dropped, message);
+            tracing::error!(lost, dropped, "{message}");
         }
     }
 

@@ -9,20 +9,23 @@ impl Drop for File {
     }
 }
 
-/// A store with four requests, one of which failed, and two whose clients left.
+/// A store with six requests, of which one failed, two were left and two cost nothing.
 fn store(name: &str) -> File {
     let path = std::env::temp_dir().join(format!("llmproxy-tool-{name}-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let connection = Connection::open(&path).unwrap();
     let text = format!(
         "CREATE TABLE {TABLE} (timestamp TEXT, api_key TEXT, user_id TEXT, model TEXT, \
-         backend_url TEXT, status TEXT, status_code INT, prompt_tokens INT, \
+         backend TEXT, backend_url TEXT, method TEXT, usage_source TEXT, status TEXT, \
+         status_code INT, prompt_tokens INT, \
          completion_tokens INT, total_tokens INT, cached_tokens INT, latency_ms INT); \
          INSERT INTO {TABLE} VALUES \
-         ('2026-01-14T10:30:00.007Z','k','u','a,\"b','http://x','complete',200,1,2,3,1,10), \
-         ('2026-01-15T10:30:00.007Z','k',NULL,'m','http://x','backend_error',200,4,5,9,NULL,21), \
-         ('2026-01-15T11:30:00.007Z','k','u','m','http://x','client_left',499,NULL,NULL,NULL,NULL,0), \
-         ('2026-01-15T12:30:00.007Z','k','u','m','http://x','client_left',408,NULL,NULL,NULL,NULL,0)"
+         ('2026-01-14T10:30:00.007Z','k','u','a,\"b','gpu','http://x','POST','engine','complete',200,1,2,3,1,10), \
+         ('2026-01-15T10:30:00.007Z','k',NULL,'m','gpu','http://x','POST','engine','backend_error',200,4,5,9,NULL,21), \
+         ('2026-01-15T11:30:00.007Z','k','u','m',NULL,'http://x','POST','missing','client_left',499,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T12:30:00.007Z','k','u','m','gpu','http://x','POST','missing','client_left',408,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T13:30:00.007Z','k','u','m','gpu','http://x','POST','missing','complete',400,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T13:30:00.007Z','k','u','m','gpu','http://x','GET','missing','complete',200,NULL,NULL,NULL,NULL,0)"
     );
     connection.execute_batch(&text).unwrap();
     File(path)
@@ -41,7 +44,7 @@ fn sums_are_printed_in_all_forms() {
     assert_eq!(
         csv.stdout,
         "model,requests,errors,without_usage,prompt_tokens,completion_tokens,total_tokens,cached_tokens,\
-         avg_latency_ms\nm,3,1,2,4,5,9,0,7\n\"a,\"\"b\",1,0,0,1,2,3,1,10\n"
+         avg_latency_ms\nm,5,2,2,4,5,9,0,4\n\"a,\"\"b\",1,0,0,1,2,3,1,10\n"
     );
     let json = ask_for(&file, By::User, None, Form::Json);
     let rows: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
@@ -51,8 +54,11 @@ fn sums_are_printed_in_all_forms() {
     let lines: Vec<Vec<&str>> =
         since.stdout.lines().map(|l| l.split_whitespace().collect()).collect();
     assert_eq!(lines.len(), 3, "{}", since.stdout);
-    assert_eq!(lines[1], ["2026-01-15", "3", "1", "2", "4", "5", "9", "0", "7"]);
-    assert_eq!(lines[2][..3], ["total", "3", "1"]);
+    assert_eq!(lines[1], ["2026-01-15", "5", "2", "2", "4", "5", "9", "0", "4"]);
+    assert_eq!(lines[2][..3], ["total", "5", "2"]);
+    let backends = ask_for(&file, By::Backend, None, Form::Csv).stdout;
+    assert!(backends.contains("\ngpu,5,"), "{backends}");
+    assert!(backends.contains("\nhttp://x,1,"), "a row without a name: {backends}");
     let widths: Vec<usize> = since.stdout.lines().map(str::len).collect();
     assert!(widths.iter().all(|width| *width == widths[0]), "{}", since.stdout);
 }

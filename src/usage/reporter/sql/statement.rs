@@ -55,6 +55,7 @@ const TABLE: &[(&str, Type)] = &[
     ("method", same("VARCHAR(32) NOT NULL")),
     ("path", same("VARCHAR(256) NOT NULL")),
     ("endpoint", same("VARCHAR(256) NOT NULL")),
+    ("backend", same("VARCHAR(256)")),
     ("backend_url", same("VARCHAR(256)")),
     ("status_code", SMALL),
     ("status", same("VARCHAR(32) NOT NULL")),
