@@ -47,7 +47,7 @@ fn a_body_never_becomes_a_request() {
             let mut first = proxy.connect();
             first.send(form("X-Early: 1\r\n", &"x".repeat(LARGE)));
             assert_eq!(first.head().status(), 413);
-            go_on(first, leaves, &is_gone);
+            go_on(&proxy, first, leaves, &is_gone);
             quiet(&proxy);
             let smuggled = "GET /internal/flush_cache HTTP/1.1\r\nHost: evil\r\n\r\n";
             let body = "\r\n".repeat(LARGE / 2) + smuggled;
@@ -93,7 +93,7 @@ fn a_connection_is_used_again_only_at_the_exact_end_of_an_answer_that_keeps_it()
                 client.start_post(CHATS, "X-First: 1\r\n", CHAT);
                 client.head();
                 client.read_until("half");
-                go_on(client, leaves, &is_gone);
+                go_on(&proxy, client, leaves, &is_gone);
                 quiet(&proxy);
                 assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
                 let cut = leaves && policy == POLICIES[0];
@@ -162,9 +162,11 @@ fn await_flag(flag: &AtomicBool) {
 }
 
 /// Lets a client leave in the midst of its answer, or read all of it, and the engine go on.
-fn go_on(mut client: Conn, leaves: bool, engine_goes_on: &AtomicBool) {
+fn go_on(proxy: &Proxy, mut client: Conn, leaves: bool, engine_goes_on: &AtomicBool) {
     if leaves {
         leave(client, Leave::Rst);
+        // Else the rest of the answer may be read before it is seen that nobody wants it.
+        proxy.await_metric("llmproxy_client_abort_total", &[], 1.0);
         engine_goes_on.store(true, Ordering::Relaxed);
     } else {
         engine_goes_on.store(true, Ordering::Relaxed);
