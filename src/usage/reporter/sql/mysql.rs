@@ -3,6 +3,7 @@
 use super::columns::{Found, Key, Layout, Letters, Row, Width, ID_LETTERS};
 use super::statement::{insert, schema_and_name};
 use super::{left, resolved, without, Database, Trouble};
+use crate::base::tls_fault;
 use crate::config::plan::sql_options::{self as options, MysqlOptions, Tls};
 use crate::config::plan::{SqlPlace, SqlServer};
 use jiff::tz::TimeZone;
@@ -278,7 +279,10 @@ fn trouble(server: &SqlServer, error: &Error) -> Trouble {
         }
         // The cause itself, without the name of the library's type around it.
         Error::DriverError(cause) => Trouble::Later(without(server, &cause.to_string())),
-        Error::IoError(cause) => Trouble::Later(without(server, &cause.to_string())),
+        Error::IoError(cause) => {
+            let words = tls_fault::told(cause);
+            Trouble::Later(words.unwrap_or_else(|| without(server, &cause.to_string())))
+        }
         other => Trouble::Later(without(server, &other.to_string())),
     }
 }

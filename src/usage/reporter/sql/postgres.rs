@@ -5,6 +5,7 @@ use super::columns::{Found, Key, Layout, Letters, Row, Width};
 use super::statement::{insert, quoted};
 use super::tls::{self, Connector};
 use super::{left, resolved, without, Database, Trouble};
+use crate::base::tls_fault;
 use crate::config::plan::sql_options::{self as options, PostgresOptions, Tls};
 use crate::config::plan::{SqlDriver, SqlPlace, SqlServer};
 use std::future::Future;
@@ -234,6 +235,9 @@ fn trouble(server: &SqlServer, error: &tokio_postgres::Error) -> Trouble {
         let state = said.code().code();
         let message = without(server, &format!("{} (SQLSTATE {state})", said.message()));
         return Trouble::of_state(state, message);
+    }
+    if let Some(words) = tls_fault::told(error) {
+        return Trouble::Later(words);
     }
     let mut message = error.to_string();
     let mut source = std::error::Error::source(error);
