@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use llmproxy::base::limits::{FDS_PER_REPORTER, FDS_RESERVED, PIPES_MAX};
+use llmproxy::base::limits::{
+    CONNECTIONS_OVER_MAX, FDS_PER_REPORTER, FDS_RESERVED, GUESTS_MAX, PIPES_MAX,
+};
 use llmproxy::config::cli::{self, Command, Output, SpoolTask};
 use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::control::log::{Logging, Reopen};
@@ -247,7 +249,9 @@ fn connections_max(plan: &Plan) -> Result<usize, String> {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
     let workers = plan.server.workers;
     let reporters = plan.usage.reporters.len() * FDS_PER_REPORTER;
-    let reserved = FDS_RESERVED + workers * (2 * PIPES_MAX + plan.server.listen.len()) + reporters;
+    let beyond = 2 * CONNECTIONS_OVER_MAX + GUESTS_MAX;
+    let of_workers = workers * (2 * PIPES_MAX + plan.server.listen.len());
+    let reserved = FDS_RESERVED + beyond + of_workers + reporters;
     let fit = files.saturating_sub(reserved) / 2;
     match plan.server.max_connections {
         _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),

@@ -276,9 +276,12 @@ pub const WORKERS_MAX: usize = 1024;
 pub const WORKERS_AUTO_MAX: usize = 8;
 /// Client connections that a configuration may allow. Beyond: refused.
 pub const CONNECTIONS_MAX: usize = 1_000_000;
-/// Client connections beyond the limit, for the moment that idle ones take to close which give way
-/// to them. Beyond: 503.
+/// Client connections beyond the limit, for the moment that others take to close which give way to
+/// them. Beyond: they are guests.
 pub const CONNECTIONS_OVER_MAX: usize = 32;
+/// And so many more, which get `/health`, `/ready` and the metrics, and else a 503. Beyond: 503
+/// without a look.
+pub const GUESTS_MAX: usize = 16;
 /// Weight of one backend. Beyond: refused.
 pub const WEIGHT_MAX: u32 = 10_000;
 /// Largest `server.max_body_size`: a body is held in memory. Beyond: refused.

@@ -17,7 +17,7 @@ use crate::http::write;
 use crate::llm::dialect::Dialect;
 use crate::llm::request::{SpliceForm, UsageSplice};
 use crate::rt::buffer::Buffer;
-use crate::rt::patrol::Alarm;
+use crate::rt::patrol::{Alarm, Part};
 use crate::usage::access::Said;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -38,6 +38,8 @@ pub struct Request {
     pub head: RequestHead,
     /// Bytes of the head in the inbox.
     pub head_len: usize,
+    /// Its connection is one beyond the limit, and gets our own pages only.
+    pub is_guest: bool,
     /// The body was read (or there is none).
     pub body_read: bool,
     /// Bytes of the inbox that belong to this request, head included.
@@ -84,6 +86,7 @@ impl Request {
             body_len: 0,
             head: RequestHead::default(),
             head_len: 0,
+            is_guest: false,
             body_read: true,
             wire_len: 0,
             response: ResponseHead::default(),
@@ -229,8 +232,12 @@ pub async fn head(
             request.body_read = !request.has_body();
             if reads > 0 {
                 request.started = Instant::now();
+                client.post.set_busy();
             }
             return Ok(Received::Whole);
+        }
+        if reads == 0 {
+            client.post.set_receiving(Part::Head);
         }
         client.make_room(limit)?;
         match client.read_more().await {
@@ -278,12 +285,14 @@ async fn counted(
     let mut pace = None;
     while client.bytes().len() < whole {
         client.make_room(whole - client.bytes().len())?;
-        // Nearly all bodies are there with their heads, and need no clock.
-        let pace = pace.get_or_insert_with(|| Box::new(Pace::since(request.started)));
+        let pace = pace.get_or_insert_with(|| begin_wait(client, request.started));
         match read_paced(client, server, pace, 0).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
+    }
+    if pace.is_some() {
+        client.post.set_busy();
     }
     request.wire_len = whole;
     request.body_read = true;
@@ -329,18 +338,27 @@ async fn chunked(
             inbox.drain(request.head_len..upto);
         }
         if finished {
+            if pace.is_some() {
+                client.post.set_busy();
+            }
             request.body_len = decoded.len() as u64;
             request.decoded = Some(Box::new(decoded));
             request.body_read = true;
             return Ok(Received::Whole);
         }
         client.make_room(BUFFER_BYTES)?;
-        let pace = pace.get_or_insert_with(|| Box::new(Pace::since(request.started)));
+        let pace = pace.get_or_insert_with(|| begin_wait(client, request.started));
         match read_paced(client, server, pace, decoded.capacity()).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
     }
+}
+
+/// Nearly all bodies are there with their heads, and need no clock. This one does.
+fn begin_wait(client: &Client, since: Instant) -> Box<Pace> {
+    client.post.set_receiving(Part::Body);
+    Box::new(Pace::since(since))
 }
 
 /// Reads more of a body, which holds so many bytes beside the inbox.
@@ -366,7 +384,7 @@ async fn read_paced(
         pace.hear(bytes);
         let held = held + client.inbox.as_ref().map_or(0, |inbox| inbox.capacity());
         let is_too_slow = bytes > 0 && pace.is_too_slow();
-        if is_too_slow || (Buffer::are_scarce() && pace.is_too_slow_for(held)) {
+        if is_too_slow || (client.post.is_crowded() && pace.is_too_slow_for(held)) {
             return Err(BODY_TOO_SLOW);
         }
         if bytes > 0 {

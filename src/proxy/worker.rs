@@ -1,6 +1,7 @@
 //! One worker: a thread on a CPU of its own, a ring, a listener, and all that its connections
 //! share. Nothing here is shared with another worker but what `state` holds.
 
+use super::admit::path::Kind;
 use super::answer::{write_refusal, Frame};
 use super::connection;
 use super::ledger::Ledger;
@@ -38,6 +39,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -221,7 +223,7 @@ impl Worker {
             self.look_at_the_clock();
             self.pulse.beat();
             self.departures.see(&self.fleet, |backend| self.patrol.call_off(backend));
-            self.patrol.set_crowded(self.connections.are_crowded());
+            self.patrol.set_crowded(self.connections.are_crowded() || Buffer::are_scarce());
             Buffer::sweep();
             self.sparing.borrow_mut().sweep(Instant::now());
             self.usage.iter().for_each(Ledger::sweep);
@@ -274,24 +276,7 @@ impl Worker {
             self.departures.forget(&self.fleet);
         }
         match arrival {
-            Arrival::Client(socket, peer)
-                if self.connections.have_room() || self.has_made_room() =>
-            {
-                self.meters.borrow_mut().connections[0] += 1;
-                match connection::serve(self.enter_live(), socket, peer) {
-                    // Boxed: an async block around a future by value would double it.
-                    Some(serving) => self.spawn_guarded(Box::pin(serving)),
-                    // Out of memory or epoll watches; the client sees a closed connection.
-                    None => self.meters.borrow_mut().connections[1] += 1,
-                }
-            }
-            Arrival::Client(socket, _) => {
-                let refusal = NO_ROOM.with_retry_after(1);
-                let mut meters = self.meters.borrow_mut();
-                meters.connections[1] += 1;
-                *meters.rejected.entry(refusal.code).or_default() += 1;
-                turn_away(&socket, self.next_id(), &refusal);
-            }
+            Arrival::Client(socket, peer) => self.take_in(socket, peer),
             Arrival::Exhausted => {
                 self.meters.borrow_mut().accept_pauses += 1;
                 if self.may_log("accept_paused") {
@@ -301,12 +286,37 @@ impl Worker {
         }
     }
 
-    /// Closes the kept connection that has idled longest, for a new client; false when no client of
-    /// this worker idles.
-    fn has_made_room(&self) -> bool {
-        let made = self.connections.have_room_by_turns() && self.patrol.end_longest_idle();
-        self.meters.borrow_mut().crowded_closed[1] += u64::from(made);
-        made
+    fn take_in(self: &Rc<Self>, socket: Socket, peer: IpAddr) {
+        let connections = &self.connections;
+        let has_room = connections.have_room()
+            // Who waits longest for its next request gives way, if one of this worker does.
+            || connections.have_room_for_guests()
+                && self.patrol.end_longest_waiting()
+                && connections.have_room_by_turns();
+        if !has_room && !connections.have_room_for_guests() {
+            let refusal = NO_ROOM.with_retry_after(1);
+            let mut meters = self.meters.borrow_mut();
+            meters.connections[1] += 1;
+            *meters.rejected.entry(refusal.code).or_default() += 1;
+            return turn_away(&socket, self.next_id(), &refusal);
+        }
+        self.meters.borrow_mut().connections[0] += 1;
+        match connection::serve(self.enter_live(), socket, peer, !has_room) {
+            // Boxed: an async block around a future by value would double it.
+            Some(serving) => self.spawn_guarded(Box::pin(serving)),
+            // Out of memory or epoll watches; the client sees a closed connection.
+            None => self.meters.borrow_mut().connections[1] += 1,
+        }
+    }
+
+    /// An error for a request of a guest that is not for one of our own pages: whoever looks after
+    /// us must get an answer when everything is taken.
+    pub fn has_a_place_for(&self, kind: Kind, is_guest: bool) -> Result<(), Refusal> {
+        if !is_guest || kind != Kind::Forward {
+            return Ok(());
+        }
+        self.meters.borrow_mut().connections[1] += 1;
+        Err(NO_ROOM.with_retry_after(1))
     }
 
     /// Runs a task of which a panic ends nothing but itself.
@@ -426,7 +436,8 @@ impl Worker {
     fn copy_meters(&self) -> Meters {
         let (buffers_in_use, buffers_idle) = Buffer::counts();
         let mut copy = self.meters.borrow().clone();
-        copy.crowded_closed[0] = self.patrol.silent_closed();
+        let [silent, idle, head] = self.patrol.crowded_closed();
+        copy.crowded_closed = [silent, idle, head, copy.crowded_closed[3]];
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: self.live.get() as u64,

@@ -6,7 +6,7 @@
 //! bytes that nobody has read, where a wait for readability would say nothing.
 
 use super::moment::Moment;
-use crowd::Crowd;
+use crowd::{Crowd, Stage};
 use monoio::net::UnixStream;
 use pin_project_lite::pin_project;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -22,12 +22,17 @@ use std::time::{Duration, Instant};
 mod crowd;
 mod line;
 
+pub use crowd::Part;
+
 /// Deadlines are kept in ticks of this length, and checked as often.
 pub const TICK: Duration = Duration::from_millis(TICK_MS);
 const TICK_MS: u64 = 100;
 /// Tasks roused by one sweep; the rest follow a millisecond later. A quarter of the ring's
 /// entries, so that ten thousand connections that end together never overrun it.
 const ROUSED_PER_SWEEP_MAX: usize = 1024;
+/// A request that is not there yet when the worker begins to drain has so long to come.
+const DRAIN_RECEIVE_MAX: Duration = Duration::from_secs(2);
+const DRAIN_RECEIVE_TICKS: u32 = (DRAIN_RECEIVE_MAX.as_millis() / TICK.as_millis()) as u32;
 /// Waits in a row that may be over before they began, before others get a turn.
 const UNWAITED_MAX: u32 = 16;
 /// Hang-ups taken from the kernel at a time.
@@ -62,6 +67,8 @@ pub struct Patrol {
     start: Instant,
     tick: Cell<u32>,
     draining: Moment,
+    /// The tick in which that began.
+    draining_since: Cell<u32>,
     ending: Moment,
     posts: RefCell<Posts>,
     crowd: Crowd,
@@ -80,13 +87,12 @@ struct State {
     expired: Cell<bool>,
     gone: Cell<bool>,
     ended: Cell<bool>,
-    idle: Cell<bool>,
+    stage: Cell<Stage>,
+    /// The tick in which the stage began.
+    since: Cell<u32>,
     /// For whom it waits, when somebody else would do: [`Post::stand_at`].
     stands_at: Cell<Option<u32>>,
     called_off: Cell<bool>,
-    /// It has not sent a byte, since the tick in which it came.
-    silent: Cell<bool>,
-    since: u32,
     /// Waits in a row that were over before they began.
     unwaited: Cell<u32>,
     waker: RefCell<Option<Waker>>,
@@ -102,6 +108,7 @@ impl Patrol {
             start: Instant::now(),
             tick: Cell::new(0),
             draining: Moment::default(),
+            draining_since: Cell::new(0),
             ending: Moment::default(),
             posts: RefCell::default(),
             crowd: Crowd::default(),
@@ -149,15 +156,15 @@ impl Patrol {
             expired: Cell::new(false),
             gone: Cell::new(false),
             ended: Cell::new(false),
-            idle: Cell::new(false),
+            stage: Cell::new(Stage::Silent),
+            since: Cell::new(self.now()),
             stands_at: Cell::new(None),
             called_off: Cell::new(false),
-            silent: Cell::new(true),
-            since: self.now(),
             unwaited: Cell::new(0),
             waker: RefCell::default(),
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
+        self.crowd.waiting.borrow_mut().join(slot);
         let post = Post { patrol: Rc::clone(self), state, slot, socket };
         // A reset (HUP, ERR) is always reported.
         let flags = match gone {
@@ -207,10 +214,9 @@ impl Patrol {
         let now = self.advance();
         let mut roused = 0;
         for post in self.posts.borrow().slots.iter().flatten() {
-            let over = self.ending.has_come() || (self.draining.has_come() && post.idle.get());
-            let drained = over && !post.ended.get();
-            let expired = !post.expired.get()
-                && (post.deadline.get() <= now || self.is_too_silent(post, now));
+            let drained = self.is_over(post, now) && !post.ended.get();
+            let expired =
+                !post.expired.get() && (post.deadline.get() <= now || self.is_too_late(post, now));
             if drained || expired {
                 post.ended.set(post.ended.get() || drained);
                 post.expired.set(post.expired.get() || expired);
@@ -222,6 +228,19 @@ impl Patrol {
             }
         }
         false
+    }
+
+    /// True when a connection should end: idle ones when the worker drains, and a moment later
+    /// those whose request is not there yet, of which no engine knows.
+    fn is_over(&self, post: &State, now: u32) -> bool {
+        let draining_for = now.saturating_sub(self.draining_since.get());
+        self.ending.has_come()
+            || self.draining.has_come()
+                && match post.stage.get() {
+                    Stage::Silent | Stage::Idle => true,
+                    Stage::Head | Stage::Body => draining_for > DRAIN_RECEIVE_TICKS,
+                    Stage::Busy => false,
+                }
     }
 
     /// Ends the waits of all who stand at this place, with [`Alarm::CalledOff`].
@@ -236,6 +255,9 @@ impl Patrol {
 
     /// From now on idle connections end, and the accept loops stop.
     pub fn drain(&self) {
+        if !self.draining.has_come() {
+            self.draining_since.set(self.advance());
+        }
         self.draining.come();
     }
 
@@ -334,18 +356,38 @@ impl Post {
 
     /// Marks the connection as idle (between two requests): a drain ends it.
     pub fn set_idle(&self) {
-        self.state.idle.set(true);
-        if !self.state.silent.get() {
-            self.patrol.crowd.idle.borrow_mut().join(self.slot);
+        if self.state.stage.get() != Stage::Silent {
+            self.set_stage(Stage::Idle);
         }
+    }
+
+    /// Marks the connection as one whose request has begun to come, and is waited for.
+    pub fn set_receiving(&self, part: Part) {
+        self.set_stage(match part {
+            Part::Head => Stage::Head,
+            Part::Body => Stage::Body,
+        });
     }
 
     /// Marks the connection as busy. A request that came while the drain began is still served.
     pub fn set_busy(&self) {
-        self.state.idle.set(false);
-        self.state.silent.set(false);
-        self.patrol.crowd.idle.borrow_mut().leave(self.slot);
+        self.set_stage(Stage::Busy);
         self.state.ended.set(self.patrol.ending.has_come());
+    }
+
+    fn set_stage(&self, stage: Stage) {
+        self.state.stage.set(stage);
+        self.state.since.set(self.patrol.now());
+        let mut waiting = self.patrol.crowd.waiting.borrow_mut();
+        match stage.gives_way() {
+            true => waiting.join(self.slot),
+            false => waiting.leave(self.slot),
+        }
+    }
+
+    /// True while bytes or connections are scarce: who is slow should give way.
+    pub fn is_crowded(&self) -> bool {
+        self.patrol.is_crowded()
     }
 
     /// Lets others run, when this connection has not had to wait for a while: a readable socket on
@@ -392,7 +434,7 @@ impl<F: Future> Future for Watched<'_, F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let state = &this.post.state;
-        if state.ended.get() && !state.idle.get() {
+        if state.ended.get() && !state.stage.get().is_idle() {
             return Poll::Ready(Err(Alarm::Ended));
         }
         if *this.gone_ends && state.gone.get() {
@@ -423,7 +465,7 @@ impl Drop for Post {
     fn drop(&mut self) {
         // Fields are dropped after this body: the registration ends before the socket closes.
         let _ = epoll::delete(&self.patrol.epoll, &self.socket);
-        self.patrol.crowd.idle.borrow_mut().leave(self.slot);
+        self.patrol.crowd.waiting.borrow_mut().leave(self.slot);
         let mut posts = self.patrol.posts.borrow_mut();
         if let Some(slot) = posts.slots.get_mut(self.slot) {
             *slot = None;

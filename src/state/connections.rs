@@ -1,7 +1,7 @@
 //! How many clients there are, over all workers. The limit is one for the process: the kernel does
 //! not spread connections evenly.
 
-use crate::base::limits::CONNECTIONS_OVER_MAX;
+use crate::base::limits::{CONNECTIONS_OVER_MAX, GUESTS_MAX};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The count and its limit.
@@ -27,6 +27,11 @@ impl Connections {
     /// still be counted for a moment.
     pub fn have_room_by_turns(&self) -> bool {
         self.now.load(Relaxed) < self.max + CONNECTIONS_OVER_MAX
+    }
+
+    /// True while one more may come, if only to ask how we are.
+    pub fn have_room_for_guests(&self) -> bool {
+        self.now.load(Relaxed) < self.max + CONNECTIONS_OVER_MAX + GUESTS_MAX
     }
 
     /// Nine tenths or more are in use: answers close their connections, and who is silent is closed
@@ -66,5 +71,9 @@ mod tests {
         assert!(!connections.have_room_by_turns());
         connections.leave();
         assert!(connections.have_room_by_turns());
+        steps(GUESTS_MAX);
+        assert!(connections.have_room_for_guests() && !connections.have_room_by_turns());
+        steps(1);
+        assert!(!connections.have_room_for_guests());
     }
 }

@@ -102,8 +102,9 @@ pub struct Meters {
     pub events_unjudged: u64,
     /// Connections closed for idling: clients', kept ones of backends.
     pub idle_closed: [u64; 2],
-    /// Connections closed to make room, nearly all being in use: silent ones, idle ones.
-    pub crowded_closed: [u64; 2],
+    /// Connections closed to make room: silent ones, idle ones, those with half a head, those of
+    /// engines whose clients have left.
+    pub crowded_closed: [u64; 4],
     /// Connections accepted, refused at the limit.
     pub connections: [u64; 2],
     /// Accepting paused because descriptors or memory ran out.
@@ -187,8 +188,10 @@ impl Meters {
             self.upstream[i] += other.upstream[i];
             self.connections[i] += other.connections[i];
             self.idle_closed[i] += other.idle_closed[i];
-            self.crowded_closed[i] += other.crowded_closed[i];
             self.large_denied[i] += other.large_denied[i];
+        }
+        for (ours, theirs) in self.crowded_closed.iter_mut().zip(other.crowded_closed) {
+            *ours += theirs;
         }
         for (series, theirs) in &other.tokens {
             self.tokens.entry(*series).or_default().add(*theirs);

@@ -1,9 +1,12 @@
 //! Every limit of the client's side, in bytes, in time and in connections: what is beyond it is
 //! refused with its own name, counted, and the connection ends.
 
+use crate::harness::client::{post_bytes, Response};
 use crate::harness::metrics::Metrics;
-use crate::harness::{await_until, Conn, Proxy, SOON};
-use crate::rig::{pair, rejected};
+use crate::harness::{await_until, Backend, Config, Conn, Proxy, SOON};
+use crate::rig::{pair, rejected, OK};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Catches: a body over the limit that is buffered or forwarded, by its declared length or by what
@@ -170,53 +173,97 @@ fn an_idle_connection_is_closed_without_a_word() {
 }
 
 /// Catches: connections beyond the limit that wait in silence or are reset; a slot that is not
-/// given back; an answer without the hint when to come again.
+/// given back; an answer without the hint when to come again; a proxy that cannot be looked at
+/// when it matters.
 #[test]
 fn connections_over_the_limit_are_503() {
-    let (proxy, _backend) = pair(&["max_connections: 20"]);
-    let mut held: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
-    // An answer proves that each of them was taken in; none of them idles.
-    for conn in &mut held {
-        assert_eq!(conn.get("/health").status(), 200);
-        conn.send("GET /v1/models HTTP/1.1\r\n");
-    }
-    await_over_the_limit(&proxy);
-    let mut turned_away = proxy.connect();
-    let response = turned_away.response();
-    response.assert_refused(503, "overloaded");
-    assert_eq!(response.head.get("retry-after"), Some("1"));
-    assert_eq!(response.head.get("connection"), Some("close"));
-    turned_away.assert_closes();
-    // The same for a client that does not wait to be greeted.
-    for _ in 0..5 {
-        let mut conn = proxy.connect();
-        conn.try_send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
-        conn.response().assert_refused(503, "overloaded");
-    }
-    // Nine tenths are in use: what is forwarded now ends its connection.
-    let mut last = held.pop().unwrap();
-    let answer = last.send("Host: a\r\n\r\n").response();
-    assert_eq!((answer.status(), answer.head.get("connection")), (200, Some("close")));
-    last.assert_closes();
-    await_until("the slot is free again", SOON, || {
-        let mut conn = proxy.connect();
-        conn.try_send("GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n");
-        conn.response().status() == 200
+    let go_on = Arc::new(AtomicBool::new(false));
+    let held = Arc::clone(&go_on);
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.head.get("x-hold").is_some() {
+                await_until("the test goes on", 2 * SOON, || held.load(Ordering::Relaxed));
+            }
+            served.send(OK);
+        }
     });
-    drop(held);
-    assert!(rejected(&proxy, "overloaded") >= 6.0);
+    let proxy = Config::backend_at(backend.url()).server("max_connections: 20").start();
+    let mut held: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    for conn in &mut held {
+        conn.send("GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Hold: 1\r\n\r\n");
+    }
+    await_until("all are at the engine", SOON, || backend.requests().len() == 20);
+    for _ in 0..5 {
+        let mut turned_away = proxy.connect();
+        let response = turned_away.get("/v1/models");
+        response.assert_refused(503, "overloaded");
+        assert_eq!(response.head.get("retry-after"), Some("1"));
+        assert_eq!(response.head.get("connection"), Some("close"));
+        turned_away.assert_closes();
+        let response = turned_away_body(&proxy);
+        response.assert_refused(503, "overloaded");
+    }
+    for path in ["/health", "/ready", "/metrics"] {
+        let mut guest = proxy.connect();
+        let response = guest.get(path);
+        assert_eq!((response.status(), response.head.get("connection")), (200, Some("close")));
+        guest.assert_closes();
+    }
+    proxy.await_metric("llmproxy_connections_refused_total", &[], 10.0);
+    assert_eq!(rejected(&proxy, "overloaded"), 10.0);
+    go_on.store(true, Ordering::Relaxed);
+    // Nine tenths are in use: what is forwarded now ends its connection.
+    let answer = held[0].response();
+    assert_eq!((answer.status(), answer.head.get("connection")), (200, Some("close")));
+    held[0].assert_closes();
+    await_until("the slot is free again", SOON, || proxy.get("/v1/models").status() == 200);
 }
 
-/// Waits until a new client is refused: that the last request has begun is known by nothing else.
-fn await_over_the_limit(proxy: &Proxy) {
-    await_until("a new client is refused", SOON, || {
-        let mut conn = proxy.connect();
-        conn.try_send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
-        let answer = conn.response();
-        // One that idled gave way to it: it is replaced, so that all are in use again.
-        answer.status() == 503
-    });
+/// A client beyond the limit that does not wait with its body.
+fn turned_away_body(proxy: &Proxy) -> Response {
+    let mut conn = proxy.connect();
+    conn.try_send(post_bytes("/v1/completions", "", "x".repeat(20_000)));
+    conn.response()
 }
+
+/// Catches: clients that take all connections with a byte each and keep everybody out until
+/// `header_timeout`, on new connections and on kept ones; and the same with bodies.
+#[test]
+fn who_sends_a_piece_of_a_request_gives_way() {
+    let (proxy, backend) =
+        pair(&["max_connections: 40", "header_timeout: 10m", "body_timeout: 10m"]);
+    // More than there is room for: the oldest give way.
+    let mut heads = Vec::new();
+    for n in 0..60 {
+        let mut conn = proxy.connect();
+        if n % 2 == 0 && n < 30 {
+            assert_eq!(conn.get("/health").status(), 200);
+        }
+        conn.send("P");
+        heads.push(conn);
+    }
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/health").status(), 200);
+        assert_eq!(proxy.post("/v1/completions", "{}").status(), 200);
+    }
+    await_until("all have given way", SOON, || proxy.metric(OPEN, &[]) == 1.0);
+    let answered = |conn: &mut Conn| {
+        conn.arrives_within(SOON) && conn.any_head().is_some_and(|head| head.status() == 408)
+    };
+    let slow = heads.iter_mut().map(answered).filter(|answered| *answered).count();
+    assert_eq!(rejected(&proxy, "header_timeout"), slow as f64);
+    assert!(slow >= 20, "{slow}");
+    let closed = proxy.metric("llmproxy_crowded_closed_total", &[("kind", "head")]);
+    assert!(closed >= 20.0, "{closed}");
+    let mut bodies: Vec<_> = (0..36).map(|_| proxy.connect()).collect();
+    for conn in &mut bodies {
+        conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{");
+    }
+    bodies.iter_mut().for_each(|conn| conn.response().assert_refused(408, "body_too_slow"));
+    assert!(backend.requests().iter().all(|request| request.body == b"{}"));
+}
+
+const OPEN: &str = "llmproxy_connections_open";
 
 /// Catches: clients that take all connections, say nothing, and keep everybody out for as long as a
 /// connection may idle; connections that are closed in a hurry while there is room.

@@ -298,3 +298,25 @@ fn a_client_that_still_sends_is_told_why_it_is_cut() {
     conn.response().assert_refused(503, "shutting_down");
     assert_eq!(proxy.process.wait(SOON).code(), Some(3));
 }
+
+/// Catches: a request that is not whole, stalled or dripping, that holds the end until a timeout
+/// and makes it an end in which something was cut.
+#[test]
+fn half_a_request_does_not_hold_the_end() {
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
+    for (begun, drip) in [("POST /v1/chat", ""), (head, ""), (head, "x")] {
+        let (engine, proxy) = rig("10m");
+        let mut conn = proxy.connect();
+        conn.send(begun);
+        let open = || proxy.metric("llmproxy_connections_open", &[]);
+        await_until("it is taken in", SOON, || open() >= 2.0);
+        proxy.process.signal(Signal::TERM);
+        await_until("it is told", SOON, || {
+            conn.try_send(drip.repeat(20_000));
+            conn.arrives_within(Duration::from_millis(100))
+        });
+        conn.response().assert_refused(503, "shutting_down");
+        assert_eq!(proxy.process.wait(SOON).code(), Some(0), "{begun}");
+        assert_eq!(engine.posts().len(), 0);
+    }
+}

@@ -41,8 +41,9 @@ impl Facts {
         let sides = ["client", "backend"].into_iter().zip(m.idle_closed);
         let sides = labelled("side", sides.map(|(side, n)| (side.to_owned(), n)));
         page.counter("llmproxy_idle_closed", help, sides)?;
-        let help = "Clients' connections closed to make room, nearly all being in use.";
-        let kinds = ["silent", "idle"].into_iter().zip(m.crowded_closed);
+        let help = "Connections closed to make room, by what they were: clients' that were \
+             silent, idle, or sent half a head; engines' whose clients had left.";
+        let kinds = ["silent", "idle", "head", "drain"].into_iter().zip(m.crowded_closed);
         let kinds = labelled("kind", kinds.map(|(kind, n)| (kind.to_owned(), n)));
         page.counter("llmproxy_crowded_closed", help, kinds)?;
         let help = "Connections refused at the limit.";

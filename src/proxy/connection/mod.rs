@@ -54,7 +54,12 @@ struct Talk {
 
 /// Serves one client until it or we close. `None` when it cannot be watched. What runs before the
 /// future does stands outside the panic guard: it must not panic.
-pub fn serve(live: Live, socket: Socket, peer: IpAddr) -> Option<impl Future<Output = ()>> {
+pub fn serve(
+    live: Live,
+    socket: Socket,
+    peer: IpAddr,
+    is_guest: bool,
+) -> Option<impl Future<Output = ()>> {
     let w = live.worker();
     let gone = match w.plan.server.half_close {
         HalfClose::Abort => Gone::AtFin,
@@ -63,8 +68,10 @@ pub fn serve(live: Live, socket: Socket, peer: IpAddr) -> Option<impl Future<Out
     let post = w.patrol.watch(socket, gone).ok()?;
     let write_timeout = w.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
+    let mut request = Request::new(w.next_id(), peer.to_string().into());
+    request.is_guest = is_guest;
     let talk = Box::new(Talk {
-        request: Request::new(w.next_id(), peer.to_string().into()),
+        request,
         story: Story::default(),
         exchange: None,
         inbound: Inbound::Length(0),

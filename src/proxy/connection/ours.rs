@@ -24,6 +24,8 @@ pub(super) async fn refuse(
     request: &mut Request,
     refusal: Refusal,
 ) -> Next {
+    // Its request may not have come to its end, and does not any more.
+    client.post.set_busy();
     let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
@@ -83,7 +85,7 @@ pub(super) async fn own_answer(
         },
         _ => (200, TEXT, b"OK\n"),
     };
-    let frame = frame(w, request, !request.body_read);
+    let frame = frame(w, request, !request.body_read || request.is_guest);
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
