@@ -33,6 +33,17 @@ pub const BODY_EXTENSION_BYTES_MAX: usize = 4 * 1024;
 pub const INTERIM_RESPONSES_MAX: usize = 8;
 /// Nesting of a JSON request body that is scanned for its fields. Beyond: 400.
 pub const JSON_DEPTH_MAX: usize = 64;
+/// Digits in a row in a JSON request body; Python reads 4300 of an integer. Beyond: 400.
+pub const JSON_DIGITS_MAX: usize = 4300;
+/// Bytes of a value of a JSON request body that something is decided by. Beyond: 400.
+pub const WATCHED_VALUE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a JSON request body that are read in one go. Beyond: in slices, between which all other
+/// connections of the worker have their turn.
+pub const SCAN_BYTES: usize = 256 * 1024;
+/// A slice is so long at least, however many bodies are read in slices.
+pub const SCAN_SLICE_BYTES_MIN: usize = 16 * 1024;
+/// Bytes of bodies that a worker reads in one go between two ticks of its clock. Beyond: in slices.
+pub const SCAN_BYTES_PER_TICK_MAX: usize = 8 * 1024 * 1024;
 /// Bytes that are read of what a packed answer unpacks to. Beyond: nothing is known of it, and its
 /// record says why. Nobody sends more packed bytes than plain ones, so this bounds the copy of the
 /// former too.

@@ -6,7 +6,11 @@
 //! A chat request is one small object around strings of up to megabytes, so [`Reader::string`] is
 //! the hot place: see [`string_end`].
 
-use crate::base::limits::JSON_DEPTH_MAX;
+mod walk;
+
+use crate::base::limits::{JSON_DEPTH_MAX, JSON_DIGITS_MAX};
+use std::ops::Range;
+pub use walk::{Step, Walk};
 
 /// Why reading stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub enum Fault {
     },
     /// More than [`JSON_DEPTH_MAX`] objects and arrays inside each other.
     TooDeep,
+    /// More than [`JSON_DIGITS_MAX`] digits in a row.
+    LongNumber,
 }
 
 /// A position in JSON bytes.
@@ -43,9 +49,20 @@ impl<'a> Reader<'a> {
         Reader { at, ..Reader::new(bytes) }
     }
 
+    /// Reads what stands at a place of some JSON, and nothing behind it.
+    pub fn within(bytes: &'a [u8], place: Range<usize>) -> Self {
+        let bytes = bytes.get(..place.end).unwrap_or(bytes);
+        Reader { at: place.start, ..Reader::new(bytes) }
+    }
+
     /// Offset of the next byte to be read.
     pub fn offset(&self) -> usize {
         self.at
+    }
+
+    /// Bytes that follow.
+    pub fn bytes_left(&self) -> usize {
+        self.bytes.len().saturating_sub(self.at)
     }
 
     /// True when a string that was read may hold bytes above ASCII: only then is there anything to
@@ -63,6 +80,16 @@ impl<'a> Reader<'a> {
             self.at += 1;
         }
         None
+    }
+
+    /// Passes over white space as far as `stop`; true when it ended before.
+    pub fn pass_space(&mut self, stop: usize) -> bool {
+        let end = stop.min(self.bytes.len());
+        while self.at < end && matches!(self.bytes.get(self.at), Some(b' ' | b'\t' | b'\n' | b'\r'))
+        {
+            self.at += 1;
+        }
+        self.at < stop
     }
 
     /// Reads `{` and, unless the object is empty, its first key and colon. The key is given raw:
@@ -88,7 +115,7 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self) -> Result<&'a [u8], Fault> {
         self.expect(b'"')?;
         let start = self.at;
-        let end = string_end(self.bytes, start, &mut self.non_ascii)?;
+        let (end, _) = string_end(self.bytes, start, usize::MAX, &mut self.non_ascii)?;
         self.at = end + 1;
         Ok(self.bytes.get(start..end).unwrap_or_default())
     }
@@ -125,45 +152,16 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads any value and forgets it. Calls itself at most [`JSON_DEPTH_MAX`] deep.
+    /// Reads any value and forgets it.
     pub fn skip_value(&mut self) -> Result<(), Fault> {
-        match self.peek() {
-            Some(b'"') => self.string().map(drop),
-            Some(b'{') => {
-                let mut key = self.enter_object()?;
-                while key.is_some() {
-                    self.skip_value()?;
-                    key = self.next_key()?;
-                }
-                Ok(())
-            }
-            Some(b'[') => self.skip_array(),
-            Some(b't') => self.literal(b"true"),
-            Some(b'f') => self.literal(b"false"),
-            Some(b'n') => self.literal(b"null"),
-            Some(b'N') => self.literal(b"NaN"),
-            Some(b'I') => self.literal(b"Infinity"),
-            _ => self.number().map(drop),
-        }
+        let mut walk = Walk::new(self);
+        while walk.step(self, usize::MAX)? != Step::Whole {}
+        Ok(())
     }
 
     /// Nothing but white space may be left.
     pub fn end(&mut self) -> Result<(), Fault> {
         self.peek().map_or(Ok(()), |_| Err(self.malformed()))
-    }
-
-    fn skip_array(&mut self) -> Result<(), Fault> {
-        self.enter(b'[')?;
-        if self.leave(b']') {
-            return Ok(());
-        }
-        loop {
-            self.skip_value()?;
-            if self.leave(b']') {
-                return Ok(());
-            }
-            self.expect(b',')?;
-        }
     }
 
     fn key(&mut self) -> Result<&'a [u8], Fault> {
@@ -206,14 +204,16 @@ impl<'a> Reader<'a> {
 
     /// One digit or more.
     fn digits(&mut self) -> Result<(), Fault> {
-        let start = self.at;
-        while self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
-            self.at += 1;
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let digits = rest.iter().take(JSON_DIGITS_MAX + 1).take_while(|b| b.is_ascii_digit());
+        match digits.count() {
+            0 => Err(self.malformed()),
+            n if n > JSON_DIGITS_MAX => Err(Fault::LongNumber),
+            n => {
+                self.at += n;
+                Ok(())
+            }
         }
-        if self.at == start {
-            return Err(self.malformed());
-        }
-        Ok(())
     }
 
     fn malformed(&self) -> Fault {
@@ -233,14 +233,21 @@ const BEFORE_BYTES: usize = 4;
 /// Blocks that are asked for escapes after one had some, before bare text is expected again.
 const ESCAPED_BLOCKS: usize = 16;
 
-/// Offset of the quote that closes the string whose text begins at `start`.
+/// Offset of the quote that closes the string whose text begins at `start`, and true; or, where
+/// that is not found before `stop`, the offset at which the search is to go on, and false.
 ///
 /// Three gears, because prompts of coding agents are long *and* full of `\n` and `\"`: a search for
 /// the next quote or backslash would stop every 30 bytes and mispredict each time. The high gears
 /// ask of a whole block whether it holds nothing but bare text (images, prose), or nothing but
 /// plain text and simple escapes (code), which the compiler turns into vector code without a
 /// branch; the low gear decides byte by byte.
-fn string_end(bytes: &[u8], start: usize, non_ascii: &mut bool) -> Result<usize, Fault> {
+fn string_end(
+    bytes: &[u8],
+    start: usize,
+    stop: usize,
+    non_ascii: &mut bool,
+) -> Result<(usize, bool), Fault> {
+    let before_stop = bytes.get(..stop).unwrap_or(bytes);
     let mut at = start;
     let mut pause = at + EXACT_BYTES;
     loop {
@@ -253,12 +260,15 @@ fn string_end(bytes: &[u8], start: usize, non_ascii: &mut bool) -> Result<usize,
                 continue;
             }
             match bytes.get(at) {
-                Some(b'"') => return Ok(at),
+                Some(b'"') => return Ok((at, true)),
                 Some(b'\\') => at = escape_end(bytes, at)?,
                 _ => return Err(Fault::Malformed { offset: at }),
             }
         }
-        at = skip_plain_blocks(bytes, at, non_ascii);
+        if at >= stop {
+            return Ok((at, false));
+        }
+        at = skip_plain_blocks(before_stop, at, non_ascii);
         pause = at + BLOCK_BYTES;
     }
 }

@@ -6,8 +6,12 @@
 //! that nobody counts. Such a body is refused, and this one reader feeds routing, limits and
 //! billing. Where engines agree it reads what they read: `"stream": "true"` is a stream.
 
-use super::json::{self, Reader};
-use crate::base::limits::{JSON_DEPTH_MAX, MODEL_NAME_BYTES_MAX};
+mod spelling;
+
+use super::json::{self, Reader, Step, Walk};
+use crate::base::limits::{
+    JSON_DEPTH_MAX, JSON_DIGITS_MAX, MODEL_NAME_BYTES_MAX, WATCHED_VALUE_BYTES_MAX,
+};
 use crate::base::refusal::Refusal;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -134,6 +138,10 @@ pub enum ScanFault {
     NotUtf8,
     /// `model` is longer than [`MODEL_NAME_BYTES_MAX`].
     ModelTooLong,
+    /// The value of a watched key is longer than [`WATCHED_VALUE_BYTES_MAX`].
+    ValueTooLong(&'static str),
+    /// A number with more than [`JSON_DIGITS_MAX`] digits.
+    LongNumber,
     /// A key that policy depends on has a value of the wrong type.
     WrongType(&'static str),
 }
@@ -143,38 +151,104 @@ pub enum ScanFault {
 /// # Errors
 /// A [`ScanFault`] for everything that is not strict JSON or that could be read in two ways.
 pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
-    let mut reader = Reader::behind_mark(body);
-    let facts = walk(&mut reader);
-    // Most bodies are ASCII, which the walk sees on its way: those need no second one. That a body
-    // is not even text is the first thing to say of it.
-    let is_ascii = facts.is_ok() && !reader.saw_non_ascii();
-    if !is_ascii && (std::str::from_utf8(body).is_err() || is_wide(body)) {
-        return Err(ScanFault::NotUtf8);
+    let mut scan = Scan::new(body);
+    loop {
+        if let Some(found) = scan.step(usize::MAX) {
+            return found;
+        }
     }
-    facts
+}
+
+/// A scan in steps, for a body that is too large to be read in one go by a thread that others wait
+/// for.
+pub struct Scan<'a> {
+    body: &'a [u8],
+    reader: Reader<'a>,
+    walk: Walk,
+    watched: Watched<'a>,
+    place: Place,
+}
+
+/// How far a scan has come.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Within the value.
+    Value,
+    /// In the white space behind it.
+    Behind,
+    /// The walk is over, and what comes of it is known. Of the text so much was checked.
+    Text { met: Result<(), ScanFault>, checked: usize },
+}
+
+impl<'a> Scan<'a> {
+    /// Of a whole body.
+    pub fn new(body: &'a [u8]) -> Scan<'a> {
+        let reader = Reader::behind_mark(body);
+        let walk = Walk::new(&reader);
+        Scan { body, reader, walk, watched: Watched::default(), place: Place::Value }
+    }
+
+    /// Reads about so many bytes more; `None`: there is still more to be read.
+    pub fn step(&mut self, bytes: usize) -> Option<Result<RequestFacts<'a>, ScanFault>> {
+        let (met, checked) = match self.place {
+            Place::Text { met, checked } => (met, checked),
+            _ => (self.walk(self.reader.offset().saturating_add(bytes)).transpose()?, 0),
+        };
+        // Most bodies are ASCII, which the walk sees on its way: those need no second one. That a
+        // body is not even text is the first thing to say of it.
+        if met.is_err() || self.reader.saw_non_ascii() {
+            match text_end(self.body, checked, bytes) {
+                Some(end) if end < self.body.len() => {
+                    self.place = Place::Text { met, checked: end };
+                    return None;
+                }
+                Some(_) if !is_wide(self.body) => {}
+                _ => return Some(Err(ScanFault::NotUtf8)),
+            }
+        }
+        Some(met.map(|()| std::mem::take(&mut self.watched).into_facts()))
+    }
+
+    /// Walks on to a byte of the body; `None`: there is still more.
+    fn walk(&mut self, stop: usize) -> Result<Option<()>, ScanFault> {
+        let Scan { body, reader, walk, watched, place } = self;
+        while let Place::Value = place {
+            match walk.step(reader, stop)? {
+                Step::Paused => return Ok(None),
+                Step::Member { key, value } => {
+                    let name = body.get(key).unwrap_or_default();
+                    watched.member(name, &mut Reader::within(body, value))?;
+                }
+                Step::Whole => *place = Place::Behind,
+            }
+        }
+        if !reader.pass_space(stop) {
+            return Ok(None);
+        }
+        reader.end().map_err(|_| ScanFault::Trailing { offset: reader.offset() })?;
+        Ok(Some(()))
+    }
+}
+
+/// How far the text of a body is valid, of which so much was checked before, and so many bytes more
+/// are to be; `None`: it is not.
+fn text_end(body: &[u8], checked: usize, bytes: usize) -> Option<usize> {
+    // In fewer bytes there need not be a character.
+    let end = checked.saturating_add(bytes.max(4)).min(body.len());
+    let text = body.get(checked..end).unwrap_or_default();
+    match std::str::from_utf8(text) {
+        Ok(_) => Some(end),
+        // Half a character at the end, and more of it to come.
+        Err(cut) if cut.error_len().is_none() && end < body.len() => {
+            Some(checked + cut.valid_up_to())
+        }
+        Err(_) => None,
+    }
 }
 
 /// By its first bytes UTF-16 or UTF-32, as Python's `json` tells them (RFC 4627 section 3).
 fn is_wide(body: &[u8]) -> bool {
     body.iter().take(4).any(|byte| *byte == 0)
-}
-
-fn walk<'a>(reader: &mut Reader<'a>) -> Result<RequestFacts<'a>, ScanFault> {
-    let mut watched = Watched::default();
-    if reader.peek() == Some(b'{') {
-        let mut key = reader.enter_object()?;
-        while let Some(name) = key {
-            watched.member(name, reader)?;
-            key = reader.next_key()?;
-        }
-    } else {
-        reader.skip_value()?;
-    }
-    reader.end().map_err(|_| ScanFault::Trailing { offset: reader.offset() })?;
-    let limit = watched.max_tokens.or(watched.max_completion_tokens).or(watched.max_output_tokens);
-    watched.facts.max_tokens = limit;
-    watched.facts.usage_splice = watched.usage_splice();
-    Ok(watched.facts)
 }
 
 /// The facts so far, and the keys that were seen.
@@ -194,8 +268,18 @@ struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    /// Reads the value of one top-level key.
+    fn into_facts(self) -> RequestFacts<'a> {
+        let usage_splice = self.usage_splice();
+        let limit = self.max_tokens.or(self.max_completion_tokens).or(self.max_output_tokens);
+        RequestFacts { max_tokens: limit, usage_splice, ..self.facts }
+    }
+
+    /// Reads the value of one top-level key, of which it is known that it is JSON.
     fn member(&mut self, key: &[u8], reader: &mut Reader<'a>) -> Result<(), ScanFault> {
+        let is_long = reader.bytes_left() > WATCHED_VALUE_BYTES_MAX;
+        if let Some(watched) = WATCHED.iter().find(|w| is_long && w.as_bytes() == key) {
+            return Err(ScanFault::ValueTooLong(watched));
+        }
         match key {
             b"model" => {
                 self.once(0, "model")?;
@@ -228,12 +312,9 @@ impl<'a> Watched<'a> {
             }
             b"messages" | b"prompt" => {
                 self.facts.generates = true;
-                Ok(reader.skip_value()?)
+                Ok(())
             }
-            _ => {
-                judge_spelling(key)?;
-                Ok(reader.skip_value()?)
-            }
+            _ => judge_spelling(key),
         }
     }
 
@@ -341,30 +422,9 @@ const WATCHED: [&str; 7] = [
 /// Refuses a key that some engine takes for a watched one, though it is written in another way:
 /// `"\u006dodel"` is "model" to all of them, and `"Model"` is to Go.
 fn judge_spelling(key: &[u8]) -> Result<(), ScanFault> {
-    let plain = |watched: &&&str| {
-        watched.len() == key.len() && watched.as_bytes().eq_ignore_ascii_case(key)
-    };
-    if let Some(watched) = WATCHED.iter().find(plain) {
-        return Err(ScanFault::Spelling(watched));
-    }
-    let is_escaped = memchr::memchr(b'\\', key).is_some();
-    // Six bytes of escape make at least one character, and no watched key has more.
-    if (!is_escaped && key.is_ascii()) || key.len() > 6 * "max_completion_tokens".len() {
-        return Ok(());
-    }
-    // Of half a surrogate pair no parser makes a letter.
-    let Ok(name) = std::str::from_utf8(key).map_err(|_| ()).and_then(unescape) else {
-        return Ok(());
-    };
-    // The two letters beyond ASCII that Go folds into it.
-    let fold = |c: char| match c {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        c => c.to_ascii_lowercase(),
-    };
-    match WATCHED.iter().find(|watched| name.chars().map(fold).eq(watched.chars())) {
-        Some(_) if is_escaped => Err(ScanFault::Escaped),
-        Some(watched) => Err(ScanFault::Spelling(watched)),
+    match spelling::plainest(key, &WATCHED) {
+        Some((_, true)) => Err(ScanFault::Escaped),
+        Some((watched, false)) => Err(ScanFault::Spelling(watched)),
         None => Ok(()),
     }
 }
@@ -451,6 +511,7 @@ impl From<json::Fault> for ScanFault {
         match fault {
             json::Fault::Malformed { offset } => ScanFault::Malformed { offset },
             json::Fault::TooDeep => ScanFault::TooDeep,
+            json::Fault::LongNumber => ScanFault::LongNumber,
         }
     }
 }
@@ -484,6 +545,13 @@ impl ScanFault {
             }
             ScanFault::ModelTooLong => {
                 ("invalid_model", format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes"))
+            }
+            ScanFault::ValueTooLong(key) => (
+                "invalid_type",
+                format!("the value of `{key}` is longer than {WATCHED_VALUE_BYTES_MAX} bytes"),
+            ),
+            ScanFault::LongNumber => {
+                ("invalid_json", format!("a number has more than {JSON_DIGITS_MAX} digits"))
             }
             ScanFault::WrongType(key) => {
                 ("invalid_type", format!("the value of `{key}` has the wrong type"))

@@ -1,14 +1,12 @@
 //! Asking engines for the usage of streams whose clients did not ask: when, and what their answers
 //! teach. Records, quotas and token limits need it; most engines do not tell unasked.
 
-use super::client::Client;
 use super::receive::Request;
 use super::settle::Story;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Retry};
 use crate::config::plan::StreamUsage;
 use crate::llm::dialect::Dialect;
-use crate::llm::request::{scan, SpliceForm, UsageSplice};
 use crate::state::wish::UsageWish;
 use std::time::Instant;
 
@@ -115,15 +113,6 @@ pub fn hear_failure(w: &Worker, backend: u32, fault: Fault) {
     if let (Retry::Any, Some(member)) = (fault.retry(), w.fleet.get(backend as usize)) {
         member.usage_wishes().forget();
     }
-}
-
-/// Whether the client of a stream that was asked about asked for counts in each event. Few have
-/// options for their stream, so the body is read again instead of keeping that of every request.
-pub fn wants_counts(request: &Request, client: &Client) -> bool {
-    let splice = request.usage_splice().map(UsageSplice::form);
-    let has_options = matches!(splice, Some(SpliceForm::OtherOptions | SpliceForm::No(_)));
-    let body = request.body(client.bytes());
-    has_options && scan(body).is_ok_and(|facts| facts.continuous_usage)
 }
 
 /// A stream of a client that did not ask is over, to its end if `is_whole`. `is_timed`: the engine

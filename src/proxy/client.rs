@@ -4,6 +4,7 @@
 use crate::base::fault::Fault;
 use crate::base::limits::BUFFER_BYTES;
 use crate::base::refusal::Refusal;
+use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Post};
 use std::io::{self, IoSlice};
@@ -13,6 +14,9 @@ use std::time::Duration;
 /// What a client that is being closed may still send before it is cut off.
 const LINGER_BYTES_MAX: usize = crate::base::limits::DRAIN_BYTES_MAX;
 const LINGER_TIME: Duration = Duration::from_secs(1);
+
+const NO_TURN: Refusal =
+    Refusal::new(503, "overloaded", "Too many large request bodies wait to be read.");
 
 /// One client connection.
 pub struct Client {
@@ -74,6 +78,17 @@ impl Client {
                 Ok(n) => return Ok(n),
                 Err(_) => return Err(Alarm::Gone),
             }
+        }
+    }
+
+    /// Lets others run for so long, in the middle of work on a body; an error when the client left,
+    /// or the armed deadline passed.
+    pub async fn pause(&self, time: Duration) -> Result<(), Refusal> {
+        match self.post.attended(Box::pin(rt::sleep(time))).await {
+            Ok(()) => Ok(()),
+            Err(Alarm::Gone) => Err(Fault::ClientLeft.refusal()),
+            Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
+            Err(Alarm::Expired) => Err(NO_TURN.with_retry_after(1)),
         }
     }
 

@@ -10,6 +10,7 @@ pub mod client;
 mod pace;
 pub mod receive;
 pub mod unpack;
+pub mod slices;
 pub mod asking;
 pub mod admit;
 pub mod route;

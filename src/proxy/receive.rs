@@ -66,6 +66,8 @@ pub struct Request {
     pub model: String,
     /// The client asked for a stream.
     pub stream: bool,
+    /// It asked for counts in each event.
+    pub wants_counts: bool,
     /// When the head was complete.
     pub started: Instant,
     /// What the client said of itself, as far as a record or a log wants it. Boxed, and kept for
@@ -98,6 +100,7 @@ impl Request {
             method: None,
             model: String::new(),
             stream: false,
+            wants_counts: false,
             started: Instant::now(),
             presented: None,
             decoded: None,
@@ -118,6 +121,7 @@ impl Request {
         self.path.clear();
         self.model.clear();
         self.stream = false;
+        self.wants_counts = false;
         self.body_len = 0;
         self.decoded = None;
         if let Some(Presented { key, said }) = self.presented.as_deref_mut() {

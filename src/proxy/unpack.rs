@@ -5,14 +5,11 @@
 use super::client::{no_memory, Client};
 use super::receive::Request;
 use super::worker::Worker;
-use crate::base::fault::Fault;
 use crate::base::limits::{UNPACKED_RATIO_MAX, UNPACKING_MAX};
 use crate::base::refusal::Refusal;
 use crate::llm::inflate::Coding;
 use crate::llm::unpack::{UnpackFault, Unpacking};
-use crate::rt;
 use crate::rt::buffer::Buffer;
-use crate::rt::patrol::Alarm;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -32,7 +29,7 @@ pub async fn unpack(
     }
     client.post.arm(w.plan.server.body_timeout);
     while w.unpacking.get() >= UNPACKING_MAX {
-        pause(client, TURN_WAIT).await?;
+        client.pause(TURN_WAIT).await?;
     }
     let _turn = Turn::begin(&w.unpacking);
     let bytes_max = w.plan.server.max_body_size;
@@ -49,21 +46,11 @@ pub async fn unpack(
         if is_last {
             break;
         }
-        pause(client, Duration::ZERO).await?;
+        client.pause(Duration::ZERO).await?;
     }
     drop(unpacking);
     request.replace_body(client, unpacked);
     Ok(())
-}
-
-/// Lets others run; an error when the client left, or has waited too long.
-async fn pause(client: &Client, time: Duration) -> Result<(), Refusal> {
-    match client.post.attended(Box::pin(rt::sleep(time))).await {
-        Ok(()) => Ok(()),
-        Err(Alarm::Gone) => Err(Fault::ClientLeft.refusal()),
-        Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
-        Err(Alarm::Expired) => Err(NO_TURN.with_retry_after(1)),
-    }
 }
 
 /// One of the bodies that are being unpacked.
@@ -81,9 +68,6 @@ impl Drop for Turn<'_> {
         self.0.set(self.0.get().saturating_sub(1));
     }
 }
-
-const NO_TURN: Refusal =
-    Refusal::new(503, "overloaded", "Too many packed bodies wait to be unpacked.");
 
 fn refusal(fault: UnpackFault, bytes_max: u64) -> Refusal {
     match fault {

@@ -7,6 +7,7 @@ use super::connection;
 use super::ledger::Ledger;
 use super::repute::{self, Departures};
 use super::route::round_robin::RoundRobin;
+use super::slices::Slices;
 use super::sparing::Sparing;
 use super::upstream::pool::{Pool, PoolLimits};
 use crate::base::clock::unix_ms;
@@ -100,6 +101,8 @@ pub struct Worker {
     pub balancer: RefCell<RoundRobin>,
     /// Request bodies that are being unpacked.
     pub unpacking: Cell<usize>,
+    /// Request bodies that are being read.
+    pub slices: Slices,
     /// What was counted.
     pub meters: RefCell<Meters>,
     /// Where usage records go.
@@ -161,6 +164,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     let w = Rc::new(Worker {
         pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
         unpacking: Cell::new(0),
+        slices: Slices::default(),
         balancer: RefCell::new(RoundRobin::new(
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
             start.index,

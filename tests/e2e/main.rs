@@ -19,6 +19,7 @@ mod connections;
 mod kept_connections;
 mod refusals;
 mod classify;
+mod turns;
 mod asking;
 mod late_usage;
 mod backends;

@@ -84,6 +84,18 @@ fn depth_64_is_read_and_65_is_not() {
     assert_eq!(accepts(&vec![b'['; 1 << 20]), Err(Fault::TooDeep));
 }
 
+/// Catches: a value that is passed over without a pause.
+#[test]
+fn a_number_has_an_end() {
+    let digits = "1".repeat(JSON_DIGITS_MAX);
+    for good in [digits.clone(), format!("{digits}.{digits}e{digits}")] {
+        assert_eq!(accepts(good.as_bytes()), Ok(()));
+    }
+    for long in [format!("{digits}1"), format!("0.{digits}1"), format!("[1e{digits}1]")] {
+        assert_eq!(accepts(long.as_bytes()), Err(Fault::LongNumber));
+    }
+}
+
 /// The rule of RFC 8259 section 7, one byte after the other.
 fn string_end_by_the_book(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     let mut at = start;
@@ -100,7 +112,8 @@ fn string_end_by_the_book(bytes: &[u8], start: usize) -> Result<usize, Fault> {
 /// The end of a string by the gears, which note every byte above ASCII on their way.
 fn string_end_in_gears(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     let mut non_ascii = false;
-    let end = string_end(bytes, start, &mut non_ascii)?;
+    let (end, is_end) = string_end(bytes, start, usize::MAX, &mut non_ascii)?;
+    assert!(is_end);
     assert!(non_ascii || bytes[start..end].is_ascii(), "bytes above ASCII went unseen");
     Ok(end)
 }
@@ -160,6 +173,32 @@ proptest! {
     ) {
         let theirs = serde_json::from_slice::<IgnoredAny>(&bytes).is_ok();
         prop_assert_eq!(accepts(&bytes).is_ok(), theirs, "{:?}", String::from_utf8_lossy(&bytes));
+    }
+
+    /// Catches: a meaning that depends on where a step ended, and a step without an end.
+    #[test]
+    fn any_steps_come_to_the_same(
+        bytes in prop_oneof![
+            prop::collection::vec(
+                prop::sample::select(&b"{}[]:,\"\\ua0e1-+. \n\ttruefalsn"[..]), 0..12),
+            string_text().prop_map(|text| [b"{\"", &text[..], b"\":[\"", &text[..], b"\"]}"].concat()),
+        ],
+        step in 1..200usize,
+    ) {
+        let mut reader = Reader::new(&bytes);
+        let mut walk = Walk::new(&reader);
+        let in_steps = loop {
+            let (at, stop) = (reader.offset(), reader.offset() + step);
+            let met = walk.step(&mut reader, stop);
+            prop_assert!(reader.offset() < stop + 2 * BLOCK_BYTES);
+            match met {
+                Ok(Step::Paused) => prop_assert!(reader.offset() > at),
+                Ok(Step::Member { .. }) => {}
+                Ok(Step::Whole) => break reader.end(),
+                Err(fault) => break Err(fault),
+            }
+        };
+        prop_assert_eq!(in_steps, accepts(&bytes));
     }
 
     #[test]

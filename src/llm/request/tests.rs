@@ -245,6 +245,60 @@ fn usage_is_asked_for_where_it_was_not() {
     }
 }
 
+/// What is found in slices, and how many there were. Asserts that each is short.
+fn in_slices(body: &[u8], bytes: usize) -> (Result<RequestFacts<'_>, ScanFault>, usize) {
+    let mut scan = Scan::new(body);
+    for slice in 1.. {
+        let at = scan.reader.offset();
+        let found = scan.step(bytes);
+        let passed = scan.reader.offset() - at;
+        assert!(passed <= bytes + 3 * JSON_DIGITS_MAX, "{passed} bytes in a slice");
+        if let Some(found) = found {
+            return (found, slice);
+        }
+    }
+    unreachable!()
+}
+
+/// Catches: a body that keeps a worker from all its other connections for as long as it is long.
+#[test]
+fn no_body_is_read_in_one_slice() {
+    const SLICE: usize = 64 * 1024;
+    let many = |piece: &str| piece.repeat(20 * SLICE / piece.len());
+    let digits = format!("{},", "1".repeat(JSON_DIGITS_MAX));
+    for (body, fault) in [
+        (format!("{{{}\"z\":0}}", many("\"\\n\":0,")), None),
+        (format!("{{{}\"z\":0}}", many("\"é\":0,")), None),
+        (format!("{{{}\"z\":0}}", many("\"m\\u006fdem\":0,")), None),
+        (format!("{{\"{}\":0}}", many("k")), None),
+        (format!("{{\"a\":\"{}\"}}", many("a")), None),
+        (format!("{{\"a\":\"{}\"}}", many("\\u0041")), None),
+        (format!("{{\"a\":\"{}\"}}", many("\\\\")), None),
+        (format!("{{\"a\":\"{}\"}}", many("你")), None),
+        (format!("[{}0]", many("0,")), None),
+        (format!("[{}0]", many(&digits)), None),
+        (format!("{{\"a\":[{}0]}}", many("[],{\"b\":0},")), None),
+        (format!("{}[{}]{}", many(" "), many("\n"), many("\t")), None),
+        (format!("[\"é{}", many("a")), Some(ScanFault::Malformed { offset: 4 + 20 * SLICE })),
+        (format!("[{}]", many("1")), Some(ScanFault::LongNumber)),
+        (format!("{{\"model\":\"{}\"}}", many("m")), Some(ScanFault::ValueTooLong("model"))),
+        (
+            format!("{{\"stream_options\":{{{}\"z\":0}}}}", many("\"a\":0,")),
+            Some(ScanFault::ValueTooLong("stream_options")),
+        ),
+        (
+            format!("{{\"max_tokens\":\"{}\"}}", many("1")),
+            Some(ScanFault::ValueTooLong("max_tokens")),
+        ),
+    ] {
+        let (found, slices) = in_slices(body.as_bytes(), SLICE);
+        let shown = &body.as_bytes()[..20];
+        assert_eq!(found.as_ref().err(), fault.as_ref(), "{shown:?}");
+        // One fault is found at once.
+        assert!(slices >= 19 || fault == Some(ScanFault::LongNumber), "{slices}: {shown:?}");
+    }
+}
+
 /// JSON texts with white space and escapes in all places.
 fn any_json() -> impl Strategy<Value = String> {
     let number = prop_oneof![
@@ -361,6 +415,22 @@ proptest! {
             }
             (Err(_), _) => {}
         }
+    }
+
+    /// Catches: a policy that depends on where a slice ended, and a slice that has no end.
+    #[test]
+    fn in_slices_it_is_the_same(
+        members in prop::collection::vec(any_member(), 0..6),
+        mutation in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        slice in 1..100usize,
+    ) {
+        let members: Vec<_> = members.iter().map(|(k, v)| format!("{k} : {v}")).collect();
+        let mut body = format!("{{{}}}", members.join(",\n")).into_bytes();
+        if let Some((place, byte)) = mutation {
+            let place = place.index(body.len());
+            body[place] = byte;
+        }
+        prop_assert_eq!(in_slices(&body, slice).0, scan(&body));
     }
 
     /// A body whose watched keys are unique and well typed is never refused.

@@ -6,7 +6,7 @@ use crate::http::field::Known;
 use crate::http::request::RequestHead;
 use crate::llm::dialect::Dialect;
 use crate::llm::inflate::Coding;
-use crate::llm::request::{scan, RequestFacts, ScanFault};
+use crate::llm::request::{RequestFacts, Scan, ScanFault};
 
 /// How a body is packed; `None` when it is not. `Content-Encoding`, and SGLang's own field of the
 /// same meaning, say so; 415 for what we do not unpack: what nobody reads, nobody counts.
@@ -25,34 +25,48 @@ pub fn coding(head: &RequestHead, head_bytes: &[u8]) -> Result<Option<Coding>, R
     Ok(found)
 }
 
-/// The facts of a body; none when it is not JSON.
+/// A body on the way to its facts; it has none when it is not JSON.
 ///
 /// Engines read JSON whatever it is called, so every body is looked at, whatever its method and
 /// type. One that is no JSON to any parser goes on all the same: the engine's error is the one that
 /// its clients know, and no policy needs a body yet. One that does (a list of allowed models)
 /// refuses here what it cannot read.
-pub fn facts<'a>(
-    head: &RequestHead,
-    head_bytes: &[u8],
+pub struct Reading<'a> {
     body: &'a [u8],
-    dialect: Dialect,
-) -> Result<RequestFacts<'a>, Refusal> {
-    if body.is_empty() {
-        return Ok(RequestFacts::default());
+    is_json: bool,
+    scan: Scan<'a>,
+}
+
+impl<'a> Reading<'a> {
+    /// Of a body that has not been read yet.
+    pub fn new(
+        head: &RequestHead,
+        head_bytes: &[u8],
+        body: &'a [u8],
+        dialect: Dialect,
+    ) -> Reading<'a> {
+        let declared = head.first(head_bytes, Known::ContentType).unwrap_or_default();
+        // Elsewhere a body may be a form or a file.
+        let is_json = !matches!(dialect, Dialect::Other | Dialect::Transcriptions)
+            || declared.is_empty()
+            || says_json(declared);
+        Reading { body, is_json, scan: Scan::new(body) }
     }
-    let declared = head.first(head_bytes, Known::ContentType).unwrap_or_default();
-    // Elsewhere a body may be a form or a file.
-    let is_json = !matches!(dialect, Dialect::Other | Dialect::Transcriptions)
-        || declared.is_empty()
-        || says_json(declared);
-    match scan(body) {
-        Ok(facts) => Ok(facts),
-        Err(_) if is_json && is_packed(body) => Err(UNDECLARED_CODING),
-        Err(ScanFault::Malformed { .. }) => Ok(RequestFacts::default()),
-        Err(ScanFault::NotUtf8 | ScanFault::Trailing { .. }) if !is_json => {
-            Ok(RequestFacts::default())
+
+    /// Reads about so many bytes more; `None`: there is still more to be read.
+    pub fn step(&mut self, bytes: usize) -> Option<Result<RequestFacts<'a>, Refusal>> {
+        if self.body.is_empty() {
+            return Some(Ok(RequestFacts::default()));
         }
-        Err(fault) => Err(fault.refusal()),
+        Some(match self.scan.step(bytes)? {
+            Ok(facts) => Ok(facts),
+            Err(_) if self.is_json && is_packed(self.body) => Err(UNDECLARED_CODING),
+            Err(ScanFault::Malformed { .. }) => Ok(RequestFacts::default()),
+            Err(ScanFault::NotUtf8 | ScanFault::Trailing { .. }) if !self.is_json => {
+                Ok(RequestFacts::default())
+            }
+            Err(fault) => Err(fault.refusal()),
+        })
     }
 }
 
@@ -139,7 +153,8 @@ mod tests {
     fn what_no_parser_reads_goes_on_and_what_two_read_differently_does_not() {
         let code = |fields: &str, body: &[u8], dialect| {
             with_head(fields, |head, bytes| {
-                facts(head, bytes, body, dialect).map_err(|refusal| refusal.code).err()
+                let found = Reading::new(head, bytes, body, dialect).step(usize::MAX).unwrap();
+                found.map_err(|refusal| refusal.code).err()
             })
         };
         let (form, json) = ("Content-Type: multipart/form-data; boundary=x\r\n", "");

@@ -9,7 +9,6 @@ use crate::http::field::Known;
 use crate::http::request::Method;
 use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::llm::dialect::Dialect;
-use crate::proxy::asking;
 use crate::proxy::client::Client;
 use crate::proxy::ledger::Written;
 use crate::proxy::location;
@@ -44,11 +43,10 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream || request.response.ndjson;
-    let wants_counts = strips && asking::wants_counts(request, client);
     request.release_body(client);
     let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, &got.asked);
     if strips {
-        relay.strip(wants_counts);
+        relay.strip(request.wants_counts);
     }
     // In a scope of their own: behind it the stream holds a buffer only while bytes move.
     let begun = {

@@ -1,6 +1,7 @@
-//! Before a request is for a backend: its head, whether it may pass, its body. What is not for one
-//! is answered here.
+//! Before a request is for a backend: its head, whether it may pass, its body and what that says.
+//! What is not for one is answered here.
 
+use super::facts::read_facts;
 use super::ours::{own_answer, refuse};
 use super::{Next, Talk};
 use crate::base::id::RequestId;
@@ -85,7 +86,10 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
         other => other,
     };
     match kind {
-        Ok(Kind::Forward) => None,
+        Ok(Kind::Forward) => match read_facts(w, client, request) {
+            None => None,
+            Some(rest) => rest.await,
+        },
         Ok(own) => Some(Box::pin(own_answer(w, client, request, own)).await),
         Err(refusal) => Some(Box::pin(refuse(w, client, request, refusal)).await),
     }

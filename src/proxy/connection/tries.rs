@@ -1,12 +1,10 @@
-//! From a whole request to the head of an engine's answer: what the body says, the opening record,
-//! the tries.
+//! From a whole request to the head of an engine's answer: the opening record, the tries.
 
 use super::ours::{give_up, refuse};
 use super::{Next, Talk};
 use crate::base::fault::{Fault, Retry};
 use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::base::refusal::Refusal;
-use crate::proxy::admit::body;
 use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
 use crate::proxy::ledger::{Ledger, Written};
@@ -26,9 +24,6 @@ pub(super) async fn forward(
     talk: &mut Talk,
 ) -> Result<(), Next> {
     let request = &mut talk.request;
-    if let Err(refusal) = read_facts(client, request) {
-        return Err(Box::pin(refuse(w, client, request, refusal)).await);
-    }
     if w.usage.as_ref().is_some_and(Ledger::refuses) {
         return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
     }
@@ -46,24 +41,6 @@ pub(super) async fn forward(
         Err(None) => Err(Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await),
         Err(Some(fault)) => Err(Box::pin(give_up(w, client, talk, fault)).await),
     }
-}
-
-/// Takes from the body what the way of the request depends on.
-fn read_facts(client: &Client, request: &mut Request) -> Result<(), Refusal> {
-    // Empty since the reset; its capacity is used again.
-    let mut model = std::mem::take(&mut request.model);
-    let (bytes, path) = (client.bytes(), request.path.as_bytes());
-    // What the path alone says, until the body was read.
-    let dialect = request.dialect.with_body(path, false);
-    let facts = body::facts(&request.head, bytes, request.body(bytes), dialect)?;
-    let dialect = request.dialect.with_body(path, facts.generates);
-    model.push_str(facts.model.as_deref().unwrap_or_default());
-    let (stream, splice) = (facts.stream.unwrap_or(false), facts.usage_splice);
-    request.dialect = dialect;
-    request.stream = stream;
-    request.set_usage_splice(splice);
-    request.model = model;
-    Ok(())
 }
 
 /// Tries backends until one begins to answer. Another one is asked while nobody saw the request,

@@ -1,0 +1,102 @@
+//! What a request body says: all of it at once, or in slices.
+
+use super::ours::refuse;
+use super::Next;
+use crate::base::refusal::Refusal;
+use crate::llm::request::{RequestFacts, UsageSplice};
+use crate::proxy::admit::body::Reading;
+use crate::proxy::client::Client;
+use crate::proxy::receive::Request;
+use crate::proxy::slices::Turn;
+use crate::proxy::worker::Worker;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+/// Takes from the body what the way of the request depends on. `Some`: what is left to do, boxed:
+/// few bodies are refused, or so large that they are read in slices.
+pub(super) fn read_facts<'a>(
+    w: &'a Worker,
+    client: &'a mut Client,
+    request: &'a mut Request,
+) -> Option<Pin<Box<impl Future<Output = Option<Next>> + 'a>>> {
+    let read = at_once(w, client, request);
+    if matches!(read, Some(Ok(()))) {
+        return None;
+    }
+    Some(Box::pin(async move {
+        let read = match read {
+            Some(read) => read,
+            None => in_slices(w, client, request).await,
+        };
+        match read {
+            Ok(()) => None,
+            Err(refusal) => Some(refuse(w, client, request, refusal).await),
+        }
+    }))
+}
+
+/// Reads the body, if that can be done in one go; `None`: it is one for [`in_slices`].
+fn at_once(w: &Worker, client: &Client, request: &mut Request) -> Option<Result<(), Refusal>> {
+    if !w.slices.takes(w.patrol.now(), request.body(client.bytes()).len()) {
+        return None;
+    }
+    // Empty since the reset; its capacity is used again.
+    let mut model = std::mem::take(&mut request.model);
+    let found = reading(client, request).step(usize::MAX)?;
+    let found = found.map(|facts| Found::of(&facts, &mut model));
+    request.model = model;
+    Some(found.map(|found| found.keep(request)))
+}
+
+/// Reads the body while others run.
+async fn in_slices(w: &Worker, client: &Client, request: &mut Request) -> Result<(), Refusal> {
+    client.post.arm(w.plan.server.body_timeout);
+    let _turn = Turn::begin(&w.slices);
+    let mut model = std::mem::take(&mut request.model);
+    let mut reading = reading(client, request);
+    let found = loop {
+        // First of all: this turn may have been taken up by others.
+        client.pause(Duration::ZERO).await?;
+        if let Some(found) = reading.step(w.slices.next()) {
+            break Found::of(&found?, &mut model);
+        }
+    };
+    request.model = model;
+    found.keep(request);
+    Ok(())
+}
+
+/// What is kept of the facts, but for the model.
+struct Found {
+    generates: bool,
+    stream: bool,
+    wants_counts: bool,
+    splice: Option<UsageSplice>,
+}
+
+impl Found {
+    fn of(facts: &RequestFacts<'_>, model: &mut String) -> Found {
+        model.push_str(facts.model.as_deref().unwrap_or_default());
+        Found {
+            generates: facts.generates,
+            stream: facts.stream.unwrap_or(false),
+            wants_counts: facts.continuous_usage,
+            splice: facts.usage_splice,
+        }
+    }
+
+    fn keep(self, request: &mut Request) {
+        request.dialect = request.dialect.with_body(request.path.as_bytes(), self.generates);
+        request.stream = self.stream;
+        request.wants_counts = self.wants_counts;
+        request.set_usage_splice(self.splice);
+    }
+}
+
+fn reading<'a>(client: &'a Client, request: &'a Request) -> Reading<'a> {
+    let bytes = client.bytes();
+    // What the path alone says, until the body was read.
+    let dialect = request.dialect.with_body(request.path.as_bytes(), false);
+    Reading::new(&request.head, bytes, request.body(bytes), dialect)
+}

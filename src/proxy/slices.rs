@@ -1,0 +1,81 @@
+//! How much of a request body is read at a time: a small one is read in one go, and a large one in
+//! slices, between which all other connections of the worker have their turn. Nothing that a client
+//! sends may hold a worker for long.
+
+use crate::base::limits::{SCAN_BYTES, SCAN_BYTES_PER_TICK_MAX, SCAN_SLICE_BYTES_MIN};
+use std::cell::Cell;
+
+/// How much of request bodies a worker reads at a time.
+#[derive(Debug, Default)]
+pub struct Slices {
+    /// Bodies that are being read in slices.
+    readers: Cell<usize>,
+    /// Bytes that were read in one go in this tick of the worker's clock.
+    tick: Cell<u32>,
+    bytes: Cell<usize>,
+}
+
+impl Slices {
+    /// Whether a body may be read in one go; counts it as read then.
+    pub fn takes(&self, now: u32, len: usize) -> bool {
+        if self.tick.replace(now) != now {
+            self.bytes.set(0);
+        }
+        let bytes = self.bytes.get().saturating_add(len);
+        let takes = len <= SCAN_BYTES && bytes <= SCAN_BYTES_PER_TICK_MAX;
+        if takes {
+            self.bytes.set(bytes);
+        }
+        takes
+    }
+
+    /// The next slice of each body: together they are about as long as one body that is read in one
+    /// go.
+    pub fn next(&self) -> usize {
+        (SCAN_BYTES / self.readers.get().max(1)).max(SCAN_SLICE_BYTES_MIN)
+    }
+}
+
+/// One of the bodies that are being read in slices.
+pub struct Turn<'a>(&'a Slices);
+
+impl Turn<'_> {
+    /// It begins; it ends when it is dropped.
+    pub fn begin(slices: &Slices) -> Turn<'_> {
+        slices.readers.set(slices.readers.get() + 1);
+        Turn(slices)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.readers.set(self.0.readers.get().saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: many bodies, each short enough to be read in one go, in one turn of the loop.
+    #[test]
+    fn what_is_read_in_one_go_is_bounded_in_all() {
+        let slices = Slices::default();
+        assert!(!slices.takes(1, SCAN_BYTES + 1));
+        let taken = (0..1000).filter(|_| slices.takes(1, SCAN_BYTES)).count();
+        assert_eq!(taken, SCAN_BYTES_PER_TICK_MAX / SCAN_BYTES);
+        assert!(!slices.takes(1, 1) && slices.takes(2, SCAN_BYTES));
+    }
+
+    /// Catches: slices that are a turn's work each, of many bodies.
+    #[test]
+    fn the_more_bodies_the_shorter_the_slices() {
+        let slices = Slices::default();
+        let turns: Vec<_> = (0..4).map(|_| Turn::begin(&slices)).collect();
+        assert_eq!(slices.next(), SCAN_BYTES / 4);
+        let more: Vec<_> = (0..100).map(|_| Turn::begin(&slices)).collect();
+        assert_eq!(slices.next(), SCAN_SLICE_BYTES_MIN);
+        drop((turns, more));
+        assert_eq!(slices.next(), SCAN_BYTES);
+    }
+}
