@@ -238,7 +238,8 @@ fn bind_all(
 }
 
 /// Raises the limit of open files to what is allowed, and derives from it how many clients fit:
-/// each may need a second descriptor towards a backend.
+/// each may need a second descriptor towards a backend, and a quarter as many answers are read on
+/// for clients that have left.
 fn connections_max(plan: &Plan) -> Result<usize, String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
@@ -252,7 +253,7 @@ fn connections_max(plan: &Plan) -> Result<usize, String> {
     let beyond = 2 * CONNECTIONS_OVER_MAX + GUESTS_MAX;
     let of_workers = workers * (2 * PIPES_MAX + plan.server.listen.len());
     let reserved = FDS_RESERVED + beyond + of_workers + reporters;
-    let fit = files.saturating_sub(reserved) / 2;
+    let fit = files.saturating_sub(reserved) * 4 / 9;
     match plan.server.max_connections {
         _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),
         Some(asked) if asked > fit => {

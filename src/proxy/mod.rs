@@ -20,5 +20,6 @@ pub mod relay;
 pub mod location;
 pub mod settle;
 pub mod sparing;
+mod drains;
 pub mod ledger;
 pub mod answer;

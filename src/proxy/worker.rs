@@ -4,6 +4,7 @@
 use super::admit::path::Kind;
 use super::answer::{write_refusal, Frame};
 use super::connection;
+use super::drains::Drains;
 use super::ledger::Ledger;
 use super::repute::{self, Departures};
 use super::route::round_robin::RoundRobin;
@@ -111,6 +112,8 @@ pub struct Worker {
     pub access: Option<AccessQueue>,
     /// Where copies of packed answers go.
     pub unpacker: Unpacker,
+    /// Answers that are read on for clients that have left.
+    pub drains: Drains,
     sparing: RefCell<Sparing>,
     departures: Departures,
     ids: RefCell<RequestIds>,
@@ -181,6 +184,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         usage: start.usage.map(Ledger::new),
         access: start.access,
         unpacker: start.unpacker,
+        drains: Drains::default(),
         sparing: RefCell::default(),
         ids: RefCell::new(RequestIds::new(start.seed)),
         live: Cell::new(0),
@@ -406,6 +410,23 @@ impl Worker {
         Live(Rc::clone(self))
     }
 
+    /// True when one more answer may be read on for a client that has left.
+    pub fn has_room_for_drain(&self) -> bool {
+        self.connections.have_room_for_drain()
+    }
+
+    /// Counts such an answer. Its client's place is free; the worker does not end before it.
+    pub fn enter_drain(&self) {
+        self.live.set(self.live.get() + 1);
+        self.connections.enter_drain();
+    }
+
+    /// It is over.
+    pub fn leave_drain(&self) {
+        self.live.set(self.live.get().saturating_sub(1));
+        self.connections.leave_drain();
+    }
+
     /// Counts a request as active until the guard is dropped.
     pub fn enter_request(self: &Rc<Self>) -> Active {
         self.active.set(self.active.get() + 1);
@@ -444,7 +465,8 @@ impl Worker {
         copy.crowded_closed = [silent, idle, head, copy.crowded_closed[3]];
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
-            connections_open: self.live.get() as u64,
+            connections_open: self.live.get().saturating_sub(self.drains.count()) as u64,
+            drains: self.drains.count() as u64,
             requests_active: self.active.get() as u64,
             buffers_in_use: buffers_in_use as u64,
             buffers_idle: buffers_idle as u64,

@@ -1,5 +1,5 @@
-//! How many clients there are, over all workers. The limit is one for the process: the kernel does
-//! not spread connections evenly.
+//! How many clients there are, over all workers, and how many answers are read on though theirs
+//! have left. The limits are for the process: the kernel does not spread connections evenly.
 
 use crate::base::limits::{CONNECTIONS_OVER_MAX, GUESTS_MAX};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -9,12 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 pub struct Connections {
     now: AtomicUsize,
     max: usize,
+    drains: AtomicUsize,
 }
+
+/// A quarter as many answers as there may be clients are read on for clients that have left.
+const DRAINS_SHARE: usize = 4;
 
 impl Connections {
     /// None yet, of at most `max`.
     pub fn new(max: usize) -> Connections {
-        Connections { now: AtomicUsize::new(0), max }
+        Connections { now: AtomicUsize::new(0), max, drains: AtomicUsize::new(0) }
     }
 
     /// True while another one may come. Workers that ask at the same moment may overshoot by one
@@ -45,6 +49,21 @@ impl Connections {
         self.now.fetch_add(1, Relaxed);
     }
 
+    /// True while one more answer may be read on though its client has left.
+    pub fn have_room_for_drain(&self) -> bool {
+        self.drains.load(Relaxed) < (self.max / DRAINS_SHARE).max(1)
+    }
+
+    /// One more is.
+    pub fn enter_drain(&self) {
+        self.drains.fetch_add(1, Relaxed);
+    }
+
+    /// One no more.
+    pub fn leave_drain(&self) {
+        self.drains.fetch_sub(1, Relaxed);
+    }
+
     /// One left.
     pub fn leave(&self) {
         self.now.fetch_sub(1, Relaxed);
@@ -54,6 +73,17 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quarter_as_many_may_be_read_on() {
+        let connections = Connections::new(20);
+        (0..4).for_each(|_| connections.enter_drain());
+        assert!(connections.have_room_for_drain());
+        connections.enter_drain();
+        assert!(!connections.have_room_for_drain() && connections.have_room());
+        connections.leave_drain();
+        assert!(connections.have_room_for_drain() && Connections::new(1).have_room_for_drain());
+    }
 
     #[test]
     fn the_steps_are_where_they_are_said_to_be() {

@@ -154,6 +154,8 @@ impl Tokens {
 pub struct Gauges {
     /// Client connections that are open.
     pub connections_open: u64,
+    /// Answers that are read on for clients that have left.
+    pub drains: u64,
     /// Requests between head and last byte.
     pub requests_active: u64,
     /// Pooled buffers on loan.
@@ -204,6 +206,7 @@ impl Meters {
         self.panics += other.panics;
         let (ours, theirs) = (&mut self.gauges, &other.gauges);
         ours.connections_open += theirs.connections_open;
+        ours.drains += theirs.drains;
         ours.requests_active += theirs.requests_active;
         ours.buffers_in_use += theirs.buffers_in_use;
         ours.buffers_idle += theirs.buffers_idle;

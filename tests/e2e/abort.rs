@@ -159,6 +159,34 @@ fn an_engine_is_drained_from_where_its_bytes_were_left() {
     assert_eq!(rig.engine.posts().pop().unwrap()["conn"], post["conn"]);
 }
 
+/// Catches: clients that come, leave, and come again, until the answers that are still read for
+/// them have taken every connection, for ten minutes.
+#[test]
+fn engines_that_are_drained_take_no_client_s_place() {
+    let rig = Rig::with("on_client_abort: drain", |config| config.server("max_connections: 20"));
+    for gone in 0..30 {
+        let mut conn = rig.ask(STREAM, "x-mock-tokens: 2\r\nx-mock-gap-ms: 600000\r\n");
+        conn.read_until_after_head("data:");
+        leave(conn, Leave::Rst);
+        let phase = [("phase", "relay")];
+        rig.proxy.await_metric("llmproxy_client_abort_total", &phase, f64::from(gone + 1));
+    }
+    // A quarter of the limit; the oldest of them gave way, and their engines are free.
+    await_until("the rest is cut", SOON, || rig.engine.stat("cancelled") == 25);
+    rig.proxy.await_metric("llmproxy_drains", &[], 5.0);
+    rig.proxy.await_metric("llmproxy_crowded_closed_total", &[("kind", "drain")], 25.0);
+    rig.proxy.await_metric("llmproxy_connections_open", &[], 1.0);
+    let mut clients: Vec<Conn> = (0..15).map(|_| rig.proxy.connect()).collect();
+    for conn in &mut clients {
+        assert_eq!(conn.post(CHATS, "", CHAT).status(), 200);
+    }
+    assert_eq!(rig.proxy.metric("llmproxy_connections_refused_total", &[]), 0.0);
+    let is_left = |record: &serde_json::Value| record["status"] == "client_left";
+    await_until("those that were cut are recorded", SOON, || {
+        rig.hook.records().into_iter().filter(is_left).count() == 25
+    });
+}
+
 impl Rig {
     /// Waits until the engine cannot send any more: nobody takes its bytes.
     fn await_stall(&self) {

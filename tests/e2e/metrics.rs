@@ -70,6 +70,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_crowded_closed_total", "counter", &["kind"]),
     ("llmproxy_connections_refused_total", "counter", &[]),
     ("llmproxy_connections_open", "gauge", &[]),
+    ("llmproxy_drains", "gauge", &[]),
     ("llmproxy_accept_pauses_total", "counter", &[]),
     ("llmproxy_large_reads_denied_total", "counter", &["kind"]),
     ("llmproxy_panics_total", "counter", &[]),

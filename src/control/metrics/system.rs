@@ -58,6 +58,8 @@ impl Facts {
         page.counter("llmproxy_panics", "Panics confined to a connection.", one(m.panics))?;
         let open = one(g.connections_open);
         page.gauge("llmproxy_connections_open", "Client connections now.", open)?;
+        let help = "Answers that are read on though their clients have left.";
+        page.gauge("llmproxy_drains", help, one(g.drains))?;
         let active = one(g.requests_active);
         page.gauge("llmproxy_requests_active", "Requests between head and last byte.", active)?;
         let states = [("in_use", g.buffers_in_use), ("idle", g.buffers_idle)];

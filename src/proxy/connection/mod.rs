@@ -99,7 +99,7 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
             Next::CloseGently => return client.close_gently().await,
             Next::Drain => {
                 drop(client);
-                return Box::pin(parting::spare(w, &mut talk)).await;
+                return Box::pin(parting::spare(live, &mut talk)).await;
             }
         }
     }

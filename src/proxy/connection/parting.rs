@@ -6,11 +6,12 @@ use crate::base::fault::{Fault, Side};
 use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT};
 use crate::config::plan::OnClientAbort;
 use crate::proxy::asking::hear_stream;
+use crate::proxy::drains::Drain;
 use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{note, settle, Ending};
 use crate::proxy::upstream::exchange::Exchange;
-use crate::proxy::worker::Worker;
+use crate::proxy::worker::{Live, Worker};
 use crate::rt;
 use crate::state::meters::Phase;
 use std::rc::Rc;
@@ -67,16 +68,23 @@ fn left_to_read(w: &Worker, talk: &Talk) -> Option<(Rest, Duration)> {
 
 /// Reads the rest of an answer without its client, gives the connection back, and settles. Until
 /// then the request's record is what was last noted.
-pub(super) async fn spare(w: &Rc<Worker>, talk: &mut Talk) {
+pub(super) async fn spare(live: Live, talk: &mut Talk) {
+    let w = &Rc::clone(live.worker());
+    let going = Drain::begin(w);
+    // Its client's place is free.
+    drop(live);
     let left = left_to_read(w, talk);
     let Talk { request, story, exchange, inbound, tap } = talk;
-    if let (Some((what, limit)), Some(Exchange { mut lease, .. })) = (left, exchange.take()) {
+    // Where there is no room for it, the engine is cut.
+    let exchange = exchange.take().zip(going.as_ref());
+    if let (Some((what, limit)), Some((Exchange { mut lease, .. }, going))) = (left, exchange) {
         story.is_drained = true;
         tap.stop();
         // Should we be killed while that goes on.
         note(w, request, tap, story, story.outcome.map_or(0, |outcome| outcome.bytes));
         let rest = drain(lease.link(), inbound, tap, what);
-        let rest = w.patrol.until_end(rt::timeout(limit, rest)).await;
+        let rest = going.cut().unless(rt::timeout(limit, rest));
+        let rest = w.patrol.until_end(rest).await.flatten();
         if matches!(rest, Some(Ok(true))) {
             lease.note_end();
             tap.hand_copy_over(&w.unpacker);
