@@ -32,7 +32,7 @@ enum Wire {
 /// An answer of exactly `size` bytes in which no two stretches are alike, with usage behind the
 /// vectors, or before them.
 fn answer(size: usize, usage_first: bool) -> Vec<u8> {
-    let usage = r#""usage":{"prompt_tokens":7,"total_tokens":7}"#;
+    let usage = r#""usage":{"prompt_tokens":7,"completion_tokens":0,"total_tokens":7}"#;
     let (before, after) = match usage_first {
         true => (format!(r#"{{"id":"a",{usage},"data":""#), r#""}"#.to_owned()),
         false => (r#"{"id":"a","data":""#.to_owned(), format!(r#"",{usage}}}"#)),
@@ -180,7 +180,7 @@ fn usage_in_the_middle_of_a_large_chat_answer_is_metered() {
     let text = String::from_utf8(part).unwrap();
     let usage = r#""usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}"#;
     let body = format!(r#"{{"choices":{text},{usage},"prompt_logprobs":{text}}}"#)
-        .replace(r#""usage":{"prompt_tokens":7,"total_tokens":7},"#, "");
+        .replace(r#""usage":{"prompt_tokens":7,"completion_tokens":0,"total_tokens":7},"#, "");
     let engine = Backend::answering(on_wire(body.as_bytes(), Wire::Length));
     let (proxy, hook) = before(&engine, "");
     assert!(proxy.post(CHATS, asking(0)).body == body.as_bytes());
