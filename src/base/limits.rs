@@ -117,6 +117,10 @@ pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes of an answer that the kernel holds for us and that we do not read yet. Beyond: the engine
 /// waits. (The kernel doubles the figure, for its own book-keeping, and may cut it.)
 pub const ENGINE_UNREAD_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that a client may send behind a request while that is answered, beside those that came
+/// with it. Less than the kernel takes for a socket that nobody reads. Beyond: the client counts as
+/// gone, and that is counted.
+pub const PIPELINED_UNREAD_BYTES_MAX: u64 = 32 * 1024;
 /// Bytes of an unread request body that are drained to save a connection. Beyond: close.
 pub const DRAIN_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a request body that must arrive in each second of the last

@@ -463,6 +463,10 @@ impl Worker {
         let mut copy = self.meters.borrow().clone();
         let [silent, idle, head] = self.patrol.crowded_closed();
         copy.crowded_closed = [silent, idle, head, copy.crowded_closed[3]];
+        match self.patrol.pipelined_too_much() {
+            0 => {}
+            n => drop(copy.rejected.insert("pipelined_too_much", n)),
+        }
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: self.live.get().saturating_sub(self.drains.count()) as u64,

@@ -13,7 +13,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::cell::{Cell, RefCell};
 use std::future::{poll_fn, Future};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 mod crowd;
 mod line;
+mod unread;
 
 pub use crowd::Part;
 
@@ -72,6 +73,7 @@ pub struct Patrol {
     ending: Moment,
     posts: RefCell<Posts>,
     crowd: Crowd,
+    unread: unread::Round,
     /// Whoever sweeps, while it rests because nothing is on the round.
     resting: RefCell<Option<Waker>>,
 }
@@ -83,6 +85,8 @@ struct Posts {
 }
 
 struct State {
+    /// The socket, which stays open for as long as this stands in a slot.
+    fd: RawFd,
     deadline: Cell<u32>,
     expired: Cell<bool>,
     gone: Cell<bool>,
@@ -112,6 +116,7 @@ impl Patrol {
             ending: Moment::default(),
             posts: RefCell::default(),
             crowd: Crowd::default(),
+            unread: unread::Round::default(),
             resting: RefCell::default(),
         });
         // monoio has no AsyncFd: the epoll descriptor sits in a stream of which nothing but
@@ -152,6 +157,7 @@ impl Patrol {
             resting.wake();
         }
         let state = Rc::new(State {
+            fd: socket.as_fd().as_raw_fd(),
             deadline: Cell::new(NEVER),
             expired: Cell::new(false),
             gone: Cell::new(false),
@@ -184,6 +190,7 @@ impl Patrol {
         } else {
             monoio::time::sleep(TICK).await;
         }
+        self.look_for_unread();
         while self.sweep() {
             monoio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -1,7 +1,8 @@
 //! A client that leaves: whenever and however it does, the engine stops working for it at once.
 
 use crate::harness::{await_until, pause, Conn, SOON};
-use crate::rig::{leave, Leave, Rig, CHAT, CHATS, STREAM};
+use crate::rig::{leave, rejected, Leave, Rig, CHAT, CHATS, STREAM};
+use std::io::Write;
 use std::time::Duration;
 
 /// Catches: a generation that goes on for nobody because the client is only watched once bytes
@@ -69,6 +70,24 @@ fn unread_pipelined_bytes_do_not_hide_a_leaving_client() {
             conn
         });
     }
+}
+
+/// Catches: a client that sends so much behind its request that its FIN never arrives, and whose
+/// engine works on for nobody.
+#[test]
+fn a_client_that_sends_more_than_is_taken_behind_its_request_is_gone() {
+    let rig = Rig::new();
+    let mut conn = rig.ask(STREAM, "x-mock-stall-before-head: 1\r\n");
+    rig.await_post("the engine has the request", |post| post["ended"] == "open");
+    let mut tcp = conn.stream().tcp();
+    tcp.set_nonblocking(true).unwrap();
+    // Until neither kernel takes any more.
+    while tcp.write(&[b'x'; 64 * 1024]).is_ok() {}
+    drop(conn);
+    rig.await_post("the engine was cut", |post| post["ended"] == "cancelled");
+    assert_eq!(rig.record()["status"], "client_left");
+    assert_eq!(rejected(&rig.proxy, "pipelined_too_much"), 1.0);
+    rig.assert_quiet();
 }
 
 /// Catches: work begun, or a connection kept, for a request that never became whole.

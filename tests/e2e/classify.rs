@@ -350,6 +350,10 @@ fn check_warns_of_what_opens_or_doubles_too_much() {
             "backends: [{url: 'http://gpu:8000'}]\nserver: {paths: ['/v1/*']}",
             "(/v1/load_lora_adapter, /v1/unload_lora_adapter, ...)",
         ),
+        (
+            "backends: [{url: 'http://gpu:8000'}]\nserver: {paths: [/v1/models, /SLEEP/]}",
+            "lets every client manage engines",
+        ),
     ] {
         let scratch = Scratch::new();
         let file = scratch.write("config.yaml", text);

@@ -244,17 +244,21 @@ fn paths(s: &mut Section) -> Vec<String> {
 
 /// A path that is named is meant; a prefix may cover more than its writer thought of.
 fn warn_of_management(s: &mut Section, paths: &[String]) {
-    for prefix in paths.iter().filter_map(|path| path.strip_suffix('*')) {
-        let covered = endpoints::MANAGEMENT.iter().filter(|path| path.starts_with(prefix));
-        let covered: Vec<&str> = covered.copied().take(3).collect();
-        if !covered.is_empty() {
-            let message = format!(
-                "`{prefix}*` also opens paths by which engines are managed ({}, ...) to every \
-                 client: name the paths that clients need",
-                covered.join(", ")
-            );
-            s.warn("paths", message);
+    // By itself, the page of an engine's metrics only tells.
+    for entry in paths.iter().filter(|entry| *entry != "/metrics") {
+        let opened: Vec<&str> = endpoints::opened_by(entry).take(3).collect();
+        if opened.is_empty() {
+            continue;
         }
+        let message = match entry.ends_with('*') {
+            true => format!(
+                "`{entry}` also opens paths by which engines are managed ({}, ...) to every \
+                 client: name the paths that clients need",
+                opened.join(", ")
+            ),
+            false => format!("`{entry}` lets every client manage engines"),
+        };
+        s.warn("paths", message);
     }
 }
 

@@ -94,7 +94,7 @@ pub const BELOW_MODELS: &str = "/v1/models/";
 
 /// Paths by which engines are managed: models pulled, deleted or put to sleep, weights and adapters
 /// changed, caches emptied, prompts of others read. None is forwarded unless `server.paths` names
-/// it, and a prefix there that covers one is warned of.
+/// it, and what is named there is warned of, be it one of them or a prefix that covers one.
 pub const MANAGEMENT: &[&str] = &[
     // vLLM and SGLang.
     "/v1/load_lora_adapter",
@@ -103,19 +103,29 @@ pub const MANAGEMENT: &[&str] = &[
     "/unload_lora_adapter",
     "/sleep",
     "/wake_up",
+    "/is_sleeping",
     "/flush_cache",
     "/reset_prefix_cache",
+    "/reset_mm_cache",
     "/collective_rpc",
     "/start_profile",
     "/stop_profile",
     "/abort_request",
     "/pause",
     "/resume",
+    "/pause_generation",
+    "/continue_generation",
+    "/open_session",
+    "/close_session",
+    "/set_internal_state",
+    "/configure_logging",
     "/scale_elastic_ep",
     "/update_weights",
     "/update_weights_from_disk",
     "/update_weights_from_tensor",
     "/update_weights_from_distributed",
+    "/init_weights_update_group",
+    "/get_weights_by_name",
     "/release_memory_occupation",
     "/resume_memory_occupation",
     "/server_info",
@@ -150,6 +160,21 @@ impl Endpoint {
     }
 }
 
+/// Those paths of [`MANAGEMENT`] that an entry of `server.paths` opens. Engines differ in what they
+/// make of a slash at the end and of capitals: both count as the path itself.
+pub fn opened_by(entry: &str) -> impl Iterator<Item = &'static str> {
+    let plain = entry.to_ascii_lowercase();
+    MANAGEMENT.iter().copied().filter(move |path| match plain.strip_suffix('*') {
+        Some(prefix) => path.starts_with(prefix) || is_below(prefix, path),
+        None => plain.trim_end_matches('/') == path.trim_end_matches('/') || is_below(&plain, path),
+    })
+}
+
+/// True for what stands below a path that is the beginning of many.
+fn is_below(named: &str, path: &str) -> bool {
+    path.ends_with('/') && named.starts_with(path)
+}
+
 /// The default of `server.paths`.
 pub fn default_paths() -> Vec<String> {
     let known = ENDPOINTS.iter().map(|endpoint| endpoint.path);
@@ -168,16 +193,26 @@ const fn read(path: &'static str) -> Endpoint {
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_opens_an_engine_is_known_in_any_spelling() {
+        for entry in ["/sleep", "/sleep/", "/SLEEP", "/sle*", "/*", "/api/blobs/sha256:1", "/api/*"]
+        {
+            assert!(opened_by(entry).next().is_some(), "{entry}");
+        }
+        for entry in ["/sleeping", "/v1/*", "/v1/models/*"] {
+            assert_eq!(opened_by(entry).find(|path| !path.starts_with("/v1/")), None, "{entry}");
+        }
+    }
+
     /// Catches: a management path that is open by default, or a path that stands twice.
     #[test]
     fn nothing_that_manages_an_engine_is_open_by_default() {
         let open = default_paths();
         for path in MANAGEMENT {
-            let covers = |open: &String| match open.strip_suffix('*') {
-                Some(prefix) => path.starts_with(prefix),
-                None => open == path,
-            };
-            assert!(!open.iter().any(covers), "{path}");
+            assert!(opened_by(path).any(|opened| opened == *path), "{path}");
+        }
+        for path in &open {
+            assert_eq!(opened_by(path).next(), None, "{path}");
         }
         for (at, path) in open.iter().enumerate() {
             assert!(!open[..at].contains(path), "{path} stands twice");

@@ -1,0 +1,54 @@
+//! A client that sends much behind its request, and leaves, is not heard: what is not read fills
+//! the kernel's buffer, and the FIN waits behind it at the client. So one that has sent so much
+//! while its request is answered counts as gone. Nobody pipelines as much in earnest.
+
+use super::crowd::Stage;
+use super::Patrol;
+use crate::base::limits::PIPELINED_UNREAD_BYTES_MAX;
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+
+/// Connections that one sweep looks at: each is a system call. Of ten thousand, each is looked at
+/// every 16 seconds.
+const LOOKS_PER_SWEEP: usize = 64;
+
+/// Where the round stands.
+#[derive(Default)]
+pub(super) struct Round {
+    next: Cell<usize>,
+    found: Cell<u64>,
+}
+
+impl Patrol {
+    /// Clients that counted as gone for what they sent behind their requests.
+    pub fn pipelined_too_much(&self) -> u64 {
+        self.unread.found.get()
+    }
+
+    /// Looks at a few of those whose requests are being answered.
+    pub(super) fn look_for_unread(&self) {
+        let posts = self.posts.borrow();
+        for _ in 0..posts.slots.len().min(LOOKS_PER_SWEEP) {
+            let at = self.unread.next.get() % posts.slots.len();
+            self.unread.next.set(at + 1);
+            let Some(Some(post)) = posts.slots.get(at) else { continue };
+            if post.stage.get() != Stage::Busy || post.gone.get() {
+                continue;
+            }
+            if unread(post.fd) > PIPELINED_UNREAD_BYTES_MAX {
+                self.unread.found.set(self.unread.found.get() + 1);
+                post.gone.set(true);
+                post.rouse();
+            }
+        }
+    }
+}
+
+/// Bytes that came over a socket and were not read yet.
+#[allow(unsafe_code, reason = "the socket belongs to the post, of which only the state is here")]
+fn unread(fd: i32) -> u64 {
+    // SAFETY: a post leaves its slot before its socket is closed, so the descriptor is open, and
+    // the borrow ends with this call.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::ioctl_fionread(socket).unwrap_or_default()
+}
