@@ -255,10 +255,13 @@ fn who_sends_a_piece_of_a_request_gives_way() {
     assert!(slow >= 20, "{slow}");
     let closed = proxy.metric("llmproxy_crowded_closed_total", &[("kind", "head")]);
     assert!(closed >= 20.0, "{closed}");
-    let mut bodies: Vec<_> = (0..36).map(|_| proxy.connect()).collect();
-    for conn in &mut bodies {
-        conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{");
-    }
+    let part = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{";
+    let begin = |_| {
+        let mut conn = proxy.connect();
+        conn.send(part);
+        conn
+    };
+    let mut bodies: Vec<_> = (0..36).map(begin).collect();
     bodies.iter_mut().for_each(|conn| conn.response().assert_refused(408, "body_too_slow"));
     assert!(backend.requests().iter().all(|request| request.body == b"{}"));
 }
