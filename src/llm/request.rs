@@ -35,7 +35,8 @@ pub struct RequestFacts<'a> {
     /// null, negative (llama.cpp and its clients write -1 for "no limit"), or nothing that an
     /// engine takes for a whole number.
     pub max_tokens: Option<u64>,
-    /// It has `messages` or a `prompt`: an endpoint that is told by its body generates.
+    /// It has `messages`, a `prompt` or `prompt_embeds`: an endpoint that is told by its body
+    /// generates.
     pub generates: bool,
     /// How usage can be asked for, of a stream that does not ask. `None` where there is nothing to
     /// ask for: no stream, or one that asks already.
@@ -167,6 +168,7 @@ pub struct Scan<'a> {
     walk: Walk,
     watched: Watched<'a>,
     place: Place,
+    opening: Option<u8>,
 }
 
 /// How far a scan has come.
@@ -185,7 +187,12 @@ impl<'a> Scan<'a> {
     pub fn new(body: &'a [u8]) -> Scan<'a> {
         let reader = Reader::behind_mark(body);
         let walk = Walk::new(&reader);
-        Scan { body, reader, walk, watched: Watched::default(), place: Place::Value }
+        Scan { body, reader, walk, watched: Watched::default(), place: Place::Value, opening: None }
+    }
+
+    /// The first byte that is neither of a byte order mark nor white space, once the scan is there.
+    pub fn opening(&self) -> Option<u8> {
+        self.opening
     }
 
     /// Reads about so many bytes more; `None`: there is still more to be read.
@@ -211,7 +218,13 @@ impl<'a> Scan<'a> {
 
     /// Walks on to a byte of the body; `None`: there is still more.
     fn walk(&mut self, stop: usize) -> Result<Option<()>, ScanFault> {
-        let Scan { body, reader, walk, watched, place } = self;
+        let Scan { body, reader, walk, watched, place, opening } = self;
+        if opening.is_none() {
+            if !reader.pass_space(stop) {
+                return Ok(None);
+            }
+            *opening = reader.peek();
+        }
         while let Place::Value = place {
             match walk.step(reader, stop)? {
                 Step::Paused => return Ok(None),
@@ -310,11 +323,10 @@ impl<'a> Watched<'a> {
                 self.max_output_tokens = count(reader)?;
                 Ok(())
             }
-            b"messages" | b"prompt" => {
-                self.facts.generates = true;
+            _ => {
+                self.facts.generates |= judge_spelling(key)?;
                 Ok(())
             }
-            _ => judge_spelling(key),
         }
     }
 
@@ -419,13 +431,17 @@ const WATCHED: [&str; 7] = [
     "include_usage",
 ];
 
+/// The keys of which it matters only that they are there: who has one wants text.
+const GENERATING: [&str; 3] = ["messages", "prompt", "prompt_embeds"];
+
 /// Refuses a key that some engine takes for a watched one, though it is written in another way:
-/// `"\u006dodel"` is "model" to all of them, and `"Model"` is to Go.
-fn judge_spelling(key: &[u8]) -> Result<(), ScanFault> {
+/// `"\u006dodel"` is "model" to all of them, and `"Model"` is to Go. True for one of
+/// [`GENERATING`], in whatever spelling: nothing is read of its value here.
+fn judge_spelling(key: &[u8]) -> Result<bool, ScanFault> {
     match spelling::plainest(key, &WATCHED) {
         Some((_, true)) => Err(ScanFault::Escaped),
         Some((watched, false)) => Err(ScanFault::Spelling(watched)),
-        None => Ok(()),
+        None => Ok(spelling::plainest(key, &GENERATING).is_some()),
     }
 }
 

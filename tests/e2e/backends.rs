@@ -203,10 +203,11 @@ fn an_engine_behind_tls_is_served() {
         let backend = Backend::start_tls(authority.server(&[host]), serve_two_kinds);
         let proxy = Config::new().backend(backend.url_as("https", host), &tls).start();
         let mut conn = proxy.connect();
-        for size in [0, 1, 16_384, 16_385, 1 << 20, 5 << 20] {
-            let body: Vec<u8> = (0..size as u64).map(|n| ((n * 0x9E37) >> 8) as u8).collect();
+        for size in [0, 5, 16_384, 16_385, 1 << 20, 5 << 20] {
+            let noise = (5..size as u64).map(|n| ((n * 0x9E37) >> 8) as u8);
+            let body: Vec<u8> = b"--b\r\n".iter().copied().chain(noise).take(size).collect();
             let head = format!(
-                "POST /v1/audio/translations HTTP/1.1\r\nHost: a\r\nContent-Type: audio/wav\r\n\
+                "POST /v1/audio/translations HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\n\
                  Content-Length: {size}\r\n\r\n"
             );
             let response = conn.send(head).send(&body).response();

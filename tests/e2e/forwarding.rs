@@ -182,6 +182,13 @@ fn noise(len: usize) -> Vec<u8> {
     (0..len as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
 
+const FORM: &str = "multipart/form-data; boundary=b";
+
+fn form_of(len: usize) -> Vec<u8> {
+    const BEGIN: &[u8] = b"--b\r\n";
+    [BEGIN, &noise(len.saturating_sub(BEGIN.len()))].concat()
+}
+
 fn json_of(len: usize) -> Vec<u8> {
     const EMPTY: &str = r#"{"model":"m","prompt":""}"#;
     let text = "p".repeat(len.saturating_sub(EMPTY.len()));
@@ -203,9 +210,8 @@ fn bodies_arrive_byte_for_byte() {
     let (proxy, backend) = pair("");
     let sizes = [1, 100, 16_383, 16_384, 16_385, 32_768, 65_537, 1 << 20, 5 << 20];
     for size in sizes {
-        let bodies =
-            [("application/octet-stream", noise(size)), ("application/json", json_of(size))];
-        // The shortest JSON with a model is longer than a byte.
+        let bodies = [(FORM, form_of(size)), ("application/json", json_of(size))];
+        // The shortest of each is longer than a byte.
         for (kind, body) in bodies.into_iter().filter(|(_, body)| body.len() == size) {
             let what = format!("{size} bytes of {kind}");
             let head = format!(
@@ -266,12 +272,12 @@ fn chunk_extensions_and_trailers_of_a_request_stay_behind() {
     let mut conn = proxy.connect();
     conn.send(
         "POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n\
-         5;a=\"b\";c\r\nhello\r\n00003\r\n, w\r\n0;z\r\nX-T: 1\r\nAuthorization: x\r\n\r\n\
+         5;a=\"b\";c\r\n{ello\r\n00003\r\n, w\r\n0;z\r\nX-T: 1\r\nAuthorization: x\r\n\r\n\
          GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
     );
     assert_eq!((conn.response().status(), conn.response().status()), (200, 200));
     let requests = backend.requests();
-    assert_arrived(&requests[0], b"hello, w", "with trailers");
+    assert_arrived(&requests[0], b"{ello, w", "with trailers");
     for name in ["x-t", "trailer", "authorization"] {
         assert!(requests[0].head.all(name).is_empty(), "{name}");
     }
@@ -283,11 +289,11 @@ fn chunk_extensions_and_trailers_of_a_request_stay_behind() {
 fn nothing_is_forwarded_before_the_body_is_complete() {
     let (proxy, backend) = pair("");
     let mut conn: Conn = proxy.connect();
-    conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    conn.send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{2345");
     conn.assert_silent(std::time::Duration::from_millis(200));
     assert_eq!(backend.connections(), 0);
     assert_eq!(conn.send("67890").response().status(), 200);
-    assert_eq!(backend.requests()[0].body, b"1234567890");
+    assert_eq!(backend.requests()[0].body, b"{234567890");
 }
 
 /// Catches: a redirect of an engine (vLLM: 307 for a slash too many) that tells its address, and

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 fn bodies_over_the_limit_are_413() {
     let (proxy, backend) = pair(&["max_body_size: 1000"]);
     let head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n";
-    let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "x".repeat(n));
+    let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "{".repeat(n));
     for fits in [
-        format!("Content-Length: 1000\r\n\r\n{}", "x".repeat(1000)),
+        format!("Content-Length: 1000\r\n\r\n{}", "{".repeat(1000)),
         format!("Transfer-Encoding: chunked\r\n\r\n{}{}0\r\n\r\n", chunk(600), chunk(400)),
     ] {
         assert_eq!(proxy.connect().send(format!("{head}{fits}")).response().status(), 200);
@@ -95,7 +95,7 @@ fn heads_over_the_limits_are_431_and_414() {
 fn the_limit_of_a_head_is_configurable() {
     let (proxy, _backend) = pair(&["max_header_bytes: 1024"]);
     let get =
-        |n: usize| format!("GET /v1/models HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(n));
+        |n: usize| format!("GET /v1/models HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "{".repeat(n));
     assert_eq!(proxy.connect().send(get(900)).response().status(), 200);
     proxy.connect().send(get(1100)).response().assert_refused(431, "head_too_large");
 }

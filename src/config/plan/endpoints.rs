@@ -19,6 +19,8 @@ pub enum Methods {
     Read,
     /// All three.
     PostOrRead,
+    /// `GET`, `HEAD` and `DELETE`.
+    ReadOrDelete,
 }
 
 /// The known endpoints, those that are asked most often first. All are forwarded by default: they
@@ -91,6 +93,10 @@ pub const PREFIXES: &[&str] = &["/v1/models/*", "/v1/responses/*"];
 /// What stands below the list of models. Names have slashes, which clients encode
 /// (`/v1/models/org%2Fname`), and who only reads cannot ask for anything else with one.
 pub const BELOW_MODELS: &str = "/v1/models/";
+
+/// What stands below the responses of the API of that name: stored ones. They are read, deleted and
+/// cancelled there; whatever an engine would make of a POST, nobody would count.
+pub const BELOW_RESPONSES: &str = "/v1/responses/";
 
 /// Paths by which engines are managed: models pulled, deleted or put to sleep, weights and adapters
 /// changed, caches emptied, prompts of others read. None is forwarded unless `server.paths` names

@@ -163,6 +163,15 @@ fn what_engines_take_is_taken() {
     }
     assert!(facts(r#"{"messages":[]}"#).generates && facts(r#"{"prompt":""}"#).generates);
     assert!(!facts(r#"{"input":"x","x":{"messages":[]}}"#).generates);
+    // Catches: a chat that engines see and we do not.
+    for body in [
+        r#"{"m\u0065ssages":[]}"#,
+        r#"{"pr\u006Fmpt":""}"#,
+        r#"{"prompt_embeds":""}"#,
+        r#"{"prompt\u005fembeds":""}"#,
+    ] {
+        assert!(facts(body).generates, "{body}");
+    }
 }
 
 #[test]

@@ -34,23 +34,41 @@ pub fn coding(head: &RequestHead, head_bytes: &[u8]) -> Result<Option<Coding>, R
 pub struct Reading<'a> {
     body: &'a [u8],
     is_json: bool,
+    form: Form<'a>,
     scan: Scan<'a>,
 }
 
+/// How a body must begin. There are servers that answer before they have read a body, and then take
+/// it for the next request of the same connection: none may begin with what a client chose to look
+/// like one.
+enum Form<'a> {
+    /// With an object or an array.
+    Json,
+    /// With this boundary.
+    Multipart(&'a [u8]),
+    /// In any way: nobody knows what the path is for.
+    Any,
+}
+
 impl<'a> Reading<'a> {
-    /// Of a body that has not been read yet.
+    /// Of a body that has not been read yet. `is_known`: its path is one of those of engines.
     pub fn new(
         head: &RequestHead,
-        head_bytes: &[u8],
+        head_bytes: &'a [u8],
         body: &'a [u8],
-        dialect: Dialect,
+        (dialect, is_known): (Dialect, bool),
     ) -> Reading<'a> {
         let declared = head.first(head_bytes, Known::ContentType).unwrap_or_default();
         // Elsewhere a body may be a form or a file.
-        let is_json = !matches!(dialect, Dialect::Other | Dialect::Transcriptions)
-            || declared.is_empty()
-            || says_json(declared);
-        Reading { body, is_json, scan: Scan::new(body) }
+        let is_json_path = !matches!(dialect, Dialect::Other | Dialect::Transcriptions);
+        let is_json = is_json_path || declared.is_empty() || says_json(declared);
+        let form = match boundary(declared) {
+            _ if is_json_path || says_json(declared) => Form::Json,
+            Some(boundary) => Form::Multipart(boundary),
+            None if is_known => Form::Json,
+            None => Form::Any,
+        };
+        Reading { body, is_json, form, scan: Scan::new(body) }
     }
 
     /// Reads about so many bytes more; `None`: there is still more to be read.
@@ -59,8 +77,12 @@ impl<'a> Reading<'a> {
             return Some(Ok(RequestFacts::default()));
         }
         Some(match self.scan.step(bytes)? {
-            Ok(facts) => Ok(facts),
             Err(_) if self.is_json && is_packed(self.body) => Err(UNDECLARED_CODING),
+            _ if !self.begins_well() => Err(match self.form {
+                Form::Multipart(_) => NOT_MULTIPART,
+                _ => NOT_JSON,
+            }),
+            Ok(facts) => Ok(facts),
             Err(ScanFault::Malformed { .. }) => Ok(RequestFacts::default()),
             Err(ScanFault::NotUtf8 | ScanFault::Trailing { .. }) if !self.is_json => {
                 Ok(RequestFacts::default())
@@ -68,7 +90,39 @@ impl<'a> Reading<'a> {
             Err(fault) => Err(fault.refusal()),
         })
     }
+
+    fn begins_well(&self) -> bool {
+        match self.form {
+            Form::Json => matches!(self.scan.opening(), Some(b'{' | b'[')),
+            Form::Multipart(boundary) => {
+                let first = self.body.strip_prefix(b"--").unwrap_or_default();
+                !boundary.is_empty() && first.starts_with(boundary)
+            }
+            Form::Any => true,
+        }
+    }
 }
+
+/// The boundary that a content type of several parts names; an empty one when it is not one word,
+/// which no body begins with.
+fn boundary(content_type: &[u8]) -> Option<&[u8]> {
+    let mut parameters = content_type.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+    let kind = parameters.next().and_then(|essence| essence.split_at_checked(MULTIPART.len()))?.0;
+    if !kind.eq_ignore_ascii_case(MULTIPART) {
+        return None;
+    }
+    let value = parameters.find_map(|parameter| {
+        let (name, value) = parameter.split_at_checked(BOUNDARY.len())?;
+        name.eq_ignore_ascii_case(BOUNDARY).then_some(value)
+    });
+    let value = value.unwrap_or_default();
+    let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    let value = bare.unwrap_or(value);
+    Some(if value.iter().all(u8::is_ascii_graphic) { value } else { &[] })
+}
+
+const MULTIPART: &[u8] = b"multipart/";
+const BOUNDARY: &[u8] = b"boundary=";
 
 /// By its first bytes gzip or zstd: a server that looks at them would unpack what we did not read.
 fn is_packed(body: &[u8]) -> bool {
@@ -80,6 +134,17 @@ fn says_json(content_type: &[u8]) -> bool {
     essence.eq_ignore_ascii_case(b"application/json")
         || (essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json"))
 }
+
+const NOT_JSON: Refusal = Refusal::new(
+    400,
+    "not_json",
+    "The body of a request to this path is a JSON object: it begins with `{`.",
+);
+const NOT_MULTIPART: Refusal = Refusal::new(
+    400,
+    "not_multipart",
+    "The body does not begin with the boundary that its Content-Type names, one word behind `--`.",
+);
 
 /// RFC 9110 section 12.5.3: a 415 names the codings that there are.
 const CODINGS: (&str, &str) = ("Accept-Encoding", "gzip, deflate, zstd, br");
@@ -153,13 +218,14 @@ mod tests {
     fn what_no_parser_reads_goes_on_and_what_two_read_differently_does_not() {
         let code = |fields: &str, body: &[u8], dialect| {
             with_head(fields, |head, bytes| {
-                let found = Reading::new(head, bytes, body, dialect).step(usize::MAX).unwrap();
+                let path = (dialect, dialect != Dialect::Other);
+                let found = Reading::new(head, bytes, body, path).step(usize::MAX).unwrap();
                 found.map_err(|refusal| refusal.code).err()
             })
         };
         let (form, json) = ("Content-Type: multipart/form-data; boundary=x\r\n", "");
         let (chat, audio) = (Dialect::OpenAi, Dialect::Transcriptions);
-        for body in [&b"{"[..], b"nonsense", b"{\"a\":1,}", b" "] {
+        for body in [&b"{"[..], b"[nonsense", b"{\"a\":1,}", b"\xef\xbb\xbf\r\n{x"] {
             assert_eq!(code(json, body, chat), None, "{body:?}");
         }
         for (body, refused) in [
@@ -175,10 +241,48 @@ mod tests {
             }
         }
         // What is a form, or a file, is none of these; what is JSON all the same is read as that.
-        for body in [&b"--x\r\n\xff"[..], b"1 2", b"\x1f\x8b\x08"] {
+        for body in [&b"--x\r\n\xff"[..], b"--x{1 2"] {
             assert_eq!(code(form, body, audio), None, "{body:?}");
         }
+        for body in [&b"1 2"[..], b"\x1f\x8b\x08", b"\xff"] {
+            assert_eq!(code("Content-Type: audio/wav\r\n", body, Dialect::Other), None, "{body:?}");
+        }
         let twice = b"{\"model\":\"a\",\"model\":\"b\"}";
-        assert_eq!(code(form, twice, audio), Some("duplicate_key"));
+        assert_eq!(code("Content-Type: text/plain\r\n", twice, audio), Some("duplicate_key"));
+    }
+
+    /// Catches: a body that a server, which did not read it, executes as the next request.
+    #[test]
+    fn no_body_begins_like_a_request() {
+        let code = |fields: &str, body: &[u8], path| {
+            with_head(fields, |head, bytes| {
+                let found = Reading::new(head, bytes, body, path).step(usize::MAX).unwrap();
+                found.map_err(|refusal| refusal.code).err()
+            })
+        };
+        let (chat, audio) = ((Dialect::OpenAi, true), (Dialect::Transcriptions, true));
+        let (rerank, other) = ((Dialect::Other, true), (Dialect::Other, false));
+        let request = b"\r\n\r\nPOST /sleep HTTP/1.1\r\nHost: h\r\n\r\n";
+        let form = "Content-Type: multipart/form-data; boundary=\"x\"\r\n";
+        let two_words = "Content-Type: multipart/form-data; boundary=\"x /sleep HTTP/1.1\"\r\n";
+        let none = "Content-Type: Multipart/form-data; charset=a\r\n";
+        for fields in ["", "Content-Type: text/plain\r\n", "Content-Type: application/json\r\n"] {
+            for path in [chat, audio, rerank] {
+                for body in [&request[..], b"--x\r\n", b"\"a\"", b" "] {
+                    assert_eq!(code(fields, body, path), Some("not_json"), "{fields} {path:?}");
+                }
+                assert_eq!(code(fields, b"\n[1]", path), None);
+            }
+        }
+        assert_eq!(code(form, b"--x\r\n", chat), Some("not_json"));
+        for path in [audio, rerank, other] {
+            assert_eq!(code(form, b"--x\r\n", path), None);
+            for body in [&request[..], b"\r\n--x\r\n", b"x", b"{}"] {
+                assert_eq!(code(form, body, path), Some("not_multipart"), "{path:?}");
+            }
+            assert_eq!(code(two_words, b"--x /sleep HTTP/1.1\r\n", path), Some("not_multipart"));
+            assert_eq!(code(none, b"--x\r\n", path), Some("not_multipart"));
+        }
+        assert_eq!(code("Content-Type: text/plain\r\n", request, other), None);
     }
 }

@@ -2,7 +2,9 @@
 //! is brought into its plainest spelling first; what is classified, forwarded and recorded is that.
 
 use crate::base::refusal::Refusal;
-use crate::config::plan::endpoints::{Endpoint, Methods, BELOW_MODELS, OLLAMA_DELETE};
+use crate::config::plan::endpoints::{
+    Endpoint, Methods, BELOW_MODELS, BELOW_RESPONSES, OLLAMA_DELETE,
+};
 use crate::config::plan::Plan;
 use crate::http::path::{normalise, Normal};
 use crate::http::request::{Method, RequestHead};
@@ -107,7 +109,12 @@ fn methods(path: &[u8]) -> Option<Methods> {
     match Endpoint::of(path) {
         Some(endpoint) => Some(endpoint.methods),
         None if path.starts_with(BELOW_MODELS.as_bytes()) => Some(Methods::Read),
-        None => None,
+        None => {
+            let stored = path.strip_prefix(BELOW_RESPONSES.as_bytes())?;
+            let cancelled = stored.strip_suffix(b"/cancel");
+            let is_cancel = cancelled.is_some_and(|id| !id.is_empty() && !id.contains(&b'/'));
+            Some(if is_cancel { Methods::Post } else { Methods::ReadOrDelete })
+        }
     }
 }
 
@@ -119,6 +126,7 @@ fn disagrees(methods: Methods, method: Method) -> Option<Refusal> {
         Methods::Post => method == Method::Post,
         Methods::Read => reads,
         Methods::PostOrRead => reads || method == Method::Post,
+        Methods::ReadOrDelete => reads || method == Method::Delete,
     };
     if fits || method == Method::Options {
         return None;
@@ -128,6 +136,9 @@ fn disagrees(methods: Methods, method: Method) -> Option<Refusal> {
         Methods::Read => ("This path answers GET and HEAD.", &("Allow", "GET, HEAD, OPTIONS")),
         Methods::PostOrRead => {
             ("This path answers GET, HEAD and POST.", &("Allow", "GET, HEAD, POST, OPTIONS"))
+        }
+        Methods::ReadOrDelete => {
+            ("This path answers GET, HEAD and DELETE.", &("Allow", "GET, HEAD, DELETE, OPTIONS"))
         }
     };
     Some(Refusal::new(405, "method_not_allowed", message).with_field(allow))
@@ -258,6 +269,11 @@ mod tests {
             ("POST /v1/models", "GET, HEAD, OPTIONS"),
             ("DELETE /v1/models/m", "GET, HEAD, OPTIONS"),
             ("PUT /ping", "GET, HEAD, POST, OPTIONS"),
+            ("POST /v1/responses/compact", "GET, HEAD, DELETE, OPTIONS"),
+            ("POST /v1/responses/resp_1", "GET, HEAD, DELETE, OPTIONS"),
+            ("POST /v1/responses/a/b/cancel", "GET, HEAD, DELETE, OPTIONS"),
+            ("PUT /v1/responses/resp_1", "GET, HEAD, DELETE, OPTIONS"),
+            ("GET /v1/responses/resp_1/cancel", "POST, OPTIONS"),
             ("POST /health", "GET, HEAD"),
         ] {
             let refusal = ask(line, "", &plan).1.unwrap_err();

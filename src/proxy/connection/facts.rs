@@ -5,6 +5,7 @@ use super::Next;
 use crate::base::refusal::Refusal;
 use crate::llm::request::{RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
+use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::slices::Turn;
@@ -98,5 +99,6 @@ fn reading<'a>(client: &'a Client, request: &'a Request) -> Reading<'a> {
     let bytes = client.bytes();
     // What the path alone says, until the body was read.
     let dialect = request.dialect.with_body(request.path.as_bytes(), false);
-    Reading::new(&request.head, bytes, request.body(bytes), dialect)
+    let is_known = request.path_label != OTHER;
+    Reading::new(&request.head, bytes, request.body(bytes), (dialect, is_known))
 }
