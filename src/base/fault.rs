@@ -53,6 +53,10 @@ pub enum Fault {
     BackendEjected,
     /// The engine answered that it is still loading its model.
     BackendLoading,
+    /// The backend leads back to this process, which refused the request there.
+    BackendLoops,
+    /// The answer is that to another request.
+    ForeignAnswer,
     /// The answer is not HTTP as we accept it; why.
     BadResponse(&'static str),
     /// `idle_timeout` passed between two reads of an answer's body.
@@ -81,6 +85,8 @@ impl Fault {
             Fault::FirstByteTimeout => "first_byte_timeout",
             Fault::BackendEjected => "backend_ejected",
             Fault::BackendLoading => "backend_loading",
+            Fault::BackendLoops => "loop_detected",
+            Fault::ForeignAnswer => "foreign_answer",
             Fault::BadResponse(_) => "bad_response",
             Fault::BackendIdleTimeout => "backend_idle_timeout",
             Fault::BackendBroke => "backend_broke",
@@ -116,7 +122,8 @@ impl Fault {
             | Fault::ConnectTimeout
             | Fault::TlsFailed(_)
             | Fault::BackendEjected
-            | Fault::BackendLoading => Retry::Any,
+            | Fault::BackendLoading
+            | Fault::BackendLoops => Retry::Any,
             Fault::ReuseRace => Retry::Fresh,
             _ => Retry::Never,
         }
@@ -167,6 +174,12 @@ impl Fault {
             Fault::BackendLoading => {
                 Refusal::new(503, code, "The backend is still loading its model.")
             }
+            Fault::BackendLoops => Refusal::new(508, code, "The backend leads back to this proxy."),
+            Fault::ForeignAnswer => Refusal::new(
+                502,
+                code,
+                "The backend answered with what belongs to another request.",
+            ),
             Fault::BackendIdleTimeout => {
                 Refusal::new(504, code, "The backend went silent inside its answer.")
             }

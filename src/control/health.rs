@@ -12,6 +12,7 @@ use crate::rt::guard::guarded;
 use crate::rt::tls::Link;
 use crate::rt::{self, connect};
 use crate::state::fleet::{Fleet, Member};
+use crate::state::hop;
 use rustls::pki_types::ServerName;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -91,6 +92,8 @@ async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Resul
         backend.host,
         env!("CARGO_PKG_VERSION")
     );
+    // A backend that is this very process says so, as it does to requests.
+    text.push_str(&format!("Via: 1.1 {}\r\n", hop::name()));
     for (name, value) in &backend.headers {
         text.push_str(&format!("{name}: {}\r\n", value.reveal()));
     }

@@ -39,7 +39,8 @@ pub enum Evidence {
     NoConnection(Fault),
     /// A connection was made, and no answer came of it, or half of one.
     NoAnswer(Fault),
-    /// An answer that says that the backend cannot answer: 502, 503, 504.
+    /// An answer that says that the backend cannot answer: 502, 503, 504, or 508 (it leads back to
+    /// where the request came from).
     BadGateway(u16),
 }
 
@@ -55,11 +56,12 @@ impl Evidence {
             Fault::BackendClosed
             | Fault::BackendClosedReused
             | Fault::FirstByteTimeout
+            | Fault::ForeignAnswer
             | Fault::BadResponse(_)
             | Fault::BackendIdleTimeout
             | Fault::BackendBroke => Some(Evidence::NoAnswer(fault)),
             // The status is heard for itself; an ejection proves nothing that was not known.
-            Fault::BackendLoading | Fault::BackendEjected => None,
+            Fault::BackendLoading | Fault::BackendLoops | Fault::BackendEjected => None,
             Fault::ReuseRace
             | Fault::ClientLeft
             | Fault::ClientWriteTimeout
@@ -71,7 +73,7 @@ impl Evidence {
     /// which is no illness; 4xx and 500 are about the request.
     pub fn of_status(status: u16, has_retry_after: bool) -> Evidence {
         match status {
-            502..=504 if !has_retry_after => Evidence::BadGateway(status),
+            502..=504 | 508 if !has_retry_after => Evidence::BadGateway(status),
             _ => Evidence::Good,
         }
     }

@@ -5,15 +5,16 @@
 use crate::harness::backend::{Received, Served};
 use crate::harness::client::post_bytes;
 use crate::harness::{await_until, pause, Backend, Config, Conn, Proxy, SOON};
-use crate::rig::{leave, quiet, Leave, CHAT, CHATS};
+use crate::rig::{leave, quiet, Leave, CHAT, CHATS, STREAM};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 const POLICIES: [&str; 2] = ["on_client_abort: close", "on_client_abort: drain"];
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-/// The body of a form passes as it is.
+/// The body of a form passes as it is, behind its first boundary.
 const FORMS: &str = "/v1/audio/transcriptions";
+const BEGIN: &str = "--b\r\n";
 const FORM: &str = "Content-Type: multipart/form-data; boundary=b\r\n";
 /// More than the kernel takes on its way to an engine that does not read.
 const LARGE: usize = 20 << 20;
@@ -59,7 +60,7 @@ fn a_body_never_becomes_a_request() {
             let executed = backend.requests();
             let targets: Vec<_> = executed.iter().map(|request| request.head.target()).collect();
             assert_eq!(targets, [FORMS], "{policy}, leaves: {leaves}");
-            assert!(executed[0].body == body.as_bytes(), "the body is whole");
+            assert!(executed[0].body == [BEGIN, &body].concat().as_bytes(), "the body is whole");
         }
     }
 }
@@ -146,6 +147,7 @@ fn before(backend: &Backend, policy: &str) -> Proxy {
 }
 
 fn form(fields: &str, body: &str) -> Vec<u8> {
+    let body = format!("{BEGIN}{body}");
     let length = body.len();
     let head = format!(
         "POST {FORMS} HTTP/1.1\r\nHost: t\r\n{FORM}{fields}Content-Length: {length}\r\n\r\n"
@@ -238,10 +240,108 @@ fn an_interim_answer_does_not_end_the_sending_of_a_body() {
         }
         assert!(backend.connections() <= connections, "{pieces:?}");
         if status == 200 {
+            let length = BEGIN.len() + LARGE;
             let whole = |request: &Received| (request.body.len(), request.body.last().copied());
             let bodies: Vec<_> = backend.requests().iter().map(whole).collect();
-            assert_eq!(bodies, [(LARGE, Some(b'x')), (LARGE, Some(b'y'))], "{pieces:?}");
+            assert_eq!(bodies, [(length, Some(b'x')), (length, Some(b'y'))], "{pieces:?}");
         }
         quiet(&proxy);
     }
+}
+
+/// Catches: the body of a request that an engine refused without reading it, left on a connection
+/// that carries the request of somebody else.
+#[test]
+fn a_refusal_of_a_request_with_a_body_ends_its_connection() {
+    let answers_early = || {
+        Backend::start(|served| {
+            // It never looks at bodies: what stands there is a request to it.
+            while let Some(head) = served.head() {
+                let status = if head.get("x-good").is_some() { "200 OK" } else { "401 No" };
+                served.send(format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok"));
+            }
+        })
+    };
+    let backend = answers_early();
+    let proxy = Config::backend_at(backend.url()).start();
+    let mut conn = proxy.connect();
+    let inner = "POST /sleep HTTP/1.1\r\nHost: evil\r\nContent-Length: 0\r\n\r\n";
+    for (fields, code) in [("Content-Type: text/plain\r\n", "not_json"), ("", "not_json")] {
+        conn.post(CHATS, fields, inner).assert_refused(400, code);
+    }
+    let length = inner.len();
+    let head =
+        format!("POST {FORMS} HTTP/1.1\r\nHost: t\r\n{FORM}Content-Length: {length}\r\n\r\n");
+    conn.send(head + inner).response().assert_refused(400, "not_multipart");
+    assert_eq!(backend.connections(), 0);
+    assert_eq!(conn.post(CHATS, "", CHAT).status(), 401);
+    assert_eq!(conn.post(CHATS, "X-Good: 1\r\n", CHAT).status(), 200);
+    assert_eq!(backend.connections(), 2, "the refusal's connection was used again");
+}
+
+/// Catches: an answer that is given to another client than the one it belongs to, one after the
+/// other for as long as the connection lives.
+#[test]
+fn the_answer_to_another_request_is_nobodys() {
+    let backend = Backend::start(|served| {
+        let mut last = String::new();
+        while let Some(request) = served.request() {
+            let own = request.head.get("x-request-id").unwrap().to_owned();
+            // As if the answer before had been sent twice.
+            let id = if request.head.get("x-ghost").is_some() { &last } else { &own };
+            served.send(format!(
+                "HTTP/1.1 200 OK\r\nX-Request-Id: {id}\r\nContent-Length: {}\r\n\r\n{id}",
+                id.len()
+            ));
+            last = own;
+        }
+    });
+    let proxy = Config::backend_at(backend.url()).start();
+    let mut conn = proxy.connect();
+    let ask = |conn: &mut Conn, id: &str, more: &str| {
+        conn.post(CHATS, &format!("X-Request-Id: {id}\r\n{more}"), CHAT)
+    };
+    assert_eq!(ask(&mut conn, "first", "").text(), "first");
+    ask(&mut conn, "second", "X-Ghost: 1\r\n").assert_refused(502, "foreign_answer");
+    assert_eq!(ask(&mut conn, "third", "").text(), "third");
+    assert_eq!(backend.connections(), 2);
+    proxy.await_event("the warning", |event| {
+        event["message"].as_str().is_some_and(|said| said.contains("answer of another one"))
+    });
+    proxy.await_metric("llmproxy_faults_total", &[("kind", "foreign_answer")], 1.0);
+}
+
+/// Catches: a backend that gives its answers names of its own, refused for that.
+#[test]
+fn a_backend_with_ids_of_its_own_is_heard() {
+    let backend =
+        Backend::answering("HTTP/1.1 200 OK\r\nX-Request-Id: a\r\nContent-Length: 2\r\n\r\nok");
+    let proxy = Config::backend_at(backend.url()).start();
+    for _ in 0..3 {
+        assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+/// Catches: a connection used again although its last answer was none to what was asked.
+#[test]
+fn an_answer_of_another_form_than_was_asked_for_is_the_last_of_its_connection() {
+    let json = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    let events =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 14\r\n\r\ndata: [DONE]\n\n";
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            let streams = request.head.get("x-events").is_some();
+            served.send(if streams { events } else { json });
+        }
+    });
+    let proxy = Config::backend_at(backend.url()).start();
+    let mut conn = proxy.connect();
+    let mut made = |fields: &str, body: &str| {
+        assert_eq!(conn.post(CHATS, fields, body).status(), 200);
+        backend.connections()
+    };
+    assert_eq!((made("", CHAT), made("X-Events: 1\r\n", STREAM), made("", CHAT)), (1, 1, 1));
+    assert_eq!((made("", STREAM), made("", CHAT)), (1, 2));
+    assert_eq!((made("X-Events: 1\r\n", CHAT), made("", CHAT)), (2, 3));
 }

@@ -107,3 +107,36 @@ fn via_is_kept_and_ours_comes_last() {
     assert_eq!((before.as_str(), middle.as_str()), ("1.0 fred, 1.1 b (c)", name.as_str()));
     assert!(last.starts_with("1.1 llmproxy-") && last != name, "{last}");
 }
+
+/// Catches: a backend that leads back, which answers its probes well and swallows its share of the
+/// requests although another one could serve them.
+#[test]
+fn a_backend_that_leads_back_is_passed_over_and_ejected() {
+    let engine = Backend::answering(OK);
+    let (url, tell) = forwarder();
+    let inner = Config::backend_at(url).start();
+    let inner_url = format!("http://{}", inner.addr());
+    let outer = Config::new().backend(inner_url, "name: circle").backend(engine.url(), "").start();
+    tell.send(outer.addr()).unwrap();
+    for _ in 0..12 {
+        assert_eq!(outer.post(CHATS, CHAT).text(), "ok");
+    }
+    let event = outer.await_event("the ejection", |event| event["message"] == "backend is ejected");
+    assert_eq!(event["backend"], "circle", "{event}");
+    assert_eq!(
+        rejected(&outer, "loop_detected"),
+        5.0,
+        "one for each that was sent into the circle"
+    );
+}
+
+/// Catches: a probe that does not show a backend that is this very process.
+#[test]
+fn a_probe_that_comes_back_is_no_good_answer() {
+    let (url, tell) = forwarder();
+    let proxy = Config::backend_at(url).health_check().start();
+    tell.send(proxy.addr()).unwrap();
+    proxy.await_event("the verdict", |event| {
+        event["message"] == "backend is unhealthy" && event["why"] == "status 508"
+    });
+}

@@ -28,6 +28,9 @@ pub fn header_name(name: &str) -> Result<String, String> {
     if RESERVED.iter().any(|r| r.eq_ignore_ascii_case(name)) {
         return Err(format!("{name} frames the message and cannot be set"));
     }
+    if name.eq_ignore_ascii_case("via") {
+        return Err("Via shows a request that goes round in a circle, and cannot be set".into());
+    }
     Ok(name.to_owned())
 }
 
@@ -50,7 +53,9 @@ mod tests {
 
     #[test]
     fn a_field_cannot_smuggle_another_one() {
-        for bad in ["", "a b", "a:b", "a\r\nb", "Ünicode", "Content-Length", "transfer-encoding"] {
+        for bad in
+            ["", "a b", "a:b", "a\r\nb", "Ünicode", "Content-Length", "transfer-encoding", "VIA"]
+        {
             assert!(header_name(bad).is_err(), "{bad:?}");
         }
         for bad in ["a\r\nb: c", "a\nb", "\0"] {

@@ -136,7 +136,8 @@ async fn names_wish(client: &Client, request: &Request, answered: &mut Option<Ex
 }
 
 /// Tells the fleet what an answer says of its backend. `Err`: the engine is still loading its
-/// model, and there is another that is well; that counts as if it had never seen the request.
+/// model, or the backend leads back to us, and there is another that is well; that counts as if it
+/// had never seen the request.
 async fn turned_down(
     w: &Worker,
     client: &Client,
@@ -146,13 +147,25 @@ async fn turned_down(
 ) -> Result<(), Fault> {
     let (Some(got), Some(backend)) = (answered.as_mut(), tried.last()) else { return Ok(()) };
     repute::hear_answer(w, backend, &request.response);
-    let is_rare = request.response.status == 503 && route::has_other(&w.fleet, tried);
+    let fault = match request.response.status {
+        503 => Fault::BackendLoading,
+        508 => Fault::BackendLoops,
+        _ => return Ok(()),
+    };
     // Boxed: it is rare, and the future of a stream would carry it.
-    if is_rare && Box::pin(peek::is_loading(client, &request.response, got)).await {
+    if route::has_other(&w.fleet, tried) && Box::pin(says(client, request, got, fault)).await {
         *answered = None;
-        return Err(Fault::BackendLoading);
+        return Err(fault);
     }
     Ok(())
+}
+
+/// Whether an answer says that no engine did anything for the request, for this reason.
+async fn says(client: &Client, request: &Request, got: &mut Exchange, why: Fault) -> bool {
+    match why {
+        Fault::BackendLoops => peek::is_loop(client, &request.response, got).await,
+        _ => peek::is_loading(client, &request.response, got).await,
+    }
 }
 
 const NO_JOURNAL: Refusal = Refusal::new(

@@ -10,6 +10,7 @@ use crate::http::framing::ResponseFraming;
 use crate::http::head::{Parse, Version};
 use crate::http::response::ResponseHead;
 use crate::http::write::{self, ForwardRequest};
+use crate::llm::dialect::Dialect;
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
@@ -103,7 +104,15 @@ pub async fn exchange(
     }
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
         Ok(head_len) => {
-            lease.note_head(is_kept(&request.response));
+            let head = answer.bytes.as_ref().map_or(&[][..], |bytes| bytes);
+            if is_foreign(w, backend, request, head, is_reused) {
+                w.pool.distrust(backend, w.patrol.now());
+                return Err(Fault::ForeignAnswer);
+            }
+            lease.note_head(is_kept(&request.response, request.body_len > 0));
+            if is_reused && contradicts(request) {
+                lease.spoil();
+            }
             Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
         }
         Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
@@ -114,16 +123,43 @@ pub async fn exchange(
     }
 }
 
-/// Whether the head of an answer lets its connection live on. HTTP/1.0 has no rule for that which
-/// all follow; and of an answer that announces a body and must have none (to a HEAD, a 204, a 304)
-/// some servers send it all the same, and the next request would get it.
-fn is_kept(response: &ResponseHead) -> bool {
+/// Whether an answer carries the id of another request than ours, from a backend that repeats ours
+/// otherwise: it was sent unasked behind the last answer on this connection, or is the answer to
+/// who was given that. On a fresh connection it shows only that the backend has ids of its own.
+fn is_foreign(w: &Worker, backend: u32, request: &Request, head: &[u8], is_reused: bool) -> bool {
+    let told = request.response.fields.iter().find(|field| field.known == Known::XRequestId);
+    let (Some(told), Some(member)) = (told, w.fleet.get(backend as usize)) else { return false };
+    let is_ours = told.value.of(head) == request.id().as_str().as_bytes();
+    if is_reused && !is_ours {
+        return member.repeats_ids();
+    }
+    member.note_repeats_ids(is_ours);
+    false
+}
+
+/// Whether an answer has another form than was asked for: some engines do that, and an answer that
+/// belongs to somebody else may look so.
+fn contradicts(request: &Request) -> bool {
+    let streams =
+        matches!(request.dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages);
+    let response = &request.response;
+    let is_other = if request.stream { response.json } else { response.event_stream };
+    streams && response.status == 200 && is_other
+}
+
+/// Whether the head of an answer lets its connection live on. A refusal of a request with a body
+/// does not: the engine may not have read that, and would take it for the next request. HTTP/1.0
+/// has no rule that all follow; and of an answer that announces a body and must have none (to a
+/// HEAD, a 204, a 304) some servers send it all the same, and the next request would get it.
+fn is_kept(response: &ResponseHead, had_body: bool) -> bool {
     let announces = || {
         let coded = response.fields.iter().any(|field| field.known == Known::TransferEncoding);
         coded || response.content_length.is_some_and(|length| length > 0)
     };
     let is_bare = response.framing == ResponseFraming::None;
-    response.keep_alive && response.version == Version::Http11 && !(is_bare && announces())
+    let is_read = !had_body || response.status < 400;
+    let lives = response.keep_alive && response.version == Version::Http11;
+    lives && is_read && !(is_bare && announces())
 }
 
 /// Writes the head of the request.

@@ -1,7 +1,8 @@
-//! What the short body of an error says, read before the client gets any of it: two such answers
+//! What the short body of an error says, read before the client gets any of it: some such answers
 //! are no answer to the client, but a reason for another try.
 
 use super::exchange::Exchange;
+use crate::base::fault::Fault;
 use crate::base::limits::{PEEKED_ANSWER_BYTES_MAX, PEEKED_ANSWER_WAIT};
 use crate::http::framing::ResponseFraming;
 use crate::http::response::ResponseHead;
@@ -31,6 +32,15 @@ pub async fn is_loading(client: &Client, response: &ResponseHead, got: &mut Exch
         return false;
     }
     let says = |body: &[u8]| LOADING.into_iter().all(|words| memmem::find(body, words).is_some());
+    says_so(client, response, got, says).await
+}
+
+/// Whether an answer is our own refusal of a request that came back to us: no engine has seen it.
+pub async fn is_loop(client: &Client, response: &ResponseHead, got: &mut Exchange) -> bool {
+    if response.status != 508 || response.encoded || response.event_stream {
+        return false;
+    }
+    let says = |body: &[u8]| memmem::find(body, Fault::BackendLoops.code().as_bytes()).is_some();
     says_so(client, response, got, says).await
 }
 

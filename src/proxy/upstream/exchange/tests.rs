@@ -28,6 +28,8 @@ fn a_head_lets_its_connection_live_on_or_not() {
         let mut response = ResponseHead::default();
         let parsed = response.parse(head.as_bytes(), method, HEAD_BYTES_MAX).unwrap();
         assert_eq!(parsed, Parse::Done { len: head.len() }, "{head}");
-        assert_eq!(is_kept(&response), kept, "{method:?} {head}");
+        assert_eq!(is_kept(&response, false), kept, "{method:?} {head}");
+        let is_error = response.status >= 400;
+        assert_eq!(is_kept(&response, true), kept && !is_error, "with a body: {head}");
     }
 }
