@@ -61,6 +61,11 @@ impl RequestIds {
         RequestIds { prefix: seed, counter: 0 }
     }
 
+    /// True for an id that this has made, or may yet make.
+    pub fn made(&self, id: &[u8]) -> bool {
+        id.len() == 32 && id.starts_with(&hex(self.prefix))
+    }
+
     /// The next id.
     pub fn next_id(&mut self) -> RequestId {
         self.counter = self.counter.wrapping_add(1);
@@ -87,7 +92,10 @@ mod tests {
             assert_eq!(id.as_str().len(), 32);
             assert!(RequestId::from_client(id.as_str().as_bytes()).is_some());
             assert!(seen.insert(id.as_str().to_owned()));
+            assert!(ids.made(id.as_str().as_bytes()));
         }
+        assert!(!ids.made(RequestIds::new(8).next_id().as_str().as_bytes()));
+        assert!(!ids.made(b"0000000000000007"));
     }
 
     #[test]

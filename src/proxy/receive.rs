@@ -222,6 +222,10 @@ pub async fn head(
             Err(Alarm::Expired) => return Ok(Received::Idled),
             _ => return Ok(Received::Closed),
         }
+    } else {
+        // A train of small requests in one buffer must not be answered in one turn.
+        client.post.skip_wait();
+        client.post.take_turns().await;
     }
     // Of a head that never becomes whole, this is all that is known of its time.
     request.started = Instant::now();

@@ -16,8 +16,12 @@ pub struct Slices {
 }
 
 impl Slices {
-    /// Whether a body may be read in one go; counts it as read then.
+    /// Whether a body may be read in one go; counts it as read then. A body that is no longer than
+    /// the shortest slice always may: large ones must not make it wait.
     pub fn takes(&self, now: u32, len: usize) -> bool {
+        if len <= SCAN_SLICE_BYTES_MIN {
+            return true;
+        }
         if self.tick.replace(now) != now {
             self.bytes.set(0);
         }
@@ -64,7 +68,8 @@ mod tests {
         assert!(!slices.takes(1, SCAN_BYTES + 1));
         let taken = (0..1000).filter(|_| slices.takes(1, SCAN_BYTES)).count();
         assert_eq!(taken, SCAN_BYTES_PER_TICK_MAX / SCAN_BYTES);
-        assert!(!slices.takes(1, 1) && slices.takes(2, SCAN_BYTES));
+        assert!(!slices.takes(1, SCAN_BYTES) && slices.takes(2, SCAN_BYTES));
+        assert!(slices.takes(1, SCAN_SLICE_BYTES_MIN), "small ones do not wait for large ones");
     }
 
     /// Catches: slices that are a turn's work each, of many bodies.

@@ -298,9 +298,7 @@ impl Worker {
         let connections = &self.connections;
         let has_room = connections.have_room()
             // Who waits longest for its next request gives way, if one of this worker does.
-            || connections.have_room_for_guests()
-                && self.patrol.end_longest_waiting()
-                && connections.have_room_by_turns();
+            || connections.have_room_by_turns() && self.patrol.end_longest_waiting();
         if !has_room && !connections.have_room_for_guests() {
             let refusal = NO_ROOM.with_retry_after(1);
             let mut meters = self.meters.borrow_mut();
@@ -341,6 +339,11 @@ impl Worker {
     /// True when a log line of this code may be written; else it is counted.
     pub fn may_log(&self, code: &'static str) -> bool {
         self.sparing.borrow_mut().may_log(code, Instant::now())
+    }
+
+    /// True for an id that [`Worker::next_id`] may have given.
+    pub fn made_id(&self, id: &[u8]) -> bool {
+        self.ids.borrow().made(id)
     }
 
     /// A new request id.

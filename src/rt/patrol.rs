@@ -99,6 +99,8 @@ struct State {
     called_off: Cell<bool>,
     /// Waits in a row that were over before they began.
     unwaited: Cell<u32>,
+    /// It is here beyond the limit, for a moment, and gives way to nobody.
+    is_guest: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -167,6 +169,7 @@ impl Patrol {
             stands_at: Cell::new(None),
             called_off: Cell::new(false),
             unwaited: Cell::new(0),
+            is_guest: Cell::new(false),
             waker: RefCell::default(),
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
@@ -386,10 +389,22 @@ impl Post {
         self.state.stage.set(stage);
         self.state.since.set(self.patrol.now());
         let mut waiting = self.patrol.crowd.waiting.borrow_mut();
-        match stage.gives_way() {
+        match stage.gives_way() && !self.state.is_guest.get() {
             true => waiting.join(self.slot),
             false => waiting.leave(self.slot),
         }
+    }
+
+    /// Marks a connection that was taken beyond the limit, for one short request: it gives way to
+    /// nobody, or whoever asks how we are would be ended by the next client that comes.
+    pub fn set_guest(&self) {
+        self.state.is_guest.set(true);
+        self.patrol.crowd.waiting.borrow_mut().leave(self.slot);
+    }
+
+    /// Counts as a wait that was over before it began: what is answered next lay here already.
+    pub fn skip_wait(&self) {
+        self.state.unwaited.set(self.state.unwaited.get() + 1);
     }
 
     /// True while bytes or connections are scarce: who is slow should give way.

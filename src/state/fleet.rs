@@ -28,7 +28,6 @@ pub struct Member {
     unasked: AtomicU64,
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
-    repeats_ids: AtomicBool,
     tls: Option<Arc<rustls::ClientConfig>>,
 }
 
@@ -47,7 +46,6 @@ impl Fleet {
             unasked: AtomicU64::new(0),
             usage_wishes: KnownWishes::new(born),
             addresses: ArcSwap::from_pointee(Vec::new()),
-            repeats_ids: AtomicBool::new(false),
             tls,
         };
         Fleet { members: tls.into_iter().map(member).collect() }
@@ -74,19 +72,6 @@ impl Member {
     /// Neither do probes speak against it, nor do the requests that were sent there.
     pub fn is_healthy(&self) -> bool {
         self.passes_probes() && !self.repute().is_out()
-    }
-
-    /// Its answers carry the ids of their requests, as far as is known.
-    pub fn repeats_ids(&self) -> bool {
-        self.repeats_ids.load(Ordering::Relaxed)
-    }
-
-    /// Learns from an answer that can only be that to its request.
-    pub fn note_repeats_ids(&self, repeats: bool) {
-        // Nearly always known: no shared memory is written then.
-        if self.repeats_ids() != repeats {
-            self.repeats_ids.store(repeats, Ordering::Relaxed);
-        }
     }
 
     /// What the last probes say.

@@ -33,8 +33,8 @@ fn errors_inside_a_stream_are_recorded() {
         (format!("{error}{done}"), "backend_error", json!("error_in_stream")),
         (delta.to_owned(), "backend_error", json!("stream_unfinished")),
         (format!("{delta}data: [DONE]"), "complete", Value::Null),
-        (done.to_owned(), "backend_error", json!("stream_unfinished")),
-        (String::new(), "backend_error", json!("stream_unfinished")),
+        (done.to_owned(), "backend_error", json!("empty_answer")),
+        (String::new(), "backend_error", json!("empty_answer")),
     ] {
         let record = record_of(CHATS, STREAM, &stream(&events));
         assert_eq!((&record["status"], &record["error"]), (&json!(status), &code), "{record}");

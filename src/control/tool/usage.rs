@@ -23,10 +23,12 @@ const SUMS: &[(&str, &str)] = &[
       (status <> 'complete' OR status_code >= 400))",
     ),
     // An engine worked for these, and nobody knows how much: a sum of tokens says nothing of them.
+    // Of what costs none (`/tokenize`), whole answers have no reason why it is missing.
     (
         "without_usage",
         "count(*) FILTER (WHERE usage_source <> 'engine' AND method = 'POST' AND \
-      (status = 'client_left' OR status_code < 400))",
+      (status = 'client_left' OR status_code < 400 AND \
+       (usage_missing_reason IS NOT NULL OR status <> 'complete')))",
     ),
     ("prompt_tokens", "coalesce(sum(prompt_tokens), 0)"),
     ("completion_tokens", "coalesce(sum(completion_tokens), 0)"),

@@ -67,6 +67,9 @@ pub fn serve(
         HalfClose::Serve => Gone::AtReset,
     };
     let post = w.patrol.watch(socket, gone).ok()?;
+    if is_guest {
+        post.set_guest();
+    }
     let write_timeout = w.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
     let mut request = Request::new(w.next_id(), peer.to_string().into());

@@ -225,10 +225,10 @@ impl Tap {
         match (self.body_usage.facts().error(), self.is_stream) {
             (true, true) => Some("error_in_stream"),
             (true, false) => Some("error_in_answer"),
-            (false, _) if self.ended() == Some(false) => Some("stream_unfinished"),
             (false, _) if !self.body_usage.has_data() && self.dialect != Dialect::Other => {
                 Some("empty_answer")
             }
+            (false, _) if self.ended() == Some(false) => Some("stream_unfinished"),
             (false, _) if self.body_usage.is_cut() && self.dialect != Dialect::Other => {
                 Some("answer_unfinished")
             }

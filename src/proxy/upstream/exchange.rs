@@ -105,8 +105,8 @@ pub async fn exchange(
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
         Ok(head_len) => {
             let head = answer.bytes.as_ref().map_or(&[][..], |bytes| bytes);
-            if is_foreign(w, backend, request, head, is_reused) {
-                w.pool.distrust(backend, w.patrol.now());
+            if is_reused && is_foreign(w, request, head) {
+                distrust(w, backend);
                 return Err(Fault::ForeignAnswer);
             }
             lease.note_head(is_kept(&request.response, request.body_len > 0));
@@ -123,18 +123,24 @@ pub async fn exchange(
     }
 }
 
-/// Whether an answer carries the id of another request than ours, from a backend that repeats ours
-/// otherwise: it was sent unasked behind the last answer on this connection, or is the answer to
-/// who was given that. On a fresh connection it shows only that the backend has ids of its own.
-fn is_foreign(w: &Worker, backend: u32, request: &Request, head: &[u8], is_reused: bool) -> bool {
-    let told = request.response.fields.iter().find(|field| field.known == Known::XRequestId);
-    let (Some(told), Some(member)) = (told, w.fleet.get(backend as usize)) else { return false };
-    let is_ours = told.value.of(head) == request.id().as_str().as_bytes();
-    if is_reused && !is_ours {
-        return member.repeats_ids();
+/// Closes what is kept of a backend that gave a request the answer of another one.
+fn distrust(w: &Worker, backend: u32) {
+    w.pool.distrust(backend, w.patrol.now());
+    if w.may_log("foreign_answer") {
+        tracing::warn!(
+            backend = w.plan.backends.get(backend as usize).map(|backend| &*backend.name),
+            "the backend gave a request the answer of another one: its kept connections are closed"
+        );
     }
-    member.note_repeats_ids(is_ours);
-    false
+}
+
+/// Whether an answer carries an id that we gave to another request: it was sent unasked behind the
+/// last answer on this connection, or is the answer to who was given that. Other ids prove nothing:
+/// backends have ids of their own, and some rewrite those of clients.
+fn is_foreign(w: &Worker, request: &Request, head: &[u8]) -> bool {
+    let told = request.response.fields.iter().find(|field| field.known == Known::XRequestId);
+    let is_other = |told: &[u8]| told != request.id().as_str().as_bytes() && w.made_id(told);
+    told.is_some_and(|told| is_other(told.value.of(head)))
 }
 
 /// Whether an answer has another form than was asked for: some engines do that, and an answer that

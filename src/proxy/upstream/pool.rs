@@ -201,11 +201,6 @@ impl Pool {
 
     /// Closes all that a backend has: an answer came from there that belongs to another request.
     pub fn distrust(&self, backend: u32, now: u32) {
-        let name = self.limits.get(backend as usize).map_or("", |limits| &limits.name);
-        tracing::warn!(
-            backend = name,
-            "the backend gave a request the answer of another one: its kept connections are closed"
-        );
         if let Some(shelf) = self.shelves.borrow_mut().get_mut(backend as usize) {
             shelf.links.clear();
             shelf.wary_until = now.saturating_add(WARY_TICKS);

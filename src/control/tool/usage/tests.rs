@@ -16,16 +16,17 @@ fn store(name: &str) -> File {
     let connection = Connection::open(&path).unwrap();
     let text = format!(
         "CREATE TABLE {TABLE} (timestamp TEXT, api_key TEXT, user_id TEXT, model TEXT, \
-         backend TEXT, backend_url TEXT, method TEXT, usage_source TEXT, status TEXT, \
+         backend TEXT, backend_url TEXT, method TEXT, usage_source TEXT, \
+         usage_missing_reason TEXT, status TEXT, \
          status_code INT, prompt_tokens INT, \
          completion_tokens INT, total_tokens INT, cached_tokens INT, latency_ms INT); \
          INSERT INTO {TABLE} VALUES \
-         ('2026-01-14T10:30:00.007Z','k','u','a,\"b','gpu','http://x','POST','engine','complete',200,1,2,3,1,10), \
-         ('2026-01-15T10:30:00.007Z','k',NULL,'m','gpu','http://x','POST','engine','backend_error',200,4,5,9,NULL,21), \
-         ('2026-01-15T11:30:00.007Z','k','u','m',NULL,'http://x','POST','missing','client_left',499,NULL,NULL,NULL,NULL,0), \
-         ('2026-01-15T12:30:00.007Z','k','u','m','gpu','http://x','POST','missing','client_left',408,NULL,NULL,NULL,NULL,0), \
-         ('2026-01-15T13:30:00.007Z','k','u','m','gpu','http://x','POST','missing','complete',400,NULL,NULL,NULL,NULL,0), \
-         ('2026-01-15T13:30:00.007Z','k','u','m','gpu','http://x','GET','missing','complete',200,NULL,NULL,NULL,NULL,0)"
+         ('2026-01-14T10:30:00.007Z','k','u','a,\"b','gpu','http://x','POST','engine',NULL,'complete',200,1,2,3,1,10), \
+         ('2026-01-15T10:30:00.007Z','k',NULL,'m','gpu','http://x','POST','engine',NULL,'backend_error',200,4,5,9,NULL,21), \
+         ('2026-01-15T11:30:00.007Z','k','u','m',NULL,'http://x','POST','missing',NULL,'client_left',499,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T12:30:00.007Z','k','u','m','gpu','http://x','POST','missing',NULL,'client_left',408,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T13:30:00.007Z','k','u','m','gpu','http://x','POST','missing',NULL,'complete',400,NULL,NULL,NULL,NULL,0), \
+         ('2026-01-15T13:30:00.007Z','k','u','m','gpu','http://x','POST','missing',NULL,'complete',200,NULL,NULL,NULL,NULL,0)"
     );
     connection.execute_batch(&text).unwrap();
     File(path)
