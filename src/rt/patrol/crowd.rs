@@ -113,3 +113,31 @@ impl Patrol {
         is_too
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Gone;
+    use super::*;
+    use crate::rt::socket::Socket;
+    use std::os::unix::net::UnixStream;
+
+    /// Catches: whoever asks how we are, when all is taken, ended by the next client that comes.
+    #[test]
+    fn a_guest_gives_way_to_nobody() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build().unwrap();
+        runtime.block_on(async {
+            let patrol = Patrol::start().unwrap();
+            let watched = || {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                let socket = Socket::from_fd(ours.into()).unwrap();
+                (patrol.watch(socket, Gone::AtFin).unwrap(), theirs)
+            };
+            let (guest, client) = (watched(), watched());
+            guest.0.set_guest();
+            guest.0.set_receiving(Part::Head);
+            assert!(patrol.end_longest_waiting(), "the client waits");
+            assert!(!patrol.end_longest_waiting(), "the guest does not");
+            drop((guest, client));
+        });
+    }
+}
