@@ -356,7 +356,9 @@ impl<'a> Watched<'a> {
             return Ok(reader.literal(b"null")?);
         }
         if reader.peek() != Some(b'{') {
-            return Err(wrong_type("stream_options", reader));
+            // Some engines step over it, others refuse it in words that their clients know.
+            self.is_no_flag = true;
+            return Ok(reader.skip_value()?);
         }
         let mut key = reader.enter_object()?;
         let form = if key.is_some() { SpliceForm::OtherOptions } else { SpliceForm::EmptyOptions };

@@ -64,7 +64,7 @@ fn bodies_that_can_be_read_in_two_ways_are_400() {
     let (proxy, backend) = pair(&[]);
     let mut conn = proxy.connect();
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(65), "]".repeat(65));
-    let cases: [(&[u8], &str); 15] = [
+    let cases: [(&[u8], &str); 14] = [
         (b"{} {}", "invalid_json"),
         (b"{}\0", "invalid_json"),
         (b"{\0\"\0a\0\"\0:\x001\0}\0", "invalid_json"),
@@ -79,7 +79,6 @@ fn bodies_that_can_be_read_in_two_ways_are_400() {
         (br#"{"Model":"a"}"#, "ambiguous_key"),
         (br#"{"model":"a","sTream":true}"#, "ambiguous_key"),
         (br#"{"model":7}"#, "invalid_type"),
-        (br#"{"stream_options":[]}"#, "invalid_type"),
     ];
     for (body, code) in cases {
         conn.post("/v1/chat/completions", "", body).assert_refused(400, code);

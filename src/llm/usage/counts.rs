@@ -104,7 +104,7 @@ impl Counts {
     /// Why nothing of this may stand in a bill: a wrong one is worse than one that is missing,
     /// because a missing one is seen.
     pub fn usage(&self, dialect: Dialect, is_end: bool) -> Result<Option<Usage>, Odd> {
-        if let Some(odd) = self.why.filter(|_| self.odd != 0) {
+        if let Some(odd) = self.why.filter(|_| self.odd & !self.unread() != 0) {
             return Err(odd);
         }
         match dialect {
@@ -115,6 +115,16 @@ impl Counts {
                 self.native(dialect, is_end)
             }
             _ => self.common(dialect),
+        }
+    }
+
+    /// Fields that are not looked at, since others tell prompt and completion: what is odd in them
+    /// (llama.cpp's `"prompt_n": -1` for a prompt that was not computed) spoils nothing.
+    fn unread(&self) -> u16 {
+        let prompt = self.has_any(&[Field::Prompt, Field::Input]);
+        match prompt && self.has_any(&[Field::Completion, Field::Output]) {
+            true => TIMED.iter().fold(0, |bits, field| bits | 1 << *field as u16),
+            false => 0,
         }
     }
 
@@ -209,6 +219,10 @@ impl Counts {
 
 /// The counts that a sum is of.
 const COUNTED: [Field; 4] = [Field::Prompt, Field::Completion, Field::Input, Field::Output];
+
+/// What is read when nothing else tells.
+const TIMED: [Field; 4] =
+    [Field::TimedPrompt, Field::TimedCached, Field::TimedCompletion, Field::InCache];
 
 const ALL: [Field; FIELDS] = [
     Field::Prompt,

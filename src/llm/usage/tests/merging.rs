@@ -115,6 +115,12 @@ fn what_is_no_count_is_no_usage_and_says_why() {
         let scan = read(Dialect::Ollama, Some(Framing::Lines), &line);
         assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(odd)), "{line}");
     }
+    // What is not looked at, since others tell, spoils nothing.
+    let timed = "{\"usage\":{\"prompt_tokens\":8,\"completion_tokens\":2},\
+                 \"timings\":{\"prompt_n\":-1,\"predicted_n\":2}}";
+    let scan = read(Dialect::OpenAi, None, timed);
+    let told = scan.usage().map(|usage| (usage.prompt_tokens, usage.completion_tokens));
+    assert_eq!((told, scan.facts().fault()), (Some((8, 2)), None));
     // The last word counts here too.
     let good = usage(r#""prompt_tokens":3,"completion_tokens":1"#);
     assert_eq!(chat(&[&usage(r#""prompt_tokens":"3""#), &good]), Some((3, 1, 4, None, None)));
