@@ -183,6 +183,7 @@ impl Buffer {
     pub fn is_settled() -> bool {
         POOL.with_borrow(|pool| {
             pool.small.len() <= BUFFERS_IDLE_MIN
+                && pool.scarce_for == 0
                 && pool.larger.is_empty()
                 && pool.bytes_told == pool.bytes_on_loan
         })

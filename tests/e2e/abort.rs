@@ -1,5 +1,6 @@
 //! A client that leaves: whenever and however it does, the engine stops working for it at once.
 
+use crate::harness::client::post_bytes;
 use crate::harness::{await_until, pause, Conn, SOON};
 use crate::rig::{leave, rejected, Leave, Rig, CHAT, CHATS, STREAM};
 use std::io::Write;
@@ -113,6 +114,21 @@ fn a_client_that_leaves_inside_its_body_never_reaches_the_engine() {
             assert_eq!(rig.hook.records().len(), 0, "what no engine had is nobody's bill");
         }
     }
+}
+
+/// Catches: a client that leaves while its large body is read, taken for one that was refused.
+#[test]
+fn a_client_that_leaves_while_its_body_is_read_is_none_that_was_refused() {
+    let rig = Rig::new();
+    let body = format!("{{\"model\":\"m\"{}}}", ",\"a\":0".repeat(3 << 20));
+    let mut conn = rig.proxy.connect();
+    conn.send(post_bytes(CHATS, "", body));
+    // It is whole, and much longer than what is read between two looks at the client.
+    drop(leave(conn, Leave::Fin));
+    rig.proxy.await_metric("llmproxy_client_abort_total", &[("phase", "request")], 1.0);
+    assert_eq!(rig.proxy.metric("llmproxy_rejected_total", &[]), 0.0);
+    rig.assert_quiet();
+    assert_eq!(rig.engine.posts().len(), 0);
 }
 
 /// Catches: half a head that is answered, counted as served, or waited for.
