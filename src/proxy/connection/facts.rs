@@ -1,5 +1,7 @@
 //! What a request body says: all of it at once, or in slices.
 
+use super::ours::refuse;
+use super::Next;
 use crate::base::refusal::Refusal;
 use crate::llm::request::{RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
@@ -13,21 +15,24 @@ use std::pin::Pin;
 use std::time::Duration;
 
 /// Takes from the body what the way of the request depends on. `Some`: what is left to do, boxed:
-/// few bodies are refused, or so large that they are read in slices. An error when its body will
-/// not do, or the client left meanwhile.
+/// few bodies are refused, or so large that they are read in slices.
 pub(super) fn read_facts<'a>(
     w: &'a Worker,
     client: &'a mut Client,
     request: &'a mut Request,
-) -> Option<Pin<Box<impl Future<Output = Result<(), Refusal>> + 'a>>> {
+) -> Option<Pin<Box<impl Future<Output = Option<Next>> + 'a>>> {
     let read = at_once(w, client, request);
     if matches!(read, Some(Ok(()))) {
         return None;
     }
     Some(Box::pin(async move {
-        match read {
+        let read = match read {
             Some(read) => read,
             None => in_slices(w, client, request).await,
+        };
+        match read {
+            Ok(()) => None,
+            Err(refusal) => Some(refuse(w, client, request, refusal).await),
         }
     }))
 }

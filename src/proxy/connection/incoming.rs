@@ -2,7 +2,7 @@
 //! What is not for one is answered here.
 
 use super::facts::read_facts;
-use super::ours::{own_answer, refuse};
+use super::ours::{left, own_answer, refuse};
 use super::{Next, Talk};
 use crate::base::id::RequestId;
 use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
@@ -16,8 +16,6 @@ use crate::proxy::admit::path::{self, Kind, Served};
 use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
 use crate::proxy::receive::{self, Received, Request};
-use crate::proxy::relay::tap::Tap;
-use crate::proxy::settle::{settle, Story};
 use crate::proxy::unpack::unpack;
 use crate::proxy::worker::Worker;
 use crate::state::hop;
@@ -68,7 +66,7 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
     if wanted || (is_small(request) && !request.is_guest) {
         match receive::body(client, request, &w.plan.server).await {
             Ok(Received::Whole) => {}
-            Ok(Received::Closed | Received::Idled) => return Some(left(w, request, &talk.tap)),
+            Ok(Received::Closed | Received::Idled) => return Some(left(w, request)),
             Err(refusal) => return Some(Box::pin(refuse(w, client, request, refusal)).await),
         }
     }
@@ -82,27 +80,14 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
         },
         other => other,
     };
-    let read = match kind {
+    match kind {
         Ok(Kind::Forward) => match read_facts(w, client, request) {
-            None => return None,
+            None => None,
             Some(rest) => rest.await,
         },
-        Ok(own) => return Some(Box::pin(own_answer(w, client, request, own)).await),
-        Err(refusal) => Err(refusal),
-    };
-    match read {
-        Ok(()) => None,
-        // While its body was unpacked or read.
-        Err(_) if client.post.is_gone() => Some(left(w, request, &talk.tap)),
+        Ok(own) => Some(Box::pin(own_answer(w, client, request, own)).await),
         Err(refusal) => Some(Box::pin(refuse(w, client, request, refusal)).await),
     }
-}
-
-/// Ends a request whose client left before it was for a backend.
-fn left(w: &Worker, request: &Request, tap: &Tap) -> Next {
-    w.count_abort(Phase::Request);
-    settle(w, request, tap, &mut Story::client_left());
-    Next::Close
 }
 
 fn is_small(request: &Request) -> bool {

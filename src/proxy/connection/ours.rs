@@ -24,6 +24,10 @@ pub(super) async fn refuse(
     request: &mut Request,
     refusal: Refusal,
 ) -> Next {
+    // While its body was unpacked or read.
+    if client.post.is_gone() {
+        return left(w, request);
+    }
     // Its request may not have come to its end, and does not any more.
     client.post.set_busy();
     let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
@@ -32,6 +36,13 @@ pub(super) async fn refuse(
     request.release_body(client);
     settle(w, request, &Tap::default(), &mut Story::refused(&refusal));
     next
+}
+
+/// Ends a request whose client left before it was for a backend.
+pub(super) fn left(w: &Worker, request: &Request) -> Next {
+    w.count_abort(Phase::Request);
+    settle(w, request, &Tap::default(), &mut Story::client_left());
+    Next::Close
 }
 
 /// Answers for a backend that did not, and settles.
