@@ -75,7 +75,10 @@ impl Client {
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             match self.post.socket().try_recv(inbox) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(n) => return Ok(n),
+                Ok(n) => {
+                    self.post.hear();
+                    return Ok(n);
+                }
                 Err(_) => return Err(Alarm::Gone),
             }
         }

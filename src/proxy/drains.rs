@@ -11,8 +11,11 @@ use std::rc::Rc;
 /// Those of one worker, the oldest first.
 #[derive(Default)]
 pub struct Drains {
+    /// Those that may be told to give way.
     going: RefCell<BTreeMap<u64, Rc<Moment>>>,
     begun: Cell<u64>,
+    /// Those that are not over, the ones that were told to give way among them.
+    count: Cell<usize>,
 }
 
 /// One of them, counted until it is dropped.
@@ -25,7 +28,22 @@ pub struct Drain {
 impl Drains {
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.going.borrow().len()
+        self.count.get()
+    }
+
+    /// Counts one more, and gives its number and what cuts it.
+    fn begin(&self) -> (u64, Rc<Moment>) {
+        let (number, cut) = (self.begun.get(), Rc::new(Moment::default()));
+        self.begun.set(number + 1);
+        self.count.set(self.count.get() + 1);
+        self.going.borrow_mut().insert(number, Rc::clone(&cut));
+        (number, cut)
+    }
+
+    /// This one is over.
+    fn end(&self, number: u64) {
+        self.count.set(self.count.get().saturating_sub(1));
+        self.going.borrow_mut().remove(&number);
     }
 
     /// Cuts the oldest; false when there is none.
@@ -40,16 +58,14 @@ impl Drain {
     /// it; `None` when the worker has none.
     pub fn begin(w: &Rc<Worker>) -> Option<Drain> {
         let drains = &w.drains;
-        if !w.has_room_for_drain() {
+        if !w.connections.have_room_for_drain() {
             w.meters.borrow_mut().crowded_closed[3] += 1;
             if !drains.cut_oldest() {
                 return None;
             }
         }
-        let (number, cut) = (drains.begun.get(), Rc::new(Moment::default()));
-        drains.begun.set(number + 1);
-        drains.going.borrow_mut().insert(number, Rc::clone(&cut));
-        w.enter_drain();
+        let (number, cut) = drains.begin();
+        w.connections.enter_drain();
         Some(Drain { w: Rc::clone(w), number, cut })
     }
 
@@ -61,7 +77,25 @@ impl Drain {
 
 impl Drop for Drain {
     fn drop(&mut self) {
-        self.w.drains.going.borrow_mut().remove(&self.number);
-        self.w.leave_drain();
+        self.w.drains.end(self.number);
+        self.w.connections.leave_drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: one that was told to give way, counted as a client until it is over.
+    #[test]
+    fn what_is_cut_counts_until_it_is_over() {
+        let drains = Drains::default();
+        let ((first, cut), (second, _)) = (drains.begin(), drains.begin());
+        assert!(drains.cut_oldest() && cut.has_come());
+        assert_eq!(drains.count(), 2);
+        drains.end(first);
+        assert_eq!(drains.count(), 1);
+        drains.end(second);
+        assert!(drains.count() == 0 && !drains.cut_oldest());
     }
 }

@@ -121,7 +121,8 @@ pub struct Worker {
     active: Cell<usize>,
     /// The same moment by both clocks.
     wall: Cell<(Instant, u64)>,
-    connections: Arc<Connections>,
+    /// Client connections of all workers together, and how many there may be.
+    pub connections: Arc<Connections>,
     stop: Arc<Stop>,
     pulse: Arc<Pulse>,
     pages: Sender<PageRequest>,
@@ -251,7 +252,7 @@ impl Worker {
             self.pool.clear();
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
             // One more tick after the drain began: the accept loop empties the kernel's queue.
-            if (self.live.get() == 0 && was_draining) || out_of_time {
+            if (self.is_vacant() && was_draining) || out_of_time {
                 self.usage.iter().for_each(Ledger::finish);
                 self.sparing.borrow_mut().finish();
                 mailbox.leave(Box::new(self.copy_meters()));
@@ -264,12 +265,17 @@ impl Worker {
     /// True when nothing is left that a sweep would have to see to: the worker may sleep, without
     /// a timer, until a client comes or somebody calls.
     fn may_rest(&self) -> bool {
-        self.live.get() == 0
+        self.is_vacant()
             && self.pool.is_empty()
             && Buffer::is_settled()
             && self.sparing.borrow().is_settled()
             && self.usage.as_ref().is_none_or(Ledger::is_settled)
             && matches!(self.stop.phase(), Phase::Running | Phase::Leaving)
+    }
+
+    /// True when it has no client, and reads no engine for one that has left.
+    fn is_vacant(&self) -> bool {
+        self.live.get() == 0 && self.drains.count() == 0
     }
 
     fn look_at_the_clock(&self) {
@@ -413,23 +419,6 @@ impl Worker {
         Live(Rc::clone(self))
     }
 
-    /// True when one more answer may be read on for a client that has left.
-    pub fn has_room_for_drain(&self) -> bool {
-        self.connections.have_room_for_drain()
-    }
-
-    /// Counts such an answer. Its client's place is free; the worker does not end before it.
-    pub fn enter_drain(&self) {
-        self.live.set(self.live.get() + 1);
-        self.connections.enter_drain();
-    }
-
-    /// It is over.
-    pub fn leave_drain(&self) {
-        self.live.set(self.live.get().saturating_sub(1));
-        self.connections.leave_drain();
-    }
-
     /// Counts a request as active until the guard is dropped.
     pub fn enter_request(self: &Rc<Self>) -> Active {
         self.active.set(self.active.get() + 1);
@@ -472,7 +461,7 @@ impl Worker {
         }
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
-            connections_open: self.live.get().saturating_sub(self.drains.count()) as u64,
+            connections_open: self.live.get() as u64,
             drains: self.drains.count() as u64,
             requests_active: self.active.get() as u64,
             buffers_in_use: buffers_in_use as u64,

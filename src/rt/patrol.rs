@@ -31,9 +31,10 @@ const TICK_MS: u64 = 100;
 /// Tasks roused by one sweep; the rest follow a millisecond later. A quarter of the ring's
 /// entries, so that ten thousand connections that end together never overrun it.
 const ROUSED_PER_SWEEP_MAX: usize = 1024;
-/// A request that is not there yet when the worker begins to drain has so long to come.
-const DRAIN_RECEIVE_MAX: Duration = Duration::from_secs(2);
-const DRAIN_RECEIVE_TICKS: u32 = (DRAIN_RECEIVE_MAX.as_millis() / TICK.as_millis()) as u32;
+/// While the worker drains, a request that is on its way may pause for so long. A client on a bad
+/// line loses a packet or two and goes on after three seconds.
+const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(5);
+const DRAIN_SILENCE_TICKS: u32 = (DRAIN_SILENCE_MAX.as_millis() / TICK.as_millis()) as u32;
 /// Waits in a row that may be over before they began, before others get a turn.
 const UNWAITED_MAX: u32 = 16;
 /// Hang-ups taken from the kernel at a time.
@@ -94,6 +95,8 @@ struct State {
     stage: Cell<Stage>,
     /// The tick in which the stage began.
     since: Cell<u32>,
+    /// The tick in which bytes of the client came last, or the stage began.
+    heard: Cell<u32>,
     /// For whom it waits, when somebody else would do: [`Post::stand_at`].
     stands_at: Cell<Option<u32>>,
     called_off: Cell<bool>,
@@ -166,6 +169,7 @@ impl Patrol {
             ended: Cell::new(false),
             stage: Cell::new(Stage::Silent),
             since: Cell::new(self.now()),
+            heard: Cell::new(self.now()),
             stands_at: Cell::new(None),
             called_off: Cell::new(false),
             unwaited: Cell::new(0),
@@ -240,15 +244,17 @@ impl Patrol {
         false
     }
 
-    /// True when a connection should end: idle ones when the worker drains, and a moment later
-    /// those whose request is not there yet, of which no engine knows.
+    /// True when a connection should end. While the worker drains: those that are idle, and those
+    /// whose request has stopped coming before it was whole, of which no engine knows.
     fn is_over(&self, post: &State, now: u32) -> bool {
-        let draining_for = now.saturating_sub(self.draining_since.get());
         self.ending.has_come()
             || self.draining.has_come()
                 && match post.stage.get() {
                     Stage::Silent | Stage::Idle => true,
-                    Stage::Head | Stage::Body => draining_for > DRAIN_RECEIVE_TICKS,
+                    Stage::Head | Stage::Body => {
+                        let since = post.heard.get().max(self.draining_since.get());
+                        now.saturating_sub(since) > DRAIN_SILENCE_TICKS
+                    }
                     Stage::Busy => false,
                 }
     }
@@ -385,9 +391,16 @@ impl Post {
         self.state.ended.set(self.patrol.ending.has_come());
     }
 
+    /// Notes that bytes of the client came: what was about to end for want of them goes on.
+    pub fn hear(&self) {
+        self.state.heard.set(self.patrol.now());
+        self.state.ended.set(self.patrol.ending.has_come());
+    }
+
     fn set_stage(&self, stage: Stage) {
         self.state.stage.set(stage);
         self.state.since.set(self.patrol.now());
+        self.state.heard.set(self.patrol.now());
         let mut waiting = self.patrol.crowd.waiting.borrow_mut();
         match stage.gives_way() && !self.state.is_guest.get() {
             true => waiting.join(self.slot),
@@ -456,7 +469,8 @@ impl<F: Future> Future for Watched<'_, F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let state = &this.post.state;
-        if state.ended.get() && !state.stage.get().is_idle() {
+        // At the drain's deadline a stream ends though there is always more to send.
+        if state.ended.get() && this.post.patrol.ending.has_come() && !state.stage.get().is_idle() {
             return Poll::Ready(Err(Alarm::Ended));
         }
         if *this.gone_ends && state.gone.get() {

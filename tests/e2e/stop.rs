@@ -2,7 +2,8 @@
 //! code says how it went.
 
 use crate::harness::message::Ended;
-use crate::harness::{await_until, Config, Conn, Engine, Proxy, SOON};
+use crate::harness::metrics::Metrics;
+use crate::harness::{await_until, pause, Config, Conn, Engine, Proxy, SOON};
 use crate::rig::{Rig, CHAT, CHATS, STREAM};
 use rustix::process::Signal;
 use std::net::TcpStream;
@@ -299,24 +300,117 @@ fn a_client_that_still_sends_is_told_why_it_is_cut() {
     assert_eq!(proxy.process.wait(SOON).code(), Some(3));
 }
 
-/// Catches: a request that is not whole, stalled or dripping, that holds the end until a timeout
-/// and makes it an end in which something was cut.
+/// The head of a chat that will have a body of so many bytes.
+fn chat_head(length: usize) -> String {
+    format!("POST {CHATS} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// Catches: half a request of which no more comes, that holds the end until a timeout and makes it
+/// an end in which something was cut.
 #[test]
 fn half_a_request_does_not_hold_the_end() {
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
-    for (begun, drip) in [("POST /v1/chat", ""), (head, ""), (head, "x")] {
+    for begun in ["POST /v1/chat".to_owned(), chat_head(1_000_000)] {
         let (engine, proxy) = rig("10m");
         let mut conn = proxy.connect();
-        conn.send(begun);
+        conn.send(&begun);
         let open = || proxy.metric("llmproxy_connections_open", &[]);
         await_until("it is taken in", SOON, || open() >= 2.0);
         proxy.process.signal(Signal::TERM);
-        await_until("it is told", SOON, || {
-            conn.try_send(drip.repeat(20_000));
-            conn.arrives_within(Duration::from_millis(100))
-        });
         conn.response().assert_refused(503, "shutting_down");
         assert_eq!(proxy.process.wait(SOON).code(), Some(0), "{begun}");
         assert_eq!(engine.posts().len(), 0);
     }
+}
+
+/// Longer than a request may pause while the proxy drains.
+const LONG: Duration = Duration::from_secs(6);
+
+/// Catches: a request cut by a drain though more of it comes all the time.
+#[test]
+fn a_drain_waits_for_requests_that_are_on_their_way() {
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url()).server("drain_timeout: 10m");
+    let proxy = config.server("header_timeout: 10m").start();
+    let begin = |bytes: &str| {
+        let mut conn = proxy.connect();
+        conn.send(bytes);
+        conn
+    };
+    let (open, close) = CHAT.split_at(1);
+    // As many blanks as there may be pieces, and one more.
+    let blanks = 100 * 1024;
+    let mut counted = begin(&(chat_head(CHAT.len() + blanks) + open));
+    let framing = "Transfer-Encoding: chunked";
+    let head = format!("POST {CHATS} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n1\r\n{open}\r\n");
+    let mut chunked = begin(&head);
+    let mut heading = begin(&format!("POST {CHATS} HTTP/1.1\r\nHost: a\r\nX: "));
+    proxy.await_metric("llmproxy_requests_active", &[], 3.0);
+    proxy.await_metric("llmproxy_connections_open", &[], 4.0);
+    proxy.process.signal(Signal::TERM);
+    await_until("no connection is taken", SOON, || TcpStream::connect(proxy.addr()).is_err());
+    let piece = " ".repeat(1024);
+    let chunk = format!("400\r\n{piece}\r\n");
+    let began = Instant::now();
+    let mut sent = 0;
+    while began.elapsed() < LONG {
+        if sent < blanks {
+            counted.send(&piece);
+            sent += piece.len();
+        }
+        chunked.send(&chunk);
+        heading.send("x");
+        pause(Duration::from_millis(100));
+    }
+    counted.send(" ".repeat(blanks - sent) + close);
+    chunked.send(format!("{:x}\r\n{close}\r\n0\r\n\r\n", close.len()));
+    heading.send(format!("\r\nContent-Length: {}\r\n\r\n{CHAT}", CHAT.len()));
+    for conn in [&mut counted, &mut chunked, &mut heading] {
+        let answer = conn.response();
+        assert_eq!((answer.status(), answer.ended), (200, Ended::Whole), "{}", answer.text());
+        assert_eq!(answer.head.get("connection"), Some("close"));
+    }
+    assert_eq!(engine.posts().len(), 3);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+}
+
+/// Sends one more byte of the field that each of them is in.
+fn drip(conns: &mut [Conn]) {
+    for conn in conns {
+        conn.send("x");
+    }
+}
+
+/// Catches: a connection that was cut, counted as open for ever.
+#[test]
+fn who_is_cut_by_a_drain_is_not_counted_any_more() {
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url()).server("drain_timeout: 10m");
+    let proxy = config.server("header_timeout: 10m").start();
+    let _running = stream(&proxy, "x-mock-tokens: 2\r\nx-mock-gap-ms: 60000\r\n");
+    let begin = |bytes: &str| {
+        let mut conn = proxy.connect();
+        conn.send(bytes);
+        conn
+    };
+    let mut stalled = [begin("POST /v1"), begin(&chat_head(10)), begin(&(chat_head(10) + "x"))];
+    let mut silent = begin("");
+    // Nobody can ask over a new connection then, and over each of these only once.
+    let mut asking: Vec<Conn> =
+        (0..20).map(|_| begin("GET /metrics HTTP/1.1\r\nHost: a\r\nX: ")).collect();
+    proxy.await_metric("llmproxy_connections_open", &[], 26.0);
+    proxy.process.signal(Signal::TERM);
+    await_until("they are told", SOON, || {
+        drip(&mut asking);
+        stalled.iter_mut().all(|conn| conn.arrives_within(Duration::from_millis(20)))
+    });
+    silent.assert_closes();
+    stalled.iter_mut().for_each(|conn| conn.response().assert_refused(503, "shutting_down"));
+    stalled.iter_mut().for_each(Conn::assert_closes);
+    await_until("they are gone", SOON, || {
+        let here = asking.len() as f64;
+        let mut conn = asking.pop().expect("one that has not asked");
+        let page = conn.send("x\r\n\r\n").response().text();
+        drip(&mut asking);
+        Metrics::parse(&page).sum("llmproxy_connections_open", &[]) == here + 1.0
+    });
 }
