@@ -6,7 +6,7 @@ use crate::usage::record::UsageRecord;
 use crate::usage::spool::checkpoint::Checkpoint;
 use crate::usage::spool::disk::{Disk, RealDisk};
 use crate::usage::spool::survey::{survey, Survey};
-use crate::usage::spool::{dead_letter, open, replay, Options};
+use crate::usage::spool::{dead_letter, open, Options};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
@@ -162,17 +162,12 @@ fn replay_dead_letters(
         return Err(io::Error::other("the disk does not take them; nothing is changed"));
     }
     if taken > 0 {
-        // The new file first: what cannot be read is in one or the other at any moment.
-        let rest = format!("{name}.new");
-        let file = disk.create(&rest)?;
-        file.write_at(&kept.lines, 0)?;
-        file.sync()?;
-        disk.rename(&name, &format!("{reporter}{}", replay::DONE_SUFFIX))?;
+        // A copy first: who is killed in between has delivered them once more, and lost nothing.
+        dead_letter::write_whole(&*disk, &dead_letter::free_name(&*disk, reporter)?, &letters)?;
         match kept.lines.is_empty() {
-            true => disk.remove(&rest)?,
-            false => disk.rename(&rest, &name)?,
+            true => disk.remove(&name).and_then(|()| disk.sync_dir())?,
+            false => dead_letter::write_whole(&*disk, &name, &kept.lines)?,
         }
-        disk.sync_dir()?;
     }
     writeln!(out, "{reporter}: {taken} dead letters are delivered again at the next start")?;
     kept.tell(&name)

@@ -10,6 +10,7 @@ use crate::base::clock::unix_ms;
 use crate::base::limits::{DEAD_LETTER_BYTES_MAX, RECORD_BODY_BYTES_DEFAULT};
 use crate::config::plan::RecordFormat;
 use crate::usage::record::{line, rfc3339, UsageRecord};
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::io;
@@ -17,6 +18,8 @@ use std::sync::Arc;
 
 /// The file's name begins with the reporter's and ends so.
 pub const SUFFIX: &str = ".dead.jsonl";
+/// And so does that of a file whose letters were delivered; a later one has a number behind it.
+const DONE_SUFFIX: &str = ".dead.jsonl.replayed";
 
 /// One line of the file.
 #[derive(Serialize, Deserialize)]
@@ -56,21 +59,71 @@ impl DeadLetters {
 
 /// Appends whole lines to a reporter's file. It is opened each time: `spool replay` may have moved
 /// it away.
-///
-/// # Errors
-/// It has no room for them, or the disk does not take them.
-pub(super) fn append(disk: &dyn Disk, reporter: &str, lines: &[u8]) -> io::Result<()> {
+fn append(disk: &dyn Disk, reporter: &str, lines: &[u8]) -> io::Result<()> {
     let (file, end) = open(disk, reporter)?;
-    if end + lines.len() as u64 > DEAD_LETTER_BYTES_MAX {
-        let message = format!("{reporter}{SUFFIX} is full ({DEAD_LETTER_BYTES_MAX} bytes)");
-        return Err(io::Error::new(io::ErrorKind::StorageFull, message));
-    }
+    has_room(reporter, end + lines.len() as u64)?;
     if let Err(error) = file.write_at(lines, end).and_then(|()| file.sync()) {
         // Half a line would spoil the next one.
         let _ = file.truncate(end);
         return Err(error);
     }
     Ok(())
+}
+
+fn has_room(reporter: &str, bytes: u64) -> io::Result<()> {
+    if bytes <= DEAD_LETTER_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("{reporter}{SUFFIX} is full ({DEAD_LETTER_BYTES_MAX} bytes)");
+    Err(io::Error::new(io::ErrorKind::StorageFull, message))
+}
+
+/// Puts lines that a replay cannot read back among the dead letters, all or none of them. Whoever
+/// is not sure that they are there may do it again: a second time changes nothing.
+///
+/// # Errors
+/// It has no room for them, or the disk does not take them; then the file is as it was.
+pub(super) fn put_back(disk: &dyn Disk, reporter: &str, lines: &[u8]) -> io::Result<()> {
+    let name = format!("{reporter}{SUFFIX}");
+    let mut all = read(disk, &name)?.unwrap_or_default();
+    let is_line = |at: usize| at == 0 || all.get(at - 1) == Some(&b'\n');
+    if memmem::find_iter(&all, lines).any(is_line) {
+        return disk.sync_dir();
+    }
+    if !all.is_empty() && !all.ends_with(b"\n") {
+        all.push(b'\n');
+    }
+    all.extend_from_slice(lines);
+    has_room(reporter, all.len() as u64)?;
+    write_whole(disk, &name, &all)
+}
+
+/// A file with these bytes: after a crash it is as it was before, or complete.
+///
+/// # Errors
+/// The disk does not take it; then the file is as it was.
+pub fn write_whole(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let new = format!("{name}.new");
+    let file = disk.create(&new)?;
+    let written = file.write_at(bytes, 0).and_then(|()| file.sync());
+    if let Err(error) = written.and_then(|()| disk.rename(&new, name)) {
+        // Under this name it says nothing to anybody; the next one would write over it.
+        let _ = disk.remove(&new);
+        return Err(error);
+    }
+    disk.sync_dir()
+}
+
+/// The first free name for letters that were delivered: those of earlier replays stay.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn free_name(disk: &dyn Disk, reporter: &str) -> io::Result<String> {
+    let taken = disk.list()?;
+    let first = format!("{reporter}{DONE_SUFFIX}");
+    let names = (2..).map(|number: u64| format!("{first}.{number}"));
+    let free = std::iter::once(first.clone()).chain(names).find(|name| !taken.contains(name));
+    free.ok_or_else(|| io::Error::other("no name is free"))
 }
 
 /// The file, and where to go on in it.

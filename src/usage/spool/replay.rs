@@ -4,6 +4,7 @@
 //! delivered. A process that ends before that begins anew: repeated, not lost.
 
 use super::dead_letter;
+use super::disk::Disk;
 use super::table::Shared;
 use crate::usage::record::UsageRecord;
 use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
@@ -13,8 +14,6 @@ use std::time::{Duration, Instant};
 
 /// The file's name begins with the reporter's and ends so.
 pub const SUFFIX: &str = ".replay";
-/// What stands behind the name of a file of dead letters that was delivered.
-pub const DONE_SUFFIX: &str = ".dead.jsonl.replayed";
 
 /// Whether there is a file is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -108,7 +107,7 @@ impl Replay {
         if letters.asked.is_some() || letters.last > through {
             return Ok(false);
         }
-        self.finish(letters).map(|()| true)
+        finish(&*self.shared.disk, &self.name(), &letters.bytes).map(|()| true)
     }
 
     /// Asks the journal to write the next piece, if there is one.
@@ -138,35 +137,42 @@ impl Replay {
         Ok(())
     }
 
-    /// Puts the file aside, and what cannot be read back among the dead letters.
-    fn finish(&self, letters: &Letters) -> io::Result<()> {
-        let (disk, reporter) = (&*self.shared.disk, self.name());
-        let (mut records, mut unreadable, mut kept) = (0, 0, Vec::new());
-        for (_, line, record) in dead_letter::lines(&letters.bytes) {
-            match record {
-                Some(_) => records += 1,
-                None => {
-                    unreadable += 1;
-                    kept.extend([line, b"\n"].concat());
-                }
-            }
-        }
-        if !kept.is_empty() {
-            dead_letter::append(disk, &reporter, &kept)?;
-        }
-        disk.rename(&format!("{reporter}{SUFFIX}"), &format!("{reporter}{DONE_SUFFIX}"))?;
-        disk.sync_dir()?;
-        tracing::info!(
-            reporter,
-            records,
-            unreadable,
-            "usage records are queued once more for their reporter"
-        );
-        Ok(())
-    }
-
     fn name(&self) -> String {
         let state = self.shared.state.reporters.get(self.index);
         state.map_or_else(String::new, |reporter| reporter.name.clone())
     }
+}
+
+/// Puts what cannot be read back among the dead letters, then the file aside. Where one of them
+/// fails, or the process ends in between, all of it can be done again.
+///
+/// # Errors
+/// The file is still there.
+pub(super) fn finish(disk: &dyn Disk, reporter: &str, letters: &[u8]) -> io::Result<()> {
+    let (mut records, mut unreadable, mut kept) = (0, 0, Vec::new());
+    for (_, line, record) in dead_letter::lines(letters) {
+        match record {
+            Some(_) => records += 1,
+            None => {
+                unreadable += 1;
+                kept.extend([line, b"\n"].concat());
+            }
+        }
+    }
+    if !kept.is_empty() {
+        dead_letter::put_back(disk, reporter, &kept)?;
+    }
+    disk.rename(&format!("{reporter}{SUFFIX}"), &dead_letter::free_name(disk, reporter)?)?;
+    // It is not there any more, so that this must not be done again. If the power goes before the
+    // disk knows, the file is back: its records are delivered once more, none is lost.
+    if let Err(error) = disk.sync_dir() {
+        tracing::warn!(reporter, %error, "if the power goes now, records are delivered again");
+    }
+    tracing::info!(
+        reporter,
+        records,
+        unreadable,
+        "usage records are queued once more for their reporter"
+    );
+    Ok(())
 }

@@ -149,6 +149,26 @@ fn what_a_replay_cannot_read_stays_and_is_named() {
     assert_eq!(names(&mut spool, 0), Vec::<String>::new());
 }
 
+/// Catches: a second replay whose archive takes the place of the first one's.
+#[test]
+fn archives_of_earlier_replays_stay() {
+    let folder = Folder::new("archives");
+    drop(folder.open());
+    let task = || SpoolTask::Replay { reporter: "b".to_owned(), from: None };
+    for id in ["one", "two", "three"] {
+        let letter = dead_letter::line_of(&record(id, 40), "400 no").unwrap();
+        std::fs::write(folder.0.join("b.dead.jsonl"), letter).unwrap();
+        folder.run(task()).unwrap();
+    }
+    for (id, number) in [("one", ""), ("two", ".2"), ("three", ".3")] {
+        let archive = folder.0.join(format!("b.dead.jsonl.replayed{number}"));
+        let letter = dead_letter::record_of(&std::fs::read(archive).unwrap()).unwrap();
+        assert_eq!(letter.request_id.as_str(), id);
+    }
+    assert!(!folder.0.join("b.dead.jsonl").exists());
+    assert_eq!(names(&mut folder.open(), 1), ["one", "two", "three"]);
+}
+
 /// Catches: a replay that wants the gateway to stop, one that loses what it cannot read or what is
 /// buried meanwhile, a second one that takes the place of the first.
 #[test]

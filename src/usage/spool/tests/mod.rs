@@ -6,4 +6,5 @@ mod damage;
 mod failing;
 mod fault;
 mod model;
+mod replay;
 mod rig;
