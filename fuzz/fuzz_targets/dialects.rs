@@ -11,8 +11,11 @@ const PATHS: &[&str] = &[
     "/v1/chat/completions",
     "/v1/responses",
     "/v1/messages",
+    "/v1/embeddings",
+    "/v1/audio/transcriptions",
     "/generate",
     "/completion",
+    "/completions",
     "/api/chat",
     "/other",
 ];

@@ -1,4 +1,5 @@
-//! Any bytes, as a whole answer or a stream and cut anywhere, say the same as in one piece.
+//! Any bytes, in any dialect, as a whole answer or a stream and cut anywhere, say the same as in one
+//! piece.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,12 +7,26 @@ use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::sse::Framing;
 use llmproxy::llm::usage::UsageScan;
 
-fuzz_target!(|input: (u8, u8, &[u8])| {
-    let (piece, framing, bytes) = input;
+const DIALECTS: &[Dialect] = &[
+    Dialect::OpenAi,
+    Dialect::Responses,
+    Dialect::Messages,
+    Dialect::Embeddings,
+    Dialect::Transcriptions,
+    Dialect::Generate,
+    Dialect::LlamaCpp,
+    Dialect::Completions,
+    Dialect::Ollama,
+    Dialect::Other,
+];
+
+fuzz_target!(|input: (u8, u8, u8, &[u8])| {
+    let (dialect, piece, framing, bytes) = input;
+    let dialect = DIALECTS[usize::from(dialect) % DIALECTS.len()];
     let framing = [None, Some(Framing::Events), Some(Framing::Lines)][usize::from(framing % 3)];
     let scan = || {
         let mut scan = UsageScan::default();
-        scan.expect(Dialect::OpenAi, framing);
+        scan.expect(dialect, framing);
         scan
     };
     let (mut whole, mut cut) = (scan(), scan());
