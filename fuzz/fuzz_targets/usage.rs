@@ -1,5 +1,5 @@
-//! Any bytes, in any dialect, as a whole answer or a stream and cut anywhere, say the same as in one
-//! piece.
+//! Any bytes, in any dialect, as a whole answer or a stream and cut anywhere, say the same as in
+//! one piece.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
