@@ -1,5 +1,7 @@
 //! The ring and its buffers. All `unsafe` of the benchmarks is here.
 
+#![allow(unsafe_code, reason = "the one file for it: a ring's memory is shared with the kernel")]
+
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{cqueue, opcode, squeue, IoUring};
 use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};

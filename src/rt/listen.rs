@@ -1,5 +1,6 @@
 //! A listening socket of one worker, and its accept loop.
 
+use super::descriptor;
 use super::patrol::Patrol;
 use super::socket::Socket as Client;
 use crate::base::limits::{ACCEPTS_PER_TURN_MAX, CLIENT_UNSENT_BYTES_MAX};
@@ -9,7 +10,7 @@ use rustix::net::SocketFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Connections that the kernel queues before it drops new ones (capped by `somaxconn`).
@@ -132,12 +133,9 @@ pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl Fn
     }
 }
 
-#[allow(unsafe_code, reason = "monoio's listener does not implement AsFd")]
 fn accept(listener: &TcpListener) -> Result<(Client, IpAddr), Errno> {
-    // SAFETY: `listener` owns the descriptor and outlives this borrow.
-    let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let (socket, peer) = rustix::net::acceptfrom_with(fd, flags)?;
+    let (socket, peer) = rustix::net::acceptfrom_with(descriptor::of(listener), flags)?;
     let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
     let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |p| p.ip().to_canonical());
     let socket = Client::from_fd(socket).map_err(|_| Errno::NOMEM)?;

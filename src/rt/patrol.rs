@@ -6,6 +6,7 @@
 //! bytes that nobody has read, where a wait for readability would say nothing.
 
 use super::moment::Moment;
+use super::socket::Socket;
 use crowd::{Crowd, Stage};
 use monoio::net::UnixStream;
 use pin_project_lite::pin_project;
@@ -13,7 +14,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::cell::{Cell, RefCell};
 use std::future::{poll_fn, Future};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -86,8 +87,7 @@ struct Posts {
 }
 
 struct State {
-    /// The socket, which stays open for as long as this stands in a slot.
-    fd: RawFd,
+    socket: Socket,
     deadline: Cell<u32>,
     expired: Cell<bool>,
     gone: Cell<bool>,
@@ -152,17 +152,17 @@ impl Patrol {
         }
     }
 
-    /// Begins to watch a client's socket, for what `gone` says. The post must be dropped before the
-    /// socket is, or a reused descriptor number would be reported; `Post` keeps the order by owning
+    /// Begins to watch a client's socket, for what `gone` says. That must end before the socket
+    /// closes, or a reused descriptor number would be reported; `Post` keeps the order by owning
     /// the socket.
-    pub fn watch(self: &Rc<Self>, socket: super::socket::Socket, gone: Gone) -> io::Result<Post> {
+    pub fn watch(self: &Rc<Self>, socket: Socket, gone: Gone) -> io::Result<Post> {
         if let Some(resting) = self.resting.take() {
             // The clock stood; deadlines are set by it.
             self.advance();
             resting.wake();
         }
         let state = Rc::new(State {
-            fd: socket.as_fd().as_raw_fd(),
+            socket,
             deadline: Cell::new(NEVER),
             expired: Cell::new(false),
             gone: Cell::new(false),
@@ -178,14 +178,14 @@ impl Patrol {
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
         self.crowd.waiting.borrow_mut().join(slot);
-        let post = Post { patrol: Rc::clone(self), state, slot, socket };
+        let post = Post { patrol: Rc::clone(self), state, slot };
         // A reset (HUP, ERR) is always reported.
         let flags = match gone {
             Gone::AtFin => EventFlags::RDHUP | EventFlags::ONESHOT,
             Gone::AtReset => EventFlags::ONESHOT,
         };
         let data = EventData::new_u64(slot as u64);
-        epoll::add(&self.epoll, &post.socket, data, flags)?;
+        epoll::add(&self.epoll, post.socket(), data, flags)?;
         Ok(post)
     }
 
@@ -344,13 +344,12 @@ pub struct Post {
     patrol: Rc<Patrol>,
     state: Rc<State>,
     slot: usize,
-    socket: super::socket::Socket,
 }
 
 impl Post {
     /// The socket that is watched.
-    pub fn socket(&self) -> &super::socket::Socket {
-        &self.socket
+    pub fn socket(&self) -> &Socket {
+        &self.state.socket
     }
 
     /// Sets the deadline of the waits that follow, replacing the one before. Rounded up to a tick.
@@ -500,7 +499,7 @@ impl<F: Future> Future for Watched<'_, F> {
 impl Drop for Post {
     fn drop(&mut self) {
         // Fields are dropped after this body: the registration ends before the socket closes.
-        let _ = epoll::delete(&self.patrol.epoll, &self.socket);
+        let _ = epoll::delete(&self.patrol.epoll, self.socket());
         self.patrol.crowd.waiting.borrow_mut().leave(self.slot);
         let mut posts = self.patrol.posts.borrow_mut();
         if let Some(slot) = posts.slots.get_mut(self.slot) {

@@ -1,12 +1,13 @@
 //! A connected stream socket (TCP or Unix) in readiness style.
 
+use super::descriptor;
 use monoio::net::UnixStream;
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What came from a peer that was not asked for anything. Only `Nothing` leaves the connection
 /// usable.
@@ -103,11 +104,8 @@ impl Socket {
 }
 
 impl AsFd for Socket {
-    #[allow(unsafe_code, reason = "monoio's stream does not implement AsFd")]
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `inner` owns the descriptor and closes it only when it is dropped; the borrow
-        // cannot outlive `self`.
-        unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
+        descriptor::of(&self.inner)
     }
 }
 

@@ -1,5 +1,7 @@
 //! An allocator that counts what one thread asks for.
 
+#![allow(unsafe_code, reason = "an allocator cannot be had without")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};

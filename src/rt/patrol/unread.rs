@@ -6,7 +6,6 @@ use super::crowd::Stage;
 use super::Patrol;
 use crate::base::limits::PIPELINED_UNREAD_BYTES_MAX;
 use std::cell::Cell;
-use std::os::fd::BorrowedFd;
 
 /// Connections that one sweep looks at: each is a system call. Of ten thousand, each is looked at
 /// every 16 seconds.
@@ -35,20 +34,13 @@ impl Patrol {
             if post.stage.get() != Stage::Busy || post.gone.get() {
                 continue;
             }
-            if unread(post.fd) > PIPELINED_UNREAD_BYTES_MAX {
+            // Bytes that came and were not read yet.
+            let unread = rustix::io::ioctl_fionread(&post.socket).unwrap_or_default();
+            if unread > PIPELINED_UNREAD_BYTES_MAX {
                 self.unread.found.set(self.unread.found.get() + 1);
                 post.gone.set(true);
                 post.rouse();
             }
         }
     }
-}
-
-/// Bytes that came over a socket and were not read yet.
-#[allow(unsafe_code, reason = "the socket belongs to the post, of which only the state is here")]
-fn unread(fd: i32) -> u64 {
-    // SAFETY: a post leaves its slot before its socket is closed, so the descriptor is open, and
-    // the borrow ends with this call.
-    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    rustix::io::ioctl_fionread(socket).unwrap_or_default()
 }
