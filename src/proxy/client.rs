@@ -67,13 +67,18 @@ impl Client {
     }
 
     /// Reads once into the inbox, which must not be full. `Ok(0)`: the client closed. Waits under
-    /// the armed deadline.
-    pub async fn read_more(&mut self) -> Result<usize, Alarm> {
+    /// the armed deadline. `missing`: so many bytes of the request are known to be still to come.
+    ///
+    /// What a client pipelines behind a request is moved to the front each time that one of its
+    /// requests is done. So no more than a small buffer of it is ever taken in: the inbox may be
+    /// large when it held a body, and the work would grow with the square of what is in it.
+    pub async fn read_more(&mut self, missing: u32) -> Result<usize, Alarm> {
         loop {
             self.post.within(self.post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
             self.post.take_turns().await;
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
-            match self.post.socket().try_recv(inbox) {
+            let most = (missing as usize).saturating_add(BUFFER_BYTES);
+            match self.post.socket().try_recv_at_most(inbox, most) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(n) => {
                     self.post.hear();
@@ -141,7 +146,7 @@ impl Client {
         let mut dropped = 0;
         while dropped < LINGER_BYTES_MAX {
             self.inbox = None;
-            match self.read_more().await {
+            match self.read_more(0).await {
                 Ok(0) | Err(_) => return,
                 Ok(n) => dropped += n,
             }
@@ -155,4 +160,68 @@ pub fn no_memory() -> Refusal {
     const NO_MEMORY: Refusal =
         Refusal::closing(503, "overloaded", "The proxy holds as many bytes as it may.");
     NO_MEMORY.with_retry_after(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::patrol::{Gone, Patrol};
+    use crate::rt::ring::Ring;
+    use crate::rt::socket::Socket;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+
+    /// A client, and what its peer writes to it.
+    fn client() -> (Client, Rc<Patrol>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let patrol = Patrol::start().unwrap();
+        let post = patrol.watch(Socket::from_fd(ours.into()).unwrap(), Gone::AtFin).unwrap();
+        post.arm(Duration::from_secs(600));
+        let write_timeout = Duration::from_secs(600);
+        (Client { post, write_timeout, inbox: None }, patrol, theirs)
+    }
+
+    /// Catches: requests behind a large body that all land in its buffer, so that each of them
+    /// moves all that follow it.
+    #[test]
+    fn requests_behind_a_large_body_move_little() {
+        const BODY: usize = 300 * 1024;
+        const REQUEST: usize = 64;
+        const REQUESTS: usize = 16 * 1024;
+        let mut idle = Buffer::take();
+        assert!(idle.append(&vec![0; 1024 * 1024], usize::MAX), "a large one, which the body gets");
+        drop(idle);
+        let (moved, most) = Ring::build().unwrap().block_on(async {
+            let (mut client, _patrol, mut peer) = client();
+            let sent = std::thread::spawn(move || {
+                peer.write_all(&vec![b'b'; BODY + REQUEST * REQUESTS]).unwrap();
+                peer
+            });
+            while client.bytes().len() < BODY {
+                let missing = BODY - client.bytes().len();
+                client.make_room(missing).unwrap();
+                client.read_more(missing as u32).await.unwrap();
+            }
+            assert!(client.inbox.as_ref().unwrap().capacity() > 2 * BODY);
+            client.consume(BODY);
+            // Each `consume` moves what is left.
+            let (mut moved, mut most) = (client.bytes().len(), client.bytes().len());
+            for _ in 0..REQUESTS {
+                while client.bytes().len() < REQUEST {
+                    client.make_room(REQUEST).unwrap();
+                    client.read_more(0).await.unwrap();
+                }
+                client.consume(REQUEST);
+                moved += client.bytes().len();
+                most = most.max(client.bytes().len());
+            }
+            assert!(client.inbox.is_none(), "all of it was there");
+            drop(sent.join().unwrap());
+            (moved, most)
+        });
+        assert!(most <= BUFFER_BYTES, "{most} bytes were taken in behind a request");
+        assert!(moved <= REQUESTS * BUFFER_BYTES, "{moved} bytes were moved");
+    }
 }

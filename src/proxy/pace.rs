@@ -14,6 +14,8 @@ const _: () = assert!(SCARCE_RATE_WINDOW_S <= BODY_RATE_WINDOW_S);
 
 /// What came in each of the last seconds.
 pub struct Pace {
+    /// Bytes that the body holds beside the client's inbox.
+    pub beside: usize,
     /// When the body began.
     since: Instant,
     /// When a byte of it came last.
@@ -28,7 +30,7 @@ impl Pace {
     /// Of a body that began at this moment.
     pub fn since(since: Instant) -> Pace {
         let heard = Instant::now();
-        Pace { since, heard, bytes: [0; SECONDS], now: 0, low_since: None }
+        Pace { beside: 0, since, heard, bytes: [0; SECONDS], now: 0, low_since: None }
     }
 
     /// For how long no byte has come.

@@ -5,7 +5,7 @@ use super::client::{no_memory, Client};
 use super::pace::Pace;
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
-use crate::base::limits::{BUFFER_BYTES, HEAD_BYTES_MAX};
+use crate::base::limits::{BODY_BYTES_MAX, BUFFER_BYTES, HEAD_BYTES_MAX};
 use crate::base::refusal::Refusal;
 use crate::config::plan::Server;
 use crate::http::chunked::{ChunkDecoder, Piece};
@@ -215,7 +215,7 @@ pub async fn head(
     if client.inbox.is_none() {
         client.post.arm(server.idle_timeout);
         client.post.set_idle();
-        let got = client.read_more().await;
+        let got = client.read_more(0).await;
         client.post.set_busy();
         match got {
             Ok(n) if n > 0 => {}
@@ -248,7 +248,7 @@ pub async fn head(
             client.post.set_receiving(Part::Head);
         }
         client.make_room(limit)?;
-        match client.read_more().await {
+        match client.read_more(0).await {
             Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
             Ok(_) => reads += 1,
             Err(Alarm::Expired) => return Err(HEADER_TIMEOUT),
@@ -292,9 +292,10 @@ async fn counted(
     let whole = request.head_len.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
     let mut pace = None;
     while client.bytes().len() < whole {
-        client.make_room(whole - client.bytes().len())?;
+        let missing = whole - client.bytes().len();
+        client.make_room(missing)?;
         let pace = pace.get_or_insert_with(|| begin_wait(client, request.started));
-        match read_paced(client, server, pace, 0).await? {
+        match read_paced(client, server, pace, small(missing)).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
@@ -356,7 +357,8 @@ async fn chunked(
         }
         client.make_room(BUFFER_BYTES)?;
         let pace = pace.get_or_insert_with(|| begin_wait(client, request.started));
-        match read_paced(client, server, pace, decoded.capacity()).await? {
+        pace.beside = decoded.capacity();
+        match read_paced(client, server, pace, 0).await? {
             Received::Whole => {}
             ended => return Ok(ended),
         }
@@ -369,18 +371,25 @@ fn begin_wait(client: &Client, since: Instant) -> Box<Pace> {
     Box::new(Pace::since(since))
 }
 
-/// Reads more of a body, which holds so many bytes beside the inbox.
+const _: () = assert!(BODY_BYTES_MAX <= u32::MAX as u64);
+
+/// Bytes of a body as the future of a stream carries them: it stays small.
+fn small(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Reads more of a body, of which so many bytes are known to be missing.
 async fn read_paced(
     client: &mut Client,
     server: &Server,
     pace: &mut Pace,
-    held: usize,
+    missing: u32,
 ) -> Result<Received, Refusal> {
     loop {
         // It looks around now and then: what it holds may be needed elsewhere.
         let left = server.body_timeout.saturating_sub(pace.silence());
         client.post.arm(left.min(LOOK_AROUND));
-        let bytes = match client.read_more().await {
+        let bytes = match client.read_more(missing).await {
             Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
             Ok(n) => n,
             Err(Alarm::Expired) if pace.silence() >= server.body_timeout => {
@@ -390,7 +399,7 @@ async fn read_paced(
             Err(Alarm::Ended | Alarm::CalledOff) => return Err(Fault::ShuttingDown.refusal()),
         };
         pace.hear(bytes);
-        let held = held + client.inbox.as_ref().map_or(0, |inbox| inbox.capacity());
+        let held = pace.beside + client.inbox.as_ref().map_or(0, |inbox| inbox.capacity());
         let is_too_slow = bytes > 0 && pace.is_too_slow();
         if is_too_slow || (client.post.is_crowded() && pace.is_too_slow_for(held)) {
             return Err(BODY_TOO_SLOW);

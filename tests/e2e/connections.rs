@@ -215,6 +215,38 @@ fn pipelined_requests_are_answered_in_order() {
     assert_eq!(backend.connections(), 1, "one request in flight at a time");
 }
 
+/// Catches: requests that are lost, doubled or mixed up where what was taken in behind a large body
+/// moves to a smaller buffer, and is read on in another one.
+#[test]
+fn requests_pipelined_behind_large_bodies_are_answered_in_order() {
+    // No more than may wait for its turn at the same time.
+    const REQUESTS: usize = 500;
+    let backend = Backend::start(|served| {
+        while let Some(request) = served.request() {
+            let text = format!("{} {}", request.head.target(), request.body.len());
+            let length = text.len();
+            served.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}"));
+        }
+    });
+    let proxy = Config::backend_at(backend.url()).start();
+    let get = |n| format!("GET /v1/responses/{n} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let train: String = (0..REQUESTS).map(get).collect();
+    let mut conn = proxy.connect();
+    for size in [20_000, 300_000, 900_000] {
+        let body = format!("[{}", "x".repeat(size - 1));
+        let counted = format!("Content-Length: {size}\r\n\r\n{body}");
+        let chunked = format!("Transfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n");
+        for framed in [counted, chunked] {
+            conn.send(format!("POST /v1/score HTTP/1.1\r\nHost: a\r\n{framed}{train}"));
+            assert_eq!(conn.response().text(), format!("/v1/score {size}"));
+            for number in 0..REQUESTS {
+                assert_eq!(conn.response().text(), format!("/v1/responses/{number} 0"));
+            }
+        }
+    }
+    assert_eq!(backend.connections(), 1, "one request in flight at a time");
+}
+
 /// Catches: a close that the client asked for and did not get, or one that it did not ask for.
 #[test]
 fn the_client_decides_whether_its_connection_lives() {
