@@ -141,6 +141,7 @@ impl Client {
     /// kernel would be a reset, which destroys what the client has not read yet. Reads and drops
     /// up to 64 KiB for at most a second.
     pub async fn close_gently(&mut self) {
+        self.post.set_last();
         self.post.socket().shutdown(Shutdown::Write);
         self.post.arm(LINGER_TIME);
         let mut dropped = 0;
@@ -165,12 +166,15 @@ pub fn no_memory() -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::limits::PIPELINED_UNREAD_BYTES_MAX;
     use crate::rt::patrol::{Gone, Patrol};
     use crate::rt::ring::Ring;
     use crate::rt::socket::Socket;
+    use std::future::{poll_fn, Future};
     use std::io::Write;
     use std::os::unix::net::UnixStream;
     use std::rc::Rc;
+    use std::task::Poll;
 
     /// A client, and what its peer writes to it.
     fn client() -> (Client, Rc<Patrol>, UnixStream) {
@@ -181,6 +185,28 @@ mod tests {
         post.arm(Duration::from_secs(600));
         let write_timeout = Duration::from_secs(600);
         (Client { post, write_timeout, inbox: None }, patrol, theirs)
+    }
+
+    /// Catches: the rest of a body that was refused, taken for requests that were pipelined behind
+    /// it, and counted as too many.
+    #[test]
+    fn what_comes_behind_a_last_answer_is_no_train() {
+        let counts = [false, true].map(|is_last| {
+            Ring::build().unwrap().block_on(async {
+                let (mut client, patrol, mut peer) = client();
+                client.post.set_busy();
+                peer.write_all(&vec![b'b'; 2 * PIPELINED_UNREAD_BYTES_MAX as usize]).unwrap();
+                let mut closing = Box::pin(client.close_gently());
+                if is_last {
+                    // It has begun to read what comes, and waits for its turn while a sweep looks.
+                    let looked = poll_fn(|cx| Poll::Ready(closing.as_mut().poll(cx))).await;
+                    assert!(looked.is_pending());
+                }
+                patrol.next_sweep(false, std::future::pending()).await;
+                patrol.pipelined_too_much()
+            })
+        });
+        assert_eq!(counts, [1, 0], "busy, and with its last answer");
     }
 
     /// Catches: requests behind a large body that all land in its buffer, so that each of them

@@ -255,7 +255,7 @@ impl Patrol {
                         let since = post.heard.get().max(self.draining_since.get());
                         now.saturating_sub(since) > DRAIN_SILENCE_TICKS
                     }
-                    Stage::Busy => false,
+                    Stage::Busy | Stage::Last => false,
                 }
     }
 
@@ -394,6 +394,13 @@ impl Post {
     pub fn hear(&self) {
         self.state.heard.set(self.patrol.now());
         self.state.ended.set(self.patrol.ending.has_come());
+    }
+
+    /// Marks the connection as busy with its last answer. What its client still sends, as the rest
+    /// of a body that was refused, is no train of requests, and no reason to take it for gone.
+    pub fn set_last(&self) {
+        self.set_busy();
+        self.set_stage(Stage::Last);
     }
 
     fn set_stage(&self, stage: Stage) {

@@ -28,9 +28,12 @@ pub(super) async fn refuse(
     if client.post.is_gone() {
         return left(w, request);
     }
-    // Its request may not have come to its end, and does not any more.
-    client.post.set_busy();
     let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
+    // Its request may not have come to its end, and does not any more.
+    match frame.close {
+        true => client.post.set_last(),
+        false => client.post.set_busy(),
+    }
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);

@@ -24,6 +24,8 @@ pub(super) enum Stage {
     Body,
     /// Its request is being answered.
     Busy,
+    /// It gets its last answer, and closes. What it still sends is dropped.
+    Last,
 }
 
 /// What of a request has begun to come.
@@ -62,7 +64,7 @@ impl Crowd {
         let kind = match stage {
             Stage::Silent => 0,
             Stage::Idle => 1,
-            Stage::Head | Stage::Body | Stage::Busy => 2,
+            Stage::Head | Stage::Body | Stage::Busy | Stage::Last => 2,
         };
         self.closed[kind].set(self.closed[kind].get() + 1);
     }
