@@ -1,6 +1,7 @@
-//! Answers that are read on though their clients have left (`on_client_abort: drain`, and usage
-//! that is still to come): how many there may be, and who gives way. Clients come and go at no cost
-//! to themselves, and each of these takes a connection to an engine for minutes.
+//! Answers that are not done with though their clients are: those that are read on for clients that
+//! have left (`on_client_abort: drain`, and usage that is still to come), and packed ones whose
+//! records wait until they are unpacked. How many there may be, and who gives way. Clients come and
+//! go at no cost to themselves, and some of these take a connection to an engine for minutes.
 
 use super::worker::Worker;
 use crate::rt::moment::Moment;

@@ -55,9 +55,10 @@ pub struct Story {
     pub outcome: Option<Outcome>,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
-    /// Its client left, and what it did not take of the answer is read for the engine's sake: that
-    /// is no time of the request's.
-    pub is_drained: bool,
+    /// It is over for its client, and only its record waits for something: for what its client did
+    /// not take, which is read for the engine's sake, or for what is in a packed answer. That is no
+    /// time of the request's.
+    pub is_past: bool,
     /// Its record was handed over before the last bytes went to the client.
     is_closed: bool,
     request_body: Cell<Option<Box<[u8]>>>,
@@ -170,7 +171,7 @@ pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
 fn ended(request: &Request, tap: &Tap, story: &Story) -> Option<Instant> {
     let counted = matches!(request.response.framing, ResponseFraming::Length(_));
     let whole = story.outcome.is_some_and(|outcome| outcome.fault.is_none());
-    let is_past = story.is_closed || story.is_drained || (counted && whole);
+    let is_past = story.is_closed || story.is_past || (counted && whole);
     tap.last_byte().filter(|_| is_past)
 }
 

@@ -112,7 +112,7 @@ pub struct Worker {
     pub access: Option<AccessQueue>,
     /// Where copies of packed answers go.
     pub unpacker: Unpacker,
-    /// Answers that are read on for clients that have left.
+    /// Answers that are not done with though their clients are.
     pub drains: Drains,
     sparing: RefCell<Sparing>,
     departures: Departures,

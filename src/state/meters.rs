@@ -154,7 +154,7 @@ impl Tokens {
 pub struct Gauges {
     /// Client connections that are open.
     pub connections_open: u64,
-    /// Answers that are read on for clients that have left.
+    /// Answers that are not done with though their clients are.
     pub drains: u64,
     /// Requests between head and last byte.
     pub requests_active: u64,

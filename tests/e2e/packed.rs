@@ -193,3 +193,41 @@ fn without_reporters_packed_answers_are_counted_too() {
     assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
     proxy.await_metric("llmproxy_usage_tokens_total", &[("type", "prompt")], 31.0);
 }
+
+/// Catches: a client whose next request waits until an answer is unpacked that it has had for long.
+#[test]
+fn the_next_request_does_not_wait_for_an_answer_to_be_unpacked() {
+    const LONG: usize = 2;
+    let usage = "\"usage\":{\"prompt_tokens\":31,\"completion_tokens\":17}";
+    let short = answer(JSON, "gzip", "", &packed("gzip", format!("{{{usage}}}").as_bytes()));
+    // The one thread that unpacks is busy with it for a while.
+    let text = "\"\\n\":0,".repeat(2 * 1024 * 1024);
+    let long = answer(JSON, "gzip", "", &packed("gzip", format!("{{{text}{usage}}}").as_bytes()));
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            let is_long = request.body.ends_with(b" ");
+            served.send(if is_long { &long } else { &short });
+        }
+    });
+    let (proxy, hook) = before(&backend, "");
+    let mut others: Vec<_> = (0..LONG).map(|_| proxy.connect()).collect();
+    for conn in &mut others {
+        conn.start_post(CHATS, "", format!("{CHAT} "));
+    }
+    for conn in &mut others {
+        assert_eq!(conn.response().status(), 200);
+    }
+    let mut conn = proxy.connect();
+    for _ in 0..2 {
+        assert_eq!(conn.post(CHATS, "", CHAT).status(), 200);
+    }
+    let found =
+        |proxy: &Proxy| proxy.metric("llmproxy_usage_unpacked_total", &[("result", "found")]);
+    assert!(found(&proxy) < LONG as f64, "both answers were there before they were unpacked");
+    for record in hook.await_records(LONG + 2, 6 * SOON) {
+        let told = (&record["prompt_tokens"], &record["completion_tokens"]);
+        assert_eq!(told, (&json!(31), &json!(17)), "{record}");
+        assert_eq!(record["status"], "complete", "{record}");
+    }
+    proxy.await_metric("llmproxy_drains", &[], 0.0);
+}

@@ -58,7 +58,9 @@ impl Facts {
         page.counter("llmproxy_panics", "Panics confined to a connection.", one(m.panics))?;
         let open = one(g.connections_open);
         page.gauge("llmproxy_connections_open", "Client connections now.", open)?;
-        let help = "Answers that are read on though their clients have left.";
+        let help =
+            "Answers that are read on though their clients have left, or unpacked for their \
+             records.";
         page.gauge("llmproxy_drains", help, one(g.drains))?;
         let active = one(g.requests_active);
         page.gauge("llmproxy_requests_active", "Requests between head and last byte.", active)?;

@@ -4,7 +4,7 @@ use super::ours::give_up;
 use super::parting::conclude;
 use super::{Next, Talk};
 use crate::base::fault::Fault;
-use crate::base::limits::{UNPACKED_LATE_MAX, UNPACKED_WAIT};
+use crate::base::limits::UNPACKED_WAIT;
 use crate::http::field::Known;
 use crate::http::request::Method;
 use crate::http::write::{self, ForwardResponse, OutFraming};
@@ -112,16 +112,7 @@ async fn end_packed(
         let sent = relay.sent() + last.data_len();
         Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
     }
-    let outcome = relay.end(last).await;
-    see_late_copy(w, relay.tap).await;
-    outcome
-}
-
-/// Waits for what is in a packed answer that nobody waits for any more.
-pub(super) async fn see_late_copy(w: &Worker, tap: &mut Tap) {
-    let seen = rt::timeout(UNPACKED_LATE_MAX, tap.see_copy());
-    let _ = w.patrol.until_end(seen).await;
-    tap.give_copy_up();
+    relay.end(last).await
 }
 
 /// Whether the client's connection ends with the answer.

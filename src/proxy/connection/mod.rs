@@ -53,6 +53,19 @@ struct Talk {
     tap: Tap,
 }
 
+impl Talk {
+    /// Of a client that has said nothing yet.
+    fn new(request: Request) -> Talk {
+        Talk {
+            request,
+            story: Story::default(),
+            exchange: None,
+            inbound: Inbound::Length(0),
+            tap: Tap::default(),
+        }
+    }
+}
+
 /// Serves one client until it or we close. `None` when it cannot be watched. What runs before the
 /// future does stands outside the panic guard: it must not panic.
 pub fn serve(
@@ -74,14 +87,7 @@ pub fn serve(
     let client = Box::new(Client { post, write_timeout, inbox: None });
     let mut request = Request::new(w.next_id(), peer.to_string().into());
     request.is_guest = is_guest;
-    let talk = Box::new(Talk {
-        request,
-        story: Story::default(),
-        exchange: None,
-        inbound: Inbound::Length(0),
-        tap: Tap::default(),
-    });
-    Some(converse(live, client, talk))
+    Some(converse(live, client, Box::new(Talk::new(request))))
 }
 
 async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {

@@ -1,13 +1,14 @@
 //! Behind an answer: the engine's connection is kept, closed or drained, and the request settled.
 
-use super::delivery::see_late_copy;
 use super::{Next, Talk};
 use crate::base::fault::{Fault, Side};
-use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT};
+use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT, UNPACKED_LATE_MAX};
 use crate::config::plan::OnClientAbort;
 use crate::proxy::asking::hear_stream;
 use crate::proxy::drains::Drain;
+use crate::proxy::receive::Request;
 use crate::proxy::relay::drain::{drain, Rest};
+use crate::proxy::relay::tap::Tap;
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{note, settle, Ending};
 use crate::proxy::upstream::exchange::Exchange;
@@ -18,7 +19,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
-/// request is settled; all of that later when the engine must not be cut off.
+/// request is settled. All of that is done later when the engine must not be cut off, and settling
+/// when it is not known yet what is in a packed answer.
 pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
     // A client that closes behind the end mark, as some do, has missed nothing.
     let is_missing = |fault: &Fault| *fault != Fault::ClientLeft || !talk.tap.is_over();
@@ -33,9 +35,9 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
         w.count_fault(talk.story.backend, Fault::BadResponse("bytes_behind_the_end"));
     }
     talk.story.outcome = Some(outcome);
-    let tap = &talk.tap;
-    let heard = (outcome.fault.is_none(), tap.body_usage.facts().is_timed(), tap.usage().is_some());
-    hear_stream(w, &talk.request, &talk.story, heard);
+    if !talk.tap.awaits_copy() {
+        learn(w, talk, outcome);
+    }
     if left_to_read(w, talk).is_some() {
         return Next::Drain;
     }
@@ -45,12 +47,49 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
         }
         w.pool.give_back(lease, w.patrol.now());
     }
-    settle(w, &talk.request, &talk.tap, &mut talk.story);
+    match talk.tap.awaits_copy() {
+        true => settle_late(w, talk, outcome),
+        false => settle(w, &talk.request, &talk.tap, &mut talk.story),
+    }
     match (outcome.client_clean, close) {
         (false, _) => Next::Close,
         (true, true) => Next::CloseGently,
         (true, false) => Next::Request,
     }
+}
+
+/// What the end of a stream teaches of its engine.
+fn learn(w: &Worker, talk: &Talk, outcome: Outcome) {
+    let tap = &talk.tap;
+    let heard = (outcome.fault.is_none(), tap.body_usage.facts().is_timed(), tap.usage().is_some());
+    hear_stream(w, &talk.request, &talk.story, heard);
+}
+
+/// Settles a request as soon as it is known what is in its packed answer. Its client does not wait
+/// for that: the connection goes on with an empty talk.
+fn settle_late(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome) {
+    let mut next = Request::new(w.next_id(), talk.request.peer.clone());
+    next.is_guest = talk.request.is_guest;
+    let mut late = Box::new(std::mem::replace(talk, Talk::new(next)));
+    late.story.is_past = true;
+    // Should we be killed while that goes on.
+    note(w, &late.request, &late.tap, &late.story, outcome.bytes);
+    let (worker, going) = (Rc::clone(w), Drain::begin(w));
+    w.spawn_guarded(async move {
+        see_copy(&worker, &mut late.tap, going.as_ref()).await;
+        learn(&worker, &late, outcome);
+        settle(&worker, &late.request, &late.tap, &mut late.story);
+    });
+}
+
+/// Waits for what is in a packed answer that nobody else waits for any more; not at all where there
+/// is no room for it.
+async fn see_copy(w: &Worker, tap: &mut Tap, going: Option<&Drain>) {
+    if let Some(going) = going {
+        let seen = rt::timeout(UNPACKED_LATE_MAX, tap.see_copy());
+        let _ = w.patrol.until_end(going.cut().unless(seen)).await;
+    }
+    tap.give_copy_up();
 }
 
 /// What is to be read of the rest of an answer whose client has left, and for how long: all of it
@@ -78,7 +117,7 @@ pub(super) async fn spare(live: Live, talk: &mut Talk) {
     // Where there is no room for it, the engine is cut.
     let exchange = exchange.take().zip(going.as_ref());
     if let (Some((what, limit)), Some((Exchange { mut lease, .. }, going))) = (left, exchange) {
-        story.is_drained = true;
+        story.is_past = true;
         tap.stop();
         // Should we be killed while that goes on.
         note(w, request, tap, story, story.outcome.map_or(0, |outcome| outcome.bytes));
@@ -88,7 +127,7 @@ pub(super) async fn spare(live: Live, talk: &mut Talk) {
         if matches!(rest, Some(Ok(true))) {
             lease.note_end();
             tap.hand_copy_over(&w.unpacker);
-            see_late_copy(w, tap).await;
+            see_copy(w, tap, Some(going)).await;
         }
         w.pool.give_back(lease, w.patrol.now());
     }
