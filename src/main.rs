@@ -42,7 +42,7 @@ const FREE_LOOK: Duration = Duration::from_millis(10);
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let (plan, report) = match cli::parse() {
+    let (plan, report) = match cli::parse(tool::files::unusable) {
         Command::Run { plan, report } => (Arc::new(*plan), report),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Print(output) => return print(&output),

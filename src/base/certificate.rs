@@ -5,10 +5,32 @@ use super::tls_fault::TlsFault;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_name, WebPkiServerVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::path::Path;
 use std::sync::Arc;
+
+/// The authorities of a file of PEM, and its certificates as they stand there. Blocks: for the
+/// start of a process, and threads that may.
+///
+/// # Errors
+/// It cannot be read, or holds none; a line that names the file.
+pub fn read(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), String> {
+    let shown = file.display();
+    let said = |error: &dyn std::fmt::Display| format!("{shown}: {error}");
+    let (mut roots, mut all) = (RootCertStore::empty(), Vec::new());
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| said(&error))? {
+        let certificate = certificate.map_err(|error| said(&error))?;
+        all.push(certificate.clone());
+        roots.add(certificate).map_err(|error| said(&error))?;
+    }
+    match roots.is_empty() {
+        true => Err(format!("{shown} holds no certificate")),
+        false => Ok((roots, all)),
+    }
+}
 
 /// What is looked at in a certificate.
 #[derive(Debug)]

@@ -103,8 +103,8 @@ Exit codes of `check`, and of a start that fails:
   0  valid, and it would start
   1  valid, but it would not start: it uses something that is not built yet,
      has no backends (--allow-empty starts without), has the proxy itself for a
-     backend, or --strict found a warning; or check --connect did not reach a
-     backend or a reporter
+     backend, names a file of certificates that cannot be read, or --strict
+     found a warning; or check --connect did not reach a backend or a reporter
   2  it has errors or cannot be read, or the command line is wrong";
 
 #[derive(Parser)]
@@ -234,16 +234,20 @@ fn moment(text: &str) -> Result<u64, String> {
     u64::try_from(time.as_millisecond()).map_err(|_| "must not lie before 1970".to_owned())
 }
 
+/// Looks at the files that a plan names: a line for each reason why it would not start.
+pub type Files = fn(&Plan) -> Vec<String>;
+
 /// Reads the arguments of this process and what they name. Ends the process itself for `--help`,
 /// `--version` and a wrong command line, as clap does.
-pub fn parse() -> Command {
-    command(Cli::parse())
+/// `files` is asked by `check` why the files that a plan names keep it from starting.
+pub fn parse(files: Files) -> Command {
+    command(Cli::parse(), files)
 }
 
-fn command(cli: Cli) -> Command {
+fn command(cli: Cli, files: Files) -> Command {
     match cli.command {
         Some(Sub::Check { file, print, connect, terms }) => {
-            match verdict::check(&file, print, terms) {
+            match verdict::check(&file, print, terms, files) {
                 (said, Some(plan)) if connect => Command::Connect { plan, said },
                 (said, _) => Command::Print(said),
             }

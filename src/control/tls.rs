@@ -1,13 +1,10 @@
 //! TLS settings towards backends, made once at start.
 
-use crate::base::certificate::{Verifier, Wanted};
+use crate::base::certificate::{self, Verifier, Wanted};
 use crate::config::plan::{Backend, BackendTls, Plan};
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use std::path::Path;
 use std::sync::Arc;
 
 /// The client configuration of each backend that speaks TLS, in the order of the plan. An error
@@ -43,7 +40,8 @@ pub(super) fn client_config(
         return Ok(Arc::new(config.with_no_client_auth()));
     }
     if let Some(file) = &tls.ca_file {
-        let (roots, certificates) = roots_of(file)?;
+        let (roots, certificates) =
+            certificate::read(file).map_err(|error| format!("ca_file {error}"))?;
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
         let authority = verifier.build().map_err(|e| format!("ca_file: {e}"))?;
@@ -59,23 +57,6 @@ pub(super) fn client_config(
         }
     };
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-}
-
-/// The authorities of a file, and its certificates as they stand there.
-fn roots_of(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), String> {
-    let shown = file.display();
-    let certificates =
-        CertificateDer::pem_file_iter(file).map_err(|e| format!("ca_file {shown}: {e}"))?;
-    let (mut roots, mut all) = (RootCertStore::empty(), Vec::new());
-    for certificate in certificates {
-        let certificate = certificate.map_err(|e| format!("ca_file {shown}: {e}"))?;
-        all.push(certificate.clone());
-        roots.add(certificate).map_err(|e| format!("ca_file {shown}: {e}"))?;
-    }
-    match roots.is_empty() {
-        true => Err(format!("ca_file {shown} holds no certificate")),
-        false => Ok((roots, all)),
-    }
 }
 
 fn roots_of_the_system() -> Result<RootCertStore, String> {

@@ -246,6 +246,58 @@ fn a_start_logs_the_warnings_of_its_configuration() {
     });
 }
 
+/// Catches: a file that a start reads and `check` does not, so that it says "valid" of what does
+/// not start.
+#[test]
+fn check_reads_the_files_that_a_start_reads() {
+    let scratch = Scratch::new();
+    let good = scratch.write("good.pem", Authority::new().pem());
+    let empty = scratch.write("empty.pem", "");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let broken = scratch.write("broken.pem", broken);
+    let spool = scratch.file("spool").display().to_string();
+    let reporter = |kind: &str| {
+        format!(
+            "{SOUND}server: {{listen: '127.0.0.1:0'}}\n\
+             usage: {{spool: {{dir: '{spool}'}}, reporters: [{{name: bill, type: {kind}}}]}}\n"
+        )
+    };
+    let dsn = "postgres://u@127.0.0.1:1/d?sslmode=verify-full&sslrootcert=FILE";
+    let keys = [
+        (
+            "backends: [{name: gpu, url: 'https://127.0.0.1:1', tls: {ca_file: 'FILE'}}]\n".into(),
+            "ca_file",
+            "gpu",
+        ),
+        (
+            reporter("redis, redis: {addr: 'rediss://127.0.0.1:1', ca_file: 'FILE'}"),
+            "ca_file",
+            "bill",
+        ),
+        (
+            reporter(&format!("database, database: {{driver: postgres, dsn: '{dsn}'}}")),
+            "sslrootcert",
+            "reporters[0]",
+        ),
+    ];
+    for (text, key, whose) in keys {
+        let of = |path: &std::path::Path| text.replace("FILE", &path.display().to_string());
+        let ran = on_file(&["check"], &of(&good));
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        for path in [scratch.file("missing.pem"), empty.clone(), broken.clone()] {
+            let ran = on_file(&["check"], &of(&path));
+            let file = path.display().to_string();
+            assert!(ran.code.is_some_and(|code| code > 0), "{ran:?}");
+            let named = |line: &str| [key, &file, whose].iter().all(|word| line.contains(word));
+            assert!(ran.stderr.lines().any(named), "{ran:?}");
+            assert!(!ran.stderr.starts_with("FILE: valid\n"), "{ran:?}");
+            let started = on_file(&["--config"], &of(&path));
+            assert_eq!(started.code, ran.code, "{started:?}");
+            assert!(started.stderr.contains(&file), "{started:?}");
+        }
+    }
+}
+
 /// Catches: a destination that `check --connect` does not try, of which it does not say what is in
 /// the way, or that the exit code leaves out; and a request or a file that trying leaves behind.
 #[test]
@@ -300,7 +352,9 @@ fn check_tries_all_destinations_when_asked() {
     let text = text(&good, &bad, &reporters, &more);
     let ran = on_file(&["check", "--connect"], &text);
     let lines: Vec<&str> = ran.stderr.lines().collect();
-    assert_eq!((ran.code, lines[0], lines.len()), (Some(1), "FILE: valid", 13), "{ran:?}");
+    let first = "FILE: valid, but it would not start";
+    assert_eq!((ran.code, lines[0], lines.len()), (Some(1), first, 14), "{ran:?}");
+    assert!(lines[1].contains("backends[7].tls: backend pem: ca_file"), "{}", lines[1]);
     for (name, why) in [
         ("backend dead", "Connection refused"),
         ("backend name", "no-such-host.invalid does not resolve"),

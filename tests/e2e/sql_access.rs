@@ -32,6 +32,37 @@ fn postgres_refuses_a_table_that_would_take_one_record_for_another() {
     ]);
 }
 
+/// Catches: an index that refuses records that are sent twice, and gives them up so; and one that
+/// is refused though it does no harm.
+#[test]
+fn postgres_refuses_an_index_by_which_an_id_cannot_be_found() {
+    let table = "CREATE TABLE rows_ (request_id TEXT, model TEXT, total_tokens INT)";
+    let unique = format!("{table}; CREATE UNIQUE INDEX i ON rows_");
+    refuses_narrow_ids::<Postgres>(&[
+        &format!("{unique} (lower(request_id))"),
+        &format!("{unique} (model, (left(request_id, 8)))"),
+        &format!("{unique} (request_id) WHERE total_tokens > 0"),
+    ]);
+    if !is_there("postgres", Postgres::is_there()) {
+        return;
+    }
+    let server = Postgres::start();
+    let whole = "; CREATE UNIQUE INDEX w ON rows_ (request_id)";
+    for made in [
+        format!("{unique} (request_id) WHERE total_tokens > 0{whole}"),
+        format!("{unique} (request_id, lower(model))"),
+    ] {
+        server.query(&made);
+        let mut reporter = open_table("postgres", &server.dsn(), "rows_").unwrap();
+        let records = records(3);
+        for _ in 0..2 {
+            assert_eq!(send(&mut reporter, &records), Tried::Delivered, "{made}");
+        }
+        assert_eq!(server.text("SELECT count(*) FROM rows_"), "3", "{made}");
+        server.query("DROP TABLE rows_");
+    }
+}
+
 fn refuses_narrow_ids<S: Server>(tables: &[&str]) {
     if !is_there(S::DRIVER, S::is_there()) {
         return;

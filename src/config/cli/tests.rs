@@ -2,7 +2,7 @@ use super::*;
 
 fn run(arguments: &[&str]) -> Result<Command, clap::Error> {
     let all = std::iter::once("llmproxy").chain(arguments.iter().copied());
-    Cli::try_parse_from(all).map(command)
+    Cli::try_parse_from(all).map(|cli| command(cli, |_| Vec::new()))
 }
 
 fn printed(arguments: &[&str]) -> Output {

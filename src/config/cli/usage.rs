@@ -151,7 +151,7 @@ mod tests {
 
     fn asked(arguments: &[&str]) -> Result<Command, clap::Error> {
         let all = ["llmproxy", "usage"].iter().chain(arguments);
-        Cli::try_parse_from(all).map(super::super::command)
+        Cli::try_parse_from(all).map(|cli| super::super::command(cli, |_| Vec::new()))
     }
 
     /// Catches: an option that is read and forgotten, two forms at once.

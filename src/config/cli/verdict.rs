@@ -1,6 +1,6 @@
 //! Whether a configuration would start, and `llmproxy check`, which says so.
 
-use super::{Output, Terms, FINE, UNUSABLE, WOULD_NOT_START};
+use super::{Files, Output, Terms, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::plan::Plan;
 use crate::config::report::{Class, Report};
 use crate::config::{circle, load_file, print, Loaded};
@@ -9,10 +9,16 @@ use std::path::Path;
 /// `llmproxy check`: first whether the file is valid, then each finding, on standard error. The
 /// plan goes to standard output when it is asked for, so that it can be kept as a file. A valid
 /// file's plan comes with it.
-pub fn check(file: &Path, wants_plan: bool, terms: Terms) -> (Output, Option<Box<Plan>>) {
+pub fn check(
+    file: &Path,
+    wants_plan: bool,
+    terms: Terms,
+    files: Files,
+) -> (Output, Option<Box<Plan>>) {
     match load_file(file) {
         Ok(Loaded { plan, report }) => {
-            (valid(&plan, &report, wants_plan, terms), Some(plan.into()))
+            let obstacles = obstacles(&plan, &report, terms) + &told_of(&report, &files(&plan));
+            (valid(&plan, &report, wants_plan, terms.strict, &obstacles), Some(plan.into()))
         }
         Err(report) => {
             let (errors, warnings) = counts(&report);
@@ -24,15 +30,14 @@ pub fn check(file: &Path, wants_plan: bool, terms: Terms) -> (Output, Option<Box
     }
 }
 
-fn valid(plan: &Plan, report: &Report, wants_plan: bool, terms: Terms) -> Output {
+fn valid(plan: &Plan, report: &Report, wants_plan: bool, strict: bool, obstacles: &str) -> Output {
     let (_, warnings) = counts(report);
-    let obstacles = obstacles(plan, report, terms);
     let mut first = format!("{}: valid", report.file);
     if warnings > 0 {
         first.push_str(&format!(", with {}", told(&[number(warnings, "warning")])));
     }
     first.push_str(if obstacles.is_empty() { "\n" } else { ", but it would not start\n" });
-    let stderr = first + &lines(report, terms.strict) + &obstacles;
+    let stderr = first + &lines(report, strict) + obstacles;
     let code = if obstacles.is_empty() { FINE } else { WOULD_NOT_START };
     if !wants_plan {
         return Output { stdout: String::new(), stderr, code };
@@ -61,6 +66,10 @@ pub fn obstacles(plan: &Plan, report: &Report, terms: Terms) -> String {
     if terms.strict && warnings > 0 {
         reasons.push(format!("--strict: {}", told(&[number(warnings, "warning")])));
     }
+    told_of(report, &reasons)
+}
+
+fn told_of(report: &Report, reasons: &[String]) -> String {
     reasons.iter().map(|reason| format!("{}: cannot start: {reason}\n", report.file)).collect()
 }
 

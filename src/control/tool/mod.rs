@@ -5,5 +5,6 @@
 //! runs in a process that serves.
 
 pub mod connect;
+pub mod files;
 pub mod spool;
 pub mod usage;

@@ -10,7 +10,7 @@ pub mod sql;
 pub mod builtin;
 mod probe;
 
-pub use probe::probe;
+pub use probe::{probe, readable};
 
 use super::record::UsageRecord;
 use crate::config::plan::{self, ReporterKind};
@@ -64,7 +64,10 @@ pub enum Tried {
 pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
     match &plan.kind {
         ReporterKind::Webhook(webhook) => Ok(Box::new(Webhook::new(webhook.clone()))),
-        ReporterKind::Redis(redis) => Ok(Box::new(redis::Stream::new(redis.clone()))),
+        ReporterKind::Redis(redis) => {
+            readable(plan).map_err(io::Error::other)?;
+            Ok(Box::new(redis::Stream::new(redis.clone())))
+        }
         ReporterKind::File(file) => Ok(Box::new(file::LinesFile::new(file.clone()))),
         ReporterKind::Database(database) => Ok(Box::new(sql::open(&plan.name, database)?)),
         ReporterKind::Builtin(store) => Ok(Box::new(builtin::Builtin::open(&plan.name, store)?)),

@@ -2,12 +2,32 @@
 //! sent or made; a webhook is only connected to.
 
 use super::{redis, sql};
+use crate::base::certificate;
 use crate::config::plan::{self, ReporterKind, SqlAddress};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// Reads the files that a reporter reads, and connects to nothing.
+///
+/// # Errors
+/// One cannot be read, or holds nothing of use; in words that name the reporter and the file.
+pub fn readable(plan: &plan::Reporter) -> Result<(), String> {
+    match &plan.kind {
+        ReporterKind::Redis(redis) => match &redis.redis.ca_file {
+            Some(file) => certificate::read(file)
+                .map(drop)
+                .map_err(|error| format!("reporter {}: ca_file {error}", plan.name)),
+            None => Ok(()),
+        },
+        ReporterKind::Database(database) => {
+            sql::open(&plan.name, database).map(drop).map_err(|error| error.to_string())
+        }
+        ReporterKind::Webhook(_) | ReporterKind::File(_) | ReporterKind::Builtin(_) => Ok(()),
+    }
+}
 
 /// Tries to reach the destination of a reporter for at most so long. Blocks.
 ///

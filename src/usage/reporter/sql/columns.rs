@@ -306,6 +306,34 @@ impl Key {
     }
 }
 
+/// A unique index that refuses a record that is sent twice, and by which it cannot be known first:
+/// the database takes it neither for ON CONFLICT nor to look for an id. Each such record would
+/// become a dead letter.
+#[derive(Debug)]
+pub struct Unusable {
+    /// Its name.
+    pub index: String,
+    /// It is of the column itself, but has only the rows that meet its condition.
+    pub is_partial: bool,
+}
+
+impl Unusable {
+    /// What is to be said of the first one that stands in the way of `key`. Beside an index of the
+    /// whole column, one that has a part of its rows does no harm.
+    pub fn why(found: &[Unusable], key: Key, column: &str) -> Option<String> {
+        let in_the_way = |odd: &&Unusable| !odd.is_partial || key != Key::Unique;
+        let Unusable { index, is_partial } = found.iter().find(in_the_way)?;
+        let what = match is_partial {
+            true => format!("is of {column} and has a condition"),
+            false => format!("is of an expression that has {column}"),
+        };
+        Some(format!(
+            "its unique index {index} {what}, so that a record that is sent twice cannot be known \
+             by it (make a unique index of {column} alone in its place)"
+        ))
+    }
+}
+
 impl Layout {
     /// The place of the request id among the columns.
     pub fn id(&self) -> Option<usize> {

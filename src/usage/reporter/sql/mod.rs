@@ -18,7 +18,7 @@ use super::{Reporter, Shape, Tried};
 use crate::base::limits::SQL_BATCH_RECORDS_MAX;
 use crate::config::plan::{DatabaseReporter, SqlAddress, SqlDriver, SqlPlace, SqlPool, SqlServer};
 use crate::usage::record::UsageRecord;
-use columns::{Found, Key, Layout, Row};
+use columns::{Found, Key, Layout, Row, Unusable};
 use jiff::tz::TimeZone;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -161,6 +161,14 @@ pub fn shape() -> Shape {
         concurrency: 1,
         retries: 4,
         timeout: Duration::from_secs(10),
+    }
+}
+
+/// How the id of a record is found, unless an index stands in the way.
+fn refused(table: &str, id: &str, key: Key, found: &[Unusable]) -> Result<Key, Trouble> {
+    match Unusable::why(found, key, id) {
+        Some(why) => Err(Trouble::Later(format!("table {table}: {why}"))),
+        None => Ok(key),
     }
 }
 

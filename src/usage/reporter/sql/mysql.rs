@@ -32,10 +32,11 @@ const PREFIXES: &str = "SELECT index_name, sub_part FROM information_schema.stat
      WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND column_name = ? \
      AND non_unique = 0 AND sub_part < ?";
 
-/// Columns of unique indexes other than this one, and other than a row's number.
+/// Columns of unique indexes other than this one, expressions (which have no name) among them, and
+/// other than a row's number.
 const OTHER_KEYS: &str = "SELECT COUNT(*) FROM information_schema.statistics s \
      WHERE s.table_schema = COALESCE(?, DATABASE()) AND s.table_name = ? \
-     AND s.column_name <> ? AND s.non_unique = 0 AND NOT EXISTS \
+     AND NOT s.column_name <=> ? AND s.non_unique = 0 AND NOT EXISTS \
      (SELECT 1 FROM information_schema.columns c WHERE c.table_schema = s.table_schema \
       AND c.table_name = s.table_name AND c.column_name = s.column_name \
       AND c.extra LIKE '%auto_increment%')";

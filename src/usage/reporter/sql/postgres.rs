@@ -1,10 +1,10 @@
 //! PostgreSQL. The client library is asynchronous: it runs on a small runtime of this reporter's
 //! own thread, where a time limit holds for whatever is waited for.
 
-use super::columns::{Found, Key, Layout, Letters, Row, Width};
+use super::columns::{Found, Key, Layout, Letters, Row, Unusable, Width};
 use super::statement::{insert, quoted};
 use super::tls::{self, Connector};
-use super::{left, resolved, without, Database, Trouble};
+use super::{left, refused, resolved, without, Database, Trouble};
 use crate::base::tls_fault;
 use crate::config::plan::sql_options::{self as options, PostgresOptions, Tls};
 use crate::config::plan::{SqlDriver, SqlPlace, SqlServer};
@@ -30,11 +30,22 @@ const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypm
      WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped \
      ORDER BY a.attnum";
 
-/// The indexes that begin with a column; whether each is a unique one of it alone.
-const INDEXES: &str = "SELECT i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL \
-     AND i.indimmediate \
+/// The indexes that begin with a column and have all rows: is each a unique one of it alone?
+const INDEXES: &str = "SELECT i.indisunique AND i.indnkeyatts = 1 AND i.indimmediate \
      FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
-     WHERE i.indrelid = to_regclass($1::text) AND a.attname = $2::text AND i.indisvalid";
+     WHERE i.indrelid = to_regclass($1::text) AND a.attname = $2::text AND i.indisvalid \
+     AND i.indpred IS NULL";
+
+/// Unique indexes of a part of the rows by a column alone, and of expressions that it stands in.
+const UNUSABLE: &str = "SELECT c.relname::text, i.indkey[0] = a.attnum \
+     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+     JOIN pg_attribute a ON a.attrelid = i.indrelid \
+     WHERE i.indrelid = to_regclass($1::text) AND a.attname = $2::text AND i.indisunique \
+     AND (i.indkey[0] = a.attnum AND i.indnkeyatts = 1 AND i.indpred IS NOT NULL \
+          OR i.indexprs IS NOT NULL AND a.attnum <> ALL (i.indkey) AND EXISTS \
+          (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+           AND d.objid = i.indexrelid AND d.refclassid = 'pg_class'::regclass \
+           AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum))";
 
 /// A server, and the connection to it.
 pub struct Postgres {
@@ -185,12 +196,19 @@ impl Database for Postgres {
     }
 
     fn key(&mut self, table: &str, column: &str, until: Instant) -> Result<Key, Trouble> {
-        let table = quoted(SqlDriver::Postgres, table);
-        let column = column.to_owned();
-        let rows = self.ask(until, |connection| async move {
-            connection.client.query(INDEXES, &[&table, &column]).await
+        let quoted = quoted(SqlDriver::Postgres, table);
+        let (indexes, unusable) = self.ask(until, |connection| async move {
+            let asked: [&(dyn ToSql + Sync); 2] = [&quoted, &column];
+            let indexes = connection.client.query(INDEXES, &asked).await?;
+            Ok((indexes, connection.client.query(UNUSABLE, &asked).await?))
         })?;
-        Ok(Key::of_indexes(rows.iter().filter_map(|row| row.try_get::<_, bool>(0).ok())))
+        let key = Key::of_indexes(indexes.iter().filter_map(|row| row.try_get(0).ok()));
+        let unusable = unusable
+            .iter()
+            .map(|row| Ok(Unusable { index: row.try_get(0)?, is_partial: row.try_get(1)? }));
+        let unusable: Result<Vec<Unusable>, tokio_postgres::Error> = unusable.collect();
+        let unusable = unusable.map_err(|error| trouble(&self.server, &error))?;
+        refused(table, column, key, &unusable)
     }
 
     fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble> {

@@ -1,8 +1,8 @@
 //! SQLite: a file beside the gateway.
 
-use super::columns::{Found, Key, Layout, Letters, Row};
+use super::columns::{Found, Key, Layout, Letters, Row, Unusable};
 use super::statement::{insert, schema_and_name};
-use super::{left, Database, Trouble};
+use super::{left, refused, Database, Trouble};
 use rusqlite::{params_from_iter, Connection, ErrorCode, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -12,6 +12,25 @@ use std::time::Instant;
 
 /// SQLite's name of the schema that is meant where none is said.
 const MAIN: &str = "main";
+
+/// The indexes that begin with a column and have all rows: is each a unique one of it alone?
+const INDEXES: &str = "SELECT l.\"unique\" AND \
+     (SELECT count(*) FROM pragma_index_info(l.name, ?2)) = 1 \
+     FROM pragma_index_list(?1, ?2) AS l, pragma_index_info(l.name, ?2) AS i \
+     WHERE i.seqno = 0 AND lower(i.name) = lower(?3) AND NOT l.partial";
+
+/// Unique indexes of a part of the rows by a column alone, and of expressions that it stands in:
+/// SQLite says of an expression only what the index was made with.
+const UNUSABLE: &str = "SELECT l.name, o.is_own FROM pragma_index_list(?1, ?2) AS l \
+     JOIN sqlite_schema AS s ON s.type = 'index' AND s.name = l.name, \
+     (SELECT 1 AS is_own UNION SELECT 0) AS o \
+     WHERE l.\"unique\" AND CASE o.is_own \
+     WHEN 1 THEN l.partial AND (SELECT group_concat(lower(i.name)) \
+                                FROM pragma_index_info(l.name, ?2) AS i) = lower(?3) \
+     ELSE instr(lower(s.sql), lower(?3)) \
+          AND EXISTS (SELECT 1 FROM pragma_index_info(l.name, ?2) AS i WHERE i.name IS NULL) \
+          AND NOT EXISTS (SELECT 1 FROM pragma_index_info(l.name, ?2) AS i \
+                          WHERE lower(i.name) = lower(?3)) END";
 
 /// A file, and the connection to it.
 pub struct Sqlite {
@@ -77,15 +96,15 @@ impl Database for Sqlite {
     fn key(&mut self, table: &str, column: &str, until: Instant) -> Result<Key, Trouble> {
         let connection = self.connection(until)?;
         let (schema, bare) = schema_and_name(table);
-        let text = "SELECT l.\"unique\" AND NOT l.partial AND \
-                    (SELECT count(*) FROM pragma_index_info(l.name, ?2)) = 1 \
-                    FROM pragma_index_list(?1, ?2) AS l, pragma_index_info(l.name, ?2) AS i \
-                    WHERE i.seqno = 0 AND lower(i.name) = lower(?3)";
-        let mut statement = connection.prepare(text).map_err(trouble)?;
         let asked = [bare, schema.unwrap_or(MAIN), column];
+        let mut statement = connection.prepare(INDEXES).map_err(trouble)?;
         let found = statement.query_map(asked, |row| row.get::<_, bool>(0));
         let unique: Vec<bool> = found.and_then(Iterator::collect).map_err(trouble)?;
-        Ok(Key::of_indexes(unique))
+        let mut statement = connection.prepare(UNUSABLE).map_err(trouble)?;
+        let found = statement
+            .query_map(asked, |row| Ok(Unusable { index: row.get(0)?, is_partial: row.get(1)? }));
+        let unusable: Vec<Unusable> = found.and_then(Iterator::collect).map_err(trouble)?;
+        refused(table, column, Key::of_indexes(unique), &unusable)
     }
 
     fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble> {

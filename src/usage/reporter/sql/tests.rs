@@ -111,6 +111,38 @@ fn a_table_that_is_there_gets_what_it_has() {
     }
 }
 
+/// Catches: an index that refuses records that are sent twice, and gives them up so; and one that
+/// is refused though it does no harm.
+#[test]
+fn an_index_by_which_an_id_cannot_be_found_is_refused() {
+    let table = "CREATE TABLE usage_records (request_id TEXT, model TEXT, total_tokens INTEGER)";
+    let unique = "; CREATE UNIQUE INDEX i ON usage_records";
+    let records = records(3);
+    for index in [
+        "(lower(request_id))",
+        "(model, substr(request_id, 1, 8))",
+        "(request_id) WHERE total_tokens > 0",
+    ] {
+        let folder = Folder::new("sqlite-unusable");
+        folder.with(&format!("{table}{unique} {index}"));
+        let Tried::Again(said) = send(&mut folder.table(), &records) else { panic!("{index}") };
+        assert!(said.contains("unique index i") && said.contains("request_id"), "{said}");
+        assert_eq!(folder.count(), 0);
+    }
+    let whole = format!("{table}; CREATE UNIQUE INDEX w ON usage_records (request_id){unique}");
+    for made in [
+        format!("{whole} (request_id) WHERE total_tokens > 0"),
+        format!("{table}{unique} (request_id, lower(model))"),
+    ] {
+        let folder = Folder::new("sqlite-usable");
+        folder.with(&made);
+        for _ in 0..2 {
+            assert_eq!(send(&mut folder.table(), &records), Tried::Delivered, "{made}");
+        }
+        assert_eq!(folder.count(), 3, "{made}");
+    }
+}
+
 /// Catches: a batch that is half there after one row was refused; a table that does not fit and
 /// stops its records from being tried again.
 #[test]

@@ -1,10 +1,9 @@
 //! TLS towards databases: what counts as a certificate that will do, and the stream for PostgreSQL.
 
-use crate::base::certificate::{Verifier, Wanted};
+use crate::base::certificate::{self, Verifier, Wanted};
 use crate::config::plan::sql_options::Tls;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::future::Future;
@@ -47,24 +46,14 @@ pub fn config(tls: &Tls, roots: Option<&Path>) -> Result<ClientConfig, String> {
 fn read_roots(
     file: Option<&Path>,
 ) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), String> {
-    let (mut roots, mut all) = (RootCertStore::empty(), Vec::new());
-    let Some(file) = file else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return match roots.is_empty() {
-            true => Err("the system has no trusted roots".to_owned()),
-            false => Ok((roots, all)),
-        };
-    };
-    let said = |error: String| format!("sslrootcert {}: {error}", file.display());
-    let found = CertificateDer::pem_file_iter(file).map_err(|error| said(error.to_string()))?;
-    for certificate in found {
-        let certificate = certificate.map_err(|error| said(error.to_string()))?;
-        all.push(certificate.clone());
-        roots.add(certificate).map_err(|error| said(error.to_string()))?;
+    if let Some(file) = file {
+        return certificate::read(file).map_err(|error| format!("sslrootcert {error}"));
     }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     match roots.is_empty() {
-        true => Err(said("it holds no certificate".to_owned())),
-        false => Ok((roots, all)),
+        true => Err("the system has no trusted roots".to_owned()),
+        false => Ok((roots, Vec::new())),
     }
 }
 

@@ -1,0 +1,25 @@
+//! The files that a start reads, for `llmproxy check`: who changes one and restarts should not have
+//! to find out then.
+
+use crate::config::plan::Plan;
+use crate::control::tls;
+use crate::usage::reporter;
+
+/// Why they keep this plan from starting: a line for each key. Empty = they do not. Blocks.
+pub fn unusable(plan: &Plan) -> Vec<String> {
+    let mut system_roots = None;
+    let mut found = Vec::new();
+    for (index, backend) in plan.backends.iter().enumerate() {
+        let config =
+            backend.tls.as_ref().map(|it| tls::client_config(backend, it, &mut system_roots));
+        if let Some(Err(error)) = config {
+            found.push(format!("backends[{index}].tls: backend {}: {error}", backend.name));
+        }
+    }
+    for (index, reporter) in plan.usage.reporters.iter().enumerate() {
+        if let Err(error) = reporter::readable(reporter) {
+            found.push(format!("usage.reporters[{index}]: {error}"));
+        }
+    }
+    found
+}
