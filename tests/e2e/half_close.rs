@@ -10,35 +10,41 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a client shuts its side.
+/// How far a request is when its client shuts its side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// The engine does not answer who connects.
+    Connecting,
+    /// The engine has the head, and takes nothing of a large body.
+    Sending,
     /// The engine has the request and says nothing.
     Waiting,
     /// A first event is out.
     Relay,
 }
 
+const PHASES: [Phase; 4] = [Phase::Connecting, Phase::Sending, Phase::Waiting, Phase::Relay];
+/// More than the buffers of two kernels take.
+const LARGE_BYTES: usize = 16 << 20;
+
 /// Catches: a whole request answered with nothing because its client said that it sends no more,
 /// and an engine that is told to stop by a FIN that is passed on.
 #[test]
 fn a_client_that_only_reads_gets_the_rest_of_its_answer() {
-    for phase in [Phase::Waiting, Phase::Relay] {
-        let stage = Stage::set();
-        let mut conn = stage.ask();
-        if phase == Phase::Relay {
-            stage.go_on();
-            conn.head();
-            conn.read_until("data: 1");
-        }
+    for phase in PHASES {
+        let (stage, mut conn) = Stage::at(phase);
         conn.shutdown(Shutdown::Write);
         stage.await_turns();
-        stage.go_on();
-        if phase == Phase::Waiting {
-            conn.head();
-            conn.read_until("data: 1");
+        stage.backend.open();
+        if phase == Phase::Sending {
             stage.go_on();
         }
+        if phase != Phase::Relay {
+            stage.go_on();
+            conn.head();
+            conn.read_until("data: 1");
+        }
+        stage.go_on();
         conn.read_until("data: 2");
         let (_, ended) = conn.rest();
         assert_eq!(ended, crate::harness::message::Ended::Whole, "{phase:?}");
@@ -47,9 +53,8 @@ fn a_client_that_only_reads_gets_the_rest_of_its_answer() {
         assert_eq!(record["status"], "complete", "{phase:?}: {record}");
         quiet(&stage.proxy);
         // Its engine's connection lives: nobody passed the FIN on.
-        stage.go_on();
-        stage.go_on();
-        assert_eq!(stage.ask().response().status(), 200);
+        (0..3).for_each(|_| stage.go_on());
+        assert_eq!(stage.ask(STREAM).response().status(), 200);
         assert_eq!(stage.backend.connections(), 1, "{phase:?}");
     }
 }
@@ -87,21 +92,24 @@ fn a_fin_inside_a_request_ends_it() {
 /// Catches: an engine that works for nobody although its client has certainly left.
 #[test]
 fn a_client_that_resets_frees_the_engine() {
-    for phase in [Phase::Waiting, Phase::Relay] {
-        let stage = Stage::set();
-        let mut conn = stage.ask();
-        if phase == Phase::Relay {
-            stage.go_on();
-            conn.head();
-            conn.read_until("data: 1");
-        }
-        await_until("the engine has the request", SOON, || !stage.backend.requests().is_empty());
+    for phase in PHASES {
+        let (stage, conn) = Stage::at(phase);
         leave(conn, Leave::Rst);
         // It was not told to go on: what ends its wait is that the proxy cuts it.
         let record = stage.hook.await_records(1, SOON).remove(0);
         assert_eq!(record["status"], "client_left", "{phase:?}: {record}");
-        await_until("the engine is cut", SOON, || stage.was_left());
+        match phase {
+            Phase::Connecting => stage.backend.open(),
+            // It finds out when it reads on.
+            Phase::Sending => stage.go_on(),
+            Phase::Waiting | Phase::Relay => {}
+        }
+        if phase != Phase::Connecting {
+            await_until("the engine is cut", SOON, || stage.was_left());
+        }
         quiet(&stage.proxy);
+        let had = usize::from(matches!(phase, Phase::Waiting | Phase::Relay));
+        assert_eq!(stage.backend.requests().len(), had, "{phase:?}");
     }
 }
 
@@ -133,56 +141,106 @@ struct Stage {
     backend: Backend,
     proxy: Proxy,
     hook: Webhook,
-    steps: Arc<AtomicU32>,
-    left: Arc<AtomicU32>,
+    seen: Arc<Seen>,
+}
+
+/// What the engine may do, and what it saw.
+#[derive(Default)]
+struct Seen {
+    steps: AtomicU32,
+    heads: AtomicU32,
+    leaves: AtomicU32,
+}
+
+impl Seen {
+    /// The engine's side of a connection; false when the proxy left it.
+    fn serve(&self, served: &mut Served, phase: Phase) -> bool {
+        let mut taken = 0;
+        let mut is_told = |served: &mut Served, is_body_read: bool| {
+            taken += 1;
+            while self.steps.load(Ordering::Relaxed) < taken {
+                // To look whether the proxy left would be to read the body.
+                match is_body_read {
+                    true if served.left_within(Duration::from_millis(5)) => return false,
+                    true => {}
+                    false => pause(Duration::from_millis(5)),
+                }
+            }
+            true
+        };
+        while let Some(head) = served.head() {
+            let number = self.heads.fetch_add(1, Ordering::Relaxed);
+            if phase == Phase::Sending && number == 0 {
+                is_told(served, false);
+            }
+            if served.body_of(head).is_none() || !is_told(served, true) {
+                return false;
+            }
+            served.begin_events();
+            served.chunk("data: 1\n\n");
+            if !is_told(served, true) {
+                return false;
+            }
+            served.chunk("data: 2\n\n");
+            served.chunk("data: [DONE]\n\n");
+            served.send("0\r\n\r\n");
+        }
+        true
+    }
 }
 
 impl Stage {
-    fn set() -> Stage {
-        let (steps, left) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-        let (allowed, leaves) = (Arc::clone(&steps), Arc::clone(&left));
-        let backend = Backend::start(move |served| {
-            let mut taken = 0;
-            let mut is_told = |served: &mut Served| {
-                taken += 1;
-                while allowed.load(Ordering::Relaxed) < taken {
-                    if served.left_within(Duration::from_millis(5)) {
-                        leaves.fetch_add(1, Ordering::Relaxed);
-                        return false;
-                    }
-                }
-                true
-            };
-            while served.request().is_some() {
-                if !is_told(served) {
-                    return;
-                }
-                served.begin_events();
-                served.chunk("data: 1\n\n");
-                if !is_told(served) {
-                    return;
-                }
-                served.chunk("data: 2\n\n");
-                served.chunk("data: [DONE]\n\n");
-                served.send("0\r\n\r\n");
+    /// A stage, and a client whose request is as far as that.
+    fn at(phase: Phase) -> (Stage, Conn) {
+        let seen = Arc::new(Seen::default());
+        let engine = Arc::clone(&seen);
+        let script = move |served: &mut Served| {
+            if !engine.serve(served, phase) {
+                engine.leaves.fetch_add(1, Ordering::Relaxed);
             }
-        });
+        };
+        let backend = match phase {
+            Phase::Connecting => Backend::start_closed(script),
+            _ => Backend::start(script),
+        };
         let hook = Webhook::start();
-        let config = Config::new().backend(backend.url(), "").webhook(&hook.url(), "");
+        let config =
+            Config::new().backend(backend.url(), "connect_timeout: 1m").webhook(&hook.url(), "");
         let proxy = config.server("half_close: serve").start();
-        Stage { backend, proxy, hook, steps, left }
+        let stage = Stage { backend, proxy, hook, seen };
+        let large = STREAM.replace("Count.", &"x".repeat(LARGE_BYTES));
+        let mut conn = stage.ask(if phase == Phase::Sending { &large } else { STREAM });
+        match phase {
+            Phase::Connecting => {
+                // The scrape is one; the other has its head in, and its worker has turned since.
+                stage.proxy.await_metric("llmproxy_requests_active", &[], 2.0);
+                stage.await_turns();
+            }
+            Phase::Sending => await_until("the engine has the head", SOON, || {
+                stage.seen.heads.load(Ordering::Relaxed) > 0
+            }),
+            Phase::Waiting => await_until("the engine has the request", SOON, || {
+                !stage.backend.requests().is_empty()
+            }),
+            Phase::Relay => {
+                stage.go_on();
+                conn.head();
+                conn.read_until("data: 1");
+            }
+        }
+        (stage, conn)
     }
 
-    /// A client that posted a stream.
-    fn ask(&self) -> Conn {
+    /// A client that posted this.
+    fn ask(&self, body: &str) -> Conn {
         let mut conn = self.proxy.connect();
-        conn.start_post(CHATS, "", STREAM);
+        conn.start_post(CHATS, "", body);
         conn
     }
 
     /// The engine may take another step.
     fn go_on(&self) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.seen.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The proxy's only worker came by twice since: it has heard what was to be heard.
@@ -193,6 +251,6 @@ impl Stage {
     }
 
     fn was_left(&self) -> bool {
-        self.left.load(Ordering::Relaxed) > 0
+        self.seen.leaves.load(Ordering::Relaxed) > 0
     }
 }

@@ -4,9 +4,11 @@
 use super::message::{Ended, Head, Reader};
 use super::stream::{Stream, TlsStream};
 use rustls::{ServerConfig, ServerConnection};
+use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ pub struct Received {
 pub struct Backend {
     address: SocketAddr,
     shared: Arc<Shared>,
+    /// While it is there, nothing answers who connects.
+    door: Mutex<Option<Sender<()>>>,
 }
 
 #[derive(Default)]
@@ -37,7 +41,35 @@ struct Shared {
 impl Backend {
     /// Starts one. The script runs once for each connection; when it returns, that one closes.
     pub fn start(script: impl Fn(&mut Served) + Send + Sync + 'static) -> Backend {
-        Backend::listen(None, script)
+        Backend::listen(TcpListener::bind("127.0.0.1:0").unwrap(), None, script)
+    }
+
+    /// The same behind a closed door: whoever connects hears nothing until [`Backend::open`], as
+    /// from a machine that has too much to do. (Linux drops what does not fit into the queue of a
+    /// listener, and the other side tries again after a second.)
+    pub fn start_closed(script: impl Fn(&mut Served) + Send + Sync + 'static) -> Backend {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let place = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&place.into()).unwrap();
+        socket.listen(0).unwrap();
+        let listener = TcpListener::from(socket);
+        let address = listener.local_addr().unwrap();
+        let limit = Duration::from_millis(200);
+        let fill = || TcpStream::connect_timeout(&address, limit).ok();
+        let queue: Vec<TcpStream> = std::iter::from_fn(fill).collect();
+        let (door, closed) = channel();
+        let accepting = listener.try_clone().unwrap();
+        let backend = Backend::listen_when(listener, None, script, move || {
+            let _ = closed.recv();
+            queue.iter().for_each(|_| drop(accepting.accept()));
+        });
+        *backend.door.lock().unwrap() = Some(door);
+        backend
+    }
+
+    /// From now on those who connect are served.
+    pub fn open(&self) {
+        self.door.lock().unwrap().take();
     }
 
     /// The same over TLS. A connection whose handshake fails is closed when the script reads.
@@ -45,18 +77,28 @@ impl Backend {
         config: Arc<ServerConfig>,
         script: impl Fn(&mut Served) + Send + Sync + 'static,
     ) -> Backend {
-        Backend::listen(Some(config), script)
+        Backend::listen(TcpListener::bind("127.0.0.1:0").unwrap(), Some(config), script)
     }
 
     fn listen(
+        listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
         script: impl Fn(&mut Served) + Send + Sync + 'static,
     ) -> Backend {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Backend::listen_when(listener, tls, script, || {})
+    }
+
+    fn listen_when(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        script: impl Fn(&mut Served) + Send + Sync + 'static,
+        ready: impl FnOnce() + Send + 'static,
+    ) -> Backend {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let (script, inner) = (Arc::new(script), Arc::clone(&shared));
         std::thread::spawn(move || {
+            ready();
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
                 if inner.stopped.load(Ordering::Relaxed) {
@@ -71,7 +113,7 @@ impl Backend {
                 });
             }
         });
-        Backend { address, shared }
+        Backend { address, shared, door: Mutex::default() }
     }
 
     /// One that answers every request with these bytes and keeps the connection.
@@ -123,6 +165,7 @@ fn dress(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Stream {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
+        self.open();
         // Wakes the listener, which sees the flag; the port is free again.
         let _ = TcpStream::connect(self.address);
     }

@@ -34,13 +34,7 @@ impl Authority {
         let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        Arc::new(config)
+        showing(certificate.der().clone(), key)
     }
 }
 
@@ -53,13 +47,7 @@ pub fn by_openssl() -> (String, Arc<ServerConfig>) {
     let (_, pem) = BY_OPENSSL.split_once("-----END PRIVATE KEY-----\n").unwrap();
     let certificate = CertificateDer::from_pem_slice(BY_OPENSSL.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(BY_OPENSSL.as_bytes()).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .unwrap();
-    (pem.to_owned(), Arc::new(config))
+    (pem.to_owned(), showing(certificate, key))
 }
 
 /// A certificate that signed itself and calls itself an authority, with this alternative name, in
@@ -70,11 +58,16 @@ pub fn self_signed(name: &str) -> (String, Arc<ServerConfig>) {
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    (certificate.pem(), showing(certificate.der().clone(), key))
+}
+
+/// A server that shows this certificate.
+fn showing(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Arc<ServerConfig> {
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
+        .with_single_cert(vec![certificate], key)
         .unwrap();
-    (certificate.pem(), Arc::new(config))
+    Arc::new(config)
 }
