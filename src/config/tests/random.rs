@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::sync::LazyLock;
 
 /// A YAML value of few and near-right keys, so that readers are reached.
 fn value() -> impl Strategy<Value = serde_json::Value> {
@@ -17,7 +18,7 @@ fn value() -> impl Strategy<Value = serde_json::Value> {
         Just(Value::from("10s")),
     ];
     leaf.prop_recursive(4, 48, 6, |inner| {
-        let keys = prop_oneof![4 => prop::sample::select(keys()), 1 => "[a-z_<]{1,6}"];
+        let keys = prop_oneof![4 => prop::sample::select(KEYS.as_slice()), 1 => "[a-z_<]{1,6}"];
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             prop::collection::hash_map(keys, inner, 0..8)
@@ -26,12 +27,12 @@ fn value() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-/// Every key of the example, by its last name.
-fn keys() -> Vec<String> {
+/// Every key of the example, by its last name. The strategy asks for them at each of its levels.
+static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let known = load_with_keys("t", &example::uncommented(), &env).unwrap().1;
     let last = known.iter().filter_map(|path| path.rsplit('.').next());
     last.map(str::to_owned).collect()
-}
+});
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]

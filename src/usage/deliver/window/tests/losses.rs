@@ -14,16 +14,11 @@ proptest! {
     /// is buried before its hour, or in the place of another.
     #[test]
     fn what_cuts_connections_ends_and_all_else_is_delivered(
-        records in proptest::collection::vec(planned(2), 1..40),
-        outages in outages(),
-        batch in prop_oneof![Just(1_usize), 2..10_usize, Just(500)],
-        concurrency in 1..5_usize,
-        retries in 2..5_u32,
+        play in plays(2, 40),
         held_up in 1..30_usize,
         has_others in any::<bool>(),
     ) {
-        let most = records.len() / 2 + 12;
-        let mut sim = Sim::new(shape(batch, concurrency, retries), most, records, outages);
+        let mut sim = play.sim();
         sim.window.most_held_up = held_up;
         sim.steps = 200_000;
         sim.later = match has_others {
@@ -129,6 +124,8 @@ fn a_receiver_that_is_away_for_days_costs_nothing() {
             let record = |at: u64| Planned { gap_ms: 10, key: Some(at % keys), fate: Fate::Taken };
             let records = (0..300).map(record).collect();
             let mut sim = Sim::new(shape(batch, 2, 4), 100, records, vec![away]);
+            // It is full within the first hour, and stays so.
+            sim.window.most_held_up = 500;
             sim.run();
             assert!(sim.ended[..300].iter().all(|ended| *ended == Some(Fate::Taken)));
             assert_eq!(sim.overtakers, 0, "{keys} keys, {hours} hours");

@@ -86,16 +86,11 @@ proptest! {
     /// and bad records.
     #[test]
     fn whatever_comes_together_only_bad_records_are_buried(
-        records in proptest::collection::vec(planned(1), 1..60),
-        outages in outages(),
-        batch in prop_oneof![Just(1_usize), 2..10_usize, Just(500)],
-        concurrency in 1..5_usize,
-        retries in 2..5_u32,
+        play in plays(1, 60),
         lossy in prop_oneof![Just(0_u64), 1..30_u64],
         timeout_ms in prop_oneof![Just(0_u64), Just(30_000)],
     ) {
-        let most = records.len() / 2 + 12;
-        let mut sim = Sim::new(shape(batch, concurrency, retries), most, records, outages);
+        let mut sim = play.sim();
         (sim.lossy, sim.timeout_ms, sim.steps) = (lossy, timeout_ms, 1_000_000);
         sim.run();
         for (planned, ended) in sim.records.iter().zip(&sim.ended) {

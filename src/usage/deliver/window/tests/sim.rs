@@ -63,6 +63,40 @@ pub fn outages() -> impl Strategy<Value = Vec<Outage>> {
     proptest::collection::vec(one, 0..=2)
 }
 
+/// Records, times in which their receiver is not well, and how they are sent.
+#[derive(Debug, Clone)]
+pub struct Play {
+    records: Vec<Planned>,
+    outages: Vec<Outage>,
+    batch: usize,
+    concurrency: usize,
+    retries: u32,
+}
+
+/// Plays of fewer than so many records, with bad ones as in [`planned`].
+pub fn plays(cuts: u32, most: usize) -> impl Strategy<Value = Play> {
+    let records = proptest::collection::vec(planned(cuts), 1..most);
+    let batch = prop_oneof![Just(1_usize), 2..10_usize, Just(500)];
+    (records, outages(), batch, 1..5_usize, 2..5_u32).prop_map(
+        |(records, outages, batch, concurrency, retries)| Play {
+            records,
+            outages,
+            batch,
+            concurrency,
+            retries,
+        },
+    )
+}
+
+impl Play {
+    /// The simulation of it, in a window that has no room for all of them.
+    pub fn sim(self) -> Sim {
+        let most = self.records.len() / 2 + 12;
+        let shape = shape(self.batch, self.concurrency, self.retries);
+        Sim::new(shape, most, self.records, self.outages)
+    }
+}
+
 pub fn record(seq: u64) -> Arc<UsageRecord> {
     let request_id = RequestId::from_client(seq.to_string().as_bytes()).unwrap();
     Arc::new(UsageRecord { request_id, ..UsageRecord::default() })
@@ -107,6 +141,8 @@ pub struct Sim {
     pub later: fn(usize) -> Planned,
     /// Steps in which all that is planned must end.
     pub steps: usize,
+    /// All before this one have ended, so that nobody has to look at them again.
+    first_open: usize,
     random: u64,
 }
 
@@ -142,6 +178,7 @@ impl Sim {
                 Planned { gap_ms: 5_000, key, fate: Fate::Taken }
             },
             steps: 20_000,
+            first_open: 0,
             random: 0,
         }
     }
@@ -182,7 +219,7 @@ impl Sim {
                 next_arrival = self.now_ms + self.records[self.added].gap_ms;
             }
             self.send();
-            if self.ended[..planned].iter().all(Option::is_some) {
+            if self.first_open >= planned {
                 return;
             }
             let ends = self.flying.iter().map(|(time, _)| *time).min();
@@ -222,7 +259,7 @@ impl Sim {
         let open = self.window.unfinished();
         assert!(open <= self.window.most + self.window.most_held_up, "{open} are held");
         let done = self.window.finished() as usize;
-        assert!(self.ended[..done].iter().all(Option::is_some), "a checkpoint beyond the open");
+        assert!(done <= self.first_open, "a checkpoint beyond the open");
     }
 
     /// The batches that end now.
@@ -266,6 +303,9 @@ impl Sim {
         assert_eq!(self.ended[at].replace(fate), None, "it ended twice");
         self.ended_ms[at] = self.now_ms;
         self.ended_sends[at] = self.sends;
+        while self.ended.get(self.first_open).is_some_and(Option::is_some) {
+            self.first_open += 1;
+        }
     }
 
     fn random(&mut self, below: u64) -> u64 {
@@ -278,7 +318,7 @@ impl Sim {
         assert_eq!(self.fate(record), Fate::Taken);
         self.end(at, Fate::Taken);
         let Some(key) = self.key(record) else { return };
-        for before in 0..at {
+        for before in self.first_open..at {
             let overtaken = self.records[before].key == Some(key) && self.ended[before].is_none();
             let suspect = self.failures[before] + self.refusals[before] > 0
                 || self.losses[before] >= LANE_OVERTAKEN_LOSSES;
