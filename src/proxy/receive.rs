@@ -38,8 +38,6 @@ pub struct Request {
     pub head: RequestHead,
     /// Bytes of the head in the inbox.
     pub head_len: usize,
-    /// Its connection is one beyond the limit, and gets our own pages only.
-    pub is_guest: bool,
     /// The body was read (or there is none).
     pub body_read: bool,
     /// Bytes of the inbox that belong to this request, head included.
@@ -88,7 +86,6 @@ impl Request {
             body_len: 0,
             head: RequestHead::default(),
             head_len: 0,
-            is_guest: false,
             body_read: true,
             wire_len: 0,
             response: ResponseHead::default(),

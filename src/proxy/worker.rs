@@ -23,7 +23,7 @@ use crate::rt::budget::Budget;
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
-use crate::rt::patrol::{Patrol, TICK};
+use crate::rt::patrol::{Patrol, Post, Rank, TICK};
 use crate::rt::pipe::Pipe;
 use crate::rt::ring::Ring;
 use crate::rt::socket::Socket;
@@ -301,11 +301,16 @@ impl Worker {
     }
 
     fn take_in(self: &Rc<Self>, socket: Socket, peer: IpAddr) {
-        let connections = &self.connections;
-        let has_room = connections.have_room()
-            // Who waits longest for its next request gives way, if one of this worker does.
-            || connections.have_room_by_turns() && self.patrol.end_longest_waiting();
-        if !has_room && !connections.have_room_for_guests() {
+        let (connections, patrol) = (&self.connections, &self.patrol);
+        let ended = |rank| patrol.end_longest_waiting(rank);
+        // Nobody knows yet what it wants: it takes the place of one that has not asked for an
+        // engine either, or is a guest, until it asks for one.
+        let has_room =
+            connections.have_room() || connections.have_room_by_turns() && ended(Rank::Stranger);
+        let may_stay = has_room
+            || connections.have_room_for_guests()
+            || connections.have_room_for_guests_by_turns() && ended(Rank::Guest);
+        if !may_stay {
             let refusal = NO_ROOM.with_retry_after(1);
             let mut meters = self.meters.borrow_mut();
             meters.connections[1] += 1;
@@ -321,10 +326,21 @@ impl Worker {
         }
     }
 
-    /// An error for a request of a guest that is not for one of our own pages: whoever looks after
-    /// us must get an answer when everything is taken.
-    pub fn has_a_place_for(&self, kind: Kind, is_guest: bool) -> Result<(), Refusal> {
-        if !is_guest || kind != Kind::Forward {
+    /// Finds a place for whoever asks for an engine. A guest takes that of another client, the one
+    /// that has waited longest to ask; an error when all of this worker are being served. Our own
+    /// pages are for guests too, and cost nobody a place: whoever looks after us must get an answer
+    /// when everything is taken.
+    pub fn find_place(&self, kind: Kind, post: &Post) -> Result<(), Refusal> {
+        if kind != Kind::Forward {
+            return Ok(());
+        }
+        let ended = |rank| self.patrol.end_longest_waiting(rank);
+        if !post.is_guest()
+            || self.connections.all_have_room()
+            || ended(Rank::Stranger)
+            || ended(Rank::Regular)
+        {
+            post.set_rank(Rank::Regular);
             return Ok(());
         }
         self.meters.borrow_mut().connections[1] += 1;

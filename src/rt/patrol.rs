@@ -24,7 +24,7 @@ mod crowd;
 mod line;
 mod unread;
 
-pub use crowd::Part;
+pub use crowd::{Part, Rank};
 
 /// Deadlines are kept in ticks of this length, and checked as often.
 pub const TICK: Duration = Duration::from_millis(TICK_MS);
@@ -102,8 +102,7 @@ struct State {
     called_off: Cell<bool>,
     /// Waits in a row that were over before they began.
     unwaited: Cell<u32>,
-    /// It is here beyond the limit, for a moment, and gives way to nobody.
-    is_guest: Cell<bool>,
+    rank: Cell<Rank>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -173,11 +172,11 @@ impl Patrol {
             stands_at: Cell::new(None),
             called_off: Cell::new(false),
             unwaited: Cell::new(0),
-            is_guest: Cell::new(false),
+            rank: Cell::new(Rank::Stranger),
             waker: RefCell::default(),
         });
         let slot = self.posts.borrow_mut().put(Rc::clone(&state));
-        self.crowd.waiting.borrow_mut().join(slot);
+        self.crowd.join(slot, Rank::Stranger);
         let post = Post { patrol: Rc::clone(self), state, slot };
         // A reset (HUP, ERR) is always reported.
         let flags = match gone {
@@ -407,18 +406,29 @@ impl Post {
         self.state.stage.set(stage);
         self.state.since.set(self.patrol.now());
         self.state.heard.set(self.patrol.now());
-        let mut waiting = self.patrol.crowd.waiting.borrow_mut();
-        match stage.gives_way() && !self.state.is_guest.get() {
-            true => waiting.join(self.slot),
-            false => waiting.leave(self.slot),
+        self.stand();
+    }
+
+    /// Gives the connection a rank. It has been a [`Rank::Stranger`] so far.
+    pub fn set_rank(&self, rank: Rank) {
+        if self.state.rank.get() != rank {
+            self.patrol.crowd.leave(self.slot, self.state.rank.replace(rank));
+            self.stand();
         }
     }
 
-    /// Marks a connection that was taken beyond the limit, for one short request: it gives way to
-    /// nobody, or whoever asks how we are would be ended by the next client that comes.
-    pub fn set_guest(&self) {
-        self.state.is_guest.set(true);
-        self.patrol.crowd.waiting.borrow_mut().leave(self.slot);
+    /// True for a connection beyond the limit.
+    pub fn is_guest(&self) -> bool {
+        self.state.rank.get() == Rank::Guest
+    }
+
+    /// Goes to the end of the line of those that give way, or leaves it.
+    fn stand(&self) {
+        let State { stage, rank, .. } = &*self.state;
+        match stage.get().gives_way() {
+            true => self.patrol.crowd.join(self.slot, rank.get()),
+            false => self.patrol.crowd.leave(self.slot, rank.get()),
+        }
     }
 
     /// Counts as a wait that was over before it began: what is answered next lay here already.
@@ -507,7 +517,7 @@ impl Drop for Post {
     fn drop(&mut self) {
         // Fields are dropped after this body: the registration ends before the socket closes.
         let _ = epoll::delete(&self.patrol.epoll, self.socket());
-        self.patrol.crowd.waiting.borrow_mut().leave(self.slot);
+        self.patrol.crowd.leave(self.slot, self.state.rank.get());
         let mut posts = self.patrol.posts.borrow_mut();
         if let Some(slot) = posts.slots.get_mut(self.slot) {
             *slot = None;

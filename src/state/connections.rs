@@ -38,6 +38,16 @@ impl Connections {
         self.now.load(Relaxed) < self.max + CONNECTIONS_OVER_MAX + GUESTS_MAX
     }
 
+    /// True while one more may come for that, if another one gives way.
+    pub fn have_room_for_guests_by_turns(&self) -> bool {
+        self.now.load(Relaxed) < self.max + 2 * CONNECTIONS_OVER_MAX + GUESTS_MAX
+    }
+
+    /// True when all that are here have room: a guest need not be one any more.
+    pub fn all_have_room(&self) -> bool {
+        self.now.load(Relaxed) <= self.max
+    }
+
     /// Nine tenths or more are in use: answers close their connections, and who is silent is closed
     /// soon.
     pub fn are_crowded(&self) -> bool {
@@ -95,8 +105,9 @@ mod tests {
         assert!(connections.are_crowded() && connections.have_room());
         steps(2);
         assert!(!connections.have_room() && connections.have_room_by_turns());
+        assert!(connections.all_have_room());
         steps(CONNECTIONS_OVER_MAX - 1);
-        assert!(connections.have_room_by_turns());
+        assert!(connections.have_room_by_turns() && !connections.all_have_room());
         steps(1);
         assert!(!connections.have_room_by_turns());
         connections.leave();
@@ -105,5 +116,9 @@ mod tests {
         assert!(connections.have_room_for_guests() && !connections.have_room_by_turns());
         steps(1);
         assert!(!connections.have_room_for_guests());
+        steps(CONNECTIONS_OVER_MAX - 1);
+        assert!(connections.have_room_for_guests_by_turns());
+        steps(1);
+        assert!(!connections.have_room_for_guests_by_turns());
     }
 }

@@ -287,6 +287,57 @@ fn near_the_limit_the_silent_are_closed_soon() {
     assert_eq!(rejected(&proxy, "overloaded"), 0.0);
 }
 
+/// Catches: a probe that costs a client its connection, or that is refused, when all are taken; a
+/// client that is kept out by idle ones, or takes the place of one that was used later.
+#[test]
+fn at_the_limit_only_who_asks_for_an_engine_costs_another_its_connection() {
+    let backend = Backend::start(|served| {
+        while let Some(request) = served.request() {
+            if request.head.get("x-hold").is_some() {
+                // Until the proxy ends.
+                served.request();
+                return;
+            }
+            served.send(OK);
+        }
+    });
+    let proxy = Config::backend_at(backend.url()).server("max_connections: 20").start();
+    // Beyond nine tenths, what was forwarded closes its connection: so many may idle.
+    let mut kept: Vec<_> = (0..17).map(|_| proxy.connect()).collect();
+    for conn in &mut kept {
+        assert_eq!(conn.post("/v1/completions", "", "{}").status(), 200);
+    }
+    let mut held: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for conn in &mut held {
+        conn.send("GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Hold: 1\r\n\r\n");
+    }
+    await_until("all are at the engine", SOON, || backend.requests().len() == 20);
+    for _ in 0..10 {
+        for path in ["/health", "/ready", "/metrics"] {
+            assert_eq!(proxy.get(path).status(), 200);
+        }
+    }
+    // More than there are places for guests: who says nothing gives way, or goes after a second.
+    let silent: Vec<_> = (0..100).map(|_| proxy.connect()).collect();
+    await_until("a probe is answered", SOON, || {
+        let mut probe = proxy.connect();
+        probe.try_send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            && probe.arrives_within(SOON)
+            && probe.any_head().is_some_and(|head| head.status() == 200)
+    });
+    await_until("they are gone", SOON, || proxy.metric(OPEN, &[]) == 21.0);
+    let idle = [("kind", "idle")];
+    drop(silent);
+    assert_eq!(proxy.metric("llmproxy_crowded_closed_total", &idle), 0.0);
+    kept.iter_mut().for_each(|conn| assert!(!conn.arrives_within(Duration::ZERO)));
+    assert_eq!(proxy.post("/v1/completions", "{}").status(), 200);
+    kept[0].assert_closes();
+    assert_eq!(proxy.metric("llmproxy_crowded_closed_total", &idle), 1.0);
+    for conn in &mut kept[1..] {
+        assert_eq!(conn.post("/v1/completions", "", "{}").status(), 200);
+    }
+}
+
 /// Catches: kept connections that nobody uses, and that keep new clients out; one that gives way
 /// though it was used a moment ago.
 #[test]

@@ -60,10 +60,10 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
     let kind = made
         .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
         .and_then(|()| path::classify(path, &request.head, served))
-        .and_then(|kind| w.has_a_place_for(kind, request.is_guest).map(|()| kind));
+        .and_then(|kind| w.find_place(kind, &client.post).map(|()| kind));
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
-    if wanted || (is_small(request) && !request.is_guest) {
+    if wanted || (is_small(request) && !client.post.is_guest()) {
         match receive::body(client, request, &w.plan.server).await {
             Ok(Received::Whole) => {}
             Ok(Received::Closed | Received::Idled) => return Some(left(w, request)),

@@ -23,7 +23,7 @@ use super::settle::Story;
 use super::upstream::exchange::Exchange;
 use super::worker::{Active, Live, Worker};
 use crate::config::plan::HalfClose;
-use crate::rt::patrol::Gone;
+use crate::rt::patrol::{Gone, Rank};
 use crate::rt::socket::Socket;
 use delivery::deliver;
 use incoming::{admit, receive_head};
@@ -81,12 +81,11 @@ pub fn serve(
     };
     let post = w.patrol.watch(socket, gone).ok()?;
     if is_guest {
-        post.set_guest();
+        post.set_rank(Rank::Guest);
     }
     let write_timeout = w.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
-    let mut request = Request::new(w.next_id(), peer.to_string().into());
-    request.is_guest = is_guest;
+    let request = Request::new(w.next_id(), peer.to_string().into());
     Some(converse(live, client, Box::new(Talk::new(request))))
 }
 

@@ -99,7 +99,7 @@ pub(super) async fn own_answer(
         },
         _ => (200, TEXT, b"OK\n"),
     };
-    let frame = frame(w, request, !request.body_read || request.is_guest);
+    let frame = frame(w, request, !request.body_read || client.post.is_guest());
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);

@@ -68,8 +68,7 @@ fn learn(w: &Worker, talk: &Talk, outcome: Outcome) {
 /// Settles a request as soon as it is known what is in its packed answer. Its client does not wait
 /// for that: the connection goes on with an empty talk.
 fn settle_late(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome) {
-    let mut next = Request::new(w.next_id(), talk.request.peer.clone());
-    next.is_guest = talk.request.is_guest;
+    let next = Request::new(w.next_id(), talk.request.peer.clone());
     let mut late = Box::new(std::mem::replace(talk, Talk::new(next)));
     late.story.is_past = true;
     // Should we be killed while that goes on.

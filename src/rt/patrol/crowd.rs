@@ -1,6 +1,6 @@
 //! Who gives way when bytes or nearly all connections are taken: clients of whose request nothing,
-//! or only a part of the head, has come, after a second; and, for each new client beyond the limit,
-//! the one whose next request, or its head, is waited for longest.
+//! or only a part of the head, has come, after a second; and, when somebody else wants its place,
+//! the one of its rank whose next request, or its head, is waited for longest.
 
 use super::line::Line;
 use super::{Patrol, State, TICK};
@@ -10,6 +10,9 @@ use std::time::Duration;
 /// While it is crowded, a client has so long for its first byte, and so long for a head.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_TICKS: u32 = (PATIENCE.as_millis() / TICK.as_millis()) as u32;
+/// A guest that came so few ticks ago gives way to no other guest: of many that come at once the
+/// first would be closed before anybody read what they sent.
+const GUEST_TICKS_MIN: u32 = 2;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,17 @@ pub(super) enum Stage {
     Busy,
     /// It gets its last answer, and closes. What it still sends is dropped.
     Last,
+}
+
+/// What a connection is worth when connections are scarce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// It is one beyond the limit.
+    Guest,
+    /// It has had no request for an engine: it is silent, or asks how we are.
+    Stranger,
+    /// It has had one.
+    Regular,
 }
 
 /// What of a request has begun to come.
@@ -55,11 +69,22 @@ pub(super) struct Crowd {
     is_crowded: Cell<bool>,
     /// Posts that were closed to make room: silent ones, idle ones, those with half a head.
     closed: [Cell<u64>; 3],
-    /// Posts that give way, by their slots, in the order in which they came to it.
-    pub(super) waiting: RefCell<Line>,
+    /// Posts that give way, by their slots, in the order in which they came to it: a line for each
+    /// rank.
+    waiting: RefCell<[Line; 3]>,
 }
 
 impl Crowd {
+    /// From now on this post gives way, after all of its rank that do.
+    pub(super) fn join(&self, slot: usize, rank: Rank) {
+        self.waiting.borrow_mut()[rank as usize].join(slot);
+    }
+
+    /// From now on it does not.
+    pub(super) fn leave(&self, slot: usize, rank: Rank) {
+        self.waiting.borrow_mut()[rank as usize].leave(slot);
+    }
+
     fn count(&self, stage: Stage) {
         let kind = match stage {
             Stage::Silent => 0,
@@ -86,13 +111,16 @@ impl Patrol {
         self.crowd.closed.each_ref().map(Cell::get)
     }
 
-    /// Ends the connection whose request, or the rest of its head, is waited for longest; false
-    /// when there is none. What comes over it at the same moment is still served.
-    pub fn end_longest_waiting(&self) -> bool {
-        let mut waiting = self.crowd.waiting.borrow_mut();
-        let Some(slot) = waiting.first() else { return false };
-        waiting.leave(slot);
+    /// Ends the connection of this rank whose request, or the rest of its head, is waited for
+    /// longest; false when there is none. What comes over it at the same moment is still served.
+    pub fn end_longest_waiting(&self, rank: Rank) -> bool {
+        let first = self.crowd.waiting.borrow()[rank as usize].first();
+        let Some(slot) = first else { return false };
         if let Some(Some(post)) = self.posts.borrow().slots.get(slot) {
+            let waited = self.now().saturating_sub(post.since.get());
+            if rank == Rank::Guest && waited < GUEST_TICKS_MIN {
+                return false;
+            }
             match post.stage.get().is_idle() {
                 true => post.ended.set(true),
                 false => post.expired.set(true),
@@ -100,6 +128,7 @@ impl Patrol {
             self.crowd.count(post.stage.get());
             post.rouse();
         }
+        self.crowd.leave(slot, rank);
         true
     }
 
@@ -123,23 +152,33 @@ mod tests {
     use crate::rt::socket::Socket;
     use std::os::unix::net::UnixStream;
 
-    /// Catches: whoever asks how we are, when all is taken, ended by the next client that comes.
+    /// Catches: a client that costs another one of a higher rank its connection; guests that come
+    /// at once and end each other before they were heard.
     #[test]
-    fn a_guest_gives_way_to_nobody() {
+    fn each_rank_gives_way_by_itself() {
         let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build().unwrap();
         runtime.block_on(async {
             let patrol = Patrol::start().unwrap();
-            let watched = || {
+            let watched = |rank: Rank| {
                 let (ours, theirs) = UnixStream::pair().unwrap();
                 let socket = Socket::from_fd(ours.into()).unwrap();
-                (patrol.watch(socket, Gone::AtFin).unwrap(), theirs)
+                let post = patrol.watch(socket, Gone::AtFin).unwrap();
+                post.set_busy();
+                post.set_rank(rank);
+                post.set_receiving(Part::Head);
+                (post, theirs)
             };
-            let (guest, client) = (watched(), watched());
-            guest.0.set_guest();
-            guest.0.set_receiving(Part::Head);
-            assert!(patrol.end_longest_waiting(), "the client waits");
-            assert!(!patrol.end_longest_waiting(), "the guest does not");
-            drop((guest, client));
+            let posts = [Rank::Regular, Rank::Guest, Rank::Stranger].map(watched);
+            let ended = || posts.each_ref().map(|(post, _)| post.state.expired.get());
+            assert!(patrol.end_longest_waiting(Rank::Stranger));
+            assert!(!patrol.end_longest_waiting(Rank::Stranger));
+            assert_eq!(ended(), [false, false, true]);
+            assert!(!patrol.end_longest_waiting(Rank::Guest), "it has only come");
+            patrol.tick.set(GUEST_TICKS_MIN);
+            assert!(patrol.end_longest_waiting(Rank::Guest));
+            assert_eq!(ended(), [false, true, true]);
+            assert!(patrol.end_longest_waiting(Rank::Regular));
+            assert!(!patrol.end_longest_waiting(Rank::Regular));
         });
     }
 }
