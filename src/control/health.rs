@@ -47,10 +47,9 @@ async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
     let mut judge = Judge::new(check.healthy_threshold, check.unhealthy_threshold);
     loop {
         let began = Instant::now();
-        let found = match rt::timeout(check.timeout, probe(check, backend, member)).await {
-            Ok(found) => found,
-            Err(_) => Err(format!("no answer within {} s", check.timeout.as_secs_f64())),
-        };
+        let found = rt::await_peer(check.timeout, probe(check, backend, member)).await;
+        let found = found
+            .unwrap_or_else(|| Err(format!("no answer within {} s", check.timeout.as_secs_f64())));
         if let Some(healthy) = judge.hear(found.is_ok()) {
             member.set_passes_probes(healthy);
             match &found {
@@ -127,9 +126,9 @@ async fn open(backend: &Backend, member: &Member, timeout: Duration) -> Result<L
             let share = timeout / addresses.len().max(1) as u32;
             let mut result = Err(format!("{host} has no address"));
             for address in addresses {
-                result = match rt::timeout(share, connect::tcp(address)).await {
-                    Ok(done) => done.map_err(|e| format!("connect: {e}")),
-                    Err(_) => Err(format!("connect: no answer within {} ms", share.as_millis())),
+                result = match rt::await_peer(share, connect::tcp(address)).await {
+                    Some(done) => done.map_err(|e| format!("connect: {e}")),
+                    None => Err(format!("connect: no answer within {} ms", share.as_millis())),
                 };
                 if result.is_ok() {
                     break;

@@ -6,20 +6,16 @@ use crate::base::limits::{
     BODY_RATE_BYTES_PER_S_MIN, BODY_RATE_WINDOW_S, SCARCE_HELD_S_MAX, SCARCE_RATE_BYTES_PER_S_MIN,
     SCARCE_RATE_WINDOW_S,
 };
-use std::time::{Duration, Instant};
 
 /// The window, and the second that is under way.
 const SECONDS: usize = BODY_RATE_WINDOW_S as usize + 1;
 const _: () = assert!(SCARCE_RATE_WINDOW_S <= BODY_RATE_WINDOW_S);
 
 /// What came in each of the last seconds.
+#[derive(Default)]
 pub struct Pace {
     /// Bytes that the body holds beside the client's inbox.
     pub beside: usize,
-    /// When the body began.
-    since: Instant,
-    /// When a byte of it came last.
-    heard: Instant,
     bytes: [u32; SECONDS],
     now: u64,
     /// The second in which too little was first found.
@@ -27,27 +23,9 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Of a body that began at this moment.
-    pub fn since(since: Instant) -> Pace {
-        let heard = Instant::now();
-        Pace { beside: 0, since, heard, bytes: [0; SECONDS], now: 0, low_since: None }
-    }
-
-    /// For how long no byte has come.
-    pub fn silence(&self) -> Duration {
-        self.heard.elapsed()
-    }
-
-    /// Notes bytes that came now, or that none did.
-    pub fn hear(&mut self, bytes: usize) {
-        if bytes > 0 {
-            self.heard = Instant::now();
-        }
-        self.note(self.since.elapsed().as_secs(), bytes);
-    }
-
-    /// Notes bytes that came in a second (from 0, never before the last one), or that none did.
-    fn note(&mut self, second: u64, bytes: usize) {
+    /// Notes bytes that came in a second of the body (from 0, never before the last one), or that
+    /// none did.
+    pub fn note(&mut self, second: u64, bytes: usize) {
         let passed = (second.saturating_sub(self.now) as usize).min(SECONDS);
         for gone in 1..=passed {
             self.bytes[(self.now as usize + gone) % SECONDS] = 0;
@@ -90,7 +68,7 @@ mod tests {
 
     /// The second in which a body of these pieces is cut.
     fn cut(pieces: impl IntoIterator<Item = (u64, usize)>) -> Option<u64> {
-        let mut pace = Pace::since(Instant::now());
+        let mut pace = Pace::default();
         let mut is_cut = |(second, bytes): &(u64, usize)| {
             pace.note(*second, *bytes);
             pace.is_too_slow()
@@ -100,7 +78,7 @@ mod tests {
 
     /// The same while bytes are scarce, of a body that holds so much.
     fn cut_when_scarce(held: usize, pieces: impl IntoIterator<Item = (u64, usize)>) -> Option<u64> {
-        let mut pace = Pace::since(Instant::now());
+        let mut pace = Pace::default();
         let mut is_cut = |(second, bytes): &(u64, usize)| {
             pace.note(*second, *bytes);
             pace.is_too_slow_for(held)
@@ -143,7 +121,7 @@ mod tests {
         fn it_counts_the_window_and_nothing_else(
             pieces in proptest::collection::vec((0u64..25, 0usize..4000), 1..60),
         ) {
-            let (mut pace, mut second, mut all) = (Pace::since(Instant::now()), 0, Vec::new());
+            let (mut pace, mut second, mut all) = (Pace::default(), 0, Vec::new());
             for (gap, bytes) in pieces {
                 second += gap;
                 all.push((second, bytes as u64));

@@ -291,7 +291,7 @@ async fn counted(
     while client.bytes().len() < whole {
         let missing = whole - client.bytes().len();
         client.make_room(missing)?;
-        let pace = pace.get_or_insert_with(|| begin_wait(client, request.started));
+        let pace = pace.get_or_insert_with(|| begin_wait(client));
         match read_paced(client, server, pace, small(missing)).await? {
             Received::Whole => {}
             ended => return Ok(ended),
@@ -353,7 +353,7 @@ async fn chunked(
             return Ok(Received::Whole);
         }
         client.make_room(BUFFER_BYTES)?;
-        let pace = pace.get_or_insert_with(|| begin_wait(client, request.started));
+        let pace = pace.get_or_insert_with(|| begin_wait(client));
         pace.beside = decoded.capacity();
         match read_paced(client, server, pace, 0).await? {
             Received::Whole => {}
@@ -363,9 +363,9 @@ async fn chunked(
 }
 
 /// Nearly all bodies are there with their heads, and need no clock. This one does.
-fn begin_wait(client: &Client, since: Instant) -> Box<Pace> {
+fn begin_wait(client: &Client) -> Box<Pace> {
     client.post.set_receiving(Part::Body);
-    Box::new(Pace::since(since))
+    Box::default()
 }
 
 const _: () = assert!(BODY_BYTES_MAX <= u32::MAX as u64);
@@ -384,18 +384,18 @@ async fn read_paced(
 ) -> Result<Received, Refusal> {
     loop {
         // It looks around now and then: what it holds may be needed elsewhere.
-        let left = server.body_timeout.saturating_sub(pace.silence());
+        let left = server.body_timeout.saturating_sub(client.post.silence());
         client.post.arm(left.min(LOOK_AROUND));
         let bytes = match client.read_more(missing).await {
             Ok(0) | Err(Alarm::Gone) => return Ok(Received::Closed),
             Ok(n) => n,
-            Err(Alarm::Expired) if pace.silence() >= server.body_timeout => {
+            Err(Alarm::Expired) if client.post.silence() >= server.body_timeout => {
                 return Err(BODY_TIMEOUT)
             }
             Err(Alarm::Expired) => 0,
             Err(Alarm::Ended | Alarm::CalledOff) => return Err(Fault::ShuttingDown.refusal()),
         };
-        pace.hear(bytes);
+        pace.note(client.post.stage_age().as_secs(), bytes);
         let held = pace.beside + client.inbox.as_ref().map_or(0, |inbox| inbox.capacity());
         let is_too_slow = bytes > 0 && pace.is_too_slow();
         if is_too_slow || (client.post.is_crowded() && pace.is_too_slow_for(held)) {

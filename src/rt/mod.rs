@@ -12,6 +12,7 @@ pub mod socket;
 pub mod listen;
 pub mod connect;
 pub mod moment;
+pub mod wait;
 pub mod patrol;
 pub mod budget;
 pub mod buffer;
@@ -21,3 +22,4 @@ pub mod tls;
 
 pub use monoio::spawn;
 pub use monoio::time::{sleep, timeout};
+pub use wait::await_peer;

@@ -7,6 +7,7 @@
 
 use super::moment::Moment;
 use super::socket::Socket;
+use super::wait::ONE_TURN;
 use crowd::{Crowd, Stage};
 use monoio::net::UnixStream;
 use pin_project_lite::pin_project;
@@ -29,6 +30,8 @@ pub use crowd::{Part, Rank};
 /// Deadlines are kept in ticks of this length, and checked as often.
 pub const TICK: Duration = Duration::from_millis(TICK_MS);
 const TICK_MS: u64 = 100;
+/// A sweep that comes so much too late finds that the worker stood still.
+const LATE: Duration = TICK;
 /// Tasks roused by one sweep; the rest follow a millisecond later. A quarter of the ring's
 /// entries, so that ten thousand connections that end together never overrun it.
 const ROUSED_PER_SWEEP_MAX: usize = 1024;
@@ -68,6 +71,10 @@ pub enum Gone {
 pub struct Patrol {
     epoll: OwnedFd,
     start: Instant,
+    /// When the clock was looked at last, from the start.
+    looked: Cell<Duration>,
+    /// Time since the start that does not count: the worker stood still, and heard nobody.
+    lost: Cell<Duration>,
     tick: Cell<u32>,
     draining: Moment,
     /// The tick in which that began.
@@ -114,6 +121,8 @@ impl Patrol {
         let patrol = Rc::new(Patrol {
             epoll,
             start: Instant::now(),
+            looked: Cell::default(),
+            lost: Cell::default(),
             tick: Cell::new(0),
             draining: Moment::default(),
             draining_since: Cell::new(0),
@@ -156,8 +165,7 @@ impl Patrol {
     /// the socket.
     pub fn watch(self: &Rc<Self>, socket: Socket, gone: Gone) -> io::Result<Post> {
         if let Some(resting) = self.resting.take() {
-            // The clock stood; deadlines are set by it.
-            self.advance();
+            self.end_rest();
             resting.wake();
         }
         let state = Rc::new(State {
@@ -188,13 +196,19 @@ impl Patrol {
         Ok(post)
     }
 
-    /// Waits for a tick and sweeps. While nothing is on the round and `may_rest` says that nothing
-    /// else needs the clock, it runs no timer, and waits for a new post or for `called` instead.
+    /// Waits for a tick and sweeps. When that comes late, tasks run first which have something to
+    /// read: what is in a socket was in time, and an alarm would say that it was not. While nothing
+    /// is on the round and `may_rest` says that nothing else needs the clock, it runs no timer, and
+    /// waits for a new post or for `called` instead.
     pub async fn next_sweep(&self, may_rest: bool, called: impl Future<Output = ()>) {
         if may_rest && self.posts.borrow().is_empty() {
             self.rest(called).await;
+            self.end_rest();
         } else {
             monoio::time::sleep(TICK).await;
+            if self.advance() {
+                monoio::time::sleep(ONE_TURN).await;
+            }
         }
         self.look_for_unread();
         while self.sweep() {
@@ -215,17 +229,33 @@ impl Patrol {
         self.resting.take();
     }
 
-    fn advance(&self) -> u32 {
-        let now = (self.start.elapsed().as_millis() / TICK.as_millis()) as u32;
-        self.tick.set(now);
-        now
+    /// The clock stood while nothing was on the round; deadlines are set by it from now on.
+    fn end_rest(&self) {
+        self.looked.set(self.start.elapsed());
+        self.advance();
+    }
+
+    /// Looks at the clock. True when the worker stood still since it did so last (a busy machine,
+    /// SIGSTOP, a long turn). Of that time one tick counts, so that a deadline is always so much
+    /// time in which we would have heard the peer; that also holds for one that is set behind a
+    /// standstill, before the next look.
+    fn advance(&self) -> bool {
+        let elapsed = self.start.elapsed();
+        let since = elapsed.saturating_sub(self.looked.replace(elapsed));
+        let stood_still = since > TICK + LATE;
+        if stood_still {
+            self.lost.set(self.lost.get() + since.saturating_sub(TICK));
+        }
+        let counted = elapsed.saturating_sub(self.lost.get());
+        self.tick.set((counted.as_millis() / TICK.as_millis()) as u32);
+        stood_still
     }
 
     /// Advances the clock and rouses what expired. True when more is due than one sweep rouses:
     /// to be called again after a millisecond.
     fn sweep(&self) -> bool {
-        let now = self.advance();
-        let mut roused = 0;
+        self.advance();
+        let (now, mut roused) = (self.now(), 0);
         for post in self.posts.borrow().slots.iter().flatten() {
             let drained = self.is_over(post, now) && !post.ended.get();
             let expired =
@@ -271,7 +301,8 @@ impl Patrol {
     /// From now on idle connections end, and the accept loops stop.
     pub fn drain(&self) {
         if !self.draining.has_come() {
-            self.draining_since.set(self.advance());
+            self.advance();
+            self.draining_since.set(self.now());
         }
         self.draining.come();
     }
@@ -286,9 +317,15 @@ impl Patrol {
         self.ending.come();
     }
 
-    /// Ticks since the start, as of the last sweep. Costs no system call.
+    /// Ticks since the start, as of the last sweep, without those in which the worker stood still.
+    /// Costs no system call.
     pub fn now(&self) -> u32 {
         self.tick.get()
+    }
+
+    /// Time since a tick, by the same clock.
+    pub fn since(&self, tick: u32) -> Duration {
+        TICK * self.now().saturating_sub(tick)
     }
 
     /// The future's result, or `None` when the worker ends every connection first. For what has no
@@ -400,6 +437,16 @@ impl Post {
     pub fn set_last(&self) {
         self.set_busy();
         self.set_stage(Stage::Last);
+    }
+
+    /// For how long no byte of the client has come, by the patrol's clock.
+    pub fn silence(&self) -> Duration {
+        self.patrol.since(self.state.heard.get())
+    }
+
+    /// For how long the connection has stood where it stands, by the patrol's clock.
+    pub fn stage_age(&self) -> Duration {
+        self.patrol.since(self.state.since.get())
     }
 
     fn set_stage(&self, stage: Stage) {
@@ -525,3 +572,6 @@ impl Drop for Post {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

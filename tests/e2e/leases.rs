@@ -142,8 +142,7 @@ fn a_connection_is_not_used_again_where_two_readers_may_see_another_end() {
 }
 
 fn before(backend: &Backend, policy: &str) -> Proxy {
-    // A worker that a busy machine holds up for two seconds finds its connect overdue.
-    Config::new().backend(backend.url(), &format!("{policy}, connect_timeout: 30s")).start()
+    Config::new().backend(backend.url(), policy).start()
 }
 
 fn form(fields: &str, body: &str) -> Vec<u8> {

@@ -44,6 +44,7 @@ mod metrics;
 mod logs;
 mod loops;
 mod stop;
+mod standstill;
 mod workers;
 mod scale;
 mod cli;

@@ -44,7 +44,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream || request.response.ndjson;
     request.release_body(client);
-    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, &got.asked);
+    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, got.asked);
     if strips {
         relay.strip(request.wants_counts);
     }

@@ -21,7 +21,6 @@ use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
 use std::io;
-use std::time::Instant;
 
 /// Sends of one read, above which reads are small again.
 const BULK_SENDS_MAX: u32 = 32;
@@ -41,9 +40,8 @@ pub struct Relay<'a> {
     pub inbound: &'a mut Inbound,
     /// Watches.
     pub tap: &'a mut Tap,
-    /// When the request had been handed to the engine. A reference: the future of a stream is
-    /// smaller with it.
-    pub asked: &'a Instant,
+    /// The patrol's tick in which the request began to be handed to the engine.
+    pub asked: u32,
     /// Takes an event out that the client did not ask for. Boxed: few streams have one.
     strip: Option<Box<Strip>>,
     state: State,
@@ -87,7 +85,7 @@ impl<'a> Relay<'a> {
         inbound: &'a mut Inbound,
         outbound: OutFraming,
         tap: &'a mut Tap,
-        asked: &'a Instant,
+        asked: u32,
     ) -> Relay<'a> {
         let state = State {
             chunked: outbound == OutFraming::Chunked,
@@ -157,7 +155,8 @@ impl<'a> Relay<'a> {
         let (limit, silence) = match self.tap.has_begun() {
             true => (self.plan.idle_timeout, Fault::BackendIdleTimeout),
             false => {
-                let left = self.plan.first_byte_timeout.saturating_sub(self.asked.elapsed());
+                let left =
+                    self.plan.first_byte_timeout.saturating_sub(self.w.patrol.since(self.asked));
                 (left, Fault::FirstByteTimeout)
             }
         };

@@ -28,8 +28,8 @@ pub async fn drain(link: &mut Link, inbound: &mut Inbound, tap: &mut Tap, what: 
         Rest::Usage => LATE_USAGE_WAIT,
     };
     loop {
-        match rt::timeout(idle, link.readable()).await {
-            Ok(Ok(())) => {}
+        match rt::await_peer(idle, link.readable()).await {
+            Some(Ok(())) => {}
             _ => return false,
         }
         let mut buffer = Buffer::take();

@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Connects. The whole of it is bounded by `connect_timeout`, and it ends when the client leaves.
 pub async fn connect(w: &Worker, client: &Client, backend: u32) -> Result<Lease, Fault> {
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
-    let started = Instant::now();
+    let (started, tick) = (Instant::now(), w.patrol.now());
     let socket = match &plan.endpoint {
         Endpoint::Unix(path) => {
             client.post.arm(plan.connect_timeout);
@@ -25,7 +25,7 @@ pub async fn connect(w: &Worker, client: &Client, backend: u32) -> Result<Lease,
         }
         Endpoint::Tcp { .. } => any_address(w, client, plan, backend).await?,
     };
-    client.post.arm(plan.connect_timeout.saturating_sub(started.elapsed()));
+    client.post.arm(plan.connect_timeout.saturating_sub(w.patrol.since(tick)));
     let link = secure(w, client, plan, backend, socket).await?;
     let mut meters = w.meters.borrow_mut();
     meters.connect.record(started.elapsed());

@@ -21,7 +21,6 @@ use crate::rt::tls::Turn;
 use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::time::Instant;
 
 /// A head was read (it is in `Request::response`), nothing was sent to the client.
 pub struct Exchange {
@@ -31,8 +30,8 @@ pub struct Exchange {
     pub bytes: Option<Buffer>,
     /// Length of the head in `bytes`; the body starts there.
     pub head_len: usize,
-    /// When the request had been handed over.
-    pub asked: Instant,
+    /// The patrol's tick in which the request began to be handed over.
+    pub asked: u32,
 }
 
 /// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
@@ -55,7 +54,7 @@ pub async fn exchange(
         // Boxed: a connect needs room that a stream should not carry for minutes.
         None => Box::pin(connect(w, client, backend)).await?,
     };
-    let (started, tick) = (Instant::now(), w.patrol.now());
+    let tick = w.patrol.now();
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
     if !request.head.is_clear() {
         // The engine may leave such a body unread, and read it as the next request.
@@ -93,8 +92,7 @@ pub async fn exchange(
     if wait.is_reused && !answer.heard {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
-        let passed = TICK * w.patrol.now().saturating_sub(tick);
-        client.post.arm(plan.first_byte_timeout.saturating_sub(passed));
+        client.post.arm(plan.first_byte_timeout.saturating_sub(w.patrol.since(tick)));
     }
     let no_way_back = sent_whole && !answer.ready;
     if no_way_back && !asking.is_spliced() && w.plan.backends.len() == 1 {
@@ -113,10 +111,10 @@ pub async fn exchange(
             if is_reused && contradicts(request) {
                 lease.spoil();
             }
-            Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: started })
+            Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: tick })
         }
         Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
-            let in_time = !no_way_back && started.elapsed() <= REUSE_RACE_MAX;
+            let in_time = !no_way_back && w.patrol.since(tick) <= REUSE_RACE_MAX + TICK;
             Err(if in_time { Fault::ReuseRace } else { Fault::BackendClosedReused })
         }
         Err(fault) => Err(fault),
