@@ -40,8 +40,11 @@ pub const WATCHED_VALUE_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a JSON request body that are read in one go. Beyond: in slices, between which all other
 /// connections of the worker have their turn.
 pub const SCAN_BYTES: usize = 256 * 1024;
-/// A slice is so long at least, however many bodies are read in slices.
-pub const SCAN_SLICE_BYTES_MIN: usize = 16 * 1024;
+/// Request bodies that a worker reads in slices at a time. Beyond: they wait for their turn, which
+/// is counted, and get a 503 when that takes as long as `server.body_timeout`.
+pub const SCANNING_MAX: usize = 16;
+/// A slice is so long at least; and so long is a body that never waits for larger ones.
+pub const SCAN_SLICE_BYTES_MIN: usize = SCAN_BYTES / SCANNING_MAX;
 /// Bytes of bodies that a worker reads in one go between two ticks of its clock. Beyond: in slices.
 pub const SCAN_BYTES_PER_TICK_MAX: usize = 8 * 1024 * 1024;
 /// Bytes that are read of what a packed answer unpacks to. Beyond: nothing is known of it, and its
@@ -69,7 +72,7 @@ pub const UNPACKED_RATIO_MAX: u64 = 200;
 /// So many unpacked bytes may come of however few.
 pub const UNPACKED_RATIO_BYTES_MIN: u64 = 1024 * 1024;
 /// Request bodies that a worker unpacks at a time, a window of memory each. Beyond: they wait for
-/// their turn, and get a 503 when that takes as long as `server.body_timeout`.
+/// their turn, which is counted, and get a 503 when that takes as long as `server.body_timeout`.
 pub const UNPACKING_MAX: usize = 4;
 /// Bytes of one event that are held back until it is known whether the client gets it. Beyond: it
 /// gets it, unlooked at, and that is counted.

@@ -4,9 +4,9 @@
 use crate::base::fault::Fault;
 use crate::base::limits::BUFFER_BYTES;
 use crate::base::refusal::Refusal;
-use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Post};
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::time::Duration;
@@ -89,11 +89,16 @@ impl Client {
         }
     }
 
-    /// Lets others run for so long, in the middle of work on a body; an error when the client left,
-    /// or the armed deadline passed.
-    pub async fn pause(&self, time: Duration) -> Result<(), Refusal> {
-        match self.post.attended(Box::pin(rt::sleep(time))).await {
-            Ok(()) => Ok(()),
+    /// Lets others run in the middle of work on a body. Errors as in [`Client::wait_for`].
+    pub async fn pause(&self) -> Result<(), Refusal> {
+        self.wait_for(self.post.next_turn()).await
+    }
+
+    /// Waits for what work on a body needs; an error when the client left, or the armed deadline
+    /// passed.
+    pub async fn wait_for<F: Future>(&self, needed: F) -> Result<F::Output, Refusal> {
+        match self.post.attended(Box::pin(needed)).await {
+            Ok(output) => Ok(output),
             Err(Alarm::Gone) => Err(Fault::ClientLeft.refusal()),
             Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal()),
             Err(Alarm::Expired) => Err(NO_TURN.with_retry_after(1)),
@@ -170,7 +175,7 @@ mod tests {
     use crate::rt::patrol::{Gone, Patrol};
     use crate::rt::ring::Ring;
     use crate::rt::socket::Socket;
-    use std::future::{poll_fn, Future};
+    use std::future::poll_fn;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
     use std::rc::Rc;

@@ -11,6 +11,7 @@ mod pace;
 pub mod receive;
 pub mod unpack;
 pub mod slices;
+pub mod turns;
 pub mod asking;
 pub mod admit;
 pub mod route;

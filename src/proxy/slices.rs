@@ -2,17 +2,25 @@
 //! slices, between which all other connections of the worker have their turn. Nothing that a client
 //! sends may hold a worker for long.
 
-use crate::base::limits::{SCAN_BYTES, SCAN_BYTES_PER_TICK_MAX, SCAN_SLICE_BYTES_MIN};
+use super::turns::Turns;
+use crate::base::limits::{
+    SCANNING_MAX, SCAN_BYTES, SCAN_BYTES_PER_TICK_MAX, SCAN_SLICE_BYTES_MIN,
+};
 use std::cell::Cell;
 
 /// How much of request bodies a worker reads at a time.
-#[derive(Debug, Default)]
 pub struct Slices {
-    /// Bodies that are being read in slices.
-    readers: Cell<usize>,
+    /// Those of the bodies that are read in slices.
+    pub turns: Turns,
     /// Bytes that were read in one go in this tick of the worker's clock.
     tick: Cell<u32>,
     bytes: Cell<usize>,
+}
+
+impl Default for Slices {
+    fn default() -> Slices {
+        Slices { turns: Turns::new(SCANNING_MAX), tick: Cell::new(0), bytes: Cell::new(0) }
+    }
 }
 
 impl Slices {
@@ -36,24 +44,7 @@ impl Slices {
     /// The next slice of each body: together they are about as long as one body that is read in one
     /// go.
     pub fn next(&self) -> usize {
-        (SCAN_BYTES / self.readers.get().max(1)).max(SCAN_SLICE_BYTES_MIN)
-    }
-}
-
-/// One of the bodies that are being read in slices.
-pub struct Turn<'a>(&'a Slices);
-
-impl Turn<'_> {
-    /// It begins; it ends when it is dropped.
-    pub fn begin(slices: &Slices) -> Turn<'_> {
-        slices.readers.set(slices.readers.get() + 1);
-        Turn(slices)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.readers.set(self.0.readers.get().saturating_sub(1));
+        (SCAN_BYTES / self.turns.taken().max(1)).max(SCAN_SLICE_BYTES_MIN)
     }
 }
 
@@ -76,11 +67,15 @@ mod tests {
     #[test]
     fn the_more_bodies_the_shorter_the_slices() {
         let slices = Slices::default();
-        let turns: Vec<_> = (0..4).map(|_| Turn::begin(&slices)).collect();
-        assert_eq!(slices.next(), SCAN_BYTES / 4);
-        let more: Vec<_> = (0..100).map(|_| Turn::begin(&slices)).collect();
+        let mut turns = Vec::new();
+        crate::rt::ring::Ring::build().unwrap().block_on(async {
+            for readers in 1..=SCANNING_MAX {
+                turns.push(slices.turns.take().await);
+                assert_eq!(slices.next(), SCAN_BYTES / readers);
+            }
+        });
         assert_eq!(slices.next(), SCAN_SLICE_BYTES_MIN);
-        drop((turns, more));
+        drop(turns);
         assert_eq!(slices.next(), SCAN_BYTES);
     }
 }

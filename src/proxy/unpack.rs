@@ -5,16 +5,11 @@
 use super::client::{no_memory, Client};
 use super::receive::Request;
 use super::worker::Worker;
-use crate::base::limits::{UNPACKED_RATIO_MAX, UNPACKING_MAX};
+use crate::base::limits::UNPACKED_RATIO_MAX;
 use crate::base::refusal::Refusal;
 use crate::llm::inflate::Coding;
 use crate::llm::unpack::{UnpackFault, Unpacking};
 use crate::rt::buffer::Buffer;
-use std::cell::Cell;
-use std::time::Duration;
-
-/// One that has to wait for its turn looks again after so long.
-const TURN_WAIT: Duration = Duration::from_millis(1);
 
 /// Puts what the body stands for in its place. In steps, between which all other connections of
 /// the worker go on.
@@ -28,10 +23,7 @@ pub async fn unpack(
         return Ok(());
     }
     client.post.arm(w.plan.server.body_timeout);
-    while w.unpacking.get() >= UNPACKING_MAX {
-        client.pause(TURN_WAIT).await?;
-    }
-    let _turn = Turn::begin(&w.unpacking);
+    let _turn = client.wait_for(w.unpacking.take()).await?;
     let bytes_max = w.plan.server.max_body_size;
     let refused = |fault| refusal(fault, bytes_max);
     let mut unpacked = Buffer::take();
@@ -46,27 +38,11 @@ pub async fn unpack(
         if is_last {
             break;
         }
-        client.pause(Duration::ZERO).await?;
+        client.pause().await?;
     }
     drop(unpacking);
     request.replace_body(client, unpacked);
     Ok(())
-}
-
-/// One of the bodies that are being unpacked.
-struct Turn<'a>(&'a Cell<usize>);
-
-impl Turn<'_> {
-    fn begin(count: &Cell<usize>) -> Turn<'_> {
-        count.set(count.get() + 1);
-        Turn(count)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
 }
 
 fn refusal(fault: UnpackFault, bytes_max: u64) -> Refusal {

@@ -10,10 +10,12 @@ use super::repute::{self, Departures};
 use super::route::round_robin::RoundRobin;
 use super::slices::Slices;
 use super::sparing::Sparing;
+use super::turns::Turns;
 use super::upstream::pool::{Pool, PoolLimits};
 use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
+use crate::base::limits::UNPACKING_MAX;
 use crate::base::refusal::Refusal;
 use crate::config::plan::{Backend, KeyForm, Plan};
 use crate::http::head::Version;
@@ -101,7 +103,7 @@ pub struct Worker {
     /// Who is next.
     pub balancer: RefCell<RoundRobin>,
     /// Request bodies that are being unpacked.
-    pub unpacking: Cell<usize>,
+    pub unpacking: Turns,
     /// Request bodies that are being read.
     pub slices: Slices,
     /// What was counted.
@@ -167,7 +169,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     let Start { listeners, mailbox, ready, .. } = start;
     let w = Rc::new(Worker {
         pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
-        unpacking: Cell::new(0),
+        unpacking: Turns::new(UNPACKING_MAX),
         slices: Slices::default(),
         balancer: RefCell::new(RoundRobin::new(
             &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
@@ -475,6 +477,7 @@ impl Worker {
             0 => {}
             n => drop(copy.rejected.insert("pipelined_too_much", n)),
         }
+        copy.bodies_waited = [self.slices.turns.waited(), self.unpacking.waited()];
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: self.live.get() as u64,

@@ -20,9 +20,11 @@ use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+use turn::{Bell, BELL};
 
 mod crowd;
 mod line;
+mod turn;
 mod unread;
 
 pub use crowd::{Part, Rank};
@@ -82,6 +84,7 @@ pub struct Patrol {
     ending: Moment,
     posts: RefCell<Posts>,
     crowd: Crowd,
+    bell: Bell,
     unread: unread::Round,
     /// Whoever sweeps, while it rests because nothing is on the round.
     resting: RefCell<Option<Waker>>,
@@ -117,6 +120,7 @@ impl Patrol {
     /// Starts the patrol on the current worker (spawns the task that hears hang-ups).
     pub fn start() -> io::Result<Rc<Patrol>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let bell = Bell::hung_on(&epoll)?;
         let heard = epoll.try_clone()?;
         let patrol = Rc::new(Patrol {
             epoll,
@@ -129,6 +133,7 @@ impl Patrol {
             ending: Moment::default(),
             posts: RefCell::default(),
             crowd: Crowd::default(),
+            bell,
             unread: unread::Round::default(),
             resting: RefCell::default(),
         });
@@ -152,6 +157,10 @@ impl Patrol {
         }
         let posts = self.posts.borrow();
         for event in &events {
+            if event.data.u64() == BELL {
+                self.bell.hear();
+                continue;
+            }
             let slot = posts.slots.get(event.data.u64() as usize);
             if let Some(Some(post)) = slot {
                 post.gone.set(true);
@@ -493,9 +502,13 @@ impl Post {
     pub async fn take_turns(&self) {
         if self.state.unwaited.get() >= UNWAITED_MAX {
             self.state.unwaited.set(0);
-            // monoio's timer is the only yield that lets both sockets and timers run (monoio#322).
-            Box::pin(monoio::time::sleep(Duration::ZERO)).await;
+            Box::pin(self.patrol.next_turn()).await;
         }
+    }
+
+    /// See [`Patrol::next_turn`].
+    pub fn next_turn(&self) -> impl Future<Output = ()> + '_ {
+        self.patrol.next_turn()
     }
 
     /// True when the client is gone.

@@ -113,6 +113,8 @@ pub struct Meters {
     pub panics: u64,
     /// Reads of large answers that did without for want of one: a large buffer, a pipe.
     pub large_denied: [u64; 2],
+    /// Request bodies that had to wait for their turn: to be read, to be unpacked.
+    pub bodies_waited: [u64; 2],
     /// Gauges at the time of the copy.
     pub gauges: Gauges,
 }
@@ -191,6 +193,7 @@ impl Meters {
             self.connections[i] += other.connections[i];
             self.idle_closed[i] += other.idle_closed[i];
             self.large_denied[i] += other.large_denied[i];
+            self.bodies_waited[i] += other.bodies_waited[i];
         }
         for (ours, theirs) in self.crowded_closed.iter_mut().zip(other.crowded_closed) {
             *ours += theirs;

@@ -68,6 +68,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_access_log_dropped_total", "counter", &[]),
     ("llmproxy_connections_total", "counter", &[]),
     ("llmproxy_crowded_closed_total", "counter", &["kind"]),
+    ("llmproxy_bodies_waited_total", "counter", &["step"]),
     ("llmproxy_connections_refused_total", "counter", &[]),
     ("llmproxy_connections_open", "gauge", &[]),
     ("llmproxy_drains", "gauge", &[]),

@@ -55,6 +55,11 @@ impl Facts {
         let kinds = ["buffer", "pipe"].into_iter().zip(m.large_denied);
         let kinds = labelled("kind", kinds.map(|(kind, n)| (kind.to_owned(), n)));
         page.counter("llmproxy_large_reads_denied", help, kinds)?;
+        let help = "Request bodies that waited for their turn, because as many as may be were \
+             read in slices, or unpacked.";
+        let steps = ["read", "unpack"].into_iter().zip(m.bodies_waited);
+        let steps = labelled("step", steps.map(|(step, n)| (step.to_owned(), n)));
+        page.counter("llmproxy_bodies_waited", help, steps)?;
         page.counter("llmproxy_panics", "Panics confined to a connection.", one(m.panics))?;
         let open = one(g.connections_open);
         page.gauge("llmproxy_connections_open", "Client connections now.", open)?;

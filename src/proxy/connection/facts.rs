@@ -8,11 +8,9 @@ use crate::proxy::admit::body::Reading;
 use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
-use crate::proxy::slices::Turn;
 use crate::proxy::worker::Worker;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Duration;
 
 /// Takes from the body what the way of the request depends on. `Some`: what is left to do, boxed:
 /// few bodies are refused, or so large that they are read in slices.
@@ -53,12 +51,12 @@ fn at_once(w: &Worker, client: &Client, request: &mut Request) -> Option<Result<
 /// Reads the body while others run.
 async fn in_slices(w: &Worker, client: &Client, request: &mut Request) -> Result<(), Refusal> {
     client.post.arm(w.plan.server.body_timeout);
-    let _turn = Turn::begin(&w.slices);
+    let _turn = client.wait_for(w.slices.turns.take()).await?;
     let mut model = std::mem::take(&mut request.model);
     let mut reading = reading(client, request);
     let found = loop {
-        // First of all: this turn may have been taken up by others.
-        client.pause(Duration::ZERO).await?;
+        // First of all: others may have had this turn of the loop. Where nobody has, it is at once.
+        client.pause().await?;
         if let Some(found) = reading.step(w.slices.next()) {
             break Found::of(&found?, &mut model);
         }
