@@ -13,7 +13,10 @@ pub fn is_unshown(c: char) -> bool {
 /// U+0085, U+2028 and U+2029 are escaped as in a string of JSON, the only place where JSON can have
 /// them. ASCII's own line ends cannot stand in such a string, and in text one becomes a blank.
 pub fn one_line(bytes: Vec<u8>) -> (Vec<u8>, u64) {
-    if !bytes.iter().any(|byte| is_end(*byte) || matches!(byte, 0xC2 | 0xE2)) {
+    // Most are ASCII without control characters, which vector instructions see without a branch:
+    // bytes above it are below zero.
+    let is_odd = bytes.iter().fold(false, |odd, byte| odd | ((*byte as i8) < 0x20));
+    if !is_odd || !bytes.iter().any(|byte| is_end(*byte) || matches!(byte, 0xC2 | 0xE2)) {
         return (bytes, 0);
     }
     let mut line = Vec::with_capacity(bytes.len());

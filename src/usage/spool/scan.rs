@@ -4,8 +4,11 @@ use super::disk::DiskFile;
 use super::segment::{self, Entry, Header, Marker, NoHeader, Parsed, HEADER_BYTES};
 use std::io;
 
-/// Bytes that are read at a time, but for entries that are longer.
+/// Bytes that are read at a time at most, but for entries that are longer.
 const WINDOW_BYTES: usize = 64 * 1024;
+/// Bytes that are read first, twice as many each time after. Who is behind with its delivery often
+/// wants a single record more.
+const FIRST_BYTES: usize = 8 * 1024;
 
 /// What stands at a place of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Window {
     bytes: Vec<u8>,
     /// Where they begin in the file.
     at: u64,
+    /// Bytes that were asked for last.
+    asked: usize,
 }
 
 /// The marker of a segment whose end is at `end`. A damaged header is made up for by the first
@@ -77,6 +82,7 @@ impl<'f> Scan<'f> {
         mut window: Window,
     ) -> Self {
         window.bytes.clear();
+        window.asked = 0;
         Scan { file, marker, at, end, window }
     }
 
@@ -163,7 +169,8 @@ impl Window {
         if held < len || held == 0 {
             self.at = at;
             self.bytes.clear();
-            self.bytes.resize(len.max(WINDOW_BYTES.min(left)), 0);
+            self.asked = (2 * self.asked).clamp(FIRST_BYTES, WINDOW_BYTES);
+            self.bytes.resize(len.max(self.asked.min(left)), 0);
             let read = read_fully(file, &mut self.bytes, at)?;
             self.bytes.truncate(read);
             return Ok(&self.bytes);
