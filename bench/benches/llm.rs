@@ -14,6 +14,18 @@ const USAGE_EVENT: &[u8] = concat!(
     "\n\n"
 )
 .as_bytes();
+/// An answer of vLLM that is no stream.
+const ANSWER: &[u8] = concat!(
+    r#"{"id":"chatcmpl-000000000000","object":"chat.completion","created":1700000000,"model":"m","#,
+    r#""choices":[{"index":0,"message":{"role":"assistant","content":"a word or two","#,
+    r#""refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[],"#,
+    r#""reasoning_content":null},"logprobs":null,"finish_reason":"stop","stop_reason":null,"#,
+    r#""token_ids":null}],"service_tier":null,"system_fingerprint":"vllm-0.32.0-1a2b3c4d","#,
+    r#""usage":{"prompt_tokens":12,"total_tokens":28,"completion_tokens":16,"#,
+    r#""prompt_tokens_details":null},"prompt_logprobs":null,"prompt_token_ids":null,"#,
+    r#""kv_transfer_params":null}"#
+)
+.as_bytes();
 /// Text of prompts, as it stands inside a JSON string.
 const PROMPTS: &[(&str, &str)] = &[
     ("code", r#"fn main() {\n    let x = call(\"abc\", 12);\n    // says why\n    go(x);\n}\n\n"#),
@@ -32,6 +44,10 @@ fn main() {
     scan("scan, 1 MB of code", &code.repeat(1_000_000 / code.len()));
 
     let mut usage = UsageScan::default();
+    measure("usage, a whole answer", ANSWER.len(), || {
+        usage.expect(Dialect::OpenAi, None);
+        usage.feed(black_box(ANSWER));
+    });
     usage.expect(Dialect::OpenAi, Some(Framing::Events));
     measure("usage, one event", EVENT.len(), || usage.feed(black_box(EVENT)));
     measure("usage, the usage event", USAGE_EVENT.len(), || usage.feed(black_box(USAGE_EVENT)));

@@ -25,13 +25,21 @@ pub struct Normal {
 /// A broken escape; an escaped `%`, backslash, `;`, `?`, `#` or control character; escapes that
 /// are not UTF-8; a backslash or `;` as it is; a dot segment or an empty one, in any spelling.
 pub fn normalise(path: &mut [u8]) -> Result<Normal, BadPath> {
-    let encoded_slash = match memchr::memchr(b'%', path) {
-        Some(_) => judge_escapes(path)?,
-        None => false,
-    };
+    if is_plain(path) {
+        return Ok(Normal { len: path.len(), encoded_slash: false });
+    }
+    let encoded_slash = judge_escapes(path)?;
     judge_segments(path)?;
-    let len = if memchr::memchr(b'%', path).is_some() { respell(path) } else { path.len() };
-    Ok(Normal { len, encoded_slash })
+    Ok(Normal { len: respell(path), encoded_slash })
+}
+
+/// Nothing in it asks for a closer look, as in nearly all.
+fn is_plain(path: &[u8]) -> bool {
+    let mut before = b'/';
+    path.iter().skip(1).all(|byte| match std::mem::replace(&mut before, *byte) {
+        b'/' => !matches!(byte, b'%' | b'\\' | b';' | b'/' | b'.'),
+        _ => !matches!(byte, b'%' | b'\\' | b';'),
+    })
 }
 
 /// What clients ask for without a version although engines have it below `/v1`.

@@ -440,6 +440,9 @@ const GENERATING: [&str; 3] = ["messages", "prompt", "prompt_embeds"];
 /// `"\u006dodel"` is "model" to all of them, and `"Model"` is to Go. True for one of
 /// [`GENERATING`], in whatever spelling: nothing is read of its value here.
 fn judge_spelling(key: &[u8]) -> Result<bool, ScanFault> {
+    if GENERATING.iter().any(|name| name.as_bytes() == key) {
+        return Ok(true);
+    }
     match spelling::plainest(key, &WATCHED) {
         Some((_, true)) => Err(ScanFault::Escaped),
         Some((watched, false)) => Err(ScanFault::Spelling(watched)),

@@ -13,6 +13,12 @@ pub fn plainest(key: &[u8], names: &[&'static str]) -> Option<(&'static str, boo
     if key.len() > ESCAPE_BYTES * NAME_BYTES_MAX {
         return None;
     }
+    // Most keys begin as no name does.
+    let (first, _) = first_letter(key)?;
+    let first = first?;
+    if !names.iter().any(|name| name.as_bytes().first() == Some(&first)) {
+        return None;
+    }
     let mut plain = [0; NAME_BYTES_MAX];
     let (mut len, mut is_escaped) = (0, false);
     let mut rest = key;

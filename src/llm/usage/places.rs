@@ -118,144 +118,179 @@ pub enum Name {
     Code(u8),
 }
 
-type Names = &'static [(&'static [u8], Name)];
+/// Makes a function for each object, which gives what a name means there; the others mean nothing.
+macro_rules! objects {
+    ($($(#[$doc:meta])* $object:ident { $($name:literal => $meaning:expr,)* })*) => {
+        $($(#[$doc])* fn $object(name: &[u8]) -> Option<Name> {
+            match name {
+                $($name => Some($meaning),)*
+                _ => None,
+            }
+        })*
 
-/// What each dialect has at its top.
-const OPENAI: Names = &[
-    (b"id", Name::Id),
-    (b"choices", Name::Each(Place::Choice)),
-    (b"usage", Name::Enter(Place::Usage)),
-    (b"timings", Name::Enter(Place::Timings)),
-];
-const RESPONSES: Names = &[
-    (b"delta", Name::Content),
-    (b"response", Name::Enter(Place::Response)),
-    (b"usage", Name::Enter(Place::Usage)),
-    (b"id", Name::Id),
-];
-const MESSAGES: Names = &[
-    (b"delta", Name::Enter(Place::Delta)),
-    (b"content_block", Name::Enter(Place::Block)),
-    (b"message", Name::Enter(Place::Message)),
-    (b"usage", Name::Enter(Place::Usage)),
-    (b"id", Name::Id),
-];
-const TRANSCRIPTIONS: Names = &[
-    (b"delta", Name::Content),
-    (b"choices", Name::Each(Place::Choice)),
-    (b"usage", Name::Enter(Place::Usage)),
-    (b"id", Name::Id),
-];
-const GENERATE: Names = &[
-    (b"index", Name::Index),
-    (b"text", Name::Content),
-    (b"token", Name::Enter(Place::Token)),
-    (b"generated_text", Name::EndText),
-    (b"details", Name::Enter(Place::Details)),
-    (b"meta_info", Name::Enter(Place::Meta)),
-];
-/// Where llama.cpp has its own form something else may answer as on `/v1`.
-const LLAMA_CPP: Names = &[
-    (b"index", Name::Index),
-    (b"content", Name::Content),
-    (b"stop", Name::End),
-    (b"tokens_predicted", Name::Count(Field::Completion)),
-    (b"tokens_evaluated", Name::Count(Field::Prompt)),
-    (b"tokens_cached", Name::Count(Field::InCache)),
-    (b"timings", Name::Enter(Place::Timings)),
-    (b"choices", Name::Each(Place::Choice)),
-    (b"usage", Name::Enter(Place::Usage)),
-    (b"id", Name::Id),
-];
-const OLLAMA: Names = &[
-    (b"message", Name::Enter(Place::Message)),
-    (b"response", Name::Content),
-    (b"thinking", Name::Content),
-    (b"done", Name::End),
-    (b"prompt_eval_count", Name::Count(Field::Prompt)),
-    (b"eval_count", Name::Count(Field::Completion)),
-];
-const OTHER: Names = &[(b"usage", Name::Enter(Place::Usage)), (b"id", Name::Id)];
+        #[cfg(test)]
+        const NAMES: &[&[u8]] = &[$($($name),*),*];
+    };
+}
 
-/// What errors have at their top, in every dialect.
-const ANY_TOP: Names = &[
-    (b"object", Name::Kind),
-    (b"type", Name::Type),
-    (b"error", Name::Error),
-    (b"error_type", Name::Code(2)),
-    (b"code", Name::Code(0)),
-];
-
-const RESPONSE: Names = &[
-    (b"id", Name::Id),
-    (b"usage", Name::Enter(Place::Usage)),
-    (b"error", Name::Enter(Place::Error)),
-];
-const MESSAGE_OF_MESSAGES: Names = &[(b"id", Name::Id), (b"usage", Name::Enter(Place::EarlyUsage))];
-const MESSAGE_OF_OLLAMA: Names =
-    &[(b"content", Name::Content), (b"thinking", Name::Content), (b"tool_calls", Name::Content)];
-const CHOICE: Names = &[
-    (b"index", Name::Index),
-    (b"delta", Name::Enter(Place::Delta)),
-    (b"finish_reason", Name::Finish),
-    (b"text", Name::Content),
-];
-const DELTA_OF_CHOICE: Names = &[
-    (b"content", Name::Content),
-    (b"tool_calls", Name::Content),
-    (b"reasoning_content", Name::Content),
-    (b"reasoning", Name::Content),
-    (b"refusal", Name::Content),
-    (b"function_call", Name::Content),
-];
-const DELTA_OF_BLOCK: Names = &[
-    (b"text", Name::Content),
-    (b"partial_json", Name::Content),
-    (b"thinking", Name::Content),
-    (b"stop_reason", Name::Finish),
-];
-/// A tool's name is what a model wrote.
-const BLOCK: Names =
-    &[(b"text", Name::Content), (b"thinking", Name::Content), (b"name", Name::Content)];
-const USAGE: Names = &[
-    (b"prompt_tokens", Name::Count(Field::Prompt)),
-    (b"completion_tokens", Name::Count(Field::Completion)),
-    (b"total_tokens", Name::Count(Field::Total)),
-    (b"output_tokens", Name::Count(Field::Output)),
-    (b"input_tokens", Name::Count(Field::Input)),
-    (b"cache_read_input_tokens", Name::Count(Field::CacheRead)),
-    (b"cache_creation_input_tokens", Name::Count(Field::CacheCreation)),
-    (b"prompt_tokens_details", Name::Enter(Place::PromptDetails)),
-    (b"input_tokens_details", Name::Enter(Place::PromptDetails)),
-    (b"completion_tokens_details", Name::Enter(Place::CompletionDetails)),
-    (b"output_tokens_details", Name::Enter(Place::CompletionDetails)),
-    // SGLang has it beside the counts, others among the details.
-    (b"reasoning_tokens", Name::Count(Field::Reasoning)),
-    (b"cached_tokens", Name::Count(Field::Cached)),
-];
-const PROMPT_DETAILS: Names = &[(b"cached_tokens", Name::Count(Field::Cached))];
-const COMPLETION_DETAILS: Names = &[(b"reasoning_tokens", Name::Count(Field::Reasoning))];
-const TIMINGS: Names = &[
-    (b"prompt_n", Name::Count(Field::TimedPrompt)),
-    (b"predicted_n", Name::Count(Field::TimedCompletion)),
-    (b"cache_n", Name::Count(Field::TimedCached)),
-];
-const META: Names = &[
-    (b"id", Name::Id),
-    (b"prompt_tokens", Name::Count(Field::Prompt)),
-    (b"completion_tokens", Name::Count(Field::Completion)),
-    (b"cached_tokens", Name::Count(Field::Cached)),
-    (b"reasoning_tokens", Name::Count(Field::Reasoning)),
-    (b"finish_reason", Name::Finish),
-];
-const DETAILS: Names = &[
-    (b"generated_tokens", Name::Count(Field::Completion)),
-    (b"input_length", Name::Count(Field::Prompt)),
-    (b"prefill", Name::Prefill),
-];
-const TOKEN: Names = &[(b"text", Name::Content)];
-const ERROR: Names =
-    &[(b"code", Name::Code(0)), (b"http_status_code", Name::Code(1)), (b"type", Name::Code(3))];
+// Those at the top are named for their dialects.
+objects! {
+    /// What each dialect has at its top.
+    openai {
+        b"id" => Name::Id,
+        b"choices" => Name::Each(Place::Choice),
+        b"usage" => Name::Enter(Place::Usage),
+        b"timings" => Name::Enter(Place::Timings),
+    }
+    responses {
+        b"delta" => Name::Content,
+        b"response" => Name::Enter(Place::Response),
+        b"usage" => Name::Enter(Place::Usage),
+        b"id" => Name::Id,
+    }
+    messages {
+        b"delta" => Name::Enter(Place::Delta),
+        b"content_block" => Name::Enter(Place::Block),
+        b"message" => Name::Enter(Place::Message),
+        b"usage" => Name::Enter(Place::Usage),
+        b"id" => Name::Id,
+    }
+    transcriptions {
+        b"delta" => Name::Content,
+        b"choices" => Name::Each(Place::Choice),
+        b"usage" => Name::Enter(Place::Usage),
+        b"id" => Name::Id,
+    }
+    generate {
+        b"index" => Name::Index,
+        b"text" => Name::Content,
+        b"token" => Name::Enter(Place::Token),
+        b"generated_text" => Name::EndText,
+        b"details" => Name::Enter(Place::Details),
+        b"meta_info" => Name::Enter(Place::Meta),
+    }
+    /// Where llama.cpp has its own form something else may answer as on `/v1`.
+    llama_cpp {
+        b"index" => Name::Index,
+        b"content" => Name::Content,
+        b"stop" => Name::End,
+        b"tokens_predicted" => Name::Count(Field::Completion),
+        b"tokens_evaluated" => Name::Count(Field::Prompt),
+        b"tokens_cached" => Name::Count(Field::InCache),
+        b"timings" => Name::Enter(Place::Timings),
+        b"choices" => Name::Each(Place::Choice),
+        b"usage" => Name::Enter(Place::Usage),
+        b"id" => Name::Id,
+    }
+    ollama {
+        b"message" => Name::Enter(Place::Message),
+        b"response" => Name::Content,
+        b"thinking" => Name::Content,
+        b"done" => Name::End,
+        b"prompt_eval_count" => Name::Count(Field::Prompt),
+        b"eval_count" => Name::Count(Field::Completion),
+    }
+    other {
+        b"usage" => Name::Enter(Place::Usage),
+        b"id" => Name::Id,
+    }
+    /// What errors have at their top, in every dialect.
+    any_top {
+        b"object" => Name::Kind,
+        b"type" => Name::Type,
+        b"error" => Name::Error,
+        b"error_type" => Name::Code(2),
+        b"code" => Name::Code(0),
+    }
+    response {
+        b"id" => Name::Id,
+        b"usage" => Name::Enter(Place::Usage),
+        b"error" => Name::Enter(Place::Error),
+    }
+    message_of_messages {
+        b"id" => Name::Id,
+        b"usage" => Name::Enter(Place::EarlyUsage),
+    }
+    message_of_ollama {
+        b"content" => Name::Content,
+        b"thinking" => Name::Content,
+        b"tool_calls" => Name::Content,
+    }
+    choice {
+        b"index" => Name::Index,
+        b"delta" => Name::Enter(Place::Delta),
+        b"finish_reason" => Name::Finish,
+        b"text" => Name::Content,
+    }
+    delta_of_choice {
+        b"content" => Name::Content,
+        b"tool_calls" => Name::Content,
+        b"reasoning_content" => Name::Content,
+        b"reasoning" => Name::Content,
+        b"refusal" => Name::Content,
+        b"function_call" => Name::Content,
+    }
+    delta_of_block {
+        b"text" => Name::Content,
+        b"partial_json" => Name::Content,
+        b"thinking" => Name::Content,
+        b"stop_reason" => Name::Finish,
+    }
+    /// A tool's name is what a model wrote.
+    block {
+        b"text" => Name::Content,
+        b"thinking" => Name::Content,
+        b"name" => Name::Content,
+    }
+    usage {
+        b"prompt_tokens" => Name::Count(Field::Prompt),
+        b"completion_tokens" => Name::Count(Field::Completion),
+        b"total_tokens" => Name::Count(Field::Total),
+        b"output_tokens" => Name::Count(Field::Output),
+        b"input_tokens" => Name::Count(Field::Input),
+        b"cache_read_input_tokens" => Name::Count(Field::CacheRead),
+        b"cache_creation_input_tokens" => Name::Count(Field::CacheCreation),
+        b"prompt_tokens_details" => Name::Enter(Place::PromptDetails),
+        b"input_tokens_details" => Name::Enter(Place::PromptDetails),
+        b"completion_tokens_details" => Name::Enter(Place::CompletionDetails),
+        b"output_tokens_details" => Name::Enter(Place::CompletionDetails),
+        // SGLang has it beside the counts, others among the details.
+        b"reasoning_tokens" => Name::Count(Field::Reasoning),
+        b"cached_tokens" => Name::Count(Field::Cached),
+    }
+    prompt_details {
+        b"cached_tokens" => Name::Count(Field::Cached),
+    }
+    completion_details {
+        b"reasoning_tokens" => Name::Count(Field::Reasoning),
+    }
+    timings {
+        b"prompt_n" => Name::Count(Field::TimedPrompt),
+        b"predicted_n" => Name::Count(Field::TimedCompletion),
+        b"cache_n" => Name::Count(Field::TimedCached),
+    }
+    meta {
+        b"id" => Name::Id,
+        b"prompt_tokens" => Name::Count(Field::Prompt),
+        b"completion_tokens" => Name::Count(Field::Completion),
+        b"cached_tokens" => Name::Count(Field::Cached),
+        b"reasoning_tokens" => Name::Count(Field::Reasoning),
+        b"finish_reason" => Name::Finish,
+    }
+    details {
+        b"generated_tokens" => Name::Count(Field::Completion),
+        b"input_length" => Name::Count(Field::Prompt),
+        b"prefill" => Name::Prefill,
+    }
+    token {
+        b"text" => Name::Content,
+    }
+    error {
+        b"code" => Name::Code(0),
+        b"http_status_code" => Name::Code(1),
+        b"type" => Name::Code(3),
+    }
+}
 
 impl Name {
     /// What the member `name` means at the top of a whole answer. What an event has inside of an
@@ -274,52 +309,44 @@ impl Name {
 
     /// What the member `name` means there.
     pub fn of(dialect: Dialect, place: Place, name: &[u8]) -> Name {
-        let names = match place {
-            Place::Top => {
-                return find(top(dialect), name).or_else(|| find(ANY_TOP, name)).unwrap_or_default()
-            }
-            Place::Response => RESPONSE,
-            Place::Message if dialect == Dialect::Ollama => MESSAGE_OF_OLLAMA,
-            Place::Message => MESSAGE_OF_MESSAGES,
-            Place::Choice => CHOICE,
-            Place::Delta if dialect == Dialect::Messages => DELTA_OF_BLOCK,
-            Place::Delta => DELTA_OF_CHOICE,
-            Place::Block => BLOCK,
+        let meaning = match place {
+            Place::Top => return top(dialect, name).or_else(|| any_top(name)).unwrap_or_default(),
+            Place::Response => response(name),
+            Place::Message if dialect == Dialect::Ollama => message_of_ollama(name),
+            Place::Message => message_of_messages(name),
+            Place::Choice => choice(name),
+            Place::Delta if dialect == Dialect::Messages => delta_of_block(name),
+            Place::Delta => delta_of_choice(name),
+            Place::Block => block(name),
             Place::EarlyUsage if name == b"output_tokens" => return Name::None,
             Place::Usage if dialect == Dialect::Transcriptions && name == b"seconds" => {
                 return Name::Count(Field::Seconds)
             }
-            Place::Usage | Place::EarlyUsage => USAGE,
-            Place::PromptDetails => PROMPT_DETAILS,
-            Place::CompletionDetails => COMPLETION_DETAILS,
-            Place::Timings => TIMINGS,
-            Place::Meta => META,
-            Place::Details => DETAILS,
-            Place::Token => TOKEN,
-            Place::Error => ERROR,
-            Place::BehindEnd => ANY_TOP,
+            Place::Usage | Place::EarlyUsage => usage(name),
+            Place::PromptDetails => prompt_details(name),
+            Place::CompletionDetails => completion_details(name),
+            Place::Timings => timings(name),
+            Place::Meta => meta(name),
+            Place::Details => details(name),
+            Place::Token => token(name),
+            Place::Error => error(name),
+            Place::BehindEnd => any_top(name),
         };
-        find(names, name).unwrap_or_default()
+        meaning.unwrap_or_default()
     }
 }
 
-fn top(dialect: Dialect) -> Names {
+fn top(dialect: Dialect, name: &[u8]) -> Option<Name> {
     match dialect {
-        Dialect::OpenAi => OPENAI,
-        Dialect::Responses => RESPONSES,
-        Dialect::Messages => MESSAGES,
-        Dialect::Transcriptions => TRANSCRIPTIONS,
-        Dialect::Generate => GENERATE,
-        Dialect::LlamaCpp | Dialect::Completions => LLAMA_CPP,
-        Dialect::Ollama => OLLAMA,
-        Dialect::Embeddings | Dialect::Other => OTHER,
+        Dialect::OpenAi => openai(name),
+        Dialect::Responses => responses(name),
+        Dialect::Messages => messages(name),
+        Dialect::Transcriptions => transcriptions(name),
+        Dialect::Generate => generate(name),
+        Dialect::LlamaCpp | Dialect::Completions => llama_cpp(name),
+        Dialect::Ollama => ollama(name),
+        Dialect::Embeddings | Dialect::Other => other(name),
     }
-}
-
-fn find(names: Names, name: &[u8]) -> Option<Name> {
-    // Most differ in their first bytes, and are not compared.
-    let is = |known: &[u8]| known.first() == name.first() && known == name;
-    names.iter().find(|(known, _)| is(known)).map(|(_, meaning)| *meaning)
 }
 
 #[cfg(test)]
@@ -330,33 +357,6 @@ mod tests {
     /// bytes arrive in two pieces.
     #[test]
     fn no_name_is_longer_than_what_is_kept() {
-        let tables = [
-            OPENAI,
-            RESPONSES,
-            MESSAGES,
-            TRANSCRIPTIONS,
-            GENERATE,
-            LLAMA_CPP,
-            OLLAMA,
-            OTHER,
-            ANY_TOP,
-            RESPONSE,
-            MESSAGE_OF_MESSAGES,
-            MESSAGE_OF_OLLAMA,
-            CHOICE,
-            DELTA_OF_CHOICE,
-            DELTA_OF_BLOCK,
-            BLOCK,
-            USAGE,
-            PROMPT_DETAILS,
-            COMPLETION_DETAILS,
-            TIMINGS,
-            META,
-            DETAILS,
-            TOKEN,
-            ERROR,
-        ];
-        let lens = tables.into_iter().flatten().map(|(name, _)| name.len());
-        assert_eq!(lens.max(), Some(NAME_BYTES_MAX));
+        assert_eq!(NAMES.iter().map(|name| name.len()).max(), Some(NAME_BYTES_MAX));
     }
 }

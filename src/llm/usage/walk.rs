@@ -6,11 +6,12 @@
 use super::facts::Facts;
 use super::number::{Number, Odd};
 use super::places::{Field, Name, Place, NAME_BYTES_MAX};
-use crate::base::word::{below, equal, run_len};
+use member::{plain_len, short_count};
 use memchr::memmem;
 use step::Kind;
 
 mod block;
+mod member;
 mod step;
 pub mod text;
 
@@ -288,63 +289,6 @@ impl Walk {
         at + 1
     }
 
-    fn member(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
-        let Some(at) = first_token(rest) else { return rest.len() };
-        match rest.get(at) {
-            Some(b'"') => return self.begin_name(facts, rest, at + 1),
-            Some(b'}') if self.at == At::FirstName => self.leave(facts),
-            _ => self.give_up(facts),
-        }
-        at + 1
-    }
-
-    /// A name begins at `from`. Nearly always all of it is here, and the value too.
-    fn begin_name(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
-        let text = rest.get(from..).unwrap_or_default();
-        let len = plain_len(text);
-        if text.get(len) != Some(&b'"') {
-            self.text.begin();
-            self.at = At::Name;
-            return from;
-        }
-        self.name = self.meaning(facts, text.get(..len).unwrap_or_default());
-        let behind = from + len + 1;
-        if rest.get(behind) == Some(&b':') {
-            self.at = At::Value;
-            return self.value(facts, rest, behind + 1);
-        }
-        self.at = At::Colon;
-        behind
-    }
-
-    fn finish_name(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
-        let (used, is_over) = self.text.take(rest);
-        if is_over {
-            self.name = self.meaning(facts, self.text.get().unwrap_or_default());
-            self.at = At::Colon;
-        }
-        used
-    }
-
-    /// What a member of this name means here.
-    fn meaning(&self, facts: &Facts, name: &[u8]) -> Name {
-        let place = self.depth.checked_sub(1).and_then(|at| self.places.get(usize::from(at)));
-        let place = place.copied().unwrap_or_default();
-        match place {
-            Place::Top if !facts.is_stream => Name::of_whole(facts.dialect, name),
-            _ => Name::of(facts.dialect, place, name),
-        }
-    }
-
-    fn colon(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
-        let Some(at) = first_token(rest) else { return rest.len() };
-        match rest.get(at) {
-            Some(b':') => self.at = At::Value,
-            _ => self.give_up(facts),
-        }
-        at + 1
-    }
-
     /// A value, at `from` or behind white space there.
     fn value(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
         let Some(at) = first_token(rest.get(from..).unwrap_or_default()) else {
@@ -354,12 +298,11 @@ impl Walk {
         let first = rest.get(at).copied().unwrap_or_default();
         match (self.name, first) {
             (Name::None, _) => {}
-            (Name::Index, b'0'..=b'9') if matches!(rest.get(at + 1), Some(b',' | b'}')) => {
-                facts.index(Ok((first - b'0').into()));
-                self.at = At::Behind;
-                return at + 1;
-            }
             (Name::Count(_) | Name::Index, b'0'..=b'9' | b'-') => {
+                if let Some((count, len)) = short_count(rest.get(at..).unwrap_or_default()) {
+                    self.counted(facts, Ok(count));
+                    return at + len;
+                }
                 self.number = Number::default();
                 self.at = At::Number;
                 return at;
@@ -450,17 +393,22 @@ impl Walk {
         let Some(used) = rest.iter().position(|byte| !self.number.take(*byte)) else {
             return rest.len();
         };
-        match self.name {
+        let count = match self.name {
             // Nobody is billed for a part of one.
-            Name::Count(Field::Seconds) => {
-                facts.count(Field::Seconds, self.number.rounded_up());
-            }
-            Name::Count(field) => facts.count(field, self.number.count()),
-            Name::Index => facts.index(self.number.count()),
+            Name::Count(Field::Seconds) => self.number.rounded_up(),
+            _ => self.number.count(),
+        };
+        self.counted(facts, count);
+        used
+    }
+
+    fn counted(&mut self, facts: &mut Facts, count: Result<u64, Odd>) {
+        match self.name {
+            Name::Count(field) => facts.count(field, count),
+            Name::Index => facts.index(count),
             _ => {}
         }
         self.at = At::Behind;
-        used
     }
 
     fn maybe_empty(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
@@ -553,11 +501,6 @@ impl Walk {
 
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
-}
-
-/// How many bytes of a text there are before its end, an escape, or what no short text has.
-fn plain_len(text: &[u8]) -> usize {
-    run_len(text, |word| below(word, b' ') | equal(word, b'"') | equal(word, b'\\'))
 }
 
 /// Offset of the first byte that is no white space.

@@ -156,9 +156,10 @@ fn reading(request: &Request) -> Reading {
 /// Whether an answer is one that was just made, and made well: what is fetched again (`GET
 /// /v1/responses/{id}`) or cancelled was counted when it was made, and an error costs nothing.
 fn is_counted(request: &Request) -> bool {
+    const MADE_BEFORE: &[u8] = b"/responses/";
     let is_good = (200..300).contains(&request.response.status);
-    let is_made = request.method == Some(Method::Post) && !request.path.contains("/responses/");
-    is_good && is_made
+    let mut below = request.path.as_bytes().windows(MADE_BEFORE.len());
+    is_good && request.method == Some(Method::Post) && !below.any(|part| part == MADE_BEFORE)
 }
 
 /// Vectors, with usage behind them, or before them (llama.cpp).

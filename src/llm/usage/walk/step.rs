@@ -8,9 +8,6 @@ use super::text::text_end;
 use super::{is_space, At, Walk};
 use memchr::memchr3;
 
-/// Bytes that are looked at one by one before blocks are: what is short ends there.
-const SHORT_BYTES: usize = 16;
-
 /// What is stepped over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -112,15 +109,10 @@ struct Steps {
 impl Steps {
     /// Gives how many bytes were passed, and whether the last bracket was closed by the last.
     fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
-        let (used, is_over) = self.one_by_one(bytes.get(..SHORT_BYTES).unwrap_or(bytes));
-        if is_over {
-            return (used, true);
-        }
-        let (passed, is_over) = match self.kind {
-            Kind::Object => self.blocks::<b'{', b'}'>(behind(bytes, used)),
-            Kind::List => self.blocks::<b'[', b']'>(behind(bytes, used)),
+        let (used, is_over) = match self.kind {
+            Kind::Object => self.blocks::<b'{', b'}'>(bytes),
+            Kind::List => self.blocks::<b'[', b']'>(bytes),
         };
-        let used = used + passed;
         if is_over {
             return (used, true);
         }
