@@ -1,38 +1,29 @@
 //! One worker: a thread on a CPU of its own, a ring, a listener, and all that its connections
 //! share. Nothing here is shared with another worker but what `state` holds.
 
-use super::admit::path::Kind;
-use super::answer::{write_refusal, Frame};
-use super::connection;
 use super::drains::Drains;
 use super::ledger::Ledger;
-use super::repute::{self, Departures};
+use super::repute::Departures;
 use super::route::round_robin::RoundRobin;
 use super::slices::Slices;
 use super::sparing::Sparing;
 use super::turns::Turns;
 use super::upstream::pool::{Pool, PoolLimits};
 use crate::base::clock::unix_ms;
-use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
 use crate::base::limits::UNPACKING_MAX;
-use crate::base::refusal::Refusal;
 use crate::config::plan::{Backend, KeyForm, Plan};
-use crate::http::head::Version;
-use crate::proxy::client::Client;
 use crate::rt;
 use crate::rt::budget::Budget;
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
-use crate::rt::listen::{accept_loop, Arrival};
-use crate::rt::patrol::{Patrol, Post, Rank, TICK};
-use crate::rt::pipe::Pipe;
+use crate::rt::listen::accept_loop;
+use crate::rt::patrol::{Patrol, TICK};
 use crate::rt::ring::Ring;
-use crate::rt::socket::Socket;
 use crate::state::connections::Connections;
 use crate::state::fleet::Fleet;
-use crate::state::meters::{BackendIndex, Gauges, Meters, Phase as AbortPhase};
-use crate::state::pulse::{Look, Pulse};
+use crate::state::meters::{BackendIndex, Meters};
+use crate::state::pulse::Pulse;
 use crate::state::scrape::{Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
@@ -42,17 +33,20 @@ use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod counting;
+mod taking;
+
+pub use counting::Active;
+pub use taking::Live;
+
 /// After the drain deadline, connections get so long to settle before the worker leaves them.
 const END_GRACE: Duration = Duration::from_secs(2);
-/// A metrics page that is not there in time is refused.
-const PAGE_WAIT: Duration = Duration::from_secs(3);
 
 /// What a worker is started with.
 pub struct Start {
@@ -285,70 +279,6 @@ impl Worker {
         self.wall.set((Instant::now(), unix_ms()));
     }
 
-    fn arrive(self: &Rc<Self>, arrival: Arrival) {
-        if matches!(self.pulse.look(), Look::Asleep(_)) {
-            // What comes is measured by the clock, and from now on the watchdog expects us to beat.
-            self.look_at_the_clock();
-            self.departures.forget(&self.fleet);
-        }
-        match arrival {
-            Arrival::Client(socket, peer) => self.take_in(socket, peer),
-            Arrival::Exhausted => {
-                self.meters.borrow_mut().accept_pauses += 1;
-                if self.may_log("accept_paused") {
-                    tracing::warn!("out of file descriptors or memory: accepting pauses");
-                }
-            }
-        }
-    }
-
-    fn take_in(self: &Rc<Self>, socket: Socket, peer: IpAddr) {
-        let (connections, patrol) = (&self.connections, &self.patrol);
-        let ended = |rank| patrol.end_longest_waiting(rank);
-        // Nobody knows yet what it wants: it takes the place of one that has not asked for an
-        // engine either, or is a guest, until it asks for one.
-        let has_room =
-            connections.have_room() || connections.have_room_by_turns() && ended(Rank::Stranger);
-        let may_stay = has_room
-            || connections.have_room_for_guests()
-            || connections.have_room_for_guests_by_turns() && ended(Rank::Guest);
-        if !may_stay {
-            let refusal = NO_ROOM.with_retry_after(1);
-            let mut meters = self.meters.borrow_mut();
-            meters.connections[1] += 1;
-            *meters.rejected.entry(refusal.code).or_default() += 1;
-            return turn_away(&socket, self.next_id(), &refusal);
-        }
-        self.meters.borrow_mut().connections[0] += 1;
-        match connection::serve(self.enter_live(), socket, peer, !has_room) {
-            // Boxed: an async block around a future by value would double it.
-            Some(serving) => self.spawn_guarded(Box::pin(serving)),
-            // Out of memory or epoll watches; the client sees a closed connection.
-            None => self.meters.borrow_mut().connections[1] += 1,
-        }
-    }
-
-    /// Finds a place for whoever asks for an engine. A guest takes that of another client, the one
-    /// that has waited longest to ask; an error when all of this worker are being served. Our own
-    /// pages are for guests too, and cost nobody a place: whoever looks after us must get an answer
-    /// when everything is taken.
-    pub fn find_place(&self, kind: Kind, post: &Post) -> Result<(), Refusal> {
-        if kind != Kind::Forward {
-            return Ok(());
-        }
-        let ended = |rank| self.patrol.end_longest_waiting(rank);
-        if !post.is_guest()
-            || self.connections.all_have_room()
-            || ended(Rank::Stranger)
-            || ended(Rank::Regular)
-        {
-            post.set_rank(Rank::Regular);
-            return Ok(());
-        }
-        self.meters.borrow_mut().connections[1] += 1;
-        Err(NO_ROOM.with_retry_after(1))
-    }
-
     /// Runs a task of which a panic ends nothing but itself.
     pub fn spawn_guarded(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let w = Rc::clone(self);
@@ -428,106 +358,5 @@ impl Worker {
     /// Nine tenths of the connections or more are in use: answers close their connections.
     pub fn is_crowded(&self) -> bool {
         self.connections.are_crowded()
-    }
-
-    /// Counts a connection until the guard is dropped.
-    pub fn enter_live(self: &Rc<Self>) -> Live {
-        self.live.set(self.live.get() + 1);
-        self.connections.enter();
-        Live(Rc::clone(self))
-    }
-
-    /// Counts a request as active until the guard is dropped.
-    pub fn enter_request(self: &Rc<Self>) -> Active {
-        self.active.set(self.active.get() + 1);
-        Active(Rc::clone(self))
-    }
-
-    /// Counts a fault, and holds it against the backend where it says something about that.
-    pub fn count_fault(&self, backend: BackendIndex, fault: Fault) {
-        repute::hear_fault(self, backend, fault);
-        *self.meters.borrow_mut().faults.entry((backend, fault.code())).or_default() += 1;
-    }
-
-    /// A stream of a backend is seen to go on.
-    pub fn note_alive(&self, backend: BackendIndex) {
-        let member = backend.and_then(|backend| self.fleet.get(backend as usize));
-        member.into_iter().for_each(|member| member.note_alive());
-    }
-
-    /// Counts a client that left.
-    pub fn count_abort(&self, phase: AbortPhase) {
-        *self.meters.borrow_mut().client_aborts.entry(phase).or_default() += 1;
-    }
-
-    /// The rendered metrics page, made by the control plane.
-    pub async fn metrics_page(&self, client: &Client) -> Option<Vec<u8>> {
-        let (reply, page) = futures_channel::oneshot::channel();
-        self.pages.try_send(reply).ok()?;
-        client.post.arm(PAGE_WAIT);
-        client.post.within(page).await.ok()?.ok()
-    }
-
-    fn copy_meters(&self) -> Meters {
-        let (buffers_in_use, buffers_idle) = Buffer::counts();
-        let mut copy = self.meters.borrow().clone();
-        let [silent, idle, head] = self.patrol.crowded_closed();
-        copy.crowded_closed = [silent, idle, head, copy.crowded_closed[3]];
-        match self.patrol.pipelined_too_much() {
-            0 => {}
-            n => drop(copy.rejected.insert("pipelined_too_much", n)),
-        }
-        copy.bodies_waited = [self.slices.turns.waited(), self.unpacking.waited()];
-        copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
-        copy.gauges = Gauges {
-            connections_open: self.live.get() as u64,
-            drains: self.drains.count() as u64,
-            requests_active: self.active.get() as u64,
-            buffers_in_use: buffers_in_use as u64,
-            buffers_idle: buffers_idle as u64,
-            upstream_idle: self.pool.len() as u64,
-        };
-        copy
-    }
-}
-
-const NO_ROOM: Refusal =
-    Refusal::closing(503, "overloaded", "The proxy has no room for a connection.");
-
-/// One more client than there is room for hears so. What fits in the socket's buffer is enough.
-fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
-    let mut bytes = Buffer::take();
-    let frame =
-        Frame { request_id: id.as_str(), version: Version::Http11, close: true, head_only: false };
-    write_refusal(&mut bytes, &frame, refusal);
-    let _ = socket.try_send(&[IoSlice::new(&bytes)]);
-    // A close with unread bytes would be a reset, and the answer lost.
-    let _ = socket.try_recv(&mut Buffer::take());
-    socket.shutdown(std::net::Shutdown::Write);
-}
-
-/// Counts a connection for as long as it lives.
-pub struct Live(Rc<Worker>);
-
-impl Live {
-    /// Whose connection it is.
-    pub fn worker(&self) -> &Rc<Worker> {
-        &self.0
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.0.live.set(self.0.live.get().saturating_sub(1));
-        self.0.connections.leave();
-    }
-}
-
-/// Counts a request for as long as it is active.
-pub struct Active(Rc<Worker>);
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.0.active.set(self.0.active.get().saturating_sub(1));
     }
 }
