@@ -294,8 +294,8 @@ pub const WORKERS_MAX: usize = 1024;
 pub const WORKERS_AUTO_MAX: usize = 8;
 /// Client connections that a configuration may allow. Beyond: refused.
 pub const CONNECTIONS_MAX: usize = 1_000_000;
-/// Client connections beyond the limit, for the moment that others take to close which give way to
-/// them. Beyond: they are guests, of whom as many more may be closing.
+/// Client connections beyond the limit while as many others, which give way to them, close. Beyond:
+/// a newcomer is a guest.
 pub const CONNECTIONS_OVER_MAX: usize = 32;
 /// And so many more, which get `/health`, `/ready` and the metrics, and take the place of another
 /// when they ask for an engine. Beyond: one of them gives way, or 503 without a look.

@@ -94,7 +94,7 @@ fn what_came_while_the_process_stood_still_is_in_time() {
     halves.start_post(CHATS, "X-Halves: 1\r\n", CHAT);
     assert_eq!(halves.head().status(), 200);
     await_until("all wait", SOON, || play.waiting.load(Relaxed) == 3);
-    proxy.process.signal(Signal::STOP);
+    stop(&proxy);
     let began = Instant::now();
     play.goes_on.store(true, Relaxed);
     play.holds_probes.store(false, Relaxed);
@@ -118,4 +118,49 @@ fn what_came_while_the_process_stood_still_is_in_time() {
     assert!(!proxy.events().iter().any(is_sick));
     assert_eq!(proxy.metric("llmproxy_faults_total", &[]), 0.0);
     assert_eq!(proxy.metric("llmproxy_rejected_total", &[]), 0.0);
+}
+
+/// Stops the process, and returns when none of its threads runs any more.
+fn stop(proxy: &Proxy) {
+    proxy.process.signal(Signal::STOP);
+    let tasks = format!("/proc/{}/task", proxy.process.pid());
+    let stands = |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
+    await_until("it stands still", SOON, || {
+        let tasks = std::fs::read_dir(&tasks).expect("its threads can be listed");
+        tasks
+            .flatten()
+            .all(|task| std::fs::read_to_string(task.path().join("stat")).is_ok_and(stands))
+    });
+}
+
+/// Catches: a prompt that is run twice, because the time in which an engine worked on it was one in
+/// which the proxy stood still.
+#[test]
+fn a_request_is_not_sent_again_when_its_engine_had_time_to_work_on_it() {
+    let play = Arc::new(Play::default());
+    let acting = Arc::clone(&play);
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.head.get("x-late").is_some() {
+                acting.wait();
+                return;
+            }
+            served.send(OK);
+        }
+    });
+    let proxy = start(&backend);
+    let mut conn = proxy.connect();
+    conn.start_post(CHATS, "", CHAT);
+    assert_eq!(conn.response().status(), 200);
+    conn.start_post(CHATS, "X-Late: 1\r\n", CHAT);
+    await_until("the engine has it", SOON, || play.waiting.load(Relaxed) == 1);
+    stop(&proxy);
+    play.goes_on.store(true, Relaxed);
+    // Much longer than a kept connection takes to be closed under us.
+    pause(Duration::from_secs(1));
+    proxy.process.signal(Signal::CONT);
+    let answer = conn.response();
+    assert_eq!(answer.status(), 502, "{}", answer.text());
+    assert!(answer.text().contains("backend_closed_reused"), "{}", answer.text());
+    assert_eq!(play.waiting.load(Relaxed), 1);
 }

@@ -1,6 +1,6 @@
 //! What a request body says: all of it at once, or in slices.
 
-use super::ours::refuse;
+use super::ours::{left, refuse};
 use super::Next;
 use crate::base::refusal::Refusal;
 use crate::llm::request::{RequestFacts, UsageSplice};
@@ -30,6 +30,7 @@ pub(super) fn read_facts<'a>(
         };
         match read {
             Ok(()) => None,
+            Err(_) if client.post.is_gone() => Some(left(w, request)),
             Err(refusal) => Some(refuse(w, client, request, refusal).await),
         }
     }))

@@ -73,9 +73,10 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
     let kind = match kind {
         Ok(Kind::Forward) => match body::coding(&request.head, client.bytes()) {
             // Boxed: hardly any body comes packed.
-            Ok(Some(coding)) => {
-                Box::pin(unpack(w, client, request, coding)).await.map(|()| Kind::Forward)
-            }
+            Ok(Some(coding)) => match Box::pin(unpack(w, client, request, coding)).await {
+                Err(_) if client.post.is_gone() => return Some(left(w, request)),
+                unpacked => unpacked.map(|()| Kind::Forward),
+            },
             plain => plain.map(|_| Kind::Forward),
         },
         other => other,

@@ -24,10 +24,6 @@ pub(super) async fn refuse(
     request: &mut Request,
     refusal: Refusal,
 ) -> Next {
-    // While its body was unpacked or read.
-    if client.post.is_gone() {
-        return left(w, request);
-    }
     let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
     // Its request may not have come to its end, and does not any more.
     match frame.close {

@@ -16,11 +16,12 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
-use crate::rt::patrol::{Alarm, Watched, TICK};
+use crate::rt::patrol::{Alarm, Watched};
 use crate::rt::tls::Turn;
 use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::time::Instant;
 
 /// A head was read (it is in `Request::response`), nothing was sent to the client.
 pub struct Exchange {
@@ -54,7 +55,7 @@ pub async fn exchange(
         // Boxed: a connect needs room that a stream should not carry for minutes.
         None => Box::pin(connect(w, client, backend)).await?,
     };
-    let tick = w.patrol.now();
+    let (started, tick) = (Instant::now(), w.patrol.now());
     let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
     if !request.head.is_clear() {
         // The engine may leave such a body unread, and read it as the next request.
@@ -114,7 +115,8 @@ pub async fn exchange(
             Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: tick })
         }
         Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
-            let in_time = !no_way_back && w.patrol.since(tick) <= REUSE_RACE_MAX + TICK;
+            // By the real clock: while we stood still the engine may have worked on the request.
+            let in_time = !no_way_back && started.elapsed() <= REUSE_RACE_MAX;
             Err(if in_time { Fault::ReuseRace } else { Fault::BackendClosedReused })
         }
         Err(fault) => Err(fault),
