@@ -5,6 +5,7 @@
 
 use super::worker::Worker;
 use crate::rt::moment::Moment;
+use crate::state::connections::Connections;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -26,24 +27,39 @@ pub struct Drain {
     cut: Rc<Moment>,
 }
 
+/// A record that waits until its packed answer is unpacked, counted until it is dropped. It holds
+/// neither a connection nor an engine, so that it takes no place and gives way to nobody: how many
+/// wait is bounded by the unpacker's queue.
+pub struct LateRecord(Rc<Worker>);
+
 impl Drains {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.count.get()
     }
 
+    /// One more is not over.
+    fn enter(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    /// One is over.
+    fn leave(&self) {
+        self.count.set(self.count.get().saturating_sub(1));
+    }
+
     /// Counts one more, and gives its number and what cuts it.
     fn begin(&self) -> (u64, Rc<Moment>) {
         let (number, cut) = (self.begun.get(), Rc::new(Moment::default()));
         self.begun.set(number + 1);
-        self.count.set(self.count.get() + 1);
+        self.enter();
         self.going.borrow_mut().insert(number, Rc::clone(&cut));
         (number, cut)
     }
 
     /// This one is over.
     fn end(&self, number: u64) {
-        self.count.set(self.count.get().saturating_sub(1));
+        self.leave();
         self.going.borrow_mut().remove(&number);
     }
 
@@ -52,20 +68,27 @@ impl Drains {
         let oldest = self.going.borrow_mut().pop_first();
         oldest.as_ref().inspect(|(_, cut)| cut.come()).is_some()
     }
+
+    /// Sees to it that there is room for one more: where there are as many as there may be, the
+    /// oldest of this worker is cut, and counted. False when it has none.
+    fn make_room(&self, connections: &Connections, cut: &mut u64) -> bool {
+        if connections.have_room_for_drain() {
+            return true;
+        }
+        let is_made = self.cut_oldest();
+        *cut += u64::from(is_made);
+        is_made
+    }
 }
 
 impl Drain {
     /// Begins one. Where there are as many as there may be, the oldest of this worker is cut for
     /// it; `None` when the worker has none.
     pub fn begin(w: &Rc<Worker>) -> Option<Drain> {
-        let drains = &w.drains;
-        if !w.connections.have_room_for_drain() {
-            w.meters.borrow_mut().crowded_closed[3] += 1;
-            if !drains.cut_oldest() {
-                return None;
-            }
+        if !w.drains.make_room(&w.connections, &mut w.meters.borrow_mut().crowded_closed[3]) {
+            return None;
         }
-        let (number, cut) = drains.begin();
+        let (number, cut) = w.drains.begin();
         w.connections.enter_drain();
         Some(Drain { w: Rc::clone(w), number, cut })
     }
@@ -83,9 +106,42 @@ impl Drop for Drain {
     }
 }
 
+impl LateRecord {
+    /// One more waits.
+    pub fn begin(w: &Rc<Worker>) -> LateRecord {
+        w.drains.enter();
+        LateRecord(Rc::clone(w))
+    }
+}
+
+impl Drop for LateRecord {
+    fn drop(&mut self) {
+        self.0.drains.leave();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Catches: a cut that is counted though nothing was cut, or not counted; and a record that
+    /// waits for its packed answer and is taken for an answer that can give way.
+    #[test]
+    fn only_what_was_cut_is_counted_as_cut() {
+        let (connections, drains) = (Connections::new(4), Drains::default());
+        let mut cut = 0;
+        assert!(drains.make_room(&connections, &mut cut), "there is room");
+        // Of another worker.
+        connections.enter_drain();
+        drains.enter();
+        assert!(!drains.make_room(&connections, &mut cut), "nothing here can give way");
+        assert_eq!((cut, drains.count()), (0, 1));
+        let (_, moment) = drains.begin();
+        assert!(drains.make_room(&connections, &mut cut) && moment.has_come());
+        assert_eq!((cut, drains.count()), (1, 2));
+        drains.leave();
+        assert_eq!(drains.count(), 1);
+    }
 
     /// Catches: one that was told to give way, counted as a client until it is over.
     #[test]

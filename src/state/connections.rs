@@ -1,5 +1,6 @@
 //! How many clients there are, over all workers, and how many answers are read on though theirs
-//! have left. The limits are for the process: the kernel does not spread connections evenly.
+//! have left. A record that only waits for its packed answer to be unpacked is neither: it holds no
+//! connection. The limits are for the process: the kernel does not spread connections evenly.
 
 use crate::base::limits::{CONNECTIONS_OVER_MAX, GUESTS_MAX};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

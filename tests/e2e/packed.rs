@@ -3,7 +3,7 @@
 
 use crate::classify::packed;
 use crate::harness::{Backend, Config, Proxy, Webhook, SOON};
-use crate::rig::{before, Rig, CHAT, CHATS, STREAM};
+use crate::rig::{before, leave, Leave, Rig, CHAT, CHATS, STREAM};
 use serde_json::{json, Value};
 use std::io::Write;
 
@@ -192,6 +192,55 @@ fn without_reporters_packed_answers_are_counted_too() {
     let proxy = Config::backend_at(backend.url()).start();
     assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
     proxy.await_metric("llmproxy_usage_tokens_total", &[("type", "prompt")], 31.0);
+}
+
+/// Catches: a record that waits for its packed answer and takes the place of an engine that is read
+/// on, so that the engine is cut, or that gives way itself and has no tokens.
+#[test]
+fn a_late_record_takes_no_place_of_an_engine_that_is_read_on() {
+    const LONG: usize = 3;
+    let usage = "\"usage\":{\"prompt_tokens\":31,\"completion_tokens\":17}";
+    let text = "\"\\n\":0,".repeat(2 * 1024 * 1024);
+    let long = answer(JSON, "gzip", "", &packed("gzip", format!("{{{text}{usage}}}").as_bytes()));
+    let (go_on, may_end) = std::sync::mpsc::channel::<()>();
+    let may_end = std::sync::Mutex::new(may_end);
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.body.ends_with(b" ") {
+                served.send(&long);
+                continue;
+            }
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+            served.send(format!("{head}data: {{}}\n\n"));
+            let _ = may_end.lock().unwrap().recv();
+            return;
+        }
+    });
+    let hook = Webhook::start();
+    let config = Config::new().backend(backend.url(), "on_client_abort: drain");
+    // One place for an engine that is read on.
+    let proxy = config.webhook(&hook.url(), "").server("max_connections: 7").start();
+    let mut gone = proxy.connect();
+    gone.start_post(CHATS, "", STREAM);
+    gone.head();
+    gone.read_until("data:");
+    leave(gone, Leave::Rst);
+    proxy.await_metric("llmproxy_drains", &[], 1.0);
+    let mut others: Vec<_> = (0..LONG).map(|_| proxy.connect()).collect();
+    for conn in &mut others {
+        conn.start_post(CHATS, "", format!("{CHAT} "));
+    }
+    for conn in &mut others {
+        assert_eq!(conn.response().status(), 200);
+    }
+    for record in hook.await_records(LONG, 6 * SOON) {
+        let told = (&record["prompt_tokens"], &record["completion_tokens"]);
+        assert_eq!(told, (&json!(31), &json!(17)), "{record}");
+    }
+    assert_eq!(proxy.metric("llmproxy_crowded_closed_total", &[("kind", "drain")]), 0.0);
+    proxy.await_metric("llmproxy_drains", &[], 1.0);
+    drop(go_on);
+    proxy.await_metric("llmproxy_drains", &[], 0.0);
 }
 
 /// Catches: a client whose next request waits until an answer is unpacked that it has had for long.

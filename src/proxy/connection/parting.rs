@@ -5,7 +5,7 @@ use crate::base::fault::{Fault, Side};
 use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT, UNPACKED_LATE_MAX};
 use crate::config::plan::OnClientAbort;
 use crate::proxy::asking::hear_stream;
-use crate::proxy::drains::Drain;
+use crate::proxy::drains::{Drain, LateRecord};
 use crate::proxy::receive::Request;
 use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::tap::Tap;
@@ -73,21 +73,18 @@ fn settle_late(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome) {
     late.story.is_past = true;
     // Should we be killed while that goes on.
     note(w, &late.request, &late.tap, &late.story, outcome.bytes);
-    let (worker, going) = (Rc::clone(w), Drain::begin(w));
+    let (worker, waiting) = (Rc::clone(w), LateRecord::begin(w));
     w.spawn_guarded(async move {
-        see_copy(&worker, &mut late.tap, going.as_ref()).await;
+        see_copy(&worker, &mut late.tap, &waiting).await;
         learn(&worker, &late, outcome);
         settle(&worker, &late.request, &late.tap, &mut late.story);
     });
 }
 
-/// Waits for what is in a packed answer that nobody else waits for any more; not at all where there
-/// is no room for it.
-async fn see_copy(w: &Worker, tap: &mut Tap, going: Option<&Drain>) {
-    if let Some(going) = going {
-        let seen = rt::timeout(UNPACKED_LATE_MAX, tap.see_copy());
-        let _ = w.patrol.until_end(going.cut().unless(seen)).await;
-    }
+/// Waits for what is in a packed answer that nobody else waits for any more.
+async fn see_copy(w: &Worker, tap: &mut Tap, _counted: &LateRecord) {
+    let seen = rt::timeout(UNPACKED_LATE_MAX, tap.see_copy());
+    let _ = w.patrol.until_end(seen).await;
     tap.give_copy_up();
 }
 
@@ -126,9 +123,12 @@ pub(super) async fn spare(live: Live, talk: &mut Talk) {
         if matches!(rest, Some(Ok(true))) {
             lease.note_end();
             tap.hand_copy_over(&w.unpacker);
-            see_copy(w, tap, Some(going)).await;
         }
         w.pool.give_back(lease, w.patrol.now());
     }
+    // From here on no engine is held: others need not be cut for it.
+    let waiting = LateRecord::begin(w);
+    drop(going);
+    see_copy(w, tap, &waiting).await;
     settle(w, request, tap, story);
 }
