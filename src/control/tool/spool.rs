@@ -137,8 +137,12 @@ fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) 
 
 /// Appends them as records for this reporter alone, then puts their file aside. What cannot be read
 /// stays.
+///
+/// All that needs much room comes first: once the records are queued, a try that fails would queue
+/// them again with the next one. Their file goes last: who is killed in between has delivered them
+/// once more, and lost nothing.
 fn replay_dead_letters(
-    disk: Arc<RealDisk>,
+    disk: Arc<dyn Disk>,
     reporter: &str,
     names: &[String],
     out: &mut dyn Write,
@@ -147,7 +151,17 @@ fn replay_dead_letters(
     let letters = dead_letter::read(&*disk, &name)?.unwrap_or_default();
     // What a person asks for goes in, whatever the plan allows.
     let plan = Spool { max_bytes: u64::MAX, on_failure: OnSpoolFailure::Serve, ..Spool::default() };
-    let mut spool = open(Arc::clone(&disk) as Arc<dyn Disk>, Options::of(&plan), names)?;
+    let mut spool = open(Arc::clone(&disk), Options::of(&plan), names)?;
+    let archive = dead_letter::free_name(&*disk, reporter)?;
+    let is_any = dead_letter::lines(&letters).any(|(.., record)| record.is_some());
+    if is_any {
+        let told = |e: io::Error| {
+            let message =
+                format!("{archive}: {e}; it is to be a copy of {name}. Nothing is changed");
+            io::Error::new(e.kind(), message)
+        };
+        dead_letter::write_whole(&*disk, &archive, &letters).map_err(told)?;
+    }
     let (mut taken, mut kept) = (0, Kept::default());
     for (number, line, record) in dead_letter::lines(&letters) {
         if record.is_some_and(|record| spool.writer.append_again(reporter, &record)) {
@@ -158,19 +172,26 @@ fn replay_dead_letters(
         }
     }
     spool.keeper.turn();
-    if spool.state.failing.load(Relaxed) || spool.state.sync_errors.load(Relaxed) > 0 {
-        return Err(io::Error::other("the disk does not take them; nothing is changed"));
+    let is_lost = spool.state.failing.load(Relaxed) || spool.state.sync_errors.load(Relaxed) > 0;
+    if is_any && (is_lost || taken == 0) {
+        // The letters are where they were: nobody needs a copy.
+        let _ = disk.remove(&archive);
     }
+    if is_lost {
+        return Err(io::Error::other(format!("the disk does not take them; {name} is as it was")));
+    }
+    let mut place = &name;
     if taken > 0 {
-        // A copy first: who is killed in between has delivered them once more, and lost nothing.
-        dead_letter::write_whole(&*disk, &dead_letter::free_name(&*disk, reporter)?, &letters)?;
-        match kept.lines.is_empty() {
-            true => disk.remove(&name).and_then(|()| disk.sync_dir())?,
-            false => dead_letter::write_whole(&*disk, &name, &kept.lines)?,
+        let is_kept =
+            !kept.lines.is_empty() && dead_letter::write_whole(&*disk, &name, &kept.lines).is_ok();
+        if !is_kept {
+            disk.remove(&name).and_then(|()| disk.sync_dir())?;
+            // Where there is no room for them a second time, the copy has them.
+            place = &archive;
         }
     }
     writeln!(out, "{reporter}: {taken} dead letters are delivered again at the next start")?;
-    kept.tell(&name)
+    kept.tell(place)
 }
 
 /// Lines of a file of dead letters that are not delivered again.

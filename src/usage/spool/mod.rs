@@ -174,4 +174,4 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,6 +2,7 @@ use super::*;
 use crate::base::id::RequestId;
 use crate::usage::source::Source;
 use crate::usage::spool::segment::Kind;
+use crate::usage::spool::tests::fault::{End, FaultDisk, Faults, Random, World};
 use crate::usage::spool::Opened;
 use std::path::PathBuf;
 
@@ -167,6 +168,89 @@ fn archives_of_earlier_replays_stay() {
     }
     assert!(!folder.0.join("b.dead.jsonl").exists());
     assert_eq!(names(&mut folder.open(), 1), ["one", "two", "three"]);
+}
+
+const DEAD: &str = "b.dead.jsonl";
+
+/// A disk with a spool and a file of dead letters.
+fn disk_with(letters: &[u8]) -> FaultDisk<()> {
+    let disk = FaultDisk::new(World::default());
+    drop(opened(&disk));
+    dead_letter::write_whole(&disk, DEAD, letters).unwrap();
+    disk
+}
+
+fn opened(disk: &FaultDisk<()>) -> Opened {
+    let names = ["a".to_owned(), "b".to_owned()];
+    open(Arc::new(disk.clone()), Options::of(&Spool::default()), &names).unwrap()
+}
+
+fn replay_on(disk: &FaultDisk<()>) -> io::Result<()> {
+    let names = ["a".to_owned(), "b".to_owned()];
+    replay_dead_letters(Arc::new(disk.clone()), "b", &names, &mut Vec::new())
+}
+
+/// Catches: letters that are queued before it is known that there is room for all that follows, so
+/// that each try which fails delivers them once more.
+#[test]
+fn a_replay_without_room_queues_nothing() {
+    let letters = ["one", "two"].map(|id| dead_letter::line_of(&record(id, 40), "no").unwrap());
+    let (letters, bad) = (letters.concat(), b"no letter\n".to_vec());
+    let mut failed = 0;
+    for (bad, at) in [Vec::new(), bad].iter().flat_map(|bad| (0..40).map(move |at| (bad, at))) {
+        let all = [&bad[..], &letters].concat();
+        let disk = disk_with(&all);
+        let is_done = || {
+            let mut world = disk.world();
+            !world.names().contains(&DEAD.to_owned()) || world.file(DEAD) == bad
+        };
+        for _ in 0..3 {
+            let full = Faults::of_all(disk.operations() + at, 1, io::ErrorKind::StorageFull);
+            disk.fail(Some(Faults { growth_only: true, ..full }));
+            let _ = replay_on(&disk);
+            if is_done() {
+                break;
+            }
+            failed += 1;
+            let files = disk.world().names();
+            assert!(!files.iter().any(|name| name.contains("replayed")), "{at}: {files:?}");
+        }
+        disk.fail(None);
+        if !is_done() {
+            let _ = replay_on(&disk);
+        }
+        let queued = names(&mut opened(&disk), 1);
+        assert!(queued.contains(&"one".to_owned()));
+        let last = queued.iter().filter(|id| *id == "two").count();
+        assert_eq!(last, 1, "operation {at} failed: {queued:?}");
+        assert!(*disk.world().file("b.dead.jsonl.replayed") == all);
+    }
+    assert!(failed >= 6, "only {failed} tries failed");
+}
+
+/// Catches: a process killed, or a power cut, in the middle of a replay that loses a letter.
+#[test]
+fn a_replay_that_is_cut_loses_nothing() {
+    let letters = ["one", "two"].map(|id| dead_letter::line_of(&record(id, 40), "no").unwrap());
+    let disk = disk_with(&[&letters[0][..], b"no letter\n", &letters[1]].concat());
+    disk.record(());
+    assert!(replay_on(&disk).is_err(), "one line cannot be read");
+    let snapshots = disk.snapshots();
+    assert!(snapshots.len() >= 8);
+    for (number, snapshot) in snapshots.iter().enumerate() {
+        for (end, seed) in [(End::Kill, 0), (End::PowerCut, 1), (End::PowerCut, 2)] {
+            let disk = FaultDisk::new(snapshot.world.after(end, &mut Random(seed)));
+            let left = String::from_utf8(disk.world().file(DEAD).clone()).unwrap();
+            let mut there = names(&mut opened(&disk), 1);
+            let records = dead_letter::lines(left.as_bytes()).filter_map(|(.., record)| record);
+            there.extend(records.map(|record| record.request_id.as_str().to_owned()));
+            let what = format!("{:?} {number}, {end:?} {seed}: {there:?}", snapshot.operation);
+            for id in ["one", "two"] {
+                assert!(there.contains(&id.to_owned()), "{what}");
+            }
+            assert!(left.contains("no letter\n"), "{what}");
+        }
+    }
 }
 
 /// Catches: a replay that wants the gateway to stop, one that loses what it cannot read or what is

@@ -4,7 +4,7 @@ mod absent;
 mod crash;
 mod damage;
 mod failing;
-mod fault;
+pub(crate) mod fault;
 mod model;
 mod replay;
 mod rig;
