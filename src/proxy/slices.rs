@@ -41,8 +41,8 @@ impl Slices {
         takes
     }
 
-    /// The next slice of each body: together they are about as long as one body that is read in one
-    /// go.
+    /// The next slice of each body. All have one in a turn of the loop, so together they are about
+    /// as long as one body that is read in one go.
     pub fn next(&self) -> usize {
         (SCAN_BYTES / self.turns.taken().max(1)).max(SCAN_SLICE_BYTES_MIN)
     }
@@ -51,6 +51,14 @@ impl Slices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rt;
+    use crate::rt::patrol::Patrol;
+    use crate::rt::ring::Ring;
+    use std::future::{poll_fn, Future};
+    use std::pin::pin;
+    use std::rc::Rc;
+    use std::task::Poll;
+    use std::time::Duration;
 
     /// Catches: many bodies, each short enough to be read in one go, in one turn of the loop.
     #[test]
@@ -68,7 +76,7 @@ mod tests {
     fn the_more_bodies_the_shorter_the_slices() {
         let slices = Slices::default();
         let mut turns = Vec::new();
-        crate::rt::ring::Ring::build().unwrap().block_on(async {
+        Ring::build().unwrap().block_on(async {
             for readers in 1..=SCANNING_MAX {
                 turns.push(slices.turns.take().await);
                 assert_eq!(slices.next(), SCAN_BYTES / readers);
@@ -77,5 +85,48 @@ mod tests {
         assert_eq!(slices.next(), SCAN_SLICE_BYTES_MIN);
         drop(turns);
         assert_eq!(slices.next(), SCAN_BYTES);
+    }
+
+    /// Catches: bodies that wait for each other's slices, or for those who send much, though a turn
+    /// of the loop takes long; and slices of more than one body's length in one turn.
+    #[test]
+    fn in_each_turn_of_the_loop_all_bodies_have_their_slice() {
+        const TURNS: usize = 10;
+        let (slices, bytes) = (Rc::new(Slices::default()), Rc::new(Cell::new(0)));
+        let done = Rc::new(Cell::new(false));
+        let read = Ring::build().unwrap().block_on(async {
+            let patrol = Patrol::start().unwrap();
+            let mut taken = Vec::new();
+            for _ in 0..SCANNING_MAX {
+                taken.push(slices.turns.take().await);
+            }
+            for number in 0..3 * SCANNING_MAX {
+                let (patrol, slices) = (Rc::clone(&patrol), Rc::clone(&slices));
+                let (bytes, done) = (Rc::clone(&bytes), Rc::clone(&done));
+                rt::spawn(async move {
+                    while !done.get() {
+                        patrol.next_turn().await;
+                        // The others are streams that send much.
+                        if number < SCANNING_MAX {
+                            bytes.set(bytes.get() + slices.next());
+                        }
+                    }
+                });
+            }
+            let mut read = Vec::new();
+            for _ in 0..TURNS {
+                // It is due before this turn of the loop ends, and so wakes us in the next one.
+                let mut next = pin!(rt::sleep(Duration::from_millis(1)));
+                poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx).is_ready())).await;
+                std::thread::park_timeout(Duration::from_millis(3));
+                next.await;
+                read.push(bytes.take());
+            }
+            done.set(true);
+            read
+        });
+        let average = read.iter().sum::<usize>() / TURNS;
+        assert!(read.iter().all(|bytes| *bytes <= SCAN_BYTES), "{read:?}");
+        assert!(average >= SCAN_BYTES / 2, "{read:?}");
     }
 }

@@ -3,9 +3,10 @@
 //! A task that merely wakes itself again would keep the loop from looking at sockets and timers
 //! (monoio#322), and a timer of no length waits for the next millisecond, also where the worker has
 //! nothing else to do. So whoever waits rings a bell that is heard as the sockets are: behind it,
-//! all that had come had its turn. The bell wakes one of those who wait, which rings for the next:
-//! if it woke them all, the loop would find them running again and again, and never come to its
-//! timers.
+//! all that had come had its turn. The bell calls all who wait at that moment, so that nobody's
+//! turn comes the later the more others wait. Who begins to wait meanwhile is not called with them,
+//! and the bell rings again when the last of them has come: if each rang, the loop would find some
+//! of them running at any time, and never come to its timers.
 
 use super::Patrol;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -26,9 +27,13 @@ pub(super) struct Bell {
     /// By their places, which are given in order.
     waiting: RefCell<BTreeMap<u64, Waker>>,
     places: Cell<u64>,
+    /// How many of those who were called have not come yet. While there are such, nobody rings; at
+    /// any other time in which somebody waits, the bell was rung and will be heard.
+    called: Cell<usize>,
 }
 
-/// A place among those who wait. Whoever leaves it, called or not, rings for the next.
+/// A place among those who wait. The last who was called rings for those who wait by then, also
+/// when it does not come, but gives up.
 struct Place<'a> {
     bell: &'a Bell,
     number: u64,
@@ -37,8 +42,11 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut waiting = self.bell.waiting.borrow_mut();
-        waiting.remove(&self.number);
-        if !waiting.is_empty() {
+        if waiting.remove(&self.number).is_some() {
+            return;
+        }
+        self.bell.called.set(self.bell.called.get().saturating_sub(1));
+        if self.bell.called.get() == 0 && !waiting.is_empty() {
             self.bell.ring();
         }
     }
@@ -51,13 +59,14 @@ impl Bell {
         // Each ring is told once, and nobody has to read it back.
         let flags = EventFlags::IN | EventFlags::ET;
         epoll::add(epoll, &fd, EventData::new_u64(BELL), flags)?;
-        Ok(Bell { fd, waiting: RefCell::default(), places: Cell::new(0) })
+        Ok(Bell { fd, waiting: RefCell::default(), places: Cell::new(0), called: Cell::new(0) })
     }
 
-    /// It was heard: who has waited longest goes on.
+    /// It was heard: all who wait go on.
     pub(super) fn hear(&self) {
-        let first = self.waiting.borrow_mut().pop_first();
-        first.into_iter().for_each(|(_, waker)| waker.wake());
+        let all = self.waiting.take();
+        self.called.set(self.called.get() + all.len());
+        all.into_values().for_each(Waker::wake);
     }
 
     fn ring(&self) {
@@ -72,17 +81,17 @@ impl Patrol {
         let bell = &self.bell;
         let place = Place { bell, number: bell.places.get() };
         bell.places.set(place.number + 1);
-        let mut has_rung = false;
+        let mut waits = false;
         poll_fn(|cx| {
             let mut waiting = bell.waiting.borrow_mut();
-            if has_rung && !waiting.contains_key(&place.number) {
+            if waits && !waiting.contains_key(&place.number) {
                 return Poll::Ready(());
             }
-            waiting.insert(place.number, cx.waker().clone());
-            if !has_rung {
+            if waiting.is_empty() && bell.called.get() == 0 {
                 bell.ring();
-                has_rung = true;
             }
+            waiting.insert(place.number, cx.waker().clone());
+            waits = true;
             Poll::Pending
         })
         .await;
@@ -93,8 +102,11 @@ impl Patrol {
 mod tests {
     use super::*;
     use crate::rt::ring::Ring;
+    use std::future::Future;
     use std::os::unix::net::UnixStream;
+    use std::pin::Pin;
     use std::rc::Rc;
+    use std::task::Context;
     use std::time::Duration;
 
     /// Catches: turns that keep sockets or timers waiting for as long as somebody takes them.
@@ -131,6 +143,40 @@ mod tests {
                 other.await;
             }
             assert!(patrol.bell.waiting.borrow().is_empty());
+        });
+    }
+
+    type Turn = Pin<Box<dyn Future<Output = ()>>>;
+
+    fn has_come(turn: &mut Turn) -> bool {
+        turn.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    /// Catches: a bell that nobody rings any more because who was called, or waited, gave up; and
+    /// one that calls who began to wait only behind it.
+    #[test]
+    fn who_gives_up_keeps_nobody_waiting() {
+        Ring::build().unwrap().block_on(async {
+            let patrol = Patrol::start().unwrap();
+            let mut turns: Vec<Turn> = Vec::new();
+            for _ in 0..5 {
+                let patrol = Rc::clone(&patrol);
+                turns.push(Box::pin(async move { patrol.next_turn().await }));
+            }
+            let mut late = turns.split_off(3);
+            assert!(!turns.iter_mut().any(has_come), "nobody was called yet");
+            while patrol.bell.called.get() == 0 {
+                monoio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert!(!late.iter_mut().any(has_come));
+            assert!(has_come(&mut turns[0]) && has_come(&mut turns[1]));
+            monoio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!late.iter_mut().any(has_come), "not while one who was called is to come");
+            // That one gives up, and so does one of those who wait.
+            drop((turns, late.pop()));
+            monoio::time::timeout(Duration::from_secs(10), late.remove(0)).await.unwrap();
+            monoio::time::timeout(Duration::from_secs(10), patrol.next_turn()).await.unwrap();
+            assert!(patrol.bell.waiting.borrow().is_empty() && patrol.bell.called.get() == 0);
         });
     }
 
