@@ -50,6 +50,7 @@ fn postgres_refuses_an_index_by_which_an_id_cannot_be_found() {
     let whole = "; CREATE UNIQUE INDEX w ON rows_ (request_id)";
     for made in [
         format!("{unique} (request_id) WHERE total_tokens > 0{whole}"),
+        format!("{unique} (lower(request_id)){whole}"),
         format!("{unique} (request_id, lower(model))"),
     ] {
         server.query(&made);

@@ -318,11 +318,10 @@ pub struct Unusable {
 }
 
 impl Unusable {
-    /// What is to be said of the first one that stands in the way of `key`. Beside an index of the
-    /// whole column, one that has a part of its rows does no harm.
+    /// What is to be said of the first one that stands in the way of `key`. Beside a unique index
+    /// of the whole column none does harm: the database looks there first.
     pub fn why(found: &[Unusable], key: Key, column: &str) -> Option<String> {
-        let in_the_way = |odd: &&Unusable| !odd.is_partial || key != Key::Unique;
-        let Unusable { index, is_partial } = found.iter().find(in_the_way)?;
+        let Unusable { index, is_partial } = found.first().filter(|_| key != Key::Unique)?;
         let what = match is_partial {
             true => format!("is of {column} and has a condition"),
             false => format!("is of an expression that has {column}"),

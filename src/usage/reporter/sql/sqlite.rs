@@ -19,19 +19,19 @@ const INDEXES: &str = "SELECT l.\"unique\" AND \
      FROM pragma_index_list(?1, ?2) AS l, pragma_index_info(l.name, ?2) AS i \
      WHERE i.seqno = 0 AND lower(i.name) = lower(?3) AND NOT l.partial";
 
-/// Unique indexes of a part of the rows by a column alone, and of expressions that it stands in:
-/// SQLite says of an expression only what the index was made with.
-const UNUSABLE: &str = "SELECT l.name, o.is_own FROM pragma_index_list(?1, ?2) AS l \
-     JOIN sqlite_schema AS s ON s.type = 'index' AND s.name = l.name, \
-     (SELECT 1 AS is_own UNION SELECT 0) AS o \
-     WHERE l.\"unique\" AND CASE o.is_own \
-     WHEN 1 THEN l.partial AND (SELECT group_concat(lower(i.name)) \
-                                FROM pragma_index_info(l.name, ?2) AS i) = lower(?3) \
-     ELSE instr(lower(s.sql), lower(?3)) \
-          AND EXISTS (SELECT 1 FROM pragma_index_info(l.name, ?2) AS i WHERE i.name IS NULL) \
-          AND NOT EXISTS (SELECT 1 FROM pragma_index_info(l.name, ?2) AS i \
-                          WHERE lower(i.name) = lower(?3)) END";
-
+/// Unique indexes of a part of the rows by a column alone, and of expressions without a column of
+/// this name, with the statement that each was made with: SQLite tells no more of an expression.
+const UNUSABLE: &str = "SELECT name, is_own, sql FROM \
+     (SELECT l.name, s.sql, \
+             l.partial AND (SELECT group_concat(lower(i.name)) \
+                            FROM pragma_index_info(l.name, ?2) AS i) = lower(?3) AS is_own, \
+             EXISTS (SELECT 1 FROM pragma_index_info(l.name, ?2) AS i WHERE i.name IS NULL) \
+             AND NOT EXISTS (SELECT 1 FROM pragma_index_info(l.name, ?2) AS i \
+                             WHERE lower(i.name) = lower(?3)) AS has_expression \
+      FROM pragma_index_list(?1, ?2) AS l \
+      JOIN sqlite_schema AS s ON s.type = 'index' AND s.name = l.name \
+      WHERE l.\"unique\" AND s.sql IS NOT NULL) \
+     WHERE coalesce(is_own, 0) OR has_expression";
 /// A file, and the connection to it.
 pub struct Sqlite {
     path: PathBuf,
@@ -101,9 +101,13 @@ impl Database for Sqlite {
         let found = statement.query_map(asked, |row| row.get::<_, bool>(0));
         let unique: Vec<bool> = found.and_then(Iterator::collect).map_err(trouble)?;
         let mut statement = connection.prepare(UNUSABLE).map_err(trouble)?;
-        let found = statement
-            .query_map(asked, |row| Ok(Unusable { index: row.get(0)?, is_partial: row.get(1)? }));
-        let unusable: Vec<Unusable> = found.and_then(Iterator::collect).map_err(trouble)?;
+        let found = statement.query_map(asked, |row| {
+            let is_partial = row.get::<_, Option<bool>>(1)?.unwrap_or_default();
+            let is_of_it = is_partial || is_indexed(&row.get::<_, String>(2)?, column);
+            Ok(is_of_it.then_some(Unusable { index: row.get(0)?, is_partial }))
+        });
+        let found: Vec<Option<Unusable>> = found.and_then(Iterator::collect).map_err(trouble)?;
+        let unusable: Vec<Unusable> = found.into_iter().flatten().collect();
         refused(table, column, Key::of_indexes(unique), &unusable)
     }
 
@@ -128,6 +132,49 @@ impl Database for Sqlite {
     /// There is no way to a server that many rows would share.
     fn sizes(&self) -> &'static [usize] {
         &[1]
+    }
+}
+
+/// Whether a column stands among what an index is of: in the parentheses of the statement that it
+/// was made with. Names of the index and of the table, the condition, texts and comments do not
+/// count.
+fn is_indexed(statement: &str, column: &str) -> bool {
+    let (mut rest, mut depth) = (statement, 0_usize);
+    while let Some(first) = rest.chars().next() {
+        let (token, name) = token(rest, first);
+        match first {
+            '(' => depth += 1,
+            ')' if depth <= 1 => return false,
+            ')' => depth -= 1,
+            _ if depth > 0 && name.eq_ignore_ascii_case(column) => return true,
+            _ => {}
+        }
+        rest = rest.get(token.len()..).unwrap_or_default();
+    }
+    false
+}
+
+/// The token at the beginning of a statement, and the name that it is, or nothing. (A quoted name
+/// that has its quotes inside is taken for two.)
+fn token(text: &str, first: char) -> (&str, &str) {
+    let until = |end: &str| {
+        let inner = text.get(end.len()..).unwrap_or_default();
+        let inner = inner.split(end).next().unwrap_or_default();
+        (text.get(..inner.len() + 2 * end.len()).unwrap_or(text), inner)
+    };
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || "_$".contains(c) || !c.is_ascii();
+    match first {
+        '"' => until("\""),
+        '`' => until("`"),
+        '[' => until("]"),
+        '\'' => (until("'").0, ""),
+        '/' if text.starts_with("/*") => (until("*/").0, ""),
+        '-' if text.starts_with("--") => (text.split('\n').next().unwrap_or(text), ""),
+        _ if is_of_word(first) => {
+            let word = text.split(|c| !is_of_word(c)).next().unwrap_or(text);
+            (word, word)
+        }
+        _ => (text.get(..first.len_utf8()).unwrap_or(text), ""),
     }
 }
 
@@ -167,5 +214,40 @@ fn trouble(error: rusqlite::Error) -> Trouble {
             Trouble::Data(message)
         }
         _ => Trouble::Later(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_indexed;
+
+    /// Catches: a name that only has the column's name in it, or that is none of a column, taken
+    /// for the column; and a column that is not seen in its quotes or in other letters.
+    #[test]
+    fn a_column_is_known_by_its_whole_name() {
+        let is_in = |columns: &str, column| {
+            let names = "CREATE UNIQUE INDEX \"i (id)\" ON request_id -- (id\n ";
+            is_indexed(&format!("{names}{columns}"), column)
+        };
+        for columns in [
+            "(lower(request_id))",
+            "(model, substr(\"Request_ID\", 1, 8))",
+            "(lower([request_id]))",
+            "('('||`request_id`)",
+            "(/* ( */ request_id||'')",
+        ] {
+            assert!(is_in(columns, "request_id"), "{columns}");
+            assert!(!is_in(columns, "id"), "{columns}");
+        }
+        for columns in [
+            "(api_key, coalesce(client_request_id, ''))",
+            "(lower(model)) WHERE lower(request_id) > ''",
+            "(lower(model)||'request_id') /* (request_id) */",
+            "(lower(idx_request_id), request_id2, \"a request_id\")",
+            "",
+        ] {
+            assert!(!is_in(columns, "request_id") && !is_in(columns, "id"), "{columns}");
+        }
+        assert!(is_in("(lower(id))", "id"));
     }
 }

@@ -132,6 +132,7 @@ fn an_index_by_which_an_id_cannot_be_found_is_refused() {
     let whole = format!("{table}; CREATE UNIQUE INDEX w ON usage_records (request_id){unique}");
     for made in [
         format!("{whole} (request_id) WHERE total_tokens > 0"),
+        format!("{whole} (lower(request_id))"),
         format!("{table}{unique} (request_id, lower(model))"),
     ] {
         let folder = Folder::new("sqlite-usable");
@@ -140,6 +141,18 @@ fn an_index_by_which_an_id_cannot_be_found_is_refused() {
             assert_eq!(send(&mut folder.table(), &records), Tried::Delivered, "{made}");
         }
         assert_eq!(folder.count(), 3, "{made}");
+    }
+    // None of these is of the id, and nothing else tells of a second time.
+    for index in [
+        "i ON usage_records (total_tokens, coalesce(client_request_id, ''))",
+        "request_id ON usage_records (total_tokens, lower(client_request_id))",
+    ] {
+        let folder = Folder::new("sqlite-others");
+        let table = "CREATE TABLE usage_records \
+                     (request_id TEXT, client_request_id TEXT, total_tokens INTEGER)";
+        folder.with(&format!("{table}; CREATE UNIQUE INDEX {index}"));
+        assert_eq!(send(&mut folder.table(), &records[..1]), Tried::Delivered, "{index}");
+        assert_eq!(folder.count(), 1, "{index}");
     }
 }
 
