@@ -144,7 +144,9 @@ impl Replay {
 }
 
 /// Puts what cannot be read back among the dead letters, then the file aside. Where one of them
-/// fails, or the process ends in between, all of it can be done again.
+/// fails, or the process ends in between, all of it can be done again. What finds no room among the
+/// dead letters stays in the file that is put aside: waiting for room would hold up the end of the
+/// replay, and each start until then would deliver all of it once more.
 ///
 /// # Errors
 /// The file is still there.
@@ -159,10 +161,23 @@ pub(super) fn finish(disk: &dyn Disk, reporter: &str, letters: &[u8]) -> io::Res
             }
         }
     }
+    let mut has_room = true;
     if !kept.is_empty() {
-        dead_letter::put_back(disk, reporter, &kept)?;
+        has_room = match dead_letter::put_back(disk, reporter, &kept) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => false,
+            done => done.map(|()| true)?,
+        };
     }
-    disk.rename(&format!("{reporter}{SUFFIX}"), &dead_letter::free_name(disk, reporter)?)?;
+    let archive = dead_letter::free_name(disk, reporter)?;
+    disk.rename(&format!("{reporter}{SUFFIX}"), &archive)?;
+    if !has_room {
+        tracing::warn!(
+            reporter,
+            file = archive,
+            lines = unreadable,
+            "lines that cannot be read stay in this file alone: the dead letters have no room"
+        );
+    }
     // It is not there any more, so that this must not be done again. If the power goes before the
     // disk knows, the file is back: its records are delivered once more, none is lost.
     if let Err(error) = disk.sync_dir() {

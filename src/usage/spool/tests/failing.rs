@@ -101,7 +101,7 @@ fn work(fsync: Fsync, on_failure: OnSpoolFailure, faults: Faults) -> bool {
 }
 
 /// What the log was told meanwhile, as text.
-fn told(work: impl FnOnce()) -> String {
+pub fn told(work: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
     impl std::io::Write for Lines {

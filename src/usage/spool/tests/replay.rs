@@ -3,8 +3,10 @@
 use super::super::dead_letter::line_of;
 use super::super::disk::Disk as _;
 use super::super::replay::{finish, SUFFIX};
+use super::failing::told;
 use super::fault::{End, FaultDisk, Faults, Random, World};
 use super::rig::named;
+use crate::base::limits::DEAD_LETTER_BYTES_MAX;
 use std::io::ErrorKind;
 
 type Disk = FaultDisk<()>;
@@ -77,6 +79,30 @@ fn the_end_of_a_replay_that_fails_is_done_again() {
         }
     }
     assert!(failed >= 6, "only {failed} operations failed");
+}
+
+/// Catches: a replay that waits for ever for room for what it cannot read, and delivers all of its
+/// letters again at each start.
+#[test]
+fn what_finds_no_room_stays_in_the_archive() {
+    let replay = Replay::new();
+    for is_disk_full in [false, true] {
+        let disk = replay.begun();
+        if is_disk_full {
+            let full = Faults::of_all(0, usize::MAX, ErrorKind::StorageFull);
+            disk.fail(Some(Faults { growth_only: true, ..full }));
+        } else {
+            disk.open(DEAD).unwrap().write_at(b"\n", DEAD_LETTER_BYTES_MAX - 1).unwrap();
+        }
+        let before = disk.world().file(DEAD).clone();
+        let said = told(|| finish(&disk, "b", &replay.letters).unwrap());
+        let mut world = disk.world();
+        assert!(*world.file(DEAD) == before, "the dead letters have changed");
+        assert!(*world.file(&format!("{ARCHIVE}.2")) == replay.letters);
+        assert!(!world.names().contains(&REPLAY.to_owned()));
+        let line = said.lines().find(|line| line.contains("no room")).unwrap();
+        assert!(line.contains("b.dead.jsonl.replayed.2") && line.contains("\"lines\":5"), "{line}");
+    }
 }
 
 /// Catches: a process killed, or a power cut, that loses what cannot be read or keeps it twice.
