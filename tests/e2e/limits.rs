@@ -343,9 +343,19 @@ fn at_the_limit_only_who_asks_for_an_engine_costs_another_its_connection() {
 #[test]
 fn at_the_limit_the_longest_idle_gives_way() {
     let (proxy, _backend) = pair(&["max_connections: 20"]);
-    let mut kept: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    let mut kept: Vec<_> = (0..19).map(|_| proxy.connect()).collect();
     kept.iter_mut().for_each(|conn| assert_eq!(conn.get("/health").status(), 200));
-    // The first is now the last.
+    // One that says nothing goes after a second: by then the others have idled for long enough to
+    // give way to new ones, but for the first, which is now the last.
+    let silent = proxy.connect();
+    await_until("it is gone", SOON, || {
+        let page = Metrics::parse(&kept[0].get("/metrics").text());
+        page.sum("llmproxy_crowded_closed_total", &[("kind", "silent")]) == 1.0
+            && page.sum("llmproxy_connections_open", &[]) == 19.0
+    });
+    drop(silent);
+    kept.push(proxy.connect());
+    assert_eq!(kept[19].get("/health").status(), 200);
     assert_eq!(kept[0].get("/health").status(), 200);
     let mut fresh: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
     for conn in &mut fresh {

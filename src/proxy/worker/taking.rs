@@ -37,9 +37,9 @@ impl Worker {
 
     fn take_in(self: &Rc<Self>, socket: Socket, peer: IpAddr) {
         let (connections, patrol) = (&self.connections, &self.patrol);
-        let ended = |rank| patrol.end_longest_waiting(rank);
+        let ended = |rank| patrol.end_for_newcomer(rank);
         // Nobody knows yet what it wants: it takes the place of one that has not asked for an
-        // engine either, or is a guest, until it asks for one.
+        // engine either and had time to, or is a guest, until it asks for one.
         let has_room =
             connections.have_room() || connections.have_room_by_turns() && ended(Rank::Stranger);
         let may_stay = has_room

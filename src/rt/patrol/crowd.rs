@@ -10,9 +10,9 @@ use std::time::Duration;
 /// While it is crowded, a client has so long for its first byte, and so long for a head.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_TICKS: u32 = (PATIENCE.as_millis() / TICK.as_millis()) as u32;
-/// A guest that came so few ticks ago gives way to no other guest: of many that come at once the
+/// Who came so few ticks ago gives way to nobody who only comes: of many that come at once the
 /// first would be closed before anybody read what they sent.
-const GUEST_TICKS_MIN: u32 = 2;
+const NEW_TICKS: u32 = 2;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,11 +114,19 @@ impl Patrol {
     /// Ends the connection of this rank whose request, or the rest of its head, is waited for
     /// longest; false when there is none. What comes over it at the same moment is still served.
     pub fn end_longest_waiting(&self, rank: Rank) -> bool {
+        self.end_who_waited(rank, 0)
+    }
+
+    /// The same for a client that only comes: it ends none that is as new as itself.
+    pub fn end_for_newcomer(&self, rank: Rank) -> bool {
+        self.end_who_waited(rank, NEW_TICKS)
+    }
+
+    fn end_who_waited(&self, rank: Rank, ticks_min: u32) -> bool {
         let first = self.crowd.waiting.borrow()[rank as usize].first();
         let Some(slot) = first else { return false };
         if let Some(Some(post)) = self.posts.borrow().slots.get(slot) {
-            let waited = self.now().saturating_sub(post.since.get());
-            if rank == Rank::Guest && waited < GUEST_TICKS_MIN {
+            if self.now().saturating_sub(post.since.get()) < ticks_min {
                 return false;
             }
             match post.stage.get().is_idle() {
@@ -152,8 +160,9 @@ mod tests {
     use crate::rt::socket::Socket;
     use std::os::unix::net::UnixStream;
 
-    /// Catches: a client that costs another one of a higher rank its connection; guests that come
-    /// at once and end each other before they were heard.
+    /// Catches: a client that costs another one of a higher rank its connection; clients that
+    /// come at once and end each other before they were heard; one that asks for an engine and ends
+    /// a regular client where there is one that has not asked, however new.
     #[test]
     fn each_rank_gives_way_by_itself() {
         let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build().unwrap();
@@ -168,15 +177,19 @@ mod tests {
                 post.set_receiving(Part::Head);
                 (post, theirs)
             };
-            let posts = [Rank::Regular, Rank::Guest, Rank::Stranger].map(watched);
+            let posts = [Rank::Regular, Rank::Guest, Rank::Stranger, Rank::Stranger].map(watched);
             let ended = || posts.each_ref().map(|(post, _)| post.state.expired.get());
-            assert!(patrol.end_longest_waiting(Rank::Stranger));
-            assert!(!patrol.end_longest_waiting(Rank::Stranger));
-            assert_eq!(ended(), [false, false, true]);
-            assert!(!patrol.end_longest_waiting(Rank::Guest), "it has only come");
-            patrol.tick.set(GUEST_TICKS_MIN);
-            assert!(patrol.end_longest_waiting(Rank::Guest));
-            assert_eq!(ended(), [false, true, true]);
+            for rank in [Rank::Stranger, Rank::Guest] {
+                assert!(!patrol.end_for_newcomer(rank), "it has only come");
+            }
+            assert!(patrol.end_longest_waiting(Rank::Stranger), "it would be a regular else");
+            assert_eq!(ended(), [false, false, true, false]);
+            patrol.tick.set(NEW_TICKS);
+            assert!(patrol.end_for_newcomer(Rank::Stranger));
+            assert!(!patrol.end_for_newcomer(Rank::Stranger));
+            assert_eq!(ended(), [false, false, true, true]);
+            assert!(patrol.end_for_newcomer(Rank::Guest));
+            assert_eq!(ended(), [false, true, true, true]);
             assert!(patrol.end_longest_waiting(Rank::Regular));
             assert!(!patrol.end_longest_waiting(Rank::Regular));
         });
