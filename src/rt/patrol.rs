@@ -35,6 +35,9 @@ pub const TICK: Duration = Duration::from_millis(TICK_MS);
 const TICK_MS: u64 = 100;
 /// A sweep that comes so much too late finds that the worker stood still.
 const LATE: Duration = TICK;
+/// Looks at the clock in a row that may be late and cost nobody time. More are no standstill, but a
+/// worker that has too much to do, and its clock must go on.
+const LATE_LOOKS_MAX: u8 = 3;
 /// Tasks roused by one sweep; the rest follow a millisecond later. A quarter of the ring's
 /// entries, so that ten thousand connections that end together never overrun it.
 const ROUSED_PER_SWEEP_MAX: usize = 1024;
@@ -74,6 +77,8 @@ pub struct Patrol {
     start: Instant,
     /// When the clock was looked at last, from the start.
     looked: Cell<Duration>,
+    /// Looks in a row that were late.
+    late_looks: Cell<u8>,
     /// Time since the start that does not count: the worker stood still, and heard nobody.
     lost: Cell<Duration>,
     tick: Cell<u32>,
@@ -125,6 +130,7 @@ impl Patrol {
             epoll,
             start: Instant::now(),
             looked: Cell::default(),
+            late_looks: Cell::default(),
             lost: Cell::default(),
             tick: Cell::new(0),
             draining: Moment::default(),
@@ -246,12 +252,22 @@ impl Patrol {
     /// Looks at the clock. True when the worker stood still since it did so last (a busy machine,
     /// SIGSTOP, a long turn). Of that time one tick counts, so that a deadline is always so much
     /// time in which we would have heard the peer; that also holds for one that is set behind a
-    /// standstill, before the next look.
+    /// standstill, before the next look. Where each look is late, all of the time counts: the
+    /// worker hears its peers between any two of them.
     fn advance(&self) -> bool {
-        let elapsed = self.start.elapsed();
+        self.look(self.start.elapsed())
+    }
+
+    fn look(&self, elapsed: Duration) -> bool {
         let since = elapsed.saturating_sub(self.looked.replace(elapsed));
         let stood_still = since > TICK + LATE;
         if stood_still {
+            self.late_looks.set(self.late_looks.get().saturating_add(1));
+        } else if since >= TICK {
+            // One that comes sooner, such as the second of a sweep, proves nothing.
+            self.late_looks.set(0);
+        }
+        if stood_still && self.late_looks.get() <= LATE_LOOKS_MAX {
             self.lost.set(self.lost.get() + since.saturating_sub(TICK));
         }
         let counted = elapsed.saturating_sub(self.lost.get());
