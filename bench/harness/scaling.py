@@ -3,6 +3,7 @@ and nothing may grow faster than the documentation says."""
 
 import statistics
 
+import rows
 from contestants import HAProxy, LLMProxy, Nginx
 
 SHORT = ["--answer-bytes", "600"]
@@ -12,7 +13,7 @@ ROUNDS_MAX = 3
 
 def connections(stage, effort):
     """Open connections, 64 of them active at a time."""
-    most = min(9900, (stage.files - 100) // 2)
+    most = min(8800, rows.clients(stage))
     steps = effort.steps([10, 100, 1000, most])
 
     def run(contestant, n):
