@@ -1,6 +1,7 @@
 //! What happens on and between connections: keep-alive on both sides, pipelining, HTTP/1.0, HEAD,
 //! `Expect`, and the first byte out as soon as it is in.
 
+use crate::harness::backend::Served;
 use crate::harness::message::Ended;
 use crate::harness::{await_until, pause, Backend, Config, Engine, SOON};
 use std::sync::mpsc::channel;
@@ -184,17 +185,20 @@ fn a_kept_connection_that_closes_under_a_request_is_replaced_once() {
     assert_eq!(proxy.metric("llmproxy_retries_total", &[]), 1.0);
 }
 
+/// Answers each request with its target and the length of its body.
+fn tell_what_came(served: &mut Served) {
+    while let Some(request) = served.request() {
+        let text = format!("{} {}", request.head.target(), request.body.len());
+        let length = text.len();
+        served.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}"));
+    }
+}
+
 /// Catches: answers out of order, or a pipelined request that is lost or mixed up with the body
 /// before it (RFC 9112 section 9.3.2).
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let backend = Backend::start(|served| {
-        while let Some(request) = served.request() {
-            let text = format!("{} {}", request.head.target(), request.body.len());
-            let length = text.len();
-            served.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}"));
-        }
-    });
+    let backend = Backend::start(tell_what_came);
     let proxy = Config::backend_at(backend.url()).start();
     let mut conn = proxy.connect();
     conn.send(
@@ -221,13 +225,7 @@ fn pipelined_requests_are_answered_in_order() {
 fn requests_pipelined_behind_large_bodies_are_answered_in_order() {
     // No more than may wait for its turn at the same time.
     const REQUESTS: usize = 500;
-    let backend = Backend::start(|served| {
-        while let Some(request) = served.request() {
-            let text = format!("{} {}", request.head.target(), request.body.len());
-            let length = text.len();
-            served.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}"));
-        }
-    });
+    let backend = Backend::start(tell_what_came);
     let proxy = Config::backend_at(backend.url()).start();
     let get = |n| format!("GET /v1/responses/{n} HTTP/1.1\r\nHost: a\r\n\r\n");
     let train: String = (0..REQUESTS).map(get).collect();
