@@ -6,13 +6,14 @@
 //! that nobody counts. Such a body is refused, and this one reader feeds routing, limits and
 //! billing. Where engines agree it reads what they read: `"stream": "true"` is a stream.
 
+mod fault;
 mod spelling;
+mod splice;
 
-use super::json::{self, Reader, Step, Walk};
-use crate::base::limits::{
-    JSON_DEPTH_MAX, JSON_DIGITS_MAX, MODEL_NAME_BYTES_MAX, WATCHED_VALUE_BYTES_MAX,
-};
-use crate::base::refusal::Refusal;
+use super::json::{Reader, Step, Walk};
+use crate::base::limits::{MODEL_NAME_BYTES_MAX, WATCHED_VALUE_BYTES_MAX};
+pub use fault::ScanFault;
+pub use splice::{SpliceForm, UsageSplice};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -41,110 +42,6 @@ pub struct RequestFacts<'a> {
     /// How usage can be asked for, of a stream that does not ask. `None` where there is nothing to
     /// ask for: no stream, or one that asks already.
     pub usage_splice: Option<UsageSplice>,
-}
-
-/// A change of a request body that asks for usage and touches nothing else: bytes are put in, at
-/// most a value that said no is taken out; order and spacing stay as the client wrote them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UsageSplice {
-    at: u32,
-    form: SpliceForm,
-}
-
-/// What stands in the body where usage is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpliceForm {
-    /// No `stream_options`: the key follows the value of `stream`.
-    NoOptions,
-    /// `stream_options` is null.
-    NullOptions,
-    /// `stream_options` is an empty object.
-    EmptyOptions,
-    /// `stream_options` has members, and `include_usage` is none of them.
-    OtherOptions,
-    /// `include_usage` is null, or no in one of the ways that engines take; in so many bytes.
-    No(u8),
-}
-
-impl UsageSplice {
-    /// One of a form at a byte of the body; the inverse of [`UsageSplice::at`] and
-    /// [`UsageSplice::form`], for who keeps the two apart.
-    pub fn new(at: u32, form: SpliceForm) -> UsageSplice {
-        UsageSplice { at, form }
-    }
-
-    /// The byte of the body where it begins.
-    pub fn at(self) -> u32 {
-        self.at
-    }
-
-    /// Its form.
-    pub fn form(self) -> SpliceForm {
-        self.form
-    }
-
-    /// Bytes of the body that are left out.
-    fn removed(self) -> usize {
-        match self.form {
-            SpliceForm::NullOptions => b"null".len(),
-            SpliceForm::No(len) => len.into(),
-            SpliceForm::NoOptions | SpliceForm::EmptyOptions | SpliceForm::OtherOptions => 0,
-        }
-    }
-
-    /// The bytes that are put in their place.
-    fn inserted(self) -> &'static [u8] {
-        match self.form {
-            SpliceForm::NoOptions => br#","stream_options":{"include_usage":true}"#,
-            SpliceForm::NullOptions => br#"{"include_usage":true}"#,
-            SpliceForm::EmptyOptions => br#""include_usage":true"#,
-            SpliceForm::OtherOptions => br#""include_usage":true,"#,
-            SpliceForm::No(_) => b"true",
-        }
-    }
-
-    /// The changed body, in three pieces that are to be sent one after the other. `body` is the one
-    /// that was scanned.
-    pub fn of(self, body: &[u8]) -> [&[u8]; 3] {
-        let at = self.at as usize;
-        let before = body.get(..at).unwrap_or_default();
-        let after = body.get(at + self.removed()..).unwrap_or_default();
-        [before, self.inserted(), after]
-    }
-}
-
-/// Why a body is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScanFault {
-    /// Not JSON, and where it stops being JSON.
-    Malformed {
-        /// Byte offset in the body.
-        offset: usize,
-    },
-    /// Bytes behind the JSON: Go and llama.cpp may not look there, others refuse.
-    Trailing {
-        /// Byte offset of the first.
-        offset: usize,
-    },
-    /// A watched key stands twice.
-    Duplicate(&'static str),
-    /// A watched key is written with escapes, or `model` with one that means no character.
-    Escaped,
-    /// A key that Go takes for a watched one (it does not look at the case of letters), and others
-    /// do not.
-    Spelling(&'static str),
-    /// Nested deeper than [`JSON_DEPTH_MAX`].
-    TooDeep,
-    /// Invalid UTF-8. Python also reads UTF-16 and UTF-32, Go replaces what is invalid.
-    NotUtf8,
-    /// `model` is longer than [`MODEL_NAME_BYTES_MAX`].
-    ModelTooLong,
-    /// The value of a watched key is longer than [`WATCHED_VALUE_BYTES_MAX`].
-    ValueTooLong(&'static str),
-    /// A number with more than [`JSON_DIGITS_MAX`] digits.
-    LongNumber,
-    /// A key that policy depends on has a value of the wrong type.
-    WrongType(&'static str),
 }
 
 /// Scans a whole body, which may be any JSON value (only an object has facts).
@@ -400,7 +297,7 @@ impl<'a> Watched<'a> {
             return None;
         }
         let (at, form) = self.options.unwrap_or((self.stream_end, SpliceForm::NoOptions));
-        Some(UsageSplice { at: u32::try_from(at).ok()?, form })
+        Some(UsageSplice::new(u32::try_from(at).ok()?, form))
     }
 
     /// Python's parser takes the last of two equal keys, others the first: neither is taken.
@@ -525,61 +422,6 @@ fn decode(raw: &[u8]) -> Result<Cow<'_, str>, ScanFault> {
 /// half a surrogate pair.
 fn unescape(text: &str) -> Result<String, ()> {
     serde_json::from_str(&format!("\"{text}\"")).map_err(|_| ())
-}
-
-impl From<json::Fault> for ScanFault {
-    fn from(fault: json::Fault) -> Self {
-        match fault {
-            json::Fault::Malformed { offset } => ScanFault::Malformed { offset },
-            json::Fault::TooDeep => ScanFault::TooDeep,
-            json::Fault::LongNumber => ScanFault::LongNumber,
-        }
-    }
-}
-
-impl ScanFault {
-    /// The answer to the client: always a 400, after which the connection goes on (the body was
-    /// read to its end).
-    pub fn refusal(self) -> Refusal {
-        let (code, message) = match self {
-            ScanFault::Malformed { offset } => {
-                ("invalid_json", format!("the body is not valid JSON (at byte {offset})"))
-            }
-            ScanFault::Trailing { offset } => {
-                ("invalid_json", format!("something stands behind the JSON (at byte {offset})"))
-            }
-            ScanFault::NotUtf8 => ("invalid_json", "the body is not UTF-8".to_owned()),
-            ScanFault::TooDeep => {
-                ("invalid_json", format!("the body is nested deeper than {JSON_DEPTH_MAX} levels"))
-            }
-            ScanFault::Duplicate(key) => {
-                ("duplicate_key", format!("the key `{key}` stands twice in the body"))
-            }
-            ScanFault::Escaped => (
-                "escaped_key",
-                "a key that is read here is written with escapes, or `model` with half a surrogate \
-                 pair"
-                    .to_owned(),
-            ),
-            ScanFault::Spelling(key) => {
-                ("ambiguous_key", format!("a key of the body is `{key}` in another spelling"))
-            }
-            ScanFault::ModelTooLong => {
-                ("invalid_model", format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes"))
-            }
-            ScanFault::ValueTooLong(key) => (
-                "invalid_type",
-                format!("the value of `{key}` is longer than {WATCHED_VALUE_BYTES_MAX} bytes"),
-            ),
-            ScanFault::LongNumber => {
-                ("invalid_json", format!("a number has more than {JSON_DIGITS_MAX} digits"))
-            }
-            ScanFault::WrongType(key) => {
-                ("invalid_type", format!("the value of `{key}` has the wrong type"))
-            }
-        };
-        Refusal::new(400, code, "").with_message(message)
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::limits::JSON_DIGITS_MAX;
 use proptest::prelude::*;
 use serde_json::Value;
 
