@@ -154,6 +154,10 @@ enum Sub {
         /// Print all that it means to standard output, as YAML, secrets masked
         #[arg(long)]
         print: bool,
+        /// Print what a reload would change that replaces this file by the other one, and what of
+        /// it needs a restart
+        #[arg(long, value_name = "OLD_FILE", conflicts_with = "print")]
+        against: Option<PathBuf>,
         /// Try to reach every backend and every reporter, for a few seconds each. No request is
         /// sent, and to a webhook no more than a connection is made
         #[arg(long)]
@@ -246,8 +250,9 @@ pub fn parse(files: Files) -> Command {
 
 fn command(cli: Cli, files: Files) -> Command {
     match cli.command {
-        Some(Sub::Check { file, print, connect, terms }) => {
-            match verdict::check(&file, print, terms, files) {
+        Some(Sub::Check { file, print, against, connect, terms }) => {
+            let wanted = verdict::Wanted { plan: print, against: against.as_deref() };
+            match verdict::check(&file, &wanted, terms, files) {
                 (said, Some(plan)) if connect => Command::Connect { plan, said },
                 (said, _) => Command::Print(said),
             }

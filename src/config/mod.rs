@@ -6,6 +6,8 @@
 pub mod cli;
 /// Backends that are this proxy itself.
 pub mod circle;
+/// What a reload would change.
+pub mod change;
 mod path;
 mod raw;
 mod cure;

@@ -157,3 +157,26 @@ fn a_spool_is_named_by_its_folder_or_a_file() {
     }
     assert_eq!(printed(&["spool", "inspect", "-c", "/nonexistent.yaml"]).code, UNUSABLE);
 }
+
+/// Catches: the two files taken for each other, an old one that is broken and passes.
+#[test]
+fn check_tells_what_a_reload_would_change() {
+    let old = file("against-old", "backends: [{name: a, url: 'http://a'}]\n");
+    let new = file("against-new", "backends: [{name: a, url: 'http://a', weight: 2}]\n");
+    let output = printed(&["check", "--against", old.name(), new.name()]);
+    assert_eq!(output.code, FINE);
+    assert_eq!(output.stdout, "backends[a].weight: 1 -> 2\na reload applies all of it\n");
+    let same = printed(&["check", new.name(), "--against", new.name()]);
+    assert_eq!(same.stdout, "a reload would change nothing\n");
+    let moved = file("against-moved", "server: {listen: ':1'}\nbackends: [{url: 'http://a'}]\n");
+    let output = printed(&["check", "--against", old.name(), moved.name()]);
+    assert!(output.stdout.contains("server.listen: [::]:8000 -> [::]:1 (needs a restart)\n"));
+    assert!(output.stdout.ends_with("all but the 1 key that a restart is needed for\n"));
+    let broken = file("against-broken", "backends: {}\n");
+    for order in [[broken.name(), new.name()], [new.name(), broken.name()]] {
+        let output = printed(&["check", "--against", order[0], order[1]]);
+        assert_eq!((output.code, output.stdout.as_str()), (UNUSABLE, ""), "{order:?}");
+    }
+    let both = ["check", "--print", "--against", old.name(), new.name()];
+    assert_eq!(run(&both).err().map(|e| e.exit_code()), Some(2));
+}

@@ -1,6 +1,7 @@
 //! Whether a configuration would start, and `llmproxy check`, which says so.
 
 use super::{Files, Output, Terms, FINE, UNUSABLE, WOULD_NOT_START};
+use crate::config::change::compare;
 use crate::config::plan::Plan;
 use crate::config::report::{Class, Report};
 use crate::config::{circle, load_file, print, Loaded};
@@ -11,14 +12,16 @@ use std::path::Path;
 /// file's plan comes with it.
 pub fn check(
     file: &Path,
-    wants_plan: bool,
+    wanted: &Wanted,
     terms: Terms,
     files: Files,
 ) -> (Output, Option<Box<Plan>>) {
     match load_file(file) {
         Ok(Loaded { plan, report }) => {
             let obstacles = obstacles(&plan, &report, terms) + &told_of(&report, &files(&plan));
-            (valid(&plan, &report, wants_plan, terms.strict, &obstacles), Some(plan.into()))
+            let mut output = valid(&report, terms.strict, &obstacles);
+            output.add(wanted, &plan, &report.file);
+            (output, Some(plan.into()))
         }
         Err(report) => {
             let (errors, warnings) = counts(&report);
@@ -30,7 +33,15 @@ pub fn check(
     }
 }
 
-fn valid(plan: &Plan, report: &Report, wants_plan: bool, strict: bool, obstacles: &str) -> Output {
+/// What `check` prints beside its verdict.
+pub struct Wanted<'a> {
+    /// The plan.
+    pub plan: bool,
+    /// What a reload would change that replaces this file.
+    pub against: Option<&'a Path>,
+}
+
+fn valid(report: &Report, strict: bool, obstacles: &str) -> Output {
     let (_, warnings) = counts(report);
     let mut first = format!("{}: valid", report.file);
     if warnings > 0 {
@@ -39,16 +50,46 @@ fn valid(plan: &Plan, report: &Report, wants_plan: bool, strict: bool, obstacles
     first.push_str(if obstacles.is_empty() { "\n" } else { ", but it would not start\n" });
     let stderr = first + &lines(report, strict) + obstacles;
     let code = if obstacles.is_empty() { FINE } else { WOULD_NOT_START };
-    if !wants_plan {
-        return Output { stdout: String::new(), stderr, code };
-    }
-    match print(plan) {
-        Ok(stdout) => Output { stdout, stderr, code },
-        Err(error) => {
-            let stderr = format!("{stderr}{}: cannot be printed: {error}\n", report.file);
-            Output { stdout: String::new(), stderr, code: UNUSABLE }
+    Output { stdout: String::new(), stderr, code }
+}
+
+impl Output {
+    /// Adds what was asked for of a plan that is valid.
+    fn add(&mut self, wanted: &Wanted, plan: &Plan, file: &str) {
+        if wanted.plan {
+            match print(plan) {
+                Ok(text) => self.stdout = text,
+                Err(error) => {
+                    self.stderr.push_str(&format!("{file}: cannot be printed: {error}\n"));
+                    self.code = UNUSABLE;
+                }
+            }
+        }
+        match wanted.against.map(load_file) {
+            None => {}
+            Some(Ok(old)) => self.stdout = changes(&old.plan, plan),
+            Some(Err(report)) => {
+                self.stderr.push_str(&lines(&report, false));
+                self.code = UNUSABLE;
+            }
         }
     }
+}
+
+/// A line for each change that a reload makes, and what it cannot do.
+fn changes(old: &Plan, new: &Plan) -> String {
+    let changes = compare(old, new);
+    let mut text: String = changes.lines().iter().map(|line| format!("{line}\n")).collect();
+    let restarts = changes.restart_keys().count();
+    text.push_str(&match (changes.is_empty(), restarts) {
+        (true, _) => "a reload would change nothing\n".to_owned(),
+        (_, 0) => "a reload applies all of it\n".to_owned(),
+        (_, n) => {
+            let keys = number(n, "key").unwrap_or_default();
+            format!("a reload applies all but the {keys} that a restart is needed for\n")
+        }
+    });
+    text
 }
 
 /// Why a valid configuration does not start: a line for each reason. Empty = it starts.

@@ -4,6 +4,7 @@
 //! thread. *May:* be shared. *Never:* changes, is asked whether it is valid.
 
 mod backend;
+mod boot;
 pub mod endpoints;
 mod keys;
 mod limit;
@@ -21,6 +22,7 @@ pub use keys::*;
 pub use limit::*;
 pub use log::*;
 pub use operate::*;
+pub(in crate::config) use print::{compared, shown};
 pub use routing::*;
 pub use server::*;
 pub use storage::*;

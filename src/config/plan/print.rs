@@ -6,8 +6,12 @@ use crate::base::secret::Secret;
 use crate::config::value::print_duration;
 use serde::ser::{SerializeMap, Serializer};
 use serde::Serialize;
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 impl Serialize for Plan {
@@ -138,22 +142,55 @@ impl Serialize for Reporter {
 }
 
 /// What stands for a secret.
-pub fn mask(secret: &Secret) -> &'static str {
-    if secret.is_empty() {
-        ""
-    } else {
-        "***"
+pub fn mask(secret: &Secret) -> Cow<'static, str> {
+    masked(secret.reveal())
+}
+
+fn masked(text: &str) -> Cow<'static, str> {
+    match MARKS.get() {
+        _ if text.is_empty() => "".into(),
+        false => "***".into(),
+        true => format!("***{MARK}{:016x}{MARK}", hash_of(text)).into(),
     }
 }
 
+thread_local! {
+    /// True while a plan is printed to be compared.
+    static MARKS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Stands around the hash of a secret where plans are compared. No file has it in a value.
+const MARK: char = '\u{f8ff}';
+
+/// A number that tells secrets apart. It is keyed at random and never shown.
+fn hash_of(text: &str) -> u64 {
+    static KEY: OnceLock<RandomState> = OnceLock::new();
+    KEY.get_or_init(RandomState::new).hash_one(text)
+}
+
+/// A plan as printed, to be compared with another one: two secrets are equal there only if they
+/// are. [`shown`] makes text for a person of its values.
+pub(in crate::config) fn compared(plan: &Plan) -> serde_json::Value {
+    MARKS.set(true);
+    // Fails only for a path that is not UTF-8, which no file can bring.
+    let value = serde_json::to_value(plan).unwrap_or_default();
+    MARKS.set(false);
+    value
+}
+
+/// A value of [`compared`] as [`print`](crate::config::print) shows it.
+pub(in crate::config) fn shown(text: &str) -> String {
+    text.split(MARK).step_by(2).collect()
+}
+
 pub fn secret<S: Serializer>(secret: &Secret, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(mask(secret))
+    s.serialize_str(&mask(secret))
 }
 
 /// A URL whose query, which may hold a token, is masked.
 pub fn url<S: Serializer>(url: &Secret, s: S) -> Result<S::Ok, S::Error> {
     match url.reveal().split_once('?') {
-        Some((before, _)) => s.serialize_str(&format!("{before}?***")),
+        Some((before, query)) => s.serialize_str(&format!("{before}?{}", masked(query))),
         None => s.serialize_str(url.reveal()),
     }
 }

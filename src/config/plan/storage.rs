@@ -60,7 +60,7 @@ impl Serialize for Sql {
                     SqlPlace::Unix(socket) => map.serialize_entry("socket", socket)?,
                 }
                 map.serialize_entry("user", &server.user)?;
-                map.serialize_entry("password", print::mask(&server.password))?;
+                map.serialize_entry("password", &print::mask(&server.password))?;
                 map.serialize_entry("database", &server.database)?;
                 map.serialize_entry("options", &print::Pairs(&server.options))?;
             }

@@ -1,6 +1,7 @@
 //! Loads whole texts and looks at what came of them.
 
 mod aliases;
+mod change;
 mod cures;
 mod errors;
 mod example;

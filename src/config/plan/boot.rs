@@ -1,0 +1,122 @@
+//! What only a restart can change: a reload keeps it as it is and says so by name. Everything else
+//! applies to the next request.
+
+use super::{Log, Metrics, Plan, Server, Spool, Usage};
+
+impl Plan {
+    /// Makes this plan one that can follow `running` in the same process: what only a restart can
+    /// change becomes what it is there. Gives the keys, as the file calls them, that would have
+    /// changed.
+    ///
+    /// Every field is named here without `..`: a new one does not compile until somebody has
+    /// decided on which side it is.
+    pub fn keep_boot_of(&mut self, running: &Plan) -> Vec<&'static str> {
+        let Plan {
+            server,
+            log,
+            usage,
+            metrics,
+            backends: _,
+            routing: _,
+            health_check: _,
+            auth: _,
+            api_keys: _,
+            rate_limit: _,
+            admin: _,
+            hooks: _,
+            discovery: _,
+            unbuilt: _,
+        } = self;
+        let mut kept = Kept::default();
+        kept.of_server(server, &running.server);
+        kept.of_log(log, &running.log);
+        kept.of_usage(usage, &running.usage);
+        kept.of_metrics(metrics, &running.metrics);
+        kept.0
+    }
+}
+
+/// Keys that would have changed.
+#[derive(Default)]
+struct Kept(Vec<&'static str>);
+
+impl Kept {
+    fn keep<T: Clone + PartialEq>(&mut self, key: &'static str, new: &mut T, running: &T) {
+        if new != running {
+            new.clone_from(running);
+            self.0.push(key);
+        }
+    }
+
+    /// Listeners, threads and what is sized with them.
+    fn of_server(&mut self, new: &mut Server, running: &Server) {
+        let Server {
+            listen,
+            workers,
+            workers_auto,
+            cpu_affinity,
+            max_connections,
+            max_buffered_bytes,
+            region: _,
+            trusted_proxies: _,
+            max_header_bytes: _,
+            max_body_size: _,
+            header_timeout: _,
+            body_timeout: _,
+            write_timeout: _,
+            idle_timeout: _,
+            half_close: _,
+            shutdown_delay: _,
+            drain_timeout: _,
+            forward_credentials: _,
+            paths: _,
+            cors: _,
+            tls: _,
+        } = new;
+        self.keep("server.listen", listen, &running.listen);
+        self.keep("server.workers", workers, &running.workers);
+        // Who chose their number is told at the start only.
+        *workers_auto = running.workers_auto;
+        self.keep("server.cpu_affinity", cpu_affinity, &running.cpu_affinity);
+        self.keep("server.max_connections", max_connections, &running.max_connections);
+        self.keep("server.max_buffered_bytes", max_buffered_bytes, &running.max_buffered_bytes);
+    }
+
+    /// Outputs are opened at the start.
+    fn of_log(&mut self, new: &mut Log, running: &Log) {
+        let Log { output, access, level: _, format: _, request: _ } = new;
+        self.keep("log.output", output, &running.output);
+        self.keep("logging.access", access, &running.access);
+    }
+
+    /// Reporters have a thread each and a place in the spool.
+    fn of_usage(&mut self, new: &mut Usage, running: &Usage) {
+        let Usage {
+            reporters,
+            api_key,
+            spool,
+            request_body_max: _,
+            inject_stream_usage: _,
+            estimate_on_abort: _,
+        } = new;
+        self.keep("usage.reporters", reporters, &running.reporters);
+        self.keep("usage.api_key", api_key, &running.api_key);
+        let Spool { enabled: _, dir: _, max_bytes: _, fsync: _, on_failure: _ } = spool;
+        self.keep("usage.spool", spool, &running.spool);
+    }
+
+    /// A page with a listener of its own stays there, and one without is not put anywhere else: on
+    /// the address of the clients everybody could read it.
+    fn of_metrics(&mut self, new: &mut Option<Metrics>, running: &Option<Metrics>) {
+        let listen = |metrics: &Option<Metrics>| metrics.as_ref().and_then(|m| m.listen);
+        if listen(new) == listen(running) {
+            return;
+        }
+        self.0.push("metrics.listen");
+        let (Some(page), Some(running)) = (new.as_mut(), running) else {
+            return new.clone_from(running);
+        };
+        let Metrics { listen, path: _, models: _, latency_buckets_ms: _, custom_labels: _ } = page;
+        *listen = running.listen;
+    }
+}
