@@ -13,7 +13,7 @@ fuzz_target!(|input: ([u8; 4], &[u8], &[u8])| {
     bytes.extend_from_slice(behind);
     let end = bytes.len() as u64;
     let file = MemoryFile::holding(bytes);
-    let _ = marker_of(&file, end);
+    let _ = marker_of(&file, end, &[marker]);
     let mut scan = Scan::new(&file, marker, (0, end));
     let (mut walked, mut found) = (0, false);
     while let Some(step) = scan.step().expect("memory can be read") {

@@ -256,6 +256,11 @@ pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;
 /// Time for which the spool keeps what a reporter was not given that is not configured any more.
 /// Beyond, or when the spool needs the room: it is forgotten, with a warning.
 pub const SPOOL_ABSENT_REPORTER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Markers that a folder's register keeps, newest first: one for each start whose segments are
+/// still there. Beyond: a segment with an older one is found by its header alone.
+pub const SPOOL_MARKERS_MAX: usize = 64;
+/// Bytes of a register that are read. Beyond: it counts as damaged.
+pub const SPOOL_REGISTER_BYTES_MAX: usize = 1024 * 1024;
 /// Of requests that are over, the places in which what was said of them may be used again. Beyond:
 /// freed.
 pub const SPOOL_ROOMS_MAX: usize = 1024;

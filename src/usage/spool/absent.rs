@@ -20,7 +20,7 @@ const MARK_PLACE: u64 = 1024;
 /// One of them, whose records are kept.
 #[derive(Debug)]
 pub(super) struct Absent {
-    name: String,
+    pub name: String,
     /// It has all records up to this sequence.
     pub through: u64,
     /// Until when the others are kept.

@@ -6,7 +6,7 @@ use super::dead_letter::DeadLetters;
 use super::disk::DiskFile;
 use super::replay::Replay;
 use super::scan::{Scan, Step, Window};
-use super::segment::{Entry, Kind, Marker, HEADER_BYTES};
+use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, sub, ReporterState};
 use super::table::{Place, Segment, Shared, Table};
 use crate::base::limits::SPOOL_READ_BYTES_MAX;
@@ -147,6 +147,28 @@ impl Cursor {
         Ok(Some(View { first, marker, from: self.at.1, end, file }))
     }
 
+    /// The file of the segment at hand is gone: what lay in it is lost, and counted once; what lies
+    /// behind it is not. False when nothing lies behind it yet.
+    fn pass_over(&mut self) -> bool {
+        let first = self.at.0;
+        let shared = Arc::clone(&self.shared);
+        let mut table = shared.table();
+        let behind = table.behind(first).map(|segment| segment.first);
+        let segment = table.segments.iter_mut().find(|segment| segment.first == first);
+        let (Some(behind), Some(segment)) = (behind, segment) else { return behind.is_some() };
+        // One that all have read goes before the table knows.
+        if self.next < behind && !segment.missing {
+            segment.missing = true;
+            add(&shared.state.damaged_places, 1);
+            add(&shared.state.damaged_bytes, segment.end);
+            let (file, bytes) = (segment::file_name(first), segment.end);
+            tracing::error!(file, bytes, "a segment of the spool is gone, and its records with it");
+        }
+        self.next = self.next.max(behind);
+        self.at = (behind, HEADER_BYTES as u64);
+        true
+    }
+
     /// With all read, the backlog is known exactly; the table in hand keeps the writer from adding.
     fn at_the_end(&self, _: &Table) {
         if let Some(state) = self.state() {
@@ -235,6 +257,9 @@ impl Source for Cursor {
             let view = match self.view() {
                 Ok(Some(view)) => view,
                 Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.pass_over() => {
+                    continue;
+                }
                 Err(error) => {
                     self.read_failed(&error);
                     break;

@@ -202,14 +202,16 @@ impl Keeper {
         let used = self.shared.table().disk_bytes().saturating_add(room);
         let wanted = in_memory || self.wants_room() || used > self.options.max_bytes;
         let why = if wanted { "their room is wanted" } else { "it has been away for so long" };
-        let disk = &*self.shared.disk;
-        self.absent.retain(|absent| {
-            let over = absent.through < through && absent.is_over(wanted);
-            if over {
-                absent.let_go(disk, why);
+        let over = |absent: &mut Absent| absent.through < through && absent.is_over(wanted);
+        let over: Vec<Absent> = self.absent.extract_if(.., over).collect();
+        if !over.is_empty() {
+            let names: Vec<String> = over.iter().map(|absent| absent.name.clone()).collect();
+            // Before its checkpoint goes: with the one and without the other it would get all.
+            if let Err(error) = self.shared.keep_register(&names) {
+                tracing::warn!(%error, "the register of the spool cannot be written");
             }
-            !over
-        });
+            over.iter().for_each(|absent| absent.let_go(&*self.shared.disk, why));
+        }
         self.absent.iter().any(|absent| absent.through < through)
     }
 

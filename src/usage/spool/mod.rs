@@ -14,6 +14,7 @@ pub mod memory;
 pub mod scan;
 pub mod state;
 pub mod checkpoint;
+pub mod register;
 mod absent;
 mod table;
 mod recover;
@@ -39,6 +40,7 @@ use flights::Flights;
 use keeper::Keeper;
 use memory::MemoryDisk;
 use recover::Found;
+use register::Register;
 use segment::Kind;
 use state::SpoolState;
 use std::io;
@@ -130,18 +132,23 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
         Mutex::new(checkpoint.unwrap_or_else(new))
     };
     let checkpoints = checkpoints.into_iter().zip(reporters).map(from_now_on).collect();
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
+    let mut register = Register::default();
+    let markers = segments.iter().map(|segment| segment.marker).filter(|marker| *marker != [0; 4]);
+    markers.chain([random]).for_each(|marker| register.add_marker(marker));
+    register.reporters = reporters.to_vec();
+    register.reporters.extend(absent.iter().map(|absent| absent.name.clone()));
     let (bells, rings): (Vec<_>, Vec<_>) = reporters.iter().map(|_| bounded(1)).unzip();
     let doorbell = Arc::<Doorbell>::default();
     let both = (Arc::clone(&state), Arc::clone(&doorbell));
-    let shared = Arc::new(Shared::new(Arc::clone(&disk), both, bells, checkpoints));
+    let shared = Arc::new(Shared::new(Arc::clone(&disk), both, bells, (checkpoints, register)));
     {
         let mut table = shared.table();
         table.segments = segments;
         table.tell(&state);
     }
     let (keeper, bell) = bounded(1);
-    let mut random = [0; 4];
-    getrandom::fill(&mut random).map_err(|e| io::Error::other(format!("no randomness: {e}")))?;
     let batch = Batch::new(random, next_sequence);
     let trouble = Trouble { cuts, ..Trouble::default() };
     let flights = Flights::default();

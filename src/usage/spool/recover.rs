@@ -1,12 +1,13 @@
 //! What a start finds: segments are read from the oldest on, a torn end is cut, and what was begun
 //! and never ended becomes a record of an aborted request.
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{self, Checkpoint};
 use super::codec;
 use super::cursor::split_again;
 use super::disk::{Disk, DiskFile};
+use super::register::{self, known_markers, Register};
 use super::scan::{marker_of, Scan, Step};
-use super::segment::{self, Entry, Kind, HEADER_BYTES};
+use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, SpoolState};
 use super::table::{Place, Segment};
 use crate::config::plan::Fsync;
@@ -37,10 +38,15 @@ struct Recovery<'a> {
     disk: &'a dyn Disk,
     state: &'a SpoolState,
     fsync: Fsync,
+    /// Those that entries here may begin with.
+    markers: Vec<Marker>,
     /// How far each reporter is, or the end of all for one that is new.
     through: Vec<u64>,
     /// The highest sequence that was read.
     last: u64,
+    /// The sequence with which the next segment begins unless one is missing; `None` where that
+    /// cannot be told.
+    expected: Option<u64>,
     opens: Opens,
     found: Found,
 }
@@ -92,15 +98,26 @@ pub(super) fn recover(
     let names = disk.list()?;
     let mut firsts: Vec<u64> = names.iter().filter_map(|name| segment::first_of(name)).collect();
     firsts.sort_unstable();
-    let checkpoints = checkpoints(disk, reporters)?;
+    let checkpoints = checkpoints(disk, reporters, (&names, firsts.first().copied()), state)?;
     let through = |c: &Option<Checkpoint>| c.as_ref().map_or(u64::MAX, Checkpoint::through);
     let through: Vec<u64> = checkpoints.iter().map(through).collect();
     // A reporter may have had what a power cut then took away.
     let known = through.iter().copied().filter(|t| *t != u64::MAX).max().unwrap_or(0);
     let (segments, aborted, cuts) = (VecDeque::new(), Vec::new(), Vec::new());
     let found = Found { segments, next_sequence: known + 1, aborted, cuts, checkpoints };
-    let (last, opens) = (0, Opens::default());
-    let mut recovery = Recovery { disk, state, fsync, through, last, opens, found };
+    // Segments go when all have had them: what lies behind that must be there.
+    let had = through.iter().copied().min().filter(|least| (1..u64::MAX).contains(least));
+    let mut recovery = Recovery {
+        disk,
+        state,
+        fsync,
+        markers: known_markers(disk, &firsts)?,
+        through,
+        last: 0,
+        expected: had.map(|had| had + 1),
+        opens: Opens::default(),
+        found,
+    };
     for (index, first) in firsts.iter().enumerate() {
         recovery.segment(*first, index + 1 == firsts.len())?;
     }
@@ -118,11 +135,33 @@ pub(super) fn recover(
     Ok(found)
 }
 
-/// Opens the checkpoints of these reporters.
-fn checkpoints(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Option<Checkpoint>>> {
+/// Opens the checkpoints of these reporters, of which a new one has none. One that had a checkpoint
+/// before and has it no more begins with the oldest segment: it is better to repeat than to lose.
+fn checkpoints(
+    disk: &dyn Disk,
+    reporters: &[String],
+    (names, oldest): (&[String], Option<u64>),
+    state: &SpoolState,
+) -> io::Result<Vec<Option<Checkpoint>>> {
+    let register = Register::read(disk)?;
+    let is_any = names.iter().any(|name| name.ends_with(checkpoint::SUFFIX));
+    let was_here = |reporter: &String| match &register {
+        register::Found::Whole(register) => register.reporters.contains(reporter),
+        register::Found::Damaged => true,
+        // Written by a version without registers: that all are new is not to be believed.
+        register::Found::Absent => !is_any,
+    };
     let open = |reporter: &String| match Checkpoint::open(disk, reporter) {
         Ok(checkpoint) => Ok(Some(checkpoint)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let oldest = oldest.filter(|_| was_here(reporter));
+            Ok(oldest.map(|oldest| {
+                add(&state.damaged_places, 1);
+                let message = "the checkpoint of a reporter is gone: it gets all that is there";
+                tracing::error!(reporter, oldest, "{message}");
+                Checkpoint::at(reporter, oldest.saturating_sub(1))
+            }))
+        }
         Err(error) => Err(error),
     };
     reporters.iter().map(open).collect()
@@ -136,7 +175,8 @@ impl Recovery<'_> {
         let size = file.size().map_err(named)?;
         let mut damage = Vec::new();
         let mut good = HEADER_BYTES as u64;
-        let marker = marker_of(&*file, size).map_err(named)?;
+        let marker = marker_of(&*file, size, &self.markers).map_err(named)?;
+        self.look_for_gap(first);
         let before = self.last;
         if let Some((marker, header_is_whole)) = marker {
             if !header_is_whole {
@@ -172,6 +212,10 @@ impl Recovery<'_> {
             return Ok(());
         }
         self.found.next_sequence = self.found.next_sequence.max(self.last + 1).max(first + 1);
+        // Damage at the end may have been entries. A start steps over one sequence behind a segment
+        // without any.
+        let next = if self.last > before { self.last + 1 } else { self.last.max(first) + 1 };
+        self.expected = (size <= good).then_some(next);
         for (at, len) in &damage {
             add(&self.state.damaged_places, 1);
             add(&self.state.damaged_bytes, *len);
@@ -186,8 +230,18 @@ impl Recovery<'_> {
             place: Place::Disk(None),
             ours: false,
             damage: damage.into_iter().map(|(at, _)| at).collect(),
+            missing: false,
         });
         Ok(())
+    }
+
+    /// Sequences that no segment has were lost with one, or in a power cut.
+    fn look_for_gap(&self, first: u64) {
+        let missing = first.saturating_sub(self.expected.unwrap_or(first));
+        if missing > 0 {
+            add(&self.state.damaged_places, 1);
+            tracing::error!(first, missing, "entries of the spool are missing before this one");
+        }
     }
 
     fn sync(&self, file: &dyn DiskFile) -> io::Result<()> {

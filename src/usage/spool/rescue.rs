@@ -6,7 +6,7 @@ use super::disk::DiskFile;
 use super::memory::MemoryFile;
 use super::scan::read_fully;
 use super::segment::{self, Parsed, HEADER_BYTES};
-use super::state::add;
+use super::state::{add, ReporterState};
 use super::table::{Place, Segment, Shared};
 use super::writer::Writer;
 use crate::config::plan::Fsync;
@@ -55,6 +55,7 @@ impl Writer {
     pub(super) fn retry(&mut self) {
         if let Err(error) = self.move_to_disk() {
             self.fail(&error);
+            self.part_with_delivered();
             // Something may be delivered by now, and make room.
             let _ = self.keeper.try_send(());
             return;
@@ -67,6 +68,27 @@ impl Writer {
             tracing::info!("the spool takes records again");
         }
         let _ = self.keeper.try_send(());
+    }
+
+    /// Begins a new segment in memory when all have had what is in the last one: that goes then,
+    /// and the disk needs room for what is undelivered only. Otherwise a disk with less room than
+    /// the segment has bytes would count as failing until a restart.
+    fn part_with_delivered(&mut self) {
+        let is_had = |(index, reporter): (usize, &ReporterState)| {
+            let through = self.shared.checkpoint(index).map_or(0, |c| c.through());
+            reporter.backlog.load(Relaxed) == 0 && through > self.trouble.parted_at
+        };
+        let is_memory = self.shared.table().segments.back().is_some_and(Segment::in_memory);
+        if !is_memory || !self.state().reporters.iter().enumerate().all(is_had) {
+            return;
+        }
+        self.begin_in_memory(self.batch.first);
+        if self.batch.bytes.is_empty() {
+            self.repeat_opens_if_due();
+        }
+        self.trouble.parted_at = self.batch.next_sequence - 1;
+        // Whoever has read all of the old one steps into the new one, and lets the old one go.
+        self.shared.ring();
     }
 
     fn move_to_disk(&mut self) -> io::Result<()> {
@@ -143,9 +165,7 @@ impl Writer {
                 behind.extend_from_slice(&bytes);
                 let end = behind.len() as u64;
                 let place = Place::Memory(Arc::new(MemoryFile::holding(behind)));
-                let (ours, damage) = (true, Vec::new());
-                let tail =
-                    Segment { first: first_behind, marker, end, synced: 0, place, ours, damage };
+                let tail = Segment::ours((first_behind, marker), (end, 0), place);
                 table.segments.insert(index + 1, tail);
             }
             table.tell(&self.shared.state);
@@ -197,8 +217,8 @@ impl Writer {
     }
 }
 
-/// Makes sure that each reporter's checkpoint is on the disk before a record is: a reporter
-/// without one would be taken for a new one, which gets nothing old.
+/// Makes sure that each reporter's checkpoint, and then the register, is on the disk before a
+/// record is: a reporter without one would be taken for a new one, which gets nothing old.
 pub(super) fn keep_checkpoints(shared: &Shared) -> io::Result<()> {
     if shared.checkpoints_kept.load(Relaxed) {
         return Ok(());
@@ -209,6 +229,8 @@ pub(super) fn keep_checkpoints(shared: &Shared) -> io::Result<()> {
         }
     }
     shared.disk.sync_dir()?;
+    // Behind them: a reporter that it names had a checkpoint.
+    shared.keep_register(&[])?;
     shared.checkpoints_kept.store(true, Relaxed);
     Ok(())
 }

@@ -41,31 +41,52 @@ pub struct Window {
     asked: usize,
 }
 
-/// The marker of a segment whose end is at `end`. A damaged header is made up for by the first
-/// entry behind it. `None` when nothing can be found.
+/// The header of a segment; `None` when it is damaged.
 ///
 /// # Errors
 /// The file cannot be read, or is of a newer version.
-pub fn marker_of(file: &dyn DiskFile, end: u64) -> io::Result<Option<(Marker, bool)>> {
-    let mut start = [0; HEADER_BYTES + 4];
-    let mut window = Window::default();
-    let read = window.ensure(file, 0, start.len(), end)?;
-    let len = read.len().min(start.len());
-    start[..len].copy_from_slice(&read[..len]);
-    match Header::read(&start[..len]) {
-        Ok(header) => return Ok(Some((header.marker, true))),
+pub fn header_of(file: &dyn DiskFile) -> io::Result<Option<Header>> {
+    let mut bytes = [0; HEADER_BYTES];
+    let read = read_fully(file, &mut bytes, 0)?;
+    match Header::read(bytes.get(..read).unwrap_or_default()) {
+        Ok(header) => Ok(Some(header)),
+        Err(NoHeader::Damaged) => Ok(None),
         Err(NoHeader::Newer(version)) => {
             let message = format!("a segment of a newer llmproxy (format {version})");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+            Err(io::Error::new(io::ErrorKind::Unsupported, message))
         }
-        Err(NoHeader::Damaged) => {}
     }
-    let Some(marker) = start[..len].last_chunk::<4>().filter(|_| len == start.len()) else {
+}
+
+/// The marker of a segment whose end is at `end`, and whether its header is whole. A damaged header
+/// is made up for by the markers that are known in its folder, or else by the first entry behind
+/// it. `None` when nothing can be found.
+///
+/// # Errors
+/// The file cannot be read, or is of a newer version.
+pub fn marker_of(
+    file: &dyn DiskFile,
+    end: u64,
+    known: &[Marker],
+) -> io::Result<Option<(Marker, bool)>> {
+    if let Some(header) = header_of(file)? {
+        return Ok(Some((header.marker, true)));
+    }
+    for marker in known {
+        let mut scan = Scan::new(file, *marker, (HEADER_BYTES as u64, end));
+        while let Some(step) = scan.step()? {
+            if matches!(step, Step::Entry(_)) {
+                return Ok(Some((*marker, false)));
+            }
+        }
+    }
+    let mut marker = [0; 4];
+    if read_fully(file, &mut marker, HEADER_BYTES as u64)? < marker.len() {
         return Ok(None);
-    };
-    let mut scan = Scan::new(file, *marker, (HEADER_BYTES as u64, end));
+    }
+    let mut scan = Scan::new(file, marker, (HEADER_BYTES as u64, end));
     let found = matches!(scan.step()?, Some(Step::Entry(_)));
-    Ok(found.then_some((*marker, false)))
+    Ok(found.then_some((marker, false)))
 }
 
 impl<'f> Scan<'f> {

@@ -7,6 +7,7 @@ use super::cursor::split_again;
 use super::dead_letter;
 use super::disk::Disk;
 use super::recover::Opens;
+use super::register::known_markers;
 use super::scan::{marker_of, Scan, Step};
 use super::segment::{self, Entry, Kind, HEADER_BYTES};
 use crate::usage::record::UsageRecord;
@@ -84,6 +85,7 @@ pub fn survey(
     let mut survey = Survey { reporters: reporters(disk, &names)?, ..Survey::default() };
     let mut firsts: Vec<u64> = names.iter().filter_map(|name| segment::first_of(name)).collect();
     firsts.sort_unstable();
+    let markers = known_markers(disk, &firsts)?;
     let mut opens = Opens::default();
     let mut last = 0;
     for first in firsts {
@@ -93,7 +95,7 @@ pub fn survey(
             file => file?,
         };
         found.bytes = file.size()?;
-        let Some((marker, _)) = marker_of(&*file, found.bytes)? else {
+        let Some((marker, _)) = marker_of(&*file, found.bytes, &markers)? else {
             (found.damaged_bytes, found.damaged_places) = (found.bytes, 1);
             survey.segments.push(found);
             continue;

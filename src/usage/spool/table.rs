@@ -3,6 +3,7 @@
 use super::checkpoint::Checkpoint;
 use super::disk::{Disk, DiskFile};
 use super::memory::MemoryFile;
+use super::register::Register;
 use super::replay::Again;
 use super::segment::{self, Marker};
 use super::state::SpoolState;
@@ -23,8 +24,10 @@ pub struct Shared {
     pub bells: Vec<Sender<()>>,
     /// How far each reporter is, in the same order.
     pub checkpoints: Vec<Mutex<Checkpoint>>,
-    /// The disk has a file of each of these.
+    /// The disk has a file of each of these, and the register.
     pub checkpoints_kept: AtomicBool,
+    /// What the folder knows of itself.
+    pub register: Mutex<Register>,
     /// Records that reporters are to have once more, on their way to the writer.
     pub again: (Sender<Again>, Receiver<Again>),
     /// Calls the writer.
@@ -60,6 +63,8 @@ pub struct Segment {
     pub ours: bool,
     /// Where it is known to be damaged.
     pub damage: Vec<u64>,
+    /// Its file is gone.
+    pub missing: bool,
 }
 
 /// Where a segment is.
@@ -71,6 +76,12 @@ pub enum Place {
 }
 
 impl Segment {
+    /// One that this start wrote: its first sequence and marker, its end and how much is synced.
+    pub fn ours((first, marker): (u64, Marker), (end, synced): (u64, u64), place: Place) -> Self {
+        let (damage, missing) = (Vec::new(), false);
+        Segment { first, marker, end, synced, place, ours: true, damage, missing }
+    }
+
     /// True when an end of the process loses it.
     pub fn in_memory(&self) -> bool {
         matches!(self.place, Place::Memory(_))
@@ -93,11 +104,22 @@ impl Shared {
         disk: Arc<dyn Disk>,
         (state, doorbell): (Arc<SpoolState>, Arc<Doorbell>),
         bells: Vec<Sender<()>>,
-        checkpoints: Vec<Mutex<Checkpoint>>,
+        (checkpoints, register): (Vec<Mutex<Checkpoint>>, Register),
     ) -> Self {
         let (checkpoints_kept, table) = (AtomicBool::default(), Mutex::default());
         let again = bounded(checkpoints.len().max(1));
-        Shared { disk, state, bells, checkpoints, checkpoints_kept, again, doorbell, table }
+        let register = Mutex::new(register);
+        Shared {
+            disk,
+            state,
+            bells,
+            checkpoints,
+            checkpoints_kept,
+            register,
+            again,
+            doorbell,
+            table,
+        }
     }
 
     /// The segments, for a moment: nobody waits for a disk with this in hand.
@@ -109,6 +131,16 @@ impl Shared {
     pub fn checkpoint(&self, reporter: usize) -> Option<MutexGuard<'_, Checkpoint>> {
         let checkpoint = self.checkpoints.get(reporter)?;
         Some(checkpoint.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes the register, without the reporters that are `forgotten`.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn keep_register(&self, forgotten: &[String]) -> io::Result<()> {
+        let mut register = self.register.lock().unwrap_or_else(PoisonError::into_inner);
+        register.reporters.retain(|reporter| !forgotten.contains(reporter));
+        register.write(&*self.disk)
     }
 
     /// Tells every reporter that there may be more to read.

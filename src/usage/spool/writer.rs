@@ -42,6 +42,8 @@ pub(super) struct Trouble {
     pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
     /// A segment has begun that does not repeat the requests in flight yet.
     pub opens_due: bool,
+    /// Sequence before which all was delivered when a segment in memory was begun for that.
+    pub parted_at: u64,
     pub losses: Losses,
 }
 
@@ -275,6 +277,8 @@ impl Writer {
             }
             Err(error) => {
                 self.fail(&error);
+                // Nobody has seen these sequences: none is to be missed later.
+                self.batch.next_sequence = first;
                 self.batch.clear();
                 self.begin_in_memory(first);
                 self.repeat_opens_if_due();
@@ -326,8 +330,7 @@ impl Writer {
             }
         }
         table.dir_dirty |= matches!(place, Place::Disk(_));
-        let (marker, damage) = (self.batch.marker, Vec::new());
-        table.segments.push_back(Segment { first, marker, end, synced, place, ours: true, damage });
+        table.segments.push_back(Segment::ours((first, self.batch.marker), (end, synced), place));
         table.tell(&self.shared.state);
     }
 

@@ -123,7 +123,7 @@ proptest::proptest! {
     fn any_bytes_can_be_walked(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
         let file = super::super::memory::MemoryFile::holding(bytes.clone());
         let end = bytes.len() as u64;
-        let _ = marker_of(&file, end);
+        let _ = marker_of(&file, end, &[[0; 4], [1; 4]]);
         let mut scan = Scan::new(&file, [bytes.first().copied().unwrap_or(0); 4], (0, end));
         let mut walked = 0;
         while let Some(step) = scan.step().unwrap() {

@@ -81,6 +81,8 @@ struct Inner<P> {
     world: World,
     operations: usize,
     faults: Option<Faults>,
+    /// Bytes that all files together may have.
+    room: Option<usize>,
     progress: P,
     snapshots: Option<Vec<Snapshot<P>>>,
 }
@@ -197,6 +199,17 @@ impl World {
         &mut self.files[self.names[name]].cached
     }
 
+    /// A file goes behind everybody's back.
+    pub fn take_away(&mut self, name: &str) {
+        self.names.remove(name);
+        self.durable_names.remove(name);
+    }
+
+    /// Bytes of all files that have a name.
+    pub fn used(&self) -> usize {
+        self.names.values().map(|inode| self.files[*inode].cached.len()).sum()
+    }
+
     /// The names that programs see.
     pub fn names(&self) -> Vec<String> {
         self.names.keys().cloned().collect()
@@ -209,6 +222,7 @@ impl<P: Clone + Default> FaultDisk<P> {
             world,
             operations: 0,
             faults: None,
+            room: None,
             progress: P::default(),
             snapshots: None,
         })))
@@ -238,12 +252,22 @@ impl<P: Clone + Default> FaultDisk<P> {
         self.inner().faults = faults;
     }
 
+    /// From now on all files together have so much room.
+    pub fn give_room(&self, bytes: Option<usize>) {
+        self.inner().room = bytes;
+    }
+
     pub fn operations(&self) -> usize {
         self.inner().operations
     }
 
     pub fn world(&self) -> World {
         self.inner().world.clone()
+    }
+
+    /// Does something behind the program's back.
+    pub fn meddle(&self, meddle: impl FnOnce(&mut World)) {
+        meddle(&mut self.inner().world);
     }
 
     /// Counts an operation, and says whether it is to fail.
@@ -273,8 +297,13 @@ impl<P: Clone + Default> FaultDisk<P> {
             let is_its_turn = (f.from..f.from.saturating_add(f.count)).contains(&number);
             is_its_turn && (grows || !f.growth_only)
         };
+        let more = during.map_or(0, |(inode, at, bytes)| {
+            (at + bytes.len()).saturating_sub(inner.world.files[inode].cached.len())
+        });
+        let is_full = more > 0 && inner.room.is_some_and(|room| inner.world.used() + more > room);
         let result = match inner.faults.filter(fails) {
             Some(faults) => Err(io::Error::new(faults.error, "made to fail")),
+            None if is_full => Err(io::ErrorKind::StorageFull.into()),
             None => Ok(()),
         };
         (inner, result)

@@ -3,6 +3,7 @@
 mod absent;
 mod crash;
 mod damage;
+mod gone;
 mod failing;
 pub(crate) mod fault;
 mod model;
