@@ -14,7 +14,7 @@ pub mod config;
 pub mod http;
 /// What LLM clients and engines say inside HTTP bodies, without I/O: bytes in, facts out.
 pub mod llm;
-/// The ring: sockets, timers, threads. The only room with `unsafe`, in one file.
+/// The ring: sockets, timers, threads. The only room with `unsafe`, in its part `sys`.
 pub mod rt;
 /// The only memory that both planes share.
 pub mod state;

@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["base", "http"]),
     ("rt", &["base"]),
     ("state", &["base", "config::plan"]),
-    ("usage", &["base", "config::plan", "llm"]),
+    ("usage", &["base", "config::plan", "llm", "rt::sys::mapping"]),
     (
         "proxy",
         &[
@@ -230,7 +230,7 @@ mod each_rule_can_fail {
             ("src/rt/a.rs", "unsafe { f() }".to_owned(), 1),
             ("src/rt/a.rs", test("unsafe { f() }"), 1),
             ("src/rt/a.rs", "#![allow(unsafe_code, reason = \"\")]".to_owned(), 1),
-            ("src/rt/descriptor.rs", "unsafe { f() }".to_owned(), 0),
+            ("src/rt/sys/descriptor.rs", "unsafe { f() }".to_owned(), 0),
             ("src/http/a.rs", "a.unwrap(); b.expect(\"why\"); c.expect(b':')?;".to_owned(), 2),
             ("src/http/a.rs", test("a.unwrap();"), 0),
             ("src/control/a.rs", "std::time::SystemTime::now();".to_owned(), 1),

@@ -1,8 +1,8 @@
 //! A listening socket of one worker, and its accept loop.
 
-use super::descriptor;
 use super::patrol::Patrol;
 use super::socket::Socket as Client;
+use super::sys::descriptor;
 use crate::base::limits::{ACCEPTS_PER_TURN_MAX, CLIENT_UNSENT_BYTES_MAX};
 use monoio::net::TcpListener;
 use rustix::io::Errno;

@@ -4,9 +4,9 @@
 //!
 //! The style is readiness over io_uring: wait until a socket is readable, then read without
 //! waiting. A wait can be dropped at any time and loses nothing, and an idle connection holds no
-//! buffer. `docs/architecture.md` says why. `descriptor` is the only file that may hold `unsafe`.
+//! buffer. `docs/architecture.md` says why. `sys` is the only room that may hold `unsafe`.
 
-mod descriptor;
+pub mod sys;
 pub mod ring;
 pub mod socket;
 pub mod listen;

@@ -1,6 +1,6 @@
 //! A connected stream socket (TCP or Unix) in readiness style.
 
-use super::descriptor;
+use super::sys::descriptor;
 use monoio::net::UnixStream;
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};

@@ -16,6 +16,7 @@ pub mod access;
 pub mod unpacker;
 pub mod key_form;
 pub mod source;
+pub mod ring;
 pub mod deliver;
 pub mod reporter;
 pub mod spool;

@@ -1,0 +1,148 @@
+//! Memory that belongs to a file: what is stored here is the kernel's at once, and stays when the
+//! process is killed in the next instruction. No call, no wait.
+//!
+//! The memory is seen as words that are atomic, and as nothing else. So no use of it can be wrong
+//! in the sense of the language, whichever thread or process stores into it at the same time.
+
+#![allow(unsafe_code, reason = "the one room for it: mapped memory cannot be had without")]
+
+use rustix::fs::{fallocate, FallocateFlags};
+use rustix::io::Errno;
+use rustix::mm::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::ptr::{null_mut, NonNull};
+use std::slice;
+use std::sync::atomic::AtomicU64;
+
+/// Bytes of a word.
+pub const WORD: usize = 8;
+
+/// Mapped memory. It is never made larger or smaller, and the file is ours alone (mode 0600), so
+/// that no page of it can vanish.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the memory belongs to this value and to no thread, and only atomics are made of it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// A new file of so many words, all zero; all of its room is taken on the disk and in memory
+    /// now, so that no store has to wait for some. The folder is made when it is not there.
+    ///
+    /// # Errors
+    /// There is such a file, or no room for it. Nothing is left behind then.
+    pub fn create(path: &Path, words: usize) -> io::Result<Mapping> {
+        if let Some(folder) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        let made = take_room(&file, words * WORD).and_then(|()| {
+            let len = words * WORD;
+            // SAFETY: a new mapping, at a place that the kernel chooses.
+            let start = unsafe { mmap(null_mut(), len, both(), flags(), &file, 0) }?;
+            Mapping::at(start.cast(), words)
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(path);
+        }
+        made
+    }
+
+    /// The same without a file: it ends with the process.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub fn anonymous(words: usize) -> io::Result<Mapping> {
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let start = unsafe { mmap_anonymous(null_mut(), words * WORD, both(), flags()) }?;
+        Mapping::at(start.cast(), words)
+    }
+
+    fn at(start: *mut AtomicU64, words: usize) -> io::Result<Mapping> {
+        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { start, words })
+    }
+
+    /// The memory.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: so many words are mapped from here on until this value is dropped, which the
+        // result cannot outlive; a page begins where any integer may, and all bits are one.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it is the whole mapping, and nobody borrows from it any more.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.words * WORD) };
+    }
+}
+
+fn both() -> ProtFlags {
+    ProtFlags::READ | ProtFlags::WRITE
+}
+
+/// All pages are there at once.
+fn flags() -> MapFlags {
+    MapFlags::SHARED | MapFlags::POPULATE
+}
+
+/// Takes the room of a file on its disk: a store into a page without any would be a SIGBUS.
+fn take_room(mut file: &File, len: usize) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, len as u64) {
+        // A file system that cannot do it in one go.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let zeros = [0; 4096];
+            let mut left = len;
+            while left > 0 {
+                left -= file.write(&zeros[..left.min(zeros.len())])?;
+            }
+            Ok(())
+        }
+        taken => Ok(taken?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+    use std::sync::atomic::Ordering::Relaxed;
+
+    /// Catches: a store that the file has not at once, a file that others can read, is sparse, or
+    /// stays behind when there is no room for it.
+    #[test]
+    fn what_is_stored_is_in_the_file() {
+        let folder = std::env::temp_dir().join(format!("llmproxy-mapping-{}", std::process::id()));
+        let path = folder.join("deeper").join("a");
+        let mapping = Mapping::create(&path, 1024).unwrap();
+        assert!(mapping.words().iter().all(|word| word.load(Relaxed) == 0));
+        mapping.words()[1023].store(u64::from_le_bytes(*b"in it :)"), Relaxed);
+        let file = File::open(&path).unwrap();
+        let mut last = [0; 8];
+        file.read_exact_at(&mut last, 1023 * 8).unwrap();
+        assert_eq!(&last, b"in it :)");
+        let meta = file.metadata().unwrap();
+        assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (8192, 0o600));
+        assert!(meta.blocks() * 512 >= 8192, "no store may find that the disk is full");
+        let mode = fs::metadata(path.parent().unwrap()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let again = Mapping::create(&path, 1).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert!(Mapping::create(&folder.join("b"), 1 << 55).is_err(), "there is no such disk");
+        assert!(!folder.join("b").exists());
+        let anonymous = Mapping::anonymous(512).unwrap();
+        anonymous.words()[511].store(1, Relaxed);
+        drop(mapping);
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

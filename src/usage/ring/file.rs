@@ -1,0 +1,165 @@
+//! Where a ring lies: one page that says whose it is and how far both sides are, then the window.
+
+use super::spsc::Window;
+use crate::base::clock::unix_ms;
+use crate::rt::sys::mapping::{Mapping, WORD};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+/// Bytes of the page in front of the window.
+pub const OWNER_BYTES: usize = 4096;
+/// What a ring's file begins with.
+pub const MAGIC: [u8; 8] = *b"LLMPRING";
+/// Grows when an older program could not read what a newer one writes.
+pub const VERSION: u32 = 1;
+
+/// What names a ring's file.
+const PREFIX: &str = "ring-";
+
+/// Words of the owner's page. The positions have cache lines of their own: each side writes one.
+pub(super) mod word {
+    pub const MAGIC: usize = 0;
+    /// Version in the lower half, process id in the upper.
+    pub const OWNER: usize = 1;
+    /// When the ring was made, milliseconds since 1970.
+    pub const STARTED: usize = 2;
+    /// When something was last taken from it, likewise.
+    pub const HEARTBEAT: usize = 3;
+    /// Bytes of the window.
+    pub const SIZE: usize = 4;
+    pub const HEAD: usize = 128;
+    pub const TAIL: usize = 256;
+}
+
+/// The memory of one ring.
+#[derive(Debug)]
+pub struct RingFile {
+    mapping: Mapping,
+    bytes: u64,
+    path: Option<PathBuf>,
+}
+
+impl RingFile {
+    /// A new one in this folder, with a window of so many bytes, a power of two.
+    ///
+    /// # Errors
+    /// The file cannot be made, or there is no room for it.
+    pub fn create(folder: &Path, worker: usize, bytes: u64) -> io::Result<RingFile> {
+        let mut again = 0;
+        loop {
+            // Another one is there when a start could not put into the journal what is in it.
+            let path = match again {
+                0 => folder.join(format!("{PREFIX}{worker}")),
+                _ => folder.join(format!("{PREFIX}{worker}.{again}")),
+            };
+            match Mapping::create(&path, words(bytes)) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => again += 1,
+                mapping => return Ok(RingFile::of(mapping?, bytes, Some(path))),
+            }
+        }
+    }
+
+    /// One that ends with the process.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub fn anonymous(bytes: u64) -> io::Result<RingFile> {
+        Ok(RingFile::of(Mapping::anonymous(words(bytes))?, bytes, None))
+    }
+
+    fn of(mapping: Mapping, bytes: u64, path: Option<PathBuf>) -> RingFile {
+        let ring = RingFile { mapping, bytes, path };
+        let owner = u64::from(VERSION) | u64::from(std::process::id()) << 32;
+        let now = unix_ms();
+        for (index, value) in [
+            (word::OWNER, owner),
+            (word::STARTED, now),
+            (word::HEARTBEAT, now),
+            (word::SIZE, bytes),
+            // The last: with it the file is a ring.
+            (word::MAGIC, u64::from_le_bytes(MAGIC)),
+        ] {
+            ring.set(index, value, Release);
+        }
+        ring
+    }
+
+    /// Notes that it is alive.
+    pub fn beat(&self) {
+        self.set(word::HEARTBEAT, unix_ms(), Relaxed);
+    }
+
+    /// Bytes that wait to be taken.
+    pub fn waiting(&self) -> u64 {
+        self.head().saturating_sub(self.tail())
+    }
+
+    /// Removes its file: all that was in it is kept elsewhere.
+    pub fn remove(&self) {
+        if let Some(Err(error)) = self.path.as_ref().map(fs::remove_file) {
+            tracing::warn!(%error, "a ring's file stays: the next start finds nothing in it");
+        }
+    }
+
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.mapping.words().get(index)
+    }
+
+    fn get(&self, index: usize, order: std::sync::atomic::Ordering) -> u64 {
+        self.word(index).map_or(0, |word| u64::from_le(word.load(order)))
+    }
+
+    fn set(&self, index: usize, value: u64, order: std::sync::atomic::Ordering) {
+        if let Some(word) = self.word(index) {
+            word.store(value.to_le(), order);
+        }
+    }
+}
+
+fn words(bytes: u64) -> usize {
+    OWNER_BYTES / WORD + bytes as usize / WORD
+}
+
+fn in_window(at: u64) -> usize {
+    OWNER_BYTES / WORD + at as usize / WORD
+}
+
+/// True for the name of a ring's file.
+pub fn is_ring(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+impl Window for RingFile {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn load(&self, at: u64) -> u64 {
+        self.word(in_window(at)).map_or(0, |word| word.load(Relaxed))
+    }
+
+    fn store(&self, at: u64, value: u64) {
+        if let Some(word) = self.word(in_window(at)) {
+            word.store(value, Relaxed);
+        }
+    }
+
+    fn head(&self) -> u64 {
+        self.get(word::HEAD, Acquire)
+    }
+
+    fn set_head(&self, to: u64) {
+        self.set(word::HEAD, to, Release);
+    }
+
+    fn tail(&self) -> u64 {
+        self.get(word::TAIL, Acquire)
+    }
+
+    fn set_tail(&self, to: u64) {
+        self.set(word::TAIL, to, Release);
+    }
+}

@@ -1,0 +1,241 @@
+//! One thread puts entries in, one takes them out, and neither ever waits for the other. Written
+//! against [`Window`], so that a model checker can run it in place of real memory.
+//!
+//! A position is the number of bytes that were put in before, ever; where that is in the window is
+//! its rest by the window's size. What lies between `tail` and `head` belongs to the consumer, all
+//! else to the producer. Each keeps what it set itself at hand, and takes nothing from the window
+//! on trust: a foreign hand may have written there.
+
+use super::entry::{self, Header, Walk};
+
+/// What a ring lies in: two positions and a window of words.
+pub trait Window {
+    /// Bytes of the window: a power of two, and at least a few entries.
+    fn bytes(&self) -> u64;
+    /// The word at this place of the window, in bytes. No order: the positions give that.
+    fn load(&self, at: u64) -> u64;
+    /// Stores it, likewise.
+    fn store(&self, at: u64, word: u64);
+    /// Where the producer is: all that it stored before is seen behind this (acquire).
+    fn head(&self) -> u64;
+    /// Sets it (release).
+    fn set_head(&self, to: u64);
+    /// Up to where the consumer is done (acquire).
+    fn tail(&self) -> u64;
+    /// Sets it (release).
+    fn set_tail(&self, to: u64);
+}
+
+impl<W: Window> Window for std::sync::Arc<W> {
+    fn bytes(&self) -> u64 {
+        (**self).bytes()
+    }
+    fn load(&self, at: u64) -> u64 {
+        (**self).load(at)
+    }
+    fn store(&self, at: u64, word: u64) {
+        (**self).store(at, word);
+    }
+    fn head(&self) -> u64 {
+        (**self).head()
+    }
+    fn set_head(&self, to: u64) {
+        (**self).set_head(to);
+    }
+    fn tail(&self) -> u64 {
+        (**self).tail()
+    }
+    fn set_tail(&self, to: u64) {
+        (**self).set_tail(to);
+    }
+}
+
+/// Bytes of an entry in a window of so many: a quarter, so that one large entry neither fills a
+/// ring nor is put off for long.
+pub fn entry_bytes_max(window: u64) -> u64 {
+    window / 4
+}
+
+/// How full a ring may be before an entry is put in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// Three quarters at most: the last one is for ends, which are what is billed.
+    Spared,
+    /// All of it.
+    All,
+}
+
+/// Puts entries in.
+#[derive(Debug)]
+pub struct Producer<W> {
+    window: W,
+    head: u64,
+    /// As last looked at: there is at least so much room.
+    tail: u64,
+}
+
+impl<W: Window> Producer<W> {
+    /// Of a window in which nothing is.
+    pub fn new(window: W) -> Producer<W> {
+        Producer { window, head: 0, tail: 0 }
+    }
+
+    /// The window.
+    pub fn window(&self) -> &W {
+        &self.window
+    }
+
+    /// Puts an entry in, whose payload comes in parts, and gives its position. `None`: there is no
+    /// room for it, or it is larger than [`entry_bytes_max`].
+    pub fn push(&mut self, (kind, open): (u8, u32), payload: &[&[u8]], room: Room) -> Option<u64> {
+        let window = self.window.bytes();
+        let length = payload.iter().map(|part| part.len()).sum();
+        let size = entry::size(length) as u64;
+        if size > entry_bytes_max(window) {
+            return None;
+        }
+        let left = window - (self.head & (window - 1));
+        let skipped = if size > left { left } else { 0 };
+        if !self.has_room(skipped + size, room) {
+            return None;
+        }
+        if skipped >= entry::HEADER_BYTES as u64 {
+            let wrap = Header::wrap(self.head).to_bytes(&[]);
+            Out::at(&self.window, self.head).bytes(&wrap);
+        }
+        let position = self.head + skipped;
+        let header = Header { position, open, kind }.to_bytes(payload);
+        let mut out = Out::at(&self.window, position);
+        out.bytes(&header);
+        payload.iter().for_each(|part| out.bytes(part));
+        out.fill_up();
+        self.head = position + size;
+        self.window.set_head(self.head);
+        Some(position)
+    }
+
+    fn has_room(&mut self, wanted: u64, room: Room) -> bool {
+        let window = self.window.bytes();
+        let most = if room == Room::All { window } else { window / 4 * 3 };
+        let fits = |tail: u64| self.head - tail + wanted <= most;
+        if fits(self.tail) {
+            return true;
+        }
+        let tail = self.window.tail();
+        if tail > self.head || tail < self.tail {
+            // No consumer of ours set that. What it sets next puts it right.
+            return false;
+        }
+        self.tail = tail;
+        fits(tail)
+    }
+}
+
+/// Puts bytes into a window, a word at a time.
+struct Out<'a, W> {
+    window: &'a W,
+    at: u64,
+    word: [u8; 8],
+    filled: usize,
+}
+
+impl<'a, W: Window> Out<'a, W> {
+    fn at(window: &'a W, position: u64) -> Out<'a, W> {
+        Out { window, at: position & (window.bytes() - 1), word: [0; 8], filled: 0 }
+    }
+
+    fn bytes(&mut self, mut bytes: &[u8]) {
+        if self.filled > 0 {
+            let (first, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
+            self.word[self.filled..self.filled + first.len()].copy_from_slice(first);
+            self.filled += first.len();
+            bytes = rest;
+            if self.filled < 8 {
+                return;
+            }
+            self.put(self.word);
+        }
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| self.put(*word));
+        self.word = [0; 8];
+        self.word[..rest.len()].copy_from_slice(rest);
+        self.filled = rest.len();
+    }
+
+    fn fill_up(&mut self) {
+        if self.filled > 0 {
+            self.put(self.word);
+        }
+    }
+
+    fn put(&mut self, word: [u8; 8]) {
+        self.window.store(self.at, u64::from_ne_bytes(word));
+        self.at += 8;
+        self.filled = 0;
+    }
+}
+
+/// Bytes that a consumer took.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// As they lay in the ring.
+    pub bytes: Vec<u8>,
+    /// Position of the first.
+    pub start: u64,
+}
+
+impl Taken {
+    /// The entries in it.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk::new(&self.bytes, self.start)
+    }
+}
+
+/// Takes entries out.
+#[derive(Debug)]
+pub struct Consumer<W> {
+    window: W,
+    /// Up to here all was taken.
+    taken: u64,
+}
+
+impl<W: Window> Consumer<W> {
+    /// Of a window in which nothing is.
+    pub fn new(window: W) -> Consumer<W> {
+        Consumer { window, taken: 0 }
+    }
+
+    /// The window.
+    pub fn window(&self) -> &W {
+        &self.window
+    }
+
+    /// True when there is something to take.
+    pub fn has_more(&self) -> bool {
+        self.window.head() != self.taken
+    }
+
+    /// Takes all that is there of the current lap, in place of what was in `into`. False: nothing,
+    /// or the positions are not what a producer of ours sets.
+    pub fn take(&mut self, into: &mut Taken) -> bool {
+        into.bytes.clear();
+        into.start = self.taken;
+        let window = self.window.bytes();
+        let waiting = self.window.head().wrapping_sub(self.taken);
+        if waiting == 0 || waiting > window || !waiting.is_multiple_of(entry::ALIGN as u64) {
+            return false;
+        }
+        let at = self.taken & (window - 1);
+        let len = waiting.min(window - at);
+        for at in (at..at + len).step_by(entry::ALIGN) {
+            into.bytes.extend_from_slice(&self.window.load(at).to_ne_bytes());
+        }
+        self.taken += len;
+        true
+    }
+
+    /// What was taken is kept elsewhere: the producer may use its room.
+    pub fn release(&mut self) {
+        self.window.set_tail(self.taken);
+    }
+}

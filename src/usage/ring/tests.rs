@@ -1,0 +1,205 @@
+use super::entry::{self, NO_OPEN};
+use super::file::{RingFile, OWNER_BYTES};
+use super::recover::{self, Found};
+use super::spsc::{entry_bytes_max, Consumer, Producer, Room, Taken, Window};
+use crate::usage::spool::segment::Kind;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod model;
+mod threads;
+
+/// A folder that is removed at the end.
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let name = format!("llmproxy-ring-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn both(bytes: u64) -> (Producer<Arc<RingFile>>, Consumer<Arc<RingFile>>) {
+    let ring = Arc::new(RingFile::anonymous(bytes).unwrap());
+    (Producer::new(ring.clone()), Consumer::new(ring))
+}
+
+/// What a consumer takes, as kinds and payloads; and whether some of it was damaged.
+fn taken<W: Window>(consumer: &mut Consumer<W>) -> (Vec<(u8, Vec<u8>)>, bool) {
+    let (mut all, mut is_damaged, mut lot) = (Vec::new(), false, Taken::default());
+    while consumer.take(&mut lot) {
+        let mut walk = lot.walk();
+        all.extend((&mut walk).map(|entry| (entry.header.kind, entry.payload.to_vec())));
+        is_damaged |= walk.is_damaged();
+    }
+    (all, is_damaged)
+}
+
+/// Catches: an entry that is visible before `release` is lost, or its room used, before that; the
+/// last quarter given to what is no end; an entry that is too large and fills the ring.
+#[test]
+fn room_is_used_again_when_it_is_released() {
+    let (mut producer, mut consumer) = both(1024);
+    let mut push = |room| producer.push((1, NO_OPEN), &[&[7; 40]], room).is_some();
+    // Of 64 bytes each: twelve are three quarters.
+    for _ in 0..12 {
+        assert!(push(Room::Spared));
+    }
+    assert!(!push(Room::Spared));
+    for _ in 0..4 {
+        assert!(push(Room::All));
+    }
+    assert!(!push(Room::All), "full");
+    let (entries, is_damaged) = taken(&mut consumer);
+    assert!(entries.len() == 16 && !is_damaged);
+    assert!(!push(Room::All), "taken is not kept");
+    assert_eq!(consumer.window().waiting(), 1024);
+    consumer.release();
+    assert!(push(Room::Spared));
+    let most = entry_bytes_max(1024) as usize - entry::HEADER_BYTES;
+    assert_eq!(producer.push((1, NO_OPEN), &[&vec![0; most + 1]], Room::All), None);
+    assert!(producer.push((1, NO_OPEN), &[&vec![0; most]], Room::All).is_some());
+}
+
+/// A ring's file with some laps behind it and these in it that were not taken; and its bytes.
+fn left_behind(folder: &Folder) -> (Vec<(u8, Vec<u8>)>, Vec<u8>) {
+    let ring = Arc::new(RingFile::create(folder.path(), 3, 4096).unwrap());
+    let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+    let push = |producer: &mut Producer<_>, n: u8| {
+        let payload = vec![n; usize::from(n) * 3];
+        producer.push((n % 3 + 1, NO_OPEN), &[&payload], Room::All).unwrap();
+        (n % 3 + 1, payload)
+    };
+    for n in 0..130 {
+        push(&mut producer, n % 60);
+        taken(&mut consumer);
+        consumer.release();
+    }
+    let left = (0..40).map(|n| push(&mut producer, n)).collect();
+    let bytes = fs::read(folder.path().join("ring-3")).unwrap();
+    (left, bytes)
+}
+
+fn read(bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, Found) {
+    let mut all = Vec::new();
+    let found = recover::entries(bytes, &mut |kind, payload| all.push((kind, payload.to_vec())));
+    (all, found.unwrap())
+}
+
+/// Catches: a ring that a dead process left and of which something is lost, or read twice, or that
+/// is made over by the next process before it was read.
+#[test]
+fn what_a_process_left_is_found() {
+    let folder = Folder::new("left");
+    let (left, bytes) = left_behind(&folder);
+    let (found, figures) = read(&bytes);
+    assert_eq!((found, figures), (left.clone(), Found { entries: 40, damaged: 0 }));
+    let next = RingFile::create(folder.path(), 3, 4096).unwrap();
+    let mut all = Vec::new();
+    let mut into = |kind: Kind, payload: &[u8]| all.push((kind.byte(), payload.to_vec()));
+    let drained = recover::drain(folder.path(), &mut into).unwrap();
+    assert_eq!(drained.files.len(), 2, "it is there beside the new one");
+    assert_eq!((all, drained.damaged), (left, 0));
+    next.remove();
+    let drained = recover::drain(folder.path(), &mut |_, _| {}).unwrap();
+    assert_eq!((drained.files, drained.entries), (vec![folder.path().join("ring-3")], 40));
+    let none = recover::drain(&folder.path().join("none"), &mut |_, _| {}).unwrap();
+    assert!(none.files.is_empty());
+}
+
+/// Catches: a newer format that is read as if it were ours; a first sector of zeros that costs what
+/// is whole.
+#[test]
+fn the_first_sector_is_not_needed() {
+    let folder = Folder::new("sector");
+    let (left, mut bytes) = left_behind(&folder);
+    bytes[8] = 2;
+    assert!(recover::entries(&bytes, &mut |_, _| {}).is_err());
+    bytes[..512].fill(0);
+    assert_eq!(read(&bytes), (left, Found { entries: 40, damaged: 1 }));
+}
+
+/// Catches: damage of any kind that panics, never ends, or shows what nobody put in; damage that
+/// costs more than the rest of its lap, and is not counted. 10⁵ cuts, flips and forged numbers.
+#[test]
+fn damage_shows_nothing_that_was_not_put_in() {
+    let folder = Folder::new("damage");
+    let (left, bytes) = left_behind(&folder);
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    for _ in 0..100_000 {
+        let mut bad = bytes.clone();
+        let is_cut = next() % 5 == 0;
+        match next() % 4 {
+            _ if is_cut => bad.truncate(next() as usize % bad.len()),
+            0 => bad[1024..1032].copy_from_slice(&next().to_le_bytes()),
+            1 => bad[2048..2056].copy_from_slice(&(next() % 16_384).to_le_bytes()),
+            _ => {
+                let at = OWNER_BYTES + next() as usize % 4096;
+                bad[at] ^= 1 << (next() % 8);
+            }
+        }
+        let mut seen = 0;
+        let found = recover::entries(&bad, &mut |kind, payload| {
+            // A forged tail may show what was taken before, which is whole all the same.
+            let is_old = payload.iter().all(|b| usize::from(*b) * 3 == payload.len());
+            assert!(left.iter().any(|(k, p)| *k == kind && p == payload) || is_old);
+            seen += 1;
+        });
+        let Found { entries, damaged } = found.unwrap();
+        assert_eq!(entries, seen);
+        assert!(seen >= 40 || damaged > 0 || is_forged(&bad, &bytes));
+    }
+}
+
+/// True when the positions are others, or cut off.
+fn is_forged(bad: &[u8], good: &[u8]) -> bool {
+    [1024..1032, 2048..2056].into_iter().any(|place| bad.get(place.clone()) != good.get(place))
+}
+
+/// Catches: a live ring whose positions a foreign hand moved, and that panics, loops, or is not
+/// right again afterwards.
+#[test]
+fn forged_positions_pass() {
+    let (mut producer, mut consumer) = both(4096);
+    let ring = producer.window().clone();
+    let push =
+        |producer: &mut Producer<_>| producer.push((3, NO_OPEN), &[b"said"], Room::All).is_some();
+    for forged in [0, 1, 8, 4096, 5000, u64::MAX, 1 << 63] {
+        assert!(push(&mut producer));
+        ring.set_head(forged);
+        taken(&mut consumer);
+        assert!(push(&mut producer), "it knows where it is");
+        taken(&mut consumer);
+        ring.set_tail(forged);
+        for _ in 0..500 {
+            push(&mut producer);
+        }
+        taken(&mut consumer);
+        consumer.release();
+    }
+    taken(&mut consumer);
+    consumer.release();
+    assert!(push(&mut producer));
+    assert_eq!(taken(&mut consumer), (vec![(3, b"said".to_vec())], false));
+}
