@@ -124,7 +124,7 @@ fn serve(
     signals::start(Arc::clone(&stop), delays, vec![events, access.clone()], log.last.clone())
         .map_err(|e| format!("signals: {e}"))?;
     let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
-    circle::check(plan, &control.fleet, &addresses)?;
+    circle::check(&control.board.view(), &addresses)?;
     let connections = Arc::new(Connections::new(connections_max));
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
     for addr in addresses {
@@ -158,8 +158,7 @@ fn start_workers(
         let start = worker::Start {
             index,
             cpu: cpus.get(index % cpus.len().max(1)).copied(),
-            plan: Arc::clone(plan),
-            fleet: Arc::clone(&control.fleet),
+            board: Arc::clone(&control.board),
             listeners,
             connections: Arc::clone(connections),
             stop: Arc::clone(stop),

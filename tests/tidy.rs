@@ -47,8 +47,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 const STEPS: &[&str] = &["admit", "route", "upstream", "relay"];
 
 /// The only files of `proxy` that call steps: the room itself, the story and its end, and the
-/// worker, which makes what a step keeps between requests (pools, cursors).
-const STEP_CALLERS: &[&str] = &["connection", "settle", "worker"];
+/// worker with its view, which makes what a step keeps between requests (pools, cursors).
+const STEP_CALLERS: &[&str] = &["connection", "settle", "worker", "view"];
 
 #[test]
 fn the_tree_is_tidy() {
@@ -167,14 +167,14 @@ mod each_rule_can_fail {
             ("src/http/head.rs", "use crate::proxy::worker;", 1),
             ("src/http/head.rs", "use crate::{base::id, rt, llm::{sse, usage as u}};", 3),
             ("src/http/head.rs", "fn f() { let x = crate::state::board::Board::new(); }", 1),
-            ("src/http/head.rs", "use super::super::state::fleet;", 1),
+            ("src/http/head.rs", "use super::super::state::board;", 1),
             ("src/http/head.rs", "use super::{framing, super::rt};", 1),
             ("src/http/head/field.rs", "use super::super::state;", 0),
             ("src/http/mod.rs", "use super::config;", 1),
             ("src/http/head.rs", "use crate::*;", 1),
             ("src/http/head.rs", "use llmproxy::control;", 1),
-            ("src/state/fleet.rs", "use crate::config::plan::Plan;", 0),
-            ("src/state/fleet.rs", "use crate::config::{plan::Plan, raw};", 1),
+            ("src/state/board.rs", "use crate::config::plan::Plan;", 0),
+            ("src/state/board.rs", "use crate::config::{plan::Plan, raw};", 1),
             ("src/proxy/a.rs", "use crate::usage::{record::R, outbox, deliver};", 1),
             ("src/proxy/a.rs", "use crate::control::health;", 1),
             ("src/control/a.rs", "use crate::proxy::worker;", 1),

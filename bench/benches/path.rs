@@ -3,19 +3,21 @@
 
 use bench::{measure, EVENT};
 use llmproxy::base::id::RequestIds;
+use llmproxy::config;
 use llmproxy::config::plan::{KeyForm, Spool};
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::tokens::Oddities;
 use llmproxy::proxy::relay::tap::{Expected, Reading, Tap};
 use llmproxy::proxy::route::round_robin::RoundRobin;
 use llmproxy::proxy::route::{pick, Tried};
-use llmproxy::state::fleet::Fleet;
+use llmproxy::state::board::View;
 use llmproxy::state::meters::Times;
 use llmproxy::usage::journal::Journal;
 use llmproxy::usage::outbox::{self, Ends, Kind};
 use llmproxy::usage::record::{Outcome, UsageRecord};
 use llmproxy::usage::spool::{self, Opened};
 use std::hint::black_box;
+use std::sync::Arc;
 
 fn main() {
     let mut tap = Tap::default();
@@ -34,10 +36,14 @@ fn main() {
     });
 
     for backends in [1, 16, 512] {
-        let fleet = Fleet::new((0..backends).map(|_| None).collect());
+        let urls: Vec<_> = (0..backends).map(|n| format!("http://192.0.2.1:{}", n + 1)).collect();
+        let Ok(loaded) = config::load_backends(&urls, &[]) else { continue };
+        let plan = loaded.plan;
+        let tls = plan.backends.iter().map(|_| None).collect();
+        let view = View::new(Arc::new(plan), tls, None);
         let mut balancer = RoundRobin::new(&vec![1; backends], 0);
         measure(&format!("pick among {backends}"), 0, || {
-            assert!(pick(&mut balancer, &fleet, black_box(&Tried::default())).is_some());
+            assert!(pick(&mut balancer, view.members(), black_box(&Tried::default())).is_some());
         });
     }
 

@@ -188,8 +188,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     let start = worker::Start {
         index: 0,
         cpu: None,
-        plan,
-        fleet: Arc::clone(&control.fleet),
+        board: Arc::clone(&control.board),
         listeners: vec![listener],
         connections: Arc::new(llmproxy::state::connections::Connections::new(10)),
         stop,

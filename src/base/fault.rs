@@ -70,6 +70,8 @@ pub enum Fault {
     ClientWriteTimeout,
     /// The drain deadline passed.
     ShuttingDown,
+    /// A panic of ours ended the connection.
+    Panicked,
 }
 
 impl Fault {
@@ -94,6 +96,7 @@ impl Fault {
             Fault::ClientLeft => "client_left",
             Fault::ClientWriteTimeout => "client_write_timeout",
             Fault::ShuttingDown => "shutting_down",
+            Fault::Panicked => "internal_error",
         }
     }
 
@@ -110,7 +113,7 @@ impl Fault {
     pub fn side(self) -> Side {
         match self {
             Fault::ClientLeft | Fault::ClientWriteTimeout => Side::Client,
-            Fault::ShuttingDown => Side::Us,
+            Fault::ShuttingDown | Fault::Panicked => Side::Us,
             _ => Side::Backend,
         }
     }
@@ -193,6 +196,7 @@ impl Fault {
                 Refusal::closing(408, code, "The client took no byte of the answer in time.")
             }
             Fault::ShuttingDown => Refusal::closing(503, code, "The proxy is shutting down."),
+            Fault::Panicked => Refusal::closing(500, code, "The proxy failed; please report this."),
         }
     }
 }

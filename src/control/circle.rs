@@ -3,18 +3,17 @@
 //! changes) is caught request by request.
 
 use crate::config::circle;
-use crate::config::plan::Plan;
-use crate::state::fleet::Fleet;
+use crate::state::board::View;
 use std::net::SocketAddr;
 
 /// Looks for a backend at one of the addresses that we listen on.
 ///
 /// # Errors
 /// There is one; a line for a person.
-pub fn check(plan: &Plan, fleet: &Fleet, ours: &[SocketAddr]) -> Result<(), String> {
-    for (backend, member) in plan.backends.iter().zip(fleet.iter()) {
+pub fn check(view: &View, ours: &[SocketAddr]) -> Result<(), String> {
+    for member in view.members() {
         if let Some(own) = circle::leads_back(ours, &member.addresses()) {
-            return Err(circle::line(backend, own));
+            return Err(circle::line(&member.plan, own));
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
 //! Active probes: one task per backend on the control plane's own ring. What they find is a flag
-//! in the fleet that workers read without waiting.
+//! in the member that workers read without waiting.
 
 use crate::base::limits::HEAD_BYTES_MAX;
 use crate::base::tls_fault;
-use crate::config::plan::{Backend, Endpoint, HealthCheck, Plan};
+use crate::config::plan::{Endpoint, HealthCheck};
 use crate::http::head::Parse;
 use crate::http::request::Method;
 use crate::http::response::ResponseHead;
@@ -11,10 +11,14 @@ use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::tls::Link;
 use crate::rt::{self, connect};
-use crate::state::fleet::{Fleet, Member};
+use crate::state::board::{Board, View};
 use crate::state::hop;
+use crate::state::member::{Member, MemberId};
 use rustls::pki_types::ServerName;
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,44 +26,77 @@ use std::time::{Duration, Instant};
 /// is over: a hung engine takes the whole timeout for each, and its clients wait as long.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts a task per backend on the current ring.
-pub fn start(plan: &Arc<Plan>, fleet: &Arc<Fleet>) {
-    let Some(check) = &plan.health_check else { return };
-    tracing::info!(
-        path = check.path.as_deref().unwrap_or(HealthCheck::PATH),
-        interval_s = check.interval.as_secs_f64(),
-        "backends are probed; `health_check: {{enabled: false}}` turns that off"
-    );
-    for (index, backend) in plan.backends.iter().enumerate() {
-        let (check, backend, fleet) = (check.clone(), backend.clone(), Arc::clone(fleet));
-        rt::spawn(async move {
-            let Some(member) = fleet.get(index) else { return };
-            // A panic ends one round of probes, not all probes for ever.
-            while !guarded(watch(&check, &backend, member)).await {
-                tracing::error!(backend = %backend.name, "the prober panicked and starts again");
-                rt::sleep(check.interval).await;
+/// The probes that run, on the current ring.
+pub struct Probers {
+    board: Arc<Board>,
+    running: Rc<RefCell<HashSet<MemberId>>>,
+}
+
+impl Probers {
+    /// None yet.
+    pub fn new(board: Arc<Board>) -> Probers {
+        if let Some(check) = &board.view().plan.health_check {
+            tracing::info!(
+                path = check.path.as_deref().unwrap_or(HealthCheck::PATH),
+                interval_s = check.interval.as_secs_f64(),
+                "backends are probed; `health_check: {{enabled: false}}` turns that off"
+            );
+        }
+        Probers { board, running: Rc::default() }
+    }
+
+    /// Starts a task for each backend of the view that has none. It goes by whatever view is there
+    /// when it probes, and ends when the backend is in none, or probes are off.
+    pub fn look(&self) {
+        let view = self.board.view();
+        if view.plan.health_check.is_none() {
+            return;
+        }
+        for id in view.members().iter().map(|member| member.id()) {
+            if self.running.borrow_mut().insert(id) {
+                let (board, running) = (Arc::clone(&self.board), Rc::clone(&self.running));
+                rt::spawn(async move {
+                    // A panic ends one round of probes, not all probes for ever.
+                    while !guarded(watch(&board, id)).await {
+                        tracing::error!("a prober panicked and starts again");
+                        rt::sleep(DOUBT_INTERVAL).await;
+                    }
+                    running.borrow_mut().remove(&id);
+                });
             }
-        });
+        }
     }
 }
 
-async fn watch(check: &HealthCheck, backend: &Backend, member: &Member) {
-    let mut judge = Judge::new(check.healthy_threshold, check.unhealthy_threshold);
-    loop {
-        let began = Instant::now();
-        let found = rt::await_peer(check.timeout, probe(check, backend, member)).await;
+async fn watch(board: &Board, id: MemberId) {
+    let mut judge = Judge::default();
+    while let Some((member, check)) = to_probe(&board.view(), id) {
+        let (began, backend) = (Instant::now(), &*member.name);
+        let found = rt::await_peer(check.timeout, probe(&check, &member)).await;
         let found = found
             .unwrap_or_else(|| Err(format!("no answer within {} s", check.timeout.as_secs_f64())));
-        if let Some(healthy) = judge.hear(found.is_ok()) {
+        if let Some(healthy) = judge.hear(found.is_ok(), &check) {
             member.set_passes_probes(healthy);
             match &found {
-                Ok(()) => tracing::info!(backend = %backend.name, "backend is healthy"),
-                Err(why) => tracing::warn!(backend = %backend.name, %why, "backend is unhealthy"),
+                Ok(()) => tracing::info!(backend, "backend is healthy"),
+                Err(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
             }
         }
         let interval = interval(check.interval, judge.is_in_doubt());
+        drop(member);
         rt::sleep(interval.saturating_sub(began.elapsed())).await;
     }
+}
+
+/// The backend and how it is probed, if it is. What probes said of it before they were turned off
+/// holds no more.
+fn to_probe(view: &View, id: MemberId) -> Option<(Arc<Member>, HealthCheck)> {
+    let member = Arc::clone(view.member(id)?);
+    let check = view.plan.health_check.clone();
+    if check.is_none() {
+        member.set_passes_probes(true);
+    }
+    Some((member, check?))
 }
 
 /// From the beginning of one probe to that of the next.
@@ -79,8 +116,9 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 /// One probe: connect, ask, read the head of the answer.
-async fn probe(check: &HealthCheck, backend: &Backend, member: &Member) -> Result<(), String> {
-    let mut link = open(backend, member, check.timeout).await?;
+async fn probe(check: &HealthCheck, member: &Member) -> Result<(), String> {
+    let backend = &member.plan;
+    let mut link = open(member, check.timeout).await?;
     let chosen = backend.health_path.as_deref().or(check.path.as_deref());
     let path = chosen.unwrap_or(HealthCheck::PATH);
     let mut text = format!(
@@ -117,7 +155,8 @@ fn is_well(status: u16, is_path_chosen: bool, expected: &[u16]) -> bool {
     }
 }
 
-async fn open(backend: &Backend, member: &Member, timeout: Duration) -> Result<Link, String> {
+async fn open(member: &Member, timeout: Duration) -> Result<Link, String> {
+    let backend = &member.plan;
     let socket = match &backend.endpoint {
         Endpoint::Unix(path) => connect::unix(path).await.map_err(|e| format!("connect: {e}"))?,
         Endpoint::Tcp { host, .. } => {
@@ -137,7 +176,7 @@ async fn open(backend: &Backend, member: &Member, timeout: Duration) -> Result<L
             result?
         }
     };
-    match (&backend.tls, member.tls()) {
+    match (&backend.tls, &member.tls) {
         (Some(tls), Some(config)) => {
             let name = ServerName::try_from(tls.server_name.clone()).map_err(|e| e.to_string())?;
             let done = Link::handshake(socket, Arc::clone(config), name).await;
@@ -185,19 +224,13 @@ async fn read_status(link: &mut Link, method: &str) -> Result<u16, String> {
 }
 
 /// Counts probes in a row. Pure: tells only when the verdict changes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Judge {
-    healthy_threshold: u32,
-    unhealthy_threshold: u32,
     verdict: Option<bool>,
     against: u32,
 }
 
 impl Judge {
-    fn new(healthy_threshold: u32, unhealthy_threshold: u32) -> Judge {
-        Judge { healthy_threshold, unhealthy_threshold, verdict: None, against: 0 }
-    }
-
     /// The last probe spoke against the verdict, and alone does not change it.
     fn is_in_doubt(&self) -> bool {
         self.against > 0
@@ -205,7 +238,7 @@ impl Judge {
 
     /// Hears one probe; `Some` when the backend changes sides. The very first probe decides
     /// alone: traffic should not find out about a backend that was never there.
-    fn hear(&mut self, good: bool) -> Option<bool> {
+    fn hear(&mut self, good: bool, check: &HealthCheck) -> Option<bool> {
         let Some(verdict) = self.verdict else {
             self.verdict = Some(good);
             return Some(good);
@@ -215,7 +248,7 @@ impl Judge {
             return None;
         }
         self.against += 1;
-        let needed = if good { self.healthy_threshold } else { self.unhealthy_threshold };
+        let needed = if good { check.healthy_threshold } else { check.unhealthy_threshold };
         if self.against < needed {
             return None;
         }
@@ -229,9 +262,30 @@ impl Judge {
 mod tests {
     use super::*;
 
+    /// A [`Judge`] under thresholds of 2 and 3.
+    struct Court(Judge, HealthCheck);
+
+    impl Court {
+        fn hear(&mut self, good: bool) -> Option<bool> {
+            self.0.hear(good, &self.1)
+        }
+
+        fn is_in_doubt(&self) -> bool {
+            self.0.is_in_doubt()
+        }
+    }
+
+    fn judge() -> Court {
+        let text = "backends: [{url: 'http://192.0.2.1:8000'}]\nhealth_check: {healthy_threshold: 2, unhealthy_threshold: 3}";
+        let loaded = crate::config::load_text("test", text, &|_| None).unwrap();
+        let check = loaded.plan.health_check.unwrap();
+        assert_eq!((check.healthy_threshold, check.unhealthy_threshold), (2, 3));
+        Court(Judge::default(), check)
+    }
+
     #[test]
     fn thresholds_count_probes_in_a_row() {
-        let mut judge = Judge::new(2, 3);
+        let mut judge = judge();
         assert_eq!(judge.hear(true), Some(true), "the first probe decides");
         assert_eq!(judge.hear(false), None);
         assert_eq!(judge.hear(false), None);
@@ -245,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_was_never_there_is_out_at_once() {
-        assert_eq!(Judge::new(2, 3).hear(false), Some(false));
+        assert_eq!(judge().hear(false), Some(false));
     }
 
     /// Catches: an engine without `/health` that is taken for dead; one that answers a path that
@@ -267,7 +321,7 @@ mod tests {
     #[test]
     fn a_backend_in_doubt_is_asked_again_at_once() {
         let (usual, timeout) = (Duration::from_secs(10), Duration::from_secs(5));
-        let mut judge = Judge::new(2, 3);
+        let mut judge = judge();
         judge.hear(true);
         // It hangs from the moment after a good probe.
         let mut waited = interval(usual, judge.is_in_doubt());

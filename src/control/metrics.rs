@@ -1,15 +1,16 @@
 //! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
-use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
-use crate::state::fleet::Fleet;
-use crate::state::meters::{BackendIndex, Meters, Times};
+use crate::state::board::View;
+use crate::state::member::Member;
+use crate::state::meters::{Meters, Times, Whose};
 use crate::usage::outbox::Gauge;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,10 +28,8 @@ pub struct Facts {
     pub budget: Arc<Budget>,
     /// Driver of each worker.
     pub drivers: Vec<&'static str>,
-    /// The backends.
-    pub fleet: Arc<Fleet>,
     /// Names of the backends, bounds of the histograms.
-    pub plan: Arc<Plan>,
+    pub view: Arc<View>,
     /// Metering, when it is on.
     pub usage: Option<Gauge>,
     /// Events that the log dropped.
@@ -40,7 +39,8 @@ pub struct Facts {
 }
 
 /// Renders the page.
-pub fn render(facts: Facts) -> String {
+pub fn render(mut facts: Facts) -> String {
+    facts.name_all();
     let mut registry = Registry::default();
     registry.register_collector(Box::new(facts));
     let mut text = String::new();
@@ -93,16 +93,45 @@ impl Collector for Facts {
         self.times(&mut page)?;
         self.endings(&mut page)?;
         self.usage(&mut page)?;
-        self.fleet(&mut page)?;
+        self.backends(&mut page)?;
         self.process(&mut page)?;
         self.program(&mut page)
     }
 }
 
 impl Facts {
-    fn backend(&self, index: BackendIndex) -> String {
-        let backend = index.and_then(|i| self.plan.backends.get(i as usize));
-        backend.map_or_else(|| "none".to_owned(), |b| b.name.clone())
+    /// Backends that the page shows: those in use, and those that were taken out and still have
+    /// requests in flight. One of them for each name: the number of a backend is new when its
+    /// address is, and two series with the same labels would make the page invalid.
+    fn shown(&self) -> Vec<&Arc<Member>> {
+        let mut shown: Vec<&Arc<Member>> = self.view.members().iter().collect();
+        for gone in self.view.leaving() {
+            if gone.inflight() > 0 && shown.iter().all(|member| member.name != gone.name) {
+                shown.push(gone);
+            }
+        }
+        shown
+    }
+
+    /// Counts the numbers of each backend under the one that is shown by its name, and leaves out
+    /// those of which no worker knows any more whose they are.
+    fn name_all(&mut self) {
+        let shown: Vec<_> = self.shown().into_iter().map(|m| (m.id(), m.name.clone())).collect();
+        let known = self.view.members().iter().chain(self.view.leaving());
+        let names: HashMap<_, _> = known.map(|m| (m.id(), m.name.clone())).collect();
+        for id in self.meters.members() {
+            let name = names.get(&id);
+            let heir = shown.iter().find(|(_, shown)| Some(shown) == name).map(|(id, _)| *id);
+            if heir != Some(id) {
+                self.meters.hand_over(id, heir);
+            }
+        }
+    }
+
+    fn backend(&self, whose: Whose) -> String {
+        let mut known = self.view.members().iter().chain(self.view.leaving());
+        let backend = whose.and_then(|id| known.find(|member| member.id() == id));
+        backend.map_or_else(|| "none".to_owned(), |member| member.name.to_string())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The control plane: everything that may be slow.
 //!
-//! *Takes:* the plan, the fleet, signals, requests for the metrics page. *Gives:* health and
-//! addresses to the fleet, pages, log lines. *Runs on:* threads of its own. *May:* block, resolve
+//! *Takes:* the plan, signals, requests for the metrics page. *Gives:* health and
+//! addresses to the members, pages, log lines. *Runs on:* threads of its own. *May:* block, resolve
 //! names, open files. *Never:* runs on a worker's thread, touches a request.
 
 pub mod tls;

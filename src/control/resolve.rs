@@ -1,9 +1,11 @@
 //! Names of backends become addresses here, off the workers: at start, and again and again. An
 //! error keeps the last good set.
 
-use crate::config::plan::{Endpoint, Plan};
-use crate::state::fleet::Fleet;
-use crossbeam_channel::{bounded, Receiver};
+use crate::config::plan::Endpoint;
+use crate::state::board::{Board, View};
+use crate::state::member::{Member, MemberId};
+use crossbeam_channel::{bounded, RecvTimeoutError, Sender};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -18,43 +20,93 @@ const REFRESH_UNRESOLVED: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// Sets the addresses of IP literals at once and starts the thread that resolves names, if there
-/// are any. The receiver hears when all names were tried for the first time.
-pub fn start(plan: Arc<Plan>, fleet: Arc<Fleet>) -> io::Result<Receiver<()>> {
-    let (tried, first_pass) = bounded(1);
-    let mut names = Vec::new();
-    for (index, backend) in plan.backends.iter().enumerate() {
-        let Endpoint::Tcp { host, port } = &backend.endpoint else { continue };
-        match (host.parse::<IpAddr>(), fleet.get(index)) {
-            (Ok(ip), Some(member)) => member.set_addresses(vec![SocketAddr::new(ip, *port)]),
-            _ => names.push(Name { index, host: host.clone(), port: *port, failing: None }),
+/// The thread that resolves names.
+pub struct Resolver {
+    asks: Sender<Ask>,
+}
+
+/// A wish to resolve the names of a view now, before the first request goes there.
+struct Ask {
+    view: Arc<View>,
+    /// Hears when all of them were tried.
+    tried: Sender<()>,
+}
+
+impl Resolver {
+    /// Starts the thread, which sees to the names of whatever view hangs on the board.
+    ///
+    /// # Errors
+    /// It could not be created.
+    pub fn start(board: Arc<Board>) -> io::Result<Resolver> {
+        let (asks, asked) = bounded::<Ask>(1);
+        std::thread::Builder::new().name("resolver".into()).spawn(move || {
+            let mut names = Names::default();
+            let mut wait = Some(Duration::ZERO);
+            loop {
+                let ask = match wait {
+                    Some(wait) => asked.recv_timeout(wait),
+                    // There is no name: nothing to do until there is one.
+                    None => asked.recv().map_err(RecvTimeoutError::from),
+                };
+                let ask = match ask {
+                    Ok(ask) => Some(ask),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
+                wait = Some(REFRESH_UNRESOLVED);
+                super::survive("resolver", || {
+                    let view = ask.as_ref().map_or_else(|| board.view(), |ask| ask.view.clone());
+                    wait = names.resolve_all(view.members(), ask_system);
+                });
+                if let Some(ask) = ask {
+                    let _ = ask.tried.try_send(());
+                }
+            }
+        })?;
+        Ok(Resolver { asks })
+    }
+
+    /// Resolves the names of a view, for at most so long: what takes longer is used when it comes.
+    pub fn prepare(&self, view: &Arc<View>, wait: Duration) {
+        let (tried, done) = bounded(1);
+        let ask = Ask { view: Arc::clone(view), tried };
+        if self.asks.send_timeout(ask, wait).is_ok() {
+            let _ = done.recv_timeout(wait);
         }
     }
-    if names.is_empty() {
-        let _ = tried.send(());
-        return Ok(first_pass);
-    }
-    std::thread::Builder::new().name("resolver".into()).spawn(move || {
-        // The sender lives with the loop: nobody ever sends, the wait is the clock.
-        let (_alive, clock) = bounded::<()>(0);
-        loop {
-            let mut missing = 0;
-            super::survive("resolver", || {
-                let resolved = |name: &mut Name| resolve(&fleet, name, Instant::now(), ask_system);
-                missing = names.iter_mut().map(resolved).filter(|resolved| !resolved).count();
-            });
-            let _ = tried.try_send(());
-            let wait = if missing > 0 { REFRESH_UNRESOLVED } else { REFRESH };
-            let _ = clock.recv_timeout(wait);
+}
+
+/// The names that were asked for, by the backend that has them.
+#[derive(Default)]
+struct Names(HashMap<MemberId, Name>);
+
+impl Names {
+    /// Resolves the name of each of these backends, and forgets all other names. Gives when to do
+    /// that again; `None` when there are no names.
+    fn resolve_all(
+        &mut self,
+        members: &[Arc<Member>],
+        look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>>,
+    ) -> Option<Duration> {
+        self.0.retain(|id, _| members.iter().any(|member| member.id() == *id));
+        let (mut count, mut missing) = (0, 0);
+        for member in members {
+            let Endpoint::Tcp { host, port } = &member.plan.endpoint else { continue };
+            if host.parse::<IpAddr>().is_ok() {
+                continue;
+            }
+            let new = || Name { host: host.clone(), port: *port, failing: None };
+            let name = self.0.entry(member.id()).or_insert_with(new);
+            count += 1;
+            missing += usize::from(!resolve(member, name, Instant::now(), &look_up));
         }
-    })?;
-    Ok(first_pass)
+        let wait = if missing > 0 { REFRESH_UNRESOLVED } else { REFRESH };
+        (count > 0).then_some(wait)
+    }
 }
 
 /// A name of a backend.
 struct Name {
-    /// Index of the backend.
-    index: usize,
     host: String,
     port: u16,
     /// Since it does not resolve.
@@ -70,12 +122,11 @@ struct Failing {
 
 /// Resolves one name; true when the backend has an address afterwards.
 fn resolve(
-    fleet: &Fleet,
+    member: &Member,
     name: &mut Name,
     now: Instant,
     look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>>,
 ) -> bool {
-    let Some(member) = fleet.get(name.index) else { return true };
     let known = !member.addresses().is_empty();
     let host = &name.host;
     match look_up(host, name.port) {
@@ -135,24 +186,24 @@ fn ask_system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::plan::Backend;
+    use std::cell::RefCell;
 
     /// The addresses of a backend that had `before`, once its name was looked up with this outcome,
     /// and what `resolve` said.
     fn after(before: &[&str], answer: Result<&[&str], io::ErrorKind>) -> (Vec<String>, bool) {
         let parse = |text: &[&str]| text.iter().map(|a| a.parse().unwrap()).collect::<Vec<_>>();
-        let fleet = Fleet::new(vec![None, None]);
-        let member = fleet.get(1).unwrap();
+        let member = Member::new(Backend::sample("gpu.test"), None);
         member.set_addresses(parse(before));
-        let resolved = resolve(&fleet, &mut name(), Instant::now(), |host, port| {
+        let resolved = resolve(&member, &mut name(), Instant::now(), |host, port| {
             assert_eq!((host, port), ("gpu.test", 8000));
             answer.map(parse).map_err(io::Error::from)
         });
-        assert!(fleet.get(0).unwrap().addresses().is_empty(), "of another backend");
         (member.addresses().iter().map(SocketAddr::to_string).collect(), resolved)
     }
 
     fn name() -> Name {
-        Name { index: 1, host: "gpu.test".into(), port: 8000, failing: None }
+        Name { host: "gpu.test".into(), port: 8000, failing: None }
     }
 
     /// Catches: a line each second for as long as a name server is away.
@@ -190,5 +241,25 @@ mod tests {
             // Never known: the caller asks again soon.
             assert_eq!(after(&[], answer), (vec![], false));
         }
+    }
+
+    /// Catches: a name that is looked up for ever though its backend is gone, addresses that are
+    /// asked for, and a thread that wakes up though there is no name.
+    #[test]
+    fn only_names_are_looked_up_and_only_those_of_the_backends() {
+        let asked = RefCell::new(Vec::new());
+        let look_up = |host: &str, _| {
+            asked.borrow_mut().push(host.to_owned());
+            Err(io::ErrorKind::NotFound.into())
+        };
+        let member = |host| Arc::new(Member::new(Backend::sample(host), None));
+        let (a, b, literal) = (member("a.test"), member("b.test"), member("192.0.2.1"));
+        assert_eq!(literal.addresses().as_slice(), ["192.0.2.1:8000".parse().unwrap()]);
+        let mut names = Names::default();
+        let all = [a.clone(), literal.clone()];
+        assert_eq!(names.resolve_all(&all, look_up), Some(REFRESH_UNRESOLVED));
+        assert_eq!(names.resolve_all(&[b, literal.clone()], look_up), Some(REFRESH_UNRESOLVED));
+        assert_eq!(asked.take(), ["a.test", "b.test"]);
+        assert_eq!((names.resolve_all(&[literal], look_up), names.0.len()), (None, 0));
     }
 }

@@ -1,15 +1,17 @@
-//! Starts the control plane and ends it: fleet, resolver, probes, pages, logs, reporters.
+//! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters.
 
+use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
 use super::metrics::Facts;
-use super::{access, health, page, resolve, tls};
+use super::resolve::Resolver;
+use super::{access, page, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
 use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
-use crate::state::fleet::Fleet;
+use crate::state::board::{Board, View};
 use crate::state::pulse::Pulse;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
@@ -35,8 +37,8 @@ const LAST_TIME: Duration = Duration::from_secs(10);
 
 /// The control plane, running.
 pub struct Control {
-    /// The backends.
-    pub fleet: Arc<Fleet>,
+    /// Where the configuration in use hangs, with its backends.
+    pub board: Arc<Board>,
     /// Requests for the metrics page.
     pub pages: Sender<PageRequest>,
     /// A mailbox for each worker.
@@ -51,6 +53,8 @@ pub struct Control {
     pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
+    /// Resolves the names of a view before it is hung up; its thread lives as long as this does.
+    pub resolver: Resolver,
     delivery: Option<Delivery>,
     access_writer: Option<access::Writer>,
 }
@@ -63,8 +67,9 @@ pub fn start(
     metrics: Option<OwnedFd>,
     (log, reopen): (&Logging, Reopen),
 ) -> Result<Control, String> {
-    let fleet = Arc::new(Fleet::new(tls::client_configs(plan)?));
-    let resolved = resolve::start(Arc::clone(plan), Arc::clone(&fleet)).map_err(thread_error)?;
+    let view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
+    let board = Arc::new(Board::new(view));
+    let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
     let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();
     pulses.iter().for_each(|pulse| stop.calls(pulse));
     let (mut scraper, mailboxes) = mailboxes(&pulses);
@@ -87,7 +92,7 @@ pub fn start(
     let (pages, page_requests) = bounded(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
     let collect = {
-        let (plan, fleet, drivers) = (Arc::clone(plan), Arc::clone(&fleet), Arc::clone(&drivers));
+        let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
         let budget = Arc::clone(&budget);
         move || {
@@ -97,8 +102,7 @@ pub fn start(
                 silent_workers,
                 budget: Arc::clone(&budget),
                 drivers: drivers.get().cloned().unwrap_or_default(),
-                fleet: Arc::clone(&fleet),
-                plan: Arc::clone(&plan),
+                view: board.view(),
                 usage: gauge.clone(),
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
@@ -106,11 +110,13 @@ pub fn start(
         }
     };
     page::start(page_requests, collect).map_err(thread_error)?;
-    start_ring(plan, &fleet, stop, metrics, pages.clone())?;
+    let control_pulse = start_ring(&board, stop, metrics, pages.clone())?;
+    board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
-    let _ = resolved.recv_timeout(FIRST_RESOLVE_WAIT);
+    resolver.prepare(&board.view(), FIRST_RESOLVE_WAIT);
     Ok(Control {
-        fleet,
+        board,
+        resolver,
         pages,
         mailboxes,
         budget,
@@ -190,19 +196,16 @@ fn thread_error(error: std::io::Error) -> String {
 
 /// The control plane's own ring: probes, and the listener of the metrics page.
 fn start_ring(
-    plan: &Arc<Plan>,
-    fleet: &Arc<Fleet>,
+    board: &Arc<Board>,
     stop: &Arc<Stop>,
     metrics: Option<OwnedFd>,
     pages: Sender<PageRequest>,
-) -> Result<(), String> {
-    if plan.health_check.is_none() && metrics.is_none() {
-        return Ok(());
-    }
-    let (plan, fleet, stop) = (Arc::clone(plan), Arc::clone(fleet), Arc::clone(stop));
+) -> Result<Arc<Pulse>, String> {
+    let (board, stop) = (Arc::clone(board), Arc::clone(stop));
     let (ready, started): (Sender<Result<(), String>>, Receiver<_>) = bounded(1);
     let pulse = Arc::<Pulse>::default();
     stop.calls(&pulse);
+    let heard = Arc::clone(&pulse);
     let body = move || {
         let ring = Ring::build().map_err(|e| format!("no ring for the control plane: {e}"));
         let mut ring = match ring {
@@ -214,20 +217,23 @@ fn start_ring(
                 Ok(patrol) => patrol,
                 Err(error) => return drop(ready.send(Err(error.to_string()))),
             };
-            health::start(&plan, &fleet);
-            if let (Some(listener), Some(page)) = (metrics, &plan.metrics) {
+            let probers = Probers::new(Arc::clone(&board));
+            if let (Some(listener), Some(page)) = (metrics, &board.view().plan.metrics) {
                 let serve = page::serve(listener, Rc::clone(&patrol), page.path.clone(), pages);
                 crate::rt::spawn(serve);
             }
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {
+                probers.look();
                 patrol.next_sweep(true, pulse.sleep()).await;
             }
         });
     };
     std::thread::Builder::new().name("control".into()).spawn(body).map_err(thread_error)?;
-    started.recv().unwrap_or_else(|_| Err("the control plane did not start".into()))
+    let is_started = started.recv();
+    is_started.unwrap_or_else(|_| Err("the control plane did not start".into()))?;
+    Ok(heard)
 }
 
 impl Control {

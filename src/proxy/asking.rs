@@ -5,8 +5,8 @@ use super::receive::Request;
 use super::settle::Story;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Retry};
-use crate::config::plan::StreamUsage;
-use crate::llm::dialect::Dialect;
+use crate::config::plan::{Plan, StreamUsage};
+use crate::state::member::Member;
 use crate::state::wish::UsageWish;
 use std::time::Instant;
 
@@ -31,24 +31,22 @@ pub enum Asking {
 
 impl Asking {
     /// How a request goes to a backend.
-    pub fn of(w: &Worker, request: &Request, backend: u32) -> Asking {
-        let plan = w.backend(backend);
-        let dialect = plan.map(|plan| request.dialect_at(&plan.base_path));
+    pub fn of(plan: &Plan, request: &Request, backend: &Member) -> Asking {
+        let dialect = request.dialect_at(&backend.plan.base_path);
         // The other dialects tell without being asked.
-        if request.usage_splice().is_none() || !dialect.is_some_and(Dialect::takes_wish) {
+        if request.usage_splice().is_none() || !dialect.takes_wish() {
             return Asking::No;
         }
-        let member = w.fleet.get(backend as usize);
-        match (plan.map(|plan| plan.stream_usage), member) {
-            (Some(StreamUsage::Always), _) => Asking::Yes,
-            (Some(StreamUsage::Auto), Some(member)) if w.plan.usage.wants_stream_usage() => {
-                match member.usage_wishes().at(&request.model, Instant::now()) {
+        match backend.plan.stream_usage {
+            StreamUsage::Always => Asking::Yes,
+            StreamUsage::Auto if plan.usage.wants_stream_usage() => {
+                match backend.usage_wishes().at(&request.model, Instant::now()) {
                     UsageWish::Unknown => Asking::Trial,
                     UsageWish::Taken => Asking::Yes,
                     UsageWish::Refused | UsageWish::Needless => Asking::No,
                 }
             }
-            _ => Asking::No,
+            StreamUsage::Auto | StreamUsage::Never => Asking::No,
         }
     }
 
@@ -71,11 +69,11 @@ impl Asking {
     pub fn learn(
         self,
         w: &Worker,
-        (backend, model): (u32, &str),
+        (backend, model): (&Member, &str),
         status: u16,
         is_named: bool,
     ) -> Option<Asking> {
-        let known = w.fleet.get(backend as usize)?.usage_wishes();
+        let known = backend.usage_wishes();
         let now = Instant::now();
         match (self, status) {
             (Asking::Yes | Asking::Trial, 400 | 422) if is_named => {
@@ -88,14 +86,13 @@ impl Asking {
                 known.learn(model, UsageWish::Taken, now);
             }
             (Asking::Without { is_named }, 200..=299) => {
-                let plan = w.backend(backend)?;
                 let is_clear = is_named || known.at(model, now) == UsageWish::Unknown;
-                let is_asked = plan.stream_usage == StreamUsage::Always;
+                let is_asked = backend.plan.stream_usage == StreamUsage::Always;
                 let is_news = is_clear && !is_asked;
                 let is_news = is_news && known.learn(model, UsageWish::Refused, now);
                 if is_news && w.may_log("stream_usage_refused") {
                     tracing::info!(
-                        backend = plan.name,
+                        backend = %backend.name,
                         model,
                         "the engine refuses stream_options.include_usage and is not asked for a \
                          while: streams whose clients do not ask for usage are recorded without"
@@ -109,25 +106,25 @@ impl Asking {
 }
 
 /// A try failed: a backend that cannot be reached may be another engine when it is back.
-pub fn hear_failure(w: &Worker, backend: u32, fault: Fault) {
-    if let (Retry::Any, Some(member)) = (fault.retry(), w.fleet.get(backend as usize)) {
-        member.usage_wishes().forget();
+pub fn hear_failure(backend: &Member, fault: Fault) {
+    if fault.retry() == Retry::Any {
+        backend.usage_wishes().forget();
     }
 }
 
 /// A stream of a client that did not ask is over, to its end if `is_whole`. `is_timed`: the engine
 /// told by itself what usage would; `is_told`: there was usage, in whatever form.
 pub fn hear_stream(
-    w: &Worker,
     request: &Request,
     story: &Story,
     (is_whole, is_timed, is_told): (bool, bool, bool),
 ) {
-    let member = story.backend.and_then(|backend| w.fleet.get(backend as usize));
-    let (Some(member), Some(_), true) = (member, request.usage_splice(), story.event_stream) else {
+    let backend = story.backend.as_ref();
+    let (Some(backend), Some(_), true) = (backend, request.usage_splice(), story.event_stream)
+    else {
         return;
     };
-    let (known, now) = (member.usage_wishes(), Instant::now());
+    let (known, now) = (backend.usage_wishes(), Instant::now());
     let model = request.model.as_str();
     if is_timed {
         known.learn(model, UsageWish::Needless, now);

@@ -1,10 +1,12 @@
 //! The data plane: one thread, one ring, no lock. A request walks this list from top to bottom.
 //!
-//! *Takes:* a plan, a fleet, listeners. *Gives:* answers to clients, records to the outbox, meters
-//! to a scrape. *Runs on:* worker threads. *May:* wait on sockets through `rt::patrol`, allocate
-//! per request. *Never:* blocks, resolves a name, opens a file, takes a lock, talks to `control`.
-
+//! *Takes:* a board with a view, listeners. *Gives:* answers to clients, records to the outbox,
+//! meters to a scrape. *Runs on:* worker threads. *May:* wait on sockets through `rt::patrol`,
+//! allocate per request. *Never:* blocks, resolves a name, opens a file, takes a lock, talks to
+//! `control`.
 pub mod worker;
+pub mod view;
+pub mod pass;
 pub mod connection;
 pub mod client;
 mod pace;

@@ -202,15 +202,34 @@ pub enum Received {
     Idled,
 }
 
+/// What bounds the wait for a head, and the head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadLimits {
+    idle_timeout: Duration,
+    header_timeout: Duration,
+    max_header_bytes: usize,
+}
+
+impl HeadLimits {
+    /// Those of the configuration.
+    pub fn of(server: &Server) -> HeadLimits {
+        HeadLimits {
+            idle_timeout: server.idle_timeout,
+            header_timeout: server.header_timeout,
+            max_header_bytes: server.max_header_bytes,
+        }
+    }
+}
+
 /// Reads the next request's head. An idle connection waits here without a buffer.
 pub async fn head(
     client: &mut Client,
     request: &mut Request,
-    server: &Server,
+    limits: HeadLimits,
 ) -> Result<Received, Refusal> {
     request.reset();
     if client.inbox.is_none() {
-        client.post.arm(server.idle_timeout);
+        client.post.arm(limits.idle_timeout);
         client.post.set_idle();
         let got = client.read_more(0).await;
         client.post.set_busy();
@@ -227,8 +246,8 @@ pub async fn head(
     // Of a head that never becomes whole, this is all that is known of its time.
     request.started = Instant::now();
     // From the first byte on: a deadline for the whole head, not one for each read of it.
-    client.post.arm(server.header_timeout);
-    let limit = server.max_header_bytes.min(HEAD_BYTES_MAX);
+    client.post.arm(limits.header_timeout);
+    let limit = limits.max_header_bytes.min(HEAD_BYTES_MAX);
     let mut reads = 0;
     loop {
         if let Parse::Done { len } = request.head.parse(client.bytes(), limit)? {

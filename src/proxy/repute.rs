@@ -1,37 +1,31 @@
-//! What requests find out about their backends goes to the fleet; and when a backend goes out of
+//! What requests find out about their backends goes to the members; and when a backend goes out of
 //! service, the requests that still wait there for a first byte hear of it.
 
-use super::worker::Worker;
+use super::view::WorkerView;
 use crate::base::fault::{Fault, Side};
 use crate::http::field::Known;
 use crate::http::response::ResponseHead;
-use crate::state::fleet::Fleet;
-use crate::state::meters::BackendIndex;
+use crate::state::member::{Member, MemberId};
 use crate::state::repute::{Change, Evidence};
-use std::cell::RefCell;
 
 /// Takes in what a fault says about a backend.
-pub fn hear_fault(w: &Worker, backend: BackendIndex, fault: Fault) {
-    let Some(backend) = backend else { return };
+pub fn hear_fault(backend: &Member, fault: Fault) {
     match Evidence::of_fault(fault) {
-        Some(evidence) => hear(w, backend, evidence),
-        None if fault.side() != Side::Backend => {
-            w.fleet.get(backend as usize).into_iter().for_each(|member| member.untried());
-        }
+        Some(evidence) => hear(backend, evidence),
+        None if fault.side() != Side::Backend => backend.untried(),
         None => {}
     }
 }
 
 /// Takes in what the head of an answer says about a backend.
-pub fn hear_answer(w: &Worker, backend: u32, response: &ResponseHead) {
+pub fn hear_answer(backend: &Member, response: &ResponseHead) {
     let has_retry_after = response.fields.iter().any(|f| f.known == Known::RetryAfter);
-    hear(w, backend, Evidence::of_status(response.status, has_retry_after));
+    hear(backend, Evidence::of_status(response.status, has_retry_after));
 }
 
-fn hear(w: &Worker, backend: u32, evidence: Evidence) {
-    let Some(member) = w.fleet.get(backend as usize) else { return };
+fn hear(member: &Member, evidence: Evidence) {
     let Some(change) = member.hear(evidence) else { return };
-    let backend = w.backend(backend).map_or("", |plan| plan.name.as_str());
+    let backend = &*member.name;
     match change {
         Change::Ejected(time) => {
             let why = match evidence {
@@ -47,35 +41,21 @@ fn hear(w: &Worker, backend: u32, evidence: Evidence) {
     }
 }
 
-/// What a worker has seen of backends that went out of service.
-pub struct Departures {
-    seen: RefCell<Vec<u32>>,
+/// Passes over the backends that went out of service while nobody waited here.
+pub fn forget_departures(view: &WorkerView) {
+    see_departures(view, |_| {});
 }
 
-impl Departures {
-    /// Nothing that happens from now on was seen.
-    pub fn new(fleet: &Fleet) -> Departures {
-        Departures { seen: RefCell::new(fleet.iter().map(|m| m.departures()).collect()) }
-    }
-
-    /// Passes over what happened while nobody waited here.
-    pub fn forget(&self, fleet: &Fleet) {
-        self.see(fleet, |_| {});
-    }
-
-    /// Calls the backends that went since the last time and are not back, if there is another one
-    /// that is well.
-    pub fn see(&self, fleet: &Fleet, call_off: impl Fn(u32)) {
-        for (backend, seen) in self.seen.borrow_mut().iter_mut().enumerate() {
-            let Some(member) = fleet.get(backend) else { continue };
-            let now = member.departures();
-            if std::mem::replace(seen, now) == now || member.is_healthy() {
-                continue;
-            }
-            let is_other = |(index, _): &(usize, _)| *index != backend;
-            if fleet.iter().enumerate().filter(is_other).any(|(_, member)| member.is_healthy()) {
-                call_off(backend as u32);
-            }
+/// Calls the backends that went out of service since the last time and are not back, if there is
+/// another one that is well.
+pub fn see_departures(view: &WorkerView, call_off: impl Fn(MemberId)) {
+    for backend in &view.members {
+        if !backend.has_departed() || backend.is_healthy() {
+            continue;
+        }
+        let mut others = view.members.iter().filter(|other| other.id() != backend.id());
+        if others.any(|other| other.is_healthy()) {
+            call_off(backend.id());
         }
     }
 }
@@ -83,35 +63,37 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
 
     /// Catches: requests that are called off again and again, or from a backend when there is
     /// nobody else to ask.
     #[test]
     fn each_departure_is_seen_once_and_only_where_another_is_well() {
-        let fleet = Fleet::new(vec![None, None]);
-        let departures = Departures::new(&fleet);
+        let view = WorkerView::sample(2);
+        let set_passes = |index: usize, passes| view.members[index].set_passes_probes(passes);
         let seen = || {
             let called = RefCell::new(Vec::new());
-            departures.see(&fleet, |backend| called.borrow_mut().push(backend));
-            called.into_inner()
+            see_departures(&view, |backend| called.borrow_mut().push(backend));
+            let place = |id| view.members.iter().position(|member| member.id() == id).unwrap();
+            called.into_inner().into_iter().map(place).collect::<Vec<_>>()
         };
         assert!(seen().is_empty());
-        fleet.get(1).unwrap().set_passes_probes(false);
+        set_passes(1, false);
         assert_eq!((seen(), seen()), (vec![1], vec![]));
-        fleet.get(0).unwrap().set_passes_probes(false);
+        set_passes(0, false);
         assert!(seen().is_empty());
-        fleet.get(1).unwrap().set_passes_probes(true);
+        set_passes(1, true);
         assert!(seen().is_empty());
-        fleet.get(1).unwrap().set_passes_probes(false);
-        fleet.get(0).unwrap().set_passes_probes(true);
+        set_passes(1, false);
+        set_passes(0, true);
         assert_eq!(seen(), [1]);
-        fleet.get(1).unwrap().set_passes_probes(true);
-        fleet.get(1).unwrap().set_passes_probes(false);
-        departures.forget(&fleet);
+        set_passes(1, true);
+        set_passes(1, false);
+        forget_departures(&view);
         assert!(seen().is_empty(), "nobody waited there then");
-        fleet.get(1).unwrap().set_passes_probes(true);
-        fleet.get(1).unwrap().set_passes_probes(false);
-        fleet.get(1).unwrap().set_passes_probes(true);
+        set_passes(1, true);
+        set_passes(1, false);
+        set_passes(1, true);
         assert!(seen().is_empty(), "it is back");
     }
 }

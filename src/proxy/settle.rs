@@ -3,20 +3,24 @@
 
 use super::client::Client;
 use super::ledger::Ticket;
+use super::pass::Pass;
 use super::receive::Request;
 use super::relay::tap::Tap;
 use super::relay::Outcome;
+use super::upstream::pool::LocalMember;
 use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
+use crate::config::plan::Usage;
 use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
-use crate::state::meters::{BackendIndex, Series, TokenSeries, Tokens};
+use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Kind;
 use crate::usage::record::{self, UsageRecord};
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// nginx's number for a client that left before it got an answer. Never sent.
@@ -38,7 +42,7 @@ pub enum Ending {
 #[derive(Default)]
 pub struct Story {
     /// The last backend that was tried.
-    pub backend: BackendIndex,
+    pub backend: Option<Rc<LocalMember>>,
     /// Tries after the first.
     pub retries: u32,
     /// Another backend than the first answered.
@@ -81,11 +85,16 @@ impl Story {
     }
 
     /// Keeps the request body for the record, if the plan wants it there and it is not too large.
-    pub fn keep_body(&mut self, w: &Worker, request: &Request, client: &Client) {
-        if let (Some(max), Some(_)) = (w.plan.usage.request_body_max, &w.usage) {
+    pub fn keep_body(&mut self, pass: &Pass, request: &Request, client: &Client) {
+        if let (Some(max), Some(_)) = (pass.view.plan.usage.request_body_max, &pass.w.usage) {
             let body = request.body(client.bytes());
             self.request_body = Cell::new((body.len() <= max).then(|| body.into()));
         }
+    }
+
+    /// Whose numbers it counts among.
+    fn whose(&self) -> Whose {
+        self.backend.as_ref().map(|backend| backend.id())
     }
 
     fn status(&self) -> u16 {
@@ -97,10 +106,10 @@ impl Story {
 }
 
 /// A request is about to go to its first backend: whatever becomes of it, there will be a record.
-pub fn open(w: &Worker, request: &Request, story: &Story) -> Ticket {
-    let (Some(ledger), Some(_)) = (&w.usage, story.backend) else { return Ticket::NONE };
+pub fn open(pass: &Pass, request: &Request, story: &Story) -> Ticket {
+    let (Some(ledger), Some(_)) = (&pass.w.usage, &story.backend) else { return Ticket::NONE };
     ledger.hand_over(Kind::Open, |record| {
-        fill(record, w, (request, &Tap::default(), story), Times::default(), 0);
+        fill(record, pass, (request, &Tap::default(), story), Times::default(), 0);
         // Not 499: it is what stands in the record of a request that was open when we were killed.
         record.status_code = 0;
     })
@@ -108,55 +117,61 @@ pub fn open(w: &Worker, request: &Request, story: &Story) -> Ticket {
 
 /// An answer goes on, so many bytes of it went to the client: should we be killed, this is what
 /// its record will say.
-pub fn note(w: &Worker, request: &Request, tap: &Tap, story: &Story, sent: u64) {
-    hand_over(w, Kind::Note, (request, tap, story), tap.last_byte(), sent);
+pub fn note(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, sent: u64) {
+    hand_over(pass, Kind::Note, (request, tap, story), tap.last_byte(), sent);
 }
 
 /// All of an answer is here, and its last bytes are about to go out; so many will have gone then.
 /// They wait for the ticket: a client that has seen the end of its answer was billed for it,
 /// whatever happens to us after that.
-pub fn close(w: &Worker, request: &Request, tap: &Tap, story: &mut Story, sent: u64) -> Ticket {
+pub fn close(
+    pass: &Pass,
+    (request, tap): (&Request, &Tap),
+    story: &mut Story,
+    sent: u64,
+) -> Ticket {
     story.is_closed = true;
-    hand_over(w, Kind::Close, (request, tap, story), tap.last_byte(), sent)
+    hand_over(pass, Kind::Close, (request, tap, story), tap.last_byte(), sent)
 }
 
 fn hand_over(
-    w: &Worker,
+    pass: &Pass,
     kind: Kind,
     (request, tap, story): (&Request, &Tap, &Story),
     ended: Option<Instant>,
     sent: u64,
 ) -> Ticket {
-    // What no backend ever had is nobody's bill.
-    let (Some(ledger), Some(_)) = (&w.usage, story.backend) else { return Ticket::NONE };
+    // A request that never reached a backend is not billed.
+    let (Some(ledger), Some(_)) = (&pass.w.usage, &story.backend) else { return Ticket::NONE };
     let times = Times::of(request, tap, ended);
     ledger.hand_over(kind, |record| {
-        fill(record, w, (request, tap, story), times, sent);
+        fill(record, pass, (request, tap, story), times, sent);
         if kind == Kind::Close {
             record.request_body = story.request_body.take().map(<[u8]>::into_vec);
         }
     })
 }
 
-/// Settles a request.
-pub fn settle(w: &Worker, request: &Request, tap: &Tap, story: &mut Story) {
+/// Settles a request: nothing more is known of it, or done for it, after that.
+pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
+    let (pass, w) = (&pass, &*pass.w);
     let times = Times::of(request, tap, ended(request, tap, story));
     let sent = story.outcome.map_or(0, |outcome| outcome.bytes);
     if !story.own_page {
-        count(w, request, tap, story, times);
+        count(pass, (request, tap), story, times);
     }
     if !matches!(story.ending, Ending::Complete) {
         log(w, request, story);
     }
     if let Some(access) = &w.access {
         let mut record = UsageRecord::default();
-        fill(&mut record, w, (request, tap, story), times, sent);
+        fill(&mut record, pass, (request, tap, story), times, sent);
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
         access.offer(AccessLine { record, client: request.peer.clone(), said });
     }
     if !story.is_closed {
         hand_over(
-            w,
+            pass,
             Kind::Close,
             (request, tap, story),
             Some(request.started + times.latency),
@@ -189,7 +204,7 @@ fn log(w: &Worker, request: &Request, story: &Story) {
         Ending::Refused(code) => tracing::debug!(code, request_id, "request refused"),
         Ending::Fault(fault) => {
             let code = fault.code();
-            let backend = story.backend.and_then(|b| w.backend(b)).map(|b| b.name.as_str());
+            let backend = story.backend.as_ref().map(|backend| &*backend.name);
             match fault.side() {
                 Side::Client if !fault.is_timeout() => {
                     tracing::debug!(code, backend, request_id, "request ended early");
@@ -227,33 +242,34 @@ impl Times {
     }
 }
 
-fn count(w: &Worker, request: &Request, tap: &Tap, story: &Story, times: Times) {
-    let mut meters = w.meters.borrow_mut();
+fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Times) {
+    let whose = story.whose();
+    let mut meters = pass.w.meters.borrow_mut();
     let stream = request.stream || story.event_stream;
-    let series = Series { path: request.path_label, stream, backend: story.backend };
+    let series = Series { path: request.path_label, stream, backend: whose };
     let requests = meters.requests.entry(series).or_default();
     requests.count(story.status(), 1);
-    if story.backend.is_some() {
+    if whose.is_some() {
         requests.latency.record(times.latency);
     }
     if let Ending::Refused(code) = story.ending {
         *meters.rejected.entry(code).or_default() += 1;
     }
     if let (true, Some(ttft)) = (stream, times.ttft) {
-        let model = w.model_label(&request.model);
-        let series = TokenSeries { model, backend: story.backend };
+        let model = pass.view.model_label(&request.model);
+        let series = TokenSeries { model, backend: whose };
         meters.ttft.entry(series).or_default().record(ttft);
     }
     if story.fallback {
         meters.fallbacks += 1;
     }
     if let (Ending::Complete, Some(code)) = (story.ending, broken_inside(request, tap, story)) {
-        *meters.faults.entry((story.backend, code)).or_default() += 1;
+        *meters.faults.entry((whose, code)).or_default() += 1;
     }
     match tap.usage() {
         Some(usage) => {
-            let series =
-                TokenSeries { model: w.model_label(&request.model), backend: story.backend };
+            let model = pass.view.model_label(&request.model);
+            let series = TokenSeries { model, backend: whose };
             meters.tokens.entry(series).or_default().add(Tokens {
                 prompt: usage.prompt_tokens,
                 completion: usage.completion_tokens,
@@ -285,7 +301,7 @@ fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
 /// Writes a record over an old one, of which only the room for texts is used.
 fn fill(
     record: &mut UsageRecord,
-    w: &Worker,
+    pass: &Pass,
     (request, tap, story): (&Request, &Tap, &Story),
     times: Times,
     sent: u64,
@@ -299,18 +315,18 @@ fn fill(
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
     let model = Some(request.model.as_str()).filter(|model| !model.is_empty());
-    let url = story.backend.and_then(|b| w.backend_url(b));
+    let url = story.backend.as_ref().map(|backend| &backend.url);
     let same_url = record.backend_url.take().filter(|old| Some(&**old) == url.map(|url| &**url));
-    let name = story.backend.and_then(|b| w.backend_name(b));
+    let name = story.backend.as_ref().map(|backend| &backend.name);
     let same_name = record.backend.take().filter(|old| Some(&**old) == name.map(|name| &**name));
     *record = UsageRecord {
         request_id: request.unique_id,
         client_request_id: request.client_id.as_deref().copied(),
-        timestamp_ms: w.unix_ms(request.started),
+        timestamp_ms: pass.w.unix_ms(request.started),
         user_id: None,
         api_key: text(record.api_key.take(), request.presented.as_ref().map(|p| p.key.as_str()))
             .filter(|key| !key.is_empty()),
-        key_form: w.key_form,
+        key_form: pass.view.key_form,
         model: text(record.model.take(), model),
         method: request.method.map_or("", Method::as_str).into(),
         path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
@@ -329,7 +345,7 @@ fn fill(
         engine_error: text(record.engine_error.take(), tap.body_usage.facts().error_code()),
         audio_seconds: tap.audio_seconds(),
         oddities: tap.oddities(),
-        counted: counted(w, tap, outcome),
+        counted: counted(&pass.view.plan.usage, tap, outcome),
         usage_missing_reason: tap.why_missing().or(untold(tap, outcome)).map(Into::into),
         upstream_id: text(record.upstream_id.take(), tap.body_usage.upstream_id()),
         request_bytes: request.body_len,
@@ -356,9 +372,9 @@ fn untold(tap: &Tap, outcome: record::Outcome) -> Option<&'static str> {
 
 /// Content events of a stream whose engine did not tell its tokens, if they are to stand for them.
 /// Most engines send one token in each.
-fn counted(w: &Worker, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
+fn counted(usage: &Usage, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
     let is_over = outcome == record::Outcome::Complete;
-    let is_wanted = w.plan.usage.estimate_on_abort && (!is_over || tap.may_tell());
+    let is_wanted = usage.estimate_on_abort && (!is_over || tap.may_tell());
     let is_missing = is_wanted && tap.events.is_some() && tap.usage().is_none();
     is_missing.then(|| tap.body_usage.facts().content_events())
 }
@@ -380,8 +396,8 @@ fn millis(time: Duration) -> u64 {
 fn outcome_of(fault: Fault) -> record::Outcome {
     match fault.side() {
         Side::Client => record::Outcome::ClientLeft,
-        _ if fault == Fault::ShuttingDown => record::Outcome::Aborted,
+        Side::Us => record::Outcome::Aborted,
         _ if fault.is_timeout() => record::Outcome::TimedOut,
-        Side::Backend | Side::Us => record::Outcome::BackendError,
+        Side::Backend => record::Outcome::BackendError,
     }
 }

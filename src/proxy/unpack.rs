@@ -7,6 +7,7 @@ use super::receive::Request;
 use super::worker::Worker;
 use crate::base::limits::UNPACKED_RATIO_MAX;
 use crate::base::refusal::Refusal;
+use crate::config::plan::Server;
 use crate::llm::inflate::Coding;
 use crate::llm::unpack::{UnpackFault, Unpacking};
 use crate::rt::buffer::Buffer;
@@ -14,7 +15,7 @@ use crate::rt::buffer::Buffer;
 /// Puts what the body stands for in its place. In steps, between which all other connections of
 /// the worker go on.
 pub async fn unpack(
-    w: &Worker,
+    (w, server): (&Worker, &Server),
     client: &mut Client,
     request: &mut Request,
     coding: Coding,
@@ -22,9 +23,9 @@ pub async fn unpack(
     if request.body(client.bytes()).is_empty() {
         return Ok(());
     }
-    client.post.arm(w.plan.server.body_timeout);
+    client.post.arm(server.body_timeout);
     let _turn = client.wait_for(w.unpacking.take()).await?;
-    let bytes_max = w.plan.server.max_body_size;
+    let bytes_max = server.max_body_size;
     let refused = |fault| refusal(fault, bytes_max);
     let mut unpacked = Buffer::take();
     let most = usize::try_from(bytes_max).unwrap_or(usize::MAX);

@@ -3,26 +3,25 @@
 
 use super::drains::Drains;
 use super::ledger::Ledger;
-use super::repute::Departures;
-use super::route::round_robin::RoundRobin;
+use super::repute;
 use super::slices::Slices;
 use super::sparing::Sparing;
 use super::turns::Turns;
-use super::upstream::pool::{Pool, PoolLimits};
+use super::upstream::pool::LocalMember;
+use super::view::WorkerView;
 use crate::base::clock::unix_ms;
 use crate::base::id::{RequestId, RequestIds};
 use crate::base::limits::UNPACKING_MAX;
-use crate::config::plan::{Backend, KeyForm, Plan};
 use crate::rt;
 use crate::rt::budget::Budget;
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::accept_loop;
-use crate::rt::patrol::{Patrol, TICK};
+use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
+use crate::state::board::Board;
 use crate::state::connections::Connections;
-use crate::state::fleet::Fleet;
-use crate::state::meters::{BackendIndex, Meters};
+use crate::state::meters::Meters;
 use crate::state::pulse::Pulse;
 use crate::state::scrape::{Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
@@ -31,7 +30,6 @@ use crate::usage::outbox::Outbox;
 use crate::usage::unpacker::Unpacker;
 use crossbeam_channel::Sender;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -54,10 +52,8 @@ pub struct Start {
     pub index: usize,
     /// The CPU it is pinned to.
     pub cpu: Option<usize>,
-    /// The plan.
-    pub plan: Arc<Plan>,
-    /// The backends.
-    pub fleet: Arc<Fleet>,
+    /// Where the configuration in use hangs.
+    pub board: Arc<Board>,
     /// Its own listeners: one for each address.
     pub listeners: Vec<OwnedFd>,
     /// Client connections of all workers together, and how many there may be.
@@ -86,16 +82,15 @@ pub struct Start {
 
 /// What the connections of a worker share.
 pub struct Worker {
-    /// The plan.
-    pub plan: Arc<Plan>,
-    /// The backends.
-    pub fleet: Arc<Fleet>,
+    /// Number of the worker, from 0.
+    index: usize,
+    board: Arc<Board>,
+    /// The configuration in use, for requests that begin now.
+    view: RefCell<Rc<WorkerView>>,
+    /// Backends that are not in it any more, and that requests of this worker may still use.
+    leaving: RefCell<Vec<Rc<LocalMember>>>,
     /// Watches the clients.
     pub patrol: Rc<Patrol>,
-    /// Kept connections to backends.
-    pub pool: Pool,
-    /// Who is next.
-    pub balancer: RefCell<RoundRobin>,
     /// Request bodies that are being unpacked.
     pub unpacking: Turns,
     /// Request bodies that are being read.
@@ -111,7 +106,6 @@ pub struct Worker {
     /// Answers that are not done with though their clients are.
     pub drains: Drains,
     sparing: RefCell<Sparing>,
-    departures: Departures,
     ids: RefCell<RequestIds>,
     live: Cell<usize>,
     active: Cell<usize>,
@@ -122,13 +116,6 @@ pub struct Worker {
     stop: Arc<Stop>,
     pulse: Arc<Pulse>,
     pages: Sender<PageRequest>,
-    backend_names: Vec<Arc<str>>,
-    backend_urls: Vec<Arc<str>>,
-    /// Models with a label of their own.
-    models: HashMap<String, u32>,
-    credential_fields: Vec<String>,
-    /// How records keep the clients' keys.
-    pub key_form: KeyForm,
 }
 
 /// Runs a worker on the current thread until it has drained. True when every connection ended by
@@ -162,20 +149,12 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     };
     let Start { listeners, mailbox, ready, .. } = start;
     let w = Rc::new(Worker {
-        pool: Pool::new(Arc::clone(&start.fleet), pool_limits(&start.plan)),
+        index: start.index,
+        view: RefCell::new(Rc::new(WorkerView::new(start.board.view(), &[], start.index))),
+        leaving: RefCell::default(),
+        board: start.board,
         unpacking: Turns::new(UNPACKING_MAX),
         slices: Slices::default(),
-        balancer: RefCell::new(RoundRobin::new(
-            &start.plan.backends.iter().map(|b| b.weight).collect::<Vec<_>>(),
-            start.index,
-        )),
-        models: start.plan.labelled_models().into_iter().zip(0..).collect(),
-        key_form: start.plan.usage.kept_key_form(),
-        backend_names: start.plan.backends.iter().map(|b| b.name.as_str().into()).collect(),
-        backend_urls: start.plan.backends.iter().map(|b| b.url.as_str().into()).collect(),
-        plan: start.plan,
-        departures: Departures::new(&start.fleet),
-        fleet: start.fleet,
         patrol,
         meters: RefCell::default(),
         usage: start.usage.map(Ledger::new),
@@ -191,8 +170,6 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         stop: start.stop,
         pulse: start.pulse,
         pages: start.pages,
-        // Whether or not keys are checked here: what looks like a key of ours is not for engines.
-        credential_fields: vec!["authorization".into(), "x-api-key".into()],
     });
     for listener in listeners {
         let accepting = Rc::clone(&w);
@@ -210,15 +187,6 @@ async fn serve(start: Start, driver: &'static str) -> bool {
     w.keep_house(&mailbox).await
 }
 
-fn pool_limits(plan: &Plan) -> Vec<PoolLimits> {
-    let limits = |backend: &Backend| PoolLimits {
-        name: backend.name.clone(),
-        idle_ticks: (backend.keepalive_timeout.as_millis() / TICK.as_millis()) as u32,
-        count: backend.max_idle_conns,
-    };
-    plan.backends.iter().map(limits).collect()
-}
-
 impl Worker {
     /// The coarse clock of the worker: deadlines, idle connections, scrapes, the end.
     async fn keep_house(&self, mailbox: &Mailbox) -> bool {
@@ -227,12 +195,14 @@ impl Worker {
             self.patrol.next_sweep(self.may_rest(), self.pulse.sleep()).await;
             self.look_at_the_clock();
             self.pulse.beat();
-            self.departures.see(&self.fleet, |backend| self.patrol.call_off(backend));
+            self.look_at_the_board();
+            let view = self.view();
+            repute::see_departures(&view, |backend| self.patrol.call_off(backend.number()));
             self.patrol.set_crowded(self.connections.are_crowded() || Buffer::are_scarce());
             Buffer::sweep();
             self.sparing.borrow_mut().sweep(Instant::now());
             self.usage.iter().for_each(Ledger::sweep);
-            let idled = self.pool.sweep(self.patrol.now());
+            let idled: u64 = view.members.iter().map(|m| m.sweep(self.patrol.now())).sum();
             self.meters.borrow_mut().idle_closed[1] += idled;
             mailbox.answer(|| Box::new(self.copy_meters()));
             let was_draining = self.patrol.is_draining();
@@ -245,7 +215,7 @@ impl Worker {
                     ending.get_or_insert_with(Instant::now);
                 }
             }
-            self.pool.clear();
+            view.members.iter().for_each(|member| member.clear());
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
             // One more tick after the drain began: the accept loop empties the kernel's queue.
             if (self.is_vacant() && was_draining) || out_of_time {
@@ -262,7 +232,8 @@ impl Worker {
     /// a timer, until a client comes or somebody calls.
     fn may_rest(&self) -> bool {
         self.is_vacant()
-            && self.pool.is_empty()
+            && self.idle_upstream() == 0
+            && self.leaving.borrow().is_empty()
             && Buffer::is_settled()
             && self.sparing.borrow().is_settled()
             && self.usage.as_ref().is_none_or(Ledger::is_settled)
@@ -305,30 +276,51 @@ impl Worker {
         self.ids.borrow_mut().next_id()
     }
 
-    /// The plan of a backend.
-    pub fn backend(&self, backend: u32) -> Option<&Backend> {
-        self.plan.backends.get(backend as usize)
+    /// The configuration in use now.
+    pub fn view(&self) -> Rc<WorkerView> {
+        Rc::clone(&self.view.borrow())
     }
 
-    /// The index of a backend of the plan, which is a comparison of a few addresses.
-    pub fn index_of(&self, backend: &Backend) -> BackendIndex {
-        let at = self.plan.backends.iter().position(|one| std::ptr::eq(one, backend));
-        at.map(|index| index as u32)
+    /// Takes in a new view, if there is one, and lets go of backends that it does not have.
+    fn look_at_the_board(&self) {
+        let old = self.view();
+        if !self.board.shows(&old.shared) {
+            self.take_view(&old);
+        }
+        if !self.leaving.borrow().is_empty() {
+            self.let_go();
+        }
     }
 
-    /// The name of a backend as records show it.
-    pub fn backend_name(&self, backend: u32) -> Option<&Arc<str>> {
-        self.backend_names.get(backend as usize)
+    fn take_view(&self, old: &Rc<WorkerView>) {
+        let mut leaving = self.leaving.borrow_mut();
+        let known: Vec<_> = old.members.iter().chain(leaving.iter()).cloned().collect();
+        let new = WorkerView::new(self.board.view(), &known, self.index);
+        new.members.iter().for_each(|member| member.revive());
+        let is_gone = |old: &Rc<LocalMember>| new.member(old.id()).is_none();
+        leaving.retain(is_gone);
+        leaving.extend(old.members.iter().filter(|old| is_gone(old)).cloned());
+        leaving.iter().for_each(|gone| gone.retire());
+        self.view.replace(Rc::new(new));
     }
 
-    /// The URL of a backend as records show it.
-    pub fn backend_url(&self, backend: u32) -> Option<&Arc<str>> {
-        self.backend_urls.get(backend as usize)
+    /// What was counted of a backend that is gone is forgotten when the last request there is over,
+    /// or goes on under its name.
+    fn let_go(&self) {
+        let view = self.view();
+        self.leaving.borrow_mut().retain(|gone| {
+            let is_used = LocalMember::is_used_beside(gone);
+            if !is_used {
+                let heir = view.members.iter().find(|member| member.name == gone.name);
+                self.meters.borrow_mut().hand_over(gone.id(), heir.map(|member| member.id()));
+            }
+            is_used
+        });
     }
 
-    /// The label of a model, if it has one of its own.
-    pub fn model_label(&self, model: &str) -> Option<u32> {
-        self.models.get(model).copied()
+    /// Idle connections to backends.
+    fn idle_upstream(&self) -> usize {
+        self.view.borrow().members.iter().map(|member| member.idle()).sum()
     }
 
     /// Milliseconds since 1970 at an instant, by the wall clock as of the last sweep: it is not
@@ -339,14 +331,6 @@ impl Worker {
         match at.checked_duration_since(then) {
             Some(since) => unix_ms.saturating_add(millis(since)),
             None => unix_ms.saturating_sub(millis(then.saturating_duration_since(at))),
-        }
-    }
-
-    /// Lower-case names of the client's fields that never reach a backend.
-    pub fn credential_fields(&self) -> &[String] {
-        match self.plan.server.forward_credentials {
-            true => &[],
-            false => &self.credential_fields,
         }
     }
 

@@ -2,7 +2,9 @@
 //! copies of all workers are summed up by [`Meters::absorb`].
 
 use super::hash::QuickMap;
+use super::member::MemberId;
 use hdrhistogram::Histogram;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Longest time that a histogram tells apart: one hour, in microseconds.
@@ -10,8 +12,8 @@ const TIME_MAX_US: u64 = 3_600_000_000;
 /// Two significant digits: within 1 %, 13 KB a histogram.
 const TIME_DIGITS: u8 = 2;
 
-/// Index of a backend in the plan; `None` when a request never got to one.
-pub type BackendIndex = Option<u32>;
+/// Whose it is; `None` when a request never got to a backend.
+pub type Whose = Option<MemberId>;
 
 /// A series of forwarded or refused requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,7 +23,7 @@ pub struct Series {
     /// The client asked for a stream.
     pub stream: bool,
     /// Which backend.
-    pub backend: BackendIndex,
+    pub backend: Whose,
 }
 
 /// Counters and times of one [`Series`].
@@ -74,13 +76,13 @@ pub struct Meters {
     /// Time to the first body byte of streamed answers, by model and backend.
     pub ttft: QuickMap<TokenSeries, Times>,
     /// Between two reads of a streamed answer that carried events, by backend.
-    pub inter_token: QuickMap<BackendIndex, Times>,
+    pub inter_token: QuickMap<Whose, Times>,
     /// Time to establish connections to backends.
     pub connect: Times,
     /// Our own refusals, by code.
     pub rejected: QuickMap<&'static str, u64>,
     /// Faults by backend and code, client's included.
-    pub faults: QuickMap<(BackendIndex, &'static str), u64>,
+    pub faults: QuickMap<(Whose, &'static str), u64>,
     /// Clients that left, by phase.
     pub client_aborts: QuickMap<Phase, u64>,
     /// Tries after the first.
@@ -125,7 +127,7 @@ pub struct TokenSeries {
     /// Index of the model in [`crate::config::plan::Plan::labelled_models`].
     pub model: Option<u32>,
     /// The backend that counted them.
-    pub backend: BackendIndex,
+    pub backend: Whose,
 }
 
 /// Tokens as engines counted them.
@@ -169,6 +171,48 @@ pub struct Gauges {
 }
 
 impl Meters {
+    /// The numbers of a backend that is gone become those of another one, or nobody's: then they
+    /// are forgotten.
+    pub fn hand_over(&mut self, from: MemberId, to: Whose) {
+        let is_old = |whose: Whose| whose == Some(from);
+        let taken: Vec<_> = self.requests.extract_if(|series, _| is_old(series.backend)).collect();
+        let ttft: Vec<_> = self.ttft.extract_if(|series, _| is_old(series.backend)).collect();
+        let gaps: Vec<_> = self.inter_token.extract_if(|backend, _| is_old(*backend)).collect();
+        let faults: Vec<_> = self.faults.extract_if(|(backend, _), _| is_old(*backend)).collect();
+        let tokens: Vec<_> = self.tokens.extract_if(|series, _| is_old(series.backend)).collect();
+        if to.is_none() {
+            return;
+        }
+        for (series, requests) in taken {
+            let ours = self.requests.entry(Series { backend: to, ..series }).or_default();
+            requests.by_status.iter().for_each(|(status, n)| ours.count(*status, *n));
+            ours.latency.absorb(&requests.latency);
+        }
+        for (series, times) in ttft {
+            let series = TokenSeries { backend: to, ..series };
+            self.ttft.entry(series).or_default().absorb(&times);
+        }
+        for (_, times) in gaps {
+            self.inter_token.entry(to).or_default().absorb(&times);
+        }
+        for ((_, code), n) in faults {
+            *self.faults.entry((to, code)).or_default() += n;
+        }
+        for (series, tokens) in tokens {
+            self.tokens.entry(TokenSeries { backend: to, ..series }).or_default().add(tokens);
+        }
+    }
+
+    /// Every backend that something was counted of.
+    pub fn members(&self) -> BTreeSet<MemberId> {
+        let requests = self.requests.keys().map(|series| series.backend);
+        let times = self.ttft.keys().map(|series| series.backend);
+        let tokens = self.tokens.keys().map(|series| series.backend);
+        let faults = self.faults.keys().map(|(backend, _)| *backend);
+        let gaps = self.inter_token.keys().copied();
+        requests.chain(times).chain(tokens).chain(faults).chain(gaps).flatten().collect()
+    }
+
     /// Adds another worker's numbers.
     pub fn absorb(&mut self, other: &Meters) {
         for (series, theirs) in &other.requests {
@@ -293,17 +337,55 @@ impl Times {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::plan::Backend;
+    use crate::state::member::Member;
+
+    fn id() -> MemberId {
+        Member::new(Backend::sample("engine"), None).id()
+    }
+
+    /// Catches: a counter that goes backwards because its backend was given another address, and
+    /// one that is kept for ever though its backend is gone.
+    #[test]
+    fn what_was_counted_of_a_backend_goes_to_its_heir_or_goes() {
+        let (old, new) = (id(), id());
+        let counted = |whose: MemberId| {
+            let mut meters = Meters::default();
+            let series = Series { path: "/v1/models", stream: false, backend: Some(whose) };
+            meters.requests.entry(series).or_default().count(200, 2);
+            meters.faults.insert((Some(whose), "backend_closed"), 3);
+            let series = TokenSeries { model: None, backend: Some(whose) };
+            meters.tokens.insert(series, Tokens { prompt: 5, ..Tokens::default() });
+            meters.ttft.entry(series).or_default().record(Duration::from_millis(7));
+            let gaps = meters.inter_token.entry(Some(whose)).or_default();
+            gaps.record(Duration::from_millis(1));
+            meters
+        };
+        let mut meters = counted(old);
+        meters.absorb(&counted(new));
+        meters.hand_over(old, Some(new));
+        assert_eq!(meters.members().into_iter().collect::<Vec<_>>(), [new]);
+        let requests: Vec<_> = meters.requests.values().collect();
+        assert_eq!(requests[0].by_status, [(200, 4)]);
+        assert_eq!(meters.faults[&(Some(new), "backend_closed")], 6);
+        let series = TokenSeries { model: None, backend: Some(new) };
+        assert_eq!((meters.tokens[&series].prompt, meters.ttft[&series].count()), (10, 2));
+        assert_eq!(meters.inter_token[&Some(new)].count(), 2);
+        meters.hand_over(new, None);
+        assert!(meters.members().is_empty());
+    }
 
     #[test]
     fn two_workers_sum_up() {
-        let series = Series { path: "/v1/chat/completions", stream: true, backend: Some(1) };
+        let id = id();
+        let series = Series { path: "/v1/chat/completions", stream: true, backend: Some(id) };
         let mut a = Meters::default();
         a.requests.entry(series).or_default().count(200, 2);
         a.requests.entry(series).or_default().latency.record(Duration::from_millis(40));
         a.rejected.insert("body_too_large", 1);
         let mut b = a.clone();
         b.requests.entry(series).or_default().count(502, 1);
-        let whose = TokenSeries { model: None, backend: Some(0) };
+        let whose = TokenSeries { model: None, backend: Some(id) };
         let tokens = Tokens { prompt: 3, completion: 4, cached: 1, reasoning: 0 };
         a.tokens.insert(whose, tokens);
         b.tokens.insert(whose, tokens);

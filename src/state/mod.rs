@@ -2,7 +2,8 @@
 //! *May:* use atomics and swap pointers. *Never:* makes a reader wait, allocates for a reader.
 
 pub mod connections;
-pub mod fleet;
+pub mod member;
+pub mod board;
 pub mod hash;
 pub mod hop;
 pub mod meters;

@@ -1,6 +1,6 @@
 //! What a backend's own answers say about it. Everybody who was sent there tells how it went; a
 //! backend that fails several in a row is ejected for a while, and then one request at a time tries
-//! whether it is back. Pure: the caller brings the time. `state::fleet` keeps one [`Repute`] for
+//! whether it is back. Pure: the caller brings the time. `state::member` keeps one [`Repute`] for
 //! each backend in an atomic that all workers share.
 //!
 //! The rules are those of Envoy's outlier detection and linkerd's failure accrual, with numbers for
@@ -13,8 +13,8 @@ use crate::base::limits::{
 };
 use std::time::Duration;
 
-/// Time since the fleet was made, in tenths of a second: it fits beside the rest in one atomic, for
-/// 13 years.
+/// Time since the backend was first seen, in tenths of a second: it fits beside the rest in one
+/// atomic, for 13 years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Tenths(pub u32);
 
@@ -65,7 +65,8 @@ impl Evidence {
             Fault::ReuseRace
             | Fault::ClientLeft
             | Fault::ClientWriteTimeout
-            | Fault::ShuttingDown => None,
+            | Fault::ShuttingDown
+            | Fault::Panicked => None,
         }
     }
 

@@ -147,6 +147,35 @@ impl fmt::Display for ModelPattern {
 }
 
 #[cfg(test)]
+impl Backend {
+    /// One for tests, that nobody connects to.
+    pub fn sample(name: &str) -> Backend {
+        let second = Duration::from_secs(1);
+        Backend {
+            name: name.to_owned(),
+            url: format!("http://{name}:8000"),
+            endpoint: Endpoint::Tcp { host: name.to_owned(), port: 8000 },
+            tls: None,
+            base_path: String::new(),
+            host: format!("{name}:8000"),
+            weight: 1,
+            connect_timeout: second,
+            first_byte_timeout: second,
+            idle_timeout: second,
+            keepalive_timeout: second,
+            max_idle_conns: 3,
+            headers: Vec::new(),
+            health_path: None,
+            on_client_abort: OnClientAbort::Close,
+            models: Vec::new(),
+            region: String::new(),
+            backup: false,
+            stream_usage: StreamUsage::Auto,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

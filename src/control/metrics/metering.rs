@@ -43,7 +43,7 @@ impl Facts {
         let kinds = [("prompt", all.prompt), ("completion", all.completion)];
         let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
         page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;
-        let models = self.plan.labelled_models();
+        let models = self.view.plan.labelled_models();
         let sorted: BTreeMap<_, _> = self.meters.tokens.iter().collect();
         let series = sorted.into_iter().flat_map(|(series, tokens)| {
             let model = model_label(&models, series.model);
@@ -110,7 +110,7 @@ impl Facts {
     }
 
     fn is_webhook(&self, name: &str) -> bool {
-        let of_name = self.plan.usage.reporters.iter().find(|reporter| reporter.name == name);
+        let of_name = self.view.plan.usage.reporters.iter().find(|reporter| reporter.name == name);
         of_name.is_some_and(|reporter| matches!(reporter.kind, ReporterKind::Webhook(_)))
     }
 

@@ -1,32 +1,39 @@
 //! The backends, the workers, and the process itself.
 
 use super::{labelled, one, Facts, Labels, Page};
+use crate::state::member::Member;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 impl Facts {
-    pub(super) fn fleet(&self, page: &mut Page<'_>) -> fmt::Result {
-        let per_backend = |value: &dyn Fn(usize) -> u64| -> Vec<(Labels, u64)> {
-            let names = self.plan.backends.iter().enumerate();
-            names.map(|(i, b)| (vec![("backend", b.name.clone())], value(i))).collect()
+    pub(super) fn backends(&self, page: &mut Page<'_>) -> fmt::Result {
+        let shown = self.shown();
+        let per_backend = |value: &dyn Fn(&Member) -> u64| -> Vec<(Labels, u64)> {
+            let label = |member: &Member| vec![("backend", member.name.to_string())];
+            shown.iter().map(|member| (label(member), value(member))).collect()
         };
-        let up = |i: usize| u64::from(self.fleet.get(i).is_some_and(|m| m.is_healthy()));
+        let up = |member: &Member| u64::from(member.is_healthy());
         page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
-        let departures = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.departures()));
+        let departures = |member: &Member| u64::from(member.departures());
         let help = "Times that probes or failed requests took the backend out, or kept it out.";
         page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;
-        let unasked = |i: usize| self.fleet.get(i).map_or(0, |member| member.unasked());
+        let unasked = |member: &Member| member.unasked();
         let help = "Idle connections closed because of bytes that nobody had asked for: for a \
                     minute, the backend's connections are used again only after a pause.";
         page.counter("llmproxy_backend_unasked_answers", help, per_backend(&unasked))?;
-        let inflight = |i: usize| self.fleet.get(i).map_or(0, |m| u64::from(m.inflight()));
+        // Requests of one that had this name before are still there.
+        let of_name = |name: &Arc<str>| {
+            let all = self.view.members().iter().chain(self.view.leaving());
+            all.filter(|member| member.name == *name).map(|m| u64::from(m.inflight())).sum()
+        };
+        let inflight = |member: &Member| of_name(&member.name);
         let now = Instant::now();
-        let wishes = |i: usize| self.fleet.get(i).map(|member| member.usage_wishes());
-        let refuses = |i: usize| u64::from(wishes(i).is_some_and(|known| known.any_refuses(now)));
+        let refuses = |member: &Member| u64::from(member.usage_wishes().any_refuses(now));
         let help = "1 when the backend refused, for any model, to be asked for a stream's usage.";
         page.gauge("llmproxy_backend_refuses_stream_usage", help, per_backend(&refuses))?;
-        let displaced = |i: usize| wishes(i).map_or(0, |known| known.displaced());
+        let displaced = |member: &Member| member.usage_wishes().displaced();
         let help = "Models of which it was forgotten too soon, for lack of room, whether the \
                     backend tells the usage of a stream: it is found out again.";
         page.counter("llmproxy_stream_usage_models_forgotten", help, per_backend(&displaced))?;

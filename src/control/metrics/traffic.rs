@@ -30,12 +30,12 @@ impl Facts {
     }
 
     fn plan_bounds(&self) -> Vec<f64> {
-        let bounds = self.plan.metrics.as_ref().map(|m| m.latency_buckets_ms.as_slice());
+        let bounds = self.view.plan.metrics.as_ref().map(|m| m.latency_buckets_ms.as_slice());
         bounds.unwrap_or_default().iter().map(|ms| *ms as f64).collect()
     }
 
     pub(super) fn times(&self, page: &mut Page<'_>) -> fmt::Result {
-        let models = self.plan.labelled_models();
+        let models = self.view.plan.labelled_models();
         let sorted: BTreeMap<_, _> = self.meters.ttft.iter().collect();
         let ttft = sorted.into_iter().map(|(series, times)| {
             let labels = vec![

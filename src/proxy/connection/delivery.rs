@@ -12,6 +12,7 @@ use crate::llm::dialect::Dialect;
 use crate::proxy::client::Client;
 use crate::proxy::ledger::Written;
 use crate::proxy::location;
+use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
 use crate::proxy::relay::copy::{Relay, Step};
 use crate::proxy::relay::framing::{outbound, Inbound};
@@ -21,17 +22,20 @@ use crate::proxy::relay::tap::{Expected, Reading, Tap};
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{self, Story};
 use crate::proxy::upstream::exchange::Exchange;
+use crate::proxy::view::WorkerView;
 use crate::proxy::worker::Worker;
 use crate::rt;
 use crate::rt::buffer::Buffer;
-use crate::state::meters::BackendIndex;
+use crate::state::member::Member;
 use std::rc::Rc;
 
 /// Sends the answer on to the client and settles.
 pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
-    let Talk { request, story, exchange, inbound, tap } = talk;
-    let plan = w.backend(story.backend.unwrap_or_default());
-    let (Some(plan), Some(got)) = (plan, exchange.as_mut()) else { return Next::Close };
+    let Talk { request, story, exchange, inbound, tap, pass } = talk;
+    let pass = pass.get_or_insert_with(|| Pass::new(w));
+    let (Some(backend), Some(got)) = (story.backend.clone(), exchange.as_mut()) else {
+        return Next::Close;
+    };
     let mut outbound = outbound(&request.response, request.head.version);
     let strips = story.asked_usage && strip::is_readable(&request.response);
     if strips {
@@ -39,12 +43,12 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     }
     let close = closes(w, request, outbound);
     *inbound = Inbound::new(request.response.framing);
-    expect(tap, request, got, request.dialect_at(&plan.base_path));
+    expect(tap, request, got, request.dialect_at(&backend.plan.base_path));
     // 0: it left before an answer began, which only an engine that is drained did not notice.
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream || request.response.ndjson;
     request.release_body(client);
-    let mut relay = Relay::new((w, client, plan), inbound, outbound, tap, got.asked);
+    let mut relay = Relay::new((w, client, &backend), inbound, outbound, tap, got.asked);
     if strips {
         relay.strip(request.wants_counts);
     }
@@ -52,7 +56,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     let begun = {
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
-        let mut head = Some(client_head(w, story.backend, request, read, outbound, close));
+        let mut head = Some(client_head((&pass.view, &backend), request, read, outbound, close));
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if request.response.event_stream {
@@ -61,11 +65,11 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     }
     if let Step::Broken(fault @ Fault::BadResponse(_)) = begun {
         *exchange = None;
-        w.count_fault(story.backend, fault);
+        w.count_fault(Some(&backend), fault);
         return Box::pin(give_up(w, client, talk, fault)).await;
     }
     if let Step::NoteDue = begun {
-        settle::note(w, request, relay.tap, story, relay.sent());
+        settle::note(pass, (request, relay.tap), story, relay.sent());
     }
     let last = match begun {
         Step::Last(last) => Ok(last),
@@ -75,8 +79,8 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
                 Step::Last(last) => break Ok(last),
                 Step::Broken(fault) => break Err(fault),
                 Step::NoteDue => {
-                    w.note_alive(story.backend);
-                    settle::note(w, request, relay.tap, story, relay.sent());
+                    backend.note_alive();
+                    settle::note(pass, (request, relay.tap), story, relay.sent());
                 }
                 Step::Goes => {}
             }
@@ -85,11 +89,11 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     let outcome = match last {
         Ok(last) if relay.tap.is_packed() => {
             // Boxed: few answers are packed.
-            Box::pin(end_packed(w, request, story, &mut relay, last)).await
+            Box::pin(end_packed((w, pass), request, story, (&mut relay, last))).await
         }
         Ok(last) => {
             let sent = relay.sent() + last.data_len();
-            Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
+            Written::of(&w.usage, settle::close(pass, (request, relay.tap), story, sent)).await;
             relay.end(last).await
         }
         Err(fault) => relay.break_off(fault).await,
@@ -100,17 +104,16 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
 /// Ends a whole answer that is packed. Its record waits for what is in it, and its last bytes wait
 /// for that too, but only for a moment.
 async fn end_packed(
-    w: &Worker,
+    (w, pass): (&Worker, &Pass),
     request: &Request,
     story: &mut Story,
-    relay: &mut Relay<'_>,
-    last: Box<Last>,
+    (relay, last): (&mut Relay<'_>, Box<Last>),
 ) -> Outcome {
     relay.tap.hand_copy_over(&w.unpacker);
     let _ = rt::timeout(UNPACKED_WAIT, relay.tap.see_copy()).await;
     if !relay.tap.awaits_copy() {
         let sent = relay.sent() + last.data_len();
-        Written::of(&w.usage, settle::close(w, request, relay.tap, story, sent)).await;
+        Written::of(&w.usage, settle::close(pass, (request, relay.tap), story, sent)).await;
     }
     relay.end(last).await
 }
@@ -166,8 +169,7 @@ fn is_counted(request: &Request) -> bool {
 const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
 fn client_head(
-    w: &Worker,
-    backend: BackendIndex,
+    (view, backend): (&WorkerView, &Member),
     request: &Request,
     bytes: &[u8],
     framing: OutFraming,
@@ -179,7 +181,7 @@ fn client_head(
         framing,
         close,
         request_id: request.id().as_str(),
-        at_ours: &|value| location::at_ours(w, backend?, value),
+        at_ours: &|value| location::at_ours(view.shared.members(), &backend.plan, value),
     };
     write::response(&mut head, &request.response, bytes, &how);
     head

@@ -1,43 +1,21 @@
 //! What a request body says: all of it at once, or in slices.
 
-use super::ours::{left, refuse};
-use super::Next;
 use crate::base::refusal::Refusal;
+use crate::config::plan::Server;
 use crate::llm::request::{RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
 use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::worker::Worker;
-use std::future::Future;
-use std::pin::Pin;
 
-/// Takes from the body what the way of the request depends on. `Some`: what is left to do, boxed:
-/// few bodies are refused, or so large that they are read in slices.
-pub(super) fn read_facts<'a>(
-    w: &'a Worker,
-    client: &'a mut Client,
-    request: &'a mut Request,
-) -> Option<Pin<Box<impl Future<Output = Option<Next>> + 'a>>> {
-    let read = at_once(w, client, request);
-    if matches!(read, Some(Ok(()))) {
-        return None;
-    }
-    Some(Box::pin(async move {
-        let read = match read {
-            Some(read) => read,
-            None => in_slices(w, client, request).await,
-        };
-        match read {
-            Ok(()) => None,
-            Err(_) if client.post.is_gone() => Some(left(w, request)),
-            Err(refusal) => Some(refuse(w, client, request, refusal).await),
-        }
-    }))
-}
-
-/// Reads the body, if that can be done in one go; `None`: it is one for [`in_slices`].
-fn at_once(w: &Worker, client: &Client, request: &mut Request) -> Option<Result<(), Refusal>> {
+/// Takes from the body what the way of the request depends on, if that can be done in one go;
+/// `None`: it is one for [`in_slices`].
+pub(super) fn at_once(
+    w: &Worker,
+    client: &Client,
+    request: &mut Request,
+) -> Option<Result<(), Refusal>> {
     if !w.slices.takes(w.patrol.now(), request.body(client.bytes()).len()) {
         return None;
     }
@@ -49,9 +27,14 @@ fn at_once(w: &Worker, client: &Client, request: &mut Request) -> Option<Result<
     Some(found.map(|found| found.keep(request)))
 }
 
-/// Reads the body while others run.
-async fn in_slices(w: &Worker, client: &Client, request: &mut Request) -> Result<(), Refusal> {
-    client.post.arm(w.plan.server.body_timeout);
+/// The same of a large body, while others run.
+pub(super) async fn in_slices(
+    w: &Worker,
+    server: &Server,
+    client: &Client,
+    request: &mut Request,
+) -> Result<(), Refusal> {
+    client.post.arm(server.body_timeout);
     let _turn = client.wait_for(w.slices.turns.take()).await?;
     let mut model = std::mem::take(&mut request.model);
     let mut reading = reading(client, request);

@@ -1,11 +1,11 @@
 //! Before a request is for a backend: its head, whether it may pass, its body and what that says.
-//! What is not for one is answered here.
 
-use super::facts::read_facts;
-use super::ours::{left, own_answer, refuse};
+use super::facts;
+use super::ours::{answer_instead, refuse, Instead};
 use super::{Next, Talk};
 use crate::base::id::RequestId;
 use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
+use crate::base::refusal::Refusal;
 use crate::config::plan::KeyForm;
 use crate::http::field::Known;
 use crate::http::framing::Framing;
@@ -15,47 +15,70 @@ use crate::proxy::admit::hop as hop_check;
 use crate::proxy::admit::path::{self, Kind, Served};
 use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
-use crate::proxy::receive::{self, Received, Request};
+use crate::proxy::pass::Pass;
+use crate::proxy::receive::{self, HeadLimits, Received, Request};
 use crate::proxy::unpack::unpack;
 use crate::proxy::worker::Worker;
 use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
+use std::rc::Rc;
 
-/// `None`: it is there.
+/// Waits for a head. An error when none came, or none that is good.
 pub(super) async fn receive_head(
-    w: &Worker,
+    w: &Rc<Worker>,
     client: &mut Client,
-    request: &mut Request,
-) -> Option<Next> {
-    match receive::head(client, request, &w.plan.server).await {
-        Ok(Received::Whole) => None,
+    talk: &mut Talk,
+) -> Result<(), Next> {
+    // Not the view itself: a connection may idle for minutes, and would hold it for as long.
+    let limits = HeadLimits::of(&w.view().plan.server);
+    match receive::head(client, &mut talk.request, limits).await {
+        Ok(Received::Whole) => Ok(()),
         Ok(Received::Idled) => {
             w.meters.borrow_mut().idle_closed[0] += 1;
-            Some(Next::Close)
+            Err(Next::Close)
         }
         Ok(Received::Closed) => {
             if !client.bytes().is_empty() {
                 w.count_abort(Phase::Request);
             }
-            Some(Next::Close)
+            Err(Next::Close)
         }
         Err(refusal) => {
-            request.unique_id = w.next_id();
-            Some(Box::pin(refuse(w, client, request, refusal)).await)
+            talk.pass = Some(Pass::new(w));
+            talk.request.unique_id = w.next_id();
+            Err(Box::pin(refuse(w, client, talk, refusal)).await)
         }
     }
 }
 
-/// Decides whether the request goes to a backend, and reads its body; `None`: it does. What does
-/// not is answered here.
-pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> Option<Next> {
-    let request = &mut talk.request;
-    let served = Served::by(&w.plan);
+/// Decides whether the request goes to a backend, and reads its body. An error when it does not;
+/// then its client got something else.
+pub(super) async fn admit(
+    w: &Rc<Worker>,
+    client: &mut Client,
+    talk: &mut Talk,
+) -> Result<(), Next> {
+    let pass = talk.pass.insert(Pass::new(w));
+    match judge(w, client, &mut talk.request, pass).await {
+        Ok(()) => Ok(()),
+        Err(instead) => Err(Box::pin(answer_instead(w, client, talk, instead)).await),
+    }
+}
+
+/// The decision; the error says what the client gets instead.
+async fn judge(
+    w: &Worker,
+    client: &mut Client,
+    request: &mut Request,
+    pass: &Pass,
+) -> Result<(), Instead> {
+    let plan = &pass.view.plan;
+    let served = Served::by(plan);
     // First of all: what is recorded, classified and forwarded is the normal path.
     let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
-    identify(w, client, request);
+    identify(pass, client, request);
     let path = request.head.path(client.bytes());
     let kind = made
         .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
@@ -64,30 +87,33 @@ pub(super) async fn admit(w: &Worker, client: &mut Client, talk: &mut Talk) -> O
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
     if wanted || (is_small(request) && !client.post.is_guest()) {
-        match receive::body(client, request, &w.plan.server).await {
-            Ok(Received::Whole) => {}
-            Ok(Received::Closed | Received::Idled) => return Some(left(w, request)),
-            Err(refusal) => return Some(Box::pin(refuse(w, client, request, refusal)).await),
+        match receive::body(client, request, &plan.server).await? {
+            Received::Whole => {}
+            Received::Closed | Received::Idled => return Err(Instead::Nothing),
         }
     }
-    let kind = match kind {
-        Ok(Kind::Forward) => match body::coding(&request.head, client.bytes()) {
-            // Boxed: hardly any body comes packed.
-            Ok(Some(coding)) => match Box::pin(unpack(w, client, request, coding)).await {
-                Err(_) if client.post.is_gone() => return Some(left(w, request)),
-                unpacked => unpacked.map(|()| Kind::Forward),
-            },
-            plain => plain.map(|_| Kind::Forward),
-        },
-        other => other,
+    match kind? {
+        Kind::Forward => {}
+        own => return Err(Instead::Page(own)),
+    }
+    if let Some(coding) = body::coding(&request.head, client.bytes())? {
+        // Boxed: hardly any body comes packed.
+        let unpacked = Box::pin(unpack((w, &plan.server), client, request, coding)).await;
+        unpacked.map_err(|refusal| unless_gone(client, refusal))?;
+    }
+    let read = match facts::at_once(w, client, request) {
+        Some(read) => read,
+        // Boxed: few bodies are so large.
+        None => Box::pin(facts::in_slices(w, &plan.server, client, request)).await,
     };
-    match kind {
-        Ok(Kind::Forward) => match read_facts(w, client, request) {
-            None => None,
-            Some(rest) => rest.await,
-        },
-        Ok(own) => Some(Box::pin(own_answer(w, client, request, own)).await),
-        Err(refusal) => Some(Box::pin(refuse(w, client, request, refusal)).await),
+    read.map_err(|refusal| unless_gone(client, refusal))
+}
+
+/// Whoever has left gets no refusal.
+fn unless_gone(client: &Client, refusal: Refusal) -> Instead {
+    match client.post.is_gone() {
+        true => Instead::Nothing,
+        false => Instead::Refusal(refusal),
     }
 }
 
@@ -100,12 +126,12 @@ fn is_small(request: &Request) -> bool {
 }
 
 /// Gives the request its ids: ours always, and the client's own where it sent a harmless one.
-fn identify(w: &Worker, client: &Client, request: &mut Request) {
+fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request) {
     request.unique_id = w.next_id();
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.client_id = theirs.map(Box::new);
-    keep_key(w, client, request);
+    keep_key(view.key_form, client, request);
     keep_said(w, client, request);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
@@ -124,13 +150,13 @@ fn identify(w: &Worker, client: &Client, request: &mut Request) {
 }
 
 /// Keeps the client's key for the record, if any reporter wants one.
-fn keep_key(w: &Worker, client: &Client, request: &mut Request) {
-    if w.key_form == KeyForm::None {
+fn keep_key(form: KeyForm, client: &Client, request: &mut Request) {
+    if form == KeyForm::None {
         return;
     }
     if let Some(key) = credential::presented(&request.head.fields, client.bytes()) {
         let presented = request.presented.get_or_insert_default();
-        write_key(w.key_form, key, &mut presented.key);
+        write_key(form, key, &mut presented.key);
     }
 }
 

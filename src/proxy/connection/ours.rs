@@ -10,20 +10,55 @@ use crate::proxy::answer::{self, Frame};
 use crate::proxy::client::Client;
 use crate::proxy::ledger::Ledger;
 use crate::proxy::receive::Request;
-use crate::proxy::relay::tap::Tap;
-use crate::proxy::settle::{settle, Ending, Story};
+use crate::proxy::settle::{Ending, Story};
 use crate::proxy::worker::Worker;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
+
+/// What a client gets instead of an engine's answer.
+pub(super) enum Instead {
+    /// A refusal.
+    Refusal(Refusal),
+    /// One of our own pages.
+    Page(Kind),
+    /// Nothing: it has left before its request was for a backend.
+    Nothing,
+}
+
+impl From<Refusal> for Instead {
+    fn from(refusal: Refusal) -> Instead {
+        Instead::Refusal(refusal)
+    }
+}
+
+/// Answers a request that does not go to a backend, and settles it.
+pub(super) async fn answer_instead(
+    w: &Worker,
+    client: &mut Client,
+    talk: &mut Talk,
+    instead: Instead,
+) -> Next {
+    match instead {
+        Instead::Refusal(refusal) => refuse(w, client, talk, refusal).await,
+        Instead::Page(kind) => own_answer(w, client, talk, kind).await,
+        Instead::Nothing => {
+            w.count_abort(Phase::Request);
+            talk.story = Story::client_left();
+            talk.settle();
+            Next::Close
+        }
+    }
+}
 
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
 /// no unread body is in the way.
 pub(super) async fn refuse(
     w: &Worker,
     client: &mut Client,
-    request: &mut Request,
+    talk: &mut Talk,
     refusal: Refusal,
 ) -> Next {
+    let request = &mut talk.request;
     let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
     // Its request may not have come to its end, and does not any more.
     match frame.close {
@@ -33,15 +68,9 @@ pub(super) async fn refuse(
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, &Tap::default(), &mut Story::refused(&refusal));
+    talk.story = Story::refused(&refusal);
+    talk.settle();
     next
-}
-
-/// Ends a request whose client left before it was for a backend.
-pub(super) fn left(w: &Worker, request: &Request) -> Next {
-    w.count_abort(Phase::Request);
-    settle(w, request, &Tap::default(), &mut Story::client_left());
-    Next::Close
 }
 
 /// Answers for a backend that did not, and settles.
@@ -51,7 +80,7 @@ pub(super) async fn give_up(
     talk: &mut Talk,
     fault: Fault,
 ) -> Next {
-    let Talk { request, story, tap, .. } = talk;
+    let Talk { request, story, .. } = talk;
     story.ending = Ending::Fault(fault);
     let next = if fault == Fault::ClientLeft {
         w.count_abort(Phase::Waiting);
@@ -64,22 +93,18 @@ pub(super) async fn give_up(
         after(sent, frame.close)
     };
     request.release_body(client);
-    settle(w, request, tap, story);
+    talk.settle();
     next
 }
 
 /// `/health`, `/ready` and the metrics page.
-pub(super) async fn own_answer(
-    w: &Worker,
-    client: &mut Client,
-    request: &mut Request,
-    kind: Kind,
-) -> Next {
+async fn own_answer(w: &Worker, client: &mut Client, talk: &mut Talk, kind: Kind) -> Next {
     const TEXT: &str = "text/plain; charset=utf-8";
+    let request = &mut talk.request;
     let page;
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
         Kind::Ready if !w.is_staying() => (503, TEXT, b"draining\n"),
-        Kind::Ready if !w.fleet.any_passes_probes() => (503, TEXT, b"no healthy backend\n"),
+        Kind::Ready if !w.view().shared.any_passes_probes() => (503, TEXT, b"no healthy backend\n"),
         Kind::Ready if w.usage.as_ref().is_some_and(Ledger::refuses) => {
             (503, TEXT, b"usage records cannot be kept\n")
         }
@@ -99,7 +124,8 @@ pub(super) async fn own_answer(
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    settle(w, request, &Tap::default(), &mut Story::own(status));
+    talk.story = Story::own(status);
+    talk.settle();
     next
 }
 

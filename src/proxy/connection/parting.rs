@@ -10,7 +10,7 @@ use crate::proxy::receive::Request;
 use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::tap::Tap;
 use crate::proxy::relay::Outcome;
-use crate::proxy::settle::{note, settle, Ending};
+use crate::proxy::settle::{note, Ending};
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::worker::{Live, Worker};
 use crate::rt;
@@ -25,31 +25,32 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
     // A client that closes behind the end mark, as some do, has missed nothing.
     let is_missing = |fault: &Fault| *fault != Fault::ClientLeft || !talk.tap.is_over();
     if let Some(fault) = outcome.fault.filter(is_missing) {
-        w.count_fault(talk.story.backend, fault);
+        w.count_fault(talk.story.backend.as_deref(), fault);
         if fault == Fault::ClientLeft {
             w.count_abort(if talk.story.status == 0 { Phase::Waiting } else { Phase::Relay });
         }
         talk.story.ending = Ending::Fault(fault);
     }
     if outcome.upstream_extra {
-        w.count_fault(talk.story.backend, Fault::BadResponse("bytes_behind_the_end"));
+        let fault = Fault::BadResponse("bytes_behind_the_end");
+        w.count_fault(talk.story.backend.as_deref(), fault);
     }
     talk.story.outcome = Some(outcome);
     if !talk.tap.awaits_copy() {
-        learn(w, talk, outcome);
+        learn(talk, outcome);
     }
-    if left_to_read(w, talk).is_some() {
+    if left_to_read(talk).is_some() {
         return Next::Drain;
     }
     if let Some(Exchange { mut lease, .. }) = talk.exchange.take() {
         if outcome.upstream_at_end {
             lease.note_end();
         }
-        w.pool.give_back(lease, w.patrol.now());
+        lease.give_back(w.patrol.now());
     }
     match talk.tap.awaits_copy() {
         true => settle_late(w, talk, outcome),
-        false => settle(w, &talk.request, &talk.tap, &mut talk.story),
+        false => talk.settle(),
     }
     match (outcome.client_clean, close) {
         (false, _) => Next::Close,
@@ -58,11 +59,23 @@ pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close:
     }
 }
 
+impl Talk {
+    /// The request is over for its client, of whose answer so many bytes were sent, and goes on for
+    /// its record alone. Should we be killed while it does, this is what the record says.
+    fn note_past(&mut self, sent: u64) {
+        self.story.is_past = true;
+        if let Some(pass) = &mut self.pass {
+            pass.end_for_client();
+            note(pass, (&self.request, &self.tap), &self.story, sent);
+        }
+    }
+}
+
 /// What the end of a stream teaches of its engine.
-fn learn(w: &Worker, talk: &Talk, outcome: Outcome) {
+fn learn(talk: &Talk, outcome: Outcome) {
     let tap = &talk.tap;
     let heard = (outcome.fault.is_none(), tap.body_usage.facts().is_timed(), tap.usage().is_some());
-    hear_stream(w, &talk.request, &talk.story, heard);
+    hear_stream(&talk.request, &talk.story, heard);
 }
 
 /// Settles a request as soon as it is known what is in its packed answer. Its client does not wait
@@ -70,14 +83,13 @@ fn learn(w: &Worker, talk: &Talk, outcome: Outcome) {
 fn settle_late(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome) {
     let next = Request::new(w.next_id(), talk.request.peer.clone());
     let mut late = Box::new(std::mem::replace(talk, Talk::new(next)));
-    late.story.is_past = true;
     // Should we be killed while that goes on.
-    note(w, &late.request, &late.tap, &late.story, outcome.bytes);
+    late.note_past(outcome.bytes);
     let (worker, waiting) = (Rc::clone(w), LateRecord::begin(w));
     w.spawn_guarded(async move {
         see_copy(&worker, &mut late.tap, &waiting).await;
-        learn(&worker, &late, outcome);
-        settle(&worker, &late.request, &late.tap, &mut late.story);
+        learn(&late, outcome);
+        late.settle();
     });
 }
 
@@ -90,8 +102,8 @@ async fn see_copy(w: &Worker, tap: &mut Tap, _counted: &LateRecord) {
 
 /// What is to be read of the rest of an answer whose client has left, and for how long: all of it
 /// for its engine's sake, or what the engine counted for a client that had all of its text.
-fn left_to_read(w: &Worker, talk: &Talk) -> Option<(Rest, Duration)> {
-    let plan = talk.story.backend.and_then(|backend| w.backend(backend))?;
+fn left_to_read(talk: &Talk) -> Option<(Rest, Duration)> {
+    let plan = &talk.story.backend.as_ref()?.plan;
     let outcome = talk.story.outcome.filter(|outcome| !outcome.upstream_finished)?;
     outcome.fault.filter(|fault| fault.side() == Side::Client)?;
     match plan.on_client_abort {
@@ -108,27 +120,25 @@ pub(super) async fn spare(live: Live, talk: &mut Talk) {
     let going = Drain::begin(w);
     // Its client's place is free.
     drop(live);
-    let left = left_to_read(w, talk);
-    let Talk { request, story, exchange, inbound, tap } = talk;
+    let left = left_to_read(talk);
     // Where there is no room for it, the engine is cut.
-    let exchange = exchange.take().zip(going.as_ref());
+    let exchange = talk.exchange.take().zip(going.as_ref());
     if let (Some((what, limit)), Some((Exchange { mut lease, .. }, going))) = (left, exchange) {
-        story.is_past = true;
-        tap.stop();
+        talk.tap.stop();
         // Should we be killed while that goes on.
-        note(w, request, tap, story, story.outcome.map_or(0, |outcome| outcome.bytes));
-        let rest = drain(lease.link(), inbound, tap, what);
+        talk.note_past(talk.story.outcome.map_or(0, |outcome| outcome.bytes));
+        let rest = drain(lease.link(), &mut talk.inbound, &mut talk.tap, what);
         let rest = going.cut().unless(rt::timeout(limit, rest));
         let rest = w.patrol.until_end(rest).await.flatten();
         if matches!(rest, Some(Ok(true))) {
             lease.note_end();
-            tap.hand_copy_over(&w.unpacker);
+            talk.tap.hand_copy_over(&w.unpacker);
         }
-        w.pool.give_back(lease, w.patrol.now());
+        lease.give_back(w.patrol.now());
     }
     // From here on no engine is held: others need not be cut for it.
     let waiting = LateRecord::begin(w);
     drop(going);
-    see_copy(w, tap, &waiting).await;
-    settle(w, request, tap, story);
+    see_copy(w, &mut talk.tap, &waiting).await;
+    talk.settle();
 }

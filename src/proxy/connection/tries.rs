@@ -8,12 +8,15 @@ use crate::base::refusal::Refusal;
 use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
 use crate::proxy::ledger::{Ledger, Written};
+use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::{self, Tried};
 use crate::proxy::settle::{self, Ending};
 use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
+use crate::proxy::upstream::pool::LocalMember;
+use crate::proxy::view::WorkerView;
 use crate::proxy::worker::Worker;
 use std::rc::Rc;
 
@@ -23,24 +26,42 @@ pub(super) async fn forward(
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Next> {
-    let request = &mut talk.request;
-    if w.usage.as_ref().is_some_and(Ledger::refuses) {
-        return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
+    if open(w, client, talk).await.is_err() {
+        return Err(Box::pin(refuse(w, client, talk, NO_JOURNAL)).await);
     }
-    talk.story.keep_body(w, request, client);
-    talk.story.backend = route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &Tried::default());
-    // An engine has nothing that the journal has not.
-    let opened = settle::open(w, request, &talk.story);
-    let is_ruled_out = |ledger: &Ledger| talk.story.backend.is_some() && ledger.rules_out(opened);
-    if w.usage.as_ref().is_some_and(is_ruled_out) {
-        return Err(Box::pin(refuse(w, client, request, NO_JOURNAL)).await);
-    }
-    Written::of(&w.usage, opened).await;
     match try_backends(w, client, talk).await {
         Ok(()) => Ok(()),
-        Err(None) => Err(Box::pin(refuse(w, client, &mut talk.request, NO_BACKEND)).await),
+        Err(None) => Err(Box::pin(refuse(w, client, talk, NO_BACKEND)).await),
         Err(Some(fault)) => Err(Box::pin(give_up(w, client, talk, fault)).await),
     }
+}
+
+/// Picks who is asked first and opens the request's record: an engine has nothing that the journal
+/// has not. An error when it cannot be kept, and nobody is served without.
+async fn open(w: &Rc<Worker>, client: &Client, talk: &mut Talk) -> Result<(), NotKept> {
+    if w.usage.as_ref().is_some_and(Ledger::refuses) {
+        return Err(NotKept);
+    }
+    let Talk { request, story, pass, .. } = talk;
+    let pass = pass.get_or_insert_with(|| Pass::new(w));
+    story.keep_body(pass, request, client);
+    story.backend = pick(&pass.view, &Tried::default());
+    let opened = settle::open(pass, request, story);
+    let is_ruled_out = |ledger: &Ledger| story.backend.is_some() && ledger.rules_out(opened);
+    if w.usage.as_ref().is_some_and(is_ruled_out) {
+        return Err(NotKept);
+    }
+    Written::of(&w.usage, opened).await;
+    Ok(())
+}
+
+/// No record can be kept.
+struct NotKept;
+
+/// Who gets the next try.
+fn pick(view: &WorkerView, tried: &Tried) -> Option<Rc<LocalMember>> {
+    let place = route::pick(&mut view.balancer.borrow_mut(), view.shared.members(), tried)?;
+    view.members.get(place).cloned()
 }
 
 /// Tries backends until one begins to answer. Another one is asked while nobody saw the request,
@@ -50,30 +71,31 @@ pub(super) async fn forward(
 /// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
 /// when there was nobody to ask.
 async fn try_backends(
-    w: &Worker,
+    w: &Rc<Worker>,
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Option<Fault>> {
-    let Talk { request, story, exchange: answered, .. } = talk;
+    let Talk { request, story, exchange: answered, pass, .. } = talk;
+    let view = &pass.get_or_insert_with(|| Pass::new(w)).view;
     let (mut tried, mut is_moved) = (Tried::default(), false);
     while tried.len() < CONNECT_TRIES_MAX {
         // The first one was picked already.
-        let picked = match story.backend.filter(|_| tried.is_empty()) {
-            None => route::pick(&mut w.balancer.borrow_mut(), &w.fleet, &tried),
-            first => first,
+        let picked = match &story.backend {
+            Some(first) if tried.is_empty() => Some(Rc::clone(first)),
+            _ => pick(view, &tried),
         };
         let Some(backend) = picked else { break };
         if !tried.is_empty() {
             story.retries += 1;
             w.meters.borrow_mut().retries += 1;
         }
-        story.backend = Some(backend);
-        tried.add(backend);
-        let (mut fresh, mut asking) = (false, Asking::of(w, request, backend));
-        client.post.stand_at(Some(backend).filter(|_| !is_moved));
+        tried.add(backend.id());
+        let backend = &*story.backend.insert(backend);
+        let (mut fresh, mut asking) = (false, Asking::of(&view.plan, request, backend));
+        client.post.stand_at((!is_moved).then(|| backend.id().number()));
         // One await in a loop: the futures of two in a row would lie side by side in every stream.
         let result = loop {
-            let met = exchange(w, client, request, backend, (fresh, asking)).await;
+            let met = exchange((w, view), client, request, backend, (fresh, asking)).await;
             match met.map(|got| *answered = Some(got)) {
                 Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
                     fresh = true;
@@ -97,7 +119,7 @@ async fn try_backends(
         };
         client.post.stand_at(None);
         let result = match result {
-            Ok(()) => turned_down(w, client, request, &tried, answered).await,
+            Ok(()) => turned_down((view, &tried), client, request, (backend, answered)).await,
             failed => failed,
         };
         match result {
@@ -108,7 +130,7 @@ async fn try_backends(
                 return Ok(());
             }
             Err(fault) => {
-                asking::hear_failure(w, backend, fault);
+                asking::hear_failure(backend, fault);
                 w.count_fault(Some(backend), fault);
                 story.ending = Ending::Fault(fault);
                 if fault.retry() != Retry::Any {
@@ -116,7 +138,7 @@ async fn try_backends(
                 }
                 if fault == Fault::BackendEjected {
                     // Those that were tried before may be well again.
-                    (tried, is_moved) = (Tried::only(backend), true);
+                    (tried, is_moved) = (Tried::only(backend.id()), true);
                 }
             }
         }
@@ -135,25 +157,25 @@ async fn names_wish(client: &Client, request: &Request, answered: &mut Option<Ex
     }
 }
 
-/// Tells the fleet what an answer says of its backend. `Err`: the engine is still loading its
+/// Tells the member what an answer says of it. `Err`: the engine is still loading its
 /// model, or the backend leads back to us, and there is another that is well; that counts as if it
 /// had never seen the request.
 async fn turned_down(
-    w: &Worker,
+    (view, tried): (&WorkerView, &Tried),
     client: &Client,
     request: &Request,
-    tried: &Tried,
-    answered: &mut Option<Exchange>,
+    (backend, answered): (&LocalMember, &mut Option<Exchange>),
 ) -> Result<(), Fault> {
-    let (Some(got), Some(backend)) = (answered.as_mut(), tried.last()) else { return Ok(()) };
-    repute::hear_answer(w, backend, &request.response);
+    let Some(got) = answered.as_mut() else { return Ok(()) };
+    repute::hear_answer(backend, &request.response);
     let fault = match request.response.status {
         503 => Fault::BackendLoading,
         508 => Fault::BackendLoops,
         _ => return Ok(()),
     };
     // Boxed: it is rare, and the future of a stream would carry it.
-    if route::has_other(&w.fleet, tried) && Box::pin(says(client, request, got, fault)).await {
+    let has_other = route::has_other(view.shared.members(), tried);
+    if has_other && Box::pin(says(client, request, got, fault)).await {
         *answered = None;
         return Err(fault);
     }

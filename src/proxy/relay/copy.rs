@@ -13,13 +13,13 @@ use super::strip::{Part, Strip};
 use super::tap::Tap;
 use crate::base::fault::Fault;
 use crate::base::limits::BUFFER_BYTES;
-use crate::config::plan::Backend;
 use crate::http::write::OutFraming;
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
+use crate::state::member::Member;
 use std::io;
 
 /// Sends of one read, above which reads are small again.
@@ -34,8 +34,8 @@ pub struct Relay<'a> {
     pub w: &'a Worker,
     /// The client.
     pub client: &'a Client,
-    /// The backend's timeouts.
-    pub plan: &'a Backend,
+    /// Whose answer it is.
+    pub backend: &'a Member,
     /// The engine's framing.
     pub inbound: &'a mut Inbound,
     /// Watches.
@@ -81,7 +81,7 @@ struct State {
 impl<'a> Relay<'a> {
     /// A relay that has moved nothing yet.
     pub fn new(
-        (w, client, plan): (&'a Worker, &'a Client, &'a Backend),
+        (w, client, backend): (&'a Worker, &'a Client, &'a Member),
         inbound: &'a mut Inbound,
         outbound: OutFraming,
         tap: &'a mut Tap,
@@ -92,7 +92,7 @@ impl<'a> Relay<'a> {
             until_close: outbound == OutFraming::UntilClose,
             ..State::default()
         };
-        Relay { w, client, plan, inbound, tap, asked, strip: None, state }
+        Relay { w, client, backend, inbound, tap, asked, strip: None, state }
     }
 
     /// What is there for our sake is taken out; `wants_counts`: the client asked for counts in each
@@ -153,10 +153,10 @@ impl<'a> Relay<'a> {
         // Engines send the head of a stream at once, comments now and then, and the first token
         // after the prefill: until there is data, it is the first byte that is waited for.
         let (limit, silence) = match self.tap.has_begun() {
-            true => (self.plan.idle_timeout, Fault::BackendIdleTimeout),
+            true => (self.backend.plan.idle_timeout, Fault::BackendIdleTimeout),
             false => {
-                let left =
-                    self.plan.first_byte_timeout.saturating_sub(self.w.patrol.since(self.asked));
+                let limit = self.backend.plan.first_byte_timeout;
+                let left = limit.saturating_sub(self.w.patrol.since(self.asked));
                 (left, Fault::FirstByteTimeout)
             }
         };
@@ -357,8 +357,8 @@ impl<'a> Relay<'a> {
 
     /// Takes the times of what one read brought.
     fn tick(&mut self) {
-        let backend = self.w.index_of(self.plan);
-        self.tap.tick(self.w.meters.borrow_mut().inter_token.entry(backend).or_default());
+        let whose = Some(self.backend.id());
+        self.tap.tick(self.w.meters.borrow_mut().inter_token.entry(whose).or_default());
     }
 
     /// Looks at what is sent; takes the time of the first send of a read.

@@ -1,49 +1,43 @@
 //! A fresh connection to a backend, TLS included, within its `connect_timeout`.
 
-use super::pool::Lease;
 use crate::base::fault::Fault;
 use crate::base::tls_fault::TlsFault;
-use crate::config::plan::{Backend, Endpoint};
+use crate::config::plan::Endpoint;
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 use crate::rt;
 use crate::rt::patrol::Alarm;
 use crate::rt::socket::Socket;
 use crate::rt::tls::Link;
+use crate::state::member::Member;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Connects. The whole of it is bounded by `connect_timeout`, and it ends when the client leaves.
-pub async fn connect(w: &Worker, client: &Client, backend: u32) -> Result<Lease, Fault> {
-    let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
+pub async fn connect(w: &Worker, client: &Client, member: &Member) -> Result<Link, Fault> {
+    let plan = &member.plan;
     let (started, tick) = (Instant::now(), w.patrol.now());
     let socket = match &plan.endpoint {
         Endpoint::Unix(path) => {
             client.post.arm(plan.connect_timeout);
             attended(client, rt::connect::unix(path)).await?
         }
-        Endpoint::Tcp { .. } => any_address(w, client, plan, backend).await?,
+        Endpoint::Tcp { .. } => any_address(client, member).await?,
     };
     client.post.arm(plan.connect_timeout.saturating_sub(w.patrol.since(tick)));
-    let link = secure(w, client, plan, backend, socket).await?;
+    let link = secure(client, member, socket).await?;
     let mut meters = w.meters.borrow_mut();
     meters.connect.record(started.elapsed());
     meters.upstream[0] += 1;
-    Ok(Lease::fresh(link, &w.fleet, backend))
+    Ok(link)
 }
 
 /// Tries the addresses of a name in turn; each gets its share of the time, so that one that drops
 /// packets cannot use it up.
-async fn any_address(
-    w: &Worker,
-    client: &Client,
-    plan: &Backend,
-    backend: u32,
-) -> Result<Socket, Fault> {
-    let member = w.fleet.get(backend as usize).ok_or(Fault::Unresolved)?;
+async fn any_address(client: &Client, member: &Member) -> Result<Socket, Fault> {
     let addresses = member.addresses().to_vec();
-    let share = plan.connect_timeout / addresses.len().max(1) as u32;
+    let share = member.plan.connect_timeout / addresses.len().max(1) as u32;
     let mut fault = Fault::Unresolved;
     for address in addresses {
         client.post.arm(share);
@@ -57,19 +51,9 @@ async fn any_address(
     Err(fault)
 }
 
-async fn secure(
-    w: &Worker,
-    client: &Client,
-    plan: &Backend,
-    backend: u32,
-    socket: Socket,
-) -> Result<Link, Fault> {
-    let Some(tls) = &plan.tls else { return Ok(Link::plain(socket)) };
-    let config = w
-        .fleet
-        .get(backend as usize)
-        .and_then(|m| m.tls())
-        .ok_or(Fault::TlsFailed(TlsFault::Other))?;
+async fn secure(client: &Client, member: &Member, socket: Socket) -> Result<Link, Fault> {
+    let Some(tls) = &member.plan.tls else { return Ok(Link::plain(socket)) };
+    let config = member.tls.as_ref().ok_or(Fault::TlsFailed(TlsFault::Other))?;
     let name = ServerName::try_from(tls.server_name.clone())
         .map_err(|_| Fault::TlsFailed(TlsFault::Other))?;
     let handshake = async {

@@ -1,10 +1,10 @@
 //! The request goes out, the head of the answer comes in; the client has seen nothing yet.
 
 use super::connect::connect;
-use super::pool::Lease;
+use super::pool::{InFlight, Lease, LocalMember};
 use crate::base::fault::Fault;
 use crate::base::limits::{HEAD_BYTES_MAX, INTERIM_RESPONSES_MAX, REUSE_RACE_MAX};
-use crate::config::plan::{Backend, OnClientAbort};
+use crate::config::plan::OnClientAbort;
 use crate::http::field::Known;
 use crate::http::framing::ResponseFraming;
 use crate::http::head::{Parse, Version};
@@ -14,6 +14,7 @@ use crate::llm::dialect::Dialect;
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
+use crate::proxy::view::WorkerView;
 use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched};
@@ -21,6 +22,7 @@ use crate::rt::tls::Turn;
 use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// A head was read (it is in `Request::response`), nothing was sent to the client.
@@ -38,25 +40,28 @@ pub struct Exchange {
 /// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
 /// connection; `asking`: the try asks for usage on its own account.
 pub async fn exchange(
-    w: &Worker,
+    (w, view): (&Worker, &WorkerView),
     client: &mut Client,
     request: &mut Request,
-    backend: u32,
+    backend: &Rc<LocalMember>,
     (fresh, asking): (bool, Asking),
 ) -> Result<Exchange, Fault> {
     request.response.reset();
-    let kept = if fresh { None } else { w.pool.take(backend, w.patrol.now()) };
+    // From here on it is a load there, also while it connects.
+    let inflight = InFlight::enter(backend);
+    let kept = if fresh { None } else { backend.take(w.patrol.now()) };
     let is_reused = kept.is_some();
-    let mut lease = match kept {
-        Some(lease) => {
+    let link = match kept {
+        Some(link) => {
             w.meters.borrow_mut().upstream[1] += 1;
-            lease
+            link
         }
         // Boxed: a connect needs room that a stream should not carry for minutes.
         None => Box::pin(connect(w, client, backend)).await?,
     };
+    let mut lease = Lease::of(link, inflight);
     let (started, tick) = (Instant::now(), w.patrol.now());
-    let plan = w.backend(backend).ok_or(Fault::Unresolved)?;
+    let plan = &backend.plan;
     if !request.head.is_clear() {
         // The engine may leave such a body unread, and read it as the next request.
         lease.spoil();
@@ -67,7 +72,7 @@ pub async fn exchange(
     client.post.arm(plan.first_byte_timeout);
     // An engine may answer before it has read everything (413), and then close, or not.
     let mut answer = Beginning::default();
-    let sent_whole = match begin((w, client), (request, asking), plan, &mut lease) {
+    let sent_whole = match begin((view, client), (request, asking), backend, &mut lease) {
         Ok(None) => judge(wait.until(client, lease.link().flush()).await).map(|()| true),
         // Boxed: a body that does not fit in the socket's buffer is worth it.
         Ok(Some(begun)) => {
@@ -96,7 +101,7 @@ pub async fn exchange(
         client.post.arm(plan.first_byte_timeout.saturating_sub(w.patrol.since(tick)));
     }
     let no_way_back = sent_whole && !answer.ready;
-    if no_way_back && !asking.is_spliced() && w.plan.backends.len() == 1 {
+    if no_way_back && !asking.is_spliced() && view.members.len() == 1 {
         // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
         // what may be refused because of us, or be sent to another backend, must be in hand.
         request.release_body(client);
@@ -124,11 +129,11 @@ pub async fn exchange(
 }
 
 /// Closes what is kept of a backend that gave a request the answer of another one.
-fn distrust(w: &Worker, backend: u32) {
-    w.pool.distrust(backend, w.patrol.now());
+fn distrust(w: &Worker, backend: &LocalMember) {
+    backend.distrust(w.patrol.now());
     if w.may_log("foreign_answer") {
         tracing::warn!(
-            backend = w.plan.backends.get(backend as usize).map(|backend| &*backend.name),
+            backend = %backend.name,
             "the backend gave a request the answer of another one: its kept connections are closed"
         );
     }
@@ -170,11 +175,12 @@ fn is_kept(response: &ResponseHead, had_body: bool) -> bool {
 
 /// Writes the head of the request.
 fn head_of(
-    w: &Worker,
+    view: &WorkerView,
     client: &Client,
     (request, asking): (&Request, Asking),
-    plan: &Backend,
+    backend: &LocalMember,
 ) -> Buffer {
+    let plan = &backend.plan;
     let mut head = Buffer::take();
     let body_len = body_len(request, client, asking) as u64;
     write::request(
@@ -186,7 +192,7 @@ fn head_of(
             host: &plan.host,
             body_len: request.has_body().then_some(body_len),
             request_id: request.id().as_str(),
-            drop: w.credential_fields(),
+            drop: view.credential_fields(),
             set: &plan.headers,
             client_ip: &request.peer,
             via: hop::name(),
@@ -204,12 +210,12 @@ fn body_len(request: &Request, client: &Client, asking: Asking) -> usize {
 
 /// Sends what the socket takes at once of the request. `Some`: that is not all.
 fn begin(
-    (w, client): (&Worker, &Client),
+    (view, client): (&WorkerView, &Client),
     (request, asking): (&Request, Asking),
-    plan: &Backend,
+    backend: &LocalMember,
     lease: &mut Lease,
 ) -> Result<Option<Begun>, Fault> {
-    let head = head_of(w, client, (request, asking), plan);
+    let head = head_of(view, client, (request, asking), backend);
     let whole = head.len() + body_len(request, client, asking);
     let mut begun = Begun { head, sent: 0, whole };
     Ok(begun.go_on(client, (request, asking), lease)?.then_some(begun))

@@ -1,11 +1,15 @@
 //! Kept connections of one worker: who may come back, and which one goes out next.
 
+use crate::rt::patrol::TICK;
 use crate::rt::socket::Heard;
 use crate::rt::tls::Link;
-use crate::state::fleet::{Fleet, Member};
-use std::cell::RefCell;
+use crate::state::member::Member;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Deref;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A connection that idled for so many ticks (at least 100 ms) is preferred to one that was in use
 /// a moment ago: what an engine sends late, behind its answer, has arrived by then, and is seen.
@@ -16,7 +20,7 @@ const QUIET_TICKS: u32 = 2;
 const WARY_TICKS: u32 = 600;
 
 /// One borrowed connection to a backend. Dropping it closes the connection, which cancels the
-/// generation at the engine. It comes back to the pool only through [`Pool::give_back`], and only
+/// generation at the engine. It comes back to the pool only through [`Lease::give_back`], and only
 /// when everything that its `Standing` asks for was proven.
 pub struct Lease {
     link: Link,
@@ -45,35 +49,32 @@ impl Standing {
     }
 }
 
-/// Counts a request in flight at a backend for as long as it lives, and keeps what is proven of it.
-struct InFlight {
-    fleet: Arc<Fleet>,
-    backend: u32,
+/// Counts a request in flight at a backend for as long as it lives, from before there is a
+/// connection, and keeps what is proven of the one that it gets.
+pub struct InFlight {
+    backend: Rc<LocalMember>,
     // Here it fits between the others: the future of a stream does not grow.
     standing: Standing,
 }
 
 impl InFlight {
-    fn enter(fleet: &Arc<Fleet>, backend: u32) -> InFlight {
-        if let Some(member) = fleet.get(backend as usize) {
-            member.enter();
-        }
-        InFlight { fleet: Arc::clone(fleet), backend, standing: Standing::default() }
+    /// One more is on its way there.
+    pub fn enter(backend: &Rc<LocalMember>) -> InFlight {
+        backend.enter();
+        InFlight { backend: Rc::clone(backend), standing: Standing::default() }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(member) = self.fleet.get(self.backend as usize) {
-            member.leave();
-        }
+        self.backend.leave();
     }
 }
 
 impl Lease {
-    /// A lease of a connection that was just made.
-    pub fn fresh(link: Link, fleet: &Arc<Fleet>, backend: u32) -> Lease {
-        Lease { link, inflight: InFlight::enter(fleet, backend) }
+    /// A lease of a connection that was kept, or just made.
+    pub fn of(link: Link, inflight: InFlight) -> Lease {
+        Lease { link, inflight }
     }
 
     /// The connection.
@@ -100,6 +101,17 @@ impl Lease {
     pub fn spoil(&mut self) {
         self.inflight.standing.is_spoiled = true;
     }
+
+    /// The only way back: keeps a connection that is clean, and closes any other.
+    pub fn give_back(self, now: u32) {
+        let Lease { link, inflight } = self;
+        let backend = &inflight.backend;
+        let mut shelf = backend.shelf.borrow_mut();
+        let has_room = shelf.links.len() < backend.plan.max_idle_conns && !shelf.is_retired;
+        if inflight.standing.is_clean() && has_room {
+            shelf.links.push_back(Idle { link, since: now });
+        }
+    }
 }
 
 struct Idle {
@@ -121,48 +133,67 @@ struct Shelf {
     links: VecDeque<Idle>,
     /// Until this tick, none is used that was in use a moment ago.
     wary_until: u32,
+    /// The backend was taken out of the configuration: nothing is kept any more.
+    is_retired: bool,
 }
 
-/// Closes what idled too long; gives how many.
-fn close_expired(links: &mut VecDeque<Idle>, limits: &PoolLimits, now: u32) -> u64 {
-    let expired = links.partition_point(|kept| kept.age(now) > limits.idle_ticks);
-    links.drain(..expired).count() as u64
+impl Shelf {
+    /// Closes what idled too long; gives how many.
+    fn close_expired(&mut self, idle_ticks: u32, now: u32) -> u64 {
+        let expired = self.links.partition_point(|kept| kept.age(now) > idle_ticks);
+        self.links.drain(..expired).count() as u64
+    }
 }
 
-/// The idle connections of one worker, by backend.
-pub struct Pool {
-    fleet: Arc<Fleet>,
-    limits: Vec<PoolLimits>,
-    shelves: RefCell<Vec<Shelf>>,
-}
-
-/// What bounds the idle connections of one backend.
-#[derive(Debug, Clone)]
-pub struct PoolLimits {
-    /// Whose they are, for the log.
-    pub name: String,
+/// A backend as one worker has it: what all threads share of it, and the connections that this
+/// worker keeps to it. A connection belongs to its backend from the first to the last, so that none
+/// can carry a request for another one.
+pub struct LocalMember {
+    member: Arc<Member>,
+    /// Shared by the same backend in earlier and later views.
+    shelf: Rc<RefCell<Shelf>>,
     /// Ticks (of `rt::patrol`) after which an idle connection is not used again.
-    pub idle_ticks: u32,
-    /// Idle connections kept.
-    pub count: usize,
+    idle_ticks: u32,
+    /// Departures of it that this worker has seen.
+    departures_seen: Cell<u32>,
 }
 
-impl Pool {
-    /// An empty pool for the backends of a fleet.
-    pub fn new(fleet: Arc<Fleet>, limits: Vec<PoolLimits>) -> Pool {
-        let shelves = RefCell::new(limits.iter().map(|_| Shelf::default()).collect());
-        Pool { fleet, limits, shelves }
+impl Deref for LocalMember {
+    type Target = Member;
+
+    fn deref(&self) -> &Member {
+        &self.member
+    }
+}
+
+impl LocalMember {
+    /// A backend to which nothing is kept, or, if `before` is the same backend in an earlier view,
+    /// what was kept there.
+    pub fn new(member: &Arc<Member>, before: Option<&LocalMember>) -> LocalMember {
+        let new_shelf = Rc::<RefCell<Shelf>>::default;
+        let seen = before.map_or(member.departures(), |old| old.departures_seen.get());
+        LocalMember {
+            member: Arc::clone(member),
+            shelf: before.map_or_else(new_shelf, |old| Rc::clone(&old.shelf)),
+            idle_ticks: ticks(member.plan.keepalive_timeout),
+            departures_seen: Cell::new(seen),
+        }
+    }
+
+    /// True when it went out of service since this was last asked.
+    pub fn has_departed(&self) -> bool {
+        let now = self.departures();
+        self.departures_seen.replace(now) != now
     }
 
     /// A kept connection that is alive, if there is one. `now` in ticks.
     ///
     /// Of several, the last used of those that have been quiet for a while, so that what a burst
     /// left behind idles out; where there is none such, the one that has been quiet for longest.
-    pub fn take(&self, backend: u32, now: u32) -> Option<Lease> {
-        let limits = self.limits.get(backend as usize)?;
-        let mut shelves = self.shelves.borrow_mut();
-        let Shelf { links, wary_until } = shelves.get_mut(backend as usize)?;
-        close_expired(links, limits, now);
+    pub fn take(&self, now: u32) -> Option<Link> {
+        let mut shelf = self.shelf.borrow_mut();
+        shelf.close_expired(self.idle_ticks, now);
+        let Shelf { links, wary_until, .. } = &mut *shelf;
         loop {
             let quiet = links.partition_point(|kept| kept.age(now) >= QUIET_TICKS);
             if quiet == 0 && now < *wary_until {
@@ -171,13 +202,13 @@ impl Pool {
             let mut kept = links.remove(quiet.saturating_sub(1))?;
             // Nothing is awaited between this and the first byte of the request.
             match kept.link.heard() {
-                Heard::Nothing => return Some(Lease::fresh(kept.link, &self.fleet, backend)),
+                Heard::Nothing => return Some(kept.link),
                 Heard::End => {}
                 Heard::Bytes => {
-                    self.fleet.get(backend as usize).into_iter().for_each(Member::note_unasked);
+                    self.note_unasked();
                     if now >= *wary_until {
                         tracing::warn!(
-                            backend = %limits.name,
+                            backend = %self.name,
                             "the backend sent bytes that nobody asked for: for a minute, its \
                              connections are used again only after a pause"
                         );
@@ -188,57 +219,61 @@ impl Pool {
         }
     }
 
-    /// The only way back: keeps a connection that is clean, and closes any other.
-    pub fn give_back(&self, lease: Lease, now: u32) {
-        let backend = lease.inflight.backend as usize;
-        let Some(limits) = self.limits.get(backend) else { return };
-        if let Some(Shelf { links, .. }) = self.shelves.borrow_mut().get_mut(backend) {
-            if lease.inflight.standing.is_clean() && links.len() < limits.count {
-                links.push_back(Idle { link: lease.link, since: now });
-            }
-        }
-    }
-
-    /// Closes all that a backend has: an answer came from there that belongs to another request.
-    pub fn distrust(&self, backend: u32, now: u32) {
-        if let Some(shelf) = self.shelves.borrow_mut().get_mut(backend as usize) {
-            shelf.links.clear();
-            shelf.wary_until = now.saturating_add(WARY_TICKS);
-        }
+    /// Closes all that are kept: an answer came from there that belongs to another request.
+    pub fn distrust(&self, now: u32) {
+        let mut shelf = self.shelf.borrow_mut();
+        shelf.links.clear();
+        shelf.wary_until = now.saturating_add(WARY_TICKS);
     }
 
     /// Closes what idled too long; gives how many.
     pub fn sweep(&self, now: u32) -> u64 {
-        let mut closed = 0;
-        for (shelf, limits) in self.shelves.borrow_mut().iter_mut().zip(&self.limits) {
-            let links = &mut shelf.links;
-            closed += close_expired(links, limits, now);
-            if links.is_empty() && links.capacity() > 16 {
-                links.shrink_to_fit();
-            }
+        let mut shelf = self.shelf.borrow_mut();
+        let closed = shelf.close_expired(self.idle_ticks, now);
+        if shelf.links.is_empty() && shelf.links.capacity() > 16 {
+            shelf.links.shrink_to_fit();
         }
         closed
     }
 
-    /// Closes all of them: the worker drains.
+    /// Closes all that are kept: the worker drains.
     pub fn clear(&self) {
-        self.shelves.borrow_mut().iter_mut().for_each(|shelf| shelf.links.clear());
+        self.shelf.borrow_mut().links.clear();
+    }
+
+    /// The backend was taken out of the configuration: what is kept is closed, and what comes back.
+    pub fn retire(&self) {
+        let mut shelf = self.shelf.borrow_mut();
+        shelf.is_retired = true;
+        shelf.links.clear();
+    }
+
+    /// The backend is in the configuration again before the last request of its last time was over.
+    pub fn revive(&self) {
+        self.shelf.borrow_mut().is_retired = false;
+    }
+
+    /// True when somebody beside the caller has this backend, in whatever view: a request that is
+    /// not over holds its view and its lease.
+    pub fn is_used_beside(this: &Rc<LocalMember>) -> bool {
+        Rc::strong_count(this) > 1 || Rc::strong_count(&this.shelf) > 1
     }
 
     /// Number of idle connections.
-    pub fn len(&self) -> usize {
-        self.shelves.borrow().iter().map(|shelf| shelf.links.len()).sum()
+    pub fn idle(&self) -> usize {
+        self.shelf.borrow().links.len()
     }
+}
 
-    /// True when nothing is kept.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// A time in ticks of the patrol.
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::plan::Backend;
     use crate::rt::ring::Ring;
     use crate::rt::socket::Socket;
     use std::io::Write;
@@ -246,28 +281,30 @@ mod tests {
 
     const COUNT: usize = 3;
 
-    /// Runs on a ring, with an empty pool of one backend.
-    fn with_pool(test: impl FnOnce(Pool)) {
-        let fleet = Arc::new(Fleet::new(vec![None]));
+    /// Runs on a ring, with a backend to which nothing is kept.
+    fn with_pool(test: impl FnOnce(Rc<LocalMember>)) {
+        let keepalive_timeout = 30 * TICK;
+        let plan =
+            Backend { keepalive_timeout, max_idle_conns: COUNT, ..Backend::sample("engine") };
+        let member = Arc::new(Member::new(plan, None));
         Ring::build().unwrap().block_on(async {
-            let limits = PoolLimits { name: String::new(), idle_ticks: 30, count: COUNT };
-            test(Pool::new(fleet, vec![limits]));
+            test(Rc::new(LocalMember::new(&member, None)));
         });
     }
 
     /// A connection that was just made, and the engine's end of it.
-    fn connection(pool: &Pool) -> (Lease, UnixStream) {
+    fn connection(pool: &Rc<LocalMember>) -> (Lease, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let link = Link::plain(Socket::from_fd(ours.into()).unwrap());
-        (Lease::fresh(link, &pool.fleet, 0), theirs)
+        (Lease::of(link, InFlight::enter(pool)), theirs)
     }
 
     /// A connection that went through a whole request and was given back at a tick.
-    fn keep(pool: &Pool, now: u32) -> UnixStream {
+    fn keep(pool: &Rc<LocalMember>, now: u32) -> UnixStream {
         let (mut lease, engine) = connection(pool);
         lease.inflight.standing = CLEAN;
-        pool.give_back(lease, now);
+        lease.give_back(now);
         engine
     }
 
@@ -299,8 +336,8 @@ mod tests {
                     "{:?}",
                     lease.inflight.standing
                 );
-                pool.give_back(lease, 0);
-                assert_eq!(pool.len(), usize::from(wanted), "{bits:04b}");
+                lease.give_back(0);
+                assert_eq!(pool.idle(), usize::from(wanted), "{bits:04b}");
                 clean += u32::from(wanted);
             });
         }
@@ -312,10 +349,10 @@ mod tests {
     fn a_connection_that_is_taken_has_everything_to_prove_anew() {
         with_pool(|pool| {
             let _engine = keep(&pool, 0);
-            let lease = pool.take(0, 1).unwrap();
+            let lease = Lease::of(pool.take(1).unwrap(), InFlight::enter(&pool));
             assert_eq!(lease.inflight.standing, Standing::default());
-            pool.give_back(lease, 1);
-            assert!(pool.is_empty());
+            lease.give_back(1);
+            assert!(pool.idle() == 0);
         });
     }
 
@@ -332,15 +369,15 @@ mod tests {
             with_pool(|pool| {
                 let mut engines: Vec<_> = since.iter().map(|at| (*at, keep(&pool, *at))).collect();
                 for at in wanted {
-                    let mut lease = pool.take(0, now).unwrap();
-                    lease.link().try_send(&[std::io::IoSlice::new(b"x")]).unwrap();
+                    let mut link = pool.take(now).unwrap();
+                    link.try_send(&[std::io::IoSlice::new(b"x")]).unwrap();
                     let heard = engines.iter().position(|(_, engine)| {
                         engine.set_nonblocking(true).unwrap();
                         std::io::Read::read(&mut &*engine, &mut [0]).is_ok()
                     });
                     assert_eq!(engines.remove(heard.unwrap()).0, at, "{since:?} at {now}");
                 }
-                assert!(pool.take(0, now).is_none());
+                assert!(pool.take(now).is_none());
             });
         }
     }
@@ -351,23 +388,23 @@ mod tests {
     fn a_backend_that_spoke_unasked_gets_only_connections_that_were_quiet_for_a_while() {
         with_pool(|pool| {
             let engines = [keep(&pool, 10), keep(&pool, 10), keep(&pool, 10)];
-            drop(pool.take(0, 10).unwrap());
+            drop(pool.take(10).unwrap());
             (&engines[1]).write_all(b"HTTP/1.1 200 OK").unwrap();
-            assert!(pool.take(0, 11).is_none(), "one has spoken, the other may be about to");
-            assert_eq!(pool.fleet.get(0).unwrap().unasked(), 1);
-            assert_eq!(pool.len(), 1);
-            assert!(pool.take(0, 12).is_some());
+            assert!(pool.take(11).is_none(), "one has spoken, the other may be about to");
+            assert_eq!(pool.unasked(), 1);
+            assert_eq!(pool.idle(), 1);
+            assert!(pool.take(12).is_some());
             let _later = keep(&pool, 610);
-            assert!(pool.take(0, 610).is_none());
-            assert!(pool.take(0, 611).is_some(), "a minute later");
+            assert!(pool.take(610).is_none());
+            assert!(pool.take(611).is_some(), "a minute later");
         });
         with_pool(|pool| {
             let engines = [keep(&pool, 10), keep(&pool, 10)];
             drop(engines.into_iter().next());
-            assert!(pool.take(0, 10).is_none() && pool.is_empty());
-            assert_eq!(pool.fleet.get(0).unwrap().unasked(), 0);
+            assert!(pool.take(10).is_none() && pool.idle() == 0);
+            assert_eq!(pool.unasked(), 0);
             let _closing_is_no_speech = keep(&pool, 10);
-            assert!(pool.take(0, 10).is_some());
+            assert!(pool.take(10).is_some());
         });
     }
 
@@ -378,10 +415,10 @@ mod tests {
             let closed = keep(&pool, 6);
             loud.write_all(b"HTTP/1.1 200 OK").unwrap();
             drop(closed);
-            assert!(pool.take(0, 31).is_none());
-            assert!(pool.is_empty());
+            assert!(pool.take(31).is_none());
+            assert!(pool.idle() == 0);
             let _kept: Vec<_> = (0..4).map(|_| keep(&pool, 0)).collect();
-            assert_eq!(pool.len(), COUNT, "no more than are allowed");
+            assert_eq!(pool.idle(), COUNT, "no more than are allowed");
             assert_eq!((pool.sweep(30), pool.sweep(31)), (0, 3));
         });
     }

@@ -4,9 +4,10 @@ use super::Worker;
 use crate::base::fault::Fault;
 use crate::proxy::client::Client;
 use crate::proxy::repute;
+use crate::proxy::upstream::pool::LocalMember;
 use crate::rt::buffer::Buffer;
 use crate::rt::pipe::Pipe;
-use crate::state::meters::{BackendIndex, Gauges, Meters, Phase};
+use crate::state::meters::{Gauges, Meters, Phase};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,15 +22,10 @@ impl Worker {
     }
 
     /// Counts a fault, and holds it against the backend where it says something about that.
-    pub fn count_fault(&self, backend: BackendIndex, fault: Fault) {
-        repute::hear_fault(self, backend, fault);
-        *self.meters.borrow_mut().faults.entry((backend, fault.code())).or_default() += 1;
-    }
-
-    /// A stream of a backend is seen to go on.
-    pub fn note_alive(&self, backend: BackendIndex) {
-        let member = backend.and_then(|backend| self.fleet.get(backend as usize));
-        member.into_iter().for_each(|member| member.note_alive());
+    pub fn count_fault(&self, backend: Option<&LocalMember>, fault: Fault) {
+        backend.into_iter().for_each(|backend| repute::hear_fault(backend, fault));
+        let whose = backend.map(|backend| backend.id());
+        *self.meters.borrow_mut().faults.entry((whose, fault.code())).or_default() += 1;
     }
 
     /// Counts a client that left.
@@ -63,7 +59,7 @@ impl Worker {
             requests_active: self.active.get() as u64,
             buffers_in_use: buffers_in_use as u64,
             buffers_idle: buffers_idle as u64,
-            upstream_idle: self.pool.len() as u64,
+            upstream_idle: self.idle_upstream() as u64,
         };
         copy
     }

@@ -7,6 +7,7 @@ use crate::http::head::Version;
 use crate::proxy::admit::path::Kind;
 use crate::proxy::answer::{write_refusal, Frame};
 use crate::proxy::connection;
+use crate::proxy::repute;
 use crate::rt::buffer::Buffer;
 use crate::rt::listen::Arrival;
 use crate::rt::patrol::{Post, Rank};
@@ -22,7 +23,8 @@ impl Worker {
         if matches!(self.pulse.look(), Look::Asleep(_)) {
             // What comes is measured by the clock, and from now on the watchdog expects us to beat.
             self.look_at_the_clock();
-            self.departures.forget(&self.fleet);
+            self.look_at_the_board();
+            repute::forget_departures(&self.view());
         }
         match arrival {
             Arrival::Client(socket, peer) => self.take_in(socket, peer),

@@ -1,22 +1,52 @@
-//! The backends as both planes see them: health and addresses (written by the control plane, read
-//! by workers), requests in flight (written by workers). Readers never wait.
+//! The backends as both planes see them: what the configuration in use says of each, and how it is:
+//! health and addresses (written by the control plane, read by workers), requests in flight
+//! (written by workers). Readers never wait.
 
 use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
+use crate::config::plan::{Backend, Endpoint};
 use arc_swap::ArcSwap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The run-time state of all backends, indexed as `Plan::backends`.
-pub struct Fleet {
-    members: Box<[Member]>,
+/// The number of a backend in this process. It is never given twice: what belongs to a backend that
+/// was taken out of the configuration cannot be taken for another one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemberId(u32);
+
+impl MemberId {
+    fn next() -> MemberId {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        MemberId(LAST.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The number itself.
+    pub fn number(self) -> u32 {
+        self.0
+    }
 }
 
-/// The run-time state of one backend.
+/// A backend in one view: what the configuration says of it there, and the [`Vitals`] that it keeps
+/// from view to view.
 pub struct Member {
-    /// When the fleet was made.
+    /// What the configuration says.
+    pub plan: Backend,
+    /// Its name, as records show it.
+    pub name: Arc<str>,
+    /// Its URL, as records show it.
+    pub url: Arc<str>,
+    /// TLS settings, if it speaks TLS.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    vitals: Arc<Vitals>,
+}
+
+/// How a backend is. It outlives a change of the configuration that leaves its name and the way to
+/// it as they are.
+pub struct Vitals {
+    id: MemberId,
     born: Instant,
     passes_probes: AtomicBool,
     /// A packed [`Repute`].
@@ -28,15 +58,52 @@ pub struct Member {
     unasked: AtomicU64,
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
-    tls: Option<Arc<rustls::ClientConfig>>,
 }
 
-impl Fleet {
-    /// All backends healthy until a probe says otherwise, no address known yet. `tls` holds, for
-    /// each backend in the order of the plan, its client configuration if it speaks TLS.
-    pub fn new(tls: Vec<Option<Arc<rustls::ClientConfig>>>) -> Fleet {
+impl Member {
+    /// A backend that was not there before: healthy until a probe says otherwise. Its address is
+    /// known if its URL has one instead of a name.
+    pub fn new(plan: Backend, tls: Option<Arc<rustls::ClientConfig>>) -> Member {
+        let addresses = match &plan.endpoint {
+            Endpoint::Tcp { host, port } => {
+                let literal = host.parse::<IpAddr>().ok();
+                literal.map(|ip| SocketAddr::new(ip, *port)).into_iter().collect()
+            }
+            Endpoint::Unix(_) => Vec::new(),
+        };
+        Member::with(plan, tls, Arc::new(Vitals::new(addresses)))
+    }
+
+    /// The same backend under other settings.
+    pub fn renewed(&self, plan: Backend, tls: Option<Arc<rustls::ClientConfig>>) -> Member {
+        Member::with(plan, tls, Arc::clone(&self.vitals))
+    }
+
+    fn with(plan: Backend, tls: Option<Arc<rustls::ClientConfig>>, vitals: Arc<Vitals>) -> Member {
+        let (name, url) = (plan.name.as_str().into(), plan.url.as_str().into());
+        Member { plan, name, url, tls, vitals }
+    }
+
+    /// True when `plan` is for this backend: by its name, at the same place, with the same TLS.
+    pub fn is_for(&self, plan: &Backend) -> bool {
+        let ours = &self.plan;
+        ours.name == plan.name && ours.endpoint == plan.endpoint && ours.tls == plan.tls
+    }
+}
+
+impl Deref for Member {
+    type Target = Vitals;
+
+    fn deref(&self) -> &Vitals {
+        &self.vitals
+    }
+}
+
+impl Vitals {
+    fn new(addresses: Vec<SocketAddr>) -> Vitals {
         let born = Instant::now();
-        let member = |tls| Member {
+        Vitals {
+            id: MemberId::next(),
             born,
             passes_probes: AtomicBool::new(true),
             repute: AtomicU64::new(Repute::default().pack()),
@@ -45,30 +112,15 @@ impl Fleet {
             inflight: AtomicU32::new(0),
             unasked: AtomicU64::new(0),
             usage_wishes: KnownWishes::new(born),
-            addresses: ArcSwap::from_pointee(Vec::new()),
-            tls,
-        };
-        Fleet { members: tls.into_iter().map(member).collect() }
+            addresses: ArcSwap::from_pointee(addresses),
+        }
     }
 
-    /// One backend; `None` for an index that the plan does not have.
-    pub fn get(&self, backend: usize) -> Option<&Member> {
-        self.members.get(backend)
+    /// Its number.
+    pub fn id(&self) -> MemberId {
+        self.id
     }
 
-    /// All backends.
-    pub fn iter(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter()
-    }
-
-    /// True when probes leave at least one backend. That all of these are ejected is no reason to
-    /// send requests elsewhere: only requests can bring them back.
-    pub fn any_passes_probes(&self) -> bool {
-        self.iter().any(Member::passes_probes)
-    }
-}
-
-impl Member {
     /// Neither do probes speak against it, nor do the requests that were sent there.
     pub fn is_healthy(&self) -> bool {
         self.passes_probes() && !self.repute().is_out()
@@ -173,7 +225,7 @@ impl Member {
         self.inflight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a request out. Called by the guard that called [`Member::enter`].
+    /// Counts a request out. Called by the guard that called [`Vitals::enter`].
     pub fn leave(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -201,10 +253,5 @@ impl Member {
     /// Set by the resolver alone. It keeps the last good set on errors.
     pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         self.addresses.store(Arc::new(addresses));
-    }
-
-    /// TLS settings towards this backend.
-    pub fn tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
-        self.tls.as_ref()
     }
 }

@@ -1,0 +1,165 @@
+//! What all threads go by: one view, swapped whole. Whoever reads it has a plan and the backends of
+//! that plan, never a mixture of two.
+
+use super::member::{Member, MemberId};
+use super::pulse::Pulse;
+use crate::config::plan::Plan;
+use arc_swap::ArcSwap;
+use rustls::ClientConfig;
+use std::sync::{Arc, OnceLock};
+
+/// The configuration in use, and its backends.
+pub struct View {
+    /// What the configuration means.
+    pub plan: Arc<Plan>,
+    members: Vec<Arc<Member>>,
+    /// Backends of earlier views that somebody may still be using. They get no more requests.
+    leaving: Vec<Arc<Member>>,
+}
+
+impl View {
+    /// The view of a plan. `tls` holds, for each of its backends in order, its client configuration
+    /// if it speaks TLS. A backend that `before` has at the same place under the same name stays
+    /// what it is there: its health, the requests in flight, what is known of it.
+    pub fn new(
+        plan: Arc<Plan>,
+        tls: Vec<Option<Arc<ClientConfig>>>,
+        before: Option<&View>,
+    ) -> View {
+        let known = || before.into_iter().flat_map(|view| view.members.iter().chain(&view.leaving));
+        let member = |(plan, tls): (&_, _)| {
+            let old = known().find(|member| member.is_for(plan));
+            Arc::new(match old {
+                Some(old) => old.renewed(plan.clone(), tls),
+                None => Member::new(plan.clone(), tls),
+            })
+        };
+        let members: Vec<_> = plan.backends.iter().zip(tls).map(member).collect();
+        let is_gone = |old: &&Arc<Member>| members.iter().all(|member| member.id() != old.id());
+        // The first clone is in the view that is about to go: whoever has another one uses it.
+        let just_left = before.into_iter().flat_map(|view| &view.members).filter(is_gone);
+        let still_used = before.into_iter().flat_map(|view| &view.leaving).filter(is_gone);
+        let still_used = still_used.filter(|old| Arc::strong_count(old) > 1);
+        let leaving = still_used.chain(just_left).cloned().collect();
+        View { plan, members, leaving }
+    }
+
+    /// The backends, in the order of the plan.
+    pub fn members(&self) -> &[Arc<Member>] {
+        &self.members
+    }
+
+    /// Backends that were taken out of the configuration and may still have requests in flight.
+    pub fn leaving(&self) -> &[Arc<Member>] {
+        &self.leaving
+    }
+
+    /// A backend of this view.
+    pub fn member(&self, id: MemberId) -> Option<&Arc<Member>> {
+        self.members.iter().find(|member| member.id() == id)
+    }
+
+    /// True when probes leave at least one backend. That all of these are ejected is no reason to
+    /// send requests elsewhere: only requests can bring them back.
+    pub fn any_passes_probes(&self) -> bool {
+        self.members.iter().any(|member| member.passes_probes())
+    }
+}
+
+/// Where the view hangs.
+pub struct Board {
+    view: ArcSwap<View>,
+    /// Whoever sleeps and should see a new view at once.
+    pulses: OnceLock<Vec<Arc<Pulse>>>,
+}
+
+impl Board {
+    /// With its first view.
+    pub fn new(view: View) -> Board {
+        Board { view: ArcSwap::from_pointee(view), pulses: OnceLock::new() }
+    }
+
+    /// The view now.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// True when this is the view now. Costs no counter that threads share.
+    pub fn shows(&self, view: &Arc<View>) -> bool {
+        Arc::ptr_eq(&self.view.load(), view)
+    }
+
+    /// Whom a swap calls. To be said once, before the first swap.
+    pub fn calls(&self, pulses: Vec<Arc<Pulse>>) {
+        let _ = self.pulses.set(pulses);
+    }
+
+    /// Hangs up another view, and calls those who sleep. What is in flight keeps the one that it
+    /// began with.
+    pub fn swap(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.pulses.get().into_iter().flatten().for_each(|pulse| pulse.call());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn view(backends: &str, before: Option<&View>) -> View {
+        let loaded = config::load_text("test", &format!("backends: [{backends}]"), &|_| None);
+        let plan = loaded.unwrap().plan;
+        let tls = plan.backends.iter().map(|_| None).collect();
+        View::new(Arc::new(plan), tls, before)
+    }
+
+    fn ids(view: &View) -> Vec<MemberId> {
+        view.members().iter().map(|member| member.id()).collect()
+    }
+
+    const A: &str = "{name: a, url: 'http://192.0.2.1:1'}";
+    const A_HEAVY: &str = "{name: a, url: 'http://192.0.2.1:1', weight: 5}";
+    const A_ELSEWHERE: &str = "{name: a, url: 'http://192.0.2.9:1'}";
+    const B: &str = "{name: b, url: 'http://192.0.2.2:1'}";
+    const B_RENAMED: &str = "{name: c, url: 'http://192.0.2.2:1'}";
+
+    /// Catches: a connection to one engine that is given to requests for another one, and a
+    /// backend that loses its health because its weight, or its neighbour, changed.
+    #[test]
+    fn a_backend_is_the_same_if_its_name_and_place_are() {
+        let first = view(&format!("{A}, {B}"), None);
+        let [a, b] = ids(&first)[..] else { panic!() };
+        first.members()[0].set_passes_probes(false);
+        let second = view(&format!("{B}, {A_HEAVY}"), Some(&first));
+        assert_eq!(ids(&second), [b, a]);
+        assert!(!second.members()[1].passes_probes(), "its health is known");
+        assert_eq!((second.members()[1].plan.weight, first.members()[0].plan.weight), (5, 1));
+        assert!(second.leaving().is_empty());
+        let third = view(&format!("{A_ELSEWHERE}, {B_RENAMED}"), Some(&second));
+        assert!(ids(&third).iter().all(|id| *id != a && *id != b));
+        assert!(third.members().iter().all(|member| member.passes_probes()));
+        let left: Vec<_> = third.leaving().iter().map(|member| member.id()).collect();
+        assert_eq!(left, [b, a]);
+    }
+
+    /// Catches: a list of backends of the past that grows with each reload, and one that comes back
+    /// while its requests are under way and is taken for another one.
+    #[test]
+    fn who_left_is_known_for_as_long_as_somebody_uses_it() {
+        let first = view(&format!("{A}, {B}"), None);
+        let b = Arc::clone(&first.members()[1]);
+        let second = view(A, Some(&first));
+        drop(first);
+        let third = view(A, Some(&second));
+        drop(second);
+        assert_eq!(third.leaving()[0].id(), b.id(), "in use");
+        let fourth = view(&format!("{A}, {B}"), Some(&third));
+        assert_eq!((fourth.members()[1].id(), fourth.leaving().len()), (b.id(), 0), "it is back");
+        let fifth = view(A, Some(&fourth));
+        drop((b, third, fourth));
+        assert_eq!(fifth.leaving().len(), 1, "one that just left may still be picked");
+        let sixth = view(A, Some(&fifth));
+        assert!(view(A, Some(&sixth)).leaving().is_empty());
+    }
+}
