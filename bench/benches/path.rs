@@ -15,7 +15,7 @@ use llmproxy::state::meters::Times;
 use llmproxy::usage::journal::Journal;
 use llmproxy::usage::outbox::{self, Ends, Kind};
 use llmproxy::usage::record::{Outcome, UsageRecord};
-use llmproxy::usage::spool::{self, Opened};
+use llmproxy::usage::spool::{self, Opened, Planned};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -61,7 +61,8 @@ fn main() {
 /// turn, and drops when it is slow.
 fn hand_over(ids: &mut RequestIds) {
     let in_memory = Spool { enabled: false, ..Spool::default() };
-    let Ok(Opened { writer, keeper, state, doorbell, .. }) = spool::open_planned(&in_memory, &[])
+    let Ok(Planned { own: Opened { writer, keeper, state, doorbell, .. }, .. }) =
+        spool::open_planned(&in_memory, &[])
     else {
         println!("record, hand over: the spool could not be opened");
         return;

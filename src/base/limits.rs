@@ -256,6 +256,8 @@ pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;
 /// Time for which the spool keeps what a reporter was not given that is not configured any more.
 /// Beyond, or when the spool needs the room: it is forgotten, with a warning.
 pub const SPOOL_ABSENT_REPORTER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Folders of other processes that are delivered at one time. Beyond: they wait for their turn.
+pub const SPOOL_FOLDERS_ADOPTED_MAX: usize = 16;
 /// Markers that a folder's register keeps, newest first: one for each start whose segments are
 /// still there. Beyond: a segment with an older one is found by its header alone.
 pub const SPOOL_MARKERS_MAX: usize = 64;

@@ -19,8 +19,8 @@ use crate::usage::access::{self as access_queue, AccessQueue};
 use crate::usage::deliver::Lanes;
 use crate::usage::journal::Journal;
 use crate::usage::outbox::{self, Ends, Gauge, Inbox, Outbox};
-use crate::usage::source::Source;
-use crate::usage::spool::{self, Opened};
+use crate::usage::spool::folders::{Folders, Watch};
+use crate::usage::spool::{self, Opened, Planned};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -76,8 +76,8 @@ pub fn start(
     let (usage, gauge, delivery) = match plan.usage.reporters.is_empty() {
         true => (Vec::new(), None, None),
         false => {
-            let (Ends { workers, inbox, gauge }, opened) = open_journal(plan)?;
-            let delivery = Delivery::start(plan, inbox, opened, &gauge)?;
+            let (Ends { workers, inbox, gauge }, planned) = open_journal(plan)?;
+            let delivery = Delivery::start(plan, inbox, planned, &gauge)?;
             (workers, Some(gauge), Some(delivery))
         }
     };
@@ -152,36 +152,43 @@ fn buffered_bytes_max(plan: &Plan) -> u64 {
 }
 
 /// Opens the spool of a plan that has reporters, and the way to it.
-fn open_journal(plan: &Plan) -> Result<(Ends, Opened), String> {
+fn open_journal(plan: &Plan) -> Result<(Ends, Planned), String> {
     let reporters = &plan.usage.reporters;
     let names: Vec<String> = reporters.iter().map(|reporter| reporter.name.clone()).collect();
-    let opened = spool::open_planned(&plan.usage.spool, &names)
+    let planned = spool::open_planned(&plan.usage.spool, &names)
         .map_err(|error| format!("usage.spool: {error}"))?;
-    Ok((outbox::open(reporters, plan.server.workers, (&opened.state, &opened.doorbell)), opened))
+    let spool = (&planned.own.state, &planned.own.doorbell);
+    Ok((outbox::open(reporters, plan.server.workers, spool), planned))
 }
 
 /// Metering at work: the journal, and a lane for each reporter.
 struct Delivery {
     journal: Journal,
     lanes: Lanes,
+    /// Of the folders of other processes; `None` without a disk.
+    watch: Option<Watch>,
     is_kept: bool,
 }
 
 impl Delivery {
-    fn start(plan: &Plan, inbox: Inbox, opened: Opened, gauge: &Gauge) -> Result<Self, String> {
-        let Opened { writer, keeper, cursors, doorbell, .. } = opened;
-        let sources = cursors.into_iter().map(|cursor| Box::new(cursor) as Box<dyn Source>);
-        let lanes = Lanes::start(sources.collect(), &plan.usage.reporters, gauge.counters())
+    fn start(plan: &Plan, inbox: Inbox, planned: Planned, gauge: &Gauge) -> Result<Self, String> {
+        let Planned { own, sources, folders } = planned;
+        let Opened { writer, keeper, doorbell, .. } = own;
+        let lanes = Lanes::start(sources, &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
         let journal = Journal::start((inbox.turns, doorbell), writer, keeper, inbox.acknowledge)
             .map_err(thread_error)?;
-        Ok(Delivery { journal, lanes, is_kept: plan.usage.spool.enabled })
+        let watch = folders.map(Folders::start).transpose().map_err(thread_error)?;
+        Ok(Delivery { journal, lanes, watch, is_kept: plan.usage.spool.enabled })
     }
 
     /// Writes what was handed over, and delivers for a while.
     fn finish(self) {
         self.journal.stop();
         let left = self.lanes.stop(if self.is_kept { FLUSH_TIME } else { LAST_TIME });
+        if let Some(watch) = self.watch {
+            watch.stop();
+        }
         match (left, self.is_kept) {
             (0, _) => {}
             (_, true) => tracing::info!(left, "usage records wait in the spool for the next start"),

@@ -295,21 +295,6 @@ fn a_stream_that_is_killed_is_recorded_at_the_next_start() {
     assert_eq!((&record["error"], &record["model"]), (&json!("gateway_killed"), &json!("m")));
 }
 
-/// Catches: a second process that writes into the same spool.
-#[test]
-fn a_spool_has_one_owner() {
-    let scratch = crate::harness::scratch::Scratch::new();
-    let spool = scratch.file("spool");
-    let yaml = Config::backend_at("http://127.0.0.1:1").webhook("http://127.0.0.1:1/", "").yaml();
-    let yaml = yaml.replace(SPOOL, &spool.display().to_string());
-    let file = scratch.write("config.yaml", yaml).to_string_lossy().into_owned();
-    let first = Proxy::start_with(&["--config", &file], crate::harness::scratch::Scratch::new());
-    let second = crate::harness::proxy::llmproxy(&["--config", &file]);
-    assert_eq!(second.code, Some(1), "{second:?}");
-    assert!(second.stderr.contains(&*spool.to_string_lossy()), "{second:?}");
-    drop(first);
-}
-
 /// Catches: refused records that are gone, dead letters that nobody can send again, and a replay
 /// for which the gateway has to stop.
 #[test]
@@ -340,7 +325,8 @@ fn refused_records_are_dead_letters_and_can_be_replayed() {
             pause(std::time::Duration::from_millis(20));
             proxy.metric("llmproxy_webhook_failure_total", &[]) > before
         });
-        let text = std::fs::read_to_string(spool.join("hook.dead.jsonl")).unwrap();
+        let file = crate::spool::in_a_folder(&spool, "hook.dead.jsonl").unwrap();
+        let text = std::fs::read_to_string(file).unwrap();
         let letter: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
         letter["record"]["request_id"].clone()
@@ -358,7 +344,9 @@ fn refused_records_are_dead_letters_and_can_be_replayed() {
     refusing.store(false, std::sync::atomic::Ordering::SeqCst);
     replay();
     await_until("it came again", SOON, || taken(&first) > before);
-    await_until("its file is put aside", SOON, || spool.join("hook.dead.jsonl.replayed").exists());
+    await_until("its file is put aside", SOON, || {
+        crate::spool::in_a_folder(&spool, "hook.dead.jsonl.replayed").is_some()
+    });
     // And while there is none.
     refusing.store(true, std::sync::atomic::Ordering::SeqCst);
     let second = bury(&proxy);
@@ -393,7 +381,8 @@ fn a_reporter_that_left_is_told_and_gets_its_records_when_it_is_back() {
     let proxy = start("renamed", "http://127.0.0.1:1/");
     let warning = proxy.await_event("a warning that names it", |event| event["reporter"] == "hook");
     assert_eq!((&warning["level"], &warning["undelivered"]), (&json!("WARN"), &json!(1)));
-    assert!(warning.to_string().contains("llmproxy spool export --from "), "{warning}");
+    let hint = format!("llmproxy spool export --dir {spool}/folder-");
+    assert!(warning.to_string().contains(&hint), "{warning}");
     let seen = crate::harness::proxy::llmproxy(&["spool", "inspect", "--dir", &spool]).stdout;
     assert!(seen.contains("hook is not configured any more"), "{seen}");
     assert!(!seen.contains("renamed is not"), "{seen}");

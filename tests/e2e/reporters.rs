@@ -205,7 +205,8 @@ fn many_refused_records_in_front_hold_up_no_other() {
             .map(|record| id_of(&record))
             .collect();
         assert_eq!(taken, good, "{more}");
-        let letters = std::fs::read_to_string(spool.join("hook.dead.jsonl")).unwrap();
+        let letters = crate::spool::in_a_folder(&spool, "hook.dead.jsonl").unwrap();
+        let letters = std::fs::read_to_string(letters).unwrap();
         assert_eq!(letters.lines().count(), 30, "{more}");
         assert!(bad.iter().all(|id| letters.contains(id)), "{more}");
     }

@@ -94,14 +94,21 @@ impl Facts {
         page.gauge("llmproxy_reporter_up", help, up)?;
         let help = "Refused records that cannot become dead letters: the reporter stands still.";
         page.gauge("llmproxy_reporter_dead_letters_waiting", help, each(|r| &r.unburied))?;
-        let states = self.usage.as_ref().map_or(&[][..], |u| &u.spool().reporters);
-        let each = |value: &dyn Fn(&ReporterState) -> u64| -> Vec<(Labels, u64)> {
-            states.iter().map(|r| (vec![("reporter", r.name.clone())], value(r))).collect()
+        let spool = self.usage.as_ref().map(|u| u.spool());
+        let each = |value: &dyn Fn(&SpoolState, usize) -> u64| -> Vec<(Labels, u64)> {
+            let of = |spool: &SpoolState| {
+                let names = spool.reporters.iter().enumerate();
+                let one = |(at, r): (usize, &ReporterState)| {
+                    (vec![("reporter", r.name.clone())], value(spool, at))
+                };
+                names.map(one).collect()
+            };
+            spool.map_or_else(Vec::new, |spool| of(spool))
         };
         let help = "Usage records that wait for a reporter.";
-        page.gauge("llmproxy_reporter_queue", help, each(&|r| r.backlog.load(Relaxed)))?;
+        page.gauge("llmproxy_reporter_queue", help, each(&SpoolState::backlog))?;
         let now = unix_ms();
-        let lag = each(&|r| match r.oldest_ms.load(Relaxed) {
+        let lag = each(&|spool, at| match spool.oldest_ms(at) {
             0 => 0,
             oldest => now.saturating_sub(oldest) / 1000,
         });
@@ -136,31 +143,35 @@ impl Facts {
         let failing = state(&|s| u64::from(s.fails(Instant::now())));
         let help = "1 while the spool takes no records and they go into memory.";
         page.gauge("llmproxy_journal_failing", help, one(failing))?;
-        let places = [
-            ("disk", state(&|s| s.disk_bytes.load(Relaxed))),
-            ("memory", state(&|s| s.memory_bytes.load(Relaxed))),
-        ];
+        let total = |pick: fn(&SpoolState) -> &AtomicU64| state(&|s| s.total(pick));
+        let folders = one(state(&SpoolState::folders_adopted));
+        let help = "Folders of processes that are gone, whose records this one delivers.";
+        page.gauge("llmproxy_journal_folders_adopted", help, folders)?;
+        let lost = one(total(|s| &s.folders_lost));
+        let help = "Times that the folder of the journal was deleted, moved or emptied.";
+        page.counter("llmproxy_journal_folders_lost", help, lost)?;
+        let places = [("disk", total(|s| &s.disk_bytes)), ("memory", total(|s| &s.memory_bytes))];
         page.gauge("llmproxy_journal_bytes", "Bytes of the journal.", named("place", &places))?;
-        let entries = one(state(&|s| s.entries.load(Relaxed)));
+        let entries = one(total(|s| &s.entries));
         page.counter("llmproxy_journal_entries", "Entries written to the journal.", entries)?;
-        let commits = one(state(&|s| s.commits.load(Relaxed)));
+        let commits = one(total(|s| &s.commits));
         page.counter("llmproxy_journal_commits", "Writes of the journal.", commits)?;
         let kinds = [
-            ("write", state(&|s| s.write_errors.load(Relaxed))),
-            ("sync", state(&|s| s.sync_errors.load(Relaxed))),
-            ("read", state(&|s| s.read_errors.load(Relaxed))),
+            ("write", total(|s| &s.write_errors)),
+            ("sync", total(|s| &s.sync_errors)),
+            ("read", total(|s| &s.read_errors)),
         ];
         page.counter("llmproxy_journal_errors", "Errors of the disk.", named("kind", &kinds))?;
-        let kinds = [
-            ("record", state(&|s| s.dropped.load(Relaxed))),
-            ("note", state(&|s| s.dropped_opens.load(Relaxed))),
-        ];
+        let kinds = [("record", total(|s| &s.dropped)), ("note", total(|s| &s.dropped_opens))];
         let help = "Entries lost because disk and memory were full; a note is no record.";
         page.counter("llmproxy_journal_dropped", help, named("kind", &kinds))?;
-        let damaged = one(state(&|s| s.damaged_bytes.load(Relaxed)));
-        let help = "Bytes of the journal that could not be read.";
+        let damaged = one(total(|s| &s.damaged_bytes));
+        let help = "Bytes of the journal that could not be read, or are gone.";
         page.counter("llmproxy_journal_damaged_bytes", help, damaged)?;
-        let aborted = one(state(&|s| s.aborted.load(Relaxed)));
+        let places = one(total(|s| &s.damaged_places));
+        let help = "Places of the journal that could not be read, and parts that are gone.";
+        page.counter("llmproxy_journal_damaged_places", help, places)?;
+        let aborted = one(total(|s| &s.aborted));
         let help = "Requests that a killed process had left without an end, found at the start.";
         page.counter("llmproxy_journal_aborted", help, aborted)
     }

@@ -5,14 +5,17 @@ use crate::config::plan::{OnSpoolFailure, RecordFormat, Spool};
 use crate::usage::record::UsageRecord;
 use crate::usage::spool::checkpoint::Checkpoint;
 use crate::usage::spool::disk::{Disk, RealDisk};
+use crate::usage::spool::replay::SUFFIX;
 use crate::usage::spool::survey::{survey, Survey};
 use crate::usage::spool::{dead_letter, open, Options};
+use places::{places, AllSurvey, FolderSurvey, Place};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 mod live;
+mod places;
 
 /// Lines that cannot be read are named up to this number, then counted.
 const KEPT_NAMED_MAX: usize = 20;
@@ -20,29 +23,87 @@ const KEPT_NAMED_MAX: usize = 20;
 /// Does it, and writes what there is to say.
 ///
 /// # Errors
-/// The folder cannot be read, or something cannot be done; a line for a person.
+/// A folder cannot be read, or something cannot be done; a line for a person.
 pub fn run(dir: &Path, task: &SpoolTask, out: &mut dyn Write) -> io::Result<()> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
-    if !dir.is_dir() {
-        return Err(io::Error::other(format!("{}: there is no such folder", dir.display())));
-    }
-    let reader = RealDisk::reader(dir);
+    let places = places(dir)?;
     match task {
         SpoolTask::Inspect { json } => {
-            let found = survey(&reader, |_, _, _| Ok(())).map_err(named)?;
+            let found = AllSurvey::of(survey_all(&places, &mut |_, _| Ok(()))?);
             if *json {
                 serde_json::to_writer_pretty(&mut *out, &found)?;
                 return writeln!(out);
             }
             print(&found, out)
         }
-        SpoolTask::Export(span) => export(&reader, *span, out),
-        SpoolTask::Replay { reporter, from } => replay(dir, reporter, *from, out),
+        SpoolTask::Export(span) => {
+            let is_by_sequence = matches!(span.from, Some(Start::Sequence(_))) || span.to.is_some();
+            names_one(&places, is_by_sequence)?;
+            export(&places, *span, out)
+        }
+        SpoolTask::Replay { reporter, from } => {
+            names_one(&places, matches!(from, Some(Start::Sequence(_))))?;
+            replay(&places, reporter, *from, out)
+        }
     }
 }
 
-fn print(found: &Survey, out: &mut dyn Write) -> io::Result<()> {
+/// Looks at all folders; what a living process removes meanwhile is left out.
+fn survey_all(
+    places: &[Place],
+    each: &mut dyn FnMut(u64, &UsageRecord) -> io::Result<()>,
+) -> io::Result<Vec<FolderSurvey>> {
+    let mut found = Vec::new();
+    for place in places {
+        let reader = RealDisk::reader(&place.dir);
+        match survey(&reader, |sequence, _, record| each(sequence, record)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !place.dir.exists() => {}
+            Err(error) => {
+                let message = format!("{}: {error}", place.dir.display());
+                return Err(io::Error::new(error.kind(), message));
+            }
+            Ok(survey) => {
+                let (folder, in_use) = (place.name.clone(), place.is_in_use());
+                found.push(FolderSurvey { folder, in_use, survey });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Sequences count in each folder for itself.
+fn names_one(places: &[Place], is_by_sequence: bool) -> io::Result<()> {
+    if !is_by_sequence || places.len() <= 1 {
+        return Ok(());
+    }
+    let dirs: Vec<_> = places.iter().map(|place| place.dir.display().to_string()).collect();
+    Err(io::Error::other(format!(
+        "sequences count in each folder for itself: choose one with --dir, of {}",
+        dirs.join(", ")
+    )))
+}
+
+fn print(found: &AllSurvey, out: &mut dyn Write) -> io::Result<()> {
+    for FolderSurvey { folder, in_use, survey } in &found.folders {
+        writeln!(out, "FOLDER {folder} ({})", if *in_use { "in use" } else { "free" })?;
+        print_folder(survey, out)?;
+        writeln!(out)?;
+    }
+    if found.folders.len() > 1 {
+        writeln!(out, "{:<24} {:>9} {:<26} DEAD, in all folders", "REPORTER", "BACKLOG", "OLDEST")?;
+        for r in &found.reporters {
+            let (name, oldest) = (&r.name, oldest(r.oldest_ms));
+            writeln!(out, "{name:<24} {:>9} {oldest:<26} {}", r.backlog, r.dead_letters)?;
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "{} requests without an end", found.open)
+}
+
+fn oldest(unix_ms: Option<u64>) -> String {
+    unix_ms.and_then(time_of).map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))
+}
+
+fn print_folder(found: &Survey, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "{:<21} {:>10} {:>12} {:>12} {:>8} {:>8} {:>8} {:>7} {:>8}",
@@ -57,11 +118,7 @@ fn print(found: &Survey, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out, "\n{:<24} {:>12} {:>9} {:<26} DEAD", "REPORTER", "THROUGH", "BACKLOG", "OLDEST")?;
     for r in &found.reporters {
-        let oldest = r
-            .oldest_ms
-            .and_then(time_of)
-            .map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"));
-        let (name, dead) = (&r.name, r.dead_letters);
+        let (name, dead, oldest) = (&r.name, r.dead_letters, oldest(r.oldest_ms));
         writeln!(out, "{name:<24} {:>12} {:>9} {oldest:<26} {dead}", r.through, r.backlog)?;
     }
     for r in &found.reporters {
@@ -69,21 +126,21 @@ fn print(found: &Survey, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "{} is not configured any more, noticed {left:.3}", r.name)?;
         }
     }
-    writeln!(out, "\n{} requests without an end", found.open)
+    Ok(())
 }
 
 fn time_of(unix_ms: u64) -> Option<jiff::Timestamp> {
     jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()
 }
 
-fn export(disk: &dyn Disk, span: Span, out: &mut dyn Write) -> io::Result<()> {
-    survey(disk, |sequence, _, record| {
+fn export(places: &[Place], span: Span, out: &mut dyn Write) -> io::Result<()> {
+    let mut each = |sequence: u64, record: &UsageRecord| {
         if begins(span.from, sequence, record) && span.to.is_none_or(|to| sequence <= to) {
             out.write_all(&record.to_line(RecordFormat::Full))?;
         }
         Ok(())
-    })
-    .map(drop)
+    };
+    survey_all(places, &mut each).map(drop)
 }
 
 fn begins(from: Option<Start>, sequence: u64, record: &UsageRecord) -> bool {
@@ -94,7 +151,50 @@ fn begins(from: Option<Start>, sequence: u64, record: &UsageRecord) -> bool {
     }
 }
 
-fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) -> io::Result<()> {
+/// In each folder in which there is something for this reporter.
+fn replay(
+    places: &[Place],
+    reporter: &str,
+    from: Option<Start>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut known = Vec::new();
+    let (mut done, mut failed) = (0, None);
+    for place in places {
+        let found = survey_all(std::slice::from_ref(place), &mut |_, _| Ok(()))?;
+        let names: Vec<String> =
+            found.iter().flat_map(|f| &f.survey.reporters).map(|r| r.name.clone()).collect();
+        let is_here = names.iter().any(|name| name == reporter);
+        known.extend(names.into_iter().filter(|name| !known.contains(name)).collect::<Vec<_>>());
+        // A replay that is under way is told of.
+        let files = [dead_letter::SUFFIX, SUFFIX].map(|suffix| format!("{reporter}{suffix}"));
+        let is_any = files.iter().any(|file| place.dir.join(file).exists());
+        if !is_here || (from.is_none() && !is_any) {
+            continue;
+        }
+        match replay_in(&place.dir, reporter, from, out) {
+            Ok(()) => done += 1,
+            Err(error) => failed = Some(error),
+        }
+    }
+    if !known.iter().any(|name| name == reporter) {
+        let known = known.join(", ");
+        return Err(io::Error::other(format!("no such reporter: {reporter}; there are: {known}")));
+    }
+    match failed {
+        // In one folder there may be nothing to replay while there is in another.
+        Some(error) if done == 0 || error.kind() != io::ErrorKind::NotFound => Err(error),
+        None if done == 0 => writeln!(out, "{reporter}: 0 dead letters are delivered again"),
+        _ => Ok(()),
+    }
+}
+
+fn replay_in(
+    dir: &Path,
+    reporter: &str,
+    from: Option<Start>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let disk = Arc::new(RealDisk::new(dir));
     let is_running = match disk.lock() {
         Ok(()) => false,
@@ -109,10 +209,9 @@ fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) 
         Ok(())
     })?;
     let names: Vec<String> = found.reporters.iter().map(|r| r.name.clone()).collect();
-    let Some(known) = found.reporters.iter().find(|r| r.name == reporter) else {
-        let known = names.join(", ");
-        return Err(io::Error::other(format!("no such reporter: {reporter}; there are: {known}")));
-    };
+    let gone =
+        || io::Error::new(io::ErrorKind::NotFound, "the spool holds no such record any more");
+    let known = found.reporters.iter().find(|r| r.name == reporter).ok_or_else(gone)?;
     if is_running && known.left_ms.is_some() {
         return Err(io::Error::other(format!(
             "{reporter} is not configured in the running gateway"
@@ -124,9 +223,7 @@ fn replay(dir: &Path, reporter: &str, from: Option<Start>, out: &mut dyn Write) 
             false => replay_dead_letters(disk, reporter, &names, out),
         };
     }
-    let Some(first) = first else {
-        return Err(io::Error::other("the spool holds no such record any more"));
-    };
+    let first = first.ok_or_else(gone)?;
     if is_running {
         return live::replay_records(dir, reporter, (first, known.through), out);
     }

@@ -5,7 +5,7 @@ use crate::config::plan::{OnSpoolFailure, Spool};
 use crate::usage::source::Source;
 use crate::usage::spool::disk::{Disk, DiskFile};
 use crate::usage::spool::memory::MemoryDisk;
-use crate::usage::spool::{self, open_planned, Opened};
+use crate::usage::spool::{self, Opened};
 use crossbeam_channel::unbounded;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ fn what_is_acknowledged_can_be_read() {
     let plan = Spool { enabled: false, ..Spool::default() };
     let names = ["a".to_owned()];
     let Opened { writer, keeper, mut cursors, state, doorbell } =
-        open_planned(&plan, &names).unwrap();
+        spool::open(Arc::new(MemoryDisk::default()), spool::Options::of(&plan), &names).unwrap();
     let cursor = &mut cursors[0];
     let (inbox, pieces) = unbounded();
     let ((tickets, told), (spares, spared)) = (unbounded(), unbounded());

@@ -81,20 +81,20 @@ pub(super) fn find(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Abse
             // If it is not taken, the time runs from the next start on.
             let _ = disk.open(&file_name(name)).and_then(|file| note_left(&*file, now));
         }
-        absent.tell(time);
+        absent.tell(time, &disk.place());
         kept.push(absent);
     }
     Ok(kept)
 }
 
 impl Absent {
-    fn tell(&self, left: Duration) {
+    fn tell(&self, left: Duration, place: &str) {
         tracing::warn!(
             reporter = self.name,
             undelivered = self.undelivered,
             kept_for_s = left.as_secs(),
             "is not configured any more and was not given these records: they are kept for it in \
-             case it comes back; `llmproxy spool export --from {}` prints them",
+             case it comes back; `llmproxy spool export --dir {place} --from {}` prints them",
             self.through.saturating_add(1)
         );
     }

@@ -35,7 +35,8 @@ pub struct Cursor {
     outstanding: VecDeque<(u64, u64)>,
     window: Window,
     dead: DeadLetters,
-    replay: Replay,
+    /// `None` in a folder into which nothing is written any more.
+    replay: Option<Replay>,
 }
 
 /// A segment, or what is left of it to read.
@@ -65,7 +66,7 @@ impl Cursor {
     ) -> Self {
         let through = shared.checkpoint(index).map_or(0, |checkpoint| checkpoint.through());
         let dead = DeadLetters::new(Arc::clone(&shared), index);
-        let replay = Replay::new(Arc::clone(&shared), index);
+        let replay = Some(Replay::new(Arc::clone(&shared), index));
         let (outstanding, window) = (VecDeque::new(), Window::default());
         let (next, at) = (through + 1, (0, 0));
         Cursor {
@@ -81,6 +82,28 @@ impl Cursor {
             dead,
             replay,
         }
+    }
+
+    /// Nothing will be written into the folder: what somebody wants to have again is taken over
+    /// elsewhere.
+    pub(super) fn takes_no_replays(&mut self) {
+        self.replay = None;
+    }
+
+    /// True when all that is there was read.
+    pub(super) fn is_at_the_end(&self) -> bool {
+        let table = self.shared.table();
+        let is_last = |last: &Segment| self.at.0 == last.first && self.at.1 >= last.end;
+        table.segments.back().is_none_or(is_last)
+    }
+
+    /// True when all that is there was read and is done with; then the checkpoint says so.
+    pub(super) fn finish(&self) -> bool {
+        let is_finished = self.outstanding.is_empty() && self.is_at_the_end();
+        if is_finished {
+            self.advance(self.next.saturating_sub(1));
+        }
+        is_finished
     }
 
     /// Records that were not delivered yet.
@@ -283,8 +306,9 @@ impl Source for Cursor {
             // What lies behind is not for reporters: it must not hold the segment back.
             self.advance(self.next.saturating_sub(1));
         }
-        if found.is_empty() {
-            self.replay.step(self.through());
+        let through = self.through();
+        if let Some(replay) = self.replay.as_mut().filter(|_| found.is_empty()) {
+            replay.step(through);
         }
         found
     }

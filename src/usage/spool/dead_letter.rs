@@ -126,6 +126,26 @@ pub fn free_name(disk: &dyn Disk, reporter: &str) -> io::Result<String> {
     free.ok_or_else(|| io::Error::other("no name is free"))
 }
 
+/// True for the name of a file with letters that were delivered.
+pub fn is_archive(name: &str) -> bool {
+    reporter_of_archive(name).is_some()
+}
+
+fn reporter_of_archive(name: &str) -> Option<&str> {
+    let (reporter, number) = name.rsplit_once(DONE_SUFFIX)?;
+    let digits = number.strip_prefix('.').unwrap_or("0");
+    let is_number = number.is_empty() || number.starts_with('.');
+    (is_number && digits.bytes().all(|b| b.is_ascii_digit())).then_some(reporter)
+}
+
+/// The first free name in a folder for such a file of another folder.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn free_archive(disk: &dyn Disk, archive: &str) -> io::Result<String> {
+    free_name(disk, reporter_of_archive(archive).unwrap_or(archive))
+}
+
 /// The file, and where to go on in it.
 fn open(disk: &dyn Disk, reporter: &str) -> io::Result<(Arc<dyn DiskFile>, u64)> {
     let name = format!("{reporter}{SUFFIX}");

@@ -3,12 +3,17 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 /// Held by the one process that writes.
 const LOCK: &str = "lock";
+/// `spool inspect` has a lock for an instant: that is not to be taken for a process that writes.
+const LOCK_TRIES: usize = 4;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A folder of files, none of which has a folder of its own.
 pub trait Disk: Send + Sync {
@@ -17,6 +22,11 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// Another one does, or the folder cannot be made.
     fn lock(&self) -> io::Result<()>;
+
+    /// Where it is, for a person.
+    fn place(&self) -> String {
+        String::new()
+    }
 
     /// The names of all files.
     ///
@@ -103,6 +113,12 @@ impl RealDisk {
         RealDisk { dir: dir.to_owned(), lock: Mutex::new(None), read_only: false }
     }
 
+    /// True when a process holds the lock of a folder.
+    pub fn is_held(dir: &Path) -> bool {
+        let lock = File::open(dir.join(LOCK));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// For looking at a folder beside whoever writes there: files are opened for reading only.
     pub fn reader(dir: &Path) -> RealDisk {
         RealDisk { read_only: true, ..RealDisk::new(dir) }
@@ -121,16 +137,30 @@ impl Disk for RealDisk {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(self.dir.join(LOCK)).map_err(named)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let message = format!("spool {place}: another llmproxy uses this folder");
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
+        let mut tries = 1..LOCK_TRIES;
+        while let Err(error) = file.try_lock() {
+            match error {
+                TryLockError::Error(error) => return Err(named(error)),
+                TryLockError::WouldBlock if tries.next().is_some() => {
+                    thread::park_timeout(LOCK_PAUSE)
+                }
+                TryLockError::WouldBlock => {
+                    let message = format!("spool {place}: another llmproxy uses this folder");
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
+                }
             }
-            Err(TryLockError::Error(error)) => return Err(named(error)),
+        }
+        // Whoever had the lock before may have removed the folder meanwhile.
+        if !is_at(&file, &self.dir.join(LOCK)).map_err(named)? {
+            let message = format!("spool {place}: it was removed a moment ago");
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
         }
         *held = Some(file);
         Ok(())
+    }
+
+    fn place(&self) -> String {
+        self.dir.display().to_string()
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -165,6 +195,16 @@ impl Disk for RealDisk {
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// True when this is the file at a place, and not one that was there before.
+fn is_at(file: &File, place: &Path) -> io::Result<bool> {
+    let there = match fs::symlink_metadata(place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        there => there?,
+    };
+    let ours = file.metadata()?;
+    Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino()))
 }
 
 impl DiskFile for File {

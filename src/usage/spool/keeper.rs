@@ -215,6 +215,14 @@ impl Keeper {
         self.absent.iter().any(|absent| absent.through < through)
     }
 
+    /// True when nothing is kept for a reporter that left. To be asked when those that are
+    /// configured have had all.
+    pub(super) fn waits_for_nobody(&mut self) -> bool {
+        let through = |reporter| self.shared.checkpoint(reporter).map(|c| c.through());
+        let last = (0..self.shared.checkpoints.len()).filter_map(through).max();
+        !self.is_kept(last.unwrap_or(0), false)
+    }
+
     /// True when the disk is full, or fails for so long that memory, which stands in for it, will
     /// be: what waits there cannot go before what stands before it on the disk.
     fn wants_room(&self) -> bool {

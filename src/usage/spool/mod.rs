@@ -27,16 +27,20 @@ pub mod cursor;
 pub mod dead_letter;
 pub mod replay;
 pub mod survey;
+pub mod folders;
 
 use super::doorbell::Doorbell;
+use super::source::Source;
 use crate::base::limits::{SPOOL_MEMORY_BYTES_MAX, SPOOL_SEGMENT_BYTES};
 use crate::config::plan::{Fsync, OnSpoolFailure, Spool};
 use batch::Batch;
 use checkpoint::Checkpoint;
 use crossbeam_channel::bounded;
 use cursor::Cursor;
-use disk::{Disk, RealDisk};
+use disk::Disk;
 use flights::Flights;
+use folders::root::RealRoot;
+use folders::{open_folders, Folders, OpenedFolders};
 use keeper::Keeper;
 use memory::MemoryDisk;
 use recover::Found;
@@ -98,32 +102,70 @@ pub struct Opened {
     pub doorbell: Arc<Doorbell>,
 }
 
+/// A spool at work: what the plan names, with all that is adopted.
+pub struct Planned {
+    /// The parts of the own folder, or of memory; without cursors.
+    pub own: Opened,
+    /// What each reporter is given, in the order they were named.
+    pub sources: Vec<Box<dyn Source>>,
+    /// To be started: the folders of others.
+    pub folders: Option<Folders>,
+}
+
 /// Opens the spool of a plan.
 ///
 /// # Errors
-/// Another process uses the folder, it cannot be read or made, or a newer version wrote it. The
-/// text is for a person, and names the folder.
-pub fn open_planned(plan: &Spool, reporters: &[String]) -> io::Result<Opened> {
-    let disk: Arc<dyn Disk> = if plan.enabled {
-        Arc::new(RealDisk::new(&plan.dir))
-    } else {
-        Arc::new(MemoryDisk::default())
-    };
-    open(disk, Options::of(plan), reporters)
+/// The directory cannot be read or made, or a newer version wrote the own folder. The text is for a
+/// person, and names the folder.
+pub fn open_planned(plan: &Spool, reporters: &[String]) -> io::Result<Planned> {
+    let options = Options::of(plan);
+    if !plan.enabled {
+        let mut own = open(Arc::new(MemoryDisk::default()), options, reporters)?;
+        let cursors = std::mem::take(&mut own.cursors).into_iter();
+        let sources = cursors.map(|cursor| Box::new(cursor) as Box<dyn Source>).collect();
+        return Ok(Planned { own, sources, folders: None });
+    }
+    let root = Arc::new(RealRoot::new(&plan.dir));
+    let OpenedFolders { own, chains, folders } = open_folders(root, options, reporters)?;
+    let sources = chains.into_iter().map(|chain| Box::new(chain) as Box<dyn Source>).collect();
+    Ok(Planned { own, sources, folders: Some(folders) })
 }
 
-/// Opens a spool for these reporters: reads what is there, and writes an end for each request that
+/// Opens a folder for these reporters: reads what is there, and writes an end for each request that
 /// has none. Reading takes about a second per gigabyte that was not delivered.
 ///
 /// # Errors
-/// Another process uses the disk, it cannot be read, or a newer version wrote it. A disk that
+/// Another process uses the folder, it cannot be read, or a newer version wrote it. A disk that
 /// cannot be written is no error: the spool begins in memory, and tries again.
 pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::Result<Opened> {
     disk.lock()?;
     let state = Arc::new(SpoolState::new(options.on_failure, reporters));
-    let Found { segments, next_sequence, aborted, cuts, checkpoints } =
-        recover::recover(&*disk, &state, reporters, options.fsync)?;
-    let absent = absent::find(&*disk, reporters)?;
+    let found = recover::recover(&*disk, &state, reporters, options.fsync)?;
+    open_found(disk, options, (reporters, state), found, Ok(()))
+}
+
+/// Opens a new folder that cannot be made for now: all goes into memory until the disk works.
+///
+/// # Errors
+/// The system has no randomness.
+pub fn open_in_memory(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    reporters: &[String],
+    cause: &io::Error,
+) -> io::Result<Opened> {
+    let state = Arc::new(SpoolState::new(options.on_failure, reporters));
+    open_found(disk, options, (reporters, state), Found::nothing(reporters), Err(cause))
+}
+
+fn open_found(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    (reporters, state): (&[String], Arc<SpoolState>),
+    found: Found,
+    standing: Result<(), &io::Error>,
+) -> io::Result<Opened> {
+    let Found { segments, next_sequence, aborted, cuts, checkpoints, absent } = found;
     // One of them may have had what a power cut then took away, too.
     let beyond = absent.iter().map(|absent| absent.through.saturating_add(1));
     let next_sequence = beyond.fold(next_sequence, u64::max);
@@ -158,12 +200,12 @@ pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::
         Keeper { shared: Arc::clone(&shared), options, absent, bell, doorbell: doorbell.clone() };
     let mut writer = Writer { shared, options, batch, flights, keeper, trouble };
     // Checkpoints before records, and records only into a segment that this process began.
-    match rescue::keep_checkpoints(&writer.shared) {
-        Ok(()) => writer.begin(next_sequence),
-        Err(error) => {
-            writer.fail(&error);
-            writer.begin_in_memory(next_sequence);
-        }
+    match standing {
+        Ok(()) => match rescue::keep_checkpoints(&writer.shared) {
+            Ok(()) => writer.begin(next_sequence),
+            Err(error) => writer.begin_without_disk(&error, next_sequence),
+        },
+        Err(error) => writer.begin_without_disk(error, next_sequence),
     }
     for record in &aborted {
         writer.append(Kind::Close, record);

@@ -1,6 +1,7 @@
 //! What a start finds: segments are read from the oldest on, a torn end is cut, and what was begun
 //! and never ended becomes a record of an aborted request.
 
+use super::absent::{self, Absent};
 use super::checkpoint::{self, Checkpoint};
 use super::codec;
 use super::cursor::split_again;
@@ -32,6 +33,22 @@ pub(super) struct Found {
     pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
     /// How far each reporter is; `None` for a new one.
     pub checkpoints: Vec<Option<Checkpoint>>,
+    /// Reporters that left, and whose records are kept.
+    pub absent: Vec<Absent>,
+}
+
+impl Found {
+    /// In a folder that is not there.
+    pub fn nothing(reporters: &[String]) -> Found {
+        Found {
+            segments: VecDeque::new(),
+            next_sequence: 1,
+            aborted: Vec::new(),
+            cuts: Vec::new(),
+            checkpoints: reporters.iter().map(|_| None).collect(),
+            absent: Vec::new(),
+        }
+    }
 }
 
 struct Recovery<'a> {
@@ -103,8 +120,7 @@ pub(super) fn recover(
     let through: Vec<u64> = checkpoints.iter().map(through).collect();
     // A reporter may have had what a power cut then took away.
     let known = through.iter().copied().filter(|t| *t != u64::MAX).max().unwrap_or(0);
-    let (segments, aborted, cuts) = (VecDeque::new(), Vec::new(), Vec::new());
-    let found = Found { segments, next_sequence: known + 1, aborted, cuts, checkpoints };
+    let found = Found { next_sequence: known + 1, checkpoints, ..Found::nothing(&[]) };
     // Segments go when all have had them: what lies behind that must be there.
     let had = through.iter().copied().min().filter(|least| (1..u64::MAX).contains(least));
     let mut recovery = Recovery {
@@ -132,6 +148,7 @@ pub(super) fn recover(
         // Never finished; what should have gone there lies in another one, or was never promised.
         let _ = disk.remove(name);
     }
+    found.absent = absent::find(disk, reporters)?;
     Ok(found)
 }
 

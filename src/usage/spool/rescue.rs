@@ -92,6 +92,8 @@ impl Writer {
     }
 
     fn move_to_disk(&mut self) -> io::Result<()> {
+        // A folder that could not be made until now.
+        self.shared.disk.lock()?;
         while let Some((_, file, end)) = self.trouble.cuts.last() {
             file.truncate(*end)?;
             self.trouble.cuts.pop();

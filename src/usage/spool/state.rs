@@ -3,6 +3,7 @@
 use crate::base::limits::SPOOL_STALL_MAX;
 use crate::config::plan::OnSpoolFailure;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Figures of the spool. Those that only grow are counters; the others say how it is now.
@@ -49,8 +50,12 @@ pub struct SpoolState {
     pub torn_tails: AtomicU64,
     /// Requests that a killed process had left without an end.
     pub aborted: AtomicU64,
+    /// Times that the folder was deleted, moved or emptied while it was written.
+    pub folders_lost: AtomicU64,
     /// One entry per reporter, in the order of the configuration.
     pub reporters: Vec<ReporterState>,
+    /// Of the folders of other processes that this one delivers, with the same reporters.
+    adopted: Mutex<Vec<Arc<SpoolState>>>,
 }
 
 /// Figures of one reporter.
@@ -98,7 +103,65 @@ impl SpoolState {
             damaged_places: zero(),
             torn_tails: zero(),
             aborted: zero(),
+            folders_lost: zero(),
             reporters: reporters.iter().map(reporter).collect(),
+            adopted: Mutex::default(),
+        }
+    }
+
+    /// The states of adopted folders.
+    pub(super) fn adopted(&self) -> MutexGuard<'_, Vec<Arc<SpoolState>>> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A figure of the own folder and all adopted ones together.
+    pub fn total(&self, pick: impl Fn(&SpoolState) -> &AtomicU64) -> u64 {
+        let adopted: u64 = self.adopted().iter().map(|state| pick(state).load(Relaxed)).sum();
+        pick(self).load(Relaxed) + adopted
+    }
+
+    /// How many folders of others this process delivers.
+    pub fn folders_adopted(&self) -> u64 {
+        self.adopted().len() as u64
+    }
+
+    /// Records that a reporter has not had, in all folders.
+    pub fn backlog(&self, reporter: usize) -> u64 {
+        let of = |state: &SpoolState| {
+            state.reporters.get(reporter).map_or(0, |reporter| reporter.backlog.load(Relaxed))
+        };
+        of(self) + self.adopted().iter().map(|state| of(state)).sum::<u64>()
+    }
+
+    /// When the request of the oldest of them arrived, milliseconds since 1970; 0 = there is none.
+    pub fn oldest_ms(&self, reporter: usize) -> u64 {
+        let of = |state: &SpoolState| {
+            let oldest = state.reporters.get(reporter)?.oldest_ms.load(Relaxed);
+            (oldest > 0).then_some(oldest)
+        };
+        let adopted = self.adopted().iter().filter_map(|state| of(state)).min();
+        of(self).into_iter().chain(adopted).min().unwrap_or(0)
+    }
+
+    /// Takes over what a folder has counted that goes: a counter never falls.
+    pub(super) fn absorb(&self, gone: &SpoolState) {
+        let counters: [fn(&SpoolState) -> &AtomicU64; 13] = [
+            |s| &s.entries,
+            |s| &s.commits,
+            |s| &s.syncs,
+            |s| &s.sync_errors,
+            |s| &s.write_errors,
+            |s| &s.dropped,
+            |s| &s.dropped_opens,
+            |s| &s.read_errors,
+            |s| &s.damaged_bytes,
+            |s| &s.damaged_places,
+            |s| &s.torn_tails,
+            |s| &s.aborted,
+            |s| &s.folders_lost,
+        ];
+        for pick in counters {
+            add(pick(self), pick(gone).load(Relaxed));
         }
     }
 

@@ -169,7 +169,10 @@ fn reporters(disk: &dyn Disk, names: &[String]) -> io::Result<Vec<ReporterSurvey
     let mut reporters = Vec::new();
     for name in names {
         let Some(reporter) = name.strip_suffix(checkpoint::SUFFIX) else { continue };
-        let file = disk.open(name)?;
+        let file = match disk.open(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
         let stored = checkpoint::read(&*file)?;
         let letters = dead_letter::read(disk, &format!("{reporter}{}", dead_letter::SUFFIX))?;
         let letters = letters.unwrap_or_default();

@@ -286,6 +286,12 @@ impl Writer {
         }
     }
 
+    /// Begins a spool whose disk takes nothing.
+    pub(super) fn begin_without_disk(&mut self, cause: &io::Error, first: u64) {
+        self.fail(cause);
+        self.begin_in_memory(first);
+    }
+
     /// Makes a segment's file with this in it.
     pub(super) fn create(&self, first: u64, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
         let disk = &self.shared.disk;

@@ -17,7 +17,8 @@ impl Folder {
 
     fn open(&self) -> Opened {
         let plan = Spool { dir: self.0.clone(), ..Spool::default() };
-        crate::usage::spool::open_planned(&plan, &["a".to_owned(), "b".to_owned()]).unwrap()
+        let disk = Arc::new(RealDisk::new(&self.0));
+        open(disk, Options::of(&plan), &["a".to_owned(), "b".to_owned()]).unwrap()
     }
 
     fn run(&self, task: SpoolTask) -> Result<String, String> {
@@ -58,7 +59,9 @@ fn a_running_spool_is_looked_at_and_left_alone() {
     spool.cursors[0].done(read[1].seq);
     let json = folder.run(SpoolTask::Inspect { json: true }).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((&json["open"], &json["segments"][0]["closes"]), (&1.into(), &3.into()));
+    let folder_of_it = &json["folders"][0];
+    assert_eq!((&json["open"], &folder_of_it["segments"][0]["closes"]), (&1.into(), &3.into()));
+    assert_eq!((&folder_of_it["folder"], &folder_of_it["in_use"]), (&".".into(), &true.into()));
     assert_eq!(
         (&json["reporters"][0]["backlog"], &json["reporters"][1]["backlog"]),
         (&1.into(), &3.into())

@@ -1,6 +1,7 @@
 //! A disk that is full, broken or read-only for a while, from each of its operations on.
 
-use super::super::{open_planned, Opened, Options};
+use super::super::memory::MemoryDisk;
+use super::super::{Opened, Options};
 use super::fault::{End, FaultDisk, Faults, Random, World};
 use super::rig::*;
 use crate::config::plan::{Fsync, OnSpoolFailure, Spool};
@@ -285,7 +286,7 @@ fn a_disk_that_fails_at_the_start_is_served_from_memory() {
 #[test]
 fn without_a_disk_records_wait_in_bounded_memory() {
     let plan = Spool { enabled: false, max_bytes: 4000, ..Spool::default() };
-    let mut spool = open_planned(&plan, &reporters()).unwrap();
+    let mut spool = opened(Arc::new(MemoryDisk::default()), Options::of(&plan));
     let mut had = Had::default();
     for id in 0..300 {
         spool.close(id);

@@ -10,10 +10,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 #[derive(Clone, Default)]
 pub struct World {
     files: Vec<Inode>,
-    /// As programs see them.
+    /// As programs see them. A file in a folder has the number of that before its name.
     names: BTreeMap<String, usize>,
     /// As the disk has them.
     durable_names: BTreeMap<String, usize>,
+    /// Numbers of folders, as programs see them.
+    folders: BTreeMap<String, usize>,
+    /// As the disk has them.
+    durable_folders: BTreeMap<String, usize>,
+    /// How many there ever were.
+    folders_made: usize,
 }
 
 #[derive(Clone, Default)]
@@ -83,12 +89,34 @@ struct Inner<P> {
     faults: Option<Faults>,
     /// Bytes that all files together may have.
     room: Option<usize>,
+    /// Numbers of folders that are locked.
+    locks: Vec<usize>,
     progress: P,
     snapshots: Option<Vec<Snapshot<P>>>,
 }
 
-/// The disk; clones are the same one.
-pub struct FaultDisk<P>(Arc<Mutex<Inner<P>>>);
+/// The disk; clones are the same one. Or one of its folders.
+pub struct FaultDisk<P> {
+    inner: Arc<Mutex<Inner<P>>>,
+    /// A folder, by its name.
+    folder: Option<String>,
+    /// Gives a lock back with the last clone.
+    lock: Arc<Lock<P>>,
+}
+
+/// The lock of a folder, when it is held.
+struct Lock<P> {
+    inner: Arc<Mutex<Inner<P>>>,
+    held: Mutex<Option<usize>>,
+}
+
+impl<P> Drop for Lock<P> {
+    fn drop(&mut self) {
+        if let Some(number) = self.held.get_mut().unwrap().take() {
+            self.inner.lock().unwrap().locks.retain(|held| *held != number);
+        }
+    }
+}
 
 struct FaultFile<P> {
     disk: FaultDisk<P>,
@@ -97,7 +125,8 @@ struct FaultFile<P> {
 
 impl<P> Clone for FaultDisk<P> {
     fn clone(&self) -> Self {
-        FaultDisk(Arc::clone(&self.0))
+        let (inner, lock) = (Arc::clone(&self.inner), Arc::clone(&self.lock));
+        FaultDisk { inner, folder: self.folder.clone(), lock }
     }
 }
 
@@ -161,29 +190,50 @@ impl Inode {
     }
 }
 
+/// Which entries of folders a power cut leaves: each that was not synced is there or not. One that
+/// was moved is at the one place or at the other.
+fn survivors(
+    durable: &BTreeMap<String, usize>,
+    cached: &BTreeMap<String, usize>,
+    random: &mut Random,
+) -> BTreeMap<String, usize> {
+    let mut names = durable.clone();
+    for (name, inode) in cached {
+        if durable.get(name) != Some(inode) && random.below(2) == 0 {
+            names.insert(name.clone(), *inode);
+            let is_old = |old: &String, at: &usize| at == inode && cached.get(old) != Some(inode);
+            names.retain(|old, at| old == name || !is_old(old, at));
+        }
+    }
+    for (name, inode) in durable {
+        let is_removed = !cached.contains_key(name) && !cached.values().any(|at| at == inode);
+        if is_removed && random.below(2) == 0 {
+            names.remove(name);
+        }
+    }
+    names
+}
+
 impl World {
     /// What the next start finds.
     pub fn after(&self, end: End, random: &mut Random) -> World {
         if end == End::Kill {
             return self.clone();
         }
-        let mut names = self.durable_names.clone();
-        // Each entry of the folder that was not synced is there or not.
-        for (name, inode) in &self.names {
-            if self.durable_names.get(name) != Some(inode) && random.below(2) == 0 {
-                names.insert(name.clone(), *inode);
-            }
-        }
-        for name in self.durable_names.keys() {
-            if !self.names.contains_key(name) && random.below(2) == 0 {
-                names.remove(name);
-            }
-        }
+        let names = survivors(&self.durable_names, &self.names, random);
+        let folders = survivors(&self.durable_folders, &self.folders, random);
         let files = self.files.iter().map(|inode| {
             let bytes = inode.survivor(random);
             Inode { cached: bytes.clone(), durable: bytes, pending: Vec::new() }
         });
-        World { files: files.collect(), durable_names: names.clone(), names }
+        World {
+            files: files.collect(),
+            durable_names: names.clone(),
+            names,
+            durable_folders: folders.clone(),
+            folders,
+            folders_made: self.folders_made,
+        }
     }
 
     /// The same, with a write that was half done.
@@ -194,15 +244,40 @@ impl World {
         world
     }
 
-    /// The bytes of a file as programs see them.
+    /// Where a file is entered: it may be in a folder.
+    fn key(&self, folder: Option<&str>, name: &str) -> Option<String> {
+        let (folder, name) = match name.split_once('/') {
+            Some((folder, name)) => (Some(folder), name),
+            None => (folder, name),
+        };
+        match folder {
+            None => Some(name.to_owned()),
+            Some(folder) => Some(format!("{}/{name}", self.folders.get(folder)?)),
+        }
+    }
+
+    /// The bytes of a file as programs see them; `folder/file` when it is in one.
     pub fn file(&mut self, name: &str) -> &mut Vec<u8> {
-        &mut self.files[self.names[name]].cached
+        let key = self.key(None, name).unwrap();
+        &mut self.files[self.names[&key]].cached
     }
 
     /// A file goes behind everybody's back.
     pub fn take_away(&mut self, name: &str) {
-        self.names.remove(name);
-        self.durable_names.remove(name);
+        let key = self.key(None, name).unwrap();
+        self.names.remove(&key);
+        self.durable_names.remove(&key);
+    }
+
+    /// The folders that programs see.
+    pub fn folders(&self) -> Vec<String> {
+        self.folders.keys().cloned().collect()
+    }
+
+    /// The names that programs see in a folder.
+    pub fn names_in(&self, folder: &str) -> Vec<String> {
+        let prefix = self.key(Some(folder), "").unwrap();
+        self.names.keys().filter_map(|name| Some(name.strip_prefix(&prefix)?.to_owned())).collect()
     }
 
     /// Bytes of all files that have a name.
@@ -210,26 +285,43 @@ impl World {
         self.names.values().map(|inode| self.files[*inode].cached.len()).sum()
     }
 
-    /// The names that programs see.
+    /// The names that programs see, but for those in folders.
     pub fn names(&self) -> Vec<String> {
-        self.names.keys().cloned().collect()
+        self.names.keys().filter(|name| !name.contains('/')).cloned().collect()
     }
 }
 
 impl<P: Clone + Default> FaultDisk<P> {
     pub fn new(world: World) -> Self {
-        FaultDisk(Arc::new(Mutex::new(Inner {
-            world,
-            operations: 0,
-            faults: None,
-            room: None,
-            progress: P::default(),
-            snapshots: None,
-        })))
+        let (progress, locks) = (P::default(), Vec::new());
+        let (operations, faults, room, snapshots) = (0, None, None, None);
+        let inner = Inner { world, operations, faults, room, locks, progress, snapshots };
+        Self::view(Arc::new(Mutex::new(inner)), None)
+    }
+
+    fn view(inner: Arc<Mutex<Inner<P>>>, folder: Option<String>) -> Self {
+        let lock = Arc::new(Lock { inner: Arc::clone(&inner), held: Mutex::default() });
+        FaultDisk { inner, folder, lock }
+    }
+
+    /// One of its folders, as one process sees it.
+    pub fn folder(&self, name: &str) -> Self {
+        Self::view(Arc::clone(&self.inner), Some(name.to_owned()))
+    }
+
+    /// An empty folder goes.
+    pub fn remove_folder(&self, name: &str) -> io::Result<()> {
+        let (mut inner, result) = self.count(Operation::Remove, None);
+        result?;
+        inner.world.folders.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn key(&self, world: &World, name: &str) -> io::Result<String> {
+        Ok(world.key(self.folder.as_deref(), name).ok_or(io::ErrorKind::NotFound)?)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<P>> {
-        self.0.lock().unwrap()
+        self.inner.lock().unwrap()
     }
 
     /// From now on every moment before an operation is kept.
@@ -319,53 +411,107 @@ impl<P: Clone + Default> FaultDisk<P> {
 
 impl<P: Clone + Default + Send + 'static> Disk for FaultDisk<P> {
     fn lock(&self) -> io::Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let mut held = self.lock.held.lock().unwrap();
+        if held.is_some() {
+            return Ok(());
+        }
+        let there = self.inner().world.folders.get(folder).copied();
+        let number = match there {
+            Some(number) => number,
+            None => {
+                let (mut inner, result) = self.count(Operation::Create, None);
+                result?;
+                let world = &mut inner.world;
+                world.folders_made += 1;
+                world.folders.insert(folder.clone(), world.folders_made);
+                world.folders_made
+            }
+        };
+        let mut inner = self.inner();
+        if inner.locks.contains(&number) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        inner.locks.push(number);
+        *held = Some(number);
         Ok(())
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.inner().world.names())
+        let inner = self.inner();
+        match &self.folder {
+            None => Ok(inner.world.names()),
+            Some(folder) if inner.world.folders.contains_key(folder) => {
+                Ok(inner.world.names_in(folder))
+            }
+            Some(_) => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let (mut inner, result) = self.count(Operation::Create, None);
         result?;
         let world = &mut inner.world;
-        let inode = match world.names.get(name) {
+        let key = self.key(world, name)?;
+        let inode = match world.names.get(&key) {
             Some(inode) => *inode,
             None => {
                 world.files.push(Inode::default());
                 world.files.len() - 1
             }
         };
-        world.names.insert(name.to_owned(), inode);
+        world.names.insert(key, inode);
         world.files[inode].change(Change::Truncate(0));
         drop(inner);
         Ok(self.handle(inode))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let inode = self.inner().world.names.get(name).copied();
+        let inner = self.inner();
+        let inode = inner.world.names.get(&self.key(&inner.world, name)?).copied();
+        drop(inner);
         Ok(self.handle(inode.ok_or(io::ErrorKind::NotFound)?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let (mut inner, result) = self.count(Operation::Remove, None);
         result?;
-        inner.world.names.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let key = self.key(&inner.world, name)?;
+        inner.world.names.remove(&key).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (mut inner, result) = self.count(Operation::Rename, None);
         result?;
-        let inode = inner.world.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        inner.world.names.insert(to.to_owned(), inode);
+        let world = &mut inner.world;
+        if let Some(number) = world.folders.remove(from) {
+            world.folders.insert(to.to_owned(), number);
+            return Ok(());
+        }
+        let (from, to) = (self.key(world, from)?, self.key(world, to)?);
+        let inode = world.names.remove(&from).ok_or(io::ErrorKind::NotFound)?;
+        world.names.insert(to, inode);
         Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         let (mut inner, result) = self.count(Operation::SyncDir, None);
         result?;
-        inner.world.durable_names = inner.world.names.clone();
+        let world = &mut inner.world;
+        let prefix = self.key(world, "")?;
+        let is_here = |name: &str| match self.folder {
+            Some(_) => name.starts_with(&prefix),
+            None => !name.contains('/'),
+        };
+        world.durable_names.retain(|name, _| !is_here(name));
+        let here = world.names.iter().filter(|(name, _)| is_here(name));
+        let here: Vec<_> = here.map(|(name, inode)| (name.clone(), *inode)).collect();
+        // What was moved here is nowhere else.
+        world.durable_names.retain(|_, at| !here.iter().any(|(_, inode)| inode == at));
+        world.durable_names.extend(here);
+        if self.folder.is_none() {
+            world.durable_folders = world.folders.clone();
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod gone;
 mod failing;
+mod folders;
 pub(crate) mod fault;
 mod model;
 mod replay;
