@@ -47,8 +47,11 @@ const LAYERS: &[(&str, &[&str])] = &[
 const STEPS: &[&str] = &["admit", "route", "upstream", "relay"];
 
 /// The only files of `proxy` that call steps: the room itself, the story and its end, and the
-/// worker with its view, which makes what a step keeps between requests (pools, cursors).
-const STEP_CALLERS: &[&str] = &["connection", "settle", "worker", "view"];
+/// worker with its views, which makes what a step keeps between requests (pools, cursors).
+const STEP_CALLERS: &[&str] = &["connection", "settle", "worker", "view", "upstreams"];
+
+/// The worker, and what it lends to its connections as a whole.
+const WORKERS_OWN: &[&str] = &["worker", "shared", "pass", "connection"];
 
 #[test]
 fn the_tree_is_tidy() {
@@ -101,7 +104,8 @@ fn layers(source: &Source) -> Vec<String> {
         .collect()
 }
 
-/// Inside `proxy`, a step is called by the story only.
+/// Inside `proxy`, a step is called by the story only, and knows nothing of the worker: it is given
+/// what it needs.
 fn steps(source: &Source) -> Vec<String> {
     let module = source.module().unwrap_or_default();
     let (Some(&"proxy"), Some(here)) = (module.first(), module.get(1)) else {
@@ -112,9 +116,10 @@ fn steps(source: &Source) -> Vec<String> {
     }
     let other_step = |path: &[String]| {
         let step = path.get(1).map(String::as_str).unwrap_or_default();
-        path.first().is_some_and(|room| room == "proxy")
-            && step != *here
-            && (STEPS.contains(&step) || step == "*")
+        let is_forbidden = STEPS.contains(&step)
+            || step == "*"
+            || STEPS.contains(here) && WORKERS_OWN.contains(&step);
+        path.first().is_some_and(|room| room == "proxy") && step != *here && is_forbidden
     };
     source
         .own_paths()
@@ -207,6 +212,10 @@ mod each_rule_can_fail {
             ("src/proxy/receive.rs", "use super::admit::Pass;", 1),
             ("src/proxy/receive.rs", "use super::*;", 1),
             ("src/proxy/receive.rs", "use super::answer;", 0),
+            ("src/proxy/relay/copy.rs", "use crate::proxy::shelf::Shelf;", 0),
+            ("src/proxy/relay/copy.rs", "use crate::proxy::worker::Worker;", 1),
+            ("src/proxy/admit/path.rs", "use crate::proxy::{shared, pass};", 2),
+            ("src/proxy/settle.rs", "use super::pass::Pass;", 0),
             ("src/proxy/connection/mod.rs", "use super::{admit, route, upstream, relay};", 0),
             ("src/proxy/connection/tries.rs", "use crate::proxy::{admit, route, relay};", 0),
             ("src/control/health.rs", "use crate::proxy::route;", 0),

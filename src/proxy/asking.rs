@@ -3,7 +3,7 @@
 
 use super::receive::Request;
 use super::settle::Story;
-use super::worker::Worker;
+use super::shelf::Shelf;
 use crate::base::fault::{Fault, Retry};
 use crate::config::plan::{Plan, StreamUsage};
 use crate::state::member::Member;
@@ -68,7 +68,7 @@ impl Asking {
     /// one that met another obstacle the second time says nothing about the first.
     pub fn learn(
         self,
-        w: &Worker,
+        shelf: &Shelf,
         (backend, model): (&Member, &str),
         status: u16,
         is_named: bool,
@@ -90,7 +90,7 @@ impl Asking {
                 let is_asked = backend.plan.stream_usage == StreamUsage::Always;
                 let is_news = is_clear && !is_asked;
                 let is_news = is_news && known.learn(model, UsageWish::Refused, now);
-                if is_news && w.may_log("stream_usage_refused") {
+                if is_news && shelf.may_log("stream_usage_refused") {
                     tracing::info!(
                         backend = %backend.name,
                         model,

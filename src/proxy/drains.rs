@@ -3,12 +3,12 @@
 //! records wait until they are unpacked. How many there may be, and who gives way. Clients come and
 //! go at no cost to themselves, and some of these take a connection to an engine for minutes.
 
-use super::worker::Worker;
 use crate::rt::moment::Moment;
 use crate::state::connections::Connections;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Those of one worker, the oldest first.
 #[derive(Default)]
@@ -22,7 +22,8 @@ pub struct Drains {
 
 /// One of them, counted until it is dropped.
 pub struct Drain {
-    w: Rc<Worker>,
+    drains: Rc<Drains>,
+    connections: Arc<Connections>,
     number: u64,
     cut: Rc<Moment>,
 }
@@ -30,7 +31,7 @@ pub struct Drain {
 /// A record that waits until its packed answer is unpacked, counted until it is dropped. It holds
 /// neither a connection nor an engine, so that it takes no place and gives way to nobody: how many
 /// wait is bounded by the unpacker's queue.
-pub struct LateRecord(Rc<Worker>);
+pub struct LateRecord(Rc<Drains>);
 
 impl Drains {
     /// How many there are.
@@ -83,14 +84,19 @@ impl Drains {
 
 impl Drain {
     /// Begins one. Where there are as many as there may be, the oldest of this worker is cut for
-    /// it; `None` when the worker has none.
-    pub fn begin(w: &Rc<Worker>) -> Option<Drain> {
-        if !w.drains.make_room(&w.connections, &mut w.meters.borrow_mut().crowded_closed[3]) {
+    /// it, and counted in `cut`; `None` when the worker has none.
+    pub fn begin(
+        drains: &Rc<Drains>,
+        connections: &Arc<Connections>,
+        cut: &mut u64,
+    ) -> Option<Drain> {
+        if !drains.make_room(connections, cut) {
             return None;
         }
-        let (number, cut) = w.drains.begin();
-        w.connections.enter_drain();
-        Some(Drain { w: Rc::clone(w), number, cut })
+        let (number, cut) = drains.begin();
+        connections.enter_drain();
+        let (drains, connections) = (Rc::clone(drains), Arc::clone(connections));
+        Some(Drain { drains, connections, number, cut })
     }
 
     /// Comes when it has to give way.
@@ -101,22 +107,22 @@ impl Drain {
 
 impl Drop for Drain {
     fn drop(&mut self) {
-        self.w.drains.end(self.number);
-        self.w.connections.leave_drain();
+        self.drains.end(self.number);
+        self.connections.leave_drain();
     }
 }
 
 impl LateRecord {
     /// One more waits.
-    pub fn begin(w: &Rc<Worker>) -> LateRecord {
-        w.drains.enter();
-        LateRecord(Rc::clone(w))
+    pub fn begin(drains: &Rc<Drains>) -> LateRecord {
+        drains.enter();
+        LateRecord(Rc::clone(drains))
     }
 }
 
 impl Drop for LateRecord {
     fn drop(&mut self) {
-        self.0.drains.leave();
+        self.0.leave();
     }
 }
 

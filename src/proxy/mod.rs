@@ -4,9 +4,14 @@
 //! meters to a scrape. *Runs on:* worker threads. *May:* wait on sockets through `rt::patrol`,
 //! allocate per request. *Never:* blocks, resolves a name, opens a file, takes a lock, talks to
 //! `control`.
+
 pub mod worker;
+pub mod shared;
+pub mod shelf;
+pub mod upstreams;
 pub mod view;
 pub mod pass;
+pub mod place;
 pub mod connection;
 pub mod client;
 mod pace;

@@ -1,13 +1,13 @@
 //! What a request has from the moment in which its head is there until it is settled.
 
+use super::shared::{Active, Shared};
 use super::view::WorkerView;
-use super::worker::{Active, Worker};
 use std::rc::Rc;
 
 /// Made once for each request, and consumed by `settle`.
 pub struct Pass {
-    /// The worker that serves it.
-    pub w: Rc<Worker>,
+    /// What it shares with the other requests of its worker.
+    pub w: Rc<Shared>,
     /// The configuration, and the backends, that the request goes by from its first to its last
     /// byte, whatever is configured meanwhile.
     pub view: Rc<WorkerView>,
@@ -16,7 +16,7 @@ pub struct Pass {
 
 impl Pass {
     /// Of a request that begins now.
-    pub fn new(w: &Rc<Worker>) -> Pass {
+    pub fn new(w: &Rc<Shared>) -> Pass {
         Pass { w: Rc::clone(w), view: w.view(), active: Some(w.enter_request()) }
     }
 

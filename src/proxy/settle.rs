@@ -7,14 +7,15 @@ use super::pass::Pass;
 use super::receive::Request;
 use super::relay::tap::Tap;
 use super::relay::Outcome;
+use super::shelf::Shelf;
 use super::upstream::pool::LocalMember;
-use super::worker::Worker;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::config::plan::Usage;
 use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
+use crate::state::member::Member;
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Kind;
@@ -92,6 +93,11 @@ impl Story {
         }
     }
 
+    /// The last backend that was tried, as all threads know it.
+    pub fn member(&self) -> Option<&Member> {
+        self.backend.as_deref().map(|backend| &**backend)
+    }
+
     /// Whose numbers it counts among.
     fn whose(&self) -> Whose {
         self.backend.as_ref().map(|backend| backend.id())
@@ -161,7 +167,7 @@ pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
         count(pass, (request, tap), story, times);
     }
     if !matches!(story.ending, Ending::Complete) {
-        log(w, request, story);
+        log(&w.shelf, request, story);
     }
     if let Some(access) = &w.access {
         let mut record = UsageRecord::default();
@@ -191,13 +197,13 @@ fn ended(request: &Request, tap: &Tap, story: &Story) -> Option<Instant> {
 }
 
 /// What failed stands in the log, by the name that the client, the record and the metrics give it.
-fn log(w: &Worker, request: &Request, story: &Story) {
+fn log(shelf: &Shelf, request: &Request, story: &Story) {
     let request_id = request.unique_id.as_str();
     match story.ending {
         Ending::Complete => {}
         // A deadline that passed is news, what a client got wrong is not.
         Ending::Refused(code) if story.status == 408 => {
-            if w.may_log(code) {
+            if shelf.may_log(code) {
                 tracing::info!(code, request_id, "request timed out");
             }
         }
@@ -209,7 +215,7 @@ fn log(w: &Worker, request: &Request, story: &Story) {
                 Side::Client if !fault.is_timeout() => {
                     tracing::debug!(code, backend, request_id, "request ended early");
                 }
-                _ if !w.may_log(code) => {}
+                _ if !shelf.may_log(code) => {}
                 Side::Client => {
                     tracing::info!(code, backend, request_id, "request timed out");
                 }
@@ -244,7 +250,7 @@ impl Times {
 
 fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Times) {
     let whose = story.whose();
-    let mut meters = pass.w.meters.borrow_mut();
+    let mut meters = pass.w.shelf.meters.borrow_mut();
     let stream = request.stream || story.event_stream;
     let series = Series { path: request.path_label, stream, backend: whose };
     let requests = meters.requests.entry(series).or_default();
@@ -322,7 +328,7 @@ fn fill(
     *record = UsageRecord {
         request_id: request.unique_id,
         client_request_id: request.client_id.as_deref().copied(),
-        timestamp_ms: pass.w.unix_ms(request.started),
+        timestamp_ms: pass.w.shelf.unix_ms(request.started),
         user_id: None,
         api_key: text(record.api_key.take(), request.presented.as_ref().map(|p| p.key.as_str()))
             .filter(|key| !key.is_empty()),

@@ -4,7 +4,7 @@
 
 use super::client::{no_memory, Client};
 use super::receive::Request;
-use super::worker::Worker;
+use super::turns::Turns;
 use crate::base::limits::UNPACKED_RATIO_MAX;
 use crate::base::refusal::Refusal;
 use crate::config::plan::Server;
@@ -15,7 +15,7 @@ use crate::rt::buffer::Buffer;
 /// Puts what the body stands for in its place. In steps, between which all other connections of
 /// the worker go on.
 pub async fn unpack(
-    (w, server): (&Worker, &Server),
+    (turns, server): (&Turns, &Server),
     client: &mut Client,
     request: &mut Request,
     coding: Coding,
@@ -24,7 +24,7 @@ pub async fn unpack(
         return Ok(());
     }
     client.post.arm(server.body_timeout);
-    let _turn = client.wait_for(w.unpacking.take()).await?;
+    let _turn = client.wait_for(turns.take()).await?;
     let bytes_max = server.max_body_size;
     let refused = |fault| refusal(fault, bytes_max);
     let mut unpacked = Buffer::take();

@@ -1,27 +1,24 @@
-//! One worker: a thread on a CPU of its own, a ring, a listener, and all that its connections
-//! share. Nothing here is shared with another worker but what `state` holds.
+//! One worker: a thread on a CPU of its own, a ring, listeners. It takes clients in and sees to
+//! what is due; what its connections share is [`Shared`].
 
-use super::drains::Drains;
 use super::ledger::Ledger;
 use super::repute;
+use super::shared::Shared;
+use super::shelf::Shelf;
 use super::slices::Slices;
-use super::sparing::Sparing;
 use super::turns::Turns;
-use super::upstream::pool::LocalMember;
-use super::view::WorkerView;
-use crate::base::clock::unix_ms;
-use crate::base::id::{RequestId, RequestIds};
+use super::upstreams::Upstreams;
 use crate::base::limits::UNPACKING_MAX;
 use crate::rt;
 use crate::rt::budget::Budget;
 use crate::rt::buffer::Buffer;
-use crate::rt::guard::guarded;
 use crate::rt::listen::accept_loop;
 use crate::rt::patrol::Patrol;
+use crate::rt::pipe::Pipe;
 use crate::rt::ring::Ring;
 use crate::state::board::Board;
 use crate::state::connections::Connections;
-use crate::state::meters::Meters;
+use crate::state::meters::{Gauges, Meters};
 use crate::state::pulse::Pulse;
 use crate::state::scrape::{Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
@@ -29,19 +26,14 @@ use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crate::usage::unpacker::Unpacker;
 use crossbeam_channel::Sender;
-use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-mod counting;
 mod taking;
-
-pub use counting::Active;
-pub use taking::Live;
 
 /// After the drain deadline, connections get so long to settle before the worker leaves them.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -80,42 +72,10 @@ pub struct Start {
     pub ready: Sender<io::Result<&'static str>>,
 }
 
-/// What the connections of a worker share.
-pub struct Worker {
-    /// Number of the worker, from 0.
-    index: usize,
-    board: Arc<Board>,
-    /// The configuration in use, for requests that begin now.
-    view: RefCell<Rc<WorkerView>>,
-    /// Backends that are not in it any more, and that requests of this worker may still use.
-    leaving: RefCell<Vec<Rc<LocalMember>>>,
-    /// Watches the clients.
-    pub patrol: Rc<Patrol>,
-    /// Request bodies that are being unpacked.
-    pub unpacking: Turns,
-    /// Request bodies that are being read.
-    pub slices: Slices,
-    /// What was counted.
-    pub meters: RefCell<Meters>,
-    /// Where usage records go.
-    pub usage: Option<Ledger>,
-    /// Where access records go.
-    pub access: Option<AccessQueue>,
-    /// Where copies of packed answers go.
-    pub unpacker: Unpacker,
-    /// Answers that are not done with though their clients are.
-    pub drains: Drains,
-    sparing: RefCell<Sparing>,
-    ids: RefCell<RequestIds>,
-    live: Cell<usize>,
-    active: Cell<usize>,
-    /// The same moment by both clocks.
-    wall: Cell<(Instant, u64)>,
-    /// Client connections of all workers together, and how many there may be.
-    pub connections: Arc<Connections>,
-    stop: Arc<Stop>,
+/// A worker that serves.
+struct Worker {
+    shared: Rc<Shared>,
     pulse: Arc<Pulse>,
-    pages: Sender<PageRequest>,
 }
 
 /// Runs a worker on the current thread until it has drained. True when every connection ended by
@@ -148,36 +108,31 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         }
     };
     let Start { listeners, mailbox, ready, .. } = start;
-    let w = Rc::new(Worker {
-        index: start.index,
-        view: RefCell::new(Rc::new(WorkerView::new(start.board.view(), &[], start.index))),
-        leaving: RefCell::default(),
-        board: start.board,
+    let shared = Rc::new(Shared {
+        shelf: Shelf::new(start.seed),
+        upstreams: Upstreams::new(start.board, start.index),
+        patrol,
         unpacking: Turns::new(UNPACKING_MAX),
         slices: Slices::default(),
-        patrol,
-        meters: RefCell::default(),
         usage: start.usage.map(Ledger::new),
         access: start.access,
         unpacker: start.unpacker,
-        drains: Drains::default(),
-        sparing: RefCell::default(),
-        ids: RefCell::new(RequestIds::new(start.seed)),
-        live: Cell::new(0),
-        active: Cell::new(0),
-        wall: Cell::new((Instant::now(), unix_ms())),
+        drains: Rc::default(),
         connections: start.connections,
         stop: start.stop,
-        pulse: start.pulse,
         pages: start.pages,
+        live: Cell::new(0),
+        active: Rc::default(),
     });
+    let ushering = Rc::clone(&shared);
+    let w = Rc::new(Worker { shared, pulse: start.pulse });
     for listener in listeners {
         let accepting = Rc::clone(&w);
         rt::spawn(async move {
-            accept_loop(listener, &accepting.patrol, |arrival| accepting.arrive(arrival)).await;
+            accept_loop(listener, &accepting.shared.patrol, |arrival| accepting.arrive(arrival))
+                .await;
         });
     }
-    let ushering = Rc::clone(&w);
     rt::spawn(async move {
         if let Some(ledger) = &ushering.usage {
             ledger.usher().await;
@@ -190,37 +145,30 @@ async fn serve(start: Start, driver: &'static str) -> bool {
 impl Worker {
     /// The coarse clock of the worker: deadlines, idle connections, scrapes, the end.
     async fn keep_house(&self, mailbox: &Mailbox) -> bool {
+        let w = &*self.shared;
         let mut ending: Option<Instant> = None;
         loop {
-            self.patrol.next_sweep(self.may_rest(), self.pulse.sleep()).await;
-            self.look_at_the_clock();
+            w.patrol.next_sweep(self.may_rest(), self.pulse.sleep()).await;
+            self.pulse.wake_up();
             self.pulse.beat();
-            self.look_at_the_board();
-            let view = self.view();
-            repute::see_departures(&view, |backend| self.patrol.call_off(backend.number()));
-            self.patrol.set_crowded(self.connections.are_crowded() || Buffer::are_scarce());
-            Buffer::sweep();
-            self.sparing.borrow_mut().sweep(Instant::now());
-            self.usage.iter().for_each(Ledger::sweep);
-            let idled: u64 = view.members.iter().map(|m| m.sweep(self.patrol.now())).sum();
-            self.meters.borrow_mut().idle_closed[1] += idled;
+            self.sweep();
             mailbox.answer(|| Box::new(self.copy_meters()));
-            let was_draining = self.patrol.is_draining();
-            match self.stop.phase() {
+            let was_draining = w.patrol.is_draining();
+            match w.stop.phase() {
                 Phase::Running | Phase::Leaving => continue,
-                Phase::Draining => self.patrol.drain(),
+                Phase::Draining => w.patrol.drain(),
                 Phase::Ending => {
-                    self.patrol.drain();
-                    self.patrol.end_all();
+                    w.patrol.drain();
+                    w.patrol.end_all();
                     ending.get_or_insert_with(Instant::now);
                 }
             }
-            view.members.iter().for_each(|member| member.clear());
+            w.upstreams.clear();
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
             // One more tick after the drain began: the accept loop empties the kernel's queue.
             if (self.is_vacant() && was_draining) || out_of_time {
-                self.usage.iter().for_each(Ledger::finish);
-                self.sparing.borrow_mut().finish();
+                w.usage.iter().for_each(Ledger::finish);
+                w.shelf.finish();
                 mailbox.leave(Box::new(self.copy_meters()));
                 self.pulse.finish();
                 return ending.is_none();
@@ -228,119 +176,58 @@ impl Worker {
         }
     }
 
+    /// What is to be seen to at each tick.
+    fn sweep(&self) {
+        let w = &*self.shared;
+        w.shelf.look_at_the_clock();
+        w.upstreams.look_at_the_board(&w.shelf.meters);
+        repute::see_departures(&w.view(), |backend| w.patrol.call_off(backend.number()));
+        w.patrol.set_crowded(w.connections.are_crowded() || Buffer::are_scarce());
+        Buffer::sweep();
+        w.shelf.sweep();
+        w.usage.iter().for_each(Ledger::sweep);
+        let idled = w.upstreams.sweep(w.patrol.now());
+        w.shelf.meters.borrow_mut().idle_closed[1] += idled;
+    }
+
     /// True when nothing is left that a sweep would have to see to: the worker may sleep, without
     /// a timer, until a client comes or somebody calls.
     fn may_rest(&self) -> bool {
+        let w = &*self.shared;
         self.is_vacant()
-            && self.idle_upstream() == 0
-            && self.leaving.borrow().is_empty()
+            && w.upstreams.is_settled()
             && Buffer::is_settled()
-            && self.sparing.borrow().is_settled()
-            && self.usage.as_ref().is_none_or(Ledger::is_settled)
-            && matches!(self.stop.phase(), Phase::Running | Phase::Leaving)
+            && w.shelf.is_settled()
+            && w.usage.as_ref().is_none_or(Ledger::is_settled)
+            && matches!(w.stop.phase(), Phase::Running | Phase::Leaving)
     }
 
     /// True when it has no client, and reads no engine for one that has left.
     fn is_vacant(&self) -> bool {
-        self.live.get() == 0 && self.drains.count() == 0
+        self.shared.live.get() == 0 && self.shared.drains.count() == 0
     }
 
-    fn look_at_the_clock(&self) {
-        self.pulse.wake_up();
-        self.wall.set((Instant::now(), unix_ms()));
-    }
-
-    /// Runs a task of which a panic ends nothing but itself.
-    pub fn spawn_guarded(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
-        let w = Rc::clone(self);
-        rt::spawn(async move {
-            if !guarded(task).await {
-                w.meters.borrow_mut().panics += 1;
-                tracing::error!("a connection panicked and was closed; please report this");
-            }
-        });
-    }
-
-    /// True when a log line of this code may be written; else it is counted.
-    pub fn may_log(&self, code: &'static str) -> bool {
-        self.sparing.borrow_mut().may_log(code, Instant::now())
-    }
-
-    /// True for an id that [`Worker::next_id`] may have given.
-    pub fn made_id(&self, id: &[u8]) -> bool {
-        self.ids.borrow().made(id)
-    }
-
-    /// A new request id.
-    pub fn next_id(&self) -> RequestId {
-        self.ids.borrow_mut().next_id()
-    }
-
-    /// The configuration in use now.
-    pub fn view(&self) -> Rc<WorkerView> {
-        Rc::clone(&self.view.borrow())
-    }
-
-    /// Takes in a new view, if there is one, and lets go of backends that it does not have.
-    fn look_at_the_board(&self) {
-        let old = self.view();
-        if !self.board.shows(&old.shared) {
-            self.take_view(&old);
+    /// What was counted, with what is counted elsewhere and the gauges, as it is now.
+    fn copy_meters(&self) -> Meters {
+        let w = &*self.shared;
+        let (buffers_in_use, buffers_idle) = Buffer::counts();
+        let mut copy = w.shelf.meters.borrow().clone();
+        let [silent, idle, head] = w.patrol.crowded_closed();
+        copy.crowded_closed = [silent, idle, head, copy.crowded_closed[3]];
+        match w.patrol.pipelined_too_much() {
+            0 => {}
+            n => drop(copy.rejected.insert("pipelined_too_much", n)),
         }
-        if !self.leaving.borrow().is_empty() {
-            self.let_go();
-        }
-    }
-
-    fn take_view(&self, old: &Rc<WorkerView>) {
-        let mut leaving = self.leaving.borrow_mut();
-        let known: Vec<_> = old.members.iter().chain(leaving.iter()).cloned().collect();
-        let new = WorkerView::new(self.board.view(), &known, self.index);
-        new.members.iter().for_each(|member| member.revive());
-        let is_gone = |old: &Rc<LocalMember>| new.member(old.id()).is_none();
-        leaving.retain(is_gone);
-        leaving.extend(old.members.iter().filter(|old| is_gone(old)).cloned());
-        leaving.iter().for_each(|gone| gone.retire());
-        self.view.replace(Rc::new(new));
-    }
-
-    /// What was counted of a backend that is gone is forgotten when the last request there is over,
-    /// or goes on under its name.
-    fn let_go(&self) {
-        let view = self.view();
-        self.leaving.borrow_mut().retain(|gone| {
-            let is_used = LocalMember::is_used_beside(gone);
-            if !is_used {
-                let heir = view.members.iter().find(|member| member.name == gone.name);
-                self.meters.borrow_mut().hand_over(gone.id(), heir.map(|member| member.id()));
-            }
-            is_used
-        });
-    }
-
-    /// Idle connections to backends.
-    fn idle_upstream(&self) -> usize {
-        self.view.borrow().members.iter().map(|member| member.idle()).sum()
-    }
-
-    /// Milliseconds since 1970 at an instant, by the wall clock as of the last sweep: it is not
-    /// asked for each request.
-    pub fn unix_ms(&self, at: Instant) -> u64 {
-        let (then, unix_ms) = self.wall.get();
-        let millis = |time: Duration| time.as_secs() * 1000 + u64::from(time.subsec_millis());
-        match at.checked_duration_since(then) {
-            Some(since) => unix_ms.saturating_add(millis(since)),
-            None => unix_ms.saturating_sub(millis(then.saturating_duration_since(at))),
-        }
-    }
-
-    /// False from the first signal on: whoever sends us clients should stop.
-    pub fn is_staying(&self) -> bool {
-        self.stop.phase() == Phase::Running
-    }
-
-    /// Nine tenths of the connections or more are in use: answers close their connections.
-    pub fn is_crowded(&self) -> bool {
-        self.connections.are_crowded()
+        copy.bodies_waited = [w.slices.turns.waited(), w.unpacking.waited()];
+        copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
+        copy.gauges = Gauges {
+            connections_open: w.live.get() as u64,
+            drains: w.drains.count() as u64,
+            requests_active: w.active.get() as u64,
+            buffers_in_use: buffers_in_use as u64,
+            buffers_idle: buffers_idle as u64,
+            upstream_idle: w.upstreams.idle() as u64,
+        };
+        copy
     }
 }

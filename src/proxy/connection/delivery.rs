@@ -21,16 +21,16 @@ use crate::proxy::relay::strip;
 use crate::proxy::relay::tap::{Expected, Reading, Tap};
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{self, Story};
+use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::view::WorkerView;
-use crate::proxy::worker::Worker;
 use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::state::member::Member;
 use std::rc::Rc;
 
 /// Sends the answer on to the client and settles.
-pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Next {
+pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Next {
     let Talk { request, story, exchange, inbound, tap, pass } = talk;
     let pass = pass.get_or_insert_with(|| Pass::new(w));
     let (Some(backend), Some(got)) = (story.backend.clone(), exchange.as_mut()) else {
@@ -48,7 +48,8 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     story.status = if client.post.is_gone() { 0 } else { request.response.status };
     story.event_stream = request.response.event_stream || request.response.ndjson;
     request.release_body(client);
-    let mut relay = Relay::new((w, client, &backend), inbound, outbound, tap, got.asked);
+    let mut relay =
+        Relay::new((&w.shelf.meters, client, &backend), inbound, outbound, tap, got.asked);
     if strips {
         relay.strip(request.wants_counts);
     }
@@ -65,7 +66,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
     }
     if let Step::Broken(fault @ Fault::BadResponse(_)) = begun {
         *exchange = None;
-        w.count_fault(Some(&backend), fault);
+        w.shelf.count_fault(Some(&backend), fault);
         return Box::pin(give_up(w, client, talk, fault)).await;
     }
     if let Step::NoteDue = begun {
@@ -104,7 +105,7 @@ pub(super) async fn deliver(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk
 /// Ends a whole answer that is packed. Its record waits for what is in it, and its last bytes wait
 /// for that too, but only for a moment.
 async fn end_packed(
-    (w, pass): (&Worker, &Pass),
+    (w, pass): (&Shared, &Pass),
     request: &Request,
     story: &mut Story,
     (relay, last): (&mut Relay<'_>, Box<Last>),
@@ -119,7 +120,7 @@ async fn end_packed(
 }
 
 /// Whether the client's connection ends with the answer.
-fn closes(w: &Worker, request: &Request, outbound: OutFraming) -> bool {
+fn closes(w: &Shared, request: &Request, outbound: OutFraming) -> bool {
     let is_wished = !request.head.keep_alive || w.is_crowded() || w.patrol.is_draining();
     is_wished || outbound == OutFraming::UntilClose
 }

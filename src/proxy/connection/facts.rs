@@ -7,12 +7,12 @@ use crate::proxy::admit::body::Reading;
 use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
-use crate::proxy::worker::Worker;
+use crate::proxy::shared::Shared;
 
 /// Takes from the body what the way of the request depends on, if that can be done in one go;
 /// `None`: it is one for [`in_slices`].
 pub(super) fn at_once(
-    w: &Worker,
+    w: &Shared,
     client: &Client,
     request: &mut Request,
 ) -> Option<Result<(), Refusal>> {
@@ -29,7 +29,7 @@ pub(super) fn at_once(
 
 /// The same of a large body, while others run.
 pub(super) async fn in_slices(
-    w: &Worker,
+    w: &Shared,
     server: &Server,
     client: &Client,
     request: &mut Request,

@@ -16,9 +16,10 @@ use crate::proxy::admit::path::{self, Kind, Served};
 use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
+use crate::proxy::place;
 use crate::proxy::receive::{self, HeadLimits, Received, Request};
+use crate::proxy::shared::Shared;
 use crate::proxy::unpack::unpack;
-use crate::proxy::worker::Worker;
 use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
@@ -27,7 +28,7 @@ use std::rc::Rc;
 
 /// Waits for a head. An error when none came, or none that is good.
 pub(super) async fn receive_head(
-    w: &Rc<Worker>,
+    w: &Rc<Shared>,
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Next> {
@@ -36,18 +37,18 @@ pub(super) async fn receive_head(
     match receive::head(client, &mut talk.request, limits).await {
         Ok(Received::Whole) => Ok(()),
         Ok(Received::Idled) => {
-            w.meters.borrow_mut().idle_closed[0] += 1;
+            w.shelf.meters.borrow_mut().idle_closed[0] += 1;
             Err(Next::Close)
         }
         Ok(Received::Closed) => {
             if !client.bytes().is_empty() {
-                w.count_abort(Phase::Request);
+                w.shelf.count_abort(Phase::Request);
             }
             Err(Next::Close)
         }
         Err(refusal) => {
             talk.pass = Some(Pass::new(w));
-            talk.request.unique_id = w.next_id();
+            talk.request.unique_id = w.shelf.next_id();
             Err(Box::pin(refuse(w, client, talk, refusal)).await)
         }
     }
@@ -56,7 +57,7 @@ pub(super) async fn receive_head(
 /// Decides whether the request goes to a backend, and reads its body. An error when it does not;
 /// then its client got something else.
 pub(super) async fn admit(
-    w: &Rc<Worker>,
+    w: &Rc<Shared>,
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Next> {
@@ -69,7 +70,7 @@ pub(super) async fn admit(
 
 /// The decision; the error says what the client gets instead.
 async fn judge(
-    w: &Worker,
+    w: &Shared,
     client: &mut Client,
     request: &mut Request,
     pass: &Pass,
@@ -83,7 +84,12 @@ async fn judge(
     let kind = made
         .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
         .and_then(|()| path::classify(path, &request.head, served))
-        .and_then(|kind| w.find_place(kind, &client.post).map(|()| kind));
+        .and_then(|kind| match kind {
+            Kind::Forward => place::find(w, &client.post).map(|()| kind),
+            // They are for guests too, and cost nobody a place: whoever looks after us must get an
+            // answer when everything is taken.
+            own => Ok(own),
+        });
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     let wanted = matches!(kind, Ok(Kind::Forward));
     if wanted || (is_small(request) && !client.post.is_guest()) {
@@ -98,7 +104,8 @@ async fn judge(
     }
     if let Some(coding) = body::coding(&request.head, client.bytes())? {
         // Boxed: hardly any body comes packed.
-        let unpacked = Box::pin(unpack((w, &plan.server), client, request, coding)).await;
+        let unpacked =
+            Box::pin(unpack((&w.unpacking, &plan.server), client, request, coding)).await;
         unpacked.map_err(|refusal| unless_gone(client, refusal))?;
     }
     let read = match facts::at_once(w, client, request) {
@@ -127,7 +134,7 @@ fn is_small(request: &Request) -> bool {
 
 /// Gives the request its ids: ours always, and the client's own where it sent a harmless one.
 fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request) {
-    request.unique_id = w.next_id();
+    request.unique_id = w.shelf.next_id();
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
     request.client_id = theirs.map(Box::new);
@@ -161,7 +168,7 @@ fn keep_key(form: KeyForm, client: &Client, request: &mut Request) {
 }
 
 /// Keeps what the combined log wants of the head, if one is written.
-fn keep_said(w: &Worker, client: &Client, request: &mut Request) {
+fn keep_said(w: &Shared, client: &Client, request: &mut Request) {
     if !w.access.as_ref().is_some_and(AccessQueue::wants_said) {
         return;
     }

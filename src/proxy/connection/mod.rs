@@ -21,8 +21,8 @@ use super::receive::Request;
 use super::relay::framing::Inbound;
 use super::relay::tap::Tap;
 use super::settle::{settle, Ending, Story};
+use super::shared::{Live, Shared};
 use super::upstream::exchange::Exchange;
-use super::worker::{Live, Worker};
 use crate::base::fault::Fault;
 use crate::config::plan::HalfClose;
 use crate::rt::patrol::{Gone, Rank};
@@ -101,7 +101,7 @@ pub fn serve(
     peer: IpAddr,
     is_guest: bool,
 ) -> Option<impl Future<Output = ()>> {
-    let w = live.worker();
+    let w = live.shared();
     let view = w.view();
     let gone = match view.plan.server.half_close {
         HalfClose::Abort => Gone::AtFin,
@@ -113,12 +113,12 @@ pub fn serve(
     }
     let write_timeout = view.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
-    let request = Request::new(w.next_id(), peer.to_string().into());
+    let request = Request::new(w.shelf.next_id(), peer.to_string().into());
     Some(converse(live, client, Box::new(Talk::new(request))))
 }
 
 async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
-    let w = live.worker();
+    let w = live.shared();
     loop {
         talk.tap.reset();
         talk.story = Story::default();
@@ -143,7 +143,7 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
 
 /// From the first byte of a request to the head of an engine's answer. `Err`: there is none, and
 /// the client has been told.
-async fn ask(w: &Rc<Worker>, client: &mut Client, talk: &mut Talk) -> Result<(), Next> {
+async fn ask(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Result<(), Next> {
     receive_head(w, client, talk).await?;
     admit(w, client, talk).await?;
     forward(w, client, talk).await

@@ -11,7 +11,7 @@ use crate::proxy::client::Client;
 use crate::proxy::ledger::Ledger;
 use crate::proxy::receive::Request;
 use crate::proxy::settle::{Ending, Story};
-use crate::proxy::worker::Worker;
+use crate::proxy::shared::Shared;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
 
@@ -33,7 +33,7 @@ impl From<Refusal> for Instead {
 
 /// Answers a request that does not go to a backend, and settles it.
 pub(super) async fn answer_instead(
-    w: &Worker,
+    w: &Shared,
     client: &mut Client,
     talk: &mut Talk,
     instead: Instead,
@@ -42,7 +42,7 @@ pub(super) async fn answer_instead(
         Instead::Refusal(refusal) => refuse(w, client, talk, refusal).await,
         Instead::Page(kind) => own_answer(w, client, talk, kind).await,
         Instead::Nothing => {
-            w.count_abort(Phase::Request);
+            w.shelf.count_abort(Phase::Request);
             talk.story = Story::client_left();
             talk.settle();
             Next::Close
@@ -53,7 +53,7 @@ pub(super) async fn answer_instead(
 /// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
 /// no unread body is in the way.
 pub(super) async fn refuse(
-    w: &Worker,
+    w: &Shared,
     client: &mut Client,
     talk: &mut Talk,
     refusal: Refusal,
@@ -75,7 +75,7 @@ pub(super) async fn refuse(
 
 /// Answers for a backend that did not, and settles.
 pub(super) async fn give_up(
-    w: &Worker,
+    w: &Shared,
     client: &mut Client,
     talk: &mut Talk,
     fault: Fault,
@@ -83,7 +83,7 @@ pub(super) async fn give_up(
     let Talk { request, story, .. } = talk;
     story.ending = Ending::Fault(fault);
     let next = if fault == Fault::ClientLeft {
-        w.count_abort(Phase::Waiting);
+        w.shelf.count_abort(Phase::Waiting);
         Next::Close
     } else {
         let refusal = fault.refusal();
@@ -98,7 +98,7 @@ pub(super) async fn give_up(
 }
 
 /// `/health`, `/ready` and the metrics page.
-async fn own_answer(w: &Worker, client: &mut Client, talk: &mut Talk, kind: Kind) -> Next {
+async fn own_answer(w: &Shared, client: &mut Client, talk: &mut Talk, kind: Kind) -> Next {
     const TEXT: &str = "text/plain; charset=utf-8";
     let request = &mut talk.request;
     let page;
@@ -129,7 +129,7 @@ async fn own_answer(w: &Worker, client: &mut Client, talk: &mut Talk, kind: Kind
     next
 }
 
-fn frame<'a>(w: &Worker, request: &'a Request, close: bool) -> Frame<'a> {
+fn frame<'a>(w: &Shared, request: &'a Request, close: bool) -> Frame<'a> {
     Frame {
         request_id: request.id().as_str(),
         version: request.head.version,

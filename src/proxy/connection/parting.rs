@@ -11,8 +11,8 @@ use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::tap::Tap;
 use crate::proxy::relay::Outcome;
 use crate::proxy::settle::{note, Ending};
+use crate::proxy::shared::{Live, Shared};
 use crate::proxy::upstream::exchange::Exchange;
-use crate::proxy::worker::{Live, Worker};
 use crate::rt;
 use crate::state::meters::Phase;
 use std::rc::Rc;
@@ -21,19 +21,19 @@ use std::time::Duration;
 /// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
 /// request is settled. All of that is done later when the engine must not be cut off, and settling
 /// when it is not known yet what is in a packed answer.
-pub(super) fn conclude(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
+pub(super) fn conclude(w: &Rc<Shared>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
     // A client that closes behind the end mark, as some do, has missed nothing.
     let is_missing = |fault: &Fault| *fault != Fault::ClientLeft || !talk.tap.is_over();
     if let Some(fault) = outcome.fault.filter(is_missing) {
-        w.count_fault(talk.story.backend.as_deref(), fault);
+        w.shelf.count_fault(talk.story.member(), fault);
         if fault == Fault::ClientLeft {
-            w.count_abort(if talk.story.status == 0 { Phase::Waiting } else { Phase::Relay });
+            w.shelf.count_abort(if talk.story.status == 0 { Phase::Waiting } else { Phase::Relay });
         }
         talk.story.ending = Ending::Fault(fault);
     }
     if outcome.upstream_extra {
         let fault = Fault::BadResponse("bytes_behind_the_end");
-        w.count_fault(talk.story.backend.as_deref(), fault);
+        w.shelf.count_fault(talk.story.member(), fault);
     }
     talk.story.outcome = Some(outcome);
     if !talk.tap.awaits_copy() {
@@ -80,12 +80,12 @@ fn learn(talk: &Talk, outcome: Outcome) {
 
 /// Settles a request as soon as it is known what is in its packed answer. Its client does not wait
 /// for that: the connection goes on with an empty talk.
-fn settle_late(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome) {
-    let next = Request::new(w.next_id(), talk.request.peer.clone());
+fn settle_late(w: &Rc<Shared>, talk: &mut Talk, outcome: Outcome) {
+    let next = Request::new(w.shelf.next_id(), talk.request.peer.clone());
     let mut late = Box::new(std::mem::replace(talk, Talk::new(next)));
     // Should we be killed while that goes on.
     late.note_past(outcome.bytes);
-    let (worker, waiting) = (Rc::clone(w), LateRecord::begin(w));
+    let (worker, waiting) = (Rc::clone(w), LateRecord::begin(&w.drains));
     w.spawn_guarded(async move {
         see_copy(&worker, &mut late.tap, &waiting).await;
         learn(&late, outcome);
@@ -94,7 +94,7 @@ fn settle_late(w: &Rc<Worker>, talk: &mut Talk, outcome: Outcome) {
 }
 
 /// Waits for what is in a packed answer that nobody else waits for any more.
-async fn see_copy(w: &Worker, tap: &mut Tap, _counted: &LateRecord) {
+async fn see_copy(w: &Shared, tap: &mut Tap, _counted: &LateRecord) {
     let seen = rt::timeout(UNPACKED_LATE_MAX, tap.see_copy());
     let _ = w.patrol.until_end(seen).await;
     tap.give_copy_up();
@@ -116,8 +116,11 @@ fn left_to_read(talk: &Talk) -> Option<(Rest, Duration)> {
 /// Reads the rest of an answer without its client, gives the connection back, and settles. Until
 /// then the request's record is what was last noted.
 pub(super) async fn spare(live: Live, talk: &mut Talk) {
-    let w = &Rc::clone(live.worker());
-    let going = Drain::begin(w);
+    let w = &Rc::clone(live.shared());
+    let going = {
+        let cut = &mut w.shelf.meters.borrow_mut().crowded_closed[3];
+        Drain::begin(&w.drains, &w.connections, cut)
+    };
     // Its client's place is free.
     drop(live);
     let left = left_to_read(talk);
@@ -137,7 +140,7 @@ pub(super) async fn spare(live: Live, talk: &mut Talk) {
         lease.give_back(w.patrol.now());
     }
     // From here on no engine is held: others need not be cut for it.
-    let waiting = LateRecord::begin(w);
+    let waiting = LateRecord::begin(&w.drains);
     drop(going);
     see_copy(w, &mut talk.tap, &waiting).await;
     talk.settle();

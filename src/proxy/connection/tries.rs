@@ -13,16 +13,16 @@ use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::{self, Tried};
 use crate::proxy::settle::{self, Ending};
+use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
 use crate::proxy::upstream::pool::LocalMember;
 use crate::proxy::view::WorkerView;
-use crate::proxy::worker::Worker;
 use std::rc::Rc;
 
 /// The way of a request that is for a backend.
 pub(super) async fn forward(
-    w: &Rc<Worker>,
+    w: &Rc<Shared>,
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Next> {
@@ -38,7 +38,7 @@ pub(super) async fn forward(
 
 /// Picks who is asked first and opens the request's record: an engine has nothing that the journal
 /// has not. An error when it cannot be kept, and nobody is served without.
-async fn open(w: &Rc<Worker>, client: &Client, talk: &mut Talk) -> Result<(), NotKept> {
+async fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> Result<(), NotKept> {
     if w.usage.as_ref().is_some_and(Ledger::refuses) {
         return Err(NotKept);
     }
@@ -71,7 +71,7 @@ fn pick(view: &WorkerView, tried: &Tried) -> Option<Rc<LocalMember>> {
 /// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
 /// when there was nobody to ask.
 async fn try_backends(
-    w: &Rc<Worker>,
+    w: &Rc<Shared>,
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Option<Fault>> {
@@ -87,7 +87,7 @@ async fn try_backends(
         let Some(backend) = picked else { break };
         if !tried.is_empty() {
             story.retries += 1;
-            w.meters.borrow_mut().retries += 1;
+            w.shelf.meters.borrow_mut().retries += 1;
         }
         tried.add(backend.id());
         let backend = &*story.backend.insert(backend);
@@ -95,18 +95,18 @@ async fn try_backends(
         client.post.stand_at((!is_moved).then(|| backend.id().number()));
         // One await in a loop: the futures of two in a row would lie side by side in every stream.
         let result = loop {
-            let met = exchange((w, view), client, request, backend, (fresh, asking)).await;
+            let met = exchange((&w.shelf, view), client, request, backend, (fresh, asking)).await;
             match met.map(|got| *answered = Some(got)) {
                 Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
                     fresh = true;
-                    w.count_fault(Some(backend), Fault::ReuseRace);
+                    w.shelf.count_fault(Some(backend), Fault::ReuseRace);
                 }
                 Ok(()) => {
                     let status = request.response.status;
                     // Boxed: it is rare, and the future of a stream would carry it.
                     let is_named = asking.may_be_refused(status)
                         && Box::pin(names_wish(client, request, answered)).await;
-                    match asking.learn(w, (backend, &request.model), status, is_named) {
+                    match asking.learn(&w.shelf, (backend, &request.model), status, is_named) {
                         Some(next) => asking = next,
                         None => break Ok(()),
                     }
@@ -115,7 +115,7 @@ async fn try_backends(
                 failed => break failed,
             }
             story.retries += 1;
-            w.meters.borrow_mut().retries += 1;
+            w.shelf.meters.borrow_mut().retries += 1;
         };
         client.post.stand_at(None);
         let result = match result {
@@ -131,7 +131,7 @@ async fn try_backends(
             }
             Err(fault) => {
                 asking::hear_failure(backend, fault);
-                w.count_fault(Some(backend), fault);
+                w.shelf.count_fault(Some(backend), fault);
                 story.ending = Ending::Fault(fault);
                 if fault.retry() != Retry::Any {
                     break;

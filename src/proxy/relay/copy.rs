@@ -15,11 +15,12 @@ use crate::base::fault::Fault;
 use crate::base::limits::BUFFER_BYTES;
 use crate::http::write::OutFraming;
 use crate::proxy::client::Client;
-use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
 use crate::state::member::Member;
+use crate::state::meters::Meters;
+use std::cell::RefCell;
 use std::io;
 
 /// Sends of one read, above which reads are small again.
@@ -31,7 +32,7 @@ const READS_FOR_SLOW: u8 = 4;
 /// Moves one answer. It lives in the future of the stream, so it is small and borrows what it can.
 pub struct Relay<'a> {
     /// Meters.
-    pub w: &'a Worker,
+    pub meters: &'a RefCell<Meters>,
     /// The client.
     pub client: &'a Client,
     /// Whose answer it is.
@@ -81,7 +82,7 @@ struct State {
 impl<'a> Relay<'a> {
     /// A relay that has moved nothing yet.
     pub fn new(
-        (w, client, backend): (&'a Worker, &'a Client, &'a Member),
+        (meters, client, backend): (&'a RefCell<Meters>, &'a Client, &'a Member),
         inbound: &'a mut Inbound,
         outbound: OutFraming,
         tap: &'a mut Tap,
@@ -92,7 +93,7 @@ impl<'a> Relay<'a> {
             until_close: outbound == OutFraming::UntilClose,
             ..State::default()
         };
-        Relay { w, client, backend, inbound, tap, asked, strip: None, state }
+        Relay { meters, client, backend, inbound, tap, asked, strip: None, state }
     }
 
     /// What is there for our sake is taken out; `wants_counts`: the client asked for counts in each
@@ -156,7 +157,7 @@ impl<'a> Relay<'a> {
             true => (self.backend.plan.idle_timeout, Fault::BackendIdleTimeout),
             false => {
                 let limit = self.backend.plan.first_byte_timeout;
-                let left = limit.saturating_sub(self.w.patrol.since(self.asked));
+                let left = limit.saturating_sub(self.client.post.since(self.asked));
                 (left, Fault::FirstByteTimeout)
             }
         };
@@ -358,7 +359,7 @@ impl<'a> Relay<'a> {
     /// Takes the times of what one read brought.
     fn tick(&mut self) {
         let whose = Some(self.backend.id());
-        self.tap.tick(self.w.meters.borrow_mut().inter_token.entry(whose).or_default());
+        self.tap.tick(self.meters.borrow_mut().inter_token.entry(whose).or_default());
     }
 
     /// Looks at what is sent; takes the time of the first send of a read.

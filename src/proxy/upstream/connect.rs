@@ -4,7 +4,7 @@ use crate::base::fault::Fault;
 use crate::base::tls_fault::TlsFault;
 use crate::config::plan::Endpoint;
 use crate::proxy::client::Client;
-use crate::proxy::worker::Worker;
+use crate::proxy::shelf::Shelf;
 use crate::rt;
 use crate::rt::patrol::Alarm;
 use crate::rt::socket::Socket;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Connects. The whole of it is bounded by `connect_timeout`, and it ends when the client leaves.
-pub async fn connect(w: &Worker, client: &Client, member: &Member) -> Result<Link, Fault> {
+pub async fn connect(shelf: &Shelf, client: &Client, member: &Member) -> Result<Link, Fault> {
     let plan = &member.plan;
-    let (started, tick) = (Instant::now(), w.patrol.now());
+    let (started, tick) = (Instant::now(), client.post.now());
     let socket = match &plan.endpoint {
         Endpoint::Unix(path) => {
             client.post.arm(plan.connect_timeout);
@@ -25,9 +25,9 @@ pub async fn connect(w: &Worker, client: &Client, member: &Member) -> Result<Lin
         }
         Endpoint::Tcp { .. } => any_address(client, member).await?,
     };
-    client.post.arm(plan.connect_timeout.saturating_sub(w.patrol.since(tick)));
+    client.post.arm(plan.connect_timeout.saturating_sub(client.post.since(tick)));
     let link = secure(client, member, socket).await?;
-    let mut meters = w.meters.borrow_mut();
+    let mut meters = shelf.meters.borrow_mut();
     meters.connect.record(started.elapsed());
     meters.upstream[0] += 1;
     Ok(link)

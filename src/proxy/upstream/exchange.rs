@@ -14,8 +14,8 @@ use crate::llm::dialect::Dialect;
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
+use crate::proxy::shelf::Shelf;
 use crate::proxy::view::WorkerView;
-use crate::proxy::worker::Worker;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched};
 use crate::rt::tls::Turn;
@@ -40,7 +40,7 @@ pub struct Exchange {
 /// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
 /// connection; `asking`: the try asks for usage on its own account.
 pub async fn exchange(
-    (w, view): (&Worker, &WorkerView),
+    (shelf, view): (&Shelf, &WorkerView),
     client: &mut Client,
     request: &mut Request,
     backend: &Rc<LocalMember>,
@@ -49,18 +49,18 @@ pub async fn exchange(
     request.response.reset();
     // From here on it is a load there, also while it connects.
     let inflight = InFlight::enter(backend);
-    let kept = if fresh { None } else { backend.take(w.patrol.now()) };
+    let kept = if fresh { None } else { backend.take(client.post.now()) };
     let is_reused = kept.is_some();
     let link = match kept {
         Some(link) => {
-            w.meters.borrow_mut().upstream[1] += 1;
+            shelf.meters.borrow_mut().upstream[1] += 1;
             link
         }
         // Boxed: a connect needs room that a stream should not carry for minutes.
-        None => Box::pin(connect(w, client, backend)).await?,
+        None => Box::pin(connect(shelf, client, backend)).await?,
     };
     let mut lease = Lease::of(link, inflight);
-    let (started, tick) = (Instant::now(), w.patrol.now());
+    let (started, tick) = (Instant::now(), client.post.now());
     let plan = &backend.plan;
     if !request.head.is_clear() {
         // The engine may leave such a body unread, and read it as the next request.
@@ -98,7 +98,7 @@ pub async fn exchange(
     if wait.is_reused && !answer.heard {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
-        client.post.arm(plan.first_byte_timeout.saturating_sub(w.patrol.since(tick)));
+        client.post.arm(plan.first_byte_timeout.saturating_sub(client.post.since(tick)));
     }
     let no_way_back = sent_whole && !answer.ready;
     if no_way_back && !asking.is_spliced() && view.members.len() == 1 {
@@ -109,8 +109,8 @@ pub async fn exchange(
     match read_head(&wait, client, request, &mut lease, &mut answer).await {
         Ok(head_len) => {
             let head = answer.bytes.as_ref().map_or(&[][..], |bytes| bytes);
-            if is_reused && is_foreign(w, request, head) {
-                distrust(w, backend);
+            if is_reused && is_foreign(shelf, request, head) {
+                distrust((shelf, client), backend);
                 return Err(Fault::ForeignAnswer);
             }
             lease.note_head(is_kept(&request.response, request.body_len > 0));
@@ -129,9 +129,9 @@ pub async fn exchange(
 }
 
 /// Closes what is kept of a backend that gave a request the answer of another one.
-fn distrust(w: &Worker, backend: &LocalMember) {
-    backend.distrust(w.patrol.now());
-    if w.may_log("foreign_answer") {
+fn distrust((shelf, client): (&Shelf, &Client), backend: &LocalMember) {
+    backend.distrust(client.post.now());
+    if shelf.may_log("foreign_answer") {
         tracing::warn!(
             backend = %backend.name,
             "the backend gave a request the answer of another one: its kept connections are closed"
@@ -142,9 +142,9 @@ fn distrust(w: &Worker, backend: &LocalMember) {
 /// Whether an answer carries an id that we gave to another request: it was sent unasked behind the
 /// last answer on this connection, or is the answer to who was given that. Other ids prove nothing:
 /// backends have ids of their own, and some rewrite those of clients.
-fn is_foreign(w: &Worker, request: &Request, head: &[u8]) -> bool {
+fn is_foreign(shelf: &Shelf, request: &Request, head: &[u8]) -> bool {
     let told = request.response.fields.iter().find(|field| field.known == Known::XRequestId);
-    let is_other = |told: &[u8]| told != request.id().as_str().as_bytes() && w.made_id(told);
+    let is_other = |told: &[u8]| told != request.id().as_str().as_bytes() && shelf.made_id(told);
     told.is_some_and(|told| is_other(told.value.of(head)))
 }
 

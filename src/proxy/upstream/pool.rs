@@ -106,10 +106,10 @@ impl Lease {
     pub fn give_back(self, now: u32) {
         let Lease { link, inflight } = self;
         let backend = &inflight.backend;
-        let mut shelf = backend.shelf.borrow_mut();
-        let has_room = shelf.links.len() < backend.plan.max_idle_conns && !shelf.is_retired;
+        let mut idle = backend.idle.borrow_mut();
+        let has_room = idle.links.len() < backend.plan.max_idle_conns && !idle.is_retired;
         if inflight.standing.is_clean() && has_room {
-            shelf.links.push_back(Idle { link, since: now });
+            idle.links.push_back(Idle { link, since: now });
         }
     }
 }
@@ -128,7 +128,7 @@ impl Idle {
 
 /// The idle connections of one backend.
 #[derive(Default)]
-struct Shelf {
+struct IdleLinks {
     /// The longest quiet one first: they are pushed at the end.
     links: VecDeque<Idle>,
     /// Until this tick, none is used that was in use a moment ago.
@@ -137,7 +137,7 @@ struct Shelf {
     is_retired: bool,
 }
 
-impl Shelf {
+impl IdleLinks {
     /// Closes what idled too long; gives how many.
     fn close_expired(&mut self, idle_ticks: u32, now: u32) -> u64 {
         let expired = self.links.partition_point(|kept| kept.age(now) > idle_ticks);
@@ -151,7 +151,7 @@ impl Shelf {
 pub struct LocalMember {
     member: Arc<Member>,
     /// Shared by the same backend in earlier and later views.
-    shelf: Rc<RefCell<Shelf>>,
+    idle: Rc<RefCell<IdleLinks>>,
     /// Ticks (of `rt::patrol`) after which an idle connection is not used again.
     idle_ticks: u32,
     /// Departures of it that this worker has seen.
@@ -170,11 +170,11 @@ impl LocalMember {
     /// A backend to which nothing is kept, or, if `before` is the same backend in an earlier view,
     /// what was kept there.
     pub fn new(member: &Arc<Member>, before: Option<&LocalMember>) -> LocalMember {
-        let new_shelf = Rc::<RefCell<Shelf>>::default;
+        let none = Rc::<RefCell<IdleLinks>>::default;
         let seen = before.map_or(member.departures(), |old| old.departures_seen.get());
         LocalMember {
             member: Arc::clone(member),
-            shelf: before.map_or_else(new_shelf, |old| Rc::clone(&old.shelf)),
+            idle: before.map_or_else(none, |old| Rc::clone(&old.idle)),
             idle_ticks: ticks(member.plan.keepalive_timeout),
             departures_seen: Cell::new(seen),
         }
@@ -191,9 +191,9 @@ impl LocalMember {
     /// Of several, the last used of those that have been quiet for a while, so that what a burst
     /// left behind idles out; where there is none such, the one that has been quiet for longest.
     pub fn take(&self, now: u32) -> Option<Link> {
-        let mut shelf = self.shelf.borrow_mut();
-        shelf.close_expired(self.idle_ticks, now);
-        let Shelf { links, wary_until, .. } = &mut *shelf;
+        let mut idle = self.idle.borrow_mut();
+        idle.close_expired(self.idle_ticks, now);
+        let IdleLinks { links, wary_until, .. } = &mut *idle;
         loop {
             let quiet = links.partition_point(|kept| kept.age(now) >= QUIET_TICKS);
             if quiet == 0 && now < *wary_until {
@@ -221,47 +221,47 @@ impl LocalMember {
 
     /// Closes all that are kept: an answer came from there that belongs to another request.
     pub fn distrust(&self, now: u32) {
-        let mut shelf = self.shelf.borrow_mut();
-        shelf.links.clear();
-        shelf.wary_until = now.saturating_add(WARY_TICKS);
+        let mut idle = self.idle.borrow_mut();
+        idle.links.clear();
+        idle.wary_until = now.saturating_add(WARY_TICKS);
     }
 
     /// Closes what idled too long; gives how many.
     pub fn sweep(&self, now: u32) -> u64 {
-        let mut shelf = self.shelf.borrow_mut();
-        let closed = shelf.close_expired(self.idle_ticks, now);
-        if shelf.links.is_empty() && shelf.links.capacity() > 16 {
-            shelf.links.shrink_to_fit();
+        let mut idle = self.idle.borrow_mut();
+        let closed = idle.close_expired(self.idle_ticks, now);
+        if idle.links.is_empty() && idle.links.capacity() > 16 {
+            idle.links.shrink_to_fit();
         }
         closed
     }
 
     /// Closes all that are kept: the worker drains.
     pub fn clear(&self) {
-        self.shelf.borrow_mut().links.clear();
+        self.idle.borrow_mut().links.clear();
     }
 
     /// The backend was taken out of the configuration: what is kept is closed, and what comes back.
     pub fn retire(&self) {
-        let mut shelf = self.shelf.borrow_mut();
-        shelf.is_retired = true;
-        shelf.links.clear();
+        let mut idle = self.idle.borrow_mut();
+        idle.is_retired = true;
+        idle.links.clear();
     }
 
     /// The backend is in the configuration again before the last request of its last time was over.
     pub fn revive(&self) {
-        self.shelf.borrow_mut().is_retired = false;
+        self.idle.borrow_mut().is_retired = false;
     }
 
     /// True when somebody beside the caller has this backend, in whatever view: a request that is
     /// not over holds its view and its lease.
     pub fn is_used_beside(this: &Rc<LocalMember>) -> bool {
-        Rc::strong_count(this) > 1 || Rc::strong_count(&this.shelf) > 1
+        Rc::strong_count(this) > 1 || Rc::strong_count(&this.idle) > 1
     }
 
     /// Number of idle connections.
     pub fn idle(&self) -> usize {
-        self.shelf.borrow().links.len()
+        self.idle.borrow().links.len()
     }
 }
 

@@ -78,6 +78,16 @@ impl Post {
         self.set_stage(Stage::Last);
     }
 
+    /// The patrol's clock, in ticks.
+    pub fn now(&self) -> u32 {
+        self.patrol.now()
+    }
+
+    /// Time since a tick, by the same clock.
+    pub fn since(&self, tick: u32) -> Duration {
+        self.patrol.since(tick)
+    }
+
     /// For how long no byte of the client has come, by the patrol's clock.
     pub fn silence(&self) -> Duration {
         self.patrol.since(self.state.heard.get())

@@ -27,7 +27,7 @@ impl Relay<'_> {
 
     fn outcome(&self, fault: Option<Fault>) -> Outcome {
         if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
-            self.w.meters.borrow_mut().events_unjudged += 1;
+            self.meters.borrow_mut().events_unjudged += 1;
         }
         let finished = self.state.finished;
         // Whether the client took the answer does not matter to the engine's connection.

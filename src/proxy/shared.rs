@@ -1,0 +1,135 @@
+//! What the connections of one worker share. Nothing here is shared with another worker but what
+//! `state` holds.
+
+use super::client::Client;
+use super::drains::Drains;
+use super::ledger::Ledger;
+use super::shelf::Shelf;
+use super::slices::Slices;
+use super::turns::Turns;
+use super::upstreams::Upstreams;
+use super::view::WorkerView;
+use crate::rt;
+use crate::rt::guard::guarded;
+use crate::rt::patrol::Patrol;
+use crate::state::connections::Connections;
+use crate::state::scrape::PageRequest;
+use crate::state::stop::{Phase, Stop};
+use crate::usage::access::AccessQueue;
+use crate::usage::unpacker::Unpacker;
+use crossbeam_channel::Sender;
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A metrics page that is not there in time is refused.
+const PAGE_WAIT: Duration = Duration::from_secs(3);
+
+/// Of one worker.
+pub struct Shared {
+    /// Meters, ids, clock, log.
+    pub shelf: Shelf,
+    /// The configuration in use, and its backends.
+    pub upstreams: Upstreams,
+    /// Watches the clients.
+    pub patrol: Rc<Patrol>,
+    /// Request bodies that are being unpacked.
+    pub unpacking: Turns,
+    /// Request bodies that are being read.
+    pub slices: Slices,
+    /// Where usage records go.
+    pub usage: Option<Ledger>,
+    /// Where access records go.
+    pub access: Option<AccessQueue>,
+    /// Where copies of packed answers go.
+    pub unpacker: Unpacker,
+    /// Answers that are not done with though their clients are.
+    pub drains: Rc<Drains>,
+    /// Client connections of all workers together, and how many there may be.
+    pub connections: Arc<Connections>,
+    /// How the process ends.
+    pub stop: Arc<Stop>,
+    /// Where the metrics page is asked for.
+    pub pages: Sender<PageRequest>,
+    /// Connections that are open.
+    pub live: Cell<usize>,
+    /// Requests that are active.
+    pub active: Rc<Cell<usize>>,
+}
+
+impl Shared {
+    /// The configuration in use now.
+    pub fn view(&self) -> Rc<WorkerView> {
+        self.upstreams.view()
+    }
+
+    /// Runs a task of which a panic ends nothing but itself.
+    pub fn spawn_guarded(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let w = Rc::clone(self);
+        rt::spawn(async move {
+            if !guarded(task).await {
+                w.shelf.meters.borrow_mut().panics += 1;
+                tracing::error!("a connection panicked and was closed; please report this");
+            }
+        });
+    }
+
+    /// False from the first signal on: whoever sends us clients should stop.
+    pub fn is_staying(&self) -> bool {
+        self.stop.phase() == Phase::Running
+    }
+
+    /// Nine tenths of the connections or more are in use: answers close their connections.
+    pub fn is_crowded(&self) -> bool {
+        self.connections.are_crowded()
+    }
+
+    /// The rendered metrics page, made by the control plane.
+    pub async fn metrics_page(&self, client: &Client) -> Option<Vec<u8>> {
+        let (reply, page) = futures_channel::oneshot::channel();
+        self.pages.try_send(reply).ok()?;
+        client.post.arm(PAGE_WAIT);
+        client.post.within(page).await.ok()?.ok()
+    }
+
+    /// Counts a request as active until the guard is dropped.
+    pub fn enter_request(&self) -> Active {
+        self.active.set(self.active.get() + 1);
+        Active(Rc::clone(&self.active))
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub fn enter_live(self: &Rc<Self>) -> Live {
+        self.live.set(self.live.get() + 1);
+        self.connections.enter();
+        Live(Rc::clone(self))
+    }
+}
+
+/// Counts a request for as long as it is active.
+pub struct Active(Rc<Cell<usize>>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Counts a connection for as long as it lives.
+pub struct Live(Rc<Shared>);
+
+impl Live {
+    /// What it shares with others.
+    pub fn shared(&self) -> &Rc<Shared> {
+        &self.0
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.live.set(self.0.live.get().saturating_sub(1));
+        self.0.connections.leave();
+    }
+}
