@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::subscriber::set_global_default;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -63,9 +64,13 @@ pub fn start(log: &Log, reopen: Reopen) -> Result<Logging, String> {
         NonBlockingBuilder::default().buffered_lines_limit(EVENTS_MAX).finish(output);
     let dropped = writer.error_counter();
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(Lines(writer));
+    // Not `try_init`: where a test's crate turns its feature on, that also takes what libraries say
+    // through `log`, and some of them print the URLs that they call.
     let set = match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).with_target(false).try_init(),
-        LogFormat::Text => builder.with_ansi(false).with_target(false).try_init(),
+        LogFormat::Json => {
+            set_global_default(builder.json().flatten_event(true).with_target(false).finish())
+        }
+        LogFormat::Text => set_global_default(builder.with_ansi(false).with_target(false).finish()),
     };
     set.map_err(|e| format!("logging cannot start: {e}"))?;
     Ok(Logging { last: Last(Arc::new(Mutex::new(Some(guard)))), dropped })
