@@ -6,10 +6,15 @@ use llmproxy::base::limits::{
     CONNECTIONS_OVER_MAX, FDS_PER_REPORTER, FDS_RESERVED, GUESTS_MAX, PIPES_MAX,
 };
 use llmproxy::config::cli::{self, Command, Output, SpoolTask};
+use llmproxy::config::origin::Origin;
 use llmproxy::config::plan::{LogOutput, Plan};
+use llmproxy::config::Loaded;
 use llmproxy::control::log::{Logging, Reopen};
-use llmproxy::control::supervisor::{self, Control};
-use llmproxy::control::{circle, log, signals, tool, watchdog};
+use llmproxy::control::pid_file::PidFile;
+use llmproxy::control::reload::{self, Reloader, Reloads};
+use llmproxy::control::signals::{self, Delays, Heard};
+use llmproxy::control::supervisor::{self, Control, Event};
+use llmproxy::control::{circle, log, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
 use llmproxy::rt::ring::{self, EPOLL};
@@ -22,7 +27,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -42,13 +47,15 @@ const FREE_LOOK: Duration = Duration::from_millis(10);
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let (plan, report) = match cli::parse(tool::files::unusable) {
-        Command::Run { plan, report } => (Arc::new(*plan), report),
+    let (Loaded { plan, report }, origin) = match cli::parse(tool::files::unusable) {
+        Command::Run { loaded, origin } => (*loaded, origin),
+        Command::Reload(ask) => return print(&tool::reload::run(&ask)),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Print(output) => return print(&output),
         Command::Connect { plan, said } => return print(&tool::connect::answer(&plan, said)),
         Command::Spool { dir, task } => return spool(&dir, &task),
     };
+    let plan = Arc::new(plan);
     let reopen = (Reopen::default(), Reopen::default());
     let log = match log::start(&plan.log, reopen.0.clone()) {
         Ok(log) => log,
@@ -62,7 +69,8 @@ fn main() -> ExitCode {
     if plan.backends.is_empty() && plan.discovery.is_none() {
         tracing::warn!("no backends: every request is answered 503 no_backend");
     }
-    match serve(&plan, &log, reopen) {
+    let reloads = Arc::new(Reloads::new(&report.sha256));
+    match serve(&plan, &log, reopen, (origin, reloads)) {
         Ok(true) => ExitCode::from(DRAINED),
         Ok(false) => ExitCode::from(CUT),
         Err(error) => {
@@ -106,7 +114,8 @@ fn cannot_start(error: &str) -> ExitCode {
 fn serve(
     plan: &Arc<Plan>,
     log: &Logging,
-    (events, access): (Reopen, Reopen),
+    (event_log, access_log): (Reopen, Reopen),
+    (origin, reloads): (Origin, Arc<Reloads>),
 ) -> Result<bool, String> {
     let connections_max = connections_max(plan)?;
     let (listeners, addresses) = bind_all(&plan.server.listen, plan.server.workers)?;
@@ -119,14 +128,38 @@ fn serve(
         }
     };
     let stop = Arc::new(Stop::default());
-    let (shutdown, drain) = (plan.server.shutdown_delay, plan.server.drain_timeout);
-    let delays = signals::Delays { shutdown, drain };
-    signals::start(Arc::clone(&stop), delays, vec![events, access.clone()], log.last.clone())
-        .map_err(|e| format!("signals: {e}"))?;
-    let mut control = supervisor::start(plan, &stop, metrics, (log, access))?;
+    let delays = Arc::new(Mutex::new(Delays::of(&plan.server)));
+    let (to_supervisor, events) = supervisor::events();
+    signals::start(Heard {
+        stop: Arc::clone(&stop),
+        delays: Arc::clone(&delays),
+        reopen: vec![event_log, access_log.clone()],
+        supervisor: to_supervisor.clone(),
+        last: log.last.clone(),
+    })
+    .map_err(|e| format!("signals: {e}"))?;
+    let pid_file = plan.server.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let mut control = supervisor::start(plan, &stop, metrics, (log, access_log), &reloads)?;
     circle::check(&control.board.view(), &addresses)?;
+    let watch = match plan.server.watch_config {
+        true => reload::watch(&origin, &to_supervisor)?,
+        false => None,
+    };
+    let reloader = Reloader {
+        origin,
+        board: Arc::clone(&control.board),
+        resolver: control.resolver.clone(),
+        ours: addresses.clone(),
+        style: log.style.clone(),
+        reloads,
+        delays,
+        events: to_supervisor.clone(),
+        watch,
+    };
     let connections = Arc::new(Connections::new(connections_max));
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
+    let supervisor =
+        supervisor::supervise(reloader, events, stop).map_err(|e| format!("supervisor: {e}"))?;
     for addr in addresses {
         tracing::info!(%addr, workers = plan.server.workers, connections_max, "listening");
     }
@@ -135,8 +168,12 @@ fn serve(
         // A worker that panicked outside a connection leaves a listener that nobody serves.
         drained &= worker.join().unwrap_or_else(|_| std::process::abort());
     }
+    // What is being read anew is finished first; a supervisor that panicked does nothing any more.
+    let _ = to_supervisor.send(Event::Stop);
+    let _ = supervisor.join();
     tracing::info!(drained, "stopped");
     control.finish();
+    drop(pid_file);
     Ok(drained)
 }
 

@@ -8,6 +8,7 @@ mod counting;
 use bench::EVENT;
 use llmproxy::config;
 use llmproxy::control::log::{self, Reopen};
+use llmproxy::control::reload::Reloads;
 use llmproxy::control::supervisor;
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
@@ -179,7 +180,8 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     let plan = Arc::new(loaded.unwrap_or_else(|report| panic!("{:?}", report.lines(false))).plan);
     let stop = Arc::new(Stop::default());
     let log = LOG.get_or_init(|| log::start(&plan.log, Reopen::default()).unwrap());
-    let control = supervisor::start(&plan, &stop, None, (log, Reopen::default()));
+    let reloads = Arc::new(Reloads::new(""));
+    let control = supervisor::start(&plan, &stop, None, (log, Reopen::default()), &reloads);
     let mut control = control.unwrap_or_else(|error| panic!("{error}"));
     let place = Place::all(&plan.server.listen)[0];
     let listener = listen::bind(place).unwrap();

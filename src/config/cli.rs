@@ -1,14 +1,15 @@
 //! The command line: what the user typed becomes something to run, or something to print.
 
+use super::origin::{of_this_process, Origin, Source, Terms};
 use super::plan::Plan;
-use super::report::Report;
 use super::value::{instant, End};
-use super::{load_backends, load_file, Loaded};
+use super::{load_file, Loaded};
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 mod usage;
-mod verdict;
+pub(super) mod verdict;
 pub use usage::{By, Form, UsageQuestion};
 
 /// What `main` has to do.
@@ -16,11 +17,13 @@ pub use usage::{By, Form, UsageQuestion};
 pub enum Command {
     /// Start with this plan, after the report's lines went to standard error.
     Run {
-        /// The plan; nothing in it is unbuilt.
-        plan: Box<Plan>,
-        /// What is to be said about it.
-        report: Report,
+        /// The plan, nothing in it is unbuilt; and what is to be said about it.
+        loaded: Box<Loaded>,
+        /// What a reload reads.
+        origin: Origin,
     },
+    /// Ask a process that runs to read its configuration anew.
+    Reload(ReloadAsk),
     /// Answer from the builtin store, and end.
     Usage(UsageQuestion),
     /// Print and end.
@@ -39,6 +42,15 @@ pub enum Command {
         /// What to do.
         task: SpoolTask,
     },
+}
+
+/// What `llmproxy reload` was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReloadAsk {
+    /// The process; `None` = the one that the pid file of the configuration names.
+    pub pid: Option<u32>,
+    /// The configuration; `None` = the one that the process runs with.
+    pub config: Option<PathBuf>,
 }
 
 /// What `llmproxy spool` does.
@@ -107,6 +119,16 @@ Exit codes of `check`, and of a start that fails:
      found a warning; or check --connect did not reach a backend or a reporter
   2  it has errors or cannot be read, or the command line is wrong";
 
+const RELOAD_EXIT_CODES: &str = "\
+Exit codes:
+  0  the file is valid and the process was told to read it; what became of it
+     is in its log, and in llmproxy_config_reload_success_total and
+     llmproxy_config_reload_failure_total
+  1  nothing was sent: there is no such process, it is no llmproxy that serves,
+     or it would not take the file (see `llmproxy check`)
+  2  nothing was sent: the file has errors or cannot be read, or the command
+     line is wrong";
+
 #[derive(Parser)]
 #[command(name = "llmproxy", version, about = "The gateway for self-hosted LLM inference")]
 #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
@@ -132,17 +154,6 @@ struct StartArgs {
     terms: Terms,
 }
 
-/// On what terms a configuration may start.
-#[derive(Args, Clone, Copy)]
-struct Terms {
-    /// Take every warning for a reason not to start
-    #[arg(long)]
-    strict: bool,
-    /// Start without backends: every request is answered 503 no_backend
-    #[arg(long)]
-    allow_empty: bool,
-}
-
 #[derive(Subcommand)]
 enum Sub {
     /// Say whether a configuration is valid and would start
@@ -164,6 +175,16 @@ enum Sub {
         connect: bool,
         #[command(flatten)]
         terms: Terms,
+    },
+    /// Have the running proxy read its configuration anew, once that is found to be valid
+    #[command(after_help = RELOAD_EXIT_CODES)]
+    Reload {
+        /// Number of the process [default: the one in `server.pid_file` of the configuration]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        pid: Option<u32>,
+        /// Configuration file [default: the one that process N was started with, or config.yaml]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Sum up the usage records of the builtin reporter
     Usage(usage::Arguments),
@@ -257,16 +278,17 @@ fn command(cli: Cli, files: Files) -> Command {
                 (said, _) => Command::Print(said),
             }
         }
+        Some(Sub::Reload { pid, config }) => Command::Reload(ReloadAsk { pid, config }),
         Some(Sub::Usage(arguments)) => usage::command(arguments),
         Some(Sub::Spool { place, task }) => spool(place, task),
-        None => start(&cli.start),
+        None => start(cli.start),
     }
 }
 
 fn spool(place: SpoolPlace, task: SpoolSub) -> Command {
     let dir = match place.dir {
         Some(dir) => dir,
-        None => match load_file(&place.config) {
+        None => match load_file(&place.config, &of_this_process) {
             Ok(Loaded { plan, .. }) => plan.usage.spool.dir,
             Err(report) => {
                 let stderr = verdict::lines(&report, false);
@@ -284,23 +306,32 @@ fn spool(place: SpoolPlace, task: SpoolSub) -> Command {
     Command::Spool { dir, task }
 }
 
-fn start(start: &StartArgs) -> Command {
-    let loaded = if start.backend.is_empty() {
-        load_file(&start.config)
-    } else {
-        load_backends(&start.backend, &start.listen)
-    };
-    let terms = start.terms;
-    let refusal = |stderr, code| Command::Print(Output { stdout: String::new(), stderr, code });
-    match loaded {
-        Err(report) => refusal(verdict::lines(&report, terms.strict), UNUSABLE),
-        Ok(Loaded { plan, report }) => match verdict::obstacles(&plan, &report, terms) {
-            none if none.is_empty() => Command::Run { plan: Box::new(plan), report },
-            obstacles => {
-                refusal(verdict::lines(&report, terms.strict) + &obstacles, WOULD_NOT_START)
-            }
-        },
+fn start(arguments: StartArgs) -> Command {
+    let origin = arguments.origin();
+    match origin.load() {
+        Ok(loaded) => Command::Run { loaded: Box::new(loaded), origin },
+        Err(refused) => {
+            let (stderr, code) = (refused.lines, refused.code);
+            Command::Print(Output { stdout: String::new(), stderr, code })
+        }
     }
+}
+
+impl StartArgs {
+    fn origin(self) -> Origin {
+        let StartArgs { config, backend, listen, terms } = self;
+        let source = match backend.is_empty() {
+            true => Source::File(config),
+            false => Source::CommandLine { backends: backend, listen },
+        };
+        Origin { source, terms }
+    }
+}
+
+/// What a process serves with, by its own command line; `None` when it serves nobody.
+pub fn origin_of(command_line: impl IntoIterator<Item = OsString>) -> Option<Origin> {
+    let cli = Cli::try_parse_from(command_line).ok()?;
+    cli.command.is_none().then(|| cli.start.origin())
 }
 
 #[cfg(test)]

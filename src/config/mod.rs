@@ -8,6 +8,8 @@ pub mod cli;
 pub mod circle;
 /// What a reload would change.
 pub mod change;
+/// Where a configuration comes from.
+pub mod origin;
 mod path;
 mod raw;
 mod cure;
@@ -24,11 +26,13 @@ pub mod plan;
 /// What a load has to say to the user.
 pub mod report;
 
+use crate::base::limits::CONFIG_FILE_BYTES_MAX;
 use desk::{Desk, Note};
 use plan::Plan;
 use report::{Class, Finding, Report};
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// A configuration that can be used, with what is to be said about it.
@@ -40,11 +44,10 @@ pub struct Loaded {
     pub report: Report,
 }
 
-/// Loads a file, with the variables of this process. The error is a report that holds at least
-/// one error.
-pub fn load_file(path: &Path) -> Result<Loaded, Report> {
+/// Loads a file; `env` gives the variables. The error is a report that holds at least one error.
+pub fn load_file(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
     let name = path.display().to_string();
-    let read = std::fs::read(path).map_err(|error| {
+    let read = read(path).map_err(|error| {
         let message = match error.kind() {
             ErrorKind::NotFound => "there is no such file; `--backend URL` runs without any".into(),
             ErrorKind::IsADirectory => "is a folder: name a file in it".into(),
@@ -53,11 +56,21 @@ pub fn load_file(path: &Path) -> Result<Loaded, Report> {
         };
         failed(&name, message)
     })?;
+    if read.len() > CONFIG_FILE_BYTES_MAX {
+        return Err(failed(&name, raw::too_long()));
+    }
     let digest = ring::digest::digest(&ring::digest::SHA256, &read);
     let text = cure::text_of(read).map_err(|message| failed(&name, message))?;
-    let mut loaded = load_text(&name, &text, &|variable| std::env::var(variable).ok())?;
+    let mut loaded = load_text(&name, &text, env)?;
     loaded.report.sha256 = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(loaded)
+}
+
+/// A file, and of one that is too long as much as shows that.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(CONFIG_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The configuration of `--backend URL …` without any file: all defaults.
@@ -68,7 +81,7 @@ pub fn load_backends(urls: &[String], listen: &[String]) -> Result<Loaded, Repor
     if !listen.is_empty() {
         root["server"] = serde_json::json!({ "listen": listen });
     }
-    load_text("command line", &root.to_string(), &|variable| std::env::var(variable).ok())
+    load_text("command line", &root.to_string(), &origin::of_this_process)
 }
 
 /// Loads a text. `name` stands for it in messages; `env` gives the variables.
@@ -109,10 +122,12 @@ fn load_with_keys(
         report.findings.iter_mut().for_each(|f| f.position = raw::locate(text, root.id));
         return Err(report);
     }
+    let is_blank = matches!(root.kind, raw::Kind::Null);
     let desk = Desk::new(env);
     alias::canonical(&desk, &mut root);
     let plan = check::plan(&desk, &root);
-    let report = located(name, text, desk.notes.into_inner());
+    let mut report = located(name, text, desk.notes.into_inner());
+    report.is_blank = is_blank;
     match plan {
         Some(plan) if !report.has_errors() => {
             Ok((Loaded { plan, report }, desk.known.into_inner()))

@@ -74,12 +74,15 @@ pub struct SyntaxError {
     pub message: String,
 }
 
+/// What is said of a file that is too long.
+pub fn too_long() -> String {
+    format!("longer than {CONFIG_FILE_BYTES_MAX} bytes, the most a file may have")
+}
+
 /// Parses one YAML document. An empty text is `Null`.
 pub fn parse(text: &str) -> Result<Node, SyntaxError> {
     if text.len() > CONFIG_FILE_BYTES_MAX {
-        let message =
-            format!("longer than {CONFIG_FILE_BYTES_MAX} bytes, the most a file may have");
-        return Err(SyntaxError { position: None, path: String::new(), message });
+        return Err(SyntaxError { position: None, path: String::new(), message: too_long() });
     }
     let walk = Walk::default();
     let read = walk.read(text).and_then(|_| {

@@ -12,6 +12,8 @@ pub struct Report {
     pub file: String,
     /// SHA-256 of the file, in hexadecimal as `sha256sum` prints it; empty without a file.
     pub sha256: String,
+    /// There is nothing in the file but blanks and comments.
+    pub is_blank: bool,
     /// What was found; at most [`CONFIG_FINDINGS_MAX`], the rest is counted.
     pub findings: Vec<Finding>,
     /// Findings beyond the limit.

@@ -2,16 +2,18 @@
 //! terminal or a disk.
 
 use crate::base::line::one_line;
-use crate::config::plan::{Log, LogFormat, LogOutput};
+use crate::config::plan::{Log, LogOutput};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tracing::subscriber::set_global_default;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+
+mod style;
+pub use style::Style;
 
 /// Events that wait for the log thread; more are dropped and counted.
 const EVENTS_MAX: usize = 16 * 1024;
@@ -35,6 +37,8 @@ pub struct Logging {
     pub last: Last,
     /// Events that were dropped because too many waited.
     pub dropped: ErrorCounter,
+    /// Which events are written, and in which form.
+    pub style: Style,
 }
 
 impl Drop for Logging {
@@ -56,24 +60,19 @@ impl Last {
 
 /// Starts logging of events.
 pub fn start(log: &Log, reopen: Reopen) -> Result<Logging, String> {
-    let level: LevelFilter =
-        log.level.parse().map_err(|_| format!("log.level: there is no level {}", log.level))?;
+    let style = Style::new(log)?;
     let output = Output::open(&log.output, reopen)
         .map_err(|e| format!("log.output: {}: {e}", name_of(&log.output)))?;
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(EVENTS_MAX).finish(output);
     let dropped = writer.error_counter();
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(Lines(writer));
-    // Not `try_init`: where a test's crate turns its feature on, that also takes what libraries say
-    // through `log`, and some of them print the URLs that they call.
-    let set = match log.format {
-        LogFormat::Json => {
-            set_global_default(builder.json().flatten_event(true).with_target(false).finish())
-        }
-        LogFormat::Text => set_global_default(builder.with_ansi(false).with_target(false).finish()),
-    };
+    let lines =
+        fmt::layer().with_ansi(false).event_format(style.clone()).with_writer(Lines(writer));
+    // Not `try_init`: that may take in what libraries say by way of `log`, URLs and secrets in it.
+    let all = tracing_subscriber::registry().with(lines).with(style.clone());
+    let set = tracing::subscriber::set_global_default(all);
     set.map_err(|e| format!("logging cannot start: {e}"))?;
-    Ok(Logging { last: Last(Arc::new(Mutex::new(Some(guard)))), dropped })
+    Ok(Logging { last: Last(Arc::new(Mutex::new(Some(guard)))), dropped, style })
 }
 
 /// Makes each event one line. What a server says of an error, say, may have line ends of its own.

@@ -1,6 +1,7 @@
 //! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
+use super::reload::Reloads;
 use crate::rt::budget::Budget;
 use crate::state::board::View;
 use crate::state::member::Member;
@@ -30,6 +31,8 @@ pub struct Facts {
     pub drivers: Vec<&'static str>,
     /// Names of the backends, bounds of the histograms.
     pub view: Arc<View>,
+    /// What reloads came to.
+    pub reloads: Arc<Reloads>,
     /// Metering, when it is on.
     pub usage: Option<Gauge>,
     /// Events that the log dropped.
@@ -95,6 +98,7 @@ impl Collector for Facts {
         self.usage(&mut page)?;
         self.backends(&mut page)?;
         self.process(&mut page)?;
+        self.configuration(&mut page)?;
         self.program(&mut page)
     }
 }
@@ -135,7 +139,7 @@ impl Facts {
     }
 }
 
-/// The label of a model of [`Plan::labelled_models`].
+/// The label of a model of [`View::models`].
 fn model_label(models: &[String], model: Option<u32>) -> String {
     let model = model.and_then(|model| models.get(model as usize));
     model.map_or("other", String::as_str).to_owned()

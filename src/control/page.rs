@@ -10,12 +10,14 @@ use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
+use crate::state::board::Board;
 use crate::state::scrape::{PageRequest, PAGE_CONTENT_TYPE};
 use crossbeam_channel::{Receiver, Sender};
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Scrapers at a time; their descriptors are those that are reserved. Beyond: closed.
@@ -45,10 +47,9 @@ pub fn start(
 pub async fn serve(
     listener: OwnedFd,
     patrol: Rc<Patrol>,
-    path: String,
+    board: Arc<Board>,
     pages: Sender<PageRequest>,
 ) {
-    let path: Rc<str> = path.into();
     let live = Rc::new(Cell::new(0));
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, _) = arrival else { return };
@@ -56,7 +57,9 @@ pub async fn serve(
             return tracing::warn!("too many scrapers at a time: one was turned away");
         }
         let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
-        let (path, pages, live) = (Rc::clone(&path), pages.clone(), Rc::clone(&live));
+        let (pages, live) = (pages.clone(), Rc::clone(&live));
+        let path = board.view().plan.metrics.as_ref().map(|page| page.path.clone());
+        let path = path.unwrap_or_default();
         live.set(live.get() + 1);
         crate::rt::spawn(async move {
             let fine = guarded(async move {

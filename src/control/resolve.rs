@@ -20,7 +20,8 @@ const REFRESH_UNRESOLVED: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// The thread that resolves names.
+/// The thread that resolves names. It lives as long as the last of these.
+#[derive(Clone)]
 pub struct Resolver {
     asks: Sender<Ask>,
 }

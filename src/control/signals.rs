@@ -3,8 +3,11 @@
 //! would end a process that does not hear them.
 
 use super::log::{Last, Reopen};
+use super::reload::Cause;
+use super::supervisor::Event;
+use crate::config::plan::Server;
 use crate::state::stop::{Phase, Stop};
-use crossbeam_channel::bounded;
+use crossbeam_channel::{bounded, Sender};
 use signal_hook::consts::signal::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
     SIGXCPU, SIGXFSZ,
@@ -14,7 +17,7 @@ use signal_hook::low_level::signal_name;
 use std::borrow::Cow;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// By these two the managers of containers ask the first process of one to end: LXC by the first,
@@ -46,8 +49,32 @@ pub struct Delays {
     pub drain: Option<Duration>,
 }
 
-/// Starts the thread that hears signals. `last` is the log's, for a line before an end at once.
-pub fn start(stop: Arc<Stop>, delays: Delays, reopen: Vec<Reopen>, last: Last) -> io::Result<()> {
+impl Delays {
+    /// As a configuration has them.
+    pub fn of(server: &Server) -> Delays {
+        Delays { shutdown: server.shutdown_delay, drain: server.drain_timeout }
+    }
+}
+
+/// The delays of the configuration in use: a reload sets them, and the first signal reads them.
+pub type DelaysInUse = Arc<Mutex<Delays>>;
+
+/// What signals do.
+pub struct Heard {
+    /// Ends the process.
+    pub stop: Arc<Stop>,
+    /// How long that may take.
+    pub delays: DelaysInUse,
+    /// Files that are opened anew.
+    pub reopen: Vec<Reopen>,
+    /// Reads the configuration anew.
+    pub supervisor: Sender<Event>,
+    /// The log's, for a line before an end at once.
+    pub last: Last,
+}
+
+/// Starts the thread that hears signals.
+pub fn start(heard: Heard) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGUSR1].iter().chain(&ENDING).chain(&MEANINGLESS))?;
     let handle = signals.handle();
     // Some C libraries keep one more of them for themselves, and refuse it.
@@ -57,19 +84,21 @@ pub fn start(stop: Arc<Stop>, delays: Delays, reopen: Vec<Reopen>, last: Last) -
         for number in signals.forever() {
             let signal = name(number);
             match number {
-                SIGUSR1 => reopen.iter().for_each(Reopen::ask),
-                SIGHUP => tracing::warn!("SIGHUP: reload is not built yet; nothing changes"),
+                SIGUSR1 => heard.reopen.iter().for_each(Reopen::ask),
+                SIGHUP => Event::Reload(Cause::Signal).tell(&heard.supervisor),
                 _ if ENDING.contains(&number) => match first {
                     None => {
                         first = Some(Instant::now());
-                        begin(&stop, &signal, delays);
+                        let delays = heard.delays.lock();
+                        let delays = *delays.unwrap_or_else(PoisonError::into_inner);
+                        begin(&heard.stop, &signal, delays);
                     }
                     Some(first) if first.elapsed() < SAME => {
                         tracing::info!("{signal} within 1 s of the first: it counts as the same");
                     }
                     Some(_) => {
                         tracing::warn!("{signal} once more: ending at once, without a drain");
-                        last.flush();
+                        heard.last.flush();
                         end_now(number)
                     }
                 },

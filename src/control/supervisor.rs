@@ -1,9 +1,11 @@
-//! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters.
+//! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters. And
+//! the one thread that changes the configuration in use, one event after the other.
 
 use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
 use super::metrics::Facts;
+use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
 use super::{access, page, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
@@ -25,6 +27,7 @@ use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The start waits so long for names to resolve for the first time; then it serves with what is
@@ -34,6 +37,51 @@ const FIRST_RESOLVE_WAIT: Duration = Duration::from_secs(1);
 const FLUSH_TIME: Duration = Duration::from_secs(3);
 /// And so long where there is no spool that keeps the rest.
 const LAST_TIME: Duration = Duration::from_secs(10);
+
+/// Wishes that wait for the supervisor. Beyond: a reload is not asked for, since one that waits
+/// will read what is there by then.
+const EVENTS_MAX: usize = 8;
+
+/// What the supervisor is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Read the configuration anew.
+    Reload(Cause),
+    /// No more of it: the process ends.
+    Stop,
+}
+
+impl Event {
+    /// Tells the supervisor. Where so many wait, this one is left out.
+    pub fn tell(self, supervisor: &Sender<Event>) {
+        let _ = supervisor.try_send(self);
+    }
+}
+
+/// The way to the supervisor.
+pub fn events() -> (Sender<Event>, Receiver<Event>) {
+    bounded(EVENTS_MAX)
+}
+
+/// Starts the thread that does what it is told, until it is told to stop.
+pub fn supervise(
+    mut reloader: Reloader,
+    events: Receiver<Event>,
+    stop: Arc<Stop>,
+) -> std::io::Result<JoinHandle<()>> {
+    let body = move || {
+        for event in events {
+            match event {
+                Event::Stop => return,
+                Event::Reload(cause) if stop.phase() != Phase::Running => {
+                    tracing::warn!(%cause, "the configuration is not reloaded: it is ending");
+                }
+                Event::Reload(cause) => reloader.reload(cause),
+            }
+        }
+    };
+    std::thread::Builder::new().name("supervisor".into()).spawn(body)
+}
 
 /// The control plane, running.
 pub struct Control {
@@ -53,7 +101,7 @@ pub struct Control {
     pub access: Option<AccessQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
-    /// Resolves the names of a view before it is hung up; its thread lives as long as this does.
+    /// Resolves the names of a view before it is hung up.
     pub resolver: Resolver,
     delivery: Option<Delivery>,
     access_writer: Option<access::Writer>,
@@ -66,6 +114,7 @@ pub fn start(
     stop: &Arc<Stop>,
     metrics: Option<OwnedFd>,
     (log, reopen): (&Logging, Reopen),
+    reloads: &Arc<Reloads>,
 ) -> Result<Control, String> {
     let view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
     let board = Arc::new(Board::new(view));
@@ -94,13 +143,14 @@ pub fn start(
     let collect = {
         let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
-        let budget = Arc::clone(&budget);
+        let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
                 meters,
                 silent_workers,
                 budget: Arc::clone(&budget),
+                reloads: Arc::clone(&reloads),
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 view: board.view(),
                 usage: gauge.clone(),
@@ -225,9 +275,9 @@ fn start_ring(
                 Err(error) => return drop(ready.send(Err(error.to_string()))),
             };
             let probers = Probers::new(Arc::clone(&board));
-            if let (Some(listener), Some(page)) = (metrics, &board.view().plan.metrics) {
-                let serve = page::serve(listener, Rc::clone(&patrol), page.path.clone(), pages);
-                crate::rt::spawn(serve);
+            if let Some(listener) = metrics {
+                let board = Arc::clone(&board);
+                crate::rt::spawn(page::serve(listener, Rc::clone(&patrol), board, pages));
             }
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.

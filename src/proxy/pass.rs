@@ -15,8 +15,9 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Of a request that begins now.
+    /// Of a request that begins now, by the configuration that is in use now.
     pub fn new(w: &Rc<Shared>) -> Pass {
+        w.upstreams.look_at_the_board(&w.shelf.meters);
         Pass { w: Rc::clone(w), view: w.view(), active: Some(w.enter_request()) }
     }
 

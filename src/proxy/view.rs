@@ -41,7 +41,7 @@ impl WorkerView {
             members: shared.members().iter().map(local).collect(),
             balancer: RefCell::new(RoundRobin::new(&weights, index)),
             key_form: plan.usage.kept_key_form(),
-            models: plan.labelled_models().into_iter().zip(0..).collect(),
+            models: shared.models().iter().cloned().zip(0..).collect(),
             // Whether or not keys are checked here: what looks like a key of ours is not for
             // engines.
             credential_fields: match plan.server.forward_credentials {

@@ -3,6 +3,7 @@
 
 use super::member::{Member, MemberId};
 use super::pulse::Pulse;
+use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::Plan;
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
@@ -15,6 +16,8 @@ pub struct View {
     members: Vec<Arc<Member>>,
     /// Backends of earlier views that somebody may still be using. They get no more requests.
     leaving: Vec<Arc<Member>>,
+    /// Models with a label of their own in the metrics; the place in the list is the label.
+    models: Vec<String>,
 }
 
 impl View {
@@ -41,7 +44,20 @@ impl View {
         let still_used = before.into_iter().flat_map(|view| &view.leaving).filter(is_gone);
         let still_used = still_used.filter(|old| Arc::strong_count(old) > 1);
         let leaving = still_used.chain(just_left).cloned().collect();
-        View { plan, members, leaving }
+        // Workers count by the place in this list: what has one keeps it.
+        let mut models = before.map(|view| view.models.clone()).unwrap_or_default();
+        for model in plan.labelled_models() {
+            if models.len() < METRICS_MODELS_MAX && !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        View { plan, members, leaving, models }
+    }
+
+    /// Models with a label of their own in the metrics: those of this plan, and those that earlier
+    /// ones had. The place in the list is the label.
+    pub fn models(&self) -> &[String] {
+        &self.models
     }
 
     /// The backends, in the order of the plan.
@@ -96,8 +112,8 @@ impl Board {
 
     /// Hangs up another view, and calls those who sleep. What is in flight keeps the one that it
     /// began with.
-    pub fn swap(&self, view: View) {
-        self.view.store(Arc::new(view));
+    pub fn swap(&self, view: Arc<View>) {
+        self.view.store(view);
         self.pulses.get().into_iter().flatten().for_each(|pulse| pulse.call());
     }
 }
@@ -108,7 +124,11 @@ mod tests {
     use crate::config;
 
     fn view(backends: &str, before: Option<&View>) -> View {
-        let loaded = config::load_text("test", &format!("backends: [{backends}]"), &|_| None);
+        of(&format!("backends: [{backends}]"), before)
+    }
+
+    fn of(text: &str, before: Option<&View>) -> View {
+        let loaded = config::load_text("test", text, &|_| None);
         let plan = loaded.unwrap().plan;
         let tls = plan.backends.iter().map(|_| None).collect();
         View::new(Arc::new(plan), tls, before)
@@ -141,6 +161,18 @@ mod tests {
         assert!(third.members().iter().all(|member| member.passes_probes()));
         let left: Vec<_> = third.leaving().iter().map(|member| member.id()).collect();
         assert_eq!(left, [b, a]);
+    }
+
+    /// Catches: numbers of one model that are another one's after a reload.
+    #[test]
+    fn a_model_keeps_its_label() {
+        let first = of("metrics: {models: [x, y]}", None);
+        let second = of("metrics: {models: [y, z]}", Some(&first));
+        assert_eq!(second.models(), ["x", "y", "z"]);
+        let many: Vec<String> = (0..METRICS_MODELS_MAX).map(|n| format!("m{n}")).collect();
+        let third = of(&format!("metrics: {{models: [{}]}}", many.join(", ")), Some(&second));
+        assert_eq!(third.models().len(), METRICS_MODELS_MAX);
+        assert_eq!(third.models()[..3], ["x", "y", "z"]);
     }
 
     /// Catches: a list of backends of the past that grows with each reload, and one that comes back

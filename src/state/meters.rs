@@ -124,7 +124,7 @@ pub struct Meters {
 /// Whose tokens or times: a model that the plan names, or another, and a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenSeries {
-    /// Index of the model in [`crate::config::plan::Plan::labelled_models`].
+    /// Index of the model in [`super::board::View::models`].
     pub model: Option<u32>,
     /// The backend that counted them.
     pub backend: Whose,

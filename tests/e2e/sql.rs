@@ -93,7 +93,7 @@ pub fn open_table(driver: &str, dsn: &str, table: &str) -> std::io::Result<Box<d
             dsn = dsn.replace('\\', "\\\\").replace('"', "\\\"")
         ),
     );
-    let loaded = llmproxy::config::load_file(&config).unwrap();
+    let loaded = llmproxy::config::load_file(&config, &|_| None).unwrap();
     reporter::open(&loaded.plan.usage.reporters[0])
 }
 

@@ -150,7 +150,6 @@ fn a_signal_without_a_meaning_is_named_and_ignored() {
     let (_engine, proxy) = rig("30s");
     let signals = [
         (Signal::USR2, "SIGUSR2"),
-        (Signal::HUP, "SIGHUP"),
         (Signal::ALARM, "SIGALRM"),
         (Signal::VTALARM, "SIGVTALRM"),
         (Signal::PROF, "SIGPROF"),

@@ -13,3 +13,4 @@ mod disk;
 mod load;
 mod metering;
 mod receiver;
+mod reload;

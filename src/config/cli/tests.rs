@@ -73,7 +73,8 @@ fn check_prints_the_plan_and_exits_by_what_it_is_worth() {
 #[test]
 fn a_start_refuses_what_check_refuses() {
     let good = file("start", "backends: [{url: 'http://a', wieght: 2}]\n");
-    let Ok(Command::Run { plan, report }) = run(&["--config", good.name()]) else { panic!() };
+    let Ok(Command::Run { loaded, .. }) = run(&["--config", good.name()]) else { panic!() };
+    let Loaded { plan, report } = *loaded;
     assert_eq!((plan.backends.len(), report.findings.len()), (1, 1));
     assert_eq!(printed(&["--strict", "--config", good.name()]).code, WOULD_NOT_START);
     let early = file(
@@ -117,7 +118,8 @@ fn strict_means_every_warning() {
 #[test]
 fn backends_on_the_command_line_need_no_file() {
     let arguments = ["--backend", "http://a:1", "--backend", "unix:/x", "--listen", ":9"];
-    let Ok(Command::Run { plan, .. }) = run(&arguments) else { panic!() };
+    let Ok(Command::Run { loaded, .. }) = run(&arguments) else { panic!() };
+    let plan = loaded.plan;
     let names: Vec<_> = plan.backends.iter().map(|b| b.name.as_str()).collect();
     assert_eq!((names, plan.server.listen[0].port()), (vec!["a:1", "unix:/x"], 9));
     let output = printed(&["--backend", "a"]);

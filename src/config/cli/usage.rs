@@ -3,6 +3,7 @@
 use super::{verdict, Command, Output, UNUSABLE};
 use crate::base::clock::unix_ms;
 use crate::config::load_file;
+use crate::config::origin::of_this_process;
 use crate::config::plan::ReporterKind;
 use crate::config::value::{duration, instant, quoted, End};
 use clap::{Args, ValueEnum};
@@ -110,7 +111,8 @@ fn question(arguments: Arguments) -> Result<UsageQuestion, String> {
 
 /// Where the first builtin reporter of a configuration keeps its records.
 fn database_of(config: &Path) -> Result<PathBuf, String> {
-    let loaded = load_file(config).map_err(|report| verdict::lines(&report, false))?;
+    let loaded =
+        load_file(config, &of_this_process).map_err(|report| verdict::lines(&report, false))?;
     let mut kinds = loaded.plan.usage.reporters.into_iter().map(|reporter| reporter.kind);
     let path = kinds.find_map(|kind| match kind {
         ReporterKind::Builtin(store) => Some(store.path),

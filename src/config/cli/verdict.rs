@@ -1,7 +1,8 @@
 //! Whether a configuration would start, and `llmproxy check`, which says so.
 
-use super::{Files, Output, Terms, FINE, UNUSABLE, WOULD_NOT_START};
+use super::{Files, Output, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::change::compare;
+use crate::config::origin::{of_this_process, Terms};
 use crate::config::plan::Plan;
 use crate::config::report::{Class, Report};
 use crate::config::{circle, load_file, print, Loaded};
@@ -16,7 +17,7 @@ pub fn check(
     terms: Terms,
     files: Files,
 ) -> (Output, Option<Box<Plan>>) {
-    match load_file(file) {
+    match load_file(file, &of_this_process) {
         Ok(Loaded { plan, report }) => {
             let obstacles = obstacles(&plan, &report, terms) + &told_of(&report, &files(&plan));
             let mut output = valid(&report, terms.strict, &obstacles);
@@ -65,7 +66,7 @@ impl Output {
                 }
             }
         }
-        match wanted.against.map(load_file) {
+        match wanted.against.map(|file| load_file(file, &of_this_process)) {
             None => {}
             Some(Ok(old)) => self.stdout = changes(&old.plan, plan),
             Some(Err(report)) => {

@@ -57,6 +57,8 @@ impl Kept {
             cpu_affinity,
             max_connections,
             max_buffered_bytes,
+            pid_file,
+            watch_config: _,
             region: _,
             trusted_proxies: _,
             max_header_bytes: _,
@@ -74,6 +76,7 @@ impl Kept {
             tls: _,
         } = new;
         self.keep("server.listen", listen, &running.listen);
+        self.keep("server.pid_file", pid_file, &running.pid_file);
         self.keep("server.workers", workers, &running.workers);
         // Who chose their number is told at the start only.
         *workers_auto = running.workers_auto;

@@ -69,7 +69,7 @@ pub struct Plan {
 
 impl Plan {
     /// Models that have a label of their own in the metrics, without repetition: whoever names
-    /// them is not a client. The place in the list is the model's label at run time.
+    /// them is not a client.
     pub fn labelled_models(&self) -> Vec<String> {
         let own = self.metrics.iter().flat_map(|metrics| metrics.models.iter().cloned());
         let mapped = self.routing.model_mapping.iter();

@@ -19,6 +19,11 @@ pub struct Server {
     /// Peers whose `X-Forwarded-For` is believed. Empty = nobody's.
     #[serde(serialize_with = "print::texts")]
     pub trusted_proxies: Vec<IpRange>,
+    /// Where the number of the process is written while it runs; `None` = nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<PathBuf>,
+    /// The configuration is read anew whenever its file changes.
+    pub watch_config: bool,
     /// Worker threads; at least 1.
     pub workers: usize,
     /// Their number was left to us.

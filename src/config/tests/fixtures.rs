@@ -5,7 +5,7 @@ use super::*;
 
 fn fixture(name: &str) -> Loaded {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/config").join(name);
-    let loaded = load_file(&path).unwrap_or_else(|report| panic!("{report}"));
+    let loaded = load_file(&path, &env).unwrap_or_else(|report| panic!("{report}"));
     // No block has a key that nobody knows: a warning of that class is a hole in the schema.
     let unknown = |f: &Finding| f.class == Class::UnknownKey;
     assert!(!loaded.report.findings.iter().any(unknown), "{}", loaded.report);

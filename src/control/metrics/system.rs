@@ -95,6 +95,24 @@ impl Facts {
         page.gauge("llmproxy_workers_silent", "Workers missing from this page.", silent)
     }
 
+    /// Which configuration is in use, and what reloads came to.
+    pub(super) fn configuration(&self, page: &mut Page<'_>) -> fmt::Result {
+        let [succeeded, failed] = self.reloads.counts();
+        let help = "Reloads of the configuration that succeeded.";
+        page.counter("llmproxy_config_reload_success", help, one(succeeded))?;
+        let help = "Reloads of the configuration that failed: what was in use is.";
+        page.counter("llmproxy_config_reload_failure", help, one(failed))?;
+        let help = "1 unless the last reload failed.";
+        let is_last_good = one(self.reloads.is_last_good().into());
+        page.gauge("llmproxy_config_last_reload_successful", help, is_last_good)?;
+        let help = "When the configuration in use was read, in seconds since 1970.";
+        let name = "llmproxy_config_last_reload_success_timestamp_seconds";
+        page.seconds_gauge(name, help, self.reloads.last_success_s())?;
+        let help = "Always 1; the label is the SHA-256 of the file in use.";
+        let labels = vec![("sha256", self.reloads.sha256())];
+        page.gauge("llmproxy_config_info", help, vec![(labels, 1)])
+    }
+
     /// What this program is, and what it takes of the machine, by the names that the clients of
     /// Prometheus agree on.
     pub(super) fn program(&self, page: &mut Page<'_>) -> fmt::Result {

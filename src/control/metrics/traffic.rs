@@ -35,12 +35,12 @@ impl Facts {
     }
 
     pub(super) fn times(&self, page: &mut Page<'_>) -> fmt::Result {
-        let models = self.view.plan.labelled_models();
+        let models = self.view.models();
         let sorted: BTreeMap<_, _> = self.meters.ttft.iter().collect();
         let ttft = sorted.into_iter().map(|(series, times)| {
             let labels = vec![
                 ("backend", self.backend(series.backend)),
-                ("model", model_label(&models, series.model)),
+                ("model", model_label(models, series.model)),
             ];
             (labels, times)
         });

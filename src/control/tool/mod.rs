@@ -6,5 +6,6 @@
 
 pub mod connect;
 pub mod files;
+pub mod reload;
 pub mod spool;
 pub mod usage;

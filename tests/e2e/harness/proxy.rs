@@ -1,13 +1,15 @@
 //! The product, as a process of its own.
 
 use super::client::{Conn, Response};
-use super::config::SPOOL;
+use super::config::{Config, SPOOL};
 use super::metrics::Metrics;
 use super::process::{program, run, Process, Ran};
 use super::scratch::Scratch;
 use super::{await_some, SOON};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A running proxy.
@@ -15,7 +17,7 @@ pub struct Proxy {
     /// Its process.
     pub process: Process,
     address: SocketAddr,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Proxy {
@@ -28,8 +30,7 @@ impl Proxy {
     /// The same by way of another command: see [`Process::start_through`].
     pub fn start_through(way: &[&str], yaml: &str) -> Proxy {
         let scratch = Scratch::new();
-        let spool = format!("\"{}\"", scratch.file("spool").display());
-        let config = scratch.write("config.yaml", yaml.replace(SPOOL, &spool));
+        let config = scratch.write("config.yaml", with_spool_in(&scratch, yaml));
         // Tests of what happens without backends mean it.
         let args = ["--allow-empty", "--config", &config.to_string_lossy()];
         Proxy::await_listening(Process::start_through(way, &program("llmproxy"), &args), scratch)
@@ -46,7 +47,51 @@ impl Proxy {
             let listens = event["message"] == "listening";
             listens.then(|| event["addr"].as_str().unwrap().parse().unwrap())
         });
-        Proxy { process, address, _scratch: scratch }
+        Proxy { process, address, scratch }
+    }
+
+    /// The configuration file that it was started with.
+    pub fn config_file(&self) -> PathBuf {
+        self.scratch.file("config.yaml")
+    }
+
+    /// Puts another configuration in the place of its file, as editors do: by renaming.
+    pub fn rewrite(&self, yaml: &str) {
+        let fresh = self.scratch.write("config.yaml.new", with_spool_in(&self.scratch, yaml));
+        std::fs::rename(fresh, self.config_file()).unwrap();
+    }
+
+    /// Tells it to read its file anew and waits for what becomes of that: true when it is in use.
+    pub fn reload(&self) -> bool {
+        let (before, _) = self.reloads();
+        self.process.signal(Signal::HUP);
+        self.await_reload(before)
+    }
+
+    /// Puts another configuration in place and has it read: true when it is in use.
+    pub fn reload_with(&self, config: &Config) -> bool {
+        self.rewrite(&config.yaml());
+        self.reload()
+    }
+
+    /// Reloads that the log has told of, and whether the last one succeeded.
+    pub fn reloads(&self) -> (usize, bool) {
+        let lines = self.process.stdout.all();
+        let told = |line: &String| match () {
+            () if line.contains("configuration reloaded") => Some(true),
+            () if line.contains("configuration not reloaded") => Some(false),
+            () => None,
+        };
+        let outcomes: Vec<bool> = lines.iter().filter_map(told).collect();
+        (outcomes.len(), outcomes.last().copied().unwrap_or_default())
+    }
+
+    /// Waits until there are more than so many; gives whether the last one succeeded.
+    pub fn await_reload(&self, before: usize) -> bool {
+        await_some("a reload", SOON, || {
+            let (count, success) = self.reloads();
+            (count > before).then_some(success)
+        })
     }
 
     /// Where it listens.
@@ -127,6 +172,10 @@ impl Proxy {
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
+}
+
+fn with_spool_in(scratch: &Scratch, yaml: &str) -> String {
+    yaml.replace(SPOOL, &format!("\"{}\"", scratch.file("spool").display()))
 }
 
 /// Runs the binary to its end with these arguments.

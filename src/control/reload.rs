@@ -1,0 +1,209 @@
+//! Reads the configuration anew while the process runs. All of it is read, checked and built first;
+//! then it is in use at once, for what begins from now on. Or nothing changes, and it is said why.
+
+use super::log::Style;
+use super::resolve::Resolver;
+use super::signals::{Delays, DelaysInUse};
+use super::supervisor::Event;
+use super::watch::{self, Watch};
+use super::{circle, tls};
+use crate::base::clock::unix_ms;
+use crate::config::change::{compare, Changes};
+use crate::config::origin::{of_this_process, Origin};
+use crate::config::Loaded;
+use crate::state::board::{Board, View};
+use crossbeam_channel::Sender;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Names of new backends get so long to resolve before requests go there.
+const RESOLVE_WAIT: Duration = Duration::from_secs(1);
+/// Lines that are logged of one reload, of what changes or of what is wrong. Beyond: counted.
+const LINES_MAX: usize = 100;
+
+/// Why a reload is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// SIGHUP, which `llmproxy reload` sends too.
+    Signal,
+    /// `server.watch_config`.
+    FileChanged,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::Signal => "SIGHUP",
+            Cause::FileChanged => "the file changed",
+        })
+    }
+}
+
+/// What reloads came to, for the metrics page.
+#[derive(Debug)]
+pub struct Reloads {
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    is_last_good: AtomicBool,
+    last_success_ms: AtomicU64,
+    sha256: Mutex<String>,
+}
+
+impl Reloads {
+    /// None yet: a start has succeeded with a configuration of this hash.
+    pub fn new(sha256: &str) -> Reloads {
+        Reloads {
+            succeeded: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            is_last_good: AtomicBool::new(true),
+            last_success_ms: AtomicU64::new(unix_ms()),
+            sha256: Mutex::new(sha256.to_owned()),
+        }
+    }
+
+    fn note_success(&self, sha256: &str) {
+        sha256.clone_into(&mut self.sha256.lock().unwrap_or_else(PoisonError::into_inner));
+        self.last_success_ms.store(unix_ms(), Ordering::Relaxed);
+        self.is_last_good.store(true, Ordering::Relaxed);
+        self.succeeded.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_failure(&self) {
+        self.is_last_good.store(false, Ordering::Relaxed);
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reloads that succeeded, and that failed.
+    pub fn counts(&self) -> [u64; 2] {
+        [&self.succeeded, &self.failed].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// True unless the last reload failed.
+    pub fn is_last_good(&self) -> bool {
+        self.is_last_good.load(Ordering::Relaxed)
+    }
+
+    /// When the configuration in use was read, seconds since 1970.
+    pub fn last_success_s(&self) -> f64 {
+        self.last_success_ms.load(Ordering::Relaxed) as f64 / 1e3
+    }
+
+    /// SHA-256 of the file in use; empty without a file.
+    pub fn sha256(&self) -> String {
+        self.sha256.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// All that a reload needs.
+pub struct Reloader {
+    /// What is read.
+    pub origin: Origin,
+    /// Where the configuration in use hangs.
+    pub board: Arc<Board>,
+    /// Finds the addresses of new backends before they are in use.
+    pub resolver: Resolver,
+    /// Where we listen: a backend there would be ourselves.
+    pub ours: Vec<SocketAddr>,
+    /// Level and form of log lines.
+    pub style: Style,
+    /// What becomes of it.
+    pub reloads: Arc<Reloads>,
+    /// How long the end may take.
+    pub delays: DelaysInUse,
+    /// Where the watch on the file asks for a reload.
+    pub events: Sender<Event>,
+    /// The watch on the file, while `server.watch_config` is on.
+    pub watch: Option<Watch>,
+}
+
+impl Reloader {
+    /// Reads the configuration anew, and logs and counts what came of it.
+    pub fn reload(&mut self, cause: Cause) {
+        let mut result = Err(vec!["panicked; please report this".to_owned()]);
+        super::survive("reload", || result = self.attempt());
+        match result {
+            Ok((changes, sha256)) => {
+                self.reloads.note_success(&sha256);
+                let lines = changes.lines();
+                tracing::info!(%cause, %sha256, changes = lines.len(), "configuration reloaded");
+                for line in at_most(lines) {
+                    tracing::info!("reload: {line}");
+                }
+                let keys: Vec<&str> = changes.restart_keys().take(LINES_MAX).collect();
+                if !keys.is_empty() {
+                    let keys = keys.join(", ");
+                    tracing::warn!(%keys, "what changed there needs a restart; all else is in use");
+                }
+            }
+            Err(lines) => {
+                self.reloads.note_failure();
+                tracing::error!(%cause, "configuration not reloaded: nothing changes");
+                for line in at_most(lines) {
+                    tracing::error!("reload: {line}");
+                }
+            }
+        }
+    }
+
+    /// What changed, and the hash of the file; or what is wrong, a line each.
+    fn attempt(&mut self) -> Result<(Changes, String), Vec<String>> {
+        let Loaded { mut plan, report } = self
+            .origin
+            .load_again(&of_this_process)
+            .map_err(|refused| refused.lines.lines().map(str::to_owned).collect::<Vec<_>>())?;
+        let before = self.board.view();
+        let changes = compare(&before.plan, &plan);
+        plan.keep_boot_of(&before.plan);
+        let one = |error: String| vec![error];
+        let tls = tls::client_configs(&plan).map_err(one)?;
+        let watch = match (plan.server.watch_config, &self.watch) {
+            (true, None) => watch(&self.origin, &self.events).map_err(one)?,
+            _ => None,
+        };
+        let view = Arc::new(View::new(Arc::new(plan), tls, Some(&before)));
+        self.resolver.prepare(&view, RESOLVE_WAIT);
+        if let Err(error) = circle::check(&view, &self.ours) {
+            // The resolver goes on with the names that are in use.
+            self.resolver.prepare(&before, Duration::ZERO);
+            return Err(vec![error]);
+        }
+        // From here on nothing can fail.
+        for line in report.lines(false) {
+            tracing::warn!("{line}");
+        }
+        if let Err(error) = self.style.set(&view.plan.log) {
+            tracing::warn!("{error}");
+        }
+        match view.plan.server.watch_config {
+            true => self.watch = watch.or(self.watch.take()),
+            false => self.watch = None,
+        }
+        *self.delays.lock().unwrap_or_else(PoisonError::into_inner) = Delays::of(&view.plan.server);
+        self.board.swap(view);
+        Ok((changes, report.sha256))
+    }
+}
+
+/// Watches the file that a configuration comes from, if it comes from one.
+///
+/// # Errors
+/// A line for a person.
+pub fn watch(origin: &Origin, events: &Sender<Event>) -> Result<Option<Watch>, String> {
+    let Some(file) = origin.file() else { return Ok(None) };
+    let events = events.clone();
+    let changed = move || Event::Reload(Cause::FileChanged).tell(&events);
+    let watch = watch::start(file, changed);
+    watch.map(Some).map_err(|error| format!("server.watch_config: {}: {error}", file.display()))
+}
+
+fn at_most(mut lines: Vec<String>) -> Vec<String> {
+    let beyond = lines.len().saturating_sub(LINES_MAX);
+    lines.truncate(LINES_MAX);
+    if beyond > 0 {
+        lines.push(format!("and {beyond} more"));
+    }
+    lines
+}

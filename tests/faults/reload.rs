@@ -1,0 +1,247 @@
+//! Reloads under load: the configuration changes all the time, every fifth file is broken, backends
+//! come, go and are renamed, and no client notices.
+//!
+//! A short form runs with the other tests; `LLMPROXY_RELOADS=1000` is the long one.
+
+use crate::harness::message::Ended;
+use crate::harness::{await_until, heavy, pause, Backend, Config, Conn, Proxy, SOON};
+use rustix::process::Signal;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// From one reload to the next.
+const PERIOD: Duration = Duration::from_millis(20);
+/// Events of a stream, and the time between two.
+const EVENTS: u64 = 20;
+const GAP: Duration = Duration::from_millis(60);
+/// Each client that does not stream asks so often.
+const ASKS_EVERY: Duration = Duration::from_millis(50);
+/// Memory that may be more at the end than it was after the first quarter.
+const GROWTH_MAX: u64 = 12 << 20;
+
+/// An engine that signs its answers, and that knows a request which was meant for another one: the
+/// proxy sends each backend a field with the name of its engine.
+struct Engine {
+    backend: Backend,
+    signature: String,
+    strangers: Arc<AtomicU64>,
+}
+
+impl Engine {
+    fn start(number: usize) -> Engine {
+        let strangers = Arc::new(AtomicU64::new(0));
+        let (signature, counted) = (format!("engine-{number}"), Arc::clone(&strangers));
+        let own = signature.clone();
+        let backend = Backend::start(move |served| {
+            while let Some(request) = served.request() {
+                if request.head.get("x-engine") != Some(&own) {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+                let id = request.head.get("x-client").unwrap_or_default().to_owned();
+                if !request.body.starts_with(b"{\"stream\":true") {
+                    let body = format!("{own} {id}");
+                    served.send(format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    ));
+                    continue;
+                }
+                served.begin_events();
+                for n in 0..EVENTS {
+                    served.chunk(&event(&own, &id, n));
+                    pause(GAP);
+                }
+                served.chunk("data: [DONE]\n\n");
+                served.send("0\r\n\r\n");
+            }
+        });
+        Engine { backend, signature, strangers }
+    }
+}
+
+fn event(signature: &str, id: &str, n: u64) -> String {
+    format!("data: {{\"engine\":\"{signature}\",\"client\":\"{id}\",\"n\":{n}}}\n\n")
+}
+
+/// Clients that go on until they are told not to. Whatever is not as it should be is a panic.
+struct Clients {
+    running: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Clients {
+    fn start(proxy: SocketAddr, streams: u32, others: u32) -> Clients {
+        let running = Arc::new(AtomicBool::new(true));
+        let start = |number: u32| {
+            let running = Arc::clone(&running);
+            let streams = number < streams;
+            let body = move || {
+                // Not all at the same moment.
+                pause(GAP * (number % 16));
+                let mut conn = Conn::open(proxy);
+                let mut count = 0;
+                while running.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    let id = format!("{number}-{count}");
+                    match streams {
+                        true => stream(&mut conn, &id),
+                        false => {
+                            ask(&mut conn, &id);
+                            pause(ASKS_EVERY.saturating_sub(began.elapsed()));
+                        }
+                    }
+                    count += 1;
+                }
+                count
+            };
+            thread::Builder::new().stack_size(256 << 10).spawn(body).unwrap()
+        };
+        let threads = (0..streams + others).map(start).collect();
+        Clients { running, threads }
+    }
+
+    /// Requests that were answered, all of them well.
+    fn stop(self) -> u64 {
+        self.running.store(false, Ordering::Relaxed);
+        let counts = self.threads.into_iter().map(JoinHandle::join);
+        counts.map(|count| count.expect("a client saw something wrong")).sum()
+    }
+}
+
+fn ask(conn: &mut Conn, id: &str) {
+    let fields = format!("X-Client: {id}\r\n");
+    let answer = conn.post("/v1/chat/completions", &fields, "{\"model\":\"m\"}");
+    assert_eq!((answer.status(), answer.ended), (200, Ended::Whole), "{}", answer.text());
+    let text = answer.text();
+    let (engine, client) = text.split_once(' ').unwrap();
+    assert!(engine.starts_with("engine-") && client == id, "{text} for {id}");
+}
+
+fn stream(conn: &mut Conn, id: &str) {
+    let fields = format!("X-Client: {id}\r\n");
+    let body = "{\"stream\":true,\"model\":\"m\"}";
+    let answer = conn.post("/v1/chat/completions", &fields, body);
+    assert_eq!((answer.status(), answer.ended), (200, Ended::Whole), "{}", answer.text());
+    let text = answer.text();
+    let engine = text.split('"').nth(3).unwrap_or_default();
+    let events: String = (0..EVENTS).map(|n| event(engine, id, n)).collect();
+    assert_eq!(text, events + "data: [DONE]\n\n", "every byte as it was sent");
+}
+
+/// Numbers without a pattern, the same in each run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Some of the engines, under some of their names.
+fn some(engines: &[Engine], random: &mut Random) -> Config {
+    let mut config = Config::new()
+        .server("workers: 2")
+        .server(format!("max_body_size: {}KiB", 64 + random.below(64)))
+        .section("log: {level: info, format: json, output: stdout}");
+    config = match random.below(2) {
+        0 => config.health_check(),
+        _ => config.section("health_check: {enabled: false}"),
+    };
+    let always = random.below(engines.len() as u64) as usize;
+    for (number, engine) in engines.iter().enumerate() {
+        if number != always && random.below(3) == 0 {
+            continue;
+        }
+        let (name, weight) = (random.below(3), 1 + random.below(3));
+        let signature = &engine.signature;
+        let more = format!(
+            "name: {signature}-{name}, weight: {weight}, headers: {{X-Engine: {signature}}}"
+        );
+        config = config.backend(engine.backend.url(), &more);
+    }
+    config
+}
+
+/// A file that is not taken: cut off, emptied, huge, or wrong in itself.
+fn broken(yaml: &str, random: &mut Random) -> String {
+    match random.below(5) {
+        0 => yaml.split_at(yaml.rfind(", weight").unwrap()).0.to_owned(),
+        1 => String::new(),
+        2 => format!("{yaml}# {}", "x".repeat(2 << 20)),
+        3 => yaml.replace("weight: ", "weight: x"),
+        _ => yaml.replace("name: ", "nmae: ") + "usage: [\n",
+    }
+}
+
+/// Reads the log for what becomes of reloads, each line once.
+struct Outcomes(usize);
+
+impl Outcomes {
+    fn next(&mut self, proxy: &Proxy) -> bool {
+        let began = Instant::now();
+        loop {
+            for line in proxy.process.stdout.from(self.0) {
+                self.0 += 1;
+                if line.contains("\"configuration reloaded\"") {
+                    return true;
+                }
+                if line.contains("\"configuration not reloaded") {
+                    return false;
+                }
+            }
+            assert!(began.elapsed() < SOON, "no word of a reload");
+            pause(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Catches: a request that fails or is cut because the configuration changed, bytes of another
+/// engine or of another request, connections that are lent to another backend than the one they
+/// lead to, and what a reload leaves behind: memory, connections, numbers, threads.
+#[test]
+fn reloads_under_load_are_not_noticed() {
+    let _alone = heavy();
+    let reloads: u64 = std::env::var("LLMPROXY_RELOADS").map_or(100, |n| n.parse().unwrap());
+    let (streams, others) = if reloads >= 1000 { (300, 25) } else { (40, 5) };
+    let engines: Vec<Engine> = (0..6).map(Engine::start).collect();
+    let mut random = Random(7);
+    let proxy = Proxy::start(&some(&engines, &mut random).yaml());
+    let files = proxy.open_files();
+    let clients = Clients::start(proxy.addr(), streams, others);
+    let (mut outcomes, mut failed, mut quarter) = (Outcomes(0), 0, 0);
+    for n in 0..reloads {
+        let began = Instant::now();
+        let yaml = some(&engines, &mut random).yaml();
+        let is_broken = n % 5 == 4;
+        match is_broken {
+            true => std::fs::write(proxy.config_file(), broken(&yaml, &mut random)).unwrap(),
+            false => proxy.rewrite(&yaml),
+        }
+        proxy.process.signal(Signal::HUP);
+        assert_eq!(outcomes.next(&proxy), !is_broken, "{n}: {yaml}");
+        failed += u64::from(is_broken);
+        if n == reloads / 4 {
+            quarter = proxy.resident_bytes();
+        }
+        pause(PERIOD.saturating_sub(began.elapsed()));
+    }
+    let answered = clients.stop();
+    let end = proxy.resident_bytes();
+    println!("{reloads} reloads, {failed} broken; {answered} answers; {quarter} then {end} bytes");
+    assert!(end < quarter + GROWTH_MAX, "{quarter} bytes after a quarter, {end} at the end");
+    assert!(answered >= u64::from(streams + others));
+    engines.iter().for_each(|engine| assert_eq!(engine.strangers.load(Ordering::Relaxed), 0));
+    proxy.await_metric("llmproxy_config_reload_failure_total", &[], failed as f64);
+    proxy.await_metric("llmproxy_config_reload_success_total", &[], (reloads - failed) as f64);
+    proxy.await_metric("llmproxy_inflight", &[], 0.0);
+    let last = some(&engines[..1], &mut random);
+    assert!(proxy.reload_with(&last));
+    await_until("what the others left is gone", SOON, || {
+        let page = proxy.metrics().text;
+        (1..6).all(|n| !page.contains(&format!("engine-{n}"))) && proxy.open_files() <= files + 4
+    });
+}
