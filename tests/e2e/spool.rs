@@ -136,6 +136,31 @@ fn a_predecessor_drains_beside_its_successor() {
     await_until("one folder is left", SOON, || folders(&stage.spool()).len() == 1);
 }
 
+/// Catches: a folder that is deleted under a running proxy, whose records then go nowhere.
+#[test]
+fn a_deleted_folder_is_made_anew() {
+    let stage = Stage::new();
+    stage.is_away.store(true, SeqCst);
+    let proxy = stage.start();
+    let before = ask(&proxy);
+    std::fs::remove_dir_all(stage.spool()).unwrap();
+    let mut ids = vec![before];
+    await_until("it is noticed", SOON, || {
+        ids.push(ask(&proxy));
+        proxy.metric("llmproxy_journal_folders_lost_total", &[]) == 1.0
+    });
+    proxy.await_event("an alarm", |event| {
+        event["level"] == "ERROR" && event.to_string().contains("deleted, moved or emptied")
+    });
+    proxy.await_metric("llmproxy_journal_failing", &[], 0.0);
+    ids.push(ask(&proxy));
+    proxy.process.signal(Signal::KILL);
+    proxy.process.wait(SOON);
+    stage.is_away.store(false, SeqCst);
+    let _proxy = stage.start();
+    stage.await_ids("all of them, after a kill", &ids);
+}
+
 /// Catches: commands that see one folder of several, or mix up their sequences.
 #[test]
 fn commands_know_all_folders() {

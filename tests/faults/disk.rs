@@ -27,6 +27,13 @@ impl SmallDisk {
         mount.is_ok_and(|ran| ran.status.success()).then_some(SmallDisk { scratch })
     }
 
+    fn remount(&self, how: &str) {
+        let how = format!("remount,{how}");
+        let mut mount = Command::new("mount");
+        let ran = mount.args(["-o", &how]).arg(self.scratch.path()).status();
+        assert!(ran.is_ok_and(|status| status.success()), "{how}");
+    }
+
     fn filler(&self) -> PathBuf {
         self.scratch.file("filler")
     }
@@ -119,4 +126,27 @@ fn with_refuse_a_full_disk_refuses_until_there_is_room() {
     let served = engine.posts().len();
     await_until("all records", Duration::from_secs(30), || receiver.seen().len() >= served);
     assert_eq!(receiver.seen().len(), served);
+}
+
+/// Catches: a start that a read-only disk prevents although memory stands in for it, a proxy that
+/// does not use the disk when it can, and service where the policy says none.
+#[test]
+fn a_start_on_a_read_only_disk_follows_the_policy() {
+    for policy in ["serve", "refuse"] {
+        let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+        let (engine, receiver) = (Engine::start(&[]), Receiver::start());
+        receiver.set_down(true);
+        disk.remount("ro");
+        let proxy = start(&disk, &engine, &receiver, policy);
+        let ask = || proxy.post("/v1/chat/completions", CHAT);
+        let expected = if policy == "serve" { 200 } else { 503 };
+        assert_eq!((ask().status(), ask().status()), (expected, expected));
+        assert_eq!(proxy.metric("llmproxy_journal_failing", &[]), 1.0);
+        disk.remount("rw");
+        proxy.await_metric("llmproxy_journal_failing", &[], 0.0);
+        await_until("it serves", SOON, || ask().status() == 200);
+        receiver.set_down(false);
+        let served = engine.posts().len();
+        await_until("all records", Duration::from_secs(30), || receiver.seen().len() >= served);
+    }
 }

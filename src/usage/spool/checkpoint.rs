@@ -112,6 +112,17 @@ impl Checkpoint {
         self.sync()
     }
 
+    /// The folder may be another now: without a file in it, [`Checkpoint::keep`] makes one.
+    pub fn find_again(&mut self, disk: &dyn Disk) {
+        let is_here = self.file.as_ref().is_some_and(|file| file.has_name().unwrap_or(false))
+            && disk.open(&self.name).is_ok();
+        if !is_here {
+            self.file = None;
+            self.synced = 0;
+            (self.dirty, self.unwritten) = (true, true);
+        }
+    }
+
     /// All records up to this sequence are delivered.
     pub fn through(&self) -> u64 {
         self.through

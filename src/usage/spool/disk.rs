@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,26 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// Another one does, or the folder cannot be made.
     fn lock(&self) -> io::Result<()>;
+
+    /// False when this is not the folder that was locked, or its lock is gone: what is written to
+    /// it is not found again.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn is_there(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// Gives the lock up: [`Disk::lock`] makes the folder anew.
+    fn let_go(&self) {}
+
+    /// A file of the folder that was locked last, wherever somebody has moved that.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be opened.
+    fn open_moved(&self, _name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
 
     /// Where it is, for a person.
     fn place(&self) -> String {
@@ -91,6 +112,14 @@ pub trait DiskFile: Send + Sync {
     /// The disk may never have it, even if a later call succeeds.
     fn sync(&self) -> io::Result<()>;
 
+    /// False when its last name was removed.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Its length in bytes.
     ///
     /// # Errors
@@ -103,6 +132,8 @@ pub struct RealDisk {
     dir: PathBuf,
     /// The open lock file.
     lock: Mutex<Option<File>>,
+    /// The folder when it was locked last: whoever moves it away moves this.
+    folder: Mutex<Option<File>>,
     /// Nothing is ever written.
     read_only: bool,
 }
@@ -110,7 +141,8 @@ pub struct RealDisk {
 impl RealDisk {
     /// For this folder, which need not be there yet.
     pub fn new(dir: &Path) -> RealDisk {
-        RealDisk { dir: dir.to_owned(), lock: Mutex::new(None), read_only: false }
+        let (lock, folder) = (Mutex::default(), Mutex::default());
+        RealDisk { dir: dir.to_owned(), lock, folder, read_only: false }
     }
 
     /// True when a process holds the lock of a folder.
@@ -155,8 +187,28 @@ impl Disk for RealDisk {
             let message = format!("spool {place}: it was removed a moment ago");
             return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
         }
+        // Only for what is left of it if somebody moves it away.
+        let folder = File::open(&self.dir).ok();
+        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = folder;
         *held = Some(file);
         Ok(())
+    }
+
+    fn is_there(&self) -> io::Result<bool> {
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map_or(Ok(true), |held| is_at(held, &self.dir.join(LOCK)))
+    }
+
+    fn let_go(&self) {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn open_moved(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = folder.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        // The kernel's name of an open folder leads to where that is now.
+        let folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+        Ok(Arc::new(File::open(folder.join(name))?))
     }
 
     fn place(&self) -> String {
@@ -222,6 +274,10 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.nlink() > 0)
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -2,6 +2,7 @@
 //! what was written, and removing segments that every reporter is done with.
 
 use super::absent::Absent;
+use super::rehome;
 use super::rescue::keep_checkpoints;
 use super::segment;
 use super::state::add;
@@ -55,6 +56,11 @@ impl Keeper {
 
     /// One turn of its work.
     pub fn turn(&mut self) {
+        if !rehome::is_there(&self.shared) {
+            // What is synced now is not found again: the writer makes it anew first.
+            self.shared.table().folder_gone = true;
+            return self.doorbell.ring();
+        }
         if matches!(self.options.fsync, Fsync::Every(_)) {
             self.sync_segments();
         }

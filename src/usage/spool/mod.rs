@@ -22,6 +22,7 @@ mod batch;
 mod flights;
 pub mod writer;
 mod rescue;
+mod rehome;
 pub mod keeper;
 pub mod cursor;
 pub mod dead_letter;

@@ -45,6 +45,8 @@ pub struct Table {
     /// Files of segments that went into memory and were delivered from there, and that a failing
     /// disk would not remove: a start would read them, and miss the ends of what began in them.
     pub stale: Vec<u64>,
+    /// The folder is gone, and the writer does not know yet.
+    pub folder_gone: bool,
     /// A sync has failed, and the writer does not know yet.
     pub sync_failed: bool,
 }

@@ -160,6 +160,10 @@ impl Writer {
     /// What has to be done now and then, also when there is nothing to commit: tries a failing disk
     /// again when it is time.
     pub fn tick(&mut self) {
+        let folder_gone = std::mem::take(&mut self.shared.table().folder_gone);
+        if folder_gone {
+            self.rehome();
+        }
         let sync_failed = std::mem::take(&mut self.shared.table().sync_failed);
         if sync_failed {
             self.rescue_unsynced(&io::Error::other("it could not sync"));

@@ -269,6 +269,15 @@ impl World {
         self.durable_names.remove(&key);
     }
 
+    /// A folder goes with all that is in it, behind everybody's back.
+    pub fn take_folder_away(&mut self, folder: &str) {
+        for name in self.names_in(folder) {
+            self.take_away(&format!("{folder}/{name}"));
+        }
+        self.folders.remove(folder);
+        self.durable_folders.remove(folder);
+    }
+
     /// The folders that programs see.
     pub fn folders(&self) -> Vec<String> {
         self.folders.keys().cloned().collect()
@@ -437,6 +446,17 @@ impl<P: Clone + Default + Send + 'static> Disk for FaultDisk<P> {
         Ok(())
     }
 
+    fn is_there(&self) -> io::Result<bool> {
+        let held = *self.lock.held.lock().unwrap();
+        let there = self.folder.as_ref().map(|f| self.inner().world.folders.get(f).copied());
+        Ok(held.is_none() || there.flatten() == held)
+    }
+
+    fn let_go(&self) {
+        let held = self.lock.held.lock().unwrap().take();
+        self.inner().locks.retain(|number| Some(*number) != held);
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
         let inner = self.inner();
         match &self.folder {
@@ -549,6 +569,10 @@ impl<P: Clone + Default + Send + 'static> DiskFile for FaultFile<P> {
         result?;
         inode.durable = inode.cached.clone();
         Ok(())
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(self.disk.inner().world.names.values().any(|inode| *inode == self.inode))
     }
 
     fn size(&self) -> io::Result<u64> {

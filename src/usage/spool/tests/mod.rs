@@ -8,5 +8,6 @@ mod failing;
 mod folders;
 pub(crate) mod fault;
 mod model;
+mod rehome;
 mod replay;
 mod rig;
