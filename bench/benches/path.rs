@@ -12,9 +12,11 @@ use llmproxy::proxy::route::round_robin::RoundRobin;
 use llmproxy::proxy::route::{pick, Tried};
 use llmproxy::state::board::View;
 use llmproxy::state::meters::Times;
+use llmproxy::usage::counters::UsageCounters;
 use llmproxy::usage::journal::Journal;
-use llmproxy::usage::outbox::{self, Ends, Kind};
+use llmproxy::usage::outbox::Outbox;
 use llmproxy::usage::record::{Outcome, UsageRecord};
+use llmproxy::usage::ring::place;
 use llmproxy::usage::spool::{self, Opened, Planned};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -57,33 +59,27 @@ fn main() {
     hand_over(&mut ids);
 }
 
-/// Records handed to the journal, which keeps them in memory: with its wake-ups, one for each full
-/// turn, and drops when it is slow.
+/// Records put into a ring, from which the journal takes them into memory: what a worker does for
+/// each, and what finds the ring full because the journal is slow.
 fn hand_over(ids: &mut RequestIds) {
     let in_memory = Spool { enabled: false, ..Spool::default() };
-    let Ok(Planned { own: Opened { writer, keeper, state, doorbell, .. }, .. }) =
-        spool::open_planned(&in_memory, &[])
+    let (Ok(Planned { own: Opened { writer, keeper, state, doorbell, .. }, .. }), Ok(rings)) =
+        (spool::open_planned(&in_memory, &[]), place::make(&in_memory, None, 1))
     else {
-        println!("record, hand over: the spool could not be opened");
+        println!("record, put into a ring: the spool could not be opened");
         return;
     };
-    let Ends { mut workers, inbox, .. } = outbox::open(&[], 1, (&state, &doorbell));
-    let outbox = workers.remove(0);
-    let journal = Journal::start((inbox.turns, doorbell), writer, keeper, inbox.acknowledge);
-    let Ok(journal) = journal else {
-        println!("record, hand over: no thread could be started");
+    let Some(ring) = rings.first().cloned() else { return };
+    let counters = Arc::new(UsageCounters::new(&[]));
+    let outbox = Outbox::new(ring, Arc::clone(&doorbell), counters, state);
+    let Ok(journal) = Journal::start((rings, doorbell), writer, keeper) else {
+        println!("record, put into a ring: no thread could be started");
         return;
     };
-    measure("record, make and hand over", 0, || {
-        black_box(outbox.offer_with(Kind::Close, |into| *into = record(ids)));
-    });
-    measure("record, write over a delivered one and hand over", 0, || {
-        let id = ids.next_id();
-        black_box(outbox.offer_with(Kind::Close, |record| {
-            record.request_id = id;
-            record.path.clear();
-            record.path.push_str(black_box("/v1/chat/completions"));
-        }));
+    let record = record(ids);
+    measure("record, open and close in a ring", 0, || {
+        let opening = outbox.open(black_box(&record.borrowed()));
+        outbox.close(black_box(&record.borrowed()), opening.unwrap_or_default());
     });
     journal.stop();
 }

@@ -29,6 +29,11 @@ impl RequestId {
         Some(RequestId { bytes, len: value.len() as u8 })
     }
 
+    /// The id as bytes, without a look at what they are.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or("")

@@ -172,21 +172,16 @@ pub const ANSWER_DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Bytes of a path in a record or a log line. Beyond: cut.
 pub const RECORD_PATH_BYTES_MAX: usize = 256;
 
-/// Usage records waiting for the journal. Beyond: dropped and counted.
-pub const OUTBOX_RECORDS_MAX: usize = 16 * 1024;
-/// A worker that ends waits so long for the journal to take its last records. Beyond: dropped and
-/// counted.
-pub const OUTBOX_END_WAIT: Duration = Duration::from_secs(1);
-/// Usage records of one turn of a worker's loop. Beyond: they go as two turns.
-pub const OUTBOX_TURN_RECORDS_MAX: usize = 256;
-/// Turns waiting for the journal, and those that one worker may have back from it. Beyond: a turn
-/// goes together with the next one; what comes back is freed.
-pub const OUTBOX_TURNS_MAX: usize = 256;
-/// Records that lie at a worker to be filled again, and rooms for turns, of which so many stay when
-/// it has nothing to do.
-pub const OUTBOX_SPARES_MIN: usize = 16;
-/// Bytes of request bodies in all waiting usage records. Beyond: the record goes without its body.
-pub const OUTBOX_BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of a journal ring, of which each worker has one: at least, unless said otherwise, at most.
+/// What finds no room in it is dropped and counted, or refused. An entry has a quarter of it at
+/// most; a record that is larger goes without its request body.
+pub const RING_BYTES_MIN: u64 = 64 * 1024;
+/// See [`RING_BYTES_MIN`].
+pub const RING_BYTES_DEFAULT: u64 = 4 * 1024 * 1024;
+/// See [`RING_BYTES_MIN`].
+pub const RING_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// While there is traffic the journal takes what is in the rings so often.
+pub const JOURNAL_TICK: Duration = Duration::from_millis(5);
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.
 pub const REPORTER_WAIT_MS_MIN: u64 = 1_000;
 /// Milliseconds between two tries of a reporter at most.
@@ -248,8 +243,6 @@ pub const SPOOL_MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const SPOOL_STALL_MAX: Duration = Duration::from_secs(2);
 /// Bytes of a batch after which the journal hands it to the kernel.
 pub const SPOOL_BATCH_BYTES: usize = 1024 * 1024;
-/// Entries of a batch. Beyond: the next batch.
-pub const SPOOL_BATCH_ENTRIES_MAX: usize = 1024;
 /// Requests in flight whose beginning is written again into each new segment. Beyond: it stays in
 /// the old one only, counted.
 pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;

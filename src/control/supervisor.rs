@@ -18,9 +18,12 @@ use crate::state::pulse::Pulse;
 use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
+use crate::usage::counters::UsageCounters;
 use crate::usage::deliver::Lanes;
 use crate::usage::journal::Journal;
-use crate::usage::outbox::{self, Ends, Gauge, Inbox, Outbox};
+use crate::usage::outbox::{Gauge, Outbox};
+use crate::usage::ring::file::RingFile;
+use crate::usage::ring::place;
 use crate::usage::spool::folders::{Folders, Watch};
 use crate::usage::spool::{self, Opened, Planned};
 use crossbeam_channel::{bounded, Receiver, Sender};
@@ -125,8 +128,7 @@ pub fn start(
     let (usage, gauge, delivery) = match plan.usage.reporters.is_empty() {
         true => (Vec::new(), None, None),
         false => {
-            let (Ends { workers, inbox, gauge }, planned) = open_journal(plan)?;
-            let delivery = Delivery::start(plan, inbox, planned, &gauge)?;
+            let (workers, gauge, delivery) = start_journal(plan)?;
             (workers, Some(gauge), Some(delivery))
         }
     };
@@ -201,14 +203,25 @@ fn buffered_bytes_max(plan: &Plan) -> u64 {
     bytes
 }
 
-/// Opens the spool of a plan that has reporters, and the way to it.
-fn open_journal(plan: &Plan) -> Result<(Ends, Planned), String> {
+/// Opens the spool of a plan that has reporters, and starts what is behind the workers' rings.
+fn start_journal(plan: &Plan) -> Result<(Vec<Outbox>, Gauge, Delivery), String> {
     let reporters = &plan.usage.reporters;
     let names: Vec<String> = reporters.iter().map(|reporter| reporter.name.clone()).collect();
-    let planned = spool::open_planned(&plan.usage.spool, &names)
-        .map_err(|error| format!("usage.spool: {error}"))?;
-    let spool = (&planned.own.state, &planned.own.doorbell);
-    Ok((outbox::open(reporters, plan.server.workers, spool), planned))
+    let named = |error| format!("usage.spool: {error}");
+    let planned = spool::open_planned(&plan.usage.spool, &names).map_err(named)?;
+    let home = planned.own.path();
+    let rings = place::make(&plan.usage.spool, home.as_deref(), plan.server.workers)
+        .map_err(|error| format!("usage.spool.ring_dir: {error}"))?;
+    let counters = Arc::new(UsageCounters::new(reporters));
+    let (doorbell, state) = (Arc::clone(&planned.own.doorbell), Arc::clone(&planned.own.state));
+    let end = |ring: &Arc<RingFile>| {
+        let (doorbell, state) = (Arc::clone(&doorbell), Arc::clone(&state));
+        Outbox::new(Arc::clone(ring), doorbell, Arc::clone(&counters), state)
+    };
+    let workers = rings.iter().map(end).collect();
+    let gauge = Gauge::new(counters, rings.clone(), state);
+    let delivery = Delivery::start(plan, rings, planned, &gauge)?;
+    Ok((workers, gauge, delivery))
 }
 
 /// Metering at work: the journal, and a lane for each reporter.
@@ -221,13 +234,17 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn start(plan: &Plan, inbox: Inbox, planned: Planned, gauge: &Gauge) -> Result<Self, String> {
+    fn start(
+        plan: &Plan,
+        rings: Vec<Arc<RingFile>>,
+        planned: Planned,
+        gauge: &Gauge,
+    ) -> Result<Self, String> {
         let Planned { own, sources, folders } = planned;
         let Opened { writer, keeper, doorbell, .. } = own;
         let lanes = Lanes::start(sources, &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
-        let journal = Journal::start((inbox.turns, doorbell), writer, keeper, inbox.acknowledge)
-            .map_err(thread_error)?;
+        let journal = Journal::start((rings, doorbell), writer, keeper).map_err(thread_error)?;
         let watch = folders.map(Folders::start).transpose().map_err(thread_error)?;
         Ok(Delivery { journal, lanes, watch, is_kept: plan.usage.spool.enabled })
     }

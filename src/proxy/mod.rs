@@ -29,5 +29,4 @@ pub mod location;
 pub mod settle;
 pub mod sparing;
 mod drains;
-pub mod ledger;
 pub mod answer;

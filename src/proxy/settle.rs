@@ -2,7 +2,6 @@
 //! logged. Settling cannot fail and happens exactly once.
 
 use super::client::Client;
-use super::ledger::Ticket;
 use super::pass::Pass;
 use super::receive::Request;
 use super::relay::tap::Tap;
@@ -18,9 +17,9 @@ use crate::llm::dialect::Dialect;
 use crate::state::member::Member;
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
 use crate::usage::access::AccessLine;
-use crate::usage::outbox::Kind;
-use crate::usage::record::{self, UsageRecord};
-use std::cell::Cell;
+use crate::usage::outbox::Opening;
+use crate::usage::record;
+use crate::usage::record::borrowed::RecordRef;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -64,9 +63,11 @@ pub struct Story {
     /// not take, which is read for the engine's sake, or for what is in a packed answer. That is no
     /// time of the request's.
     pub is_past: bool,
-    /// Its record was handed over before the last bytes went to the client.
+    /// Its record was made before the last bytes went to the client.
     is_closed: bool,
-    request_body: Cell<Option<Box<[u8]>>>,
+    /// What its record ends.
+    opening: Opening,
+    request_body: Option<Box<[u8]>>,
 }
 
 impl Story {
@@ -89,7 +90,7 @@ impl Story {
     pub fn keep_body(&mut self, pass: &Pass, request: &Request, client: &Client) {
         if let (Some(max), Some(_)) = (pass.view.plan.usage.request_body_max, &pass.w.usage) {
             let body = request.body(client.bytes());
-            self.request_body = Cell::new((body.len() <= max).then(|| body.into()));
+            self.request_body = (body.len() <= max).then(|| body.into());
         }
     }
 
@@ -112,50 +113,43 @@ impl Story {
 }
 
 /// A request is about to go to its first backend: whatever becomes of it, there will be a record.
-pub fn open(pass: &Pass, request: &Request, story: &Story) -> Ticket {
-    let (Some(ledger), Some(_)) = (&pass.w.usage, &story.backend) else { return Ticket::NONE };
-    ledger.hand_over(Kind::Open, |record| {
-        fill(record, pass, (request, &Tap::default(), story), Times::default(), 0);
-        // Not 499: it is what stands in the record of a request that was open when we were killed.
-        record.status_code = 0;
-    })
+/// False: that cannot be kept, and nobody is to be served without.
+pub fn open(pass: &Pass, request: &Request, story: &mut Story) -> bool {
+    let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return true };
+    let tap = Tap::default();
+    let mut record = record_of(pass, (request, &tap, story), Times::default(), 0);
+    // Not 499: it is what stands in the record of a request that was open when we were killed.
+    record.status_code = 0;
+    let opening = outbox.open(&record);
+    story.opening = opening.unwrap_or_default();
+    opening.is_some() || !outbox.is_strict()
 }
 
 /// An answer goes on, so many bytes of it went to the client: should we be killed, this is what
 /// its record will say.
 pub fn note(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, sent: u64) {
-    hand_over(pass, Kind::Note, (request, tap, story), tap.last_byte(), sent);
+    // A request that never reached a backend is not billed.
+    let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return };
+    let times = Times::of(request, tap, tap.last_byte());
+    outbox.note(&record_of(pass, (request, tap, story), times, sent));
 }
 
 /// All of an answer is here, and its last bytes are about to go out; so many will have gone then.
-/// They wait for the ticket: a client that has seen the end of its answer was billed for it,
-/// whatever happens to us after that.
-pub fn close(
-    pass: &Pass,
-    (request, tap): (&Request, &Tap),
-    story: &mut Story,
-    sent: u64,
-) -> Ticket {
+/// A client that has seen the end of its answer was billed for it, whatever happens to us after
+/// that.
+pub fn close(pass: &Pass, (request, tap): (&Request, &Tap), story: &mut Story, sent: u64) {
+    let times = Times::of(request, tap, tap.last_byte());
     story.is_closed = true;
-    hand_over(pass, Kind::Close, (request, tap, story), tap.last_byte(), sent)
+    keep(pass, (request, tap, story), times, sent);
 }
 
-fn hand_over(
-    pass: &Pass,
-    kind: Kind,
-    (request, tap, story): (&Request, &Tap, &Story),
-    ended: Option<Instant>,
-    sent: u64,
-) -> Ticket {
-    // A request that never reached a backend is not billed.
-    let (Some(ledger), Some(_)) = (&pass.w.usage, &story.backend) else { return Ticket::NONE };
-    let times = Times::of(request, tap, ended);
-    ledger.hand_over(kind, |record| {
-        fill(record, pass, (request, tap, story), times, sent);
-        if kind == Kind::Close {
-            record.request_body = story.request_body.take().map(<[u8]>::into_vec);
-        }
-    })
+/// Makes the record of a request that is over.
+fn keep(pass: &Pass, (request, tap, story): (&Request, &Tap, &mut Story), times: Times, sent: u64) {
+    let body = story.request_body.take();
+    let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return };
+    let mut record = record_of(pass, (request, tap, story), times, sent);
+    record.request_body = body.as_deref();
+    outbox.close(&record, story.opening);
 }
 
 /// Settles a request: nothing more is known of it, or done for it, after that.
@@ -170,19 +164,12 @@ pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
         log(&w.shelf, request, story);
     }
     if let Some(access) = &w.access {
-        let mut record = UsageRecord::default();
-        fill(&mut record, pass, (request, tap, story), times, sent);
+        let record = record_of(pass, (request, tap, story), times, sent).to_record();
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
         access.offer(AccessLine { record, client: request.peer.clone(), said });
     }
     if !story.is_closed {
-        hand_over(
-            pass,
-            Kind::Close,
-            (request, tap, story),
-            Some(request.started + times.latency),
-            sent,
-        );
+        keep(pass, (request, tap, story), times, sent);
     }
 }
 
@@ -304,14 +291,13 @@ fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
     is_made && tap.dialect() != Dialect::Other && tap.audio_seconds().is_none()
 }
 
-/// Writes a record over an old one, of which only the room for texts is used.
-fn fill(
-    record: &mut UsageRecord,
+/// What is to be said of a request by now.
+fn record_of<'a>(
     pass: &Pass,
-    (request, tap, story): (&Request, &Tap, &Story),
+    (request, tap, story): (&'a Request, &'a Tap, &'a Story),
     times: Times,
     sent: u64,
-) {
+) -> RecordRef<'a> {
     let (outcome, error) = match story.ending {
         Ending::Complete => match broken_inside(request, tap, story) {
             Some(code) => (record::Outcome::BackendError, Some(code)),
@@ -320,24 +306,19 @@ fn fill(
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
-    let model = Some(request.model.as_str()).filter(|model| !model.is_empty());
-    let url = story.backend.as_ref().map(|backend| &backend.url);
-    let same_url = record.backend_url.take().filter(|old| Some(&**old) == url.map(|url| &**url));
-    let name = story.backend.as_ref().map(|backend| &backend.name);
-    let same_name = record.backend.take().filter(|old| Some(&**old) == name.map(|name| &**name));
-    *record = UsageRecord {
-        request_id: request.unique_id,
-        client_request_id: request.client_id.as_deref().copied(),
+    let key = request.presented.as_ref().map(|presented| presented.key.as_str());
+    RecordRef {
+        request_id: &request.unique_id,
+        client_request_id: request.client_id.as_deref(),
         timestamp_ms: pass.w.shelf.unix_ms(request.started),
         user_id: None,
-        api_key: text(record.api_key.take(), request.presented.as_ref().map(|p| p.key.as_str()))
-            .filter(|key| !key.is_empty()),
+        api_key: key.filter(|key| !key.is_empty()),
         key_form: pass.view.key_form,
-        model: text(record.model.take(), model),
-        method: request.method.map_or("", Method::as_str).into(),
-        path: text(Some(std::mem::take(&mut record.path)), Some(&request.path)).unwrap_or_default(),
-        backend: same_name.or_else(|| name.cloned()),
-        backend_url: same_url.or_else(|| url.cloned()),
+        model: Some(request.model.as_str()).filter(|model| !model.is_empty()),
+        method: request.method.map_or("", Method::as_str),
+        path: &request.path,
+        backend: story.backend.as_ref().map(|backend| &*backend.name),
+        backend_url: story.backend.as_ref().map(|backend| &*backend.url),
         status_code: story.status(),
         is_stream: request.stream || story.event_stream,
         usage: tap.usage(),
@@ -347,18 +328,18 @@ fn fill(
         retry_count: story.retries,
         fallback_used: story.fallback,
         outcome,
-        error: error.map(Into::into),
-        engine_error: text(record.engine_error.take(), tap.body_usage.facts().error_code()),
+        error,
+        engine_error: tap.body_usage.facts().error_code(),
         audio_seconds: tap.audio_seconds(),
         oddities: tap.oddities(),
         counted: counted(&pass.view.plan.usage, tap, outcome),
-        usage_missing_reason: tap.why_missing().or(untold(tap, outcome)).map(Into::into),
-        upstream_id: text(record.upstream_id.take(), tap.body_usage.upstream_id()),
+        usage_missing_reason: tap.why_missing().or(untold(tap, outcome)),
+        upstream_id: tap.body_usage.upstream_id(),
         request_bytes: request.body_len,
         response_bytes: sent,
         events: tap.events.as_ref().map_or(0, |e| e.events()),
         request_body: None,
-    };
+    }
 }
 
 /// What is wrong with an answer of status 200 whose bytes all came.
@@ -383,15 +364,6 @@ fn counted(usage: &Usage, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
     let is_wanted = usage.estimate_on_abort && (!is_over || tap.may_tell());
     let is_missing = is_wanted && tap.events.is_some() && tap.usage().is_none();
     is_missing.then(|| tap.body_usage.facts().content_events())
-}
-
-/// A text, in the room of an old one.
-fn text(old: Option<String>, new: Option<&str>) -> Option<String> {
-    let new = new?;
-    let mut text = old.unwrap_or_default();
-    text.clear();
-    text.push_str(new);
-    Some(text)
 }
 
 /// Not `as_millis`: its 128 bits are not needed.

@@ -3,7 +3,6 @@
 
 use super::client::Client;
 use super::drains::Drains;
-use super::ledger::Ledger;
 use super::shelf::Shelf;
 use super::slices::Slices;
 use super::turns::Turns;
@@ -16,6 +15,7 @@ use crate::state::connections::Connections;
 use crate::state::scrape::PageRequest;
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
+use crate::usage::outbox::Outbox;
 use crate::usage::unpacker::Unpacker;
 use crossbeam_channel::Sender;
 use std::cell::Cell;
@@ -40,7 +40,7 @@ pub struct Shared {
     /// Request bodies that are being read.
     pub slices: Slices,
     /// Where usage records go.
-    pub usage: Option<Ledger>,
+    pub usage: Option<Outbox>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
     /// Where copies of packed answers go.

@@ -1,7 +1,6 @@
 //! One worker: a thread on a CPU of its own, a ring, listeners. It takes clients in and sees to
 //! what is due; what its connections share is [`Shared`].
 
-use super::ledger::Ledger;
 use super::repute;
 use super::shared::Shared;
 use super::shelf::Shelf;
@@ -114,7 +113,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         patrol,
         unpacking: Turns::new(UNPACKING_MAX),
         slices: Slices::default(),
-        usage: start.usage.map(Ledger::new),
+        usage: start.usage,
         access: start.access,
         unpacker: start.unpacker,
         drains: Rc::default(),
@@ -124,7 +123,6 @@ async fn serve(start: Start, driver: &'static str) -> bool {
         live: Cell::new(0),
         active: Rc::default(),
     });
-    let ushering = Rc::clone(&shared);
     let w = Rc::new(Worker { shared, pulse: start.pulse });
     for listener in listeners {
         let accepting = Rc::clone(&w);
@@ -133,11 +131,6 @@ async fn serve(start: Start, driver: &'static str) -> bool {
                 .await;
         });
     }
-    rt::spawn(async move {
-        if let Some(ledger) = &ushering.usage {
-            ledger.usher().await;
-        }
-    });
     let _ = ready.send(Ok(driver));
     w.keep_house(&mailbox).await
 }
@@ -167,7 +160,6 @@ impl Worker {
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
             // One more tick after the drain began: the accept loop empties the kernel's queue.
             if (self.is_vacant() && was_draining) || out_of_time {
-                w.usage.iter().for_each(Ledger::finish);
                 w.shelf.finish();
                 mailbox.leave(Box::new(self.copy_meters()));
                 self.pulse.finish();
@@ -185,7 +177,6 @@ impl Worker {
         w.patrol.set_crowded(w.connections.are_crowded() || Buffer::are_scarce());
         Buffer::sweep();
         w.shelf.sweep();
-        w.usage.iter().for_each(Ledger::sweep);
         let idled = w.upstreams.sweep(w.patrol.now());
         w.shelf.meters.borrow_mut().idle_closed[1] += idled;
     }
@@ -198,7 +189,6 @@ impl Worker {
             && w.upstreams.is_settled()
             && Buffer::is_settled()
             && w.shelf.is_settled()
-            && w.usage.as_ref().is_none_or(Ledger::is_settled)
             && matches!(w.stop.phase(), Phase::Running | Phase::Leaving)
     }
 

@@ -6,16 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 /// Counters of the whole room.
 #[derive(Debug)]
 pub struct UsageCounters {
-    /// Records that wait for the journal now.
-    pub waiting: AtomicU64,
-    /// Records that found the outbox full.
-    pub outbox_dropped: AtomicU64,
-    /// Requests that went on before the journal had what they waited for.
-    pub late: AtomicU64,
-    /// Records that went without their request body because too many bodies were waiting.
+    /// Records of requests that are over, lost because their worker's ring was full.
+    pub records_dropped: AtomicU64,
+    /// Opens and notes lost so.
+    pub notes_dropped: AtomicU64,
+    /// Records that went without their request body because the ring had no room for it.
     pub bodies_dropped: AtomicU64,
-    /// Bytes of request bodies in records that wait now.
-    pub body_bytes: AtomicU64,
     /// One entry per reporter, in the order of the configuration.
     pub reporters: Vec<ReporterCounters>,
 }
@@ -55,11 +51,9 @@ impl UsageCounters {
             retried: AtomicU64::new(0),
         };
         UsageCounters {
-            waiting: AtomicU64::new(0),
-            outbox_dropped: AtomicU64::new(0),
-            late: AtomicU64::new(0),
+            records_dropped: AtomicU64::new(0),
+            notes_dropped: AtomicU64::new(0),
             bodies_dropped: AtomicU64::new(0),
-            body_bytes: AtomicU64::new(0),
             reporters: reporters.iter().map(reporter).collect(),
         }
     }

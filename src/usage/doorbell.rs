@@ -1,15 +1,18 @@
-//! How the journal's thread is called. A blocking receive on a channel would do the same, but it
-//! wakes its receiver while it holds a lock that this one needs first: where both share a
-//! processor, each call cost two changes of thread more.
+//! How the journal's thread is called while it sleeps. A worker has to call only when the thread
+//! says that it does: one look at a flag for each entry, and a system call for the first entry
+//! after a pause.
 
+use std::sync::atomic::{fence, AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::OnceLock;
 use std::thread::{self, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Calls one thread. A call is kept until that thread waits next, so none is missed.
 #[derive(Debug, Default)]
 pub struct Doorbell {
     answers: OnceLock<Thread>,
+    /// The thread sleeps, or is about to.
+    is_asleep: AtomicBool,
 }
 
 impl Doorbell {
@@ -31,11 +34,32 @@ impl Doorbell {
         }
     }
 
-    /// Waits for a call, or for this time; may also end early. Only on the thread that answers.
-    pub fn wait(&self, until: Option<Instant>) {
-        match until {
-            None => thread::park(),
-            Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
+    /// The same, where a thread that does not sleep will look by itself.
+    pub fn ring_if_asleep(&self) {
+        // Either this sees that it sleeps, or it sees what it was called for: see `sleep`.
+        fence(SeqCst);
+        if self.is_asleep.load(Relaxed) && self.is_asleep.swap(false, Relaxed) {
+            self.ring();
         }
+    }
+
+    /// Sleeps until somebody calls, or until this time, unless `has_work` says that there is
+    /// something already. Only on the thread that answers.
+    pub fn sleep(&self, until: Option<Instant>, has_work: impl FnOnce() -> bool) {
+        self.is_asleep.store(true, Relaxed);
+        fence(SeqCst);
+        if !has_work() {
+            match until {
+                None => thread::park(),
+                Some(until) => self.pause(until.saturating_duration_since(Instant::now())),
+            }
+        }
+        self.is_asleep.store(false, Relaxed);
+    }
+
+    /// Lets so much time go by; less when somebody calls who calls in any case. Only on the thread
+    /// that answers.
+    pub fn pause(&self, time: Duration) {
+        thread::park_timeout(time);
     }
 }

@@ -1,13 +1,16 @@
-//! The thread that writes the spool for all workers: takes what they hand over, writes it in one
-//! go, and tells them how far it is. A worker waits for that a moment before it ends an answer.
+//! The thread that writes the spool for all workers: takes what is in their rings, writes it in one
+//! go, and only then gives the room back to them. No worker ever waits for it.
 
 use super::doorbell::Doorbell;
-use super::record::UsageRecord;
+use super::ring::entry::{self, HEADER_BYTES, NO_OPEN};
+use super::ring::file::RingFile;
+use super::ring::spsc::{Consumer, Taken};
+use super::spool::codec;
 use super::spool::keeper::Keeper;
 use super::spool::segment::Kind;
 use super::spool::writer::Writer;
-use crate::base::limits::{SPOOL_BATCH_BYTES, SPOOL_BATCH_ENTRIES_MAX};
-use crossbeam_channel::{Receiver, Sender};
+use crate::base::limits::{JOURNAL_TICK, SPOOL_BATCH_BYTES};
+use crossbeam_channel::Sender;
 use std::convert::Infallible;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -17,32 +20,12 @@ use std::sync::atomic::{
 };
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A batch at which the writer panicked is tried again after so long.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
-
-/// Something that a worker hands over.
-pub trait Piece: Send + 'static {
-    /// What it says.
-    fn kind(&self) -> Kind;
-
-    /// What is known of the request.
-    fn record(&self) -> &UsageRecord;
-
-    /// A worker's index, and the number that it gave to this piece: they grow from piece to piece.
-    fn ticket(&self) -> (usize, u64);
-}
-
-/// What the journal does with a batch that is kept.
-pub trait Ends<P>: Send + 'static {
-    /// All pieces of this worker up to this ticket are in the kernel's hands (or, while the disk
-    /// fails, wherever the policy puts them). Called once per batch and worker.
-    fn acknowledge(&mut self, worker: usize, ticket: u64);
-
-    /// Pieces of one worker that are done with: to be filled again.
-    fn spare(&mut self, pieces: Vec<P>);
-}
+/// Bytes that the room for what was taken keeps when it was needed for more.
+const TAKEN_BYTES_KEPT: usize = 256 * 1024;
 
 /// The running threads.
 pub struct Journal {
@@ -56,33 +39,31 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts the threads. What comes through `inbox` at once is of one worker, who then rings.
+    /// Starts the threads, for these rings, in which nothing is yet.
     ///
     /// # Errors
     /// A thread could not be created.
-    pub fn start<P: Piece>(
-        (inbox, doorbell): (Receiver<Vec<P>>, Arc<Doorbell>),
+    pub fn start(
+        (rings, doorbell): (Vec<Arc<RingFile>>, Arc<Doorbell>),
         writer: Writer,
         keeper: Keeper,
-        ends: impl Ends<P>,
     ) -> io::Result<Journal> {
         let stop = Arc::<AtomicBool>::default();
         let (is_over, called) = (Arc::clone(&stop), Arc::clone(&doorbell));
         let (keeper_running, keeper_stop) = crossbeam_channel::bounded(0);
         let keep = move || keeper.run(&keeper_stop);
         let keeping = thread::Builder::new().name("spool-sync".to_owned()).spawn(keep)?;
-        let (batch, tickets) = (Vec::new(), Vec::new());
-        let mut desk = Desk { writer, ends, batch, tickets };
-        let write = move || desk.run(&inbox, (&called, &is_over));
+        let mut desk = Desk::new(rings, writer);
+        let write = move || desk.run(&called, &is_over);
         let writing = thread::Builder::new().name("journal".to_owned()).spawn(write)?;
         // Also here: a stop that comes before the thread's first turn must not miss it.
         doorbell.answered_by(writing.thread());
         Ok(Journal { stop, doorbell, writing, keeping, keeper_running })
     }
 
-    /// Writes what was handed over until now, forces it to the disk where the plan says so, and
-    /// ends. To be called when the workers have ended; before the reporters are stopped, so that
-    /// they see the last records.
+    /// Writes what is in the rings, forces it to the disk where the plan says so, and ends. To be
+    /// called when the workers have ended; before the reporters are stopped, so that they see the
+    /// last records.
     pub fn stop(self) {
         self.stop.store(true, Release);
         self.doorbell.ring();
@@ -92,77 +73,142 @@ impl Journal {
     }
 }
 
-struct Desk<P, E> {
+/// What the thread has in hand.
+struct Desk {
     writer: Writer,
-    ends: E,
-    /// What is in the writer's batch.
-    batch: Vec<Vec<P>>,
-    /// The highest ticket of each worker in it.
-    tickets: Vec<(usize, u64)>,
+    rings: Vec<Consumer<Arc<RingFile>>>,
+    /// What was taken from one of them, and the entries in it.
+    taken: Taken,
+    pieces: Vec<Piece>,
+    /// Something was taken, and is not in the journal.
+    is_behind: bool,
 }
 
-impl<P: Piece, E: Ends<P>> Desk<P, E> {
-    fn run(&mut self, inbox: &Receiver<Vec<P>>, (doorbell, stop): (&Doorbell, &AtomicBool)) {
+/// An entry that was taken.
+struct Piece {
+    kind: Kind,
+    /// Where its payload is.
+    at: usize,
+    len: usize,
+    /// It is an open, and its end, which says all of it and more, was taken along.
+    is_over: bool,
+}
+
+impl Desk {
+    fn new(rings: Vec<Arc<RingFile>>, writer: Writer) -> Desk {
+        let rings = rings.into_iter().map(Consumer::new).collect();
+        Desk { writer, rings, taken: Taken::default(), pieces: Vec::new(), is_behind: false }
+    }
+
+    fn run(&mut self, doorbell: &Doorbell, stop: &AtomicBool) {
         doorbell.answer();
         loop {
-            // Looked at before the inbox: what was handed over before the stop is written.
+            // Looked at before the rings: what was put in before the stop is written.
             let is_over = stop.load(Acquire);
-            self.round(inbox.try_iter());
-            if inbox.is_empty() {
-                if is_over {
-                    return;
+            let is_idle = !self.round();
+            match (is_over, self.is_behind) {
+                (true, _) if is_idle => break,
+                (true, _) => continue,
+                // What panicked does so again, for all we know: not at once.
+                (false, true) => doorbell.pause(AFTER_PANIC),
+                (false, false) if is_idle => {
+                    let due = self.writer.due();
+                    doorbell.sleep(due, || self.rings.iter().any(Consumer::has_more));
+                    doorbell.pause(JOURNAL_TICK);
                 }
-                let again = || Instant::now() + AFTER_PANIC;
-                let unwritten = (!self.batch.is_empty()).then(again);
-                doorbell.wait(self.writer.due().or(unwritten));
+                // What comes meanwhile goes in one write, and ends often come with their opens.
+                (false, false) => doorbell.pause(JOURNAL_TICK),
             }
+        }
+        if !self.is_behind {
+            self.rings.iter().for_each(|ring| ring.window().remove());
         }
     }
 
-    /// Writes one batch, and tells who waits for it.
-    fn round(&mut self, turns: impl Iterator<Item = Vec<P>>) {
-        let mut entries = 0;
-        for turn in turns {
-            entries += turn.len();
-            self.append(turn);
-            if entries >= SPOOL_BATCH_ENTRIES_MAX || self.writer.pending() >= SPOOL_BATCH_BYTES {
-                break;
+    /// Takes what is in all rings, and writes it. False: there was nothing.
+    fn round(&mut self) -> bool {
+        let mut is_any = false;
+        for ring in 0..self.rings.len() {
+            while self.rings.get_mut(ring).is_some_and(|ring| ring.take(&mut self.taken)) {
+                is_any = true;
+                self.append();
+                if self.writer.pending() >= SPOOL_BATCH_BYTES {
+                    self.commit();
+                }
             }
         }
-        if catch_unwind(AssertUnwindSafe(|| self.writer.commit())).is_err() {
-            // The writer still has it, and the next round writes it: until then nobody is told.
+        self.taken.bytes.clear();
+        self.taken.bytes.shrink_to(TAKEN_BYTES_KEPT);
+        self.commit();
+        is_any
+    }
+
+    /// Hands the batch to the kernel, and gives the rings their room back.
+    fn commit(&mut self) {
+        let Ok(is_written) = catch_unwind(AssertUnwindSafe(|| self.writer.write())) else {
+            // The writer still has it, and the next round writes it: until then it stays in the
+            // rings, too.
+            self.is_behind = true;
             self.writer.state().end_write();
             return tracing::error!("the journal panicked; it goes on, please report this");
+        };
+        self.is_behind = false;
+        // Before a segment may follow, and this one may go: what a kill leaves in the rings must
+        // be found in the journal, or neither must be there.
+        self.rings.iter_mut().for_each(Consumer::release);
+        if !is_written {
+            return;
         }
-        for (worker, ticket) in self.tickets.drain(..) {
-            self.ends.acknowledge(worker, ticket);
-        }
-        for turn in self.batch.drain(..) {
-            self.ends.spare(turn);
+        self.rings.iter().for_each(|ring| ring.window().beat());
+        if catch_unwind(AssertUnwindSafe(|| self.writer.settle())).is_err() {
+            self.writer.state().end_write();
+            tracing::error!("the journal panicked; it goes on, please report this");
         }
     }
 
-    /// Takes in a turn. A panic costs the piece at which it happens.
-    fn append(&mut self, turn: Vec<P>) {
-        for piece in &turn {
-            let kind = piece.kind();
-            let append = AssertUnwindSafe(|| self.writer.append(kind, piece.record()));
+    /// Puts what was taken into the writer's batch. A panic costs the entry at which it happens.
+    fn append(&mut self) {
+        self.sort();
+        for piece in self.pieces.drain(..) {
+            let payload = self.taken.bytes.get(piece.at..piece.at + piece.len);
+            let Some(payload) = payload.filter(|_| !piece.is_over) else { continue };
+            let append = AssertUnwindSafe(|| self.writer.append_bytes(piece.kind, payload));
             if catch_unwind(append).is_err() {
-                self.writer.lose(kind);
+                self.writer.lose(piece.kind);
                 tracing::error!("a usage record is lost by a panic; please report this");
             }
         }
-        if let Some(last) = turn.last() {
-            self.note_ticket(last.ticket());
-        }
-        self.batch.push(turn);
     }
 
-    fn note_ticket(&mut self, (worker, ticket): (usize, u64)) {
-        match self.tickets.iter_mut().find(|(other, _)| *other == worker) {
-            Some((_, highest)) => *highest = (*highest).max(ticket),
-            None => self.tickets.push((worker, ticket)),
+    /// Finds the entries in what was taken, and which of them need not be written.
+    fn sort(&mut self) {
+        self.pieces.clear();
+        let mut walk = self.taken.walk();
+        for entry in &mut walk {
+            // Only this program writes here: there is no kind that it does not know.
+            let Some(kind) = Kind::of(entry.header.kind) else { continue };
+            if kind == Kind::Close && entry.header.open != NO_OPEN {
+                if let Some(open) = self.opened_by(entry.header.open, entry.payload) {
+                    self.pieces[open].is_over = true;
+                }
+            }
+            let (at, len) = (entry.at, entry.payload.len());
+            self.pieces.push(Piece { kind, at, len, is_over: false });
         }
+        if walk.is_damaged() {
+            self.writer.note_damage(self.taken.bytes.len());
+        }
+    }
+
+    /// The open of this name, if it was taken along and is of the same request.
+    fn opened_by(&self, name: u32, payload: &[u8]) -> Option<usize> {
+        let behind = name.wrapping_sub(entry::name_of(self.taken.start)) as usize;
+        let at = behind.checked_mul(entry::ALIGN)?.checked_add(HEADER_BYTES)?;
+        let index = self.pieces.binary_search_by_key(&at, |piece| piece.at).ok()?;
+        let open = self.pieces.get(index).filter(|piece| piece.kind == Kind::Open)?;
+        let opened = self.taken.bytes.get(open.at..open.at + open.len)?;
+        let is_same = codec::request_id_of(opened) == codec::request_id_of(payload);
+        is_same.then_some(index)
     }
 }
 

@@ -4,6 +4,7 @@
 //! thread. The default form is the union of both forms that receivers were built for: token fields
 //! at the top *and* `usage{}`, `endpoint` *and* `path`.
 
+pub mod borrowed;
 pub mod line;
 
 use crate::base::id::RequestId;

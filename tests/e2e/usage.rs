@@ -188,7 +188,7 @@ fn a_dead_receiver_costs_no_request_and_no_record() {
             let answer = proxy.post(CHATS, CHAT);
             assert_eq!(answer.status(), 200);
         }
-        proxy.await_metric("llmproxy_usage_queue", &[], 0.0);
+        proxy.await_metric("llmproxy_usage_ring_bytes", &[], 0.0);
         proxy.await_metric("llmproxy_reporter_queue", &[], 5.0);
         assert_eq!(proxy.metric("llmproxy_webhook_success_total", &[]), 0.0);
         assert_eq!(proxy.metric("llmproxy_webhook_failure_total", &[]), 0.0);

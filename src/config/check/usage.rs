@@ -3,8 +3,8 @@
 use super::storage::{self, Stores};
 use super::{headers, required_url};
 use crate::base::limits::{
-    RECORD_BODY_BYTES_DEFAULT, RECORD_BODY_BYTES_MAX, RETRIES_MAX, WEBHOOK_BATCH_RECORDS_MAX,
-    WEBHOOK_CONCURRENCY_MAX,
+    RECORD_BODY_BYTES_DEFAULT, RECORD_BODY_BYTES_MAX, RETRIES_MAX, RING_BYTES_MAX, RING_BYTES_MIN,
+    WEBHOOK_BATCH_RECORDS_MAX, WEBHOOK_CONCURRENCY_MAX,
 };
 use crate::base::secret::Secret;
 use crate::config::plan::{
@@ -186,7 +186,14 @@ fn spool(s: &mut Section) -> Spool {
             .unwrap_or(default.max_bytes),
         fsync: s.parsed("fsync", fsync).unwrap_or(default.fsync),
         on_failure: s.choice("on_spool_failure", &policies, OnSpoolFailure::Serve),
+        ring_size: s.parsed("ring_size", ring_size).unwrap_or(default.ring_size),
+        ring_dir: s.text("ring_dir").filter(|d| !d.is_empty() && d != "auto").map(Into::into),
     }
+}
+
+/// Made a power of two: a position in the ring is found by its lower bits.
+fn ring_size(text: &str) -> Result<u64, String> {
+    value::size(text, RING_BYTES_MIN..=RING_BYTES_MAX).map(u64::next_power_of_two)
 }
 
 /// `always`, `off`, or how often.

@@ -104,7 +104,15 @@ impl Kept {
         } = new;
         self.keep("usage.reporters", reporters, &running.reporters);
         self.keep("usage.api_key", api_key, &running.api_key);
-        let Spool { enabled: _, dir: _, max_bytes: _, fsync: _, on_failure: _ } = spool;
+        let Spool {
+            enabled: _,
+            dir: _,
+            max_bytes: _,
+            fsync: _,
+            on_failure: _,
+            ring_size: _,
+            ring_dir: _,
+        } = spool;
         self.keep("usage.spool", spool, &running.spool);
     }
 

@@ -216,9 +216,9 @@ pub fn or_unlimited<S: Serializer>(value: &Option<Duration>, s: S) -> Result<S::
     s.serialize_str(&value.map_or("unlimited".into(), print_duration))
 }
 
-pub fn or_auto<S: Serializer>(value: &Option<usize>, s: S) -> Result<S::Ok, S::Error> {
+pub fn or_auto<S: Serializer, T: Serialize>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(number) => number.serialize(s),
+        Some(value) => value.serialize(s),
         None => s.serialize_str("auto"),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::print;
 use super::storage::{Redis, Sql};
+use crate::base::limits::RING_BYTES_DEFAULT;
 use crate::base::secret::Secret;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -214,6 +215,11 @@ pub struct Spool {
     /// What becomes of requests while records cannot be kept.
     #[serde(rename = "on_spool_failure")]
     pub on_failure: OnSpoolFailure,
+    /// Bytes of each worker's journal ring; a power of two.
+    pub ring_size: u64,
+    /// Folder of the rings; `None` = `/run/llmproxy` where that can be written, else the spool's.
+    #[serde(serialize_with = "print::or_auto")]
+    pub ring_dir: Option<PathBuf>,
 }
 
 impl Default for Spool {
@@ -224,6 +230,8 @@ impl Default for Spool {
             max_bytes: 1 << 30,
             fsync: Fsync::Every(Duration::from_millis(100)),
             on_failure: OnSpoolFailure::default(),
+            ring_size: RING_BYTES_DEFAULT,
+            ring_dir: None,
         }
     }
 }

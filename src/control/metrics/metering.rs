@@ -126,18 +126,21 @@ impl Facts {
         let counter = |pick: fn(&UsageCounters) -> &AtomicU64| {
             one(self.usage.as_ref().map_or(0, |u| pick(u.counters()).load(Relaxed)))
         };
-        let help = "Entries lost because the way to the journal was full.";
-        page.counter("llmproxy_usage_dropped", help, counter(|u| &u.outbox_dropped))?;
-        let help = "Requests that went on before the journal had what they waited for.";
-        page.counter("llmproxy_usage_late", help, counter(|u| &u.late))?;
-        let help = "Request bodies left out of records because too many were waiting.";
+        let lost = |pick: fn(&UsageCounters) -> &AtomicU64| {
+            self.usage.as_ref().map_or(0, |u| pick(u.counters()).load(Relaxed))
+        };
+        let kinds =
+            [("record", lost(|u| &u.records_dropped)), ("note", lost(|u| &u.notes_dropped))];
+        let help = "Entries lost because a worker's ring was full; a note is no record.";
+        page.counter("llmproxy_usage_dropped", help, named("kind", &kinds))?;
+        let help = "Request bodies left out of records because a worker's ring had no room.";
         page.counter("llmproxy_usage_bodies_dropped", help, counter(|u| &u.bodies_dropped))?;
         let help = "Line ends found inside a record and taken out: each is a fault of the gateway.";
         let mended = one(crate::usage::record::line::mended());
         page.counter("llmproxy_usage_lines_mended", help, mended)?;
-        let help = "Entries that wait for the journal.";
+        let help = "Bytes in the workers' rings that the journal has not taken over.";
         let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting()));
-        page.gauge("llmproxy_usage_queue", help, waiting)?;
+        page.gauge("llmproxy_usage_ring_bytes", help, waiting)?;
         let state =
             |pick: &dyn Fn(&SpoolState) -> u64| self.usage.as_ref().map_or(0, |u| pick(u.spool()));
         let failing = state(&|s| u64::from(s.fails(Instant::now())));

@@ -10,7 +10,6 @@ use crate::http::request::Method;
 use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::llm::dialect::Dialect;
 use crate::proxy::client::Client;
-use crate::proxy::ledger::Written;
 use crate::proxy::location;
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
@@ -94,7 +93,7 @@ pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk
         }
         Ok(last) => {
             let sent = relay.sent() + last.data_len();
-            Written::of(&w.usage, settle::close(pass, (request, relay.tap), story, sent)).await;
+            settle::close(pass, (request, relay.tap), story, sent);
             relay.end(last).await
         }
         Err(fault) => relay.break_off(fault).await,
@@ -114,7 +113,7 @@ async fn end_packed(
     let _ = rt::timeout(UNPACKED_WAIT, relay.tap.see_copy()).await;
     if !relay.tap.awaits_copy() {
         let sent = relay.sent() + last.data_len();
-        Written::of(&w.usage, settle::close(pass, (request, relay.tap), story, sent)).await;
+        settle::close(pass, (request, relay.tap), story, sent);
     }
     relay.end(last).await
 }

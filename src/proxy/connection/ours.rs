@@ -8,12 +8,12 @@ use crate::http::request::Method;
 use crate::proxy::admit::path::Kind;
 use crate::proxy::answer::{self, Frame};
 use crate::proxy::client::Client;
-use crate::proxy::ledger::Ledger;
 use crate::proxy::receive::Request;
 use crate::proxy::settle::{Ending, Story};
 use crate::proxy::shared::Shared;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
+use crate::usage::outbox::Outbox;
 
 /// What a client gets instead of an engine's answer.
 pub(super) enum Instead {
@@ -105,10 +105,10 @@ async fn own_answer(w: &Shared, client: &mut Client, talk: &mut Talk, kind: Kind
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
         Kind::Ready if !w.is_staying() => (503, TEXT, b"draining\n"),
         Kind::Ready if !w.view().shared.any_passes_probes() => (503, TEXT, b"no healthy backend\n"),
-        Kind::Ready if w.usage.as_ref().is_some_and(Ledger::refuses) => {
+        Kind::Ready if w.usage.as_ref().is_some_and(Outbox::refuses) => {
             (503, TEXT, b"usage records cannot be kept\n")
         }
-        Kind::Ready if w.usage.as_ref().is_some_and(Ledger::is_failing) => {
+        Kind::Ready if w.usage.as_ref().is_some_and(Outbox::is_failing) => {
             (200, TEXT, b"OK\nwarning: usage records wait in memory\n")
         }
         Kind::Metrics => match w.metrics_page(client).await {

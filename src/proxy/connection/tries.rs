@@ -7,7 +7,6 @@ use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::base::refusal::Refusal;
 use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
-use crate::proxy::ledger::{Ledger, Written};
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
@@ -18,6 +17,7 @@ use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
 use crate::proxy::upstream::pool::LocalMember;
 use crate::proxy::view::WorkerView;
+use crate::usage::outbox::Outbox;
 use std::rc::Rc;
 
 /// The way of a request that is for a backend.
@@ -26,7 +26,7 @@ pub(super) async fn forward(
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Next> {
-    if open(w, client, talk).await.is_err() {
+    if !open(w, client, talk) {
         return Err(Box::pin(refuse(w, client, talk, NO_JOURNAL)).await);
     }
     match try_backends(w, client, talk).await {
@@ -37,26 +37,17 @@ pub(super) async fn forward(
 }
 
 /// Picks who is asked first and opens the request's record: an engine has nothing that the journal
-/// has not. An error when it cannot be kept, and nobody is served without.
-async fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> Result<(), NotKept> {
-    if w.usage.as_ref().is_some_and(Ledger::refuses) {
-        return Err(NotKept);
+/// has not. False when it cannot be kept, and nobody is served without.
+fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> bool {
+    if w.usage.as_ref().is_some_and(Outbox::refuses) {
+        return false;
     }
     let Talk { request, story, pass, .. } = talk;
     let pass = pass.get_or_insert_with(|| Pass::new(w));
     story.keep_body(pass, request, client);
     story.backend = pick(&pass.view, &Tried::default());
-    let opened = settle::open(pass, request, story);
-    let is_ruled_out = |ledger: &Ledger| story.backend.is_some() && ledger.rules_out(opened);
-    if w.usage.as_ref().is_some_and(is_ruled_out) {
-        return Err(NotKept);
-    }
-    Written::of(&w.usage, opened).await;
-    Ok(())
+    settle::open(pass, request, story)
 }
-
-/// No record can be kept.
-struct NotKept;
 
 /// Who gets the next try.
 fn pick(view: &WorkerView, tried: &Tried) -> Option<Rc<LocalMember>> {

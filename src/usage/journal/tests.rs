@@ -2,120 +2,175 @@ use super::*;
 use crate::base::id::RequestId;
 use crate::base::limits::SPOOL_STALL_MAX;
 use crate::config::plan::{OnSpoolFailure, Spool};
+use crate::usage::counters::UsageCounters;
+use crate::usage::outbox::{Opening, Outbox};
+use crate::usage::record::UsageRecord;
 use crate::usage::source::Source;
+use crate::usage::spool::cursor::Cursor;
 use crate::usage::spool::disk::{Disk, DiskFile};
 use crate::usage::spool::memory::MemoryDisk;
-use crate::usage::spool::{self, Opened};
-use crossbeam_channel::unbounded;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use crate::usage::spool::{self, Opened, Options};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
-/// A piece of a worker.
-struct Said(Kind, UsageRecord, usize, u64);
+mod kills;
 
-impl Piece for Said {
-    fn kind(&self) -> Kind {
-        self.0
+/// A worker's end and a journal that does not run by itself.
+struct Stage {
+    outbox: Outbox,
+    desk: Desk,
+    cursor: Cursor,
+    counters: Arc<UsageCounters>,
+}
+
+impl Stage {
+    fn new(opened: Opened, ring: RingFile) -> Stage {
+        let Opened { writer, mut cursors, state, doorbell, .. } = opened;
+        let (ring, counters) = (Arc::new(ring), Arc::new(UsageCounters::new(&[])));
+        let outbox = Outbox::new(ring.clone(), doorbell, counters.clone(), state);
+        let desk = Desk::new(vec![ring], writer);
+        Stage { outbox, desk, cursor: cursors.remove(0), counters }
     }
-    fn record(&self) -> &UsageRecord {
-        assert_ne!(self.1.request_id.as_str(), "panic", "as asked");
-        &self.1
+
+    fn in_memory(ring_bytes: u64) -> Stage {
+        let opened = opened(Arc::new(MemoryDisk::default()), OnSpoolFailure::Serve);
+        Stage::new(opened, RingFile::anonymous(ring_bytes).unwrap())
     }
-    fn ticket(&self) -> (usize, u64) {
-        (self.2, self.3)
+
+    fn open(&self, id: &str) -> Option<Opening> {
+        self.outbox.open(&named(id).borrowed())
+    }
+
+    fn close(&self, id: &str, opening: Option<Opening>) {
+        self.outbox.close(&named(id).borrowed(), opening.unwrap_or_default());
+    }
+
+    /// What the reporter has not been given so far.
+    fn read(&mut self) -> Vec<String> {
+        read(&mut self.cursor)
+    }
+
+    fn entries(&self) -> u64 {
+        self.desk.writer.state().entries.load(Relaxed)
     }
 }
 
-struct Told {
-    tickets: Sender<(usize, u64)>,
-    spares: Sender<Vec<Said>>,
+fn opened(disk: Arc<dyn Disk>, on_failure: OnSpoolFailure) -> Opened {
+    let plan = Spool { on_failure, ..Spool::default() };
+    spool::open(disk, Options::of(&plan), &["a".to_owned()]).unwrap()
 }
 
-impl Ends<Said> for Told {
-    fn acknowledge(&mut self, worker: usize, ticket: u64) {
-        self.tickets.send((worker, ticket)).unwrap();
-    }
-    fn spare(&mut self, pieces: Vec<Said>) {
-        self.spares.send(pieces).unwrap();
-    }
-}
-
-fn said(kind: Kind, id: &str, worker: usize, ticket: u64) -> Said {
+fn named(id: &str) -> UsageRecord {
     let request_id = RequestId::from_client(id.as_bytes()).unwrap();
-    Said(kind, UsageRecord { request_id, ..UsageRecord::default() }, worker, ticket)
+    UsageRecord { request_id, ..UsageRecord::default() }
 }
 
-/// A turn of one piece.
-fn turn(kind: Kind, id: &str, worker: usize, ticket: u64) -> Vec<Said> {
-    vec![said(kind, id, worker, ticket)]
+fn read(cursor: &mut Cursor) -> Vec<String> {
+    let read = cursor.read(10_000);
+    if let Some(last) = read.last() {
+        cursor.done(last.seq);
+    }
+    read.iter().map(|got| got.record.request_id.as_str().to_owned()).collect()
 }
 
-/// Catches: a ticket that is told before its record can be read, a worker that is never told, a
-/// box that does not come back, and a panic that ends the thread.
+/// Catches: an open that is written though its end says it all, or is not written though its end
+/// is still to come; an end that leaves its request in flight; ends out of order.
 #[test]
-fn what_is_acknowledged_can_be_read() {
-    let plan = Spool { enabled: false, ..Spool::default() };
-    let names = ["a".to_owned()];
-    let Opened { writer, keeper, mut cursors, state, doorbell } =
-        spool::open(Arc::new(MemoryDisk::default()), spool::Options::of(&plan), &names).unwrap();
-    let cursor = &mut cursors[0];
-    let (inbox, pieces) = unbounded();
-    let ((tickets, told), (spares, spared)) = (unbounded(), unbounded());
-    let journal =
-        Journal::start((pieces, Arc::clone(&doorbell)), writer, keeper, Told { tickets, spares })
-            .unwrap();
-    inbox.send(turn(Kind::Open, "x", 3, 1)).unwrap();
-    doorbell.ring();
-    assert_eq!(told.recv().unwrap(), (3, 1));
-    assert!(cursor.read(9).is_empty(), "it has no end yet");
-    inbox.send(turn(Kind::Close, "x", 3, 2)).unwrap();
-    doorbell.ring();
-    assert_eq!(told.recv().unwrap(), (3, 2));
-    let read = cursor.read(9);
-    assert_eq!(read.len(), 1);
-    cursor.done(read[0].seq);
-    inbox.send(turn(Kind::Close, "panic", 4, 1)).unwrap();
-    doorbell.ring();
-    assert_eq!(told.recv().unwrap(), (4, 1), "nobody waits for it in vain");
-    let middle = [("a", 2), ("panic", 3), ("b", 4)];
-    inbox.send(middle.map(|(id, ticket)| said(Kind::Close, id, 4, ticket)).into()).unwrap();
-    doorbell.ring();
-    assert_eq!(told.recv().unwrap(), (4, 4));
-    let read = cursor.read(9);
-    let ids: Vec<_> = read.iter().map(|got| got.record.request_id.as_str()).collect();
-    assert_eq!(ids, ["a", "b"], "its neighbours are kept");
-    cursor.done(read[1].seq);
-    for ticket in 3..503 {
-        inbox.send(turn(Kind::Close, "y", (ticket % 2) as usize, ticket)).unwrap();
-        doorbell.ring();
-    }
-    journal.stop();
-    let last = |worker| told.try_iter().filter(|(w, _)| *w == worker).map(|(_, t)| t).last();
-    assert_eq!(last(0), Some(502), "all that was handed over before the stop");
-    assert_eq!(cursor.read(1000).len(), 500);
-    assert_eq!(spared.iter().flatten().count(), 506);
-    let dropped = state.dropped.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(dropped, 2, "those that panicked are counted");
+fn an_open_with_its_end_is_one_entry() {
+    let mut stage = Stage::in_memory(1 << 20);
+    let (x, y) = (stage.open("x"), stage.open("y"));
+    stage.close("y", y);
+    assert!(stage.desk.round());
+    assert_eq!((stage.entries(), stage.read()), (2, vec!["y".to_owned()]));
+    assert_eq!(stage.desk.writer.state().opens.load(Relaxed), 1);
+    let z = stage.open("z");
+    stage.close("x", x);
+    stage.close("z", z);
+    assert!(stage.desk.round() && !stage.desk.round());
+    assert_eq!((stage.entries(), stage.read()), (4, vec!["x".to_owned(), "z".to_owned()]));
+    assert_eq!(stage.desk.writer.state().opens.load(Relaxed), 0);
 }
 
-/// A disk in memory that does not come back from a write while somebody holds the gate.
-struct Slow {
+/// Catches: an end that names an open of somebody else, by chance or by a foreign hand, and makes
+/// the journal forget that one.
+#[test]
+fn an_end_forgets_no_other_open() {
+    let mut stage = Stage::in_memory(1 << 20);
+    let x = stage.open("x");
+    stage.close("y", x);
+    stage.desk.round();
+    assert_eq!((stage.entries(), stage.read()), (2, vec!["y".to_owned()]));
+    assert_eq!(stage.desk.writer.state().opens.load(Relaxed), 1);
+}
+
+/// Catches: a full ring that is waited for, that loses ends while there are opens to lose, or whose
+/// losses are not counted each under its name; a body that costs a record.
+#[test]
+fn a_full_ring_is_counted_by_name() {
+    let mut stage = Stage::in_memory(64 * 1024);
+    let mut opens = 0;
+    while stage.open("x").is_some() {
+        opens += 1;
+    }
+    assert!(opens > 500);
+    stage.outbox.note(&named("x").borrowed());
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
+    assert_eq!(count(&stage.counters.notes_dropped), 2);
+    stage.close("z", None);
+    assert_eq!(count(&stage.counters.records_dropped), 0, "the last quarter is for ends");
+    let request_body = Some(vec![b'{'; 1000]);
+    stage.outbox.close(&UsageRecord { request_body, ..named("y") }.borrowed(), Opening::default());
+    assert_eq!(count(&stage.counters.bodies_dropped), 1);
+    while count(&stage.counters.records_dropped) == 0 {
+        stage.close("z", None);
+    }
+    stage.desk.round();
+    assert!(stage.read().contains(&"y".to_owned()));
+    assert!(stage.open("x").is_some(), "there is room again");
+    stage.desk.round();
+    for (bytes, is_kept) in [(10_000, true), (20_000, false)] {
+        let record = UsageRecord { request_body: Some(vec![b'{'; bytes]), ..named("y") };
+        stage.outbox.close(&record.borrowed(), Opening::default());
+        stage.desk.round();
+        let read = stage.cursor.read(9);
+        assert_eq!(read[0].record.request_body.is_some(), is_kept, "{bytes}");
+        stage.cursor.done(read[0].seq);
+    }
+}
+
+/// A disk in memory that does not come back from a write while somebody holds the gate, and panics
+/// at one when it is told to.
+#[derive(Default)]
+struct Odd {
     disk: MemoryDisk,
-    gate: Arc<Mutex<()>>,
+    shared: Arc<Shared>,
 }
 
-struct SlowFile {
+#[derive(Default)]
+struct Shared {
+    gate: Mutex<()>,
+    panics: AtomicBool,
+}
+
+struct OddFile {
     file: Arc<dyn DiskFile>,
-    gate: Arc<Mutex<()>>,
+    shared: Arc<Shared>,
 }
 
-impl Slow {
-    fn slow(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(SlowFile { file, gate: Arc::clone(&self.gate) })
+impl Shared {
+    fn shut(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap()
     }
 }
 
-impl Disk for Slow {
+impl Odd {
+    fn odd(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(OddFile { file, shared: Arc::clone(&self.shared) })
+    }
+}
+
+impl Disk for Odd {
     fn lock(&self) -> io::Result<()> {
         self.disk.lock()
     }
@@ -123,10 +178,10 @@ impl Disk for Slow {
         self.disk.list()
     }
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.slow(self.disk.create(name)?))
+        Ok(self.odd(self.disk.create(name)?))
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.slow(self.disk.open(name)?))
+        Ok(self.odd(self.disk.open(name)?))
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         self.disk.remove(name)
@@ -139,9 +194,10 @@ impl Disk for Slow {
     }
 }
 
-impl DiskFile for SlowFile {
+impl DiskFile for OddFile {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        let _open = self.gate.lock().unwrap();
+        let _open = self.shared.shut();
+        assert!(!self.shared.panics.load(Relaxed), "as asked");
         self.file.write_at(bytes, at)
     }
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
@@ -158,36 +214,92 @@ impl DiskFile for SlowFile {
     }
 }
 
+/// Catches: a panic of the journal's thread that costs what was taken, or after which a ring's room
+/// is used again though nothing else has what was in it.
+#[test]
+fn a_panic_at_a_write_loses_nothing() {
+    let disk = Odd::default();
+    let shared = Arc::clone(&disk.shared);
+    let opened = opened(Arc::new(disk), OnSpoolFailure::Serve);
+    let mut stage = Stage::new(opened, RingFile::anonymous(64 * 1024).unwrap());
+    let ring = Arc::clone(stage.desk.rings[0].window());
+    let x = stage.open("x");
+    shared.panics.store(true, Relaxed);
+    stage.desk.round();
+    stage.close("x", x);
+    stage.desk.round();
+    assert!(stage.desk.is_behind && ring.waiting() > 0 && stage.read().is_empty());
+    shared.panics.store(false, Relaxed);
+    shared.gate.clear_poison();
+    stage.desk.round();
+    assert!(!stage.desk.is_behind && ring.waiting() == 0);
+    assert_eq!(stage.read(), ["x"]);
+}
+
+/// Catches: a thread that is not called, or not for what comes while it falls asleep; what is put
+/// in before a stop and not written; a ring's file that stays behind.
+#[test]
+fn the_thread_takes_all_until_it_is_stopped() {
+    let folder = std::env::temp_dir().join(format!("llmproxy-journal-{}", std::process::id()));
+    let Opened { writer, keeper, mut cursors, state, doorbell } =
+        opened(Arc::new(MemoryDisk::default()), OnSpoolFailure::Serve);
+    let rings: Vec<_> = (0..2)
+        .map(|worker| Arc::new(RingFile::create(&folder, worker, 64 * 1024).unwrap()))
+        .collect();
+    let counters = Arc::new(UsageCounters::new(&[]));
+    let end = |ring: &Arc<RingFile>| {
+        Outbox::new(ring.clone(), doorbell.clone(), counters.clone(), state.clone())
+    };
+    let ends: Vec<Outbox> = rings.iter().map(end).collect();
+    let journal = Journal::start((rings.clone(), doorbell), writer, keeper).unwrap();
+    let mut seen = Vec::new();
+    for round in 0..40 {
+        let id = format!("r{round}");
+        let end = &ends[round % 2];
+        let opening = end.open(&named(&id).borrowed()).unwrap();
+        end.close(&named(&id).borrowed(), opening);
+        // Now the thread sleeps, or is about to.
+        while seen.len() <= round {
+            seen.extend(read(&mut cursors[0]));
+            thread::yield_now();
+        }
+    }
+    for round in 0..100 {
+        let record = named(&format!("s{round}"));
+        ends[round % 2].close(&record.borrowed(), Opening::default());
+    }
+    journal.stop();
+    seen.extend(read(&mut cursors[0]));
+    assert_eq!(seen.len(), 140);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    std::fs::remove_dir(folder).unwrap();
+}
+
 /// Catches: a disk that hangs, under `refuse`: requests are served whose records nobody keeps,
-/// since no write has failed.
+/// since no write has failed; and a worker that waits for it.
 #[test]
 fn a_disk_that_does_not_come_back_is_one_that_fails() {
-    let gate = Arc::new(Mutex::new(()));
-    let disk = Slow { disk: MemoryDisk::default(), gate: Arc::clone(&gate) };
-    let plan = Spool { on_failure: OnSpoolFailure::Refuse, ..Spool::default() };
-    let opened = spool::open(Arc::new(disk), spool::Options::of(&plan), &["a".to_owned()]).unwrap();
-    let (state, doorbell) = (opened.state, opened.doorbell);
-    let (inbox, pieces) = unbounded();
-    let ((tickets, told), (spares, _spared)) = (unbounded(), unbounded());
-    let ends = Told { tickets, spares };
-    let journal =
-        Journal::start((pieces, Arc::clone(&doorbell)), opened.writer, opened.keeper, ends)
-            .unwrap();
+    let disk = Odd::default();
+    let shared = Arc::clone(&disk.shared);
+    let Opened { writer, keeper, mut cursors, state, doorbell } =
+        opened(Arc::new(disk), OnSpoolFailure::Refuse);
+    let ring = Arc::new(RingFile::anonymous(64 * 1024).unwrap());
+    let counters = Arc::new(UsageCounters::new(&[]));
+    let outbox = Outbox::new(ring.clone(), doorbell.clone(), counters.clone(), state.clone());
+    let journal = Journal::start((vec![ring], doorbell), writer, keeper).unwrap();
     let later = || Instant::now() + SPOOL_STALL_MAX + Duration::from_millis(1);
-    inbox.send(turn(Kind::Open, "x", 0, 1)).unwrap();
-    doorbell.ring();
-    told.recv().unwrap();
-    assert!(!state.fails(later()), "nothing is being written");
-    let shut = gate.lock().unwrap();
-    inbox.send(turn(Kind::Close, "x", 0, 2)).unwrap();
-    doorbell.ring();
+    let shut = shared.shut();
+    outbox.close(&named("x").borrowed(), Opening::default());
     while !state.fails(later()) {
         thread::yield_now();
     }
-    assert!(!state.fails(Instant::now()), "it has some time");
-    assert!(told.try_recv().is_err());
+    assert!(!state.fails(Instant::now()) || !state.failing.load(Relaxed), "it has some time");
+    while outbox.open(&named("y").borrowed()).is_some() {}
+    assert!(outbox.is_strict(), "whose open finds no room is not served");
     drop(shut);
-    assert_eq!(told.recv().unwrap(), (0, 2));
-    assert!(!state.fails(later()) && !state.refuses());
+    while read(&mut cursors[0]).is_empty() {
+        thread::yield_now();
+    }
     journal.stop();
+    assert!(!state.fails(later()) && !state.refuses());
 }

@@ -11,6 +11,7 @@
 pub mod entry;
 pub mod spsc;
 pub mod file;
+pub mod place;
 pub mod recover;
 
 #[cfg(test)]

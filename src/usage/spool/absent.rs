@@ -29,12 +29,17 @@ pub(super) struct Absent {
     undelivered: u64,
 }
 
-/// Finds those whose records are to be kept, and forgets the others. Reads all segments when there
-/// are any.
+/// Finds those whose records are to be kept, and forgets the others. So many records, of requests
+/// that ended and of those that a kill ended, are not in any segment yet. Reads all segments when
+/// there are any.
 ///
 /// # Errors
 /// The disk cannot be read. One that cannot be written is no error: the next start tries again.
-pub(super) fn find(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Absent>> {
+pub(super) fn find(
+    disk: &dyn Disk,
+    reporters: &[String],
+    (ended, aborted): (usize, usize),
+) -> io::Result<Vec<Absent>> {
     let is_known = |name: &str| reporters.iter().any(|reporter| reporter == name);
     let names = disk.list()?;
     let stored = || names.iter().filter_map(|name| name.strip_suffix(checkpoint::SUFFIX));
@@ -61,8 +66,7 @@ pub(super) fn find(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Abse
         let left = left_ms.unwrap_or(now);
         let age = Duration::from_millis(now.saturating_sub(left));
         let time = SPOOL_ABSENT_REPORTER_KEPT.saturating_sub(age);
-        // Requests that a killed process left without an end have a record from now on.
-        if *backlog == 0 && found.open == 0 {
+        if *backlog == 0 && ended + aborted == 0 {
             tracing::info!(reporter = name, "is not configured any more; it had all its records");
             forget(disk, name);
             continue;
@@ -71,7 +75,7 @@ pub(super) fn find(disk: &dyn Disk, reporters: &[String]) -> io::Result<Vec<Abse
             name: name.clone(),
             through: *through,
             until: Instant::now() + time,
-            undelivered: *backlog,
+            undelivered: *backlog + ended as u64,
         };
         if time.is_zero() {
             absent.let_go(disk, "it has been away for so long");

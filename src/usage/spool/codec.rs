@@ -8,6 +8,7 @@
 use crate::base::id::RequestId;
 use crate::config::plan::KeyForm;
 use crate::llm::tokens::{Oddities, Usage};
+use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::{Outcome, UsageRecord};
 use std::borrow::Cow;
 
@@ -54,17 +55,24 @@ const FALLBACK: u64 = 2;
 const FORM_SHIFT: u32 = 2;
 
 /// Appends the record's bytes.
-pub fn encode(record: &UsageRecord, into: &mut Vec<u8>) {
+pub fn encode(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     encode_bare(record, into);
-    if let Some(body) = &record.request_body {
-        Out { into }.bytes(field::REQUEST_BODY, body);
+    if let Some(body) = record.request_body {
+        begin_body(body.len(), into);
+        into.extend_from_slice(body);
     }
 }
 
+/// Appends what goes before a request body of this length, which goes last.
+pub fn begin_body(len: usize, into: &mut Vec<u8>) {
+    into.push(field::REQUEST_BODY * 2 + 1);
+    write_number(into, len as u64);
+}
+
 /// The same without the request body.
-pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
+pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     // Taken apart without `..`: a field that is new does not compile until it is kept here.
-    let UsageRecord {
+    let RecordRef {
         request_id,
         client_request_id,
         timestamp_ms,
@@ -97,20 +105,22 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         events,
         // `encode` appends it.
         request_body: _,
-    } = record;
+    } = *record;
     let mut out = Out { into };
-    out.text(field::REQUEST_ID, request_id.as_str());
-    out.maybe(field::CLIENT_REQUEST_ID, client_request_id.as_ref().map(RequestId::as_str));
-    out.count(field::TIMESTAMP, *timestamp_ms);
-    out.maybe(field::USER_ID, user_id.as_deref());
-    out.maybe(field::API_KEY, api_key.as_deref());
-    out.maybe(field::MODEL, model.as_deref());
+    out.id(field::REQUEST_ID, request_id);
+    if let Some(id) = client_request_id {
+        out.id(field::CLIENT_REQUEST_ID, id);
+    }
+    out.count(field::TIMESTAMP, timestamp_ms);
+    out.maybe(field::USER_ID, user_id);
+    out.maybe(field::API_KEY, api_key);
+    out.maybe(field::MODEL, model);
     out.text(field::METHOD, method);
     out.text(field::PATH, path);
-    out.maybe(field::BACKEND, backend.as_deref());
-    out.maybe(field::BACKEND_URL, backend_url.as_deref());
-    out.count(field::STATUS_CODE, u64::from(*status_code));
-    out.count(field::FLAGS, flags_of(*is_stream, *fallback_used, *key_form));
+    out.maybe(field::BACKEND, backend);
+    out.maybe(field::BACKEND_URL, backend_url);
+    out.count(field::STATUS_CODE, u64::from(status_code));
+    out.count(field::FLAGS, flags_of(is_stream, fallback_used, key_form));
     if let Some(usage) = usage {
         // Also when it is zero: it says that there is usage.
         out.number(field::PROMPT_TOKENS, usage.prompt_tokens);
@@ -119,21 +129,21 @@ pub fn encode_bare(record: &UsageRecord, into: &mut Vec<u8>) {
         out.some(field::CACHED_TOKENS, usage.cached_tokens);
         out.some(field::REASONING_TOKENS, usage.reasoning_tokens);
     }
-    out.some(field::COUNTED, *counted);
-    out.some(field::AUDIO_SECONDS, *audio_seconds);
+    out.some(field::COUNTED, counted);
+    out.some(field::AUDIO_SECONDS, audio_seconds);
     out.count(field::ODDITIES, u64::from(oddities.bits()));
-    out.maybe(field::MISSING_REASON, usage_missing_reason.as_deref());
-    out.count(field::LATENCY, *latency_ms);
-    out.some(field::TTFT, *ttft_ms);
-    out.some(field::FIRST_BYTE, *first_byte_ms);
-    out.count(field::RETRIES, u64::from(*retry_count));
-    out.count(field::OUTCOME, number_of(*outcome));
-    out.maybe(field::ERROR, error.as_deref());
-    out.maybe(field::ENGINE_ERROR, engine_error.as_deref());
-    out.maybe(field::UPSTREAM_ID, upstream_id.as_deref());
-    out.count(field::REQUEST_BYTES, *request_bytes);
-    out.count(field::RESPONSE_BYTES, *response_bytes);
-    out.count(field::EVENTS, *events);
+    out.maybe(field::MISSING_REASON, usage_missing_reason);
+    out.count(field::LATENCY, latency_ms);
+    out.some(field::TTFT, ttft_ms);
+    out.some(field::FIRST_BYTE, first_byte_ms);
+    out.count(field::RETRIES, u64::from(retry_count));
+    out.count(field::OUTCOME, number_of(outcome));
+    out.maybe(field::ERROR, error);
+    out.maybe(field::ENGINE_ERROR, engine_error);
+    out.maybe(field::UPSTREAM_ID, upstream_id);
+    out.count(field::REQUEST_BYTES, request_bytes);
+    out.count(field::RESPONSE_BYTES, response_bytes);
+    out.count(field::EVENTS, events);
 }
 
 fn flags_of(is_stream: bool, fallback_used: bool, key_form: KeyForm) -> u64 {
@@ -305,6 +315,12 @@ impl Out<'_> {
         self.into.push(field * 2 + 1);
         write_number(self.into, value.len() as u64);
         self.into.extend_from_slice(value);
+    }
+
+    fn id(&mut self, field: u8, value: &RequestId) {
+        if !value.as_bytes().is_empty() {
+            self.bytes(field, value.as_bytes());
+        }
     }
 
     /// A text whose absence means an empty one.

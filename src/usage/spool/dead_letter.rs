@@ -177,7 +177,7 @@ fn open(disk: &dyn Disk, reporter: &str) -> io::Result<(Arc<dyn DiskFile>, u64)>
 /// The record is no JSON, which would be a fault of this program.
 pub fn line_of(record: &UsageRecord, reason: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    codec::encode(record, &mut bytes);
+    codec::encode(&record.borrowed(), &mut bytes);
     // With each of its bytes escaped, a long body alone would fill the file.
     let is_long = record.request_body.as_ref().map_or(0, Vec::len) > RECORD_BODY_BYTES_DEFAULT;
     let json = match is_long {

@@ -49,6 +49,11 @@ pub trait Disk: Send + Sync {
         String::new()
     }
 
+    /// The folder of the file system that it is, if it is one.
+    fn path(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// The names of all files.
     ///
     /// # Errors
@@ -213,6 +218,10 @@ impl Disk for RealDisk {
 
     fn place(&self) -> String {
         self.dir.display().to_string()
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        Some(self.dir.clone())
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

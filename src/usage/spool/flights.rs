@@ -101,7 +101,7 @@ mod tests {
         let request_id = RequestId::from_client(format!("r{number}").as_bytes()).unwrap();
         let record = UsageRecord { request_id, path: "p".repeat(path), ..UsageRecord::default() };
         let mut bytes = Vec::new();
-        codec::encode(&record, &mut bytes);
+        codec::encode(&record.borrowed(), &mut bytes);
         bytes
     }
 

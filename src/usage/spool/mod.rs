@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod register;
 mod absent;
 mod table;
+mod leftover;
 mod recover;
 mod batch;
 mod flights;
@@ -34,6 +35,7 @@ use super::doorbell::Doorbell;
 use super::source::Source;
 use crate::base::limits::{SPOOL_MEMORY_BYTES_MAX, SPOOL_SEGMENT_BYTES};
 use crate::config::plan::{Fsync, OnSpoolFailure, Spool};
+use crate::usage::ring::place;
 use batch::Batch;
 use checkpoint::Checkpoint;
 use crossbeam_channel::bounded;
@@ -43,12 +45,13 @@ use flights::Flights;
 use folders::root::RealRoot;
 use folders::{open_folders, Folders, OpenedFolders};
 use keeper::Keeper;
+use leftover::Leftover;
 use memory::MemoryDisk;
 use recover::Found;
 use register::Register;
-use segment::Kind;
 use state::SpoolState;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use table::Shared;
@@ -103,6 +106,13 @@ pub struct Opened {
     pub doorbell: Arc<Doorbell>,
 }
 
+impl Opened {
+    /// The folder of the file system that it is; `None`: none.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.writer.shared.disk.path()
+    }
+}
+
 /// A spool at work: what the plan names, with all that is adopted.
 pub struct Planned {
     /// The parts of the own folder, or of memory; without cursors.
@@ -139,9 +149,25 @@ pub fn open_planned(plan: &Spool, reporters: &[String]) -> io::Result<Planned> {
 /// Another process uses the folder, it cannot be read, or a newer version wrote it. A disk that
 /// cannot be written is no error: the spool begins in memory, and tries again.
 pub fn open(disk: Arc<dyn Disk>, options: Options, reporters: &[String]) -> io::Result<Opened> {
+    let rings = disk.path().map_or_else(Vec::new, |home| place::folders_of(&home));
+    open_beside(disk, options, reporters, &rings)
+}
+
+/// The same, with what is in the rings of these folders, which belong to it. Afterwards there are
+/// none in them any more, unless the disk takes nothing: then they wait until it does.
+///
+/// # Errors
+/// As [`open`]; or the rings cannot be read, or a newer version wrote them.
+pub fn open_beside(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    reporters: &[String],
+    rings: &[PathBuf],
+) -> io::Result<Opened> {
     disk.lock()?;
     let state = Arc::new(SpoolState::new(options.on_failure, reporters));
-    let found = recover::recover(&*disk, &state, reporters, options.fsync)?;
+    let leftover = Leftover::read(rings)?;
+    let found = recover::recover(&*disk, &state, reporters, (options.fsync, leftover))?;
     open_found(disk, options, (reporters, state), found, Ok(()))
 }
 
@@ -166,7 +192,8 @@ fn open_found(
     found: Found,
     standing: Result<(), &io::Error>,
 ) -> io::Result<Opened> {
-    let Found { segments, next_sequence, aborted, cuts, checkpoints, absent } = found;
+    let Found { segments, next_sequence, aborted, ended, leftover, cuts, checkpoints, absent } =
+        found;
     // One of them may have had what a power cut then took away, too.
     let beyond = absent.iter().map(|absent| absent.through.saturating_add(1));
     let next_sequence = beyond.fold(next_sequence, u64::max);
@@ -208,13 +235,11 @@ fn open_found(
         },
         Err(error) => writer.begin_without_disk(error, next_sequence),
     }
-    for record in &aborted {
-        writer.append(Kind::Close, record);
-        if writer.pending() > crate::base::limits::SPOOL_BATCH_BYTES {
-            writer.commit();
-        }
+    writer.append_recovered(&ended, &aborted);
+    writer.trouble.leftover = leftover;
+    if !state.failing.load(Relaxed) {
+        writer.trouble.leftover.remove();
     }
-    writer.commit();
     if !aborted.is_empty() {
         tracing::warn!(requests = aborted.len(), "were in flight when the gateway was killed");
     }

@@ -6,6 +6,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::codec;
 use super::cursor::split_again;
 use super::disk::{Disk, DiskFile};
+use super::leftover::Leftover;
 use super::register::{self, known_markers, Register};
 use super::scan::{marker_of, Scan, Step};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
@@ -29,6 +30,10 @@ pub(super) struct Found {
     pub next_sequence: u64,
     /// Requests without an end, in the order in which they began: what was last said of them.
     pub aborted: Vec<UsageRecord>,
+    /// Records of requests that ended, which only a ring has.
+    pub ended: Vec<Box<[u8]>>,
+    /// The rings that were read.
+    pub leftover: Leftover,
     /// Segments that could not be cut back to their last whole entry.
     pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
     /// How far each reporter is; `None` for a new one.
@@ -44,6 +49,8 @@ impl Found {
             segments: VecDeque::new(),
             next_sequence: 1,
             aborted: Vec::new(),
+            ended: Vec::new(),
+            leftover: Leftover::default(),
             cuts: Vec::new(),
             checkpoints: reporters.iter().map(|_| None).collect(),
             absent: Vec::new(),
@@ -65,6 +72,7 @@ struct Recovery<'a> {
     /// cannot be told.
     expected: Option<u64>,
     opens: Opens,
+    leftover: Leftover,
     found: Found,
 }
 
@@ -110,7 +118,7 @@ pub(super) fn recover(
     disk: &dyn Disk,
     state: &SpoolState,
     reporters: &[String],
-    fsync: Fsync,
+    (fsync, leftover): (Fsync, Leftover),
 ) -> io::Result<Found> {
     let names = disk.list()?;
     let mut firsts: Vec<u64> = names.iter().filter_map(|name| segment::first_of(name)).collect();
@@ -132,12 +140,23 @@ pub(super) fn recover(
         last: 0,
         expected: had.map(|had| had + 1),
         opens: Opens::default(),
+        leftover,
         found,
     };
     for (index, first) in firsts.iter().enumerate() {
         recovery.segment(*first, index + 1 == firsts.len())?;
     }
-    let Recovery { opens, mut found, .. } = recovery;
+    let Recovery { mut opens, mut found, mut leftover, .. } = recovery;
+    add(&state.damaged_places, leftover.damaged);
+    for (kind, payload) in leftover.take() {
+        // Behind all that the spool has.
+        let (sequence, kind_byte) = (u64::MAX, kind.byte());
+        opens.take(&Entry { sequence, kind: kind_byte, payload: &payload });
+        if kind == Kind::Close {
+            found.ended.push(payload);
+        }
+    }
+    found.leftover = leftover;
     found.aborted = opens.into_records();
     for record in &mut found.aborted {
         record.outcome = Outcome::Aborted;
@@ -148,7 +167,8 @@ pub(super) fn recover(
         // Never finished; what should have gone there lies in another one, or was never promised.
         let _ = disk.remove(name);
     }
-    found.absent = absent::find(disk, reporters)?;
+    let recovered = (found.ended.len(), found.aborted.len());
+    found.absent = absent::find(disk, reporters, recovered)?;
     Ok(found)
 }
 
@@ -275,6 +295,9 @@ impl Recovery<'_> {
         }
         self.last = entry.sequence;
         self.opens.take(entry);
+        if Kind::of(entry.kind) == Some(Kind::Close) {
+            self.leftover.has_end(entry.payload);
+        }
         let one = match Kind::of(entry.kind) {
             Some(Kind::Close) => None,
             Some(Kind::Again) => split_again(entry.payload).map(|(name, _)| name),

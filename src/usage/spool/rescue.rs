@@ -61,6 +61,7 @@ impl Writer {
             return;
         }
         self.trouble.retry_at = None;
+        self.trouble.leftover.remove();
         self.tell_losses(true);
         let state = &self.shared.state;
         state.full.store(false, Relaxed);

@@ -5,12 +5,14 @@ use super::batch::Batch;
 use super::codec;
 use super::disk::DiskFile;
 use super::flights::Flights;
+use super::leftover::Leftover;
 use super::memory::MemoryFile;
 use super::replay::Again;
 use super::segment::{self, Kind, ENTRY_BYTES, HEADER_BYTES};
 use super::state::{add, SpoolState};
 use super::table::{Place, Segment, Shared};
 use super::Options;
+use crate::base::limits::SPOOL_BATCH_BYTES;
 use crate::config::plan::Fsync;
 use crate::usage::record::UsageRecord;
 use crossbeam_channel::Sender;
@@ -44,6 +46,8 @@ pub(super) struct Trouble {
     pub opens_due: bool,
     /// Sequence before which all was delivered when a segment in memory was begun for that.
     pub parted_at: u64,
+    /// Rings of which all is in memory, and not on the disk yet.
+    pub leftover: Leftover,
     pub losses: Losses,
 }
 
@@ -73,12 +77,44 @@ impl Writer {
     /// Adds what is known of a request to the batch. A request body goes with its end only.
     pub fn append(&mut self, kind: Kind, record: &UsageRecord) {
         let start = self.batch.bytes.len();
+        let record = record.borrowed();
         let whole = kind == Kind::Close
             && record.request_body.is_some()
-            && self.batch.push(kind, |into| codec::encode(record, into));
-        if !whole && !self.batch.push(kind, |into| codec::encode_bare(record, into)) {
+            && self.batch.push(kind, |into| codec::encode(&record, into));
+        if !whole && !self.batch.push(kind, |into| codec::encode_bare(&record, into)) {
             return self.lose(kind);
         }
+        self.follow(kind, start);
+    }
+
+    /// The same of a record that was encoded before.
+    pub fn append_bytes(&mut self, kind: Kind, payload: &[u8]) {
+        let start = self.batch.bytes.len();
+        if !self.batch.push(kind, |into| into.extend_from_slice(payload)) {
+            return self.lose(kind);
+        }
+        self.follow(kind, start);
+    }
+
+    /// Writes what a start found: records that ended, as bytes, and those that a kill ended.
+    pub(super) fn append_recovered(&mut self, ended: &[Box<[u8]>], aborted: &[UsageRecord]) {
+        for payload in ended {
+            self.append_bytes(Kind::Close, payload);
+            if self.pending() > SPOOL_BATCH_BYTES {
+                self.commit();
+            }
+        }
+        for record in aborted {
+            self.append(Kind::Close, record);
+            if self.pending() > SPOOL_BATCH_BYTES {
+                self.commit();
+            }
+        }
+        self.commit();
+    }
+
+    /// Takes note of what was added to the batch from `start` on.
+    fn follow(&mut self, kind: Kind, start: usize) {
         self.batch.closes += u64::from(kind == Kind::Close);
         let payload = self.batch.bytes.get(start + ENTRY_BYTES..).unwrap_or_default();
         let begun = self.batch.next_sequence;
@@ -93,6 +129,13 @@ impl Writer {
         add(if kind == Kind::Close { &state.dropped } else { &state.dropped_opens }, 1);
     }
 
+    /// Counts bytes that should have become entries, and are none.
+    pub fn note_damage(&self, bytes: usize) {
+        add(&self.state().damaged_places, 1);
+        add(&self.state().damaged_bytes, bytes as u64);
+        tracing::error!(bytes, "a ring of the journal is damaged: some of its entries are lost");
+    }
+
     /// Adds a record that one reporter alone gets once more; without its request body if it were
     /// too long. False when there is no such reporter, or it is too long all the same.
     pub fn append_again(&mut self, reporter: &str, record: &UsageRecord) -> bool {
@@ -104,7 +147,7 @@ impl Writer {
                 || self.batch.push(Kind::Again, |into| {
                     codec::write_number(into, reporter.len() as u64);
                     into.extend_from_slice(reporter.as_bytes());
-                    encode(record, into);
+                    encode(&record.borrowed(), into);
                 });
         }
         if added {
@@ -135,14 +178,23 @@ impl Writer {
         self.batch.bytes.len()
     }
 
+    /// Writes the batch, and does what follows from that.
+    pub fn commit(&mut self) {
+        if self.write() {
+            self.settle();
+        }
+    }
+
     /// Hands the batch to the kernel (and to the disk, where each batch is synced). When this
     /// returns, an end of the process loses none of it, as long as [`SpoolState::failing`] is off.
-    pub fn commit(&mut self) {
+    /// False: there was nothing in it. [`Writer::settle`] follows otherwise.
+    pub fn write(&mut self) -> bool {
         self.state().begin_write();
         self.tick();
         let again = self.take_again();
         if self.batch.bytes.is_empty() {
-            return self.state().end_write();
+            self.state().end_write();
+            return false;
         }
         add(&self.state().commits, 1);
         self.place_batch();
@@ -150,6 +202,11 @@ impl Writer {
             // Whoever asked may be gone.
             let _ = written.send(last);
         }
+        true
+    }
+
+    /// Begins a new segment, if it is time for one, and wakes the keeper.
+    pub fn settle(&mut self) {
         self.repeat_opens_if_due();
         self.roll();
         self.state().end_write();
