@@ -1,12 +1,11 @@
-//! *Takes:* one record per request, from the workers. *Gives:* the same records to every
-//! configured reporter, and counters of what became of them. *Runs on:* workers ([`record`],
-//! [`outbox`]) and on threads of its own ([`deliver`], [`reporter`]). *May:* block on the latter;
-//! on workers only allocate a record. *Never:* holds up a worker, a stream or another reporter,
+//! *Takes:* what happens to each request, from the workers. *Gives:* one record of it to every
+//! configured reporter, and counters of what became of them. *Runs on:* workers ([`outbox`]) and on
+//! threads of its own ([`journal`], [`deliver`], [`reporter`]). *May:* block on the latter; on
+//! workers nothing but store into memory. *Never:* holds up a worker, a stream or another reporter,
 //! logs a secret, loses a record without counting it.
 //!
-//! The way of a record: `record` → `outbox` (bounded) → `deliver` → one `reporter` each. A durable
-//! journal belongs between outbox and deliver: [`outbox::Inbox`] is the seam. What a record says of
-//! a packed answer, [`unpacker`] found out before.
+//! The way of a record: `outbox` → `ring` → `journal` → `spool` → `deliver` → one `reporter` each.
+//! What a record says of a packed answer, [`unpacker`] found out before.
 
 pub mod record;
 pub mod counters;

@@ -177,7 +177,7 @@ impl SpoolState {
     }
 
     /// True while the disk takes no records (those that wait are in memory), or has said nothing
-    /// for longer than [`SPOOL_STALL_MAX`] (they wait in the outbox).
+    /// for longer than [`SPOOL_STALL_MAX`] (they wait in the workers' rings).
     pub fn fails(&self, now: Instant) -> bool {
         if self.failing.load(Relaxed) {
             return true;
