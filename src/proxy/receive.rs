@@ -12,7 +12,6 @@ use crate::http::chunked::{ChunkDecoder, Piece};
 use crate::http::framing::Framing;
 use crate::http::head::Parse;
 use crate::http::request::{Method, RequestHead};
-use crate::http::response::ResponseHead;
 use crate::http::write;
 use crate::llm::dialect::Dialect;
 use crate::llm::request::{SpliceForm, UsageSplice};
@@ -42,8 +41,6 @@ pub struct Request {
     pub body_read: bool,
     /// Bytes of the inbox that belong to this request, head included.
     pub wire_len: usize,
-    /// The head of the answer; kept here for its capacity.
-    pub response: ResponseHead,
     /// Our own, unique id: the key of records.
     pub unique_id: RequestId,
     /// The client's, when it sent a harmless one. Boxed: few do.
@@ -88,7 +85,6 @@ impl Request {
             head_len: 0,
             body_read: true,
             wire_len: 0,
-            response: ResponseHead::default(),
             unique_id: id,
             client_id: None,
             path_label: "",
@@ -108,7 +104,6 @@ impl Request {
 
     fn reset(&mut self) {
         self.head.reset();
-        self.response.reset();
         self.head_len = 0;
         self.wire_len = 0;
         self.client_id = None;
@@ -184,10 +179,9 @@ impl Request {
         self.wire_len = 0;
     }
 
-    /// Gives up the fields of both heads, whose capacity is kept from request to request else.
-    pub fn release_heads(&mut self) {
+    /// Gives up the fields of the head, whose capacity is kept from request to request else.
+    pub fn release_head(&mut self) {
         self.head.fields = Vec::new();
-        self.response.fields = Vec::new();
     }
 }
 

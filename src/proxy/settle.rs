@@ -11,7 +11,6 @@ use super::upstream::pool::LocalMember;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
 use crate::config::plan::Usage;
-use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
 use crate::state::member::Member;
@@ -51,6 +50,8 @@ pub struct Story {
     pub status: u16,
     /// The answer was an event stream.
     pub event_stream: bool,
+    /// The head of the answer says how long it is.
+    pub has_length: bool,
     /// The try that was answered asked for usage, and the client had not.
     pub asked_usage: bool,
     /// How it ended.
@@ -155,7 +156,7 @@ fn keep(pass: &Pass, (request, tap, story): (&Request, &Tap, &mut Story), times:
 /// Settles a request: nothing more is known of it, or done for it, after that.
 pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
     let (pass, w) = (&pass, &*pass.w);
-    let times = Times::of(request, tap, ended(request, tap, story));
+    let times = Times::of(request, tap, ended(tap, story));
     let sent = story.outcome.map_or(0, |outcome| outcome.bytes);
     if !story.own_page {
         count(pass, (request, tap), story, times);
@@ -176,10 +177,9 @@ pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
 /// When the last byte of the answer was sent, as the tap saw it; `None`: now. Of an answer that
 /// has a length, or was recorded before its last bytes went out, the clock is not asked again; and
 /// what was read of one after its client left is no time of its own.
-fn ended(request: &Request, tap: &Tap, story: &Story) -> Option<Instant> {
-    let counted = matches!(request.response.framing, ResponseFraming::Length(_));
+fn ended(tap: &Tap, story: &Story) -> Option<Instant> {
     let whole = story.outcome.is_some_and(|outcome| outcome.fault.is_none());
-    let is_past = story.is_closed || story.is_past || (counted && whole);
+    let is_past = story.is_closed || story.is_past || (story.has_length && whole);
     tap.last_byte().filter(|_| is_past)
 }
 

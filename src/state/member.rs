@@ -7,6 +7,7 @@ use super::wish::KnownWishes;
 use crate::config::plan::{Backend, Endpoint};
 use arc_swap::ArcSwap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -15,17 +16,19 @@ use std::time::Instant;
 /// The number of a backend in this process. It is never given twice: what belongs to a backend that
 /// was taken out of the configuration cannot be taken for another one's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MemberId(u32);
+pub struct MemberId(NonZeroU32);
 
 impl MemberId {
     fn next() -> MemberId {
         static LAST: AtomicU32 = AtomicU32::new(0);
-        MemberId(LAST.fetch_add(1, Ordering::Relaxed))
+        // Four thousand million changes later the last number would be given again and again.
+        let number = LAST.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        MemberId(NonZeroU32::new(number).unwrap_or(NonZeroU32::MAX))
     }
 
     /// The number itself.
     pub fn number(self) -> u32 {
-        self.0
+        self.0.get()
     }
 }
 

@@ -6,7 +6,9 @@ use super::{Next, Talk};
 use crate::base::fault::Fault;
 use crate::base::limits::UNPACKED_WAIT;
 use crate::http::field::Known;
+use crate::http::framing::ResponseFraming;
 use crate::http::request::Method;
+use crate::http::response::ResponseHead;
 use crate::http::write::{self, ForwardResponse, OutFraming};
 use crate::llm::dialect::Dialect;
 use crate::proxy::client::Client;
@@ -30,22 +32,23 @@ use std::rc::Rc;
 
 /// Sends the answer on to the client and settles.
 pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Next {
-    let Talk { request, story, exchange, inbound, tap, pass } = talk;
+    let Talk { request, response, story, exchange, inbound, tap, pass } = talk;
     let pass = pass.get_or_insert_with(|| Pass::new(w));
     let (Some(backend), Some(got)) = (story.backend.clone(), exchange.as_mut()) else {
         return Next::Close;
     };
-    let mut outbound = outbound(&request.response, request.head.version);
-    let strips = story.asked_usage && strip::is_readable(&request.response);
+    let mut outbound = outbound(response, request.head.version);
+    let strips = story.asked_usage && strip::is_readable(response);
     if strips {
         outbound = strip::of_any_length(outbound, request.head.version);
     }
     let close = closes(w, request, outbound);
-    *inbound = Inbound::new(request.response.framing);
-    expect(tap, request, got, request.dialect_at(&backend.plan.base_path));
+    *inbound = Inbound::new(response.framing);
+    expect(tap, (request, response), got, request.dialect_at(&backend.plan.base_path));
     // 0: it left before an answer began, which only an engine that is drained did not notice.
-    story.status = if client.post.is_gone() { 0 } else { request.response.status };
-    story.event_stream = request.response.event_stream || request.response.ndjson;
+    story.status = if client.post.is_gone() { 0 } else { response.status };
+    story.event_stream = response.event_stream || response.ndjson;
+    story.has_length = matches!(response.framing, ResponseFraming::Length(_));
     request.release_body(client);
     let mut relay =
         Relay::new((&w.shelf.meters, client, &backend), inbound, outbound, tap, got.asked);
@@ -56,12 +59,14 @@ pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk
     let begun = {
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
-        let mut head = Some(client_head((&pass.view, &backend), request, read, outbound, close));
+        let mut head =
+            Some(client_head((&pass.view, &backend), (request, response), read, (outbound, close)));
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
-    if request.response.event_stream {
+    if response.event_stream {
         // It may run for minutes, and nothing of the heads is needed any more.
-        request.release_heads();
+        request.release_head();
+        response.fields = Vec::new();
     }
     if let Step::Broken(fault @ Fault::BadResponse(_)) = begun {
         *exchange = None;
@@ -125,11 +130,15 @@ fn closes(w: &Shared, request: &Request, outbound: OutFraming) -> bool {
 }
 
 /// Tells the tap what the head says of the body.
-fn expect(tap: &mut Tap, request: &Request, got: &Exchange, dialect: Dialect) {
-    let response = &request.response;
+fn expect(
+    tap: &mut Tap,
+    (request, response): (&Request, &ResponseHead),
+    got: &Exchange,
+    dialect: Dialect,
+) {
     let head = got.bytes.as_ref().map_or(&[][..], |bytes| bytes);
     let encoding = response.fields.iter().find(|f| f.known == Known::ContentEncoding);
-    let reading = reading(request);
+    let reading = reading(request, response);
     tap.expect(&Expected {
         dialect,
         reading,
@@ -139,28 +148,27 @@ fn expect(tap: &mut Tap, request: &Request, got: &Exchange, dialect: Dialect) {
     });
     // The engines that count in fields do so where nothing streams.
     let streams = matches!(dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages);
-    if !streams && is_counted(request) {
+    if !streams && is_counted(request, response.status) {
         tap.see_head(response.fields.iter().map(|f| (f.name.of(head), f.value.of(head))));
     }
     tap.usage_at_ends = EMBEDDINGS.contains(&request.path_label);
 }
 
 /// What the body of an answer is read for.
-fn reading(request: &Request) -> Reading {
-    let response = &request.response;
+fn reading(request: &Request, response: &ResponseHead) -> Reading {
     let is_typed = response.fields.iter().any(|field| field.known == Known::ContentType);
     match response.json || response.ndjson || response.event_stream || !is_typed {
         false => Reading::Nothing,
-        true if is_counted(request) => Reading::Usage,
+        true if is_counted(request, response.status) => Reading::Usage,
         true => Reading::Facts,
     }
 }
 
 /// Whether an answer is one that was just made, and made well: what is fetched again (`GET
 /// /v1/responses/{id}`) or cancelled was counted when it was made, and an error costs nothing.
-fn is_counted(request: &Request) -> bool {
+fn is_counted(request: &Request, status: u16) -> bool {
     const MADE_BEFORE: &[u8] = b"/responses/";
-    let is_good = (200..300).contains(&request.response.status);
+    let is_good = (200..300).contains(&status);
     let mut below = request.path.as_bytes().windows(MADE_BEFORE.len());
     is_good && request.method == Some(Method::Post) && !below.any(|part| part == MADE_BEFORE)
 }
@@ -170,10 +178,9 @@ const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
 fn client_head(
     (view, backend): (&WorkerView, &Member),
-    request: &Request,
+    (request, response): (&Request, &ResponseHead),
     bytes: &[u8],
-    framing: OutFraming,
-    close: bool,
+    (framing, close): (OutFraming, bool),
 ) -> Buffer {
     let mut head = Buffer::take();
     let how = ForwardResponse {
@@ -183,6 +190,6 @@ fn client_head(
         request_id: request.id().as_str(),
         at_ours: &|value| location::at_ours(view.shared.members(), &backend.plan, value),
     };
-    write::response(&mut head, &request.response, bytes, &how);
+    write::response(&mut head, response, bytes, &how);
     head
 }

@@ -2,17 +2,18 @@
 
 use super::ours::{give_up, refuse};
 use super::{Next, Talk};
-use crate::base::fault::{Fault, Retry};
-use crate::base::limits::CONNECT_TRIES_MAX;
+use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
+use crate::http::response::ResponseHead;
 use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
-use crate::proxy::receive::Request;
 use crate::proxy::repute;
+use crate::proxy::route::tries::{Follow, Tries, TryEnd};
 use crate::proxy::route::{self, Tried};
 use crate::proxy::settle::{self, Ending};
 use crate::proxy::shared::Shared;
+use crate::proxy::shelf::Shelf;
 use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
 use crate::proxy::upstream::pool::LocalMember;
@@ -66,72 +67,61 @@ async fn try_backends(
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Option<Fault>> {
-    let Talk { request, story, exchange: answered, pass, .. } = talk;
+    let Talk { request, response, story, exchange: answered, pass, .. } = talk;
     let view = &pass.get_or_insert_with(|| Pass::new(w)).view;
-    let (mut tried, mut is_moved) = (Tried::default(), false);
-    while tried.len() < CONNECT_TRIES_MAX {
-        // The first one was picked already.
-        let picked = match &story.backend {
-            Some(first) if tried.is_empty() => Some(Rc::clone(first)),
-            _ => pick(view, &tried),
-        };
-        let Some(backend) = picked else { break };
-        if !tried.is_empty() {
+    let (mut tries, mut asking) = (Tries::default(), Asking::No);
+    let (mut follow, mut is_repeated) = (Follow::Other, false);
+    loop {
+        if follow == Follow::Other {
+            // The first one was picked already.
+            let first = story.backend.clone().filter(|_| tries.tried().is_empty());
+            let Some(next) = first.or_else(|| pick(view, tries.tried())) else { break };
+            tries.begin(next.id());
+            asking = Asking::of(&view.plan, request, &next);
+            story.backend = Some(next);
+        }
+        let Some(backend) = &story.backend else { break };
+        if std::mem::replace(&mut is_repeated, true) {
             story.retries += 1;
             w.shelf.meters.borrow_mut().retries += 1;
         }
-        tried.add(backend.id());
-        let backend = &*story.backend.insert(backend);
-        let (mut fresh, mut asking) = (false, Asking::of(&view.plan, request, backend));
-        client.post.stand_at((!is_moved).then(|| backend.id().number()));
-        // One await in a loop: the futures of two in a row would lie side by side in every stream.
-        let result = loop {
-            let met = exchange((&w.shelf, view), client, request, backend, (fresh, asking)).await;
-            match met.map(|got| *answered = Some(got)) {
-                Err(fault) if fault.retry() == Retry::Fresh && !fresh => {
-                    fresh = true;
-                    w.shelf.count_fault(Some(backend), Fault::ReuseRace);
-                }
-                Ok(()) => {
-                    let status = request.response.status;
-                    // Boxed: it is rare, and the future of a stream would carry it.
-                    let is_named = asking.may_be_refused(status)
-                        && Box::pin(names_wish(client, request, answered)).await;
-                    match asking.learn(&w.shelf, (backend, &request.model), status, is_named) {
-                        Some(next) => asking = next,
-                        None => break Ok(()),
-                    }
-                    *answered = None;
-                }
-                failed => break failed,
-            }
-            story.retries += 1;
-            w.shelf.meters.borrow_mut().retries += 1;
-        };
+        client.post.stand_at(tries.may_move().then(|| backend.id().number()));
+        let how = (tries.is_fresh(), asking);
+        let asked = exchange((&w.shelf, view), client, (request, response), backend, how).await;
+        // Put away before the next wait, or it would lie beside that in every stream.
+        let asked = asked.map(|got| *answered = Some(got));
         client.post.stand_at(None);
-        let result = match result {
-            Ok(()) => turned_down((view, &tried), client, request, (backend, answered)).await,
-            failed => failed,
-        };
-        match result {
+        let end = match asked {
+            Ok(()) if is_for_the_client(asking, response.status) => {
+                asking.learn(&w.shelf, (backend, &request.model), response.status, false);
+                repute::hear_answer(backend, response);
+                TryEnd::Answered
+            }
             Ok(()) => {
-                story.fallback = tried.len() > 1 || is_moved;
+                let about = (&mut asking, &tries, request.model.as_str());
+                // Boxed: it is rare, and the future of a stream would carry it.
+                let heard = hear((&w.shelf, view), client, (about, backend), (response, answered));
+                Box::pin(heard).await
+            }
+            Err(fault) => TryEnd::Failed(fault),
+        };
+        if let TryEnd::Failed(fault) = end {
+            asking::hear_failure(backend, fault);
+            w.shelf.count_fault(Some(backend), fault);
+            story.ending = Ending::Fault(fault);
+        }
+        follow = tries.next(backend.id(), end);
+        match follow {
+            Follow::Answer => {
+                story.fallback = tries.is_fallback();
                 story.asked_usage = asking.is_spliced();
                 story.ending = Ending::Complete;
                 return Ok(());
             }
-            Err(fault) => {
-                asking::hear_failure(backend, fault);
-                w.shelf.count_fault(Some(backend), fault);
-                story.ending = Ending::Fault(fault);
-                if fault.retry() != Retry::Any {
-                    break;
-                }
-                if fault == Fault::BackendEjected {
-                    // Those that were tried before may be well again.
-                    (tried, is_moved) = (Tried::only(backend.id()), true);
-                }
-            }
+            Follow::Again | Follow::Other | Follow::Stop => *answered = None,
+        }
+        if follow == Follow::Stop {
+            break;
         }
     }
     match story.ending {
@@ -140,44 +130,47 @@ async fn try_backends(
     }
 }
 
-/// Whether a refusal names the wish for usage that we put into the request.
-async fn names_wish(client: &Client, request: &Request, answered: &mut Option<Exchange>) -> bool {
-    match answered {
-        Some(got) => peek::names_wish(client, &request.response, got).await,
-        None => false,
-    }
+/// Whether the status alone tells that an answer is for the client.
+fn is_for_the_client(asking: Asking, status: u16) -> bool {
+    !asking.may_be_refused(status) && !matches!(status, 503 | 508)
 }
 
-/// Tells the member what an answer says of it. `Err`: the engine is still loading its
-/// model, or the backend leads back to us, and there is another that is well; that counts as if it
-/// had never seen the request.
-async fn turned_down(
-    (view, tried): (&WorkerView, &Tried),
+/// Takes in what an answer says of its backend, and whether it is one for the client. It is none
+/// when it refuses a wish of ours, and when the engine is still loading its model, or the backend
+/// leads back to us, and there is another that is well: then it is as if nobody had seen the
+/// request.
+async fn hear(
+    (shelf, view): (&Shelf, &WorkerView),
     client: &Client,
-    request: &Request,
-    (backend, answered): (&LocalMember, &mut Option<Exchange>),
-) -> Result<(), Fault> {
-    let Some(got) = answered.as_mut() else { return Ok(()) };
-    repute::hear_answer(backend, &request.response);
-    let fault = match request.response.status {
+    ((asking, tries, model), backend): ((&mut Asking, &Tries, &str), &LocalMember),
+    (response, answered): (&ResponseHead, &mut Option<Exchange>),
+) -> TryEnd {
+    let Some(got) = answered.as_mut() else { return TryEnd::Answered };
+    let status = response.status;
+    let is_named =
+        asking.may_be_refused(status) && Box::pin(peek::names_wish(client, response, got)).await;
+    if let Some(next) = asking.learn(shelf, (backend, model), status, is_named) {
+        *asking = next;
+        return TryEnd::WishRefused;
+    }
+    repute::hear_answer(backend, response);
+    let fault = match status {
         503 => Fault::BackendLoading,
         508 => Fault::BackendLoops,
-        _ => return Ok(()),
+        _ => return TryEnd::Answered,
     };
-    // Boxed: it is rare, and the future of a stream would carry it.
-    let has_other = route::has_other(view.shared.members(), tried);
-    if has_other && Box::pin(says(client, request, got, fault)).await {
-        *answered = None;
-        return Err(fault);
+    let has_other = route::has_other(view.shared.members(), tries.tried());
+    match has_other && says(client, response, got, fault).await {
+        true => TryEnd::Failed(fault),
+        false => TryEnd::Answered,
     }
-    Ok(())
 }
 
 /// Whether an answer says that no engine did anything for the request, for this reason.
-async fn says(client: &Client, request: &Request, got: &mut Exchange, why: Fault) -> bool {
+async fn says(client: &Client, response: &ResponseHead, got: &mut Exchange, why: Fault) -> bool {
     match why {
-        Fault::BackendLoops => peek::is_loop(client, &request.response, got).await,
-        _ => peek::is_loading(client, &request.response, got).await,
+        Fault::BackendLoops => peek::is_loop(client, response, got).await,
+        _ => peek::is_loading(client, response, got).await,
     }
 }
 

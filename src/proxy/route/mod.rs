@@ -5,6 +5,7 @@
 //! waits, allocates per pick.
 
 pub mod round_robin;
+pub mod tries;
 
 use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::state::member::{Member, MemberId};

@@ -8,6 +8,7 @@ use crate::config::plan::OnClientAbort;
 use crate::http::field::Known;
 use crate::http::framing::ResponseFraming;
 use crate::http::head::{Parse, Version};
+use crate::http::request::Method;
 use crate::http::response::ResponseHead;
 use crate::http::write::{self, ForwardRequest};
 use crate::llm::dialect::Dialect;
@@ -25,7 +26,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::time::Instant;
 
-/// A head was read (it is in `Request::response`), nothing was sent to the client.
+/// The head of an answer was read, nothing was sent to the client.
 pub struct Exchange {
     /// The connection, in the middle of an answer.
     pub lease: Lease,
@@ -42,11 +43,11 @@ pub struct Exchange {
 pub async fn exchange(
     (shelf, view): (&Shelf, &WorkerView),
     client: &mut Client,
-    request: &mut Request,
+    (request, head): (&mut Request, &mut ResponseHead),
     backend: &Rc<LocalMember>,
     (fresh, asking): (bool, Asking),
 ) -> Result<Exchange, Fault> {
-    request.response.reset();
+    head.reset();
     // From here on it is a load there, also while it connects.
     let inflight = InFlight::enter(backend);
     let kept = if fresh { None } else { backend.take(client.post.now()) };
@@ -71,7 +72,7 @@ pub async fn exchange(
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
     client.post.arm(plan.first_byte_timeout);
     // An engine may answer before it has read everything (413), and then close, or not.
-    let mut answer = Beginning::default();
+    let mut answer = Beginning::of(head);
     let sent_whole = match begin((view, client), (request, asking), backend, &mut lease) {
         Ok(None) => judge(wait.until(client, lease.link().flush()).await).map(|()| true),
         // Boxed: a body that does not fit in the socket's buffer is worth it.
@@ -106,18 +107,19 @@ pub async fn exchange(
         // what may be refused because of us, or be sent to another backend, must be in hand.
         request.release_body(client);
     }
-    match read_head(&wait, client, request, &mut lease, &mut answer).await {
+    match read_head(&wait, client, request.head.method, &mut lease, &mut answer).await {
         Ok(head_len) => {
-            let head = answer.bytes.as_ref().map_or(&[][..], |bytes| bytes);
-            if is_reused && is_foreign(shelf, request, head) {
+            let Beginning { head, bytes, .. } = answer;
+            let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
+            if is_reused && is_foreign(shelf, request, (head, read)) {
                 distrust((shelf, client), backend);
                 return Err(Fault::ForeignAnswer);
             }
-            lease.note_head(is_kept(&request.response, request.body_len > 0));
-            if is_reused && contradicts(request) {
+            lease.note_head(is_kept(head, request.body_len > 0));
+            if is_reused && contradicts(request, head) {
                 lease.spoil();
             }
-            Ok(Exchange { lease, bytes: answer.bytes, head_len, asked: tick })
+            Ok(Exchange { lease, bytes, head_len, asked: tick })
         }
         Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
             // By the real clock: while we stood still the engine may have worked on the request.
@@ -142,18 +144,17 @@ fn distrust((shelf, client): (&Shelf, &Client), backend: &LocalMember) {
 /// Whether an answer carries an id that we gave to another request: it was sent unasked behind the
 /// last answer on this connection, or is the answer to who was given that. Other ids prove nothing:
 /// backends have ids of their own, and some rewrite those of clients.
-fn is_foreign(shelf: &Shelf, request: &Request, head: &[u8]) -> bool {
-    let told = request.response.fields.iter().find(|field| field.known == Known::XRequestId);
+fn is_foreign(shelf: &Shelf, request: &Request, (head, read): (&ResponseHead, &[u8])) -> bool {
+    let told = head.fields.iter().find(|field| field.known == Known::XRequestId);
     let is_other = |told: &[u8]| told != request.id().as_str().as_bytes() && shelf.made_id(told);
-    told.is_some_and(|told| is_other(told.value.of(head)))
+    told.is_some_and(|told| is_other(told.value.of(read)))
 }
 
 /// Whether an answer has another form than was asked for: some engines do that, and an answer that
 /// belongs to somebody else may look so.
-fn contradicts(request: &Request) -> bool {
+fn contradicts(request: &Request, response: &ResponseHead) -> bool {
     let streams =
         matches!(request.dialect, Dialect::OpenAi | Dialect::Responses | Dialect::Messages);
-    let response = &request.response;
     let is_other = if request.stream { response.json } else { response.event_stream };
     streams && response.status == 200 && is_other
 }
@@ -256,9 +257,9 @@ impl Begun {
 async fn send_rest(
     wait: &Wait,
     client: &Client,
-    (request, asking): (&mut Request, Asking),
+    (request, asking): (&Request, Asking),
     mut begun: Begun,
-    (lease, answer): (&mut Lease, &mut Beginning),
+    (lease, answer): (&mut Lease, &mut Beginning<'_>),
 ) -> Result<bool, Fault> {
     loop {
         match judge(wait.until(client, lease.link().writable_or_spoken()).await)? {
@@ -268,7 +269,7 @@ async fn send_rest(
                 }
             }
             Turn::Listen => {
-                take_in(client, request, lease, answer)?;
+                take_in(client, request.head.method, lease, answer)?;
                 // Half a head on a kept connection may be that of an answer to somebody else.
                 if answer.head_len > 0 || (wait.is_reused && answer.bytes.is_some()) {
                     return Ok(false);
@@ -311,8 +312,9 @@ async fn race(wait: &Wait, client: &Client, lease: &mut Lease) -> Result<bool, F
 }
 
 /// What has come of an answer.
-#[derive(Default)]
-struct Beginning {
+struct Beginning<'a> {
+    /// What its head says, once that is complete.
+    head: &'a mut ResponseHead,
     /// Bytes of a head that is not complete, or is.
     bytes: Option<Buffer>,
     /// Length of the head of the final answer, once it is complete; 0 before that. Four bytes: what
@@ -326,13 +328,20 @@ struct Beginning {
     ready: bool,
 }
 
+impl Beginning<'_> {
+    /// Nothing has come yet; `head` is empty.
+    fn of(head: &mut ResponseHead) -> Beginning<'_> {
+        Beginning { head, bytes: None, head_len: 0, interim: 0, heard: false, ready: false }
+    }
+}
+
 /// Reads until the head of a final answer is complete.
 async fn read_head(
     wait: &Wait,
     client: &Client,
-    request: &mut Request,
+    method: Method,
     lease: &mut Lease,
-    answer: &mut Beginning,
+    answer: &mut Beginning<'_>,
 ) -> Result<usize, Fault> {
     loop {
         if answer.head_len > 0 {
@@ -341,7 +350,7 @@ async fn read_head(
         if !std::mem::take(&mut answer.ready) {
             judge(wait.until(client, lease.link().readable()).await)?;
         }
-        take_in(client, request, lease, answer)?;
+        take_in(client, method, lease, answer)?;
     }
 }
 
@@ -349,9 +358,9 @@ async fn read_head(
 /// before the final one and ask for nothing (RFC 9110 section 15.2).
 fn take_in(
     client: &Client,
-    request: &mut Request,
+    method: Method,
     lease: &mut Lease,
-    answer: &mut Beginning,
+    answer: &mut Beginning<'_>,
 ) -> Result<(), Fault> {
     let buffer = answer.bytes.get_or_insert_with(Buffer::take);
     if buffer.len() == buffer.capacity() {
@@ -371,12 +380,12 @@ fn take_in(
     answer.heard = true;
     // An engine that has begun to answer is at work: the request stays there.
     client.post.stand_at(None);
-    while let Parse::Done { len } = request
-        .response
-        .parse(buffer, request.head.method, HEAD_BYTES_MAX)
+    while let Parse::Done { len } = answer
+        .head
+        .parse(buffer, method, HEAD_BYTES_MAX)
         .map_err(|bad| Fault::BadResponse(bad.0))?
     {
-        if request.response.status >= 200 {
+        if answer.head.status >= 200 {
             answer.head_len = len as u32;
             return Ok(());
         }
@@ -385,7 +394,7 @@ fn take_in(
             return Err(Fault::BadResponse("too_many_interim_answers"));
         }
         buffer.drain(..len);
-        request.response.reset();
+        answer.head.reset();
     }
     drop_if_empty(&mut answer.bytes);
     Ok(())
