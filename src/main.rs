@@ -117,7 +117,8 @@ fn serve(
     (event_log, access_log): (Reopen, Reopen),
     (origin, reloads): (Origin, Arc<Reloads>),
 ) -> Result<bool, String> {
-    let connections_max = connections_max(plan)?;
+    let connections = Arc::new(Connections::new(connections_that_fit(plan)?));
+    let connections_max = reload::limit(&connections, plan.server.max_connections);
     let (listeners, addresses) = bind_all(&plan.server.listen, plan.server.workers)?;
     let metrics = match plan.metrics.as_ref().and_then(|m| m.listen) {
         None => None,
@@ -153,10 +154,11 @@ fn serve(
         style: log.style.clone(),
         reloads,
         delays,
+        connections: Arc::clone(&connections),
+        budget: Arc::clone(&control.budget),
         events: to_supervisor.clone(),
         watch,
     };
-    let connections = Arc::new(Connections::new(connections_max));
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
     let supervisor =
         supervisor::supervise(reloader, events, stop).map_err(|e| format!("supervisor: {e}"))?;
@@ -276,7 +278,7 @@ fn bind_all(
 /// Raises the limit of open files to what is allowed, and derives from it how many clients fit:
 /// each may need a second descriptor towards a backend, and a quarter as many answers are read on
 /// for clients that have left.
-fn connections_max(plan: &Plan) -> Result<usize, String> {
+fn connections_that_fit(plan: &Plan) -> Result<usize, String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
         if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
@@ -290,13 +292,8 @@ fn connections_max(plan: &Plan) -> Result<usize, String> {
     let of_workers = workers * (2 * PIPES_MAX + plan.server.listen.len());
     let reserved = FDS_RESERVED + beyond + of_workers + reporters;
     let fit = files.saturating_sub(reserved) * 4 / 9;
-    match plan.server.max_connections {
-        _ if fit == 0 => Err(format!("the limit of open files ({files}) is too low")),
-        Some(asked) if asked > fit => {
-            tracing::warn!(asked, fit, "max_connections is cut to what the open files allow");
-            Ok(fit)
-        }
-        Some(asked) => Ok(asked),
-        None => Ok(fit),
+    match fit {
+        0 => Err(format!("the limit of open files ({files}) is too low")),
+        fit => Ok(fit),
     }
 }

@@ -4,14 +4,17 @@
 use super::log::Style;
 use super::resolve::Resolver;
 use super::signals::{Delays, DelaysInUse};
-use super::supervisor::Event;
+use super::supervisor::{buffered_bytes_max, Event};
 use super::watch::{self, Watch};
 use super::{circle, tls};
 use crate::base::clock::unix_ms;
 use crate::config::change::{compare, Changes};
 use crate::config::origin::{of_this_process, Origin};
+use crate::config::plan::Plan;
 use crate::config::Loaded;
+use crate::rt::budget::Budget;
 use crate::state::board::{Board, View};
+use crate::state::connections::Connections;
 use crossbeam_channel::Sender;
 use std::fmt;
 use std::net::SocketAddr;
@@ -113,6 +116,10 @@ pub struct Reloader {
     pub reloads: Arc<Reloads>,
     /// How long the end may take.
     pub delays: DelaysInUse,
+    /// How many clients there may be.
+    pub connections: Arc<Connections>,
+    /// What the buffers of all workers may hold.
+    pub budget: Arc<Budget>,
     /// Where the watch on the file asks for a reload.
     pub events: Sender<Event>,
     /// The watch on the file, while `server.watch_config` is on.
@@ -148,6 +155,17 @@ impl Reloader {
         }
     }
 
+    /// Sets the limits that workers share.
+    fn resize(&self, before: &Plan, now: &Plan) {
+        let (before, server) = (&before.server, &now.server);
+        if server.max_connections != before.max_connections {
+            limit(&self.connections, server.max_connections);
+        }
+        if server.max_buffered_bytes != before.max_buffered_bytes {
+            self.budget.set_max(buffered_bytes_max(now));
+        }
+    }
+
     /// What changed, and the hash of the file; or what is wrong, a line each.
     fn attempt(&mut self) -> Result<(Changes, String), Vec<String>> {
         let Loaded { mut plan, report } = self
@@ -171,6 +189,7 @@ impl Reloader {
             return Err(vec![error]);
         }
         // From here on nothing can fail.
+        self.resize(&before.plan, &view.plan);
         for line in report.lines(false) {
             tracing::warn!("{line}");
         }
@@ -185,6 +204,15 @@ impl Reloader {
         self.board.swap(view);
         Ok((changes, report.sha256))
     }
+}
+
+/// Sets `server.max_connections`, as far as open files allow. Gives how many that is.
+pub fn limit(connections: &Connections, asked: Option<usize>) -> usize {
+    let max = connections.limit(asked);
+    if let Some(asked) = asked.filter(|asked| *asked > max) {
+        tracing::warn!(asked, fit = max, "max_connections is cut to what the open files allow");
+    }
+    max
 }
 
 /// Watches the file that a configuration comes from, if it comes from one.

@@ -182,7 +182,7 @@ pub fn start(
 }
 
 /// What the buffers of all workers may hold: what the plan says, or a share of the memory.
-fn buffered_bytes_max(plan: &Plan) -> u64 {
+pub(super) fn buffered_bytes_max(plan: &Plan) -> u64 {
     if let Some(bytes) = plan.server.max_buffered_bytes {
         return bytes as u64;
     }

@@ -9,13 +9,18 @@ pub struct Budget {
     held: AtomicU64,
     /// Times that bytes were not to be had.
     denied: AtomicU64,
-    max: u64,
+    max: AtomicU64,
 }
 
 impl Budget {
     /// None held yet, of at most `max`.
     pub fn new(max: u64) -> Budget {
-        Budget { held: AtomicU64::new(0), denied: AtomicU64::new(0), max }
+        Budget { held: AtomicU64::new(0), denied: AtomicU64::new(0), max: AtomicU64::new(max) }
+    }
+
+    /// From now on at most so many may be held. What is held stays.
+    pub fn set_max(&self, max: u64) {
+        self.max.store(max, Relaxed);
     }
 
     /// Bytes that are held.
@@ -25,12 +30,12 @@ impl Budget {
 
     /// Bytes that may be held.
     pub fn max(&self) -> u64 {
-        self.max
+        self.max.load(Relaxed)
     }
 
     /// True when nothing is left.
     pub fn is_spent(&self) -> bool {
-        self.held() >= self.max
+        self.held() >= self.max()
     }
 
     /// Times that somebody wanted bytes and did not get them.
@@ -40,7 +45,7 @@ impl Budget {
 
     /// True when four fifths or more are held.
     pub fn is_nearly_spent(&self) -> bool {
-        self.held() >= self.max / 5 * 4
+        self.held() >= self.max() / 5 * 4
     }
 
     /// What large buffers may not go beyond: the rest is for small ones, which most requests need.
@@ -51,7 +56,7 @@ impl Budget {
     /// Takes so many bytes for a buffer, be it a large one or not; false, and none, when that many
     /// are not left.
     pub fn take(&self, bytes: u64, is_large: bool) -> bool {
-        let max = if is_large { Budget::max_for_large(self.max) } else { self.max };
+        let max = if is_large { Budget::max_for_large(self.max()) } else { self.max() };
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= max);
         let taken = self.held.fetch_update(Relaxed, Relaxed, fits).is_ok();
         self.denied.fetch_add(u64::from(!taken), Relaxed);
@@ -89,6 +94,10 @@ mod tests {
         budget.give_back(1015);
         assert_eq!(budget.held(), 0);
         assert!(!budget.take(u64::MAX, false) && budget.take(1000, false));
+        budget.set_max(1001);
+        assert!(budget.take(1, false) && !budget.take(1, false));
+        budget.set_max(1);
+        assert!(budget.is_spent());
     }
 
     /// Catches: large bodies that take what small ones need; a budget without a limit that has one.

@@ -163,14 +163,13 @@ fn a_backend_may_get_another_name_and_a_name_another_backend() {
 fn what_needs_a_restart_is_named_and_the_rest_applies() {
     let (a, b) = (named("a"), named("b"));
     let proxy = config().backend(a.url(), "name: a").start();
-    let next =
-        config().backend(b.url(), "name: b").server("workers: 3").server("max_connections: 7");
+    let next = config().backend(b.url(), "name: b").server("workers: 3").server("pid_file: /x");
     let yaml = next.yaml().replace("127.0.0.1:0", "127.0.0.1:1");
     proxy.rewrite(&yaml);
     assert!(proxy.reload());
     let warning = proxy.await_event("the keys", |event| event["keys"].is_string());
     assert_eq!(warning["level"], "WARN");
-    assert_eq!(warning["keys"], "server.listen, server.max_connections, server.workers");
+    assert_eq!(warning["keys"], "server.listen, server.pid_file, server.workers");
     assert_eq!(answers(&proxy, 2), "bb");
     // It is said again as long as it is so, and not any more when the file is as it was.
     assert!(proxy.reload());
@@ -284,6 +283,27 @@ fn settings_of_requests_apply_to_the_next_one() {
     let page = with("half_close: serve").section("metrics: {path: /numbers}");
     assert!(proxy.reload_with(&page));
     assert_eq!((proxy.get("/numbers").status(), proxy.get("/metrics").status()), (200, 404));
+}
+
+/// Catches: limits on connections and bytes that are those of the start.
+#[test]
+fn limits_that_workers_share_change_too() {
+    let a = named("a");
+    let with = |line: &str| config().backend(a.url(), "name: a").server(line);
+    let proxy = with("max_connections: 1").start();
+    let bytes = || proxy.metric("llmproxy_buffered_bytes_max", &[]);
+    assert_eq!(proxy.post(CHATS, CHAT).head.get("connection"), Some("close"), "it is crowded");
+    assert!(proxy.reload_with(&with("max_connections: 20")));
+    let mut many: Vec<_> = (0..10).map(|_| proxy.connect()).collect();
+    for _ in 0..2 {
+        many.iter_mut().for_each(|conn| assert_eq!(conn.post(CHATS, "", CHAT).text(), "a"));
+    }
+    let auto = bytes();
+    assert!(proxy.reload_with(&with("max_buffered_bytes: 48MiB")));
+    assert_eq!(bytes(), f64::from(48 << 20));
+    assert!(proxy.reload_with(&with("max_connections: 20")));
+    assert_eq!(bytes(), auto);
+    assert_eq!(said(&proxy, "needs a restart").len(), 0);
 }
 
 /// Catches: probes that go on with what the start knew, or that a reload cannot turn on or off.

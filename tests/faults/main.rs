@@ -1,8 +1,8 @@
 //! What must hold while things break: the proxy is killed, receivers and databases come and go,
 //! disks fill up. Whole programs, real servers, real signals.
 //!
-//! `LLMPROXY_KILLS` is the number of kills of the metering test (50 unless set); `scripts/faults`
-//! sets it.
+//! `LLMPROXY_KILLS` is the number of kills of the metering test (50 unless set), `LLMPROXY_RELOADS`
+//! that of reloads under load (100; from 1000 on with 300 streams); `scripts/faults` sets both.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops loudly")]
 

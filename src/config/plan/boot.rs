@@ -48,16 +48,16 @@ impl Kept {
         }
     }
 
-    /// Listeners, threads and what is sized with them.
+    /// Listeners, and threads.
     fn of_server(&mut self, new: &mut Server, running: &Server) {
         let Server {
             listen,
             workers,
             workers_auto,
             cpu_affinity,
-            max_connections,
-            max_buffered_bytes,
             pid_file,
+            max_connections: _,
+            max_buffered_bytes: _,
             watch_config: _,
             region: _,
             trusted_proxies: _,
@@ -81,8 +81,6 @@ impl Kept {
         // Who chose their number is told at the start only.
         *workers_auto = running.workers_auto;
         self.keep("server.cpu_affinity", cpu_affinity, &running.cpu_affinity);
-        self.keep("server.max_connections", max_connections, &running.max_connections);
-        self.keep("server.max_buffered_bytes", max_buffered_bytes, &running.max_buffered_bytes);
     }
 
     /// Outputs are opened at the start.
