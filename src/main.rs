@@ -143,7 +143,7 @@ fn serve(
     let mut control = supervisor::start(plan, &stop, metrics, (log, access_log), &reloads)?;
     circle::check(&control.board.view(), &addresses)?;
     let watch = match plan.server.watch_config {
-        true => reload::watch(&origin, &to_supervisor)?,
+        true => reload::watch(&origin, &reloads.sha256(), &to_supervisor)?,
         false => None,
     };
     let reloader = Reloader {

@@ -59,11 +59,16 @@ pub fn load_file(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Lo
     if read.len() > CONFIG_FILE_BYTES_MAX {
         return Err(failed(&name, raw::too_long()));
     }
-    let digest = ring::digest::digest(&ring::digest::SHA256, &read);
+    let sha256 = sha256_of(&read);
     let text = cure::text_of(read).map_err(|message| failed(&name, message))?;
     let mut loaded = load_text(&name, &text, env)?;
-    loaded.report.sha256 = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    loaded.report.sha256 = sha256;
     Ok(loaded)
+}
+
+fn sha256_of(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A file, and of one that is too long as much as shows that.

@@ -3,7 +3,7 @@
 
 use super::cli::verdict;
 use super::report::Report;
-use super::{failed, load_backends, load_file, Loaded};
+use super::{failed, load_backends, load_file, read, sha256_of, Loaded};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -57,6 +57,12 @@ impl Origin {
             Source::File(file) => Some(file),
             Source::CommandLine { .. } => None,
         }
+    }
+
+    /// The hash of the file as it is now, as a report has it of the file that was loaded; `None`
+    /// when there is none to read.
+    pub fn sha256(&self) -> Option<String> {
+        read(self.file()?).ok().map(|bytes| sha256_of(&bytes))
     }
 
     /// Reads it for a start.

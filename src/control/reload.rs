@@ -178,7 +178,7 @@ impl Reloader {
         let one = |error: String| vec![error];
         let tls = tls::client_configs(&plan).map_err(one)?;
         let watch = match (plan.server.watch_config, &self.watch) {
-            (true, None) => watch(&self.origin, &self.events).map_err(one)?,
+            (true, None) => watch(&self.origin, &report.sha256, &self.events).map_err(one)?,
             _ => None,
         };
         let view = Arc::new(View::new(Arc::new(plan), tls, Some(&before)));
@@ -215,16 +215,25 @@ pub fn limit(connections: &Connections, asked: Option<usize>) -> usize {
     max
 }
 
-/// Watches the file that a configuration comes from, if it comes from one.
+/// Watches the file that a configuration comes from, if it comes from one. `sha256` is the hash of
+/// the file in use: one that has changed before it was watched is read anew at once.
 ///
 /// # Errors
 /// A line for a person.
-pub fn watch(origin: &Origin, events: &Sender<Event>) -> Result<Option<Watch>, String> {
+pub fn watch(
+    origin: &Origin,
+    sha256: &str,
+    supervisor: &Sender<Event>,
+) -> Result<Option<Watch>, String> {
     let Some(file) = origin.file() else { return Ok(None) };
-    let events = events.clone();
-    let changed = move || Event::Reload(Cause::FileChanged).tell(&events);
+    let own = supervisor.clone();
+    let changed = move || Event::Reload(Cause::FileChanged).tell(&own);
     let watch = watch::start(file, changed);
-    watch.map(Some).map_err(|error| format!("server.watch_config: {}: {error}", file.display()))
+    let watch = watch.map_err(|e| format!("server.watch_config: {}: {e}", file.display()))?;
+    if origin.sha256().is_some_and(|now| now != sha256) {
+        Event::Reload(Cause::FileChanged).tell(supervisor);
+    }
+    Ok(Some(watch))
 }
 
 fn at_most(mut lines: Vec<String>) -> Vec<String> {
@@ -234,4 +243,35 @@ fn at_most(mut lines: Vec<String>) -> Vec<String> {
         lines.push(format!("and {beyond} more"));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::supervisor::events;
+    use super::*;
+    use crate::config::origin::{Source, Terms};
+
+    /// Catches: a file that changes between its load and its watch, and that nobody reads.
+    #[test]
+    fn a_file_that_has_changed_already_is_read_anew() {
+        let name = format!("llmproxy-reload-{}.yaml", std::process::id());
+        let file = std::env::temp_dir().join(name);
+        std::fs::write(&file, "backends: [{url: 'http://a'}]\n").unwrap();
+        let origin = Origin { source: Source::File(file.clone()), terms: Terms::default() };
+        let in_use = origin.load().unwrap().report.sha256;
+        let (supervisor, told) = events();
+        let watched = watch(&origin, &in_use, &supervisor).unwrap();
+        assert!(watched.is_some() && told.try_recv().is_err());
+        drop(watched);
+        let _watched = watch(&origin, "another", &supervisor).unwrap();
+        assert_eq!(told.try_recv(), Ok(Event::Reload(Cause::FileChanged)));
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn what_is_logged_of_a_reload_is_bounded() {
+        assert_eq!(at_most(vec!["x".into(); LINES_MAX]).len(), LINES_MAX);
+        let lines = at_most(vec!["x".into(); LINES_MAX + 7]);
+        assert_eq!((lines.len(), lines.last().unwrap().as_str()), (LINES_MAX + 1, "and 7 more"));
+    }
 }

@@ -25,8 +25,8 @@ impl Connections {
         Connections { now: count(0), max: count(max), fit: max, drains: count(0) }
     }
 
-    /// From now on at most as many as asked for, and never more than it was made for. Those that are
-    /// there stay. Gives how many that is.
+    /// From now on at most as many as asked for, and never more than it was made for. Those that
+    /// are there stay. Gives how many that is.
     pub fn limit(&self, asked: Option<usize>) -> usize {
         let max = asked.unwrap_or(self.fit).min(self.fit);
         self.max.store(max, Relaxed);
