@@ -73,9 +73,6 @@ impl WorkerView {
 impl WorkerView {
     /// Of a configuration that has nothing but so many backends.
     pub fn sample(backends: u8) -> WorkerView {
-        let urls: Vec<_> = (1..=backends).map(|n| format!("http://192.0.2.{n}:8000")).collect();
-        let plan = crate::config::load_backends(&urls, &[]).unwrap().plan;
-        let tls = plan.backends.iter().map(|_| None).collect();
-        WorkerView::new(Arc::new(View::new(Arc::new(plan), tls, None)), &[], 0)
+        WorkerView::new(crate::state::board::Board::sample(backends).view(), &[], 0)
     }
 }

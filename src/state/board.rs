@@ -119,6 +119,17 @@ impl Board {
 }
 
 #[cfg(test)]
+impl Board {
+    /// Of a configuration that has nothing but so many backends.
+    pub fn sample(backends: u8) -> Board {
+        let urls: Vec<_> = (1..=backends).map(|n| format!("http://192.0.2.{n}:8000")).collect();
+        let plan = crate::config::load_backends(&urls, &[]).unwrap().plan;
+        let tls = plan.backends.iter().map(|_| None).collect();
+        Board::new(View::new(Arc::new(plan), tls, None))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::config;

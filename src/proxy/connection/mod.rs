@@ -154,6 +154,9 @@ async fn ask(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Result<(),
 }
 
 #[cfg(test)]
+mod panics;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::mem::size_of;
