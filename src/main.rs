@@ -194,7 +194,7 @@ fn start_workers(
     let ends = listeners.into_iter().zip(mailboxes).zip(&control.pulses);
     for (index, ((listeners, mailbox), pulse)) in ends.enumerate() {
         let cpus = &plan.server.cpu_affinity;
-        let start = worker::Start {
+        let start = worker::WorkerStart {
             index,
             cpu: cpus.get(index % cpus.len().max(1)).copied(),
             board: Arc::clone(&control.board),

@@ -3,7 +3,7 @@
 
 use bench::{measure, EVENT};
 use llmproxy::llm::dialect::Dialect;
-use llmproxy::llm::sse::{Framing, SseScan};
+use llmproxy::llm::sse::{EventFraming, SseScan};
 use llmproxy::llm::{request, usage::UsageScan};
 use std::hint::black_box;
 
@@ -48,7 +48,7 @@ fn main() {
         usage.expect(Dialect::OpenAi, None);
         usage.feed(black_box(ANSWER));
     });
-    usage.expect(Dialect::OpenAi, Some(Framing::Events));
+    usage.expect(Dialect::OpenAi, Some(EventFraming::Events));
     measure("usage, one event", EVENT.len(), || usage.feed(black_box(EVENT)));
     measure("usage, the usage event", USAGE_EVENT.len(), || usage.feed(black_box(USAGE_EVENT)));
     usage_of_long_events();
@@ -89,7 +89,7 @@ fn usage_of_long_events() {
         let events = [event(1), event(2)];
         let mut turn = events.iter().cycle();
         let mut usage = UsageScan::default();
-        usage.expect(Dialect::OpenAi, Some(Framing::Events));
+        usage.expect(Dialect::OpenAi, Some(EventFraming::Events));
         measure(&format!("usage, {name}"), events[0].len(), || {
             let event = turn.next().map_or(&[][..], |event| event.as_bytes());
             usage.feed(black_box(event));

@@ -9,7 +9,7 @@ use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::tokens::Oddities;
 use llmproxy::proxy::relay::tap::{Expected, Reading, Tap};
 use llmproxy::proxy::route::round_robin::RoundRobin;
-use llmproxy::proxy::route::{pick, Tried};
+use llmproxy::proxy::route::{pick, TriedMembers};
 use llmproxy::state::board::View;
 use llmproxy::state::meters::Times;
 use llmproxy::usage::counters::UsageCounters;
@@ -45,7 +45,9 @@ fn main() {
         let view = View::new(Arc::new(plan), tls, None);
         let mut balancer = RoundRobin::new(&vec![1; backends], 0);
         measure(&format!("pick among {backends}"), 0, || {
-            assert!(pick(&mut balancer, view.members(), black_box(&Tried::default())).is_some());
+            assert!(
+                pick(&mut balancer, view.members(), black_box(&TriedMembers::default())).is_some()
+            );
         });
     }
 

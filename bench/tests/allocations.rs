@@ -187,7 +187,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     let listener = listen::bind(place).unwrap();
     let address = place.on_port_of(&listener).unwrap().address;
     let (ready, started) = crossbeam_channel::bounded(1);
-    let start = worker::Start {
+    let start = worker::WorkerStart {
         index: 0,
         cpu: None,
         board: Arc::clone(&control.board),

@@ -7,7 +7,7 @@ use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::ending::ended;
 use llmproxy::llm::header_usage;
 use llmproxy::llm::inflate::{self, Coding};
-use llmproxy::llm::sse::Framing;
+use llmproxy::llm::sse::EventFraming;
 use llmproxy::llm::usage::UsageScan;
 use loadtest::mock::pack::Packing;
 use loadtest::script::{self, errors, Api, Ask, Dialect as Engine, Usage};
@@ -52,7 +52,7 @@ fn ask(dialect: Engine, api: Api, stream: bool) -> Ask {
 /// Usage, end mark and error of a body fed in pieces of seven bytes.
 fn read(
     dialect: Dialect,
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     body: &[u8],
 ) -> (Option<(u64, u64)>, bool, bool) {
     let mut usage = UsageScan::default();
@@ -62,11 +62,11 @@ fn read(
     (counts, ended(dialect, &usage) == Some(true), usage.facts().error())
 }
 
-fn framing(api: Api, stream: bool) -> Option<Framing> {
+fn framing(api: Api, stream: bool) -> Option<EventFraming> {
     match api {
         _ if !stream => None,
-        Api::OllamaChat | Api::OllamaGenerate => Some(Framing::Lines),
-        _ => Some(Framing::Events),
+        Api::OllamaChat | Api::OllamaGenerate => Some(EventFraming::Lines),
+        _ => Some(EventFraming::Events),
     }
 }
 

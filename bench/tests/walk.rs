@@ -6,7 +6,7 @@
 mod counting;
 
 use llmproxy::llm::dialect::Dialect;
-use llmproxy::llm::sse::Framing;
+use llmproxy::llm::sse::EventFraming;
 use llmproxy::llm::usage::UsageScan;
 use std::path::Path;
 
@@ -25,7 +25,7 @@ const EVERY_STREAM: [Dialect; 8] = [
 struct Answer {
     name: String,
     dialect: Dialect,
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     bytes: Vec<u8>,
 }
 
@@ -36,8 +36,8 @@ fn answers() -> Vec<Answer> {
     let answer = |(name, expected): (String, serde_json::Value)| Answer {
         dialect: Dialect::of(expected["path"].as_str().unwrap().as_bytes()),
         framing: match name.rsplit('.').next() {
-            Some("sse") => Some(Framing::Events),
-            Some("ndjson") => Some(Framing::Lines),
+            Some("sse") => Some(EventFraming::Events),
+            Some("ndjson") => Some(EventFraming::Lines),
             _ => None,
         },
         bytes: std::fs::read(folder.join(&name)).unwrap(),
@@ -50,7 +50,7 @@ impl Answer {
     /// Its events, each so many times, with a member that no other event has.
     fn events(&self, times: usize) -> Vec<Vec<u8>> {
         let is_end = |line: &&[u8]| match self.framing {
-            Some(Framing::Events) => line.trim_ascii().is_empty(),
+            Some(EventFraming::Events) => line.trim_ascii().is_empty(),
             _ => true,
         };
         let lines: Vec<&[u8]> = self.bytes.split_inclusive(|byte| *byte == b'\n').collect();

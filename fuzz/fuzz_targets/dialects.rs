@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::ending::ended;
-use llmproxy::llm::sse::{Framing, SseScan};
+use llmproxy::llm::sse::{EventFraming, SseScan};
 use llmproxy::llm::usage::{Usage, UsageScan};
 
 const PATHS: &[&str] = &[
@@ -22,7 +22,11 @@ const PATHS: &[&str] = &[
 
 type Said = (Option<Usage>, Option<bool>, bool, u64, bool);
 
-fn read<'a>(dialect: Dialect, framing: Framing, pieces: impl Iterator<Item = &'a [u8]>) -> Said {
+fn read<'a>(
+    dialect: Dialect,
+    framing: EventFraming,
+    pieces: impl Iterator<Item = &'a [u8]>,
+) -> Said {
     let mut usage = UsageScan::default();
     usage.expect(dialect, Some(framing));
     let mut events = SseScan::new(framing);
@@ -38,7 +42,7 @@ fuzz_target!(|input: (u8, u8, bool, &[u8])| {
     let (piece, path, lines, bytes) = input;
     let path = PATHS[usize::from(path) % PATHS.len()];
     let dialect = Dialect::of(path.as_bytes());
-    let framing = if lines { Framing::Lines } else { Framing::Events };
+    let framing = if lines { EventFraming::Lines } else { EventFraming::Events };
     let whole = read(dialect, framing, std::iter::once(bytes));
     let cut = read(dialect, framing, bytes.chunks(usize::from(piece) + 1));
     assert_eq!(whole, cut);

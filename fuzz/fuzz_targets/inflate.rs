@@ -5,13 +5,13 @@
 use libfuzzer_sys::fuzz_target;
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::inflate::{self, Coding};
-use llmproxy::llm::sse::Framing;
-use llmproxy::llm::unpack::Unpacking;
+use llmproxy::llm::sse::EventFraming;
+use llmproxy::llm::unpack::BodyUnpacking;
 
 fuzz_target!(|bytes: &[u8]| {
     for coding in [Coding::Gzip, Coding::Deflate, Coding::Zstd, Coding::Brotli] {
-        let _ = inflate::read(coding, bytes, (Dialect::OpenAi, Some(Framing::Events)));
-        let Ok(mut unpacking) = Unpacking::new(coding, bytes, 1 << 22) else { continue };
+        let _ = inflate::read(coding, bytes, (Dialect::OpenAi, Some(EventFraming::Events)));
+        let Ok(mut unpacking) = BodyUnpacking::new(coding, bytes, 1 << 22) else { continue };
         while matches!(unpacking.step(), Ok((_, false))) {}
     }
 });

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmproxy::llm::dialect::Dialect;
-use llmproxy::llm::sse::Framing;
+use llmproxy::llm::sse::EventFraming;
 use llmproxy::llm::usage::UsageScan;
 
 const DIALECTS: &[Dialect] = &[
@@ -23,7 +23,8 @@ const DIALECTS: &[Dialect] = &[
 fuzz_target!(|input: (u8, u8, u8, &[u8])| {
     let (dialect, piece, framing, bytes) = input;
     let dialect = DIALECTS[usize::from(dialect) % DIALECTS.len()];
-    let framing = [None, Some(Framing::Events), Some(Framing::Lines)][usize::from(framing % 3)];
+    let framing =
+        [None, Some(EventFraming::Events), Some(EventFraming::Lines)][usize::from(framing % 3)];
     let scan = || {
         let mut scan = UsageScan::default();
         scan.expect(dialect, framing);

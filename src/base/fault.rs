@@ -17,7 +17,7 @@ pub enum Side {
 
 /// Whether the request may be tried again, as long as the client got no byte of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
+pub enum Retryable {
     /// No: the engine may be working on it, or have been. Only who says so in the configuration
     /// (`routing.retry.retry_on`, which goes by the status and is not built yet) may take that
     /// risk.
@@ -119,7 +119,7 @@ impl Fault {
     }
 
     /// Whether it may be tried again before the first byte went to the client.
-    pub fn retry(self) -> Retry {
+    pub fn retry(self) -> Retryable {
         match self {
             Fault::Unresolved
             | Fault::ConnectFailed
@@ -127,9 +127,9 @@ impl Fault {
             | Fault::TlsFailed(_)
             | Fault::BackendEjected
             | Fault::BackendLoading
-            | Fault::BackendLoops => Retry::Any,
-            Fault::ReuseRace => Retry::Fresh,
-            _ => Retry::Never,
+            | Fault::BackendLoops => Retryable::Any,
+            Fault::ReuseRace => Retryable::Fresh,
+            _ => Retryable::Never,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::base::refusal::Refusal;
 
 /// One broken rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum HttpFault {
     /// LF without CR before it; a receiver may accept it (RFC 9112 §2.2), we do not.
     BareLineFeed,
     /// A control character other than TAB, or a CR that does not end a line (RFC 9110 §5.5).
@@ -72,13 +72,13 @@ pub enum Fault {
 /// RFC 9110 section 15.5.6: a 405 names the methods that there are.
 const FORWARDED_METHODS: (&str, &str) = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-impl Fault {
+impl HttpFault {
     /// The answer to a client. Always closes the connection.
     pub fn refusal(self) -> Refusal {
         let (status, code, message) = self.row();
         let refusal = Refusal::closing(status, code, message);
         match self {
-            Fault::MethodNotAllowed => refusal.with_field(&FORWARDED_METHODS),
+            HttpFault::MethodNotAllowed => refusal.with_field(&FORWARDED_METHODS),
             _ => refusal,
         }
     }
@@ -91,59 +91,63 @@ impl Fault {
     /// Status, code and message: the one table.
     const fn row(self) -> (u16, &'static str, &'static str) {
         match self {
-            Fault::BareLineFeed => (400, "bare_line_feed", "lines must end in CRLF"),
-            Fault::ControlCharacter => {
+            HttpFault::BareLineFeed => (400, "bare_line_feed", "lines must end in CRLF"),
+            HttpFault::ControlCharacter => {
                 (400, "control_character", "the head has a control character")
             }
-            Fault::EmptyLines => (400, "empty_lines", "empty lines before the head"),
-            Fault::HeadTooLarge => (431, "head_too_large", "the head is too large"),
-            Fault::TooManyFields => (431, "too_many_fields", "the head has too many fields"),
-            Fault::NameTooLong => (431, "field_name_too_long", "a field name is too long"),
-            Fault::FieldTooLong => (431, "field_too_long", "a field line is too long"),
-            Fault::BadFieldLine => (400, "bad_field_line", "a field line is malformed"),
-            Fault::FramingLookAlike => {
+            HttpFault::EmptyLines => (400, "empty_lines", "empty lines before the head"),
+            HttpFault::HeadTooLarge => (431, "head_too_large", "the head is too large"),
+            HttpFault::TooManyFields => (431, "too_many_fields", "the head has too many fields"),
+            HttpFault::NameTooLong => (431, "field_name_too_long", "a field name is too long"),
+            HttpFault::FieldTooLong => (431, "field_too_long", "a field line is too long"),
+            HttpFault::BadFieldLine => (400, "bad_field_line", "a field line is malformed"),
+            HttpFault::FramingLookAlike => {
                 (400, "framing_look_alike", "a field name imitates a framing field")
             }
-            Fault::BadRequestLine => (400, "bad_request_line", "the request line is malformed"),
-            Fault::BadStatusLine => (400, "bad_status_line", "the status line is malformed"),
-            Fault::VersionNotSupported => {
+            HttpFault::BadRequestLine => (400, "bad_request_line", "the request line is malformed"),
+            HttpFault::BadStatusLine => (400, "bad_status_line", "the status line is malformed"),
+            HttpFault::VersionNotSupported => {
                 (505, "http_version_not_supported", "only HTTP/1.0 and HTTP/1.1 are spoken here")
             }
-            Fault::MethodNotAllowed => (405, "method_not_allowed", "this is not a forward proxy"),
-            Fault::MethodNotImplemented => {
+            HttpFault::MethodNotAllowed => {
+                (405, "method_not_allowed", "this is not a forward proxy")
+            }
+            HttpFault::MethodNotImplemented => {
                 (501, "method_not_implemented", "the method is not known")
             }
-            Fault::TargetTooLong => (414, "target_too_long", "the request target is too long"),
-            Fault::BadTarget => (400, "bad_target", "the request target is malformed"),
-            Fault::MissingHost => (400, "missing_host", "the Host field is missing"),
-            Fault::DuplicateHost => (400, "duplicate_host", "more than one Host field"),
-            Fault::BadHost => (400, "bad_host", "the host is malformed"),
-            Fault::BadLength => (400, "bad_content_length", "Content-Length is malformed"),
-            Fault::DuplicateLength => {
+            HttpFault::TargetTooLong => (414, "target_too_long", "the request target is too long"),
+            HttpFault::BadTarget => (400, "bad_target", "the request target is malformed"),
+            HttpFault::MissingHost => (400, "missing_host", "the Host field is missing"),
+            HttpFault::DuplicateHost => (400, "duplicate_host", "more than one Host field"),
+            HttpFault::BadHost => (400, "bad_host", "the host is malformed"),
+            HttpFault::BadLength => (400, "bad_content_length", "Content-Length is malformed"),
+            HttpFault::DuplicateLength => {
                 (400, "duplicate_content_length", "more than one Content-Length field")
             }
-            Fault::LengthAndCoding => (
+            HttpFault::LengthAndCoding => (
                 400,
                 "content_length_and_transfer_encoding",
                 "Content-Length and Transfer-Encoding exclude each other",
             ),
-            Fault::BadCoding => (400, "bad_transfer_encoding", "Transfer-Encoding is malformed"),
-            Fault::CodingNotImplemented => {
+            HttpFault::BadCoding => {
+                (400, "bad_transfer_encoding", "Transfer-Encoding is malformed")
+            }
+            HttpFault::CodingNotImplemented => {
                 (501, "transfer_coding_not_implemented", "only chunked is implemented")
             }
-            Fault::CodingOnHttp10 => {
+            HttpFault::CodingOnHttp10 => {
                 (400, "transfer_encoding_on_http10", "HTTP/1.0 has no Transfer-Encoding")
             }
-            Fault::BadConnectionOption => {
+            HttpFault::BadConnectionOption => {
                 (400, "bad_connection_option", "the Connection field is malformed")
             }
-            Fault::ProtectedNominated => {
+            HttpFault::ProtectedNominated => {
                 (400, "protected_field_nominated", "Connection nominates a protected field")
             }
-            Fault::UnknownExpectation => {
+            HttpFault::UnknownExpectation => {
                 (417, "expectation_failed", "only Expect: 100-continue is understood")
             }
-            Fault::UnexpectedSwitch => {
+            HttpFault::UnexpectedSwitch => {
                 (400, "unexpected_switching_protocols", "an upgrade was not asked for")
             }
         }

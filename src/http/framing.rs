@@ -1,6 +1,6 @@
 //! How a body is delimited: nothing else exists.
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use super::head::Version;
 
 /// Framing of a request body.
@@ -38,19 +38,19 @@ pub(super) struct FramingFields {
 
 impl FramingFields {
     /// Takes a Content-Length. RFC 9110 §8.6 lets a receiver repair equal repetitions; we refuse.
-    pub(super) fn length(&mut self, value: &[u8]) -> Result<(), Fault> {
+    pub(super) fn length(&mut self, value: &[u8]) -> Result<(), HttpFault> {
         if self.length.is_some() {
-            return Err(Fault::DuplicateLength);
+            return Err(HttpFault::DuplicateLength);
         }
-        self.length = Some(parse_length(value).ok_or(Fault::BadLength)?);
+        self.length = Some(parse_length(value).ok_or(HttpFault::BadLength)?);
         Ok(())
     }
 
     /// Takes a Transfer-Encoding. Any list, parameter or second line is refused: a reader that
     /// splits it otherwise would see another body (RFC 9112 §6.1).
-    pub(super) fn coding(&mut self, value: &[u8]) -> Result<(), Fault> {
+    pub(super) fn coding(&mut self, value: &[u8]) -> Result<(), HttpFault> {
         if self.chunked {
-            return Err(Fault::BadCoding);
+            return Err(HttpFault::BadCoding);
         }
         if !value.eq_ignore_ascii_case(b"chunked") {
             return Err(coding_fault(value));
@@ -60,12 +60,12 @@ impl FramingFields {
     }
 
     /// The rules between the fields. Gives Content-Length and whether there are chunks.
-    pub(super) fn judge(&self, version: Version) -> Result<(Option<u64>, bool), Fault> {
+    pub(super) fn judge(&self, version: Version) -> Result<(Option<u64>, bool), HttpFault> {
         if self.chunked && self.length.is_some() {
-            return Err(Fault::LengthAndCoding);
+            return Err(HttpFault::LengthAndCoding);
         }
         if self.chunked && version == Version::Http10 {
-            return Err(Fault::CodingOnHttp10);
+            return Err(HttpFault::CodingOnHttp10);
         }
         Ok((self.length, self.chunked))
     }
@@ -82,7 +82,7 @@ fn parse_length(value: &[u8]) -> Option<u64> {
 }
 
 /// 501 when every coding of the list exists (RFC 9112 §6.1), else 400.
-fn coding_fault(value: &[u8]) -> Fault {
+fn coding_fault(value: &[u8]) -> HttpFault {
     const EXISTING: [&[u8]; 6] =
         [b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"];
     let mut codings = value.split(|b| *b == b',').map(<[u8]>::trim_ascii).peekable();
@@ -92,13 +92,13 @@ fn coding_fault(value: &[u8]) -> Fault {
         if EXISTING.iter().any(|e| coding.eq_ignore_ascii_case(e)) {
             others += 1;
         } else if !(last && coding.eq_ignore_ascii_case(b"chunked")) {
-            return Fault::BadCoding;
+            return HttpFault::BadCoding;
         }
     }
     if others > 0 {
-        Fault::CodingNotImplemented
+        HttpFault::CodingNotImplemented
     } else {
-        Fault::BadCoding
+        HttpFault::BadCoding
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(with(b"chunked"), Ok(()));
         assert_eq!(with(b"Chunked"), Ok(()));
         for known in ["gzip", "gzip, chunked", "identity", "deflate,x-gzip , chunked"] {
-            assert_eq!(with(known.as_bytes()), Err(Fault::CodingNotImplemented), "{known:?}");
+            assert_eq!(with(known.as_bytes()), Err(HttpFault::CodingNotImplemented), "{known:?}");
         }
         let bad = [
             "",
@@ -141,7 +141,7 @@ mod tests {
             "gzip, brotli",
         ];
         for text in bad {
-            assert_eq!(with(text.as_bytes()), Err(Fault::BadCoding), "{text:?}");
+            assert_eq!(with(text.as_bytes()), Err(HttpFault::BadCoding), "{text:?}");
         }
     }
 
@@ -150,11 +150,11 @@ mod tests {
         let mut both = FramingFields::default();
         both.length(b"3").unwrap();
         both.coding(b"chunked").unwrap();
-        assert_eq!(both.judge(Version::Http11), Err(Fault::LengthAndCoding));
-        assert_eq!(both.length(b"3"), Err(Fault::DuplicateLength));
-        assert_eq!(both.coding(b"chunked"), Err(Fault::BadCoding));
+        assert_eq!(both.judge(Version::Http11), Err(HttpFault::LengthAndCoding));
+        assert_eq!(both.length(b"3"), Err(HttpFault::DuplicateLength));
+        assert_eq!(both.coding(b"chunked"), Err(HttpFault::BadCoding));
         let mut old = FramingFields::default();
         old.coding(b"chunked").unwrap();
-        assert_eq!(old.judge(Version::Http10), Err(Fault::CodingOnHttp10));
+        assert_eq!(old.judge(Version::Http10), Err(HttpFault::CodingOnHttp10));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use super::field::Known;
 use crate::base::limits::{FIELD_NAME_BYTES_MAX, HEAD_FIELDS_MAX};
 
@@ -52,10 +52,10 @@ impl Field {
     }
 
     /// Takes over a line that `httparse` found in `bytes`.
-    pub(super) fn locate(line: &httparse::Header<'_>, bytes: &[u8]) -> Result<Field, Fault> {
+    pub(super) fn locate(line: &httparse::Header<'_>, bytes: &[u8]) -> Result<Field, HttpFault> {
         let name = line.name.as_bytes();
         if name.len() > FIELD_NAME_BYTES_MAX {
-            return Err(Fault::NameTooLong);
+            return Err(HttpFault::NameTooLong);
         }
         let (name, known) = (Span::locate(name, bytes), Known::of(name));
         Ok(Field::new(name, Span::locate(line.value, bytes), known))
@@ -120,11 +120,11 @@ pub(super) fn slots<'b>() -> Slots<'b> {
 }
 
 /// The rule behind what `httparse` says, but for the first line, which each side knows better.
-pub(super) fn syntax_fault(error: httparse::Error, first_line: Fault) -> Fault {
+pub(super) fn syntax_fault(error: httparse::Error, first_line: HttpFault) -> HttpFault {
     match error {
-        httparse::Error::HeaderName => Fault::BadFieldLine,
-        httparse::Error::HeaderValue | httparse::Error::NewLine => Fault::ControlCharacter,
-        httparse::Error::TooManyHeaders => Fault::TooManyFields,
+        httparse::Error::HeaderName => HttpFault::BadFieldLine,
+        httparse::Error::HeaderValue | httparse::Error::NewLine => HttpFault::ControlCharacter,
+        httparse::Error::TooManyHeaders => HttpFault::TooManyFields,
         _ => first_line,
     }
 }

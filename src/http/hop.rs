@@ -1,6 +1,6 @@
 //! The Connection field: whether the connection lives on, and which fields end at this hop.
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use super::field::Known;
 use super::head::{Field, Version};
 use crate::base::limits::CONNECTION_OPTIONS_MAX;
@@ -15,7 +15,7 @@ pub(super) struct ConnectionOptions {
 
 impl ConnectionOptions {
     /// Takes one Connection line; there may be many.
-    pub(super) fn read(&mut self, value: &[u8]) -> Result<(), Fault> {
+    pub(super) fn read(&mut self, value: &[u8]) -> Result<(), HttpFault> {
         for option in options(value) {
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;
@@ -24,12 +24,12 @@ impl ConnectionOptions {
             } else if option.iter().all(|b| is_token(*b)) {
                 self.nominations += 1;
             } else {
-                return Err(Fault::BadConnectionOption);
+                return Err(HttpFault::BadConnectionOption);
             }
         }
         // Each nomination is compared with each field: without a bound one head costs millions.
         if self.nominations > CONNECTION_OPTIONS_MAX {
-            return Err(Fault::BadConnectionOption);
+            return Err(HttpFault::BadConnectionOption);
         }
         Ok(())
     }
@@ -46,7 +46,7 @@ impl ConnectionOptions {
         fields: &mut [Field],
         bytes: &[u8],
         protect: bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), HttpFault> {
         if self.nominations == 0 {
             return Ok(());
         }
@@ -57,7 +57,7 @@ impl ConnectionOptions {
             for option in options(line.value.of(bytes)) {
                 if Known::of(option).is_protected() {
                     if protect {
-                        return Err(Fault::ProtectedNominated);
+                        return Err(HttpFault::ProtectedNominated);
                     }
                     continue;
                 }
@@ -101,7 +101,7 @@ pub(super) fn is_token(b: u8) -> bool {
 mod tests {
     use super::*;
 
-    fn read(lines: &[&str]) -> Result<ConnectionOptions, Fault> {
+    fn read(lines: &[&str]) -> Result<ConnectionOptions, HttpFault> {
         let mut all = ConnectionOptions::default();
         for line in lines {
             all.read(line.as_bytes())?;
@@ -120,9 +120,9 @@ mod tests {
     #[test]
     fn options_are_tokens_and_few() {
         assert!(read(&["", " , upgrade ,,"]).is_ok());
-        assert_eq!(read(&["a b"]).unwrap_err(), Fault::BadConnectionOption);
-        assert_eq!(read(&["\"close\""]).unwrap_err(), Fault::BadConnectionOption);
+        assert_eq!(read(&["a b"]).unwrap_err(), HttpFault::BadConnectionOption);
+        assert_eq!(read(&["\"close\""]).unwrap_err(), HttpFault::BadConnectionOption);
         let many = "a,".repeat(CONNECTION_OPTIONS_MAX + 1);
-        assert_eq!(read(&[&many]).unwrap_err(), Fault::BadConnectionOption);
+        assert_eq!(read(&[&many]).unwrap_err(), HttpFault::BadConnectionOption);
     }
 }

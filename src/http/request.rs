@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use super::field::Known;
 use super::framing::{Framing, FramingFields};
 use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
 use super::hop::ConnectionOptions;
 use super::plain;
-use super::scan::{Progress, Scan};
+use super::scan::{HeadScan, ScanProgress};
 use super::target::{is_authority, Target};
 use crate::base::limits::{FIELD_LINE_BYTES_MAX, METHOD_BYTES_MAX, TARGET_BYTES_MAX};
 use crate::base::refusal::Refusal;
@@ -38,7 +38,7 @@ impl Method {
     /// Reads a method token. A gateway tunnels nothing and echoes no credentials, so CONNECT and
     /// TRACE are refused. No engine has any of the other methods that are registered (PROPFIND,
     /// LOCK, ...), and a word that is none may mean something to a server behind us (PRI).
-    fn parse(token: &[u8]) -> Result<Method, Fault> {
+    fn parse(token: &[u8]) -> Result<Method, HttpFault> {
         Ok(match token {
             b"GET" => Method::Get,
             b"HEAD" => Method::Head,
@@ -47,8 +47,8 @@ impl Method {
             b"PATCH" => Method::Patch,
             b"DELETE" => Method::Delete,
             b"OPTIONS" => Method::Options,
-            b"CONNECT" | b"TRACE" => return Err(Fault::MethodNotAllowed),
-            _ => return Err(Fault::MethodNotImplemented),
+            b"CONNECT" | b"TRACE" => return Err(HttpFault::MethodNotAllowed),
+            _ => return Err(HttpFault::MethodNotImplemented),
         })
     }
 
@@ -100,7 +100,7 @@ pub struct RequestHead {
     pub fields: Vec<Field>,
     /// Authority of an absolute-form target.
     authority: Option<Span>,
-    scan: Scan,
+    scan: HeadScan,
 }
 
 /// What the lines of a head say together.
@@ -115,7 +115,7 @@ impl RequestHead {
     /// call again with the same bytes and more behind them. Call [`reset`](Self::reset) before
     /// each new request. `head_bytes_max`: beyond it 431.
     pub fn parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Refusal> {
-        self.try_parse(bytes, head_bytes_max).map_err(Fault::refusal)
+        self.try_parse(bytes, head_bytes_max).map_err(HttpFault::refusal)
     }
 
     /// Forgets the last request, keeps capacity.
@@ -171,22 +171,22 @@ impl RequestHead {
         super::head::named(&self.fields, bytes, name)
     }
 
-    fn try_parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, Fault> {
+    fn try_parse(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Parse, HttpFault> {
         if self.scan.is_fresh() {
             if let Some(len) = self.read_plain(bytes, head_bytes_max)? {
                 return Ok(Parse::Done { len });
             }
         }
         let progress = self.scan.advance(bytes, head_bytes_max).map_err(|fault| match fault {
-            Fault::HeadTooLarge if !self.scan.has_first_line() => Fault::TargetTooLong,
+            HttpFault::HeadTooLarge if !self.scan.has_first_line() => HttpFault::TargetTooLong,
             other => other,
         })?;
         match progress {
-            Progress::Partial(lines) => {
+            ScanProgress::Partial(lines) => {
                 self.check_early(bytes, lines)?;
                 Ok(Parse::Partial)
             }
-            Progress::Done(range) => {
+            ScanProgress::Done(range) => {
                 self.read(bytes, range.clone())?;
                 Ok(Parse::Done { len: range.end })
             }
@@ -194,12 +194,12 @@ impl RequestHead {
     }
 
     /// Judges lines that became complete while the head is not, each once.
-    fn check_early(&self, bytes: &[u8], lines: Range<usize>) -> Result<(), Fault> {
+    fn check_early(&self, bytes: &[u8], lines: Range<usize>) -> Result<(), HttpFault> {
         let start = self.scan.start();
         if !self.scan.has_first_line() {
             let longest = METHOD_BYTES_MAX + TARGET_BYTES_MAX + " HTTP/1.1\r\n".len() + 1;
             let too_long = bytes.len() - start.min(bytes.len()) > longest;
-            return if too_long { Err(Fault::TargetTooLong) } else { Ok(()) };
+            return if too_long { Err(HttpFault::TargetTooLong) } else { Ok(()) };
         }
         let fresh = bytes.get(lines.clone()).unwrap_or_default();
         if fresh.is_empty() {
@@ -214,12 +214,12 @@ impl RequestHead {
         } else {
             let mut lines = [httparse::EMPTY_HEADER; crate::base::limits::HEAD_FIELDS_MAX];
             let parsed = httparse::parse_headers(fresh, &mut lines);
-            parsed.map(drop).map_err(|e| syntax_fault(e, Fault::BadFieldLine))
+            parsed.map(drop).map_err(|e| syntax_fault(e, HttpFault::BadFieldLine))
         }
     }
 
     /// Reads a head that is whole and plain; gives its length.
-    fn read_plain(&mut self, bytes: &[u8], max: usize) -> Result<Option<usize>, Fault> {
+    fn read_plain(&mut self, bytes: &[u8], max: usize) -> Result<Option<usize>, HttpFault> {
         let Some(line) = plain::request_line(bytes) else { return Ok(None) };
         let end = plain::fields(bytes, line.end, &mut self.fields).filter(|len| *len <= max);
         if end.is_none() {
@@ -239,7 +239,12 @@ impl RequestHead {
     }
 
     /// The rules of the request line that do not concern its syntax.
-    fn take_first_line(&mut self, bytes: &[u8], method: Span, whole: Span) -> Result<(), Fault> {
+    fn take_first_line(
+        &mut self,
+        bytes: &[u8],
+        method: Span,
+        whole: Span,
+    ) -> Result<(), HttpFault> {
         self.method = Method::parse(method.of(bytes))?;
         self.method_span = method;
         let target = Target::parse(whole.of(bytes), self.method)?;
@@ -254,7 +259,7 @@ impl RequestHead {
     }
 
     /// Reads a complete head.
-    fn read(&mut self, bytes: &[u8], range: Range<usize>) -> Result<(), Fault> {
+    fn read(&mut self, bytes: &[u8], range: Range<usize>) -> Result<(), HttpFault> {
         let head = bytes.get(range).unwrap_or_default();
         let mut slots = slots();
         let mut request = httparse::Request::new(&mut []);
@@ -263,7 +268,7 @@ impl RequestHead {
             httparse::Status::Complete(len) if len == head.len() => {}
             // The scanner and httparse must agree where the head ends; that they do not is a
             // doubt about framing like any other.
-            _ => return Err(Fault::BadFieldLine),
+            _ => return Err(HttpFault::BadFieldLine),
         }
         let method = Span::locate(request.method.unwrap_or_default().as_bytes(), bytes);
         let target = Span::locate(request.path.unwrap_or_default().as_bytes(), bytes);
@@ -285,9 +290,9 @@ impl RequestHead {
         field: &mut Field,
         bytes: &[u8],
         said: &mut Said,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), HttpFault> {
         if field.line_len() > FIELD_LINE_BYTES_MAX {
-            return Err(Fault::FieldTooLong);
+            return Err(HttpFault::FieldTooLong);
         }
         let value = field.value.of(bytes);
         match field.known {
@@ -296,7 +301,7 @@ impl RequestHead {
             Known::Connection => said.connection.read(value)?,
             Known::Host => self.take_host(*field)?,
             Known::Expect => self.take_expectation(value)?,
-            Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
+            Known::FramingLookAlike => return Err(HttpFault::FramingLookAlike),
             Known::Underscored => field.stays = true,
             _ => {}
         }
@@ -304,13 +309,13 @@ impl RequestHead {
     }
 
     /// The rules between the lines.
-    fn judge(&mut self, bytes: &[u8], said: &Said) -> Result<(), Fault> {
+    fn judge(&mut self, bytes: &[u8], said: &Said) -> Result<(), HttpFault> {
         let Said { framing, connection } = said;
         if self.host.is_some_and(|host| !is_authority(host.of(bytes))) {
-            return Err(Fault::BadHost);
+            return Err(HttpFault::BadHost);
         }
         if self.host.is_none() && self.version == Version::Http11 {
-            return Err(Fault::MissingHost);
+            return Err(HttpFault::MissingHost);
         }
         connection.mark(&mut self.fields, bytes, true)?;
         self.framing = match framing.judge(self.version)? {
@@ -327,16 +332,16 @@ impl RequestHead {
         Ok(())
     }
 
-    fn take_host(&mut self, field: Field) -> Result<(), Fault> {
+    fn take_host(&mut self, field: Field) -> Result<(), HttpFault> {
         match self.host.replace(field.value) {
-            Some(_) => Err(Fault::DuplicateHost),
+            Some(_) => Err(HttpFault::DuplicateHost),
             None => Ok(()),
         }
     }
 
-    fn take_expectation(&mut self, value: &[u8]) -> Result<(), Fault> {
+    fn take_expectation(&mut self, value: &[u8]) -> Result<(), HttpFault> {
         if !value.eq_ignore_ascii_case(b"100-continue") {
-            return Err(Fault::UnknownExpectation);
+            return Err(HttpFault::UnknownExpectation);
         }
         self.expect_continue = true;
         Ok(())
@@ -344,28 +349,28 @@ impl RequestHead {
 }
 
 /// The rules of the request line that `httparse` does not know.
-fn read_request_line(request: &httparse::Request<'_, '_>) -> Result<(Method, Target), Fault> {
+fn read_request_line(request: &httparse::Request<'_, '_>) -> Result<(Method, Target), HttpFault> {
     let method = Method::parse(request.method.unwrap_or_default().as_bytes())?;
     let target = Target::parse(request.path.unwrap_or_default().as_bytes(), method)?;
     Ok((method, target))
 }
 
 /// Why `httparse` does not take a first line: another version of HTTP, or no request at all.
-fn first_line_fault(head: &[u8]) -> Fault {
+fn first_line_fault(head: &[u8]) -> HttpFault {
     let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
     let mut parts = line.split(|b| *b == b' ');
     let (Some(_), Some(_), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Fault::BadRequestLine;
+        return HttpFault::BadRequestLine;
     };
     match version {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() && *major != b'1' =>
         {
-            Fault::VersionNotSupported
+            HttpFault::VersionNotSupported
         }
-        _ => Fault::BadRequestLine,
+        _ => HttpFault::BadRequestLine,
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use super::field::Known;
 use super::framing::{FramingFields, ResponseFraming};
 use super::head::{slots, syntax_fault, Field, Parse, Span, Version};
 use super::hop::ConnectionOptions;
 use super::plain;
 use super::request::Method;
-use super::scan::{Progress, Scan};
+use super::scan::{HeadScan, ScanProgress};
 
 /// Why the bytes of a backend are not a response. All of them mean 502 before the first byte.
 /// The text is stable, machine-readable snake case.
@@ -43,7 +43,7 @@ pub struct ResponseHead {
     pub retry_after: Option<u32>,
     /// All field lines, also those that end here (`Field::stays`).
     pub fields: Vec<Field>,
-    scan: Scan,
+    scan: HeadScan,
 }
 
 /// What the lines of a head say together.
@@ -83,7 +83,7 @@ impl ResponseHead {
         bytes: &[u8],
         request: Method,
         head_bytes_max: usize,
-    ) -> Result<Parse, Fault> {
+    ) -> Result<Parse, HttpFault> {
         if self.scan.is_fresh() {
             if let Some(len) = self.read_plain(bytes, request, head_bytes_max)? {
                 return Ok(Parse::Done { len });
@@ -92,14 +92,14 @@ impl ResponseHead {
         let progress = self.scan.advance(bytes, head_bytes_max)?;
         if self.scan.start() > 0 {
             // Only a server has a reason to be patient with empty lines.
-            return Err(Fault::EmptyLines);
+            return Err(HttpFault::EmptyLines);
         }
         match progress {
-            Progress::Partial(lines) => {
+            ScanProgress::Partial(lines) => {
                 check_early(bytes, lines)?;
                 Ok(Parse::Partial)
             }
-            Progress::Done(range) => {
+            ScanProgress::Done(range) => {
                 let len = range.end;
                 self.read(bytes.get(range).unwrap_or_default(), request)?;
                 Ok(Parse::Done { len })
@@ -113,7 +113,7 @@ impl ResponseHead {
         bytes: &[u8],
         request: Method,
         max: usize,
-    ) -> Result<Option<usize>, Fault> {
+    ) -> Result<Option<usize>, HttpFault> {
         let Some(line) = plain::status_line(bytes) else { return Ok(None) };
         let end = plain::fields(bytes, line.end, &mut self.fields).filter(|len| *len <= max);
         if end.is_none() {
@@ -133,17 +133,17 @@ impl ResponseHead {
         Ok(end)
     }
 
-    fn take_status(&mut self, status: u16) -> Result<(), Fault> {
+    fn take_status(&mut self, status: u16) -> Result<(), HttpFault> {
         self.status = status;
         match status {
-            101 => Err(Fault::UnexpectedSwitch),
+            101 => Err(HttpFault::UnexpectedSwitch),
             100..=599 => Ok(()),
-            _ => Err(Fault::BadStatusLine),
+            _ => Err(HttpFault::BadStatusLine),
         }
     }
 
     /// Reads a complete head.
-    fn read(&mut self, head: &[u8], request: Method) -> Result<(), Fault> {
+    fn read(&mut self, head: &[u8], request: Method) -> Result<(), HttpFault> {
         let mut slots = slots();
         let mut response = httparse::Response::new(&mut []);
         let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -151,9 +151,9 @@ impl ResponseHead {
             head,
             &mut slots,
         );
-        match parsed.map_err(|e| syntax_fault(e, Fault::BadStatusLine))? {
+        match parsed.map_err(|e| syntax_fault(e, HttpFault::BadStatusLine))? {
             httparse::Status::Complete(len) if len == head.len() => {}
-            _ => return Err(Fault::BadFieldLine),
+            _ => return Err(HttpFault::BadFieldLine),
         }
         self.take_status(response.code.unwrap_or_default())?;
         self.version = Version::from_minor(response.version);
@@ -169,7 +169,12 @@ impl ResponseHead {
     }
 
     /// The rules of one line.
-    fn take_field(&mut self, field: &Field, bytes: &[u8], said: &mut Said) -> Result<(), Fault> {
+    fn take_field(
+        &mut self,
+        field: &Field,
+        bytes: &[u8],
+        said: &mut Said,
+    ) -> Result<(), HttpFault> {
         let value = field.value.of(bytes);
         match field.known {
             Known::ContentLength => said.framing.length(value)?,
@@ -178,14 +183,14 @@ impl ResponseHead {
             Known::ContentType => self.take_type(value),
             Known::ContentEncoding => self.encoded |= !value.eq_ignore_ascii_case(b"identity"),
             Known::RetryAfter => self.retry_after = parse_seconds(value),
-            Known::FramingLookAlike => return Err(Fault::FramingLookAlike),
+            Known::FramingLookAlike => return Err(HttpFault::FramingLookAlike),
             _ => {}
         }
         Ok(())
     }
 
     /// The rules between the lines.
-    fn judge(&mut self, bytes: &[u8], request: Method, said: &Said) -> Result<(), Fault> {
+    fn judge(&mut self, bytes: &[u8], request: Method, said: &Said) -> Result<(), HttpFault> {
         said.connection.mark(&mut self.fields, bytes, false)?;
         let (length, chunked) = said.framing.judge(self.version)?;
         self.content_length = length;
@@ -206,7 +211,7 @@ impl ResponseHead {
 }
 
 /// Judges lines that became complete while the head is not, each once.
-fn check_early(bytes: &[u8], lines: Range<usize>) -> Result<(), Fault> {
+fn check_early(bytes: &[u8], lines: Range<usize>) -> Result<(), HttpFault> {
     let fresh = bytes.get(lines.clone()).unwrap_or_default();
     if fresh.is_empty() {
         return Ok(());
@@ -214,10 +219,10 @@ fn check_early(bytes: &[u8], lines: Range<usize>) -> Result<(), Fault> {
     let mut slots = [httparse::EMPTY_HEADER; crate::base::limits::HEAD_FIELDS_MAX];
     if lines.start == 0 {
         let parsed = httparse::Response::new(&mut slots).parse(fresh).map(drop);
-        parsed.map_err(|e| syntax_fault(e, Fault::BadStatusLine))
+        parsed.map_err(|e| syntax_fault(e, HttpFault::BadStatusLine))
     } else {
         let parsed = httparse::parse_headers(fresh, &mut slots).map(drop);
-        parsed.map_err(|e| syntax_fault(e, Fault::BadFieldLine))
+        parsed.map_err(|e| syntax_fault(e, HttpFault::BadFieldLine))
     }
 }
 

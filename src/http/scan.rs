@@ -8,12 +8,12 @@ use std::ops::Range;
 
 use memchr::memchr_iter;
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use crate::base::limits::HEAD_FIELDS_MAX;
 
 /// What the bytes so far hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
+pub enum ScanProgress {
     /// No blank line yet. The lines in the range became complete since the last call (all of
     /// them well-ended and free of control characters); it may be empty.
     Partial(Range<usize>),
@@ -23,7 +23,7 @@ pub enum Progress {
 
 /// How far a head was looked at.
 #[derive(Debug, Clone, Default)]
-pub struct Scan {
+pub struct HeadScan {
     /// First byte of the head: 2 after a leading empty line, else 0.
     start: usize,
     /// First byte of the line that is not complete.
@@ -34,27 +34,31 @@ pub struct Scan {
     lines: usize,
 }
 
-impl Scan {
+impl HeadScan {
     /// Looks at what is new in `bytes`, which grows from call to call.
-    pub fn advance(&mut self, bytes: &[u8], head_bytes_max: usize) -> Result<Progress, Fault> {
+    pub fn advance(
+        &mut self,
+        bytes: &[u8],
+        head_bytes_max: usize,
+    ) -> Result<ScanProgress, HttpFault> {
         let from = self.seen.min(bytes.len());
         let fresh_from = self.line;
         for offset in memchr_iter(b'\n', bytes.get(from..).unwrap_or_default()) {
             let at = from + offset;
             if at == 0 || bytes.get(at - 1) != Some(&b'\r') {
-                return Err(Fault::BareLineFeed);
+                return Err(HttpFault::BareLineFeed);
             }
             let next = at + 1;
             if next > head_bytes_max {
-                return Err(Fault::HeadTooLarge);
+                return Err(HttpFault::HeadTooLarge);
             }
             if at == self.line + 1 {
                 if self.lines > 0 {
-                    return Ok(Progress::Done(self.start..next));
+                    return Ok(ScanProgress::Done(self.start..next));
                 }
                 // RFC 9112 §2.2: one empty line before a request line is to be ignored.
                 if self.start > 0 {
-                    return Err(Fault::EmptyLines);
+                    return Err(HttpFault::EmptyLines);
                 }
                 self.start = next;
             } else {
@@ -64,14 +68,14 @@ impl Scan {
         }
         self.seen = bytes.len();
         if bytes.len() >= head_bytes_max {
-            return Err(Fault::HeadTooLarge);
+            return Err(HttpFault::HeadTooLarge);
         }
         if self.lines > HEAD_FIELDS_MAX + 1 {
-            return Err(Fault::TooManyFields);
+            return Err(HttpFault::TooManyFields);
         }
         // A CR at the end of the last piece is judged now that more is here.
         refuse_controls(bytes.get(from.saturating_sub(1)..).unwrap_or_default())?;
-        Ok(Progress::Partial(fresh_from.max(self.start)..self.line.max(self.start)))
+        Ok(ScanProgress::Partial(fresh_from.max(self.start)..self.line.max(self.start)))
     }
 
     /// True before anything was looked at.
@@ -91,14 +95,14 @@ impl Scan {
 }
 
 /// Refuses controls but TAB and CRLF. Without an early exit the first loop is a vector loop.
-fn refuse_controls(bytes: &[u8]) -> Result<(), Fault> {
+fn refuse_controls(bytes: &[u8]) -> Result<(), HttpFault> {
     let bad = |b: u8| (b < 0x20 && !matches!(b, b'\t' | b'\r' | b'\n')) || b == 0x7f;
     if bytes.iter().fold(false, |any, b| any | bad(*b)) {
-        return Err(Fault::ControlCharacter);
+        return Err(HttpFault::ControlCharacter);
     }
     for at in memchr_iter(b'\r', bytes) {
         if bytes.get(at + 1).is_some_and(|b| *b != b'\n') {
-            return Err(Fault::ControlCharacter);
+            return Err(HttpFault::ControlCharacter);
         }
     }
     Ok(())
@@ -108,43 +112,46 @@ fn refuse_controls(bytes: &[u8]) -> Result<(), Fault> {
 mod tests {
     use super::*;
 
-    fn scan(bytes: &[u8]) -> Result<Progress, Fault> {
-        Scan::default().advance(bytes, 1024)
+    fn scan(bytes: &[u8]) -> Result<ScanProgress, HttpFault> {
+        HeadScan::default().advance(bytes, 1024)
     }
 
     #[test]
     fn the_end_is_found_and_what_follows_is_left_alone() {
-        assert_eq!(scan(b"GET / HTTP/1.1\r\n\r\n\x00\n"), Ok(Progress::Done(0..18)));
-        assert_eq!(scan(b"\r\nGET / HTTP/1.1\r\n\r\n"), Ok(Progress::Done(2..20)));
-        assert_eq!(scan(b"GET / HT"), Ok(Progress::Partial(0..0)));
-        assert_eq!(scan(b"a\r\nb: c\r\nd"), Ok(Progress::Partial(0..9)));
+        assert_eq!(scan(b"GET / HTTP/1.1\r\n\r\n\x00\n"), Ok(ScanProgress::Done(0..18)));
+        assert_eq!(scan(b"\r\nGET / HTTP/1.1\r\n\r\n"), Ok(ScanProgress::Done(2..20)));
+        assert_eq!(scan(b"GET / HT"), Ok(ScanProgress::Partial(0..0)));
+        assert_eq!(scan(b"a\r\nb: c\r\nd"), Ok(ScanProgress::Partial(0..9)));
     }
 
     /// Would have waited for a blank line that never comes.
     #[test]
     fn a_doubtful_byte_is_refused_as_soon_as_it_is_there() {
-        assert_eq!(scan(b"GET / HTTP/1.1\n"), Err(Fault::BareLineFeed));
-        assert_eq!(scan(b"\n"), Err(Fault::BareLineFeed));
-        assert_eq!(scan(b"\r\n\r\n"), Err(Fault::EmptyLines));
-        assert_eq!(scan(b"GET /\x00"), Err(Fault::ControlCharacter));
-        assert_eq!(scan(b"GET /\x7f"), Err(Fault::ControlCharacter));
-        assert_eq!(scan(b"\x16\x03\x01"), Err(Fault::ControlCharacter));
-        assert_eq!(scan(b"a: b\rc"), Err(Fault::ControlCharacter));
-        let mut split = Scan::default();
-        assert_eq!(split.advance(b"a: b\r", 99), Ok(Progress::Partial(0..0)));
-        assert_eq!(split.advance(b"a: b\rc", 99), Err(Fault::ControlCharacter));
+        assert_eq!(scan(b"GET / HTTP/1.1\n"), Err(HttpFault::BareLineFeed));
+        assert_eq!(scan(b"\n"), Err(HttpFault::BareLineFeed));
+        assert_eq!(scan(b"\r\n\r\n"), Err(HttpFault::EmptyLines));
+        assert_eq!(scan(b"GET /\x00"), Err(HttpFault::ControlCharacter));
+        assert_eq!(scan(b"GET /\x7f"), Err(HttpFault::ControlCharacter));
+        assert_eq!(scan(b"\x16\x03\x01"), Err(HttpFault::ControlCharacter));
+        assert_eq!(scan(b"a: b\rc"), Err(HttpFault::ControlCharacter));
+        let mut split = HeadScan::default();
+        assert_eq!(split.advance(b"a: b\r", 99), Ok(ScanProgress::Partial(0..0)));
+        assert_eq!(split.advance(b"a: b\rc", 99), Err(HttpFault::ControlCharacter));
     }
 
     #[test]
     fn the_limits_hold_with_and_without_an_end() {
         let long = [b"GET / HTTP/1.1\r\na: ".as_slice(), &[b'x'; 100], b"\r\n\r\n"].concat();
-        assert_eq!(Scan::default().advance(&long, 100), Err(Fault::HeadTooLarge));
-        assert_eq!(Scan::default().advance(&long[..100], 100), Err(Fault::HeadTooLarge));
-        assert_eq!(Scan::default().advance(&long[..99], 100), Ok(Progress::Partial(0..16)));
+        assert_eq!(HeadScan::default().advance(&long, 100), Err(HttpFault::HeadTooLarge));
+        assert_eq!(HeadScan::default().advance(&long[..100], 100), Err(HttpFault::HeadTooLarge));
+        assert_eq!(HeadScan::default().advance(&long[..99], 100), Ok(ScanProgress::Partial(0..16)));
         let whole = long.len();
-        assert_eq!(Scan::default().advance(&long, whole), Ok(Progress::Done(0..whole)));
-        assert_eq!(Scan::default().advance(&long, whole - 1), Err(Fault::HeadTooLarge));
+        assert_eq!(HeadScan::default().advance(&long, whole), Ok(ScanProgress::Done(0..whole)));
+        assert_eq!(HeadScan::default().advance(&long, whole - 1), Err(HttpFault::HeadTooLarge));
         let many = "a:b\r\n".repeat(HEAD_FIELDS_MAX + 2);
-        assert_eq!(Scan::default().advance(many.as_bytes(), 4096), Err(Fault::TooManyFields));
+        assert_eq!(
+            HeadScan::default().advance(many.as_bytes(), 4096),
+            Err(HttpFault::TooManyFields)
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::fault::Fault;
+use super::fault::HttpFault;
 use super::request::Method;
 use crate::base::limits::{HOST_BYTES_MAX, TARGET_BYTES_MAX};
 
@@ -19,38 +19,38 @@ pub(super) struct Target {
 
 impl Target {
     /// Takes a target apart (RFC 9112 §3.2) or says which rule it breaks.
-    pub(super) fn parse(target: &[u8], method: Method) -> Result<Target, Fault> {
+    pub(super) fn parse(target: &[u8], method: Method) -> Result<Target, HttpFault> {
         if target.len() > TARGET_BYTES_MAX {
-            return Err(Fault::TargetTooLong);
+            return Err(HttpFault::TargetTooLong);
         }
         // `#` is no part of a target, and readers disagree where such a path ends.
         if !target.is_ascii() || memchr::memchr(b'#', target).is_some() {
-            return Err(Fault::BadTarget);
+            return Err(HttpFault::BadTarget);
         }
         match target.first() {
             Some(b'/') => Ok(Target::split(target, 0, None)),
             Some(b'*') if target.len() == 1 && method == Method::Options => {
                 Ok(Target { authority: None, path: 0..1, path_and_query: 0..1 })
             }
-            Some(b'*') if target.len() == 1 => Err(Fault::MethodNotAllowed),
+            Some(b'*') if target.len() == 1 => Err(HttpFault::MethodNotAllowed),
             _ => Target::absolute(target),
         }
     }
 
     /// Absolute-form: its authority takes the place of Host (RFC 9112 §3.2.2).
-    fn absolute(target: &[u8]) -> Result<Target, Fault> {
+    fn absolute(target: &[u8]) -> Result<Target, HttpFault> {
         let has = |scheme: &[u8]| {
             target.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme))
         };
         let start = match () {
             () if has(b"http://") => 7,
             () if has(b"https://") => 8,
-            () => return Err(Fault::BadTarget),
+            () => return Err(HttpFault::BadTarget),
         };
         let rest = target.get(start..).unwrap_or_default();
         let end = start + rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
         if !is_authority(target.get(start..end).unwrap_or_default()) {
-            return Err(Fault::BadHost);
+            return Err(HttpFault::BadHost);
         }
         Ok(Target::split(target, end, Some(start..end)))
     }
@@ -106,7 +106,7 @@ fn is_port(text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Target, Fault> {
+    fn parse(text: &str) -> Result<Target, HttpFault> {
         Target::parse(text.as_bytes(), Method::Post)
     }
 
@@ -155,16 +155,16 @@ mod tests {
         assert_eq!((absolute.path, absolute.path_and_query), (10..12, 10..14));
         let bare = parse("https://h?q").unwrap();
         assert_eq!((bare.path, bare.path_and_query), (9..9, 9..11));
-        assert_eq!(parse("*"), Err(Fault::MethodNotAllowed));
+        assert_eq!(parse("*"), Err(HttpFault::MethodNotAllowed));
         assert!(Target::parse(b"*", Method::Options).is_ok());
         for bad in ["a", "host:443", "ftp://h/", "//", "http:/a", "/a#b", "/\u{e9}", "**", "?"] {
             let refused = parse(bad).is_err();
             assert_eq!(refused, bad != "//", "{bad:?}");
         }
         for bad in ["http://", "http:///a", "http://u@h/", "http://h:99999/"] {
-            assert_eq!(parse(bad), Err(Fault::BadHost), "{bad:?}");
+            assert_eq!(parse(bad), Err(HttpFault::BadHost), "{bad:?}");
         }
         let long = format!("/{}", "a".repeat(TARGET_BYTES_MAX));
-        assert_eq!(parse(&long), Err(Fault::TargetTooLong));
+        assert_eq!(parse(&long), Err(HttpFault::TargetTooLong));
     }
 }

@@ -144,7 +144,7 @@ mod tests {
         scan.feed(&out);
         assert_eq!((scan.events(), scan.at_boundary()), (1, true));
         let mut said = crate::llm::usage::UsageScan::default();
-        said.expect(dialect, Some(crate::llm::sse::Framing::Events));
+        said.expect(dialect, Some(crate::llm::sse::EventFraming::Events));
         said.feed(&out);
         assert!(said.facts().error() && !said.done());
         let text = String::from_utf8(out).unwrap();

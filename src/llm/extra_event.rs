@@ -22,7 +22,7 @@
 //! choice is held back for what follows it, as long as its owner allows.
 
 use crate::base::limits::EVENT_HELD_BYTES_MAX;
-use facts::{data, ends_choice, may_matter, put_back, Choices, Facts};
+use facts::{data, ends_choice, may_matter, put_back, Choices, EventFacts};
 use memchr::memchr2;
 use std::ops::Range;
 
@@ -202,7 +202,7 @@ impl ExtraEvent {
             return Verdict::Passes;
         }
         let (json, at) = data(event);
-        let Ok(facts) = Facts::of(&json) else { return Verdict::Passes };
+        let Ok(facts) = EventFacts::of(&json) else { return Verdict::Passes };
         let finishes = ends_choice(event);
         let Some(counts) = facts.counts else {
             return if finishes { Verdict::Finishes } else { Verdict::Passes };

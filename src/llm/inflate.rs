@@ -5,7 +5,7 @@
 //! send a bomb: what is unpacked and what a decoder may hold are both limited.
 
 use super::dialect::Dialect;
-use super::sse::Framing;
+use super::sse::EventFraming;
 use super::usage::UsageScan;
 use crate::base::limits::{INFLATED_BYTES_MAX, INFLATE_WINDOW_BYTES_MAX, PACKED_TOTAL_BYTES_MAX};
 use brotli_decompressor::BrotliDecoderParameter;
@@ -59,14 +59,14 @@ pub enum NoCopy {
 pub struct Packed {
     coding: Coding,
     dialect: Dialect,
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     /// Its capacity is a part of [`ROOM_TAKEN`].
     bytes: Vec<u8>,
 }
 
 impl Packed {
     /// Of an answer that has not begun.
-    pub fn new(coding: Coding, dialect: Dialect, framing: Option<Framing>) -> Packed {
+    pub fn new(coding: Coding, dialect: Dialect, framing: Option<EventFraming>) -> Packed {
         Packed { coding, dialect, framing, bytes: Vec::new() }
     }
 
@@ -128,7 +128,7 @@ impl Coding {
 pub fn read(
     coding: Coding,
     packed: &[u8],
-    (dialect, framing): (Dialect, Option<Framing>),
+    (dialect, framing): (Dialect, Option<EventFraming>),
 ) -> Result<Box<UsageScan>, InflateFault> {
     let mut scan = Box::<UsageScan>::default();
     scan.expect(dialect, framing);

@@ -10,11 +10,11 @@ mod walk;
 
 use crate::base::limits::{JSON_DEPTH_MAX, JSON_DIGITS_MAX};
 use std::ops::Range;
-pub use walk::{Step, Walk};
+pub use walk::{JsonStep, JsonWalk};
 
 /// Why reading stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum JsonFault {
     /// Not JSON.
     Malformed {
         /// Byte at which no JSON text could go on.
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
 
     /// Reads `{` and, unless the object is empty, its first key and colon. The key is given raw:
     /// the bytes between its quotes, escapes and all.
-    pub fn enter_object(&mut self) -> Result<Option<&'a [u8]>, Fault> {
+    pub fn enter_object(&mut self) -> Result<Option<&'a [u8]>, JsonFault> {
         self.enter(b'{')?;
         if self.leave(b'}') {
             return Ok(None);
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads what follows a member's value: a comma and the next key, or the end of the object.
-    pub fn next_key(&mut self) -> Result<Option<&'a [u8]>, Fault> {
+    pub fn next_key(&mut self) -> Result<Option<&'a [u8]>, JsonFault> {
         if self.leave(b'}') {
             return Ok(None);
         }
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a string; gives the raw bytes between its quotes.
-    pub fn string(&mut self) -> Result<&'a [u8], Fault> {
+    pub fn string(&mut self) -> Result<&'a [u8], JsonFault> {
         self.expect(b'"')?;
         let start = self.at;
         let (end, _) = string_end(self.bytes, start, usize::MAX, &mut self.non_ascii)?;
@@ -121,7 +121,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a number; gives its bytes.
-    pub fn number(&mut self) -> Result<&'a [u8], Fault> {
+    pub fn number(&mut self) -> Result<&'a [u8], JsonFault> {
         self.peek();
         let start = self.at;
         if self.skip_if(b"-") && self.bytes.get(self.at) == Some(&b'I') {
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads exactly these bytes, such as `true`, `false` or `null`.
-    pub fn literal(&mut self, word: &'static [u8]) -> Result<(), Fault> {
+    pub fn literal(&mut self, word: &'static [u8]) -> Result<(), JsonFault> {
         self.peek();
         if !self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(word)) {
             return Err(self.malformed());
@@ -153,27 +153,27 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads any value and forgets it.
-    pub fn skip_value(&mut self) -> Result<(), Fault> {
-        let mut walk = Walk::new(self);
-        while walk.step(self, usize::MAX)? != Step::Whole {}
+    pub fn skip_value(&mut self) -> Result<(), JsonFault> {
+        let mut walk = JsonWalk::new(self);
+        while walk.step(self, usize::MAX)? != JsonStep::Whole {}
         Ok(())
     }
 
     /// Nothing but white space may be left.
-    pub fn end(&mut self) -> Result<(), Fault> {
+    pub fn end(&mut self) -> Result<(), JsonFault> {
         self.peek().map_or(Ok(()), |_| Err(self.malformed()))
     }
 
-    fn key(&mut self) -> Result<&'a [u8], Fault> {
+    fn key(&mut self) -> Result<&'a [u8], JsonFault> {
         let key = self.string()?;
         self.expect(b':')?;
         Ok(key)
     }
 
-    fn enter(&mut self, bracket: u8) -> Result<(), Fault> {
+    fn enter(&mut self, bracket: u8) -> Result<(), JsonFault> {
         self.expect(bracket)?;
         if self.depth == JSON_DEPTH_MAX {
-            return Err(Fault::TooDeep);
+            return Err(JsonFault::TooDeep);
         }
         self.depth += 1;
         Ok(())
@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
         here
     }
 
-    fn expect(&mut self, byte: u8) -> Result<(), Fault> {
+    fn expect(&mut self, byte: u8) -> Result<(), JsonFault> {
         if self.peek() != Some(byte) {
             return Err(self.malformed());
         }
@@ -203,12 +203,12 @@ impl<'a> Reader<'a> {
     }
 
     /// One digit or more.
-    fn digits(&mut self) -> Result<(), Fault> {
+    fn digits(&mut self) -> Result<(), JsonFault> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let digits = rest.iter().take(JSON_DIGITS_MAX + 1).take_while(|b| b.is_ascii_digit());
         match digits.count() {
             0 => Err(self.malformed()),
-            n if n > JSON_DIGITS_MAX => Err(Fault::LongNumber),
+            n if n > JSON_DIGITS_MAX => Err(JsonFault::LongNumber),
             n => {
                 self.at += n;
                 Ok(())
@@ -216,8 +216,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn malformed(&self) -> Fault {
-        Fault::Malformed { offset: self.at }
+    fn malformed(&self) -> JsonFault {
+        JsonFault::Malformed { offset: self.at }
     }
 }
 
@@ -246,7 +246,7 @@ fn string_end(
     start: usize,
     stop: usize,
     non_ascii: &mut bool,
-) -> Result<(usize, bool), Fault> {
+) -> Result<(usize, bool), JsonFault> {
     let before_stop = bytes.get(..stop).unwrap_or(bytes);
     let mut at = start;
     let mut pause = at + EXACT_BYTES;
@@ -262,7 +262,7 @@ fn string_end(
             match bytes.get(at) {
                 Some(b'"') => return Ok((at, true)),
                 Some(b'\\') => at = escape_end(bytes, at)?,
-                _ => return Err(Fault::Malformed { offset: at }),
+                _ => return Err(JsonFault::Malformed { offset: at }),
             }
         }
         if at >= stop {
@@ -363,7 +363,7 @@ fn is_twice_escaped(window: &Window) -> bool {
 
 /// Offset behind the escape whose backslash stands at `at`. Surrogates are not paired up here:
 /// the grammar allows a lone one (RFC 8259 section 8.2), and engines do too.
-fn escape_end(bytes: &[u8], at: usize) -> Result<usize, Fault> {
+fn escape_end(bytes: &[u8], at: usize) -> Result<usize, JsonFault> {
     match bytes.get(at + 1) {
         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
         Some(b'u')
@@ -371,7 +371,7 @@ fn escape_end(bytes: &[u8], at: usize) -> Result<usize, Fault> {
         {
             Ok(at + 6)
         }
-        _ => Err(Fault::Malformed { offset: at }),
+        _ => Err(JsonFault::Malformed { offset: at }),
     }
 }
 

@@ -10,7 +10,7 @@ mod fault;
 mod spelling;
 mod splice;
 
-use super::json::{Reader, Step, Walk};
+use super::json::{JsonStep, JsonWalk, Reader};
 use crate::base::limits::{MODEL_NAME_BYTES_MAX, WATCHED_VALUE_BYTES_MAX};
 pub use fault::ScanFault;
 pub use splice::{SpliceForm, UsageSplice};
@@ -49,7 +49,7 @@ pub struct RequestFacts<'a> {
 /// # Errors
 /// A [`ScanFault`] for everything that is not strict JSON or that could be read in two ways.
 pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
-    let mut scan = Scan::new(body);
+    let mut scan = BodyScan::new(body);
     loop {
         if let Some(found) = scan.step(usize::MAX) {
             return found;
@@ -59,10 +59,10 @@ pub fn scan(body: &[u8]) -> Result<RequestFacts<'_>, ScanFault> {
 
 /// A scan in steps, for a body that is too large to be read in one go by a thread that others wait
 /// for.
-pub struct Scan<'a> {
+pub struct BodyScan<'a> {
     body: &'a [u8],
     reader: Reader<'a>,
-    walk: Walk,
+    walk: JsonWalk,
     watched: Watched<'a>,
     place: Place,
     opening: Option<u8>,
@@ -79,12 +79,19 @@ enum Place {
     Text { met: Result<(), ScanFault>, checked: usize },
 }
 
-impl<'a> Scan<'a> {
+impl<'a> BodyScan<'a> {
     /// Of a whole body.
-    pub fn new(body: &'a [u8]) -> Scan<'a> {
+    pub fn new(body: &'a [u8]) -> BodyScan<'a> {
         let reader = Reader::behind_mark(body);
-        let walk = Walk::new(&reader);
-        Scan { body, reader, walk, watched: Watched::default(), place: Place::Value, opening: None }
+        let walk = JsonWalk::new(&reader);
+        BodyScan {
+            body,
+            reader,
+            walk,
+            watched: Watched::default(),
+            place: Place::Value,
+            opening: None,
+        }
     }
 
     /// The first byte that is neither of a byte order mark nor white space, once the scan is there.
@@ -115,7 +122,7 @@ impl<'a> Scan<'a> {
 
     /// Walks on to a byte of the body; `None`: there is still more.
     fn walk(&mut self, stop: usize) -> Result<Option<()>, ScanFault> {
-        let Scan { body, reader, walk, watched, place, opening } = self;
+        let BodyScan { body, reader, walk, watched, place, opening } = self;
         if opening.is_none() {
             if !reader.pass_space(stop) {
                 return Ok(None);
@@ -124,12 +131,12 @@ impl<'a> Scan<'a> {
         }
         while let Place::Value = place {
             match walk.step(reader, stop)? {
-                Step::Paused => return Ok(None),
-                Step::Member { key, value } => {
+                JsonStep::Paused => return Ok(None),
+                JsonStep::Member { key, value } => {
                     let name = body.get(key).unwrap_or_default();
                     watched.member(name, &mut Reader::within(body, value))?;
                 }
-                Step::Whole => *place = Place::Behind,
+                JsonStep::Whole => *place = Place::Behind,
             }
         }
         if !reader.pass_space(stop) {

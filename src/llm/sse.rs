@@ -12,7 +12,7 @@ const HEAD_BYTES: usize = 13;
 
 /// What separates the events of a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Framing {
+pub enum EventFraming {
     /// A blank line: `text/event-stream`.
     #[default]
     Events,
@@ -20,16 +20,16 @@ pub enum Framing {
     Lines,
 }
 
-impl Framing {
+impl EventFraming {
     /// The framing of this media type (parameters may follow); `None` when it is no stream's.
-    pub fn of(content_type: &[u8]) -> Option<Framing> {
+    pub fn of(content_type: &[u8]) -> Option<EventFraming> {
         let media = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
         let is = |name: &str| media.trim_ascii().eq_ignore_ascii_case(name.as_bytes());
         if is("text/event-stream") {
-            return Some(Framing::Events);
+            return Some(EventFraming::Events);
         }
         let lines = is("application/x-ndjson") || is("application/ndjson");
-        (lines || is("application/jsonl")).then_some(Framing::Lines)
+        (lines || is("application/jsonl")).then_some(EventFraming::Lines)
     }
 }
 
@@ -68,7 +68,7 @@ impl MarkStrip {
 pub struct SseScan {
     mark: MarkStrip,
     events: u64,
-    framing: Framing,
+    framing: EventFraming,
     /// A line with something in it began after the last blank line (NDJSON: after the last line).
     inside: bool,
     /// The event being read has a data line that is not `[DONE]`.
@@ -87,7 +87,7 @@ struct Head {
 
 impl SseScan {
     /// Starts before the first byte of a stream.
-    pub fn new(framing: Framing) -> SseScan {
+    pub fn new(framing: EventFraming) -> SseScan {
         SseScan { framing, ..SseScan::default() }
     }
 
@@ -130,7 +130,7 @@ impl SseScan {
 
     /// The stream is lines of JSON: an event of ours would be none.
     pub fn is_ndjson(&self) -> bool {
-        self.framing == Framing::Lines
+        self.framing == EventFraming::Lines
     }
 
     /// A line ends here; `piece` is what this slice holds of it.
@@ -147,7 +147,7 @@ impl SseScan {
     fn judge(&mut self, line: &[u8]) {
         // What is seen of a line must not depend on how it was cut.
         let line = line.get(..HEAD_BYTES).unwrap_or(line);
-        if self.framing == Framing::Lines {
+        if self.framing == EventFraming::Lines {
             self.inside = false;
             self.events += u64::from(!line.trim_ascii().is_empty());
             return;

@@ -35,7 +35,7 @@ pub enum UnpackFault {
 }
 
 /// A packed body on its way.
-pub struct Unpacking<'a> {
+pub struct BodyUnpacking<'a> {
     decoder: Decoder<'a>,
     piece: Vec<u8>,
     /// Bytes that came out, and that may.
@@ -51,7 +51,7 @@ enum Decoder<'a> {
     Zstd(Box<FrameDecoder>, &'a [u8]),
 }
 
-impl<'a> Unpacking<'a> {
+impl<'a> BodyUnpacking<'a> {
     /// Begins. `bytes_max`: beyond it the body is [`UnpackFault::TooLarge`].
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl<'a> Unpacking<'a> {
         coding: Coding,
         packed: &'a [u8],
         bytes_max: u64,
-    ) -> Result<Unpacking<'a>, UnpackFault> {
+    ) -> Result<BodyUnpacking<'a>, UnpackFault> {
         let portion = Portion { rest: packed, left: STEP_PACKED_BYTES_MAX };
         let decoder = match coding {
             Coding::Gzip => Decoder::Gzip(Box::new(GzDecoder::new(portion))),
@@ -74,7 +74,7 @@ impl<'a> Unpacking<'a> {
             Coding::Zstd => zstd(packed)?,
         };
         let dense = (packed.len() as u64).saturating_mul(UNPACKED_RATIO_MAX);
-        Ok(Unpacking {
+        Ok(BodyUnpacking {
             decoder,
             piece: Vec::with_capacity(STEP_BYTES),
             made: 0,
@@ -88,7 +88,7 @@ impl<'a> Unpacking<'a> {
     /// # Errors
     /// After one, nothing that came before may be used either.
     pub fn step(&mut self) -> Result<(&[u8], bool), UnpackFault> {
-        let Unpacking { decoder, piece, .. } = self;
+        let BodyUnpacking { decoder, piece, .. } = self;
         piece.clear();
         // The decoders are strangers: what they do not survive is a broken body, and no more.
         let stepped = catch_unwind(AssertUnwindSafe(|| decoder.step(piece)));

@@ -10,10 +10,10 @@
 //! stays small, and numbers that cannot be are no usage.
 
 use super::dialect::Dialect;
-use super::sse::Framing;
-use facts::Facts;
+use super::sse::EventFraming;
+use facts::UsageFacts;
 use lines::Lines;
-use walk::Walk;
+use walk::UsageWalk;
 
 pub mod account;
 mod alike;
@@ -31,8 +31,8 @@ pub use super::tokens::Usage;
 #[derive(Debug, Default)]
 pub struct UsageScan {
     lines: Lines,
-    walk: Walk,
-    facts: Facts,
+    walk: UsageWalk,
+    facts: UsageFacts,
 }
 
 impl UsageScan {
@@ -43,9 +43,9 @@ impl UsageScan {
 
     /// An answer begins, of this dialect. `framing`: what separates the events of a stream; `None`
     /// for a whole answer.
-    pub fn expect(&mut self, dialect: Dialect, framing: Option<Framing>) {
+    pub fn expect(&mut self, dialect: Dialect, framing: Option<EventFraming>) {
         self.facts.reset(dialect, framing.is_some());
-        self.walk = Walk::default();
+        self.walk = UsageWalk::default();
         self.lines.reset(framing);
     }
 
@@ -66,7 +66,7 @@ impl UsageScan {
     }
 
     /// All else that was found so far.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &UsageFacts {
         &self.facts
     }
 

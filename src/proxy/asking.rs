@@ -4,7 +4,7 @@
 use super::receive::Request;
 use super::settle::Story;
 use super::shelf::Shelf;
-use crate::base::fault::{Fault, Retry};
+use crate::base::fault::{Fault, Retryable};
 use crate::config::plan::{Plan, StreamUsage};
 use crate::state::member::Member;
 use crate::state::wish::UsageWish;
@@ -107,7 +107,7 @@ impl Asking {
 
 /// A try failed: a backend that cannot be reached may be another engine when it is back.
 pub fn hear_failure(backend: &Member, fault: Fault) {
-    if fault.retry() == Retry::Any {
+    if fault.retry() == Retryable::Any {
         backend.usage_wishes().forget();
     }
 }

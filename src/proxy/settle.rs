@@ -5,7 +5,7 @@ use super::client::Client;
 use super::pass::Pass;
 use super::receive::Request;
 use super::relay::tap::Tap;
-use super::relay::Outcome;
+use super::relay::Relayed;
 use super::shelf::Shelf;
 use super::upstream::pool::LocalMember;
 use crate::base::fault::{Fault, Side};
@@ -57,7 +57,7 @@ pub struct Story {
     /// How it ended.
     pub ending: Ending,
     /// What the relay saw, when it came to that.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<Relayed>,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
     /// It is over for its client, and only its record waits for something: for what its client did

@@ -9,7 +9,7 @@ use crate::base::limits::UNPACKED_RATIO_MAX;
 use crate::base::refusal::Refusal;
 use crate::config::plan::Server;
 use crate::llm::inflate::Coding;
-use crate::llm::unpack::{UnpackFault, Unpacking};
+use crate::llm::unpack::{BodyUnpacking, UnpackFault};
 use crate::rt::buffer::Buffer;
 
 /// Puts what the body stands for in its place. In steps, between which all other connections of
@@ -30,7 +30,7 @@ pub async fn unpack(
     let mut unpacked = Buffer::take();
     let most = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let mut unpacking =
-        Unpacking::new(coding, request.body(client.bytes()), bytes_max).map_err(refused)?;
+        BodyUnpacking::new(coding, request.body(client.bytes()), bytes_max).map_err(refused)?;
     loop {
         let (piece, is_last) = unpacking.step().map_err(refused)?;
         if !unpacked.append(piece, most) {

@@ -38,7 +38,7 @@ mod taking;
 const END_GRACE: Duration = Duration::from_secs(2);
 
 /// What a worker is started with.
-pub struct Start {
+pub struct WorkerStart {
     /// Number of the worker, from 0.
     pub index: usize,
     /// The CPU it is pinned to.
@@ -79,7 +79,7 @@ struct Worker {
 
 /// Runs a worker on the current thread until it has drained. True when every connection ended by
 /// itself, false when some were cut.
-pub fn run(start: Start) -> bool {
+pub fn run(start: WorkerStart) -> bool {
     if let Some(id) = start.cpu {
         if !core_affinity::set_for_current(core_affinity::CoreId { id }) {
             tracing::warn!(worker = start.index, cpu = id, "could not pin the worker to its CPU");
@@ -98,7 +98,7 @@ pub fn run(start: Start) -> bool {
     ring.block_on(serve(start, driver))
 }
 
-async fn serve(start: Start, driver: &'static str) -> bool {
+async fn serve(start: WorkerStart, driver: &'static str) -> bool {
     let patrol = match Patrol::start() {
         Ok(patrol) => patrol,
         Err(error) => {
@@ -106,7 +106,7 @@ async fn serve(start: Start, driver: &'static str) -> bool {
             return false;
         }
     };
-    let Start { listeners, mailbox, ready, .. } = start;
+    let WorkerStart { listeners, mailbox, ready, .. } = start;
     let shared = Rc::new(Shared {
         shelf: Shelf::new(start.seed),
         upstreams: Upstreams::new(start.board, start.index),

@@ -16,7 +16,7 @@ const ZEROED_BYTES_MAX: usize = 64 * 1024;
 /// What came from a peer that was not asked for anything. Only `Nothing` leaves the connection
 /// usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
+pub enum IdleHeard {
     /// It is quiet.
     Nothing,
     /// Bytes.
@@ -87,12 +87,12 @@ impl Socket {
     }
 
     /// What there is to be read, which stays.
-    pub fn heard(&self) -> Heard {
+    pub fn heard(&self) -> IdleHeard {
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
         match retry(|| rustix::net::recv(self, &mut [0u8; 1][..], flags).map(|(_, n)| n)) {
-            Ok(n) if n > 0 => Heard::Bytes,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Heard::Nothing,
-            _ => Heard::End,
+            Ok(n) if n > 0 => IdleHeard::Bytes,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => IdleHeard::Nothing,
+            _ => IdleHeard::End,
         }
     }
 

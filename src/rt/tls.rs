@@ -1,7 +1,7 @@
 //! A connection to an engine, plain or TLS, with one face. rustls is driven directly: a wrapper
 //! with its own pair of 16 KB buffers would cost four times the memory per idle connection.
 
-use super::socket::{Heard, Socket};
+use super::socket::{IdleHeard, Socket};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::future::{poll_fn, Future};
@@ -12,7 +12,7 @@ use std::task::Poll;
 
 /// Whose turn it is while a request is being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum SendOrListen {
     /// There is room for more of the request.
     Send,
     /// The peer answers, or closed, before it has all of the request.
@@ -115,14 +115,14 @@ impl Link {
 
     /// Waits until more can be sent, or, on a bare socket, until the peer has something to say
     /// first. (What TLS says first may be its own business.)
-    pub async fn writable_or_spoken(&self) -> io::Result<Turn> {
+    pub async fn writable_or_spoken(&self) -> io::Result<SendOrListen> {
         if self.tls.is_some() {
-            return self.socket.writable().await.map(|()| Turn::Send);
+            return self.socket.writable().await.map(|()| SendOrListen::Send);
         }
         let (mut heard, mut room) = (pin!(self.socket.readable()), pin!(self.socket.writable()));
         poll_fn(|cx| match heard.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(done.map(|()| Turn::Listen)),
-            Poll::Pending => room.as_mut().poll(cx).map_ok(|()| Turn::Send),
+            Poll::Ready(done) => Poll::Ready(done.map(|()| SendOrListen::Listen)),
+            Poll::Pending => room.as_mut().poll(cx).map_ok(|()| SendOrListen::Send),
         })
         .await
     }
@@ -130,15 +130,15 @@ impl Link {
     /// What came on an idle connection, which nobody asked for: to the socket, or, decrypted, to
     /// the session. With TLS, bytes of the socket may be its own business (a farewell, say), and
     /// count as an end.
-    pub fn heard(&mut self) -> Heard {
+    pub fn heard(&mut self) -> IdleHeard {
         let Some(tls) = self.tls.as_mut() else { return self.socket.heard() };
         match tls.session.reader().into_first_chunk() {
-            Ok(bytes) if !bytes.is_empty() => Heard::Bytes,
+            Ok(bytes) if !bytes.is_empty() => IdleHeard::Bytes,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => match self.socket.heard() {
-                Heard::Nothing => Heard::Nothing,
-                _ => Heard::End,
+                IdleHeard::Nothing => IdleHeard::Nothing,
+                _ => IdleHeard::End,
             },
-            _ => Heard::End,
+            _ => IdleHeard::End,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::llm::error::{write_last_event, write_last_line};
-use crate::llm::sse::{Framing, SseScan};
+use crate::llm::sse::{EventFraming, SseScan};
 use crate::llm::usage::Usage;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ struct Expected {
 struct Answer {
     name: String,
     dialect: Dialect,
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     bytes: Vec<u8>,
     found: Found,
 }
@@ -62,8 +62,8 @@ static ANSWERS: LazyLock<Vec<Answer>> = LazyLock::new(|| {
     let answer = |(name, expected): (String, Expected)| Answer {
         dialect: Dialect::of(expected.path.as_bytes()),
         framing: match name.rsplit('.').next() {
-            Some("sse") => Some(Framing::Events),
-            Some("ndjson") => Some(Framing::Lines),
+            Some("sse") => Some(EventFraming::Events),
+            Some("ndjson") => Some(EventFraming::Lines),
             _ => None,
         },
         bytes: std::fs::read(folder.join(&name)).unwrap(),
@@ -75,12 +75,12 @@ static ANSWERS: LazyLock<Vec<Answer>> = LazyLock::new(|| {
 
 fn found<'a>(
     dialect: Dialect,
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> Found {
     let mut usage = UsageScan::default();
     // As on a kept connection, which had another answer before.
-    usage.expect(Dialect::Ollama, Some(Framing::Lines));
+    usage.expect(Dialect::Ollama, Some(EventFraming::Lines));
     usage.feed(b"{\"done\":true,\"eval_count\":7}\n{\"error\":\"no\"}\n{\"x\":[\"");
     usage.reset();
     usage.expect(dialect, framing);
@@ -234,7 +234,7 @@ proptest! {
     fn any_cut_gives_the_same(
         bytes in any_bytes(),
         dialect in prop::sample::select(DIALECTS),
-        framing in prop::sample::select(vec![Framing::Events, Framing::Lines]),
+        framing in prop::sample::select(vec![EventFraming::Events, EventFraming::Lines]),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
     ) {
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
@@ -248,7 +248,7 @@ proptest! {
 }
 
 /// What a stream said: error, message_stop, end of a response.
-fn said(framing: Framing, stream: &str) -> (bool, bool, bool) {
+fn said(framing: EventFraming, stream: &str) -> (bool, bool, bool) {
     let judge = |pieces: &[&[u8]]| {
         let mut scan = UsageScan::default();
         scan.expect(Dialect::OpenAi, Some(framing));
@@ -306,11 +306,11 @@ fn errors_and_ends_are_told_from_what_only_looks_like_them() {
         ("event: error", none),
         ("xevent: error\n\n", none),
     ] {
-        assert_eq!(said(Framing::Events, stream), expected, "{stream:?}");
+        assert_eq!(said(EventFraming::Events, stream), expected, "{stream:?}");
     }
-    assert_eq!(said(Framing::Lines, "{}\n{\"error\":\"x\"}\n"), error);
-    assert_eq!(said(Framing::Lines, "{\"x\":1,\"error\":\"x\"}\n"), error);
-    assert_eq!(said(Framing::Lines, "event: error\n"), none);
+    assert_eq!(said(EventFraming::Lines, "{}\n{\"error\":\"x\"}\n"), error);
+    assert_eq!(said(EventFraming::Lines, "{\"x\":1,\"error\":\"x\"}\n"), error);
+    assert_eq!(said(EventFraming::Lines, "event: error\n"), none);
 }
 
 /// Catches: an answer that was cut off and counts as whole, and one that is whole and does not,
@@ -337,14 +337,15 @@ fn facts_end_an_answer_and_a_mark_alone_does_not() {
     ] {
         for piece in [1, 5, usize::MAX] {
             let found =
-                found(Dialect::OpenAi, Some(Framing::Events), stream.as_bytes().chunks(piece));
+                found(Dialect::OpenAi, Some(EventFraming::Events), stream.as_bytes().chunks(piece));
             assert_eq!(found.ended, Some(whole), "{stream:?} in {piece}s");
         }
     }
     let delta = "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},";
     let usage = "\"usage\":{\"output_tokens\":1}}\n\n";
-    let ended =
-        |stream: &str| found(Dialect::Messages, Some(Framing::Events), [stream.as_bytes()]).ended;
+    let ended = |stream: &str| {
+        found(Dialect::Messages, Some(EventFraming::Events), [stream.as_bytes()]).ended
+    };
     assert_eq!(ended(&format!("{delta}{usage}")), Some(true));
     assert_eq!(ended(&format!("{delta}\"x\":1}}\n\n")), Some(false));
 }
@@ -383,14 +384,14 @@ fn an_answer_is_whole_when_each_choice_is() {
     ] {
         for piece in [1, 7, usize::MAX] {
             let mut scan = UsageScan::default();
-            scan.expect(Dialect::OpenAi, Some(Framing::Events));
+            scan.expect(Dialect::OpenAi, Some(EventFraming::Events));
             stream.as_bytes().chunks(piece).for_each(|piece| scan.feed(piece));
             let said = (super::ended(Dialect::OpenAi, &scan), scan.facts().awaits_counts());
             assert_eq!(said, (Some(ended), awaits), "{stream} in {piece}s");
         }
     }
     let of = |dialect, stream: &str| {
-        found(dialect, Some(Framing::Events), [stream.as_bytes()]).ended.unwrap()
+        found(dialect, Some(EventFraming::Events), [stream.as_bytes()]).ended.unwrap()
     };
     let stop =
         |index: u8| format!("data: {{\"index\":{index},\"content\":\"\",\"stop\":true}}\n\n");
@@ -423,7 +424,7 @@ fn the_code_of_an_error_is_kept() {
         for piece in [1, usize::MAX] {
             let stream = format!("data: {event}\n\n");
             let found =
-                found(Dialect::OpenAi, Some(Framing::Events), stream.as_bytes().chunks(piece));
+                found(Dialect::OpenAi, Some(EventFraming::Events), stream.as_bytes().chunks(piece));
             assert_eq!(found.code.as_deref(), code, "{event}");
         }
     }

@@ -2,8 +2,8 @@
 
 use super::behind;
 use crate::llm::dialect::Dialect;
-use crate::llm::json::{Fault, Reader};
-use crate::llm::sse::Framing;
+use crate::llm::json::{JsonFault, Reader};
+use crate::llm::sse::EventFraming;
 use crate::llm::usage::UsageScan;
 use memchr::memmem::Finder;
 use std::borrow::Cow;
@@ -40,7 +40,7 @@ fn may_finish(bytes: &[u8]) -> bool {
 /// A choice ends in this event.
 pub fn ends_choice(event: &[u8]) -> bool {
     let mut scan = UsageScan::default();
-    scan.expect(Dialect::OpenAi, Some(Framing::Events));
+    scan.expect(Dialect::OpenAi, Some(EventFraming::Events));
     scan.feed(event);
     scan.facts().choices().first_ended().is_some()
 }
@@ -64,7 +64,7 @@ pub fn data(event: &[u8]) -> (Cow<'_, [u8]>, Option<usize>) {
 
 /// What the data of an event says of usage.
 #[derive(Debug, Default)]
-pub struct Facts {
+pub struct EventFacts {
     /// Whether it has choices.
     pub choices: Choices,
     /// `usage`, where it is an object.
@@ -94,10 +94,10 @@ pub struct Counts {
     pub are_sglangs: bool,
 }
 
-impl Facts {
+impl EventFacts {
     /// Reads the data of an event.
-    pub fn of(json: &[u8]) -> Result<Facts, Fault> {
-        let mut facts = Facts::default();
+    pub fn of(json: &[u8]) -> Result<EventFacts, JsonFault> {
+        let mut facts = EventFacts::default();
         let mut reader = Reader::new(json);
         reader.peek();
         let open = reader.offset() + 1;

@@ -20,7 +20,7 @@ const ALL: [(Coding, &[u8]); 5] = [
 /// The tokens in one of the packed streams, or in a packed answer.
 fn total(coding: Coding, packed: &[u8]) -> Result<Option<u64>, InflateFault> {
     let is_stream = ALL.iter().any(|(_, stream)| stream.starts_with(packed));
-    let form = (Dialect::OpenAi, is_stream.then_some(Framing::Events));
+    let form = (Dialect::OpenAi, is_stream.then_some(EventFraming::Events));
     read(coding, packed, form).map(|scan| scan.usage().map(|u| u.total_tokens))
 }
 
@@ -38,7 +38,7 @@ fn usage_is_found_in_every_coding() {
     }
     assert_eq!(total(Coding::Gzip, &gzip(b"{\"choices\":[]}")), Ok(None));
     let native = gzip(b"{\"done\":true,\"eval_count\":3}");
-    let form = (Dialect::Ollama, Some(Framing::Lines));
+    let form = (Dialect::Ollama, Some(EventFraming::Lines));
     let usage = read(Coding::Gzip, &native, form).unwrap().usage();
     assert_eq!(usage.map(|u| u.completion_tokens), Some(3), "in the dialect of the path");
 }

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use serde::de::IgnoredAny;
 
-fn accepts(bytes: &[u8]) -> Result<(), Fault> {
+fn accepts(bytes: &[u8]) -> Result<(), JsonFault> {
     let mut reader = Reader::new(bytes);
     reader.skip_value()?;
     reader.end()
@@ -60,7 +60,7 @@ fn the_grammar_is_strict() {
         ("\u{a0}1", 0),
         ("/**/1", 0),
     ] {
-        assert_eq!(accepts(bad.as_bytes()), Err(Fault::Malformed { offset }), "{bad}");
+        assert_eq!(accepts(bad.as_bytes()), Err(JsonFault::Malformed { offset }), "{bad}");
     }
 }
 
@@ -76,12 +76,12 @@ fn what_python_calls_a_number_is_a_value() {
 fn depth_64_is_read_and_65_is_not() {
     let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
     assert_eq!(accepts(nested(JSON_DEPTH_MAX).as_bytes()), Ok(()));
-    assert_eq!(accepts(nested(JSON_DEPTH_MAX + 1).as_bytes()), Err(Fault::TooDeep));
+    assert_eq!(accepts(nested(JSON_DEPTH_MAX + 1).as_bytes()), Err(JsonFault::TooDeep));
     // Siblings are not depth.
     let wide = format!("[{}1]", "[],{},".repeat(1000));
     assert_eq!(accepts(wide.as_bytes()), Ok(()));
     // A million brackets cost neither stack nor time.
-    assert_eq!(accepts(&vec![b'['; 1 << 20]), Err(Fault::TooDeep));
+    assert_eq!(accepts(&vec![b'['; 1 << 20]), Err(JsonFault::TooDeep));
 }
 
 /// Catches: a value that is passed over without a pause.
@@ -92,25 +92,25 @@ fn a_number_has_an_end() {
         assert_eq!(accepts(good.as_bytes()), Ok(()));
     }
     for long in [format!("{digits}1"), format!("0.{digits}1"), format!("[1e{digits}1]")] {
-        assert_eq!(accepts(long.as_bytes()), Err(Fault::LongNumber));
+        assert_eq!(accepts(long.as_bytes()), Err(JsonFault::LongNumber));
     }
 }
 
 /// The rule of RFC 8259 section 7, one byte after the other.
-fn string_end_by_the_book(bytes: &[u8], start: usize) -> Result<usize, Fault> {
+fn string_end_by_the_book(bytes: &[u8], start: usize) -> Result<usize, JsonFault> {
     let mut at = start;
     loop {
         match bytes.get(at) {
             Some(b'"') => return Ok(at),
             Some(b'\\') => at = escape_end(bytes, at)?,
             Some(0x20..) => at += 1,
-            _ => return Err(Fault::Malformed { offset: at }),
+            _ => return Err(JsonFault::Malformed { offset: at }),
         }
     }
 }
 
 /// The end of a string by the gears, which note every byte above ASCII on their way.
-fn string_end_in_gears(bytes: &[u8], start: usize) -> Result<usize, Fault> {
+fn string_end_in_gears(bytes: &[u8], start: usize) -> Result<usize, JsonFault> {
     let mut non_ascii = false;
     let (end, is_end) = string_end(bytes, start, usize::MAX, &mut non_ascii)?;
     assert!(is_end);
@@ -186,15 +186,15 @@ proptest! {
         step in 1..200usize,
     ) {
         let mut reader = Reader::new(&bytes);
-        let mut walk = Walk::new(&reader);
+        let mut walk = JsonWalk::new(&reader);
         let in_steps = loop {
             let (at, stop) = (reader.offset(), reader.offset() + step);
             let met = walk.step(&mut reader, stop);
             prop_assert!(reader.offset() < stop + 2 * BLOCK_BYTES);
             match met {
-                Ok(Step::Paused) => prop_assert!(reader.offset() > at),
-                Ok(Step::Member { .. }) => {}
-                Ok(Step::Whole) => break reader.end(),
+                Ok(JsonStep::Paused) => prop_assert!(reader.offset() > at),
+                Ok(JsonStep::Member { .. }) => {}
+                Ok(JsonStep::Whole) => break reader.end(),
                 Err(fault) => break Err(fault),
             }
         };

@@ -2,12 +2,12 @@
 //! must not keep a worker from its other connections. Where it is stands in a few words, so that a
 //! step can end anywhere: within a string, between two tokens, in white space.
 
-use super::{string_end, Fault, Reader};
+use super::{string_end, JsonFault, Reader};
 use crate::base::limits::JSON_DEPTH_MAX;
 use std::ops::Range;
 
 /// The state between two steps.
-pub struct Walk {
+pub struct JsonWalk {
     /// Depth of what surrounds the value.
     base: usize,
     /// What is open around the reader, one bit a level, the outermost lowest: 1 is an object.
@@ -41,7 +41,7 @@ enum Next {
 
 /// How a step ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum JsonStep {
     /// At the bound; more is to come.
     Paused,
     /// The value is an object, and one of its members was passed: the bytes between the quotes of
@@ -56,19 +56,19 @@ pub enum Step {
     Whole,
 }
 
-impl Walk {
+impl JsonWalk {
     /// Of the value that a reader stands before.
-    pub fn new(reader: &Reader<'_>) -> Walk {
-        Walk { base: reader.depth, objects: 0, next: Next::Value, key: 0..0, value: 0 }
+    pub fn new(reader: &Reader<'_>) -> JsonWalk {
+        JsonWalk { base: reader.depth, objects: 0, next: Next::Value, key: 0..0, value: 0 }
     }
 
     /// Goes on until something is to be said, or `stop` was reached, a byte of the input. It goes
     /// beyond `stop` by no more than a number or a few blocks of text are long.
-    pub fn step(&mut self, reader: &mut Reader<'_>, stop: usize) -> Result<Step, Fault> {
+    pub fn step(&mut self, reader: &mut Reader<'_>, stop: usize) -> Result<JsonStep, JsonFault> {
         loop {
             let is_text = matches!(self.next, Next::Text | Next::KeyText);
             if !is_text && !reader.pass_space(stop) {
-                return Ok(Step::Paused);
+                return Ok(JsonStep::Paused);
             }
             match self.next {
                 Next::FirstValue if reader.leave(b']') => {}
@@ -96,7 +96,7 @@ impl Walk {
                         string_end(reader.bytes, reader.at, stop, &mut reader.non_ascii)?;
                     reader.at = at + usize::from(is_end);
                     if !is_end {
-                        return Ok(Step::Paused);
+                        return Ok(JsonStep::Paused);
                     }
                     if self.next == Next::KeyText {
                         if reader.depth == self.base + 1 {
@@ -118,16 +118,19 @@ impl Walk {
             // A value ended here.
             self.next = Next::After;
             if reader.depth == self.base {
-                return Ok(Step::Whole);
+                return Ok(JsonStep::Whole);
             }
             if reader.depth == self.base + 1 && self.is_in_object(reader) {
-                return Ok(Step::Member { key: self.key.clone(), value: self.value..reader.at });
+                return Ok(JsonStep::Member {
+                    key: self.key.clone(),
+                    value: self.value..reader.at,
+                });
             }
         }
     }
 
     /// Reads a value, or the beginning of one; true when it was all of it.
-    fn begin(&mut self, reader: &mut Reader<'_>) -> Result<bool, Fault> {
+    fn begin(&mut self, reader: &mut Reader<'_>) -> Result<bool, JsonFault> {
         if reader.depth == self.base + 1 {
             self.value = reader.at;
         }

@@ -40,12 +40,12 @@ pub enum ScanFault {
     WrongType(&'static str),
 }
 
-impl From<json::Fault> for ScanFault {
-    fn from(fault: json::Fault) -> Self {
+impl From<json::JsonFault> for ScanFault {
+    fn from(fault: json::JsonFault) -> Self {
         match fault {
-            json::Fault::Malformed { offset } => ScanFault::Malformed { offset },
-            json::Fault::TooDeep => ScanFault::TooDeep,
-            json::Fault::LongNumber => ScanFault::LongNumber,
+            json::JsonFault::Malformed { offset } => ScanFault::Malformed { offset },
+            json::JsonFault::TooDeep => ScanFault::TooDeep,
+            json::JsonFault::LongNumber => ScanFault::LongNumber,
         }
     }
 }

@@ -256,7 +256,7 @@ fn usage_is_asked_for_where_it_was_not() {
 
 /// What is found in slices, and how many there were. Asserts that each is short.
 fn in_slices(body: &[u8], bytes: usize) -> (Result<RequestFacts<'_>, ScanFault>, usize) {
-    let mut scan = Scan::new(body);
+    let mut scan = BodyScan::new(body);
     for slice in 1.. {
         let at = scan.reader.offset();
         let found = scan.step(bytes);

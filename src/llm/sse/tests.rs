@@ -114,7 +114,7 @@ fn a_line_of_json_is_an_event() {
     ] {
         for cut in 0..=stream.len() {
             let (a, b) = stream.as_bytes().split_at(cut);
-            let mut scan = SseScan::new(Framing::Lines);
+            let mut scan = SseScan::new(EventFraming::Lines);
             scan.feed(a);
             scan.feed(b);
             assert_eq!((scan.events(), scan.at_boundary()), (events, boundary), "{stream:?}");
@@ -126,15 +126,15 @@ fn a_line_of_json_is_an_event() {
 #[test]
 fn the_media_type_tells_the_framing() {
     for (field, framing) in [
-        ("text/event-stream", Some(Framing::Events)),
-        ("Text/Event-Stream; charset=utf-8", Some(Framing::Events)),
-        ("application/x-ndjson", Some(Framing::Lines)),
-        ("application/x-ndjson;charset=utf-8", Some(Framing::Lines)),
-        ("application/jsonl", Some(Framing::Lines)),
+        ("text/event-stream", Some(EventFraming::Events)),
+        ("Text/Event-Stream; charset=utf-8", Some(EventFraming::Events)),
+        ("application/x-ndjson", Some(EventFraming::Lines)),
+        ("application/x-ndjson;charset=utf-8", Some(EventFraming::Lines)),
+        ("application/jsonl", Some(EventFraming::Lines)),
         ("application/json", None),
         ("text/event-streams", None),
         ("", None),
     ] {
-        assert_eq!(Framing::of(field.as_bytes()), framing, "{field}");
+        assert_eq!(EventFraming::of(field.as_bytes()), framing, "{field}");
     }
 }

@@ -20,7 +20,7 @@ const ALL: [(Coding, &[u8]); 5] = [
 
 /// The whole of a body, and the longest piece of it.
 fn unpack(coding: Coding, packed: &[u8], max: u64) -> Result<(Vec<u8>, usize), UnpackFault> {
-    let mut unpacking = Unpacking::new(coding, packed, max)?;
+    let mut unpacking = BodyUnpacking::new(coding, packed, max)?;
     let (mut whole, mut longest) = (Vec::new(), 0);
     loop {
         let (piece, is_last) = unpacking.step()?;
@@ -89,7 +89,7 @@ fn a_bomb_is_refused_early() {
 #[test]
 fn a_body_that_gives_nothing_is_taken_in_portions() {
     let blocks = b"\x00\x00\x00\xff\xff".repeat(1 << 20);
-    let mut unpacking = Unpacking::new(Coding::Deflate, &blocks, u64::MAX).unwrap();
+    let mut unpacking = BodyUnpacking::new(Coding::Deflate, &blocks, u64::MAX).unwrap();
     let mut steps = 0;
     while let Ok((piece, is_last)) = unpacking.step() {
         assert!(piece.is_empty() && !is_last);
@@ -102,7 +102,7 @@ fn a_body_that_gives_nothing_is_taken_in_portions() {
     assert_eq!(unpack(Coding::Gzip, &unpacking, u64::MAX), Err(UnpackFault::Broken));
     // Empty raw blocks of zstd, in a frame with a window of 1 KiB.
     let frame = [&b"\x28\xb5\x2f\xfd\x00\x00"[..], &[0; 3 * 1000]].concat();
-    let mut unpacking = Unpacking::new(Coding::Zstd, &frame, u64::MAX).unwrap();
+    let mut unpacking = BodyUnpacking::new(Coding::Zstd, &frame, u64::MAX).unwrap();
     assert_eq!(unpacking.step(), Ok((&[][..], false)));
 }
 

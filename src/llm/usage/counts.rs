@@ -1,7 +1,7 @@
 //! Counts by the names that engines use, and how later ones replace earlier ones.
 
 use super::number::{sum, Odd};
-use super::places::{Field, FIELDS};
+use super::places::{UsageField, FIELDS};
 use crate::llm::dialect::Dialect;
 use crate::llm::tokens::{Oddities, Usage};
 
@@ -23,7 +23,7 @@ const _: () = assert!(FIELDS <= 16, "a bit for each field");
 impl Counts {
     /// A member says a count. The last one counts, but zero takes nothing back: engines that say
     /// zero first and count then are as usual as engines that clear their counters at the end.
-    pub fn set(&mut self, field: Field, count: Result<u64, Odd>) {
+    pub fn set(&mut self, field: UsageField, count: Result<u64, Odd>) {
         let (at, bit) = (field as usize, 1 << field as u16);
         match count {
             Err(odd) => {
@@ -46,9 +46,9 @@ impl Counts {
     /// Counts of the same answer that were said later.
     pub fn merge(&mut self, later: &Counts) {
         // A sum is of the counts beside it, and not of later ones.
-        if later.has_any(&COUNTED) && !later.has(Field::Total) {
-            self.known &= !(1 << Field::Total as u16);
-            self.values[Field::Total as usize] = 0;
+        if later.has_any(&COUNTED) && !later.has(UsageField::Total) {
+            self.known &= !(1 << UsageField::Total as u16);
+            self.values[UsageField::Total as usize] = 0;
         }
         for field in ALL {
             if later.has(field) {
@@ -61,11 +61,11 @@ impl Counts {
     }
 
     /// There is one of this name.
-    pub fn has(&self, field: Field) -> bool {
+    pub fn has(&self, field: UsageField) -> bool {
         self.known & 1 << field as u16 != 0
     }
 
-    fn has_any(&self, fields: &[Field]) -> bool {
+    fn has_any(&self, fields: &[UsageField]) -> bool {
         fields.iter().any(|field| self.has(*field))
     }
 
@@ -76,14 +76,14 @@ impl Counts {
 
     /// Seconds of audio.
     pub fn seconds(&self) -> Option<u64> {
-        self.get(Field::Seconds)
+        self.get(UsageField::Seconds)
     }
 
-    fn value(&self, field: Field) -> u64 {
+    fn value(&self, field: UsageField) -> u64 {
         self.values.get(field as usize).copied().unwrap_or_default()
     }
 
-    fn get(&self, field: Field) -> Option<u64> {
+    fn get(&self, field: UsageField) -> Option<u64> {
         self.has(field).then(|| self.value(field))
     }
 
@@ -110,7 +110,7 @@ impl Counts {
         match dialect {
             Dialect::Generate | Dialect::Ollama => self.native(dialect, is_end),
             _ if dialect.is_llama_cpp()
-                && !self.has_any(&[Field::Input, Field::Output, Field::Total]) =>
+                && !self.has_any(&[UsageField::Input, UsageField::Output, UsageField::Total]) =>
             {
                 self.native(dialect, is_end)
             }
@@ -121,8 +121,8 @@ impl Counts {
     /// Fields that are not looked at, since others tell prompt and completion: what is odd in them
     /// (llama.cpp's `"prompt_n": -1` for a prompt that was not computed) spoils nothing.
     fn unread(&self) -> u16 {
-        let prompt = self.has_any(&[Field::Prompt, Field::Input]);
-        match prompt && self.has_any(&[Field::Completion, Field::Output]) {
+        let prompt = self.has_any(&[UsageField::Prompt, UsageField::Input]);
+        match prompt && self.has_any(&[UsageField::Completion, UsageField::Output]) {
             true => TIMED.iter().fold(0, |bits, field| bits | 1 << *field as u16),
             false => 0,
         }
@@ -131,7 +131,7 @@ impl Counts {
     /// In the names of OpenAI's and Anthropic's interfaces. All zeros, which Ollama and LocalAI
     /// send before the real ones, are no usage.
     fn common(&self, dialect: Dialect) -> Result<Option<Usage>, Odd> {
-        if !self.has_any(&COUNTED) && !self.has(Field::Total) {
+        if !self.has_any(&COUNTED) && !self.has(UsageField::Total) {
             return self.timed();
         }
         let (prompt_tokens, completion_tokens) = self.halves(dialect)?;
@@ -142,9 +142,9 @@ impl Counts {
         let usage = Usage {
             prompt_tokens,
             completion_tokens,
-            total_tokens: self.get(Field::Total).filter(|_| kept).unwrap_or(sum),
-            cached_tokens: self.get(Field::Cached).or(self.get(Field::CacheRead)),
-            reasoning_tokens: self.get(Field::Reasoning),
+            total_tokens: self.get(UsageField::Total).filter(|_| kept).unwrap_or(sum),
+            cached_tokens: self.get(UsageField::Cached).or(self.get(UsageField::CacheRead)),
+            reasoning_tokens: self.get(UsageField::Reasoning),
         };
         Ok((usage.total_tokens > 0 || sum > 0).then_some(usage))
     }
@@ -152,12 +152,13 @@ impl Counts {
     /// Prompt and completion. Both must be there, but where nothing is generated: then the
     /// completion is zero, and the total may stand for the prompt (as of rerankers).
     fn halves(&self, dialect: Dialect) -> Result<(u64, u64), Odd> {
-        let cached = [self.value(Field::CacheRead), self.value(Field::CacheCreation)];
-        let input = self.get(Field::Input).map(|n| sum([n, cached[0], cached[1]])).transpose()?;
-        let prompt = self.get(Field::Prompt).or(input);
-        let completion = self.get(Field::Completion).or(self.get(Field::Output));
+        let cached = [self.value(UsageField::CacheRead), self.value(UsageField::CacheCreation)];
+        let input =
+            self.get(UsageField::Input).map(|n| sum([n, cached[0], cached[1]])).transpose()?;
+        let prompt = self.get(UsageField::Prompt).or(input);
+        let completion = self.get(UsageField::Completion).or(self.get(UsageField::Output));
         let may_generate = !matches!(dialect, Dialect::Embeddings | Dialect::Other);
-        match (prompt.or(self.get(Field::Total)), completion) {
+        match (prompt.or(self.get(UsageField::Total)), completion) {
             (Some(prompt), None) if !may_generate => Ok((prompt, 0)),
             _ => prompt.zip(completion).ok_or(Odd::Missing),
         }
@@ -166,9 +167,9 @@ impl Counts {
     /// llama.cpp's `timings`, when nothing else tells: what was cached of the prompt, and what was
     /// not, make the prompt. Older ones leave out what was cached.
     fn timed(&self) -> Result<Option<Usage>, Odd> {
-        let parts = self.get(Field::TimedPrompt).zip(self.get(Field::TimedCached));
+        let parts = self.get(UsageField::TimedPrompt).zip(self.get(UsageField::TimedCached));
         let Some(((computed, cached), completion_tokens)) =
-            parts.zip(self.get(Field::TimedCompletion))
+            parts.zip(self.get(UsageField::TimedCompletion))
         else {
             return Ok(None);
         };
@@ -189,10 +190,10 @@ impl Counts {
 
     /// In an engine's own names.
     fn native(&self, dialect: Dialect, is_end: bool) -> Result<Option<Usage>, Odd> {
-        let cached = self.get(Field::Cached).or(self.get(Field::TimedCached));
-        let timed = self.get(Field::TimedPrompt).map(|n| sum([n, cached.unwrap_or(0)]));
-        let prompt = self.get(Field::Prompt).or(timed.transpose()?);
-        let completion = self.get(Field::Completion).or(self.get(Field::TimedCompletion));
+        let cached = self.get(UsageField::Cached).or(self.get(UsageField::TimedCached));
+        let timed = self.get(UsageField::TimedPrompt).map(|n| sum([n, cached.unwrap_or(0)]));
+        let prompt = self.get(UsageField::Prompt).or(timed.transpose()?);
+        let completion = self.get(UsageField::Completion).or(self.get(UsageField::TimedCompletion));
         let (prompt_tokens, completion_tokens) = match (prompt, completion) {
             // Ollama's last line leaves out what is zero.
             (None, None) if !(dialect == Dialect::Ollama && is_end) => return Ok(None),
@@ -201,42 +202,47 @@ impl Counts {
         };
         // `tokens_cached` was first what its name says, then all that lies in the cache after the
         // answer: never less than the prompt, of which one token at least is always computed.
-        let reused = self.get(Field::InCache).filter(|tokens| *tokens < prompt_tokens);
+        let reused = self.get(UsageField::InCache).filter(|tokens| *tokens < prompt_tokens);
         Ok(Some(Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: sum([prompt_tokens, completion_tokens])?,
             cached_tokens: cached.or(reused),
-            reasoning_tokens: self.get(Field::Reasoning),
+            reasoning_tokens: self.get(UsageField::Reasoning),
         }))
     }
 
     /// Nothing of a completion was said.
     pub fn is_half(&self) -> bool {
-        !self.has_any(&[Field::Output, Field::Completion])
+        !self.has_any(&[UsageField::Output, UsageField::Completion])
     }
 }
 
 /// The counts that a sum is of.
-const COUNTED: [Field; 4] = [Field::Prompt, Field::Completion, Field::Input, Field::Output];
+const COUNTED: [UsageField; 4] =
+    [UsageField::Prompt, UsageField::Completion, UsageField::Input, UsageField::Output];
 
 /// What is read when nothing else tells.
-const TIMED: [Field; 4] =
-    [Field::TimedPrompt, Field::TimedCached, Field::TimedCompletion, Field::InCache];
+const TIMED: [UsageField; 4] = [
+    UsageField::TimedPrompt,
+    UsageField::TimedCached,
+    UsageField::TimedCompletion,
+    UsageField::InCache,
+];
 
-const ALL: [Field; FIELDS] = [
-    Field::Prompt,
-    Field::Completion,
-    Field::Total,
-    Field::Input,
-    Field::Output,
-    Field::CacheRead,
-    Field::CacheCreation,
-    Field::Cached,
-    Field::Reasoning,
-    Field::TimedPrompt,
-    Field::TimedCached,
-    Field::TimedCompletion,
-    Field::InCache,
-    Field::Seconds,
+const ALL: [UsageField; FIELDS] = [
+    UsageField::Prompt,
+    UsageField::Completion,
+    UsageField::Total,
+    UsageField::Input,
+    UsageField::Output,
+    UsageField::CacheRead,
+    UsageField::CacheCreation,
+    UsageField::Cached,
+    UsageField::Reasoning,
+    UsageField::TimedPrompt,
+    UsageField::TimedCached,
+    UsageField::TimedCompletion,
+    UsageField::InCache,
+    UsageField::Seconds,
 ];

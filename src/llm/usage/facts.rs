@@ -6,7 +6,7 @@ use super::account::{Account, Of, Told};
 use super::choices::{Choices, INDEX_MAX};
 use super::counts::Counts;
 use super::number::Odd;
-use super::places::{Field, Name, Place};
+use super::places::{Name, UsageField, UsagePlace};
 use crate::llm::answer_id::AnswerId;
 use crate::llm::dialect::Dialect;
 use crate::llm::tokens::{Oddities, Usage};
@@ -16,7 +16,7 @@ const NO_CODE: u8 = u8::MAX;
 
 /// All that is known of an answer.
 #[derive(Debug, Default)]
-pub struct Facts {
+pub struct UsageFacts {
     pub(super) dialect: Dialect,
     pub(super) is_stream: bool,
     said: Said,
@@ -102,7 +102,7 @@ struct Marks {
     error: bool,
 }
 
-impl Facts {
+impl UsageFacts {
     /// Forgets the last answer, keeps what was allocated.
     pub fn reset(&mut self, dialect: Dialect, is_stream: bool) {
         let mut id = std::mem::take(&mut self.id);
@@ -111,7 +111,7 @@ impl Facts {
         if let Some(account) = &mut account {
             **account = Account::default();
         }
-        *self = Facts { dialect, is_stream, id, account, ..Facts::default() };
+        *self = UsageFacts { dialect, is_stream, id, account, ..UsageFacts::default() };
     }
 
     /// The engine tells by itself what usage would: llama.cpp's `timings` stand in its last event
@@ -121,19 +121,19 @@ impl Facts {
     }
 
     /// An object is entered.
-    pub(super) fn enter(&mut self, place: Place) {
+    pub(super) fn enter(&mut self, place: UsagePlace) {
         match place {
-            Place::Usage | Place::EarlyUsage => self.said.usage = true,
-            Place::Timings => self.said.timings = true,
-            Place::Choice => (self.said.index, self.said.finish) = (0, false),
-            Place::Token => self.said.token = true,
-            Place::Error => self.said.error = true,
+            UsagePlace::Usage | UsagePlace::EarlyUsage => self.said.usage = true,
+            UsagePlace::Timings => self.said.timings = true,
+            UsagePlace::Choice => (self.said.index, self.said.finish) = (0, false),
+            UsagePlace::Token => self.said.token = true,
+            UsagePlace::Error => self.said.error = true,
             _ => {}
         }
     }
 
     /// A count, or what stands in its place.
-    pub(super) fn count(&mut self, field: Field, count: Result<u64, Odd>) {
+    pub(super) fn count(&mut self, field: UsageField, count: Result<u64, Odd>) {
         self.account.get_or_insert_default().now.set(field, count);
     }
 
@@ -168,7 +168,7 @@ impl Facts {
     pub(super) fn text(&mut self, name: Name, text: &[u8]) {
         match name {
             Name::Type => {
-                Facts::named(&mut self.said.marks, text);
+                UsageFacts::named(&mut self.said.marks, text);
                 self.said.text_over = text_over(self.dialect, text).or(self.said.text_over);
             }
             Name::Kind => self.said.error |= text == b"error",
@@ -185,7 +185,7 @@ impl Facts {
 
     /// The name of an event, from outside its data.
     pub(super) fn event_name(&mut self, name: &[u8]) {
-        Facts::named(&mut self.marks, name);
+        UsageFacts::named(&mut self.marks, name);
     }
 
     fn named(marks: &mut Marks, name: &[u8]) {

@@ -2,11 +2,11 @@
 //! line of NDJSON, or all of it. Comments, ids and all other fields are none.
 
 use super::alike::Alike;
-use super::facts::Facts;
-use super::places::Place;
-use super::walk::Walk;
+use super::facts::UsageFacts;
+use super::places::UsagePlace;
+use super::walk::UsageWalk;
 use crate::llm::dialect::Dialect;
-use crate::llm::sse::{Framing, MarkStrip};
+use crate::llm::sse::{EventFraming, MarkStrip};
 use memchr::{memchr, memchr2};
 
 /// As much of a line as tells what it is, when its bytes arrive in pieces: more than the longest
@@ -17,7 +17,7 @@ const HEAD_BYTES: usize = 31;
 #[derive(Debug, Default)]
 pub struct Lines {
     /// `None`: the answer is one JSON text.
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     mark: MarkStrip,
     line: Line,
     /// Beginning of a line of which it is not known yet what it is.
@@ -60,7 +60,7 @@ enum Beginning {
 
 impl Lines {
     /// An answer of this framing begins.
-    pub fn reset(&mut self, framing: Option<Framing>) {
+    pub fn reset(&mut self, framing: Option<EventFraming>) {
         let mut alike = std::mem::take(&mut self.alike);
         alike.reset();
         *self = Lines { framing, alike, is_between: true, ..Lines::default() };
@@ -77,7 +77,7 @@ impl Lines {
     }
 
     /// Sees the next bytes.
-    pub fn feed(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+    pub fn feed(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, bytes: &[u8]) {
         let (held, bytes) = self.mark.strip(bytes);
         if !held.is_empty() {
             self.read(walk, facts, held);
@@ -85,10 +85,10 @@ impl Lines {
         self.read(walk, facts, bytes);
     }
 
-    fn read(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+    fn read(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, bytes: &[u8]) {
         match self.framing {
-            Some(Framing::Events) => self.feed_events(walk, facts, bytes),
-            Some(Framing::Lines) => self.feed_lines(walk, facts, bytes),
+            Some(EventFraming::Events) => self.feed_events(walk, facts, bytes),
+            Some(EventFraming::Lines) => self.feed_lines(walk, facts, bytes),
             None => {
                 self.has_data |= !bytes.is_empty();
                 walk.feed(facts, bytes);
@@ -96,24 +96,24 @@ impl Lines {
         }
     }
 
-    fn feed_lines(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+    fn feed_lines(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(end) = memchr(b'\n', rest) {
             let (line, behind) = rest.split_at(end);
             self.line_data(walk, facts, line);
             walk.end(facts);
-            walk.begin(Place::Top);
+            walk.begin(UsagePlace::Top);
             rest = behind.get(1..).unwrap_or_default();
         }
         self.line_data(walk, facts, rest);
     }
 
-    fn line_data(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+    fn line_data(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, bytes: &[u8]) {
         self.has_data = self.has_data || !bytes.trim_ascii().is_empty();
         walk.feed(facts, bytes);
     }
 
-    fn feed_events(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+    fn feed_events(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, bytes: &[u8]) {
         let mut rest = bytes;
         // The event that is read, if all of it is here, and where in it the model's text begins.
         let mut event = None;
@@ -160,14 +160,14 @@ impl Lines {
     }
 
     /// An event came that says what the last one said.
-    fn pass_event(&mut self, walk: &mut Walk, facts: &mut Facts) {
+    fn pass_event(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts) {
         self.has_data = true;
         walk.pass();
         facts.count_content();
     }
 
     /// A whole line.
-    fn whole(&mut self, walk: &mut Walk, facts: &mut Facts, line: &[u8]) {
+    fn whole(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, line: &[u8]) {
         if let Some(value) = line.strip_prefix(b"data:") {
             if is_done(value) {
                 self.done = true;
@@ -190,24 +190,24 @@ impl Lines {
         }
     }
 
-    fn data(&mut self, walk: &mut Walk, facts: &mut Facts, value: &[u8]) {
+    fn data(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, value: &[u8]) {
         if std::mem::replace(&mut self.in_event, true) {
             walk.join(facts);
         } else {
-            walk.begin(if self.done { Place::BehindEnd } else { Place::Top });
+            walk.begin(if self.done { UsagePlace::BehindEnd } else { UsagePlace::Top });
         }
         self.has_data |= !self.done;
         walk.feed(facts, value);
     }
 
-    fn error(&mut self, walk: &mut Walk, facts: &mut Facts, value: &[u8]) {
+    fn error(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, value: &[u8]) {
         walk.end(facts);
         facts.mark_error();
-        walk.begin(Place::Error);
+        walk.begin(UsagePlace::Error);
         walk.feed(facts, value);
     }
 
-    fn end_event(&mut self, walk: &mut Walk, facts: &mut Facts) {
+    fn end_event(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts) {
         walk.end(facts);
         self.is_between = true;
         let is_counted = facts.dialect == Dialect::Other && !self.done;
@@ -218,7 +218,7 @@ impl Lines {
     }
 
     /// A piece of a line that is not all here.
-    fn piece(&mut self, walk: &mut Walk, facts: &mut Facts, bytes: &[u8]) {
+    fn piece(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts, bytes: &[u8]) {
         match self.line {
             Line::Data => return walk.feed(facts, bytes),
             Line::Other => return,
@@ -250,7 +250,7 @@ impl Lines {
         walk.feed(facts, bytes.get(from..).unwrap_or_default());
     }
 
-    fn end_line(&mut self, walk: &mut Walk, facts: &mut Facts) {
+    fn end_line(&mut self, walk: &mut UsageWalk, facts: &mut UsageFacts) {
         if std::mem::take(&mut self.line) == Line::New {
             let head = self.head;
             let len = usize::from(std::mem::take(&mut self.head_len));

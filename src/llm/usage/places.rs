@@ -9,7 +9,7 @@ pub const NAME_BYTES_MAX: usize = 27;
 
 /// An object whose members matter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Place {
+pub enum UsagePlace {
     /// The data of an event, a line, or a whole answer.
     #[default]
     Top,
@@ -48,7 +48,7 @@ pub enum Place {
 
 /// Which count a number is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
+pub enum UsageField {
     /// Tokens of the prompt.
     Prompt,
     /// Tokens of the answer.
@@ -80,7 +80,7 @@ pub enum Field {
 }
 
 /// Fields that there are.
-pub const FIELDS: usize = Field::Seconds as usize + 1;
+pub const FIELDS: usize = UsageField::Seconds as usize + 1;
 
 /// What a member means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -89,11 +89,11 @@ pub enum Name {
     #[default]
     None,
     /// An object whose members matter.
-    Enter(Place),
+    Enter(UsagePlace),
     /// A list of objects whose members matter.
-    Each(Place),
+    Each(UsagePlace),
     /// A number.
-    Count(Field),
+    Count(UsageField),
     /// TGI's list with an entry for each token of the prompt.
     Prefill,
     /// What a model wrote, when it is not empty.
@@ -138,60 +138,60 @@ objects! {
     /// What each dialect has at its top.
     openai {
         b"id" => Name::Id,
-        b"choices" => Name::Each(Place::Choice),
-        b"usage" => Name::Enter(Place::Usage),
-        b"timings" => Name::Enter(Place::Timings),
+        b"choices" => Name::Each(UsagePlace::Choice),
+        b"usage" => Name::Enter(UsagePlace::Usage),
+        b"timings" => Name::Enter(UsagePlace::Timings),
     }
     responses {
         b"delta" => Name::Content,
-        b"response" => Name::Enter(Place::Response),
-        b"usage" => Name::Enter(Place::Usage),
+        b"response" => Name::Enter(UsagePlace::Response),
+        b"usage" => Name::Enter(UsagePlace::Usage),
         b"id" => Name::Id,
     }
     messages {
-        b"delta" => Name::Enter(Place::Delta),
-        b"content_block" => Name::Enter(Place::Block),
-        b"message" => Name::Enter(Place::Message),
-        b"usage" => Name::Enter(Place::Usage),
+        b"delta" => Name::Enter(UsagePlace::Delta),
+        b"content_block" => Name::Enter(UsagePlace::Block),
+        b"message" => Name::Enter(UsagePlace::Message),
+        b"usage" => Name::Enter(UsagePlace::Usage),
         b"id" => Name::Id,
     }
     transcriptions {
         b"delta" => Name::Content,
-        b"choices" => Name::Each(Place::Choice),
-        b"usage" => Name::Enter(Place::Usage),
+        b"choices" => Name::Each(UsagePlace::Choice),
+        b"usage" => Name::Enter(UsagePlace::Usage),
         b"id" => Name::Id,
     }
     generate {
         b"index" => Name::Index,
         b"text" => Name::Content,
-        b"token" => Name::Enter(Place::Token),
+        b"token" => Name::Enter(UsagePlace::Token),
         b"generated_text" => Name::EndText,
-        b"details" => Name::Enter(Place::Details),
-        b"meta_info" => Name::Enter(Place::Meta),
+        b"details" => Name::Enter(UsagePlace::Details),
+        b"meta_info" => Name::Enter(UsagePlace::Meta),
     }
     /// Where llama.cpp has its own form something else may answer as on `/v1`.
     llama_cpp {
         b"index" => Name::Index,
         b"content" => Name::Content,
         b"stop" => Name::End,
-        b"tokens_predicted" => Name::Count(Field::Completion),
-        b"tokens_evaluated" => Name::Count(Field::Prompt),
-        b"tokens_cached" => Name::Count(Field::InCache),
-        b"timings" => Name::Enter(Place::Timings),
-        b"choices" => Name::Each(Place::Choice),
-        b"usage" => Name::Enter(Place::Usage),
+        b"tokens_predicted" => Name::Count(UsageField::Completion),
+        b"tokens_evaluated" => Name::Count(UsageField::Prompt),
+        b"tokens_cached" => Name::Count(UsageField::InCache),
+        b"timings" => Name::Enter(UsagePlace::Timings),
+        b"choices" => Name::Each(UsagePlace::Choice),
+        b"usage" => Name::Enter(UsagePlace::Usage),
         b"id" => Name::Id,
     }
     ollama {
-        b"message" => Name::Enter(Place::Message),
+        b"message" => Name::Enter(UsagePlace::Message),
         b"response" => Name::Content,
         b"thinking" => Name::Content,
         b"done" => Name::End,
-        b"prompt_eval_count" => Name::Count(Field::Prompt),
-        b"eval_count" => Name::Count(Field::Completion),
+        b"prompt_eval_count" => Name::Count(UsageField::Prompt),
+        b"eval_count" => Name::Count(UsageField::Completion),
     }
     other {
-        b"usage" => Name::Enter(Place::Usage),
+        b"usage" => Name::Enter(UsagePlace::Usage),
         b"id" => Name::Id,
     }
     /// What errors have at their top, in every dialect.
@@ -204,12 +204,12 @@ objects! {
     }
     response {
         b"id" => Name::Id,
-        b"usage" => Name::Enter(Place::Usage),
-        b"error" => Name::Enter(Place::Error),
+        b"usage" => Name::Enter(UsagePlace::Usage),
+        b"error" => Name::Enter(UsagePlace::Error),
     }
     message_of_messages {
         b"id" => Name::Id,
-        b"usage" => Name::Enter(Place::EarlyUsage),
+        b"usage" => Name::Enter(UsagePlace::EarlyUsage),
     }
     message_of_ollama {
         b"content" => Name::Content,
@@ -218,7 +218,7 @@ objects! {
     }
     choice {
         b"index" => Name::Index,
-        b"delta" => Name::Enter(Place::Delta),
+        b"delta" => Name::Enter(UsagePlace::Delta),
         b"finish_reason" => Name::Finish,
         b"text" => Name::Content,
     }
@@ -243,43 +243,43 @@ objects! {
         b"name" => Name::Content,
     }
     usage {
-        b"prompt_tokens" => Name::Count(Field::Prompt),
-        b"completion_tokens" => Name::Count(Field::Completion),
-        b"total_tokens" => Name::Count(Field::Total),
-        b"output_tokens" => Name::Count(Field::Output),
-        b"input_tokens" => Name::Count(Field::Input),
-        b"cache_read_input_tokens" => Name::Count(Field::CacheRead),
-        b"cache_creation_input_tokens" => Name::Count(Field::CacheCreation),
-        b"prompt_tokens_details" => Name::Enter(Place::PromptDetails),
-        b"input_tokens_details" => Name::Enter(Place::PromptDetails),
-        b"completion_tokens_details" => Name::Enter(Place::CompletionDetails),
-        b"output_tokens_details" => Name::Enter(Place::CompletionDetails),
+        b"prompt_tokens" => Name::Count(UsageField::Prompt),
+        b"completion_tokens" => Name::Count(UsageField::Completion),
+        b"total_tokens" => Name::Count(UsageField::Total),
+        b"output_tokens" => Name::Count(UsageField::Output),
+        b"input_tokens" => Name::Count(UsageField::Input),
+        b"cache_read_input_tokens" => Name::Count(UsageField::CacheRead),
+        b"cache_creation_input_tokens" => Name::Count(UsageField::CacheCreation),
+        b"prompt_tokens_details" => Name::Enter(UsagePlace::PromptDetails),
+        b"input_tokens_details" => Name::Enter(UsagePlace::PromptDetails),
+        b"completion_tokens_details" => Name::Enter(UsagePlace::CompletionDetails),
+        b"output_tokens_details" => Name::Enter(UsagePlace::CompletionDetails),
         // SGLang has it beside the counts, others among the details.
-        b"reasoning_tokens" => Name::Count(Field::Reasoning),
-        b"cached_tokens" => Name::Count(Field::Cached),
+        b"reasoning_tokens" => Name::Count(UsageField::Reasoning),
+        b"cached_tokens" => Name::Count(UsageField::Cached),
     }
     prompt_details {
-        b"cached_tokens" => Name::Count(Field::Cached),
+        b"cached_tokens" => Name::Count(UsageField::Cached),
     }
     completion_details {
-        b"reasoning_tokens" => Name::Count(Field::Reasoning),
+        b"reasoning_tokens" => Name::Count(UsageField::Reasoning),
     }
     timings {
-        b"prompt_n" => Name::Count(Field::TimedPrompt),
-        b"predicted_n" => Name::Count(Field::TimedCompletion),
-        b"cache_n" => Name::Count(Field::TimedCached),
+        b"prompt_n" => Name::Count(UsageField::TimedPrompt),
+        b"predicted_n" => Name::Count(UsageField::TimedCompletion),
+        b"cache_n" => Name::Count(UsageField::TimedCached),
     }
     meta {
         b"id" => Name::Id,
-        b"prompt_tokens" => Name::Count(Field::Prompt),
-        b"completion_tokens" => Name::Count(Field::Completion),
-        b"cached_tokens" => Name::Count(Field::Cached),
-        b"reasoning_tokens" => Name::Count(Field::Reasoning),
+        b"prompt_tokens" => Name::Count(UsageField::Prompt),
+        b"completion_tokens" => Name::Count(UsageField::Completion),
+        b"cached_tokens" => Name::Count(UsageField::Cached),
+        b"reasoning_tokens" => Name::Count(UsageField::Reasoning),
         b"finish_reason" => Name::Finish,
     }
     details {
-        b"generated_tokens" => Name::Count(Field::Completion),
-        b"input_length" => Name::Count(Field::Prompt),
+        b"generated_tokens" => Name::Count(UsageField::Completion),
+        b"input_length" => Name::Count(UsageField::Prompt),
         b"prefill" => Name::Prefill,
     }
     token {
@@ -297,9 +297,9 @@ impl Name {
     /// object of its own (`response`, `message`) stands at the top here, and what is inside of an
     /// object of that name may be anybody's.
     pub fn of_whole(dialect: Dialect, name: &[u8]) -> Name {
-        match (dialect, Name::of(dialect, Place::Top, name)) {
+        match (dialect, Name::of(dialect, UsagePlace::Top, name)) {
             (Dialect::Responses | Dialect::Messages, Name::Enter(place))
-                if place != Place::Usage =>
+                if place != UsagePlace::Usage =>
             {
                 Name::None
             }
@@ -308,29 +308,31 @@ impl Name {
     }
 
     /// What the member `name` means there.
-    pub fn of(dialect: Dialect, place: Place, name: &[u8]) -> Name {
+    pub fn of(dialect: Dialect, place: UsagePlace, name: &[u8]) -> Name {
         let meaning = match place {
-            Place::Top => return top(dialect, name).or_else(|| any_top(name)).unwrap_or_default(),
-            Place::Response => response(name),
-            Place::Message if dialect == Dialect::Ollama => message_of_ollama(name),
-            Place::Message => message_of_messages(name),
-            Place::Choice => choice(name),
-            Place::Delta if dialect == Dialect::Messages => delta_of_block(name),
-            Place::Delta => delta_of_choice(name),
-            Place::Block => block(name),
-            Place::EarlyUsage if name == b"output_tokens" => return Name::None,
-            Place::Usage if dialect == Dialect::Transcriptions && name == b"seconds" => {
-                return Name::Count(Field::Seconds)
+            UsagePlace::Top => {
+                return top(dialect, name).or_else(|| any_top(name)).unwrap_or_default()
             }
-            Place::Usage | Place::EarlyUsage => usage(name),
-            Place::PromptDetails => prompt_details(name),
-            Place::CompletionDetails => completion_details(name),
-            Place::Timings => timings(name),
-            Place::Meta => meta(name),
-            Place::Details => details(name),
-            Place::Token => token(name),
-            Place::Error => error(name),
-            Place::BehindEnd => any_top(name),
+            UsagePlace::Response => response(name),
+            UsagePlace::Message if dialect == Dialect::Ollama => message_of_ollama(name),
+            UsagePlace::Message => message_of_messages(name),
+            UsagePlace::Choice => choice(name),
+            UsagePlace::Delta if dialect == Dialect::Messages => delta_of_block(name),
+            UsagePlace::Delta => delta_of_choice(name),
+            UsagePlace::Block => block(name),
+            UsagePlace::EarlyUsage if name == b"output_tokens" => return Name::None,
+            UsagePlace::Usage if dialect == Dialect::Transcriptions && name == b"seconds" => {
+                return Name::Count(UsageField::Seconds)
+            }
+            UsagePlace::Usage | UsagePlace::EarlyUsage => usage(name),
+            UsagePlace::PromptDetails => prompt_details(name),
+            UsagePlace::CompletionDetails => completion_details(name),
+            UsagePlace::Timings => timings(name),
+            UsagePlace::Meta => meta(name),
+            UsagePlace::Details => details(name),
+            UsagePlace::Token => token(name),
+            UsagePlace::Error => error(name),
+            UsagePlace::BehindEnd => any_top(name),
         };
         meaning.unwrap_or_default()
     }

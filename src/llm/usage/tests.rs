@@ -10,12 +10,12 @@ use super::*;
 /// Prompt, completion, total, cached, reasoning.
 type Tokens = (u64, u64, u64, Option<u64>, Option<u64>);
 
-const EVENTS: Option<Framing> = Some(Framing::Events);
+const EVENTS: Option<EventFraming> = Some(EventFraming::Events);
 
 /// A scan that has seen these pieces.
 fn scan<'a>(
     dialect: Dialect,
-    framing: Option<Framing>,
+    framing: Option<EventFraming>,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> UsageScan {
     let mut scan = UsageScan::default();
@@ -30,7 +30,7 @@ fn tokens(usage: Usage) -> Tokens {
 }
 
 /// Reads an answer whole, byte by byte and cut once at each byte: all say the same.
-fn read(dialect: Dialect, framing: Option<Framing>, answer: &str) -> UsageScan {
+fn read(dialect: Dialect, framing: Option<EventFraming>, answer: &str) -> UsageScan {
     let bytes = answer.as_bytes();
     let whole = scan(dialect, framing, [bytes]);
     let said = |scan: &UsageScan| {

@@ -1,14 +1,14 @@
 //! The walk through the JSON of an answer, cut anywhere. It knows which object it is in, hands what
-//! stands in a place that matters to [`Facts`], and steps over all else, however deep.
+//! stands in a place that matters to [`UsageFacts`], and steps over all else, however deep.
 //!
 //! It is strict about the objects that it enters: where no JSON could go on, the event is none.
 
-use super::facts::Facts;
+use super::facts::UsageFacts;
 use super::number::{Number, Odd};
-use super::places::{Field, Name, Place, NAME_BYTES_MAX};
+use super::places::{Name, UsageField, UsagePlace, NAME_BYTES_MAX};
 use member::{plain_len, short_count};
 use memchr::memmem;
-use step::Kind;
+use step::MemberKind;
 
 mod block;
 mod member;
@@ -25,10 +25,10 @@ const USAGE_KEY: &[u8] = b"\"usage\"";
 
 /// Where the next byte stands.
 #[derive(Debug, Default)]
-pub struct Walk {
+pub struct UsageWalk {
     at: At,
     /// The objects that are open, outermost first.
-    places: [Place; PLACES_MAX],
+    places: [UsagePlace; PLACES_MAX],
     depth: u8,
     /// What is read are the entries of a list: of choices, or of whole answers.
     in_list: bool,
@@ -83,7 +83,7 @@ enum At {
     /// Behind the quote that opens a text of which it matters whether it is empty.
     MaybeEmpty,
     /// Behind the bracket of a list or object of which that matters.
-    MaybeBare(Kind),
+    MaybeBare(MemberKind),
     /// In a text that does not matter.
     Text,
     /// In a text whose words matter.
@@ -93,15 +93,15 @@ enum At {
     /// In the answer's id.
     Id,
     /// In a list or object that does not matter; in a text there.
-    Inside(Kind, bool),
+    Inside(MemberKind, bool),
     /// In the list whose entries are counted, and in a text inside.
     Entries,
     TextOfEntries,
 }
 
-impl Walk {
+impl UsageWalk {
     /// An event, a line or an answer begins, and this is what its object is.
-    pub fn begin(&mut self, place: Place) {
+    pub fn begin(&mut self, place: UsagePlace) {
         self.at = At::Start;
         self.depth = 0;
         self.in_list = false;
@@ -113,7 +113,7 @@ impl Walk {
 
     /// An event begins that is known already, and ends.
     pub fn pass(&mut self) {
-        self.begin(Place::Top);
+        self.begin(UsagePlace::Top);
         self.at = At::Over;
     }
 
@@ -124,7 +124,7 @@ impl Walk {
     }
 
     /// The data of an event goes on in another line: a line end stands between the two.
-    pub fn join(&mut self, facts: &mut Facts) {
+    pub fn join(&mut self, facts: &mut UsageFacts) {
         let in_text = matches!(
             self.at,
             At::Name
@@ -147,7 +147,7 @@ impl Walk {
     }
 
     /// It is over. What is not complete does not count.
-    pub fn end(&mut self, facts: &mut Facts) {
+    pub fn end(&mut self, facts: &mut UsageFacts) {
         if !matches!(self.at, At::Start | At::Over | At::Broken) {
             self.at = At::Over;
             facts.drop_said();
@@ -155,18 +155,18 @@ impl Walk {
     }
 
     /// Bytes pass unseen. Counts that were complete before count.
-    pub fn skip(&mut self, facts: &mut Facts) {
+    pub fn skip(&mut self, facts: &mut UsageFacts) {
         if self.depth == 1 && self.at != At::Number && !self.is_tail {
             facts.commit();
         }
         facts.drop_said();
-        self.begin(Place::Top);
+        self.begin(UsagePlace::Top);
         self.is_tail = true;
         self.at = At::Lost(0);
     }
 
     /// Sees the next bytes.
-    pub fn feed(&mut self, facts: &mut Facts, bytes: &[u8]) {
+    pub fn feed(&mut self, facts: &mut UsageFacts, bytes: &[u8]) {
         let mut rest = bytes;
         // Each step takes a byte at least, or changes the state to one that does.
         while !rest.is_empty() {
@@ -198,7 +198,7 @@ impl Walk {
         }
     }
 
-    fn start(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    fn start(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let Some(at) = first_token(rest) else { return rest.len() };
         match rest.get(at) {
             Some(b'{') => self.enter(facts, self.places[0]),
@@ -218,7 +218,7 @@ impl Walk {
         at + 1
     }
 
-    fn over(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    fn over(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         match first_token(rest) {
             None => {}
             Some(_) if self.is_tail => {
@@ -239,10 +239,10 @@ impl Walk {
     /// quote at the end of the key would be escaped.
     fn search(&mut self, rest: &[u8], matched: u8) -> usize {
         let missing = USAGE_KEY.get(usize::from(matched)..).unwrap_or_default();
-        let found = |walk: &mut Walk| {
+        let found = |walk: &mut UsageWalk| {
             walk.depth = 1;
             walk.in_list = false;
-            walk.name = Name::Enter(Place::Usage);
+            walk.name = Name::Enter(UsagePlace::Usage);
             walk.at = At::Colon;
         };
         if matched > 0 {
@@ -274,7 +274,7 @@ impl Walk {
     }
 
     /// Behind a value, inside an object.
-    fn behind(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    fn behind(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let Some(at) = first_token(rest) else { return rest.len() };
         match rest.get(at) {
             Some(b',') => {
@@ -290,7 +290,7 @@ impl Walk {
     }
 
     /// A value, at `from` or behind white space there.
-    fn value(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
+    fn value(&mut self, facts: &mut UsageFacts, rest: &[u8], from: usize) -> usize {
         let Some(at) = first_token(rest.get(from..).unwrap_or_default()) else {
             return rest.len();
         };
@@ -322,13 +322,13 @@ impl Walk {
                 }
                 return at + 1;
             }
-            (Name::Content, b'[') => self.at = At::MaybeBare(Kind::List),
-            (Name::Content, b'{') => self.at = At::MaybeBare(Kind::Object),
+            (Name::Content, b'[') => self.at = At::MaybeBare(MemberKind::List),
+            (Name::Content, b'{') => self.at = At::MaybeBare(MemberKind::Object),
             (Name::Finish, b'{') | (Name::End, b't') | (Name::EndText, b'"') => {
                 facts.filled(self.name);
             }
             (Name::Enter(place), b'{') => self.enter(facts, place),
-            (Name::Error, b'{') => self.enter(facts, Place::Error),
+            (Name::Error, b'{') => self.enter(facts, UsagePlace::Error),
             (Name::Each(_), b'[') => {
                 self.in_list = true;
                 self.at = At::List;
@@ -359,20 +359,20 @@ impl Walk {
     }
 
     /// The value that begins so does not matter.
-    fn step_over_from(&mut self, facts: &mut Facts, first: u8) {
+    fn step_over_from(&mut self, facts: &mut UsageFacts, first: u8) {
         self.open = 1;
         self.text.begin();
         self.at = match first {
             b'"' => At::Text,
-            b'{' => At::Inside(Kind::Object, false),
-            b'[' => At::Inside(Kind::List, false),
+            b'{' => At::Inside(MemberKind::Object, false),
+            b'[' => At::Inside(MemberKind::List, false),
             b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I' => At::Word,
             _ => return self.give_up(facts),
         };
     }
 
     /// A text whose words matter begins at `from`. Nearly always all of it is here.
-    fn words_from(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
+    fn words_from(&mut self, facts: &mut UsageFacts, rest: &[u8], from: usize) -> usize {
         let text = rest.get(from..).unwrap_or_default();
         let len = plain_len(text);
         if len > TEXT_BYTES_MAX || text.get(len) != Some(&b'"') {
@@ -389,20 +389,20 @@ impl Walk {
         self.at = at;
     }
 
-    fn number(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    fn number(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let Some(used) = rest.iter().position(|byte| !self.number.take(*byte)) else {
             return rest.len();
         };
         let count = match self.name {
             // Nobody is billed for a part of one.
-            Name::Count(Field::Seconds) => self.number.rounded_up(),
+            Name::Count(UsageField::Seconds) => self.number.rounded_up(),
             _ => self.number.count(),
         };
         self.counted(facts, count);
         used
     }
 
-    fn counted(&mut self, facts: &mut Facts, count: Result<u64, Odd>) {
+    fn counted(&mut self, facts: &mut UsageFacts, count: Result<u64, Odd>) {
         match self.name {
             Name::Count(field) => facts.count(field, count),
             Name::Index => facts.index(count),
@@ -411,7 +411,7 @@ impl Walk {
         self.at = At::Behind;
     }
 
-    fn maybe_empty(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    fn maybe_empty(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         if rest.first() == Some(&b'"') {
             self.close_value();
             return 1;
@@ -422,7 +422,7 @@ impl Walk {
         0
     }
 
-    fn maybe_bare(&mut self, facts: &mut Facts, rest: &[u8], kind: Kind) -> usize {
+    fn maybe_bare(&mut self, facts: &mut UsageFacts, rest: &[u8], kind: MemberKind) -> usize {
         let Some(at) = first_token(rest) else { return rest.len() };
         if rest.get(at) == Some(&kind.close()) {
             self.close_value();
@@ -434,7 +434,7 @@ impl Walk {
         at
     }
 
-    fn list(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    fn list(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let Some(at) = rest.iter().position(|byte| !is_space(*byte) && *byte != b',') else {
             return rest.len();
         };
@@ -442,7 +442,7 @@ impl Walk {
             Some(b'{') => {
                 self.in_list = false;
                 let is_choice = self.depth > 0;
-                self.enter(facts, if is_choice { Place::Choice } else { Place::Top });
+                self.enter(facts, if is_choice { UsagePlace::Choice } else { UsagePlace::Top });
             }
             Some(b']') => {
                 self.in_list = false;
@@ -455,7 +455,7 @@ impl Walk {
     }
 
     /// An object begins whose members matter.
-    fn enter(&mut self, facts: &mut Facts, place: Place) {
+    fn enter(&mut self, facts: &mut UsageFacts, place: UsagePlace) {
         let Some(slot) = self.places.get_mut(usize::from(self.depth)) else {
             return self.give_up(facts);
         };
@@ -466,16 +466,16 @@ impl Walk {
     }
 
     /// An object ends.
-    fn leave(&mut self, facts: &mut Facts) {
+    fn leave(&mut self, facts: &mut UsageFacts) {
         self.depth = self.depth.saturating_sub(1);
         let left = self.places.get(usize::from(self.depth)).copied().unwrap_or_default();
-        self.in_list = left == Place::Choice || (self.depth == 0 && self.is_list);
+        self.in_list = left == UsagePlace::Choice || (self.depth == 0 && self.is_list);
         self.at = match (self.in_list, self.depth) {
             (true, _) => At::List,
             (false, 0) => At::Over,
             (false, _) => At::Behind,
         };
-        if left == Place::Choice {
+        if left == UsagePlace::Choice {
             facts.end_choice();
         }
         if self.depth == 0 {
@@ -493,7 +493,7 @@ impl Walk {
     }
 
     /// This is no JSON, or none that we read.
-    fn give_up(&mut self, facts: &mut Facts) {
+    fn give_up(&mut self, facts: &mut UsageFacts) {
         facts.drop_said();
         self.at = if self.is_tail { At::Lost(0) } else { At::Broken };
     }

@@ -6,7 +6,7 @@ use crate::http::field::Known;
 use crate::http::request::RequestHead;
 use crate::llm::dialect::Dialect;
 use crate::llm::inflate::Coding;
-use crate::llm::request::{RequestFacts, Scan, ScanFault};
+use crate::llm::request::{BodyScan, RequestFacts, ScanFault};
 
 /// How a body is packed; `None` when it is not. `Content-Encoding`, and SGLang's own field of the
 /// same meaning, say so; 415 for what we do not unpack: what nobody reads, nobody counts.
@@ -35,7 +35,7 @@ pub struct Reading<'a> {
     body: &'a [u8],
     is_json: bool,
     form: Form<'a>,
-    scan: Scan<'a>,
+    scan: BodyScan<'a>,
 }
 
 /// How a body must begin. There are servers that answer before they have read a body, and then take
@@ -68,7 +68,7 @@ impl<'a> Reading<'a> {
             None if is_known => Form::Json,
             None => Form::Any,
         };
-        Reading { body, is_json, form, scan: Scan::new(body) }
+        Reading { body, is_json, form, scan: BodyScan::new(body) }
     }
 
     /// Reads about so many bytes more; `None`: there is still more to be read.

@@ -11,7 +11,7 @@ use crate::http::request::{Method, RequestHead};
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Purpose {
     /// `/health`: the process lives.
     Health,
     /// `/ready`: at least one backend is healthy and the process does not drain.
@@ -69,12 +69,12 @@ pub fn make_normal(
 
 /// Finds out what a request is for, its path being normal: 404 when it is for nothing, 405 when
 /// the path has other methods, 400 when it has a body that engines might read or not.
-pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<Kind, Refusal> {
+pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<Purpose, Refusal> {
     let reads = matches!(head.method, Method::Get | Method::Head);
     let own = match path {
-        b"/health" => Some(Kind::Health),
-        b"/ready" => Some(Kind::Ready),
-        _ if served.metrics.is_some_and(|page| page.as_bytes() == path) => Some(Kind::Metrics),
+        b"/health" => Some(Purpose::Health),
+        b"/ready" => Some(Purpose::Ready),
+        _ if served.metrics.is_some_and(|page| page.as_bytes() == path) => Some(Purpose::Metrics),
         _ => None,
     };
     match own {
@@ -91,7 +91,7 @@ pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<K
     let has_meaning =
         head.is_clear() || (head.method == Method::Delete && path == OLLAMA_DELETE.as_bytes());
     if has_meaning {
-        Ok(Kind::Forward)
+        Ok(Purpose::Forward)
     } else {
         Err(UNEXPECTED_BODY)
     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     /// The normal path, and what it is for or the refusal's code.
-    fn ask(line: &str, fields: &str, paths: &[String]) -> (String, Result<Kind, Refusal>) {
+    fn ask(line: &str, fields: &str, paths: &[String]) -> (String, Result<Purpose, Refusal>) {
         let mut bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").into_bytes();
         let mut head = RequestHead::default();
         head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
@@ -201,7 +201,7 @@ mod tests {
         (String::from_utf8(path.to_vec()).unwrap(), kind)
     }
 
-    fn code(kind: Result<Kind, Refusal>) -> (u16, &'static str) {
+    fn code(kind: Result<Purpose, Refusal>) -> (u16, &'static str) {
         kind.map_or_else(|refusal| (refusal.status, refusal.code), |kind| panic!("{kind:?}"))
     }
 
@@ -213,13 +213,13 @@ mod tests {
             ["/v1/chat/completions", "/v1/%63hat/completions", "/v1/chat/completions/?x"]
         {
             let (path, kind) = ask(&format!("POST {spelling}"), "", &plan);
-            assert_eq!((path.as_str(), kind), ("/v1/chat/completions", Ok(Kind::Forward)));
+            assert_eq!((path.as_str(), kind), ("/v1/chat/completions", Ok(Purpose::Forward)));
         }
         for path in ["/v1/chat%2fcompletions", "/v1/chat/completions;x", "/v1//chat/completions"] {
             assert_eq!(code(ask(&format!("POST {path}"), "", &plan).1), (400, "bad_path"));
         }
         let (path, kind) = ask("GET /v1/models/org%2fname", "", &plan);
-        assert_eq!((path.as_str(), kind), ("/v1/models/org%2Fname", Ok(Kind::Forward)));
+        assert_eq!((path.as_str(), kind), ("/v1/models/org%2Fname", Ok(Purpose::Forward)));
         assert_eq!(code(ask("GET /v1/responses/a%2fb", "", &plan).1), (400, "bad_path"));
         assert_eq!(ask("GET http://h", "", &plan).0, "/");
         assert_eq!(ask("OPTIONS *", "", &plan).0, "*");
@@ -256,7 +256,7 @@ mod tests {
         ] {
             assert_eq!(code(ask(line, "", &plan(&[])).1), (404, "unknown_path"), "{line}");
             let path = line.split_once(' ').unwrap().1;
-            assert_eq!(ask(line, "", &plan(&[path])).1, Ok(Kind::Forward), "{line}");
+            assert_eq!(ask(line, "", &plan(&[path])).1, Ok(Purpose::Forward), "{line}");
         }
     }
 
@@ -288,14 +288,14 @@ mod tests {
             "POST /v1/responses/resp_1/cancel",
             "POST /ping",
         ] {
-            assert_eq!(ask(line, "", &plan).1, Ok(Kind::Forward), "{line}");
+            assert_eq!(ask(line, "", &plan).1, Ok(Purpose::Forward), "{line}");
         }
         let body = "Content-Length: 3\r\n";
         for line in ["GET /v1/models", "OPTIONS /v1/models", "DELETE /v1/responses/a"] {
             assert_eq!(code(ask(line, body, &plan).1), (400, "unexpected_body"), "{line}");
         }
-        assert_eq!(ask("DELETE /api/delete", body, &plan).1, Ok(Kind::Forward));
-        assert_eq!(ask("GET /v1/models", "Content-Length: 0\r\n", &plan).1, Ok(Kind::Forward));
+        assert_eq!(ask("DELETE /api/delete", body, &plan).1, Ok(Purpose::Forward));
+        assert_eq!(ask("GET /v1/models", "Content-Length: 0\r\n", &plan).1, Ok(Purpose::Forward));
     }
 
     #[test]

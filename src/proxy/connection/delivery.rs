@@ -15,12 +15,12 @@ use crate::proxy::client::Client;
 use crate::proxy::location;
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
-use crate::proxy::relay::copy::{Relay, Step};
+use crate::proxy::relay::copy::{Relay, RelayStep};
 use crate::proxy::relay::framing::{outbound, Inbound};
-use crate::proxy::relay::last::Last;
+use crate::proxy::relay::last::LastBytes;
 use crate::proxy::relay::strip;
 use crate::proxy::relay::tap::{Expected, Reading, Tap};
-use crate::proxy::relay::Outcome;
+use crate::proxy::relay::Relayed;
 use crate::proxy::settle::{self, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
@@ -68,26 +68,26 @@ pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk
         request.release_head();
         response.fields = Vec::new();
     }
-    if let Step::Broken(fault @ Fault::BadResponse(_)) = begun {
+    if let RelayStep::Broken(fault @ Fault::BadResponse(_)) = begun {
         *exchange = None;
         w.shelf.count_fault(Some(&backend), fault);
         return Box::pin(give_up(w, client, talk, fault)).await;
     }
-    if let Step::NoteDue = begun {
+    if let RelayStep::NoteDue = begun {
         settle::note(pass, (request, relay.tap), story, relay.sent());
     }
     let last = match begun {
-        Step::Last(last) => Ok(last),
-        Step::Broken(fault) => Err(fault),
-        Step::Goes | Step::NoteDue => loop {
+        RelayStep::LastBytes(last) => Ok(last),
+        RelayStep::Broken(fault) => Err(fault),
+        RelayStep::Goes | RelayStep::NoteDue => loop {
             match relay.advance(got.lease.link()).await {
-                Step::Last(last) => break Ok(last),
-                Step::Broken(fault) => break Err(fault),
-                Step::NoteDue => {
+                RelayStep::LastBytes(last) => break Ok(last),
+                RelayStep::Broken(fault) => break Err(fault),
+                RelayStep::NoteDue => {
                     backend.note_alive();
                     settle::note(pass, (request, relay.tap), story, relay.sent());
                 }
-                Step::Goes => {}
+                RelayStep::Goes => {}
             }
         },
     };
@@ -112,8 +112,8 @@ async fn end_packed(
     (w, pass): (&Shared, &Pass),
     request: &Request,
     story: &mut Story,
-    (relay, last): (&mut Relay<'_>, Box<Last>),
-) -> Outcome {
+    (relay, last): (&mut Relay<'_>, Box<LastBytes>),
+) -> Relayed {
     relay.tap.hand_copy_over(&w.unpacker);
     let _ = rt::timeout(UNPACKED_WAIT, relay.tap.see_copy()).await;
     if !relay.tap.awaits_copy() {

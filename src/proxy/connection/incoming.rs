@@ -12,7 +12,7 @@ use crate::http::framing::Framing;
 use crate::http::head::{named, Version};
 use crate::llm::dialect::Dialect;
 use crate::proxy::admit::hop as hop_check;
-use crate::proxy::admit::path::{self, Kind, Served};
+use crate::proxy::admit::path::{self, Purpose, Served};
 use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
@@ -85,13 +85,13 @@ async fn judge(
         .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
         .and_then(|()| path::classify(path, &request.head, served))
         .and_then(|kind| match kind {
-            Kind::Forward => place::find(w, &client.post).map(|()| kind),
+            Purpose::Forward => place::find(w, &client.post).map(|()| kind),
             // They are for guests too, and cost nobody a place: whoever looks after us must get an
             // answer when everything is taken.
             own => Ok(own),
         });
     // A body that nobody will look at is read all the same when it is small: the connection lives.
-    let wanted = matches!(kind, Ok(Kind::Forward));
+    let wanted = matches!(kind, Ok(Purpose::Forward));
     if wanted || (is_small(request) && !client.post.is_guest()) {
         match receive::body(client, request, &plan.server).await? {
             Received::Whole => {}
@@ -99,7 +99,7 @@ async fn judge(
         }
     }
     match kind? {
-        Kind::Forward => {}
+        Purpose::Forward => {}
         own => return Err(Instead::Page(own)),
     }
     if let Some(coding) = body::coding(&request.head, client.bytes())? {

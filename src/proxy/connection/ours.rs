@@ -5,7 +5,7 @@ use super::{Next, Talk};
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
 use crate::http::request::Method;
-use crate::proxy::admit::path::Kind;
+use crate::proxy::admit::path::Purpose;
 use crate::proxy::answer::{self, Frame};
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
@@ -20,7 +20,7 @@ pub(super) enum Instead {
     /// A refusal.
     Refusal(Refusal),
     /// One of our own pages.
-    Page(Kind),
+    Page(Purpose),
     /// Nothing: it has left before its request was for a backend.
     Nothing,
 }
@@ -98,20 +98,22 @@ pub(super) async fn give_up(
 }
 
 /// `/health`, `/ready` and the metrics page.
-async fn own_answer(w: &Shared, client: &mut Client, talk: &mut Talk, kind: Kind) -> Next {
+async fn own_answer(w: &Shared, client: &mut Client, talk: &mut Talk, kind: Purpose) -> Next {
     const TEXT: &str = "text/plain; charset=utf-8";
     let request = &mut talk.request;
     let page;
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
-        Kind::Ready if !w.is_staying() => (503, TEXT, b"draining\n"),
-        Kind::Ready if !w.view().shared.any_passes_probes() => (503, TEXT, b"no healthy backend\n"),
-        Kind::Ready if w.usage.as_ref().is_some_and(Outbox::refuses) => {
+        Purpose::Ready if !w.is_staying() => (503, TEXT, b"draining\n"),
+        Purpose::Ready if !w.view().shared.any_passes_probes() => {
+            (503, TEXT, b"no healthy backend\n")
+        }
+        Purpose::Ready if w.usage.as_ref().is_some_and(Outbox::refuses) => {
             (503, TEXT, b"usage records cannot be kept\n")
         }
-        Kind::Ready if w.usage.as_ref().is_some_and(Outbox::is_failing) => {
+        Purpose::Ready if w.usage.as_ref().is_some_and(Outbox::is_failing) => {
             (200, TEXT, b"OK\nwarning: usage records wait in memory\n")
         }
-        Kind::Metrics => match w.metrics_page(client).await {
+        Purpose::Metrics => match w.metrics_page(client).await {
             Some(made) => {
                 page = made;
                 (200, PAGE_CONTENT_TYPE, page.as_slice())

@@ -9,7 +9,7 @@ use crate::proxy::drains::{Drain, LateRecord};
 use crate::proxy::receive::Request;
 use crate::proxy::relay::drain::{drain, Rest};
 use crate::proxy::relay::tap::Tap;
-use crate::proxy::relay::Outcome;
+use crate::proxy::relay::Relayed;
 use crate::proxy::settle::{note, Ending};
 use crate::proxy::shared::{Live, Shared};
 use crate::proxy::upstream::exchange::Exchange;
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// What follows an answer, whether it was whole or not: its connection is kept or closed, and the
 /// request is settled. All of that is done later when the engine must not be cut off, and settling
 /// when it is not known yet what is in a packed answer.
-pub(super) fn conclude(w: &Rc<Shared>, talk: &mut Talk, outcome: Outcome, close: bool) -> Next {
+pub(super) fn conclude(w: &Rc<Shared>, talk: &mut Talk, outcome: Relayed, close: bool) -> Next {
     // A client that closes behind the end mark, as some do, has missed nothing.
     let is_missing = |fault: &Fault| *fault != Fault::ClientLeft || !talk.tap.is_over();
     if let Some(fault) = outcome.fault.filter(is_missing) {
@@ -72,7 +72,7 @@ impl Talk {
 }
 
 /// What the end of a stream teaches of its engine.
-fn learn(talk: &Talk, outcome: Outcome) {
+fn learn(talk: &Talk, outcome: Relayed) {
     let tap = &talk.tap;
     let heard = (outcome.fault.is_none(), tap.body_usage.facts().is_timed(), tap.usage().is_some());
     hear_stream(&talk.request, &talk.story, heard);
@@ -80,7 +80,7 @@ fn learn(talk: &Talk, outcome: Outcome) {
 
 /// Settles a request as soon as it is known what is in its packed answer. Its client does not wait
 /// for that: the connection goes on with an empty talk.
-fn settle_late(w: &Rc<Shared>, talk: &mut Talk, outcome: Outcome) {
+fn settle_late(w: &Rc<Shared>, talk: &mut Talk, outcome: Relayed) {
     let next = Request::new(w.shelf.next_id(), talk.request.peer.clone());
     let mut late = Box::new(std::mem::replace(talk, Talk::new(next)));
     // Should we be killed while that goes on.

@@ -10,7 +10,7 @@ use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
 use crate::proxy::repute;
 use crate::proxy::route::tries::{Follow, Tries, TryEnd};
-use crate::proxy::route::{self, Tried};
+use crate::proxy::route::{self, TriedMembers};
 use crate::proxy::settle::{self, Ending};
 use crate::proxy::shared::Shared;
 use crate::proxy::shelf::Shelf;
@@ -46,12 +46,12 @@ fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> bool {
     let Talk { request, story, pass, .. } = talk;
     let pass = pass.get_or_insert_with(|| Pass::new(w));
     story.keep_body(pass, request, client);
-    story.backend = pick(&pass.view, &Tried::default());
+    story.backend = pick(&pass.view, &TriedMembers::default());
     settle::open(pass, request, story)
 }
 
 /// Who gets the next try.
-fn pick(view: &WorkerView, tried: &Tried) -> Option<Rc<LocalMember>> {
+fn pick(view: &WorkerView, tried: &TriedMembers) -> Option<Rc<LocalMember>> {
     let place = route::pick(&mut view.balancer.borrow_mut(), view.shared.members(), tried)?;
     view.members.get(place).cloned()
 }

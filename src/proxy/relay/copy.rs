@@ -7,9 +7,9 @@ mod close;
 mod finish;
 
 use super::framing::{Inbound, Sections};
-use super::last::{End, Last};
+use super::last::{End, LastBytes};
 use super::parts::{Headers, Parts};
-use super::strip::{Part, Strip};
+use super::strip::{Strip, StrippedPart};
 use super::tap::Tap;
 use crate::base::fault::Fault;
 use crate::base::limits::BUFFER_BYTES;
@@ -49,13 +49,13 @@ pub struct Relay<'a> {
 }
 
 /// What a relay comes to.
-pub enum Step {
+pub enum RelayStep {
     /// What came was sent on, and more is to come.
     Goes,
     /// The same, and the answer has gone on for so long that it should be noted.
     NoteDue,
     /// All of it is here; its last bytes are not sent yet.
-    Last(Box<Last>),
+    LastBytes(Box<LastBytes>),
     /// It broke.
     Broken(Fault),
 }
@@ -110,28 +110,28 @@ impl<'a> Relay<'a> {
         head: &mut Option<Buffer>,
         bytes: &mut Option<Buffer>,
         from: usize,
-    ) -> Step {
+    ) -> RelayStep {
         let body = bytes.as_ref().and_then(|bytes| bytes.get(from..)).unwrap_or_default();
         // A client may leave unheeded while an engine that must not be cut off prepares its answer.
         if self.client.post.is_gone() {
             self.pass_over(body);
-            return Step::Broken(Fault::ClientLeft);
+            return RelayStep::Broken(Fault::ClientLeft);
         }
         let first = head.as_ref().map_or(&[][..], |head| head);
         match self.forward(first, body).await {
-            Ok(None) if self.tap.is_note_due() => Step::NoteDue,
-            Ok(None) => Step::Goes,
-            Ok(Some(end)) => Step::Last(end.of(head.take(), bytes.take(), from)),
-            Err(fault) => Step::Broken(fault),
+            Ok(None) if self.tap.is_note_due() => RelayStep::NoteDue,
+            Ok(None) => RelayStep::Goes,
+            Ok(Some(end)) => RelayStep::LastBytes(end.of(head.take(), bytes.take(), from)),
+            Err(fault) => RelayStep::Broken(fault),
         }
     }
 
     /// Relays what comes, until there is something to be said of it.
-    pub async fn advance(&mut self, link: &mut Link) -> Step {
+    pub async fn advance(&mut self, link: &mut Link) -> RelayStep {
         loop {
             match self.next_read(link).await {
-                Step::Goes if self.tap.is_note_due() => return Step::NoteDue,
-                Step::Goes => {}
+                RelayStep::Goes if self.tap.is_note_due() => return RelayStep::NoteDue,
+                RelayStep::Goes => {}
                 step => return step,
             }
         }
@@ -143,11 +143,13 @@ impl<'a> Relay<'a> {
     }
 
     /// Waits for the engine without a buffer, reads once, forwards what came.
-    async fn next_read(&mut self, link: &mut Link) -> Step {
+    async fn next_read(&mut self, link: &mut Link) -> RelayStep {
         if let Some(left) = self.strip.as_ref().and_then(|strip| strip.wait()) {
             // Boxed: it is once in a stream, if at all.
             if !Box::pin(self.is_followed(link, left)).await {
-                return Box::pin(self.release()).await.map_or_else(Step::Broken, |()| Step::Goes);
+                return Box::pin(self.release())
+                    .await
+                    .map_or_else(RelayStep::Broken, |()| RelayStep::Goes);
             }
         }
         let post = &self.client.post;
@@ -164,11 +166,11 @@ impl<'a> Relay<'a> {
         post.arm(limit);
         match post.attended(link.readable()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Step::Broken(Fault::BackendBroke),
-            Err(Alarm::Gone) => return Step::Broken(Fault::ClientLeft),
-            Err(Alarm::Expired) => return Step::Broken(silence),
-            Err(Alarm::Ended) => return Step::Broken(Fault::ShuttingDown),
-            Err(Alarm::CalledOff) => return Step::Broken(Fault::BackendEjected),
+            Ok(Err(_)) => return RelayStep::Broken(Fault::BackendBroke),
+            Err(Alarm::Gone) => return RelayStep::Broken(Fault::ClientLeft),
+            Err(Alarm::Expired) => return RelayStep::Broken(silence),
+            Err(Alarm::Ended) => return RelayStep::Broken(Fault::ShuttingDown),
+            Err(Alarm::CalledOff) => return RelayStep::Broken(Fault::BackendEjected),
         }
         post.take_turns().await;
         let is_slow = self.state.slow_reads > 0;
@@ -186,21 +188,21 @@ impl<'a> Relay<'a> {
         match got {
             Ok(0) if self.inbound.ends_with_close() => {
                 self.state.finished = true;
-                let mut last = Last::take();
+                let mut last = LastBytes::take();
                 if let Some(part) = self.part(&Sections::default(), &[]) {
                     self.observe_part(&part, true);
-                    *last = Last::of(None, *part);
+                    *last = LastBytes::of(None, *part);
                 }
-                Step::Last(last)
+                RelayStep::LastBytes(last)
             }
-            Ok(0) => Step::Broken(Fault::BackendBroke),
+            Ok(0) => RelayStep::Broken(Fault::BackendBroke),
             Ok(_) => match self.forward(&[], &buffer).await {
-                Ok(None) => Step::Goes,
-                Ok(Some(end)) => Step::Last(end.of(None, Some(buffer), 0)),
-                Err(fault) => Step::Broken(fault),
+                Ok(None) => RelayStep::Goes,
+                Ok(Some(end)) => RelayStep::LastBytes(end.of(None, Some(buffer), 0)),
+                Err(fault) => RelayStep::Broken(fault),
             },
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Step::Goes,
-            Err(_) => Step::Broken(Fault::BackendBroke),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => RelayStep::Goes,
+            Err(_) => RelayStep::Broken(Fault::BackendBroke),
         }
     }
 
@@ -341,7 +343,7 @@ impl<'a> Relay<'a> {
     }
 
     /// What goes out instead of what was decoded; `None`: all of that.
-    fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<Part>> {
+    fn part(&mut self, body: &Sections, input: &[u8]) -> Option<Box<StrippedPart>> {
         let part = self.strip.as_mut()?.part(body, input, self.state.finished)?;
         // Whether or not the client takes what goes out instead.
         body.for_each_data(input, |data| self.tap.see_unsent(data));
@@ -349,7 +351,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Looks at what goes out instead of what was decoded, of which the usage was seen.
-    fn observe_part(&mut self, part: &Part, is_first: bool) {
+    fn observe_part(&mut self, part: &StrippedPart, is_first: bool) {
         self.tap.see_sent(&part.bytes);
         if is_first && !part.sections.is_empty() {
             self.tick();

@@ -25,7 +25,7 @@ pub enum Inbound {
 /// Offsets of 32 bits: it lives in the future of every stream, and a buffer is far smaller.
 #[derive(Debug, Default)]
 pub struct Sections {
-    list: [Section; SECTIONS_PER_SEND_MAX],
+    list: [BodySection; SECTIONS_PER_SEND_MAX],
     count: u32,
     has_last_chunk: bool,
     data_len: u64,
@@ -33,14 +33,14 @@ pub struct Sections {
 
 /// A piece of what was read.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Section {
+pub struct BodySection {
     start: u32,
     end: u32,
     /// It is a run of whole chunks, their framing included; else it is data.
     pub is_framed: bool,
 }
 
-impl Section {
+impl BodySection {
     /// Its bytes; `input` is what was decoded.
     pub fn of<'a>(&self, input: &'a [u8]) -> &'a [u8] {
         input.get(self.start as usize..self.end as usize).unwrap_or_default()
@@ -56,7 +56,7 @@ impl Sections {
     }
 
     /// The sections, in order.
-    pub fn list(&self) -> &[Section] {
+    pub fn list(&self) -> &[BodySection] {
         self.list.get(..self.count as usize).unwrap_or_default()
     }
 
@@ -98,7 +98,7 @@ impl Sections {
         }
         debug_assert!(!self.is_full(), "body bytes would be lost");
         if let Some(slot) = self.list.get_mut(self.count as usize) {
-            *slot = Section { start: range.start as u32, end: range.end as u32, is_framed };
+            *slot = BodySection { start: range.start as u32, end: range.end as u32, is_framed };
             self.count += 1;
             self.data_len += data as u64;
         }

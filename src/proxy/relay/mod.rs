@@ -1,6 +1,6 @@
 //! Moves the answer to the client: head, then body, each byte the moment it arrives.
 //!
-//! *Takes:* an exchange. *Gives:* an [`Outcome`]: how it ended, and what the tap saw. *Runs on:*
+//! *Takes:* an exchange. *Gives:* an [`Relayed`]: how it ended, and what the tap saw. *Runs on:*
 //! workers. *May:* wait on both sockets, hold one pooled buffer or pipe while bytes move. *Never:*
 //! holds policy, copies a body, reads from the engine while the client has not taken the last
 //! bytes.
@@ -18,7 +18,7 @@ use crate::base::fault::Fault;
 
 /// How a relay ended.
 #[derive(Debug, Clone, Copy)]
-pub struct Outcome {
+pub struct Relayed {
     /// `None`: the whole answer reached the client.
     pub fault: Option<Fault>,
     /// The engine's answer was read to its exact end, and nothing was behind it.

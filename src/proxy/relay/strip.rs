@@ -13,17 +13,17 @@ use crate::rt::buffer::Buffer;
 use std::time::{Duration, Instant};
 
 /// What of a read goes to the client.
-pub struct Part {
+pub struct StrippedPart {
     /// Its bytes.
     pub bytes: Buffer,
     /// All of them, as a body.
     pub sections: Sections,
 }
 
-impl Part {
-    fn of(bytes: Buffer) -> Box<Part> {
+impl StrippedPart {
+    fn of(bytes: Buffer) -> Box<StrippedPart> {
         let sections = Sections::of_data(bytes.len());
-        Box::new(Part { bytes, sections })
+        Box::new(StrippedPart { bytes, sections })
     }
 }
 
@@ -42,7 +42,7 @@ impl Strip {
 
     /// Looks at what was decoded of `input`. `None`: it may go as it is; else this goes instead,
     /// which may be nothing. `last`: the body ends with it.
-    pub fn part(&mut self, body: &Sections, input: &[u8], last: bool) -> Option<Box<Part>> {
+    pub fn part(&mut self, body: &Sections, input: &[u8], last: bool) -> Option<Box<StrippedPart>> {
         let mut passes = !last || self.filter.held() == 0;
         body.for_each_data(input, |data| passes = passes && self.filter.passes(data));
         if passes {
@@ -58,7 +58,7 @@ impl Strip {
         let waits_since =
             |ends: Option<Instant>| ends.or_else(|| Some(Instant::now() + FINISH_HELD_MAX));
         self.wait_ends = waits_since(self.wait_ends).filter(|_| self.filter.is_waiting());
-        Some(Part::of(bytes))
+        Some(StrippedPart::of(bytes))
     }
 
     /// How long an event still waits for what follows it; `None`: none does.
@@ -67,11 +67,11 @@ impl Strip {
     }
 
     /// What waits goes now.
-    pub fn release(&mut self) -> Box<Part> {
+    pub fn release(&mut self) -> Box<StrippedPart> {
         let mut bytes = Buffer::take();
         self.filter.release(&mut bytes);
         self.wait_ends = None;
-        Part::of(bytes)
+        StrippedPart::of(bytes)
     }
 
     /// True when an event was too long to be judged.

@@ -6,7 +6,7 @@ use crate::llm::dialect::Dialect;
 use crate::llm::ending;
 use crate::llm::header_usage::{self, HeadUsage};
 use crate::llm::inflate::{Coding, Packed};
-use crate::llm::sse::{Framing, SseScan};
+use crate::llm::sse::{EventFraming, SseScan};
 use crate::llm::tokens::{Oddities, Usage};
 use crate::llm::usage::number::Odd;
 use crate::llm::usage::UsageScan;
@@ -96,8 +96,8 @@ impl Tap {
         self.dialect = what.dialect;
         self.reading = what.reading;
         let framing = match (what.event_stream, what.ndjson) {
-            (true, _) => Some(Framing::Events),
-            (false, true) => Some(Framing::Lines),
+            (true, _) => Some(EventFraming::Events),
+            (false, true) => Some(EventFraming::Lines),
             (false, false) => None,
         };
         self.body_usage.expect(what.dialect, framing);

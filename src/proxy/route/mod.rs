@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 /// The backends that one request has tried; there are at most [`CONNECT_TRIES_MAX`].
 #[derive(Debug, Default)]
-pub struct Tried {
+pub struct TriedMembers {
     backends: [Option<MemberId>; CONNECT_TRIES_MAX],
     count: usize,
 }
 
-impl Tried {
+impl TriedMembers {
     /// Notes a try.
     pub fn add(&mut self, backend: MemberId) {
         if let Some(slot) = self.backends.get_mut(self.count) {
@@ -40,8 +40,8 @@ impl Tried {
     }
 
     /// The same as if this had been the only one.
-    pub fn only(backend: MemberId) -> Tried {
-        let mut tried = Tried::default();
+    pub fn only(backend: MemberId) -> TriedMembers {
+        let mut tried = TriedMembers::default();
         tried.add(backend);
         tried
     }
@@ -78,7 +78,11 @@ impl Others {
 
 /// The place of the next backend: by weight among the healthy ones not tried yet, or among others
 /// when these are too few. `None` when all that could be picked were tried.
-pub fn pick(balancer: &mut RoundRobin, members: &[Arc<Member>], tried: &Tried) -> Option<usize> {
+pub fn pick(
+    balancer: &mut RoundRobin,
+    members: &[Arc<Member>],
+    tried: &TriedMembers,
+) -> Option<usize> {
     // Looked at only when somebody is not well: there may be many.
     let others = OnceCell::new();
     let eligible = |place: u32| {
@@ -101,7 +105,7 @@ pub fn pick(balancer: &mut RoundRobin, members: &[Arc<Member>], tried: &Tried) -
 }
 
 /// True when a backend is well that was not tried.
-pub fn has_other(members: &[Arc<Member>], tried: &Tried) -> bool {
+pub fn has_other(members: &[Arc<Member>], tried: &TriedMembers) -> bool {
     members.iter().any(|member| member.is_healthy() && !tried.contains(member.id()))
 }
 
@@ -127,7 +131,7 @@ mod tests {
 
     /// Who gets the next requests, in order of number and without repetition.
     fn picked(balancer: &mut RoundRobin, members: &[Arc<Member>]) -> Vec<usize> {
-        let pick = |_| pick(balancer, members, &Tried::default()).unwrap();
+        let pick = |_| pick(balancer, members, &TriedMembers::default()).unwrap();
         let mut picked: Vec<usize> = (0..4 * members.len()).map(pick).collect();
         picked.sort_unstable();
         picked.dedup();
@@ -141,7 +145,7 @@ mod tests {
         assert_eq!(picked(&mut balancer, &members), [1]);
         members[1].set_passes_probes(false);
         assert_eq!(picked(&mut balancer, &members), [0, 1]);
-        let mut tried = Tried::default();
+        let mut tried = TriedMembers::default();
         tried.add(members[0].id());
         tried.add(members[1].id());
         assert_eq!(pick(&mut balancer, &members, &tried), None);
@@ -167,9 +171,9 @@ mod tests {
     #[test]
     fn another_is_one_that_is_well_and_was_not_tried() {
         let (_, members) = members(2);
-        assert!(has_other(&members, &Tried::only(members[0].id())));
+        assert!(has_other(&members, &TriedMembers::only(members[0].id())));
         eject(&members[1]);
-        assert!(!has_other(&members, &Tried::only(members[0].id())));
-        assert!(has_other(&members, &Tried::only(members[1].id())));
+        assert!(!has_other(&members, &TriedMembers::only(members[0].id())));
+        assert!(has_other(&members, &TriedMembers::only(members[1].id())));
     }
 }

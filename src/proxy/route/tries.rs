@@ -1,8 +1,8 @@
 //! What was tried for a request, and what follows a try: the whole of what may be sent again, and
 //! where to. Pure.
 
-use super::Tried;
-use crate::base::fault::{Fault, Retry};
+use super::TriedMembers;
+use crate::base::fault::{Fault, Retryable};
 use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::state::member::MemberId;
 
@@ -34,7 +34,7 @@ pub enum Follow {
 #[derive(Debug, Default)]
 pub struct Tries {
     /// Backends that are not asked again.
-    tried: Tried,
+    tried: TriedMembers,
     /// The backend in hand has closed a kept connection under us: it gets a fresh one.
     is_fresh: bool,
     /// A backend went out of service under the request. That moves it once: who goes on waiting is
@@ -57,26 +57,26 @@ impl Tries {
             TryEnd::Failed(fault) => fault,
         };
         match fault.retry() {
-            Retry::Fresh if !self.is_fresh => {
+            Retryable::Fresh if !self.is_fresh => {
                 self.is_fresh = true;
                 Follow::Again
             }
-            Retry::Any => {
+            Retryable::Any => {
                 if fault == Fault::BackendEjected {
                     // Those that were tried before may be well again.
-                    (self.tried, self.is_moved) = (Tried::only(backend), true);
+                    (self.tried, self.is_moved) = (TriedMembers::only(backend), true);
                 }
                 match self.tried.len() < CONNECT_TRIES_MAX {
                     true => Follow::Other,
                     false => Follow::Stop,
                 }
             }
-            Retry::Fresh | Retry::Never => Follow::Stop,
+            Retryable::Fresh | Retryable::Never => Follow::Stop,
         }
     }
 
     /// Backends that are not asked again.
-    pub fn tried(&self) -> &Tried {
+    pub fn tried(&self) -> &TriedMembers {
         &self.tried
     }
 

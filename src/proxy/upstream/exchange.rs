@@ -19,7 +19,7 @@ use crate::proxy::shelf::Shelf;
 use crate::proxy::view::WorkerView;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched};
-use crate::rt::tls::Turn;
+use crate::rt::tls::SendOrListen;
 use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -263,12 +263,12 @@ async fn send_rest(
 ) -> Result<bool, Fault> {
     loop {
         match judge(wait.until(client, lease.link().writable_or_spoken()).await)? {
-            Turn::Send => {
+            SendOrListen::Send => {
                 if !begun.go_on(client, (request, asking), lease)? {
                     break;
                 }
             }
-            Turn::Listen => {
+            SendOrListen::Listen => {
                 take_in(client, request.head.method, lease, answer)?;
                 // Half a head on a kept connection may be that of an answer to somebody else.
                 if answer.head_len > 0 || (wait.is_reused && answer.bytes.is_some()) {

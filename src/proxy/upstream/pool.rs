@@ -1,7 +1,7 @@
 //! Kept connections of one worker: who may come back, and which one goes out next.
 
 use crate::rt::patrol::TICK;
-use crate::rt::socket::Heard;
+use crate::rt::socket::IdleHeard;
 use crate::rt::tls::Link;
 use crate::state::member::Member;
 use std::cell::{Cell, RefCell};
@@ -202,9 +202,9 @@ impl LocalMember {
             let mut kept = links.remove(quiet.saturating_sub(1))?;
             // Nothing is awaited between this and the first byte of the request.
             match kept.link.heard() {
-                Heard::Nothing => return Some(kept.link),
-                Heard::End => {}
-                Heard::Bytes => {
+                IdleHeard::Nothing => return Some(kept.link),
+                IdleHeard::End => {}
+                IdleHeard::Bytes => {
                     self.note_unasked();
                     if now >= *wary_until {
                         tracing::warn!(

@@ -112,7 +112,7 @@ fn what_is_no_count_is_no_usage_and_says_why() {
             assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(odd)), "{event}");
         }
         let line = format!("{{\"done\":true,\"eval_count\":{value},\"prompt_eval_count\":2}}\n");
-        let scan = read(Dialect::Ollama, Some(Framing::Lines), &line);
+        let scan = read(Dialect::Ollama, Some(EventFraming::Lines), &line);
         assert_eq!((scan.usage(), scan.facts().fault()), (None, Some(odd)), "{line}");
     }
     // What is not looked at, since others tell, spoils nothing.
@@ -364,8 +364,11 @@ fn audio_is_paid_by_the_second() {
 /// Catches: an answer read in the dialect of the one before it on its connection.
 #[test]
 fn of_an_answer_after_another_nothing_is_known() {
-    let mut scan =
-        scan(Dialect::Ollama, Some(Framing::Lines), [&b"{\"done\":true,\"eval_count\":3}\n{"[..]]);
+    let mut scan = scan(
+        Dialect::Ollama,
+        Some(EventFraming::Lines),
+        [&b"{\"done\":true,\"eval_count\":3}\n{"[..]],
+    );
     assert!(scan.usage().is_some() && scan.facts().native_end());
     scan.reset();
     assert!(scan.usage().is_none() && !scan.facts().native_end());

@@ -310,7 +310,7 @@ fn the_mark_of_utf8_is_none_of_the_text() {
     assert_eq!(scan.usage().map(tokens), EIGHT_AND_TWO);
     assert_eq!(whole(Dialect::OpenAi, &format!("\u{feff}{{{REAL}}}")), EIGHT_AND_TWO);
     let line = "\u{feff}{\"done\":true,\"prompt_eval_count\":8,\"eval_count\":2}\n";
-    let scan = read(Dialect::Ollama, Some(Framing::Lines), line);
+    let scan = read(Dialect::Ollama, Some(EventFraming::Lines), line);
     assert_eq!(scan.usage().map(tokens), EIGHT_AND_TWO);
     // It is one mark, at the beginning; a half of it is none.
     for (mark, second) in [("\u{feff}\u{feff}", ""), ("", "\u{feff}")] {

@@ -1,8 +1,8 @@
 //! Members of an object: their names, and the values that do not matter and are short.
 
-use super::super::facts::Facts;
-use super::super::places::{Name, Place};
-use super::{first_token, At, Walk};
+use super::super::facts::UsageFacts;
+use super::super::places::{Name, UsagePlace};
+use super::{first_token, At, UsageWalk};
 use crate::base::word::{below, equal, run_len};
 use crate::llm::tokens::TOKENS_MAX;
 
@@ -12,8 +12,8 @@ const SHORT_TEXT_BYTES: usize = 64;
 const COUNT_DIGITS: usize = 15;
 const _: () = assert!(10_u64.pow(COUNT_DIGITS as u32) < TOKENS_MAX);
 
-impl Walk {
-    pub(super) fn member(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+impl UsageWalk {
+    pub(super) fn member(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let Some(at) = first_token(rest) else { return rest.len() };
         match rest.get(at) {
             Some(b'"') => return self.begin_name(facts, rest, at + 1),
@@ -25,7 +25,7 @@ impl Walk {
 
     /// A name begins at `from`. Nearly always all of it is here, and the value too. A short value
     /// that does not matter is passed over at once, and the next name begins.
-    pub(super) fn begin_name(&mut self, facts: &mut Facts, rest: &[u8], from: usize) -> usize {
+    pub(super) fn begin_name(&mut self, facts: &mut UsageFacts, rest: &[u8], from: usize) -> usize {
         let place = self.place();
         let mut from = from;
         loop {
@@ -54,7 +54,7 @@ impl Walk {
         }
     }
 
-    pub(super) fn finish_name(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    pub(super) fn finish_name(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let (used, is_over) = self.text.take(rest);
         if is_over {
             self.name = meaning(facts, self.place(), self.text.get().unwrap_or_default());
@@ -64,12 +64,12 @@ impl Walk {
     }
 
     /// The object whose members are read.
-    fn place(&self) -> Place {
+    fn place(&self) -> UsagePlace {
         let innermost = self.depth.checked_sub(1).and_then(|at| self.places.get(usize::from(at)));
         innermost.copied().unwrap_or_default()
     }
 
-    pub(super) fn colon(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    pub(super) fn colon(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let Some(at) = first_token(rest) else { return rest.len() };
         match rest.get(at) {
             Some(b':') => self.at = At::Value,
@@ -80,9 +80,9 @@ impl Walk {
 }
 
 /// What a member of this name means in an object there.
-fn meaning(facts: &Facts, place: Place, name: &[u8]) -> Name {
+fn meaning(facts: &UsageFacts, place: UsagePlace, name: &[u8]) -> Name {
     match place {
-        Place::Top if !facts.is_stream => Name::of_whole(facts.dialect, name),
+        UsagePlace::Top if !facts.is_stream => Name::of_whole(facts.dialect, name),
         _ => Name::of(facts.dialect, place, name),
     }
 }

@@ -1,40 +1,40 @@
 //! What does not matter is stepped over: numbers, words, and lists and objects of any depth, of
 //! which only the brackets of one kind, outside of texts, are counted.
 
-use super::super::facts::Facts;
-use super::super::places::Field;
+use super::super::facts::UsageFacts;
+use super::super::places::UsageField;
 use super::block::{escaped, has_last, in_order, places_of, running, BLOCK_BYTES};
 use super::text::text_end;
-use super::{is_space, At, Walk};
+use super::{is_space, At, UsageWalk};
 use memchr::memchr3;
 
 /// What is stepped over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MemberKind {
     /// `{...}`
     Object,
     /// `[...]`
     List,
 }
 
-impl Kind {
+impl MemberKind {
     fn open(self) -> u8 {
         match self {
-            Kind::Object => b'{',
-            Kind::List => b'[',
+            MemberKind::Object => b'{',
+            MemberKind::List => b'[',
         }
     }
 
     /// The bracket that ends it.
     pub fn close(self) -> u8 {
         match self {
-            Kind::Object => b'}',
-            Kind::List => b']',
+            MemberKind::Object => b'}',
+            MemberKind::List => b']',
         }
     }
 }
 
-impl Walk {
+impl UsageWalk {
     pub(super) fn word(&mut self, rest: &[u8]) -> usize {
         let is_end = |byte: &u8| is_space(*byte) || matches!(byte, b',' | b'}' | b']');
         let end = rest.iter().position(is_end);
@@ -45,7 +45,7 @@ impl Walk {
     }
 
     /// Steps over a list or object; `in_text`: what comes is in a text inside of it.
-    pub(super) fn step_over(&mut self, rest: &[u8], kind: Kind, in_text: bool) -> usize {
+    pub(super) fn step_over(&mut self, rest: &[u8], kind: MemberKind, in_text: bool) -> usize {
         let mut steps = Steps { kind, in_text, open: self.open, escaped: self.text.is_escaped() };
         let (used, is_over) = steps.take(rest);
         self.open = steps.open;
@@ -62,7 +62,7 @@ impl Walk {
     }
 
     /// Counts the entries of a list of objects.
-    pub(super) fn count_entries(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    pub(super) fn count_entries(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let here = |byte: &u8| matches!(byte, b'{' | b'}' | b']' | b'"');
         let Some(at) = rest.iter().position(here) else { return rest.len() };
         match rest.get(at) {
@@ -78,7 +78,7 @@ impl Walk {
             Some(b']') if self.open == 0 => {
                 // It is empty unless the client asked for it.
                 if self.entries > 0 {
-                    facts.count(Field::Prompt, Ok(self.entries));
+                    facts.count(UsageField::Prompt, Ok(self.entries));
                 }
                 self.at = At::Behind;
             }
@@ -98,7 +98,7 @@ impl Walk {
 
 /// Where a step over something large stands.
 struct Steps {
-    kind: Kind,
+    kind: MemberKind,
     /// Brackets that are open.
     open: u32,
     in_text: bool,
@@ -110,8 +110,8 @@ impl Steps {
     /// Gives how many bytes were passed, and whether the last bracket was closed by the last.
     fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
         let (used, is_over) = match self.kind {
-            Kind::Object => self.blocks::<b'{', b'}'>(bytes),
-            Kind::List => self.blocks::<b'[', b']'>(bytes),
+            MemberKind::Object => self.blocks::<b'{', b'}'>(bytes),
+            MemberKind::List => self.blocks::<b'[', b']'>(bytes),
         };
         if is_over {
             return (used, true);
@@ -250,7 +250,7 @@ mod tests {
             escaped in any::<bool>(),
         ) {
             let escaped = escaped && in_text;
-            let kind = if is_list { Kind::List } else { Kind::Object };
+            let kind = if is_list { MemberKind::List } else { MemberKind::Object };
             let mut blocks = Steps { kind, open, in_text, escaped };
             let mut bytes = Steps { kind, open, in_text, escaped };
             let found = blocks.take(text.as_bytes());

@@ -1,9 +1,9 @@
 //! Texts whose words matter: names, types, codes, the id. Their escapes are decoded, so that
 //! `us\u0061ge` is the same as `usage`.
 
-use super::super::facts::Facts;
+use super::super::facts::UsageFacts;
 use super::block::{escaped, in_order, places_of, BLOCK_BYTES};
-use super::{At, Walk, TEXT_BYTES_MAX};
+use super::{At, UsageWalk, TEXT_BYTES_MAX};
 use crate::base::word::equal;
 use memchr::{memchr, memchr2};
 
@@ -176,8 +176,8 @@ fn opens_escape(text: &[u8]) -> bool {
     text.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
 }
 
-impl Walk {
-    pub(super) fn words(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+impl UsageWalk {
+    pub(super) fn words(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let (used, is_over) = self.text.take(rest);
         if is_over {
             facts.text(self.name, self.text.get().unwrap_or_default());
@@ -186,7 +186,7 @@ impl Walk {
         used
     }
 
-    pub(super) fn bare_words(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    pub(super) fn bare_words(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let end = rest.iter().position(|byte| !byte.is_ascii_alphanumeric());
         let used = end.unwrap_or(rest.len());
         rest.iter().take(used).for_each(|byte| self.text.push(*byte));
@@ -198,7 +198,7 @@ impl Walk {
     }
 
     /// An id with an escape in it is none that a log would have.
-    pub(super) fn id(&mut self, facts: &mut Facts, rest: &[u8]) -> usize {
+    pub(super) fn id(&mut self, facts: &mut UsageFacts, rest: &[u8]) -> usize {
         let end = memchr2(b'"', b'\\', rest);
         let used = end.unwrap_or(rest.len());
         facts.id.push(rest.get(..used).unwrap_or_default());

@@ -1,7 +1,7 @@
 //! Large bodies: read with large buffers, and passed from socket to socket where nobody needs to
 //! see them.
 
-use super::{Relay, Step, READS_FOR_SLOW};
+use super::{Relay, RelayStep, READS_FOR_SLOW};
 use crate::base::fault::Fault;
 use crate::base::limits::{BUFFER_BYTES, PIPE_BYTES};
 use crate::proxy::relay::framing::Inbound;
@@ -40,7 +40,7 @@ impl Relay<'_> {
     }
 
     /// Passes a pipe's bytes to the client.
-    pub(super) async fn pass_on(&mut self, mut pipe: Pipe) -> Step {
+    pub(super) async fn pass_on(&mut self, mut pipe: Pipe) -> RelayStep {
         let mut result = Ok(());
         while pipe.held() > 0 && result.is_ok() {
             let held = pipe.held();
@@ -55,6 +55,6 @@ impl Relay<'_> {
             self.state.bytes += (held - pipe.held()) as u64;
         }
         self.tick();
-        result.map_or_else(Step::Broken, |()| Step::Goes)
+        result.map_or_else(RelayStep::Broken, |()| RelayStep::Goes)
     }
 }

@@ -4,14 +4,14 @@ use super::Relay;
 use crate::base::fault::Fault;
 use crate::http::write::{chunk_header, CHUNK_HEADER_BYTES_MAX};
 use crate::llm::error;
-use crate::proxy::relay::last::Last;
-use crate::proxy::relay::Outcome;
+use crate::proxy::relay::last::LastBytes;
+use crate::proxy::relay::Relayed;
 use crate::rt::buffer::Buffer;
 use std::io::IoSlice;
 
 impl Relay<'_> {
     /// Sends the last bytes.
-    pub async fn end(&mut self, last: Box<Last>) -> Outcome {
+    pub async fn end(&mut self, last: Box<LastBytes>) -> Relayed {
         let head = last.head.as_ref().map_or(&[][..], |head| head);
         let bytes = last.bytes.as_ref().and_then(|bytes| bytes.get(last.from..));
         let sent = self.send(head, &last.body, bytes.unwrap_or_default()).await;
@@ -20,19 +20,19 @@ impl Relay<'_> {
     }
 
     /// Ends an answer that broke.
-    pub async fn break_off(&mut self, fault: Fault) -> Outcome {
+    pub async fn break_off(&mut self, fault: Fault) -> Relayed {
         Box::pin(self.tell(fault)).await;
         self.outcome(Some(fault))
     }
 
-    fn outcome(&self, fault: Option<Fault>) -> Outcome {
+    fn outcome(&self, fault: Option<Fault>) -> Relayed {
         if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
             self.meters.borrow_mut().events_unjudged += 1;
         }
         let finished = self.state.finished;
         // Whether the client took the answer does not matter to the engine's connection.
         let exact = finished && !self.state.extra;
-        Outcome {
+        Relayed {
             fault,
             upstream_at_end: exact && !self.inbound.ends_with_close(),
             client_clean: exact && fault.is_none(),

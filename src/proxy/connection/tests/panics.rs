@@ -1,6 +1,6 @@
 //! What a panic leaves behind, wherever in a request it happens.
 
-use super::*;
+use super::super::*;
 use crate::base::limits::UNPACKING_MAX;
 use crate::config::plan::OnSpoolFailure;
 use crate::proxy::drains::Drains;
