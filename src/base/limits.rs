@@ -173,13 +173,15 @@ pub const ANSWER_DRAIN_MAX: Duration = Duration::from_secs(600);
 pub const RECORD_PATH_BYTES_MAX: usize = 256;
 
 /// Bytes of a journal ring, of which each worker has one: at least, unless said otherwise, at most.
-/// What finds no room in it is dropped and counted, or refused. An entry has a quarter of it at
-/// most; a record that is larger goes without its request body.
+/// What finds no room in it is dropped and counted, or refused.
 pub const RING_BYTES_MIN: u64 = 64 * 1024;
 /// See [`RING_BYTES_MIN`].
 pub const RING_BYTES_DEFAULT: u64 = 4 * 1024 * 1024;
 /// See [`RING_BYTES_MIN`].
 pub const RING_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A ring's share that one entry may have, so that one large entry neither fills it nor is put off
+/// for long.
+pub const RING_ENTRY_SHARE: u64 = 4;
 /// While there is traffic the journal takes what is in the rings so often.
 pub const JOURNAL_TICK: Duration = Duration::from_millis(5);
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.

@@ -151,6 +151,11 @@ impl Gauge {
         self.rings.iter().map(|ring| ring.waiting()).sum()
     }
 
+    /// True when a kill of the process loses what waits.
+    pub fn is_volatile(&self) -> bool {
+        !self.rings.iter().all(|ring| ring.outlives_us())
+    }
+
     /// The counters of the room.
     pub fn counters(&self) -> &Arc<UsageCounters> {
         &self.counters

@@ -43,6 +43,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_backend_unasked_answers_total", "counter", &["backend"]),
     ("llmproxy_stream_usage_models_forgotten_total", "counter", &["backend"]),
     ("llmproxy_usage_ring_bytes", "gauge", &[]),
+    ("llmproxy_usage_rings_volatile", "gauge", &[]),
     ("llmproxy_usage_dropped_total", "counter", &["kind"]),
     ("llmproxy_usage_bodies_dropped_total", "counter", &[]),
     ("llmproxy_usage_lines_mended_total", "counter", &[]),

@@ -123,8 +123,9 @@ impl Stage {
         let load = Load::start(self.proxy, &KINDS);
         for kill in 0..kills {
             self.disturb(kill, kills);
-            let up = UP_MS.0 + self.next() % (UP_MS.1 - UP_MS.0);
-            pause(Duration::from_millis(up));
+            // To the nanosecond: between any two instructions.
+            let (least, most) = (UP_MS.0 * 1_000_000, UP_MS.1 * 1_000_000);
+            pause(Duration::from_nanos(least + self.next() % (most - least)));
             proxy.signal(Signal::KILL);
             proxy.wait(Duration::from_secs(10));
             proxy = self.start();

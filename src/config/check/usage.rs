@@ -4,7 +4,7 @@ use super::storage::{self, Stores};
 use super::{headers, required_url};
 use crate::base::limits::{
     RECORD_BODY_BYTES_DEFAULT, RECORD_BODY_BYTES_MAX, RETRIES_MAX, RING_BYTES_MAX, RING_BYTES_MIN,
-    WEBHOOK_BATCH_RECORDS_MAX, WEBHOOK_CONCURRENCY_MAX,
+    RING_ENTRY_SHARE, WEBHOOK_BATCH_RECORDS_MAX, WEBHOOK_CONCURRENCY_MAX,
 };
 use crate::base::secret::Secret;
 use crate::config::plan::{
@@ -35,13 +35,20 @@ pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
     if !s.given("reporters") {
         s.desk.warn(s.node(), "is on, but no reporter is: no usage records are made");
     }
+    let spool = s.section("spool").map(|mut s| spool(&mut s)).unwrap_or_default();
+    let request_body_max = s.parsed("include_request_body", request_body).flatten();
+    let fits = spool.ring_size / RING_ENTRY_SHARE;
+    if request_body_max.is_some_and(|max| max as u64 >= fits) {
+        let message = "longer ones than a quarter of usage.spool.ring_size are left out";
+        s.warn("include_request_body", message);
+    }
     Usage {
         reporters,
-        request_body_max: s.parsed("include_request_body", request_body).flatten(),
+        request_body_max,
         api_key,
         inject_stream_usage: s.boolean("inject_stream_usage", true),
         estimate_on_abort: s.boolean("estimate_on_abort", false),
-        spool: s.section("spool").map(|mut s| spool(&mut s)).unwrap_or_default(),
+        spool,
     }
 }
 

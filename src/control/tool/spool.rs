@@ -63,7 +63,8 @@ fn survey_all(
             }
             Ok(survey) => {
                 let (folder, in_use) = (place.name.clone(), place.is_in_use());
-                found.push(FolderSurvey { folder, in_use, survey });
+                let in_rings = place.in_rings()?;
+                found.push(FolderSurvey { folder, in_use, in_rings, survey });
             }
         }
     }
@@ -83,9 +84,12 @@ fn names_one(places: &[Place], is_by_sequence: bool) -> io::Result<()> {
 }
 
 fn print(found: &AllSurvey, out: &mut dyn Write) -> io::Result<()> {
-    for FolderSurvey { folder, in_use, survey } in &found.folders {
+    for FolderSurvey { folder, in_use, in_rings, survey } in &found.folders {
         writeln!(out, "FOLDER {folder} ({})", if *in_use { "in use" } else { "free" })?;
         print_folder(survey, out)?;
+        if *in_rings > 0 {
+            writeln!(out, "{in_rings} entries in rings are not in a segment yet")?;
+        }
         writeln!(out)?;
     }
     if found.folders.len() > 1 {

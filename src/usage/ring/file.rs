@@ -92,6 +92,11 @@ impl RingFile {
         self.set(word::HEARTBEAT, unix_ms(), Relaxed);
     }
 
+    /// True when a kill of the process leaves what is in it.
+    pub fn outlives_us(&self) -> bool {
+        self.path.is_some()
+    }
+
     /// Bytes that wait to be taken.
     pub fn waiting(&self) -> u64 {
         self.head().saturating_sub(self.tail())

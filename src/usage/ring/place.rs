@@ -1,7 +1,7 @@
 //! Where the rings of a process lie, and making them.
 
 use super::file::RingFile;
-use crate::config::plan::{OnSpoolFailure, Spool};
+use crate::config::plan::Spool;
 use std::fs;
 use std::io;
 use std::iter;
@@ -43,11 +43,12 @@ fn is_writable(dir: &Path) -> bool {
 }
 
 /// Makes a ring for each of so many workers of a process that has this folder of the spool; without
-/// one they lie in no file. Where they cannot be made they are memory of the process alone, unless
-/// nobody is to be served whose record a kill could take.
+/// one they lie in no file. Where files cannot be made (the disk is full, or read-only, which the
+/// spool bridges with memory, too) they are memory of the process alone. That is told, and does not
+/// end before the next start.
 ///
 /// # Errors
-/// There is no room for them, or `on_spool_failure` is `refuse` and their files cannot be made.
+/// There is not so much memory.
 pub fn make(plan: &Spool, home: Option<&Path>, workers: usize) -> io::Result<Vec<Arc<RingFile>>> {
     let anonymous = || (0..workers).map(|_| RingFile::anonymous(plan.ring_size)).collect();
     let made: io::Result<Vec<RingFile>> = match home {
@@ -56,8 +57,9 @@ pub fn make(plan: &Spool, home: Option<&Path>, workers: usize) -> io::Result<Vec
             tracing::info!(folder = %folder.display(), "the journal's rings are here");
             in_folder(&folder, workers, plan.ring_size)
         }) {
-            Err(error) if plan.on_failure == OnSpoolFailure::Serve => {
-                let message = "no rings can be made: a kill loses what the spool does not have yet";
+            Err(error) => {
+                let message = "the journal's rings cannot be made: until the next start a kill \
+                               loses what the spool does not have yet";
                 tracing::error!(%error, "{message}");
                 anonymous()
             }

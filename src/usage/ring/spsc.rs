@@ -7,6 +7,7 @@
 //! on trust: a foreign hand may have written there.
 
 use super::entry::{self, Header, Walk};
+use crate::base::limits::RING_ENTRY_SHARE;
 
 /// What a ring lies in: two positions and a window of words.
 pub trait Window {
@@ -50,10 +51,9 @@ impl<W: Window> Window for std::sync::Arc<W> {
     }
 }
 
-/// Bytes of an entry in a window of so many: a quarter, so that one large entry neither fills a
-/// ring nor is put off for long.
+/// Bytes of an entry in a window of so many. A record that is larger goes without its request body.
 pub fn entry_bytes_max(window: u64) -> u64 {
-    window / 4
+    window / RING_ENTRY_SHARE
 }
 
 /// How full a ring may be before an entry is put in.

@@ -1,7 +1,9 @@
 use super::entry::{self, NO_OPEN};
 use super::file::{RingFile, OWNER_BYTES};
+use super::place;
 use super::recover::{self, Found};
 use super::spsc::{entry_bytes_max, Consumer, Producer, Room, Taken, Window};
+use crate::config::plan::Spool;
 use crate::usage::spool::segment::Kind;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -120,6 +122,49 @@ fn what_a_process_left_is_found() {
     assert_eq!((drained.files, drained.entries), (vec![folder.path().join("ring-3")], 40));
     let none = recover::drain(&folder.path().join("none"), &mut |_, _| {}).unwrap();
     assert!(none.files.is_empty());
+}
+
+/// Catches: an entry that shows before its head was moved: nobody was promised anything by then.
+#[test]
+fn a_kill_between_bytes_and_head_leaves_nothing() {
+    let folder = Folder::new("between");
+    let ring = Arc::new(RingFile::create(folder.path(), 0, 4096).unwrap());
+    let mut producer = Producer::new(ring.clone());
+    let mut left = Vec::new();
+    for n in 1..=9_u8 {
+        let before = ring.head();
+        producer.push((n, NO_OPEN), &[&[n; 20]], Room::All).unwrap();
+        let after = ring.head();
+        ring.set_head(before);
+        let killed = fs::read(folder.path().join("ring-0")).unwrap();
+        assert_eq!(read(&killed), (left.clone(), Found { entries: u64::from(n) - 1, damaged: 0 }));
+        ring.set_head(after);
+        left.push((n, vec![n; 20]));
+    }
+}
+
+/// Catches: a ring in another folder that the next process, with another configuration, does not
+/// find; rings that cannot be made and stop a start.
+#[test]
+fn rings_are_found_wherever_they_were() {
+    let (home, away) = (Folder::new("home"), Folder::new("away"));
+    let own = home.path().join("folder-1");
+    fs::create_dir(&own).unwrap();
+    let plan = Spool { ring_dir: Some(away.path().to_owned()), ..Spool::default() };
+    let rings = place::make(&plan, Some(&own), 2).unwrap();
+    assert!(rings.iter().all(|ring| ring.outlives_us()));
+    Producer::new(rings[1].clone()).push((3, NO_OPEN), &[b"left"], Room::All).unwrap();
+    let folders = place::folders_of(&own);
+    assert_eq!(folders, [own.clone(), away.path().join("folder-1")]);
+    let mut all = Vec::new();
+    for folder in &folders {
+        recover::drain(folder, &mut |_, payload| all.push(payload.to_vec())).unwrap();
+    }
+    assert_eq!(all, [b"left"]);
+    let nowhere = Spool { ring_dir: Some("/proc/none".into()), ..Spool::default() };
+    let rings = place::make(&nowhere, Some(&own), 2).unwrap();
+    assert!(rings.len() == 2 && !rings[0].outlives_us());
+    assert!(place::make(&plan, None, 1).unwrap().iter().all(|ring| !ring.outlives_us()));
 }
 
 /// Catches: a newer format that is read as if it were ours; a first sector of zeros that costs what

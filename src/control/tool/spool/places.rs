@@ -1,5 +1,6 @@
 //! The folders that a command is about.
 
+use crate::usage::ring;
 use crate::usage::spool::disk::RealDisk;
 use crate::usage::spool::folders::is_of_a_spool;
 use crate::usage::spool::folders::root::folders_in;
@@ -24,6 +25,8 @@ pub struct FolderSurvey {
     pub folder: String,
     /// A process writes or delivers it.
     pub in_use: bool,
+    /// Entries in its rings that its journal has not taken over.
+    pub in_rings: u64,
     #[serde(flatten)]
     pub survey: Survey,
 }
@@ -52,6 +55,19 @@ impl Place {
     /// True when a process has its lock.
     pub fn is_in_use(&self) -> bool {
         RealDisk::is_held(&self.dir)
+    }
+
+    /// Entries in its rings that its journal has not taken over: of a process that lives, some of a
+    /// moment; of one that was killed, what the next one takes over.
+    ///
+    /// # Errors
+    /// A ring cannot be read, or a newer version wrote it.
+    pub fn in_rings(&self) -> io::Result<u64> {
+        let mut entries = 0;
+        for folder in ring::place::folders_of(&self.dir) {
+            entries += ring::recover::drain(&folder, &mut |_, _| {})?.entries;
+        }
+        Ok(entries)
     }
 }
 

@@ -1,5 +1,8 @@
 use super::*;
 use crate::base::id::RequestId;
+use crate::usage::ring::entry::NO_OPEN;
+use crate::usage::ring::file::RingFile;
+use crate::usage::ring::spsc::{Producer, Room};
 use crate::usage::source::Source;
 use crate::usage::spool::segment::Kind;
 use crate::usage::spool::tests::fault::{End, FaultDisk, Faults, Random, World};
@@ -68,7 +71,11 @@ fn a_running_spool_is_looked_at_and_left_alone() {
     );
     assert_eq!(json["reporters"][1]["oldest_ms"], 10);
     let table = folder.run(SpoolTask::Inspect { json: false }).unwrap();
-    assert!(table.contains("1 requests without an end"), "{table}");
+    assert!(table.contains("1 requests without an end") && !table.contains("in rings"), "{table}");
+    let ring = RingFile::create(&folder.0, 0, 64 * 1024).unwrap();
+    Producer::new(ring).push((Kind::Close.byte(), NO_OPEN), &[b"any"], Room::All).unwrap();
+    let table = folder.run(SpoolTask::Inspect { json: false }).unwrap();
+    assert!(table.contains("1 entries in rings are not in a segment yet"), "{table}");
     let from = Some(Start::Since(20));
     let lines = folder.run(SpoolTask::Export(Span { from, to: None })).unwrap();
     let ids: Vec<&str> = lines.lines().filter_map(|line| line.get(15..18)).collect();

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod gone;
 mod failing;
+mod leftover;
 mod folders;
 pub(crate) mod fault;
 mod model;
