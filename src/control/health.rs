@@ -13,8 +13,7 @@ use crate::rt::tls::Link;
 use crate::rt::{self, connect};
 use crate::state::board::{Board, View};
 use crate::state::hop;
-use crate::state::member::{Member, MemberId};
-use rustls::pki_types::ServerName;
+use crate::state::member::{Member, MemberId, MemberTls};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, IoSlice};
@@ -176,13 +175,12 @@ async fn open(member: &Member, timeout: Duration) -> Result<Link, String> {
             result?
         }
     };
-    match (&backend.tls, &member.tls) {
-        (Some(tls), Some(config)) => {
-            let name = ServerName::try_from(tls.server_name.clone()).map_err(|e| e.to_string())?;
-            let done = Link::handshake(socket, Arc::clone(config), name).await;
+    match &member.tls {
+        Some(MemberTls { config, name }) => {
+            let done = Link::handshake(socket, Arc::clone(config), name.clone()).await;
             done.map_err(|e| format!("tls: {}", tls_fault::told(&e).unwrap_or(e.to_string())))
         }
-        _ => Ok(Link::plain(socket)),
+        None => Ok(Link::plain(socket)),
     }
 }
 

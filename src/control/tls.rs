@@ -2,20 +2,22 @@
 
 use crate::base::certificate::{self, Verifier, Wanted};
 use crate::config::plan::{Backend, BackendTls, Plan};
+use crate::state::member::MemberTls;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use std::sync::Arc;
 
-/// The client configuration of each backend that speaks TLS, in the order of the plan. An error
+/// The settings of each backend that speaks TLS, in the order of the plan. An error
 /// names the backend and the file.
-pub fn client_configs(plan: &Plan) -> Result<Vec<Option<Arc<ClientConfig>>>, String> {
+pub fn client_configs(plan: &Plan) -> Result<Vec<Option<MemberTls>>, String> {
     let mut system_roots = None;
     plan.backends
         .iter()
         .map(|backend| match &backend.tls {
             None => Ok(None),
-            Some(tls) => client_config(backend, tls, &mut system_roots)
+            Some(tls) => settings_of(backend, tls, &mut system_roots)
                 .map(Some)
                 .map_err(|error| format!("backend {}: {error}", backend.name)),
         })
@@ -24,7 +26,17 @@ pub fn client_configs(plan: &Plan) -> Result<Vec<Option<Arc<ClientConfig>>>, Str
 
 /// The same for one of them; an error names the file only. `system_roots` are read once, by the
 /// first that needs them.
-pub(super) fn client_config(
+pub(super) fn settings_of(
+    backend: &Backend,
+    tls: &BackendTls,
+    system_roots: &mut Option<Arc<RootCertStore>>,
+) -> Result<MemberTls, String> {
+    let name = ServerName::try_from(tls.server_name.clone())
+        .map_err(|error| format!("server_name {:?}: {error}", tls.server_name))?;
+    Ok(MemberTls { config: client_config(backend, tls, system_roots)?, name })
+}
+
+fn client_config(
     backend: &Backend,
     tls: &BackendTls,
     system_roots: &mut Option<Arc<RootCertStore>>,

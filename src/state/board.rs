@@ -1,12 +1,11 @@
 //! What all threads go by: one view, swapped whole. Whoever reads it has a plan and the backends of
 //! that plan, never a mixture of two.
 
-use super::member::{Member, MemberId};
+use super::member::{Member, MemberId, MemberTls};
 use super::pulse::Pulse;
 use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::Plan;
 use arc_swap::ArcSwap;
-use rustls::ClientConfig;
 use std::sync::{Arc, OnceLock};
 
 /// The configuration in use, and its backends.
@@ -21,14 +20,10 @@ pub struct View {
 }
 
 impl View {
-    /// The view of a plan. `tls` holds, for each of its backends in order, its client configuration
-    /// if it speaks TLS. A backend that `before` has at the same place under the same name stays
+    /// The view of a plan. `tls` holds, for each of its backends in order, how it speaks TLS if it
+    /// does. A backend that `before` has at the same place under the same name stays
     /// what it is there: its health, the requests in flight, what is known of it.
-    pub fn new(
-        plan: Arc<Plan>,
-        tls: Vec<Option<Arc<ClientConfig>>>,
-        before: Option<&View>,
-    ) -> View {
+    pub fn new(plan: Arc<Plan>, tls: Vec<Option<MemberTls>>, before: Option<&View>) -> View {
         let known = || before.into_iter().flat_map(|view| view.members.iter().chain(&view.leaving));
         let member = |(plan, tls): (&_, _)| {
             let old = known().find(|member| member.is_for(plan));

@@ -6,6 +6,7 @@ use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
 use crate::config::plan::{Backend, Endpoint};
 use arc_swap::ArcSwap;
+use rustls::pki_types::ServerName;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::Deref;
@@ -32,6 +33,15 @@ impl MemberId {
     }
 }
 
+/// How TLS is spoken with a backend.
+#[derive(Clone)]
+pub struct MemberTls {
+    /// Roots, versions, how certificates are verified.
+    pub config: Arc<rustls::ClientConfig>,
+    /// The name that its certificate must be for.
+    pub name: ServerName<'static>,
+}
+
 /// A backend in one view: what the configuration says of it there, and the [`Vitals`] that it keeps
 /// from view to view.
 pub struct Member {
@@ -42,7 +52,7 @@ pub struct Member {
     /// Its URL, as records show it.
     pub url: Arc<str>,
     /// TLS settings, if it speaks TLS.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    pub tls: Option<MemberTls>,
     vitals: Arc<Vitals>,
 }
 
@@ -66,7 +76,7 @@ pub struct Vitals {
 impl Member {
     /// A backend that was not there before: healthy until a probe says otherwise. Its address is
     /// known if its URL has one instead of a name.
-    pub fn new(plan: Backend, tls: Option<Arc<rustls::ClientConfig>>) -> Member {
+    pub fn new(plan: Backend, tls: Option<MemberTls>) -> Member {
         let addresses = match &plan.endpoint {
             Endpoint::Tcp { host, port } => {
                 let literal = host.parse::<IpAddr>().ok();
@@ -78,11 +88,11 @@ impl Member {
     }
 
     /// The same backend under other settings.
-    pub fn renewed(&self, plan: Backend, tls: Option<Arc<rustls::ClientConfig>>) -> Member {
+    pub fn renewed(&self, plan: Backend, tls: Option<MemberTls>) -> Member {
         Member::with(plan, tls, Arc::clone(&self.vitals))
     }
 
-    fn with(plan: Backend, tls: Option<Arc<rustls::ClientConfig>>, vitals: Arc<Vitals>) -> Member {
+    fn with(plan: Backend, tls: Option<MemberTls>, vitals: Arc<Vitals>) -> Member {
         let (name, url) = (plan.name.as_str().into(), plan.url.as_str().into());
         Member { plan, name, url, tls, vitals }
     }

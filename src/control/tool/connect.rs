@@ -6,14 +6,13 @@ use crate::config::circle;
 use crate::config::cli::{Output, FINE, WOULD_NOT_START};
 use crate::config::plan::{Backend, Endpoint, Plan};
 use crate::control::tls;
+use crate::state::member::MemberTls;
 use crate::usage::reporter;
 use crossbeam_channel::bounded;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
+use rustls::ClientConnection;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,7 +52,7 @@ fn tries(plan: &Plan) -> Vec<(String, Try)> {
     for backend in &plan.backends {
         let backend = backend.clone();
         let settings = backend.tls.as_ref();
-        let config = settings.map(|tls| tls::client_config(&backend, tls, &mut system_roots));
+        let config = settings.map(|tls| tls::settings_of(&backend, tls, &mut system_roots));
         let name = format!("backend {} ({})", backend.name, backend.url);
         let ours = plan.server.listen.clone();
         tries.push((name, Box::new(move || reach(&backend, config.transpose()?, &ours, LIMIT))));
@@ -94,7 +93,7 @@ fn all(
 /// long as the name server takes.
 fn reach(
     backend: &Backend,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<MemberTls>,
     ours: &[SocketAddr],
     limit: Duration,
 ) -> Result<(), String> {
@@ -104,12 +103,12 @@ fn reach(
             let stream = UnixStream::connect(path)
                 .map_err(|error| format!("no connection to {}: {error}", path.display()))?;
             stream.set_read_timeout(Some(left(until))).map_err(|error| error.to_string())?;
-            shake_hands(backend, tls, stream)
+            shake_hands(tls, stream)
         }
         Endpoint::Tcp { host, port } => {
             let stream = connect(host, *port, ours, until)?;
             stream.set_read_timeout(Some(left(until))).map_err(|error| error.to_string())?;
-            shake_hands(backend, tls, stream)
+            shake_hands(tls, stream)
         }
     }
 }
@@ -139,14 +138,8 @@ fn connect(
     Err(failed)
 }
 
-fn shake_hands(
-    backend: &Backend,
-    tls: Option<Arc<ClientConfig>>,
-    mut stream: impl Read + Write,
-) -> Result<(), String> {
-    let (Some(settings), Some(config)) = (&backend.tls, tls) else { return Ok(()) };
-    let name =
-        ServerName::try_from(settings.server_name.clone()).map_err(|error| error.to_string())?;
+fn shake_hands(tls: Option<MemberTls>, mut stream: impl Read + Write) -> Result<(), String> {
+    let Some(MemberTls { config, name }) = tls else { return Ok(()) };
     let mut session = ClientConnection::new(config, name).map_err(|error| error.to_string())?;
     while session.is_handshaking() {
         session.complete_io(&mut stream).map_err(|error| why_tls_failed(&error))?;

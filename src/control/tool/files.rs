@@ -11,7 +11,7 @@ pub fn unusable(plan: &Plan) -> Vec<String> {
     let mut found = Vec::new();
     for (index, backend) in plan.backends.iter().enumerate() {
         let config =
-            backend.tls.as_ref().map(|it| tls::client_config(backend, it, &mut system_roots));
+            backend.tls.as_ref().map(|it| tls::settings_of(backend, it, &mut system_roots));
         if let Some(Err(error)) = config {
             found.push(format!("backends[{index}].tls: backend {}: {error}", backend.name));
         }

@@ -9,8 +9,7 @@ use crate::rt;
 use crate::rt::patrol::Alarm;
 use crate::rt::socket::Socket;
 use crate::rt::tls::Link;
-use crate::state::member::Member;
-use rustls::pki_types::ServerName;
+use crate::state::member::{Member, MemberTls};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,13 +51,10 @@ async fn any_address(client: &Client, member: &Member) -> Result<Socket, Fault> 
 }
 
 async fn secure(client: &Client, member: &Member, socket: Socket) -> Result<Link, Fault> {
-    let Some(tls) = &member.plan.tls else { return Ok(Link::plain(socket)) };
-    let config = member.tls.as_ref().ok_or(Fault::TlsFailed(TlsFault::Other))?;
-    let name = ServerName::try_from(tls.server_name.clone())
-        .map_err(|_| Fault::TlsFailed(TlsFault::Other))?;
+    let Some(MemberTls { config, name }) = &member.tls else { return Ok(Link::plain(socket)) };
     let handshake = async {
         // Its failure is an outcome here, so that its reason is not lost.
-        let done = Link::handshake(socket, Arc::clone(config), name).await;
+        let done = Link::handshake(socket, Arc::clone(config), name.clone()).await;
         Ok(done.map_err(|error| {
             tracing::debug!(%error, "TLS handshake failed");
             Fault::TlsFailed(TlsFault::of(&error))
