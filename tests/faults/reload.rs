@@ -4,8 +4,10 @@
 //! A short form runs with the other tests; `LLMPROXY_RELOADS=1000` is the long one.
 
 use crate::harness::message::Ended;
-use crate::harness::{await_until, heavy, pause, Backend, Config, Conn, Proxy, SOON};
+use crate::harness::{await_until, heavy, pause, Backend, Config, Conn, Proxy, Webhook, SOON};
 use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -43,7 +45,7 @@ impl Engine {
                     counted.fetch_add(1, Ordering::Relaxed);
                 }
                 let id = request.head.get("x-client").unwrap_or_default().to_owned();
-                if !request.body.starts_with(b"{\"stream\":true") {
+                if memchr::memmem::find(&request.body, b"\"stream\":true").is_none() {
                     let body = format!("{own} {id}");
                     served.send(format!(
                         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
@@ -144,8 +146,9 @@ impl Random {
 }
 
 /// Some of the engines, under some of their names.
-fn some(engines: &[Engine], random: &mut Random) -> Config {
+fn some(engines: &[Engine], hook: &Webhook, random: &mut Random) -> Config {
     let mut config = Config::new()
+        .webhook(&hook.url(), "batch: array")
         .server("workers: 2")
         .server(format!("max_body_size: {}KiB", 64 + random.below(64)))
         .section("log: {level: info, format: json, output: stdout}");
@@ -180,6 +183,12 @@ fn broken(yaml: &str, random: &mut Random) -> String {
     }
 }
 
+/// The records of all batches.
+fn all_of(hook: &Webhook) -> Vec<Value> {
+    let batches = hook.records().into_iter();
+    batches.flat_map(|batch| batch.as_array().cloned().unwrap_or_default()).collect()
+}
+
 /// Reads the log for what becomes of reloads, each line once.
 struct Outcomes(usize);
 
@@ -204,7 +213,7 @@ impl Outcomes {
 
 /// Catches: a request that fails or is cut because the configuration changed, bytes of another
 /// engine or of another request, connections that are lent to another backend than the one they
-/// lead to, and what a reload leaves behind: memory, connections, numbers, threads.
+/// lead to, records that are lost, and what a reload leaves behind: memory, connections, numbers.
 #[test]
 fn reloads_under_load_are_not_noticed() {
     let _alone = heavy();
@@ -212,13 +221,14 @@ fn reloads_under_load_are_not_noticed() {
     let (streams, others) = if reloads >= 1000 { (300, 25) } else { (40, 5) };
     let engines: Vec<Engine> = (0..6).map(Engine::start).collect();
     let mut random = Random(7);
-    let proxy = Proxy::start(&some(&engines, &mut random).yaml());
+    let hook = Webhook::start();
+    let proxy = Proxy::start(&some(&engines, &hook, &mut random).yaml());
     let files = proxy.open_files();
     let clients = Clients::start(proxy.addr(), streams, others);
     let (mut outcomes, mut failed, mut quarter) = (Outcomes(0), 0, 0);
     for n in 0..reloads {
         let began = Instant::now();
-        let yaml = some(&engines, &mut random).yaml();
+        let yaml = some(&engines, &hook, &mut random).yaml();
         let is_broken = n % 5 == 4;
         match is_broken {
             true => std::fs::write(proxy.config_file(), broken(&yaml, &mut random)).unwrap(),
@@ -241,7 +251,17 @@ fn reloads_under_load_are_not_noticed() {
     proxy.await_metric("llmproxy_config_reload_failure_total", &[], failed as f64);
     proxy.await_metric("llmproxy_config_reload_success_total", &[], (reloads - failed) as f64);
     proxy.await_metric("llmproxy_inflight", &[], 0.0);
-    let last = Config::new().server("workers: 2").backend(engines[0].backend.url(), "name: last");
+    let mut records = Vec::new();
+    await_until("each request has its record", 2 * SOON, || {
+        let settled = proxy.metric("llmproxy_reporter_queue", &[]) == 0.0;
+        records = if settled { all_of(&hook) } else { Vec::new() };
+        records.len() as u64 >= answered
+    });
+    let ids: HashSet<&str> = records.iter().filter_map(|it| it["request_id"].as_str()).collect();
+    assert_eq!((records.len() as u64, ids.len() as u64), (answered, answered));
+    assert!(records.iter().all(|record| record["status"] == "complete"));
+    let last = Config::new().server("workers: 2").webhook(&hook.url(), "batch: array");
+    let last = last.backend(engines[0].backend.url(), "name: last");
     assert!(proxy.reload_with(&last));
     await_until("what the others left is gone", SOON, || {
         let page = proxy.metrics().text;

@@ -182,3 +182,30 @@ fn check_tells_what_a_reload_would_change() {
     let both = ["check", "--print", "--against", old.name(), new.name()];
     assert_eq!(run(&both).err().map(|e| e.exit_code()), Some(2));
 }
+
+/// Catches: a process that is taken for one that serves, options that a reload forgets.
+#[test]
+fn a_command_line_says_what_a_process_serves_with() {
+    let of = |arguments: &[&str]| {
+        let all = std::iter::once("/usr/bin/llmproxy").chain(arguments.iter().copied());
+        origin_of(all.map(OsString::from))
+    };
+    let terms = Terms { strict: true, allow_empty: true };
+    let file = |name: &str| Source::File(name.into());
+    let wanted = Some(Origin { source: file("x.yaml"), terms });
+    assert_eq!(of(&["--strict", "--allow-empty", "-c", "x.yaml"]), wanted);
+    assert_eq!(of(&[]).unwrap().source, file("config.yaml"));
+    assert_eq!(of(&["--backend", "http://a"]).unwrap().file(), None);
+    for other in [&["check"][..], &["spool", "inspect"], &["--help"], &["--nonsense"]] {
+        assert_eq!(of(other), None, "{other:?}");
+    }
+    for (arguments, pid, config) in [
+        (&["reload"][..], None, None),
+        (&["reload", "--pid", "7"], Some(7), None),
+        (&["reload", "--pid", "7", "-c", "x"], Some(7), Some(PathBuf::from("x"))),
+    ] {
+        let Command::Reload(ask) = run(arguments).unwrap() else { panic!() };
+        assert_eq!(ask, ReloadAsk { pid, config });
+    }
+    assert_eq!(run(&["reload", "--pid", "0"]).err().map(|e| e.exit_code()), Some(2));
+}
