@@ -253,6 +253,9 @@ pub const SPOOL_OPENS_MAX: usize = CONNECTIONS_MAX;
 pub const SPOOL_ABSENT_REPORTER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Folders of other processes that are delivered at one time. Beyond: they wait for their turn.
 pub const SPOOL_FOLDERS_ADOPTED_MAX: usize = 16;
+/// Requests that began on the disk and ended in memory whose delivery is noted for a reporter,
+/// while the disk takes nothing. Beyond: a kill tells them once more, as aborted.
+pub const SPOOL_RECEIPTS_MAX: usize = 4096;
 /// Markers that a folder's register keeps, newest first: one for each start whose segments are
 /// still there. Beyond: a segment with an older one is found by its header alone.
 pub const SPOOL_MARKERS_MAX: usize = 64;

@@ -14,12 +14,21 @@ const RUNTIME: &str = "/run/llmproxy";
 
 /// What says, in a process' folder of the spool, that its rings lie elsewhere, and where: whoever
 /// takes over what it left may have another configuration.
-const ELSEWHERE: &str = "rings";
+pub const ELSEWHERE: &str = "rings";
 
 /// The folders in which the rings of a process may lie that has, or had, this folder of the spool.
 pub fn folders_of(home: &Path) -> Vec<PathBuf> {
     let elsewhere = fs::read_to_string(home.join(ELSEWHERE)).ok().map(PathBuf::from);
     iter::once(home.to_owned()).chain(elsewhere.filter(|path| path.is_absolute())).collect()
+}
+
+/// Removes what is left of the part of a ring folder that belonged to this folder of a spool, whose
+/// rings are read and gone.
+pub fn part_with(home: &Path) {
+    for folder in folders_of(home).iter().skip(1) {
+        // One in which there still is something stays.
+        let _ = fs::remove_dir(folder);
+    }
 }
 
 /// Where they are to lie: in a part of the folder for rings that has the name of the process' own

@@ -4,6 +4,7 @@
 use super::codec;
 use super::dead_letter::DeadLetters;
 use super::disk::DiskFile;
+use super::receipts::Name;
 use super::replay::Replay;
 use super::scan::{Scan, Step, Window};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
@@ -31,8 +32,9 @@ pub struct Cursor {
     at: (u64, u64),
     /// The segment that was read last, if it is an old one.
     open: Option<(u64, Arc<dyn DiskFile>)>,
-    /// What was read and is not done: sequence, and when the request arrived.
-    outstanding: VecDeque<(u64, u64)>,
+    /// What was read and is not done: sequence, when the request arrived, and what is to be noted
+    /// when it is done.
+    outstanding: VecDeque<(u64, u64, Option<Name>)>,
     window: Window,
     dead: DeadLetters,
     /// `None` in a folder into which nothing is written any more.
@@ -46,6 +48,7 @@ struct View {
     from: u64,
     end: u64,
     file: Arc<dyn DiskFile>,
+    in_memory: bool,
 }
 
 /// What one walk through a segment found.
@@ -167,7 +170,8 @@ impl Cursor {
         if matches!(place, Place::Disk(None)) {
             self.open = Some((first, Arc::clone(&file)));
         }
-        Ok(Some(View { first, marker, from: self.at.1, end, file }))
+        let in_memory = matches!(place, Place::Memory(_));
+        Ok(Some(View { first, marker, from: self.at.1, end, file, in_memory }))
     }
 
     /// The file of the segment at hand is gone: what lay in it is lost, and counted once; what lies
@@ -255,11 +259,13 @@ impl Cursor {
     }
 
     /// A record is read and not done.
-    fn remember(&mut self, Delivery { seq, record }: &Delivery) {
+    fn remember(&mut self, Delivery { seq, record }: &Delivery, in_memory: bool) {
         if let Some(state) = self.state().filter(|_| self.outstanding.is_empty()) {
             state.oldest_ms.store(record.timestamp_ms, Relaxed);
         }
-        self.outstanding.push_back((*seq, record.timestamp_ms));
+        let receipts = &self.shared.receipts;
+        let name = in_memory.then(|| receipts.dangling(record.request_id.as_str())).flatten();
+        self.outstanding.push_back((*seq, record.timestamp_ms, name));
     }
 
     fn advance(&self, through: u64) {
@@ -293,7 +299,8 @@ impl Source for Cursor {
                     self.tell_damage(&view, &walk.damage);
                     bytes += walk.bytes;
                     // At once: with the next look the backlog may be set to their number.
-                    walk.found.iter().for_each(|delivery| self.remember(delivery));
+                    let in_memory = view.in_memory;
+                    walk.found.iter().for_each(|delivery| self.remember(delivery, in_memory));
                     found.extend(walk.found);
                 }
                 Err(error) => {
@@ -315,14 +322,16 @@ impl Source for Cursor {
 
     fn done(&mut self, through: u64) {
         let mut count = 0;
-        while self.outstanding.front().is_some_and(|(seq, _)| *seq <= through) {
-            self.outstanding.pop_front();
+        while self.outstanding.front().is_some_and(|(seq, ..)| *seq <= through) {
+            if let Some((.., Some(name))) = self.outstanding.pop_front() {
+                self.shared.receipts.note(self.index, name);
+            }
             count += 1;
         }
         let front = self.outstanding.front().copied();
         if let Some(state) = self.state() {
             sub(&state.backlog, count);
-            state.oldest_ms.store(front.map_or(0, |(_, arrived)| arrived), Relaxed);
+            state.oldest_ms.store(front.map_or(0, |(_, arrived, _)| arrived), Relaxed);
         }
         self.advance(self.through());
     }
@@ -339,7 +348,7 @@ impl Source for Cursor {
 impl Cursor {
     /// What lies before the next record that is not done is done, or not for reporters.
     fn through(&self) -> u64 {
-        self.outstanding.front().map_or(self.next, |(seq, _)| *seq).saturating_sub(1)
+        self.outstanding.front().map_or(self.next, |(seq, ..)| *seq).saturating_sub(1)
     }
 
     /// It is read again with the next bell: to skip what may come back would lose it.

@@ -258,6 +258,19 @@ impl Disk for RealDisk {
     }
 }
 
+/// True for what a disk does by itself and may stop doing. All else is for a person to set right,
+/// and stops a start.
+pub fn is_of_the_disk(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    matches!(
+        error.kind(),
+        io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::TimedOut
+    ) || error.raw_os_error() == Some(EIO)
+}
+
 /// True when this is the file at a place, and not one that was there before.
 fn is_at(file: &File, place: &Path) -> io::Result<bool> {
     let there = match fs::symlink_metadata(place) {

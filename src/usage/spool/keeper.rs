@@ -56,6 +56,7 @@ impl Keeper {
 
     /// One turn of its work.
     pub fn turn(&mut self) {
+        self.shared.note_pointer();
         if !rehome::is_there(&self.shared) {
             // What is synced now is not found again: the writer makes it anew first.
             self.shared.table().folder_gone = true;

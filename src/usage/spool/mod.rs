@@ -15,6 +15,7 @@ pub mod scan;
 pub mod state;
 pub mod checkpoint;
 pub mod register;
+pub mod receipts;
 mod absent;
 mod table;
 mod leftover;
@@ -47,6 +48,7 @@ use folders::{open_folders, Folders, OpenedFolders};
 use keeper::Keeper;
 use leftover::Leftover;
 use memory::MemoryDisk;
+use receipts::Receipts;
 use recover::Found;
 use register::Register;
 use state::SpoolState;
@@ -192,8 +194,17 @@ fn open_found(
     found: Found,
     standing: Result<(), &io::Error>,
 ) -> io::Result<Opened> {
-    let Found { segments, next_sequence, aborted, ended, leftover, cuts, checkpoints, absent } =
-        found;
+    let Found {
+        segments,
+        next_sequence,
+        aborted,
+        told,
+        ended,
+        leftover,
+        cuts,
+        checkpoints,
+        absent,
+    } = found;
     // One of them may have had what a power cut then took away, too.
     let beyond = absent.iter().map(|absent| absent.through.saturating_add(1));
     let next_sequence = beyond.fold(next_sequence, u64::max);
@@ -212,7 +223,9 @@ fn open_found(
     let (bells, rings): (Vec<_>, Vec<_>) = reporters.iter().map(|_| bounded(1)).unzip();
     let doorbell = Arc::<Doorbell>::default();
     let both = (Arc::clone(&state), Arc::clone(&doorbell));
-    let shared = Arc::new(Shared::new(Arc::clone(&disk), both, bells, (checkpoints, register)));
+    let receipts = Receipts::new(reporters.len(), options.segment_bytes);
+    let kept = (checkpoints, register, receipts);
+    let shared = Arc::new(Shared::new(Arc::clone(&disk), both, bells, kept));
     {
         let mut table = shared.table();
         table.segments = segments;
@@ -235,6 +248,7 @@ fn open_found(
         },
         Err(error) => writer.begin_without_disk(error, next_sequence),
     }
+    writer.append_told(&told);
     writer.append_recovered(&ended, &aborted);
     writer.trouble.leftover = leftover;
     if !state.failing.load(Relaxed) {

@@ -7,6 +7,7 @@ use super::codec;
 use super::cursor::split_again;
 use super::disk::{Disk, DiskFile};
 use super::leftover::Leftover;
+use super::receipts::{self, Told};
 use super::register::{self, known_markers, Register};
 use super::scan::{marker_of, Scan, Step};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
@@ -34,6 +35,8 @@ pub(super) struct Found {
     pub ended: Vec<Box<[u8]>>,
     /// The rings that were read.
     pub leftover: Leftover,
+    /// Those of them whose end some reporter had from memory.
+    pub told: Vec<Told>,
     /// Segments that could not be cut back to their last whole entry.
     pub cuts: Vec<(u64, Arc<dyn DiskFile>, u64)>,
     /// How far each reporter is; `None` for a new one.
@@ -51,6 +54,7 @@ impl Found {
             aborted: Vec::new(),
             ended: Vec::new(),
             leftover: Leftover::default(),
+            told: Vec::new(),
             cuts: Vec::new(),
             checkpoints: reporters.iter().map(|_| None).collect(),
             absent: Vec::new(),
@@ -85,12 +89,16 @@ pub(super) struct Opens {
 impl Opens {
     /// Takes in an entry.
     pub fn take(&mut self, entry: &Entry<'_>) {
-        let (Some(kind), Some(id)) = (Kind::of(entry.kind), codec::request_id_of(entry.payload))
-        else {
+        let payload = match Kind::of(entry.kind) {
+            Some(Kind::Again) => split_again(entry.payload).map_or(&[][..], |(_, record)| record),
+            _ => entry.payload,
+        };
+        let (Some(kind), Some(id)) = (Kind::of(entry.kind), codec::request_id_of(payload)) else {
             return;
         };
         match kind {
-            Kind::Close => drop(self.by_id.remove(id)),
+            // What one reporter gets once more is over, too.
+            Kind::Close | Kind::Again => drop(self.by_id.remove(id)),
             Kind::Open | Kind::Note => match self.by_id.get_mut(id) {
                 // It keeps its place in the order.
                 Some((_, payload)) => *payload = entry.payload.into(),
@@ -98,7 +106,6 @@ impl Opens {
                     self.by_id.insert(id.into(), (entry.sequence, entry.payload.into()));
                 }
             },
-            Kind::Again => {}
         }
     }
 
@@ -162,13 +169,14 @@ pub(super) fn recover(
         record.outcome = Outcome::Aborted;
         record.error = Some(Cow::Borrowed(KILLED));
     }
-    add(&state.aborted, found.aborted.len() as u64);
     for name in names.iter().filter(|name| segment::is_new(name)) {
         // Never finished; what should have gone there lies in another one, or was never promised.
         let _ = disk.remove(name);
     }
     let recovered = (found.ended.len(), found.aborted.len());
     found.absent = absent::find(disk, reporters, recovered)?;
+    receipts::sort_out(disk, reporters, &mut found)?;
+    add(&state.aborted, found.aborted.len() as u64);
     Ok(found)
 }
 

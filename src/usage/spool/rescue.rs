@@ -62,6 +62,7 @@ impl Writer {
         }
         self.trouble.retry_at = None;
         self.trouble.leftover.remove();
+        self.shared.receipts.clear();
         self.tell_losses(true);
         let state = &self.shared.state;
         state.full.store(false, Relaxed);
@@ -147,6 +148,7 @@ impl Writer {
         let rescued = self.read_unsynced();
         self.fail(cause);
         let Some(rescued) = rescued else { return };
+        rescued.iter().for_each(|unsynced| self.dangle(&unsynced.bytes));
         let mut cut = None;
         {
             let mut table = self.shared.table();
@@ -230,7 +232,11 @@ pub(super) fn keep_checkpoints(shared: &Shared) -> io::Result<()> {
         if let Some(mut checkpoint) = shared.checkpoint(reporter) {
             checkpoint.keep(&*shared.disk)?;
         }
+        if let Some(state) = shared.state.reporters.get(reporter) {
+            shared.receipts.keep(&*shared.disk, reporter, &state.name);
+        }
     }
+    shared.keep_pointer()?;
     shared.disk.sync_dir()?;
     // Behind them: a reporter that it names had a checkpoint.
     shared.keep_register(&[])?;

@@ -133,7 +133,8 @@ fn record_of<'a>(entry: &Entry<'a>) -> Option<(Option<&'a str>, UsageRecord)> {
     match Kind::of(entry.kind)? {
         Kind::Close => Some((None, codec::decode(entry.payload)?)),
         Kind::Again => {
-            let (name, record) = split_again(entry.payload)?;
+            // One for nobody only says that a request is over.
+            let (name, record) = split_again(entry.payload).filter(|(name, _)| !name.is_empty())?;
             Some((Some(std::str::from_utf8(name).ok()?), codec::decode(record)?))
         }
         Kind::Open | Kind::Note => None,

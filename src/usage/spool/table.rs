@@ -1,18 +1,21 @@
 //! The segments, as the writer, the keeper and all cursors see them.
 
 use super::checkpoint::Checkpoint;
+use super::dead_letter;
 use super::disk::{Disk, DiskFile};
 use super::memory::MemoryFile;
+use super::receipts::Receipts;
 use super::register::Register;
 use super::replay::Again;
 use super::segment::{self, Marker};
 use super::state::SpoolState;
 use crate::usage::doorbell::Doorbell;
+use crate::usage::ring::place::ELSEWHERE;
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What the threads of the spool share. None of them is a worker's.
 pub struct Shared {
@@ -26,6 +29,10 @@ pub struct Shared {
     pub checkpoints: Vec<Mutex<Checkpoint>>,
     /// The disk has a file of each of these, and the register.
     pub checkpoints_kept: AtomicBool,
+    /// What reporters had from memory.
+    pub receipts: Receipts,
+    /// What the file says that leads to the rings, if they lie elsewhere.
+    pub pointer: OnceLock<Vec<u8>>,
     /// What the folder knows of itself.
     pub register: Mutex<Register>,
     /// Records that reporters are to have once more, on their way to the writer.
@@ -106,11 +113,11 @@ impl Shared {
         disk: Arc<dyn Disk>,
         (state, doorbell): (Arc<SpoolState>, Arc<Doorbell>),
         bells: Vec<Sender<()>>,
-        (checkpoints, register): (Vec<Mutex<Checkpoint>>, Register),
+        (checkpoints, register, receipts): (Vec<Mutex<Checkpoint>>, Register, Receipts),
     ) -> Self {
         let (checkpoints_kept, table) = (AtomicBool::default(), Mutex::default());
         let again = bounded(checkpoints.len().max(1));
-        let register = Mutex::new(register);
+        let (register, pointer) = (Mutex::new(register), OnceLock::new());
         Shared {
             disk,
             state,
@@ -118,6 +125,8 @@ impl Shared {
             checkpoints,
             checkpoints_kept,
             register,
+            pointer,
+            receipts,
             again,
             doorbell,
             table,
@@ -133,6 +142,25 @@ impl Shared {
     pub fn checkpoint(&self, reporter: usize) -> Option<MutexGuard<'_, Checkpoint>> {
         let checkpoint = self.checkpoints.get(reporter)?;
         Some(checkpoint.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Remembers where the rings lie. To be called once they are made.
+    pub fn note_pointer(&self) {
+        let read = || dead_letter::read(&*self.disk, ELSEWHERE).ok().flatten().unwrap_or_default();
+        self.pointer.get_or_init(read);
+    }
+
+    /// A folder that is made anew leads to the rings, too.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn keep_pointer(&self) -> io::Result<()> {
+        match self.pointer.get().filter(|pointer| !pointer.is_empty()) {
+            Some(pointer) if self.disk.open(ELSEWHERE).is_err() => {
+                dead_letter::write_whole(&*self.disk, ELSEWHERE, pointer)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes the register, without the reporters that are `forgotten`.

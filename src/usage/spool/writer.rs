@@ -403,6 +403,9 @@ impl Writer {
 
     /// Begins a segment in memory, with its header only.
     pub(super) fn begin_in_memory(&mut self, first: u64) {
+        if self.shared.table().segments.back().is_some_and(|last| !last.in_memory()) {
+            self.dangle(&[]);
+        }
         let file = MemoryFile::holding(self.batch.header(first));
         self.push(first, HEADER_BYTES as u64, 0, Place::Memory(Arc::new(file)));
         self.trouble.opens_due = true;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::usage::record::tests::record;
+use crate::usage::record::Outcome;
 use crate::usage::reporter::sql::tests::{records, Folder};
 use std::time::Instant;
 
@@ -59,4 +60,32 @@ fn files_of_others_are_kept_clean_too() {
     assert_eq!(table.send(&[&record(), &new], PATIENCE), Tried::Delivered);
     assert_eq!(store.clean(&|_| true), Ok(1));
     assert_eq!(count(&path), 1);
+}
+
+/// Catches: a record with tokens whose place one of the same id without them takes. After a kill a
+/// request may be told twice: whole, and then as aborted.
+#[test]
+fn a_poorer_record_of_the_same_request_changes_nothing() {
+    let folder = Folder::new("builtin-poorer");
+    let path = folder.0.join("usage.db");
+    let plan = BuiltinReporter { path: path.clone(), retention_days: 0 };
+    let mut store = Builtin::open("b", &plan).unwrap();
+    let whole = record();
+    let aborted = UsageRecord { usage: None, outcome: Outcome::Aborted, ..whole.clone() };
+    for one in [&whole, &aborted] {
+        assert_eq!(store.send(&[one], PATIENCE), Tried::Delivered);
+    }
+    drop(store);
+    let connection = Connection::open(&path).unwrap();
+    let text = format!("SELECT status, total_tokens FROM {TABLE}");
+    let rows: Vec<(String, Option<i64>)> = connection
+        .prepare(&text)
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let [(status, tokens)] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_ne!(status, "aborted");
+    assert!(tokens.is_some_and(|tokens| tokens > 0), "{rows:?}");
 }

@@ -1,6 +1,7 @@
 //! A spool of the layout before there were folders, with its files directly in the directory,
 //! becomes a folder: its files are moved, none is written. The format of the files is the same.
 
+use super::super::receipts;
 use super::super::register;
 use super::super::segment;
 use super::super::{checkpoint, dead_letter, replay};
@@ -10,7 +11,7 @@ use std::io;
 /// True for a file of a spool. What else may lie in the directory is not ours.
 pub fn is_of_a_spool(name: &str) -> bool {
     let plain = name.strip_suffix(".new").unwrap_or(name);
-    let suffixes = [checkpoint::SUFFIX, dead_letter::SUFFIX, replay::SUFFIX];
+    let suffixes = [checkpoint::SUFFIX, dead_letter::SUFFIX, replay::SUFFIX, receipts::SUFFIX];
     segment::first_of(plain).is_some()
         || plain == register::NAME
         || suffixes.iter().any(|suffix| plain.ends_with(suffix))

@@ -16,11 +16,12 @@ mod chain;
 mod convert;
 
 use super::dead_letter;
-use super::disk::Disk;
+use super::disk::{is_of_the_disk, Disk};
 use super::state::SpoolState;
 use super::table::Shared;
 use super::{open, open_in_memory, Opened, Options};
 use crate::base::limits::SPOOL_FOLDERS_ADOPTED_MAX;
+use crate::usage::ring::place;
 pub use chain::Chain;
 use chain::Handed;
 pub use convert::is_of_a_spool;
@@ -162,19 +163,6 @@ fn choose(
     Ok((name, opened, free))
 }
 
-/// True for what a disk does by itself and may stop doing. All else is for a person to set right,
-/// and stops a start.
-fn is_of_the_disk(error: &io::Error) -> bool {
-    const EIO: i32 = 5;
-    matches!(
-        error.kind(),
-        io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::TimedOut
-    ) || error.raw_os_error() == Some(EIO)
-}
-
 impl Folders {
     /// Opens a folder whose lock this process has, and hands its records to the reporters. What
     /// cannot be opened now is let go and looked at again.
@@ -220,7 +208,8 @@ impl Folders {
         names.sort_unstable();
         for name in names {
             if name.ends_with(DONE) {
-                self.root.remove(&name)?;
+                // Another process may do the same.
+                let _ = self.root.remove(&name);
             }
             let is_ours = name == self.home.0 || self.adopted.iter().any(|a| *a.name == *name);
             if is_ours || !is_folder(&name) {
@@ -273,10 +262,16 @@ impl Folders {
                 disk.sync_dir()?;
             }
         }
+        if let Some(path) = disk.path() {
+            place::part_with(&path);
+        }
         let done = format!("{name}{DONE}");
         itself.rename(name, &done)?;
         itself.sync_dir()?;
-        self.root.remove(&done)?;
+        if let Err(error) = self.root.remove(&done) {
+            // Whoever looks next removes the rest.
+            tracing::warn!(folder = done, %error, "some files of a delivered folder stay for now");
+        }
         tracing::info!(folder = &**name, "all of an adopted folder is delivered: it is removed");
         Ok(())
     }

@@ -6,9 +6,11 @@ use super::super::segment::first_of;
 use super::super::survey::survey;
 use super::super::{open, Opened, Options};
 use super::failing::told;
-use super::fault::{FaultDisk, World};
+use super::fault::{FaultDisk, Faults, World};
 use super::rig::*;
 use crate::config::plan::Fsync;
+use crate::usage::record::Outcome;
+use std::io::ErrorKind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -204,5 +206,57 @@ fn what_is_delivered_needs_no_room() {
         let mut spool = opened(Arc::new(Disk::new(disk.world())), big);
         assert_eq!(ids(&mut spool.cursors[0]), [200, 999], "the one in flight is not forgotten");
         assert_eq!(damaged(&spool), 0);
+    }
+}
+
+/// Catches: a request whose end a reporter had from memory, told once more after a kill: as
+/// aborted, without its tokens. One that did not have it is told.
+#[test]
+fn what_was_had_from_memory_is_not_told_as_aborted() {
+    for error in [ErrorKind::StorageFull, ErrorKind::Other] {
+        let disk = Disk::new(World::default());
+        let mut spool = opened(Arc::new(disk.clone()), options(EVERY));
+        (0..4).for_each(|id| spool.open(id));
+        spool.writer.commit();
+        spool.keeper.turn();
+        let is_full = error == ErrorKind::StorageFull;
+        let full = Faults { growth_only: true, ..Faults::of_all(0, usize::MAX, error) };
+        // A sync that fails takes its bytes back into memory; then what is written over is taken.
+        disk.fail(Some(if is_full {
+            full
+        } else {
+            Faults::of_all(disk.operations() + 1, 1, error)
+        }));
+        (0..3).for_each(|id| spool.close(id));
+        spool.writer.commit();
+        spool.keeper.turn();
+        disk.fail(Some(full));
+        spool.writer.tick();
+        assert!(spool.state.failing.load(Relaxed));
+        assert_eq!(deliver_all(&mut spool.cursors[0]), [0, 1, 2]);
+        let some = crate::usage::source::Source::read(&mut spool.cursors[1], 2);
+        crate::usage::source::Source::done(&mut spool.cursors[1], some[0].seq);
+        let expected = [vec![3], vec![1, 2, 3]];
+        let killed = Disk::new(disk.world());
+        let mut spool = opened(Arc::new(killed.clone()), options(EVERY));
+        for (cursor, expected) in spool.cursors.iter_mut().zip(&expected) {
+            let found = read_all(cursor);
+            let ids: Vec<u32> = found.iter().map(|(_, record)| id_of(record)).collect();
+            assert_eq!(set(ids), set(expected.iter().copied()), "{error:?}");
+            assert!(found.iter().all(|(_, record)| record.outcome == Outcome::Aborted));
+            assert_eq!(cursor.backlog(), expected.len() as u64);
+        }
+        // It stays so, and a third start makes nothing more of it.
+        let again = Disk::new(killed.world());
+        let mut spool = opened(Arc::new(again), options(EVERY));
+        for (cursor, expected) in spool.cursors.iter_mut().zip(&expected) {
+            assert_eq!(set(ids(cursor)), set(expected.iter().copied()), "{error:?}");
+        }
+        assert_eq!(spool.state.aborted.load(Relaxed), 0);
+        let seen = survey(&killed, |_, only, _| {
+            assert_ne!(only, Some(""));
+            Ok(())
+        });
+        assert_eq!(seen.unwrap().open, 0);
     }
 }
