@@ -249,7 +249,7 @@ impl Delivery {
         Ok(Delivery { journal, lanes, watch, is_kept: plan.usage.spool.enabled })
     }
 
-    /// Writes what was handed over, and delivers for a while.
+    /// Writes what is in the rings, and delivers for a while.
     fn finish(self) {
         self.journal.stop();
         let left = self.lanes.stop(if self.is_kept { FLUSH_TIME } else { LAST_TIME });

@@ -240,7 +240,7 @@ impl Default for Spool {
 /// loses what was written since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fsync {
-    /// Before a request goes on.
+    /// With each write of the journal.
     Always,
     /// So often.
     Every(Duration),
