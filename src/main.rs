@@ -5,7 +5,7 @@
 use llmproxy::base::limits::{
     CONNECTIONS_OVER_MAX, FDS_PER_REPORTER, FDS_RESERVED, GUESTS_MAX, PIPES_MAX,
 };
-use llmproxy::config::cli::{self, Command, Output, SpoolTask};
+use llmproxy::config::cli::{self, Command, Printout, SpoolTask};
 use llmproxy::config::origin::Origin;
 use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::config::Loaded;
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 }
 
 #[allow(clippy::print_stderr, clippy::print_stdout, reason = "what was asked for on a terminal")]
-fn print(output: &Output) -> ExitCode {
+fn print(output: &Printout) -> ExitCode {
     print!("{}", output.stdout);
     eprint!("{}", output.stderr);
     ExitCode::from(output.code)

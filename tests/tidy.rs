@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops loudly")]
 
+#[path = "tidy/names.rs"]
+mod names;
 #[path = "tidy/rules.rs"]
 mod rules;
 #[path = "tidy/source.rs"]
 mod source;
 
+use names::Names;
 use source::Source;
 use std::path::{Path, PathBuf};
 
@@ -56,13 +59,14 @@ const WORKERS_OWN: &[&str] = &["worker", "shared", "pass", "connection"];
 #[test]
 fn the_tree_is_tidy() {
     let mut faults = Vec::new();
-    let mut long = Vec::new();
+    let (mut long, mut names) = (Vec::new(), Names::default());
     for (path, text) in tree(Path::new(env!("CARGO_MANIFEST_DIR"))) {
         faults.extend(rules::machine_paths(&path, &text));
         if !path.ends_with(".rs") {
             continue;
         }
         let source = Source::new(&path, &text);
+        names.read(&source);
         for rule in RULES {
             faults.extend(rule(&source));
         }
@@ -70,6 +74,7 @@ fn the_tree_is_tidy() {
             long.push(format!("{path}: {} lines", text.lines().count()));
         }
     }
+    faults.extend(names.faults());
     if !long.is_empty() {
         println!("over the aim of {} lines:\n{}", rules::FILE_LINES_AIM, long.join("\n"));
     }
@@ -222,6 +227,24 @@ mod each_rule_can_fail {
         ] {
             finds(steps, path, text, count);
         }
+    }
+
+    #[test]
+    fn a_name_in_two_rooms() {
+        let faults = |files: &[(&str, &str)]| {
+            let mut names = Names::default();
+            files.iter().for_each(|(path, text)| names.read(&Source::new(path, text)));
+            names.faults()
+        };
+        let ours = ("src/http/head.rs", "/// A.\npub struct Head<'a>(&'a str);\nstruct Own;");
+        assert!(faults(&[ours, ("src/http/a.rs", "pub enum Head {}")]).is_empty(), "one room");
+        assert!(faults(&[ours, ("src/llm/a.rs", "pub enum Own {}")]).is_empty(), "one is private");
+        assert!(faults(&[ours, ("src/llm/a.rs", "pub enum HeadOf {}")]).is_empty());
+        let test = "#[cfg(test)]\nmod tests {\n pub struct Head;\n}";
+        assert!(faults(&[ours, ("src/llm/a.rs", test)]).is_empty(), "a test's own");
+        let found = faults(&[ours, ("src/llm/a.rs", "pub enum Head {}")]);
+        let wanted = "the name `Head` is in several rooms: src/http/head.rs:2, src/llm/a.rs:1";
+        assert_eq!(found, [wanted]);
     }
 
     #[test]

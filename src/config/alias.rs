@@ -4,10 +4,10 @@
 
 use super::desk::{Desk, Note};
 use super::path::Path;
-use super::raw::{Entry, Kind, Node};
+use super::raw::{MapEntry, Node, ValueKind};
 use super::report::Class;
 
-type Map = Vec<Entry>;
+type Map = Vec<MapEntry>;
 
 /// Moves every alias to its canonical place. What is neither stays where it is and is reported
 /// by the readers.
@@ -88,9 +88,9 @@ impl Alias<'_> {
                 let (id, path) = (storage.value.id, storage.value.path.clone());
                 let mut provider = storage.clone();
                 provider.key = "type".into();
-                let item = Node { id, path: path.clone(), kind: Kind::Map(vec![provider]) };
-                let value = Node { id, path, kind: Kind::List(vec![item]) };
-                auth.push(Entry { key: "pipeline".into(), key_id: storage.key_id, value });
+                let item = Node { id, path: path.clone(), kind: ValueKind::Map(vec![provider]) };
+                let value = Node { id, path, kind: ValueKind::List(vec![item]) };
+                auth.push(MapEntry { key: "pipeline".into(), key_id: storage.key_id, value });
             }
         }
         each(auth, "pipeline", |provider| {
@@ -107,11 +107,12 @@ impl Alias<'_> {
     fn api_key(&self, key: &mut Map) {
         self.rename(key, "quota", "total_quota");
         // A number alone counts requests per minute.
-        if let Some(Entry { value, .. }) = key.iter_mut().find(|e| e.key == "rate_limit") {
-            if !matches!(value.kind, Kind::Map(_) | Kind::Null) {
+        if let Some(MapEntry { value, .. }) = key.iter_mut().find(|e| e.key == "rate_limit") {
+            if !matches!(value.kind, ValueKind::Map(_) | ValueKind::Null) {
                 let number = value.clone();
                 let key = "requests_per_minute".into();
-                value.kind = Kind::Map(vec![Entry { key, key_id: number.id, value: number }]);
+                value.kind =
+                    ValueKind::Map(vec![MapEntry { key, key_id: number.id, value: number }]);
             }
         }
     }
@@ -128,16 +129,16 @@ impl Alias<'_> {
                 webhook.push(entry);
             }
             let node = |kind| Node { id, path: path.clone(), kind };
-            let entry = |key: &str, value| Entry { key: key.into(), key_id: id, value };
-            let reporter = node(Kind::Map(vec![
-                entry("name", node(Kind::Text("default".into()))),
-                entry("webhook", node(Kind::Map(webhook))),
+            let entry = |key: &str, value| MapEntry { key: key.into(), key_id: id, value };
+            let reporter = node(ValueKind::Map(vec![
+                entry("name", node(ValueKind::Text("default".into()))),
+                entry("webhook", node(ValueKind::Map(webhook))),
             ]));
             match usage.iter_mut().find(|e| e.key == "reporters") {
-                Some(Entry { value: Node { kind: Kind::List(items), .. }, .. }) => {
+                Some(MapEntry { value: Node { kind: ValueKind::List(items), .. }, .. }) => {
                     items.push(reporter)
                 }
-                _ => usage.push(entry("reporters", node(Kind::List(vec![reporter])))),
+                _ => usage.push(entry("reporters", node(ValueKind::List(vec![reporter])))),
             }
         }
         let retry = if has(usage, "reporters") { take(usage, "retry") } else { None };
@@ -182,14 +183,14 @@ impl Alias<'_> {
             return;
         }
         let there = map.iter().find(|e| e.key == section).map(|e| &e.value.kind);
-        if !matches!(there, None | Some(Kind::Null | Kind::Map(_))) {
+        if !matches!(there, None | Some(ValueKind::Null | ValueKind::Map(_))) {
             // The reader of the section says what is wrong with it; the alias stays and is named.
             return;
         }
         let Some(entry) = take(map, from) else { return };
         if !has(map, section) {
-            let value = Node { kind: Kind::Null, ..entry.value.clone() };
-            map.push(Entry { key: section.into(), key_id: entry.key_id, value });
+            let value = Node { kind: ValueKind::Null, ..entry.value.clone() };
+            map.push(MapEntry { key: section.into(), key_id: entry.key_id, value });
         }
         if let Some(section) = child(map, section) {
             self.put(section, to, entry);
@@ -198,7 +199,7 @@ impl Alias<'_> {
 
     /// Adds an entry under its canonical key. When the key is there already, two sections are
     /// united and two equal values are one; anything else is a conflict.
-    fn put(&self, map: &mut Map, key: &str, mut entry: Entry) {
+    fn put(&self, map: &mut Map, key: &str, mut entry: MapEntry) {
         let Some(there) = map.iter_mut().find(|e| e.key == key) else {
             entry.key = key.into();
             map.push(entry);
@@ -207,7 +208,9 @@ impl Alias<'_> {
         if same(&there.value, &entry.value) {
             return;
         }
-        if let (Kind::Map(old), Kind::Map(new)) = (&mut there.value.kind, &mut entry.value.kind) {
+        if let (ValueKind::Map(old), ValueKind::Map(new)) =
+            (&mut there.value.kind, &mut entry.value.kind)
+        {
             for entry in std::mem::take(new) {
                 let key = entry.key.clone();
                 self.put(old, &key, entry);
@@ -232,18 +235,18 @@ const WEBHOOK: [&str; 5] = ["url", "timeout", "retry", "method", "headers"];
 fn is_webhook(reporter: &Map) -> bool {
     match reporter.iter().find(|e| e.key == "type").map(|e| &e.value.kind) {
         None => true,
-        Some(Kind::Text(kind)) => kind == "webhook",
+        Some(ValueKind::Text(kind)) => kind == "webhook",
         Some(_) => false,
     }
 }
 
 fn map_of(node: &mut Node) -> Option<&mut Map> {
     // A section without any line in it is present and empty.
-    if matches!(node.kind, Kind::Null) {
-        node.kind = Kind::Map(Map::new());
+    if matches!(node.kind, ValueKind::Null) {
+        node.kind = ValueKind::Map(Map::new());
     }
     match &mut node.kind {
-        Kind::Map(map) => Some(map),
+        ValueKind::Map(map) => Some(map),
         _ => None,
     }
 }
@@ -255,7 +258,7 @@ fn child<'m>(map: &'m mut Map, key: &str) -> Option<&'m mut Map> {
 /// Every mapping of the list under a key.
 fn each(map: &mut Map, key: &str, rewrite: impl Fn(&mut Map)) {
     let Some(entry) = map.iter_mut().find(|e| e.key == key) else { return };
-    let Kind::List(items) = &mut entry.value.kind else { return };
+    let ValueKind::List(items) = &mut entry.value.kind else { return };
     items.iter_mut().filter_map(map_of).for_each(rewrite);
 }
 
@@ -263,7 +266,7 @@ fn has(map: &Map, key: &str) -> bool {
     map.iter().any(|e| e.key == key)
 }
 
-fn take(map: &mut Map, key: &str) -> Option<Entry> {
+fn take(map: &mut Map, key: &str) -> Option<MapEntry> {
     let at = map.iter().position(|e| e.key == key)?;
     Some(map.remove(at))
 }
@@ -271,12 +274,12 @@ fn take(map: &mut Map, key: &str) -> Option<Entry> {
 /// Equal values, wherever they stand.
 fn same(a: &Node, b: &Node) -> bool {
     match (&a.kind, &b.kind) {
-        (Kind::Null, Kind::Null) => true,
-        (Kind::Text(a), Kind::Text(b)) => a == b,
-        (Kind::List(a), Kind::List(b)) => {
+        (ValueKind::Null, ValueKind::Null) => true,
+        (ValueKind::Text(a), ValueKind::Text(b)) => a == b,
+        (ValueKind::List(a), ValueKind::List(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
         }
-        (Kind::Map(a), Kind::Map(b)) => {
+        (ValueKind::Map(a), ValueKind::Map(b)) => {
             a.len() == b.len()
                 && a.iter().all(|x| b.iter().any(|y| x.key == y.key && same(&x.value, &y.value)))
         }

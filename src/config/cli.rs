@@ -1,6 +1,6 @@
 //! The command line: what the user typed becomes something to run, or something to print.
 
-use super::origin::{of_this_process, Origin, Source, Terms};
+use super::origin::{of_this_process, ConfigSource, Origin, Terms};
 use super::plan::Plan;
 use super::value::{instant, End};
 use super::{load_file, Loaded};
@@ -27,13 +27,13 @@ pub enum Command {
     /// Answer from the builtin store, and end.
     Usage(UsageQuestion),
     /// Print and end.
-    Print(Output),
+    Print(Printout),
     /// Try all that a valid configuration names, print and end.
     Connect {
         /// Its backends and reporters are tried.
         plan: Box<Plan>,
         /// What `check` says of the file; what was found comes behind it.
-        said: Output,
+        said: Printout,
     },
     /// Look at a spool, or change what is delivered of it.
     Spool {
@@ -62,7 +62,7 @@ pub enum SpoolTask {
         json: bool,
     },
     /// Print records as JSON lines.
-    Export(Span),
+    Export(SpoolSpan),
     /// Let a reporter have records again.
     Replay {
         /// Its name.
@@ -74,7 +74,7 @@ pub enum SpoolTask {
 
 /// Records of a spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Span {
+pub struct SpoolSpan {
     /// The first; `None` = the oldest that is there.
     pub from: Option<Start>,
     /// The last sequence.
@@ -92,7 +92,7 @@ pub enum Start {
 
 /// A text for each stream, and how the process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub struct Printout {
     /// For standard output; lines end with a line feed.
     pub stdout: String,
     /// For standard error; lines end with a line feed.
@@ -272,7 +272,7 @@ pub fn parse(files: Files) -> Command {
 fn command(cli: Cli, files: Files) -> Command {
     match cli.command {
         Some(Sub::Check { file, print, against, connect, terms }) => {
-            let wanted = verdict::Wanted { plan: print, against: against.as_deref() };
+            let wanted = verdict::CheckTask { plan: print, against: against.as_deref() };
             match verdict::check(&file, &wanted, terms, files) {
                 (said, Some(plan)) if connect => Command::Connect { plan, said },
                 (said, _) => Command::Print(said),
@@ -292,13 +292,13 @@ fn spool(place: SpoolPlace, task: SpoolSub) -> Command {
             Ok(Loaded { plan, .. }) => plan.usage.spool.dir,
             Err(report) => {
                 let stderr = verdict::lines(&report, false);
-                return Command::Print(Output { stdout: String::new(), stderr, code: UNUSABLE });
+                return Command::Print(Printout { stdout: String::new(), stderr, code: UNUSABLE });
             }
         },
     };
     let task = match task {
         SpoolSub::Inspect { json } => SpoolTask::Inspect { json },
-        SpoolSub::Export { from, to } => SpoolTask::Export(Span { from: from.start(), to }),
+        SpoolSub::Export { from, to } => SpoolTask::Export(SpoolSpan { from: from.start(), to }),
         SpoolSub::Replay { reporter, from, .. } => {
             SpoolTask::Replay { reporter, from: from.start() }
         }
@@ -312,7 +312,7 @@ fn start(arguments: StartArgs) -> Command {
         Ok(loaded) => Command::Run { loaded: Box::new(loaded), origin },
         Err(refused) => {
             let (stderr, code) = (refused.lines, refused.code);
-            Command::Print(Output { stdout: String::new(), stderr, code })
+            Command::Print(Printout { stdout: String::new(), stderr, code })
         }
     }
 }
@@ -321,8 +321,8 @@ impl StartArgs {
     fn origin(self) -> Origin {
         let StartArgs { config, backend, listen, terms } = self;
         let source = match backend.is_empty() {
-            true => Source::File(config),
-            false => Source::CommandLine { backends: backend, listen },
+            true => ConfigSource::File(config),
+            false => ConfigSource::CommandLine { backends: backend, listen },
         };
         Origin { source, terms }
     }

@@ -2,7 +2,7 @@
 
 use super::expand::expand;
 use super::path::Path;
-use super::raw::{Kind, Node};
+use super::raw::{Node, ValueKind};
 use super::report::Class;
 use super::value;
 use std::cell::{Cell, RefCell};
@@ -90,10 +90,10 @@ impl<'a> Desk<'a> {
     /// null.
     pub fn text(&self, node: &Node) -> Option<String> {
         match &node.kind {
-            Kind::Null => None,
-            Kind::Text(text) => expand(text, self.env).map_err(|e| self.error(node, e)).ok(),
-            Kind::List(_) => self.refuse(node, "must be a single value, not a list"),
-            Kind::Map(_) => self.refuse(node, "must be a single value, not a section"),
+            ValueKind::Null => None,
+            ValueKind::Text(text) => expand(text, self.env).map_err(|e| self.error(node, e)).ok(),
+            ValueKind::List(_) => self.refuse(node, "must be a single value, not a list"),
+            ValueKind::Map(_) => self.refuse(node, "must be a single value, not a section"),
         }
     }
 
@@ -117,7 +117,7 @@ impl<'a> Desk<'a> {
 /// A message on a value that came out of a variable shows the variable instead: the value may be a
 /// secret. Such messages begin with the value in backquotes.
 fn unexpanded(node: &Node, text: &str, message: String) -> String {
-    let Kind::Text(written) = &node.kind else { return message };
+    let ValueKind::Text(written) = &node.kind else { return message };
     let rest = message.strip_prefix('`').and_then(|rest| rest.split_once('`'));
     match rest {
         Some((_, rest)) if written != text => format!("{}{rest}", value::quoted(written)),

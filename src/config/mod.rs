@@ -120,14 +120,14 @@ fn load_with_keys(
         }
         report
     })?;
-    if let raw::Kind::Text(_) | raw::Kind::List(_) = root.kind {
+    if let raw::ValueKind::Text(_) | raw::ValueKind::List(_) = root.kind {
         let message = "must be a section (`key: value` lines)";
         let cure = cure::of(text, message).unwrap_or_default();
         let mut report = failed(name, format!("{message}: {cure}"));
         report.findings.iter_mut().for_each(|f| f.position = raw::locate(text, root.id));
         return Err(report);
     }
-    let is_blank = matches!(root.kind, raw::Kind::Null);
+    let is_blank = matches!(root.kind, raw::ValueKind::Null);
     let desk = Desk::new(env);
     alias::canonical(&desk, &mut root);
     let plan = check::plan(&desk, &root);

@@ -22,14 +22,14 @@ pub struct Terms {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// What it is read from.
-    pub source: Source,
+    pub source: ConfigSource,
     /// On what terms it is used.
     pub terms: Terms,
 }
 
 /// What a configuration is read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum ConfigSource {
     /// A file.
     File(PathBuf),
     /// `--backend` and `--listen`.
@@ -54,8 +54,8 @@ impl Origin {
     /// The file, if there is one.
     pub fn file(&self) -> Option<&PathBuf> {
         match &self.source {
-            Source::File(file) => Some(file),
-            Source::CommandLine { .. } => None,
+            ConfigSource::File(file) => Some(file),
+            ConfigSource::CommandLine { .. } => None,
         }
     }
 
@@ -68,8 +68,8 @@ impl Origin {
     /// Reads it for a start.
     pub fn load(&self) -> Result<Loaded, Refused> {
         self.accept(match &self.source {
-            Source::File(file) => load_file(file, &of_this_process),
-            Source::CommandLine { backends, listen } => load_backends(backends, listen),
+            ConfigSource::File(file) => load_file(file, &of_this_process),
+            ConfigSource::CommandLine { backends, listen } => load_backends(backends, listen),
         })
     }
 
@@ -77,7 +77,7 @@ impl Origin {
     /// start from using it, a file is refused that says nothing (most often it is being written),
     /// and whatever is no file: a pipe would be waited for.
     pub fn load_again(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Refused> {
-        let Source::File(file) = &self.source else {
+        let ConfigSource::File(file) = &self.source else {
             let message = "there is no file to read anew: the backends are those of --backend";
             return self.accept(Err(failed("command line", message.into())));
         };
@@ -121,7 +121,7 @@ mod tests {
 
     fn origin(file: &Path, allow_empty: bool) -> Origin {
         let terms = Terms { strict: false, allow_empty };
-        Origin { source: Source::File(file.to_owned()), terms }
+        Origin { source: ConfigSource::File(file.to_owned()), terms }
     }
 
     /// Catches: a reload that waits for a pipe for ever, or that takes all backends away because

@@ -20,13 +20,13 @@ pub struct Node {
     /// Where the user wrote it. Stays the same when an alias moves the node.
     pub path: Path,
     /// The value.
-    pub kind: Kind,
+    pub kind: ValueKind,
 }
 
 /// A value. A scalar is the text that the user wrote: whether `1e5`, `0x1F`, `007` or `yes` is a
 /// number or a name is for the key to say, and a name must not come back as `100000`.
 #[derive(Debug, Clone)]
-pub enum Kind {
+pub enum ValueKind {
     /// Nothing, or `null`, or `~`.
     Null,
     /// Text, not yet expanded.
@@ -34,12 +34,12 @@ pub enum Kind {
     /// A sequence.
     List(Vec<Node>),
     /// A mapping, in the order of the file, keys distinct.
-    Map(Vec<Entry>),
+    Map(Vec<MapEntry>),
 }
 
 /// One `key: value` of a mapping.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct MapEntry {
     /// The key, as it is written.
     pub key: String,
     /// Number of the key itself in reading order.
@@ -173,14 +173,14 @@ struct NodeSeed<'a> {
 }
 
 impl NodeSeed<'_> {
-    fn node<E: de::Error>(self, kind: Kind) -> Result<Node, E> {
+    fn node<E: de::Error>(self, kind: ValueKind) -> Result<Node, E> {
         let id = self.walk.step(&self.path)?;
         Ok(Node { id, path: self.path, kind })
     }
 
     fn typed<E: de::Error>(self) -> Result<Node, E> {
         let id = self.walk.step_typed(&self.path)?;
-        Ok(Node { id, path: self.path, kind: Kind::Null })
+        Ok(Node { id, path: self.path, kind: ValueKind::Null })
     }
 }
 
@@ -201,11 +201,11 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         f.write_str("a plain YAML value without a tag")
     }
     fn visit_unit<E: de::Error>(self) -> Result<Node, E> {
-        self.node(Kind::Null)
+        self.node(ValueKind::Null)
     }
     // What a document without any value is.
     fn visit_none<E: de::Error>(self) -> Result<Node, E> {
-        self.node(Kind::Null)
+        self.node(ValueKind::Null)
     }
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<Node, E> {
         self.typed()
@@ -226,7 +226,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         self.typed()
     }
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Node, E> {
-        self.node(Kind::Text(value.to_owned()))
+        self.node(ValueKind::Text(value.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
@@ -236,7 +236,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
             let seed = NodeSeed { walk: self.walk, path: self.path.index(items.len()) };
             match seq.next_element_seed(seed)? {
                 Some(item) => items.push(item),
-                None => return Ok(Node { id, path: self.path, kind: Kind::List(items) }),
+                None => return Ok(Node { id, path: self.path, kind: ValueKind::List(items) }),
             }
         }
     }
@@ -250,10 +250,10 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
             let Some((key, key_id)) = map.next_key_seed(seed)? else { break };
             let seed = NodeSeed { walk: self.walk, path: self.path.key(&key) };
             let value = map.next_value_seed(seed)?;
-            entries.push(Entry { key, key_id, value });
+            entries.push(MapEntry { key, key_id, value });
         }
         merge(&mut entries);
-        Ok(Node { id, path: self.path, kind: Kind::Map(entries) })
+        Ok(Node { id, path: self.path, kind: ValueKind::Map(entries) })
     }
 }
 
@@ -320,22 +320,22 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
 
 /// YAML 1.1 merge keys, which the Go loader of earlier versions understood: `<<: *defaults` adds
 /// the entries that the mapping does not have itself.
-fn merge(entries: &mut Vec<Entry>) {
-    let is_merge = |e: &Entry| {
+fn merge(entries: &mut Vec<MapEntry>) {
+    let is_merge = |e: &MapEntry| {
         e.key == "<<"
             && match &e.value.kind {
-                Kind::Map(_) => true,
-                Kind::List(items) => items.iter().all(|i| matches!(i.kind, Kind::Map(_))),
+                ValueKind::Map(_) => true,
+                ValueKind::List(items) => items.iter().all(|i| matches!(i.kind, ValueKind::Map(_))),
                 _ => false,
             }
     };
     let Some(at) = entries.iter().position(is_merge) else { return };
     let sources = match entries.remove(at).value.kind {
-        Kind::List(items) => items,
+        ValueKind::List(items) => items,
         kind => vec![Node { id: 0, path: Path::root(), kind }],
     };
     for source in sources {
-        let Kind::Map(added) = source.kind else { continue };
+        let ValueKind::Map(added) = source.kind else { continue };
         for entry in added {
             if !entries.iter().any(|e| e.key == entry.key) {
                 entries.push(entry);
@@ -348,8 +348,8 @@ fn merge(entries: &mut Vec<Entry>) {
 mod tests {
     use super::*;
 
-    fn child<'a>(node: &'a Node, key: &str) -> &'a Entry {
-        let Kind::Map(entries) = &node.kind else { panic!("not a map: {node:?}") };
+    fn child<'a>(node: &'a Node, key: &str) -> &'a MapEntry {
+        let ValueKind::Map(entries) = &node.kind else { panic!("not a map: {node:?}") };
         entries.iter().find(|e| e.key == key).unwrap()
     }
 
@@ -359,7 +359,7 @@ mod tests {
         let tree = parse(text).unwrap();
         let bb = child(&tree, "bb");
         assert_eq!(locate(text, bb.key_id), Some(Position { line: 2, column: 1 }));
-        let Kind::List(items) = &bb.value.kind else { panic!() };
+        let ValueKind::List(items) = &bb.value.kind else { panic!() };
         let y = child(&items[1], "y");
         assert_eq!(y.value.path.to_string(), "bb[1].y");
         assert_eq!(locate(text, y.key_id), Some(Position { line: 4, column: 5 }));
@@ -391,14 +391,14 @@ mod tests {
         let text = "base: &b {w: 1, t: 2}\none: {<<: *b, w: 3}\ntwo: *b\n";
         let tree = parse(text).unwrap();
         let one = &child(&tree, "one").value;
-        let text_of = |entry: &Entry| match &entry.value.kind {
-            Kind::Text(text) => text.clone(),
+        let text_of = |entry: &MapEntry| match &entry.value.kind {
+            ValueKind::Text(text) => text.clone(),
             other => panic!("{other:?}"),
         };
         assert_eq!((text_of(child(one, "w")), text_of(child(one, "t"))), ("3".into(), "2".into()));
         assert_eq!(text_of(child(&child(&tree, "two").value, "t")), "2");
-        assert!(matches!(parse("").unwrap().kind, Kind::Null));
-        assert!(matches!(parse("# only a comment\n").unwrap().kind, Kind::Null));
+        assert!(matches!(parse("").unwrap().kind, ValueKind::Null));
+        assert!(matches!(parse("# only a comment\n").unwrap().kind, ValueKind::Null));
     }
 
     /// Catches: a key of a client or a model that comes back as another number than was written.
@@ -422,15 +422,17 @@ mod tests {
         ] {
             let text = format!("a: {written}\n? {written}\n: [{written}, &x {written}, *x]\n");
             let tree = parse(&text).unwrap();
-            let Kind::Text(value) = &child(&tree, "a").value.kind else { panic!("{tree:?}") };
+            let ValueKind::Text(value) = &child(&tree, "a").value.kind else { panic!("{tree:?}") };
             assert_eq!(value, written);
-            let Kind::List(items) = &child(&tree, written).value.kind else { panic!("{tree:?}") };
-            assert!(items.iter().all(|i| matches!(&i.kind, Kind::Text(t) if t == written)));
+            let ValueKind::List(items) = &child(&tree, written).value.kind else {
+                panic!("{tree:?}")
+            };
+            assert!(items.iter().all(|i| matches!(&i.kind, ValueKind::Text(t) if t == written)));
         }
         for null in ["", "~", "null"] {
             assert!(matches!(
                 child(&parse(&format!("a: {null}")).unwrap(), "a").value.kind,
-                Kind::Null
+                ValueKind::Null
             ));
         }
     }

@@ -2,7 +2,7 @@
 //! known keys is the code that reads them and cannot drift from it.
 
 use super::desk::Desk;
-use super::raw::{Entry, Kind, Node};
+use super::raw::{MapEntry, Node, ValueKind};
 use super::report::{nearest, Class};
 use super::value;
 use std::collections::BTreeSet;
@@ -57,7 +57,7 @@ pub struct Section<'a> {
     /// The desk of this load.
     pub desk: &'a Desk<'a>,
     node: &'a Node,
-    entries: Vec<(&'a Entry, bool)>,
+    entries: Vec<(&'a MapEntry, bool)>,
     asked: BTreeSet<String>,
     place: String,
 }
@@ -68,8 +68,8 @@ impl<'a> Section<'a> {
     /// finding for anything else.
     pub fn open(desk: &'a Desk<'a>, node: &'a Node, place: &str) -> Option<Section<'a>> {
         let entries = match &node.kind {
-            Kind::Map(entries) => entries.iter().map(|e| (e, false)).collect(),
-            Kind::Null => Vec::new(),
+            ValueKind::Map(entries) => entries.iter().map(|e| (e, false)).collect(),
+            ValueKind::Null => Vec::new(),
             _ => return desk.refuse(node, "must be a section (`key: value` lines)"),
         };
         Some(Section { desk, node, entries, asked: BTreeSet::new(), place: place.to_owned() })
@@ -99,7 +99,7 @@ impl<'a> Section<'a> {
 
     /// True when the key stands in the file and has a value.
     pub fn given(&self, key: &str) -> bool {
-        let value = |kind: &Kind| !matches!(kind, Kind::Null);
+        let value = |kind: &ValueKind| !matches!(kind, ValueKind::Null);
         self.entries.iter().any(|(e, _)| e.key == key && value(&e.value.kind))
     }
 
@@ -215,8 +215,8 @@ impl<'a> Section<'a> {
     /// Text that is code: taken byte for byte, without expansion.
     pub fn code(&mut self, key: &str) -> Option<String> {
         match self.get(key)? {
-            Node { kind: Kind::Text(text), .. } => Some(text.clone()),
-            Node { kind: Kind::Null, .. } => None,
+            Node { kind: ValueKind::Text(text), .. } => Some(text.clone()),
+            Node { kind: ValueKind::Null, .. } => None,
             node => self.desk.refuse(node, "must be the text of a script"),
         }
     }
@@ -251,7 +251,7 @@ impl<'a> Section<'a> {
     /// Warns of a large number without a unit: `connect_timeout: 2000` is most likely meant as
     /// milliseconds, and is half an hour.
     pub fn doubt_bare_seconds(&self, key: &str) {
-        let Some(Kind::Text(text)) =
+        let Some(ValueKind::Text(text)) =
             self.entries.iter().find(|(e, _)| e.key == key).map(|(e, _)| &e.value.kind)
         else {
             return;
@@ -309,8 +309,8 @@ impl<'a> Section<'a> {
     pub fn items(&mut self, key: &str) -> Option<&'a [Node]> {
         let node = self.get(key)?;
         Some(match &node.kind {
-            Kind::List(items) => items.as_slice(),
-            Kind::Null => &[],
+            ValueKind::List(items) => items.as_slice(),
+            ValueKind::Null => &[],
             _ => std::slice::from_ref(node),
         })
     }
@@ -325,10 +325,10 @@ impl<'a> Section<'a> {
     pub fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
         let place = format!("{}[]", self.place_of(key));
         match self.get(key) {
-            Some(Node { kind: Kind::List(items), .. }) => {
+            Some(Node { kind: ValueKind::List(items), .. }) => {
                 items.iter().filter_map(|i| Section::open(self.desk, i, &place)).collect()
             }
-            None | Some(Node { kind: Kind::Null, .. }) => Vec::new(),
+            None | Some(Node { kind: ValueKind::Null, .. }) => Vec::new(),
             Some(node) => {
                 self.desk.error(node, "must be a list (`- ` lines)");
                 Vec::new()
@@ -339,10 +339,10 @@ impl<'a> Section<'a> {
     /// A mapping whose keys are free names: every name with its node.
     pub fn named(&mut self, key: &str) -> Vec<(String, &'a Node)> {
         match self.get(key) {
-            Some(Node { kind: Kind::Map(entries), .. }) => {
+            Some(Node { kind: ValueKind::Map(entries), .. }) => {
                 entries.iter().map(|e| (e.key.clone(), &e.value)).collect()
             }
-            None | Some(Node { kind: Kind::Null, .. }) => Vec::new(),
+            None | Some(Node { kind: ValueKind::Null, .. }) => Vec::new(),
             Some(node) => {
                 self.desk.error(node, "must be a section (`name: value` lines)");
                 Vec::new()

@@ -15,13 +15,13 @@ use std::time::Duration;
 const BURST: Duration = Duration::from_millis(10);
 
 /// The running writer.
-pub struct Writer {
+pub struct AccessWriter {
     /// Dropped to stop; nothing is ever sent.
     running: Sender<Infallible>,
     thread: JoinHandle<()>,
 }
 
-impl Writer {
+impl AccessWriter {
     /// Writes what waits, and ends.
     pub fn finish(self) {
         drop(self.running);
@@ -35,7 +35,7 @@ pub fn start(
     log: &AccessLog,
     lines: Receiver<AccessLine>,
     reopen: Reopen,
-) -> Result<Writer, String> {
+) -> Result<AccessWriter, String> {
     let place = super::log::name_of(&log.output);
     let output =
         Output::open(&log.output, reopen).map_err(|e| format!("log.access: {place}: {e}"))?;
@@ -63,7 +63,7 @@ pub fn start(
         }
     });
     let thread = thread.map_err(|e| format!("access log: {e}"))?;
-    Ok(Writer { running, thread })
+    Ok(AccessWriter { running, thread })
 }
 
 /// Writes a line and all that wait behind it, then flushes: a quiet proxy's lines are there at

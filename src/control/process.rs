@@ -3,7 +3,7 @@
 //! its number is not given to another one.
 
 use crate::config::cli;
-use crate::config::origin::{Origin, Source};
+use crate::config::origin::{ConfigSource, Origin};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{kill_process, pidfd_open, pidfd_send_signal, Pid, PidfdFlags, Signal};
@@ -62,7 +62,7 @@ impl Serving {
     /// command line cannot be read.
     pub fn origin(&self) -> Option<Origin> {
         let mut origin = self.origin.clone()?;
-        if let Source::File(file) = &mut origin.source {
+        if let ConfigSource::File(file) = &mut origin.source {
             if file.is_relative() {
                 let whence = fs::read_link(self.folder.join("cwd")).ok()?;
                 *file = whence.join(&*file);

@@ -5,7 +5,7 @@ use super::log::Style;
 use super::resolve::Resolver;
 use super::signals::{Delays, DelaysInUse};
 use super::supervisor::{buffered_bytes_max, Event};
-use super::watch::{self, Watch};
+use super::watch::{self, ConfigWatch};
 use super::{circle, tls};
 use crate::base::clock::unix_ms;
 use crate::config::change::{compare, Changes};
@@ -123,7 +123,7 @@ pub struct Reloader {
     /// Where the watch on the file asks for a reload.
     pub events: Sender<Event>,
     /// The watch on the file, while `server.watch_config` is on.
-    pub watch: Option<Watch>,
+    pub watch: Option<ConfigWatch>,
 }
 
 impl Reloader {
@@ -224,7 +224,7 @@ pub fn watch(
     origin: &Origin,
     sha256: &str,
     supervisor: &Sender<Event>,
-) -> Result<Option<Watch>, String> {
+) -> Result<Option<ConfigWatch>, String> {
     let Some(file) = origin.file() else { return Ok(None) };
     let own = supervisor.clone();
     let changed = move || Event::Reload(Cause::FileChanged).tell(&own);
@@ -249,7 +249,7 @@ fn at_most(mut lines: Vec<String>) -> Vec<String> {
 mod tests {
     use super::super::supervisor::events;
     use super::*;
-    use crate::config::origin::{Source, Terms};
+    use crate::config::origin::{ConfigSource, Terms};
 
     /// Catches: a file that changes between its load and its watch, and that nobody reads.
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         let name = format!("llmproxy-reload-{}.yaml", std::process::id());
         let file = std::env::temp_dir().join(name);
         std::fs::write(&file, "backends: [{url: 'http://a'}]\n").unwrap();
-        let origin = Origin { source: Source::File(file.clone()), terms: Terms::default() };
+        let origin = Origin { source: ConfigSource::File(file.clone()), terms: Terms::default() };
         let in_use = origin.load().unwrap().report.sha256;
         let (supervisor, told) = events();
         let watched = watch(&origin, &in_use, &supervisor).unwrap();

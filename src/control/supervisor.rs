@@ -24,7 +24,7 @@ use crate::usage::journal::Journal;
 use crate::usage::outbox::{Gauge, Outbox};
 use crate::usage::ring::file::RingFile;
 use crate::usage::ring::place;
-use crate::usage::spool::folders::{Folders, Watch};
+use crate::usage::spool::folders::{FolderWatch, Folders};
 use crate::usage::spool::{self, Opened, Planned};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
@@ -107,7 +107,7 @@ pub struct Control {
     /// Resolves the names of a view before it is hung up.
     pub resolver: Resolver,
     delivery: Option<Delivery>,
-    access_writer: Option<access::Writer>,
+    access_writer: Option<access::AccessWriter>,
 }
 
 /// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one.
@@ -229,7 +229,7 @@ struct Delivery {
     journal: Journal,
     lanes: Lanes,
     /// Of the folders of other processes; `None` without a disk.
-    watch: Option<Watch>,
+    watch: Option<FolderWatch>,
     is_kept: bool,
 }
 

@@ -47,7 +47,7 @@ const FOLDER: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::ONLYDIR);
 
 /// A watch that goes on until this is dropped.
-pub struct Watch {
+pub struct ConfigWatch {
     /// Its other end sees when this closes.
     _running: OwnedFd,
 }
@@ -56,14 +56,14 @@ pub struct Watch {
 ///
 /// # Errors
 /// The system gives no watch or no thread.
-pub fn start(file: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<Watch> {
+pub fn start(file: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<ConfigWatch> {
     let (stopped, running) = pipe_with(PipeFlags::CLOEXEC)?;
     let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
     let watched = Watched { file: file.to_owned(), events, known: Known::of(file) };
     watched.look_everywhere()?;
     let body = move || watched.run(&stopped, changed);
     std::thread::Builder::new().name("watch-config".into()).spawn(body)?;
-    Ok(Watch { _running: running })
+    Ok(ConfigWatch { _running: running })
 }
 
 /// A file as it is at one moment. Two that differ may be the same, and are looked at twice.

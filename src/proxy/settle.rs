@@ -10,7 +10,7 @@ use super::shelf::Shelf;
 use super::upstream::pool::LocalMember;
 use crate::base::fault::{Fault, Side};
 use crate::base::refusal::Refusal;
-use crate::config::plan::Usage;
+use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
 use crate::state::member::Member;
@@ -359,7 +359,7 @@ fn untold(tap: &Tap, outcome: record::Outcome) -> Option<&'static str> {
 
 /// Content events of a stream whose engine did not tell its tokens, if they are to stand for them.
 /// Most engines send one token in each.
-fn counted(usage: &Usage, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
+fn counted(usage: &UsagePlan, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
     let is_over = outcome == record::Outcome::Complete;
     let is_wanted = usage.estimate_on_abort && (!is_over || tap.may_tell());
     let is_missing = is_wanted && tap.events.is_some() && tap.usage().is_none();

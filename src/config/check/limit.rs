@@ -2,7 +2,7 @@
 
 use super::storage::{self, Stores};
 use crate::config::plan::{LimitOnError, LimitStorage, Limits, ModelPattern, RateLimit, Redis};
-use crate::config::raw::{Kind, Node};
+use crate::config::raw::{Node, ValueKind};
 use crate::config::section::Section;
 
 /// Reads the section.
@@ -104,7 +104,7 @@ fn storage(s: &mut Section, stores: &Stores) -> LimitStorage {
 }
 
 fn own_redis(s: &Section, stores: &Stores, node: &Node) -> Option<Redis> {
-    if matches!(node.kind, Kind::Map(_)) {
+    if matches!(node.kind, ValueKind::Map(_)) {
         return Section::open(s.desk, node, "rate_limit.redis").map(|mut s| storage::redis(&mut s));
     }
     let name = s.desk.text(node).filter(|name| !name.is_empty())?;

@@ -5,11 +5,11 @@ use super::storage::{self, Stores};
 use super::{headers, required_url, texts};
 use crate::base::secret::Secret;
 use crate::config::plan::{
-    Admin, ConsulSource, DatabaseSource, Discovery, DiscoveryMode, EtcdSource, Hook, HookPoint,
-    HttpSource, KubernetesSource, Script, ScriptSource, Source, SourceFields, SourceKind,
+    Admin, ConsulSource, DatabaseSource, Discovery, DiscoveryMode, DiscoverySource, EtcdSource,
+    Hook, HookPoint, HttpSource, KubernetesSource, Script, ScriptSource, SourceFields, SourceKind,
     StaticSource,
 };
-use crate::config::raw::Kind;
+use crate::config::raw::ValueKind;
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ const SCRIPT_MEMORY: u64 = 16 << 20;
 /// is there and empty is an error: it would let everyone pass.
 pub fn script(section: &mut Section, key: &str) -> Option<Script> {
     let node = section.get(key)?;
-    if matches!(node.kind, Kind::Map(_)) {
+    if matches!(node.kind, ValueKind::Map(_)) {
         return section.when_present(key, own_script).flatten();
     }
     let code = section.code(key).unwrap_or_default();
@@ -121,7 +121,7 @@ pub fn discovery(s: &mut Section, stores: &Stores) -> Discovery {
     }
 }
 
-fn source(s: &mut Section, stores: &Stores) -> Option<Source> {
+fn source(s: &mut Section, stores: &Stores) -> Option<DiscoverySource> {
     s.unsupported(&[("script", "sources are not scripted")]);
     let kinds = ["static", "http", "consul", "kubernetes", "etcd", "database"];
     let kind = s.kind("type", &kinds, true)?;
@@ -141,7 +141,7 @@ fn source(s: &mut Section, stores: &Stores) -> Option<Source> {
             SourceKind::Static { list: StaticSource { backends } }
         }
     };
-    Some(Source { name, kind })
+    Some(DiscoverySource { name, kind })
 }
 
 fn http(s: &mut Section) -> HttpSource {

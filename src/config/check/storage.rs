@@ -4,7 +4,7 @@
 use crate::base::secret::Secret;
 use crate::config::desk::Desk;
 use crate::config::plan::{Redis, RedisPool, Sql, SqlPool};
-use crate::config::raw::{Kind, Node};
+use crate::config::raw::{Node, ValueKind};
 use crate::config::section::Section;
 use crate::config::value::{self, RedisAddress, SqlAddress, SqlDriver, SqlPlace, SqlServer};
 use std::cell::{Cell, OnceCell};
@@ -151,7 +151,7 @@ fn sql_used(s: &mut Section, stores: &Stores, used: UsedBy) -> Option<Sql> {
 
 /// Says of keys that ask for more than one connection that a reporter has one.
 fn without_pool(desk: &Desk, node: &Node, keys: &[&str]) {
-    let Kind::Map(entries) = &node.kind else { return };
+    let ValueKind::Map(entries) = &node.kind else { return };
     for entry in entries.iter().filter(|entry| keys.contains(&entry.key.as_str())) {
         let key = &entry.key;
         desk.warn(&entry.value, format!("`{key}` has no effect: a reporter has one connection"));

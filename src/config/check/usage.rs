@@ -9,14 +9,14 @@ use crate::base::limits::{
 use crate::base::secret::Secret;
 use crate::config::plan::{
     BuiltinReporter, DatabaseReporter, FileReporter, Fsync, KeyForm, OnSpoolFailure, RecordFormat,
-    RedisReporter, Reporter, ReporterKind, Spool, Usage, Webhook, WebhookBatch,
+    RedisReporter, Reporter, ReporterKind, Spool, UsagePlan, Webhook, WebhookBatch,
 };
 use crate::config::section::Section;
 use crate::config::value;
 use std::time::Duration;
 
 /// Reads the section.
-pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
+pub fn usage(s: &mut Section, stores: &Stores) -> UsagePlan {
     let api_key = key_form(s, KeyForm::Masked);
     let mut reporters: Vec<Reporter> = Vec::new();
     for item in s.sections("reporters") {
@@ -42,7 +42,7 @@ pub fn usage(s: &mut Section, stores: &Stores) -> Usage {
         let message = "longer ones than a quarter of usage.spool.ring_size are left out";
         s.warn("include_request_body", message);
     }
-    Usage {
+    UsagePlan {
         reporters,
         request_body_max,
         api_key,

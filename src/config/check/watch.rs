@@ -3,7 +3,7 @@
 use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::endpoints::OWN_PATHS;
 use crate::config::plan::{HealthCheck, Metrics};
-use crate::config::raw::{Kind, Node};
+use crate::config::raw::{Node, ValueKind};
 use crate::config::section::Section;
 use crate::config::value;
 use std::net::SocketAddr;
@@ -47,11 +47,11 @@ pub fn health_check(s: &mut Section) -> HealthCheck {
 pub fn unprobed(root: &mut Section) {
     let desk = root.desk;
     for backend in root.items("backends").unwrap_or_default() {
-        let Kind::Map(entries) = &backend.kind else { continue };
+        let ValueKind::Map(entries) = &backend.kind else { continue };
         let path = entries.iter().find(|e| e.key == "health_path").map(|e| &e.value);
         // Null and "" stand for the path of `health_check`.
         match path {
-            Some(path @ Node { kind: Kind::Text(text), .. }) if !text.is_empty() => {
+            Some(path @ Node { kind: ValueKind::Text(text), .. }) if !text.is_empty() => {
                 desk.warn(path, "not used: there are no probes without `health_check`");
             }
             _ => {}

@@ -5,7 +5,7 @@ fn run(arguments: &[&str]) -> Result<Command, clap::Error> {
     Cli::try_parse_from(all).map(|cli| command(cli, |_| Vec::new()))
 }
 
-fn printed(arguments: &[&str]) -> Output {
+fn printed(arguments: &[&str]) -> Printout {
     match run(arguments).unwrap() {
         Command::Print(output) => output,
         Command::Run { .. } | Command::Usage(_) => panic!("starts: {arguments:?}"),
@@ -151,7 +151,7 @@ fn a_spool_is_named_by_its_folder_or_a_file() {
     assert_eq!((dir, task), ("/x/y".into(), SpoolTask::Inspect { json: false }));
     let all = ["spool", "--dir", "/z", "export", "--since", "1970-01-02", "--to", "7"];
     let Ok(Command::Spool { dir, task }) = run(&all) else { panic!() };
-    let span = Span { from: Some(Start::Since(86_400_000)), to: Some(7) };
+    let span = SpoolSpan { from: Some(Start::Since(86_400_000)), to: Some(7) };
     assert_eq!((dir, task), ("/z".into(), SpoolTask::Export(span)));
     for wrong in [&["replay"][..], &["replay", "--reporter", "a"], &["export", "--since", "x"]] {
         let all = [&["spool", "--dir", "/z"], wrong].concat();
@@ -191,7 +191,7 @@ fn a_command_line_says_what_a_process_serves_with() {
         origin_of(all.map(OsString::from))
     };
     let terms = Terms { strict: true, allow_empty: true };
-    let file = |name: &str| Source::File(name.into());
+    let file = |name: &str| ConfigSource::File(name.into());
     let wanted = Some(Origin { source: file("x.yaml"), terms });
     assert_eq!(of(&["--strict", "--allow-empty", "-c", "x.yaml"]), wanted);
     assert_eq!(of(&[]).unwrap().source, file("config.yaml"));

@@ -1,6 +1,6 @@
 //! `llmproxy usage`: what is asked of the builtin store.
 
-use super::{verdict, Command, Output, UNUSABLE};
+use super::{verdict, Command, Printout, UNUSABLE};
 use crate::base::clock::unix_ms;
 use crate::config::load_file;
 use crate::config::origin::of_this_process;
@@ -80,7 +80,7 @@ pub(super) struct Arguments {
 pub(super) fn command(arguments: Arguments) -> Command {
     match question(arguments) {
         Ok(question) => Command::Usage(question),
-        Err(stderr) => Command::Print(Output { stdout: String::new(), stderr, code: UNUSABLE }),
+        Err(stderr) => Command::Print(Printout { stdout: String::new(), stderr, code: UNUSABLE }),
     }
 }
 

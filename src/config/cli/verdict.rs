@@ -1,6 +1,6 @@
 //! Whether a configuration would start, and `llmproxy check`, which says so.
 
-use super::{Files, Output, FINE, UNUSABLE, WOULD_NOT_START};
+use super::{Files, Printout, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::change::compare;
 use crate::config::origin::{of_this_process, Terms};
 use crate::config::plan::Plan;
@@ -13,10 +13,10 @@ use std::path::Path;
 /// file's plan comes with it.
 pub fn check(
     file: &Path,
-    wanted: &Wanted,
+    wanted: &CheckTask,
     terms: Terms,
     files: Files,
-) -> (Output, Option<Box<Plan>>) {
+) -> (Printout, Option<Box<Plan>>) {
     match load_file(file, &of_this_process) {
         Ok(Loaded { plan, report }) => {
             let obstacles = obstacles(&plan, &report, terms) + &told_of(&report, &files(&plan));
@@ -29,20 +29,20 @@ pub fn check(
             let told = told(&[number(errors, "error"), number(warnings, "warning")]);
             let first = format!("{}: not valid: {told}\n", report.file);
             let stderr = first + &lines(&report, terms.strict);
-            (Output { stdout: String::new(), stderr, code: UNUSABLE }, None)
+            (Printout { stdout: String::new(), stderr, code: UNUSABLE }, None)
         }
     }
 }
 
 /// What `check` prints beside its verdict.
-pub struct Wanted<'a> {
+pub struct CheckTask<'a> {
     /// The plan.
     pub plan: bool,
     /// What a reload would change that replaces this file.
     pub against: Option<&'a Path>,
 }
 
-fn valid(report: &Report, strict: bool, obstacles: &str) -> Output {
+fn valid(report: &Report, strict: bool, obstacles: &str) -> Printout {
     let (_, warnings) = counts(report);
     let mut first = format!("{}: valid", report.file);
     if warnings > 0 {
@@ -51,12 +51,12 @@ fn valid(report: &Report, strict: bool, obstacles: &str) -> Output {
     first.push_str(if obstacles.is_empty() { "\n" } else { ", but it would not start\n" });
     let stderr = first + &lines(report, strict) + obstacles;
     let code = if obstacles.is_empty() { FINE } else { WOULD_NOT_START };
-    Output { stdout: String::new(), stderr, code }
+    Printout { stdout: String::new(), stderr, code }
 }
 
-impl Output {
+impl Printout {
     /// Adds what was asked for of a plan that is valid.
-    fn add(&mut self, wanted: &Wanted, plan: &Plan, file: &str) {
+    fn add(&mut self, wanted: &CheckTask, plan: &Plan, file: &str) {
         if wanted.plan {
             match print(plan) {
                 Ok(text) => self.stdout = text,

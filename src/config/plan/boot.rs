@@ -1,7 +1,7 @@
 //! What only a restart can change: a reload keeps it as it is and says so by name. Everything else
 //! applies to the next request.
 
-use super::{Log, Metrics, Plan, Server, Spool, Usage};
+use super::{Log, Metrics, Plan, Server, Spool, UsagePlan};
 
 impl Plan {
     /// Makes this plan one that can follow `running` in the same process: what only a restart can
@@ -91,8 +91,8 @@ impl Kept {
     }
 
     /// Reporters have a thread each and a place in the spool.
-    fn of_usage(&mut self, new: &mut Usage, running: &Usage) {
-        let Usage {
+    fn of_usage(&mut self, new: &mut UsagePlan, running: &UsagePlan) {
+        let UsagePlan {
             reporters,
             api_key,
             spool,

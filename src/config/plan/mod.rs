@@ -53,7 +53,7 @@ pub struct Plan {
     /// Limits on rates; `None` when off.
     pub rate_limit: Option<RateLimit>,
     /// Usage reporters; empty when off.
-    pub usage: Usage,
+    pub usage: UsagePlan,
     /// The metrics endpoint; `None` when off.
     pub metrics: Option<Metrics>,
     /// The administrators' listener; `None` when off.

@@ -61,7 +61,7 @@ pub struct Discovery {
     #[serde(serialize_with = "print::duration")]
     pub interval: Duration,
     /// Where to look.
-    pub sources: Vec<Source>,
+    pub sources: Vec<DiscoverySource>,
 }
 
 /// How several sources add up.
@@ -76,7 +76,7 @@ pub enum DiscoveryMode {
 
 /// One place to look for backends.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Source {
+pub struct DiscoverySource {
     /// Label in logs and metrics.
     pub name: String,
     /// What it is.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Metering.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Usage {
+pub struct UsagePlan {
     /// Where records go. Empty = no records are made.
     pub reporters: Vec<Reporter>,
     /// The request body travels in the record, up to so many bytes; `None` = not at all.
@@ -26,7 +26,7 @@ pub struct Usage {
     pub spool: Spool,
 }
 
-impl Usage {
+impl UsagePlan {
     /// The form in which records keep the client's key until they are delivered: what all
     /// reporters that want one agree on, or the key itself, from which each form can be made.
     pub fn kept_key_form(&self) -> KeyForm {

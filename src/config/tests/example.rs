@@ -1,7 +1,7 @@
 //! `config.yaml.example` names every key and shows every default, or these tests fail.
 
 use super::*;
-use crate::config::raw::{Kind, Node};
+use crate::config::raw::{Node, ValueKind};
 use std::collections::BTreeSet;
 
 pub fn example() -> String {
@@ -182,10 +182,10 @@ fn keys_of(node: &Node) -> BTreeSet<String> {
 
 fn collect(node: &Node, place: &str, keys: &mut BTreeSet<String>) {
     match &node.kind {
-        Kind::List(items) => {
+        ValueKind::List(items) => {
             items.iter().for_each(|item| collect(item, &format!("{place}[]"), keys));
         }
-        Kind::Map(entries) => {
+        ValueKind::Map(entries) => {
             for entry in entries {
                 let name = if place == "rate_limit.per_model" { "*" } else { &entry.key };
                 let path = if place.is_empty() { name.into() } else { format!("{place}.{name}") };

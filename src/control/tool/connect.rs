@@ -3,7 +3,7 @@
 
 use crate::base::tls_fault;
 use crate::config::circle;
-use crate::config::cli::{Output, FINE, WOULD_NOT_START};
+use crate::config::cli::{Printout, FINE, WOULD_NOT_START};
 use crate::config::plan::{Backend, Endpoint, Plan};
 use crate::control::tls;
 use crate::state::member::MemberTls;
@@ -28,8 +28,8 @@ type Try = Box<dyn FnOnce() -> Result<(), String> + Send>;
 /// What `check` said of the file, and a line for each destination behind it. A destination that
 /// was not reached makes the exit code [`WOULD_NOT_START`]. Blocks for [`LIMIT`] and a little for
 /// each [`AT_ONCE`] destinations at most.
-pub fn answer(plan: &Plan, said: Output) -> Output {
-    let Output { stdout, mut stderr, mut code } = said;
+pub fn answer(plan: &Plan, said: Printout) -> Printout {
+    let Printout { stdout, mut stderr, mut code } = said;
     let mut tries = tries(plan).into_iter().peekable();
     while tries.peek().is_some() {
         for (name, found) in all(tries.by_ref().take(AT_ONCE), LIMIT + GRACE) {
@@ -42,7 +42,7 @@ pub fn answer(plan: &Plan, said: Output) -> Output {
             }
         }
     }
-    Output { stdout, stderr, code }
+    Printout { stdout, stderr, code }
 }
 
 /// How to try each destination, in the order of the plan.

@@ -1,17 +1,17 @@
 //! `llmproxy reload`: checks the configuration of a process that runs, and has the process read it.
 
-use crate::config::cli::{Output, ReloadAsk, FINE, UNUSABLE, WOULD_NOT_START};
+use crate::config::cli::{Printout, ReloadAsk, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::load_file;
-use crate::config::origin::{of_this_process, Origin, Refused, Source};
+use crate::config::origin::{of_this_process, ConfigSource, Origin, Refused};
 use crate::control::pid_file::{self, Unread};
 use crate::control::process::{is_same_file, Serving};
 use std::path::{Path, PathBuf};
 
 /// Does it, and says what was done.
-pub fn run(ask: &ReloadAsk) -> Output {
+pub fn run(ask: &ReloadAsk) -> Printout {
     match reload(ask) {
-        Ok(stdout) => Output { stdout, stderr: String::new(), code: FINE },
-        Err(Refused { lines, code }) => Output { stdout: String::new(), stderr: lines, code },
+        Ok(stdout) => Printout { stdout, stderr: String::new(), code: FINE },
+        Err(Refused { lines, code }) => Printout { stdout: String::new(), stderr: lines, code },
     }
 }
 
@@ -32,7 +32,7 @@ fn reload(ask: &ReloadAsk) -> Result<String, Refused> {
             theirs
         }
         (None, Some(asked)) => {
-            Origin { source: Source::File(asked.clone()), terms: Default::default() }
+            Origin { source: ConfigSource::File(asked.clone()), terms: Default::default() }
         }
         (None, None) => {
             let pid = process.number();

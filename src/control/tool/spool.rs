@@ -1,6 +1,6 @@
 //! `llmproxy spool`: what waits on the disk, and what is to be delivered again.
 
-use crate::config::cli::{Span, SpoolTask, Start};
+use crate::config::cli::{SpoolSpan, SpoolTask, Start};
 use crate::config::plan::{OnSpoolFailure, RecordFormat, Spool};
 use crate::usage::record::UsageRecord;
 use crate::usage::spool::checkpoint::Checkpoint;
@@ -8,7 +8,7 @@ use crate::usage::spool::disk::{Disk, RealDisk};
 use crate::usage::spool::replay::SUFFIX;
 use crate::usage::spool::survey::{survey, Survey};
 use crate::usage::spool::{dead_letter, open, Options};
-use places::{places, AllSurvey, FolderSurvey, Place};
+use places::{places, AllSurvey, FolderSurvey, SpoolPlace};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
@@ -49,7 +49,7 @@ pub fn run(dir: &Path, task: &SpoolTask, out: &mut dyn Write) -> io::Result<()> 
 
 /// Looks at all folders; what a living process removes meanwhile is left out.
 fn survey_all(
-    places: &[Place],
+    places: &[SpoolPlace],
     each: &mut dyn FnMut(u64, &UsageRecord) -> io::Result<()>,
 ) -> io::Result<Vec<FolderSurvey>> {
     let mut found = Vec::new();
@@ -72,7 +72,7 @@ fn survey_all(
 }
 
 /// Sequences count in each folder for itself.
-fn names_one(places: &[Place], is_by_sequence: bool) -> io::Result<()> {
+fn names_one(places: &[SpoolPlace], is_by_sequence: bool) -> io::Result<()> {
     if !is_by_sequence || places.len() <= 1 {
         return Ok(());
     }
@@ -137,7 +137,7 @@ fn time_of(unix_ms: u64) -> Option<jiff::Timestamp> {
     jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()
 }
 
-fn export(places: &[Place], span: Span, out: &mut dyn Write) -> io::Result<()> {
+fn export(places: &[SpoolPlace], span: SpoolSpan, out: &mut dyn Write) -> io::Result<()> {
     let mut each = |sequence: u64, record: &UsageRecord| {
         if begins(span.from, sequence, record) && span.to.is_none_or(|to| sequence <= to) {
             out.write_all(&record.to_line(RecordFormat::Full))?;
@@ -157,7 +157,7 @@ fn begins(from: Option<Start>, sequence: u64, record: &UsageRecord) -> bool {
 
 /// In each folder in which there is something for this reporter.
 fn replay(
-    places: &[Place],
+    places: &[SpoolPlace],
     reporter: &str,
     from: Option<Start>,
     out: &mut dyn Write,

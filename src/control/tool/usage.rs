@@ -1,7 +1,7 @@
 //! `llmproxy usage`: sums over the builtin store. Reads only, beside a gateway that writes.
 
 use crate::base::line::is_unshown;
-use crate::config::cli::{By, Form, Output, UsageQuestion, FINE, UNUSABLE, WOULD_NOT_START};
+use crate::config::cli::{By, Form, Printout, UsageQuestion, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::usage::reporter::builtin::TABLE;
 use rusqlite::types::Value;
 use rusqlite::{params_from_iter, Connection, OpenFlags};
@@ -44,7 +44,7 @@ struct Line {
 }
 
 /// Answers a question.
-pub fn answer(question: &UsageQuestion) -> Output {
+pub fn answer(question: &UsageQuestion) -> Printout {
     match ask(question) {
         Ok((lines, total)) => {
             let stdout = match question.form {
@@ -52,11 +52,11 @@ pub fn answer(question: &UsageQuestion) -> Output {
                 Form::Json => json(question.by, &lines),
                 Form::Csv => csv(question.by, &lines),
             };
-            Output { stdout, stderr: String::new(), code: FINE }
+            Printout { stdout, stderr: String::new(), code: FINE }
         }
         Err((code, message)) => {
             let stderr = format!("llmproxy usage: {}: {message}\n", question.db.display());
-            Output { stdout: String::new(), stderr, code }
+            Printout { stdout: String::new(), stderr, code }
         }
     }
 }

@@ -29,7 +29,7 @@ impl Drop for Folder {
     }
 }
 
-fn watching(file: &Path) -> (Watch, Receiver<Option<String>>) {
+fn watching(file: &Path) -> (ConfigWatch, Receiver<Option<String>>) {
     let (told, heard) = unbounded();
     let path = file.to_owned();
     let watch = start(file, move || drop(told.send(fs::read_to_string(&path).ok())));

@@ -25,7 +25,7 @@ pub enum Of {
 
 /// Counts of an event, less their numbers.
 #[derive(Debug, Clone, Copy)]
-pub struct Told {
+pub struct ToldCounts {
     /// The form of the answer.
     pub dialect: Dialect,
     /// What they are of.
@@ -72,7 +72,7 @@ struct Part {
 
 impl Account {
     /// Takes the counts of the event that was read.
-    pub fn take(&mut self, told: Told) {
+    pub fn take(&mut self, told: ToldCounts) {
         let now = std::mem::take(&mut self.now);
         self.is_end = told.is_end;
         if told.of == Of::Whole {

@@ -2,11 +2,11 @@
 //!
 //! An event counts when its object is complete, so nothing broken is read half.
 
-use super::account::{Account, Of, Told};
+use super::account::{Account, Of, ToldCounts};
 use super::choices::{Choices, INDEX_MAX};
 use super::counts::Counts;
 use super::number::Odd;
-use super::places::{Name, UsageField, UsagePlace};
+use super::places::{MemberName, UsageField, UsagePlace};
 use crate::llm::answer_id::AnswerId;
 use crate::llm::dialect::Dialect;
 use crate::llm::tokens::{Oddities, Usage};
@@ -149,12 +149,12 @@ impl UsageFacts {
     }
 
     /// A text, list or object that is not empty.
-    pub(super) fn filled(&mut self, name: Name) {
+    pub(super) fn filled(&mut self, name: MemberName) {
         match name {
-            Name::Content => self.said.content = true,
-            Name::Finish => self.said.finish = true,
-            Name::Error => self.said.error = true,
-            Name::End | Name::EndText => self.said.end = true,
+            MemberName::Content => self.said.content = true,
+            MemberName::Finish => self.said.finish = true,
+            MemberName::Error => self.said.error = true,
+            MemberName::End | MemberName::EndText => self.said.end = true,
             _ => {}
         }
     }
@@ -165,14 +165,14 @@ impl UsageFacts {
     }
 
     /// A short text, its escapes decoded.
-    pub(super) fn text(&mut self, name: Name, text: &[u8]) {
+    pub(super) fn text(&mut self, name: MemberName, text: &[u8]) {
         match name {
-            Name::Type => {
+            MemberName::Type => {
                 UsageFacts::named(&mut self.said.marks, text);
                 self.said.text_over = text_over(self.dialect, text).or(self.said.text_over);
             }
-            Name::Kind => self.said.error |= text == b"error",
-            Name::Code(rank) => {
+            MemberName::Kind => self.said.error |= text == b"error",
+            MemberName::Code(rank) => {
                 let is_plain = text.iter().all(|byte| matches!(byte, b'!'..=b'~'));
                 if is_plain && !text.is_empty() {
                     self.said.code = rank;
@@ -269,7 +269,7 @@ impl UsageFacts {
         let is_ended = said.choices.is_empty() || said.choices.all_ended();
         let account = self.account.get_or_insert_default();
         self.is_timed |= account.now.has_timings();
-        account.take(Told {
+        account.take(ToldCounts {
             dialect: self.dialect,
             of,
             is_final: is_ended,

@@ -84,7 +84,7 @@ pub const FIELDS: usize = UsageField::Seconds as usize + 1;
 
 /// What a member means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Name {
+pub enum MemberName {
     /// Nothing.
     #[default]
     None,
@@ -121,7 +121,7 @@ pub enum Name {
 /// Makes a function for each object, which gives what a name means there; the others mean nothing.
 macro_rules! objects {
     ($($(#[$doc:meta])* $object:ident { $($name:literal => $meaning:expr,)* })*) => {
-        $($(#[$doc])* fn $object(name: &[u8]) -> Option<Name> {
+        $($(#[$doc])* fn $object(name: &[u8]) -> Option<MemberName> {
             match name {
                 $($name => Some($meaning),)*
                 _ => None,
@@ -137,178 +137,178 @@ macro_rules! objects {
 objects! {
     /// What each dialect has at its top.
     openai {
-        b"id" => Name::Id,
-        b"choices" => Name::Each(UsagePlace::Choice),
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"timings" => Name::Enter(UsagePlace::Timings),
+        b"id" => MemberName::Id,
+        b"choices" => MemberName::Each(UsagePlace::Choice),
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"timings" => MemberName::Enter(UsagePlace::Timings),
     }
     responses {
-        b"delta" => Name::Content,
-        b"response" => Name::Enter(UsagePlace::Response),
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"id" => Name::Id,
+        b"delta" => MemberName::Content,
+        b"response" => MemberName::Enter(UsagePlace::Response),
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"id" => MemberName::Id,
     }
     messages {
-        b"delta" => Name::Enter(UsagePlace::Delta),
-        b"content_block" => Name::Enter(UsagePlace::Block),
-        b"message" => Name::Enter(UsagePlace::Message),
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"id" => Name::Id,
+        b"delta" => MemberName::Enter(UsagePlace::Delta),
+        b"content_block" => MemberName::Enter(UsagePlace::Block),
+        b"message" => MemberName::Enter(UsagePlace::Message),
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"id" => MemberName::Id,
     }
     transcriptions {
-        b"delta" => Name::Content,
-        b"choices" => Name::Each(UsagePlace::Choice),
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"id" => Name::Id,
+        b"delta" => MemberName::Content,
+        b"choices" => MemberName::Each(UsagePlace::Choice),
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"id" => MemberName::Id,
     }
     generate {
-        b"index" => Name::Index,
-        b"text" => Name::Content,
-        b"token" => Name::Enter(UsagePlace::Token),
-        b"generated_text" => Name::EndText,
-        b"details" => Name::Enter(UsagePlace::Details),
-        b"meta_info" => Name::Enter(UsagePlace::Meta),
+        b"index" => MemberName::Index,
+        b"text" => MemberName::Content,
+        b"token" => MemberName::Enter(UsagePlace::Token),
+        b"generated_text" => MemberName::EndText,
+        b"details" => MemberName::Enter(UsagePlace::Details),
+        b"meta_info" => MemberName::Enter(UsagePlace::Meta),
     }
     /// Where llama.cpp has its own form something else may answer as on `/v1`.
     llama_cpp {
-        b"index" => Name::Index,
-        b"content" => Name::Content,
-        b"stop" => Name::End,
-        b"tokens_predicted" => Name::Count(UsageField::Completion),
-        b"tokens_evaluated" => Name::Count(UsageField::Prompt),
-        b"tokens_cached" => Name::Count(UsageField::InCache),
-        b"timings" => Name::Enter(UsagePlace::Timings),
-        b"choices" => Name::Each(UsagePlace::Choice),
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"id" => Name::Id,
+        b"index" => MemberName::Index,
+        b"content" => MemberName::Content,
+        b"stop" => MemberName::End,
+        b"tokens_predicted" => MemberName::Count(UsageField::Completion),
+        b"tokens_evaluated" => MemberName::Count(UsageField::Prompt),
+        b"tokens_cached" => MemberName::Count(UsageField::InCache),
+        b"timings" => MemberName::Enter(UsagePlace::Timings),
+        b"choices" => MemberName::Each(UsagePlace::Choice),
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"id" => MemberName::Id,
     }
     ollama {
-        b"message" => Name::Enter(UsagePlace::Message),
-        b"response" => Name::Content,
-        b"thinking" => Name::Content,
-        b"done" => Name::End,
-        b"prompt_eval_count" => Name::Count(UsageField::Prompt),
-        b"eval_count" => Name::Count(UsageField::Completion),
+        b"message" => MemberName::Enter(UsagePlace::Message),
+        b"response" => MemberName::Content,
+        b"thinking" => MemberName::Content,
+        b"done" => MemberName::End,
+        b"prompt_eval_count" => MemberName::Count(UsageField::Prompt),
+        b"eval_count" => MemberName::Count(UsageField::Completion),
     }
     other {
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"id" => Name::Id,
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"id" => MemberName::Id,
     }
     /// What errors have at their top, in every dialect.
     any_top {
-        b"object" => Name::Kind,
-        b"type" => Name::Type,
-        b"error" => Name::Error,
-        b"error_type" => Name::Code(2),
-        b"code" => Name::Code(0),
+        b"object" => MemberName::Kind,
+        b"type" => MemberName::Type,
+        b"error" => MemberName::Error,
+        b"error_type" => MemberName::Code(2),
+        b"code" => MemberName::Code(0),
     }
     response {
-        b"id" => Name::Id,
-        b"usage" => Name::Enter(UsagePlace::Usage),
-        b"error" => Name::Enter(UsagePlace::Error),
+        b"id" => MemberName::Id,
+        b"usage" => MemberName::Enter(UsagePlace::Usage),
+        b"error" => MemberName::Enter(UsagePlace::Error),
     }
     message_of_messages {
-        b"id" => Name::Id,
-        b"usage" => Name::Enter(UsagePlace::EarlyUsage),
+        b"id" => MemberName::Id,
+        b"usage" => MemberName::Enter(UsagePlace::EarlyUsage),
     }
     message_of_ollama {
-        b"content" => Name::Content,
-        b"thinking" => Name::Content,
-        b"tool_calls" => Name::Content,
+        b"content" => MemberName::Content,
+        b"thinking" => MemberName::Content,
+        b"tool_calls" => MemberName::Content,
     }
     choice {
-        b"index" => Name::Index,
-        b"delta" => Name::Enter(UsagePlace::Delta),
-        b"finish_reason" => Name::Finish,
-        b"text" => Name::Content,
+        b"index" => MemberName::Index,
+        b"delta" => MemberName::Enter(UsagePlace::Delta),
+        b"finish_reason" => MemberName::Finish,
+        b"text" => MemberName::Content,
     }
     delta_of_choice {
-        b"content" => Name::Content,
-        b"tool_calls" => Name::Content,
-        b"reasoning_content" => Name::Content,
-        b"reasoning" => Name::Content,
-        b"refusal" => Name::Content,
-        b"function_call" => Name::Content,
+        b"content" => MemberName::Content,
+        b"tool_calls" => MemberName::Content,
+        b"reasoning_content" => MemberName::Content,
+        b"reasoning" => MemberName::Content,
+        b"refusal" => MemberName::Content,
+        b"function_call" => MemberName::Content,
     }
     delta_of_block {
-        b"text" => Name::Content,
-        b"partial_json" => Name::Content,
-        b"thinking" => Name::Content,
-        b"stop_reason" => Name::Finish,
+        b"text" => MemberName::Content,
+        b"partial_json" => MemberName::Content,
+        b"thinking" => MemberName::Content,
+        b"stop_reason" => MemberName::Finish,
     }
     /// A tool's name is what a model wrote.
     block {
-        b"text" => Name::Content,
-        b"thinking" => Name::Content,
-        b"name" => Name::Content,
+        b"text" => MemberName::Content,
+        b"thinking" => MemberName::Content,
+        b"name" => MemberName::Content,
     }
     usage {
-        b"prompt_tokens" => Name::Count(UsageField::Prompt),
-        b"completion_tokens" => Name::Count(UsageField::Completion),
-        b"total_tokens" => Name::Count(UsageField::Total),
-        b"output_tokens" => Name::Count(UsageField::Output),
-        b"input_tokens" => Name::Count(UsageField::Input),
-        b"cache_read_input_tokens" => Name::Count(UsageField::CacheRead),
-        b"cache_creation_input_tokens" => Name::Count(UsageField::CacheCreation),
-        b"prompt_tokens_details" => Name::Enter(UsagePlace::PromptDetails),
-        b"input_tokens_details" => Name::Enter(UsagePlace::PromptDetails),
-        b"completion_tokens_details" => Name::Enter(UsagePlace::CompletionDetails),
-        b"output_tokens_details" => Name::Enter(UsagePlace::CompletionDetails),
+        b"prompt_tokens" => MemberName::Count(UsageField::Prompt),
+        b"completion_tokens" => MemberName::Count(UsageField::Completion),
+        b"total_tokens" => MemberName::Count(UsageField::Total),
+        b"output_tokens" => MemberName::Count(UsageField::Output),
+        b"input_tokens" => MemberName::Count(UsageField::Input),
+        b"cache_read_input_tokens" => MemberName::Count(UsageField::CacheRead),
+        b"cache_creation_input_tokens" => MemberName::Count(UsageField::CacheCreation),
+        b"prompt_tokens_details" => MemberName::Enter(UsagePlace::PromptDetails),
+        b"input_tokens_details" => MemberName::Enter(UsagePlace::PromptDetails),
+        b"completion_tokens_details" => MemberName::Enter(UsagePlace::CompletionDetails),
+        b"output_tokens_details" => MemberName::Enter(UsagePlace::CompletionDetails),
         // SGLang has it beside the counts, others among the details.
-        b"reasoning_tokens" => Name::Count(UsageField::Reasoning),
-        b"cached_tokens" => Name::Count(UsageField::Cached),
+        b"reasoning_tokens" => MemberName::Count(UsageField::Reasoning),
+        b"cached_tokens" => MemberName::Count(UsageField::Cached),
     }
     prompt_details {
-        b"cached_tokens" => Name::Count(UsageField::Cached),
+        b"cached_tokens" => MemberName::Count(UsageField::Cached),
     }
     completion_details {
-        b"reasoning_tokens" => Name::Count(UsageField::Reasoning),
+        b"reasoning_tokens" => MemberName::Count(UsageField::Reasoning),
     }
     timings {
-        b"prompt_n" => Name::Count(UsageField::TimedPrompt),
-        b"predicted_n" => Name::Count(UsageField::TimedCompletion),
-        b"cache_n" => Name::Count(UsageField::TimedCached),
+        b"prompt_n" => MemberName::Count(UsageField::TimedPrompt),
+        b"predicted_n" => MemberName::Count(UsageField::TimedCompletion),
+        b"cache_n" => MemberName::Count(UsageField::TimedCached),
     }
     meta {
-        b"id" => Name::Id,
-        b"prompt_tokens" => Name::Count(UsageField::Prompt),
-        b"completion_tokens" => Name::Count(UsageField::Completion),
-        b"cached_tokens" => Name::Count(UsageField::Cached),
-        b"reasoning_tokens" => Name::Count(UsageField::Reasoning),
-        b"finish_reason" => Name::Finish,
+        b"id" => MemberName::Id,
+        b"prompt_tokens" => MemberName::Count(UsageField::Prompt),
+        b"completion_tokens" => MemberName::Count(UsageField::Completion),
+        b"cached_tokens" => MemberName::Count(UsageField::Cached),
+        b"reasoning_tokens" => MemberName::Count(UsageField::Reasoning),
+        b"finish_reason" => MemberName::Finish,
     }
     details {
-        b"generated_tokens" => Name::Count(UsageField::Completion),
-        b"input_length" => Name::Count(UsageField::Prompt),
-        b"prefill" => Name::Prefill,
+        b"generated_tokens" => MemberName::Count(UsageField::Completion),
+        b"input_length" => MemberName::Count(UsageField::Prompt),
+        b"prefill" => MemberName::Prefill,
     }
     token {
-        b"text" => Name::Content,
+        b"text" => MemberName::Content,
     }
     error {
-        b"code" => Name::Code(0),
-        b"http_status_code" => Name::Code(1),
-        b"type" => Name::Code(3),
+        b"code" => MemberName::Code(0),
+        b"http_status_code" => MemberName::Code(1),
+        b"type" => MemberName::Code(3),
     }
 }
 
-impl Name {
+impl MemberName {
     /// What the member `name` means at the top of a whole answer. What an event has inside of an
     /// object of its own (`response`, `message`) stands at the top here, and what is inside of an
     /// object of that name may be anybody's.
-    pub fn of_whole(dialect: Dialect, name: &[u8]) -> Name {
-        match (dialect, Name::of(dialect, UsagePlace::Top, name)) {
-            (Dialect::Responses | Dialect::Messages, Name::Enter(place))
+    pub fn of_whole(dialect: Dialect, name: &[u8]) -> MemberName {
+        match (dialect, MemberName::of(dialect, UsagePlace::Top, name)) {
+            (Dialect::Responses | Dialect::Messages, MemberName::Enter(place))
                 if place != UsagePlace::Usage =>
             {
-                Name::None
+                MemberName::None
             }
             (_, name) => name,
         }
     }
 
     /// What the member `name` means there.
-    pub fn of(dialect: Dialect, place: UsagePlace, name: &[u8]) -> Name {
+    pub fn of(dialect: Dialect, place: UsagePlace, name: &[u8]) -> MemberName {
         let meaning = match place {
             UsagePlace::Top => {
                 return top(dialect, name).or_else(|| any_top(name)).unwrap_or_default()
@@ -320,9 +320,9 @@ impl Name {
             UsagePlace::Delta if dialect == Dialect::Messages => delta_of_block(name),
             UsagePlace::Delta => delta_of_choice(name),
             UsagePlace::Block => block(name),
-            UsagePlace::EarlyUsage if name == b"output_tokens" => return Name::None,
+            UsagePlace::EarlyUsage if name == b"output_tokens" => return MemberName::None,
             UsagePlace::Usage if dialect == Dialect::Transcriptions && name == b"seconds" => {
-                return Name::Count(UsageField::Seconds)
+                return MemberName::Count(UsageField::Seconds)
             }
             UsagePlace::Usage | UsagePlace::EarlyUsage => usage(name),
             UsagePlace::PromptDetails => prompt_details(name),
@@ -338,7 +338,7 @@ impl Name {
     }
 }
 
-fn top(dialect: Dialect, name: &[u8]) -> Option<Name> {
+fn top(dialect: Dialect, name: &[u8]) -> Option<MemberName> {
     match dialect {
         Dialect::OpenAi => openai(name),
         Dialect::Responses => responses(name),

@@ -5,7 +5,7 @@
 
 use super::facts::UsageFacts;
 use super::number::{Number, Odd};
-use super::places::{Name, UsageField, UsagePlace, NAME_BYTES_MAX};
+use super::places::{MemberName, UsageField, UsagePlace, NAME_BYTES_MAX};
 use member::{plain_len, short_count};
 use memchr::memmem;
 use step::MemberKind;
@@ -38,7 +38,7 @@ pub struct UsageWalk {
     /// follows it.
     is_tail: bool,
     /// The member whose value is read.
-    name: Name,
+    name: MemberName,
     text: text::Text,
     number: Number,
     /// Brackets that are open in what is stepped over.
@@ -69,7 +69,7 @@ enum At {
     /// Behind a comma.
     NextName,
     /// In a name.
-    Name,
+    MemberName,
     Colon,
     Value,
     /// Behind a value.
@@ -127,7 +127,7 @@ impl UsageWalk {
     pub fn join(&mut self, facts: &mut UsageFacts) {
         let in_text = matches!(
             self.at,
-            At::Name
+            At::MemberName
                 | At::MaybeEmpty
                 | At::Text
                 | At::Words
@@ -181,7 +181,7 @@ impl UsageWalk {
                 At::List => self.list(facts, rest),
                 At::Number => self.number(facts, rest),
                 At::Colon => self.colon(facts, rest),
-                At::Name => self.finish_name(facts, rest),
+                At::MemberName => self.finish_name(facts, rest),
                 At::MaybeEmpty => self.maybe_empty(facts, rest),
                 At::MaybeBare(kind) => self.maybe_bare(facts, rest, kind),
                 At::Words => self.words(facts, rest),
@@ -210,7 +210,7 @@ impl UsageWalk {
             }
             // Of rerankers, and vectors: it has no usage, but an end.
             Some(b'[') => {
-                self.name = Name::None;
+                self.name = MemberName::None;
                 self.step_over_from(facts, b'[');
             }
             _ => self.give_up(facts),
@@ -242,7 +242,7 @@ impl UsageWalk {
         let found = |walk: &mut UsageWalk| {
             walk.depth = 1;
             walk.in_list = false;
-            walk.name = Name::Enter(UsagePlace::Usage);
+            walk.name = MemberName::Enter(UsagePlace::Usage);
             walk.at = At::Colon;
         };
         if matched > 0 {
@@ -297,8 +297,8 @@ impl UsageWalk {
         let at = from + at;
         let first = rest.get(at).copied().unwrap_or_default();
         match (self.name, first) {
-            (Name::None, _) => {}
-            (Name::Count(_) | Name::Index, b'0'..=b'9' | b'-') => {
+            (MemberName::None, _) => {}
+            (MemberName::Count(_) | MemberName::Index, b'0'..=b'9' | b'-') => {
                 if let Some((count, len)) = short_count(rest.get(at..).unwrap_or_default()) {
                     self.counted(facts, Ok(count));
                     return at + len;
@@ -307,9 +307,9 @@ impl UsageWalk {
                 self.at = At::Number;
                 return at;
             }
-            (Name::Count(_), b'n') => {}
-            (Name::Count(field), _) => facts.count(field, Err(Odd::NotANumber)),
-            (Name::Content | Name::Finish | Name::Error, b'"') => {
+            (MemberName::Count(_), b'n') => {}
+            (MemberName::Count(field), _) => facts.count(field, Err(Odd::NotANumber)),
+            (MemberName::Content | MemberName::Finish | MemberName::Error, b'"') => {
                 // Nearly always the next byte is here too.
                 match rest.get(at + 1) {
                     None | Some(b'"') => self.at = At::MaybeEmpty,
@@ -322,31 +322,33 @@ impl UsageWalk {
                 }
                 return at + 1;
             }
-            (Name::Content, b'[') => self.at = At::MaybeBare(MemberKind::List),
-            (Name::Content, b'{') => self.at = At::MaybeBare(MemberKind::Object),
-            (Name::Finish, b'{') | (Name::End, b't') | (Name::EndText, b'"') => {
+            (MemberName::Content, b'[') => self.at = At::MaybeBare(MemberKind::List),
+            (MemberName::Content, b'{') => self.at = At::MaybeBare(MemberKind::Object),
+            (MemberName::Finish, b'{') | (MemberName::End, b't') | (MemberName::EndText, b'"') => {
                 facts.filled(self.name);
             }
-            (Name::Enter(place), b'{') => self.enter(facts, place),
-            (Name::Error, b'{') => self.enter(facts, UsagePlace::Error),
-            (Name::Each(_), b'[') => {
+            (MemberName::Enter(place), b'{') => self.enter(facts, place),
+            (MemberName::Error, b'{') => self.enter(facts, UsagePlace::Error),
+            (MemberName::Each(_), b'[') => {
                 self.in_list = true;
                 self.at = At::List;
             }
-            (Name::Prefill, b'[') => {
+            (MemberName::Prefill, b'[') => {
                 self.entries = 0;
                 self.open = 0;
                 self.at = At::Entries;
             }
-            (Name::Type | Name::Kind, b'"') => return self.words_from(facts, rest, at + 1),
-            (Name::Code(rank), b'"') if facts.wants_code(rank) => {
+            (MemberName::Type | MemberName::Kind, b'"') => {
+                return self.words_from(facts, rest, at + 1)
+            }
+            (MemberName::Code(rank), b'"') if facts.wants_code(rank) => {
                 return self.words_from(facts, rest, at + 1);
             }
-            (Name::Code(rank), b'0'..=b'9') if facts.wants_code(rank) => {
+            (MemberName::Code(rank), b'0'..=b'9') if facts.wants_code(rank) => {
                 self.begin_words(At::BareWords);
                 return at;
             }
-            (Name::Id, b'"') if facts.id.is_sought() => {
+            (MemberName::Id, b'"') if facts.id.is_sought() => {
                 facts.id.begin();
                 self.at = At::Id;
             }
@@ -395,7 +397,7 @@ impl UsageWalk {
         };
         let count = match self.name {
             // Nobody is billed for a part of one.
-            Name::Count(UsageField::Seconds) => self.number.rounded_up(),
+            MemberName::Count(UsageField::Seconds) => self.number.rounded_up(),
             _ => self.number.count(),
         };
         self.counted(facts, count);
@@ -404,8 +406,8 @@ impl UsageWalk {
 
     fn counted(&mut self, facts: &mut UsageFacts, count: Result<u64, Odd>) {
         match self.name {
-            Name::Count(field) => facts.count(field, count),
-            Name::Index => facts.index(count),
+            MemberName::Count(field) => facts.count(field, count),
+            MemberName::Index => facts.index(count),
             _ => {}
         }
         self.at = At::Behind;

@@ -44,7 +44,7 @@ pub struct Lane {
     /// The form of keys that the reporter gets.
     key_form: KeyForm,
     counters: (Arc<UsageCounters>, usize),
-    stop: Stop,
+    stop: LaneStop,
     /// The source may have more now.
     more: bool,
     /// The bell is not listened to before.
@@ -63,14 +63,14 @@ pub struct Lane {
 }
 
 /// When a stop begins, and until when there is time.
-pub struct Stop {
+pub struct LaneStop {
     /// Disconnected when it begins.
     pub signal: Receiver<Infallible>,
     /// Set before that.
     pub deadline: Arc<OnceLock<Instant>>,
 }
 
-impl Stop {
+impl LaneStop {
     /// `time`, or what is left of it before the deadline; `None` when that has passed.
     fn within(&self, time: Duration) -> Option<Duration> {
         let Some(deadline) = self.deadline.get() else { return Some(time) };
@@ -89,7 +89,7 @@ impl Lane {
         plan: &plan::Reporter,
         counters: (Arc<UsageCounters>, usize),
         waits: Waits,
-        stop: Stop,
+        stop: LaneStop,
     ) -> io::Result<Lane> {
         let shape = reporter::shape(plan);
         let seed = getrandom::u64().unwrap_or_default();

@@ -19,7 +19,7 @@ use crate::base::limits::{REPORTER_WAIT_MS_MAX, REPORTER_WAIT_MS_MIN};
 use crate::config::plan::Reporter;
 use backoff::Waits;
 use crossbeam_channel::{Receiver, Sender};
-use lane::{Lane, Stop};
+use lane::{Lane, LaneStop};
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -68,7 +68,7 @@ impl Lanes {
         let deadline = Arc::new(OnceLock::new());
         let mut lanes = Vec::with_capacity(reporters.len());
         for (index, (source, reporter)) in sources.into_iter().zip(reporters).enumerate() {
-            let stop = Stop { signal: signal.clone(), deadline: deadline.clone() };
+            let stop = LaneStop { signal: signal.clone(), deadline: deadline.clone() };
             let counters = (counters.clone(), index);
             let lane = Lane::new(source, reporter, counters, waits, stop)?;
             let name = format!("usage-{index}");

@@ -9,7 +9,7 @@ use super::replay::Replay;
 use super::scan::{Scan, Step, Window};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, sub, ReporterState};
-use super::table::{Place, Segment, Shared, Table};
+use super::table::{Segment, SegmentPlace, SpoolShared, Table};
 use crate::base::limits::SPOOL_READ_BYTES_MAX;
 use crate::usage::record::UsageRecord;
 use crate::usage::source::{Delivery, Source};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 /// The place of one reporter.
 pub struct Cursor {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolShared>,
     /// Which reporter, in the order of the configuration.
     index: usize,
     bell: Receiver<()>,
@@ -62,7 +62,7 @@ struct Walk {
 
 impl Cursor {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SpoolShared>,
         index: usize,
         bell: Receiver<()>,
         keeper: Sender<()>,
@@ -164,13 +164,13 @@ impl Cursor {
         // same bytes for ever.
         let held = self.open.take().filter(|(held, _)| *held == first);
         let file = match (&place, held) {
-            (Place::Disk(None), Some((_, file))) => file,
+            (SegmentPlace::Disk(None), Some((_, file))) => file,
             _ => place.file(first, &*shared.disk)?,
         };
-        if matches!(place, Place::Disk(None)) {
+        if matches!(place, SegmentPlace::Disk(None)) {
             self.open = Some((first, Arc::clone(&file)));
         }
-        let in_memory = matches!(place, Place::Memory(_));
+        let in_memory = matches!(place, SegmentPlace::Memory(_));
         Ok(Some(View { first, marker, from: self.at.1, end, file, in_memory }))
     }
 

@@ -5,7 +5,7 @@ use super::codec;
 use super::disk::{Disk, DiskFile};
 use super::scan::read_fully;
 use super::state::add;
-use super::table::Shared;
+use super::table::SpoolShared;
 use crate::base::clock::unix_ms;
 use crate::base::limits::{DEAD_LETTER_BYTES_MAX, RECORD_BODY_BYTES_DEFAULT};
 use crate::config::plan::RecordFormat;
@@ -36,12 +36,12 @@ pub struct Letter {
 
 /// The dead letters of one reporter.
 pub struct DeadLetters {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolShared>,
     index: usize,
 }
 
 impl DeadLetters {
-    pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
+    pub(super) fn new(shared: Arc<SpoolShared>, index: usize) -> Self {
         DeadLetters { shared, index }
     }
 

@@ -6,7 +6,7 @@ use super::rehome;
 use super::rescue::keep_checkpoints;
 use super::segment;
 use super::state::add;
-use super::table::{Place, Shared};
+use super::table::{SegmentPlace, SpoolShared};
 use super::Options;
 use crate::config::plan::Fsync;
 use crate::usage::doorbell::Doorbell;
@@ -22,7 +22,7 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The keeper of a spool; runs on a thread of its own.
 pub struct Keeper {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SpoolShared>,
     pub(super) options: Options,
     /// Reporters that left, and whose records are kept for a while.
     pub(super) absent: Vec<Absent>,
@@ -82,7 +82,7 @@ impl Keeper {
             }
             let mut dirty = Vec::new();
             for segment in table.segments.iter().filter(|s| s.synced < s.end) {
-                if let Place::Disk(file) = &segment.place {
+                if let SegmentPlace::Disk(file) = &segment.place {
                     dirty.push((segment.first, segment.end, file.clone()));
                 }
             }
@@ -117,7 +117,7 @@ impl Keeper {
         let mut table = self.shared.table();
         let last = table.segments.back().map(|segment| segment.first);
         if let Some(segment) = table.segments.iter_mut().find(|s| s.first == first) {
-            if let Place::Disk(file) = &mut segment.place {
+            if let SegmentPlace::Disk(file) = &mut segment.place {
                 segment.synced = segment.synced.max(end.min(segment.end));
                 if segment.synced == segment.end && last != Some(first) {
                     *file = None;

@@ -56,7 +56,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
-use table::Shared;
+use table::SpoolShared;
 use writer::{Trouble, Writer};
 
 /// How a spool behaves.
@@ -225,7 +225,7 @@ fn open_found(
     let both = (Arc::clone(&state), Arc::clone(&doorbell));
     let receipts = Receipts::new(reporters.len(), options.segment_bytes);
     let kept = (checkpoints, register, receipts);
-    let shared = Arc::new(Shared::new(Arc::clone(&disk), both, bells, kept));
+    let shared = Arc::new(SpoolShared::new(Arc::clone(&disk), both, bells, kept));
     {
         let mut table = shared.table();
         table.segments = segments;

@@ -12,7 +12,7 @@ use super::register::{self, known_markers, Register};
 use super::scan::{marker_of, Scan, Step};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, SpoolState};
-use super::table::{Place, Segment};
+use super::table::{Segment, SegmentPlace};
 use crate::config::plan::Fsync;
 use crate::usage::record::{Outcome, UsageRecord};
 use std::borrow::Cow;
@@ -272,7 +272,7 @@ impl Recovery<'_> {
             end: if is_last { good } else { size.max(good) },
             // A killed process may have written it a moment ago.
             synced: 0,
-            place: Place::Disk(None),
+            place: SegmentPlace::Disk(None),
             ours: false,
             damage: damage.into_iter().map(|(at, _)| at).collect(),
             missing: false,

@@ -7,7 +7,7 @@ use super::memory::MemoryFile;
 use super::scan::read_fully;
 use super::segment;
 use super::state::add;
-use super::table::{Place, Shared};
+use super::table::{SegmentPlace, SpoolShared};
 use super::writer::Writer;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 /// False when what is written to the folder would not be found again: its lock is not where it was
 /// made, or the segment that is written has no name any more.
-pub(super) fn is_there(shared: &Shared) -> bool {
+pub(super) fn is_there(shared: &SpoolShared) -> bool {
     let written = match shared.table().segments.back().map(|last| last.place.clone()) {
-        Some(Place::Disk(Some(file))) => Some(file),
+        Some(SegmentPlace::Disk(Some(file))) => Some(file),
         _ => None,
     };
     // What cannot be told is no reason to make a new one.
@@ -64,11 +64,11 @@ impl Writer {
                     let bytes = if is_unsynced && fits { read(&*file, segment.end) } else { None };
                     if let Some(bytes) = bytes {
                         in_memory += segment.end;
-                        segment.place = Place::Memory(Arc::new(MemoryFile::holding(bytes)));
+                        segment.place = SegmentPlace::Memory(Arc::new(MemoryFile::holding(bytes)));
                         segment.synced = 0;
                     } else {
                         // It is read on where it is; a kill loses what was not delivered of it.
-                        segment.place = Place::Disk(Some(file));
+                        segment.place = SegmentPlace::Disk(Some(file));
                         segment.synced = segment.end;
                     }
                 }
@@ -96,8 +96,8 @@ impl Writer {
         let all: Vec<_> = {
             let table = self.shared.table();
             let on_disk = table.segments.iter().filter_map(|segment| match &segment.place {
-                Place::Disk(file) => Some((segment.first, file.clone())),
-                Place::Memory(_) => None,
+                SegmentPlace::Disk(file) => Some((segment.first, file.clone())),
+                SegmentPlace::Memory(_) => None,
             });
             on_disk.collect()
         };

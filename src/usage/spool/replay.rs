@@ -5,7 +5,7 @@
 
 use super::dead_letter;
 use super::disk::Disk;
-use super::table::Shared;
+use super::table::SpoolShared;
 use crate::usage::record::UsageRecord;
 use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
 use std::io;
@@ -32,7 +32,7 @@ pub(super) struct Again {
 
 /// A reporter's end of it.
 pub(super) struct Replay {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolShared>,
     index: usize,
     look_at: Instant,
     file: Option<Letters>,
@@ -50,7 +50,7 @@ struct Letters {
 }
 
 impl Replay {
-    pub fn new(shared: Arc<Shared>, index: usize) -> Replay {
+    pub fn new(shared: Arc<SpoolShared>, index: usize) -> Replay {
         Replay { shared, index, look_at: Instant::now(), file: None }
     }
 

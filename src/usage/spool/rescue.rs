@@ -7,7 +7,7 @@ use super::memory::MemoryFile;
 use super::scan::read_fully;
 use super::segment::{self, Parsed, HEADER_BYTES};
 use super::state::{add, ReporterState};
-use super::table::{Place, Segment, Shared};
+use super::table::{Segment, SegmentPlace, SpoolShared};
 use super::writer::Writer;
 use crate::config::plan::Fsync;
 use std::io;
@@ -112,8 +112,10 @@ impl Writer {
             let next = {
                 let table = self.shared.table();
                 table.segments.iter().find_map(|segment| match &segment.place {
-                    Place::Memory(file) => Some((segment.first, segment.end, Arc::clone(file))),
-                    Place::Disk(_) => None,
+                    SegmentPlace::Memory(file) => {
+                        Some((segment.first, segment.end, Arc::clone(file)))
+                    }
+                    SegmentPlace::Disk(_) => None,
                 })
             };
             let Some((first, end, memory)) = next else { return Ok(()) };
@@ -124,7 +126,7 @@ impl Writer {
             match table.segments.iter_mut().find(|s| s.first == first && s.in_memory()) {
                 Some(segment) => {
                     segment.synced = if always { end } else { 0 };
-                    segment.place = Place::Disk(held.then_some(file));
+                    segment.place = SegmentPlace::Disk(held.then_some(file));
                     table.dir_dirty = true;
                     table.tell(&self.shared.state);
                 }
@@ -156,20 +158,20 @@ impl Writer {
                 let index = table.segments.partition_point(|s| s.first < first);
                 let Some(segment) = table.segments.get_mut(index) else { continue };
                 if synced <= HEADER_BYTES as u64 {
-                    segment.place = Place::Memory(Arc::new(MemoryFile::holding(bytes)));
+                    segment.place = SegmentPlace::Memory(Arc::new(MemoryFile::holding(bytes)));
                     segment.synced = 0;
                     continue;
                 }
                 let marker = segment.marker;
                 let first_behind = first_sequence(&bytes, marker).unwrap_or(segment.first + 1);
                 segment.end = synced;
-                if let Place::Disk(Some(file)) = &mut segment.place {
+                if let SegmentPlace::Disk(Some(file)) = &mut segment.place {
                     cut = Some((segment.first, Arc::clone(file), synced));
                 }
                 let mut behind = self.batch.header(first_behind);
                 behind.extend_from_slice(&bytes);
                 let end = behind.len() as u64;
-                let place = Place::Memory(Arc::new(MemoryFile::holding(behind)));
+                let place = SegmentPlace::Memory(Arc::new(MemoryFile::holding(behind)));
                 let tail = Segment::ours((first_behind, marker), (end, 0), place);
                 table.segments.insert(index + 1, tail);
             }
@@ -192,7 +194,7 @@ impl Writer {
         {
             let table = self.shared.table();
             for segment in table.segments.iter().filter(|s| s.ours) {
-                let Place::Disk(file) = &segment.place else { continue };
+                let SegmentPlace::Disk(file) = &segment.place else { continue };
                 let synced = if found.is_empty() { segment.synced } else { 0 };
                 if synced < segment.end {
                     let synced = if synced <= HEADER_BYTES as u64 { 0 } else { synced };
@@ -224,7 +226,7 @@ impl Writer {
 
 /// Makes sure that each reporter's checkpoint, and then the register, is on the disk before a
 /// record is: a reporter without one would be taken for a new one, which gets nothing old.
-pub(super) fn keep_checkpoints(shared: &Shared) -> io::Result<()> {
+pub(super) fn keep_checkpoints(shared: &SpoolShared) -> io::Result<()> {
     if shared.checkpoints_kept.load(Relaxed) {
         return Ok(());
     }

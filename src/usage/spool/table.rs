@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What the threads of the spool share. None of them is a worker's.
-pub struct Shared {
+pub struct SpoolShared {
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
     /// The figures.
@@ -67,7 +67,7 @@ pub struct Segment {
     pub end: u64,
     /// So much of it was forced to the disk.
     pub synced: u64,
-    pub place: Place,
+    pub place: SegmentPlace,
     /// Written since this start: its entries lie without a gap.
     pub ours: bool,
     /// Where it is known to be damaged.
@@ -78,7 +78,7 @@ pub struct Segment {
 
 /// Where a segment is.
 #[derive(Clone)]
-pub enum Place {
+pub enum SegmentPlace {
     /// A file; held open while it is written, and until it is synced.
     Disk(Option<Arc<dyn DiskFile>>),
     Memory(Arc<MemoryFile>),
@@ -86,29 +86,33 @@ pub enum Place {
 
 impl Segment {
     /// One that this start wrote: its first sequence and marker, its end and how much is synced.
-    pub fn ours((first, marker): (u64, Marker), (end, synced): (u64, u64), place: Place) -> Self {
+    pub fn ours(
+        (first, marker): (u64, Marker),
+        (end, synced): (u64, u64),
+        place: SegmentPlace,
+    ) -> Self {
         let (damage, missing) = (Vec::new(), false);
         Segment { first, marker, end, synced, place, ours: true, damage, missing }
     }
 
     /// True when an end of the process loses it.
     pub fn in_memory(&self) -> bool {
-        matches!(self.place, Place::Memory(_))
+        matches!(self.place, SegmentPlace::Memory(_))
     }
 }
 
-impl Place {
+impl SegmentPlace {
     /// The file of the segment that begins with `first`, opened when it is not.
     pub fn file(&self, first: u64, disk: &dyn Disk) -> io::Result<Arc<dyn DiskFile>> {
         match self {
-            Place::Disk(Some(file)) => Ok(Arc::clone(file)),
-            Place::Disk(None) => disk.open(&segment::file_name(first)),
-            Place::Memory(file) => Ok(Arc::clone(file) as Arc<dyn DiskFile>),
+            SegmentPlace::Disk(Some(file)) => Ok(Arc::clone(file)),
+            SegmentPlace::Disk(None) => disk.open(&segment::file_name(first)),
+            SegmentPlace::Memory(file) => Ok(Arc::clone(file) as Arc<dyn DiskFile>),
         }
     }
 }
 
-impl Shared {
+impl SpoolShared {
     pub fn new(
         disk: Arc<dyn Disk>,
         (state, doorbell): (Arc<SpoolState>, Arc<Doorbell>),
@@ -118,7 +122,7 @@ impl Shared {
         let (checkpoints_kept, table) = (AtomicBool::default(), Mutex::default());
         let again = bounded(checkpoints.len().max(1));
         let (register, pointer) = (Mutex::new(register), OnceLock::new());
-        Shared {
+        SpoolShared {
             disk,
             state,
             bells,

@@ -10,7 +10,7 @@ use super::memory::MemoryFile;
 use super::replay::Again;
 use super::segment::{self, Kind, ENTRY_BYTES, HEADER_BYTES};
 use super::state::{add, SpoolState};
-use super::table::{Place, Segment, Shared};
+use super::table::{Segment, SegmentPlace, SpoolShared};
 use super::Options;
 use crate::base::limits::SPOOL_BATCH_BYTES;
 use crate::config::plan::Fsync;
@@ -26,7 +26,7 @@ const LOSS_PAUSE: Duration = Duration::from_secs(10);
 
 /// The one writer of a spool.
 pub struct Writer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SpoolShared>,
     pub(super) options: Options,
     pub(super) batch: Batch,
     pub(super) flights: Flights,
@@ -245,7 +245,7 @@ impl Writer {
         let open = {
             let table = self.shared.table();
             match table.segments.back() {
-                Some(Segment { place: Place::Disk(Some(file)), end, first, .. }) => {
+                Some(Segment { place: SegmentPlace::Disk(Some(file)), end, first, .. }) => {
                     Some((Arc::clone(file), *end, *first, table.disk_bytes()))
                 }
                 _ => None,
@@ -333,7 +333,7 @@ impl Writer {
                 let synced =
                     if self.options.fsync == Fsync::Always { bytes.len() as u64 } else { 0 };
                 add(&self.state().entries, self.batch.entries);
-                self.push(first, bytes.len() as u64, synced, Place::Disk(Some(file)));
+                self.push(first, bytes.len() as u64, synced, SegmentPlace::Disk(Some(file)));
                 self.batch.clear();
             }
             Err(error) => {
@@ -381,14 +381,14 @@ impl Writer {
     }
 
     /// A new segment becomes the last.
-    pub(super) fn push(&mut self, first: u64, end: u64, synced: u64, place: Place) {
+    pub(super) fn push(&mut self, first: u64, end: u64, synced: u64, place: SegmentPlace) {
         let keep_open = self.options.fsync != Fsync::Off;
         let mut table = self.shared.table();
         // One into which nothing was written has the same name: it makes room.
         if table.segments.back().is_some_and(|last| last.first == first) {
             table.segments.pop_back();
         }
-        if let Some(Segment { place: Place::Disk(file), synced, end, .. }) =
+        if let Some(Segment { place: SegmentPlace::Disk(file), synced, end, .. }) =
             table.segments.back_mut()
         {
             // The keeper needs it until all of it is synced.
@@ -396,7 +396,7 @@ impl Writer {
                 *file = None;
             }
         }
-        table.dir_dirty |= matches!(place, Place::Disk(_));
+        table.dir_dirty |= matches!(place, SegmentPlace::Disk(_));
         table.segments.push_back(Segment::ours((first, self.batch.marker), (end, synced), place));
         table.tell(&self.shared.state);
     }
@@ -407,7 +407,7 @@ impl Writer {
             self.dangle(&[]);
         }
         let file = MemoryFile::holding(self.batch.header(first));
-        self.push(first, HEADER_BYTES as u64, 0, Place::Memory(Arc::new(file)));
+        self.push(first, HEADER_BYTES as u64, 0, SegmentPlace::Memory(Arc::new(file)));
         self.trouble.opens_due = true;
     }
 
@@ -417,7 +417,7 @@ impl Writer {
             let table = self.shared.table();
             let memory_bytes = table.memory_bytes();
             match table.segments.back() {
-                Some(Segment { place: Place::Memory(file), end, .. }) => {
+                Some(Segment { place: SegmentPlace::Memory(file), end, .. }) => {
                     Some((Arc::clone(file), *end, memory_bytes))
                 }
                 _ => None,

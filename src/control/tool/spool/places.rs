@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// A folder of a spool.
 #[derive(Debug)]
-pub struct Place {
+pub struct SpoolPlace {
     /// Its name; `.` for the directory itself, which is one folder or holds a spool of a version
     /// that knew no folders.
     pub name: String,
@@ -51,7 +51,7 @@ pub struct Sum {
     pub dead_letters: u64,
 }
 
-impl Place {
+impl SpoolPlace {
     /// True when a process has its lock.
     pub fn is_in_use(&self) -> bool {
         RealDisk::is_held(&self.dir)
@@ -91,22 +91,22 @@ impl AllSurvey {
 ///
 /// # Errors
 /// It is not there, or cannot be read.
-pub fn places(dir: &Path) -> io::Result<Vec<Place>> {
+pub fn places(dir: &Path) -> io::Result<Vec<SpoolPlace>> {
     let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", dir.display()));
     if !dir.is_dir() {
         return Err(io::Error::other(format!("{}: there is no such folder", dir.display())));
     }
     let mut names = folders_in(dir).map_err(named)?;
     names.sort_unstable();
-    let mut places: Vec<Place> =
-        names.into_iter().map(|name| Place { dir: dir.join(&name), name }).collect();
+    let mut places: Vec<SpoolPlace> =
+        names.into_iter().map(|name| SpoolPlace { dir: dir.join(&name), name }).collect();
     let mut is_itself = false;
     for entry in std::fs::read_dir(dir).map_err(named)? {
         is_itself |= entry.map_err(named)?.file_name().to_str().is_some_and(is_of_a_spool);
     }
     if is_itself {
         // Older than any that was made behind it.
-        places.insert(0, Place { name: ".".to_owned(), dir: dir.to_owned() });
+        places.insert(0, SpoolPlace { name: ".".to_owned(), dir: dir.to_owned() });
     }
     Ok(places)
 }

@@ -77,7 +77,7 @@ fn a_running_spool_is_looked_at_and_left_alone() {
     let table = folder.run(SpoolTask::Inspect { json: false }).unwrap();
     assert!(table.contains("1 entries in rings are not in a segment yet"), "{table}");
     let from = Some(Start::Since(20));
-    let lines = folder.run(SpoolTask::Export(Span { from, to: None })).unwrap();
+    let lines = folder.run(SpoolTask::Export(SpoolSpan { from, to: None })).unwrap();
     let ids: Vec<&str> = lines.lines().filter_map(|line| line.get(15..18)).collect();
     assert_eq!(ids, ["two", "thr"], "{lines}");
     use std::os::unix::fs::PermissionsExt;

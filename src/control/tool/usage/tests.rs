@@ -32,7 +32,7 @@ fn store(name: &str) -> File {
     File(path)
 }
 
-fn ask_for(file: &File, by: By, since_ms: Option<u64>, form: Form) -> Output {
+fn ask_for(file: &File, by: By, since_ms: Option<u64>, form: Form) -> Printout {
     let db = file.0.clone();
     answer(&UsageQuestion { db, by, since_ms, until_ms: None, form })
 }

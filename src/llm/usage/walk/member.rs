@@ -1,7 +1,7 @@
 //! Members of an object: their names, and the values that do not matter and are short.
 
 use super::super::facts::UsageFacts;
-use super::super::places::{Name, UsagePlace};
+use super::super::places::{MemberName, UsagePlace};
 use super::{first_token, At, UsageWalk};
 use crate::base::word::{below, equal, run_len};
 use crate::llm::tokens::TOKENS_MAX;
@@ -33,7 +33,7 @@ impl UsageWalk {
             let len = plain_len(text);
             if text.get(len) != Some(&b'"') {
                 self.text.begin();
-                self.at = At::Name;
+                self.at = At::MemberName;
                 return from;
             }
             self.name = meaning(facts, place, text.get(..len).unwrap_or_default());
@@ -45,7 +45,7 @@ impl UsageWalk {
                     return behind;
                 }
             };
-            let passed = if self.name == Name::None { short_value(value) } else { None };
+            let passed = if self.name == MemberName::None { short_value(value) } else { None };
             let Some(len) = passed else {
                 self.at = At::Value;
                 return self.value(facts, rest, behind + 1);
@@ -80,10 +80,10 @@ impl UsageWalk {
 }
 
 /// What a member of this name means in an object there.
-fn meaning(facts: &UsageFacts, place: UsagePlace, name: &[u8]) -> Name {
+fn meaning(facts: &UsageFacts, place: UsagePlace, name: &[u8]) -> MemberName {
     match place {
-        UsagePlace::Top if !facts.is_stream => Name::of_whole(facts.dialect, name),
-        _ => Name::of(facts.dialect, place, name),
+        UsagePlace::Top if !facts.is_stream => MemberName::of_whole(facts.dialect, name),
+        _ => MemberName::of(facts.dialect, place, name),
     }
 }
 

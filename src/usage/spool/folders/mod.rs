@@ -18,7 +18,7 @@ mod convert;
 use super::dead_letter;
 use super::disk::{is_of_the_disk, Disk};
 use super::state::SpoolState;
-use super::table::Shared;
+use super::table::SpoolShared;
 use super::{open, open_in_memory, Opened, Options};
 use crate::base::limits::SPOOL_FOLDERS_ADOPTED_MAX;
 use crate::usage::ring::place;
@@ -58,7 +58,7 @@ pub struct Folders {
     options: Options,
     reporters: Vec<String>,
     /// Of the own folder.
-    home: (String, Arc<Shared>),
+    home: (String, Arc<SpoolShared>),
     /// To the chains, in the order of the reporters.
     hands: Vec<Sender<Handed>>,
     adopted: Vec<Adopted>,
@@ -288,7 +288,7 @@ impl Folders {
     ///
     /// # Errors
     /// The thread could not be created.
-    pub fn start(mut self) -> io::Result<Watch> {
+    pub fn start(mut self) -> io::Result<FolderWatch> {
         let (running, stop) = bounded::<Infallible>(0);
         let watch = move || {
             loop {
@@ -304,7 +304,7 @@ impl Folders {
             self.work();
         };
         let thread = thread::Builder::new().name("spool-folders".to_owned()).spawn(watch)?;
-        Ok(Watch { running, thread })
+        Ok(FolderWatch { running, thread })
     }
 }
 
@@ -316,13 +316,13 @@ impl Adopted {
 }
 
 /// The thread that looks at the folders of others.
-pub struct Watch {
+pub struct FolderWatch {
     /// Dropped to stop; nothing is ever sent.
     running: Sender<Infallible>,
     thread: JoinHandle<()>,
 }
 
-impl Watch {
+impl FolderWatch {
     /// Ends it. To be called when the reporters have ended, so that what they had is noted.
     pub fn stop(self) {
         drop(self.running);

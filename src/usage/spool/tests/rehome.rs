@@ -13,12 +13,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 /// A folder of the file system that goes with the guard.
-struct Place(PathBuf);
+struct SegmentPlace(PathBuf);
 
-impl Place {
-    fn new(name: &str) -> Place {
+impl SegmentPlace {
+    fn new(name: &str) -> SegmentPlace {
         let name = format!("llmproxy-rehome-{}-{name}", std::process::id());
-        let place = Place(std::env::temp_dir().join(name));
+        let place = SegmentPlace(std::env::temp_dir().join(name));
         let _ = fs::remove_dir_all(&place.0);
         place
     }
@@ -32,7 +32,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SegmentPlace {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -46,7 +46,7 @@ fn close(spool: &mut Opened, ids: std::ops::Range<u32>) {
     }
 }
 
-type Mishap = (&'static str, fn(&Place));
+type Mishap = (&'static str, fn(&SegmentPlace));
 
 const MISHAPS: [Mishap; 4] = [
     ("moved", |place| fs::rename(place.folder(), place.0.join("elsewhere")).unwrap()),
@@ -66,7 +66,7 @@ fn a_folder_that_goes_is_made_anew() {
     for ((what, mishap), fsync) in
         MISHAPS.into_iter().flat_map(|one| [EVERY, Fsync::Always, Fsync::Off].map(|f| (one, f)))
     {
-        let place = Place::new("goes");
+        let place = SegmentPlace::new("goes");
         let what = format!("{what}, {fsync:?}");
         let mut spool = place.open(fsync);
         spool.open(99);
@@ -106,7 +106,7 @@ fn a_folder_that_goes_is_made_anew() {
 /// not told; a spool that does not come back.
 #[test]
 fn until_the_folder_can_be_made_memory_stands_in() {
-    let place = Place::new("blocked");
+    let place = SegmentPlace::new("blocked");
     let mut spool = place.open(EVERY);
     close(&mut spool, 0..5);
     fs::remove_dir_all(&place.0).unwrap();
