@@ -18,6 +18,8 @@ pub mod llm;
 pub mod rt;
 /// The only memory that both planes share.
 pub mod state;
+/// Other people's servers: connections to SQL, Redis and HTTP services. Off the workers.
+pub mod store;
 /// Usage records: made on the workers, delivered by a thread of their own.
 pub mod usage;
 /// The data plane: one thread, one ring; a request walks this room from top to bottom.

@@ -24,7 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["base", "http"]),
     ("rt", &["base"]),
     ("state", &["base", "config::plan"]),
-    ("usage", &["base", "config::plan", "llm", "rt::sys::mapping"]),
+    ("store", &["base", "config::plan"]),
+    ("usage", &["base", "config::plan", "llm", "rt::sys::mapping", "store"]),
     (
         "proxy",
         &[
@@ -41,7 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::unpacker",
         ],
     ),
-    ("control", &["base", "http", "llm", "config", "state", "usage", "rt"]),
+    ("control", &["base", "http", "llm", "config", "state", "store", "usage", "rt"]),
     ("cli", &["base", "config"]),
     ("lib", &[]),
 ];

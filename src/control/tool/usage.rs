@@ -2,9 +2,10 @@
 
 use crate::base::line::is_unshown;
 use crate::config::cli::{By, Form, Printout, UsageQuestion, FINE, UNUSABLE, WOULD_NOT_START};
+use crate::store::sql::sqlite::open_existing;
 use crate::usage::reporter::builtin::TABLE;
 use rusqlite::types::Value;
-use rusqlite::{params_from_iter, Connection, OpenFlags};
+use rusqlite::{params_from_iter, Connection};
 use serde_json::json;
 use std::fmt::Write;
 use std::path::Path;
@@ -109,12 +110,7 @@ fn open(path: &Path) -> Result<Connection, (u8, String)> {
         let message = "there is no such file: the builtin reporter makes it with its first record";
         return Err((UNUSABLE, message.to_owned()));
     }
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
-    let connection = connection.and_then(|connection| {
-        connection.busy_timeout(PATIENCE)?;
-        Ok(connection)
-    });
-    connection.map_err(|error| (WOULD_NOT_START, error.to_string()))
+    open_existing(path, false, PATIENCE).map_err(|error| (WOULD_NOT_START, error.to_string()))
 }
 
 fn column(connection: &Connection, by: By) -> rusqlite::Result<&'static str> {

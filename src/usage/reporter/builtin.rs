@@ -7,9 +7,10 @@ use super::{Reporter, Tried};
 use crate::base::clock::unix_ms;
 use crate::base::limits::RETENTION_ROWS_MAX;
 use crate::config::plan::BuiltinReporter;
+use crate::store::sql::sqlite::open_existing;
 use crate::usage::record::UsageRecord;
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
-use rusqlite::{params, Connection, OpenFlags};
+use rusqlite::{params, Connection};
 use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -128,9 +129,7 @@ impl Store {
 
     /// Deletes all that is too old, as long as it may go on; gives how many.
     fn clean(&self, on: &impl Fn(Duration) -> bool) -> rusqlite::Result<usize> {
-        let connection =
-            Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.busy_timeout(PATIENCE)?;
+        let connection = open_existing(&self.path, true, PATIENCE)?;
         let oldest = unix_ms().saturating_sub(u64::from(self.days).saturating_mul(DAY_MS));
         let Some(column) = time_column(&connection)? else { return Ok(0) };
         let mut all = 0;

@@ -4,6 +4,7 @@
 use super::{redis, sql};
 use crate::base::certificate;
 use crate::config::plan::{self, ReporterKind, SqlAddress};
+use crate::store::{names, Trouble};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpStream;
@@ -76,7 +77,8 @@ fn connect(url: &str, limit: Duration) -> Result<(), String> {
         Some((host, port)) => (host, port.parse().unwrap_or(default)),
         None => (authority, default),
     };
-    let addresses = sql::addresses(host.trim_matches(['[', ']']), port, limit)?;
+    let addresses = names::addresses(host.trim_matches(['[', ']']), port, limit);
+    let addresses = addresses.map_err(Trouble::into_words)?;
     let mut failed = "its host has no address".to_owned();
     for address in addresses {
         let left = until.saturating_duration_since(Instant::now());

@@ -1,13 +1,11 @@
-//! SQLite: a file beside the gateway.
+//! SQLite: what a table is like, and rows for it.
 
 use super::columns::{Found, Key, Layout, Letters, Row, Unusable};
 use super::statement::{insert, schema_and_name};
-use super::{left, refused, Database, Trouble};
-use rusqlite::{params_from_iter, Connection, ErrorCode, OpenFlags};
-use std::fs::{DirBuilder, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use super::{refused, Database};
+use crate::store::sql::sqlite::{trouble, Sqlite};
+use crate::store::{left, Trouble};
+use rusqlite::params_from_iter;
 use std::time::Instant;
 
 /// SQLite's name of the schema that is meant where none is said.
@@ -32,44 +30,8 @@ const UNUSABLE: &str = "SELECT name, is_own, sql FROM \
       JOIN sqlite_schema AS s ON s.type = 'index' AND s.name = l.name \
       WHERE l.\"unique\" AND s.sql IS NOT NULL) \
      WHERE coalesce(is_own, 0) OR has_expression";
-/// A file, and the connection to it.
-pub struct Sqlite {
-    path: PathBuf,
-    /// Rows will be deleted: what they leave is to go back to the system.
-    shrinks: bool,
-    connection: Option<Connection>,
-}
-
-impl Sqlite {
-    /// Opens nothing yet.
-    pub fn new(path: &Path, shrinks: bool) -> Sqlite {
-        Sqlite { path: path.to_owned(), shrinks, connection: None }
-    }
-
-    fn connection(&mut self, until: Instant) -> Result<&mut Connection, Trouble> {
-        let left = left(until)?;
-        let connection = self.connection.as_mut().ok_or_else(Trouble::closed)?;
-        // What waits, waits for another writer.
-        connection.busy_timeout(left).map_err(trouble)?;
-        Ok(connection)
-    }
-}
 
 impl Database for Sqlite {
-    fn connect(&mut self, until: Instant) -> Result<(), Trouble> {
-        if self.connection.is_none() {
-            let connection = open_to_write(&self.path, self.shrinks)?;
-            connection.busy_timeout(left(until)?).map_err(trouble)?;
-            make_durable(&connection).map_err(trouble)?;
-            self.connection = Some(connection);
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        self.connection = None;
-    }
-
     fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble> {
         let connection = self.connection(until)?;
         let (schema, bare) = schema_and_name(table);
@@ -175,45 +137,6 @@ fn token(text: &str, first: char) -> (&str, &str) {
             (word, word)
         }
         _ => (text.get(..first.len_utf8()).unwrap_or(text), ""),
-    }
-}
-
-/// Opens a file to write, and makes it and its folder where they are not there, for our eyes only.
-fn open_to_write(path: &Path, shrinks: bool) -> Result<Connection, Trouble> {
-    let said = |error: io::Error| later(format!("{}: {error}", path.display()));
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(said)?;
-    }
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    let empty = file.and_then(|file| file.metadata()).map_err(said)?.len() == 0;
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE);
-    let connection = connection.map_err(trouble)?;
-    if shrinks && empty {
-        // Has to be the first that is said to a new file.
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(trouble)?;
-    }
-    Ok(connection)
-}
-
-fn make_durable(connection: &Connection) -> rusqlite::Result<()> {
-    // Readers (`llmproxy usage`) and the writer do not wait for each other.
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    // A batch is on the disk before it counts as delivered: the spool lets go of it then. It is
-    // one flush for each batch, on a thread that nobody waits for.
-    connection.pragma_update(None, "synchronous", "FULL")
-}
-
-fn later(message: impl Into<String>) -> Trouble {
-    Trouble::Later(message.into())
-}
-
-fn trouble(error: rusqlite::Error) -> Trouble {
-    let message = error.to_string();
-    match error.sqlite_error_code() {
-        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
-            Trouble::Data(message)
-        }
-        _ => Trouble::Later(message),
     }
 }
 

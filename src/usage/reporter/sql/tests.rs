@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::id::RequestIds;
-use crate::base::secret::Secret;
+use crate::store::left;
 use crate::usage::record::tests::record;
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt;
@@ -194,42 +194,6 @@ fn a_locked_file_is_waited_for_and_then_later() {
     assert_eq!(folder.count(), 2);
 }
 
-/// Catches: a password in a log line.
-#[test]
-fn a_place_and_a_message_have_no_password() {
-    let server = SqlServer {
-        place: SqlPlace::Tcp { host: "h".into(), port: 5 },
-        others: Vec::new(),
-        user: "u".into(),
-        password: Secret::new("hunter2"),
-        database: "d".into(),
-        options: vec![("sslrootcert".into(), "/x".into())],
-    };
-    let place = place(SqlDriver::Mysql, &SqlAddress::Server(Box::new(server.clone())));
-    assert_eq!(place, "mysql://h:5/d");
-    assert_eq!(without(&server, "no hunter2 here"), "no *** here");
-}
-
-/// Catches: an error of the server that gives a record up, or one of the record that blocks all.
-#[test]
-fn only_errors_of_values_are_final() {
-    for (state, data) in [
-        ("22001", true),
-        ("23502", true),
-        ("54000", true),
-        ("28P01", false),
-        ("42P01", false),
-        ("40001", false),
-        ("53100", false),
-        ("57P01", false),
-        ("HY000", false),
-        ("", false),
-    ] {
-        let trouble = Trouble::of_state(state, String::new());
-        assert_eq!(matches!(trouble, Trouble::Data(_)), data, "{state}");
-    }
-}
-
 /// A database that counts, and is lost when it is told.
 #[derive(Default)]
 struct Counted {
@@ -239,7 +203,7 @@ struct Counted {
     lost: Arc<AtomicBool>,
 }
 
-impl Database for Counted {
+impl Connect for Counted {
     fn connect(&mut self, until: Instant) -> Result<(), Trouble> {
         left(until)?;
         if !std::mem::replace(&mut self.open, true) {
@@ -253,7 +217,9 @@ impl Database for Counted {
             self.closed.fetch_add(1, Relaxed);
         }
     }
+}
 
+impl Database for Counted {
     fn columns(&mut self, _: &str, _: Instant) -> Result<Vec<Found>, Trouble> {
         let (name, type_name) = ("request_id".into(), "text".into());
         Ok(vec![Found { name, type_name, ..Found::default() }])

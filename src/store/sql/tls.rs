@@ -19,7 +19,7 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 ///
 /// # Errors
 /// A line for a person.
-pub fn config(tls: &Tls, roots: Option<&Path>) -> Result<ClientConfig, String> {
+pub(super) fn config(tls: &Tls, roots: Option<&Path>) -> Result<ClientConfig, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -59,20 +59,20 @@ fn read_roots(
 
 /// Makes TLS for a PostgreSQL connection.
 #[derive(Clone)]
-pub struct Connector(pub Arc<ClientConfig>);
+pub(super) struct Connector(pub Arc<ClientConfig>);
 
 /// The same for one host.
-pub struct ForHost {
+pub(super) struct ForHost {
     config: Arc<ClientConfig>,
     /// `None` = a Unix socket, which is never encrypted.
     name: Option<ServerName<'static>>,
 }
 
 /// An encrypted connection.
-pub struct Stream<S>(tokio_rustls::client::TlsStream<S>);
+pub(super) struct Encrypted<S>(tokio_rustls::client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Connector {
-    type Stream = Stream<S>;
+    type Stream = Encrypted<S>;
     type TlsConnect = ForHost;
     type Error = io::Error;
 
@@ -86,27 +86,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for C
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for ForHost {
-    type Stream = Stream<S>;
+    type Stream = Encrypted<S>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Stream<S>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Encrypted<S>>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
         let connector = tokio_rustls::TlsConnector::from(self.config);
         let nameless = || io::Error::other("no name to check the certificate for");
         Box::pin(async move {
             let name = self.name.ok_or_else(nameless)?;
-            connector.connect(name, stream).await.map(Stream)
+            connector.connect(name, stream).await.map(Encrypted)
         })
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Encrypted<S> {
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Encrypted<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -116,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
