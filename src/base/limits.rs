@@ -182,6 +182,11 @@ pub const RING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A ring's share that one entry may have, so that one large entry neither fills it nor is put off
 /// for long.
 pub const RING_ENTRY_SHARE: u64 = 4;
+/// Bytes by which the end of a request may be longer in a ring than its beginning: what became of
+/// it, its usage and times. Room for that is kept for each request in flight.
+pub const RING_END_BYTES: u64 = 512;
+/// Bytes at the end of a lap into which an end may not fit.
+pub const RING_LAP_BYTES: u64 = 2048;
 /// While there is traffic the journal takes what is in the rings so often.
 pub const JOURNAL_TICK: Duration = Duration::from_millis(5);
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.

@@ -10,11 +10,12 @@ use super::doorbell::Doorbell;
 use super::record::borrowed::RecordRef;
 use super::ring::entry::{self, NO_OPEN};
 use super::ring::file::RingFile;
-use super::ring::spsc::{Producer, Room};
+use super::ring::spsc::{Producer, Room, Window};
 use super::spool::codec;
 use super::spool::segment::Kind;
 use super::spool::state::SpoolState;
-use std::cell::RefCell;
+use crate::base::limits::{RING_END_BYTES, RING_LAP_BYTES};
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +28,8 @@ pub struct Outbox {
     ring: RefCell<Producer<Arc<RingFile>>>,
     /// Where a payload is put together. Its room is used again each time.
     draft: RefCell<Vec<u8>>,
+    /// Bytes of the ring that the ends of the requests in flight will need.
+    owed: Cell<u64>,
     doorbell: Arc<Doorbell>,
     counters: Arc<UsageCounters>,
     spool: Arc<SpoolState>,
@@ -35,12 +38,16 @@ pub struct Outbox {
 /// The open of a request, for its end: the journal need not write an open whose end it takes from
 /// the ring along with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opening(u32);
+pub struct Opening {
+    name: u32,
+    /// Bytes that are kept free for the end.
+    owed: u32,
+}
 
 impl Default for Opening {
     /// There is none.
     fn default() -> Opening {
-        Opening(NO_OPEN)
+        Opening { name: NO_OPEN, owed: 0 }
     }
 }
 
@@ -54,51 +61,84 @@ impl Outbox {
         spool: Arc<SpoolState>,
     ) -> Outbox {
         let ring = RefCell::new(Producer::new(ring));
-        Outbox { ring, draft: RefCell::default(), doorbell, counters, spool }
+        let (draft, owed) = (RefCell::default(), Cell::default());
+        Outbox { ring, draft, owed, doorbell, counters, spool }
     }
 
     /// A request is about to go to its first backend: should we be killed, this is what its record
-    /// will say. `None`: that cannot be kept.
+    /// will say. `None`: that cannot be kept, or there would be no room for its end.
     pub fn open(&self, record: &RecordRef<'_>) -> Option<Opening> {
         let bare = RecordRef { request_body: None, ..*record };
-        let position = self.push((Kind::Open, NO_OPEN), &bare, Room::Spared);
-        if position.is_none() {
+        let owed = entry::size(self.draft(&bare)) as u64 + RING_END_BYTES;
+        let room = Room::Spare(self.spared(self.owed.get() + owed));
+        let Some(position) = self.push((Kind::Open, NO_OPEN), &[], room) else {
             count(&self.counters.notes_dropped);
-        }
-        position.map(|position| Opening(entry::name_of(position)))
+            return None;
+        };
+        self.owed.set(self.owed.get() + owed);
+        // No more than an entry may have, which fits into four bytes.
+        Some(Opening { name: entry::name_of(position), owed: owed as u32 })
     }
 
     /// An answer goes on, and from now on it is this that its record will say.
     pub fn note(&self, record: &RecordRef<'_>) {
         let bare = RecordRef { request_body: None, ..*record };
-        if self.push((Kind::Note, NO_OPEN), &bare, Room::Spared).is_none() {
+        self.draft(&bare);
+        // Less than an open may use: a note is what can be done without.
+        let room = Room::Spare(self.spared(self.owed.get()) + self.window() / 8);
+        if self.push((Kind::Note, NO_OPEN), &[], room).is_none() {
             count(&self.counters.notes_dropped);
         }
     }
 
     /// A request is over. Its request body goes with the record where there is room for it.
     pub fn close(&self, record: &RecordRef<'_>, opening: Opening) {
-        let what = (Kind::Close, opening.0);
-        if record.request_body.is_some() {
-            if self.push(what, record, Room::Spared).is_some() {
+        let what = (Kind::Close, opening.name);
+        self.owed.set(self.owed.get().saturating_sub(u64::from(opening.owed)));
+        if let Some(body) = record.request_body {
+            self.draft(record);
+            if self.push(what, body, Room::Spare(self.spared(self.owed.get()))).is_some() {
                 return;
             }
             count(&self.counters.bodies_dropped);
         }
-        let bare = RecordRef { request_body: None, ..*record };
-        if self.push(what, &bare, Room::All).is_none() {
+        self.draft(&RecordRef { request_body: None, ..*record });
+        if self.push(what, &[], Room::All).is_none() {
             count(&self.counters.records_dropped);
         }
     }
 
-    fn push(&self, (kind, open): (Kind, u32), record: &RecordRef<'_>, room: Room) -> Option<u64> {
+    fn window(&self) -> u64 {
+        self.ring.borrow().window().bytes()
+    }
+
+    /// Bytes of the ring that are kept free where ends will need so many. Who must not serve
+    /// anybody without a record keeps all of that; else half of the ring is enough: an open that is
+    /// left out is lost by a kill alone, and the journal gives room back all the time.
+    fn spared(&self, owed: u64) -> u64 {
+        let (window, owed) = (self.window(), owed + RING_LAP_BYTES);
+        let spared = owed.max(window / 4);
+        if self.is_strict() {
+            spared
+        } else {
+            spared.min(window / 2)
+        }
+    }
+
+    /// Puts a payload together, all but the bytes of its body. Gives how long it is so far.
+    fn draft(&self, record: &RecordRef<'_>) -> usize {
         let mut draft = self.draft.borrow_mut();
         draft.clear();
         codec::encode_bare(record, &mut draft);
-        let body = record.request_body.unwrap_or_default();
-        if record.request_body.is_some() {
+        if let Some(body) = record.request_body {
             codec::begin_body(body.len(), &mut draft);
         }
+        draft.len()
+    }
+
+    /// Puts into the ring what was put together.
+    fn push(&self, (kind, open): (Kind, u32), body: &[u8], room: Room) -> Option<u64> {
+        let mut draft = self.draft.borrow_mut();
         let position = self.ring.borrow_mut().push((kind.byte(), open), &[&draft, body], room);
         draft.shrink_to(DRAFT_BYTES_KEPT);
         if position.is_some() {

@@ -34,10 +34,18 @@ pub(super) mod word {
     pub const TAIL: usize = 256;
 }
 
-/// The memory of one ring.
+/// A position with a cache line of its own: each side writes one.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line(AtomicU64);
+
+/// The memory of one ring. The positions in the file are for the next process: this one goes by its
+/// own, which nobody else can set.
 #[derive(Debug)]
 pub struct RingFile {
     mapping: Mapping,
+    head: Line,
+    tail: Line,
     bytes: u64,
     path: Option<PathBuf>,
 }
@@ -71,7 +79,8 @@ impl RingFile {
     }
 
     fn of(mapping: Mapping, bytes: u64, path: Option<PathBuf>) -> RingFile {
-        let ring = RingFile { mapping, bytes, path };
+        let (head, tail) = (Line::default(), Line::default());
+        let ring = RingFile { mapping, head, tail, bytes, path };
         let owner = u64::from(VERSION) | u64::from(std::process::id()) << 32;
         let now = unix_ms();
         for (index, value) in [
@@ -113,10 +122,6 @@ impl RingFile {
         self.mapping.words().get(index)
     }
 
-    fn get(&self, index: usize, order: std::sync::atomic::Ordering) -> u64 {
-        self.word(index).map_or(0, |word| u64::from_le(word.load(order)))
-    }
-
     fn set(&self, index: usize, value: u64, order: std::sync::atomic::Ordering) {
         if let Some(word) = self.word(index) {
             word.store(value.to_le(), order);
@@ -153,18 +158,20 @@ impl Window for RingFile {
     }
 
     fn head(&self) -> u64 {
-        self.get(word::HEAD, Acquire)
+        self.head.0.load(Acquire)
     }
 
     fn set_head(&self, to: u64) {
         self.set(word::HEAD, to, Release);
+        self.head.0.store(to, Release);
     }
 
     fn tail(&self) -> u64 {
-        self.get(word::TAIL, Acquire)
+        self.tail.0.load(Acquire)
     }
 
     fn set_tail(&self, to: u64) {
         self.set(word::TAIL, to, Release);
+        self.tail.0.store(to, Release);
     }
 }

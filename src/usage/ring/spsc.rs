@@ -3,8 +3,8 @@
 //!
 //! A position is the number of bytes that were put in before, ever; where that is in the window is
 //! its rest by the window's size. What lies between `tail` and `head` belongs to the consumer, all
-//! else to the producer. Each keeps what it set itself at hand, and takes nothing from the window
-//! on trust: a foreign hand may have written there.
+//! else to the producer. Only the bytes of the window may be written by a foreign hand; the
+//! positions are those of the process.
 
 use super::entry::{self, Header, Walk};
 use crate::base::limits::RING_ENTRY_SHARE;
@@ -56,11 +56,11 @@ pub fn entry_bytes_max(window: u64) -> u64 {
     window / RING_ENTRY_SHARE
 }
 
-/// How full a ring may be before an entry is put in.
+/// What an entry may use of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
-    /// Three quarters at most: the last one is for ends, which are what is billed.
-    Spared,
+    /// So many bytes must be free behind it: they are for ends, which are what is billed.
+    Spare(u64),
     /// All of it.
     All,
 }
@@ -115,19 +115,14 @@ impl<W: Window> Producer<W> {
     }
 
     fn has_room(&mut self, wanted: u64, room: Room) -> bool {
-        let window = self.window.bytes();
-        let most = if room == Room::All { window } else { window / 4 * 3 };
+        let spared = if let Room::Spare(bytes) = room { bytes } else { 0 };
+        let most = self.window.bytes().saturating_sub(spared);
         let fits = |tail: u64| self.head - tail + wanted <= most;
         if fits(self.tail) {
             return true;
         }
-        let tail = self.window.tail();
-        if tail > self.head || tail < self.tail {
-            // No consumer of ours set that. What it sets next puts it right.
-            return false;
-        }
-        self.tail = tail;
-        fits(tail)
+        self.tail = self.window.tail();
+        fits(self.tail)
     }
 }
 
@@ -215,14 +210,13 @@ impl<W: Window> Consumer<W> {
         self.window.head() != self.taken
     }
 
-    /// Takes all that is there of the current lap, in place of what was in `into`. False: nothing,
-    /// or the positions are not what a producer of ours sets.
+    /// Takes all that is there of the current lap, in place of what was in `into`. False: nothing.
     pub fn take(&mut self, into: &mut Taken) -> bool {
         into.bytes.clear();
         into.start = self.taken;
         let window = self.window.bytes();
-        let waiting = self.window.head().wrapping_sub(self.taken);
-        if waiting == 0 || waiting > window || !waiting.is_multiple_of(entry::ALIGN as u64) {
+        let waiting = self.window.head() - self.taken;
+        if waiting == 0 {
             return false;
         }
         let at = self.taken & (window - 1);

@@ -48,7 +48,7 @@ proptest! {
                     let skipped = if size > left { left } else { 0 };
                     let most = if is_end { 2048 } else { 1536 };
                     let fits = size <= 512 && head - tail + skipped + size <= most;
-                    let room = if is_end { Room::All } else { Room::Spared };
+                    let room = if is_end { Room::All } else { Room::Spare(512) };
                     let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
                     let pushed = producer.push((kind, NO_OPEN), &slices, room);
                     prop_assert_eq!(pushed, fits.then_some(head + skipped));
