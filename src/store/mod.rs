@@ -8,7 +8,9 @@
 //!
 //! Who uses a connection brings the statements or the requests, and decides what an answer means.
 
+pub mod http;
 pub mod names;
+pub mod redis;
 pub mod sql;
 
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 pub enum Trouble {
     /// Whatever was asked, it may be over later; why.
     Later(String),
-    /// The server does not take these very values; why.
+    /// What was sent is at fault: the server does not take these very values; why.
     Data(String),
 }
 

@@ -2,62 +2,34 @@
 //! success. A receiver can tell a repeated request by its `Idempotency-Key`, and that it is ours by
 //! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
-mod gather;
-
 use super::{Reporter, Shape, Tried};
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
-use crate::base::tls_fault;
 use crate::config::plan::{self, WebhookBatch};
+use crate::store::http::HttpService;
+use crate::store::Trouble;
 use crate::usage::key_form::hex;
 use crate::usage::record::UsageRecord;
-use gather::{Gather, BUFFER_BYTES};
 use ring::{digest, hmac};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use ureq::config::Config;
-use ureq::http::{Request, Uri};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{Connector, DefaultConnector, NextTimeout};
-use ureq::{Agent, Error};
-
-/// Receivers close idle connections, uvicorn after 5 s; a pooled one must be younger.
-const IDLE_MAX: Duration = Duration::from_secs(3);
-
-/// Addresses of the webhook are asked for again after so long, and after a failure.
-const ADDRESSES_AGE_MAX: Duration = Duration::from_secs(30);
+use std::time::Duration;
+use ureq::http::Request;
 
 /// Digits of the digest over all ids in the key of a batch.
 const BATCH_KEY_DIGITS: usize = 16;
 
-/// A webhook and its connections.
+/// A webhook, and the service behind it.
 pub struct Webhook {
     plan: plan::Webhook,
-    agent: Agent,
-    names: Names,
+    service: HttpService,
     signing: Option<hmac::Key>,
 }
 
 impl Webhook {
     /// Makes the client; connects to nothing yet.
     pub fn new(plan: plan::Webhook) -> Self {
-        let config = Agent::config_builder()
-            // The environment is no part of the configuration, and a redirect would carry records
-            // (and the fields that authorise us) to a place nobody configured.
-            .proxy(None)
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .max_idle_age(IDLE_MAX)
-            .input_buffer_size(BUFFER_BYTES)
-            .output_buffer_size(BUFFER_BYTES)
-            .tls_config(TlsConfig::builder().root_certs(roots(&plan)).build())
-            .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")));
-        let names = Names::default();
-        let connector = DefaultConnector::new().chain(Gather);
-        let agent = Agent::with_parts(config.build(), connector, names.clone());
+        let service = HttpService::new(&plan.url);
         let secret = plan.hmac_secret.reveal().as_bytes();
         let signing = (!secret.is_empty()).then(|| hmac::Key::new(hmac::HMAC_SHA256, secret));
-        Webhook { plan, agent, names, signing }
+        Webhook { plan, service, signing }
     }
 }
 
@@ -72,13 +44,8 @@ pub fn shape(plan: &plan::Webhook) -> Shape {
 }
 
 impl Reporter for Webhook {
-    /// Scheme, host and port of the URL: the rest may hold a token.
     fn place(&self) -> String {
-        let url = self.plan.url.reveal();
-        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        format!("{scheme}://{host}")
+        self.service.place().to_owned()
     }
 
     /// One request. Blocks for at most `limit`, from the name's lookup to the answer's end.
@@ -90,7 +57,6 @@ impl Reporter for Webhook {
         };
         let mut request = Request::builder()
             .method(self.plan.method.as_str())
-            .uri(self.plan.url.reveal())
             .header("content-type", content_type)
             .header("idempotency-key", key);
         if let Some(key) = &self.signing {
@@ -100,11 +66,7 @@ impl Reporter for Webhook {
         for (name, value) in &self.plan.headers {
             request = request.header(name, value.reveal());
         }
-        let request = match request.body(body.as_slice()) {
-            Ok(request) => self.agent.configure_request(request).timeout_global(Some(limit)),
-            Err(_) => return Tried::Refused("the URL or a field is not valid".to_owned()),
-        };
-        match self.agent.run(request.build()) {
+        match self.service.send(request, &body, limit) {
             Ok(mut answer) => {
                 // Read to its end so that the connection can be used again. What it says, and
                 // whether all of it came, changes nothing: the status has decided.
@@ -113,10 +75,8 @@ impl Reporter for Webhook {
                 let named = answer.headers().get("retry-after").and_then(|v| v.to_str().ok());
                 judge(answer.status().as_u16(), named)
             }
-            Err(error) => {
-                self.names.forget();
-                Tried::Again(cause(&error))
-            }
+            Err(Trouble::Later(cause)) => Tried::Again(cause),
+            Err(Trouble::Data(cause)) => Tried::Refused(cause),
         }
     }
 }
@@ -145,41 +105,6 @@ impl Webhook {
     }
 }
 
-/// Remembers the addresses of the one host that a webhook has. The library looks names up for
-/// each request, and with a time limit it starts a thread for each look-up.
-#[derive(Debug, Clone, Default)]
-struct Names {
-    known: Arc<Mutex<Option<(Instant, ResolvedSocketAddrs)>>>,
-    system: Arc<DefaultResolver>,
-}
-
-impl Names {
-    fn forget(&self) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-impl Resolver for Names {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, Error> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((since, addresses)) if since.elapsed() < ADDRESSES_AGE_MAX => {
-                Ok(addresses.clone())
-            }
-            _ => {
-                let addresses = self.system.resolve(uri, config, timeout)?;
-                *known = Some((Instant::now(), addresses.clone()));
-                Ok(addresses)
-            }
-        }
-    }
-}
-
 /// A receiver that says 4xx has read the record and will say it again; the two that mean "later"
 /// are 408 and 429. Of 5xx, three come from before the application or when it is overloaded; with
 /// the others it may have stumbled over the record.
@@ -194,34 +119,6 @@ fn judge(status: u16, retry_after: Option<&str>) -> Tried {
         (400..=499, _) => Tried::Refused(said),
         _ => Tried::Failed(said),
     }
-}
-
-/// The kind of an error, in our words: the library's may hold the URL.
-fn cause(error: &Error) -> String {
-    match error {
-        Error::Timeout(_) => "timed out".to_owned(),
-        Error::Io(error) => tls_fault::told(error).unwrap_or_else(|| error.to_string()),
-        Error::HostNotFound => "its host is not known".to_owned(),
-        Error::ConnectionFailed => "no connection".to_owned(),
-        Error::Tls(reason) => format!("TLS failed: {reason}"),
-        Error::Rustls(error) => tls_fault::told(error).unwrap_or_default(),
-        Error::Protocol(_) => "its answer is not HTTP".to_owned(),
-        _ => "the request failed".to_owned(),
-    }
-}
-
-/// The system's roots, where a company puts its own; the built-in ones when there are none. They
-/// take a quarter of a megabyte for each connection: a receiver without TLS needs none.
-fn roots(plan: &plan::Webhook) -> RootCerts {
-    let scheme = plan.url.reveal().get(..5).unwrap_or_default();
-    if scheme.eq_ignore_ascii_case("http:") {
-        return RootCerts::WebPki;
-    }
-    let found = rustls_native_certs::load_native_certs().certs;
-    if found.is_empty() {
-        return RootCerts::WebPki;
-    }
-    found.iter().map(|der| Certificate::from_der(der).to_owned()).into()
 }
 
 #[cfg(test)]

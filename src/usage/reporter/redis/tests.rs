@@ -5,6 +5,7 @@ use crate::base::id::RequestId;
 use crate::base::secret::Secret;
 use crate::config::plan::{Redis, RedisPool};
 use crate::usage::record::tests::record;
+use ::redis::Client;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -95,7 +95,7 @@ impl<T: Transport> Transport for Gathered<T> {
     }
 }
 
-/// Without what is held: it has records and credentials in it.
+/// Without what is held: it may have credentials in it.
 impl<T: Transport> fmt::Debug for Gathered<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
