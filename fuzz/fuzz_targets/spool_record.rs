@@ -8,7 +8,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = codec::request_id_of(bytes);
     let Some(record) = codec::decode(bytes) else { return };
     let mut written = Vec::new();
-    codec::encode(&record, &mut written);
+    codec::encode(&record.borrowed(), &mut written);
     let again = codec::decode(&written).expect("what was written can be read");
     assert_eq!(format!("{record:?}"), format!("{again:?}"));
 });
