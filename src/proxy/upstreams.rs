@@ -1,8 +1,10 @@
 //! The backends of one worker: the view that requests begin with, and what is left of earlier ones.
 
+use super::repute;
 use super::upstream::pool::LocalMember;
 use super::view::WorkerView;
 use crate::state::board::Board;
+use crate::state::member::MemberId;
 use crate::state::meters::Meters;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,8 +12,6 @@ use std::sync::Arc;
 
 /// Of one worker.
 pub struct Upstreams {
-    /// Number of the worker, from 0.
-    index: usize,
     board: Arc<Board>,
     /// The configuration in use, for requests that begin now.
     view: RefCell<Rc<WorkerView>>,
@@ -20,10 +20,10 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Those of the view that hangs on the board now.
+    /// Those of the view that hangs on the board now, for worker number `index`.
     pub fn new(board: Arc<Board>, index: usize) -> Upstreams {
-        let view = RefCell::new(Rc::new(WorkerView::new(board.view(), &[], index)));
-        Upstreams { index, board, view, leaving: RefCell::default() }
+        let view = RefCell::new(Rc::new(WorkerView::first(board.view(), index)));
+        Upstreams { board, view, leaving: RefCell::default() }
     }
 
     /// The configuration in use now.
@@ -44,8 +44,7 @@ impl Upstreams {
 
     fn take_view(&self, old: &Rc<WorkerView>) {
         let mut leaving = self.leaving.borrow_mut();
-        let known: Vec<_> = old.members.iter().chain(leaving.iter()).cloned().collect();
-        let new = WorkerView::new(self.board.view(), &known, self.index);
+        let new = old.next(self.board.view(), &leaving);
         new.members.iter().for_each(|member| member.revive());
         let is_gone = |old: &Rc<LocalMember>| new.member(old.id()).is_none();
         leaving.retain(is_gone);
@@ -55,17 +54,26 @@ impl Upstreams {
     }
 
     /// What was counted of a backend that is gone is forgotten when the last request there is over,
-    /// or goes on under its name.
+    /// whichever worker's it is, or goes on under its name. As long as one worker has a request
+    /// there, the page shows the backend, and the counts of the others must not be missing from it.
     fn let_go(&self, meters: &RefCell<Meters>) {
         let view = self.view();
         self.leaving.borrow_mut().retain(|gone| {
-            let is_used = LocalMember::is_used_beside(gone);
+            let is_used = gone.inflight() > 0 || LocalMember::is_used_beside(gone);
             if !is_used {
                 let heir = view.members.iter().find(|member| member.name == gone.name);
                 meters.borrow_mut().hand_over(gone.id(), heir.map(|member| member.id()));
             }
             is_used
         });
+    }
+
+    /// Calls the backends that went out of service since the last time and are not back, if there is
+    /// another one that is well: those in use, and those that are leaving with requests in flight.
+    pub fn see_departures(&self, call_off: impl Fn(MemberId)) {
+        let view = self.view();
+        let leaving = self.leaving.borrow();
+        repute::see_departures(&view.members, &leaving, call_off);
     }
 
     /// Closes what idled too long, at this tick; gives how many.

@@ -29,17 +29,38 @@ pub struct WorkerView {
 }
 
 impl WorkerView {
-    /// The view of worker number `index`; `known` are backends that the worker has connections to.
-    pub fn new(shared: Arc<View>, known: &[Rc<LocalMember>], index: usize) -> WorkerView {
-        let local = |member: &Arc<Member>| {
-            let before = known.iter().find(|old| old.id() == member.id());
-            Rc::new(LocalMember::new(member, before.map(|old| &**old)))
-        };
+    /// The first view of worker number `index`.
+    pub fn first(shared: Arc<View>, index: usize) -> WorkerView {
         let weights: Vec<_> = shared.members().iter().map(|member| member.plan.weight).collect();
+        WorkerView::with(shared, RoundRobin::new(&weights, index), &HashMap::new())
+    }
+
+    /// The next one. Whose turn it is stays as it was; `leaving` are backends of earlier views that
+    /// the worker still has connections to.
+    pub fn next(&self, shared: Arc<View>, leaving: &[Rc<LocalMember>]) -> WorkerView {
+        let passes = self.balancer.borrow().passes(self.members.len());
+        let weighted = shared.members().iter().map(|member| {
+            let place = self.shared.place(member.id());
+            (member.plan.weight, place.and_then(|place| passes.get(place)).copied())
+        });
+        let balancer = RoundRobin::going_on(&weighted.collect::<Vec<_>>());
+        let known = self.members.iter().chain(leaving).map(|member| (member.id(), member));
+        WorkerView::with(shared, balancer, &known.collect())
+    }
+
+    fn with(
+        shared: Arc<View>,
+        balancer: RoundRobin,
+        known: &HashMap<MemberId, &Rc<LocalMember>>,
+    ) -> WorkerView {
+        let local = |member: &Arc<Member>| {
+            let before = known.get(&member.id());
+            Rc::new(LocalMember::new(member, before.map(|old| &***old)))
+        };
         let plan = Arc::clone(&shared.plan);
         WorkerView {
             members: shared.members().iter().map(local).collect(),
-            balancer: RefCell::new(RoundRobin::new(&weights, index)),
+            balancer: RefCell::new(balancer),
             key_form: plan.usage.kept_key_form(),
             models: shared.models().iter().cloned().zip(0..).collect(),
             // Whether or not keys are checked here: what looks like a key of ours is not for
@@ -55,7 +76,7 @@ impl WorkerView {
 
     /// A backend of this view.
     pub fn member(&self, id: MemberId) -> Option<&Rc<LocalMember>> {
-        self.members.iter().find(|member| member.id() == id)
+        self.members.get(self.shared.place(id)?)
     }
 
     /// The label of a model, if it has one of its own.
@@ -73,6 +94,6 @@ impl WorkerView {
 impl WorkerView {
     /// Of a configuration that has nothing but so many backends.
     pub fn sample(backends: u8) -> WorkerView {
-        WorkerView::new(crate::state::board::Board::sample(backends).view(), &[], 0)
+        WorkerView::first(crate::state::board::Board::sample(backends).view(), 0)
     }
 }

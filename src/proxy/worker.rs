@@ -1,7 +1,6 @@
 //! One worker: a thread on a CPU of its own, a ring, listeners. It takes clients in and sees to
 //! what is due; what its connections share is [`Shared`].
 
-use super::repute;
 use super::shared::Shared;
 use super::shelf::Shelf;
 use super::slices::Slices;
@@ -173,7 +172,7 @@ impl Worker {
         let w = &*self.shared;
         w.shelf.look_at_the_clock();
         w.upstreams.look_at_the_board(&w.shelf.meters);
-        repute::see_departures(&w.view(), |backend| w.patrol.call_off(backend.number()));
+        w.upstreams.see_departures(|backend| w.patrol.call_off(backend.number()));
         w.patrol.set_crowded(w.connections.are_crowded() || Buffer::are_scarce());
         Buffer::sweep();
         w.shelf.sweep();

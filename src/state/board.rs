@@ -4,8 +4,9 @@
 use super::member::{Member, MemberId, MemberTls};
 use super::pulse::Pulse;
 use crate::base::limits::METRICS_MODELS_MAX;
-use crate::config::plan::Plan;
+use crate::config::plan::{Backend, Plan};
 use arc_swap::ArcSwap;
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 /// The configuration in use, and its backends.
@@ -13,6 +14,8 @@ pub struct View {
     /// What the configuration means.
     pub plan: Arc<Plan>,
     members: Vec<Arc<Member>>,
+    /// The place of each of them.
+    places: HashMap<MemberId, usize>,
     /// Backends of earlier views that somebody may still be using. They get no more requests.
     leaving: Vec<Arc<Member>>,
     /// Models with a label of their own in the metrics; the place in the list is the label.
@@ -24,20 +27,24 @@ impl View {
     /// does. A backend that `before` has at the same place under the same name stays
     /// what it is there: its health, the requests in flight, what is known of it.
     pub fn new(plan: Arc<Plan>, tls: Vec<Option<MemberTls>>, before: Option<&View>) -> View {
-        let known = || before.into_iter().flat_map(|view| view.members.iter().chain(&view.leaving));
-        let member = |(plan, tls): (&_, _)| {
-            let old = known().find(|member| member.is_for(plan));
+        // Those that are leaving first: where both have a name, it is that of a member now.
+        let known = before.into_iter().flat_map(|view| view.leaving.iter().chain(&view.members));
+        let mut by_name: HashMap<&str, Vec<&Arc<Member>>> = HashMap::new();
+        known.for_each(|member| by_name.entry(&member.name).or_default().push(member));
+        let member = |(plan, tls): (&Backend, _)| {
+            let of_name = by_name.get(plan.name.as_str()).into_iter().flatten();
+            let old = of_name.rev().find(|member| member.is_for(plan));
             Arc::new(match old {
                 Some(old) => old.renewed(plan.clone(), tls),
                 None => Member::new(plan.clone(), tls),
             })
         };
         let members: Vec<_> = plan.backends.iter().zip(tls).map(member).collect();
-        let is_gone = |old: &&Arc<Member>| members.iter().all(|member| member.id() != old.id());
-        // The first clone is in the view that is about to go: whoever has another one uses it.
+        let places: HashMap<_, _> = members.iter().map(|member| member.id()).zip(0..).collect();
+        let is_gone = |old: &&Arc<Member>| !places.contains_key(&old.id());
         let just_left = before.into_iter().flat_map(|view| &view.members).filter(is_gone);
         let still_used = before.into_iter().flat_map(|view| &view.leaving).filter(is_gone);
-        let still_used = still_used.filter(|old| Arc::strong_count(old) > 1);
+        let still_used = still_used.filter(|old| Member::is_used_beside(old));
         let leaving = still_used.chain(just_left).cloned().collect();
         // Workers count by the place in this list: what has one keeps it.
         let mut models = before.map(|view| view.models.clone()).unwrap_or_default();
@@ -46,7 +53,7 @@ impl View {
                 models.push(model);
             }
         }
-        View { plan, members, leaving, models }
+        View { plan, members, places, leaving, models }
     }
 
     /// Models with a label of their own in the metrics: those of this plan, and those that earlier
@@ -67,7 +74,19 @@ impl View {
 
     /// A backend of this view.
     pub fn member(&self, id: MemberId) -> Option<&Arc<Member>> {
-        self.members.iter().find(|member| member.id() == id)
+        self.members.get(self.place(id)?)
+    }
+
+    /// Its place among the members.
+    pub fn place(&self, id: MemberId) -> Option<usize> {
+        self.places.get(&id).copied()
+    }
+
+    /// A backend that requests are at or may go to: one of this view, or one that is leaving and
+    /// has requests in flight.
+    pub fn in_use(&self, id: MemberId) -> Option<&Arc<Member>> {
+        let at_work = |member: &&Arc<Member>| member.id() == id && member.inflight() > 0;
+        self.member(id).or_else(|| self.leaving.iter().find(at_work))
     }
 
     /// True when probes leave at least one backend. That all of these are ejected is no reason to
@@ -199,5 +218,27 @@ mod tests {
         assert_eq!(fifth.leaving().len(), 1, "one that just left may still be picked");
         let sixth = view(A, Some(&fifth));
         assert!(view(A, Some(&sixth)).leaving().is_empty());
+    }
+
+    /// Catches: a backend with requests in flight that is forgotten because reloads came quicker
+    /// than its worker looked: what the worker has is an older form of it.
+    #[test]
+    fn who_is_used_in_an_older_form_is_used() {
+        let first = view(&format!("{A}, {B}"), None);
+        let (b, id) = (Arc::clone(&first.members()[1]), first.members()[1].id());
+        let second = view(&format!("{A}, {B}"), Some(&first));
+        let third = view(A, Some(&second));
+        drop((first, second));
+        let fourth = view(A, Some(&third));
+        drop(third);
+        assert_eq!(fourth.leaving().len(), 1);
+        b.enter();
+        assert!(fourth.in_use(id).is_some());
+        b.leave();
+        assert!(fourth.in_use(id).is_none(), "nobody waits there");
+        drop(b);
+        let fifth = view(A, Some(&fourth));
+        drop(fourth);
+        assert!(fifth.leaving().is_empty());
     }
 }

@@ -97,6 +97,13 @@ impl Member {
         Member { plan, name, url, tls, vitals }
     }
 
+    /// True when somebody has this backend beside the caller, who has it once: in this form, or in
+    /// that of another view, or with a request in flight.
+    pub fn is_used_beside(this: &Arc<Member>) -> bool {
+        let is_held = Arc::strong_count(this) > 1 || Arc::strong_count(&this.vitals) > 1;
+        is_held || this.inflight() > 0
+    }
+
     /// True when `plan` is for this backend: by its name, at the same place, with the same TLS.
     pub fn is_for(&self, plan: &Backend) -> bool {
         let ours = &self.plan;

@@ -9,7 +9,7 @@ use crate::proxy::admit::path::Purpose;
 use crate::proxy::answer::{self, Frame};
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
-use crate::proxy::settle::{Ending, Story};
+use crate::proxy::settle::{self, Ending, Story};
 use crate::proxy::shared::Shared;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
@@ -80,16 +80,20 @@ pub(super) async fn give_up(
     talk: &mut Talk,
     fault: Fault,
 ) -> Next {
-    let Talk { request, story, .. } = talk;
+    let Talk { request, story, pass, tap, .. } = talk;
     story.ending = Ending::Fault(fault);
     let next = if fault == Fault::ClientLeft {
         w.shelf.count_abort(Phase::Waiting);
         Next::Close
     } else {
         let refusal = fault.refusal();
+        story.status = refusal.status;
+        // As with an engine's answer: whoever has seen the end of it has a record that says so.
+        if let Some(pass) = pass {
+            settle::close(pass, (request, tap), story, 0);
+        }
         let frame = frame(w, request, refusal.close);
         let sent = answer::refuse(client, &frame, &refusal).await;
-        story.status = refusal.status;
         after(sent, frame.close)
     };
     request.release_body(client);

@@ -13,7 +13,6 @@ use crate::proxy::route::tries::{Follow, Tries, TryEnd};
 use crate::proxy::route::{self, TriedMembers};
 use crate::proxy::settle::{self, Ending};
 use crate::proxy::shared::Shared;
-use crate::proxy::shelf::Shelf;
 use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
 use crate::proxy::upstream::pool::LocalMember;
@@ -27,27 +26,44 @@ pub(super) async fn forward(
     client: &mut Client,
     talk: &mut Talk,
 ) -> Result<(), Next> {
-    if !open(w, client, talk) {
-        return Err(Box::pin(refuse(w, client, talk, NO_JOURNAL)).await);
+    match open(w, client, talk) {
+        Begun::Open => {}
+        Begun::NoBackend => return Err(Box::pin(refuse(w, client, talk, NO_BACKEND)).await),
+        Begun::NoJournal => return Err(Box::pin(refuse(w, client, talk, NO_JOURNAL)).await),
     }
     match try_backends(w, client, talk).await {
         Ok(()) => Ok(()),
-        Err(None) => Err(Box::pin(refuse(w, client, talk, NO_BACKEND)).await),
-        Err(Some(fault)) => Err(Box::pin(give_up(w, client, talk, fault)).await),
+        Err(fault) => Err(Box::pin(give_up(w, client, talk, fault)).await),
     }
 }
 
+/// How the way to a backend begins.
+enum Begun {
+    /// There is somebody to ask, and the journal has the request.
+    Open,
+    /// There is nobody to ask.
+    NoBackend,
+    /// The journal cannot keep it, and nobody is served without.
+    NoJournal,
+}
+
 /// Picks who is asked first and opens the request's record: an engine has nothing that the journal
-/// has not. False when it cannot be kept, and nobody is served without.
-fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> bool {
+/// has not.
+fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> Begun {
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
-        return false;
+        return Begun::NoJournal;
     }
     let Talk { request, story, pass, .. } = talk;
     let pass = pass.get_or_insert_with(|| Pass::new(w));
-    story.keep_body(pass, request, client);
     story.backend = pick(&pass.view, &TriedMembers::default());
-    settle::open(pass, request, story)
+    if story.backend.is_none() {
+        return Begun::NoBackend;
+    }
+    story.keep_body(pass, request, client);
+    match settle::open(pass, request, story) {
+        true => Begun::Open,
+        false => Begun::NoJournal,
+    }
 }
 
 /// Who gets the next try.
@@ -60,13 +76,8 @@ fn pick(view: &WorkerView, tried: &TriedMembers) -> Option<Rc<LocalMember>> {
 /// when the engine is still loading its model, and, once, when the backend goes out of service
 /// before the first byte of an answer: the connection there is closed, which cancels what it may
 /// have begun. A kept connection that was closed under us is replaced once, and a request that was
-/// refused with a wish of ours goes once more without. The error is how the last one failed; `None`
-/// when there was nobody to ask.
-async fn try_backends(
-    w: &Rc<Shared>,
-    client: &mut Client,
-    talk: &mut Talk,
-) -> Result<(), Option<Fault>> {
+/// refused with a wish of ours goes once more without. The error is how the last one failed.
+async fn try_backends(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Result<(), Fault> {
     let Talk { request, response, story, exchange: answered, pass, .. } = talk;
     let view = &pass.get_or_insert_with(|| Pass::new(w)).view;
     let (mut tries, mut asking) = (Tries::default(), Asking::No);
@@ -75,7 +86,8 @@ async fn try_backends(
         if follow == Follow::Other {
             // The first one was picked already.
             let first = story.backend.clone().filter(|_| tries.tried().is_empty());
-            let Some(next) = first.or_else(|| pick(view, tries.tried())) else { break };
+            // Any other one by the view of now: those that left meanwhile get no more requests.
+            let Some(next) = first.or_else(|| pick(&w.view(), tries.tried())) else { break };
             tries.begin(next.id());
             asking = Asking::of(&view.plan, request, &next);
             story.backend = Some(next);
@@ -100,7 +112,7 @@ async fn try_backends(
             Ok(()) => {
                 let about = (&mut asking, &tries, request.model.as_str());
                 // Boxed: it is rare, and the future of a stream would carry it.
-                let heard = hear((&w.shelf, view), client, (about, backend), (response, answered));
+                let heard = hear(w, client, (about, backend), (response, answered));
                 Box::pin(heard).await
             }
             Err(fault) => TryEnd::Failed(fault),
@@ -125,8 +137,9 @@ async fn try_backends(
         }
     }
     match story.ending {
-        Ending::Fault(fault) => Err(Some(fault)),
-        _ => Err(None),
+        Ending::Fault(fault) => Err(fault),
+        // The first one was picked before, so that there was one try at least.
+        _ => Err(Fault::Unresolved),
     }
 }
 
@@ -140,7 +153,7 @@ fn is_for_the_client(asking: Asking, status: u16) -> bool {
 /// leads back to us, and there is another that is well: then it is as if nobody had seen the
 /// request.
 async fn hear(
-    (shelf, view): (&Shelf, &WorkerView),
+    w: &Shared,
     client: &Client,
     ((asking, tries, model), backend): ((&mut Asking, &Tries, &str), &LocalMember),
     (response, answered): (&ResponseHead, &mut Option<Exchange>),
@@ -149,7 +162,7 @@ async fn hear(
     let status = response.status;
     let is_named =
         asking.may_be_refused(status) && Box::pin(peek::names_wish(client, response, got)).await;
-    if let Some(next) = asking.learn(shelf, (backend, model), status, is_named) {
+    if let Some(next) = asking.learn(&w.shelf, (backend, model), status, is_named) {
         *asking = next;
         return TryEnd::WishRefused;
     }
@@ -159,7 +172,7 @@ async fn hear(
         508 => Fault::BackendLoops,
         _ => return TryEnd::Answered,
     };
-    let has_other = route::has_other(view.shared.members(), tries.tried());
+    let has_other = route::has_other(w.view().shared.members(), tries.tried());
     match has_other && says(client, response, got, fault).await {
         true => TryEnd::Failed(fault),
         false => TryEnd::Answered,

@@ -27,12 +27,35 @@ impl RoundRobin {
     pub fn new(weights: &[u32], phase: usize) -> RoundRobin {
         let n = weights.len().max(1);
         let turn = |(i, weight): (usize, &u32)| {
-            let step = (STRIDE / u64::from((*weight).max(1))).max(1);
+            let step = step_of(*weight);
             // Starts are spread over one step, else equal weights would run in pairs.
             let pass = step / n as u64 * ((i + phase) % n) as u64;
             Reverse(Turn { pass, backend: i as u32, step })
         };
         RoundRobin { queue: weights.iter().enumerate().map(turn).collect(), skipped: Vec::new() }
+    }
+
+    /// The order that goes on after a change of the configuration: for each backend its weight, and
+    /// the pass value that it had, if it was there. A new one is in line with whoever is next.
+    pub fn going_on(backends: &[(u32, Option<u64>)]) -> RoundRobin {
+        let next = backends.iter().filter_map(|(_, pass)| *pass).min().unwrap_or_default();
+        let turn = |(i, (weight, pass)): (usize, &(u32, Option<u64>))| {
+            let step = step_of(*weight);
+            let pass = pass.unwrap_or(next.saturating_add(step / 2));
+            Reverse(Turn { pass, backend: i as u32, step })
+        };
+        RoundRobin { queue: backends.iter().enumerate().map(turn).collect(), skipped: Vec::new() }
+    }
+
+    /// The pass values of so many backends, by their places.
+    pub fn passes(&self, backends: usize) -> Vec<u64> {
+        let mut passes = vec![0; backends];
+        for Reverse(turn) in &self.queue {
+            if let Some(pass) = passes.get_mut(turn.backend as usize) {
+                *pass = turn.pass;
+            }
+        }
+        passes
     }
 
     /// The next backend that `eligible` accepts. One that is passed over keeps pace with the
@@ -68,6 +91,11 @@ impl RoundRobin {
         }
         picked.map(|turn| turn.backend)
     }
+}
+
+/// What a pick adds to the pass value of a backend.
+fn step_of(weight: u32) -> u64 {
+    (STRIDE / u64::from(weight.max(1))).max(1)
 }
 
 #[cfg(test)]
@@ -117,6 +145,25 @@ mod tests {
             }
         }
         assert_eq!(first, [50, 50]);
+    }
+
+    /// Catches: a worker that is reloaded between any two requests, and sends all to one backend; a
+    /// new backend that gets a burst, or nothing for a long time.
+    #[test]
+    fn a_change_of_the_configuration_begins_no_new_round() {
+        let mut balancer = RoundRobin::new(&[1; 4], 0);
+        let mut counts = [0; 5];
+        for _ in 0..40 {
+            let known = balancer.passes(4).into_iter().map(|pass| (1, Some(pass)));
+            balancer = RoundRobin::going_on(&known.collect::<Vec<_>>());
+            counts[balancer.pick(|_| true).unwrap() as usize] += 1;
+        }
+        assert_eq!(counts, [10, 10, 10, 10, 0]);
+        let known = balancer.passes(4).into_iter().map(|pass| (1, Some(pass)));
+        let more: Vec<_> = known.chain([(1, None)]).collect();
+        let mut balancer = RoundRobin::going_on(&more);
+        (0..50).for_each(|_| counts[balancer.pick(|_| true).unwrap() as usize] += 1);
+        assert_eq!(counts[4], 10, "{counts:?}");
     }
 
     #[test]

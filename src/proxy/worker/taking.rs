@@ -7,7 +7,6 @@ use crate::http::head::Version;
 use crate::proxy::answer::{write_refusal, Frame};
 use crate::proxy::connection;
 use crate::proxy::place::NO_ROOM;
-use crate::proxy::repute;
 use crate::rt::buffer::Buffer;
 use crate::rt::listen::Arrival;
 use crate::rt::patrol::Rank;
@@ -25,7 +24,8 @@ impl Worker {
             self.pulse.wake_up();
             w.shelf.look_at_the_clock();
             w.upstreams.look_at_the_board(&w.shelf.meters);
-            repute::forget_departures(&w.view());
+            // Nobody waited there while we slept.
+            w.upstreams.see_departures(|_| {});
         }
         match arrival {
             Arrival::Client(socket, peer) => self.take_in(socket, peer),
