@@ -90,7 +90,7 @@ async fn watch(board: &Board, id: MemberId) {
 /// The backend and how it is probed, if it is. What probes said of it before they were turned off
 /// holds no more.
 fn to_probe(view: &View, id: MemberId) -> Option<(Arc<Member>, HealthCheck)> {
-    let member = Arc::clone(view.member(id)?);
+    let member = Arc::clone(view.in_use(id)?);
     let check = view.plan.health_check.clone();
     if check.is_none() {
         member.set_passes_probes(true);

@@ -172,6 +172,11 @@ impl Request {
         self.head.framing != Framing::None
     }
 
+    /// True while all of it is in hand, so that it can be sent (again).
+    pub fn is_in_hand(&self) -> bool {
+        self.wire_len > 0
+    }
+
     /// Gives up what only the exchange needed: a stream that runs for minutes holds no prompt.
     pub fn release_body(&mut self, client: &mut Client) {
         self.decoded = None;

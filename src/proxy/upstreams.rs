@@ -1,6 +1,5 @@
 //! The backends of one worker: the view that requests begin with, and what is left of earlier ones.
 
-use super::repute;
 use super::upstream::pool::LocalMember;
 use super::view::WorkerView;
 use crate::state::board::Board;
@@ -55,7 +54,7 @@ impl Upstreams {
 
     /// What was counted of a backend that is gone is forgotten when the last request there is over,
     /// whichever worker's it is, or goes on under its name. As long as one worker has a request
-    /// there, the page shows the backend, and the counts of the others must not be missing from it.
+    /// there, the page shows the backend, and must not miss the counts of the others.
     fn let_go(&self, meters: &RefCell<Meters>) {
         let view = self.view();
         self.leaving.borrow_mut().retain(|gone| {
@@ -68,12 +67,12 @@ impl Upstreams {
         });
     }
 
-    /// Calls the backends that went out of service since the last time and are not back, if there is
-    /// another one that is well: those in use, and those that are leaving with requests in flight.
+    /// Calls off who waits at backends that went out of service: those in use, and those that are
+    /// leaving with requests in flight.
     pub fn see_departures(&self, call_off: impl Fn(MemberId)) {
         let view = self.view();
         let leaving = self.leaving.borrow();
-        repute::see_departures(&view.members, &leaving, call_off);
+        see_departures(&view.members, &leaving, call_off);
     }
 
     /// Closes what idled too long, at this tick; gives how many.
@@ -94,5 +93,77 @@ impl Upstreams {
     /// True when a sweep has nothing to see to.
     pub fn is_settled(&self) -> bool {
         self.idle() == 0 && self.leaving.borrow().is_empty()
+    }
+}
+
+/// Calls the backends that went out of service since the last time and are not back, if there is
+/// another one that is well. `leaving` have requests and get no more.
+fn see_departures(
+    members: &[Rc<LocalMember>],
+    leaving: &[Rc<LocalMember>],
+    call_off: impl Fn(MemberId),
+) {
+    for backend in members.iter().chain(leaving) {
+        if !backend.has_departed() || backend.is_healthy() {
+            continue;
+        }
+        let mut others = members.iter().filter(|other| other.id() != backend.id());
+        if others.any(|other| other.is_healthy()) {
+            call_off(backend.id());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: requests that are called off again and again, or from a backend when there is
+    /// nobody else to ask.
+    #[test]
+    fn each_departure_is_seen_once_and_only_where_another_is_well() {
+        let view = WorkerView::sample(2);
+        let set_passes = |index: usize, passes| view.members[index].set_passes_probes(passes);
+        let seen = || {
+            let called = RefCell::new(Vec::new());
+            see_departures(&view.members, &[], |backend| called.borrow_mut().push(backend));
+            let place = |id| view.members.iter().position(|member| member.id() == id).unwrap();
+            called.into_inner().into_iter().map(place).collect::<Vec<_>>()
+        };
+        assert!(seen().is_empty());
+        set_passes(1, false);
+        assert_eq!((seen(), seen()), (vec![1], vec![]));
+        set_passes(0, false);
+        assert!(seen().is_empty());
+        set_passes(1, true);
+        assert!(seen().is_empty());
+        set_passes(1, false);
+        set_passes(0, true);
+        assert_eq!(seen(), [1]);
+        set_passes(1, true);
+        set_passes(1, false);
+        see_departures(&view.members, &[], |_| {});
+        assert!(seen().is_empty(), "nobody waited there then");
+        set_passes(1, true);
+        set_passes(1, false);
+        set_passes(1, true);
+        assert!(seen().is_empty(), "it is back");
+    }
+
+    /// Catches: a request that waits out its whole timeout at a hung backend because that was taken
+    /// out of the configuration, which is what people do with one.
+    #[test]
+    fn who_waits_at_a_backend_that_is_leaving_is_called_off_too() {
+        let (view, old) = (WorkerView::sample(1), WorkerView::sample(1));
+        let called = RefCell::new(Vec::new());
+        let see = || see_departures(&view.members, &old.members, |id| called.borrow_mut().push(id));
+        see();
+        old.members[0].set_passes_probes(false);
+        see();
+        assert_eq!(called.take(), [old.members[0].id()]);
+        old.members[0].set_passes_probes(true);
+        view.members[0].set_passes_probes(false);
+        see();
+        assert!(called.take().is_empty(), "nobody goes to one that is leaving");
     }
 }

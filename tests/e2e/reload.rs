@@ -331,6 +331,56 @@ fn probes_follow_the_configuration() {
     });
 }
 
+/// Catches: a request that waits when its backend goes out of service, and is sent by a
+/// configuration that is not in use any more: to nobody, or to a backend that was taken out; and
+/// one that waits out its timeout because its backend was taken out while it hung.
+#[test]
+fn who_waits_at_a_backend_that_goes_is_sent_by_the_configuration_of_now() {
+    let (a, b, c) = (Engine::start(&["--ttft-ms", "60000"]), named("b"), named("c"));
+    let on = |urls: &[(&str, &str)]| {
+        let all = Config::new().health_check();
+        urls.iter().fold(all, |all, (url, name)| all.backend(*url, &format!("name: {name}")))
+    };
+    let urls = [a.url().to_string(), b.url().to_string(), c.url().to_string()];
+    let [at_a, at_b, at_c] = [(&*urls[0], "a"), (&*urls[1], "b"), (&*urls[2], "c")];
+    for (before, after) in [(vec![at_a, at_b], vec![at_a, at_c]), (vec![at_a, at_b], vec![at_c])] {
+        a.set_health(200);
+        a.reset();
+        a.set("ttft-ms=60000");
+        let proxy = on(&before).start();
+        proxy.await_metric("llmproxy_backend_up", &[("backend", "a")], 1.0);
+        let mut waiting: Vec<_> = before.iter().map(|_| proxy.connect()).collect();
+        for conn in &mut waiting {
+            conn.start_post(CHATS, "", CHAT);
+        }
+        await_until("one waits at a", SOON, || a.posts().len() == 1);
+        assert!(proxy.reload_with(&on(&after)));
+        a.set_health(503);
+        let answers: String = waiting.iter_mut().map(|conn| conn.response().text()).collect();
+        let asked: Vec<_> = before[1..].iter().map(|(_, name)| *name).chain(["c"]).collect();
+        let mut answers: Vec<_> = answers.chars().map(String::from).collect();
+        answers.sort_unstable();
+        assert_eq!(answers, asked, "{before:?} {after:?}");
+    }
+}
+
+/// Catches: a request of which nothing is held any more, since there was nobody else to send it to,
+/// and that is sent to a backend that came since.
+#[test]
+fn who_waits_at_the_only_backend_stays_there() {
+    let (a, c) = (Engine::start(&["--ttft-ms", "3000"]), Engine::start(&[]));
+    let at_a = Config::new().health_check().backend(a.url(), "name: a");
+    let proxy = at_a.clone().start();
+    proxy.await_metric("llmproxy_backend_up", &[("backend", "a")], 1.0);
+    let mut waiting = proxy.connect();
+    waiting.start_post(CHATS, "", CHAT);
+    await_until("it waits at a", SOON, || a.posts().len() == 1);
+    assert!(proxy.reload_with(&at_a.backend(c.url(), "name: c")));
+    a.set_health(503);
+    assert_eq!(waiting.response().status(), 200);
+    assert_eq!((a.posts().len(), c.posts().len()), (1, 0));
+}
+
 /// Catches: a level or a form of the log that waits for a restart.
 #[test]
 fn the_log_changes_its_level_and_form() {

@@ -8,6 +8,7 @@ use crate::http::response::ResponseHead;
 use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
+use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::tries::{Follow, Tries, TryEnd};
 use crate::proxy::route::{self, TriedMembers};
@@ -110,7 +111,7 @@ async fn try_backends(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> R
                 TryEnd::Answered
             }
             Ok(()) => {
-                let about = (&mut asking, &tries, request.model.as_str());
+                let about = (&mut asking, &tries, &*request);
                 // Boxed: it is rare, and the future of a stream would carry it.
                 let heard = hear(w, client, (about, backend), (response, answered));
                 Box::pin(heard).await
@@ -123,6 +124,9 @@ async fn try_backends(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> R
             story.ending = Ending::Fault(fault);
         }
         follow = tries.next(backend.id(), end);
+        if !request.is_in_hand() && follow != Follow::Answer {
+            follow = Follow::Stop;
+        }
         match follow {
             Follow::Answer => {
                 story.fallback = tries.is_fallback();
@@ -155,14 +159,14 @@ fn is_for_the_client(asking: Asking, status: u16) -> bool {
 async fn hear(
     w: &Shared,
     client: &Client,
-    ((asking, tries, model), backend): ((&mut Asking, &Tries, &str), &LocalMember),
+    ((asking, tries, request), backend): ((&mut Asking, &Tries, &Request), &LocalMember),
     (response, answered): (&ResponseHead, &mut Option<Exchange>),
 ) -> TryEnd {
     let Some(got) = answered.as_mut() else { return TryEnd::Answered };
     let status = response.status;
     let is_named =
         asking.may_be_refused(status) && Box::pin(peek::names_wish(client, response, got)).await;
-    if let Some(next) = asking.learn(&w.shelf, (backend, model), status, is_named) {
+    if let Some(next) = asking.learn(&w.shelf, (backend, &request.model), status, is_named) {
         *asking = next;
         return TryEnd::WishRefused;
     }
@@ -172,7 +176,8 @@ async fn hear(
         508 => Fault::BackendLoops,
         _ => return TryEnd::Answered,
     };
-    let has_other = route::has_other(w.view().shared.members(), tries.tried());
+    let has_other =
+        request.is_in_hand() && route::has_other(w.view().shared.members(), tries.tried());
     match has_other && says(client, response, got, fault).await {
         true => TryEnd::Failed(fault),
         false => TryEnd::Answered,

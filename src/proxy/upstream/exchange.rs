@@ -67,8 +67,7 @@ pub async fn exchange(
         // The engine may leave such a body unread, and read it as the next request.
         lease.spoil();
     }
-    let heed_leaving = plan.on_client_abort == OnClientAbort::Close;
-    let wait = Wait { heed_leaving, is_reused };
+    let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close, is_reused };
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
     client.post.arm(plan.first_byte_timeout);
     // An engine may answer before it has read everything (413), and then close, or not.
@@ -106,6 +105,8 @@ pub async fn exchange(
         // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
         // what may be refused because of us, or be sent to another backend, must be in hand.
         request.release_body(client);
+        // From here on it cannot go anywhere else, whatever is configured meanwhile.
+        client.post.stand_at(None);
     }
     match read_head(&wait, client, request.head.method, &mut lease, &mut answer).await {
         Ok(head_len) => {
