@@ -25,7 +25,7 @@ use crate::usage::outbox::{Gauge, Outbox};
 use crate::usage::ring::file::RingFile;
 use crate::usage::ring::place;
 use crate::usage::spool::folders::{FolderWatch, Folders};
-use crate::usage::spool::{self, Opened, Planned};
+use crate::usage::spool::{self, Opened, Planned, Unwritten};
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -230,6 +230,7 @@ struct Delivery {
     lanes: Lanes,
     /// Of the folders of other processes; `None` without a disk.
     watch: Option<FolderWatch>,
+    unwritten: Unwritten,
     is_kept: bool,
 }
 
@@ -241,12 +242,13 @@ impl Delivery {
         gauge: &Gauge,
     ) -> Result<Self, String> {
         let Planned { own, sources, folders } = planned;
+        let unwritten = own.unwritten();
         let Opened { writer, keeper, doorbell, .. } = own;
         let lanes = Lanes::start(sources, &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
         let journal = Journal::start((rings, doorbell), writer, keeper).map_err(thread_error)?;
         let watch = folders.map(Folders::start).transpose().map_err(thread_error)?;
-        Ok(Delivery { journal, lanes, watch, is_kept: plan.usage.spool.enabled })
+        Ok(Delivery { journal, lanes, watch, unwritten, is_kept: plan.usage.spool.enabled })
     }
 
     /// Writes what is in the rings, and delivers for a while.
@@ -256,7 +258,13 @@ impl Delivery {
         if let Some(watch) = self.watch {
             watch.stop();
         }
+        let lost = self.unwritten.count();
         match (left, self.is_kept) {
+            (_, true) if lost > 0 => {
+                let message = "usage records are lost: the spool fails, and they were in memory \
+                               alone; what it has on the disk waits for the next start";
+                tracing::error!(lost, "{message}");
+            }
             (0, _) => {}
             (_, true) => tracing::info!(left, "usage records wait in the spool for the next start"),
             (_, false) => tracing::error!(left, "usage records are lost: there is no spool"),

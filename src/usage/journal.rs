@@ -121,7 +121,8 @@ impl Desk {
             }
         }
         if !self.is_behind {
-            self.rings.iter().for_each(|ring| ring.window().remove());
+            let rings = self.rings.iter().map(Consumer::window);
+            rings.filter(|ring| ring.waiting() == 0).for_each(|ring| ring.remove());
         }
     }
 

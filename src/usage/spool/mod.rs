@@ -113,6 +113,24 @@ impl Opened {
     pub fn path(&self) -> Option<PathBuf> {
         self.writer.shared.disk.path()
     }
+
+    /// For the end, when its parts are with their threads.
+    pub fn unwritten(&self) -> Unwritten {
+        Unwritten(Arc::clone(&self.writer.shared))
+    }
+}
+
+/// What an end of the process loses of a spool whose disk takes nothing.
+pub struct Unwritten(Arc<SpoolShared>);
+
+impl Unwritten {
+    /// Records in memory alone that some reporter has not had; none while the disk works.
+    pub fn count(&self) -> u64 {
+        if self.0.state.failing.load(Relaxed) {
+            return self.0.unwritten();
+        }
+        0
+    }
 }
 
 /// A spool at work: what the plan names, with all that is adopted.

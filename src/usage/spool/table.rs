@@ -7,7 +7,8 @@ use super::memory::MemoryFile;
 use super::receipts::Receipts;
 use super::register::Register;
 use super::replay::Again;
-use super::segment::{self, Marker};
+use super::scan::{Scan, Step};
+use super::segment::{self, Kind, Marker, HEADER_BYTES};
 use super::state::SpoolState;
 use crate::usage::doorbell::Doorbell;
 use crate::usage::ring::place::ELSEWHERE;
@@ -140,6 +141,31 @@ impl SpoolShared {
     /// The segments, for a moment: nobody waits for a disk with this in hand.
     pub fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn through(&self, reporter: usize) -> u64 {
+        self.checkpoint(reporter).map_or(0, |checkpoint| checkpoint.through())
+    }
+
+    /// Records in memory alone that some reporter has not had: an end of the process loses them.
+    pub fn unwritten(&self) -> u64 {
+        let through = (0..self.checkpoints.len()).map(|reporter| self.through(reporter)).min();
+        let is_due = |step: &Step<'_>| match step {
+            Step::Entry(entry) => {
+                let kind = Kind::of(entry.kind);
+                matches!(kind, Some(Kind::Close | Kind::Again)) && Some(entry.sequence) > through
+            }
+            Step::Damage(_) => false,
+        };
+        let mut count = 0;
+        for segment in &self.table().segments {
+            let SegmentPlace::Memory(file) = &segment.place else { continue };
+            let mut scan = Scan::new(&**file, segment.marker, (HEADER_BYTES as u64, segment.end));
+            while let Ok(Some(step)) = scan.step() {
+                count += u64::from(is_due(&step));
+            }
+        }
+        count
     }
 
     /// How far a reporter is.

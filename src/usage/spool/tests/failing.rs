@@ -234,6 +234,35 @@ fn a_disk_full_with_one_segment_becomes_free() {
     assert_eq!(ids(&mut spool.cursors[0]), [0], "the request in flight is not forgotten");
 }
 
+/// Catches: an end whose log does not say how many records are lost with it, or says that what was
+/// delivered is, or what is on the disk.
+#[test]
+fn an_end_knows_what_is_in_memory_alone() {
+    let disk = Disk::new(World::default());
+    let mut spool = opened(Arc::new(disk.clone()), options(EVERY));
+    let unwritten = spool.unwritten();
+    let close = |spool: &mut Opened, ids: std::ops::Range<u32>| {
+        ids.for_each(|id| spool.close(id));
+        spool.writer.commit();
+    };
+    close(&mut spool, 0..5);
+    assert_eq!(unwritten.count(), 0);
+    disk.fail(Some(Faults::of_all(disk.operations(), usize::MAX, ErrorKind::Other)));
+    close(&mut spool, 5..12);
+    spool.open(50);
+    close(&mut spool, 12..15);
+    assert_eq!(unwritten.count(), 10);
+    deliver_all(&mut spool.cursors[0]);
+    assert_eq!(unwritten.count(), 10, "one reporter lacks them");
+    deliver_all(&mut spool.cursors[1]);
+    assert_eq!(unwritten.count(), 0);
+    close(&mut spool, 15..17);
+    assert_eq!(unwritten.count(), 2);
+    disk.fail(None);
+    spool.retry();
+    assert_eq!(unwritten.count(), 0);
+}
+
 /// Catches: memory that grows without a bound, or a loss that no counter shows.
 #[test]
 fn beyond_memory_records_are_dropped_and_counted() {
