@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "the one room for it: mapped memory cannot be had without")]
 
-use rustix::fs::{fallocate, FallocateFlags};
+use rustix::fs::{fallocate, flock, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 use rustix::mm::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,12 +20,15 @@ use std::sync::atomic::AtomicU64;
 /// Bytes of a word.
 pub const WORD: usize = 8;
 
-/// Mapped memory. It is never made larger or smaller, and the file is ours alone (mode 0600), so
-/// that no page of it can vanish.
+/// Mapped memory. We never make its file smaller, and no other user may write to it (mode 0600).
+/// Where the same user or root cuts it off, a page is gone: the next store there ends the process
+/// (SIGBUS).
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<AtomicU64>,
     words: usize,
+    /// Its file, whose lock (`flock`) says as long as this lives that somebody stores into it.
+    lock: Option<File>,
 }
 
 // SAFETY: the memory belongs to this value and to no thread, and only atomics are made of it.
@@ -45,12 +48,18 @@ impl Mapping {
         }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let made = take_room(&file, words * WORD).and_then(|()| {
+        let map = || {
             let len = words * WORD;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            take_room(&file, len)?;
             // SAFETY: a new mapping, at a place that the kernel chooses.
             let start = unsafe { mmap(null_mut(), len, both(), flags(), &file, 0) }?;
             Mapping::at(start.cast(), words)
-        });
+        };
+        let mut made = map();
+        if let Ok(mapping) = &mut made {
+            mapping.lock = Some(file);
+        }
         if made.is_err() {
             let _ = fs::remove_file(path);
         }
@@ -69,7 +78,7 @@ impl Mapping {
 
     fn at(start: *mut AtomicU64, words: usize) -> io::Result<Mapping> {
         let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Mapping { start, words })
+        Ok(Mapping { start, words, lock: None })
     }
 
     /// The memory.

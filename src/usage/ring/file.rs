@@ -139,7 +139,10 @@ fn in_window(at: u64) -> usize {
 
 /// True for the name of a ring's file.
 pub fn is_ring(name: &str) -> bool {
-    name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
+    let (worker, again) = rest.split_once('.').unwrap_or((rest, "0"));
+    is_number(worker) && is_number(again)
 }
 
 impl Window for RingFile {

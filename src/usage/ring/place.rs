@@ -1,10 +1,13 @@
 //! Where the rings of a process lie, and making them.
 
 use super::file::RingFile;
+use super::recover::open_regular;
 use crate::config::plan::Spool;
+use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::iter;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,10 +19,21 @@ const RUNTIME: &str = "/run/llmproxy";
 /// takes over what it left may have another configuration.
 pub const ELSEWHERE: &str = "rings";
 
+/// Bytes of a path that the kernel takes.
+const PATH_BYTES_MAX: u64 = 4096;
+
 /// The folders in which the rings of a process may lie that has, or had, this folder of the spool.
 pub fn folders_of(home: &Path) -> Vec<PathBuf> {
-    let elsewhere = fs::read_to_string(home.join(ELSEWHERE)).ok().map(PathBuf::from);
-    iter::once(home.to_owned()).chain(elsewhere.filter(|path| path.is_absolute())).collect()
+    let elsewhere = elsewhere(home).filter(|path| path.is_absolute());
+    iter::once(home.to_owned()).chain(elsewhere).collect()
+}
+
+/// Where this folder says that its rings lie.
+fn elsewhere(home: &Path) -> Option<PathBuf> {
+    let mut file = open_regular(&home.join(ELSEWHERE), PATH_BYTES_MAX).ok()??;
+    let mut path = Vec::new();
+    file.read_to_end(&mut path).ok()?;
+    Some(OsString::from_vec(path).into())
 }
 
 /// Removes what is left of the part of a ring folder that belonged to this folder of a spool, whose

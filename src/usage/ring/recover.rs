@@ -3,9 +3,12 @@
 
 use super::entry::{Walk, ALIGN};
 use super::file::{is_ring, word, MAGIC, OWNER_BYTES, VERSION};
+use crate::base::limits::RING_BYTES_MAX;
 use crate::usage::spool::segment::Kind;
-use std::fs;
-use std::io;
+use rustix::fs::{flock, FlockOperation, OFlags};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// What was found in a folder.
@@ -20,28 +23,51 @@ pub struct Drained {
 }
 
 /// Gives every entry that was put into the rings of a folder and not taken out, in the order of
-/// each ring. Only for a folder whose owner is dead: its lock was had. To be called again for the
-/// same files, if what it gave could not be kept, they are left as they are.
+/// each ring. A ring that a living process holds is passed over: a copy of its folder of the spool
+/// leads here, too. So is what is no ring, which must not hold up a start. To be called again for
+/// the same files, if what it gave could not be kept, they are left as they are.
 ///
 /// # Errors
 /// The folder cannot be read (one that is not there has no rings), or a file in it, or a newer
 /// version wrote it.
 pub fn drain(folder: &Path, into: &mut impl FnMut(Kind, &[u8])) -> io::Result<Drained> {
+    read(folder, false, into)
+}
+
+/// Entries in the rings of a folder, also in those that a living process holds.
+///
+/// # Errors
+/// As [`drain`].
+pub fn count(folder: &Path) -> io::Result<u64> {
+    Ok(read(folder, true, &mut |_, _| {})?.entries)
+}
+
+fn read(folder: &Path, also_held: bool, into: &mut impl FnMut(Kind, &[u8])) -> io::Result<Drained> {
     let mut drained = Drained::default();
     let listed = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(drained),
         listed => listed?,
     };
+    let mut paths = Vec::new();
     for file in listed {
         let file = file?;
         if file.file_name().to_str().is_some_and(is_ring) {
-            drained.files.push(file.path());
+            paths.push(file.path());
         }
     }
-    drained.files.sort();
-    for path in &drained.files {
+    paths.sort();
+    for path in paths {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-        let bytes = fs::read(path).map_err(named)?;
+        let Some(file) = open_regular(&path, RING_FILE_BYTES_MAX).map_err(named)? else {
+            tracing::warn!(file = %path.display(), "this is no ring of the journal: it stays");
+            continue;
+        };
+        if !also_held && flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
+            tracing::warn!(file = %path.display(), "a living process has this ring: it stays");
+            continue;
+        }
+        let mut bytes = Vec::new();
+        file.take(RING_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(named)?;
         let found = entries(&bytes, &mut |kind, payload| {
             // Kinds of a newer version of the same format are stepped over.
             if let Some(kind) = Kind::of(kind) {
@@ -55,8 +81,32 @@ pub fn drain(folder: &Path, into: &mut impl FnMut(Kind, &[u8])) -> io::Result<Dr
         }
         drained.entries += entries;
         drained.damaged += damaged;
+        // Of a foreign file nothing can be read, and nothing is removed.
+        if entries > 0 || bytes.starts_with(&MAGIC) {
+            drained.files.push(path);
+        }
     }
     Ok(drained)
+}
+
+/// Bytes of a ring's file at most.
+const RING_FILE_BYTES_MAX: u64 = RING_BYTES_MAX + OWNER_BYTES as u64;
+
+/// Opens a file to read it. `None`: it is gone, or is no file of so many bytes at most; that is
+/// told without waiting for anything, whatever lies there.
+pub(super) fn open_regular(path: &Path, bytes_max: u64) -> io::Result<Option<File>> {
+    let here = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        here => here?,
+    };
+    if !here.is_file() {
+        return Ok(None);
+    }
+    // Another thing may lie there by now.
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let found = file.metadata()?;
+    Ok((found.is_file() && found.len() <= bytes_max).then_some(file))
 }
 
 /// What was found in a ring.

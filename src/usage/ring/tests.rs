@@ -116,13 +116,39 @@ fn what_a_process_left_is_found() {
     let mut all = Vec::new();
     let mut into = |kind: Kind, payload: &[u8]| all.push((kind.byte(), payload.to_vec()));
     let drained = recover::drain(folder.path(), &mut into).unwrap();
-    assert_eq!(drained.files.len(), 2, "it is there beside the new one");
+    let file = folder.path().join("ring-3");
+    assert_eq!(drained.files, std::slice::from_ref(&file), "the new one beside it is held");
     assert_eq!((all, drained.damaged), (left, 0));
     next.remove();
     let drained = recover::drain(folder.path(), &mut |_, _| {}).unwrap();
-    assert_eq!((drained.files, drained.entries), (vec![folder.path().join("ring-3")], 40));
+    assert_eq!((drained.files, drained.entries), (vec![file], 40));
     let none = recover::drain(&folder.path().join("none"), &mut |_, _| {}).unwrap();
     assert!(none.files.is_empty());
+}
+
+/// Catches: what lies there under a ring's name, or nearly, and holds up a start, fills memory,
+/// stops the start, or is removed though it is none of ours.
+#[test]
+fn what_is_no_ring_is_passed_over() {
+    use rustix::fs::{mknodat, FileType, Mode, CWD};
+    let folder = Folder::new("foreign");
+    let (left, bytes) = left_behind(&folder);
+    let at = |name: &str| folder.path().join(name);
+    for name in ["ring-9", place::ELSEWHERE] {
+        mknodat(CWD, at(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    fs::File::create(at("ring-7")).unwrap().set_len(3 << 30).unwrap();
+    fs::create_dir(at("ring-8")).unwrap();
+    std::os::unix::fs::symlink(at("ring-3"), at("ring-6")).unwrap();
+    fs::write(at("ring-5"), "a list of rings").unwrap();
+    for name in ["ring-3x", "ring-3.bak", "ring-3.", "ring-.3"] {
+        fs::write(at(name), &bytes).unwrap();
+    }
+    assert_eq!(place::folders_of(folder.path()), [folder.path()]);
+    let mut all = Vec::new();
+    let mut into = |kind: Kind, payload: &[u8]| all.push((kind.byte(), payload.to_vec()));
+    let drained = recover::drain(folder.path(), &mut into).unwrap();
+    assert_eq!((drained.files, all), (vec![at("ring-3")], left));
 }
 
 /// Catches: an entry that shows before its head was moved: nobody was promised anything by then.
@@ -145,7 +171,8 @@ fn a_kill_between_bytes_and_head_leaves_nothing() {
 }
 
 /// Catches: a ring in another folder that the next process, with another configuration, does not
-/// find; rings that cannot be made and stop a start.
+/// find; rings of a living process that another one takes; rings that cannot be made and stop a
+/// start.
 #[test]
 fn rings_are_found_wherever_they_were() {
     let (home, away) = (Folder::new("home"), Folder::new("away"));
@@ -156,6 +183,13 @@ fn rings_are_found_wherever_they_were() {
     assert!(rings.iter().all(|ring| ring.outlives_us()));
     Producer::new(rings[1].clone()).push((3, NO_OPEN), &[b"left"], Room::All).unwrap();
     let folders = place::folders_of(&own);
+    let mut none = |_: Kind, _: &[u8]| unreachable!("it is read while its process lives");
+    for folder in &folders {
+        // As a process does that was given a copy of the spool's folder.
+        assert!(recover::drain(folder, &mut none).unwrap().files.is_empty());
+    }
+    assert_eq!(recover::count(&folders[1]).unwrap(), 1);
+    drop(rings);
     assert_eq!(folders, [own.clone(), away.path().join("folder-1")]);
     let mut all = Vec::new();
     for folder in &folders {

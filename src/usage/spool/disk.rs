@@ -227,8 +227,10 @@ impl Disk for RealDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
-            // A name that is not text is none of ours.
-            names.extend(entry?.file_name().into_string());
+            let entry = entry?;
+            // Neither is a folder or a pipe ours, nor a name that is not text.
+            let is_file = entry.file_type().is_ok_and(|of| of.is_file() || of.is_symlink());
+            names.extend(entry.file_name().into_string().ok().filter(|_| is_file));
         }
         Ok(names)
     }

@@ -65,7 +65,7 @@ impl SpoolPlace {
     pub fn in_rings(&self) -> io::Result<u64> {
         let mut entries = 0;
         for folder in ring::place::folders_of(&self.dir) {
-            entries += ring::recover::drain(&folder, &mut |_, _| {})?.entries;
+            entries += ring::recover::count(&folder)?;
         }
         Ok(entries)
     }

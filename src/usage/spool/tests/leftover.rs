@@ -1,6 +1,7 @@
 //! What a killed process left in its rings, when the disk takes nothing at the next start.
 
-use super::super::{codec, open_beside};
+use super::super::disk::RealDisk;
+use super::super::{codec, open, open_beside};
 use super::fault::{FaultDisk, Faults, World};
 use super::rig::*;
 use crate::usage::ring::entry::NO_OPEN;
@@ -26,6 +27,7 @@ fn rings_stay_until_the_disk_has_what_was_in_them() {
         codec::encode(&named(id).borrowed(), &mut payload);
         ring.push((kind.byte(), NO_OPEN), &[&payload], Room::All).unwrap();
     }
+    drop(ring);
     let disk = Disk::new(World::default());
     let start =
         || open_beside(Arc::new(disk.clone()), options(EVERY), &reporters(), from_ref(&folder));
@@ -44,4 +46,15 @@ fn rings_stay_until_the_disk_has_what_was_in_them() {
     let mut spool = start().unwrap();
     assert_eq!(ids(&mut spool.cursors[0]), [1, 2]);
     let _ = fs::remove_dir_all(folder);
+}
+
+/// Catches: a folder whose name is that of a segment, and that stops a start.
+#[test]
+fn a_folder_is_no_segment() {
+    let folder = std::env::temp_dir().join(format!("llmproxy-no-segment-{}", std::process::id()));
+    fs::create_dir_all(folder.join("00000000000000ff.seg")).unwrap();
+    let disk = Arc::new(RealDisk::new(&folder));
+    let spool = open(disk, options(EVERY), &reporters());
+    fs::remove_dir_all(folder).unwrap();
+    assert!(!spool.unwrap().state.failing.load(Relaxed));
 }
