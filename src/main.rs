@@ -13,7 +13,7 @@ use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::pid_file::PidFile;
 use llmproxy::control::reload::{self, Reloader, Reloads};
 use llmproxy::control::signals::{self, Delays, Heard};
-use llmproxy::control::supervisor::{self, Control, Event};
+use llmproxy::control::supervisor::{self, Control, Supervisor};
 use llmproxy::control::{circle, log, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
@@ -42,6 +42,8 @@ const CANNOT_START: u8 = 1;
 /// An address that is in use is looked at again for so long, and so often.
 const FREE_WAIT: Duration = Duration::from_secs(2);
 const FREE_LOOK: Duration = Duration::from_millis(10);
+/// A reload that runs when the last worker is done gets so long to finish.
+const RELOAD_WAIT: Duration = Duration::from_secs(1);
 
 /// Requests were cut at the drain deadline.
 const CUT: u8 = 3;
@@ -160,8 +162,8 @@ fn serve(
         watch,
     };
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
-    let supervisor =
-        supervisor::supervise(reloader, events, stop).map_err(|e| format!("supervisor: {e}"))?;
+    let supervisor = Supervisor::start(reloader, (to_supervisor, events), stop)
+        .map_err(|e| format!("supervisor: {e}"))?;
     for addr in addresses {
         tracing::info!(%addr, workers = plan.server.workers, connections_max, "listening");
     }
@@ -170,9 +172,7 @@ fn serve(
         // A worker that panicked outside a connection leaves a listener that nobody serves.
         drained &= worker.join().unwrap_or_else(|_| std::process::abort());
     }
-    // What is being read anew is finished first; a supervisor that panicked does nothing any more.
-    let _ = to_supervisor.send(Event::Stop);
-    let _ = supervisor.join();
+    supervisor.stop(RELOAD_WAIT);
     tracing::info!(drained, "stopped");
     control.finish();
     drop(pid_file);

@@ -290,6 +290,9 @@ pub const FDS_PER_REPORTER: usize = 8;
 pub const CONFIG_FILE_BYTES_MAX: usize = 1024 * 1024;
 /// Values of a configuration file, each use of an anchor counted. Beyond: refused.
 pub const CONFIG_NODES_MAX: u32 = 100_000;
+/// Brackets of a configuration file that are open in each other. Beyond: refused, for the parser
+/// takes a time that grows with the square of them. No key needs more than five.
+pub const CONFIG_BRACKETS_OPEN_MAX: usize = 64;
 /// Findings of one load that are kept. Beyond: counted.
 pub const CONFIG_FINDINGS_MAX: usize = 100;
 /// Models with a label of their own. Beyond: refused; of those that the plan names otherwise, the

@@ -11,6 +11,7 @@ pub mod change;
 /// Where a configuration comes from.
 pub mod origin;
 mod path;
+mod nesting;
 mod raw;
 mod cure;
 mod desk;
@@ -30,9 +31,11 @@ use crate::base::limits::CONFIG_FILE_BYTES_MAX;
 use desk::{Desk, Note};
 use plan::Plan;
 use report::{Class, Finding, Report};
+use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// A configuration that can be used, with what is to be said about it.
@@ -46,8 +49,21 @@ pub struct Loaded {
 
 /// Loads a file; `env` gives the variables. The error is a report that holds at least one error.
 pub fn load_file(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    load_opened(path, open(path), env)
+}
+
+/// The same of a regular file alone: a pipe is not waited for.
+fn load_regular(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    load_opened(path, open_regular(path), env)
+}
+
+fn load_opened(
+    path: &Path,
+    file: io::Result<File>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Report> {
     let name = path.display().to_string();
-    let read = read(path).map_err(|error| {
+    let read = file.and_then(read).map_err(|error| {
         let message = match error.kind() {
             ErrorKind::NotFound => "there is no such file; `--backend URL` runs without any".into(),
             ErrorKind::IsADirectory => "is a folder: name a file in it".into(),
@@ -71,10 +87,35 @@ fn sha256_of(bytes: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A file, and of one that is too long as much as shows that.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+/// Opens a file for a start, which may be given a pipe (`--config <(decrypt FILE)`) and waits for
+/// what comes out of it.
+fn open(path: &Path) -> io::Result<File> {
+    match std::fs::metadata(path)?.is_file() {
+        true => open_regular(path),
+        false => File::open(path),
+    }
+}
+
+/// Opens a regular file and nothing else. It is looked at once it is open, and the opening waits
+/// for nobody: what stands at the path may be another one from moment to moment.
+///
+/// # Errors
+/// `InvalidInput` when it is no regular file, `IsADirectory` when it is a folder, those of opening.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    match (found.is_file(), found.is_dir()) {
+        (true, _) => Ok(file),
+        (_, true) => Err(ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(ErrorKind::InvalidInput, "is not a regular file")),
+    }
+}
+
+/// All of a file, and of one that is too long as much as shows that.
+fn read(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(CONFIG_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(CONFIG_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -110,6 +151,11 @@ fn load_with_keys(
     text: &str,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Loaded, BTreeSet<String>), Report> {
+    if let Some(position) = nesting::too_deep(text) {
+        let mut report = failed(name, nesting::line());
+        report.findings.iter_mut().for_each(|finding| finding.position = Some(position));
+        return Err(report);
+    }
     let mut root = raw::parse(text).map_err(|error| {
         // Who is told what to do has no use for what the parser stumbled over.
         let cure = cure::of(text, &error.message);

@@ -3,8 +3,11 @@
 
 use super::cli::verdict;
 use super::report::Report;
-use super::{failed, load_backends, load_file, read, sha256_of, Loaded};
+use super::{
+    failed, load_backends, load_file, load_regular, open_regular, read, sha256_of, Loaded,
+};
 use clap::Args;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// On what terms a configuration may be used.
@@ -60,9 +63,17 @@ impl Origin {
     }
 
     /// The hash of the file as it is now, as a report has it of the file that was loaded; `None`
-    /// when there is none to read.
-    pub fn sha256(&self) -> Option<String> {
-        read(self.file()?).ok().map(|bytes| sha256_of(&bytes))
+    /// when there is no file, or none that can be read for the moment.
+    ///
+    /// # Errors
+    /// It is no regular file, and not read.
+    pub fn sha256(&self) -> std::io::Result<Option<String>> {
+        let Some(file) = self.file() else { return Ok(None) };
+        match open_regular(file).and_then(read) {
+            Ok(bytes) => Ok(Some(sha256_of(&bytes))),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Reads it for a start.
@@ -82,10 +93,7 @@ impl Origin {
             return self.accept(Err(failed("command line", message.into())));
         };
         let name = file.display().to_string();
-        if std::fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-            return self.accept(Err(failed(&name, "is not a regular file".into())));
-        }
-        self.accept(load_file(file, env).and_then(|loaded| match loaded.report.is_blank {
+        self.accept(load_regular(file, env).and_then(|loaded| match loaded.report.is_blank {
             true => Err(failed(&name, "says nothing: it may just be being written".into())),
             false => Ok(loaded),
         }))
@@ -147,8 +155,19 @@ mod tests {
         assert!(origin(&file, true).load().is_ok(), "a start asked for it");
         let away = origin(&folder.join("away"), true).load_again(&of_this_process);
         assert!(away.unwrap_err().lines.contains("there is no such file"));
-        let none = origin(Path::new("/dev/zero"), true).load_again(&of_this_process);
-        assert!(none.unwrap_err().lines.contains("is not a regular file"));
+        let pipe = folder.join("pipe");
+        let made = rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into());
+        made.unwrap();
+        for file in [Path::new("/dev/zero"), &pipe] {
+            let none = origin(file, true).load_again(&of_this_process);
+            assert!(none.unwrap_err().lines.contains("is not a regular file"));
+            assert!(origin(file, true).sha256().is_err());
+        }
+        // A start waits for what comes out of a pipe.
+        let writer = std::thread::spawn(move || std::fs::write(pipe, good));
+        let piped = origin(&folder.join("pipe"), false).load().unwrap();
+        assert_eq!(piped.plan.backends.len(), 1);
+        writer.join().unwrap().unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

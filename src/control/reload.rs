@@ -17,6 +17,7 @@ use crate::state::board::{Board, View};
 use crate::state::connections::Connections;
 use crossbeam_channel::Sender;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -155,6 +156,12 @@ impl Reloader {
         }
     }
 
+    /// Logs and counts a reload that comes too late: the process is ending.
+    pub fn refuse(&self, cause: Cause) {
+        self.reloads.note_failure();
+        tracing::error!(%cause, "configuration not reloaded: the process is draining");
+    }
+
     /// Sets the limits that workers share.
     fn resize(&self, before: &Plan, now: &Plan) {
         let (before, server) = (&before.server, &now.server);
@@ -228,9 +235,9 @@ pub fn watch(
     let Some(file) = origin.file() else { return Ok(None) };
     let own = supervisor.clone();
     let changed = move || Event::Reload(Cause::FileChanged).tell(&own);
-    let watch = watch::start(file, changed);
-    let watch = watch.map_err(|e| format!("server.watch_config: {}: {e}", file.display()))?;
-    if origin.sha256().is_some_and(|now| now != sha256) {
+    let named = |e: io::Error| format!("server.watch_config: {}: {e}", file.display());
+    let watch = watch::start(file, changed).map_err(named)?;
+    if origin.sha256().map_err(named)?.is_some_and(|now| now != sha256) {
         Event::Reload(Cause::FileChanged).tell(supervisor);
     }
     Ok(Some(watch))

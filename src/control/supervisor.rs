@@ -26,12 +26,11 @@ use crate::usage::ring::file::RingFile;
 use crate::usage::ring::place;
 use crate::usage::spool::folders::{FolderWatch, Folders};
 use crate::usage::spool::{self, Opened, Planned, Unwritten};
-use crossbeam_channel::{bounded, Receiver, Sender};
+use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The start waits so long for names to resolve for the first time; then it serves with what is
 /// known.
@@ -66,24 +65,53 @@ pub fn events() -> (Sender<Event>, Receiver<Event>) {
     bounded(EVENTS_MAX)
 }
 
-/// Starts the thread that does what it is told, until it is told to stop.
-pub fn supervise(
-    mut reloader: Reloader,
-    events: Receiver<Event>,
-    stop: Arc<Stop>,
-) -> std::io::Result<JoinHandle<()>> {
-    let body = move || {
-        for event in events {
-            match event {
-                Event::Stop => return,
-                Event::Reload(cause) if stop.phase() != Phase::Running => {
-                    tracing::warn!(%cause, "the configuration is not reloaded: it is ending");
+/// The thread that changes the configuration in use.
+pub struct Supervisor {
+    events: Sender<Event>,
+    /// Closes when the thread ends.
+    running: Receiver<()>,
+}
+
+impl Supervisor {
+    /// Starts the thread that does what it is told, until it is told to stop.
+    pub fn start(
+        mut reloader: Reloader,
+        (to_it, events): (Sender<Event>, Receiver<Event>),
+        stop: Arc<Stop>,
+    ) -> std::io::Result<Supervisor> {
+        Supervisor::run((to_it, events), move |cause| match stop.phase() {
+            Phase::Running => reloader.reload(cause),
+            _ => reloader.refuse(cause),
+        })
+    }
+
+    fn run(
+        (to_it, events): (Sender<Event>, Receiver<Event>),
+        mut reload: impl FnMut(Cause) + Send + 'static,
+    ) -> std::io::Result<Supervisor> {
+        let (until_end, running) = bounded(0);
+        let body = move || {
+            let _until_end: Sender<()> = until_end;
+            for event in events {
+                match event {
+                    Event::Stop => return,
+                    Event::Reload(cause) => reload(cause),
                 }
-                Event::Reload(cause) => reloader.reload(cause),
             }
+        };
+        std::thread::Builder::new().name("supervisor".into()).spawn(body)?;
+        Ok(Supervisor { events: to_it, running })
+    }
+
+    /// Lets it finish the reload that it is at. One that takes longer than `wait` (a slow disk, a
+    /// name server that does not answer) ends with the process, which gains nothing from it.
+    pub fn stop(self, wait: Duration) {
+        let due = Instant::now() + wait;
+        let _ = self.events.send_deadline(Event::Stop, due);
+        if self.running.recv_deadline(due) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a reload is not done yet: it ends with the process");
         }
-    };
-    std::thread::Builder::new().name("supervisor".into()).spawn(body)
+    }
 }
 
 /// The control plane, running.
@@ -327,5 +355,38 @@ impl Control {
         if let Some(delivery) = self.delivery {
             delivery.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a process that never ends because a reload takes for ever, and others wait behind
+    /// it.
+    #[test]
+    fn the_end_does_not_wait_for_a_reload_without_limit() {
+        let (began, begins) = bounded(1);
+        let (go, going) = bounded::<()>(0);
+        let (to_it, events) = events();
+        let reload = move |_| {
+            let _ = began.send(());
+            let _ = going.recv();
+        };
+        let supervisor = Supervisor::run((to_it.clone(), events), reload).unwrap();
+        Event::Reload(Cause::Signal).tell(&to_it);
+        begins.recv().unwrap();
+        (0..EVENTS_MAX).for_each(|_| Event::Reload(Cause::Signal).tell(&to_it));
+        supervisor.stop(Duration::from_millis(20));
+        drop(go);
+    }
+
+    #[test]
+    fn a_supervisor_that_has_nothing_to_do_ends() {
+        let (to_it, events) = events();
+        let supervisor = Supervisor::run((to_it, events), |_| {}).unwrap();
+        let running = supervisor.running.clone();
+        supervisor.stop(Duration::from_secs(60));
+        assert!(running.recv().is_err());
     }
 }

@@ -66,7 +66,8 @@ pub fn start(file: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<
     Ok(ConfigWatch { _running: running })
 }
 
-/// A file as it is at one moment. Two that differ may be the same, and are looked at twice.
+/// What tells one state of a file from another without reading it. When it is as before, so is the
+/// file. When it differs, the file may still say the same, and is read once more for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Known(Option<[i128; 5]>);
 

@@ -321,6 +321,8 @@ fn probes_follow_the_configuration() {
     (0..4).for_each(|_| assert_eq!(proxy.post(CHATS, CHAT).status(), 200));
     assert_eq!((a.posts().len(), b.posts().len()), (4, 0));
     assert!(proxy.reload_with(&config().backend(b.url(), "name: b")));
+    // One that is alone gets requests however it is: what the page says is what it counts as.
+    proxy.await_metric("llmproxy_backend_up", &[("backend", "b")], 1.0);
     assert_eq!(proxy.post(CHATS, CHAT).status(), 200, "nobody says that it is sick any more");
     let last = Instant::now();
     let mut count = b.stat("probes");
@@ -421,8 +423,12 @@ fn the_end_goes_by_the_configuration_in_use() {
     });
     proxy.process.signal(Signal::HUP);
     proxy.await_event("it is told", |event| {
-        event["message"].as_str().is_some_and(|text| text.contains("not reloaded: it is ending"))
+        event["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("not reloaded: the process is draining"))
     });
+    assert_eq!(reloads(&proxy), (0.0, 1.0), "whoever asked sees that it was not done");
+    assert_eq!(proxy.metric("llmproxy_config_last_reload_successful", &[]), 0.0);
 }
 
 /// Catches: a process without a file that ends, or that loses its backends.

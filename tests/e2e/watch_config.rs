@@ -1,9 +1,11 @@
 //! `server.watch_config`: a file that is replaced while the process runs, in each way that editors,
 //! Kubernetes and scripts have.
 
+use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, pause, Backend, Config, Proxy, SOON};
 use crate::rig::OK;
+use rustix::fs::{mkfifoat, CWD};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -87,4 +89,20 @@ fn a_burst_is_few_reloads_and_the_watch_can_be_turned_off() {
     // What would be seen is seen within this.
     pause(Duration::from_millis(1500));
     assert_eq!(proxy.reloads().0, before);
+}
+
+/// Catches: a start that waits for ever for a pipe that was read once already.
+#[test]
+fn a_pipe_is_not_watched() {
+    let (a, scratch) = (Backend::answering(OK), Scratch::new());
+    let pipe = scratch.file("config.yaml");
+    mkfifoat(CWD, &pipe, 0o600.into()).unwrap();
+    let writer = std::thread::spawn({
+        let (pipe, yaml) = (pipe.clone(), yaml(&a, "a"));
+        move || fs::write(pipe, yaml)
+    });
+    let ran = llmproxy(&["-c", pipe.to_str().unwrap()]);
+    writer.join().unwrap().unwrap();
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("is not a regular file"), "{ran:?}");
 }

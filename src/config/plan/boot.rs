@@ -1,5 +1,6 @@
 //! What only a restart can change: a reload keeps it as it is and says so by name. Everything else
-//! applies to the next request.
+//! is in use once the reload is done: for the next request, or, where a setting is one of a whole
+//! connection (`write_timeout`, `half_close`), for the next connection.
 
 use super::{Log, Metrics, Plan, Server, Spool, UsagePlan};
 

@@ -6,6 +6,7 @@ mod cures;
 mod errors;
 mod example;
 mod fixtures;
+mod nesting;
 mod print;
 mod random;
 
