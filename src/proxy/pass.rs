@@ -17,7 +17,7 @@ pub struct Pass {
 impl Pass {
     /// Of a request that begins now, by the configuration that is in use now.
     pub fn new(w: &Rc<Shared>) -> Pass {
-        w.upstreams.look_at_the_board(&w.shelf.meters);
+        w.upstreams.look_at_the_board();
         Pass { w: Rc::clone(w), view: w.view(), active: Some(w.enter_request()) }
     }
 

@@ -30,14 +30,10 @@ impl Upstreams {
         Rc::clone(&self.view.borrow())
     }
 
-    /// Takes in a new view, if there is one, and lets go of backends that it does not have.
-    pub fn look_at_the_board(&self, meters: &RefCell<Meters>) {
-        let old = self.view();
-        if !self.board.shows(&old.shared) {
-            self.take_view(&old);
-        }
-        if !self.leaving.borrow().is_empty() {
-            self.let_go(meters);
+    /// Takes in a new view, if there is one.
+    pub fn look_at_the_board(&self) {
+        if !self.board.shows(&self.view.borrow().shared) {
+            self.take_view(&self.view());
         }
     }
 
@@ -55,7 +51,7 @@ impl Upstreams {
     /// What was counted of a backend that is gone is forgotten when the last request there is over,
     /// whichever worker's it is, or goes on under its name. As long as one worker has a request
     /// there, the page shows the backend, and must not miss the counts of the others.
-    fn let_go(&self, meters: &RefCell<Meters>) {
+    pub fn let_go(&self, meters: &RefCell<Meters>) {
         let view = self.view();
         self.leaving.borrow_mut().retain(|gone| {
             let is_used = gone.inflight() > 0 || LocalMember::is_used_beside(gone);

@@ -171,7 +171,8 @@ impl Worker {
     fn sweep(&self) {
         let w = &*self.shared;
         w.shelf.look_at_the_clock();
-        w.upstreams.look_at_the_board(&w.shelf.meters);
+        w.upstreams.look_at_the_board();
+        w.upstreams.let_go(&w.shelf.meters);
         w.upstreams.see_departures(|backend| w.patrol.call_off(backend.number()));
         w.patrol.set_crowded(w.connections.are_crowded() || Buffer::are_scarce());
         Buffer::sweep();

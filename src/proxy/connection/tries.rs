@@ -164,8 +164,7 @@ async fn hear(
 ) -> TryEnd {
     let Some(got) = answered.as_mut() else { return TryEnd::Answered };
     let status = response.status;
-    let is_named =
-        asking.may_be_refused(status) && Box::pin(peek::names_wish(client, response, got)).await;
+    let is_named = asking.may_be_refused(status) && peek::names_wish(client, response, got).await;
     if let Some(next) = asking.learn(&w.shelf, (backend, &request.model), status, is_named) {
         *asking = next;
         return TryEnd::WishRefused;

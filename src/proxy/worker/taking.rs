@@ -23,7 +23,7 @@ impl Worker {
             // What comes is measured by the clock, and from now on the watchdog expects us to beat.
             self.pulse.wake_up();
             w.shelf.look_at_the_clock();
-            w.upstreams.look_at_the_board(&w.shelf.meters);
+            w.upstreams.look_at_the_board();
             // Nobody waited there while we slept.
             w.upstreams.see_departures(|_| {});
         }
