@@ -20,13 +20,18 @@ pub struct RequestId {
 impl RequestId {
     /// Takes over a client's id; `None` when it is empty, too long or has other characters.
     pub fn from_client(value: &[u8]) -> Option<Self> {
-        let fine = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if value.is_empty() || value.len() > REQUEST_ID_BYTES_MAX || !value.iter().all(fine) {
+        if !RequestId::is_one(value) {
             return None;
         }
         let mut bytes = [0; REQUEST_ID_BYTES_MAX];
         bytes[..value.len()].copy_from_slice(value);
         Some(RequestId { bytes, len: value.len() as u8 })
+    }
+
+    /// True for bytes that [`RequestId::from_client`] takes over.
+    pub fn is_one(value: &[u8]) -> bool {
+        let fine = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        !value.is_empty() && value.len() <= REQUEST_ID_BYTES_MAX && value.iter().all(fine)
     }
 
     /// The id as bytes, without a look at what they are.

@@ -308,8 +308,8 @@ fn record_of<'a>(
     };
     let key = request.presented.as_ref().map(|presented| presented.key.as_str());
     RecordRef {
-        request_id: &request.unique_id,
-        client_request_id: request.client_id.as_deref(),
+        request_id: request.unique_id.as_str(),
+        client_request_id: request.client_id.as_deref().map(|id| id.as_str()),
         timestamp_ms: pass.w.shelf.unix_ms(request.started),
         user_id: None,
         api_key: key.filter(|key| !key.is_empty()),

@@ -10,6 +10,7 @@ pub mod line;
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::tokens::{Oddities, Usage};
+use borrowed::RecordRef;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -129,35 +130,20 @@ impl Outcome {
 }
 
 impl UsageRecord {
-    /// Where the token counts come from: `engine`, `counted` by us from the events that passed, or
-    /// `missing`. Whether they are final is for `status` to say.
-    pub fn usage_source(&self) -> &'static str {
-        match (self.usage, self.audio_seconds, self.counted) {
-            (Some(_), _, _) | (None, Some(_), _) => "engine",
-            (None, None, Some(_)) => "counted",
-            (None, None, None) => "missing",
-        }
-    }
-
-    /// Completion tokens, from wherever they are known.
-    pub fn completion_tokens(&self) -> Option<u64> {
-        self.usage.map(|usage| usage.completion_tokens).or(self.counted)
-    }
-
     /// The record as one JSON object, without a line end in it.
     pub fn to_json(&self, format: RecordFormat) -> Vec<u8> {
-        line::json_of(&Form { record: self, format })
+        self.borrowed().to_json(format)
     }
 
     /// The same as a line: the only line end is its last byte, whatever a client wrote.
     pub fn to_line(&self, format: RecordFormat) -> Vec<u8> {
-        line::line_of(&Form { record: self, format })
+        self.borrowed().to_line(format)
     }
 }
 
 /// A record in one of its forms.
 struct Form<'a> {
-    record: &'a UsageRecord,
+    record: &'a RecordRef<'a>,
     format: RecordFormat,
 }
 
@@ -165,7 +151,7 @@ impl Serialize for Form<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let r = self.record;
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("request_id", r.request_id.as_str())?;
+        map.serialize_entry("request_id", r.request_id)?;
         map.serialize_entry("timestamp", &rfc3339(r.timestamp_ms))?;
         map.serialize_entry("user_id", &r.user_id)?;
         map.serialize_entry("api_key", &r.api_key)?;
@@ -192,8 +178,8 @@ impl Serialize for Form<'_> {
         map.serialize_entry("method", &r.method)?;
         map.serialize_entry("path", &r.path)?;
         map.serialize_entry("endpoint", &r.path)?;
-        map.serialize_entry("backend", &r.backend.as_deref())?;
-        map.serialize_entry("backend_url", &r.backend_url.as_deref())?;
+        map.serialize_entry("backend", &r.backend)?;
+        map.serialize_entry("backend_url", &r.backend_url)?;
         map.serialize_entry("status_code", &r.status_code)?;
         map.serialize_entry("latency_ms", &r.latency_ms)?;
         map.serialize_entry("ttft_ms", &r.ttft_ms)?;
@@ -206,10 +192,7 @@ impl Serialize for Form<'_> {
             map.serialize_entry("engine_error", code)?;
         }
         map.serialize_entry("upstream_id", &r.upstream_id)?;
-        map.serialize_entry(
-            "client_request_id",
-            &r.client_request_id.as_ref().map(|i| i.as_str()),
-        )?;
+        map.serialize_entry("client_request_id", &r.client_request_id)?;
         map.serialize_entry("request_bytes", &r.request_bytes)?;
         map.serialize_entry("response_bytes", &r.response_bytes)?;
         map.serialize_entry("events", &r.events)?;

@@ -102,7 +102,7 @@ pub fn rows<S: Server>(server: &S) -> Box<dyn Reporter> {
 }
 
 pub fn send(reporter: &mut Box<dyn Reporter>, records: &[UsageRecord]) -> Tried {
-    reporter.send(&records.iter().collect::<Vec<_>>(), LIMIT)
+    reporter.send(&records.iter().map(UsageRecord::borrowed).collect::<Vec<_>>(), LIMIT)
 }
 
 pub fn records(count: usize) -> Vec<UsageRecord> {
@@ -251,7 +251,7 @@ fn goes_away_and_comes_back<S: Server>() {
             _ => {}
         }
         if number % 5 == 0 && number > 0 {
-            let batch: Vec<&UsageRecord> = batch.iter().collect();
+            let batch: Vec<_> = batch.iter().map(UsageRecord::borrowed).collect();
             let started = Instant::now();
             let tried = reporter.send(&batch, Duration::from_secs(1));
             assert!(matches!(tried, Tried::Again(_)), "{number}: {tried:?}");

@@ -3,7 +3,7 @@
 
 use super::window::Batch;
 use crate::config::plan;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use crate::usage::reporter::{self, Reporter, Tried};
 use crossbeam_channel::{Receiver, Sender};
 use std::io;
@@ -115,7 +115,7 @@ impl Hand {
 
     /// A panic costs this try, not the lane. What it left of the connection is not used again.
     fn send(&mut self, (batch, limit): Job) -> Ended {
-        let records: Vec<&UsageRecord> = batch.records.iter().map(|record| &**record).collect();
+        let records: Vec<RecordRef<'_>> = batch.records.iter().map(|r| r.borrowed()).collect();
         let send = AssertUnwindSafe(|| self.reporter.send(&records, limit));
         let tried = catch_unwind(send).unwrap_or_else(|_| {
             if let Ok(fresh) = reporter::open(&self.plan) {
@@ -137,7 +137,7 @@ mod tests {
     struct Panics;
 
     impl Reporter for Panics {
-        fn send(&mut self, _records: &[&UsageRecord], _limit: Duration) -> Tried {
+        fn send(&mut self, _records: &[RecordRef<'_>], _limit: Duration) -> Tried {
             panic!("of this test");
         }
 

@@ -1,18 +1,20 @@
-//! A record that a worker made: it borrows each text from where that lies, and is written into the
-//! journal's ring from there.
+//! A record whose texts lie elsewhere: in a worker's request, from where it is written into the
+//! journal's ring, or in the bytes that a lane has read, from where it is sent.
 
-use super::{Outcome, UsageRecord};
+use super::{line, Form, Outcome, UsageRecord};
 use crate::base::id::RequestId;
-use crate::config::plan::KeyForm;
+use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::tokens::{Oddities, Usage};
 use std::borrow::Cow;
 
 /// The same as a [`UsageRecord`], field by field.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[allow(missing_docs, reason = "each field stands in `UsageRecord`, with what it means")]
 pub struct RecordRef<'a> {
-    pub request_id: &'a RequestId,
-    pub client_request_id: Option<&'a RequestId>,
+    /// Empty, or one that [`RequestId`] takes.
+    pub request_id: &'a str,
+    /// The same.
+    pub client_request_id: Option<&'a str>,
     pub timestamp_ms: u64,
     pub user_id: Option<&'a str>,
     pub api_key: Option<&'a str>,
@@ -48,8 +50,8 @@ impl UsageRecord {
     /// The same, borrowed.
     pub fn borrowed(&self) -> RecordRef<'_> {
         RecordRef {
-            request_id: &self.request_id,
-            client_request_id: self.client_request_id.as_ref(),
+            request_id: self.request_id.as_str(),
+            client_request_id: self.client_request_id.as_ref().map(RequestId::as_str),
             timestamp_ms: self.timestamp_ms,
             user_id: self.user_id.as_deref(),
             api_key: self.api_key.as_deref(),
@@ -84,19 +86,50 @@ impl UsageRecord {
 }
 
 impl RecordRef<'_> {
+    /// Where the token counts come from: `engine`, `counted` by us from the events that passed, or
+    /// `missing`. Whether they are final is for `status` to say.
+    pub fn usage_source(&self) -> &'static str {
+        match (self.usage, self.audio_seconds, self.counted) {
+            (Some(_), _, _) | (None, Some(_), _) => "engine",
+            (None, None, Some(_)) => "counted",
+            (None, None, None) => "missing",
+        }
+    }
+
+    /// Completion tokens, from wherever they are known.
+    pub fn completion_tokens(&self) -> Option<u64> {
+        self.usage.map(|usage| usage.completion_tokens).or(self.counted)
+    }
+
+    /// The record as one JSON object, without a line end in it.
+    pub fn to_json(&self, format: RecordFormat) -> Vec<u8> {
+        line::json_of(&Form { record: self, format })
+    }
+
+    /// The same as a line: the only line end is its last byte, whatever a client wrote.
+    pub fn to_line(&self, format: RecordFormat) -> Vec<u8> {
+        line::line_of(&Form { record: self, format })
+    }
+
     /// The same, with everything in it. It allocates.
     pub fn to_record(&self) -> UsageRecord {
         let text = |text: Option<&str>| text.map(str::to_owned);
         let cow = |text: &str| Cow::<'static, str>::Owned(text.to_owned());
         UsageRecord {
-            request_id: *self.request_id,
-            client_request_id: self.client_request_id.copied(),
+            request_id: RequestId::from_client(self.request_id.as_bytes()).unwrap_or_default(),
+            client_request_id: self
+                .client_request_id
+                .and_then(|id| RequestId::from_client(id.as_bytes())),
             timestamp_ms: self.timestamp_ms,
             user_id: text(self.user_id),
             api_key: text(self.api_key),
             key_form: self.key_form,
             model: text(self.model),
-            method: cow(self.method),
+            method: match self.method {
+                "POST" => "POST".into(),
+                "GET" => "GET".into(),
+                other => cow(other),
+            },
             path: self.path.to_owned(),
             backend: self.backend.map(Into::into),
             backend_url: self.backend_url.map(Into::into),

@@ -8,7 +8,7 @@ use crate::base::clock::unix_ms;
 use crate::base::limits::RETENTION_ROWS_MAX;
 use crate::config::plan::BuiltinReporter;
 use crate::store::sql::sqlite::open_existing;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use rusqlite::{params, Connection};
 use std::convert::Infallible;
@@ -54,7 +54,7 @@ impl Builtin {
 }
 
 impl Reporter for Builtin {
-    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried {
+    fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
         self.table.send(records, limit)
     }
 

@@ -8,7 +8,7 @@
 use super::{Reporter, Shape, Tried};
 use crate::base::clock::unix_ms;
 use crate::config::plan;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -121,7 +121,7 @@ impl LinesFile {
 }
 
 impl Reporter for LinesFile {
-    fn send(&mut self, records: &[&UsageRecord], _limit: Duration) -> Tried {
+    fn send(&mut self, records: &[RecordRef<'_>], _limit: Duration) -> Tried {
         let mut lines = Vec::new();
         for record in records {
             lines.extend(record.to_line(self.plan.format));

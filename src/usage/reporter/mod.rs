@@ -12,7 +12,7 @@ mod probe;
 
 pub use probe::{probe, readable};
 
-use super::record::UsageRecord;
+use super::record::borrowed::RecordRef;
 use crate::config::plan::{self, ReporterKind};
 use std::io;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub trait Reporter: Send {
     /// One try of at most so long, for all of these records or none: [`Tried::Delivered`] says that
     /// the destination has every one. Blocks. Called with one record at least, and with no more
     /// than [`Shape::batch`].
-    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried;
+    fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried;
 
     /// Where it is, for a log: without credentials, path and query.
     fn place(&self) -> String;

@@ -10,7 +10,7 @@ use crate::config::plan;
 use crate::config::plan::RecordFormat;
 use crate::store::redis::RedisServer;
 use crate::store::Trouble;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use ::redis::{cmd, Cmd};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -44,13 +44,13 @@ impl Stream {
         Stream { plan, server }
     }
 
-    fn command(&self, records: &[&UsageRecord]) -> Cmd {
+    fn command(&self, records: &[RecordRef<'_>]) -> Cmd {
         let mut command = cmd("EVAL");
         command.arg(SCRIPT).arg(1).arg(&self.plan.stream).arg(self.plan.max_len).arg(SEEN_SECONDS);
         for record in records {
             let (day, hour) = times(record.timestamp_ms);
             let usage = record.usage.unwrap_or_default();
-            command.arg(record.request_id.as_str());
+            command.arg(record.request_id);
             command.arg(format!("{}:seen:{hour}", self.plan.stream));
             command.arg(self.counter(record, &day));
             command.arg(usage.prompt_tokens);
@@ -66,18 +66,18 @@ impl Stream {
     }
 
     /// The hash that counts a record; empty = none.
-    fn counter(&self, record: &UsageRecord, day: &str) -> String {
+    fn counter(&self, record: &RecordRef<'_>, day: &str) -> String {
         let prefix = &self.plan.counters;
         if prefix.is_empty() {
             return String::new();
         }
-        let who = record.api_key.as_deref().or(record.user_id.as_deref()).unwrap_or("-");
+        let who = record.api_key.or(record.user_id).unwrap_or("-");
         format!("{prefix}:{day}:{who}")
     }
 }
 
 impl Reporter for Stream {
-    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried {
+    fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
         let until = Instant::now() + limit;
         let command = self.command(records);
         match self.server.run(&command, until) {
@@ -101,7 +101,7 @@ fn times(unix_ms: u64) -> (String, String) {
 }
 
 /// All that a record says, as names and texts; what it does not know is left out.
-fn fields(record: &UsageRecord) -> Vec<(String, String)> {
+fn fields(record: &RecordRef<'_>) -> Vec<(String, String)> {
     let json = record.to_json(RecordFormat::Flat);
     let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(&json).unwrap_or_default();
     let text = |(name, value): (String, &RawValue)| match value.get() {

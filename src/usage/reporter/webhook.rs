@@ -8,7 +8,7 @@ use crate::config::plan::{self, WebhookBatch};
 use crate::store::http::HttpService;
 use crate::store::Trouble;
 use crate::usage::key_form::hex;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use ring::{digest, hmac};
 use std::time::Duration;
 use ureq::http::Request;
@@ -49,7 +49,7 @@ impl Reporter for Webhook {
     }
 
     /// One request. Blocks for at most `limit`, from the name's lookup to the answer's end.
-    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried {
+    fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
         let (body, key) = self.body(records);
         let content_type = match self.plan.batch {
             WebhookBatch::Single | WebhookBatch::Array => "application/json",
@@ -83,9 +83,9 @@ impl Reporter for Webhook {
 
 impl Webhook {
     /// The body for these records, and the key by which a receiver knows it again.
-    fn body(&self, records: &[&UsageRecord]) -> (Vec<u8>, String) {
-        let json = |record: &&UsageRecord| record.to_json(self.plan.format);
-        let first = records.first().map(|r| r.request_id.as_str()).unwrap_or_default();
+    fn body(&self, records: &[RecordRef<'_>]) -> (Vec<u8>, String) {
+        let json = |record: &RecordRef<'_>| record.to_json(self.plan.format);
+        let first = records.first().map(|r| r.request_id).unwrap_or_default();
         let joined =
             |separator: &[u8]| records.iter().map(json).collect::<Vec<_>>().join(separator);
         let lines = || records.iter().flat_map(|record| record.to_line(self.plan.format));
@@ -96,7 +96,7 @@ impl Webhook {
         };
         let mut ids = digest::Context::new(&digest::SHA256);
         for record in records {
-            ids.update(record.request_id.as_str().as_bytes());
+            ids.update(record.request_id.as_bytes());
             ids.update(b"\n");
         }
         let ids = hex(ids.finish().as_ref());
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
     use crate::base::secret::Secret;
     use crate::config::plan::RecordFormat;
-    use crate::usage::record::tests::record;
+    use crate::usage::record::{tests::record, UsageRecord};
 
     fn webhook(url: &str, batch: WebhookBatch) -> Webhook {
         Webhook::new(plan::Webhook {
@@ -194,18 +194,19 @@ mod tests {
         let (one, two, three) = (with_id("one"), with_id("two"), with_id("three"));
         let ids = |json: serde_json::Value| json["request_id"].as_str().unwrap().to_owned();
         let array = webhook("http://h", WebhookBatch::Array);
-        let (body, key) = array.body(&[&one, &two]);
+        let (body, key) = array.body(&[one.borrowed(), two.borrowed()]);
         let parsed: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
         assert_eq!(parsed.into_iter().map(ids).collect::<Vec<_>>(), ["one", "two"]);
         assert!(key.starts_with("one-2-") && key.len() == 6 + BATCH_KEY_DIGITS, "{key}");
-        assert_eq!(array.body(&[&one, &two]).1, key);
-        assert_ne!(array.body(&[&one, &three]).1, key);
-        let lines = webhook("http://h", WebhookBatch::Ndjson).body(&[&one, &two]).0;
+        assert_eq!(array.body(&[one.borrowed(), two.borrowed()]).1, key);
+        assert_ne!(array.body(&[one.borrowed(), three.borrowed()]).1, key);
+        let lines =
+            webhook("http://h", WebhookBatch::Ndjson).body(&[one.borrowed(), two.borrowed()]).0;
         let lines = String::from_utf8(lines).unwrap();
         assert!(lines.ends_with('\n'));
         let parsed = lines.lines().map(|line| ids(serde_json::from_str(line).unwrap()));
         assert_eq!(parsed.collect::<Vec<_>>(), ["one", "two"]);
-        let (body, key) = webhook("http://h", WebhookBatch::Single).body(&[&one]);
+        let (body, key) = webhook("http://h", WebhookBatch::Single).body(&[one.borrowed()]);
         assert_eq!(
             (ids(serde_json::from_slice(&body).unwrap()), key.as_str()),
             ("one".into(), "one")
@@ -220,7 +221,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/usage", listener.local_addr().unwrap());
         let (mut webhook, record) = (webhook(&url, WebhookBatch::Single), record());
-        let body = webhook.body(&[&record]).0;
+        let body = webhook.body(&[record.borrowed()]).0;
         let served = std::thread::spawn(move || {
             let mut stream = listener.accept().unwrap().0;
             let mut bytes = vec![0; 64 * 1024];
@@ -232,7 +233,7 @@ mod tests {
             }
         });
         for _ in 0..100 {
-            let tried = webhook.send(&[&record], Duration::from_secs(5));
+            let tried = webhook.send(&[record.borrowed()], Duration::from_secs(5));
             assert_eq!(tried, Tried::Delivered);
         }
         served.join().unwrap();

@@ -7,10 +7,9 @@
 
 use crate::base::id::RequestId;
 use crate::config::plan::KeyForm;
-use crate::llm::tokens::{Oddities, Usage};
+use crate::llm::tokens::Oddities;
 use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::{Outcome, UsageRecord};
-use std::borrow::Cow;
 
 /// Numbers of fields. What was used once is never used for something else.
 mod field {
@@ -107,10 +106,8 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
         request_body: _,
     } = *record;
     let mut out = Out { into };
-    out.id(field::REQUEST_ID, request_id);
-    if let Some(id) = client_request_id {
-        out.id(field::CLIENT_REQUEST_ID, id);
-    }
+    out.text(field::REQUEST_ID, request_id);
+    out.maybe(field::CLIENT_REQUEST_ID, client_request_id.filter(|id| !id.is_empty()));
     out.count(field::TIMESTAMP, timestamp_ms);
     out.maybe(field::USER_ID, user_id);
     out.maybe(field::API_KEY, api_key);
@@ -178,25 +175,29 @@ pub fn request_id_of(bytes: &[u8]) -> Option<&str> {
 /// The record of these bytes. `None` when they are none: cut, or not text where text must be. What
 /// it allocates is never more than the bytes.
 pub fn decode(bytes: &[u8]) -> Option<UsageRecord> {
-    let mut record = UsageRecord { key_form: KeyForm::None, ..UsageRecord::default() };
-    let mut usage = None::<Usage>;
+    decode_ref(bytes).map(|record| record.to_record())
+}
+
+/// The same, borrowed: it allocates nothing.
+pub fn decode_ref(bytes: &[u8]) -> Option<RecordRef<'_>> {
+    let mut record = RecordRef { key_form: KeyForm::None, ..RecordRef::default() };
     let mut rest = bytes;
     while let Some((tag, more)) = rest.split_first() {
         rest = more;
         let number = read_number(&mut rest)?;
         if tag & 1 == 0 {
-            set_number(&mut record, &mut usage, tag / 2, number);
+            set_number(&mut record, tag / 2, number);
         } else {
             let (value, more) = rest.split_at_checked(usize::try_from(number).ok()?)?;
             rest = more;
             set_bytes(&mut record, tag / 2, value)?;
         }
     }
-    record.usage = usage;
     Some(record)
 }
 
-fn set_number(record: &mut UsageRecord, usage: &mut Option<Usage>, field: u8, value: u64) {
+fn set_number(record: &mut RecordRef<'_>, field: u8, value: u64) {
+    let usage = &mut record.usage;
     match field {
         field::TIMESTAMP => record.timestamp_ms = value,
         field::STATUS_CODE => record.status_code = u16::try_from(value).unwrap_or_default(),
@@ -230,38 +231,30 @@ fn set_number(record: &mut UsageRecord, usage: &mut Option<Usage>, field: u8, va
     }
 }
 
-fn set_bytes(record: &mut UsageRecord, field: u8, value: &[u8]) -> Option<()> {
+fn set_bytes<'a>(record: &mut RecordRef<'a>, field: u8, value: &'a [u8]) -> Option<()> {
     let text = || std::str::from_utf8(value).ok();
     match field {
-        field::REQUEST_ID => record.request_id = RequestId::from_client(value)?,
-        field::CLIENT_REQUEST_ID => record.client_request_id = RequestId::from_client(value),
-        field::USER_ID => record.user_id = Some(text()?.into()),
-        field::API_KEY => record.api_key = Some(text()?.into()),
-        field::MODEL => record.model = Some(text()?.into()),
-        field::METHOD => record.method = method_of(text()?),
-        field::PATH => record.path = text()?.into(),
-        field::BACKEND => record.backend = Some(text()?.into()),
-        field::BACKEND_URL => record.backend_url = Some(text()?.into()),
-        field::MISSING_REASON => record.usage_missing_reason = Some(owned(text()?)),
-        field::ERROR => record.error = Some(owned(text()?)),
-        field::ENGINE_ERROR => record.engine_error = Some(text()?.into()),
-        field::UPSTREAM_ID => record.upstream_id = Some(text()?.into()),
-        field::REQUEST_BODY => record.request_body = Some(value.to_vec()),
+        field::REQUEST_ID => record.request_id = id_of(value)?,
+        field::CLIENT_REQUEST_ID => record.client_request_id = id_of(value),
+        field::USER_ID => record.user_id = Some(text()?),
+        field::API_KEY => record.api_key = Some(text()?),
+        field::MODEL => record.model = Some(text()?),
+        field::METHOD => record.method = text()?,
+        field::PATH => record.path = text()?,
+        field::BACKEND => record.backend = Some(text()?),
+        field::BACKEND_URL => record.backend_url = Some(text()?),
+        field::MISSING_REASON => record.usage_missing_reason = Some(text()?),
+        field::ERROR => record.error = Some(text()?),
+        field::ENGINE_ERROR => record.engine_error = Some(text()?),
+        field::UPSTREAM_ID => record.upstream_id = Some(text()?),
+        field::REQUEST_BODY => record.request_body = Some(value),
         _ => {}
     }
     Some(())
 }
 
-fn owned(text: &str) -> Cow<'static, str> {
-    Cow::Owned(text.to_owned())
-}
-
-fn method_of(text: &str) -> Cow<'static, str> {
-    match text {
-        "POST" => Cow::Borrowed("POST"),
-        "GET" => Cow::Borrowed("GET"),
-        other => owned(other),
-    }
+fn id_of(value: &[u8]) -> Option<&str> {
+    RequestId::is_one(value).then(|| std::str::from_utf8(value).ok()).flatten()
 }
 
 /// The number of an outcome; the most frequent has none, since a zero is not written.
@@ -315,12 +308,6 @@ impl Out<'_> {
         self.into.push(field * 2 + 1);
         write_number(self.into, value.len() as u64);
         self.into.extend_from_slice(value);
-    }
-
-    fn id(&mut self, field: u8, value: &RequestId) {
-        if !value.as_bytes().is_empty() {
-            self.bytes(field, value.as_bytes());
-        }
     }
 
     /// A text whose absence means an empty one.

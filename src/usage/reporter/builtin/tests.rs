@@ -1,6 +1,6 @@
 use super::*;
-use crate::usage::record::tests::record;
 use crate::usage::record::Outcome;
+use crate::usage::record::{tests::record, UsageRecord};
 use crate::usage::reporter::sql::tests::{records, Folder};
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ fn old_records_go_away_and_new_ones_stay() {
     }
     let mut store = Builtin::open("b", &plan).unwrap();
     for batch in all.chunks(500) {
-        let batch: Vec<&UsageRecord> = batch.iter().collect();
+        let batch: Vec<_> = batch.iter().map(UsageRecord::borrowed).collect();
         assert_eq!(store.send(&batch, PATIENCE), Tried::Delivered);
     }
     drop(store);
@@ -57,7 +57,7 @@ fn files_of_others_are_kept_clean_too() {
     connection.execute_batch(&text).unwrap();
     let mut table = sql::open_file("b", &path, TABLE);
     let new = UsageRecord { timestamp_ms: unix_ms(), ..record() };
-    assert_eq!(table.send(&[&record(), &new], PATIENCE), Tried::Delivered);
+    assert_eq!(table.send(&[record().borrowed(), new.borrowed()], PATIENCE), Tried::Delivered);
     assert_eq!(store.clean(&|_| true), Ok(1));
     assert_eq!(count(&path), 1);
 }
@@ -73,7 +73,7 @@ fn a_poorer_record_of_the_same_request_changes_nothing() {
     let whole = record();
     let aborted = UsageRecord { usage: None, outcome: Outcome::Aborted, ..whole.clone() };
     for one in [&whole, &aborted] {
-        assert_eq!(store.send(&[one], PATIENCE), Tried::Delivered);
+        assert_eq!(store.send(&[one.borrowed()], PATIENCE), Tried::Delivered);
     }
     drop(store);
     let connection = Connection::open(&path).unwrap();

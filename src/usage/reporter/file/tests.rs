@@ -1,7 +1,7 @@
 use super::*;
 use crate::base::id::RequestId;
 use crate::config::plan::RecordFormat;
-use crate::usage::record::tests::record;
+use crate::usage::record::{tests::record, UsageRecord};
 
 /// A folder that goes away with its owner.
 struct Scratch(PathBuf);
@@ -37,7 +37,10 @@ fn with_id(id: &str) -> UsageRecord {
 
 fn send(file: &mut LinesFile, ids: &[&str]) -> Tried {
     let records: Vec<UsageRecord> = ids.iter().map(|id| with_id(id)).collect();
-    file.send(&records.iter().collect::<Vec<_>>(), Duration::from_secs(1))
+    file.send(
+        &records.iter().map(UsageRecord::borrowed).collect::<Vec<_>>(),
+        Duration::from_secs(1),
+    )
 }
 
 /// The ids in the lines that are JSON; of others the line.

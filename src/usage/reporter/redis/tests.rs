@@ -4,7 +4,7 @@ use super::*;
 use crate::base::id::RequestId;
 use crate::base::secret::Secret;
 use crate::config::plan::{Redis, RedisPool};
-use crate::usage::record::tests::record;
+use crate::usage::record::{tests::record, UsageRecord};
 use ::redis::Client;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -113,7 +113,7 @@ fn with_id(id: &str) -> UsageRecord {
 
 fn send(stream: &mut Stream, ids: &[&str]) -> Tried {
     let records: Vec<UsageRecord> = ids.iter().map(|id| with_id(id)).collect();
-    stream.send(&records.iter().collect::<Vec<_>>(), PATIENCE)
+    stream.send(&records.iter().map(UsageRecord::borrowed).collect::<Vec<_>>(), PATIENCE)
 }
 
 /// Catches: a field that is missing, quoted or null; a counter of the wrong day, key or sum.
@@ -211,7 +211,7 @@ fn a_silent_server_costs_one_limit() {
     let mut stream = stream(silent.local_addr().unwrap().port(), "x", 0);
     let start = Instant::now();
     let record = with_id("a");
-    let tried = stream.send(&[&record], Duration::from_millis(100));
+    let tried = stream.send(&[record.borrowed()], Duration::from_millis(100));
     assert_eq!(tried, Tried::Again("timed out".into()));
     assert!(start.elapsed() < PATIENCE);
 }
@@ -221,7 +221,7 @@ fn a_silent_server_costs_one_limit() {
 fn fields_are_plain_texts() {
     let body = Some(br#"{"temperature":0.10000000000000000001}"#.to_vec());
     let record = UsageRecord { request_body: body, ..with_id("a") };
-    let fields: BTreeMap<String, String> = fields(&record).into_iter().collect();
+    let fields: BTreeMap<String, String> = fields(&record.borrowed()).into_iter().collect();
     assert_eq!(fields["request_id"], "a");
     assert_eq!(fields["is_stream"], record.is_stream.to_string());
     assert_eq!(fields["request_body"], r#"{"temperature":0.10000000000000000001}"#);

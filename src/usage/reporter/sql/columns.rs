@@ -5,7 +5,7 @@
 use crate::base::id::REQUEST_ID_BYTES_MAX;
 use crate::base::limits::SQL_JSON_DEPTH_MAX;
 use crate::config::plan::SqlDriver;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use jiff::tz::TimeZone;
 use jiff::Timestamp;
 use std::borrow::Cow;
@@ -347,11 +347,11 @@ impl Layout {
     }
 
     /// The row of a record.
-    pub fn row(&self, record: &UsageRecord) -> Row {
+    pub fn row(&self, record: &RecordRef<'_>) -> Row {
         self.columns.iter().map(|column| self.cell(column, record)).collect()
     }
 
-    fn cell(&self, column: &Column, record: &UsageRecord) -> Option<String> {
+    fn cell(&self, column: &Column, record: &RecordRef<'_>) -> Option<String> {
         let written = self.plain(column.field, record).map(|plain| self.written(column, plain));
         match written {
             None if column.required => Some(self.nothing(column)),
@@ -368,44 +368,44 @@ impl Layout {
         }
     }
 
-    fn plain<'a>(&self, field: Field, r: &'a UsageRecord) -> Option<Plain<'a>> {
+    fn plain<'a>(&self, field: Field, r: &RecordRef<'a>) -> Option<Plain<'a>> {
         let text = |text: &'a str| Some(Plain::Text(text));
         let number = |number: u64| Some(Plain::Number(number));
         match field {
-            Field::RequestId => text(r.request_id.as_str()),
-            Field::ClientRequestId => r.client_request_id.as_ref().and_then(|i| text(i.as_str())),
+            Field::RequestId => text(r.request_id),
+            Field::ClientRequestId => r.client_request_id.and_then(text),
             Field::Timestamp | Field::CreatedAt => Some(Plain::Time(r.timestamp_ms)),
-            Field::ApiKey => r.api_key.as_deref().and_then(text),
-            Field::UserId => r.user_id.as_deref().and_then(text),
-            Field::Model => r.model.as_deref().and_then(text),
-            Field::Method => text(&r.method),
-            Field::Path => text(&r.path),
-            Field::Backend => r.backend.as_deref().and_then(text),
-            Field::BackendUrl => r.backend_url.as_deref().and_then(text),
+            Field::ApiKey => r.api_key.and_then(text),
+            Field::UserId => r.user_id.and_then(text),
+            Field::Model => r.model.and_then(text),
+            Field::Method => text(r.method),
+            Field::Path => text(r.path),
+            Field::Backend => r.backend.and_then(text),
+            Field::BackendUrl => r.backend_url.and_then(text),
             Field::StatusCode => number(r.status_code.into()),
             Field::Status => text(r.outcome.as_str()),
-            Field::Error => r.error.as_deref().and_then(text),
+            Field::Error => r.error.and_then(text),
             Field::IsStream => Some(Plain::Truth(r.is_stream)),
             Field::LatencyMs => number(r.latency_ms),
             Field::TtftMs => r.ttft_ms.and_then(number),
             Field::FirstByteMs => r.first_byte_ms.and_then(number),
             Field::AudioSeconds => r.audio_seconds.and_then(number),
             Field::UsageWarnings => r.oddities.words().and_then(text),
-            Field::EngineError => r.engine_error.as_deref().and_then(text),
+            Field::EngineError => r.engine_error.and_then(text),
             Field::PromptTokens => r.usage.and_then(|u| number(u.prompt_tokens)),
             Field::CompletionTokens => r.completion_tokens().and_then(number),
             Field::TotalTokens => r.usage.and_then(|u| number(u.total_tokens)),
             Field::CachedTokens => r.usage.and_then(|u| u.cached_tokens).and_then(number),
             Field::ReasoningTokens => r.usage.and_then(|u| u.reasoning_tokens).and_then(number),
             Field::UsageSource => text(r.usage_source()),
-            Field::UsageMissingReason => r.usage_missing_reason.as_deref().and_then(text),
+            Field::UsageMissingReason => r.usage_missing_reason.and_then(text),
             Field::RetryCount => number(r.retry_count.into()),
             Field::FallbackUsed => Some(Plain::Truth(r.fallback_used)),
-            Field::UpstreamId => r.upstream_id.as_deref().and_then(text),
+            Field::UpstreamId => r.upstream_id.and_then(text),
             Field::RequestBytes => number(r.request_bytes),
             Field::ResponseBytes => number(r.response_bytes),
             Field::Events => number(r.events),
-            Field::RequestBody => r.request_body.as_deref().map(Plain::Body),
+            Field::RequestBody => r.request_body.map(Plain::Body),
         }
     }
 

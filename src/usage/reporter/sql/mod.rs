@@ -21,7 +21,7 @@ use crate::store::sql::postgres::Postgres;
 use crate::store::sql::sqlite::Sqlite;
 use crate::store::sql::{place, Connect, Lifetime};
 use crate::store::Trouble;
-use crate::usage::record::UsageRecord;
+use crate::usage::record::borrowed::RecordRef;
 use columns::{Found, Key, Layout, Row, Unusable};
 use jiff::tz::TimeZone;
 use std::io;
@@ -134,7 +134,7 @@ impl SqlTable {
         SqlTable { name, driver, table, place, database, lifetime, layout, told }
     }
 
-    fn write(&mut self, records: &[&UsageRecord], until: Instant) -> Result<(), Trouble> {
+    fn write(&mut self, records: &[RecordRef<'_>], until: Instant) -> Result<(), Trouble> {
         if self.lifetime.is_over() {
             self.close();
         }
@@ -213,7 +213,7 @@ impl SqlTable {
 }
 
 impl Reporter for SqlTable {
-    fn send(&mut self, records: &[&UsageRecord], limit: Duration) -> Tried {
+    fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
         let until = Instant::now() + limit;
         let written = self.write(records, until);
         if matches!(written, Err(Trouble::Later(_))) || !self.lifetime.keeps_idle() {

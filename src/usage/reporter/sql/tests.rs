@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::id::RequestIds;
 use crate::store::left;
-use crate::usage::record::tests::record;
+use crate::usage::record::{tests::record, UsageRecord};
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ pub fn records(count: usize) -> Vec<UsageRecord> {
 }
 
 fn send(table: &mut SqlTable, records: &[UsageRecord]) -> Tried {
-    table.send(&records.iter().collect::<Vec<_>>(), LIMIT)
+    table.send(&records.iter().map(UsageRecord::borrowed).collect::<Vec<_>>(), LIMIT)
 }
 
 /// Catches: a file that others may read, a row twice, a second start that makes the table anew.
@@ -186,7 +186,7 @@ fn a_locked_file_is_waited_for_and_then_later() {
     assert_eq!(send(&mut table, &records[..1]), Tried::Delivered);
     let other = Connection::open(folder.db()).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    let refs: Vec<&UsageRecord> = records.iter().collect();
+    let refs: Vec<_> = records.iter().map(UsageRecord::borrowed).collect();
     let tried = table.send(&refs, Duration::from_millis(50));
     assert!(matches!(tried, Tried::Again(_)), "{tried:?}");
     other.execute_batch("ROLLBACK").unwrap();
@@ -281,7 +281,7 @@ fn a_connection_lives_as_long_as_configured() {
     ] {
         let mut table = open(lifetime, idle, keep);
         for record in &records {
-            assert_eq!(table.send(&[record], LIMIT), Tried::Delivered);
+            assert_eq!(table.send(&[record.borrowed()], LIMIT), Tried::Delivered);
         }
         assert_eq!(opened.load(Relaxed), opens, "{lifetime:?} {idle:?} {keep}");
     }
@@ -289,7 +289,7 @@ fn a_connection_lives_as_long_as_configured() {
     lost.store(true, Relaxed);
     assert_eq!(send(&mut table, &records), Tried::Again("lost".to_owned()));
     assert_eq!(closed.load(Relaxed), 1);
-    assert!(matches!(table.send(&[&records[0]], Duration::ZERO), Tried::Again(_)));
+    assert!(matches!(table.send(&[records[0].borrowed()], Duration::ZERO), Tried::Again(_)));
     assert_eq!(opened.load(Relaxed), 1);
     assert_eq!(send(&mut table, &records), Tried::Delivered);
     assert_eq!(opened.load(Relaxed), 2);

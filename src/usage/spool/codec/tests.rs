@@ -1,4 +1,5 @@
 use super::*;
+use crate::llm::tokens::Usage;
 use crate::usage::record::tests::record;
 use proptest::prelude::*;
 
@@ -120,6 +121,28 @@ proptest! {
             prop_assert!(same(&record, &decode(&bytes_of(&record)).unwrap()));
         }
         let _ = request_id_of(&bytes);
+    }
+
+    /// Catches: a borrowed record that cannot be owned as it is, or takes what no record is.
+    #[test]
+    fn a_borrowed_record_says_what_the_owned_one_does(
+        record in any_record(),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let mut bytes = bytes_of(&record);
+        for (place, bits) in &flips {
+            let place = place.index(bytes.len());
+            bytes[place] ^= bits;
+        }
+        let borrowed = decode_ref(&bytes);
+        if flips.is_empty() {
+            let back = borrowed.map(|record| record.to_record()).unwrap();
+            prop_assert!(same(&record, &back), "{record:?}\n{back:?}");
+        }
+        if let Some(borrowed) = borrowed {
+            let owned = borrowed.to_record();
+            prop_assert_eq!(format!("{borrowed:?}"), format!("{:?}", owned.borrowed()));
+        }
     }
 
     /// Catches: a cut in the middle of a field that is taken for its end.

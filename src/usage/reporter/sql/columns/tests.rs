@@ -1,6 +1,6 @@
 use super::*;
-use crate::usage::record::tests::record;
 use crate::usage::record::Outcome;
+use crate::usage::record::{tests::record, UsageRecord};
 
 fn found(name: &str, type_name: &str) -> Found {
     Found { name: name.into(), type_name: type_name.into(), ..Found::default() }
@@ -20,7 +20,7 @@ fn layout(driver: SqlDriver, found: &[Found]) -> Layout {
 /// The row of a table of `request_id` and one more column.
 fn cell(driver: SqlDriver, column: Found, record: &UsageRecord) -> Option<String> {
     let layout = layout(driver, &[found("request_id", "varchar"), column]);
-    layout.row(record).pop().unwrap()
+    layout.row(&record.borrowed()).pop().unwrap()
 }
 
 /// Catches: rows of tables of earlier programs that lose a field because it has another name.
@@ -39,7 +39,7 @@ fn columns_of_others_are_filled_by_their_names() {
     let names: Vec<_> = layout.columns.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["Request_ID", "endpoint", "streaming", "status", "created_at"]);
     let record = UsageRecord { outcome: Outcome::BackendError, status_code: 502, ..record() };
-    let row = layout.row(&record);
+    let row = layout.row(&record.borrowed());
     let texts: Vec<_> = row[1..].iter().map(|cell| cell.as_deref().unwrap()).collect();
     assert_eq!(texts, ["/v1/chat/completions", "1", "502", "2026-01-14 10:30:00.007"]);
     let text = cell(SqlDriver::Mysql, found("status", "varchar"), &record);
@@ -121,7 +121,7 @@ fn times_are_written_as_the_column_has_them() {
     let mut shifted =
         layout(SqlDriver::Mysql, &[found("request_id", "varchar"), found("timestamp", "datetime")]);
     shifted.zone = TimeZone::get("Asia/Shanghai").unwrap();
-    assert_eq!(shifted.row(&record)[1].as_deref(), Some("2026-01-14 18:30:00.007"));
+    assert_eq!(shifted.row(&record.borrowed())[1].as_deref(), Some("2026-01-14 18:30:00.007"));
 }
 
 /// Catches: NULL where the table forbids it, zero where nothing is known.
