@@ -11,3 +11,4 @@ pub mod word;
 pub mod line;
 pub mod certificate;
 pub mod tls_fault;
+pub mod panic_point;

@@ -39,6 +39,8 @@ const FIRST_RESOLVE_WAIT: Duration = Duration::from_secs(1);
 const FLUSH_TIME: Duration = Duration::from_secs(3);
 /// And so long where there is no spool that keeps the rest.
 const LAST_TIME: Duration = Duration::from_secs(10);
+/// All that ends with the journal gets so much longer: its disk may not come back from a write.
+const END_WAIT: Duration = Duration::from_secs(10);
 
 /// Wishes that wait for the supervisor. Beyond: a reload is not asked for, since one that waits
 /// will read what is there by then.
@@ -259,6 +261,7 @@ struct Delivery {
     /// Of the folders of other processes; `None` without a disk.
     watch: Option<FolderWatch>,
     unwritten: Unwritten,
+    gauge: Gauge,
     is_kept: bool,
 }
 
@@ -276,11 +279,35 @@ impl Delivery {
             .map_err(|error| error.to_string())?;
         let journal = Journal::start((rings, doorbell), writer, keeper).map_err(thread_error)?;
         let watch = folders.map(Folders::start).transpose().map_err(thread_error)?;
-        Ok(Delivery { journal, lanes, watch, unwritten, is_kept: plan.usage.spool.enabled })
+        let (gauge, is_kept) = (gauge.clone(), plan.usage.spool.enabled);
+        Ok(Delivery { journal, lanes, watch, unwritten, gauge, is_kept })
     }
 
-    /// Writes what is in the rings, and delivers for a while.
-    fn finish(self) {
+    /// Writes what is in the rings, and delivers for a while. A disk that does not come back ends
+    /// with the process: all that was promised is in the rings or on the disk.
+    fn finish(self, wait: Duration) {
+        let (gauge, unwritten) = (self.gauge.clone(), self.unwritten.clone());
+        let (until_end, running) = bounded::<()>(0);
+        let body = move || {
+            let _until_end = until_end;
+            self.flush();
+        };
+        if let Err(error) = std::thread::Builder::new().name("end".into()).spawn(body) {
+            tracing::error!(%error, "usage records wait where they are: a thread cannot start");
+        }
+        if running.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+        let (ring_bytes, lost) = (gauge.waiting(), unwritten.count());
+        let what = match gauge.is_volatile() {
+            true => "what is in the rings is lost, since they are memory of this process",
+            false => "what is in the rings and in the spool waits for the next start",
+        };
+        let message = "the disk of the spool does not come back: the process ends without it";
+        tracing::error!(ring_bytes, lost, what, "{message}");
+    }
+
+    fn flush(self) {
         self.journal.stop();
         let left = self.lanes.stop(if self.is_kept { FLUSH_TIME } else { LAST_TIME });
         if let Some(watch) = self.watch {
@@ -353,7 +380,8 @@ impl Control {
             writer.finish();
         }
         if let Some(delivery) = self.delivery {
-            delivery.finish();
+            let time = if delivery.is_kept { FLUSH_TIME } else { LAST_TIME };
+            delivery.finish(time + END_WAIT);
         }
     }
 }
@@ -361,6 +389,37 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::usage::journal::tests::Odd;
+    use crate::usage::record::UsageRecord;
+
+    /// Catches: a process that never ends because the disk of its spool does not come back.
+    #[test]
+    fn the_end_does_not_wait_for_a_disk_that_hangs() {
+        let text = "backends: [{url: 'http://192.0.2.1'}]\n\
+                    usage: {reporters: [{name: f, type: file, file: {path: /nowhere/f}}]}";
+        let plan = crate::config::load_text("test", text, &|_| None).unwrap().plan;
+        let (disk, names) = (Odd::default(), ["f".to_owned()]);
+        let shared = disk.shared();
+        let mut own =
+            spool::open(Arc::new(disk), spool::Options::of(&plan.usage.spool), &names).unwrap();
+        let cursors = std::mem::take(&mut own.cursors).into_iter();
+        let sources = cursors.map(|cursor| Box::new(cursor) as _).collect();
+        let counters = Arc::new(UsageCounters::new(&plan.usage.reporters));
+        let ring = Arc::new(RingFile::anonymous(64 * 1024).unwrap());
+        let (doorbell, state) = (Arc::clone(&own.doorbell), Arc::clone(&own.state));
+        let outbox = Outbox::new(ring.clone(), doorbell, counters.clone(), state.clone());
+        let gauge = Gauge::new(counters, vec![ring.clone()], state);
+        let planned = Planned { own, sources, folders: None };
+        let delivery = Delivery::start(&plan, vec![ring], planned, &gauge).unwrap();
+        let shut = shared.shut();
+        outbox.close(&UsageRecord::default().borrowed(), Default::default());
+        delivery.finish(Duration::from_millis(50));
+        assert!(gauge.waiting() > 0, "the disk had it");
+        drop(shut);
+        while gauge.waiting() > 0 {
+            std::thread::yield_now();
+        }
+    }
 
     /// Catches: a process that never ends because a reload takes for ever, and others wait behind
     /// it.

@@ -10,6 +10,7 @@ use super::spool::keeper::Keeper;
 use super::spool::segment::Kind;
 use super::spool::writer::Writer;
 use crate::base::limits::{JOURNAL_TICK, SPOOL_BATCH_BYTES};
+use crate::base::panic_point;
 use crossbeam_channel::Sender;
 use std::convert::Infallible;
 use std::io;
@@ -46,8 +47,9 @@ impl Journal {
     pub fn start(
         (rings, doorbell): (Vec<Arc<RingFile>>, Arc<Doorbell>),
         writer: Writer,
-        keeper: Keeper,
+        mut keeper: Keeper,
     ) -> io::Result<Journal> {
+        keeper.rings.clone_from(&rings);
         let stop = Arc::<AtomicBool>::default();
         let (is_over, called) = (Arc::clone(&stop), Arc::clone(&doorbell));
         let (keeper_running, keeper_stop) = crossbeam_channel::bounded(0);
@@ -123,6 +125,7 @@ impl Desk {
         if !self.is_behind {
             let rings = self.rings.iter().map(Consumer::window);
             rings.filter(|ring| ring.waiting() == 0).for_each(|ring| ring.remove());
+            self.writer.part_with_rings();
         }
     }
 
@@ -167,9 +170,15 @@ impl Desk {
         }
     }
 
-    /// Puts what was taken into the writer's batch. A panic costs the entry at which it happens.
+    /// Puts what was taken into the writer's batch. A panic costs the entry at which it happens;
+    /// one among entries that are not told apart yet costs those behind it, too.
     fn append(&mut self) {
-        self.sort();
+        if catch_unwind(AssertUnwindSafe(|| self.sort())).is_err() {
+            // An end that makes up for its open may be among the lost.
+            self.pieces.iter_mut().for_each(|piece| piece.is_over = false);
+            self.writer.note_damage(self.taken.bytes.len());
+            tracing::error!("usage records are lost by a panic; please report this");
+        }
         for piece in self.pieces.drain(..) {
             let payload = self.taken.bytes.get(piece.at..piece.at + piece.len);
             let Some(payload) = payload.filter(|_| !piece.is_over) else { continue };
@@ -186,6 +195,7 @@ impl Desk {
         self.pieces.clear();
         let mut walk = self.taken.walk();
         for entry in &mut walk {
+            panic_point::pass("sort");
             // Only this program writes here: there is no kind that it does not know.
             let Some(kind) = Kind::of(entry.header.kind) else { continue };
             if kind == Kind::Close && entry.header.open != NO_OPEN {
@@ -214,4 +224,4 @@ impl Desk {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

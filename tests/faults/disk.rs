@@ -1,5 +1,6 @@
 //! A disk that is full: what the two policies do then, and that all goes on when there is room.
 
+use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, pause, Config, Engine, Proxy, SOON};
 use crate::receiver::Receiver;
@@ -57,15 +58,17 @@ impl Drop for SmallDisk {
     }
 }
 
+fn config(disk: &SmallDisk, engine: &Engine, receiver: &Receiver, policy: &str) -> Config {
+    Config::backend_at(engine.url()).section(format!(
+        "usage: {{spool: {{dir: \"{}\", on_spool_failure: {policy}}}, reporters: [{{name: hook, \
+         type: webhook, webhook: {{url: \"{}\"}}}}]}}",
+        disk.scratch.file("spool").display(),
+        receiver.url()
+    ))
+}
+
 fn start(disk: &SmallDisk, engine: &Engine, receiver: &Receiver, policy: &str) -> Proxy {
-    Config::backend_at(engine.url())
-        .section(format!(
-            "usage: {{spool: {{dir: \"{}\", on_spool_failure: {policy}}}, reporters: [{{name: hook, \
-             type: webhook, webhook: {{url: \"{}\"}}}}]}}",
-            disk.scratch.file("spool").display(),
-            receiver.url()
-        ))
-        .start()
+    config(disk, engine, receiver, policy).start()
 }
 
 /// Catches: requests that fail, or records that are lost, because the spool's disk is full, and a
@@ -128,25 +131,42 @@ fn with_refuse_a_full_disk_refuses_until_there_is_room() {
     assert_eq!(receiver.seen().len(), served);
 }
 
-/// Catches: a start that a read-only disk prevents although memory stands in for it, a proxy that
-/// does not use the disk when it can, and service where the policy says none.
+/// Catches: a start that a read-only disk prevents although memory stands in for it, and a proxy
+/// that does not use the disk when it can.
 #[test]
-fn a_start_on_a_read_only_disk_follows_the_policy() {
-    for policy in ["serve", "refuse"] {
-        let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
-        let (engine, receiver) = (Engine::start(&[]), Receiver::start());
-        receiver.set_down(true);
-        disk.remount("ro");
-        let proxy = start(&disk, &engine, &receiver, policy);
-        let ask = || proxy.post("/v1/chat/completions", CHAT);
-        let expected = if policy == "serve" { 200 } else { 503 };
-        assert_eq!((ask().status(), ask().status()), (expected, expected));
-        assert_eq!(proxy.metric("llmproxy_journal_failing", &[]), 1.0);
-        disk.remount("rw");
-        proxy.await_metric("llmproxy_journal_failing", &[], 0.0);
-        await_until("it serves", SOON, || ask().status() == 200);
-        receiver.set_down(false);
-        let served = engine.posts().len();
-        await_until("all records", Duration::from_secs(30), || receiver.seen().len() >= served);
+fn with_serve_a_read_only_disk_prevents_no_start() {
+    let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+    let (engine, receiver) = (Engine::start(&[]), Receiver::start());
+    receiver.set_down(true);
+    disk.remount("ro");
+    let proxy = start(&disk, &engine, &receiver, "serve");
+    let ask = || proxy.post("/v1/chat/completions", CHAT);
+    assert_eq!((ask().status(), ask().status()), (200, 200));
+    assert_eq!(proxy.metric("llmproxy_journal_failing", &[]), 1.0);
+    assert_eq!(proxy.metric("llmproxy_usage_rings_volatile", &[]), 1.0);
+    disk.remount("rw");
+    proxy.await_metric("llmproxy_journal_failing", &[], 0.0);
+    await_until("it serves", SOON, || ask().status() == 200);
+    receiver.set_down(false);
+    let served = engine.posts().len();
+    await_until("all records", Duration::from_secs(30), || receiver.seen().len() >= served);
+}
+
+/// Catches: service with rings that a kill would lose, where nobody is to be served without a
+/// record.
+#[test]
+fn with_refuse_rings_that_cannot_be_made_prevent_a_start() {
+    let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+    let (engine, receiver) = (Engine::start(&[]), Receiver::start());
+    let (scratch, config) = (Scratch::new(), config(&disk, &engine, &receiver, "refuse"));
+    let file = scratch.write("config.yaml", config.yaml());
+    for how in ["ro", "rw,size=4m"] {
+        disk.remount(how);
+        let args = ["--config", &*file.to_string_lossy()];
+        let ran = llmproxy(&args);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let why = "usage.spool.ring_dir: the journal's rings cannot be made, and with \
+                   on_spool_failure: refuse nobody is served without them";
+        assert!(ran.stderr.contains(why), "{}", ran.stderr);
     }
 }

@@ -217,7 +217,7 @@ pub struct Spool {
     pub on_failure: OnSpoolFailure,
     /// Bytes of each worker's journal ring; a power of two.
     pub ring_size: u64,
-    /// Folder of the rings; `None` = `/run/llmproxy` where that can be written, else the spool's.
+    /// Folder of the rings; `None` = `/run/llmproxy` if it is ours alone, else the spool's.
     #[serde(serialize_with = "print::or_auto")]
     pub ring_dir: Option<PathBuf>,
 }

@@ -8,7 +8,7 @@
 
 use rustix::fs::{fallocate, flock, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
-use rustix::mm::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
+use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -48,13 +48,15 @@ impl Mapping {
         }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let map = || {
+        let map = || -> io::Result<Mapping> {
             let len = words * WORD;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             take_room(&file, len)?;
             // SAFETY: a new mapping, at a place that the kernel chooses.
             let start = unsafe { mmap(null_mut(), len, both(), flags(), &file, 0) }?;
-            Mapping::at(start.cast(), words)
+            let mapping = Mapping::at(start.cast(), words)?;
+            mapping.populate()?;
+            Ok(mapping)
         };
         let mut made = map();
         if let Ok(mapping) = &mut made {
@@ -79,6 +81,25 @@ impl Mapping {
     fn at(start: *mut AtomicU64, words: usize) -> io::Result<Mapping> {
         let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Mapping { start, words, lock: None })
+    }
+
+    /// Makes all pages ready to be stored into. Memory that is not there after all (a tmpfs or a
+    /// memory limit that is reached) shows now, and not as the end of the process at a store.
+    fn populate(&self) -> io::Result<()> {
+        let (start, len) = (self.start.as_ptr().cast(), self.words * WORD);
+        // SAFETY: it is the whole mapping, whose bytes this does not change.
+        match unsafe { madvise(start, len, Advice::LinuxPopulateWrite) } {
+            // A kernel before 5.14 does not know it; there a store may still find a page missing.
+            Err(Errno::INVAL) => Ok(()),
+            // The kernel's word for a page that cannot be had.
+            Err(Errno::FAULT) => Err(io::ErrorKind::StorageFull.into()),
+            populated => Ok(populated?),
+        }
+    }
+
+    /// Its file, if it has one.
+    pub fn file(&self) -> Option<&File> {
+        self.lock.as_ref()
     }
 
     /// The memory.

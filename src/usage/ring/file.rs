@@ -3,11 +3,12 @@
 use super::spsc::Window;
 use crate::base::clock::unix_ms;
 use crate::rt::sys::mapping::{Mapping, WORD};
+use crate::usage::spool::disk::is_at;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Bytes of the page in front of the window.
 pub const OWNER_BYTES: usize = 4096;
@@ -48,6 +49,8 @@ pub struct RingFile {
     tail: Line,
     bytes: u64,
     path: Option<PathBuf>,
+    /// Its file is not where it was made any more.
+    is_lost: AtomicBool,
 }
 
 impl RingFile {
@@ -80,7 +83,8 @@ impl RingFile {
 
     fn of(mapping: Mapping, bytes: u64, path: Option<PathBuf>) -> RingFile {
         let (head, tail) = (Line::default(), Line::default());
-        let ring = RingFile { mapping, head, tail, bytes, path };
+        let is_lost = AtomicBool::default();
+        let ring = RingFile { mapping, head, tail, bytes, path, is_lost };
         let owner = u64::from(VERSION) | u64::from(std::process::id()) << 32;
         let now = unix_ms();
         for (index, value) in [
@@ -101,9 +105,29 @@ impl RingFile {
         self.set(word::HEARTBEAT, unix_ms(), Relaxed);
     }
 
-    /// True when a kill of the process leaves what is in it.
+    /// True when a kill of the process leaves what is in it, as far as [`RingFile::look`] saw.
     pub fn outlives_us(&self) -> bool {
-        self.path.is_some()
+        self.path.is_some() && !self.is_lost.load(Relaxed)
+    }
+
+    /// Looks whether its file is where it was made: a start finds no other. Tells the log when it
+    /// went, or came back.
+    pub fn look(&self) {
+        let (Some(path), Some(file)) = (&self.path, self.mapping.file()) else { return };
+        // What cannot be told is no reason for an alarm.
+        let is_lost = !is_at(file, path).unwrap_or(true);
+        if self.is_lost.swap(is_lost, Relaxed) == is_lost {
+            return;
+        }
+        let file = path.display();
+        if is_lost {
+            let message =
+                "a ring of the journal was deleted or moved: until the next start a kill \
+                           loses what the spool does not have yet";
+            tracing::error!(%file, "{message}");
+        } else {
+            tracing::info!(%file, "a ring of the journal is where it was again");
+        }
     }
 
     /// Bytes that wait to be taken.
@@ -113,8 +137,13 @@ impl RingFile {
 
     /// Removes its file: all that was in it is kept elsewhere.
     pub fn remove(&self) {
-        if let Some(Err(error)) = self.path.as_ref().map(fs::remove_file) {
-            tracing::warn!(%error, "a ring's file stays: the next start finds nothing in it");
+        // From now on it is nothing to be missed.
+        self.is_lost.store(true, Relaxed);
+        match self.path.as_ref().map(fs::remove_file) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "a ring's file stays: the next start finds nothing in it");
+            }
+            _ => {}
         }
     }
 

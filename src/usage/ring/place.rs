@@ -1,13 +1,17 @@
 //! Where the rings of a process lie, and making them.
 
-use super::file::RingFile;
+use super::file::{is_ring, RingFile};
 use super::recover::open_regular;
-use crate::config::plan::Spool;
+use crate::config::plan::{OnSpoolFailure, Spool};
+use crate::usage::spool::disk::must_be_ours;
+use rustix::fs::{access, statfs, Access};
+use rustix::process::geteuid;
 use std::ffi::OsString;
-use std::fs;
-use std::io::{self, Read};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
 use std::iter;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,10 +26,13 @@ pub const ELSEWHERE: &str = "rings";
 /// Bytes of a path that the kernel takes.
 const PATH_BYTES_MAX: u64 = 4096;
 
+/// What the kernel calls file systems that are memory (`f_type`): tmpfs and ramfs.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
 /// The folders in which the rings of a process may lie that has, or had, this folder of the spool.
+/// The first is that folder itself, the second, if there is one, must be there.
 pub fn folders_of(home: &Path) -> Vec<PathBuf> {
-    let elsewhere = elsewhere(home).filter(|path| path.is_absolute());
-    iter::once(home.to_owned()).chain(elsewhere).collect()
+    iter::once(home.to_owned()).chain(elsewhere(home)).collect()
 }
 
 /// Where this folder says that its rings lie.
@@ -33,53 +40,109 @@ fn elsewhere(home: &Path) -> Option<PathBuf> {
     let mut file = open_regular(&home.join(ELSEWHERE), PATH_BYTES_MAX).ok()??;
     let mut path = Vec::new();
     file.read_to_end(&mut path).ok()?;
-    Some(OsString::from_vec(path).into())
+    Some(PathBuf::from(OsString::from_vec(path))).filter(|path| path.is_absolute())
 }
 
-/// Removes what is left of the part of a ring folder that belonged to this folder of a spool, whose
-/// rings are read and gone.
+/// Removes the part of a ring folder that belongs to this folder of a spool, and then what leads
+/// there. To be called when all that was in those rings is kept elsewhere. A part in which there
+/// still is something stays.
 pub fn part_with(home: &Path) {
-    for folder in folders_of(home).iter().skip(1) {
-        // One in which there still is something stays.
-        let _ = fs::remove_dir(folder);
+    let Some(folder) = elsewhere(home) else { return };
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+        // What leads nowhere would be taken for rings that somebody deleted.
+        _ => drop(fs::remove_file(home.join(ELSEWHERE))),
     }
 }
 
 /// Where they are to lie: in a part of the folder for rings that has the name of the process' own
-/// folder, which no two processes share; or there.
+/// folder, which no two processes share; or there. From now on the own folder leads there.
 fn choose(plan: &Spool, home: &Path) -> io::Result<PathBuf> {
-    let runtime = || Some(PathBuf::from(RUNTIME)).filter(|dir| is_writable(dir));
-    let (Some(dir), Some(name)) = (plan.ring_dir.clone().or_else(runtime), home.file_name()) else {
-        return Ok(home.to_owned());
+    let runtime = || Some(PathBuf::from(RUNTIME)).filter(|dir| is_for_us_alone(dir));
+    let wanted = match (plan.ring_dir.clone().or_else(runtime), home.file_name()) {
+        (Some(dir), Some(name)) => Some(std::path::absolute(dir)?.join(name)),
+        _ => None,
     };
-    let folder = std::path::absolute(dir)?.join(name);
-    // Renamed when it is whole: half a path would lead nowhere.
-    let new = home.join(format!("{ELSEWHERE}.new"));
-    fs::write(&new, folder.as_os_str().as_encoded_bytes())?;
-    fs::rename(new, home.join(ELSEWHERE))?;
+    let before = elsewhere(home);
+    if let Some(before) = before.as_ref().filter(|before| holds_rings(before)) {
+        // A process that died left them, and the disk has not taken what is in them yet. There is
+        // one place for what leads to rings: without it they would be forgotten.
+        if wanted.as_ref() != Some(before) {
+            let (ring_dir, message) = (
+                before.display(),
+                "usage.spool.ring_dir is used from the \
+                next start on: rings of an earlier one wait here until the disk takes them",
+            );
+            tracing::warn!(%ring_dir, "{message}");
+        }
+        return Ok(before.clone());
+    }
+    let Some(folder) = wanted else {
+        return match fs::remove_file(home.join(ELSEWHERE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(home.to_owned()),
+        };
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    must_be_ours(&folder)?;
+    if before.as_ref() != Some(&folder) {
+        lead(home, &folder)?;
+    }
     Ok(folder)
 }
 
-fn is_writable(dir: &Path) -> bool {
-    use rustix::fs::{access, Access};
-    dir.is_dir() && access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+/// Notes in the own folder where the rings lie. Renamed when it is whole: half a path would lead
+/// nowhere.
+fn lead(home: &Path, folder: &Path) -> io::Result<()> {
+    let new = home.join(format!("{ELSEWHERE}.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(folder.as_os_str().as_encoded_bytes())?;
+    file.sync_all()?;
+    fs::rename(new, home.join(ELSEWHERE))?;
+    File::open(home)?.sync_all()
+}
+
+fn holds_rings(folder: &Path) -> bool {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_str().is_some_and(is_ring))
+}
+
+/// True for a folder that nobody chose and that may be used all the same: whoever else may write
+/// there could put a folder of his own in the place of ours.
+pub(super) fn is_for_us_alone(dir: &Path) -> bool {
+    let Ok(found) = fs::symlink_metadata(dir) else { return false };
+    let is_ours = found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0;
+    if found.is_dir() && !is_ours {
+        let dir = dir.display();
+        tracing::info!(%dir, "not used for rings: it is not ours, or others may write there");
+    }
+    found.is_dir() && is_ours && access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+/// True when a store there never waits for a disk, or when that cannot be told.
+fn is_in_memory(folder: &Path) -> bool {
+    statfs(folder).is_ok_and(|found| IN_MEMORY.contains(&found.f_type))
 }
 
 /// Makes a ring for each of so many workers of a process that has this folder of the spool; without
 /// one they lie in no file. Where files cannot be made (the disk is full, or read-only, which the
 /// spool bridges with memory, too) they are memory of the process alone. That is told, and does not
-/// end before the next start.
+/// end before the next start; where nobody may be served without a record it prevents the start.
 ///
 /// # Errors
-/// There is not so much memory.
+/// There is not so much memory; or the files cannot be made, and the plan says `refuse`.
 pub fn make(plan: &Spool, home: Option<&Path>, workers: usize) -> io::Result<Vec<Arc<RingFile>>> {
     let anonymous = || (0..workers).map(|_| RingFile::anonymous(plan.ring_size)).collect();
     let made: io::Result<Vec<RingFile>> = match home {
         None => anonymous(),
-        Some(home) => match choose(plan, home).and_then(|folder| {
-            tracing::info!(folder = %folder.display(), "the journal's rings are here");
-            in_folder(&folder, workers, plan.ring_size)
-        }) {
+        Some(home) => match in_files(plan, home, workers) {
+            Err(error) if plan.on_failure == OnSpoolFailure::Refuse => {
+                let message = format!(
+                    "the journal's rings cannot be made, and with on_spool_failure: refuse nobody \
+                     is served without them: {error}"
+                );
+                Err(io::Error::new(error.kind(), message))
+            }
             Err(error) => {
                 let message = "the journal's rings cannot be made: until the next start a kill \
                                loses what the spool does not have yet";
@@ -90,6 +153,22 @@ pub fn make(plan: &Spool, home: Option<&Path>, workers: usize) -> io::Result<Vec
         },
     };
     Ok(made?.into_iter().map(Arc::new).collect())
+}
+
+fn in_files(plan: &Spool, home: &Path, workers: usize) -> io::Result<Vec<RingFile>> {
+    let folder = choose(plan, home)?;
+    let rings = in_folder(&folder, workers, plan.ring_size)?;
+    let is_in_memory = is_in_memory(&folder);
+    let folder = folder.display();
+    match is_in_memory {
+        true => tracing::info!(%folder, "the journal's rings are here"),
+        false => tracing::warn!(
+            %folder,
+            "the journal's rings are here, on a disk: a worker may wait for milliseconds while a \
+             page is written back; usage.spool.ring_dir may name a folder in memory (tmpfs)"
+        ),
+    }
+    Ok(rings)
 }
 
 fn in_folder(folder: &Path, workers: usize, bytes: u64) -> io::Result<Vec<RingFile>> {

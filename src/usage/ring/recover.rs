@@ -20,6 +20,8 @@ pub struct Drained {
     pub entries: u64,
     /// Laps of which not all could be read, and rings that are none.
     pub damaged: u64,
+    /// There is no such folder.
+    pub is_missing: bool,
 }
 
 /// Gives every entry that was put into the rings of a folder and not taken out, in the order of
@@ -45,7 +47,9 @@ pub fn count(folder: &Path) -> io::Result<u64> {
 fn read(folder: &Path, also_held: bool, into: &mut impl FnMut(Kind, &[u8])) -> io::Result<Drained> {
     let mut drained = Drained::default();
     let listed = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(drained),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Drained { is_missing: true, ..drained });
+        }
         listed => listed?,
     };
     let mut paths = Vec::new();
@@ -68,6 +72,11 @@ fn read(folder: &Path, also_held: bool, into: &mut impl FnMut(Kind, &[u8])) -> i
         }
         let mut bytes = Vec::new();
         file.take(RING_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(named)?;
+        if bytes.iter().all(|byte| *byte == 0) {
+            // Its process ended while it made it, and nothing was put in.
+            drained.files.push(path);
+            continue;
+        }
         let found = entries(&bytes, &mut |kind, payload| {
             // Kinds of a newer version of the same format are stepped over.
             if let Some(kind) = Kind::of(kind) {

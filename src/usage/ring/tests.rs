@@ -3,7 +3,7 @@ use super::file::{RingFile, OWNER_BYTES};
 use super::place;
 use super::recover::{self, Found};
 use super::spsc::{entry_bytes_max, Consumer, Producer, Room, Taken, Window};
-use crate::config::plan::Spool;
+use crate::config::plan::{OnSpoolFailure, Spool};
 use crate::usage::spool::segment::Kind;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -196,10 +196,105 @@ fn rings_are_found_wherever_they_were() {
         recover::drain(folder, &mut |_, payload| all.push(payload.to_vec())).unwrap();
     }
     assert_eq!(all, [b"left"]);
+    fs::remove_file(away.path().join("folder-1/ring-1")).unwrap();
     let nowhere = Spool { ring_dir: Some("/proc/none".into()), ..Spool::default() };
+    fs::remove_file(away.path().join("folder-1/ring-0")).unwrap();
     let rings = place::make(&nowhere, Some(&own), 2).unwrap();
     assert!(rings.len() == 2 && !rings[0].outlives_us());
+    let strict = Spool { on_failure: OnSpoolFailure::Refuse, ..nowhere };
+    let error = place::make(&strict, Some(&own), 2).unwrap_err().to_string();
+    assert!(error.contains("on_spool_failure: refuse"), "{error}");
     assert!(place::make(&plan, None, 1).unwrap().iter().all(|ring| !ring.outlives_us()));
+}
+
+/// Catches: rings that wait for the disk in a folder to which nothing leads any more, because the
+/// next start has another folder in its configuration.
+#[test]
+fn rings_that_wait_are_not_forgotten_for_another_folder() {
+    let (home, first, second) = (Folder::new("home2"), Folder::new("first"), Folder::new("second"));
+    let own = home.path().join("folder-1");
+    fs::create_dir(&own).unwrap();
+    let plan_of = |dir: &Folder| Spool { ring_dir: Some(dir.path().into()), ..Spool::default() };
+    drop(place::make(&plan_of(&first), Some(&own), 1).unwrap());
+    let old = first.path().join("folder-1");
+    for plan in [plan_of(&second), Spool { ring_dir: None, ..Spool::default() }] {
+        let rings = place::make(&plan, Some(&own), 1).unwrap();
+        assert_eq!(place::folders_of(&own), [own.clone(), old.clone()]);
+        assert!(old.join("ring-0.1").exists(), "the new one is beside it");
+        rings[0].remove();
+        place::part_with(&own);
+        assert!(old.join("ring-0").exists() && own.join(place::ELSEWHERE).exists());
+    }
+    fs::remove_file(old.join("ring-0")).unwrap();
+    let rings = place::make(&plan_of(&second), Some(&own), 1).unwrap();
+    let new = second.path().join("folder-1");
+    assert_eq!(place::folders_of(&own), [own.clone(), new.clone()]);
+    // Nothing is left in order, and what led there would be taken for rings that are gone.
+    rings[0].remove();
+    place::part_with(&own);
+    assert!(!new.exists() && !own.join(place::ELSEWHERE).exists());
+}
+
+/// Catches: rings that are deleted or moved while they are used, and count as safe.
+#[test]
+fn a_ring_without_its_file_is_volatile() {
+    let folder = Folder::new("unseen");
+    let ring = RingFile::create(folder.path(), 0, 4096).unwrap();
+    let (here, there) = (folder.path().join("ring-0"), folder.path().join("moved"));
+    let look = || {
+        ring.look();
+        ring.outlives_us()
+    };
+    assert!(look());
+    fs::rename(&here, &there).unwrap();
+    assert!(!look(), "no start finds it there");
+    fs::write(&here, "another").unwrap();
+    assert!(!look());
+    fs::rename(&there, &here).unwrap();
+    assert!(look());
+    fs::remove_file(here).unwrap();
+    assert!(!look() && !look());
+}
+
+/// Catches: a folder of another user in which he may do what he likes, and that is used for rings.
+#[test]
+fn a_folder_of_another_user_is_none_of_ours() {
+    use std::os::unix::fs::{chown, PermissionsExt};
+    let (home, away) = (Folder::new("home3"), Folder::new("theirs"));
+    let own = home.path().join("folder-1");
+    fs::create_dir(&own).unwrap();
+    let mode = |mode| fs::set_permissions(away.path(), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o755);
+    assert!(place::is_for_us_alone(away.path()));
+    for open in [0o777, 0o775, 0o757, 0o1777] {
+        mode(open);
+        assert!(!place::is_for_us_alone(away.path()), "{open:o}");
+    }
+    mode(0o755);
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(away.path(), &link).unwrap();
+    assert!(!place::is_for_us_alone(&link));
+    if !rustix::process::getuid().is_root() {
+        return println!("skipped: may not give a folder to somebody else");
+    }
+    let part = away.path().join("folder-1");
+    fs::create_dir(&part).unwrap();
+    chown(&part, Some(65_534), None).unwrap();
+    let plan = Spool { ring_dir: Some(away.path().into()), ..Spool::default() };
+    assert!(!place::make(&plan, Some(&own), 1).unwrap()[0].outlives_us());
+    assert!(!own.join(place::ELSEWHERE).exists() && fs::read_dir(part).unwrap().next().is_none());
+    chown(away.path(), Some(65_534), None).unwrap();
+    assert!(!place::is_for_us_alone(away.path()), "also for root");
+}
+
+/// Catches: a ring whose process ended before it was one, and that is damage at each start.
+#[test]
+fn a_ring_of_zeros_goes_without_a_word() {
+    let folder = Folder::new("zeros");
+    fs::write(folder.path().join("ring-0"), vec![0; OWNER_BYTES + 4096]).unwrap();
+    fs::write(folder.path().join("ring-1"), "").unwrap();
+    let drained = recover::drain(folder.path(), &mut |_, _| {}).unwrap();
+    assert_eq!((drained.files.len(), drained.damaged, drained.entries), (2, 0, 0));
 }
 
 /// Catches: a newer format that is read as if it were ours; a first sector of zeros that costs what

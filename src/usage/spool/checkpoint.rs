@@ -112,6 +112,11 @@ impl Checkpoint {
         self.sync()
     }
 
+    /// True when somebody deleted its file.
+    pub fn is_gone(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| !file.has_name().unwrap_or(true))
+    }
+
     /// The folder may be another now: without a file in it, [`Checkpoint::keep`] makes one.
     pub fn find_again(&mut self, disk: &dyn Disk) {
         let is_here = self.file.as_ref().is_some_and(|file| file.has_name().unwrap_or(false))

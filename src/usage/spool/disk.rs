@@ -1,6 +1,7 @@
 //! The few things that the spool asks of a disk, and the real one. A fake one stands in its place
 //! in tests, and one of memory where the spool is off.
 
+use rustix::process::geteuid;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -141,13 +142,21 @@ pub struct RealDisk {
     folder: Mutex<Option<File>>,
     /// Nothing is ever written.
     read_only: bool,
+    /// Only a folder that belongs to the user of this process is locked.
+    ours_only: bool,
 }
 
 impl RealDisk {
     /// For this folder, which need not be there yet.
     pub fn new(dir: &Path) -> RealDisk {
         let (lock, folder) = (Mutex::default(), Mutex::default());
-        RealDisk { dir: dir.to_owned(), lock, folder, read_only: false }
+        RealDisk { dir: dir.to_owned(), lock, folder, read_only: false, ours_only: false }
+    }
+
+    /// The same, for a folder that somebody else may have put there: one that is not ours is not
+    /// locked.
+    pub fn ours(dir: &Path) -> RealDisk {
+        RealDisk { ours_only: true, ..RealDisk::new(dir) }
     }
 
     /// True when a process holds the lock of a folder.
@@ -171,6 +180,9 @@ impl Disk for RealDisk {
         let place = self.dir.display();
         let named = |e: io::Error| io::Error::new(e.kind(), format!("spool {place}: {e}"));
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(named)?;
+        if self.ours_only {
+            must_be_ours(&self.dir).map_err(named)?;
+        }
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(self.dir.join(LOCK)).map_err(named)?;
@@ -273,8 +285,26 @@ pub fn is_of_the_disk(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(EIO)
 }
 
+/// Whoever owns a folder can put anything there at any time, and could have us write it over. So
+/// root uses none of others either, who could not go on with what root makes in them.
+///
+/// # Errors
+/// This is no folder that belongs to the user of this process, or that cannot be told.
+pub fn must_be_ours(folder: &Path) -> io::Result<()> {
+    let found = fs::symlink_metadata(folder)?;
+    let (owner, user) = (found.uid(), geteuid().as_raw());
+    if found.is_dir() && owner == user {
+        return Ok(());
+    }
+    let message = format!("it is no folder of user {user}, whose process this is, but of {owner}");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
 /// True when this is the file at a place, and not one that was there before.
-fn is_at(file: &File, place: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// It cannot be told.
+pub fn is_at(file: &File, place: &Path) -> io::Result<bool> {
     let there = match fs::symlink_metadata(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         there => there?,

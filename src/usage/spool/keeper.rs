@@ -10,6 +10,7 @@ use super::table::{SegmentPlace, SpoolShared};
 use super::Options;
 use crate::config::plan::Fsync;
 use crate::usage::doorbell::Doorbell;
+use crate::usage::ring::file::RingFile;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::convert::Infallible;
 use std::io;
@@ -30,6 +31,8 @@ pub struct Keeper {
     pub(super) bell: Receiver<()>,
     /// Calls the writer when a sync has failed.
     pub(super) doorbell: Arc<Doorbell>,
+    /// Those of this process, to be looked after. None where the folder is another's.
+    pub(in crate::usage) rings: Vec<Arc<RingFile>>,
 }
 
 impl Keeper {
@@ -56,12 +59,13 @@ impl Keeper {
 
     /// One turn of its work.
     pub fn turn(&mut self) {
-        self.shared.note_pointer();
+        self.look_at_rings();
         if !rehome::is_there(&self.shared) {
             // What is synced now is not found again: the writer makes it anew first.
             self.shared.table().folder_gone = true;
             return self.doorbell.ring();
         }
+        self.look_at_checkpoints();
         if matches!(self.options.fsync, Fsync::Every(_)) {
             self.sync_segments();
         }
@@ -70,6 +74,38 @@ impl Keeper {
         }
         if let Err(error) = self.remove_delivered() {
             tracing::warn!(%error, "delivered segments of the spool stay for now");
+        }
+    }
+
+    /// Without the rings, or what leads to them, a kill loses what is in them.
+    fn look_at_rings(&self) {
+        self.rings.iter().for_each(|ring| ring.look());
+        self.shared.note_pointer();
+        if self.rings.iter().any(|ring| ring.outlives_us()) {
+            // A disk that does not take it is told of elsewhere.
+            let _ = self.shared.keep_pointer();
+        }
+    }
+
+    /// A checkpoint that somebody deletes while it is used would be missing at the next start.
+    fn look_at_checkpoints(&self) {
+        let mut is_any = false;
+        for reporter in 0..self.shared.checkpoints.len() {
+            let Some(mut checkpoint) = self.shared.checkpoint(reporter) else { continue };
+            if checkpoint.is_gone() {
+                checkpoint.find_again(&*self.shared.disk);
+                is_any = true;
+            }
+        }
+        if !is_any {
+            return;
+        }
+        tracing::error!("the checkpoint of a reporter was deleted: it is made anew");
+        add(&self.shared.state.damaged_places, 1);
+        self.shared.checkpoints_kept.store(false, Relaxed);
+        if let Err(error) = keep_checkpoints(&self.shared) {
+            // It is tried again before a segment goes, and when a disk that fails works again.
+            tracing::warn!(%error, "the checkpoints of the reporters cannot be written");
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::codec;
 use super::segment::Kind;
+use crate::usage::ring::place;
 use crate::usage::ring::recover::{self, Drained};
 use std::collections::HashSet;
 use std::fs;
@@ -38,7 +39,14 @@ impl Leftover {
                     entries.push((kind, payload.into()));
                 }
             })?;
-            let Drained { files, entries, damaged } = drained;
+            let Drained { files, entries, damaged, is_missing } = drained;
+            if is_missing {
+                let folder = folder.display();
+                let message = "the rings of a process that died are gone: what the spool did not \
+                               have of its last milliseconds is lost";
+                tracing::error!(%folder, "{message}");
+                leftover.damaged += 1;
+            }
             leftover.files.extend(files);
             leftover.damaged += damaged;
             count += entries;
@@ -75,8 +83,9 @@ impl Leftover {
                 tracing::warn!(%file, %error, "a ring that was read cannot be removed");
             }
         }
-        // Those for rings alone; the others are not empty.
         for folder in self.folders.drain(..) {
+            place::part_with(&folder);
+            // Those for rings alone; the others are not empty.
             let _ = fs::remove_dir(folder);
         }
     }

@@ -121,6 +121,7 @@ impl Opened {
 }
 
 /// What an end of the process loses of a spool whose disk takes nothing.
+#[derive(Clone)]
 pub struct Unwritten(Arc<SpoolShared>);
 
 impl Unwritten {
@@ -255,8 +256,14 @@ fn open_found(
     let flights = Flights::default();
     let cursor = |(index, ring)| Cursor::new(Arc::clone(&shared), index, ring, keeper.clone());
     let cursors = rings.into_iter().enumerate().map(cursor).collect();
-    let keeper_of_it =
-        Keeper { shared: Arc::clone(&shared), options, absent, bell, doorbell: doorbell.clone() };
+    let keeper_of_it = Keeper {
+        shared: Arc::clone(&shared),
+        options,
+        absent,
+        bell,
+        doorbell: doorbell.clone(),
+        rings: Vec::new(),
+    };
     let mut writer = Writer { shared, options, batch, flights, keeper, trouble };
     // Checkpoints before records, and records only into a segment that this process began.
     match standing {

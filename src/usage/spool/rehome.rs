@@ -38,13 +38,6 @@ impl Writer {
             place,
             "the spool's folder was deleted, moved or emptied: a new one is made"
         );
-        if self.shared.pointer.get().is_none_or(Vec::is_empty) && self.shared.disk.path().is_some()
-        {
-            let message =
-                "the journal's rings went with it: until the next start a kill loses what \
-                           the spool does not have yet";
-            tracing::error!("{message}");
-        }
         add(&self.state().folders_lost, 1);
         let left = self.look_for_segments();
         self.shared.disk.let_go();

@@ -15,6 +15,7 @@ use super::Options;
 use crate::base::limits::SPOOL_BATCH_BYTES;
 use crate::config::plan::Fsync;
 use crate::usage::record::UsageRecord;
+use crate::usage::ring::place;
 use crossbeam_channel::Sender;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -134,6 +135,13 @@ impl Writer {
         add(&self.state().damaged_places, 1);
         add(&self.state().damaged_bytes, bytes as u64);
         tracing::error!(bytes, "a ring of the journal is damaged: some of its entries are lost");
+    }
+
+    /// Removes what leads to rings elsewhere, of which nothing is left.
+    pub fn part_with_rings(&self) {
+        if let Some(home) = self.shared.disk.path() {
+            place::part_with(&home);
+        }
     }
 
     /// Adds a record that one reporter alone gets once more; without its request body if it were

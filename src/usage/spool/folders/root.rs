@@ -55,7 +55,7 @@ impl Root for RealRoot {
     }
 
     fn folder(&self, name: &str) -> Arc<dyn Disk> {
-        Arc::new(RealDisk::new(&self.dir.join(name)))
+        Arc::new(RealDisk::ours(&self.dir.join(name)))
     }
 
     fn itself(&self) -> Arc<dyn Disk> {

@@ -437,6 +437,60 @@ fn a_conversion_loses_nothing_in_a_power_cut() {
     assert!(cuts > 100, "only {cuts}");
 }
 
+/// Catches: a conversion that is gone on with after an older version ran in between, and that
+/// writes what was moved over with files of the same name.
+#[test]
+fn a_conversion_writes_nothing_over() {
+    let disk = Root_::new(of_the_old_layout());
+    disk.record(Given::default());
+    drop(start(&disk));
+    let mut tries = 0;
+    for snapshot in disk.snapshots() {
+        let folders = snapshot.world.folders();
+        let Some(moving) = folders.first() else { continue };
+        if !moving.ends_with(".moving") {
+            break;
+        }
+        let half = Root_::new(snapshot.world);
+        let moved = half.folder(moving).list().unwrap();
+        // The older version goes on with what it finds, and begins anew what it misses.
+        let mut old = open(Arc::new(half.clone()), options(EVERY), &reporters()).unwrap();
+        let names = half.world().names();
+        let twice = names.iter().filter(|name| moved.contains(name)).count();
+        (70..75).for_each(|id| old.close(id));
+        old.writer.commit();
+        old.keeper.turn();
+        drop(old);
+        let (disk, mut spool) = started_on(half.world());
+        let found = set(deliver(&mut spool.chains[1]));
+        let all = set((0..21).chain(30..40).chain(70..75));
+        assert!(found.is_superset(&all), "{twice} of {moved:?}: {found:?}");
+        assert!(disk.world().names().iter().all(|name| !name.ends_with(".ckpt")));
+        tries += usize::from(twice > 0);
+    }
+    assert!(tries > 3, "only {tries} with a name that was there twice");
+}
+
+/// Catches: a folder of another user in a directory that all may write to, taken over; its owner
+/// can have us write over anything, and reads what we write there.
+#[test]
+fn a_folder_of_another_user_is_left_alone() {
+    if !rustix::process::getuid().is_root() {
+        return println!("skipped: may not give a folder to somebody else");
+    }
+    let dir = std::env::temp_dir().join(format!("llmproxy-others-{}", std::process::id()));
+    let open_here = || open_folders(Arc::new(RealRoot::new(&dir)), options(EVERY), &reporters());
+    drop(open_here().unwrap());
+    let theirs = RealRoot::new(&dir).folders().unwrap()[0].clone();
+    std::os::unix::fs::chown(dir.join(&theirs), Some(65_534), None).unwrap();
+    let mut one = open_here().unwrap();
+    one.folders.look();
+    assert!(!RealDisk::is_held(&dir.join(theirs)));
+    assert_eq!(RealRoot::new(&dir).folders().unwrap().len(), 2);
+    assert_eq!(one.own.state.folders_adopted(), 0);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 /// Catches: a start that a read-only disk prevents although memory was promised; what was on the
 /// disk forgotten when it works again; service where the policy says none.
 #[test]
