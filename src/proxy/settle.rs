@@ -9,6 +9,7 @@ use super::relay::Relayed;
 use super::shelf::Shelf;
 use super::upstream::pool::LocalMember;
 use crate::base::fault::{Fault, Side};
+use crate::base::id::RequestId;
 use crate::base::refusal::Refusal;
 use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
@@ -117,11 +118,7 @@ impl Story {
 /// False: that cannot be kept, and nobody is to be served without.
 pub fn open(pass: &Pass, request: &Request, story: &mut Story) -> bool {
     let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return true };
-    let tap = Tap::default();
-    let mut record = record_of(pass, (request, &tap, story), Times::default(), 0);
-    // Not 499: it is what stands in the record of a request that was open when we were killed.
-    record.status_code = 0;
-    let opening = outbox.open(&record);
+    let opening = outbox.open(&begun(pass, request, story));
     story.opening = opening.unwrap_or_default();
     opening.is_some() || !outbox.is_strict()
 }
@@ -291,6 +288,29 @@ fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
     is_made && tap.dialect() != Dialect::Other && tap.audio_seconds().is_none()
 }
 
+/// What is to be said of a request of which no engine has a byte: it stands in the record of one
+/// that was open when we were killed.
+fn begun<'a>(pass: &Pass, request: &'a Request, story: &'a Story) -> RecordRef<'a> {
+    let key = request.presented.as_ref().map(|presented| presented.key.as_str());
+    RecordRef {
+        request_id: request.unique_id.as_str(),
+        client_request_id: request.client_id.as_deref().map(RequestId::as_str),
+        timestamp_ms: pass.w.shelf.unix_ms(request.started),
+        api_key: key.filter(|key| !key.is_empty()),
+        key_form: pass.view.key_form,
+        model: Some(request.model.as_str()).filter(|model| !model.is_empty()),
+        method: request.method.map_or("", Method::as_str),
+        path: &request.path,
+        backend: story.backend.as_ref().map(|backend| &*backend.name),
+        backend_url: story.backend.as_ref().map(|backend| &*backend.url),
+        is_stream: request.stream || story.event_stream,
+        retry_count: story.retries,
+        fallback_used: story.fallback,
+        request_bytes: request.body_len,
+        ..RecordRef::default()
+    }
+}
+
 /// What is to be said of a request by now.
 fn record_of<'a>(
     pass: &Pass,
@@ -306,39 +326,31 @@ fn record_of<'a>(
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };
-    let key = request.presented.as_ref().map(|presented| presented.key.as_str());
+    let usage = tap.usage();
+    let (counted, usage_missing_reason) = match usage {
+        Some(_) => (None, None),
+        None => (
+            counted(&pass.view.plan.usage, tap, outcome),
+            tap.why_missing().or_else(|| untold(tap, outcome)),
+        ),
+    };
     RecordRef {
-        request_id: request.unique_id.as_str(),
-        client_request_id: request.client_id.as_deref().map(|id| id.as_str()),
-        timestamp_ms: pass.w.shelf.unix_ms(request.started),
-        user_id: None,
-        api_key: key.filter(|key| !key.is_empty()),
-        key_form: pass.view.key_form,
-        model: Some(request.model.as_str()).filter(|model| !model.is_empty()),
-        method: request.method.map_or("", Method::as_str),
-        path: &request.path,
-        backend: story.backend.as_ref().map(|backend| &*backend.name),
-        backend_url: story.backend.as_ref().map(|backend| &*backend.url),
         status_code: story.status(),
-        is_stream: request.stream || story.event_stream,
-        usage: tap.usage(),
+        usage,
         latency_ms: millis(times.latency),
         ttft_ms: times.ttft.map(millis),
         first_byte_ms: times.first_byte.map(millis),
-        retry_count: story.retries,
-        fallback_used: story.fallback,
         outcome,
         error,
         engine_error: tap.body_usage.facts().error_code(),
         audio_seconds: tap.audio_seconds(),
         oddities: tap.oddities(),
-        counted: counted(&pass.view.plan.usage, tap, outcome),
-        usage_missing_reason: tap.why_missing().or(untold(tap, outcome)),
+        counted,
+        usage_missing_reason,
         upstream_id: tap.body_usage.upstream_id(),
-        request_bytes: request.body_len,
         response_bytes: sent,
         events: tap.events.as_ref().map_or(0, |e| e.events()),
-        request_body: None,
+        ..begun(pass, request, story)
     }
 }
 
@@ -353,7 +365,7 @@ fn broken_inside(request: &Request, tap: &Tap, story: &Story) -> Option<&'static
 /// tell it. Some do so when the client leaves it out (`response_fields` of llama.cpp), or does not
 /// ask (`details` of TGI), and of what goes on in the background nothing is known yet.
 fn untold(tap: &Tap, outcome: record::Outcome) -> Option<&'static str> {
-    let is_nothing = tap.usage().is_none() && tap.audio_seconds().is_none();
+    let is_nothing = tap.audio_seconds().is_none();
     (is_nothing && outcome == record::Outcome::Complete && tap.may_tell()).then_some("not_told")
 }
 
@@ -362,8 +374,7 @@ fn untold(tap: &Tap, outcome: record::Outcome) -> Option<&'static str> {
 fn counted(usage: &UsagePlan, tap: &Tap, outcome: record::Outcome) -> Option<u64> {
     let is_over = outcome == record::Outcome::Complete;
     let is_wanted = usage.estimate_on_abort && (!is_over || tap.may_tell());
-    let is_missing = is_wanted && tap.events.is_some() && tap.usage().is_none();
-    is_missing.then(|| tap.body_usage.facts().content_events())
+    (is_wanted && tap.events.is_some()).then(|| tap.body_usage.facts().content_events())
 }
 
 /// Not `as_millis`: its 128 bits are not needed.

@@ -92,8 +92,18 @@ struct Piece {
     /// Where its payload is.
     at: usize,
     len: usize,
-    /// It is an open, and its end, which says all of it and more, was taken along.
-    is_over: bool,
+    role: Role,
+}
+
+/// What is to be done with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It is written, and the writer follows the request.
+    Told,
+    /// An open whose end, which says all of it and more, was taken along: it is not written.
+    Spared,
+    /// The end of such a one: it is written, and there is nothing to follow.
+    Whole,
 }
 
 impl Desk {
@@ -175,14 +185,17 @@ impl Desk {
     fn append(&mut self) {
         if catch_unwind(AssertUnwindSafe(|| self.sort())).is_err() {
             // An end that makes up for its open may be among the lost.
-            self.pieces.iter_mut().for_each(|piece| piece.is_over = false);
+            self.pieces.iter_mut().for_each(|piece| piece.role = Role::Told);
             self.writer.note_damage(self.taken.bytes.len());
             tracing::error!("usage records are lost by a panic; please report this");
         }
         for piece in self.pieces.drain(..) {
             let payload = self.taken.bytes.get(piece.at..piece.at + piece.len);
-            let Some(payload) = payload.filter(|_| !piece.is_over) else { continue };
-            let append = AssertUnwindSafe(|| self.writer.append_bytes(piece.kind, payload));
+            let Some(payload) = payload.filter(|_| piece.role != Role::Spared) else { continue };
+            let append = AssertUnwindSafe(|| match piece.role {
+                Role::Whole => self.writer.append_whole(payload),
+                _ => self.writer.append_bytes(piece.kind, payload),
+            });
             if catch_unwind(append).is_err() {
                 self.writer.lose(piece.kind);
                 tracing::error!("a usage record is lost by a panic; please report this");
@@ -193,18 +206,25 @@ impl Desk {
     /// Finds the entries in what was taken, and which of them need not be written.
     fn sort(&mut self) {
         self.pieces.clear();
+        // Behind the last note, whose request the writer will follow: it may be of any before it.
+        let mut noted = 0;
         let mut walk = self.taken.walk();
         for entry in &mut walk {
             panic_point::pass("sort");
             // Only this program writes here: there is no kind that it does not know.
             let Some(kind) = Kind::of(entry.header.kind) else { continue };
+            let mut role = Role::Told;
             if kind == Kind::Close && entry.header.open != NO_OPEN {
                 if let Some(open) = self.opened_by(entry.header.open, entry.payload) {
-                    self.pieces[open].is_over = true;
+                    self.pieces[open].role = Role::Spared;
+                    role = if open < noted { Role::Told } else { Role::Whole };
                 }
             }
             let (at, len) = (entry.at, entry.payload.len());
-            self.pieces.push(Piece { kind, at, len, is_over: false });
+            self.pieces.push(Piece { kind, at, len, role });
+            if kind == Kind::Note {
+                noted = self.pieces.len();
+            }
         }
         if walk.is_damaged() {
             self.writer.note_damage(self.taken.bytes.len());
@@ -218,7 +238,7 @@ impl Desk {
         let index = self.pieces.binary_search_by_key(&at, |piece| piece.at).ok()?;
         let open = self.pieces.get(index).filter(|piece| piece.kind == Kind::Open)?;
         let opened = self.taken.bytes.get(open.at..open.at + open.len)?;
-        let is_same = codec::request_id_of(opened) == codec::request_id_of(payload);
+        let is_same = codec::request_id_bytes(opened) == codec::request_id_bytes(payload);
         is_same.then_some(index)
     }
 }

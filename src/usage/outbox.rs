@@ -8,7 +8,7 @@
 use super::counters::{count, UsageCounters};
 use super::doorbell::Doorbell;
 use super::record::borrowed::RecordRef;
-use super::ring::entry::{self, NO_OPEN};
+use super::ring::entry::{self, HEADER_BYTES, NO_OPEN};
 use super::ring::file::RingFile;
 use super::ring::spsc::{Producer, Room, Window};
 use super::spool::codec;
@@ -128,19 +128,23 @@ impl Outbox {
     /// Puts a payload together, all but the bytes of its body. Gives how long it is so far.
     fn draft(&self, record: &RecordRef<'_>) -> usize {
         let mut draft = self.draft.borrow_mut();
-        draft.clear();
+        entry::begin(&mut draft);
         codec::encode_bare(record, &mut draft);
         if let Some(body) = record.request_body {
             codec::begin_body(body.len(), &mut draft);
         }
-        draft.len()
+        draft.len() - HEADER_BYTES
     }
 
     /// Puts into the ring what was put together.
     fn push(&self, (kind, open): (Kind, u32), body: &[u8], room: Room) -> Option<u64> {
         let mut draft = self.draft.borrow_mut();
-        let position = self.ring.borrow_mut().push((kind.byte(), open), &[&draft, body], room);
-        draft.shrink_to(DRAFT_BYTES_KEPT);
+        let what = (kind.byte(), open);
+        let position = self.ring.borrow_mut().push(what, (&mut draft, body), room);
+        if draft.capacity() > DRAFT_BYTES_KEPT {
+            draft.clear();
+            draft.shrink_to(DRAFT_BYTES_KEPT);
+        }
         if position.is_some() {
             self.doorbell.ring_if_asleep();
         }

@@ -17,6 +17,8 @@
 
 /// Bytes of an entry without its payload.
 pub const HEADER_BYTES: usize = 24;
+/// Of these, the checksum.
+const CRC_BYTES: usize = 4;
 /// An entry begins at a multiple of so many bytes.
 pub const ALIGN: usize = 8;
 /// Names no open.
@@ -33,6 +35,15 @@ pub fn name_of(position: u64) -> u32 {
 /// Bytes of an entry with so many of payload.
 pub fn size(payload: usize) -> usize {
     (HEADER_BYTES + payload).next_multiple_of(ALIGN)
+}
+
+/// A draft with this payload.
+#[cfg(test)]
+pub fn draft(payload: &[u8]) -> Vec<u8> {
+    let mut draft = Vec::new();
+    begin(&mut draft);
+    draft.extend_from_slice(payload);
+    draft
 }
 
 /// What an entry says of itself.
@@ -52,20 +63,36 @@ impl Header {
         Header { position, open: NO_OPEN, kind: WRAP }
     }
 
-    /// Its bytes, in front of a payload that comes in parts.
-    pub fn to_bytes(self, payload: &[&[u8]]) -> [u8; HEADER_BYTES] {
-        let length: usize = payload.iter().map(|part| part.len()).sum();
+    /// Its bytes in front of so many of payload, all but the checksum, which is zero.
+    fn to_bytes(self, length: usize) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         // Whoever pushes keeps to what a ring takes, which fits into four bytes.
         bytes[4..8].copy_from_slice(&(length as u32).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.position.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.open.to_le_bytes());
         bytes[20] = self.kind;
-        let crc = crc32c::crc32c(&bytes[4..]);
-        let crc = payload.iter().fold(crc, |crc, part| crc32c::crc32c_append(crc, part));
-        bytes[..4].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
+
+    /// Puts it into the room that [`begin`] left in front of the payload, of which a last part may
+    /// lie elsewhere.
+    pub fn seal(self, draft: &mut [u8], last: &[u8]) {
+        let length = draft.len().saturating_sub(HEADER_BYTES) + last.len();
+        let Some(header) = draft.first_chunk_mut::<HEADER_BYTES>() else { return };
+        *header = self.to_bytes(length);
+        // In one go: for bytes as few as these it is the calls that cost.
+        let crc = crc32c::crc32c(draft.get(CRC_BYTES..).unwrap_or_default());
+        let crc = if last.is_empty() { crc } else { crc32c::crc32c_append(crc, last) };
+        if let Some(place) = draft.first_chunk_mut() {
+            *place = crc.to_le_bytes();
+        }
+    }
+}
+
+/// Makes room for a header, behind which the payload is to be put.
+pub fn begin(draft: &mut Vec<u8>) {
+    draft.clear();
+    draft.extend_from_slice(&[0; HEADER_BYTES]);
 }
 
 /// An entry, where it lies.
@@ -108,8 +135,9 @@ impl<'a> Walk<'a> {
         let number = |at: usize| bytes.get(at..)?.first_chunk().copied().map(u32::from_le_bytes);
         let payload = behind.get(..usize::try_from(number(4)?).ok()?)?;
         let header = Header { position, open: number(16)?, kind: bytes[20] };
-        // Says in one go whether checksum, length and position are what they must be.
-        let is_good = header.to_bytes(&[payload]) == *bytes;
+        let is_like = header.to_bytes(payload.len())[CRC_BYTES..] == bytes[CRC_BYTES..];
+        let checked = rest.get(CRC_BYTES..HEADER_BYTES + payload.len())?;
+        let is_good = is_like && crc32c::crc32c(checked) == number(0)?;
         is_good.then_some(Entry { header, at: self.at + HEADER_BYTES, payload })
     }
 }

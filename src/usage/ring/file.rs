@@ -189,6 +189,20 @@ impl Window for RingFile {
         }
     }
 
+    fn store_all(&self, at: u64, words: &[[u8; 8]]) {
+        let places = self.mapping.words().get(in_window(at)..).unwrap_or_default();
+        places.iter().zip(words).for_each(|(place, word)| {
+            place.store(u64::from_ne_bytes(*word), Relaxed);
+        });
+    }
+
+    fn load_all(&self, at: u64, into: &mut [[u8; 8]]) {
+        let places = self.mapping.words().get(in_window(at)..).unwrap_or_default();
+        places.iter().zip(into).for_each(|(place, word)| {
+            *word = place.load(Relaxed).to_ne_bytes();
+        });
+    }
+
     fn head(&self) -> u64 {
         self.head.0.load(Acquire)
     }

@@ -17,6 +17,16 @@ pub trait Window {
     fn load(&self, at: u64) -> u64;
     /// Stores it, likewise.
     fn store(&self, at: u64, word: u64);
+    /// Stores these words from this place on. They end before the window does.
+    fn store_all(&self, at: u64, words: &[[u8; 8]]) {
+        let places = (at..).step_by(entry::ALIGN);
+        places.zip(words).for_each(|(at, word)| self.store(at, u64::from_ne_bytes(*word)));
+    }
+    /// Loads words from this place on, as many as there is room for, and none behind the window.
+    fn load_all(&self, at: u64, into: &mut [[u8; 8]]) {
+        let places = (at..).step_by(entry::ALIGN);
+        places.zip(into).for_each(|(at, word)| *word = self.load(at).to_ne_bytes());
+    }
     /// Where the producer is: all that it stored before is seen behind this (acquire).
     fn head(&self) -> u64;
     /// Sets it (release).
@@ -36,6 +46,12 @@ impl<W: Window> Window for std::sync::Arc<W> {
     }
     fn store(&self, at: u64, word: u64) {
         (**self).store(at, word);
+    }
+    fn store_all(&self, at: u64, words: &[[u8; 8]]) {
+        (**self).store_all(at, words);
+    }
+    fn load_all(&self, at: u64, into: &mut [[u8; 8]]) {
+        (**self).load_all(at, into);
     }
     fn head(&self) -> u64 {
         (**self).head()
@@ -85,11 +101,17 @@ impl<W: Window> Producer<W> {
         &self.window
     }
 
-    /// Puts an entry in, whose payload comes in parts, and gives its position. `None`: there is no
-    /// room for it, or it is larger than [`entry_bytes_max`].
-    pub fn push(&mut self, (kind, open): (u8, u32), payload: &[&[u8]], room: Room) -> Option<u64> {
+    /// Puts an entry in, and gives its position. The draft begins as [`entry::begin`] makes it, and
+    /// holds the payload, of which a last part may lie elsewhere. `None`: there is no room for it,
+    /// or it is larger than [`entry_bytes_max`].
+    pub fn push(
+        &mut self,
+        (kind, open): (u8, u32),
+        (draft, last): (&mut [u8], &[u8]),
+        room: Room,
+    ) -> Option<u64> {
         let window = self.window.bytes();
-        let length = payload.iter().map(|part| part.len()).sum();
+        let length = draft.len().saturating_sub(entry::HEADER_BYTES) + last.len();
         let size = entry::size(length) as u64;
         if size > entry_bytes_max(window) {
             return None;
@@ -100,14 +122,15 @@ impl<W: Window> Producer<W> {
             return None;
         }
         if skipped >= entry::HEADER_BYTES as u64 {
-            let wrap = Header::wrap(self.head).to_bytes(&[]);
+            let mut wrap = [0; entry::HEADER_BYTES];
+            Header::wrap(self.head).seal(&mut wrap, &[]);
             Out::at(&self.window, self.head).bytes(&wrap);
         }
         let position = self.head + skipped;
-        let header = Header { position, open, kind }.to_bytes(payload);
+        Header { position, open, kind }.seal(draft, last);
         let mut out = Out::at(&self.window, position);
-        out.bytes(&header);
-        payload.iter().for_each(|part| out.bytes(part));
+        out.bytes(draft);
+        out.bytes(last);
         out.fill_up();
         self.head = position + size;
         self.window.set_head(self.head);
@@ -148,10 +171,10 @@ impl<'a, W: Window> Out<'a, W> {
             if self.filled < 8 {
                 return;
             }
-            self.put(self.word);
+            self.put(&[self.word]);
         }
         let (words, rest) = bytes.as_chunks::<8>();
-        words.iter().for_each(|word| self.put(*word));
+        self.put(words);
         self.word = [0; 8];
         self.word[..rest.len()].copy_from_slice(rest);
         self.filled = rest.len();
@@ -159,13 +182,13 @@ impl<'a, W: Window> Out<'a, W> {
 
     fn fill_up(&mut self) {
         if self.filled > 0 {
-            self.put(self.word);
+            self.put(&[self.word]);
         }
     }
 
-    fn put(&mut self, word: [u8; 8]) {
-        self.window.store(self.at, u64::from_ne_bytes(word));
-        self.at += 8;
+    fn put(&mut self, words: &[[u8; 8]]) {
+        self.window.store_all(self.at, words);
+        self.at += words.as_flattened().len() as u64;
         self.filled = 0;
     }
 }
@@ -212,18 +235,17 @@ impl<W: Window> Consumer<W> {
 
     /// Takes all that is there of the current lap, in place of what was in `into`. False: nothing.
     pub fn take(&mut self, into: &mut Taken) -> bool {
-        into.bytes.clear();
         into.start = self.taken;
         let window = self.window.bytes();
         let waiting = self.window.head() - self.taken;
         if waiting == 0 {
+            into.bytes.clear();
             return false;
         }
         let at = self.taken & (window - 1);
         let len = waiting.min(window - at);
-        for at in (at..at + len).step_by(entry::ALIGN) {
-            into.bytes.extend_from_slice(&self.window.load(at).to_ne_bytes());
-        }
+        into.bytes.resize(len as usize, 0);
+        self.window.load_all(at, into.bytes.as_chunks_mut().0);
         self.taken += len;
         true
     }

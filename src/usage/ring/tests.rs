@@ -1,4 +1,4 @@
-use super::entry::{self, NO_OPEN};
+use super::entry::{self, draft, NO_OPEN};
 use super::file::{RingFile, OWNER_BYTES};
 use super::place;
 use super::recover::{self, Found};
@@ -57,7 +57,7 @@ fn taken<W: Window>(consumer: &mut Consumer<W>) -> (Vec<(u8, Vec<u8>)>, bool) {
 #[test]
 fn room_is_used_again_when_it_is_released() {
     let (mut producer, mut consumer) = both(1024);
-    let mut push = |room| producer.push((1, NO_OPEN), &[&[7; 40]], room).is_some();
+    let mut push = |room| producer.push((1, NO_OPEN), (&mut draft(&[7; 40]), &[]), room).is_some();
     let spared = Room::Spare(256);
     // Of 64 bytes each: twelve are three quarters.
     for _ in 0..12 {
@@ -75,8 +75,8 @@ fn room_is_used_again_when_it_is_released() {
     consumer.release();
     assert!(push(spared));
     let most = entry_bytes_max(1024) as usize - entry::HEADER_BYTES;
-    assert_eq!(producer.push((1, NO_OPEN), &[&vec![0; most + 1]], Room::All), None);
-    assert!(producer.push((1, NO_OPEN), &[&vec![0; most]], Room::All).is_some());
+    assert_eq!(producer.push((1, NO_OPEN), (&mut draft(&vec![0; most + 1]), &[]), Room::All), None);
+    assert!(producer.push((1, NO_OPEN), (&mut draft(&vec![0; most]), &[]), Room::All).is_some());
 }
 
 /// A ring's file with some laps behind it and these in it that were not taken; and its bytes.
@@ -85,7 +85,7 @@ fn left_behind(folder: &Folder) -> (Vec<(u8, Vec<u8>)>, Vec<u8>) {
     let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
     let push = |producer: &mut Producer<_>, n: u8| {
         let payload = vec![n; usize::from(n) * 3];
-        producer.push((n % 3 + 1, NO_OPEN), &[&payload], Room::All).unwrap();
+        producer.push((n % 3 + 1, NO_OPEN), (&mut draft(&payload), &[]), Room::All).unwrap();
         (n % 3 + 1, payload)
     };
     for n in 0..130 {
@@ -160,7 +160,7 @@ fn a_kill_between_bytes_and_head_leaves_nothing() {
     let mut left = Vec::new();
     for n in 1..=9_u8 {
         let before = ring.head();
-        producer.push((n, NO_OPEN), &[&[n; 20]], Room::All).unwrap();
+        producer.push((n, NO_OPEN), (&mut draft(&[n; 20]), &[]), Room::All).unwrap();
         let after = ring.head();
         ring.set_head(before);
         let killed = fs::read(folder.path().join("ring-0")).unwrap();
@@ -181,7 +181,9 @@ fn rings_are_found_wherever_they_were() {
     let plan = Spool { ring_dir: Some(away.path().to_owned()), ..Spool::default() };
     let rings = place::make(&plan, Some(&own), 2).unwrap();
     assert!(rings.iter().all(|ring| ring.outlives_us()));
-    Producer::new(rings[1].clone()).push((3, NO_OPEN), &[b"left"], Room::All).unwrap();
+    Producer::new(rings[1].clone())
+        .push((3, NO_OPEN), (&mut draft(b"left"), &[]), Room::All)
+        .unwrap();
     let folders = place::folders_of(&own);
     let mut none = |_: Kind, _: &[u8]| unreachable!("it is read while its process lives");
     for folder in &folders {
@@ -364,7 +366,9 @@ fn forged_positions_change_nothing() {
     for forged in [0_u64, 1, 8, 1024, 4096, 5000, u64::MAX, 1 << 40, 1 << 63] {
         for place in [1024, 2048] {
             for _ in 0..300 {
-                assert!(producer.push((3, NO_OPEN), &[b"said"], Room::All).is_some());
+                assert!(producer
+                    .push((3, NO_OPEN), (&mut draft(b"said"), &[]), Room::All)
+                    .is_some());
                 file.write_all_at(&forged.to_le_bytes(), place).unwrap();
                 assert_eq!(taken(&mut consumer), (vec![(3, b"said".to_vec())], false));
                 assert!(!consumer.has_more());

@@ -157,6 +157,11 @@ fn flags_of(is_stream: bool, fallback_used: bool, key_form: KeyForm) -> u64 {
 
 /// The request id in a record's bytes, which is all that pairs an end with a beginning.
 pub fn request_id_of(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(request_id_bytes(bytes)?).ok()
+}
+
+/// The same, without a look at whether it is text.
+pub fn request_id_bytes(bytes: &[u8]) -> Option<&[u8]> {
     let mut rest = bytes;
     while let Some((tag, more)) = rest.split_first() {
         rest = more;
@@ -164,7 +169,7 @@ pub fn request_id_of(bytes: &[u8]) -> Option<&str> {
         if tag & 1 == 1 {
             let (value, more) = rest.split_at_checked(usize::try_from(number).ok()?)?;
             if tag / 2 == field::REQUEST_ID {
-                return std::str::from_utf8(value).ok();
+                return Some(value);
             }
             rest = more;
         }

@@ -29,8 +29,8 @@ struct Open {
 }
 
 impl Open {
-    fn id(&self) -> &str {
-        codec::request_id_of(&self.payload).unwrap_or_default()
+    fn id(&self) -> &[u8] {
+        codec::request_id_bytes(&self.payload).unwrap_or_default()
     }
 }
 
@@ -42,7 +42,7 @@ impl Flights {
 
     /// Takes in what is said of one, and the sequence behind it. False when there are too many.
     pub fn follow(&mut self, kind: Kind, (begun, payload): (u64, &[u8])) -> bool {
-        let Some(id) = codec::request_id_of(payload) else { return true };
+        let Some(id) = codec::request_id_bytes(payload) else { return true };
         let full = self.open.len() >= SPOOL_OPENS_MAX;
         let hasher = &self.hasher;
         let is_it = |open: &Open| open.id() == id;

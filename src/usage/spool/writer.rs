@@ -97,6 +97,14 @@ impl Writer {
         self.follow(kind, start);
     }
 
+    /// The same of a request that is over, and of which the writer was told nothing before.
+    pub fn append_whole(&mut self, payload: &[u8]) {
+        match self.batch.push(Kind::Close, |into| into.extend_from_slice(payload)) {
+            true => self.batch.closes += 1,
+            false => self.lose(Kind::Close),
+        }
+    }
+
     /// Writes what a start found: records that ended, as bytes, and those that a kill ended.
     pub(super) fn append_recovered(&mut self, ended: &[Box<[u8]>], aborted: &[UsageRecord]) {
         for payload in ended {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::base::id::RequestId;
-use crate::usage::ring::entry::NO_OPEN;
+use crate::usage::ring::entry::{draft, NO_OPEN};
 use crate::usage::ring::file::RingFile;
 use crate::usage::ring::spsc::{Producer, Room};
 use crate::usage::source::Source;
@@ -73,7 +73,9 @@ fn a_running_spool_is_looked_at_and_left_alone() {
     let table = folder.run(SpoolTask::Inspect { json: false }).unwrap();
     assert!(table.contains("1 requests without an end") && !table.contains("in rings"), "{table}");
     let ring = RingFile::create(&folder.0, 0, 64 * 1024).unwrap();
-    Producer::new(ring).push((Kind::Close.byte(), NO_OPEN), &[b"any"], Room::All).unwrap();
+    Producer::new(ring)
+        .push((Kind::Close.byte(), NO_OPEN), (&mut draft(b"any"), &[]), Room::All)
+        .unwrap();
     let table = folder.run(SpoolTask::Inspect { json: false }).unwrap();
     assert!(table.contains("1 entries in rings are not in a segment yet"), "{table}");
     let from = Some(Start::Since(20));

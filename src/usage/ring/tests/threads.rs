@@ -79,7 +79,7 @@ fn run_all(orders: (Ordering, Ordering)) {
         let mut producer = Producer::new(window.clone());
         let mut put = Vec::new();
         let mut push = |kind, put: &mut Vec<u8>| {
-            if producer.push((kind, NO_OPEN), &[&[kind; 8]], Room::All).is_some() {
+            if producer.push((kind, NO_OPEN), (&mut draft(&[kind; 8]), &[]), Room::All).is_some() {
                 put.push(kind);
             }
         };
@@ -112,7 +112,8 @@ fn two_threads_agree() {
     let putting = std::thread::spawn(move || {
         for n in 0..COUNT {
             let payload = vec![n as u8; n as usize % 90];
-            while producer.push((1, n), &[&n.to_le_bytes(), &payload], Room::All).is_none() {
+            let mut draft = draft(&n.to_le_bytes());
+            while producer.push((1, n), (&mut draft, &payload), Room::All).is_none() {
                 std::thread::yield_now();
             }
         }

@@ -7,7 +7,7 @@ use super::fault::{FaultDisk, Faults, World};
 use super::rig::*;
 use crate::config::plan::Spool;
 use crate::usage::journal::Journal;
-use crate::usage::ring::entry::NO_OPEN;
+use crate::usage::ring::entry::{draft, NO_OPEN};
 use crate::usage::ring::file::RingFile;
 use crate::usage::ring::place;
 use crate::usage::ring::spsc::{Producer, Room};
@@ -29,7 +29,7 @@ fn rings_stay_until_the_disk_has_what_was_in_them() {
     for (kind, id) in [(Kind::Open, 1), (Kind::Open, 2), (Kind::Close, 1)] {
         let mut payload = Vec::new();
         codec::encode(&named(id).borrowed(), &mut payload);
-        ring.push((kind.byte(), NO_OPEN), &[&payload], Room::All).unwrap();
+        ring.push((kind.byte(), NO_OPEN), (&mut draft(&payload), &[]), Room::All).unwrap();
     }
     drop(ring);
     let disk = Disk::new(World::default());
