@@ -223,6 +223,9 @@ pub const LANE_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const LANE_READ_RECORDS: usize = 32;
 /// Bytes of request bodies in one batch. Beyond: the batch ends, with one record at least.
 pub const BATCH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of a batch's buffer that are kept for the next batch; each connection of a reporter has
+/// one.
+pub const BATCH_BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 /// Records of one webhook request at most. Beyond: refused.
 pub const WEBHOOK_BATCH_RECORDS_MAX: u32 = 10_000;
 /// Requests of one webhook at one time. Beyond: refused.

@@ -1,22 +1,5 @@
-//! Numbers as digits, without the formatting machinery: heads and chunks are written at the rate
-//! of tokens.
-
-/// Appends `value` in decimal.
-pub fn push_decimal(out: &mut Vec<u8>, value: u64) {
-    const DIGITS_MAX: usize = 20; // of 2^64 - 1
-    let mut digits = [0; DIGITS_MAX];
-    let mut rest = value;
-    let mut used = 0;
-    for slot in digits.iter_mut().rev() {
-        *slot = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        used += 1;
-        if rest == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(digits.get(DIGITS_MAX - used..).unwrap_or_default());
-}
+//! The sizes of chunks as digits, without the formatting machinery: they are written at the rate of
+//! tokens.
 
 /// Bytes of the longest chunk header: 16 hex digits and CRLF.
 pub const CHUNK_HEADER_BYTES_MAX: usize = 18;
@@ -48,16 +31,10 @@ mod tests {
 
     #[test]
     fn digits_are_those_of_the_standard_library() {
-        let values = [0, 1, 9, 10, 15, 16, 99, 100, 255, 256, 4095, 65_536, u64::MAX - 1, u64::MAX];
-        for value in values {
-            let mut out = Vec::new();
-            push_decimal(&mut out, value);
-            assert_eq!(out, value.to_string().as_bytes());
-            if value > 0 {
-                let mut buf = [0; CHUNK_HEADER_BYTES_MAX];
-                let header = chunk_header(&mut buf, value as usize);
-                assert_eq!(header, format!("{value:x}\r\n").as_bytes());
-            }
+        for value in [1, 9, 10, 15, 16, 255, 256, 4095, 65_536, usize::MAX - 1, usize::MAX] {
+            let mut buf = [0; CHUNK_HEADER_BYTES_MAX];
+            let header = chunk_header(&mut buf, value);
+            assert_eq!(header, format!("{value:x}\r\n").as_bytes());
         }
     }
 }

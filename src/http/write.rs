@@ -7,12 +7,12 @@
 
 use super::field::Known;
 use super::head::{Field, Span, Version};
-use super::number::push_decimal;
 pub use super::number::{chunk_header, CHUNK_HEADER_BYTES_MAX};
 use super::path::base_of;
 use super::reason;
 use super::request::RequestHead;
 use super::response::ResponseHead;
+use crate::base::digits::push_decimal;
 use crate::base::secret::Secret;
 
 /// The interim answer to `Expect: 100-continue`.

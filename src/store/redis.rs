@@ -1,12 +1,18 @@
 //! A Redis server: one connection to it, which is made when it is needed.
 
+mod call;
+
+pub use call::{argument, argument_len, Call};
+
 use super::Trouble;
 use crate::base::{certificate, tls_fault};
 use crate::config::plan::Redis;
 use ::redis::{
-    cmd, Client, Cmd, Connection, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates,
+    Client, Connection, ConnectionAddr, ConnectionLike, ErrorKind, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, Value,
 };
+use ring::digest::{digest, SHA1_FOR_LEGACY_USE_ONLY};
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 /// The port that an address without one means.
@@ -16,10 +22,33 @@ const PORT: u16 = 6379;
 /// send as much as a script.
 const NOT_WELL: [&str; 5] = ["OOM", "READONLY", "MISCONF", "NOREPLICAS", "unauthenticated"];
 
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+
 /// A server, and the connection to it.
 pub struct RedisServer {
     plan: Redis,
     kept: Option<Connection>,
+    /// It lets us run scripts by their text alone.
+    by_text: bool,
+}
+
+/// A script, which a server keeps once it has read it.
+pub struct Script {
+    text: &'static str,
+    /// The name that the server gives it.
+    hash: String,
+}
+
+impl Script {
+    /// Of this text.
+    pub fn new(text: &'static str) -> Script {
+        let mut hash = String::new();
+        for byte in digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()).as_ref() {
+            // Writing to a string cannot fail.
+            let _ = write!(hash, "{byte:02x}");
+        }
+        Script { text, hash }
+    }
 }
 
 /// Reads the files that a connection needs, and connects to nothing.
@@ -36,7 +65,7 @@ pub fn readable(plan: &Redis) -> Result<(), String> {
 impl RedisServer {
     /// Connects to nothing yet.
     pub fn new(plan: Redis) -> RedisServer {
-        RedisServer { plan, kept: None }
+        RedisServer { plan, kept: None, by_text: false }
     }
 
     /// Where it is, for a log: without credentials.
@@ -56,29 +85,45 @@ impl RedisServer {
     /// # Errors
     /// What is in the way.
     pub fn probe(&mut self, until: Instant) -> Result<(), Trouble> {
-        self.call(&cmd("PING"), until).map_err(|error| trouble(&error))
+        self.call(PING, until).map(drop).map_err(|error| trouble(&error))
     }
 
-    /// Asks for one command. A server that has closed a kept connection is asked once more over a
-    /// new one, so it may have done the command twice.
+    /// Runs a script, of which the server gets the text only when it does not have it: a restart
+    /// has cost it, or it is new. A server that has closed a kept connection is asked once more
+    /// over a new one, so it may have run the script twice.
     ///
     /// # Errors
-    /// It cannot be reached, does not answer in time, is not well, or does not take the command. If
-    /// it did not answer, nobody knows whether it has done it.
-    pub fn run<T: FromRedisValue>(&mut self, command: &Cmd, until: Instant) -> Result<T, Trouble> {
+    /// It cannot be reached, does not answer in time, is not well, or does not take the call. If it
+    /// did not answer, nobody knows whether it has run the script.
+    pub fn run(&mut self, script: &Script, call: &mut Call, until: Instant) -> Result<(), Trouble> {
+        if !self.by_text {
+            let called = self.ask(&call.wire("EVALSHA", &script.hash), until);
+            match called.as_ref().err().and_then(RedisError::code) {
+                Some("NOSCRIPT") => {}
+                // Rights may have been given for the one command and not for the other.
+                Some("NOPERM") => self.by_text = true,
+                _ => return called.map(drop).map_err(|error| trouble(&error)),
+            }
+        }
+        let called = self.ask(&call.wire("EVAL", script.text), until);
+        called.map(drop).map_err(|error| trouble(&error))
+    }
+
+    /// Sends a command, and once more where a kept connection is closed.
+    fn ask(&mut self, command: &[u8], until: Instant) -> RedisResult<Value> {
         let was_kept = self.kept.is_some();
-        let mut called = self.call(command, until);
+        let called = self.call(command, until);
         // A server that restarted, or that closes what is idle, is there again at once.
         let is_gone = |error: &RedisError| error.is_connection_dropped();
-        if was_kept && called.as_ref().err().is_some_and(is_gone) {
-            called = self.call(command, until);
+        match was_kept && called.as_ref().err().is_some_and(is_gone) {
+            true => self.call(command, until),
+            false => called,
         }
-        called.map_err(|error| trouble(&error))
     }
 
     /// One try. If the connection breaks or is silent it is not used again: the answer may still
     /// come, and would be taken for that of the next command.
-    fn call<T: FromRedisValue>(&mut self, command: &Cmd, until: Instant) -> RedisResult<T> {
+    fn call(&mut self, command: &[u8], until: Instant) -> RedisResult<Value> {
         let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut connection = match self.kept.take() {
             Some(kept) => kept,
@@ -87,7 +132,7 @@ impl RedisServer {
         let pool = &self.plan.pool;
         connection.set_write_timeout(Some(pool.write_timeout.min(left())))?;
         connection.set_read_timeout(Some(pool.read_timeout.min(left())))?;
-        let called = command.query(&mut connection);
+        let called = connection.req_packed_command(command).and_then(Value::extract_error);
         if called.as_ref().err().is_none_or(|error| matches!(error.kind(), ErrorKind::Server(_))) {
             self.kept = Some(connection);
         }

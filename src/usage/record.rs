@@ -4,14 +4,15 @@
 //! thread. The default form is the union of both forms that receivers were built for: token fields
 //! at the top *and* `usage{}`, `endpoint` *and* `path`.
 
+pub mod body;
 pub mod borrowed;
+pub mod json;
 pub mod line;
 
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::tokens::{Oddities, Usage};
 use borrowed::RecordRef;
-use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -139,97 +140,6 @@ impl UsageRecord {
     pub fn to_line(&self, format: RecordFormat) -> Vec<u8> {
         self.borrowed().to_line(format)
     }
-}
-
-/// A record in one of its forms.
-struct Form<'a> {
-    record: &'a RecordRef<'a>,
-    format: RecordFormat,
-}
-
-impl Serialize for Form<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let r = self.record;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("request_id", r.request_id)?;
-        map.serialize_entry("timestamp", &rfc3339(r.timestamp_ms))?;
-        map.serialize_entry("user_id", &r.user_id)?;
-        map.serialize_entry("api_key", &r.api_key)?;
-        map.serialize_entry("model", &r.model)?;
-        if self.format != RecordFormat::Nested {
-            map.serialize_entry("prompt_tokens", &r.usage.map(|u| u.prompt_tokens))?;
-            map.serialize_entry("completion_tokens", &r.completion_tokens())?;
-            map.serialize_entry("total_tokens", &r.usage.map(|u| u.total_tokens))?;
-        }
-        if self.format != RecordFormat::Flat {
-            map.serialize_entry("usage", &r.usage.map(Tokens))?;
-        }
-        map.serialize_entry("usage_source", r.usage_source())?;
-        if let Some(seconds) = r.audio_seconds {
-            map.serialize_entry("audio_seconds", &seconds)?;
-        }
-        if !r.oddities.is_empty() {
-            map.serialize_entry("usage_warnings", &r.oddities.names().collect::<Vec<_>>())?;
-        }
-        if let Some(reason) = &r.usage_missing_reason {
-            map.serialize_entry("usage_missing_reason", reason)?;
-        }
-        map.serialize_entry("is_stream", &r.is_stream)?;
-        map.serialize_entry("method", &r.method)?;
-        map.serialize_entry("path", &r.path)?;
-        map.serialize_entry("endpoint", &r.path)?;
-        map.serialize_entry("backend", &r.backend)?;
-        map.serialize_entry("backend_url", &r.backend_url)?;
-        map.serialize_entry("status_code", &r.status_code)?;
-        map.serialize_entry("latency_ms", &r.latency_ms)?;
-        map.serialize_entry("ttft_ms", &r.ttft_ms)?;
-        map.serialize_entry("first_byte_ms", &r.first_byte_ms)?;
-        map.serialize_entry("retry_count", &r.retry_count)?;
-        map.serialize_entry("fallback_used", &r.fallback_used)?;
-        map.serialize_entry("status", r.outcome.as_str())?;
-        map.serialize_entry("error", &r.error)?;
-        if let Some(code) = &r.engine_error {
-            map.serialize_entry("engine_error", code)?;
-        }
-        map.serialize_entry("upstream_id", &r.upstream_id)?;
-        map.serialize_entry("client_request_id", &r.client_request_id)?;
-        map.serialize_entry("request_bytes", &r.request_bytes)?;
-        map.serialize_entry("response_bytes", &r.response_bytes)?;
-        map.serialize_entry("events", &r.events)?;
-        if let Some(body) = &r.request_body {
-            let body = line::body_of(body);
-            map.serialize_entry("request_body", &body)?;
-            if let Some(encoding) = body.encoding() {
-                map.serialize_entry("request_body_encoding", encoding)?;
-            }
-        }
-        map.end()
-    }
-}
-
-/// `usage{}`, with the details only when the engine gave them.
-struct Tokens(Usage);
-
-impl Serialize for Tokens {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("prompt_tokens", &self.0.prompt_tokens)?;
-        map.serialize_entry("completion_tokens", &self.0.completion_tokens)?;
-        map.serialize_entry("total_tokens", &self.0.total_tokens)?;
-        if let Some(cached) = self.0.cached_tokens {
-            map.serialize_entry("cached_tokens", &cached)?;
-        }
-        if let Some(reasoning) = self.0.reasoning_tokens {
-            map.serialize_entry("reasoning_tokens", &reasoning)?;
-        }
-        map.end()
-    }
-}
-
-/// RFC 3339 in UTC, always with three digits of milliseconds so that texts sort as times do.
-pub(super) fn rfc3339(unix_ms: u64) -> Option<String> {
-    let time = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()?;
-    Some(format!("{time:.3}"))
 }
 
 #[cfg(test)]

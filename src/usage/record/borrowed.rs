@@ -1,7 +1,7 @@
 //! A record whose texts lie elsewhere: in a worker's request, from where it is written into the
 //! journal's ring, or in the bytes that a lane has read, from where it is sent.
 
-use super::{line, Form, Outcome, UsageRecord};
+use super::{json, Outcome, UsageRecord};
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::tokens::{Oddities, Usage};
@@ -103,12 +103,16 @@ impl RecordRef<'_> {
 
     /// The record as one JSON object, without a line end in it.
     pub fn to_json(&self, format: RecordFormat) -> Vec<u8> {
-        line::json_of(&Form { record: self, format })
+        let mut out = Vec::new();
+        json::push_record(&mut out, self, format);
+        out
     }
 
     /// The same as a line: the only line end is its last byte, whatever a client wrote.
     pub fn to_line(&self, format: RecordFormat) -> Vec<u8> {
-        line::line_of(&Form { record: self, format })
+        let mut out = Vec::new();
+        json::push_line(&mut out, self, format);
+        out
     }
 
     /// The same, with everything in it. It allocates.

@@ -5,10 +5,11 @@
 //! away. Whatever came of a half-written batch is cut off again, and if even that fails, the torn
 //! line gets its end before the next record.
 
-use super::{Reporter, Shape, Tried};
+use super::{emptied, Reporter, Shape, Tried};
 use crate::base::clock::unix_ms;
 use crate::config::plan;
 use crate::usage::record::borrowed::RecordRef;
+use crate::usage::record::json::push_line;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -28,6 +29,8 @@ const SAME_TIME_MAX: u32 = 1000;
 pub struct LinesFile {
     plan: plan::FileReporter,
     open: Option<Open>,
+    /// Used again for each batch.
+    lines: Vec<u8>,
     /// That it cannot be rotated was told.
     told: bool,
 }
@@ -49,7 +52,7 @@ pub fn shape() -> Shape {
 impl LinesFile {
     /// Opens nothing yet.
     pub fn new(plan: plan::FileReporter) -> Self {
-        LinesFile { plan, open: None, told: false }
+        LinesFile { plan, open: None, lines: Vec::new(), told: false }
     }
 
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -122,11 +125,13 @@ impl LinesFile {
 
 impl Reporter for LinesFile {
     fn send(&mut self, records: &[RecordRef<'_>], _limit: Duration) -> Tried {
-        let mut lines = Vec::new();
+        let mut lines = std::mem::take(&mut self.lines);
         for record in records {
-            lines.extend(record.to_line(self.plan.format));
+            push_line(&mut lines, record, self.plan.format);
         }
-        match self.write(&lines) {
+        let written = self.write(&lines);
+        self.lines = emptied(lines);
+        match written {
             Ok(()) => Tried::Delivered,
             Err(error) => Tried::Again(error.to_string()),
         }

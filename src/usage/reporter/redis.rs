@@ -5,15 +5,14 @@
 //! nobody knows what became of it neither appears nor counts twice. The keys are those of one
 //! server, not of a cluster.
 
+mod entry;
+
 use super::{Reporter, Shape, Tried};
+use crate::base::utc::Stamp;
 use crate::config::plan;
-use crate::config::plan::RecordFormat;
-use crate::store::redis::RedisServer;
+use crate::store::redis::{Call, RedisServer, Script};
 use crate::store::Trouble;
 use crate::usage::record::borrowed::RecordRef;
-use ::redis::{cmd, Cmd};
-use serde_json::value::RawValue;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const SCRIPT: &str = include_str!("redis/add.lua");
@@ -27,6 +26,9 @@ const SEEN_SECONDS: u64 = 24 * 3600;
 pub struct Stream {
     plan: plan::RedisReporter,
     server: RedisServer,
+    script: Script,
+    /// Used again for each batch.
+    call: Call,
 }
 
 /// How it wants to be called.
@@ -41,46 +43,42 @@ impl Stream {
     /// Connects to nothing yet.
     pub fn new(plan: plan::RedisReporter) -> Self {
         let server = RedisServer::new(plan.redis.clone());
-        Stream { plan, server }
+        Stream { plan, server, script: Script::new(SCRIPT), call: Call::new() }
     }
 
-    fn command(&self, records: &[RecordRef<'_>]) -> Cmd {
-        let mut command = cmd("EVAL");
-        command.arg(SCRIPT).arg(1).arg(&self.plan.stream).arg(self.plan.max_len).arg(SEEN_SECONDS);
+    /// Writes what the script takes.
+    fn prepare(&mut self, records: &[RecordRef<'_>]) {
+        let (plan, call) = (&self.plan, &mut self.call);
+        call.clear();
+        call.text("1");
+        call.text(&plan.stream);
+        call.number(plan.max_len);
+        call.number(SEEN_SECONDS);
         for record in records {
-            let (day, hour) = times(record.timestamp_ms);
+            let stamp = Stamp::of(record.timestamp_ms).unwrap_or_default();
             let usage = record.usage.unwrap_or_default();
-            command.arg(record.request_id);
-            command.arg(format!("{}:seen:{hour}", self.plan.stream));
-            command.arg(self.counter(record, &day));
-            command.arg(usage.prompt_tokens);
-            command.arg(record.completion_tokens().unwrap_or(0));
-            command.arg(usage.total_tokens);
-            let fields = fields(record);
-            command.arg(fields.len() * 2);
-            for (name, value) in fields {
-                command.arg(name).arg(value);
+            call.text(record.request_id);
+            call.texts([&plan.stream, ":seen:", stamp.hour()]);
+            match plan.counters.as_str() {
+                "" => call.text(""),
+                prefix => {
+                    let who = record.api_key.or(record.user_id).unwrap_or("-");
+                    call.texts([prefix, ":", stamp.day(), ":", who]);
+                }
             }
+            call.number(usage.prompt_tokens);
+            call.number(record.completion_tokens().unwrap_or(0));
+            call.number(usage.total_tokens);
+            entry::push_fields(call, record);
         }
-        command
-    }
-
-    /// The hash that counts a record; empty = none.
-    fn counter(&self, record: &RecordRef<'_>, day: &str) -> String {
-        let prefix = &self.plan.counters;
-        if prefix.is_empty() {
-            return String::new();
-        }
-        let who = record.api_key.or(record.user_id).unwrap_or("-");
-        format!("{prefix}:{day}:{who}")
     }
 }
 
 impl Reporter for Stream {
     fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
         let until = Instant::now() + limit;
-        let command = self.command(records);
-        match self.server.run(&command, until) {
+        self.prepare(records);
+        match self.server.run(&self.script, &mut self.call, until) {
             Ok(()) => Tried::Delivered,
             Err(Trouble::Later(cause)) => Tried::Again(cause),
             Err(Trouble::Data(cause)) => Tried::Failed(cause),
@@ -90,26 +88,6 @@ impl Reporter for Stream {
     fn place(&self) -> String {
         self.server.place()
     }
-}
-
-/// Day and hour of a time, UTC.
-fn times(unix_ms: u64) -> (String, String) {
-    let time =
-        i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    let time = time.unwrap_or_default();
-    (time.strftime("%Y-%m-%d").to_string(), time.strftime("%Y-%m-%dT%H").to_string())
-}
-
-/// All that a record says, as names and texts; what it does not know is left out.
-fn fields(record: &RecordRef<'_>) -> Vec<(String, String)> {
-    let json = record.to_json(RecordFormat::Flat);
-    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(&json).unwrap_or_default();
-    let text = |(name, value): (String, &RawValue)| match value.get() {
-        "null" => None,
-        // A text without its quotes; anything else as it stands.
-        raw => Some((name, serde_json::from_str(raw).unwrap_or_else(|_| raw.to_owned()))),
-    };
-    fields.into_iter().filter_map(text).collect()
 }
 
 #[cfg(test)]

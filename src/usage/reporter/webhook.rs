@@ -2,13 +2,14 @@
 //! success. A receiver can tell a repeated request by its `Idempotency-Key`, and that it is ours by
 //! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
-use super::{Reporter, Shape, Tried};
+use super::{emptied, Reporter, Shape, Tried};
 use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
 use crate::config::plan::{self, WebhookBatch};
 use crate::store::http::HttpService;
 use crate::store::Trouble;
 use crate::usage::key_form::hex;
 use crate::usage::record::borrowed::RecordRef;
+use crate::usage::record::json::{push_line, push_record};
 use ring::{digest, hmac};
 use std::time::Duration;
 use ureq::http::Request;
@@ -21,6 +22,8 @@ pub struct Webhook {
     plan: plan::Webhook,
     service: HttpService,
     signing: Option<hmac::Key>,
+    /// The last body, of which the next one takes the room.
+    body: Vec<u8>,
 }
 
 impl Webhook {
@@ -29,7 +32,7 @@ impl Webhook {
         let service = HttpService::new(&plan.url);
         let secret = plan.hmac_secret.reveal().as_bytes();
         let signing = (!secret.is_empty()).then(|| hmac::Key::new(hmac::HMAC_SHA256, secret));
-        Webhook { plan, service, signing }
+        Webhook { plan, service, signing, body: Vec::new() }
     }
 }
 
@@ -50,7 +53,7 @@ impl Reporter for Webhook {
 
     /// One request. Blocks for at most `limit`, from the name's lookup to the answer's end.
     fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
-        let (body, key) = self.body(records);
+        let key = self.write(records);
         let content_type = match self.plan.batch {
             WebhookBatch::Single | WebhookBatch::Array => "application/json",
             WebhookBatch::Ndjson => "application/x-ndjson",
@@ -60,13 +63,13 @@ impl Reporter for Webhook {
             .header("content-type", content_type)
             .header("idempotency-key", key);
         if let Some(key) = &self.signing {
-            let signature = format!("sha256={}", hex(hmac::sign(key, &body).as_ref()));
+            let signature = format!("sha256={}", hex(hmac::sign(key, &self.body).as_ref()));
             request = request.header("x-llmproxy-signature", signature);
         }
         for (name, value) in &self.plan.headers {
             request = request.header(name, value.reveal());
         }
-        match self.service.send(request, &body, limit) {
+        match self.service.send(request, &self.body, limit) {
             Ok(mut answer) => {
                 // Read to its end so that the connection can be used again. What it says, and
                 // whether all of it came, changes nothing: the status has decided.
@@ -82,18 +85,27 @@ impl Reporter for Webhook {
 }
 
 impl Webhook {
-    /// The body for these records, and the key by which a receiver knows it again.
-    fn body(&self, records: &[RecordRef<'_>]) -> (Vec<u8>, String) {
-        let json = |record: &RecordRef<'_>| record.to_json(self.plan.format);
-        let first = records.first().map(|r| r.request_id).unwrap_or_default();
-        let joined =
-            |separator: &[u8]| records.iter().map(json).collect::<Vec<_>>().join(separator);
-        let lines = || records.iter().flat_map(|record| record.to_line(self.plan.format));
-        let body = match self.plan.batch {
-            WebhookBatch::Single => return (joined(b""), first.to_owned()),
-            WebhookBatch::Array => [b"[", joined(b",").as_slice(), b"]"].concat(),
-            WebhookBatch::Ndjson => lines().collect(),
-        };
+    /// Writes the body for these records; gives the key by which a receiver knows it again.
+    fn write(&mut self, records: &[RecordRef<'_>]) -> String {
+        self.body = emptied(std::mem::take(&mut self.body));
+        let (body, format) = (&mut self.body, self.plan.format);
+        let first = records.first().map(|record| record.request_id).unwrap_or_default();
+        match self.plan.batch {
+            WebhookBatch::Single => {
+                records.iter().for_each(|record| push_record(body, record, format));
+                return first.to_owned();
+            }
+            WebhookBatch::Array => {
+                for (place, record) in records.iter().enumerate() {
+                    body.push(if place == 0 { b'[' } else { b',' });
+                    push_record(body, record, format);
+                }
+                body.push(b']');
+            }
+            WebhookBatch::Ndjson => {
+                records.iter().for_each(|record| push_line(body, record, format));
+            }
+        }
         let mut ids = digest::Context::new(&digest::SHA256);
         for record in records {
             ids.update(record.request_id.as_bytes());
@@ -101,7 +113,7 @@ impl Webhook {
         }
         let ids = hex(ids.finish().as_ref());
         let ids = ids.get(..BATCH_KEY_DIGITS).unwrap_or_default();
-        (body, format!("{first}-{}-{ids}", records.len()))
+        format!("{first}-{}-{ids}", records.len())
     }
 }
 
@@ -126,7 +138,8 @@ mod tests {
     use super::*;
     use crate::base::secret::Secret;
     use crate::config::plan::RecordFormat;
-    use crate::usage::record::{tests::record, UsageRecord};
+    use crate::usage::record::tests::record;
+    use crate::usage::record::UsageRecord;
 
     fn webhook(url: &str, batch: WebhookBatch) -> Webhook {
         Webhook::new(plan::Webhook {
@@ -193,24 +206,23 @@ mod tests {
         };
         let (one, two, three) = (with_id("one"), with_id("two"), with_id("three"));
         let ids = |json: serde_json::Value| json["request_id"].as_str().unwrap().to_owned();
-        let array = webhook("http://h", WebhookBatch::Array);
-        let (body, key) = array.body(&[one.borrowed(), two.borrowed()]);
-        let parsed: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
+        let (one, two, three) = (one.borrowed(), two.borrowed(), three.borrowed());
+        let mut array = webhook("http://h", WebhookBatch::Array);
+        let key = array.write(&[one, two]);
+        let parsed: Vec<serde_json::Value> = serde_json::from_slice(&array.body).unwrap();
         assert_eq!(parsed.into_iter().map(ids).collect::<Vec<_>>(), ["one", "two"]);
         assert!(key.starts_with("one-2-") && key.len() == 6 + BATCH_KEY_DIGITS, "{key}");
-        assert_eq!(array.body(&[one.borrowed(), two.borrowed()]).1, key);
-        assert_ne!(array.body(&[one.borrowed(), three.borrowed()]).1, key);
-        let lines =
-            webhook("http://h", WebhookBatch::Ndjson).body(&[one.borrowed(), two.borrowed()]).0;
-        let lines = String::from_utf8(lines).unwrap();
+        assert_eq!(array.write(&[one, two]), key);
+        assert_ne!(array.write(&[one, three]), key);
+        let mut lines = webhook("http://h", WebhookBatch::Ndjson);
+        lines.write(&[one, two]);
+        let lines = String::from_utf8(lines.body).unwrap();
         assert!(lines.ends_with('\n'));
         let parsed = lines.lines().map(|line| ids(serde_json::from_str(line).unwrap()));
         assert_eq!(parsed.collect::<Vec<_>>(), ["one", "two"]);
-        let (body, key) = webhook("http://h", WebhookBatch::Single).body(&[one.borrowed()]);
-        assert_eq!(
-            (ids(serde_json::from_slice(&body).unwrap()), key.as_str()),
-            ("one".into(), "one")
-        );
+        let mut single = webhook("http://h", WebhookBatch::Single);
+        assert_eq!(single.write(&[one]), "one");
+        assert_eq!(ids(serde_json::from_slice(&single.body).unwrap()), "one");
     }
 
     /// Catches: a webhook whose requests go out in parts. A receiver that was slow to wake would
@@ -221,7 +233,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/usage", listener.local_addr().unwrap());
         let (mut webhook, record) = (webhook(&url, WebhookBatch::Single), record());
-        let body = webhook.body(&[record.borrowed()]).0;
+        webhook.write(&[record.borrowed()]);
+        let body = webhook.body.clone();
         let served = std::thread::spawn(move || {
             let mut stream = listener.accept().unwrap().0;
             let mut bytes = vec![0; 64 * 1024];

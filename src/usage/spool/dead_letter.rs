@@ -7,9 +7,10 @@ use super::scan::read_fully;
 use super::state::add;
 use super::table::SpoolShared;
 use crate::base::clock::unix_ms;
+use crate::base::utc::Stamp;
 use crate::base::limits::{DEAD_LETTER_BYTES_MAX, RECORD_BODY_BYTES_DEFAULT};
 use crate::config::plan::RecordFormat;
-use crate::usage::record::{line, rfc3339, UsageRecord};
+use crate::usage::record::{line, UsageRecord};
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -186,7 +187,7 @@ pub fn line_of(record: &UsageRecord, reason: &str) -> io::Result<Vec<u8>> {
     };
     let letter = Letter {
         reason: reason.to_owned(),
-        time: rfc3339(unix_ms()),
+        time: Stamp::of(unix_ms()).map(|stamp| stamp.as_str().to_owned()),
         record: RawValue::from_string(String::from_utf8(json).map_err(io::Error::other)?)?,
         entry: hex(&bytes),
     };

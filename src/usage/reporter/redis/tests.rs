@@ -3,9 +3,12 @@
 use super::*;
 use crate::base::id::RequestId;
 use crate::base::secret::Secret;
-use crate::config::plan::{Redis, RedisPool};
+use crate::config::plan::{RecordFormat, Redis, RedisPool};
 use crate::usage::record::{tests::record, UsageRecord};
-use ::redis::Client;
+use crate::usage::record::json::tests::any_record;
+use ::redis::{cmd, Client};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -133,7 +136,8 @@ fn a_record_is_an_entry_and_counts_once() {
     assert_eq!(first["model"], "org/m");
     assert_eq!(first["total_tokens"], usage.total_tokens.to_string());
     assert!(first.values().all(|value| value != "null") && !first.contains_key("error"));
-    let (day, hour) = times(record().timestamp_ms);
+    let stamp = Stamp::of(record().timestamp_ms).unwrap();
+    let (day, hour) = (stamp.day(), stamp.hour());
     let counted: BTreeMap<String, u64> =
         server.ask(&["HGETALL", &format!("count:{day}:sk-l...6789")]);
     let expected = [
@@ -226,5 +230,87 @@ fn fields_are_plain_texts() {
     assert_eq!(fields["is_stream"], record.is_stream.to_string());
     assert_eq!(fields["request_body"], r#"{"temperature":0.10000000000000000001}"#);
     assert!(!fields.contains_key("usage"));
-    assert_eq!(times(0), ("1970-01-01".into(), "1970-01-01T00".into()));
+}
+
+/// Catches: a server that has lost the script, or lets nobody run one by its hash, and whose
+/// records wait for ever; a text that is sent with every batch.
+#[test]
+fn a_server_gets_the_text_of_the_script_when_it_wants_it() {
+    let Some(server) = Server::start(&[]) else { return };
+    let mut stream = server.stream("", 0);
+    let calls = |name: &str| {
+        let stats: String = server.ask(&["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{name}:")));
+        let count = line.and_then(|line| line.split(['=', ',']).nth(1)).unwrap_or("0");
+        count.parse::<u64>().unwrap()
+    };
+    for id in ["a", "b", "c"] {
+        assert_eq!(send(&mut stream, &[id]), Tried::Delivered);
+    }
+    assert_eq!((calls("eval"), calls("evalsha")), (1, 3));
+    let _: String = server.ask(&["SCRIPT", "FLUSH"]);
+    assert_eq!(send(&mut stream, &["d"]), Tried::Delivered);
+    assert_eq!((calls("eval"), calls("evalsha")), (2, 4));
+    let _: String = server.ask(&["ACL", "SETUSER", "default", "-evalsha"]);
+    for id in ["e", "f"] {
+        assert_eq!(send(&mut stream, &[id]), Tried::Delivered);
+    }
+    assert_eq!(calls("eval"), 4);
+    let length: u64 = server.ask(&["XLEN", "usage"]);
+    assert_eq!(length, 6);
+}
+
+/// All that a record says, as names and texts, by way of its JSON.
+fn reference(record: &RecordRef<'_>) -> Vec<(String, String)> {
+    let json = record.to_json(RecordFormat::Flat);
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(&json).unwrap();
+    let text = |(name, value): (String, &RawValue)| match value.get() {
+        "null" => None,
+        // A text without its quotes; anything else as it stands.
+        raw => Some((name, serde_json::from_str(raw).unwrap_or_else(|_| raw.to_owned()))),
+    };
+    fields.into_iter().filter_map(text).collect()
+}
+
+/// What the script gets of a record.
+fn fields(record: &RecordRef<'_>) -> Vec<(String, String)> {
+    let mut call = Call::new();
+    entry::push_fields(&mut call, record);
+    let arguments = call.read();
+    assert_eq!(arguments[0].parse(), Ok(arguments.len() - 1));
+    arguments[1..].chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+}
+
+proptest::proptest! {
+    /// Catches: a field that is another one, in another place, or quoted.
+    #[test]
+    fn any_record_has_the_fields_of_its_flat_form(record in any_record()) {
+        let record = record.borrowed();
+        proptest::prop_assert_eq!(fields(&record), reference(&record));
+    }
+
+    /// Catches: a set or a counter of another day, hour or key, and a count that is another one.
+    #[test]
+    fn any_record_is_counted_where_it_belongs(record in any_record()) {
+        let mut stream = stream(1, "", 9);
+        stream.prepare(&[record.borrowed()]);
+        let time = i64::try_from(record.timestamp_ms).ok();
+        let time = time.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let time = time.unwrap_or_default();
+        let who = record.api_key.as_deref().or(record.user_id.as_deref()).unwrap_or("-");
+        let usage = record.usage.unwrap_or_default();
+        let wanted = [
+            "1".to_owned(),
+            "usage".to_owned(),
+            "9".to_owned(),
+            SEEN_SECONDS.to_string(),
+            record.request_id.as_str().to_owned(),
+            time.strftime("usage:seen:%Y-%m-%dT%H").to_string(),
+            format!("count:{}:{who}", time.strftime("%Y-%m-%d")),
+            usage.prompt_tokens.to_string(),
+            record.borrowed().completion_tokens().unwrap_or(0).to_string(),
+            usage.total_tokens.to_string(),
+        ];
+        proptest::prop_assert_eq!(&stream.call.read()[..wanted.len()], &wanted[..]);
+    }
 }

@@ -1,0 +1,255 @@
+//! The one writer of records as JSON: constant keys and escaped texts, straight into a buffer.
+//!
+//! Files, NDJSON, exports and dead letters tell one record from the next by its line's end, so
+//! nothing that a client or an engine wrote may bring one along. Here every text goes through one
+//! of two functions, which escape whatever ends a line in any reader's sense of the word: control
+//! characters, U+0085, U+2028 and U+2029 (see [`base::line`](crate::base::line)).
+
+use super::body::Body;
+use super::borrowed::RecordRef;
+use crate::base::digits::push_decimal;
+use crate::base::utc::Stamp;
+use crate::base::word::{below, equal, run_len, TOPS};
+use crate::config::plan::RecordFormat;
+use crate::llm::tokens::{Oddities, Usage};
+use memchr::{memchr, memchr2};
+
+/// Appends a record as one JSON object, without a line end in it.
+pub fn push_record(out: &mut Vec<u8>, r: &RecordRef<'_>, format: RecordFormat) {
+    out.extend_from_slice(b"{\"request_id\":");
+    push_text(out, r.request_id);
+    out.extend_from_slice(b",\"timestamp\":");
+    match Stamp::of(r.timestamp_ms) {
+        Some(stamp) => push_text(out, stamp.as_str()),
+        None => push_null(out),
+    }
+    text_or_null(out, b",\"user_id\":", r.user_id);
+    text_or_null(out, b",\"api_key\":", r.api_key);
+    text_or_null(out, b",\"model\":", r.model);
+    push_counts(out, r, format);
+    truth(out, b",\"is_stream\":", r.is_stream);
+    text(out, b",\"method\":", r.method);
+    text(out, b",\"path\":", r.path);
+    text(out, b",\"endpoint\":", r.path);
+    text_or_null(out, b",\"backend\":", r.backend);
+    text_or_null(out, b",\"backend_url\":", r.backend_url);
+    number(out, b",\"status_code\":", r.status_code.into());
+    number(out, b",\"latency_ms\":", r.latency_ms);
+    number_or_null(out, b",\"ttft_ms\":", r.ttft_ms);
+    number_or_null(out, b",\"first_byte_ms\":", r.first_byte_ms);
+    number(out, b",\"retry_count\":", r.retry_count.into());
+    truth(out, b",\"fallback_used\":", r.fallback_used);
+    text(out, b",\"status\":", r.outcome.as_str());
+    text_or_null(out, b",\"error\":", r.error);
+    if r.engine_error.is_some() {
+        text_or_null(out, b",\"engine_error\":", r.engine_error);
+    }
+    text_or_null(out, b",\"upstream_id\":", r.upstream_id);
+    text_or_null(out, b",\"client_request_id\":", r.client_request_id);
+    number(out, b",\"request_bytes\":", r.request_bytes);
+    number(out, b",\"response_bytes\":", r.response_bytes);
+    number(out, b",\"events\":", r.events);
+    if let Some(body) = r.request_body {
+        push_body(out, &Body::of(body));
+    }
+    out.push(b'}');
+}
+
+/// The same as a line: the only line end is its last byte.
+pub fn push_line(out: &mut Vec<u8>, record: &RecordRef<'_>, format: RecordFormat) {
+    push_record(out, record, format);
+    out.push(b'\n');
+}
+
+/// What is known of tokens, in one or both of the places where receivers look for it.
+fn push_counts(out: &mut Vec<u8>, r: &RecordRef<'_>, format: RecordFormat) {
+    if format != RecordFormat::Nested {
+        number_or_null(out, b",\"prompt_tokens\":", r.usage.map(|u| u.prompt_tokens));
+        number_or_null(out, b",\"completion_tokens\":", r.completion_tokens());
+        number_or_null(out, b",\"total_tokens\":", r.usage.map(|u| u.total_tokens));
+    }
+    if format != RecordFormat::Flat {
+        out.extend_from_slice(b",\"usage\":");
+        match r.usage {
+            Some(usage) => push_usage(out, usage),
+            None => push_null(out),
+        }
+    }
+    text(out, b",\"usage_source\":", r.usage_source());
+    if r.audio_seconds.is_some() {
+        number_or_null(out, b",\"audio_seconds\":", r.audio_seconds);
+    }
+    if !r.oddities.is_empty() {
+        out.extend_from_slice(b",\"usage_warnings\":");
+        push_warnings(out, r.oddities);
+    }
+    if r.usage_missing_reason.is_some() {
+        text_or_null(out, b",\"usage_missing_reason\":", r.usage_missing_reason);
+    }
+}
+
+/// `usage{}`, with the details only when the engine gave them.
+fn push_usage(out: &mut Vec<u8>, usage: Usage) {
+    number(out, b"{\"prompt_tokens\":", usage.prompt_tokens);
+    number(out, b",\"completion_tokens\":", usage.completion_tokens);
+    number(out, b",\"total_tokens\":", usage.total_tokens);
+    if let Some(cached) = usage.cached_tokens {
+        number(out, b",\"cached_tokens\":", cached);
+    }
+    if let Some(reasoning) = usage.reasoning_tokens {
+        number(out, b",\"reasoning_tokens\":", reasoning);
+    }
+    out.push(b'}');
+}
+
+/// Appends the names of oddities as a list.
+pub fn push_warnings(out: &mut Vec<u8>, oddities: Oddities) {
+    out.push(b'[');
+    for (place, name) in oddities.names().enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        push_text(out, name);
+    }
+    out.push(b']');
+}
+
+fn push_body(out: &mut Vec<u8>, body: &Body<'_>) {
+    out.extend_from_slice(b",\"request_body\":");
+    match body {
+        Body::Json(json) => push_compact(out, json),
+        Body::Text(plain) => push_text(out, plain),
+        Body::Base64(digits) => push_text(out, digits),
+    }
+    if let Some(encoding) = body.encoding() {
+        text(out, b",\"request_body_encoding\":", encoding);
+    }
+}
+
+fn text(out: &mut Vec<u8>, key: &[u8], value: &str) {
+    out.extend_from_slice(key);
+    push_text(out, value);
+}
+
+fn text_or_null(out: &mut Vec<u8>, key: &[u8], value: Option<&str>) {
+    out.extend_from_slice(key);
+    match value {
+        Some(value) => push_text(out, value),
+        None => push_null(out),
+    }
+}
+
+fn number(out: &mut Vec<u8>, key: &[u8], value: u64) {
+    out.extend_from_slice(key);
+    push_decimal(out, value);
+}
+
+fn number_or_null(out: &mut Vec<u8>, key: &[u8], value: Option<u64>) {
+    out.extend_from_slice(key);
+    match value {
+        Some(value) => push_decimal(out, value),
+        None => push_null(out),
+    }
+}
+
+fn truth(out: &mut Vec<u8>, key: &[u8], value: bool) {
+    out.extend_from_slice(key);
+    out.extend_from_slice(if value { b"true" } else { b"false" });
+}
+
+fn push_null(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"null");
+}
+
+/// Appends a text as a string of JSON in which nothing ends a line.
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    // What may have to be escaped: most texts have none of it.
+    let odd = |word| below(word, b' ') | equal(word, b'"') | equal(word, b'\\') | (word & TOPS);
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    while let Some((run, behind)) = rest.split_at_checked(run_len(rest, odd)) {
+        out.extend_from_slice(run);
+        if behind.is_empty() {
+            break;
+        }
+        rest = push_odd(out, behind);
+    }
+    out.push(b'"');
+}
+
+/// Appends the first letter of a text as it stands in a string of JSON; gives what is behind it.
+fn push_odd<'a>(out: &mut Vec<u8>, text: &'a [u8]) -> &'a [u8] {
+    let (escape, behind): (&[u8], _) = match text {
+        [b'"', behind @ ..] => (b"\\\"", behind),
+        [b'\\', behind @ ..] => (b"\\\\", behind),
+        [b'\x08', behind @ ..] => (b"\\b", behind),
+        [b'\t', behind @ ..] => (b"\\t", behind),
+        [b'\n', behind @ ..] => (b"\\n", behind),
+        [b'\x0c', behind @ ..] => (b"\\f", behind),
+        [b'\r', behind @ ..] => (b"\\r", behind),
+        [control @ ..0x20, behind @ ..] => {
+            out.extend_from_slice(b"\\u00");
+            out.extend([control >> 4, control & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+            (b"", behind)
+        }
+        _ => return push_wide(out, text),
+    };
+    out.extend_from_slice(escape);
+    behind
+}
+
+/// Appends the first byte of what follows, or the whole letter if that ends a line for some reader
+/// though it is above ASCII; gives what is behind it.
+fn push_wide<'a>(out: &mut Vec<u8>, text: &'a [u8]) -> &'a [u8] {
+    let (escape, behind): (&[u8], _) = match text {
+        [0xC2, 0x85, behind @ ..] => (b"\\u0085", behind),
+        [0xE2, 0x80, 0xA8, behind @ ..] => (b"\\u2028", behind),
+        [0xE2, 0x80, 0xA9, behind @ ..] => (b"\\u2029", behind),
+        [byte, behind @ ..] => (std::slice::from_ref(byte), behind),
+        [] => (b"", text),
+    };
+    out.extend_from_slice(escape);
+    behind
+}
+
+/// Appends valid JSON without the white space between its tokens, and with nothing in its strings
+/// that ends a line: valid JSON has no control characters there, so that only letters above ASCII
+/// are left. Numbers and escapes stay as they are.
+pub fn push_compact(out: &mut Vec<u8>, json: &str) {
+    let mut rest = json.as_bytes();
+    while !rest.is_empty() {
+        let (between, string) = rest.split_at(memchr(b'"', rest).unwrap_or(rest.len()));
+        out.extend(between.iter().filter(|byte| !byte.is_ascii_whitespace()));
+        let (string, behind) = string.split_at(string_len(string));
+        push_string(out, string);
+        rest = behind;
+    }
+}
+
+/// Bytes of the string at the beginning, with its quotes.
+fn string_len(json: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(found) = memchr2(b'"', b'\\', json.get(at..).unwrap_or_default()) {
+        at += found + 1;
+        if json.get(at - 1) == Some(&b'"') {
+            return at;
+        }
+        // Whatever is escaped does not end the string.
+        at += 1;
+    }
+    json.len()
+}
+
+/// Appends a string of JSON with its quotes.
+fn push_string(out: &mut Vec<u8>, string: &[u8]) {
+    let mut rest = string;
+    while let Some(at) = memchr2(0xC2, 0xE2, rest) {
+        let (run, behind) = rest.split_at(at);
+        out.extend_from_slice(run);
+        rest = push_wide(out, behind);
+    }
+    out.extend_from_slice(rest);
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
