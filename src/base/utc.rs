@@ -1,8 +1,8 @@
 //! Points in time as records have them, without a formatter: one is written for each record.
 
-/// Milliseconds since 1970 of the last moment that has a form here. It is the last one that `jiff`
+/// Milliseconds since 1970 of the last moment that has a form here. It is the last that `jiff`
 /// knows, and a record with a later time would be refused by many a receiver anyway.
-const LAST_MS: u64 = 253_402_207_200_999;
+const LAST_MS: u64 = 253_402_207_200_000;
 
 const DAY_SECONDS: u64 = 24 * 3600;
 

@@ -12,7 +12,6 @@ pub mod line;
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
 use crate::llm::tokens::{Oddities, Usage};
-use borrowed::RecordRef;
 use std::borrow::Cow;
 use std::sync::Arc;
 

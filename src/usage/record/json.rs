@@ -189,7 +189,9 @@ fn push_odd<'a>(out: &mut Vec<u8>, text: &'a [u8]) -> &'a [u8] {
         [b'\r', behind @ ..] => (b"\\r", behind),
         [control @ ..0x20, behind @ ..] => {
             out.extend_from_slice(b"\\u00");
-            out.extend([control >> 4, control & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+            out.extend(
+                [control >> 4, control & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]),
+            );
             (b"", behind)
         }
         _ => return push_wide(out, text),

@@ -168,7 +168,7 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
         proptest::collection::vec(option::of(count()), 4),
         proptest::collection::vec(count(), 4),
     );
-    let others = (id(), any::<bool>(), any::<bool>(), proptest::sample::select(&outcomes[..]));
+    let others = (id(), any::<bool>(), any::<bool>(), proptest::sample::select(outcomes.to_vec()));
     (words, numbers, others).prop_map(|(words, numbers, others)| {
         let (client_request_id, mut texts, (method, path), request_body) = words;
         let ((timestamp_ms, status_code, retry_count, bits), usage, maybe, sure) = numbers;

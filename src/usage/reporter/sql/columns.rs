@@ -1,9 +1,11 @@
 //! Which columns of a table a record fills, and with what. Pure: a description of a table and a
-//! record in, texts out. Every database takes numbers and times as text and reads them by the type
-//! of the column, so that a row is texts and NULLs whatever the product.
+//! record in, values out. Every database takes numbers and times as text and reads them by the type
+//! of the column, so that a row is texts and NULLs whatever the product; SQLite, which has the row
+//! in this process, gets numbers as numbers.
 
+use super::cells::{fit, json, Cell, Short};
 use crate::base::id::REQUEST_ID_BYTES_MAX;
-use crate::base::limits::SQL_JSON_DEPTH_MAX;
+use crate::base::utc::Stamp;
 use crate::config::plan::SqlDriver;
 use crate::usage::record::borrowed::RecordRef;
 use jiff::tz::TimeZone;
@@ -13,8 +15,8 @@ use std::borrow::Cow;
 /// Letters of the id of a record.
 pub const ID_LETTERS: usize = 32;
 
-/// The values of one row, in the order of the columns; `None` is NULL.
-pub type Row = Vec<Option<String>>;
+/// The values of one row as texts, in the order of the columns; `None` is NULL.
+pub type Row<'a> = Vec<Option<Cow<'a, str>>>;
 
 /// A column as a database describes it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -166,6 +168,8 @@ pub struct Column {
     width: Option<Width>,
     letters: Letters,
     required: bool,
+    /// What it stores is the same, whether it is given a number or the number as a text.
+    numbers: bool,
 }
 
 impl Column {
@@ -234,6 +238,7 @@ pub fn choose(driver: SqlDriver, found: &[Found]) -> Result<Vec<Column>, String>
             width: column.width,
             letters: column.letters,
             required: column.required,
+            numbers: driver != SqlDriver::Sqlite || takes_numbers(&column.type_name),
         });
     }
     if !unknown.is_empty() {
@@ -283,6 +288,20 @@ fn kind(driver: SqlDriver, type_name: &str) -> Kind {
         "datetime" if driver == SqlDriver::Mysql => Kind::LocalTime,
         "datetime" | "timestamp" | "timestamptz" => Kind::Time,
         _ => Kind::Text,
+    }
+}
+
+/// Whether a column of SQLite makes a number of a text that is one, or a text of every number: by
+/// the rules for the affinity of a column's type. Without one a value keeps the type that it came
+/// with. That of fractions is left out, since large numbers would be rounded in another way.
+fn takes_numbers(type_name: &str) -> bool {
+    let lower = type_name.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    match () {
+        () if has(&["int", "char", "clob", "text"]) => true,
+        // In a strict table ANY is a type of its own, that of all values.
+        () if lower.is_empty() || lower == "any" => false,
+        () => !has(&["blob", "real", "floa", "doub"]),
     }
 }
 
@@ -339,176 +358,140 @@ impl Layout {
         self.columns.iter().position(Column::is_request_id)
     }
 
-    /// What the statement of one row takes: its values, and behind them the request id once more
-    /// where it is asked for first. (PostgreSQL takes columns.)
-    pub fn values<'a>(&self, row: &'a Row) -> impl Iterator<Item = &'a Option<String>> {
-        let asked = self.id().filter(|_| self.key == Key::Indexed);
-        row.iter().chain(asked.and_then(|id| row.get(id)))
+    /// The place of the request id in a row where it is asked for first: the statement of one row
+    /// takes it once more behind all values. (PostgreSQL takes columns.)
+    pub fn asked(&self) -> Option<usize> {
+        self.id().filter(|_| self.key == Key::Indexed)
     }
 
-    /// The row of a record.
-    pub fn row(&self, record: &RecordRef<'_>) -> Row {
-        self.columns.iter().map(|column| self.cell(column, record)).collect()
+    /// The row of a record, as texts.
+    pub fn row<'a>(&self, record: &RecordRef<'a>) -> Row<'a> {
+        self.columns.iter().map(|column| self.cell(column, record).into_text()).collect()
     }
 
-    fn cell(&self, column: &Column, record: &RecordRef<'_>) -> Option<String> {
-        let written = self.plain(column.field, record).map(|plain| self.written(column, plain));
-        match written {
-            None if column.required => Some(self.nothing(column)),
-            written => written,
+    /// What a column gets of a record.
+    pub fn cell<'a>(&self, column: &Column, record: &RecordRef<'a>) -> Cell<'a> {
+        match plain(column.field, record) {
+            Some(plain) => self.written(column, plain),
+            None if column.required => nothing(column),
+            None => Cell::Null,
         }
     }
 
-    /// What stands for "not known" where NULL cannot.
-    fn nothing(&self, column: &Column) -> String {
-        match column.kind {
-            Kind::Text if column.field == Field::RequestBody => "null".to_owned(),
-            Kind::Text => String::new(),
-            _ => "0".to_owned(),
-        }
-    }
-
-    fn plain<'a>(&self, field: Field, r: &RecordRef<'a>) -> Option<Plain<'a>> {
-        let text = |text: &'a str| Some(Plain::Text(text));
-        let number = |number: u64| Some(Plain::Number(number));
-        match field {
-            Field::RequestId => text(r.request_id),
-            Field::ClientRequestId => r.client_request_id.and_then(text),
-            Field::Timestamp | Field::CreatedAt => Some(Plain::Time(r.timestamp_ms)),
-            Field::ApiKey => r.api_key.and_then(text),
-            Field::UserId => r.user_id.and_then(text),
-            Field::Model => r.model.and_then(text),
-            Field::Method => text(r.method),
-            Field::Path => text(r.path),
-            Field::Backend => r.backend.and_then(text),
-            Field::BackendUrl => r.backend_url.and_then(text),
-            Field::StatusCode => number(r.status_code.into()),
-            Field::Status => text(r.outcome.as_str()),
-            Field::Error => r.error.and_then(text),
-            Field::IsStream => Some(Plain::Truth(r.is_stream)),
-            Field::LatencyMs => number(r.latency_ms),
-            Field::TtftMs => r.ttft_ms.and_then(number),
-            Field::FirstByteMs => r.first_byte_ms.and_then(number),
-            Field::AudioSeconds => r.audio_seconds.and_then(number),
-            Field::UsageWarnings => r.oddities.words().and_then(text),
-            Field::EngineError => r.engine_error.and_then(text),
-            Field::PromptTokens => r.usage.and_then(|u| number(u.prompt_tokens)),
-            Field::CompletionTokens => r.completion_tokens().and_then(number),
-            Field::TotalTokens => r.usage.and_then(|u| number(u.total_tokens)),
-            Field::CachedTokens => r.usage.and_then(|u| u.cached_tokens).and_then(number),
-            Field::ReasoningTokens => r.usage.and_then(|u| u.reasoning_tokens).and_then(number),
-            Field::UsageSource => text(r.usage_source()),
-            Field::UsageMissingReason => r.usage_missing_reason.and_then(text),
-            Field::RetryCount => number(r.retry_count.into()),
-            Field::FallbackUsed => Some(Plain::Truth(r.fallback_used)),
-            Field::UpstreamId => r.upstream_id.and_then(text),
-            Field::RequestBytes => number(r.request_bytes),
-            Field::ResponseBytes => number(r.response_bytes),
-            Field::Events => number(r.events),
-            Field::RequestBody => r.request_body.map(Plain::Body),
-        }
-    }
-
-    fn written(&self, column: &Column, plain: Plain) -> String {
+    fn written<'a>(&self, column: &Column, plain: Plain<'a>) -> Cell<'a> {
         match plain {
-            Plain::Text(text) => fit(text, column.width, column.letters),
+            Plain::Text(text) => Cell::Text(fit(text.into(), column.width, column.letters)),
             Plain::Body(body) => {
                 let longest = match column.width {
                     Some(Width::Letters(most) | Width::Bytes(most)) => most.min(self.body_max),
                     None => self.body_max,
                 };
                 // Cut it would be no JSON any more. Other letters stand only inside its strings.
-                fit(&json(body, longest), None, column.letters)
+                Cell::Text(fit(json(body, longest), None, column.letters))
             }
             // Beyond what 64 bits with a sign hold no count ever was; a lie would be worse.
-            Plain::Number(number) => number.min(i64::MAX.unsigned_abs()).to_string(),
-            Plain::Truth(truth) if column.kind == Kind::Text => truth.to_string(),
-            Plain::Truth(truth) => u8::from(truth).to_string(),
-            Plain::Time(ms) => {
-                let text = self.time(column.kind, ms);
-                if column.kind == Kind::Text {
-                    fit(&text, column.width, column.letters)
-                } else {
-                    text
-                }
+            Plain::Number(number) => whole(column, i64::try_from(number).unwrap_or(i64::MAX)),
+            Plain::Truth(truth) if column.kind == Kind::Text => {
+                Cell::Text(if truth { "true" } else { "false" }.into())
             }
+            Plain::Truth(truth) => whole(column, truth.into()),
+            Plain::Time(ms) => self.time(column, ms),
         }
     }
 
-    fn time(&self, kind: Kind, ms: u64) -> String {
+    fn time(&self, column: &Column, ms: u64) -> Cell<'static> {
         let (seconds, rest) = (ms / 1000, ms % 1000);
-        match kind {
-            Kind::Long => return ms.to_string(),
-            Kind::Short | Kind::Truth => return seconds.to_string(),
-            Kind::Fraction => return format!("{seconds}.{rest:03}"),
-            _ => {}
+        let number = |number: u64| match i64::try_from(number) {
+            Ok(number) => whole(column, number),
+            Err(_) => Cell::Text(number.to_string().into()),
+        };
+        match column.kind {
+            Kind::Long => return number(ms),
+            Kind::Short | Kind::Truth => return number(seconds),
+            Kind::Fraction => return Cell::Text(format!("{seconds}.{rest:03}").into()),
+            Kind::LocalTime if self.zone != TimeZone::UTC => {
+                let signed = i64::try_from(ms).unwrap_or_default();
+                let time = Timestamp::from_millisecond(signed).unwrap_or_default();
+                let time = time.to_zoned(self.zone.clone());
+                return Cell::Text(time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string().into());
+            }
+            Kind::Text | Kind::Date | Kind::Time | Kind::LocalTime => {}
         }
-        let signed = i64::try_from(ms).unwrap_or_default();
-        let time = Timestamp::from_millisecond(signed).unwrap_or_default();
-        let zone = if kind == Kind::LocalTime { self.zone.clone() } else { TimeZone::UTC };
-        let zoned = time.to_zoned(zone);
-        let form = match (kind, self.driver) {
-            (Kind::Date, _) => "%Y-%m-%d",
-            (Kind::Time | Kind::LocalTime, SqlDriver::Mysql) => "%Y-%m-%d %H:%M:%S%.3f",
+        let stamp = Stamp::of(ms).unwrap_or_default();
+        match (column.kind, self.driver) {
+            (Kind::Date, _) => Cell::Short(Short::of([stamp.day()])),
+            (Kind::Time | Kind::LocalTime, SqlDriver::Mysql) => {
+                Cell::Short(Short::of([stamp.day(), " ", stamp.time()]))
+            }
             // As the Go programs before us wrote it, so that old and new rows sort together.
-            (Kind::Time, SqlDriver::Sqlite) => "%Y-%m-%d %H:%M:%S%.3f+00:00",
-            _ => "%Y-%m-%dT%H:%M:%S%.3fZ",
-        };
-        zoned.strftime(form).to_string()
-    }
-}
-
-/// A request body as JSON that every database takes: as it was sent, or as a JSON string where it
-/// is no JSON, is too long, or is JSON that one of them refuses. A client must not be able to keep
-/// its record out of a table by what it sends.
-fn json(body: &[u8], longest: usize) -> Cow<'_, str> {
-    let plain = std::str::from_utf8(body).ok().filter(|text| {
-        // PostgreSQL's JSONB has no NUL, and the parser refuses what others cannot hold: numbers
-        // beyond a double, halves of surrogates.
-        body.len() <= longest
-            && !text.contains("\\u0000")
-            && serde_json::from_str::<serde_json::Value>(text).is_ok_and(|v| is_flat(&v, 0))
-    });
-    if let Some(text) = plain {
-        return Cow::Borrowed(text);
-    }
-    // Written as a string, a byte may become six, and there are the quotes.
-    let kept = body.get(..body.len().min(longest.saturating_sub(2) / 6)).unwrap_or_default();
-    let text = String::from_utf8_lossy(kept).replace('\0', "\u{fffd}");
-    Cow::Owned(serde_json::to_string(&text).unwrap_or_else(|_| "null".to_owned()))
-}
-
-fn is_flat(value: &serde_json::Value, depth: usize) -> bool {
-    let inside = |value| depth < SQL_JSON_DEPTH_MAX && is_flat(value, depth + 1);
-    match value {
-        serde_json::Value::Array(items) => items.iter().all(inside),
-        serde_json::Value::Object(members) => members.values().all(inside),
-        _ => true,
-    }
-}
-
-/// A text as its column can hold it: without NUL, without letters that its character set has not,
-/// and cut to its width.
-fn fit(text: &str, width: Option<Width>, letters: Letters) -> String {
-    let (most, bytes) = match width {
-        Some(Width::Letters(most)) => (most, usize::MAX),
-        Some(Width::Bytes(bytes)) => (usize::MAX, bytes),
-        None => (usize::MAX, usize::MAX),
-    };
-    let mut fitted = String::with_capacity(text.len().min(bytes).saturating_add(4));
-    for letter in text.chars().take(most) {
-        let letter = match letters {
-            Letters::Ascii if !letter.is_ascii() || letter == '\0' => '?',
-            _ if letter == '\0' => '\u{fffd}',
-            Letters::ThreeBytes if letter.len_utf8() > 3 => '\u{fffd}',
-            _ => letter,
-        };
-        if fitted.len() + letter.len_utf8() > bytes {
-            break;
+            (Kind::Time, SqlDriver::Sqlite) => {
+                Cell::Short(Short::of([stamp.day(), " ", stamp.time(), "+00:00"]))
+            }
+            (Kind::Text, _) if column.width.is_some() => {
+                let text = stamp.as_str().to_owned();
+                Cell::Text(fit(text.into(), column.width, column.letters))
+            }
+            _ => Cell::Short(Short::of([stamp.as_str()])),
         }
-        fitted.push(letter);
     }
-    fitted
+}
+
+/// A number, for a column that may want to have it as a text.
+fn whole(column: &Column, number: i64) -> Cell<'static> {
+    match column.numbers {
+        true => Cell::Int(number),
+        false => Cell::Text(number.to_string().into()),
+    }
+}
+
+/// What stands for "not known" where NULL cannot.
+fn nothing(column: &Column) -> Cell<'static> {
+    match column.kind {
+        Kind::Text if column.field == Field::RequestBody => Cell::Text("null".into()),
+        Kind::Text => Cell::Text("".into()),
+        _ => whole(column, 0),
+    }
+}
+
+fn plain<'a>(field: Field, r: &RecordRef<'a>) -> Option<Plain<'a>> {
+    let text = |text: &'a str| Some(Plain::Text(text));
+    let number = |number: u64| Some(Plain::Number(number));
+    match field {
+        Field::RequestId => text(r.request_id),
+        Field::ClientRequestId => r.client_request_id.and_then(text),
+        Field::Timestamp | Field::CreatedAt => Some(Plain::Time(r.timestamp_ms)),
+        Field::ApiKey => r.api_key.and_then(text),
+        Field::UserId => r.user_id.and_then(text),
+        Field::Model => r.model.and_then(text),
+        Field::Method => text(r.method),
+        Field::Path => text(r.path),
+        Field::Backend => r.backend.and_then(text),
+        Field::BackendUrl => r.backend_url.and_then(text),
+        Field::StatusCode => number(r.status_code.into()),
+        Field::Status => text(r.outcome.as_str()),
+        Field::Error => r.error.and_then(text),
+        Field::IsStream => Some(Plain::Truth(r.is_stream)),
+        Field::LatencyMs => number(r.latency_ms),
+        Field::TtftMs => r.ttft_ms.and_then(number),
+        Field::FirstByteMs => r.first_byte_ms.and_then(number),
+        Field::AudioSeconds => r.audio_seconds.and_then(number),
+        Field::UsageWarnings => r.oddities.words().and_then(text),
+        Field::EngineError => r.engine_error.and_then(text),
+        Field::PromptTokens => r.usage.and_then(|u| number(u.prompt_tokens)),
+        Field::CompletionTokens => r.completion_tokens().and_then(number),
+        Field::TotalTokens => r.usage.and_then(|u| number(u.total_tokens)),
+        Field::CachedTokens => r.usage.and_then(|u| u.cached_tokens).and_then(number),
+        Field::ReasoningTokens => r.usage.and_then(|u| u.reasoning_tokens).and_then(number),
+        Field::UsageSource => text(r.usage_source()),
+        Field::UsageMissingReason => r.usage_missing_reason.and_then(text),
+        Field::RetryCount => number(r.retry_count.into()),
+        Field::FallbackUsed => Some(Plain::Truth(r.fallback_used)),
+        Field::UpstreamId => r.upstream_id.and_then(text),
+        Field::RequestBytes => number(r.request_bytes),
+        Field::ResponseBytes => number(r.response_bytes),
+        Field::Events => number(r.events),
+        Field::RequestBody => r.request_body.map(Plain::Body),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! A table that is there already gets the columns that it has. A batch is one transaction; what is
 //! sent twice is ignored by the request id.
 
+mod cells;
 mod columns;
 mod statement;
 mod sqlite;
@@ -22,7 +23,7 @@ use crate::store::sql::sqlite::Sqlite;
 use crate::store::sql::{place, Connect, Lifetime};
 use crate::store::Trouble;
 use crate::usage::record::borrowed::RecordRef;
-use columns::{Found, Key, Layout, Row, Unusable};
+use columns::{Found, Key, Layout, Unusable};
 use jiff::tz::TimeZone;
 use std::io;
 use std::path::Path;
@@ -39,13 +40,13 @@ trait Database: Connect {
     /// Runs statements that make a table.
     fn make(&mut self, statements: &[String], until: Instant) -> Result<(), Trouble>;
 
-    /// Inserts runs of rows in one transaction, each run with one statement; all or none of them.
-    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble>;
-
-    /// Rows of one statement: these counts, or any where there are none.
-    fn sizes(&self) -> &'static [usize] {
-        statement::ROWS
-    }
+    /// Inserts the rows of records in one transaction; all or none of them.
+    fn insert(
+        &mut self,
+        layout: &Layout,
+        records: &[RecordRef<'_>],
+        until: Instant,
+    ) -> Result<(), Trouble>;
 
     /// Zone of times without one.
     fn zone(&self) -> TimeZone {
@@ -144,14 +145,7 @@ impl SqlTable {
             self.layout = Some(self.examine(until)?);
         }
         let Some(layout) = &self.layout else { return Ok(()) };
-        let rows: Vec<Row> = records.iter().map(|record| layout.row(record)).collect();
-        let sizes = if layout.key == Key::Indexed && layout.driver != SqlDriver::Postgres {
-            &[1]
-        } else {
-            self.database.sizes()
-        };
-        let runs = statement::runs(&rows, sizes);
-        self.database.insert(layout, &runs, until)?;
+        self.database.insert(layout, records, until)?;
         self.lifetime.touch();
         Ok(())
     }

@@ -1,14 +1,16 @@
 //! MySQL and MariaDB: what a table is like, and rows for it.
 
 use super::columns::{Found, Key, Layout, Letters, Row, Width, ID_LETTERS};
-use super::statement::{insert, schema_and_name};
+use super::statement::{insert, runs, schema_and_name, ROWS};
 use super::Database;
 use crate::store::sql::mysql::Mysql;
 use crate::store::sql::Connect;
 use crate::store::Trouble;
+use crate::usage::record::borrowed::RecordRef;
 use jiff::tz::TimeZone;
 use mysql::prelude::Queryable;
 use mysql::Value;
+use std::borrow::Cow;
 use std::time::Instant;
 
 const COLUMNS: &str = "SELECT column_name, data_type, character_maximum_length, \
@@ -78,11 +80,20 @@ impl Database for Mysql {
         Ok(())
     }
 
-    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
+    fn insert(
+        &mut self,
+        layout: &Layout,
+        records: &[RecordRef<'_>],
+        until: Instant,
+    ) -> Result<(), Trouble> {
         self.connect(until)?;
-        let statements = runs.iter().map(|rows| {
-            let values = rows.iter().flat_map(|row| layout.values(row)).map(value).collect();
-            (insert(layout, rows.len()), values)
+        let rows: Vec<Row> = records.iter().map(|record| layout.row(record)).collect();
+        let asked = layout.asked();
+        let sizes = if asked.is_some() { &[1] } else { ROWS };
+        let statements = runs(&rows, sizes).into_iter().map(|rows| {
+            let values =
+                rows.iter().flat_map(|row| row.iter().chain(asked.and_then(|id| row.get(id))));
+            (insert(layout, rows.len()), values.map(value).collect())
         });
         self.transact(until, statements)
     }
@@ -125,6 +136,6 @@ fn found(
     Found { name, type_name, width, letters, required, filled, computed }
 }
 
-fn value(cell: &Option<String>) -> Value {
-    cell.as_ref().map_or(Value::NULL, |text| Value::Bytes(text.clone().into_bytes()))
+fn value(cell: &Option<Cow<'_, str>>) -> Value {
+    cell.as_ref().map_or(Value::NULL, |text| Value::Bytes(text.as_bytes().to_vec()))
 }

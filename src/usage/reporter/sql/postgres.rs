@@ -1,11 +1,12 @@
 //! PostgreSQL: what a table is like, and rows for it.
 
 use super::columns::{Found, Key, Layout, Letters, Row, Unusable, Width};
-use super::statement::{insert, quoted};
+use super::statement::{insert, quoted, runs};
 use super::{refused, Database};
 use crate::config::plan::SqlDriver;
 use crate::store::sql::postgres::Postgres;
 use crate::store::Trouble;
+use crate::usage::record::borrowed::RecordRef;
 use std::time::Instant;
 use tokio_postgres::types::ToSql;
 
@@ -85,7 +86,15 @@ impl Database for Postgres {
         self.ask(until, |session| async move { session.client.batch_execute(&all).await })
     }
 
-    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
+    fn insert(
+        &mut self,
+        layout: &Layout,
+        records: &[RecordRef<'_>],
+        until: Instant,
+    ) -> Result<(), Trouble> {
+        let rows: Vec<Row> = records.iter().map(|record| layout.row(record)).collect();
+        // The text of the statement is the same for any number of rows.
+        let runs = runs(&rows, &[]);
         self.ask(until, |session| async move {
             let statement = session.prepare(insert(layout, 0)).await?;
             let transaction = session.client.transaction().await?;
@@ -101,10 +110,5 @@ impl Database for Postgres {
             }
             transaction.commit().await
         })
-    }
-
-    /// The text of the statement is the same for any number of rows.
-    fn sizes(&self) -> &'static [usize] {
-        &[]
     }
 }

@@ -1,11 +1,14 @@
 //! SQLite: what a table is like, and rows for it.
 
-use super::columns::{Found, Key, Layout, Letters, Row, Unusable};
+use super::cells::Cell;
+use super::columns::{Found, Key, Layout, Letters, Unusable};
 use super::statement::{insert, schema_and_name};
 use super::{refused, Database};
 use crate::store::sql::sqlite::{trouble, Sqlite};
 use crate::store::{left, Trouble};
-use rusqlite::params_from_iter;
+use crate::usage::record::borrowed::RecordRef;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Statement, ToSql};
 use std::time::Instant;
 
 /// SQLite's name of the schema that is meant where none is said.
@@ -79,21 +82,46 @@ impl Database for Sqlite {
         connection.execute_batch(&format!("BEGIN;\n{all};\nCOMMIT;")).map_err(trouble)
     }
 
-    fn insert(&mut self, layout: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
+    fn insert(
+        &mut self,
+        layout: &Layout,
+        records: &[RecordRef<'_>],
+        until: Instant,
+    ) -> Result<(), Trouble> {
         let connection = self.connection(until)?;
         let transaction = connection.transaction().map_err(trouble)?;
         let mut statement = transaction.prepare(&insert(layout, 1)).map_err(trouble)?;
-        for row in runs.iter().copied().flatten() {
+        for record in records {
             left(until)?;
-            statement.execute(params_from_iter(layout.values(row))).map_err(trouble)?;
+            // There is no way to a server that many rows would share.
+            write(&mut statement, layout, record).map_err(trouble)?;
         }
         drop(statement);
         transaction.commit().map_err(trouble)
     }
+}
 
-    /// There is no way to a server that many rows would share.
-    fn sizes(&self) -> &'static [usize] {
-        &[1]
+/// Writes one row, its values straight from the record.
+fn write(
+    statement: &mut Statement<'_>,
+    layout: &Layout,
+    record: &RecordRef<'_>,
+) -> rusqlite::Result<usize> {
+    let asked = layout.asked().and_then(|id| layout.columns.get(id));
+    for (place, column) in (1..).zip(layout.columns.iter().chain(asked)) {
+        statement.raw_bind_parameter(place, layout.cell(column, record))?;
+    }
+    statement.raw_execute()
+}
+
+impl ToSql for Cell<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Cell::Null => ValueRef::Null,
+            Cell::Int(number) => ValueRef::Integer(*number),
+            Cell::Text(text) => ValueRef::Text(text.as_bytes()),
+            Cell::Short(text) => ValueRef::Text(text.as_str().as_bytes()),
+        }))
     }
 }
 

@@ -198,8 +198,8 @@ fn postgres(layout: &Layout, head: &str, table: &str, id: Option<usize>, id_name
 
 /// Splits rows into statements of these sizes (any size where there are none), each of a bounded
 /// number of bytes unless one row has more.
-pub fn runs<'a>(rows: &'a [Row], sizes: &[usize]) -> Vec<&'a [Row]> {
-    let bytes = |row: &Row| row.iter().flatten().map(String::len).sum::<usize>();
+pub fn runs<'a, 'b>(rows: &'a [Row<'b>], sizes: &[usize]) -> Vec<&'a [Row<'b>]> {
+    let bytes = |row: &Row| row.iter().flatten().map(|text| text.len()).sum::<usize>();
     let fits = |rows: &[Row]| rows.iter().map(bytes).sum::<usize>() <= SQL_STATEMENT_BYTES_MAX;
     let mut runs = Vec::new();
     let mut rest = rows;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::base::id::RequestIds;
 use crate::store::left;
+use crate::usage::record::json::tests::any_record;
 use crate::usage::record::{tests::record, UsageRecord};
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt;
@@ -233,9 +234,14 @@ impl Database for Counted {
         panic!("the table is there")
     }
 
-    fn insert(&mut self, _: &Layout, runs: &[&[Row]], until: Instant) -> Result<(), Trouble> {
+    fn insert(
+        &mut self,
+        _: &Layout,
+        records: &[RecordRef<'_>],
+        until: Instant,
+    ) -> Result<(), Trouble> {
         left(until)?;
-        assert!(runs.iter().any(|rows| !rows.is_empty()));
+        assert!(!records.is_empty());
         match self.lost.swap(false, Relaxed) {
             true => Err(Trouble::Later("lost".to_owned())),
             false => Ok(()),
@@ -293,4 +299,60 @@ fn a_connection_lives_as_long_as_configured() {
     assert_eq!(opened.load(Relaxed), 1);
     assert_eq!(send(&mut table, &records), Tried::Delivered);
     assert_eq!(opened.load(Relaxed), 2);
+}
+
+/// A table in whose columns a number given as a text is stored in every way there is.
+const TYPES: &str = "CREATE TABLE usage_records (request_id TEXT UNIQUE, latency_ms, \
+     ttft_ms BLOB, first_byte_ms TEXT, prompt_tokens REAL, completion_tokens NUMERIC, \
+     total_tokens DECIMAL(10,2), cached_tokens DOUBLE PRECISION, reasoning_tokens VARCHAR(3), \
+     audio_seconds JSON, retry_count ANY, request_bytes INT BLOB, response_bytes BIGINT NOT NULL, \
+     events DATE, is_stream BOOLEAN, streaming TEXT, fallback_used BLOB, status INTEGER, \
+     status_code BIT, timestamp BIGINT, created_at REAL, model INT, error NUMERIC)";
+const STRICT: &str = "CREATE TABLE usage_records (request_id TEXT, latency_ms INTEGER, \
+     ttft_ms ANY, first_byte_ms TEXT, is_stream INT, timestamp ANY, created_at TEXT) STRICT";
+
+/// The rows of a table, as they are stored.
+fn stored(connection: &Connection) -> Vec<Vec<(String, rusqlite::types::Value)>> {
+    let mut asked = connection.prepare("SELECT * FROM usage_records").unwrap();
+    let names: Vec<String> = asked.column_names().map(str::to_owned).collect();
+    let made = ["id", "created_at"];
+    let of_record = |name: &&String| names.len() < 30 || !made.contains(&name.as_str());
+    let kinds = names.iter().filter(of_record).map(|name| format!("typeof({name}), {name}"));
+    let text = kinds.collect::<Vec<_>>().join(", ");
+    asked = connection.prepare(&format!("SELECT {text} FROM usage_records")).unwrap();
+    let pairs = asked.column_count() / 2;
+    let rows = asked.query_map([], |row| {
+        (0..pairs).map(|at| Ok((row.get(2 * at)?, row.get(2 * at + 1)?))).collect()
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(24))]
+
+    /// Catches: a value that is stored as another one, or with another type, since numbers are no
+    /// longer given as texts.
+    #[test]
+    fn any_row_is_stored_as_if_it_were_texts(
+        all in proptest::collection::vec(any_record(), 1..8),
+        made in proptest::sample::select(vec!["", TYPES, STRICT]),
+    ) {
+        let folder = Folder::new("sqlite-types");
+        if !made.is_empty() {
+            folder.with(made);
+        }
+        let mut table = folder.table();
+        proptest::prop_assert_eq!(send(&mut table, &all), Tried::Delivered);
+        let layout = table.layout.as_ref().unwrap();
+        let texts = Connection::open_in_memory().unwrap();
+        let ours = statement::create(SqlDriver::Sqlite, "usage_records").join(";");
+        texts.execute_batch(if made.is_empty() { &ours } else { made }).unwrap();
+        for record in &all {
+            let row = layout.row(&record.borrowed());
+            let row = rusqlite::params_from_iter(row.iter().map(Option::as_deref));
+            texts.execute(&statement::insert(layout, 1), row).unwrap();
+        }
+        let written = Connection::open(folder.db()).unwrap();
+        proptest::prop_assert_eq!(stored(&written), stored(&texts));
+    }
 }

@@ -20,7 +20,7 @@ fn layout(driver: SqlDriver, found: &[Found]) -> Layout {
 /// The row of a table of `request_id` and one more column.
 fn cell(driver: SqlDriver, column: Found, record: &UsageRecord) -> Option<String> {
     let layout = layout(driver, &[found("request_id", "varchar"), column]);
-    layout.row(&record.borrowed()).pop().unwrap()
+    layout.row(&record.borrowed()).pop().unwrap().map(Cow::into_owned)
 }
 
 /// Catches: rows of tables of earlier programs that lose a field because it has another name.
@@ -158,49 +158,11 @@ fn texts_fit_their_columns() {
     assert_eq!(with("a\0b🦀", column(None, Letters::All)), "a\u{fffd}b🦀");
 }
 
-/// Catches: a request body that some database takes for no JSON.
+/// Catches: a body that is cut in the middle of its JSON.
 #[test]
-fn bodies_are_json_for_every_database() {
+fn a_body_fits_its_column_as_json() {
     let same = r#"{"seed": 0.70,  "a":"\u00e9🦀"}"#;
-    assert_eq!(json(same.as_bytes(), 1000), same);
-    let deep = "[".repeat(40) + &"]".repeat(40);
-    for body in [
-        &b"{\"cut\":\"sh"[..],
-        b"--boundary\xff\0",
-        b"{\"a\":\"\\u0000\"}",
-        b"{\"a\":\"\\ud800\"}",
-        b"[1e999]",
-        deep.as_bytes(),
-        &[b'1'; 2000],
-    ] {
-        let written = json(body, 1000);
-        assert!(written.len() <= 1000 && !written.contains("\\u0000\""), "{written}");
-        let parsed: serde_json::Value = serde_json::from_str(&written).unwrap();
-        assert!(parsed.is_string(), "{written}");
-    }
     let narrow = Found { width: Some(Width::Bytes(12)), ..found("request_body", "text") };
     let record = UsageRecord { request_body: Some(same.into()), ..record() };
     assert_eq!(cell(SqlDriver::Mysql, narrow, &record).unwrap(), "\"{\"");
-}
-
-proptest::proptest! {
-    /// Catches: any bytes of a client that give no JSON, or more of it than fits.
-    #[test]
-    fn any_body_is_json(
-        body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..60),
-        longest in 0_usize..80,
-    ) {
-        let written = json(&body, longest);
-        proptest::prop_assert!(written.len() <= longest.max(2));
-        proptest::prop_assert!(serde_json::from_str::<serde_json::Value>(&written).is_ok());
-    }
-
-    /// Catches: a cut inside a letter, or a letter too many.
-    #[test]
-    fn any_text_fits(text in "\\PC{0,12}", most in 0_usize..16) {
-        let letters = fit(&text, Some(Width::Letters(most)), Letters::All);
-        proptest::prop_assert!(letters.chars().count() <= most && text.starts_with(&letters));
-        let bytes = fit(&text, Some(Width::Bytes(most)), Letters::ThreeBytes);
-        proptest::prop_assert!(bytes.len() <= most);
-    }
 }

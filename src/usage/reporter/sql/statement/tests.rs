@@ -83,8 +83,8 @@ fn every_column_that_is_made_is_known() {
     }
 }
 
-fn rows(sizes: &[usize]) -> Vec<Row> {
-    sizes.iter().map(|size| vec![Some("x".repeat(*size)), None]).collect()
+fn rows(sizes: &[usize]) -> Vec<Row<'static>> {
+    sizes.iter().map(|size| vec![Some("x".repeat(*size).into()), None]).collect()
 }
 
 /// Catches: a statement for each count of rows, which would be prepared anew each time.
