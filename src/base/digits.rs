@@ -4,45 +4,46 @@
 /// Digits of 2^64 - 1.
 const DIGITS_MAX: usize = 20;
 
-/// A number in decimal.
-#[derive(Debug, Clone, Copy)]
-pub struct Digits {
-    /// The digits stand at the end.
-    bytes: [u8; DIGITS_MAX],
-    first: usize,
-}
-
-impl Digits {
-    /// Of a number.
-    pub fn of(value: u64) -> Digits {
-        let mut bytes = [0; DIGITS_MAX];
-        let mut rest = value;
-        let mut first = DIGITS_MAX;
-        for slot in bytes.iter_mut().rev() {
-            *slot = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            first -= 1;
-            if rest == 0 {
-                break;
-            }
-        }
-        Digits { bytes, first }
+/// All pairs of digits, in order.
+static PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[b'0'; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
     }
+    pairs
+};
 
-    /// As bytes, one at least.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(self.first..).unwrap_or_default()
-    }
-
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
-    }
+/// The last two digits of a number, with a zero where there is but one.
+pub fn pair(number: u64) -> [u8; 2] {
+    PAIRS[(number % 100) as usize]
 }
 
 /// Appends `value` in decimal.
 pub fn push_decimal(out: &mut Vec<u8>, value: u64) {
-    out.extend_from_slice(Digits::of(value).as_bytes());
+    match value {
+        // Most numbers are short.
+        0..10 => out.push(b'0' + value as u8),
+        10..100 => out.extend_from_slice(&pair(value)),
+        100.. => push_long(out, value),
+    }
+}
+
+fn push_long(out: &mut Vec<u8>, value: u64) {
+    let mut digits = [0; DIGITS_MAX];
+    let mut rest = value;
+    let mut used = 0;
+    for slots in digits.rchunks_exact_mut(2) {
+        slots.copy_from_slice(&pair(rest));
+        rest /= 100;
+        used += 2;
+        if rest == 0 {
+            break;
+        }
+    }
+    let digits = digits.get(DIGITS_MAX - used..).unwrap_or_default();
+    out.extend_from_slice(digits.strip_prefix(b"0").unwrap_or(digits));
 }
 
 #[cfg(test)]
@@ -56,7 +57,7 @@ mod tests {
             let mut out = Vec::new();
             push_decimal(&mut out, value);
             assert_eq!(out, value.to_string().as_bytes());
-            assert_eq!(Digits::of(value).as_str(), value.to_string());
+            assert_eq!(pair(value), format!("{:02}", value % 100).as_bytes());
         }
     }
 }

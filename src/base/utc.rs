@@ -1,5 +1,7 @@
 //! Points in time as records have them, without a formatter: one is written for each record.
 
+use super::digits::pair;
+
 /// Milliseconds since 1970 of the last moment that has a form here. It is the last that `jiff`
 /// knows, and a record with a later time would be refused by many a receiver anyway.
 const LAST_MS: u64 = 253_402_207_200_000;
@@ -20,15 +22,14 @@ impl Stamp {
         let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
         let (year, month, day) = civil(seconds / DAY_SECONDS);
         let second = seconds % DAY_SECONDS;
-        let mut text = *b"0000-00-00T00:00:00.000Z";
-        put(&mut text, 0, [year / 1000, year / 100, year / 10, year]);
-        put(&mut text, 5, [month / 10, month]);
-        put(&mut text, 8, [day / 10, day]);
-        put(&mut text, 11, [second / 36_000, second / 3600 % 24 % 10]);
-        put(&mut text, 14, [second / 600 % 6, second / 60]);
-        put(&mut text, 17, [second / 10 % 6, second]);
-        put(&mut text, 20, [ms / 100, ms / 10, ms]);
-        Some(Stamp(text))
+        let ([c, e], [y, r]) = (pair(year / 100), pair(year));
+        let ([m, o], [d, a]) = (pair(month), pair(day));
+        let ([h, u], [i, n]) = (pair(second / 3600), pair(second / 60 % 60));
+        let ([s, t], [_, x], [z, w]) = (pair(second % 60), pair(ms / 100), pair(ms));
+        Some(Stamp([
+            c, e, y, r, b'-', m, o, b'-', d, a, b'T', h, u, b':', i, n, b':', s, t, b'.', x, z, w,
+            b'Z',
+        ]))
     }
 
     /// The whole of it.
@@ -60,13 +61,6 @@ impl Default for Stamp {
     /// When 1970 began.
     fn default() -> Stamp {
         Stamp(*b"1970-01-01T00:00:00.000Z")
-    }
-}
-
-/// Writes the last digit of each number.
-fn put<const N: usize>(text: &mut [u8; 24], at: usize, numbers: [u64; N]) {
-    for (slot, number) in text.iter_mut().skip(at).zip(numbers) {
-        *slot = b'0' + (number % 10) as u8;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The call of a script as it goes over the wire, written into one buffer that is used again: the
 //! library's own command keeps its arguments apart, and puts them together in a new buffer.
 
-use crate::base::digits::{push_decimal, Digits};
+use crate::base::digits::{pair, push_decimal};
 use crate::base::limits::BATCH_BUFFER_BYTES_KEPT;
 use std::borrow::Cow;
 
@@ -36,7 +36,9 @@ impl Call {
 
     /// Appends an argument.
     pub fn text(&mut self, text: &str) {
-        self.texts([text]);
+        self.begin(text.len());
+        self.bytes.extend_from_slice(text.as_bytes());
+        self.bytes.extend_from_slice(b"\r\n");
     }
 
     /// Appends an argument that these texts together are.
@@ -50,7 +52,9 @@ impl Call {
 
     /// Appends a number.
     pub fn number(&mut self, number: u64) {
-        self.text(Digits::of(number).as_str());
+        self.begin(number.checked_ilog10().map_or(1, |tens| tens as usize + 1));
+        push_decimal(&mut self.bytes, number);
+        self.bytes.extend_from_slice(b"\r\n");
     }
 
     /// Appends what [`argument`] has made.
@@ -91,9 +95,17 @@ impl Call {
 
     fn begin(&mut self, len: usize) {
         self.arguments += 1;
-        self.bytes.push(b'$');
-        push_decimal(&mut self.bytes, len as u64);
-        self.bytes.extend_from_slice(b"\r\n");
+        let [tens, ones] = pair(len as u64);
+        match len {
+            // Most are short.
+            0..10 => self.bytes.extend_from_slice(&[b'$', ones, b'\r', b'\n']),
+            10..100 => self.bytes.extend_from_slice(&[b'$', tens, ones, b'\r', b'\n']),
+            100.. => {
+                self.bytes.push(b'$');
+                push_decimal(&mut self.bytes, len as u64);
+                self.bytes.extend_from_slice(b"\r\n");
+            }
+        }
     }
 
     /// The whole command, for a script by its text or by its hash; a text makes it a new buffer.
