@@ -33,21 +33,21 @@ pub struct RedisServer {
 }
 
 /// A script, which a server keeps once it has read it.
-pub struct Script {
+pub struct StoredScript {
     text: &'static str,
     /// The name that the server gives it.
     hash: String,
 }
 
-impl Script {
+impl StoredScript {
     /// Of this text.
-    pub fn new(text: &'static str) -> Script {
+    pub fn new(text: &'static str) -> StoredScript {
         let mut hash = String::new();
         for byte in digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()).as_ref() {
             // Writing to a string cannot fail.
             let _ = write!(hash, "{byte:02x}");
         }
-        Script { text, hash }
+        StoredScript { text, hash }
     }
 }
 
@@ -95,7 +95,12 @@ impl RedisServer {
     /// # Errors
     /// It cannot be reached, does not answer in time, is not well, or does not take the call. If it
     /// did not answer, nobody knows whether it has run the script.
-    pub fn run(&mut self, script: &Script, call: &mut Call, until: Instant) -> Result<(), Trouble> {
+    pub fn run(
+        &mut self,
+        script: &StoredScript,
+        call: &mut Call,
+        until: Instant,
+    ) -> Result<(), Trouble> {
         if !self.by_text {
             let called = self.ask(&call.wire("EVALSHA", &script.hash), until);
             match called.as_ref().err().and_then(RedisError::code) {

@@ -10,7 +10,7 @@ mod entry;
 use super::{Reporter, Shape, Tried};
 use crate::base::utc::Stamp;
 use crate::config::plan;
-use crate::store::redis::{Call, RedisServer, Script};
+use crate::store::redis::{Call, RedisServer, StoredScript};
 use crate::store::Trouble;
 use crate::usage::record::borrowed::RecordRef;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const SEEN_SECONDS: u64 = 24 * 3600;
 pub struct Stream {
     plan: plan::RedisReporter,
     server: RedisServer,
-    script: Script,
+    script: StoredScript,
     /// Used again for each batch.
     call: Call,
 }
@@ -43,7 +43,7 @@ impl Stream {
     /// Connects to nothing yet.
     pub fn new(plan: plan::RedisReporter) -> Self {
         let server = RedisServer::new(plan.redis.clone());
-        Stream { plan, server, script: Script::new(SCRIPT), call: Call::new() }
+        Stream { plan, server, script: StoredScript::new(SCRIPT), call: Call::new() }
     }
 
     /// Writes what the script takes.
