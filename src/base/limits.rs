@@ -221,6 +221,21 @@ pub const LANE_SPAN_MAX: u64 = 1024 * 1024;
 pub const LANE_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Records that a lane reads in one go, so that large bodies overshoot its limit by little.
 pub const LANE_READ_RECORDS: usize = 32;
+/// Bytes of a lane's memory for texts that it keeps when nothing comes, and of records
+/// [`LANE_RECORDS_MIN`]. Beyond: freed.
+pub const LANE_BYTES_KEPT: usize = 64 * 1024;
+/// Bytes of lines for a file that are kept for the next batch while there are many: those of
+/// [`FILE_BATCH_RECORDS_MAX`] usual records.
+pub const FILE_BUFFER_BYTES_KEPT: usize = 4 * 1024 * 1024;
+/// Records that are written and synced to a reporter's file together at most.
+pub const FILE_BATCH_RECORDS_MAX: usize = 4096;
+/// So long the records of a reporter gather that pays for each batch: with a sync (files) or a
+/// transaction (SQL). The first after a pause goes at once.
+pub const GATHER_COSTLY: Duration = Duration::from_millis(100);
+/// The same, of one that pays for each call: Redis, a webhook that takes many in one request.
+pub const GATHER_CALLS: Duration = Duration::from_millis(50);
+/// The same, of a webhook that takes one record in a request: to wake its lane is all it saves.
+pub const GATHER_SINGLES: Duration = Duration::from_millis(10);
 /// Bytes of request bodies in one batch. Beyond: the batch ends, with one record at least.
 pub const BATCH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of a batch's buffer that are kept for the next batch; each connection of a reporter has
@@ -274,8 +289,9 @@ pub const SPOOL_REGISTER_BYTES_MAX: usize = 1024 * 1024;
 pub const SPOOL_ROOMS_MAX: usize = 1024;
 /// Bytes of one of them. Beyond: freed.
 pub const SPOOL_ROOM_BYTES_MAX: usize = 1024;
-/// Bytes of request bodies and the rest that one read of a reporter decodes. Beyond: the next read.
-pub const SPOOL_READ_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of records that one read of a reporter takes, the last of them whole. Beyond: the next
+/// read.
+pub const SPOOL_READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of the file of records that a reporter's receiver refused. Beyond: dropped and counted.
 pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.

@@ -8,18 +8,38 @@ const MASK_LETTERS_MIN: usize = 12;
 /// Letters that a masked key shows at each end.
 const MASK_LETTERS_SHOWN: usize = 4;
 
-/// A key that is written as `have`, written as `want`; `None` when that is not at all, or cannot be
-/// made from what is there: a form that nobody asked for must not stand in its place.
-pub fn key_as(have: KeyForm, want: KeyForm, key: &str) -> Option<String> {
+/// How a key that is written in one form comes to be written in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Not at all, or it cannot be made from what is there: a form that nobody asked for must not
+    /// stand in its place.
+    Never,
+    /// It is.
+    AsItIs,
+    /// By [`write_key`].
+    Written,
+}
+
+/// How a key that is written as `have` is written as `want`.
+pub fn way(have: KeyForm, want: KeyForm) -> Way {
     match (have, want) {
-        (KeyForm::None, _) | (_, KeyForm::None) => None,
-        (have, want) if have == want => Some(key.to_owned()),
-        (KeyForm::Plain, want) => {
+        (KeyForm::None, _) | (_, KeyForm::None) => Way::Never,
+        (have, want) if have == want => Way::AsItIs,
+        (KeyForm::Plain, _) => Way::Written,
+        _ => Way::Never,
+    }
+}
+
+/// A key that is written as `have`, written as `want`; `None` when that is not possible.
+pub fn key_as(have: KeyForm, want: KeyForm, key: &str) -> Option<String> {
+    match way(have, want) {
+        Way::Never => None,
+        Way::AsItIs => Some(key.to_owned()),
+        Way::Written => {
             let mut form = String::new();
             write_key(want, key, &mut form);
             Some(form)
         }
-        _ => None,
     }
 }
 

@@ -75,6 +75,11 @@ impl Backoff {
         }
     }
 
+    /// True when nothing is known against the receiver.
+    pub fn is_well(&self) -> bool {
+        self.until.is_none()
+    }
+
     /// The round in which something is sent now.
     pub fn round(&self) -> u64 {
         self.round

@@ -2,24 +2,24 @@
 //! the source what is done with. It never looks whether something has happened: it sleeps until a
 //! bell, a result, a stop or a time that the window named.
 
+mod straight;
+
 use super::backoff::Waits;
 use super::sender::{Ended, Hand, Senders};
 use super::window::{Given, Outcome, Window};
-use crate::base::limits::LANE_READ_RECORDS;
 use crate::config::plan::{self, KeyForm};
 use crate::usage::counters::{count, ReporterCounters, UsageCounters};
-use crate::usage::key_form::key_as;
 use crate::usage::record::UsageRecord;
 use crate::usage::reporter::{self, Tried};
-use crate::usage::source::{Delivery, Source};
+use crate::usage::source::Source;
 use crossbeam_channel::{at, never, select, Receiver};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use straight::Rooms;
 
 /// A source that could not be read does not ring when it can be, nor does `spool replay`: it is
 /// looked at again so often.
@@ -27,9 +27,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// And a lane that holds records looks at them again so often, whatever it waits for.
 const LOOK_SOON: Duration = Duration::from_secs(1);
 
-/// How long records gather while there are many. To wake this thread costs a worker a system call;
-/// so after a bell it sleeps through what comes next, and takes it at once.
-const BURST: Duration = Duration::from_millis(10);
 /// Buried records are told of so often at most.
 const BURIALS_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// That a lane stands still is told so often.
@@ -40,7 +37,16 @@ pub struct Lane {
     source: Box<dyn Source>,
     window: Window,
     senders: Senders,
+    /// From the bytes that were read to the reporter, while that is well; not where several
+    /// senders each have a part of what is under way.
+    goes_straight: bool,
+    rooms: Rooms,
+    /// Records of one batch at most.
+    batch: usize,
     timeout: Duration,
+    /// To wake this thread and to send a batch costs more than a record does: after a bell it
+    /// sleeps for so long through what comes next, and takes it at once.
+    gather: Duration,
     /// The form of keys that the reporter gets.
     key_form: KeyForm,
     counters: (Arc<UsageCounters>, usize),
@@ -97,7 +103,11 @@ impl Lane {
             source,
             window: Window::new(shape, waits, seed),
             senders: Senders::start(plan, shape.concurrency)?,
+            goes_straight: shape.concurrency <= 1,
+            rooms: Rooms::default(),
+            batch: shape.batch.max(1),
             timeout: shape.timeout,
+            gather: shape.gather,
             key_form: plan.api_key,
             counters,
             stop,
@@ -127,29 +137,6 @@ impl Lane {
         (self.window.unfinished() + self.unburied.len()) as u64
     }
 
-    fn read(&mut self) {
-        while self.more && self.window.room() > 0 {
-            let most = self.window.room().min(LANE_READ_RECORDS);
-            let read = self.source.read(most);
-            self.more = read.len() >= most;
-            read.into_iter().for_each(|delivery| self.add(delivery));
-        }
-    }
-
-    fn add(&mut self, Delivery { seq, mut record }: Delivery) {
-        let key = record.api_key.take();
-        // The key orders the records whatever the reporter sees of it.
-        let order = key.as_deref().map(|key| {
-            let mut hasher = DefaultHasher::new();
-            key.hash(&mut hasher);
-            hasher.finish()
-        });
-        // By what the record says of itself: it may be older than the configuration.
-        record.api_key = key.and_then(|key| key_as(record.key_form, self.key_form, &key));
-        record.key_form = self.key_form;
-        self.window.add(seq, order, Arc::new(record));
-    }
-
     fn send(&mut self) {
         while self.unburied.is_empty() {
             let Some(limit) = self.stop.within(self.timeout) else { return };
@@ -172,20 +159,24 @@ impl Lane {
             Tried::Failed(cause) => (Outcome::Failed, Some(cause)),
             Tried::Refused(cause) => (Outcome::Refused, Some(cause)),
         };
-        let now = Instant::now();
-        let settled = self.window.settle(id, outcome, now);
-        self.counted(|counters| {
-            counters.delivered.fetch_add(settled.delivered, Relaxed);
-            counters.failed.fetch_add(u64::from(cause.is_some()), Relaxed);
-            counters.down.store(self.window.is_down(), Relaxed);
-        });
-        let cause = cause.unwrap_or_default();
-        self.log.receiver(self.window.is_down(), &cause, now);
+        let settled = self.window.settle(id, outcome, Instant::now());
+        self.note(settled.delivered, cause.as_deref());
         if let Some(given) = settled.buried {
-            self.unburied.push_back((given, cause));
+            self.unburied.push_back((given, cause.unwrap_or_default()));
             self.bury();
         }
         self.tell_done();
+    }
+
+    /// Counts and tells what came of a batch: so many records were delivered, or why none was.
+    fn note(&mut self, delivered: u64, cause: Option<&str>) {
+        let is_down = self.window.is_down();
+        self.counted(|counters| {
+            counters.delivered.fetch_add(delivered, Relaxed);
+            counters.failed.fetch_add(u64::from(cause.is_some()), Relaxed);
+            counters.down.store(is_down, Relaxed);
+        });
+        self.log.receiver(is_down, cause.unwrap_or_default(), Instant::now());
     }
 
     /// Makes dead letters of what was given up, as far as they take it.
@@ -256,14 +247,29 @@ impl Lane {
             recv(bell) -> rung => {
                 self.more = true;
                 self.silent = rung.is_err();
-                self.quiet_until = Instant::now() + BURST;
+                self.quiet_until = Instant::now() + self.gather;
             }
             recv(stop) -> _ => {
                 self.stopping = true;
                 self.more = true;
                 self.window.hurry(Instant::now());
             }
-            recv(time) -> _ => self.more |= !quiet,
+            recv(time) -> _ => {
+                self.more |= !quiet;
+                if is_idle && !quiet {
+                    self.rest();
+                }
+            }
+        }
+    }
+
+    /// Nothing came for a while: what a burst took is given back.
+    fn rest(&mut self) {
+        self.rooms.rest();
+        self.window.rest();
+        self.source.rest();
+        if let Some(hand) = self.senders.own() {
+            hand.rest();
         }
     }
 

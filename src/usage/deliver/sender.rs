@@ -53,8 +53,9 @@ impl Senders {
             let mut hand = Hand::new(plan)?;
             let (taken, told) = (taken.clone(), told.clone());
             let run = move || {
-                for job in taken {
-                    if told.send(hand.send(job)).is_err() {
+                for (batch, limit) in taken {
+                    let ended = Ended { id: batch.id, tried: hand.send_batch(&batch, limit) };
+                    if told.send(ended).is_err() {
                         return;
                     }
                 }
@@ -68,13 +69,23 @@ impl Senders {
     /// Sends a batch; gives what came of it when that is known at once.
     pub fn send(&mut self, batch: Batch, limit: Duration) -> Option<Ended> {
         match self {
-            Senders::Own(hand) => Some(hand.send((batch, limit))),
+            Senders::Own(hand) => {
+                Some(Ended { id: batch.id, tried: hand.send_batch(&batch, limit) })
+            }
             Senders::Threads { jobs, .. } => {
                 let refused = jobs.send((batch, limit)).err()?;
                 // All threads are gone, which they never are while the lane has this end.
                 let tried = Tried::Again("no thread to send it".to_owned());
                 Some(Ended { id: refused.0 .0.id, tried })
             }
+        }
+    }
+
+    /// The hand that sends on the lane's own thread, if there is one.
+    pub fn own(&mut self) -> Option<&mut Hand> {
+        match self {
+            Senders::Own(hand) => Some(hand),
+            Senders::Threads { .. } => None,
         }
     }
 
@@ -108,22 +119,36 @@ impl Hand {
         Ok(Hand { plan: plan.clone(), reporter: reporter::open(plan)? })
     }
 
+    /// One that sends with this reporter, until that panics.
+    #[cfg(test)]
+    pub(super) fn with(plan: &plan::Reporter, reporter: Box<dyn Reporter>) -> Hand {
+        Hand { plan: plan.clone(), reporter }
+    }
+
     /// Where it sends to, for a log.
     pub fn place(plan: &plan::Reporter) -> io::Result<String> {
         Ok(reporter::open(plan)?.place())
     }
 
-    /// A panic costs this try, not the lane. What it left of the connection is not used again.
-    fn send(&mut self, (batch, limit): Job) -> Ended {
+    fn send_batch(&mut self, batch: &Batch, limit: Duration) -> Tried {
         let records: Vec<RecordRef<'_>> = batch.records.iter().map(|r| r.borrowed()).collect();
-        let send = AssertUnwindSafe(|| self.reporter.send(&records, limit));
-        let tried = catch_unwind(send).unwrap_or_else(|_| {
+        self.send(&records, limit)
+    }
+
+    /// A panic costs this try, not the lane. What it left of the connection is not used again.
+    pub fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
+        let send = AssertUnwindSafe(|| self.reporter.send(records, limit));
+        catch_unwind(send).unwrap_or_else(|_| {
             if let Ok(fresh) = reporter::open(&self.plan) {
                 self.reporter = fresh;
             }
             Tried::Failed("the reporter panicked".to_owned())
-        });
-        Ended { id: batch.id, tried }
+        })
+    }
+
+    /// Nothing was sent for a while.
+    pub fn rest(&mut self) {
+        self.reporter.rest();
     }
 }
 
@@ -132,7 +157,6 @@ mod tests {
     use super::*;
     use crate::base::secret::Secret;
     use crate::config::plan::{KeyForm, RecordFormat, ReporterKind, Webhook, WebhookBatch};
-    use std::sync::Arc;
 
     struct Panics;
 
@@ -163,10 +187,9 @@ mod tests {
         });
         let plan = plan::Reporter { name: "test".into(), api_key: KeyForm::None, kind };
         let mut hand = Hand { plan, reporter: Box::new(Panics) };
-        let batch = |id| Batch { id, records: vec![Arc::default()], retried: 0 };
-        let ended = hand.send((batch(1), Duration::from_secs(1)));
-        assert_eq!((ended.id, ended.tried), (1, Tried::Failed("the reporter panicked".into())));
-        let ended = hand.send((batch(2), Duration::from_secs(1)));
-        assert!(matches!(ended.tried, Tried::Again(_)), "{:?}", ended.tried);
+        let mut send = || hand.send(&[RecordRef::default()], Duration::from_secs(1));
+        assert_eq!(send(), Tried::Failed("the reporter panicked".into()));
+        let tried = send();
+        assert!(matches!(tried, Tried::Again(_)), "{tried:?}");
     }
 }

@@ -6,10 +6,11 @@ use crate::base::secret::Secret;
 use crate::config::plan::{self, KeyForm, RecordFormat, ReporterKind, Webhook, WebhookBatch};
 use crate::usage::counters::ReporterCounters;
 use crate::usage::record::{tests::record, UsageRecord};
-use crate::usage::source::Delivery;
+use crate::usage::source::{Delivery, Parcel, Read};
+use crate::usage::spool::codec;
 use crossbeam_channel::Receiver;
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Mutex;
@@ -105,7 +106,7 @@ fn reporter(address: SocketAddr, retry: u32, timeout: Duration) -> plan::Reporte
 
 /// A source that a test fills and looks into.
 #[derive(Clone)]
-struct Shelf {
+pub(super) struct Shelf {
     kept: Arc<Mutex<Contents>>,
     ring: Sender<()>,
     bell: Receiver<()>,
@@ -123,7 +124,7 @@ struct Contents {
 }
 
 impl Shelf {
-    fn new() -> Shelf {
+    pub(super) fn new() -> Shelf {
         let (ring, bell) = crossbeam_channel::bounded(1);
         Shelf { kept: Arc::default(), ring, bell }
     }
@@ -141,21 +142,37 @@ impl Shelf {
         let _ = self.ring.try_send(());
     }
 
-    fn done(&self) -> u64 {
+    /// Puts records there, each with its place.
+    pub(super) fn put(&self, records: &[(u64, UsageRecord)]) {
+        let deliveries = records.iter().cloned().map(|(seq, record)| Delivery { seq, record });
+        self.kept.lock().unwrap().waiting.extend(deliveries);
+    }
+
+    pub(super) fn done(&self) -> u64 {
         self.kept.lock().unwrap().done
     }
 
-    fn buried(&self) -> Vec<(String, String)> {
+    pub(super) fn buried(&self) -> Vec<(String, String)> {
         self.kept.lock().unwrap().buried.clone()
     }
 }
 
 impl Source for Shelf {
-    fn read(&mut self, max: usize) -> Vec<Delivery> {
+    fn read<'p>(&mut self, max: usize, room: &'p mut Parcel, into: &mut Read<'p>) -> bool {
         let mut kept = self.kept.lock().unwrap();
         kept.reads += 1;
         let count = max.min(kept.waiting.len());
-        kept.waiting.drain(..count).collect()
+        room.clear();
+        for Delivery { seq, record } in kept.waiting.drain(..count) {
+            let mut bytes = Vec::new();
+            codec::encode(&record.borrowed(), &mut bytes);
+            room.push(seq, &bytes);
+        }
+        let room: &Parcel = room;
+        for (seq, bytes) in room.iter() {
+            into.push(seq, codec::decode_ref(bytes).unwrap());
+        }
+        !kept.waiting.is_empty()
     }
 
     fn done(&mut self, through: u64) {

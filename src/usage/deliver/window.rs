@@ -38,6 +38,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Batches for each sender that are read ahead, within the limits.
+const BATCHES_AHEAD: usize = 2;
+
 /// The records that are not finished, and what is known of them.
 pub struct Window {
     shape: Shape,
@@ -120,7 +123,7 @@ pub struct Given {
 impl Window {
     /// An empty one. The seed should be random.
     pub fn new(shape: Shape, waits: Waits, seed: u64) -> Self {
-        let ahead = shape.batch.saturating_mul(shape.concurrency).saturating_mul(4);
+        let ahead = shape.batch.saturating_mul(shape.concurrency).saturating_mul(BATCHES_AHEAD);
         Window {
             shape,
             most: ahead.clamp(LANE_RECORDS_MIN, LANE_RECORDS_MAX),
@@ -214,6 +217,22 @@ impl Window {
         self.backoff.is_down()
     }
 
+    /// True when nothing is held, and nothing is known against the receiver: what is read may be
+    /// sent without a place in here.
+    pub fn is_clear(&self) -> bool {
+        self.open.is_empty() && self.flights.is_empty() && self.backoff.is_well()
+    }
+
+    /// A batch that ends at this place of the source was delivered and never had a place in here.
+    /// To be called when [`Window::is_clear`].
+    pub fn passed(&mut self, through: u64) {
+        let round = self.backoff.round();
+        self.read_to = through;
+        self.delivered += 1;
+        self.backoff.answered(round);
+        self.prove(&[], round);
+    }
+
     /// The next batch; `None` when nothing may be sent before something is settled or added, or
     /// before [`Window::wake`].
     pub fn next(&mut self, now: Instant) -> Option<Batch> {
@@ -253,6 +272,12 @@ impl Window {
     pub fn hurry(&mut self, now: Instant) {
         self.backoff.hurry(now);
         self.open.values_mut().for_each(|held| held.not_before = None);
+    }
+
+    /// Gives back the memory that a burst took.
+    pub fn rest(&mut self) {
+        self.keys.shrink_to(LANE_RECORDS_MIN);
+        self.returned.shrink_to(LANE_RECORDS_MIN);
     }
 
     /// Takes in what came of a batch.
@@ -324,7 +349,9 @@ impl Window {
         self.flights.values().any(|flight| flight.round == self.backoff.round())
     }
 
-    fn launch(&mut self, seqs: Vec<u64>) -> Batch {
+    /// These go together, and are free to: [`Window::next`] chose them, or they were sent before
+    /// they had a place in here.
+    pub fn launch(&mut self, seqs: Vec<u64>) -> Batch {
         self.launched += 1;
         let id = self.launched;
         let mut records = Vec::with_capacity(seqs.len());

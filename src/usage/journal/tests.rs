@@ -67,7 +67,7 @@ fn named(id: &str) -> UsageRecord {
 }
 
 fn read(cursor: &mut Cursor) -> Vec<String> {
-    let read = cursor.read(10_000);
+    let read = cursor.read_owned(10_000);
     if let Some(last) = read.last() {
         cursor.done(last.seq);
     }
@@ -133,7 +133,7 @@ fn a_full_ring_is_counted_by_name() {
         let record = UsageRecord { request_body: Some(vec![b'{'; bytes]), ..named("y") };
         stage.outbox.close(&record.borrowed(), Opening::default());
         stage.desk.round();
-        let read = stage.cursor.read(9);
+        let read = stage.cursor.read_owned(9);
         assert_eq!(read[0].record.request_body.is_some(), is_kept, "{bytes}");
         stage.cursor.done(read[0].seq);
     }

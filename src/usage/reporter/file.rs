@@ -5,8 +5,11 @@
 //! away. Whatever came of a half-written batch is cut off again, and if even that fails, the torn
 //! line gets its end before the next record.
 
-use super::{emptied, Reporter, Shape, Tried};
+use super::{Reporter, Shape, Tried};
 use crate::base::clock::unix_ms;
+use crate::base::limits::{
+    FILE_BATCH_RECORDS_MAX, FILE_BUFFER_BYTES_KEPT, GATHER_COSTLY, LANE_BYTES_KEPT,
+};
 use crate::config::plan;
 use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::json::push_line;
@@ -16,8 +19,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Records of one write.
-const BATCH_RECORDS: usize = 500;
 /// Only the owner reads what people asked.
 const MODE: u32 = 0o600;
 /// Of a rotated file: digits stand for digits, sorted as times are.
@@ -46,7 +47,13 @@ struct Open {
 
 /// How a file wants to be called.
 pub fn shape() -> Shape {
-    Shape { batch: BATCH_RECORDS, concurrency: 1, retries: 4, timeout: Duration::from_secs(10) }
+    Shape {
+        batch: FILE_BATCH_RECORDS_MAX,
+        gather: GATHER_COSTLY,
+        concurrency: 1,
+        retries: 4,
+        timeout: Duration::from_secs(10),
+    }
 }
 
 impl LinesFile {
@@ -130,11 +137,17 @@ impl Reporter for LinesFile {
             push_line(&mut lines, record, self.plan.format);
         }
         let written = self.write(&lines);
-        self.lines = emptied(lines);
+        lines.clear();
+        lines.shrink_to(FILE_BUFFER_BYTES_KEPT);
+        self.lines = lines;
         match written {
             Ok(()) => Tried::Delivered,
             Err(error) => Tried::Again(error.to_string()),
         }
+    }
+
+    fn rest(&mut self) {
+        self.lines.shrink_to(LANE_BYTES_KEPT);
     }
 
     fn place(&self) -> String {

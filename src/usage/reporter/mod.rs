@@ -26,6 +26,9 @@ pub trait Reporter: Send {
     /// than [`Shape::batch`].
     fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried;
 
+    /// Nothing was sent for a while: gives back the memory that a burst took.
+    fn rest(&mut self) {}
+
     /// Where it is, for a log: without credentials, path and query.
     fn place(&self) -> String;
 }
@@ -35,6 +38,8 @@ pub trait Reporter: Send {
 pub struct Shape {
     /// Records of one call at most.
     pub batch: usize,
+    /// So long records gather while there are many; the first after a pause goes at once.
+    pub gather: Duration,
     /// Threads that call it, each with a connection of its own.
     pub concurrency: usize,
     /// Tries after the first, of what it refuses.

@@ -8,6 +8,7 @@
 mod entry;
 
 use super::{Reporter, Shape, Tried};
+use crate::base::limits::GATHER_CALLS;
 use crate::base::utc::Stamp;
 use crate::config::plan;
 use crate::store::redis::{Call, RedisServer, StoredScript};
@@ -36,7 +37,7 @@ pub fn shape(plan: &plan::RedisReporter) -> Shape {
     let pool = &plan.redis.pool;
     let timeout = pool.dial_timeout.saturating_add(pool.write_timeout);
     let timeout = timeout.saturating_add(pool.read_timeout);
-    Shape { batch: BATCH_RECORDS, concurrency: 1, retries: 4, timeout }
+    Shape { batch: BATCH_RECORDS, gather: GATHER_CALLS, concurrency: 1, retries: 4, timeout }
 }
 
 impl Stream {

@@ -3,7 +3,7 @@
 //! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
 use super::{emptied, Reporter, Shape, Tried};
-use crate::base::limits::WEBHOOK_ANSWER_BYTES_MAX;
+use crate::base::limits::{GATHER_CALLS, GATHER_SINGLES, WEBHOOK_ANSWER_BYTES_MAX};
 use crate::config::plan::{self, WebhookBatch};
 use crate::store::http::HttpService;
 use crate::store::Trouble;
@@ -38,12 +38,12 @@ impl Webhook {
 
 /// How a webhook wants to be called.
 pub fn shape(plan: &plan::Webhook) -> Shape {
-    let batch = match plan.batch {
-        WebhookBatch::Single => 1,
-        WebhookBatch::Array | WebhookBatch::Ndjson => plan.batch_size as usize,
+    let (batch, gather) = match plan.batch {
+        WebhookBatch::Single => (1, GATHER_SINGLES),
+        WebhookBatch::Array | WebhookBatch::Ndjson => (plan.batch_size as usize, GATHER_CALLS),
     };
     let concurrency = plan.concurrency as usize;
-    Shape { batch, concurrency, retries: plan.retry, timeout: plan.timeout }
+    Shape { batch, gather, concurrency, retries: plan.retry, timeout: plan.timeout }
 }
 
 impl Reporter for Webhook {

@@ -10,9 +10,10 @@ use super::scan::{Scan, Step, Window};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, sub, ReporterState};
 use super::table::{Segment, SegmentPlace, SpoolShared, Table};
-use crate::base::limits::SPOOL_READ_BYTES_MAX;
+use crate::base::limits::{LANE_RECORDS_MIN, SPOOL_READ_BYTES_MAX};
+use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::UsageRecord;
-use crate::usage::source::{Delivery, Source};
+use crate::usage::source::{Parcel, Read, Source};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::VecDeque;
 use std::io;
@@ -35,6 +36,8 @@ pub struct Cursor {
     /// What was read and is not done: sequence, when the request arrived, and what is to be noted
     /// when it is done.
     outstanding: VecDeque<(u64, u64, Option<Name>)>,
+    /// Of what was found last, in the same order as its bytes.
+    found: Vec<Found>,
     window: Window,
     dead: DeadLetters,
     /// `None` in a folder into which nothing is written any more.
@@ -51,13 +54,15 @@ struct View {
     in_memory: bool,
 }
 
-/// What one walk through a segment found.
-#[derive(Default)]
-struct Walk {
-    found: Vec<Delivery>,
-    bytes: usize,
-    /// Place and length of damage.
-    damage: Vec<(u64, u64)>,
+/// An entry that was found to be for this reporter.
+struct Found {
+    /// Its segment, its place in it and its length there.
+    first: u64,
+    place: u64,
+    len: u64,
+    in_memory: bool,
+    /// It must be a record: an end of a request, and not one that somebody asked for again.
+    is_end: bool,
 }
 
 impl Cursor {
@@ -70,7 +75,7 @@ impl Cursor {
         let through = shared.checkpoint(index).map_or(0, |checkpoint| checkpoint.through());
         let dead = DeadLetters::new(Arc::clone(&shared), index);
         let replay = Some(Replay::new(Arc::clone(&shared), index));
-        let (outstanding, window) = (VecDeque::new(), Window::default());
+        let (outstanding, found, window) = (VecDeque::new(), Vec::new(), Window::default());
         let (next, at) = (through + 1, (0, 0));
         Cursor {
             shared,
@@ -81,6 +86,7 @@ impl Cursor {
             at,
             open: None,
             outstanding,
+            found,
             window,
             dead,
             replay,
@@ -199,18 +205,72 @@ impl Cursor {
     /// With all read, the backlog is known exactly; the table in hand keeps the writer from adding.
     fn at_the_end(&self, _: &Table) {
         if let Some(state) = self.state() {
-            state.backlog.store(self.outstanding.len() as u64, Relaxed);
+            let read = self.outstanding.len() + self.found.len();
+            state.backlog.store(read as u64, Relaxed);
         }
     }
 
+    /// Finds up to `max` entries for this reporter behind those found before, and takes their bytes
+    /// into the room, which is emptied first. True when there may be more. They are read with
+    /// [`Cursor::records`], which is to be called before this is again.
+    pub(super) fn find(&mut self, max: usize, room: &mut Parcel) -> bool {
+        room.clear();
+        let begun_in = self.at.0;
+        let mut is_more = true;
+        while is_more && room.len() < max && room.bytes() < SPOOL_READ_BYTES_MAX {
+            let walked = match self.view() {
+                Ok(Some(view)) => self.walk(&view, max, room),
+                Ok(None) => {
+                    is_more = false;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.pass_over() => {
+                    continue;
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = walked {
+                self.read_failed(&error);
+                is_more = false;
+            }
+        }
+        if self.at.0 != begun_in && self.outstanding.is_empty() && self.found.is_empty() {
+            // What lies behind is not for reporters: it must not hold the segment back.
+            self.advance(self.next.saturating_sub(1));
+        }
+        is_more
+    }
+
+    /// The records of what was found last.
+    pub(super) fn records<'p>(&mut self, room: &'p Parcel, into: &mut Read<'p>) {
+        let mut all = std::mem::take(&mut self.found);
+        for ((seq, bytes), found) in room.iter().zip(&all) {
+            if let Some(record) = codec::decode_ref(bytes) {
+                self.remember(seq, &record, found.in_memory);
+                into.push(seq, record);
+                continue;
+            }
+            if let Some(state) = self.state() {
+                sub(&state.backlog, 1);
+            }
+            if found.is_end {
+                // Its bytes are as they were written, and yet no record: not in silence.
+                self.tell_damage(found.first, &[(found.place, found.len)]);
+            }
+        }
+        all.clear();
+        self.found = all;
+    }
+
     /// Reads on in one segment until there is enough.
-    fn walk(&mut self, view: &View, max: usize, bytes_max: usize) -> io::Result<Walk> {
-        let mut walk = Walk::default();
+    fn walk(&mut self, view: &View, max: usize, room: &mut Parcel) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let name = shared.state.reporters.get(self.index).map_or("", |r| r.name.as_str());
         let window = std::mem::take(&mut self.window);
         let range = (view.from, view.end);
         let mut scan = Scan::with(view.file.as_ref(), view.marker, range, window);
-        let mut failed = None;
-        while walk.found.len() < max && walk.bytes < bytes_max {
+        let (mut damage, mut walked) = (Vec::new(), Ok(()));
+        while room.len() < max && room.bytes() < SPOOL_READ_BYTES_MAX {
             let place = scan.at();
             match scan.step() {
                 Ok(Some(Step::Entry(entry))) => {
@@ -218,54 +278,51 @@ impl Cursor {
                         continue;
                     }
                     self.next = entry.sequence + 1;
-                    let name = self.shared.state.reporters.get(self.index).map(|r| r.name.as_str());
-                    let record = name.and_then(|name| record_for(name, &entry));
-                    if record.is_none() && Kind::of(entry.kind) == Some(Kind::Close) {
-                        // Its bytes are as they were written, and yet no record: not in silence.
-                        walk.damage.push((place, entry.size() as u64));
-                    }
-                    walk.bytes += record.as_ref().map_or(0, |_| entry.payload.len());
-                    let seq = entry.sequence;
-                    walk.found.extend(record.map(|record| Delivery { seq, record }));
+                    let Some(record) = record_for(name, &entry) else { continue };
+                    room.push(entry.sequence, record);
+                    self.found.push(Found {
+                        first: view.first,
+                        place,
+                        len: entry.size() as u64,
+                        in_memory: view.in_memory,
+                        is_end: Kind::of(entry.kind) == Some(Kind::Close),
+                    });
                 }
-                Ok(Some(Step::Damage(len))) => walk.damage.push((place, len)),
+                Ok(Some(Step::Damage(len))) => damage.push((place, len)),
                 Ok(None) => break,
                 Err(error) => {
-                    failed = Some(error);
+                    walked = Err(error);
                     break;
                 }
             }
         }
         self.at = (view.first, scan.at());
         self.window = scan.into_window();
-        match failed {
-            Some(error) if walk.found.is_empty() => Err(error),
-            _ => Ok(walk),
-        }
+        self.tell_damage(view.first, &damage);
+        walked
     }
 
     /// Counts damage that nobody has seen before.
-    fn tell_damage(&self, view: &View, damage: &[(u64, u64)]) {
+    fn tell_damage(&self, first: u64, damage: &[(u64, u64)]) {
         for (place, len) in damage {
             let mut table = self.shared.table();
-            let segment = table.segments.iter_mut().find(|segment| segment.first == view.first);
+            let segment = table.segments.iter_mut().find(|segment| segment.first == first);
             let Some(segment) = segment.filter(|s| !s.damage.contains(place)) else { continue };
             segment.damage.push(*place);
             add(&self.shared.state.damaged_places, 1);
             add(&self.shared.state.damaged_bytes, *len);
-            let first = view.first;
             tracing::error!(first, place, len, "a segment of the spool is damaged");
         }
     }
 
     /// A record is read and not done.
-    fn remember(&mut self, Delivery { seq, record }: &Delivery, in_memory: bool) {
+    fn remember(&mut self, seq: u64, record: &RecordRef<'_>, in_memory: bool) {
         if let Some(state) = self.state().filter(|_| self.outstanding.is_empty()) {
             state.oldest_ms.store(record.timestamp_ms, Relaxed);
         }
         let receipts = &self.shared.receipts;
-        let name = in_memory.then(|| receipts.dangling(record.request_id.as_str())).flatten();
-        self.outstanding.push_back((*seq, record.timestamp_ms, name));
+        let name = in_memory.then(|| receipts.dangling(record.request_id)).flatten();
+        self.outstanding.push_back((seq, record.timestamp_ms, name));
     }
 
     fn advance(&self, through: u64) {
@@ -278,46 +335,14 @@ impl Cursor {
 }
 
 impl Source for Cursor {
-    fn read(&mut self, max: usize) -> Vec<Delivery> {
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        let begun_in = self.at.0;
-        while found.len() < max && bytes < SPOOL_READ_BYTES_MAX {
-            let view = match self.view() {
-                Ok(Some(view)) => view,
-                Ok(None) => break,
-                Err(error) if error.kind() == io::ErrorKind::NotFound && self.pass_over() => {
-                    continue;
-                }
-                Err(error) => {
-                    self.read_failed(&error);
-                    break;
-                }
-            };
-            match self.walk(&view, max - found.len(), SPOOL_READ_BYTES_MAX - bytes) {
-                Ok(walk) => {
-                    self.tell_damage(&view, &walk.damage);
-                    bytes += walk.bytes;
-                    // At once: with the next look the backlog may be set to their number.
-                    let in_memory = view.in_memory;
-                    walk.found.iter().for_each(|delivery| self.remember(delivery, in_memory));
-                    found.extend(walk.found);
-                }
-                Err(error) => {
-                    self.read_failed(&error);
-                    break;
-                }
-            }
-        }
-        if self.at.0 != begun_in && self.outstanding.is_empty() {
-            // What lies behind is not for reporters: it must not hold the segment back.
-            self.advance(self.next.saturating_sub(1));
-        }
+    fn read<'p>(&mut self, max: usize, room: &'p mut Parcel, into: &mut Read<'p>) -> bool {
+        let is_more = self.find(max, room);
+        self.records(room, into);
         let through = self.through();
-        if let Some(replay) = self.replay.as_mut().filter(|_| found.is_empty()) {
+        if let Some(replay) = self.replay.as_mut().filter(|_| !is_more) {
             replay.step(through);
         }
-        found
+        is_more
     }
 
     fn done(&mut self, through: u64) {
@@ -343,6 +368,11 @@ impl Source for Cursor {
     fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()> {
         Cursor::bury(self, record, reason)
     }
+
+    fn rest(&mut self) {
+        self.outstanding.shrink_to(LANE_RECORDS_MIN);
+        self.found.shrink_to(LANE_RECORDS_MIN);
+    }
 }
 
 impl Cursor {
@@ -359,13 +389,13 @@ impl Cursor {
     }
 }
 
-/// The record in an entry, if it is for this reporter.
-pub(super) fn record_for(reporter: &str, entry: &Entry<'_>) -> Option<UsageRecord> {
+/// The bytes of the record in an entry, if it is for this reporter.
+fn record_for<'a>(reporter: &str, entry: &Entry<'a>) -> Option<&'a [u8]> {
     match Kind::of(entry.kind)? {
-        Kind::Close => codec::decode(entry.payload),
+        Kind::Close => Some(entry.payload),
         Kind::Again => {
             let (name, record) = split_again(entry.payload)?;
-            (name == reporter.as_bytes()).then(|| codec::decode(record)).flatten()
+            (name == reporter.as_bytes()).then_some(record)
         }
         Kind::Open | Kind::Note => None,
     }

@@ -134,10 +134,10 @@ impl<'f> Scan<'f> {
         };
         self.at = begin + len as u64;
         let bytes = self.window.ensure(self.file, begin, len, self.end)?;
-        Ok(Some(match segment::parse(bytes, self.marker) {
-            Parsed::Entry(entry) => Step::Entry(entry),
-            // It was one a moment ago: somebody else writes into the file.
-            _ => Step::Damage(len as u64),
+        // These bytes were looked at a moment ago, checksum and all.
+        Ok(Some(match segment::framed(bytes) {
+            Some((entry, _)) => Step::Entry(entry),
+            None => Step::Damage(len as u64),
         }))
     }
 

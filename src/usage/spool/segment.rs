@@ -168,27 +168,35 @@ pub fn push(
     entry[8..12].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// The entry at the beginning of bytes that are known to be one or the beginning of one, and its
+/// checksum, which is not looked at; `None` when it is cut.
+pub fn framed(bytes: &[u8]) -> Option<(Entry<'_>, u32)> {
+    let mut rest = bytes.get(4..)?;
+    let length = u32::from_le_bytes(take(&mut rest)?) as usize;
+    let crc = u32::from_le_bytes(take(&mut rest)?);
+    let sequence = u64::from_le_bytes(take(&mut rest)?);
+    let [kind] = take(&mut rest)?;
+    Some((Entry { sequence, kind, payload: rest.get(..length)? }, crc))
+}
+
 /// Looks at the beginning of `bytes`.
 pub fn parse(bytes: &[u8], marker: Marker) -> Parsed<'_> {
     let shared = bytes.len().min(marker.len());
     if bytes[..shared] != marker[..shared] {
         return Parsed::Damage;
     }
-    let mut rest = bytes.get(4..).unwrap_or_default();
-    let (Some(length), Some(crc), Some(sequence), Some([kind])) =
-        (take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest))
-    else {
+    let Some(length) = bytes.get(4..ENTRY_BYTES).and_then(<[u8]>::first_chunk) else {
         return Parsed::Cut(ENTRY_BYTES);
     };
-    let length = u32::from_le_bytes(length) as usize;
+    let length = u32::from_le_bytes(*length) as usize;
     if length > SPOOL_PAYLOAD_BYTES_MAX {
         return Parsed::Damage;
     }
-    let Some(payload) = rest.get(..length) else { return Parsed::Cut(ENTRY_BYTES + length) };
-    if checksum(&bytes[..ENTRY_BYTES + length]) != u32::from_le_bytes(crc) {
-        return Parsed::Damage;
+    match framed(bytes) {
+        None => Parsed::Cut(ENTRY_BYTES + length),
+        Some((entry, crc)) if checksum(&bytes[..entry.size()]) == crc => Parsed::Entry(entry),
+        Some(_) => Parsed::Damage,
     }
-    Parsed::Entry(Entry { sequence: u64::from_le_bytes(sequence), kind, payload })
 }
 
 /// Of a whole entry.

@@ -38,7 +38,7 @@ fn found(world: World, ring: &[u8], folder: &Folder) -> BTreeMap<String, Outcome
     assert!(!next.exists(), "what was read is removed");
     let mut all = BTreeMap::new();
     loop {
-        let some = opened.cursors[0].read(100);
+        let some = opened.cursors[0].read_owned(100);
         if some.is_empty() {
             return all;
         }

@@ -15,7 +15,7 @@ mod mysql;
 mod postgres;
 
 use super::{Reporter, Shape, Tried};
-use crate::base::limits::SQL_BATCH_RECORDS_MAX;
+use crate::base::limits::{GATHER_COSTLY, SQL_BATCH_RECORDS_MAX};
 use crate::config::plan::{DatabaseReporter, SqlAddress, SqlDriver, SqlPool};
 use crate::store::sql::mysql::Mysql;
 use crate::store::sql::postgres::Postgres;
@@ -76,6 +76,7 @@ pub struct SqlTable {
 pub fn shape() -> Shape {
     Shape {
         batch: SQL_BATCH_RECORDS_MAX,
+        gather: GATHER_COSTLY,
         concurrency: 1,
         retries: 4,
         timeout: Duration::from_secs(10),

@@ -6,8 +6,9 @@ use super::super::cursor::Cursor;
 use super::super::dead_letter;
 use super::super::disk::Disk;
 use super::super::replay;
+use crate::base::limits::LANE_RECORDS_MIN;
 use crate::usage::record::UsageRecord;
-use crate::usage::source::{Delivery, Source};
+use crate::usage::source::{Parcel, Read, Source};
 use crossbeam_channel::Receiver;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -67,11 +68,11 @@ impl Chain {
     }
 
     /// Gives records of a folder numbers of this chain.
-    fn give(&mut self, folder: Option<&Arc<str>>, read: Vec<Delivery>, into: &mut Vec<Delivery>) {
-        for Delivery { seq, record } in read {
+    fn give(&mut self, folder: Option<&Arc<str>>, seqs: &mut [u64]) {
+        for seq in seqs {
             self.last += 1;
-            self.given.push_back((self.last, folder.cloned(), seq));
-            into.push(Delivery { seq: self.last, record });
+            self.given.push_back((self.last, folder.cloned(), *seq));
+            *seq = self.last;
         }
     }
 
@@ -106,29 +107,29 @@ impl Chain {
 }
 
 impl Source for Chain {
-    fn read(&mut self, max: usize) -> Vec<Delivery> {
+    fn read<'p>(&mut self, max: usize, room: &'p mut Parcel, into: &mut Read<'p>) -> bool {
         let arrived = self.arrivals.try_iter().map(|handed| (Arc::clone(&handed.folder), handed));
         self.adopted.extend(arrived);
-        let mut found = Vec::new();
-        let names: Vec<Arc<str>> = self.adopted.keys().cloned().collect();
-        for name in names {
-            let Some(handed) = self.adopted.get_mut(&name).filter(|_| found.len() < max) else {
+        let mut folder = None;
+        for (name, handed) in &mut self.adopted {
+            // One that cannot be read now holds up no other.
+            handed.cursor.find(max, room);
+            if !room.is_empty() {
+                folder = Some(Arc::clone(name));
                 break;
-            };
-            let read = handed.cursor.read(max - found.len());
-            // One that cannot be read now holds up no other; one with more to come does.
-            let is_more = !read.is_empty() && !handed.cursor.is_at_the_end();
-            self.give(Some(&name), read, &mut found);
-            if is_more {
-                return found;
             }
         }
-        if found.len() < max {
-            let read = self.own.read(max - found.len());
-            self.give(None, read, &mut found);
-        }
+        let handed = folder.as_ref().and_then(|name| self.adopted.get_mut(name));
+        let is_more = match handed {
+            Some(handed) => {
+                handed.cursor.records(room, into);
+                true
+            }
+            None => self.own.read(max, room, into),
+        };
+        self.give(folder.as_ref(), &mut into.seqs);
         self.part();
-        found
+        is_more
     }
 
     fn done(&mut self, through: u64) {
@@ -158,6 +159,11 @@ impl Source for Chain {
 
     fn bury(&mut self, record: &UsageRecord, reason: &str) -> io::Result<()> {
         self.own.bury(record, reason)
+    }
+
+    fn rest(&mut self) {
+        self.given.shrink_to(LANE_RECORDS_MIN);
+        self.own.rest();
     }
 }
 

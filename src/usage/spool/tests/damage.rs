@@ -1,10 +1,11 @@
 //! Bytes that changed or went missing behind the spool's back.
 
 use super::super::scan::{marker_of, Scan, Step};
-use super::super::segment::{first_of, HEADER_BYTES};
+use super::super::segment::{self, first_of, Kind, HEADER_BYTES};
 use super::fault::{FaultDisk, World};
 use super::rig::*;
 use crate::config::plan::Fsync;
+use crate::usage::source::Source;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -44,6 +45,31 @@ fn one_wrong_byte_costs_one_record() {
             assert_eq!(again, 1, "byte {at}: counted again by a reporter");
         }
     }
+}
+
+/// Catches: an end whose bytes are as they were written, and no record, that is passed over in
+/// silence, ends the walk, or stays in the backlog.
+#[test]
+fn an_end_that_is_no_record_is_damage() {
+    let (mut world, name) = one_segment(3);
+    let file = world.file(&name);
+    let marker = *file[12..].first_chunk().unwrap();
+    for (sequence, payload) in [(4, b"\x03\xffcut".as_slice()), (5, b"")] {
+        let fill = |into: &mut Vec<u8>| into.extend_from_slice(payload);
+        segment::push(file, marker, (sequence, Kind::Close), fill);
+    }
+    let mut spool = opened(Arc::new(Disk::new(world)), options(Fsync::Off));
+    for reporter in 0..2 {
+        let cursor = &mut spool.cursors[reporter];
+        let found = cursor.read_owned(100);
+        let seqs: Vec<u64> = found.iter().map(|delivery| delivery.seq).collect();
+        assert_eq!(seqs, [1, 2, 3, 5], "an empty record is one");
+        assert_eq!(cursor.backlog(), 4);
+        cursor.done(5);
+        assert_eq!(cursor.backlog(), 0);
+    }
+    assert_eq!(spool.state.damaged_places.load(Relaxed), 1);
+    assert_eq!(spool.state.damaged_bytes.load(Relaxed), (segment::ENTRY_BYTES + 5) as u64);
 }
 
 /// Catches: an end that is cut anywhere and hides what lies before it, or spoils what comes after.

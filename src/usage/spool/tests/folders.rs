@@ -65,7 +65,7 @@ fn started_on(world: World) -> (Root_, OpenedFolders) {
 fn read(chain: &mut Chain) -> Vec<(u64, u32, Outcome)> {
     let mut all = Vec::new();
     loop {
-        let some = chain.read(7);
+        let some = chain.read_owned(7);
         if some.is_empty() {
             assert!(all.is_sorted_by(|one: &(u64, _, _), other| one.0 < other.0));
             return all;
@@ -159,7 +159,7 @@ fn a_living_process_is_left_alone_until_it_ends() {
     new.folders.work();
     assert_eq!((new.own.state.folders_adopted(), disk.world().folders().len()), (0, 2));
     // It drains: delivers a part, writes on, and ends.
-    let some = old.chains[0].read(2);
+    let some = old.chains[0].read_owned(2);
     old.chains[0].done(some[1].seq);
     closed(&mut old, 5..7);
     drop(old);
@@ -229,7 +229,7 @@ fn adopt(disk: &Root_) {
     };
     for _ in 0..6 {
         for (reporter, chain) in spool.chains.iter_mut().enumerate() {
-            let some = chain.read(9);
+            let some = chain.read_owned(9);
             let ids: Vec<u32> = some.iter().map(|delivery| id_of(&delivery.record)).collect();
             disk.note(|given| given.got[reporter].extend(&ids));
             if let Some(last) = some.last() {
@@ -354,7 +354,7 @@ fn of_the_old_layout() -> World {
     spool.open(20);
     (30..40).for_each(|id| spool.close(id));
     spool.writer.commit();
-    let first = spool.cursors[0].read(5);
+    let first = spool.cursors[0].read_owned(5);
     spool.cursors[0].done(first[4].seq);
     spool.cursors[0].bury(&named(100), "no").unwrap();
     spool.keeper.turn();

@@ -118,7 +118,7 @@ fn a_hole_at_the_beginning_is_seen() {
     let disk = written(40);
     let mut spool = opened(Arc::new(disk.clone()), options(EVERY));
     for cursor in &mut spool.cursors {
-        let read = crate::usage::source::Source::read(cursor, 2);
+        let read = crate::usage::source::Source::read_owned(cursor, 2);
         crate::usage::source::Source::done(cursor, read[1].seq);
     }
     spool.keeper.turn();
@@ -234,7 +234,7 @@ fn what_was_had_from_memory_is_not_told_as_aborted() {
         spool.writer.tick();
         assert!(spool.state.failing.load(Relaxed));
         assert_eq!(deliver_all(&mut spool.cursors[0]), [0, 1, 2]);
-        let some = crate::usage::source::Source::read(&mut spool.cursors[1], 2);
+        let some = crate::usage::source::Source::read_owned(&mut spool.cursors[1], 2);
         crate::usage::source::Source::done(&mut spool.cursors[1], some[0].seq);
         let expected = [vec![3], vec![1, 2, 3]];
         let killed = Disk::new(disk.world());

@@ -78,7 +78,7 @@ impl Model {
     }
 
     fn deliver(&mut self, spool: &mut Opened, reporter: usize, (max, part): (usize, usize)) {
-        let some = spool.cursors[reporter].read(max);
+        let some = spool.cursors[reporter].read_owned(max);
         for delivery in some {
             let expected = self.closed.get(self.read[reporter]).copied();
             assert_eq!(Some(id_of(&delivery.record)), expected, "reporter {reporter}");

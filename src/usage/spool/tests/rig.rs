@@ -51,7 +51,7 @@ pub fn opened(disk: Arc<dyn Disk>, options: Options) -> Opened {
 pub fn read_all(cursor: &mut Cursor) -> Vec<(u64, UsageRecord)> {
     let mut all = Vec::new();
     loop {
-        let some = cursor.read(7);
+        let some = cursor.read_owned(7);
         if some.is_empty() {
             return all;
         }

@@ -329,7 +329,7 @@ impl Sim {
 }
 
 pub fn shape(batch: usize, concurrency: usize, retries: u32) -> Shape {
-    Shape { batch, concurrency, retries, timeout: Duration::from_secs(1) }
+    Shape { batch, gather: Duration::ZERO, concurrency, retries, timeout: Duration::from_secs(1) }
 }
 
 pub fn all(fates: &[Fate], key: Option<u64>) -> Vec<Planned> {
