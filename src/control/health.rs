@@ -9,6 +9,7 @@ use crate::http::request::Method;
 use crate::http::response::ResponseHead;
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
+use crate::rt::moment::Moment;
 use crate::rt::tls::Link;
 use crate::rt::{self, connect};
 use crate::state::board::{Board, View};
@@ -18,7 +19,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// While a backend is in doubt, a probe begins so long after the last one began, or as soon as that
@@ -29,6 +30,7 @@ const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Probers {
     board: Arc<Board>,
     running: Rc<RefCell<HashSet<MemberId>>>,
+    news: Rc<News>,
 }
 
 impl Probers {
@@ -41,22 +43,24 @@ impl Probers {
                 "backends are probed; `health_check: {{enabled: false}}` turns that off"
             );
         }
-        Probers { board, running: Rc::default() }
+        Probers { board, running: Rc::default(), news: Rc::default() }
     }
 
-    /// Starts a task for each backend of the view that has none. It goes by whatever view is there
-    /// when it probes, and ends when the backend is in none, or probes are off.
+    /// To be called when there may be another view. Starts a task for each backend of the view that
+    /// has none, and wakes those that sleep. A task goes by whatever view is there, and ends when
+    /// the backend is in none, or probes are off.
     pub fn look(&self) {
         let view = self.board.view();
-        if view.plan.health_check.is_none() {
+        if !self.news.is_of(&view) {
             return;
         }
         for id in view.members().iter().map(|member| member.id()) {
-            if self.running.borrow_mut().insert(id) {
+            if to_probe(&view, id).is_some() && self.running.borrow_mut().insert(id) {
                 let (board, running) = (Arc::clone(&self.board), Rc::clone(&self.running));
+                let news = Rc::clone(&self.news);
                 rt::spawn(async move {
                     // A panic ends one round of probes, not all probes for ever.
-                    while !guarded(watch(&board, id)).await {
+                    while !guarded(watch(&board, &news, id)).await {
                         tracing::error!("a prober panicked and starts again");
                         rt::sleep(DOUBT_INTERVAL).await;
                     }
@@ -67,23 +71,62 @@ impl Probers {
     }
 }
 
-async fn watch(board: &Board, id: MemberId) {
+/// Tells those who sleep that there is another view.
+#[derive(Default)]
+struct News {
+    /// Does not keep it: what a view holds goes with it.
+    last: RefCell<Weak<View>>,
+    next: RefCell<Rc<Moment>>,
+}
+
+impl News {
+    /// True once for each view; then all who wait for the next one are woken.
+    fn is_of(&self, view: &Arc<View>) -> bool {
+        let is_known = std::ptr::eq(self.last.borrow().as_ptr(), Arc::as_ptr(view));
+        if !is_known {
+            self.last.replace(Arc::downgrade(view));
+            self.next.take().come();
+        }
+        !is_known
+    }
+
+    /// Comes with the next view.
+    fn next(&self) -> Rc<Moment> {
+        Rc::clone(&self.next.borrow())
+    }
+}
+
+async fn watch(board: &Board, news: &News, id: MemberId) {
     let mut judge = Judge::default();
     while let Some((member, check)) = to_probe(&board.view(), id) {
         let (began, backend) = (Instant::now(), &*member.name);
         let found = rt::await_peer(check.timeout, probe(&check, &member)).await;
         let found = found
             .unwrap_or_else(|| Err(format!("no answer within {} s", check.timeout.as_secs_f64())));
-        if let Some(healthy) = judge.hear(found.is_ok(), &check) {
-            member.set_passes_probes(healthy);
+        if judge.hear(found.is_ok(), &check).is_some() {
             match &found {
                 Ok(()) => tracing::info!(backend, "backend is healthy"),
                 Err(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
             }
         }
-        let interval = interval(check.interval, judge.is_in_doubt());
+        // Probes may have been off meanwhile, which makes it well: so the verdict is said each time.
+        member.set_passes_probes(judge.verdict.unwrap_or(true));
         drop(member);
-        rt::sleep(interval.saturating_sub(began.elapsed())).await;
+        await_next(board, news, id, began, judge.is_in_doubt()).await;
+    }
+}
+
+/// Sleeps until the next probe is due by the view that is there by then, or until there is nothing
+/// to probe any more.
+async fn await_next(board: &Board, news: &News, id: MemberId, began: Instant, is_in_doubt: bool) {
+    loop {
+        let another_view = news.next();
+        let Some((_, check)) = to_probe(&board.view(), id) else { return };
+        let interval = interval(check.interval, is_in_doubt);
+        let sleep = rt::sleep(interval.saturating_sub(began.elapsed()));
+        if another_view.unless(sleep).await.is_some() {
+            return;
+        }
     }
 }
 
@@ -332,6 +375,27 @@ mod tests {
         assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL, "it may be back");
         let often = Duration::from_millis(300);
         assert_eq!(interval(often, true), often, "never less often than usual");
+    }
+
+    /// Catches: a backend that counts as sick for ever: it was when it was taken out, and is back
+    /// before its last request is over, when nobody probes any more.
+    #[test]
+    fn nobody_is_sick_where_nobody_probes() {
+        let view = |text: &str, before: Option<&View>| {
+            let plan = crate::config::load_text("test", text, &|_| None).unwrap().plan;
+            let tls = plan.backends.iter().map(|_| None).collect();
+            View::new(Arc::new(plan), tls, before)
+        };
+        const A: &str = "{name: a, url: 'http://192.0.2.1'}";
+        const B: &str = "{name: b, url: 'http://192.0.2.2'}";
+        let both = format!("backends: [{A}, {B}]\nhealth_check: {{enabled: false}}");
+        let board = Arc::new(Board::new(view(&both, None)));
+        board.view().members()[1].set_passes_probes(false);
+        board.swap(Arc::new(view(&format!("backends: [{A}]"), Some(&board.view()))));
+        board.swap(Arc::new(view(&both, Some(&board.view()))));
+        assert!(!board.view().members()[1].passes_probes());
+        Probers::new(Arc::clone(&board)).look();
+        assert!(board.view().members()[1].passes_probes());
     }
 
     #[test]

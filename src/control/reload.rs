@@ -190,11 +190,7 @@ impl Reloader {
         };
         let view = Arc::new(View::new(Arc::new(plan), tls, Some(&before)));
         self.resolver.prepare(&view, RESOLVE_WAIT);
-        if let Err(error) = circle::check(&view, &self.ours) {
-            // The resolver goes on with the names that are in use.
-            self.resolver.prepare(&before, Duration::ZERO);
-            return Err(vec![error]);
-        }
+        circle::check(&view, &self.ours).map_err(one)?;
         // From here on nothing can fail.
         self.resize(&before.plan, &view.plan);
         for line in report.lines(false) {

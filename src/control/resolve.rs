@@ -5,10 +5,10 @@ use crate::config::plan::Endpoint;
 use crate::state::board::{Board, View};
 use crate::state::member::{Member, MemberId};
 use crossbeam_channel::{bounded, RecvTimeoutError, Sender};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two resolutions of all names.
@@ -23,10 +23,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// The thread that resolves names. It lives as long as the last of these.
 #[derive(Clone)]
 pub struct Resolver {
-    asks: Sender<Ask>,
+    asked: Arc<Mutex<Option<Ask>>>,
+    /// Wakes the thread, which then looks at what is asked.
+    wake: Sender<()>,
 }
 
-/// A wish to resolve the names of a view now, before the first request goes there.
+/// A wish to resolve the names of a view now, before the first request goes there. A newer one
+/// takes the place of one that still waits.
 struct Ask {
     view: Arc<View>,
     /// Hears when all of them were tried.
@@ -39,42 +42,76 @@ impl Resolver {
     /// # Errors
     /// It could not be created.
     pub fn start(board: Arc<Board>) -> io::Result<Resolver> {
-        let (asks, asked) = bounded::<Ask>(1);
+        Resolver::with(board, ask_system)
+    }
+
+    fn with(board: Arc<Board>, look_up: impl LookUp + Send + 'static) -> io::Result<Resolver> {
+        let (wake, woken) = bounded(1);
+        let asked = Arc::<Mutex<Option<Ask>>>::default();
+        let resolver = Resolver { asked: Arc::clone(&asked), wake };
         std::thread::Builder::new().name("resolver".into()).spawn(move || {
             let mut names = Names::default();
             let mut wait = Some(Duration::ZERO);
             loop {
-                let ask = match wait {
-                    Some(wait) => asked.recv_timeout(wait),
+                let is_over = match wait {
+                    Some(wait) => woken.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected),
                     // There is no name: nothing to do until there is one.
-                    None => asked.recv().map_err(RecvTimeoutError::from),
+                    None => woken.recv().is_err(),
                 };
-                let ask = match ask {
-                    Ok(ask) => Some(ask),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return,
-                };
+                if is_over {
+                    return;
+                }
+                let ask = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
                 wait = Some(REFRESH_UNRESOLVED);
                 super::survive("resolver", || {
                     let view = ask.as_ref().map_or_else(|| board.view(), |ask| ask.view.clone());
-                    wait = names.resolve_all(view.members(), ask_system);
+                    // A view that is asked for may never be in use, or not for a while: until then
+                    // the names in use go on.
+                    let in_use = board.view();
+                    let all = || view.members().iter().chain(in_use.members());
+                    names.forget_all_but(all());
+                    names.resolve_all(view.members(), &look_up);
+                    wait = wait_of(all());
                 });
                 if let Some(ask) = ask {
                     let _ = ask.tried.try_send(());
                 }
             }
         })?;
-        Ok(Resolver { asks })
+        Ok(resolver)
     }
 
     /// Resolves the names of a view, for at most so long: what takes longer is used when it comes.
     pub fn prepare(&self, view: &Arc<View>, wait: Duration) {
         let (tried, done) = bounded(1);
         let ask = Ask { view: Arc::clone(view), tried };
-        if self.asks.send_timeout(ask, wait).is_ok() {
-            let _ = done.recv_timeout(wait);
-        }
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(ask);
+        // Where one waits to be woken already, it finds this.
+        let _ = self.wake.try_send(());
+        let _ = done.recv_timeout(wait);
     }
+}
+
+/// What gives the addresses of a name.
+trait LookUp: Fn(&str, u16) -> io::Result<Vec<SocketAddr>> {}
+impl<F: Fn(&str, u16) -> io::Result<Vec<SocketAddr>>> LookUp for F {}
+
+/// The name and the port of a backend that has a name and no address.
+fn name_of(member: &Member) -> Option<(&str, u16)> {
+    match &member.plan.endpoint {
+        Endpoint::Tcp { host, port } if host.parse::<IpAddr>().is_err() => Some((host, *port)),
+        _ => None,
+    }
+}
+
+/// When the names of these are to be resolved again; `None` when there are none.
+fn wait_of<'a>(members: impl Iterator<Item = &'a Arc<Member>>) -> Option<Duration> {
+    let named = members.filter(|member| name_of(member).is_some());
+    let wait = |member: &Arc<Member>| match member.addresses().is_empty() {
+        true => REFRESH_UNRESOLVED,
+        false => REFRESH,
+    };
+    named.map(wait).min()
 }
 
 /// The names that were asked for, by the backend that has them.
@@ -82,27 +119,19 @@ impl Resolver {
 struct Names(HashMap<MemberId, Name>);
 
 impl Names {
-    /// Resolves the name of each of these backends, and forgets all other names. Gives when to do
-    /// that again; `None` when there are no names.
-    fn resolve_all(
-        &mut self,
-        members: &[Arc<Member>],
-        look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>>,
-    ) -> Option<Duration> {
-        self.0.retain(|id, _| members.iter().any(|member| member.id() == *id));
-        let (mut count, mut missing) = (0, 0);
+    fn forget_all_but<'a>(&mut self, members: impl Iterator<Item = &'a Arc<Member>>) {
+        let ids: HashSet<MemberId> = members.map(|member| member.id()).collect();
+        self.0.retain(|id, _| ids.contains(id));
+    }
+
+    /// Resolves the name of each of these backends.
+    fn resolve_all(&mut self, members: &[Arc<Member>], look_up: impl LookUp) {
         for member in members {
-            let Endpoint::Tcp { host, port } = &member.plan.endpoint else { continue };
-            if host.parse::<IpAddr>().is_ok() {
-                continue;
-            }
-            let new = || Name { host: host.clone(), port: *port, failing: None };
+            let Some((host, port)) = name_of(member) else { continue };
+            let new = || Name { host: host.to_owned(), port, failing: None };
             let name = self.0.entry(member.id()).or_insert_with(new);
-            count += 1;
-            missing += usize::from(!resolve(member, name, Instant::now(), &look_up));
+            resolve(member, name, Instant::now(), &look_up);
         }
-        let wait = if missing > 0 { REFRESH_UNRESOLVED } else { REFRESH };
-        (count > 0).then_some(wait)
     }
 }
 
@@ -121,13 +150,8 @@ struct Failing {
     pause: Duration,
 }
 
-/// Resolves one name; true when the backend has an address afterwards.
-fn resolve(
-    member: &Member,
-    name: &mut Name,
-    now: Instant,
-    look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>>,
-) -> bool {
+/// Resolves one name.
+fn resolve(member: &Member, name: &mut Name, now: Instant, look_up: impl LookUp) {
     let known = !member.addresses().is_empty();
     let host = &name.host;
     match look_up(host, name.port) {
@@ -141,16 +165,9 @@ fn resolve(
                 tracing::info!(%host, addresses = list.join(", "), "resolved");
                 member.set_addresses(found);
             }
-            true
         }
-        Ok(_) => {
-            name.fail(now, known, "the name server knows no address for it");
-            known
-        }
-        Err(error) => {
-            name.fail(now, known, &error.to_string());
-            known
-        }
+        Ok(_) => name.fail(now, known, "the name server knows no address for it"),
+        Err(error) => name.fail(now, known, &error.to_string()),
     }
 }
 
@@ -187,20 +204,26 @@ fn ask_system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::load_backends;
     use crate::config::plan::Backend;
+    use crossbeam_channel::{unbounded, Receiver};
     use std::cell::RefCell;
 
     /// The addresses of a backend that had `before`, once its name was looked up with this outcome,
-    /// and what `resolve` said.
-    fn after(before: &[&str], answer: Result<&[&str], io::ErrorKind>) -> (Vec<String>, bool) {
+    /// and when it is looked up again.
+    fn after(
+        before: &[&str],
+        answer: Result<&[&str], io::ErrorKind>,
+    ) -> (Vec<String>, Option<Duration>) {
         let parse = |text: &[&str]| text.iter().map(|a| a.parse().unwrap()).collect::<Vec<_>>();
-        let member = Member::new(Backend::sample("gpu.test"), None);
+        let member = Arc::new(Member::new(Backend::sample("gpu.test"), None));
         member.set_addresses(parse(before));
-        let resolved = resolve(&member, &mut name(), Instant::now(), |host, port| {
+        resolve(&member, &mut name(), Instant::now(), |host, port| {
             assert_eq!((host, port), ("gpu.test", 8000));
             answer.map(parse).map_err(io::Error::from)
         });
-        (member.addresses().iter().map(SocketAddr::to_string).collect(), resolved)
+        let addresses = member.addresses().iter().map(SocketAddr::to_string).collect();
+        (addresses, wait_of([&member].into_iter()))
     }
 
     fn name() -> Name {
@@ -229,8 +252,7 @@ mod tests {
     #[test]
     fn what_is_found_replaces_what_was_known() {
         for before in [&[OLD][..], &[], &[OLD, NEW[0]], &NEW] {
-            let (addresses, resolved) = after(before, Ok(&NEW));
-            assert_eq!((addresses.as_slice(), resolved), (&NEW.map(String::from)[..], true));
+            assert_eq!(after(before, Ok(&NEW)), (NEW.map(String::from).into(), Some(REFRESH)));
         }
     }
 
@@ -238,9 +260,9 @@ mod tests {
     #[test]
     fn a_failure_and_an_empty_answer_keep_what_was_known() {
         for answer in [Err(io::ErrorKind::TimedOut), Ok(&[][..])] {
-            assert_eq!(after(&[OLD], answer), (vec![OLD.to_owned()], true));
+            assert_eq!(after(&[OLD], answer), (vec![OLD.to_owned()], Some(REFRESH)));
             // Never known: the caller asks again soon.
-            assert_eq!(after(&[], answer), (vec![], false));
+            assert_eq!(after(&[], answer), (vec![], Some(REFRESH_UNRESOLVED)));
         }
     }
 
@@ -257,10 +279,58 @@ mod tests {
         let (a, b, literal) = (member("a.test"), member("b.test"), member("192.0.2.1"));
         assert_eq!(literal.addresses().as_slice(), ["192.0.2.1:8000".parse().unwrap()]);
         let mut names = Names::default();
-        let all = [a.clone(), literal.clone()];
-        assert_eq!(names.resolve_all(&all, look_up), Some(REFRESH_UNRESOLVED));
-        assert_eq!(names.resolve_all(&[b, literal.clone()], look_up), Some(REFRESH_UNRESOLVED));
+        for members in [vec![a.clone(), literal.clone()], vec![b, literal.clone()]] {
+            names.forget_all_but(members.iter());
+            names.resolve_all(&members, look_up);
+            assert_eq!((names.0.len(), wait_of(members.iter())), (1, Some(REFRESH_UNRESOLVED)));
+        }
         assert_eq!(asked.take(), ["a.test", "b.test"]);
-        assert_eq!((names.resolve_all(&[literal], look_up), names.0.len()), (None, 0));
+        assert_eq!(wait_of([&literal].into_iter()), None);
+        a.set_addresses(vec!["192.0.2.1:8000".parse().unwrap()]);
+        assert_eq!(wait_of([&literal, &a].into_iter()), Some(REFRESH));
+    }
+
+    fn view(host: &str) -> Arc<View> {
+        let plan = load_backends(&[format!("http://{host}:8000")], &[]).unwrap().plan;
+        Arc::new(View::new(Arc::new(plan), vec![None], None))
+    }
+
+    /// A resolver that tells which names it looks up, and goes on once it is let.
+    fn told(in_use: &Arc<View>) -> (Resolver, Receiver<String>, Sender<()>) {
+        let board = Arc::new(Board::new(View::new(in_use.plan.clone(), vec![None], None)));
+        let ((tell, told), (go, going)) = (unbounded(), unbounded());
+        let look_up = move |host: &str, _| {
+            let _ = tell.send(host.to_owned());
+            let _ = going.recv();
+            Err(io::ErrorKind::NotFound.into())
+        };
+        (Resolver::with(board, look_up).unwrap(), told, go)
+    }
+
+    /// No test waits so long.
+    const SOON: Duration = Duration::from_secs(60);
+
+    /// Catches: names in use that nobody looks up any more because a view without names was asked
+    /// for and never came.
+    #[test]
+    fn the_names_in_use_go_on_whatever_view_is_asked_for() {
+        let (resolver, told, go) = told(&view("in-use.test"));
+        drop(go);
+        assert_eq!(told.recv_timeout(SOON).as_deref(), Ok("in-use.test"));
+        resolver.prepare(&view("192.0.2.1"), SOON);
+        while told.try_recv().is_ok() {}
+        assert_eq!(told.recv_timeout(SOON).as_deref(), Ok("in-use.test"));
+    }
+
+    /// Catches: a view that is in use and whose names were never looked up, because another wish
+    /// was waiting.
+    #[test]
+    fn the_last_view_that_is_asked_for_is_the_one_that_counts() {
+        let (resolver, told, go) = told(&view("in-use.test"));
+        assert_eq!(told.recv_timeout(SOON).as_deref(), Ok("in-use.test"));
+        resolver.prepare(&view("first.test"), Duration::ZERO);
+        resolver.prepare(&view("second.test"), Duration::ZERO);
+        go.send(()).unwrap();
+        assert_eq!(told.recv_timeout(SOON).as_deref(), Ok("second.test"));
     }
 }

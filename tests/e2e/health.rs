@@ -190,3 +190,31 @@ fn await_up(proxy: &Proxy, name: &str, up: f64) {
 fn await_ready(proxy: &Proxy, status: u16) {
     await_until(&format!("/ready is {status}"), SOON, || proxy.get("/ready").status() == status);
 }
+
+/// Catches: another interval, or the end of all probes, that is in use only once the old interval
+/// is over.
+#[test]
+fn another_configuration_of_probes_is_in_use_at_once() {
+    let (a, b) = (Engine::start(&[]), Engine::start(&["--unhealthy"]));
+    let with = |probes: &str| {
+        let config = Config::new().backend(a.url(), "name: a").backend(b.url(), "name: b");
+        config.section(probes)
+    };
+    let proxy = with(NEVER).start();
+    await_up(&proxy, "b", 0.0);
+    let asked = || (0..4).for_each(|_| assert_eq!(proxy.post(CHATS, CHAT).status(), 200));
+    asked();
+    assert_eq!((a.posts().len(), b.posts().len()), (4, 0));
+    assert!(proxy.reload_with(&with("health_check: {enabled: false}")));
+    await_up(&proxy, "b", 1.0);
+    asked();
+    assert_eq!(b.posts().len(), 2, "nobody says that it is sick any more");
+    assert!(proxy.reload_with(&with(NEVER)));
+    await_up(&proxy, "b", 0.0);
+    let probes = b.stat("probes");
+    assert!(proxy.reload_with(&with("health_check: {interval: 59m, timeout: 2s}")));
+    assert_eq!(b.stat("probes"), probes, "a reload is no reason to probe");
+    b.set_health(200);
+    assert!(proxy.reload_with(&with("health_check: {interval: 50ms}")));
+    await_up(&proxy, "b", 1.0);
+}
