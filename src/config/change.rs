@@ -58,7 +58,8 @@ pub struct KeyChange {
 pub fn compare(old: &Plan, new: &Plan) -> Changes {
     let kept = new.clone().keep_boot_of(old);
     let mut changes = Changes { backends: backends(&old.backends, &new.backends), keys: vec![] };
-    let (old_values, new_values) = (values(&changes.with_new_names(old)), values(new));
+    let (old_values, new_values) =
+        (values(&changes.with_new_names(old)), values(&without_consequences(old, new)));
     let all: BTreeMap<&String, ()> =
         old_values.keys().chain(new_values.keys()).map(|key| (key, ())).collect();
     for key in all.into_keys() {
@@ -128,6 +129,15 @@ impl Display for KeyChange {
         let restart = if self.needs_restart { " (needs a restart)" } else { "" };
         write!(f, "{}: {}{restart}", self.key, self.what)
     }
+}
+
+/// The new plan without what changes only because another key does: nobody asked for that.
+fn without_consequences(old: &Plan, new: &Plan) -> Plan {
+    let mut plan = new.clone();
+    if plan.server.cpu_affinity_auto && old.server.cpu_affinity_auto {
+        plan.server.cpu_affinity.clone_from(&old.server.cpu_affinity);
+    }
+    plan
 }
 
 fn is_end_of_key(rest: &str) -> bool {

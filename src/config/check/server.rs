@@ -24,6 +24,7 @@ fn read(s: &mut Section) -> Server {
     let base = defaults();
     let said = s.parsed("workers", |t| auto_or(t, 1..=WORKERS_MAX)).flatten();
     let workers = said.unwrap_or(base.workers);
+    let cpus = cpu_affinity(s);
     let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
     s.doubt_bare_seconds("drain_timeout");
     s.doubt_bare_seconds("shutdown_delay");
@@ -38,7 +39,8 @@ fn read(s: &mut Section) -> Server {
         watch_config: s.boolean("watch_config", base.watch_config),
         workers,
         workers_auto: said.is_none(),
-        cpu_affinity: cpu_affinity(s, workers),
+        cpu_affinity_auto: cpus.is_none(),
+        cpu_affinity: cpus.unwrap_or_else(|| automatic_cpus(workers)),
         max_connections: s.parsed("max_connections", limit).flatten(),
         max_header_bytes: max_header_bytes(s),
         max_body_size,
@@ -68,6 +70,7 @@ fn defaults() -> Server {
         watch_config: false,
         workers,
         workers_auto: true,
+        cpu_affinity_auto: true,
         cpu_affinity: automatic_cpus(workers),
         max_connections: None,
         max_header_bytes: HEAD_BYTES_MAX,
@@ -121,25 +124,19 @@ fn auto_or(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<Option<
     Ok(Some(number as usize))
 }
 
-/// `auto`, `off`, or the CPUs themselves.
-fn cpu_affinity(s: &mut Section, workers: usize) -> Vec<usize> {
-    let off_or_auto = |t: &str| match t {
-        "off" => Ok(Some(Vec::new())),
-        "auto" => Ok(None),
-        _ => Err(()),
-    };
-    let texts = s.list("cpu_affinity", |t| Ok(t.to_owned()));
-    let Some(texts) = texts else { return automatic_cpus(workers) };
-    if let [one] = texts.as_slice() {
-        if let Ok(cpus) = off_or_auto(one) {
-            return cpus.unwrap_or_else(|| automatic_cpus(workers));
-        }
+/// The CPUs themselves, none where it is `off`; `None` = `auto`.
+fn cpu_affinity(s: &mut Section) -> Option<Vec<usize>> {
+    let texts = s.list("cpu_affinity", |t| Ok(t.to_owned()))?;
+    match texts.as_slice() {
+        [one] if one == "off" => return Some(Vec::new()),
+        [one] if one == "auto" => return None,
+        _ => {}
     }
     let cpu = |t: &String| value::int(t, 0..=4095u32).map(|n| n as usize);
     match texts.iter().map(cpu).collect::<Result<Vec<usize>, String>>() {
         Err(message) => {
             s.error("cpu_affinity", format!("{message}, or auto, or off"));
-            Vec::new()
+            None
         }
         Ok(cpus) => {
             let here = available_cpus();
@@ -149,7 +146,7 @@ fn cpu_affinity(s: &mut Section, workers: usize) -> Vec<usize> {
                     format!("CPU {missing} is not one that this process may use: {range}");
                 s.error("cpu_affinity", message);
             }
-            cpus
+            Some(cpus)
         }
     }
 }

@@ -56,6 +56,7 @@ impl Kept {
             workers,
             workers_auto,
             cpu_affinity,
+            cpu_affinity_auto,
             pid_file,
             max_connections: _,
             max_buffered_bytes: _,
@@ -81,7 +82,12 @@ impl Kept {
         self.keep("server.workers", workers, &running.workers);
         // Who chose their number is told at the start only.
         *workers_auto = running.workers_auto;
+        if *cpu_affinity_auto && running.cpu_affinity_auto {
+            // Where they differ, so do the workers, and that is told.
+            cpu_affinity.clone_from(&running.cpu_affinity);
+        }
         self.keep("server.cpu_affinity", cpu_affinity, &running.cpu_affinity);
+        *cpu_affinity_auto = running.cpu_affinity_auto;
     }
 
     /// Outputs are opened at the start.

@@ -29,6 +29,9 @@ pub struct Server {
     /// Their number was left to us.
     #[serde(skip)]
     pub workers_auto: bool,
+    /// The CPUs were left to us: they follow from how many workers there are.
+    #[serde(skip)]
+    pub cpu_affinity_auto: bool,
     /// CPU of each worker, used in turn; empty = leave the threads where they are.
     #[serde(serialize_with = "print::cpus")]
     pub cpu_affinity: Vec<usize>,

@@ -116,6 +116,18 @@ fn each_key_that_stays_is_said_to() {
     assert_eq!(listen, ["server.listen: [::]:9 -> [::]:8 (needs a restart)"]);
 }
 
+/// Catches: CPUs that nobody chose, named as a change of their own because there are more workers;
+/// and such that somebody chose, not named.
+#[test]
+fn what_follows_from_another_key_is_no_change() {
+    let told = lines("server: {workers: 1}", "server: {workers: 2}");
+    assert_eq!(told, ["server.workers: 1 -> 2 (needs a restart)"]);
+    let mut next = load("server: {workers: 2}").plan;
+    assert_eq!(next.keep_boot_of(&load("server: {workers: 1}").plan), ["server.workers"]);
+    let chosen = between("server: {workers: 1}", "server: {workers: 1, cpu_affinity: off}");
+    assert_eq!(chosen.restart_keys().collect::<Vec<_>>(), ["server.cpu_affinity"]);
+}
+
 /// Catches: a page of metrics that moves to where the clients are, and so to everybody.
 #[test]
 fn a_page_of_metrics_stays_where_it_is() {

@@ -10,6 +10,7 @@ fn printed(plan: &Plan) -> String {
 pub fn meant(plan: &Plan, text: &str) -> Loaded {
     let mut loaded = load(text);
     loaded.plan.server.workers_auto = plan.server.workers_auto;
+    loaded.plan.server.cpu_affinity_auto = plan.server.cpu_affinity_auto;
     loaded
 }
 
