@@ -10,6 +10,7 @@ use super::shelf::Shelf;
 use super::upstream::pool::LocalMember;
 use crate::base::fault::{Fault, Side};
 use crate::base::id::RequestId;
+use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
@@ -139,6 +140,7 @@ pub fn close(pass: &Pass, (request, tap): (&Request, &Tap), story: &mut Story, s
     let times = Times::of(request, tap, tap.last_byte());
     story.is_closed = true;
     keep(pass, (request, tap, story), times, sent);
+    panic_point::pass("closing");
 }
 
 /// Makes the record of a request that is over.
@@ -155,6 +157,11 @@ pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
     let (pass, w) = (&pass, &*pass.w);
     let times = Times::of(request, tap, ended(tap, story));
     let sent = story.outcome.map_or(0, |outcome| outcome.bytes);
+    // First of all: whatever becomes of the rest, there is a record.
+    if !story.is_closed {
+        keep(pass, (request, tap, story), times, sent);
+    }
+    panic_point::pass("counting");
     if !story.own_page {
         count(pass, (request, tap), story, times);
     }
@@ -165,9 +172,6 @@ pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
         let record = record_of(pass, (request, tap, story), times, sent).to_record();
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
         access.offer(AccessLine { record, client: request.peer.clone(), said });
-    }
-    if !story.is_closed {
-        keep(pass, (request, tap, story), times, sent);
     }
 }
 

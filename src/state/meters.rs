@@ -93,6 +93,8 @@ pub struct Meters {
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
     pub tokens: QuickMap<TokenSeries, Tokens>,
+    /// Those of backends that are gone: the sum over all of them does not fall.
+    pub tokens_of_gone: Tokens,
     /// Counts that were refused, and counts that were kept although they are strange, by what is
     /// wrong with them.
     pub odd_counts: QuickMap<&'static str, u64>,
@@ -172,7 +174,7 @@ pub struct Gauges {
 
 impl Meters {
     /// The numbers of a backend that is gone become those of another one, or nobody's: then they
-    /// are forgotten.
+    /// are forgotten, but for the sum of tokens.
     pub fn hand_over(&mut self, from: MemberId, to: Whose) {
         let is_old = |whose: Whose| whose == Some(from);
         let taken: Vec<_> = self.requests.extract_if(|series, _| is_old(series.backend)).collect();
@@ -181,7 +183,7 @@ impl Meters {
         let faults: Vec<_> = self.faults.extract_if(|(backend, _), _| is_old(*backend)).collect();
         let tokens: Vec<_> = self.tokens.extract_if(|series, _| is_old(series.backend)).collect();
         if to.is_none() {
-            return;
+            return tokens.iter().for_each(|(_, tokens)| self.tokens_of_gone.add(*tokens));
         }
         for (series, requests) in taken {
             let ours = self.requests.entry(Series { backend: to, ..series }).or_default();
@@ -242,6 +244,7 @@ impl Meters {
         for (ours, theirs) in self.crowded_closed.iter_mut().zip(other.crowded_closed) {
             *ours += theirs;
         }
+        self.tokens_of_gone.add(other.tokens_of_gone);
         for (series, theirs) in &other.tokens {
             self.tokens.entry(*series).or_default().add(*theirs);
         }
@@ -373,6 +376,9 @@ mod tests {
         assert_eq!(meters.inter_token[&Some(new)].count(), 2);
         meters.hand_over(new, None);
         assert!(meters.members().is_empty());
+        let mut sum = Meters::default();
+        sum.absorb(&meters);
+        assert_eq!(sum.tokens_of_gone.prompt, 10, "a sum over all does not fall");
     }
 
     #[test]

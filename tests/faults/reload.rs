@@ -4,10 +4,11 @@
 //! A short form runs with the other tests; `LLMPROXY_RELOADS=1000` is the long one.
 
 use crate::harness::message::Ended;
+use crate::harness::metrics::{Metrics, Sample};
 use crate::harness::{await_until, heavy, pause, Backend, Config, Conn, Proxy, Webhook, SOON};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -26,12 +27,20 @@ const NAMES: u64 = 8;
 /// Memory that may be more at the end than it was after the first quarter.
 const GROWTH_MAX: u64 = 12 << 20;
 
+/// As llama.cpp says that it is loading. Its connection ends with that.
+const LOADING: &str = "HTTP/1.1 503 X\r\nContent-Type: application/json\r\nContent-Length: 75\r\n\
+                       Connection: close\r\n\r\n\
+                       {\"error\":{\"message\":\"Loading model\",\"type\":\"unavailable_error\",\
+                       \"code\":503}}";
+
 /// An engine that signs its answers, and that knows a request which was meant for another one: the
 /// proxy sends each backend a field with the name of its engine.
 struct Engine {
     backend: Backend,
     signature: String,
     strangers: Arc<AtomicU64>,
+    /// It says that it is loading its model, to whatever it is asked, and closes.
+    is_sick: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -39,8 +48,14 @@ impl Engine {
         let strangers = Arc::new(AtomicU64::new(0));
         let (signature, counted) = (format!("engine-{number}"), Arc::clone(&strangers));
         let own = signature.clone();
+        let is_sick = Arc::new(AtomicBool::new(false));
+        let sick = Arc::clone(&is_sick);
         let backend = Backend::start(move |served| {
             while let Some(request) = served.request() {
+                if sick.load(Ordering::Relaxed) {
+                    served.send(LOADING);
+                    return;
+                }
                 if request.head.get("x-engine") != Some(&own) {
                     counted.fetch_add(1, Ordering::Relaxed);
                 }
@@ -62,7 +77,7 @@ impl Engine {
                 served.send("0\r\n\r\n");
             }
         });
-        Engine { backend, signature, strangers }
+        Engine { backend, signature, strangers, is_sick }
     }
 }
 
@@ -156,12 +171,18 @@ fn some(engines: &[Engine], hook: &Webhook, random: &mut Random) -> Config {
         0 => config.health_check(),
         _ => config.section("health_check: {enabled: false}"),
     };
-    let always = random.below(engines.len() as u64) as usize;
+    // One stays all the time, so that its numbers can be followed. At another place nobody is.
+    let (weight, always) = (1 + random.below(3), &engines[0]);
+    let more = format!("name: always, weight: {weight}, headers: {{X-Engine: engine-0}}");
+    config = config.backend(always.backend.url(), &more);
+    if random.below(2) == 0 {
+        config = config.backend("http://127.0.0.1:1", "name: nobody");
+    }
     // Names change hands: what went to the backend of a name must not go there any more when it is
     // another engine's.
     let first_name = random.below(NAMES);
-    for (number, engine) in engines.iter().enumerate() {
-        if number != always && random.below(3) == 0 {
+    for (number, engine) in engines.iter().enumerate().skip(1) {
+        if random.below(3) == 0 {
             continue;
         }
         let (name, weight) = ((first_name + number as u64) % NAMES, 1 + random.below(3));
@@ -211,9 +232,24 @@ impl Outcomes {
     }
 }
 
+/// The counters of a page that go on over every reload: those of the backend that stays, and those
+/// of no backend.
+fn lasting(page: &Metrics) -> BTreeMap<String, f64> {
+    let is_counter = |name: &str| {
+        ["_total", "_count", "_sum", "_bucket"].iter().any(|suffix| name.ends_with(suffix))
+    };
+    let lasts = |sample: &&Sample| {
+        let of = sample.labels.iter().find(|(name, _)| name == "backend");
+        is_counter(&sample.name) && of.is_none_or(|(_, backend)| backend == "always")
+    };
+    let named = |it: &Sample| (format!("{} {:?}", it.name, it.labels), it.value);
+    page.samples.iter().filter(lasts).map(named).collect()
+}
+
 /// Catches: a request that fails or is cut because the configuration changed, bytes of another
 /// engine or of another request, connections that are lent to another backend than the one they
-/// lead to, records that are lost, and what a reload leaves behind: memory, connections, numbers.
+/// lead to, records that are lost, counters that fall or begin anew, and what a reload leaves
+/// behind: memory, connections, numbers. One of the engines is not well half of the time.
 #[test]
 fn reloads_under_load_are_not_noticed() {
     let _alone = heavy();
@@ -228,7 +264,9 @@ fn reloads_under_load_are_not_noticed() {
     let (mut outcomes, mut failed, mut quarter) = (Outcomes(0), 0, 0);
     for n in 0..reloads {
         let began = Instant::now();
+        engines[5].is_sick.store(n / 7 % 2 == 1, Ordering::Relaxed);
         let yaml = some(&engines, &hook, &mut random).yaml();
+        let before = lasting(&proxy.metrics());
         let is_broken = n % 5 == 4;
         match is_broken {
             true => std::fs::write(proxy.config_file(), broken(&yaml, &mut random)).unwrap(),
@@ -237,6 +275,11 @@ fn reloads_under_load_are_not_noticed() {
         proxy.process.signal(Signal::HUP);
         assert_eq!(outcomes.next(&proxy), !is_broken, "{n}: {yaml}");
         failed += u64::from(is_broken);
+        let after = lasting(&proxy.metrics());
+        for (series, value) in &before {
+            let now = after.get(series);
+            assert!(now.is_some_and(|now| now >= value), "{n}: {series} {value} then {now:?}");
+        }
         if n == reloads / 4 {
             quarter = proxy.resident_bytes();
         }
@@ -247,6 +290,7 @@ fn reloads_under_load_are_not_noticed() {
     println!("{reloads} reloads, {failed} broken; {answered} answers; {quarter} then {end} bytes");
     assert!(end < quarter + GROWTH_MAX, "{quarter} bytes after a quarter, {end} at the end");
     assert!(answered >= u64::from(streams + others));
+    assert!(proxy.metrics().sum("llmproxy_retries_total", &[]) > 0.0, "nobody was sick");
     engines.iter().for_each(|engine| assert_eq!(engine.strangers.load(Ordering::Relaxed), 0));
     proxy.await_metric("llmproxy_config_reload_failure_total", &[], failed as f64);
     proxy.await_metric("llmproxy_config_reload_success_total", &[], (reloads - failed) as f64);

@@ -5,7 +5,7 @@ use crate::base::clock::unix_ms;
 use crate::config::plan::ReporterKind;
 use crate::llm::tokens::Oddities;
 use crate::llm::usage::number::Odd;
-use crate::state::meters::{Tokens, UNPACKED};
+use crate::state::meters::UNPACKED;
 use crate::usage::counters::{ReporterCounters, UsageCounters};
 use crate::usage::spool::state::{ReporterState, SpoolState};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ impl Facts {
     }
 
     fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {
-        let mut all = Tokens::default();
+        let mut all = self.meters.tokens_of_gone;
         self.meters.tokens.values().for_each(|tokens| all.add(*tokens));
         let kinds = [("prompt", all.prompt), ("completion", all.completion)];
         let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));

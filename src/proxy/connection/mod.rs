@@ -24,6 +24,7 @@ use super::settle::{settle, Ending, Story};
 use super::shared::{Live, Shared};
 use super::upstream::exchange::Exchange;
 use crate::base::fault::Fault;
+use crate::base::panic_point;
 use crate::config::plan::HalfClose;
 use crate::http::response::ResponseHead;
 use crate::rt::patrol::{Gone, Rank};
@@ -77,6 +78,7 @@ impl Talk {
 
     /// The end of the request that is under way. Without a pass it is settled already.
     fn settle(&mut self) {
+        panic_point::pass("settling");
         if let Some(pass) = self.pass.take() {
             settle(pass, (&self.request, &self.tap), &mut self.story);
         }
@@ -149,7 +151,9 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
 /// the client has been told.
 async fn ask(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Result<(), Next> {
     receive_head(w, client, talk).await?;
+    panic_point::pass("head");
     admit(w, client, talk).await?;
+    panic_point::pass("admission");
     forward(w, client, talk).await
 }
 

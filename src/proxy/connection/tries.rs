@@ -3,6 +3,7 @@
 use super::ours::{give_up, refuse};
 use super::{Next, Talk};
 use crate::base::fault::Fault;
+use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking::{self, Asking};
@@ -60,6 +61,7 @@ fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> Begun {
     if story.backend.is_none() {
         return Begun::NoBackend;
     }
+    panic_point::pass("choosing");
     story.keep_body(pass, request, client);
     match settle::open(pass, request, story) {
         true => Begun::Open,
@@ -103,6 +105,7 @@ async fn try_backends(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> R
         let asked = exchange((&w.shelf, view), client, (request, response), backend, how).await;
         // Put away before the next wait, or it would lie beside that in every stream.
         let asked = asked.map(|got| *answered = Some(got));
+        panic_point::pass("asking");
         client.post.stand_at(None);
         let end = match asked {
             Ok(()) if is_for_the_client(asking, response.status) => {

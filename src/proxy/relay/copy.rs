@@ -13,6 +13,7 @@ use super::strip::{Strip, StrippedPart};
 use super::tap::Tap;
 use crate::base::fault::Fault;
 use crate::base::limits::BUFFER_BYTES;
+use crate::base::panic_point;
 use crate::http::write::OutFraming;
 use crate::proxy::client::Client;
 use crate::rt::buffer::Buffer;
@@ -131,7 +132,7 @@ impl<'a> Relay<'a> {
         loop {
             match self.next_read(link).await {
                 RelayStep::Goes if self.tap.is_note_due() => return RelayStep::NoteDue,
-                RelayStep::Goes => {}
+                RelayStep::Goes => panic_point::pass("relaying"),
                 step => return step,
             }
         }

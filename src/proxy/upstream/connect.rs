@@ -1,6 +1,7 @@
 //! A fresh connection to a backend, TLS included, within its `connect_timeout`.
 
 use crate::base::fault::Fault;
+use crate::base::panic_point;
 use crate::base::tls_fault::TlsFault;
 use crate::config::plan::Endpoint;
 use crate::proxy::client::Client;
@@ -26,6 +27,7 @@ pub async fn connect(shelf: &Shelf, client: &Client, member: &Member) -> Result<
     };
     client.post.arm(plan.connect_timeout.saturating_sub(client.post.since(tick)));
     let link = secure(client, member, socket).await?;
+    panic_point::pass("connecting");
     let mut meters = shelf.meters.borrow_mut();
     meters.connect.record(started.elapsed());
     meters.upstream[0] += 1;

@@ -2,19 +2,21 @@
 
 use super::super::*;
 use crate::base::limits::UNPACKING_MAX;
+use crate::base::panic_point;
+use crate::config::load_backends;
 use crate::config::plan::OnSpoolFailure;
 use crate::proxy::drains::Drains;
 use crate::proxy::shelf::Shelf;
 use crate::proxy::slices::Slices;
 use crate::proxy::turns::Turns;
-use crate::proxy::upstream::pool::InFlight;
 use crate::proxy::upstreams::Upstreams;
 use crate::rt;
 use crate::rt::guard::guarded;
 use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
-use crate::state::board::Board;
+use crate::state::board::{Board, View};
 use crate::state::connections::Connections;
+use crate::state::pulse::Pulse;
 use crate::usage::counters::UsageCounters;
 use crate::usage::outbox::Outbox;
 use crate::usage::record::Outcome;
@@ -25,17 +27,24 @@ use crate::usage::spool::segment::Kind;
 use crate::usage::spool::state::SpoolState;
 use crate::usage::unpacker::Unpacker;
 use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// What a worker of one backend shares, and its journal ring.
-fn shared() -> (Rc<Shared>, Arc<RingFile>) {
+/// What a worker shares whose one backend is there, and its journal ring.
+fn shared(backend: SocketAddr) -> (Rc<Shared>, Arc<RingFile>) {
+    let plan = load_backends(&[format!("http://{backend}")], &[]).unwrap().plan;
+    let board = Board::new(View::new(Arc::new(plan), vec![None], None));
     let ring = Arc::new(RingFile::anonymous(1 << 16).unwrap());
     let state = Arc::new(SpoolState::new(OnSpoolFailure::Serve, &[]));
     let counters = Arc::new(UsageCounters::new(&[]));
     let outbox = Outbox::new(ring.clone(), Arc::default(), counters, state);
     let shared = Shared {
         shelf: Shelf::new(1),
-        upstreams: Upstreams::new(Arc::new(Board::sample(1)), 0),
+        upstreams: Upstreams::new(Arc::new(board), 0),
         patrol: Patrol::start().unwrap(),
         unpacking: Turns::new(UNPACKING_MAX),
         slices: Slices::default(),
@@ -52,50 +61,62 @@ fn shared() -> (Rc<Shared>, Arc<RingFile>) {
     (Rc::new(shared), ring)
 }
 
-/// How far a request came.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Stage {
-    Idle,
-    Admitted,
-    Opened,
-    Exchanging,
-    Relaying,
-    Closed,
-    Settled,
+/// An engine that answers one request with a stream of some events, or not at all.
+fn engine() -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move || {
+        let Ok((mut socket, _)) = listener.accept() else { return };
+        let mut bytes = [0; 4096];
+        // A proxy that has panicked says nothing.
+        if socket.read(&mut bytes).is_ok_and(|read| read > 0) {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                        Transfer-Encoding: chunked\r\n\r\n";
+            let _ = socket.write_all(head.as_bytes());
+            for _ in 0..3 {
+                // As far as the client is told: each is a step of its own.
+                std::thread::park_timeout(Duration::from_millis(5));
+                let _ = socket.write_all(b"a\r\ndata: {}\n\n\r\n");
+            }
+            let _ = socket.write_all(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
+        }
+    };
+    (address, std::thread::spawn(serve))
 }
 
-/// A request that comes so far, and then panics.
-async fn panics_at(w: Rc<Shared>, stage: Stage) {
-    let live = w.enter_live();
-    let mut talk = Talk::new(Request::new(w.shelf.next_id(), "192.0.2.7".into()));
-    if stage == Stage::Idle {
-        panic!("idle");
-    }
-    let pass = talk.pass.insert(Pass::new(&w));
-    if stage == Stage::Admitted {
-        panic!("admitted");
-    }
-    let backend = Rc::clone(&pass.view.members[0]);
-    talk.story.backend = Some(Rc::clone(&backend));
-    assert!(crate::proxy::settle::open(pass, &talk.request, &mut talk.story));
-    let inflight = InFlight::enter(&backend);
-    if matches!(stage, Stage::Opened | Stage::Exchanging) {
-        panic!("exchanging");
-    }
-    // A borrow that is alive while the panic passes by.
-    let _meters = (stage == Stage::Relaying).then(|| w.shelf.meters.borrow_mut());
-    if stage == Stage::Relaying {
-        panic!("relaying");
-    }
-    crate::proxy::settle::close(pass, (&talk.request, &talk.tap), &mut talk.story, 0);
-    if stage == Stage::Closed {
-        panic!("closed");
-    }
-    talk.settle();
-    drop(inflight);
-    rt::sleep(std::time::Duration::ZERO).await;
-    drop(live);
-    panic!("settled");
+/// A client that asks once, and reads until its connection ends.
+fn client() -> (Socket, JoinHandle<()>) {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let ask = move || {
+        let body = r#"{"model":"m","stream":true}"#;
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        theirs.write_all(head.as_bytes()).unwrap();
+        let _ = theirs.read_to_end(&mut Vec::new());
+    };
+    (Socket::from_fd(ours.into()).unwrap(), std::thread::spawn(ask))
+}
+
+/// A client's connection and its one request, at one of whose steps there is a panic.
+async fn served(w: Rc<Shared>, place: &'static str) -> JoinHandle<()> {
+    let (sweeping, pulse) = (Rc::clone(&w), Arc::<Pulse>::default());
+    rt::spawn(async move {
+        loop {
+            sweeping.patrol.next_sweep(false, pulse.sleep()).await;
+        }
+    });
+    let (socket, client) = client();
+    let serving = serve(w.enter_live(), socket, [192, 0, 2, 7].into(), false).unwrap();
+    panic_point::arm(place, 0);
+    let is_well = guarded(Box::pin(serving)).await;
+    assert!(!is_well, "{place} was never passed");
+    // Sockets are closed by the ring, which must run for that.
+    rt::sleep(Duration::from_millis(1)).await;
+    client
 }
 
 /// The ends that the journal finds: outcome and error.
@@ -108,26 +129,36 @@ fn ends(ring: Arc<RingFile>) -> Vec<(Outcome, Option<String>)> {
     told.map(|record| (record.outcome, record.error.map(|error| error.into_owned()))).collect()
 }
 
-/// Catches: a request that no record is made of, or two, because of a panic; a place, a request in
-/// flight or an active one that is counted for ever.
+/// Catches: a request that no record is made of, or two, because of a panic at any of its steps; a
+/// place, a request in flight or an active one that is counted for ever.
 #[test]
-fn a_panic_leaves_one_record_and_holds_nothing() {
+fn a_panic_at_any_step_leaves_one_record_and_holds_nothing() {
     let aborted = || vec![(Outcome::Aborted, Some("internal_error".to_owned()))];
-    for (stage, wanted) in [
-        (Stage::Idle, vec![]),
-        (Stage::Admitted, vec![]),
-        (Stage::Opened, aborted()),
-        (Stage::Exchanging, aborted()),
-        (Stage::Relaying, aborted()),
-        (Stage::Closed, vec![(Outcome::Complete, None)]),
-        (Stage::Settled, vec![(Outcome::Complete, None)]),
+    let complete = || vec![(Outcome::Complete, None)];
+    for (place, wanted) in [
+        // Nobody is billed for what no engine was chosen for.
+        ("head", vec![]),
+        ("admission", vec![]),
+        ("choosing", aborted()),
+        ("connecting", aborted()),
+        ("asking", aborted()),
+        ("relaying", aborted()),
+        ("closing", complete()),
+        ("settling", complete()),
+        ("counting", complete()),
     ] {
-        Ring::build().unwrap().block_on(async move {
-            let (w, ring) = shared();
-            assert!(!guarded(Box::pin(panics_at(Rc::clone(&w), stage))).await, "{stage:?}");
-            assert_eq!(ends(ring), wanted, "{stage:?}");
+        let (address, engine) = engine();
+        let client = Ring::build().unwrap().block_on(async move {
+            let (w, ring) = shared(address);
+            let client = served(Rc::clone(&w), place).await;
+            assert_eq!(ends(ring), wanted, "{place}");
             let inflight = w.view().members[0].inflight();
-            assert_eq!((inflight, w.active.get(), w.live.get()), (0, 0, 0), "{stage:?}");
+            assert_eq!((inflight, w.active.get(), w.live.get()), (0, 0, 0), "{place}");
+            client
         });
+        client.join().unwrap();
+        // Where nobody came, nobody will.
+        let _ = TcpStream::connect(address);
+        engine.join().unwrap();
     }
 }
