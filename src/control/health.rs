@@ -109,7 +109,7 @@ async fn watch(board: &Board, news: &News, id: MemberId) {
                 Err(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
             }
         }
-        // Probes may have been off meanwhile, which makes it well: so the verdict is said each time.
+        // Probes may have been off meanwhile, which makes it well: so each verdict is said again.
         member.set_passes_probes(judge.verdict.unwrap_or(true));
         drop(member);
         await_next(board, news, id, began, judge.is_in_doubt()).await;
