@@ -130,7 +130,7 @@ impl Shelf {
     }
 
     /// Puts records with these ids there, all of one key.
-    fn fill(&self, from: u64, ids: &[String]) {
+    pub(super) fn fill(&self, from: u64, ids: &[String]) {
         let mut kept = self.kept.lock().unwrap();
         for (i, id) in ids.iter().enumerate() {
             let request_id = crate::base::id::RequestId::from_client(id.as_bytes()).unwrap();
@@ -146,6 +146,10 @@ impl Shelf {
     pub(super) fn put(&self, records: &[(u64, UsageRecord)]) {
         let deliveries = records.iter().cloned().map(|(seq, record)| Delivery { seq, record });
         self.kept.lock().unwrap().waiting.extend(deliveries);
+    }
+
+    pub(super) fn reads(&self) -> u64 {
+        self.kept.lock().unwrap().reads
     }
 
     pub(super) fn done(&self) -> u64 {
@@ -353,8 +357,8 @@ fn full_dead_letters_stop_the_lane_until_there_is_room() {
         }
         let delivered = counts(&running.counters)[0];
         shelf.fill(21, &["later".to_owned()]);
-        let looks = shelf.kept.lock().unwrap().reads;
-        while shelf.kept.lock().unwrap().reads < looks + 2 {
+        let looks = shelf.reads();
+        while shelf.reads() < looks + 2 {
             assert!(start.elapsed() < PATIENCE);
             thread::yield_now();
         }

@@ -95,7 +95,7 @@ impl Stage {
                 signal: crossbeam_channel::never(),
                 deadline: Arc::new(OnceLock::new()),
             },
-            more: false,
+            more: true,
             quiet_until: Instant::now(),
             silent: false,
             stopping: false,
@@ -254,4 +254,33 @@ fn a_panic_on_the_straight_road_is_one_try() {
     let lines = std::fs::read_to_string(folder.join("usage.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Catches: a record after a pause that waits for others, those behind it that do not, and a stop
+/// that waits for the end of that.
+#[test]
+fn what_follows_the_first_gathers_until_a_stop() {
+    let mut stage = Stage::new(&plan(Path::new("/nowhere")), Scripted::default(), 10, true);
+    let (running, signal) = crossbeam_channel::bounded(0);
+    (stage.lane.gather, stage.lane.stop.signal) = (Duration::from_secs(3600), signal);
+    let deadline = Arc::clone(&stage.lane.stop.deadline);
+    let Stage { lane, shelf, counters } = stage;
+    let thread = std::thread::spawn(move || lane.run());
+    let start = Instant::now();
+    let wait = |is_there: &dyn Fn() -> bool| {
+        while !is_there() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::yield_now();
+        }
+    };
+    // It has found nothing, and listens to the bell.
+    wait(&|| shelf.reads() > 0);
+    shelf.fill(1, &["a".to_owned()]);
+    wait(&|| shelf.done() == 1);
+    shelf.fill(2, &["b".to_owned()]);
+    shelf.fill(3, &["c".to_owned()]);
+    deadline.set(Instant::now() + Duration::from_secs(20)).unwrap();
+    drop(running);
+    assert_eq!((thread.join().unwrap(), shelf.done()), (0, 3));
+    assert_eq!(counters.reporters[0].batches.load(Relaxed), 2);
 }
