@@ -77,8 +77,9 @@ fn open_to_write(path: &Path, shrinks: bool) -> Result<Connection, Trouble> {
     }
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let empty = file.and_then(|file| file.metadata()).map_err(said)?.len() == 0;
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE);
-    let connection = connection.map_err(trouble)?;
+    // A connection is of one thread: no call has to lock it.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(trouble)?;
     if shrinks && empty {
         // Has to be the first that is said to a new file.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(trouble)?;

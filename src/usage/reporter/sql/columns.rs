@@ -33,6 +33,8 @@ pub struct Found {
     pub required: bool,
     /// The database has a value for it when none is given.
     pub filled: bool,
+    /// That value is the time of writing, in the form in which we would give it.
+    pub filled_with_now: bool,
     /// The database computes it: it cannot be given.
     pub computed: bool,
 }
@@ -65,6 +67,7 @@ enum Field {
     ClientRequestId,
     Timestamp,
     CreatedAt,
+    Written,
     ApiKey,
     UserId,
     Model,
@@ -205,6 +208,8 @@ pub struct Layout {
     pub zone: TimeZone,
     /// Bytes of a request body that are kept: more would not fit into a packet.
     pub body_max: usize,
+    /// When the rows are written, milliseconds since 1970 UTC.
+    pub now_ms: u64,
 }
 
 /// Chooses the columns that are filled, of those that a table has.
@@ -223,10 +228,13 @@ pub fn choose(driver: SqlDriver, found: &[Found]) -> Result<Vec<Column>, String>
             }
             continue;
         };
-        // When the row was written is the database's to say, unless it is the only time there.
-        if *field == Field::CreatedAt && column.filled && timed {
-            continue;
-        }
+        // When the row was written is the database's to say, unless it is the only time there. The
+        // clock of SQLite is ours; to have it look there for each row is a quarter of a row's time.
+        let field = match field {
+            Field::CreatedAt if timed && column.filled_with_now => &Field::Written,
+            Field::CreatedAt if timed && column.filled => continue,
+            field => field,
+        };
         let kind = kind(driver, &column.type_name);
         let number = matches!(kind, Kind::Long | Kind::Short | Kind::Fraction);
         columns.push(Column {
@@ -371,7 +379,11 @@ impl Layout {
 
     /// What a column gets of a record.
     pub fn cell<'a>(&self, column: &Column, record: &RecordRef<'a>) -> Cell<'a> {
-        match plain(column.field, record) {
+        let plain = match column.field {
+            Field::Written => Some(Plain::Time(self.now_ms)),
+            field => plain(field, record),
+        };
+        match plain {
             Some(plain) => self.written(column, plain),
             None if column.required => nothing(column),
             None => Cell::Null,
@@ -460,6 +472,8 @@ fn plain<'a>(field: Field, r: &RecordRef<'a>) -> Option<Plain<'a>> {
         Field::RequestId => text(r.request_id),
         Field::ClientRequestId => r.client_request_id.and_then(text),
         Field::Timestamp | Field::CreatedAt => Some(Plain::Time(r.timestamp_ms)),
+        // It is no record's.
+        Field::Written => None,
         Field::ApiKey => r.api_key.and_then(text),
         Field::UserId => r.user_id.and_then(text),
         Field::Model => r.model.and_then(text),

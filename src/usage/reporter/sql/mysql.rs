@@ -133,7 +133,7 @@ fn found(
         Some("utf8" | "utf8mb3" | "ucs2") => Letters::ThreeBytes,
         Some(_) => Letters::Ascii,
     };
-    Found { name, type_name, width, letters, required, filled, computed }
+    Found { name, type_name, width, letters, required, filled, computed, ..Found::default() }
 }
 
 fn value(cell: &Option<Cow<'_, str>>) -> Value {

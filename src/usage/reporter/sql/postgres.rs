@@ -58,6 +58,7 @@ impl Database for Postgres {
                 required: row.try_get(3)?,
                 filled: row.try_get(4)?,
                 computed: row.try_get(5)?,
+                ..Found::default()
             })
         });
         let found: Result<_, tokio_postgres::Error> = found.collect();

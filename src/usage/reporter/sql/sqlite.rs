@@ -2,13 +2,13 @@
 
 use super::cells::Cell;
 use super::columns::{Found, Key, Layout, Letters, Unusable};
-use super::statement::{insert, schema_and_name};
+use super::statement::{insert, schema_and_name, SQLITE_NOW};
 use super::{refused, Database};
 use crate::store::sql::sqlite::{trouble, Sqlite};
 use crate::store::{left, Trouble};
 use crate::usage::record::borrowed::RecordRef;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Statement, ToSql};
+use rusqlite::{CachedStatement, ToSql};
 use std::time::Instant;
 
 /// SQLite's name of the schema that is meant where none is said.
@@ -45,12 +45,14 @@ impl Database for Sqlite {
             let type_name = row.get::<_, String>(1)?.to_ascii_lowercase();
             // That one is the row's number, under another name.
             let automatic = row.get::<_, i64>(4)? > 0 && type_name == "integer";
+            let default: Option<String> = row.get(3)?;
             Ok(Found {
                 name: row.get(0)?,
                 width: None,
                 letters: Letters::All,
                 required: row.get::<_, i64>(2)? != 0,
-                filled: automatic || row.get::<_, Option<String>>(3)?.is_some(),
+                filled: automatic || default.is_some(),
+                filled_with_now: default.as_deref() == Some(SQLITE_NOW),
                 computed: row.get::<_, i64>(5)? != 0,
                 type_name,
             })
@@ -90,28 +92,42 @@ impl Database for Sqlite {
     ) -> Result<(), Trouble> {
         let connection = self.connection(until)?;
         let transaction = connection.transaction().map_err(trouble)?;
-        let mut statement = transaction.prepare(&insert(layout, 1)).map_err(trouble)?;
+        let statement = transaction.prepare_cached(&insert(layout, 1)).map_err(trouble)?;
+        let mut rows = Rows { statement, bound: Vec::new() };
         for record in records {
             left(until)?;
             // There is no way to a server that many rows would share.
-            write(&mut statement, layout, record).map_err(trouble)?;
+            rows.write(layout, record).map_err(trouble)?;
         }
-        drop(statement);
+        drop(rows);
         transaction.commit().map_err(trouble)
     }
 }
 
-/// Writes one row, its values straight from the record.
-fn write(
-    statement: &mut Statement<'_>,
-    layout: &Layout,
-    record: &RecordRef<'_>,
-) -> rusqlite::Result<usize> {
-    let asked = layout.asked().and_then(|id| layout.columns.get(id));
-    for (place, column) in (1..).zip(layout.columns.iter().chain(asked)) {
-        statement.raw_bind_parameter(place, layout.cell(column, record))?;
+/// Writes rows one after the other.
+struct Rows<'a, 'r> {
+    statement: CachedStatement<'a>,
+    /// The values that its parameters have: those of the last row.
+    bound: Vec<Cell<'r>>,
+}
+
+impl<'r> Rows<'_, 'r> {
+    fn write(&mut self, layout: &Layout, record: &RecordRef<'r>) -> rusqlite::Result<usize> {
+        let asked = layout.asked().and_then(|id| layout.columns.get(id));
+        let columns = layout.columns.iter().chain(asked);
+        // Parameters that nobody has set are NULL.
+        self.bound.resize(columns.clone().count(), Cell::Null);
+        for ((place, column), bound) in (1..).zip(columns).zip(&mut self.bound) {
+            // To give SQLite a value, which it copies, takes longer than to see that it has it:
+            // method, path, model and backend are often those of the last record.
+            let cell = layout.cell(column, record);
+            if *bound != cell {
+                self.statement.raw_bind_parameter(place, &cell)?;
+                *bound = cell;
+            }
+        }
+        self.statement.raw_execute()
     }
-    statement.raw_execute()
 }
 
 impl ToSql for Cell<'_> {

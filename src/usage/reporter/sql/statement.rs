@@ -37,6 +37,8 @@ const TIME: Type = Type {
 };
 /// Not JSONB: that would change what was sent.
 const BODY: Type = Type { mysql: "JSON", postgres: "JSON", sqlite: "TEXT" };
+/// What SQLite makes of the default of our column with the time of writing.
+pub const SQLITE_NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 const CREATED: Type = Type {
     mysql: "DATETIME(3) NOT NULL DEFAULT CURRENT_TIMESTAMP(3)",
     postgres: "TIMESTAMPTZ NOT NULL DEFAULT now()",
@@ -84,7 +86,8 @@ const TABLE: &[(&str, Type)] = &[
     ("created_at", CREATED),
 ];
 
-const INDEXED: &[&str] = &["api_key", "timestamp", "user_id", "model"];
+/// The columns by which people look for rows.
+pub const INDEXED: &[&str] = &["api_key", "timestamp", "user_id", "model"];
 
 /// The name of a table (perhaps with its schema) or of a column, in quotes.
 pub fn quoted(driver: SqlDriver, name: &str) -> String {
@@ -106,8 +109,8 @@ fn column(driver: SqlDriver, name: &str) -> String {
     format!("{mark}{}{mark}", name.replace(mark, &doubled))
 }
 
-/// The statements that make a table with its indexes.
-pub fn create(driver: SqlDriver, table: &str) -> Vec<String> {
+/// The statements that make a table with indexes of these columns.
+pub fn create(driver: SqlDriver, table: &str, indexed: &[&str]) -> Vec<String> {
     let mut parts: Vec<String> = TABLE
         .iter()
         .map(|(name, of)| {
@@ -121,14 +124,14 @@ pub fn create(driver: SqlDriver, table: &str) -> Vec<String> {
         .collect();
     let name = quoted(driver, table);
     if driver == SqlDriver::Mysql {
-        parts.extend(INDEXED.iter().map(|column| format!("INDEX `ix_{column}` (`{column}`)")));
+        parts.extend(indexed.iter().map(|column| format!("INDEX `ix_{column}` (`{column}`)")));
         // Keys and models that differ in case are different, and hold any letter.
         let of = "ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
         return vec![format!("CREATE TABLE IF NOT EXISTS {name} ({}) {of}", parts.join(", "))];
     }
     let mut all = vec![format!("CREATE TABLE IF NOT EXISTS {name} ({})", parts.join(", "))];
     let (schema, bare) = schema_and_name(table);
-    all.extend(INDEXED.iter().map(|of| {
+    all.extend(indexed.iter().map(|of| {
         // The column first: PostgreSQL cuts long names at their end.
         let index = column(driver, &format!("ix_{of}_{bare}"));
         match (driver, schema) {

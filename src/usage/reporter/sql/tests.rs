@@ -84,6 +84,36 @@ fn a_file_is_made_for_our_eyes_and_takes_each_record_once() {
     assert_eq!(mode, "wal");
 }
 
+/// Catches: a time of writing that is that of the request, has another form than SQLite's own, or
+/// stands still after the first batch.
+#[test]
+fn the_time_of_writing_is_as_if_sqlite_had_looked() {
+    let folder = Folder::new("sqlite-written");
+    let records = records(2);
+    let mut table = folder.table();
+    let connection = || Connection::open(folder.db()).unwrap();
+    let now = |connection: &Connection| -> String {
+        let text = format!("SELECT {}", statement::SQLITE_NOW);
+        connection.query_row(&text, [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(send(&mut table, &records[..1]), Tried::Delivered);
+    let given = table.layout.as_ref().unwrap().columns.iter().any(|c| c.name == "created_at");
+    assert!(given, "SQLite says otherwise what the default of the column is");
+    let between = now(&connection());
+    while now(&connection()) == between {
+        std::thread::yield_now();
+    }
+    assert_eq!(send(&mut table, &records[1..]), Tried::Delivered);
+    let after = now(&connection());
+    let text = "SELECT created_at FROM usage_records ORDER BY id";
+    let connection = connection();
+    let mut asked = connection.prepare(text).unwrap();
+    let rows = asked.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    let written: Vec<String> = rows.map(Result::unwrap).collect();
+    assert!(written[0] <= between && between < written[1] && written[1] <= after, "{written:?}");
+    assert_eq!(written[0].len(), between.len());
+}
+
 /// Catches: a table of an earlier program that is not filled, or filled twice though its index
 /// would tell.
 #[test]
@@ -334,9 +364,16 @@ proptest::proptest! {
     /// longer given as texts.
     #[test]
     fn any_row_is_stored_as_if_it_were_texts(
-        all in proptest::collection::vec(any_record(), 1..8),
+        some in proptest::collection::vec(any_record(), 1..5),
+        again in proptest::collection::vec(0..4_usize, 8),
         made in proptest::sample::select(vec!["", TYPES, STRICT]),
     ) {
+        // Rows that are the same but for their ids, next to each other and apart.
+        let mut ids = RequestIds::new(7);
+        let all: Vec<UsageRecord> = again
+            .iter()
+            .map(|i| UsageRecord { request_id: ids.next_id(), ..some[i % some.len()].clone() })
+            .collect();
         let folder = Folder::new("sqlite-types");
         if !made.is_empty() {
             folder.with(made);
@@ -345,7 +382,7 @@ proptest::proptest! {
         proptest::prop_assert_eq!(send(&mut table, &all), Tried::Delivered);
         let layout = table.layout.as_ref().unwrap();
         let texts = Connection::open_in_memory().unwrap();
-        let ours = statement::create(SqlDriver::Sqlite, "usage_records").join(";");
+        let ours = statement::create(SqlDriver::Sqlite, "usage_records", &[]).join(";");
         texts.execute_batch(if made.is_empty() { &ours } else { made }).unwrap();
         for record in &all {
             let row = layout.row(&record.borrowed());

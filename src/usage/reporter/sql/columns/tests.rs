@@ -14,6 +14,7 @@ fn layout(driver: SqlDriver, found: &[Found]) -> Layout {
         key: Key::Unique,
         zone: TimeZone::UTC,
         body_max: 1 << 20,
+        now_ms: 0,
     }
 }
 

@@ -15,6 +15,7 @@ fn layout(driver: SqlDriver, key: Key) -> Layout {
         key,
         zone: TimeZone::UTC,
         body_max: 1,
+        now_ms: 0,
     }
 }
 
