@@ -303,7 +303,8 @@ impl Delivery {
             true => "what is in the rings is lost, since they are memory of this process",
             false => "what is in the rings and in the spool waits for the next start",
         };
-        let message = "the disk of the spool does not come back: the process ends without it";
+        let message = "the disk of the spool, or a receiver, does not come back: the process ends \
+                       all the same";
         tracing::error!(ring_bytes, lost, what, "{message}");
     }
 

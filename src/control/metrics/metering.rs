@@ -141,7 +141,7 @@ impl Facts {
         let help = "Bytes in the workers' rings that the journal has not taken over.";
         let waiting = one(self.usage.as_ref().map_or(0, |u| u.waiting()));
         page.gauge("llmproxy_usage_ring_bytes", help, waiting)?;
-        let help = "1 while the workers' rings are in no file: a kill loses what is in them.";
+        let help = "1 while a worker's ring has no file, or lost it: a kill loses what is in it.";
         let is_volatile = self.usage.as_ref().is_some_and(|u| u.is_volatile());
         page.gauge("llmproxy_usage_rings_volatile", help, one(u64::from(is_volatile)))?;
         let state =

@@ -206,6 +206,8 @@ impl Folders {
         }
         let mut names = self.root.folders()?;
         names.sort_unstable();
+        // Told together: one by one each would be news after the other.
+        let mut left = Vec::new();
         for name in names {
             if name.ends_with(DONE) {
                 // Another process may do the same.
@@ -219,8 +221,11 @@ impl Folders {
             match disk.lock() {
                 Ok(()) => self.adopt(&name, disk),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => self.tell(format!("folder {name} cannot be adopted: {error}")),
+                Err(error) => left.push(error.to_string()),
             }
+        }
+        if !left.is_empty() {
+            self.tell(format!("folders cannot be adopted: {}", left.join("; ")));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::super::folders::root::{RealRoot, Root};
 use super::super::folders::{open_folders, Chain, OpenedFolders};
 use super::super::survey::survey;
 use super::super::{dead_letter, open, Disk, Options};
+use super::failing::told;
 use super::fault::{End, FaultDisk, Faults, Random, World};
 use super::rig::*;
 use crate::config::plan::OnSpoolFailure;
@@ -480,13 +481,15 @@ fn a_folder_of_another_user_is_left_alone() {
     }
     let dir = std::env::temp_dir().join(format!("llmproxy-others-{}", std::process::id()));
     let open_here = || open_folders(Arc::new(RealRoot::new(&dir)), options(EVERY), &reporters());
-    drop(open_here().unwrap());
-    let theirs = RealRoot::new(&dir).folders().unwrap()[0].clone();
-    std::os::unix::fs::chown(dir.join(&theirs), Some(65_534), None).unwrap();
+    drop([open_here().unwrap(), open_here().unwrap()]);
+    let theirs = RealRoot::new(&dir).folders().unwrap();
+    let give = |name| std::os::unix::fs::chown(dir.join(name), Some(65_534), None).unwrap();
+    theirs.iter().for_each(give);
     let mut one = open_here().unwrap();
-    one.folders.look();
-    assert!(!RealDisk::is_held(&dir.join(theirs)));
-    assert_eq!(RealRoot::new(&dir).folders().unwrap().len(), 2);
+    let said = told(|| (0..3).for_each(|_| one.folders.look()));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(theirs.iter().all(|name| said.contains(name) && !RealDisk::is_held(&dir.join(name))));
+    assert_eq!(RealRoot::new(&dir).folders().unwrap().len(), 3);
     assert_eq!(one.own.state.folders_adopted(), 0);
     std::fs::remove_dir_all(&dir).unwrap();
 }
