@@ -1,17 +1,31 @@
 """Who is compared: how each is configured and started on the proxy's core."""
 
 import os
+import re
 import signal
+import time
 
-from process import Process, free_address
+from process import Failure, Process, free_address, get
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PEER_FILES = os.path.join(HERE, "..", "peers")
 
+# The ways to meter: the reporter's keys. `webhook` has its defaults, a POST for each record; its
+# receiver takes some hundred a second, so it is only for the row that says what a POST costs.
+REPORTERS = {
+    "file": 'type: file, file: {{path: "{own}.jsonl", max_size: "10GB"}}',
+    "builtin": 'type: builtin, builtin: {{path: "{own}.db"}}',
+    "redis": 'type: redis, redis: {{addr: "{redis}", counters: "count"}}',
+    "batches": 'type: webhook, webhook: {{url: "{receiver}", batch: ndjson, batch_size: 500}}',
+    "webhook": 'type: webhook, webhook: {{url: "{receiver}"}}',
+    "webhook, one at a time": 'type: webhook, webhook: {{url: "{receiver}", concurrency: 1}}',
+}
 METERING = """usage:
-  spool: {{dir: "{spool}"}}
+  spool: {{dir: "{own}.spool"}}
   reporters:
-    - {{name: bench, type: webhook, webhook: {{url: "http://{receiver}/v1/embeddings"{how}}}}}"""
+    - {{name: bench, {reporter}}}"""
+# All records of a run are delivered within so many seconds of its end, or it measured nothing.
+DELIVERY_SECONDS_MAX = 30
 
 
 class Contestant:
@@ -22,6 +36,13 @@ class Contestant:
 
     def start(self, stage):
         raise NotImplementedError
+
+    def delivered(self, address):
+        """Usage records that were delivered by now."""
+        return 0
+
+    def deliver(self, address, records):
+        """Waits until so many usage records were delivered in all, and none waits."""
 
     def __str__(self):
         return self.name
@@ -87,11 +108,9 @@ class HAProxy(Contestant):
 class LLMProxy(Contestant):
     """The product."""
 
-    def __init__(self, name="LLMProxy", metering=True, unix=False, backends=1, workers=1,
-                 webhook=""):
+    def __init__(self, name="LLMProxy", metering="file", unix=False, backends=1, workers=1):
         self.name = name
         self.metering = metering
-        self.webhook = webhook
         self.unix = unix
         self.backends = backends
         self.workers = workers
@@ -105,17 +124,41 @@ class LLMProxy(Contestant):
     def launch(self, stage):
         """Starts it without waiting for anything."""
         listen = free_address()
-        # The journal is on, as it is for everyone; each process has its own.
-        spool = os.path.join(stage.work, "spool-" + listen.rsplit(":", 1)[1])
-        metering = METERING.format(receiver=stage.receiver(), spool=spool, how=self.webhook)
-        metering = metering if self.metering else ""
         config = stage.config("llmproxy.yaml", LISTEN=listen, WORKERS=self.workers,
-                              BACKENDS="\n".join(self.engines(stage)), METERING=metering)
+                              BACKENDS="\n".join(self.engines(stage)), METERING=self.usage(stage, listen))
         cores = stage.proxy_cores if self.workers == 1 else stage.all_cores
         # Not asked to end: it would first deliver the records that it still has.
         process = Process("llmproxy", [stage.binary("llmproxy"), "--config", config], cores,
                           stage.work, end_with=signal.SIGKILL)
         return process, listen
+
+    def usage(self, stage, listen):
+        """The part of the configuration that meters, if any does."""
+        if not self.metering:
+            return ""
+        # Each process has a journal of its own.
+        own = os.path.join(stage.work, "usage-" + listen.rsplit(":", 1)[1])
+        is_webhook = self.metering.startswith("webhook") or self.metering == "batches"
+        receiver = f"http://{stage.receiver()}/v1/embeddings" if is_webhook else ""
+        redis = stage.redis() if self.metering == "redis" else ""
+        reporter = REPORTERS[self.metering].format(own=own, receiver=receiver, redis=redis)
+        return METERING.format(own=own, reporter=reporter)
+
+    def delivered(self, address):
+        return metric(address, "llmproxy_reporter_delivered_total") if self.metering else 0
+
+    def deliver(self, address, records):
+        if not self.metering or self.metering.startswith("webhook"):
+            return
+        end = time.monotonic() + DELIVERY_SECONDS_MAX
+        while (done := self.delivered(address)) < records or metric(
+                address, "llmproxy_reporter_queue"):
+            if time.monotonic() > end:
+                raise Failure(f"{done} of {records} usage records were delivered")
+            time.sleep(0.05)
+        for name in ("llmproxy_usage_dropped_total", "llmproxy_reporter_dead_letters_total"):
+            if lost := metric(address, name):
+                raise Failure(f"{name} is {lost:g}: records were lost")
 
     def engines(self, stage):
         """Lines of `backends`. Many of them are one engine under many loopback addresses."""
@@ -126,3 +169,9 @@ class LLMProxy(Contestant):
         for i in range(self.backends):
             host = f"127.0.{i // 250}.{i % 250 + 1}"
             yield f'  - {{name: engine-{i}, url: "http://{host}:{port}"}}'
+
+
+def metric(address, name):
+    """The sum of a metric over its labels."""
+    lines = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", get(address, "/metrics"), re.MULTILINE)
+    return sum(map(float, lines))

@@ -1,4 +1,4 @@
-"""Debian's nginx and HAProxy: found, or unpacked into the build folder without installing them."""
+"""Debian's nginx, HAProxy and Redis: found, or unpacked into the build folder without installing them."""
 
 import glob
 import os
@@ -9,6 +9,9 @@ import subprocess
 from process import Failure
 
 PEERS = ("nginx", "haproxy")
+# Not a peer: what one of our reporters writes to. Debian has the server's program in the package of
+# the tools too, under another name.
+REDIS, REDIS_PACKAGE, REDIS_BESIDE = "redis-server", "redis-tools", "redis-check-rdb"
 
 
 class Peers:
@@ -17,31 +20,37 @@ class Peers:
     def __init__(self, folder):
         self.folder = folder
         self.root = os.path.join(folder, "root")
-        if any(self.find(name) is None for name in PEERS):
+        if any(self.find(name) is None for name in (*PEERS, REDIS)):
             self.unpack()
 
     def find(self, name):
         """The program, the system's own if it has one."""
         path = os.environ["PATH"] + ":/usr/sbin"
-        unpacked = os.path.join(self.root, "usr/sbin", name)
-        return shutil.which(name, path=path) or shutil.which(unpacked)
+        unpacked = [os.path.join(self.root, "usr", folder, name) for folder in ("sbin", "bin")]
+        found = map(shutil.which, unpacked)
+        return shutil.which(name, path=path) or next(filter(None, found), None)
 
     def unpack(self):
         """Packages that are installed start their services at once and at every boot; so they
         are only unpacked, with the libraries that are missing here."""
-        print("unpacking nginx and haproxy from Debian's packages ...", flush=True)
+        print("unpacking nginx, haproxy and redis from Debian's packages ...", flush=True)
         debs = os.path.join(self.folder, "debs")
         os.makedirs(os.path.join(debs, "partial"), exist_ok=True)
         download = ["apt-get", "install", "-y", "-qq", "--download-only",
                     "--no-install-recommends", "-o", "Debug::NoLocking=1",
-                    "-o", f"Dir::Cache::archives={debs}", *PEERS]
+                    "-o", f"Dir::Cache::archives={debs}", *PEERS,
+                    REDIS_PACKAGE]
         if subprocess.run(download, capture_output=True).returncode != 0:
             update = ["apt-get", "update", "-qq"]
             subprocess.run(update if os.getuid() == 0 else ["sudo", "-n", *update], check=True)
             subprocess.run(download, check=True, stdout=subprocess.DEVNULL)
         for deb in glob.glob(os.path.join(debs, "*.deb")):
             subprocess.run(["dpkg-deb", "-x", deb, self.root], check=True)
-        for name in PEERS:
+        if self.find(REDIS) is None and (beside := self.find(REDIS_BESIDE)):
+            # The program does what its name says.
+            os.makedirs(os.path.join(self.root, "usr/bin"), exist_ok=True)
+            os.symlink(beside, os.path.join(self.root, "usr/bin", REDIS))
+        for name in (*PEERS, REDIS):
             if self.find(name) is None:
                 raise Failure(f"Debian's packages did not bring {name}")
 

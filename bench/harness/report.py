@@ -11,8 +11,7 @@ from verdict import Finding
 
 # What a row cannot show yet.
 NOTES = {
-    "P1": ["keys and limits do not exist yet; metering and metrics are on"],
-    "P9": ["keys and limits do not exist yet: metering alone is switched"],
+    "P1": ["keys and limits do not exist yet; metering (to a file) and metrics are on"],
     "P11": ["the model is read; choosing backends by it does not exist yet"],
 }
 QUANTILES = ["p50", "p90", "p99", "p999"]
@@ -171,8 +170,8 @@ def replace_between_markers(path, tables):
 SHORT = [
     ("P1", "A core that does nothing else answers {} times as many short requests per second of "
      "CPU time as with nginx, {} times as many as with HAProxy.",
-     "the same, requests per CPU second against nginx",
-     "the same, requests per CPU second against HAProxy"),
+     "600 B answers, requests per CPU second against nginx",
+     "600 B answers, requests per CPU second against HAProxy"),
     ("P3", "A streamed event takes {} times the CPU time that it takes with nginx.",
      "streams of 100 events, CPU per event against nginx"),
     ("P5", "With 1 000 live streams, the first token comes {} ms later than without a proxy, and "
@@ -180,8 +179,10 @@ SHORT = [
      "1000 paced streams, added TTFT p50", "1000 paced streams, added TTFT p99"),
     ("P6", "8 800 live streams take {} MB of memory, which is {} times what nginx takes.",
      "resident memory with 8800 live streams", "the same against nginx"),
-    ("P9", "With metering on it answers {} times as many requests per second as without.",
-     "the same, requests/s with metering against without"),
+    ("P9", "A request that is metered, its record delivered, takes {} times the CPU time of one "
+     "that is not (records to a file), {} times with records to Redis.",
+     "metering by file, CPU per request against without",
+     "metering by Redis, CPU per request against without"),
 ]
 
 BEGIN, END = "<!-- bench/compare: begin -->", "<!-- bench/compare: end -->"
@@ -193,7 +194,7 @@ def table(heading, rows):
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines_)
 
 
-HEADING = (f"{'row':4} {'what':58} {'median':>8} {'spread':>17} {'target':>9}  verdict")
+HEADING = (f"{'row':4} {'what':66} {'median':>8} {'spread':>17} {'target':>9}  verdict")
 
 
 def line(finding, verdicts):
@@ -202,5 +203,5 @@ def line(finding, verdicts):
     spread = f"{low:.3f} .. {high:.3f}"
     unit = "" if finding.unit == "x" else f" {finding.unit}"
     verdict = finding.verdict() if verdicts else "(smoke: none)"
-    return (f"{finding.row:4} {finding.what + unit.replace(' ', ', '):58} "
+    return (f"{finding.row:4} {finding.what + unit.replace(' ', ', '):66} "
             f"{finding.median:8.3f} {spread:>17} {target:>9}  {verdict}")

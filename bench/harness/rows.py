@@ -27,6 +27,8 @@ LARGE = ["--path", "/v1/embeddings", "--answer-bytes", str(MIB), "--connections"
 SINGLE = ["--answer-bytes", "600", "--prompt-bytes", "950", "--connections", "1"]
 PROMPT = ["--prompt-bytes", "204800"]
 PROMPTS = ["--answer-bytes", "600", *PROMPT, "--connections", "8"]
+# How the reporters are called in the table.
+WAYS = {"file": "file", "builtin": "builtin", "redis": "Redis", "batches": "webhook batches"}
 # Before a burst: what the first requests left is given back by then.
 SETTLED_SECONDS = 15
 
@@ -86,30 +88,58 @@ class Contest:
 
 def short_answers(stage, effort, report):
     """P1, P2, P9."""
+    off = "LLMProxy, metering off"
+    kinds = {"file": "LLMProxy", "builtin": "LLMProxy, builtin", "redis": "LLMProxy, redis",
+             "batches": "LLMProxy, webhook batches"}
     contest = Contest(stage, effort, [
-        ("LLMProxy", LLMProxy(), SHORT), ("nginx", Nginx(), SHORT),
-        ("HAProxy", HAProxy(), SHORT), ("floor", Floor(), SHORT),
-        ("LLMProxy, metering off", LLMProxy(metering=False), SHORT)])
+        *((name, LLMProxy(metering=kind), SHORT) for kind, name in kinds.items()),
+        (off, LLMProxy(metering=None), SHORT), ("nginx", Nginx(), SHORT),
+        ("HAProxy", HAProxy(), SHORT), ("floor", Floor(), SHORT)])
     report.contest("short_answers", contest)
-    rps = lambda sample: sample.rps
-    for peer, target in (("nginx", 1.35), ("HAProxy", 1.2)):
-        report.ratio("P1", f"600 B answers, requests/s against {peer}", contest,
-                     contest.ratios(rps, "LLMProxy", peer), target,
-                     contest.unsaturated("LLMProxy", peer))
-        per_cpu = lambda sample: 1 / sample.cpu_per_request
+    rps, cost = (lambda sample: sample.rps), (lambda sample: sample.cpu_per_request)
+    per_cpu = lambda sample: 1 / cost(sample)
+    for peer in ("nginx", "HAProxy"):
         possible = statistics.median(contest.ratios(per_cpu, "floor", peer))
-        report.ratio("P1", f"the same, requests per CPU second against {peer}", contest,
-                     contest.ratios(per_cpu, "LLMProxy", peer), target,
-                     remarks=[f"the floor reaches {possible:.2f} x {peer} on this machine"])
-    report.ratio("P2", "the same, CPU per request against the floor", contest,
-                 contest.ratios(lambda s: s.cpu_per_request, "LLMProxy", "floor"), 1.35,
-                 at_most=True)
-    report.ratio("P9", "the same, requests/s with metering against without", contest,
-                 contest.ratios(rps, "LLMProxy", "LLMProxy, metering off"), 0.93,
-                 contest.unsaturated("LLMProxy", "LLMProxy, metering off"))
-    report.ratio("P9", "the same, requests per CPU second", contest,
-                 contest.ratios(lambda s: 1 / s.cpu_per_request, "LLMProxy",
-                                "LLMProxy, metering off"), 0.93)
+        for name, state, target in (("LLMProxy", "", 1.15), (off, ", metering off", 1.25)):
+            report.ratio("P1", f"600 B answers, requests per CPU second against {peer}{state}",
+                         contest, contest.ratios(per_cpu, name, peer), target,
+                         remarks=[f"the floor reaches {possible:.2f} x {peer} on this machine"])
+    for name, state, target in (("LLMProxy", "", 1.25), (off, ", metering off", 1.2)):
+        report.ratio("P2", f"the same, CPU per request against the floor{state}", contest,
+                     contest.ratios(cost, name, "floor"), target, at_most=True)
+    for kind, name in kinds.items():
+        target = 1.2 if kind == "builtin" else 1.1
+        report.ratio("P9", f"metering by {WAYS[kind]}, CPU per request against without", contest,
+                     contest.ratios(cost, name, off), target, at_most=True)
+        report.ratio("P9", f"metering by {WAYS[kind]}, requests/s against without", contest,
+                     contest.ratios(rps, name, off), 0.93, contest.unsaturated(name, off))
+
+
+def half_load(stage, effort, report):
+    """P14. An open loop at half of what saturates one core: what a request waits for that is not
+    its own, with metering and without."""
+    seconds = max(effort.seconds, 0.2)
+    most = stage.measure(LLMProxy(metering=None), SHORT, seconds).rps
+    flags = [*SHORT, "--rate", str(int(most / 2)), "--warmup", str(stage.warm_up)]
+    off = "LLMProxy, metering off"
+    entries = [("direct", Direct()), ("LLMProxy", LLMProxy()), (off, LLMProxy(metering=None)),
+               ("nginx", Nginx()), ("HAProxy", HAProxy())]
+    contest = Contest(stage, effort, [(*entry, flags) for entry in entries], seconds,
+                      warm_up=False)
+    report.contest("half_load", contest)
+
+    def added(round_, name, quantile):
+        # What adds nothing measurable would make the ratio meaningless.
+        figure = {key: round_[key].load["total_us"][quantile] for key in (name, "direct")}
+        return max(figure[name] - figure["direct"], 1)
+
+    for quantile in ("p50", "p99", "p999"):
+        for other, what in ((off, "metering off"), ("nginx", "nginx"), ("HAProxy", "HAProxy")):
+            ratios = [added(r, "LLMProxy", quantile) / added(r, other, quantile)
+                      for r in contest.rounds]
+            # On is off, within what is told apart; the peers it must not exceed.
+            report.add(Finding("P14", f"half of saturation, added {quantile} against {what}",
+                               ratios, True, 1.0, "x", contest.foreign, alike=other == off))
 
 
 def streams(stage, effort, report):
@@ -343,14 +373,14 @@ def idle_connections(stage, effort, report):
 
 
 def metering(stage, effort, report):
-    """What metering costs, by how its records are delivered. The webhook of the other rows has its
-    defaults: a request per record, four at a time."""
-    ways = [("a request per record", LLMProxy()),
-            ("the same, one at a time", LLMProxy(webhook=", concurrency: 1")),
-            ("in batches of 500", LLMProxy(webhook=", batch: ndjson, batch_size: 500")),
-            ("off", LLMProxy(metering=False))]
+    """What metering by single posts costs. Their receiver takes a few hundred a second, so most
+    records of such a run stay behind: this says what a post costs, not what metering does."""
+    ways = [("a request per record", "webhook"),
+            ("the same, one at a time", "webhook, one at a time"),
+            ("in batches of 500", "batches"), ("off", None)]
     for name, flags in (("answers", SHORT), ("streams", EVENTS)):
-        contest = Contest(stage, effort, [(way, proxy, flags) for way, proxy in ways])
+        contest = Contest(stage, effort,
+                          [(way, LLMProxy(metering=kind), flags) for way, kind in ways])
         report.contest(f"metering_{name}", contest)
 
 
@@ -364,6 +394,7 @@ CONTESTS = [
     (single, {"P10"}),
     (prompts, {"P11"}),
     (idle_connections, {"P12"}),
+    (half_load, {"P14"}),
 ]
 # Run when they are asked for: they have no target.
 EXTRA = [(metering, {"metering"})]

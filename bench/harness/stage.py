@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import machine
 from contestants import PEER_FILES
-from process import Failure, Process, get
+from process import Failure, Process, free_address, get
 
 # How long the receiver of usage records takes for each: it must not use up the core of the load.
 RECEIVER_MS = 5
@@ -104,6 +104,20 @@ class Stage:
         """Address of the receiver of usage records."""
         return self.mock("receiver", "127.0.0.1:0", "--ttft-ms", str(RECEIVER_MS))
 
+    def redis(self):
+        """Address of a Redis server that keeps nothing."""
+        if "redis" not in self.running:
+            address = free_address()
+            host, port = address.rsplit(":", 1)
+            command = [self.peers.find("redis-server"), "--bind", host, "--port", port,
+                       "--save", "", "--appendonly", "no", "--dir", self.work]
+            process = Process("redis", command, self.load_cores, self.work,
+                              self.peers.environment())
+            process.answers(address)
+            self.running["redis"] = process
+            self.redis_address = address
+        return self.redis_address
+
     def mock(self, name, listen, *flags):
         """Starts a mock engine the first time it is asked for."""
         if name not in self.running:
@@ -147,8 +161,11 @@ class Stage:
         try:
             if warm_up and self.warm_up:
                 self.load(address, flags, self.warm_up)
+            delivered = contestant.delivered(address)
             before = usage(process)
             load = self.load(address, flags, seconds)
+            # What its records cost belongs to it.
+            contestant.deliver(address, delivered + load["requests"])
             return sample(contestant, load, before, usage(process))
         except Failure as failure:
             raise told_by(contestant, process, failure) from None

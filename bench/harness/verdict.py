@@ -27,6 +27,8 @@ class Finding:
     doubts: list = field(default_factory=list)
     """Why the figure does not say what it should."""
     remarks: list = field(default_factory=list)
+    alike: bool = False
+    """It passes unless it is worse than the target beyond the spread."""
 
     @property
     def median(self):
@@ -51,6 +53,8 @@ class Finding:
         'too noisy: others took 50 % of the machine'
         >>> at_most_one(0.8, 0.8, 0.8, doubts=["a", "b"])
         'none: a; b'
+        >>> at_most_one(0.9, 1.1, 1.2, alike=True), at_most_one(1.1, 1.2, 1.3, alike=True)
+        ('pass', 'miss')
         """
         if len(self.values) < ROUNDS_MIN:
             return "too few rounds"
@@ -60,6 +64,8 @@ class Finding:
             return f"none: {'; '.join(self.doubts)}"
         low, high = self.interval
         passes = [self.good(value) for value in (low, self.median, high)]
+        if self.alike:
+            return "pass" if passes[0] or passes[2] else "miss"
         near = max(abs(value - self.target) for value in (low, high)) <= SMALL * self.target
         if all(passes) or not any(passes) or near:
             return "pass" if passes[1] else "miss"
