@@ -11,6 +11,7 @@
 pub mod http;
 pub mod names;
 pub mod redis;
+#[cfg(feature = "sql")]
 pub mod sql;
 
 use std::time::{Duration, Instant};

@@ -8,4 +8,8 @@ pub mod connect;
 pub mod files;
 pub mod reload;
 pub mod spool;
+#[cfg(feature = "sql")]
+pub mod usage;
+#[cfg(not(feature = "sql"))]
+#[path = "no_usage.rs"]
 pub mod usage;

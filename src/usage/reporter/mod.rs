@@ -6,8 +6,15 @@
 pub mod webhook;
 pub mod redis;
 pub mod file;
+#[cfg(feature = "sql")]
 pub mod sql;
+#[cfg(feature = "sql")]
 pub mod builtin;
+#[cfg(feature = "sql")]
+mod table;
+#[cfg(not(feature = "sql"))]
+#[path = "no_table.rs"]
+mod table;
 mod probe;
 
 pub use probe::{probe, readable};
@@ -83,8 +90,7 @@ pub fn open(plan: &plan::Reporter) -> io::Result<Box<dyn Reporter>> {
             Ok(Box::new(redis::Stream::new(redis.clone())))
         }
         ReporterKind::File(file) => Ok(Box::new(file::LinesFile::new(file.clone()))),
-        ReporterKind::Database(database) => Ok(Box::new(sql::open(&plan.name, database)?)),
-        ReporterKind::Builtin(store) => Ok(Box::new(builtin::Builtin::open(&plan.name, store)?)),
+        ReporterKind::Database(_) | ReporterKind::Builtin(_) => table::open(plan),
     }
 }
 
@@ -94,6 +100,6 @@ pub fn shape(plan: &plan::Reporter) -> Shape {
         ReporterKind::Webhook(webhook) => webhook::shape(webhook),
         ReporterKind::Redis(redis) => redis::shape(redis),
         ReporterKind::File(_) => file::shape(),
-        ReporterKind::Database(_) | ReporterKind::Builtin(_) => sql::shape(),
+        ReporterKind::Database(_) | ReporterKind::Builtin(_) => table::shape(),
     }
 }

@@ -1,8 +1,8 @@
 //! Whether a destination can be reached: looked at before the first record is there. Nothing is
 //! sent or made; a webhook is only connected to.
 
-use super::sql;
-use crate::config::plan::{self, ReporterKind, SqlAddress};
+use super::table;
+use crate::config::plan::{self, ReporterKind};
 use crate::store::http::HttpService;
 use crate::store::redis::{self, RedisServer};
 use crate::store::Trouble;
@@ -19,10 +19,8 @@ pub fn readable(plan: &plan::Reporter) -> Result<(), String> {
     match &plan.kind {
         ReporterKind::Redis(reporter) => redis::readable(&reporter.redis)
             .map_err(|error| format!("reporter {}: {error}", plan.name)),
-        ReporterKind::Database(database) => {
-            sql::open(&plan.name, database).map(drop).map_err(|error| error.to_string())
-        }
-        ReporterKind::Webhook(_) | ReporterKind::File(_) | ReporterKind::Builtin(_) => Ok(()),
+        ReporterKind::Database(_) | ReporterKind::Builtin(_) => table::readable(plan),
+        ReporterKind::Webhook(_) | ReporterKind::File(_) => Ok(()),
     }
 }
 
@@ -40,34 +38,12 @@ pub fn probe(plan: &plan::Reporter, limit: Duration) -> Result<(), String> {
             RedisServer::new(reporter.redis.clone()).probe(until).map_err(Trouble::into_words)
         }
         ReporterKind::File(file) => writable(&file.path),
-        ReporterKind::Builtin(store) => {
-            let table = sql::open_file(&plan.name, &store.path, super::builtin::TABLE);
-            file_table(&store.path, table, limit)
-        }
-        ReporterKind::Database(database) => {
-            let table = sql::open(&plan.name, database).map_err(|error| error.to_string())?;
-            match &database.sql.address {
-                SqlAddress::File(path) => file_table(path, table, limit),
-                SqlAddress::Server(_) => {
-                    let mut table = table;
-                    table.probe(limit)
-                }
-            }
-        }
-    }
-}
-
-fn file_table(path: &Path, mut table: sql::SqlTable, limit: Duration) -> Result<(), String> {
-    writable(path)?;
-    match path.exists() {
-        true => table.probe(limit),
-        // It is made with the first record.
-        false => Ok(()),
+        ReporterKind::Builtin(_) | ReporterKind::Database(_) => table::probe(plan, limit),
     }
 }
 
 /// Whether a file can be written, or made: what has to be made for that is removed again.
-fn writable(path: &Path) -> Result<(), String> {
+pub(super) fn writable(path: &Path) -> Result<(), String> {
     let said = |error: io::Error| format!("{}: {error}", path.display());
     if path.exists() {
         return OpenOptions::new().append(true).open(path).map(drop).map_err(said);
