@@ -16,7 +16,8 @@ REPORTERS = {
     "file": 'type: file, file: {{path: "{own}.jsonl", max_size: "10GB"}}',
     "builtin": 'type: builtin, builtin: {{path: "{own}.db"}}',
     "redis": 'type: redis, redis: {{addr: "{redis}", counters: "count"}}',
-    "batches": 'type: webhook, webhook: {{url: "{receiver}", batch: ndjson, batch_size: 500}}',
+    "batches": 'type: webhook, webhook: {{url: "{receiver}", batch: ndjson, batch_size: 500, '
+               'concurrency: 1}}',
     "webhook": 'type: webhook, webhook: {{url: "{receiver}"}}',
     "webhook, one at a time": 'type: webhook, webhook: {{url: "{receiver}", concurrency: 1}}',
 }
