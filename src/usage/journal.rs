@@ -151,8 +151,7 @@ impl Desk {
                 }
             }
         }
-        self.taken.bytes.clear();
-        self.taken.bytes.shrink_to(TAKEN_BYTES_KEPT);
+        self.taken.shrink_to(TAKEN_BYTES_KEPT);
         self.commit();
         is_any
     }
@@ -186,11 +185,11 @@ impl Desk {
         if catch_unwind(AssertUnwindSafe(|| self.sort())).is_err() {
             // An end that makes up for its open may be among the lost.
             self.pieces.iter_mut().for_each(|piece| piece.role = Role::Told);
-            self.writer.note_damage(self.taken.bytes.len());
+            self.writer.note_damage(self.taken.bytes().len());
             tracing::error!("usage records are lost by a panic; please report this");
         }
         for piece in self.pieces.drain(..) {
-            let payload = self.taken.bytes.get(piece.at..piece.at + piece.len);
+            let payload = self.taken.bytes().get(piece.at..piece.at + piece.len);
             let Some(payload) = payload.filter(|_| piece.role != Role::Spared) else { continue };
             let append = AssertUnwindSafe(|| match piece.role {
                 Role::Whole => self.writer.append_whole(payload),
@@ -227,7 +226,7 @@ impl Desk {
             }
         }
         if walk.is_damaged() {
-            self.writer.note_damage(self.taken.bytes.len());
+            self.writer.note_damage(self.taken.bytes().len());
         }
     }
 
@@ -237,7 +236,7 @@ impl Desk {
         let at = behind.checked_mul(entry::ALIGN)?.checked_add(HEADER_BYTES)?;
         let index = self.pieces.binary_search_by_key(&at, |piece| piece.at).ok()?;
         let open = self.pieces.get(index).filter(|piece| piece.kind == Kind::Open)?;
-        let opened = self.taken.bytes.get(open.at..open.at + open.len)?;
+        let opened = self.taken.bytes().get(open.at..open.at + open.len)?;
         let is_same = codec::request_id_bytes(opened) == codec::request_id_bytes(payload);
         is_same.then_some(index)
     }

@@ -196,16 +196,39 @@ impl<'a, W: Window> Out<'a, W> {
 /// Bytes that a consumer took.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// As they lay in the ring.
-    pub bytes: Vec<u8>,
-    /// Position of the first.
+    /// What was taken, and behind it what is left of more that was taken before: so the room need
+    /// not be filled with zeros for each of its uses.
+    room: Vec<u8>,
+    len: usize,
+    /// Position of the first byte.
     pub start: u64,
 }
 
 impl Taken {
+    /// As they lay in the ring.
+    pub fn bytes(&self) -> &[u8] {
+        self.room.get(..self.len).unwrap_or_default()
+    }
+
+    /// Forgets them, and gives back room beyond so many bytes.
+    pub fn shrink_to(&mut self, kept: usize) {
+        self.len = 0;
+        self.room.truncate(kept);
+        self.room.shrink_to(kept);
+    }
+
+    /// Room for so many bytes, in place of those that were taken.
+    fn renew(&mut self, len: usize) -> &mut [u8] {
+        self.len = len;
+        if self.room.len() < len {
+            self.room.resize(len, 0);
+        }
+        self.room.get_mut(..len).unwrap_or_default()
+    }
+
     /// The entries in it.
     pub fn walk(&self) -> Walk<'_> {
-        Walk::new(&self.bytes, self.start)
+        Walk::new(self.bytes(), self.start)
     }
 }
 
@@ -239,13 +262,12 @@ impl<W: Window> Consumer<W> {
         let window = self.window.bytes();
         let waiting = self.window.head() - self.taken;
         if waiting == 0 {
-            into.bytes.clear();
+            into.renew(0);
             return false;
         }
         let at = self.taken & (window - 1);
         let len = waiting.min(window - at);
-        into.bytes.resize(len as usize, 0);
-        self.window.load_all(at, into.bytes.as_chunks_mut().0);
+        self.window.load_all(at, into.renew(len as usize).as_chunks_mut().0);
         self.taken += len;
         true
     }

@@ -52,6 +52,27 @@ fn taken<W: Window>(consumer: &mut Consumer<W>) -> (Vec<(u8, Vec<u8>)>, bool) {
     (all, is_damaged)
 }
 
+/// Catches: what is left of more that was taken before, taken once more; room that a burst keeps.
+#[test]
+fn room_that_was_used_says_only_what_was_taken() {
+    let (mut producer, mut consumer) = both(4096);
+    let mut push = |byte| producer.push((1, NO_OPEN), (&mut draft(&[byte; 40]), &[]), Room::All);
+    let mut lot = Taken::default();
+    for (round, count) in [(1, 20), (2, 1), (3, 30), (4, 2)] {
+        (0..count).for_each(|_| assert!(push(round).is_some()));
+        assert!(consumer.take(&mut lot));
+        consumer.release();
+        assert_eq!(lot.bytes().len(), count * 64);
+        let mut walk = lot.walk();
+        assert!(walk.all(|entry| entry.payload == [round; 40]));
+        assert!(!walk.is_damaged());
+        assert!(!consumer.take(&mut lot) && lot.bytes().is_empty());
+        if round == 3 {
+            lot.shrink_to(100);
+        }
+    }
+}
+
 /// Catches: an entry that is visible before `release` is lost, or its room used, before that; the
 /// spared room given to what is no end; an entry that is too large and fills the ring.
 #[test]

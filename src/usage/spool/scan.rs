@@ -34,7 +34,11 @@ pub struct Scan<'f> {
 /// room.
 #[derive(Default)]
 pub struct Window {
-    bytes: Vec<u8>,
+    /// What was read, and behind it what is left of longer reads: so the room need not be filled
+    /// with zeros for each of them.
+    room: Vec<u8>,
+    /// Bytes that were read.
+    len: usize,
     /// Where they begin in the file.
     at: u64,
     /// Bytes that were asked for last.
@@ -102,7 +106,7 @@ impl<'f> Scan<'f> {
         (at, end): (u64, u64),
         mut window: Window,
     ) -> Self {
-        window.bytes.clear();
+        window.len = 0;
         window.asked = 0;
         Scan { file, marker, at, end, window }
     }
@@ -114,8 +118,8 @@ impl<'f> Scan<'f> {
 
     /// Gives the window back; one that grew for a long entry shrinks.
     pub fn into_window(mut self) -> Window {
-        self.window.bytes.clear();
-        self.window.bytes.shrink_to(WINDOW_BYTES);
+        self.window.room.truncate(WINDOW_BYTES);
+        self.window.room.shrink_to(WINDOW_BYTES);
         self.window
     }
 
@@ -180,23 +184,31 @@ impl<'f> Scan<'f> {
 }
 
 impl Window {
+    fn bytes(&self) -> &[u8] {
+        self.room.get(..self.len).unwrap_or_default()
+    }
+
     /// The bytes from `at` on, `len` of them or more, fewer only where the segment or the file
     /// ends.
     fn ensure(&mut self, file: &dyn DiskFile, at: u64, len: usize, end: u64) -> io::Result<&[u8]> {
         let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
         let len = len.min(left);
         let offset = at.checked_sub(self.at).and_then(|n| usize::try_from(n).ok());
-        let held = offset.and_then(|n| self.bytes.get(n..)).map_or(0, <[u8]>::len);
+        let held = offset.and_then(|n| self.bytes().get(n..)).map_or(0, <[u8]>::len);
         if held < len || held == 0 {
             self.at = at;
-            self.bytes.clear();
+            // Before the read: one that fails leaves nothing that could be taken for the file's.
+            self.len = 0;
             self.asked = (2 * self.asked).clamp(FIRST_BYTES, WINDOW_BYTES);
-            self.bytes.resize(len.max(self.asked.min(left)), 0);
-            let read = read_fully(file, &mut self.bytes, at)?;
-            self.bytes.truncate(read);
-            return Ok(&self.bytes);
+            let wanted = len.max(self.asked.min(left));
+            if self.room.len() < wanted {
+                self.room.resize(wanted, 0);
+            }
+            let room = self.room.get_mut(..wanted).unwrap_or_default();
+            self.len = read_fully(file, room, at)?;
+            return Ok(self.bytes());
         }
-        Ok(offset.and_then(|n| self.bytes.get(n..)).unwrap_or_default())
+        Ok(offset.and_then(|n| self.bytes().get(n..)).unwrap_or_default())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Bytes that changed or went missing behind the spool's back.
 
-use super::super::scan::{marker_of, Scan, Step};
+use super::super::scan::{marker_of, Scan, Step, Window};
 use super::super::segment::{self, first_of, Kind, HEADER_BYTES};
 use super::fault::{FaultDisk, World};
 use super::rig::*;
@@ -141,6 +141,36 @@ fn a_request_body_cannot_forge_an_entry() {
     world.file(&name)[HEADER_BYTES + 4] ^= 1;
     let mut spool = opened(Arc::new(Disk::new(world)), options(Fsync::Off));
     assert_eq!(ids(&mut spool.cursors[0]), Vec::<u32>::new());
+}
+
+/// Catches: what a window holds of a file that was read before, taken for the next one's bytes.
+#[test]
+fn a_window_that_was_used_says_only_what_was_read() {
+    let marker = [7, 8, 9, 10];
+    let mut bytes = Vec::new();
+    for sequence in 0..20 {
+        segment::push(&mut bytes, marker, (sequence, Kind::Close), |out| out.extend([1; 300]));
+    }
+    let end = bytes.len() as u64;
+    let mut window = Window::default();
+    // The second file is cut in its sixth entry, and nobody was told.
+    for (len, whole) in [(20, 20), (5, 5), (20, 20)] {
+        let kept = if len == 20 { bytes.len() } else { bytes.len() * len / 20 + 100 };
+        let file = super::super::memory::MemoryFile::holding(bytes[..kept].to_vec());
+        let mut scan = Scan::with(&file, marker, (0, end), window);
+        let (mut entries, mut damage) = (0, 0);
+        while let Some(step) = scan.step().unwrap() {
+            match step {
+                Step::Entry(entry) => {
+                    assert_eq!((entry.sequence, entry.payload), (entries, [1; 300].as_slice()));
+                    entries += 1;
+                }
+                Step::Damage(len) => damage += len,
+            }
+        }
+        assert_eq!((entries, damage), (whole, end - whole * end / 20));
+        window = scan.into_window();
+    }
 }
 
 proptest::proptest! {
