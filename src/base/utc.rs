@@ -37,6 +37,11 @@ impl Stamp {
         self.part(self.0.len())
     }
 
+    /// The same as bytes, without a look at whether they are text.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// `2026-01-14`.
     pub fn day(&self) -> &str {
         self.part(10)

@@ -18,8 +18,33 @@ pub fn run_len(bytes: &[u8], marks: impl Fn(u64) -> u64) -> usize {
         len = len.wrapping_add(8);
         rest = more;
     }
-    let word = rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
-    len.wrapping_add((marks(word).trailing_zeros() / 8) as usize)
+    // The last eight bytes, of which those that were looked at before have no mark.
+    let (word, before) = match bytes.last_chunk() {
+        Some(word) => (u64::from_le_bytes(*word), bytes.len().wrapping_sub(8)),
+        None => (short_word(bytes), 0),
+    };
+    before.wrapping_add((marks(word).trailing_zeros() / 8) as usize)
+}
+
+/// Up to seven bytes as a word, with zeros behind them.
+fn short_word(bytes: &[u8]) -> u64 {
+    if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        // Those that are in both come to lie on themselves.
+        let behind = 8 * (bytes.len().wrapping_sub(4) as u32);
+        let last = u64::from(u32::from_le_bytes(*last)).wrapping_shl(behind);
+        return u64::from(u32::from_le_bytes(*first)) | last;
+    }
+    bytes.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte))
+}
+
+/// Marks the bytes that a text of JSON may have to escape: control characters, `"`, `\\` and all
+/// above ASCII. The lowest mark is exact.
+pub fn no_plain_json(word: u64) -> u64 {
+    // With one bit turned, the quote follows the control characters: one comparison finds both.
+    let turned = (word ^ (EACH * 2)).wrapping_sub(EACH * 0x21);
+    let backslash = (word ^ (EACH * u64::from(b'\\'))).wrapping_sub(EACH);
+    // What is marked wrongly is above ASCII, and marked anyway; borrows only travel upwards.
+    (turned | backslash | word) & TOPS
 }
 
 /// Marks the bytes that are below `least` (at most 0x80) or DEL. Borrows only travel upwards, so
@@ -87,6 +112,25 @@ mod tests {
                 let expected = if matches!(byte, b'"' | 0 | 0x7f) { at } else { 12 };
                 assert_eq!(quote, expected, "{byte} at {at}");
             }
+        }
+    }
+
+    #[test]
+    fn plain_json_ends_where_something_may_have_to_be_escaped() {
+        for byte in 0..=u8::MAX {
+            for (len, at) in (0..20).flat_map(|len| (0..len).map(move |at| (len, at))) {
+                let mut text = vec![0x7f; len];
+                text[at] = byte;
+                let is_plain = byte.is_ascii() && byte >= b' ' && byte != b'"' && byte != b'\\';
+                let expected = if is_plain { len } else { at };
+                assert_eq!(run_len(&text, no_plain_json), expected, "{byte} at {at} of {len}");
+            }
+        }
+        // Behind a mark there may be more of them, and before it none.
+        for text in ["!\"!\u{ff}#", "##\u{1}\"", "#\\]\u{0}\"", "[]^_\u{80}"] {
+            let odd = |byte: u8| !byte.is_ascii() || byte < b' ' || matches!(byte, b'"' | b'\\');
+            let expected = text.bytes().position(odd).unwrap();
+            assert_eq!(run_len(text.as_bytes(), no_plain_json), expected, "{text:?}");
         }
     }
 

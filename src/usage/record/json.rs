@@ -9,88 +9,134 @@ use super::body::Body;
 use super::borrowed::RecordRef;
 use crate::base::digits::push_decimal;
 use crate::base::utc::Stamp;
-use crate::base::word::{below, equal, run_len, TOPS};
+use crate::base::word::{no_plain_json, run_len};
 use crate::config::plan::RecordFormat;
 use crate::llm::tokens::{Oddities, Usage};
 use memchr::{memchr, memchr2};
+use std::ops::Range;
 
-/// Appends a record as one JSON object, without a line end in it.
-pub fn push_record(out: &mut Vec<u8>, r: &RecordRef<'_>, format: RecordFormat) {
-    out.extend_from_slice(b"{\"request_id\":");
-    push_text(out, r.request_id);
-    out.extend_from_slice(b",\"timestamp\":");
-    match Stamp::of(r.timestamp_ms) {
-        Some(stamp) => push_text(out, stamp.as_str()),
-        None => push_null(out),
-    }
-    text_or_null(out, b",\"user_id\":", r.user_id);
-    text_or_null(out, b",\"api_key\":", r.api_key);
-    text_or_null(out, b",\"model\":", r.model);
-    push_counts(out, r, format);
-    truth(out, b",\"is_stream\":", r.is_stream);
-    text(out, b",\"method\":", r.method);
-    text(out, b",\"path\":", r.path);
-    text(out, b",\"endpoint\":", r.path);
-    text_or_null(out, b",\"backend\":", r.backend);
-    text_or_null(out, b",\"backend_url\":", r.backend_url);
-    number(out, b",\"status_code\":", r.status_code.into());
-    number(out, b",\"latency_ms\":", r.latency_ms);
-    number_or_null(out, b",\"ttft_ms\":", r.ttft_ms);
-    number_or_null(out, b",\"first_byte_ms\":", r.first_byte_ms);
-    number(out, b",\"retry_count\":", r.retry_count.into());
-    truth(out, b",\"fallback_used\":", r.fallback_used);
-    text(out, b",\"status\":", r.outcome.as_str());
-    text_or_null(out, b",\"error\":", r.error);
-    if r.engine_error.is_some() {
-        text_or_null(out, b",\"engine_error\":", r.engine_error);
-    }
-    text_or_null(out, b",\"upstream_id\":", r.upstream_id);
-    text_or_null(out, b",\"client_request_id\":", r.client_request_id);
-    number(out, b",\"request_bytes\":", r.request_bytes);
-    number(out, b",\"response_bytes\":", r.response_bytes);
-    number(out, b",\"events\":", r.events);
-    if let Some(body) = r.request_body {
-        push_body(out, &Body::of(body));
-    }
-    out.push(b'}');
+/// Of `null`.
+const NULL_BYTES: usize = 4;
+
+/// Writes records behind one another into a buffer, which is its own for so long.
+pub struct Writer<'o, 'r> {
+    out: &'o mut Vec<u8>,
+    format: RecordFormat,
+    /// Of the record before, and where the members that say so stand in the buffer: those of the
+    /// next are mostly the same, and then copied from there.
+    last: Option<(Target<'r>, Range<usize>)>,
 }
 
-/// The same as a line: the only line end is its last byte.
-pub fn push_line(out: &mut Vec<u8>, record: &RecordRef<'_>, format: RecordFormat) {
-    push_record(out, record, format);
-    out.push(b'\n');
+/// What was asked of whom: few things, compared with how many records say so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Target<'r> {
+    method: &'r str,
+    path: &'r str,
+    backend: Option<&'r str>,
+    backend_url: Option<&'r str>,
+}
+
+impl<'o, 'r> Writer<'o, 'r> {
+    /// Behind what is in the buffer.
+    pub fn new(out: &'o mut Vec<u8>, format: RecordFormat) -> Self {
+        Writer { out, format, last: None }
+    }
+
+    /// Appends what stands around and between records.
+    pub fn byte(&mut self, byte: u8) {
+        self.out.push(byte);
+    }
+
+    /// The same as [`Writer::record`], as a line: the only line end is its last byte.
+    pub fn line(&mut self, record: &RecordRef<'r>) {
+        self.record(record);
+        self.byte(b'\n');
+    }
+
+    /// Appends a record as one JSON object, without a line end in it.
+    pub fn record(&mut self, r: &RecordRef<'r>) {
+        let out = &mut *self.out;
+        text(out, b"{\"request_id\":\"", r.request_id);
+        match Stamp::of(r.timestamp_ms) {
+            Some(stamp) => plain(out, b",\"timestamp\":\"", stamp.as_bytes()),
+            None => out.extend_from_slice(b",\"timestamp\":null"),
+        }
+        text_or_null(out, b",\"user_id\":null", r.user_id);
+        text_or_null(out, b",\"api_key\":null", r.api_key);
+        text_or_null(out, b",\"model\":null", r.model);
+        push_counts(out, r, self.format);
+        truth(out, b",\"is_stream\":", r.is_stream);
+        self.target(r);
+        let out = &mut *self.out;
+        number(out, b",\"status_code\":", r.status_code.into());
+        number(out, b",\"latency_ms\":", r.latency_ms);
+        number_or_null(out, b",\"ttft_ms\":null", r.ttft_ms);
+        number_or_null(out, b",\"first_byte_ms\":null", r.first_byte_ms);
+        number(out, b",\"retry_count\":", r.retry_count.into());
+        truth(out, b",\"fallback_used\":", r.fallback_used);
+        plain(out, b",\"status\":\"", r.outcome.as_str().as_bytes());
+        text_or_null(out, b",\"error\":null", r.error);
+        if r.engine_error.is_some() {
+            text_or_null(out, b",\"engine_error\":null", r.engine_error);
+        }
+        text_or_null(out, b",\"upstream_id\":null", r.upstream_id);
+        text_or_null(out, b",\"client_request_id\":null", r.client_request_id);
+        number(out, b",\"request_bytes\":", r.request_bytes);
+        number(out, b",\"response_bytes\":", r.response_bytes);
+        number(out, b",\"events\":", r.events);
+        if let Some(body) = r.request_body {
+            push_body(out, &Body::of(body));
+        }
+        out.push(b'}');
+    }
+
+    fn target(&mut self, r: &RecordRef<'r>) {
+        let RecordRef { method, path, backend, backend_url, .. } = *r;
+        let target = Target { method, path, backend, backend_url };
+        if let Some((_, members)) = self.last.as_ref().filter(|(last, _)| *last == target) {
+            self.out.extend_from_within(members.clone());
+            return;
+        }
+        let out = &mut *self.out;
+        let begin = out.len();
+        text(out, b",\"method\":\"", method);
+        text(out, b",\"path\":\"", path);
+        text(out, b",\"endpoint\":\"", path);
+        text_or_null(out, b",\"backend\":null", backend);
+        text_or_null(out, b",\"backend_url\":null", backend_url);
+        self.last = Some((target, begin..out.len()));
+    }
 }
 
 /// What is known of tokens, in one or both of the places where receivers look for it.
 fn push_counts(out: &mut Vec<u8>, r: &RecordRef<'_>, format: RecordFormat) {
     if format != RecordFormat::Nested {
-        number_or_null(out, b",\"prompt_tokens\":", r.usage.map(|u| u.prompt_tokens));
-        number_or_null(out, b",\"completion_tokens\":", r.completion_tokens());
-        number_or_null(out, b",\"total_tokens\":", r.usage.map(|u| u.total_tokens));
+        number_or_null(out, b",\"prompt_tokens\":null", r.usage.map(|u| u.prompt_tokens));
+        number_or_null(out, b",\"completion_tokens\":null", r.completion_tokens());
+        number_or_null(out, b",\"total_tokens\":null", r.usage.map(|u| u.total_tokens));
     }
     if format != RecordFormat::Flat {
-        out.extend_from_slice(b",\"usage\":");
         match r.usage {
             Some(usage) => push_usage(out, usage),
-            None => push_null(out),
+            None => out.extend_from_slice(b",\"usage\":null"),
         }
     }
-    text(out, b",\"usage_source\":", r.usage_source());
+    plain(out, b",\"usage_source\":\"", r.usage_source().as_bytes());
     if r.audio_seconds.is_some() {
-        number_or_null(out, b",\"audio_seconds\":", r.audio_seconds);
+        number_or_null(out, b",\"audio_seconds\":null", r.audio_seconds);
     }
     if !r.oddities.is_empty() {
         out.extend_from_slice(b",\"usage_warnings\":");
         push_warnings(out, r.oddities);
     }
     if r.usage_missing_reason.is_some() {
-        text_or_null(out, b",\"usage_missing_reason\":", r.usage_missing_reason);
+        text_or_null(out, b",\"usage_missing_reason\":null", r.usage_missing_reason);
     }
 }
 
-/// `usage{}`, with the details only when the engine gave them.
+/// `usage{}` and its key, with the details only when the engine gave them.
 fn push_usage(out: &mut Vec<u8>, usage: Usage) {
-    number(out, b"{\"prompt_tokens\":", usage.prompt_tokens);
+    number(out, b",\"usage\":{\"prompt_tokens\":", usage.prompt_tokens);
     number(out, b",\"completion_tokens\":", usage.completion_tokens);
     number(out, b",\"total_tokens\":", usage.total_tokens);
     if let Some(cached) = usage.cached_tokens {
@@ -122,59 +168,79 @@ fn push_body(out: &mut Vec<u8>, body: &Body<'_>) {
         Body::Base64(digits) => push_text(out, digits),
     }
     if let Some(encoding) = body.encoding() {
-        text(out, b",\"request_body_encoding\":", encoding);
+        plain(out, b",\"request_body_encoding\":\"", encoding.as_bytes());
     }
 }
 
-fn text(out: &mut Vec<u8>, key: &[u8], value: &str) {
+// Keys are arrays: their lengths are known, and to append them takes no call.
+
+/// The key ends with the quote before the text.
+fn text<const N: usize>(out: &mut Vec<u8>, key: &[u8; N], value: &str) {
     out.extend_from_slice(key);
-    push_text(out, value);
+    push_inner(out, value);
+    out.push(b'"');
 }
 
-fn text_or_null(out: &mut Vec<u8>, key: &[u8], value: Option<&str>) {
+/// The same for one of our own words, in which nothing has to be escaped.
+fn plain<const N: usize>(out: &mut Vec<u8>, key: &[u8; N], word: &[u8]) {
     out.extend_from_slice(key);
+    out.extend_from_slice(word);
+    out.push(b'"');
+}
+
+/// The key ends with `null`, which stands there without a value.
+fn text_or_null<const N: usize>(out: &mut Vec<u8>, key: &[u8; N], value: Option<&str>) {
     match value {
-        Some(value) => push_text(out, value),
-        None => push_null(out),
+        Some(value) => {
+            out.extend_from_slice(&key[..N - NULL_BYTES]);
+            push_text(out, value);
+        }
+        None => out.extend_from_slice(key),
     }
 }
 
-fn number(out: &mut Vec<u8>, key: &[u8], value: u64) {
+fn number<const N: usize>(out: &mut Vec<u8>, key: &[u8; N], value: u64) {
     out.extend_from_slice(key);
     push_decimal(out, value);
 }
 
-fn number_or_null(out: &mut Vec<u8>, key: &[u8], value: Option<u64>) {
-    out.extend_from_slice(key);
+/// The key ends with `null`, which stands there without a value.
+fn number_or_null<const N: usize>(out: &mut Vec<u8>, key: &[u8; N], value: Option<u64>) {
     match value {
-        Some(value) => push_decimal(out, value),
-        None => push_null(out),
+        Some(value) => {
+            out.extend_from_slice(&key[..N - NULL_BYTES]);
+            push_decimal(out, value);
+        }
+        None => out.extend_from_slice(key),
     }
 }
 
-fn truth(out: &mut Vec<u8>, key: &[u8], value: bool) {
+fn truth<const N: usize>(out: &mut Vec<u8>, key: &[u8; N], value: bool) {
     out.extend_from_slice(key);
-    out.extend_from_slice(if value { b"true" } else { b"false" });
-}
-
-fn push_null(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"null");
+    if value {
+        out.extend_from_slice(b"true");
+    } else {
+        out.extend_from_slice(b"false");
+    }
 }
 
 /// Appends a text as a string of JSON in which nothing ends a line.
 fn push_text(out: &mut Vec<u8>, text: &str) {
-    // What may have to be escaped: most texts have none of it.
-    let odd = |word| below(word, b' ') | equal(word, b'"') | equal(word, b'\\') | (word & TOPS);
     out.push(b'"');
+    push_inner(out, text);
+    out.push(b'"');
+}
+
+/// The same without its quotes.
+fn push_inner(out: &mut Vec<u8>, text: &str) {
     let mut rest = text.as_bytes();
-    while let Some((run, behind)) = rest.split_at_checked(run_len(rest, odd)) {
+    while let Some((run, behind)) = rest.split_at_checked(run_len(rest, no_plain_json)) {
         out.extend_from_slice(run);
         if behind.is_empty() {
             break;
         }
         rest = push_odd(out, behind);
     }
-    out.push(b'"');
 }
 
 /// Appends the first letter of a text as it stands in a string of JSON; gives what is behind it.

@@ -12,7 +12,7 @@ use crate::base::limits::{
 };
 use crate::config::plan;
 use crate::usage::record::borrowed::RecordRef;
-use crate::usage::record::json::push_line;
+use crate::usage::record::json::Writer;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -133,9 +133,8 @@ impl LinesFile {
 impl Reporter for LinesFile {
     fn send(&mut self, records: &[RecordRef<'_>], _limit: Duration) -> Tried {
         let mut lines = std::mem::take(&mut self.lines);
-        for record in records {
-            push_line(&mut lines, record, self.plan.format);
-        }
+        let mut writer = Writer::new(&mut lines, self.plan.format);
+        records.iter().for_each(|record| writer.line(record));
         let written = self.write(&lines);
         lines.clear();
         lines.shrink_to(FILE_BUFFER_BYTES_KEPT);

@@ -9,7 +9,7 @@ use crate::store::http::HttpService;
 use crate::store::Trouble;
 use crate::usage::key_form::hex;
 use crate::usage::record::borrowed::RecordRef;
-use crate::usage::record::json::{push_line, push_record};
+use crate::usage::record::json::Writer;
 use ring::{digest, hmac};
 use std::time::Duration;
 use ureq::http::Request;
@@ -88,22 +88,22 @@ impl Webhook {
     /// Writes the body for these records; gives the key by which a receiver knows it again.
     fn write(&mut self, records: &[RecordRef<'_>]) -> String {
         self.body = emptied(std::mem::take(&mut self.body));
-        let (body, format) = (&mut self.body, self.plan.format);
+        let mut writer = Writer::new(&mut self.body, self.plan.format);
         let first = records.first().map(|record| record.request_id).unwrap_or_default();
         match self.plan.batch {
             WebhookBatch::Single => {
-                records.iter().for_each(|record| push_record(body, record, format));
+                records.iter().for_each(|record| writer.record(record));
                 return first.to_owned();
             }
             WebhookBatch::Array => {
                 for (place, record) in records.iter().enumerate() {
-                    body.push(if place == 0 { b'[' } else { b',' });
-                    push_record(body, record, format);
+                    writer.byte(if place == 0 { b'[' } else { b',' });
+                    writer.record(record);
                 }
-                body.push(b']');
+                writer.byte(b']');
             }
             WebhookBatch::Ndjson => {
-                records.iter().for_each(|record| push_line(body, record, format));
+                records.iter().for_each(|record| writer.line(record));
             }
         }
         let mut ids = digest::Context::new(&digest::SHA256);

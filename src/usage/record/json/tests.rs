@@ -260,6 +260,33 @@ fn what_a_receiver_may_not_read_goes_as_text() {
     assert_eq!(line_with(flat.as_bytes())[1], Value::Null);
 }
 
+/// Catches: a target that is taken for the last one because it looks like it, put together.
+#[test]
+fn neighbours_with_other_targets_keep_theirs() {
+    let record = record();
+    let base = RecordRef { method: "POST", path: "/v1/a", ..record.borrowed() };
+    let backends = |backend, backend_url| RecordRef { backend, backend_url, ..base };
+    let row = [
+        backends(Some("a"), Some("b")),
+        backends(Some("a"), Some("b")),
+        backends(Some("ab"), Some("")),
+        backends(Some("ab"), None),
+        backends(None, Some("ab")),
+        backends(None, Some("null")),
+        RecordRef { method: "POST/", path: "v1/a", ..backends(None, Some("null")) },
+        RecordRef { method: "POST", path: "/v1/\"a\"", ..backends(None, Some("null")) },
+        RecordRef { method: "POST", path: "/v1/\"a\"", ..backends(None, Some("null")) },
+    ];
+    for format in FORMATS {
+        let mut out = Vec::new();
+        let mut writer = Writer::new(&mut out, format);
+        row.iter().for_each(|record| writer.line(record));
+        let wanted: Vec<u8> =
+            row.iter().flat_map(|record| line::line_of(&Form { record, format })).collect();
+        assert_eq!(String::from_utf8(out), String::from_utf8(wanted));
+    }
+}
+
 /// Catches: a number that changes its digits on the way to a bill.
 #[test]
 fn a_body_loses_nothing_but_white_space() {
@@ -301,18 +328,49 @@ proptest! {
         let record = record.borrowed();
         for format in FORMATS {
             let mut out = b"before".to_vec();
-            push_record(&mut out, &record, format);
+            Writer::new(&mut out, format).record(&record);
             let mut wanted = b"before".to_vec();
             wanted.extend(line::json_of(&Form { record: &record, format }));
             prop_assert_eq!(String::from_utf8(out), String::from_utf8(wanted));
         }
     }
 
+    /// Catches: what is said of the record before, in place of what is true of this one.
+    #[test]
+    fn any_row_of_records_is_what_the_library_writes(
+        records in proptest::collection::vec(any_record(), 2..4),
+        row in proptest::collection::vec((0..3_usize, 0..3_usize, 0..16_u8), 1..12),
+    ) {
+        let row: Vec<RecordRef<'_>> = row.iter().map(|(own, other, shared)| {
+            // Each member of the target is its own or that of another record in the row.
+            let own = records[own % records.len()].borrowed();
+            let other = records[other % records.len()].borrowed();
+            let [method, path, backend, backend_url] = [1, 2, 4, 8].map(|bit| match shared & bit {
+                0 => &own,
+                _ => &other,
+            });
+            RecordRef {
+                method: method.method,
+                path: path.path,
+                backend: backend.backend,
+                backend_url: backend_url.backend_url,
+                ..own
+            }
+        }).collect();
+        let (mut out, mut wanted) = (b"before".to_vec(), b"before".to_vec());
+        let mut writer = Writer::new(&mut out, RecordFormat::Full);
+        for record in &row {
+            writer.line(record);
+            wanted.extend(line::line_of(&Form { record, format: RecordFormat::Full }));
+        }
+        prop_assert_eq!(String::from_utf8(out), String::from_utf8(wanted));
+    }
+
     /// Catches: a letter in any field that ends a line for some reader.
     #[test]
     fn any_record_is_one_line(record in any_record()) {
         let mut line = Vec::new();
-        push_line(&mut line, &record.borrowed(), RecordFormat::Full);
+        Writer::new(&mut line, RecordFormat::Full).line(&record.borrowed());
         let line = String::from_utf8(line).unwrap();
         let is_end = |c: char| "\u{85}\u{2028}\u{2029}".contains(c) || c < ' ';
         prop_assert_eq!(line.find(is_end), Some(line.len() - 1));
