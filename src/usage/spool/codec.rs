@@ -185,6 +185,11 @@ pub fn decode(bytes: &[u8]) -> Option<UsageRecord> {
 
 /// The same, borrowed: it allocates nothing.
 pub fn decode_ref(bytes: &[u8]) -> Option<RecordRef<'_>> {
+    decode_after(bytes, &RecordRef::default())
+}
+
+/// The same, with the record before: where they say the same, it is known to be text.
+pub fn decode_after<'a>(bytes: &'a [u8], before: &RecordRef<'a>) -> Option<RecordRef<'a>> {
     let mut record = RecordRef { key_form: KeyForm::None, ..RecordRef::default() };
     let mut rest = bytes;
     while let Some((tag, more)) = rest.split_first() {
@@ -195,7 +200,7 @@ pub fn decode_ref(bytes: &[u8]) -> Option<RecordRef<'_>> {
         } else {
             let (value, more) = rest.split_at_checked(usize::try_from(number).ok()?)?;
             rest = more;
-            set_bytes(&mut record, tag / 2, value)?;
+            set_bytes(&mut record, (tag / 2, value), before)?;
         }
     }
     Some(record)
@@ -236,18 +241,25 @@ fn set_number(record: &mut RecordRef<'_>, field: u8, value: u64) {
     }
 }
 
-fn set_bytes<'a>(record: &mut RecordRef<'a>, field: u8, value: &'a [u8]) -> Option<()> {
+fn set_bytes<'a>(
+    record: &mut RecordRef<'a>,
+    (field, value): (u8, &'a [u8]),
+    before: &RecordRef<'a>,
+) -> Option<()> {
+    let again = |known: Option<&'a str>| known.filter(|text| text.as_bytes() == value);
     let text = || std::str::from_utf8(value).ok();
     match field {
         field::REQUEST_ID => record.request_id = id_of(value)?,
         field::CLIENT_REQUEST_ID => record.client_request_id = id_of(value),
-        field::USER_ID => record.user_id = Some(text()?),
-        field::API_KEY => record.api_key = Some(text()?),
-        field::MODEL => record.model = Some(text()?),
-        field::METHOD => record.method = text()?,
-        field::PATH => record.path = text()?,
-        field::BACKEND => record.backend = Some(text()?),
-        field::BACKEND_URL => record.backend_url = Some(text()?),
+        field::USER_ID => record.user_id = Some(again(before.user_id).or_else(text)?),
+        field::API_KEY => record.api_key = Some(again(before.api_key).or_else(text)?),
+        field::MODEL => record.model = Some(again(before.model).or_else(text)?),
+        field::METHOD => record.method = again(Some(before.method)).or_else(text)?,
+        field::PATH => record.path = again(Some(before.path)).or_else(text)?,
+        field::BACKEND => record.backend = Some(again(before.backend).or_else(text)?),
+        field::BACKEND_URL => {
+            record.backend_url = Some(again(before.backend_url).or_else(text)?);
+        }
         field::MISSING_REASON => record.usage_missing_reason = Some(text()?),
         field::ERROR => record.error = Some(text()?),
         field::ENGINE_ERROR => record.engine_error = Some(text()?),

@@ -244,8 +244,10 @@ impl Cursor {
     /// The records of what was found last.
     pub(super) fn records<'p>(&mut self, room: &'p Parcel, into: &mut Read<'p>) {
         let mut all = std::mem::take(&mut self.found);
+        let none = RecordRef::default();
         for ((seq, bytes), found) in room.iter().zip(&all) {
-            if let Some(record) = codec::decode_ref(bytes) {
+            let before = into.records.last().unwrap_or(&none);
+            if let Some(record) = codec::decode_after(bytes, before) {
                 self.remember(seq, &record, found.in_memory);
                 into.push(seq, record);
                 continue;

@@ -145,6 +145,32 @@ proptest! {
         }
     }
 
+    /// Catches: a text of the record before in place of its own, or bytes taken for a text.
+    #[test]
+    fn a_record_says_the_same_behind_any_other(
+        (one, other) in (any_record(), any_record()),
+        shared in any::<u8>(),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..2),
+    ) {
+        let is_shared = |bit: u8| shared >> bit & 1 == 1;
+        let mut second = other;
+        if is_shared(0) { second.user_id.clone_from(&one.user_id); }
+        if is_shared(1) { second.api_key.clone_from(&one.api_key); }
+        if is_shared(2) { second.model.clone_from(&one.model); }
+        if is_shared(3) { second.method.clone_from(&one.method); }
+        if is_shared(4) { second.path.clone_from(&one.path); }
+        if is_shared(5) { second.backend.clone_from(&one.backend); }
+        if is_shared(6) { second.backend_url.clone_from(&one.backend_url); }
+        let (first, mut bytes) = (bytes_of(&one), bytes_of(&second));
+        for (place, bits) in &flips {
+            let place = place.index(bytes.len());
+            bytes[place] ^= bits;
+        }
+        let before = decode_ref(&first).unwrap();
+        let (alone, behind) = (decode_ref(&bytes), decode_after(&bytes, &before));
+        prop_assert_eq!(format!("{alone:?}"), format!("{behind:?}"));
+    }
+
     /// Catches: a cut in the middle of a field that is taken for its end.
     #[test]
     fn a_cut_record_is_none_or_lacks_whole_fields(record in any_record()) {
