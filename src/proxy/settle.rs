@@ -186,30 +186,30 @@ fn ended(tap: &Tap, story: &Story) -> Option<Instant> {
 
 /// What failed stands in the log, by the name that the client, the record and the metrics give it.
 fn log(shelf: &Shelf, request: &Request, story: &Story) {
-    let request_id = request.unique_id.as_str();
+    let id = || request.unique_id.as_str();
     match story.ending {
         Ending::Complete => {}
         // A deadline that passed is news, what a client got wrong is not.
         Ending::Refused(code) if story.status == 408 => {
             if shelf.may_log(code) {
-                tracing::info!(code, request_id, "request timed out");
+                tracing::info!(code, request_id = id(), "request timed out");
             }
         }
-        Ending::Refused(code) => tracing::debug!(code, request_id, "request refused"),
+        Ending::Refused(code) => tracing::debug!(code, request_id = id(), "request refused"),
         Ending::Fault(fault) => {
             let code = fault.code();
             let backend = story.backend.as_ref().map(|backend| &*backend.name);
             match fault.side() {
                 Side::Client if !fault.is_timeout() => {
-                    tracing::debug!(code, backend, request_id, "request ended early");
+                    tracing::debug!(code, backend, request_id = id(), "request ended early");
                 }
                 _ if !shelf.may_log(code) => {}
                 Side::Client => {
-                    tracing::info!(code, backend, request_id, "request timed out");
+                    tracing::info!(code, backend, request_id = id(), "request timed out");
                 }
                 _ => {
                     let detail = fault.detail();
-                    tracing::warn!(code, detail, backend, request_id, "request failed");
+                    tracing::warn!(code, detail, backend, request_id = id(), "request failed");
                 }
             }
         }
