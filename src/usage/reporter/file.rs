@@ -4,6 +4,10 @@
 //! What this cannot write is never a record's fault: the disk is full, or somebody took rights
 //! away. Whatever came of a half-written batch is cut off again, and if even that fails, the torn
 //! line gets its end before the next record.
+//!
+//! Several processes may write to one file: each has its lock (`flock`) from the look at its end to
+//! the sync, so that none writes behind a torn line, cuts off what another has written, or rotates
+//! beside another. The kernel frees it when a process dies.
 
 use super::{Reporter, Shape, Tried};
 use crate::base::clock::unix_ms;
@@ -13,12 +17,17 @@ use crate::base::limits::{
 use crate::config::plan;
 use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::json::Writer;
+use crossbeam_channel::never;
+use rustix::fs::{flock, FlockOperation};
+use rustix::io::Errno;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// A file that another process writes to is looked at again after so long.
+const LOCK_LOOK: Duration = Duration::from_millis(2);
 /// Only the owner reads what people asked.
 const MODE: u32 = 0o600;
 /// Of a rotated file: digits stand for digits, sorted as times are.
@@ -43,6 +52,9 @@ struct Open {
     /// How old it was when it was opened, and when that was.
     age: Duration,
     since: Instant,
+    /// Where our last line ended: if the file does not end there, somebody else wrote, and may have
+    /// been killed in the middle of a line.
+    end: Option<u64>,
 }
 
 /// How a file wants to be called.
@@ -62,20 +74,55 @@ impl LinesFile {
         LinesFile { plan, open: None, lines: Vec::new(), told: false }
     }
 
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        let size = self.ready(lines.len() as u64)?;
+    fn write(&mut self, lines: &[u8], until: Instant) -> io::Result<()> {
+        let size = match self.ready(lines.len() as u64, until) {
+            Ok(size) => size,
+            Err(error) => {
+                // Its lock goes with it.
+                self.open = None;
+                return Err(error);
+            }
+        };
         let Some(open) = &mut self.open else { return Ok(()) };
         let written = open.file.write_all(lines).and_then(|()| open.file.sync_data());
+        open.end = written.is_ok().then_some(size + lines.len() as u64);
         if written.is_err() && open.file.set_len(size).is_err() {
             // Opening anew looks for a torn line.
             self.open = None;
+            return written;
         }
+        unlock(&open.file);
         written
     }
 
-    /// Makes sure that the file at the path is open and has room; gives its size.
-    fn ready(&mut self, more: u64) -> io::Result<u64> {
-        let mut size = self.reopen()?;
+    /// Makes sure that the file at the path is open, ours alone until it is unlocked, without a torn
+    /// line, and has room; gives its size.
+    fn ready(&mut self, more: u64, until: Instant) -> io::Result<u64> {
+        loop {
+            self.reopen()?;
+            let Some(open) = &mut self.open else { return Err(io::ErrorKind::NotFound.into()) };
+            lock(&open.file, until)?;
+            // Another process may have rotated it meanwhile.
+            let is_there =
+                fs::metadata(&self.plan.path).is_ok_and(|f| identity(&f) == open.identity);
+            if !is_there {
+                self.open = None;
+                continue;
+            }
+            let mut size = open.file.metadata()?.len();
+            if open.end != Some(size) && is_torn(&mut open.file, size)? {
+                open.file.write_all(b"\n")?;
+                size += 1;
+            }
+            if !self.rotates(size, more) {
+                return Ok(size);
+            }
+            self.open = None;
+        }
+    }
+
+    /// Rotates the file, of this size, if it is time for that; true when it did.
+    fn rotates(&mut self, size: u64, more: u64) -> bool {
         let aged = |open: &Open| {
             let age = open.age + open.since.elapsed();
             self.plan.max_age.is_some_and(|most| age >= most)
@@ -85,7 +132,7 @@ impl LinesFile {
             match rotate(&self.plan.path, self.plan.max_files) {
                 Ok(()) => {
                     self.told = false;
-                    size = self.reopen()?;
+                    return true;
                 }
                 Err(error) if !self.told => {
                     // It is better that it grows than that records wait.
@@ -96,11 +143,11 @@ impl LinesFile {
                 Err(_) => {}
             }
         }
-        Ok(size)
+        false
     }
 
-    /// Opens what stands at the path, unless it is open; gives its size.
-    fn reopen(&mut self) -> io::Result<u64> {
+    /// Opens what stands at the path, unless it is open.
+    fn reopen(&mut self) -> io::Result<()> {
         let there = match fs::metadata(&self.plan.path) {
             Ok(there) => Some(there),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -108,7 +155,7 @@ impl LinesFile {
         };
         if let (Some(there), Some(open)) = (&there, &self.open) {
             if identity(there) == open.identity {
-                return Ok(there.len());
+                return Ok(());
             }
         }
         self.open = None;
@@ -117,25 +164,23 @@ impl LinesFile {
         }
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(MODE);
-        let mut file = options.open(&self.plan.path)?;
+        let file = options.open(&self.plan.path)?;
         let found = file.metadata()?;
-        if is_torn(&mut file, found.len())? {
-            file.write_all(b"\n")?;
-        }
         let began = found.created().or_else(|_| found.modified())?;
         let age = began.elapsed().unwrap_or_default();
-        let size = file.metadata()?.len();
-        self.open = Some(Open { file, identity: identity(&found), age, since: Instant::now() });
-        Ok(size)
+        let (identity, since) = (identity(&found), Instant::now());
+        self.open = Some(Open { file, identity, age, since, end: None });
+        Ok(())
     }
 }
 
 impl Reporter for LinesFile {
-    fn send(&mut self, records: &[RecordRef<'_>], _limit: Duration) -> Tried {
+    fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
+        let until = Instant::now() + limit;
         let mut lines = std::mem::take(&mut self.lines);
         let mut writer = Writer::new(&mut lines, self.plan.format);
         records.iter().for_each(|record| writer.line(record));
-        let written = self.write(&lines);
+        let written = self.write(&lines, until);
         lines.clear();
         lines.shrink_to(FILE_BUFFER_BYTES_KEPT);
         self.lines = lines;
@@ -156,6 +201,23 @@ impl Reporter for LinesFile {
 
 fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
+}
+
+/// Waits until no other process has the file. A file system without locks has none of them, either.
+fn lock(file: &File, until: Instant) -> io::Result<()> {
+    while let Err(Errno::WOULDBLOCK) = flock(file, FlockOperation::NonBlockingLockExclusive) {
+        if Instant::now() >= until {
+            return Err(io::Error::other("another process does not let go of it"));
+        }
+        // The kernel tells nobody when a lock is free, short of waiting for it without a limit.
+        let _ = never::<()>().recv_timeout(LOCK_LOOK);
+    }
+    Ok(())
+}
+
+/// It is also free when the file is closed.
+fn unlock(file: &File) {
+    let _ = flock(file, FlockOperation::Unlock);
 }
 
 /// The last line has no end: the process was killed while it wrote.

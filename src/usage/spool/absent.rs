@@ -91,6 +91,22 @@ pub(super) fn find(
     Ok(kept)
 }
 
+/// A reporter with a checkpoint in this folder that is none of these and was never missed: its
+/// process may be another one, with another configuration, that comes back for it.
+///
+/// # Errors
+/// The disk cannot be read.
+pub(super) fn of_others(disk: &dyn Disk, reporters: &[String]) -> io::Result<Option<String>> {
+    for file in disk.list()? {
+        let Some(name) = file.strip_suffix(checkpoint::SUFFIX) else { continue };
+        let is_known = reporters.iter().any(|reporter| reporter == name);
+        if !is_known && left_ms(&*disk.open(&file)?)?.is_none() {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 impl Absent {
     fn tell(&self, left: Duration, place: &str) {
         tracing::warn!(

@@ -157,3 +157,56 @@ fn a_full_disk_may_have_room_later() {
     assert!(matches!(tried, Tried::Again(_)), "{tried:?}");
     fs::remove_file(&scratch.0).unwrap();
 }
+
+/// Catches: a line that is written behind one that another process was killed in, and lost with it;
+/// a file in which two write at a time, so that one cuts off what the other has written.
+#[test]
+fn a_file_of_several_processes_has_one_writer_at_a_time() {
+    let scratch = Scratch::new("several");
+    let mut ours = reporter(scratch.file(), 1 << 20, 0);
+    assert_eq!(send(&mut ours, &["a"]), Tried::Delivered);
+    let mut other = File::options().append(true).open(scratch.file()).unwrap();
+    other.write_all(b"{\"request_id\":\"torn").unwrap();
+    assert_eq!(send(&mut ours, &["b"]), Tried::Delivered);
+    assert_eq!(ids(&scratch.file()), ["a", "{\"request_id\":\"torn", "b"]);
+    flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let record = with_id("c");
+    let tried = ours.send(&[record.borrowed()], Duration::from_millis(20));
+    assert!(matches!(tried, Tried::Again(_)), "{tried:?}");
+    drop(other);
+    assert_eq!(send(&mut ours, &["c"]), Tried::Delivered);
+    // It is free between two batches.
+    let mut second = reporter(scratch.file(), 1 << 20, 0);
+    assert_eq!(send(&mut second, &["d"]), Tried::Delivered);
+    assert_eq!(send(&mut ours, &["e"]), Tried::Delivered);
+    let all = ids(&scratch.file());
+    assert_eq!(all[2..], ["b", "c", "d", "e"]);
+}
+
+/// Catches: two processes that rotate one file, of which one moves away what the other has begun,
+/// or writes into what was moved.
+#[test]
+fn a_file_of_several_processes_is_rotated_once() {
+    let scratch = Scratch::new("rotated-together");
+    let line = with_id("0-00").borrowed().to_line(RecordFormat::Full).len() as u64;
+    let write = |process: usize| {
+        let path = scratch.file();
+        std::thread::spawn(move || {
+            let mut file = reporter(path, 3 * line, 0);
+            for n in 0..40 {
+                let id = format!("{process}-{n:02}");
+                assert_eq!(send(&mut file, &[&id]), Tried::Delivered);
+            }
+        })
+    };
+    let threads: Vec<_> = (0..3).map(write).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let mut files = rotated(&scratch.file()).unwrap();
+    assert_eq!(files.len(), 39, "each but the last is full");
+    files.push(scratch.file());
+    let mut all: Vec<String> = files.iter().flat_map(|file| ids(file)).collect();
+    all.sort();
+    let wanted: Vec<String> =
+        (0..3).flat_map(|process| (0..40).map(move |n| format!("{process}-{n:02}"))).collect();
+    assert_eq!(all, wanted);
+}

@@ -15,6 +15,7 @@ pub mod root;
 mod chain;
 mod convert;
 
+use super::absent;
 use super::dead_letter;
 use super::disk::{is_of_the_disk, Disk};
 use super::state::SpoolState;
@@ -218,10 +219,18 @@ impl Folders {
                 continue;
             }
             let disk = self.root.folder(&name);
+            // A start takes it all the same: then its reporters are those that are not configured
+            // any more. While this process runs, whose they are may come back for them.
+            let of_others = absent::of_others(&*disk, &self.reporters).ok().flatten();
             match disk.lock() {
-                Ok(()) => self.adopt(&name, disk),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => left.push(error.to_string()),
+                Ok(()) => match of_others {
+                    None => self.adopt(&name, disk),
+                    Some(reporter) => left.push(format!(
+                        "{name} is of a process that has a reporter {reporter}, and waits for it"
+                    )),
+                },
             }
         }
         if !left.is_empty() {

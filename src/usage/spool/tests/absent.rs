@@ -2,8 +2,10 @@
 
 use super::super::absent::{left_ms, note_left};
 use super::super::disk::Disk as _;
+use super::super::folders::open_folders;
 use super::super::{open, Opened, Options};
 use super::fault::{FaultDisk, Faults, World};
+use super::folders::{closed, deliver, FaultRoot, Given};
 use super::rig::*;
 use crate::base::clock::unix_ms;
 use crate::base::limits::SPOOL_ABSENT_REPORTER_KEPT;
@@ -135,4 +137,27 @@ fn one_that_left_in_a_kill_gets_what_the_kill_ended() {
     assert!(has_checkpoint(&disk, "b"));
     let (_, mut spool) = start(&disk, &["a", "b"], options(EVERY));
     assert_eq!(ids(&mut spool.cursors[1]), [7]);
+}
+
+/// Catches: a folder of a process with reporters of its own that a neighbour takes while that is
+/// away for a moment: nobody would deliver its records, and a day later they were gone.
+#[test]
+fn a_folder_of_other_reporters_waits_for_its_process() {
+    let disk = FaultDisk::<Given>::new(World::default());
+    let start = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        open_folders(Arc::new(FaultRoot(disk.clone())), options(EVERY), &names).unwrap()
+    };
+    let (mut theirs, mut ours) = (start(&["c"]), start(&["a", "b"]));
+    closed(&mut theirs, 0..3);
+    drop(theirs);
+    ours.folders.look();
+    assert_eq!(ours.own.state.folders_adopted(), 0);
+    // It is back, and finds what is its own.
+    let mut theirs = start(&["c"]);
+    assert_eq!(deliver(&mut theirs.chains[0]), [0, 1, 2]);
+    drop((theirs, ours));
+    // The start of a process without it: it is not configured any more.
+    let ours = start(&["a", "b"]);
+    assert_eq!((ours.chains.len(), ours.own.state.folders_adopted()), (2, 1));
 }

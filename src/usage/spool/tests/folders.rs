@@ -75,7 +75,7 @@ fn read(chain: &mut Chain) -> Vec<(u64, u32, Outcome)> {
     }
 }
 
-fn deliver(chain: &mut Chain) -> Vec<u32> {
+pub(super) fn deliver(chain: &mut Chain) -> Vec<u32> {
     let all = read(chain);
     if let Some((last, ..)) = all.last() {
         chain.done(*last);
@@ -87,7 +87,7 @@ fn deliver_to_all(spool: &mut OpenedFolders) {
     spool.chains.iter_mut().for_each(|chain| drop(deliver(chain)));
 }
 
-fn closed(spool: &mut OpenedFolders, ids: std::ops::Range<u32>) {
+pub(super) fn closed(spool: &mut OpenedFolders, ids: std::ops::Range<u32>) {
     for id in ids {
         spool.own.close(id);
         spool.own.writer.commit();
