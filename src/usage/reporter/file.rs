@@ -95,8 +95,8 @@ impl LinesFile {
         written
     }
 
-    /// Makes sure that the file at the path is open, ours alone until it is unlocked, without a torn
-    /// line, and has room; gives its size.
+    /// Makes sure that the file at the path is open, ours alone until it is unlocked, without a
+    /// torn line, and has room; gives its size.
     fn ready(&mut self, more: u64, until: Instant) -> io::Result<u64> {
         loop {
             self.reopen()?;
