@@ -283,15 +283,18 @@ fn a_file_has_every_record_across_rotations_and_restarts() {
         folder.join("usage.jsonl").display()
     ));
     let mut asked = HashSet::new();
-    for run in 1..=2 {
+    for _ in 0..2 {
         let proxy = config.start();
-        asked.extend(post(&proxy, 20));
-        let records = await_some("all records in files", SOON, || {
-            let records = folder.exists().then(|| lines_in(&folder))?;
-            (records.len() >= 20 * run).then_some(records)
-        });
-        assert_eq!(records.len(), 20 * run);
-        assert_eq!(records.iter().map(id_of).collect::<HashSet<_>>(), asked);
+        // Records of a moment go in one batch, which is not parted for a rotation.
+        for _ in 0..2 {
+            asked.extend(post(&proxy, 10));
+            let records = await_some("all records in files", SOON, || {
+                let records = folder.exists().then(|| lines_in(&folder))?;
+                (records.len() >= asked.len()).then_some(records)
+            });
+            assert_eq!(records.len(), asked.len());
+            assert_eq!(records.iter().map(id_of).collect::<HashSet<_>>(), asked);
+        }
     }
     assert!(std::fs::read_dir(&folder).unwrap().count() > 2, "it was not rotated");
 }
