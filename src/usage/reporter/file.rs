@@ -107,6 +107,9 @@ impl LinesFile {
                 fs::metadata(&self.plan.path).is_ok_and(|f| identity(&f) == open.identity);
             if !is_there {
                 self.open = None;
+                if Instant::now() >= until {
+                    return Err(io::Error::other("another file stands there at each look"));
+                }
                 continue;
             }
             let mut size = open.file.metadata()?.len();
@@ -209,7 +212,7 @@ fn lock(file: &File, until: Instant) -> io::Result<()> {
         if Instant::now() >= until {
             return Err(io::Error::other("another process does not let go of it"));
         }
-        // The kernel tells nobody when a lock is free, short of waiting for it without a limit.
+        // The kernel tells nobody when a lock is free, short of a wait for it that has no end.
         let _ = never::<()>().recv_timeout(LOCK_LOOK);
     }
     Ok(())

@@ -20,7 +20,6 @@ mod probe;
 pub use probe::{probe, readable};
 
 use super::record::borrowed::RecordRef;
-use crate::base::limits::BATCH_BUFFER_BYTES_KEPT;
 use crate::config::plan::{self, ReporterKind};
 use std::io;
 use std::time::Duration;
@@ -68,14 +67,6 @@ pub enum Tried {
     Failed(String),
     /// It says that it will never take these records; why.
     Refused(String),
-}
-
-/// A buffer of a batch for the next one. One that a rare batch with long bodies has blown up would
-/// otherwise stay so for as long as the process lives.
-fn emptied(mut buffer: Vec<u8>) -> Vec<u8> {
-    buffer.clear();
-    buffer.shrink_to(BATCH_BUFFER_BYTES_KEPT);
-    buffer
 }
 
 /// Makes a destination ready for one thread; connects to nothing yet.

@@ -2,8 +2,10 @@
 //! success. A receiver can tell a repeated request by its `Idempotency-Key`, and that it is ours by
 //! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
-use super::{emptied, Reporter, Shape, Tried};
-use crate::base::limits::{GATHER_CALLS, GATHER_SINGLES, WEBHOOK_ANSWER_BYTES_MAX};
+use super::{Reporter, Shape, Tried};
+use crate::base::limits::{
+    BATCH_BUFFER_BYTES_KEPT, GATHER_CALLS, GATHER_SINGLES, WEBHOOK_ANSWER_BYTES_MAX,
+};
 use crate::config::plan::{self, WebhookBatch};
 use crate::store::http::HttpService;
 use crate::store::Trouble;
@@ -87,7 +89,8 @@ impl Reporter for Webhook {
 impl Webhook {
     /// Writes the body for these records; gives the key by which a receiver knows it again.
     fn write(&mut self, records: &[RecordRef<'_>]) -> String {
-        self.body = emptied(std::mem::take(&mut self.body));
+        self.body.clear();
+        self.body.shrink_to(BATCH_BUFFER_BYTES_KEPT);
         let mut writer = Writer::new(&mut self.body, self.plan.format);
         let first = records.first().map(|record| record.request_id).unwrap_or_default();
         match self.plan.batch {

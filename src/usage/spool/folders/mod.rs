@@ -219,18 +219,15 @@ impl Folders {
                 continue;
             }
             let disk = self.root.folder(&name);
-            // A start takes it all the same: then its reporters are those that are not configured
-            // any more. While this process runs, whose they are may come back for them.
-            let of_others = absent::of_others(&*disk, &self.reporters).ok().flatten();
-            match disk.lock() {
+            // A start takes what is of other reporters all the same: then they are not configured
+            // any more. While this process runs, whose they are may come back for it.
+            match disk.lock().and_then(|()| absent::of_others(&*disk, &self.reporters)) {
+                Ok(None) => self.adopt(&name, disk),
+                Ok(Some(reporter)) => left.push(format!(
+                    "{name} is of a process that has a reporter {reporter}, and waits for it"
+                )),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => left.push(error.to_string()),
-                Ok(()) => match of_others {
-                    None => self.adopt(&name, disk),
-                    Some(reporter) => left.push(format!(
-                        "{name} is of a process that has a reporter {reporter}, and waits for it"
-                    )),
-                },
             }
         }
         if !left.is_empty() {
