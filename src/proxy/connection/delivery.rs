@@ -1,8 +1,6 @@
 //! An engine's answer goes to the client, with the tap looking on.
 
-use super::ours::give_up;
-use super::parting::conclude;
-use super::{Next, Talk};
+use super::{Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::limits::UNPACKED_WAIT;
 use crate::http::field::Known;
@@ -30,19 +28,27 @@ use crate::rt::buffer::Buffer;
 use crate::state::member::Member;
 use std::rc::Rc;
 
-/// Sends the answer on to the client and settles.
-pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Next {
-    let Talk { request, response, story, exchange, inbound, tap, pass } = talk;
-    let pass = pass.get_or_insert_with(|| Pass::new(w));
-    let (Some(backend), Some(got)) = (story.backend.clone(), exchange.as_mut()) else {
-        return Next::Close;
-    };
+/// What became of an answer, and whether the client's connection ends with it.
+pub(super) struct Delivered {
+    pub outcome: Relayed,
+    pub closes: bool,
+}
+
+/// Sends the answer on to the client. An error: it is broken, and nothing of it was sent.
+pub(super) async fn deliver(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+    got: &mut Exchange,
+) -> Result<Delivered, Fault> {
+    let Underway { pass, notes: Notes { request, response, story, inbound, tap } } = underway;
+    let backend = Rc::clone(got.lease.backend());
     let mut outbound = outbound(response, request.head.version);
     let strips = story.asked_usage && strip::is_readable(response);
     if strips {
         outbound = strip::of_any_length(outbound, request.head.version);
     }
-    let close = closes(w, request, outbound);
+    let closes = closes(w, request, outbound);
     *inbound = Inbound::new(response.framing);
     expect(tap, (request, response), got, request.dialect_at(&backend.plan.base_path));
     // 0: it left before an answer began, which only an engine that is drained did not notice.
@@ -59,8 +65,12 @@ pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk
     let begun = {
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
-        let mut head =
-            Some(client_head((&pass.view, &backend), (request, response), read, (outbound, close)));
+        let mut head = Some(client_head(
+            (&pass.view, &backend),
+            (request, response),
+            read,
+            (outbound, closes),
+        ));
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if response.event_stream {
@@ -69,9 +79,7 @@ pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk
         response.fields = Vec::new();
     }
     if let RelayStep::Broken(fault @ Fault::BadResponse(_)) = begun {
-        *exchange = None;
-        w.shelf.count_fault(Some(&backend), fault);
-        return Box::pin(give_up(w, client, talk, fault)).await;
+        return Err(fault);
     }
     if let RelayStep::NoteDue = begun {
         settle::note(pass, (request, relay.tap), story, relay.sent());
@@ -103,7 +111,7 @@ pub(super) async fn deliver(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk
         }
         Err(fault) => relay.break_off(fault).await,
     };
-    conclude(w, talk, outcome, close)
+    Ok(Delivered { outcome, closes })
 }
 
 /// Ends a whole answer that is packed. Its record waits for what is in it, and its last bytes wait

@@ -1,8 +1,8 @@
 //! Before a request is for a backend: its head, whether it may pass, its body and what that says.
 
 use super::facts;
-use super::ours::{answer_instead, refuse, Instead};
-use super::{Next, Talk};
+use super::ours::{answer_instead, Instead};
+use super::{Next, Underway};
 use crate::base::id::RequestId;
 use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
 use crate::base::refusal::Refusal;
@@ -24,32 +24,40 @@ use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
-use std::rc::Rc;
 
-/// Waits for a head. An error when none came, or none that is good.
+/// What comes of waiting for a head.
+pub(super) enum Arrival {
+    /// A head.
+    Request,
+    /// One that is not good.
+    Refused(Box<Refusal>),
+    /// None: the connection closes.
+    Nothing,
+}
+
+/// Waits for a head.
 pub(super) async fn receive_head(
-    w: &Rc<Shared>,
+    w: &Shared,
     client: &mut Client,
-    talk: &mut Talk,
-) -> Result<(), Next> {
+    request: &mut Request,
+) -> Arrival {
     // Not the view itself: a connection may idle for minutes, and would hold it for as long.
     let limits = HeadLimits::of(&w.view().plan.server);
-    match receive::head(client, &mut talk.request, limits).await {
-        Ok(Received::Whole) => Ok(()),
+    match receive::head(client, request, limits).await {
+        Ok(Received::Whole) => Arrival::Request,
         Ok(Received::Idled) => {
             w.shelf.meters.borrow_mut().idle_closed[0] += 1;
-            Err(Next::Close)
+            Arrival::Nothing
         }
         Ok(Received::Closed) => {
             if !client.bytes().is_empty() {
                 w.shelf.count_abort(Phase::Request);
             }
-            Err(Next::Close)
+            Arrival::Nothing
         }
         Err(refusal) => {
-            talk.pass = Some(Pass::new(w));
-            talk.request.unique_id = w.shelf.next_id();
-            Err(Box::pin(refuse(w, client, talk, refusal)).await)
+            request.unique_id = w.shelf.next_id();
+            Arrival::Refused(Box::new(refusal))
         }
     }
 }
@@ -57,14 +65,13 @@ pub(super) async fn receive_head(
 /// Decides whether the request goes to a backend, and reads its body. An error when it does not;
 /// then its client got something else.
 pub(super) async fn admit(
-    w: &Rc<Shared>,
+    w: &Shared,
     client: &mut Client,
-    talk: &mut Talk,
+    underway: &mut Underway<'_>,
 ) -> Result<(), Next> {
-    let pass = talk.pass.insert(Pass::new(w));
-    match judge(w, client, &mut talk.request, pass).await {
+    match judge(w, client, &mut underway.notes.request, underway.pass).await {
         Ok(()) => Ok(()),
-        Err(instead) => Err(Box::pin(answer_instead(w, client, talk, instead)).await),
+        Err(instead) => Err(Box::pin(answer_instead(w, client, underway, instead)).await),
     }
 }
 

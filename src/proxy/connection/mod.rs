@@ -20,6 +20,7 @@ use super::pass::Pass;
 use super::receive::Request;
 use super::relay::framing::Inbound;
 use super::relay::tap::Tap;
+use super::relay::Relayed;
 use super::settle::{settle, Ending, Story};
 use super::shared::{Live, Shared};
 use super::upstream::exchange::Exchange;
@@ -30,7 +31,9 @@ use crate::http::response::ResponseHead;
 use crate::rt::patrol::{Gone, Rank};
 use crate::rt::socket::Socket;
 use delivery::deliver;
-use incoming::{admit, receive_head};
+use incoming::{admit, receive_head, Arrival};
+use ours::{give_up, refuse};
+use parting::{conclude, Undrained};
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -38,6 +41,7 @@ use std::rc::Rc;
 use tries::forward;
 
 /// What becomes of the connection after a request.
+#[derive(Clone, Copy)]
 enum Next {
     /// It carries another.
     Request,
@@ -45,42 +49,68 @@ enum Next {
     Close,
     /// It closes after the client had time to read the last answer.
     CloseGently,
-    /// It closes at once, and its engine's answer is read to the end.
-    Drain,
+}
+
+/// What is left to be done for a request whose client has what it gets.
+enum Afterwards {
+    /// It is settled.
+    Settle,
+    /// It is settled once its packed answer is unpacked. The client does not wait for that.
+    Unpack(Relayed),
+    /// The client has left: its connection closes at once, the engine's answer is read on, and then
+    /// the request is settled.
+    Drain(Box<Undrained>),
 }
 
 /// What a connection keeps from request to request. Boxed: the future of a stream stays small.
 struct Talk {
     /// Of the request that is under way; `None` between two of them.
     pass: Option<Pass>,
+    notes: Notes,
+}
+
+/// What is known of a request and its answer. It is used again by the next request of the
+/// connection, for its capacity.
+struct Notes {
     request: Request,
-    /// The head of the answer; kept from request to request for its capacity.
+    /// The head of the answer.
     response: ResponseHead,
     story: Story,
-    exchange: Option<Exchange>,
     inbound: Inbound,
     tap: Tap,
+}
+
+/// The request that is under way, as its steps get it.
+struct Underway<'a> {
+    pass: &'a mut Pass,
+    notes: &'a mut Notes,
 }
 
 impl Talk {
     /// Of a client that has said nothing yet.
     fn new(request: Request) -> Talk {
-        Talk {
-            pass: None,
+        let notes = Notes {
             request,
             response: ResponseHead::default(),
             story: Story::default(),
-            exchange: None,
             inbound: Inbound::Length(0),
             tap: Tap::default(),
-        }
+        };
+        Talk { pass: None, notes }
     }
 
-    /// The end of the request that is under way. Without a pass it is settled already.
+    /// A request begins: its head is there.
+    fn begin(&mut self, w: &Rc<Shared>) -> Underway<'_> {
+        let Talk { pass, notes } = self;
+        Underway { pass: pass.insert(Pass::new(w)), notes }
+    }
+
+    /// The request that is under way is over.
     fn settle(&mut self) {
         panic_point::pass("settling");
+        let Notes { request, story, tap, .. } = &mut self.notes;
         if let Some(pass) = self.pass.take() {
-            settle(pass, (&self.request, &self.tap), &mut self.story);
+            settle(pass, (request, tap), story);
         }
     }
 }
@@ -89,7 +119,7 @@ impl Drop for Talk {
     /// A request that is under way still: a panic of ours ended its connection.
     fn drop(&mut self) {
         if self.pass.is_some() {
-            self.story.ending = Ending::Fault(Fault::Panicked);
+            self.notes.story.ending = Ending::Fault(Fault::Panicked);
             // A second panic, here, would end the process.
             let settled = catch_unwind(AssertUnwindSafe(|| self.settle()));
             if settled.is_err() {
@@ -126,35 +156,63 @@ pub fn serve(
 async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     let w = live.shared();
     loop {
-        talk.tap.reset();
-        talk.story = Story::default();
-        // All that comes before an answer is one step, which leaves nothing behind: a stream that
-        // runs for minutes stands two calls deep and carries what these two need.
-        let next = match ask(w, &mut client, &mut talk).await {
-            Ok(()) => deliver(w, &mut client, &mut talk).await,
-            Err(next) => next,
+        talk.notes.tap.reset();
+        talk.notes.story = Story::default();
+        let arrival = receive_head(w, &mut client, &mut talk.notes.request).await;
+        let (next, afterwards) = 'request: {
+            let mut underway = match arrival {
+                Arrival::Nothing => return,
+                Arrival::Request => talk.begin(w),
+                Arrival::Refused(refusal) => {
+                    let mut underway = talk.begin(w);
+                    let refusing = refuse(w, &mut client, &mut underway, *refusal);
+                    break 'request (Box::pin(refusing).await, Afterwards::Settle);
+                }
+            };
+            // All that comes before an answer is one step, which leaves nothing behind: a stream
+            // that runs for minutes stands two calls deep and carries what these two need.
+            let mut exchange = match ask(w, &mut client, &mut underway).await {
+                Ok(exchange) => exchange,
+                Err(next) => break 'request (next, Afterwards::Settle),
+            };
+            let fault = match deliver(w, &mut client, &mut underway, &mut exchange).await {
+                Ok(delivered) => break 'request conclude(w, underway, exchange, delivered),
+                Err(fault) => fault,
+            };
+            w.shelf.count_fault(Some(exchange.lease.backend()), fault);
+            // The engine first: it may still be at work.
+            drop(exchange);
+            let giving_up = give_up(w, &mut client, &mut underway, fault);
+            (Box::pin(giving_up).await, Afterwards::Settle)
         };
+        match afterwards {
+            Afterwards::Settle => talk.settle(),
+            Afterwards::Unpack(outcome) => parting::settle_late(w, &mut talk, outcome),
+            Afterwards::Drain(undrained) => {
+                drop(client);
+                return Box::pin(parting::spare(live, &mut talk, *undrained)).await;
+            }
+        }
         match next {
             Next::Request if w.patrol.is_draining() => return,
             Next::Request => {}
             Next::Close => return,
             Next::CloseGently => return client.close_gently().await,
-            Next::Drain => {
-                drop(client);
-                return Box::pin(parting::spare(live, &mut talk)).await;
-            }
         }
     }
 }
 
-/// From the first byte of a request to the head of an engine's answer. `Err`: there is none, and
-/// the client has been told.
-async fn ask(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Result<(), Next> {
-    receive_head(w, client, talk).await?;
+/// From the head of a request to the head of an engine's answer. `Err`: there is none, and the
+/// client has been told.
+async fn ask(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+) -> Result<Exchange, Next> {
     panic_point::pass("head");
-    admit(w, client, talk).await?;
+    admit(w, client, underway).await?;
     panic_point::pass("admission");
-    forward(w, client, talk).await
+    forward(w, client, underway).await
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The answers that we make ourselves: refusals, what stands for a backend that did not answer, our
-//! own pages. Each settles its request.
+//! own pages. Each leaves the story by which its request is settled.
 
-use super::{Next, Talk};
+use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
 use crate::http::request::Method;
@@ -31,34 +31,33 @@ impl From<Refusal> for Instead {
     }
 }
 
-/// Answers a request that does not go to a backend, and settles it.
+/// Answers a request that does not go to a backend.
 pub(super) async fn answer_instead(
     w: &Shared,
     client: &mut Client,
-    talk: &mut Talk,
+    underway: &mut Underway<'_>,
     instead: Instead,
 ) -> Next {
     match instead {
-        Instead::Refusal(refusal) => refuse(w, client, talk, refusal).await,
-        Instead::Page(kind) => own_answer(w, client, talk, kind).await,
+        Instead::Refusal(refusal) => refuse(w, client, underway, refusal).await,
+        Instead::Page(kind) => own_answer(w, client, underway, kind).await,
         Instead::Nothing => {
             w.shelf.count_abort(Phase::Request);
-            talk.story = Story::client_left();
-            talk.settle();
+            underway.notes.story = Story::client_left();
             Next::Close
         }
     }
 }
 
-/// Answers with a refusal and settles. The connection survives if its framing is not in doubt and
+/// Answers with a refusal. The connection survives if its framing is not in doubt and
 /// no unread body is in the way.
 pub(super) async fn refuse(
     w: &Shared,
     client: &mut Client,
-    talk: &mut Talk,
+    underway: &mut Underway<'_>,
     refusal: Refusal,
 ) -> Next {
-    let request = &mut talk.request;
+    let Notes { request, story, .. } = &mut *underway.notes;
     let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
     // Its request may not have come to its end, and does not any more.
     match frame.close {
@@ -68,19 +67,18 @@ pub(super) async fn refuse(
     let sent = answer::refuse(client, &frame, &refusal).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    talk.story = Story::refused(&refusal);
-    talk.settle();
+    *story = Story::refused(&refusal);
     next
 }
 
-/// Answers for a backend that did not, and settles.
+/// Answers for a backend that did not.
 pub(super) async fn give_up(
     w: &Shared,
     client: &mut Client,
-    talk: &mut Talk,
+    underway: &mut Underway<'_>,
     fault: Fault,
 ) -> Next {
-    let Talk { request, story, pass, tap, .. } = talk;
+    let Underway { pass, notes: Notes { request, story, tap, .. } } = underway;
     story.ending = Ending::Fault(fault);
     let next = if fault == Fault::ClientLeft {
         w.shelf.count_abort(Phase::Waiting);
@@ -89,22 +87,24 @@ pub(super) async fn give_up(
         let refusal = fault.refusal();
         story.status = refusal.status;
         // As with an engine's answer: whoever has seen the end of it has a record that says so.
-        if let Some(pass) = pass {
-            settle::close(pass, (request, tap), story, 0);
-        }
+        settle::close(pass, (request, tap), story, 0);
         let frame = frame(w, request, refusal.close);
         let sent = answer::refuse(client, &frame, &refusal).await;
         after(sent, frame.close)
     };
     request.release_body(client);
-    talk.settle();
     next
 }
 
 /// `/health`, `/ready` and the metrics page.
-async fn own_answer(w: &Shared, client: &mut Client, talk: &mut Talk, kind: Purpose) -> Next {
+async fn own_answer(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+    kind: Purpose,
+) -> Next {
     const TEXT: &str = "text/plain; charset=utf-8";
-    let request = &mut talk.request;
+    let Notes { request, story, .. } = &mut *underway.notes;
     let page;
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
         Purpose::Ready if !w.is_staying() => (503, TEXT, b"draining\n"),
@@ -130,8 +130,7 @@ async fn own_answer(w: &Shared, client: &mut Client, talk: &mut Talk, kind: Purp
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
-    talk.story = Story::own(status);
-    talk.settle();
+    *story = Story::own(status);
     next
 }
 

@@ -1,19 +1,18 @@
 //! From a whole request to the head of an engine's answer: the opening record, the tries.
 
 use super::ours::{give_up, refuse};
-use super::{Next, Talk};
+use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking::{self, Asking};
 use crate::proxy::client::Client;
-use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::tries::{Follow, Tries, TryEnd};
 use crate::proxy::route::{self, TriedMembers};
-use crate::proxy::settle::{self, Ending};
+use crate::proxy::settle::{self, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
@@ -22,50 +21,42 @@ use crate::proxy::view::WorkerView;
 use crate::usage::outbox::Outbox;
 use std::rc::Rc;
 
-/// The way of a request that is for a backend.
+/// The way of a request that is for a backend, to the head of an answer. An error when there is
+/// none; the client has been told.
 pub(super) async fn forward(
-    w: &Rc<Shared>,
+    w: &Shared,
     client: &mut Client,
-    talk: &mut Talk,
-) -> Result<(), Next> {
-    match open(w, client, talk) {
-        Begun::Open => {}
-        Begun::NoBackend => return Err(Box::pin(refuse(w, client, talk, NO_BACKEND)).await),
-        Begun::NoJournal => return Err(Box::pin(refuse(w, client, talk, NO_JOURNAL)).await),
-    }
-    match try_backends(w, client, talk).await {
-        Ok(()) => Ok(()),
-        Err(fault) => Err(Box::pin(give_up(w, client, talk, fault)).await),
-    }
-}
-
-/// How the way to a backend begins.
-enum Begun {
-    /// There is somebody to ask, and the journal has the request.
-    Open,
-    /// There is nobody to ask.
-    NoBackend,
-    /// The journal cannot keep it, and nobody is served without.
-    NoJournal,
+    underway: &mut Underway<'_>,
+) -> Result<Exchange, Next> {
+    let first = match open(w, client, underway) {
+        Ok(first) => first,
+        Err(refusal) => return Err(Box::pin(refuse(w, client, underway, refusal)).await),
+    };
+    let fault = match try_backends(w, client, underway, first).await {
+        Ok(exchange) => return Ok(exchange),
+        Err(fault) => fault,
+    };
+    Err(Box::pin(give_up(w, client, underway, fault)).await)
 }
 
 /// Picks who is asked first and opens the request's record: an engine has nothing that the journal
 /// has not.
-fn open(w: &Rc<Shared>, client: &Client, talk: &mut Talk) -> Begun {
+fn open(
+    w: &Shared,
+    client: &Client,
+    underway: &mut Underway<'_>,
+) -> Result<Rc<LocalMember>, Refusal> {
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
-        return Begun::NoJournal;
+        return Err(NO_JOURNAL);
     }
-    let Talk { request, story, pass, .. } = talk;
-    let pass = pass.get_or_insert_with(|| Pass::new(w));
-    story.backend = pick(&pass.view, &TriedMembers::default());
-    if story.backend.is_none() {
-        return Begun::NoBackend;
-    }
+    let Underway { pass, notes: Notes { request, story, .. } } = underway;
+    let first = pick(&pass.view, &TriedMembers::default()).ok_or(NO_BACKEND)?;
+    story.backend = Some(Rc::clone(&first));
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
     match settle::open(pass, request, story) {
-        true => Begun::Open,
-        false => Begun::NoJournal,
+        true => Ok(first),
+        false => Err(NO_JOURNAL),
     }
 }
 
@@ -80,74 +71,75 @@ fn pick(view: &WorkerView, tried: &TriedMembers) -> Option<Rc<LocalMember>> {
 /// before the first byte of an answer: the connection there is closed, which cancels what it may
 /// have begun. A kept connection that was closed under us is replaced once, and a request that was
 /// refused with a wish of ours goes once more without. The error is how the last one failed.
-async fn try_backends(w: &Rc<Shared>, client: &mut Client, talk: &mut Talk) -> Result<(), Fault> {
-    let Talk { request, response, story, exchange: answered, pass, .. } = talk;
-    let view = &pass.get_or_insert_with(|| Pass::new(w)).view;
-    let (mut tries, mut asking) = (Tries::default(), Asking::No);
-    let (mut follow, mut is_repeated) = (Follow::Other, false);
+async fn try_backends(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+    first: Rc<LocalMember>,
+) -> Result<Exchange, Fault> {
+    let Underway { pass, notes: Notes { request, response, story, .. } } = underway;
+    let view = &pass.view;
+    let mut tries = Tries::begin(first.id());
+    let mut asking = Asking::of(&view.plan, request, &first);
+    let mut backend = first;
     loop {
-        if follow == Follow::Other {
-            // The first one was picked already.
-            let first = story.backend.clone().filter(|_| tries.tried().is_empty());
-            // Any other one by the view of now: those that left meanwhile get no more requests.
-            let Some(next) = first.or_else(|| pick(&w.view(), tries.tried())) else { break };
-            tries.begin(next.id());
-            asking = Asking::of(&view.plan, request, &next);
-            story.backend = Some(next);
-        }
-        let Some(backend) = &story.backend else { break };
-        if std::mem::replace(&mut is_repeated, true) {
-            story.retries += 1;
-            w.shelf.meters.borrow_mut().retries += 1;
-        }
         client.post.stand_at(tries.may_move().then(|| backend.id().number()));
         let how = (tries.is_fresh(), asking);
-        let asked = exchange((&w.shelf, view), client, (request, response), backend, how).await;
-        // Put away before the next wait, or it would lie beside that in every stream.
-        let asked = asked.map(|got| *answered = Some(got));
-        panic_point::pass("asking");
-        client.post.stand_at(None);
-        let end = match asked {
-            Ok(()) if is_for_the_client(asking, response.status) => {
-                asking.learn(&w.shelf, (backend, &request.model), response.status, false);
-                repute::hear_answer(backend, response);
-                TryEnd::Answered
+        // In a scope of its own, or it would lie beside the next wait in every stream.
+        let doubtful = {
+            let asked = exchange((&w.shelf, view), client, (request, response), &backend, how);
+            let asked = asked.await;
+            panic_point::pass("asking");
+            client.post.stand_at(None);
+            match asked {
+                Ok(got) if is_for_the_client(asking, response.status) => {
+                    asking.learn(&w.shelf, (&backend, &request.model), response.status, false);
+                    repute::hear_answer(&backend, response);
+                    note_answer(story, &tries, asking);
+                    return Ok(got);
+                }
+                // Boxed: it is rare.
+                Ok(got) => Ok(Box::new(got)),
+                Err(fault) => Err(fault),
             }
-            Ok(()) => {
-                let about = (&mut asking, &tries, &*request);
-                // Boxed: it is rare, and the future of a stream would carry it.
-                let heard = hear(w, client, (about, backend), (response, answered));
-                Box::pin(heard).await
-            }
+        };
+        let end = match doubtful {
             Err(fault) => TryEnd::Failed(fault),
+            Ok(got) => {
+                let about = (&mut asking, &tries, &*request);
+                match Box::pin(hear(w, client, (about, &backend), (response, got))).await {
+                    Err(end) => end,
+                    Ok(got) => {
+                        note_answer(story, &tries, asking);
+                        return Ok(*got);
+                    }
+                }
+            }
         };
         if let TryEnd::Failed(fault) = end {
-            asking::hear_failure(backend, fault);
-            w.shelf.count_fault(Some(backend), fault);
-            story.ending = Ending::Fault(fault);
+            asking::hear_failure(&backend, fault);
+            w.shelf.count_fault(Some(&backend), fault);
         }
-        follow = tries.next(backend.id(), end);
-        if !request.is_in_hand() && follow != Follow::Answer {
-            follow = Follow::Stop;
-        }
-        match follow {
-            Follow::Answer => {
-                story.fallback = tries.is_fallback();
-                story.asked_usage = asking.is_spliced();
-                story.ending = Ending::Complete;
-                return Ok(());
+        match tries.next(backend.id(), end, request.is_in_hand()) {
+            Follow::Again => {}
+            // By the view of now: those that left meanwhile get no more requests.
+            Follow::Other(fault) => {
+                backend = pick(&w.view(), tries.tried()).ok_or(fault)?;
+                tries.move_to(backend.id());
+                asking = Asking::of(&view.plan, request, &backend);
+                story.backend = Some(Rc::clone(&backend));
             }
-            Follow::Again | Follow::Other | Follow::Stop => *answered = None,
+            Follow::Stop(fault) => return Err(fault),
         }
-        if follow == Follow::Stop {
-            break;
-        }
+        story.retries += 1;
+        w.shelf.meters.borrow_mut().retries += 1;
     }
-    match story.ending {
-        Ending::Fault(fault) => Err(fault),
-        // The first one was picked before, so that there was one try at least.
-        _ => Err(Fault::Unresolved),
-    }
+}
+
+/// The client gets the answer to this try.
+fn note_answer(story: &mut Story, tries: &Tries, asking: Asking) {
+    story.fallback = tries.is_fallback();
+    story.asked_usage = asking.is_spliced();
 }
 
 /// Whether the status alone tells that an answer is for the client.
@@ -163,26 +155,27 @@ async fn hear(
     w: &Shared,
     client: &Client,
     ((asking, tries, request), backend): ((&mut Asking, &Tries, &Request), &LocalMember),
-    (response, answered): (&ResponseHead, &mut Option<Exchange>),
-) -> TryEnd {
-    let Some(got) = answered.as_mut() else { return TryEnd::Answered };
+    (response, mut got): (&ResponseHead, Box<Exchange>),
+) -> Result<Box<Exchange>, TryEnd> {
     let status = response.status;
-    let is_named = asking.may_be_refused(status) && peek::names_wish(client, response, got).await;
-    if let Some(next) = asking.learn(&w.shelf, (backend, &request.model), status, is_named) {
+    let is_named =
+        asking.may_be_refused(status) && peek::names_wish(client, response, &mut got).await;
+    let learnt = asking.learn(&w.shelf, (backend, &request.model), status, is_named);
+    if let Some(next) = learnt.filter(|_| request.is_in_hand()) {
         *asking = next;
-        return TryEnd::WishRefused;
+        return Err(TryEnd::WishRefused);
     }
     repute::hear_answer(backend, response);
     let fault = match status {
         503 => Fault::BackendLoading,
         508 => Fault::BackendLoops,
-        _ => return TryEnd::Answered,
+        _ => return Ok(got),
     };
     let has_other =
         request.is_in_hand() && route::has_other(w.view().shared.members(), tries.tried());
-    match has_other && says(client, response, got, fault).await {
-        true => TryEnd::Failed(fault),
-        false => TryEnd::Answered,
+    match has_other && says(client, response, &mut got, fault).await {
+        true => Err(TryEnd::Failed(fault)),
+        false => Ok(got),
     }
 }
 

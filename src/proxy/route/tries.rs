@@ -6,32 +6,55 @@ use crate::base::fault::{Fault, Retryable};
 use crate::base::limits::CONNECT_TRIES_MAX;
 use crate::state::member::MemberId;
 
-/// How a try ended.
+/// How a try ended that brought no answer for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TryEnd {
-    /// The head of an answer is there for the client.
-    Answered,
     /// The engine refused a wish of ours, not the client's request.
     WishRefused,
     /// There is no answer, or none for the client.
     Failed(Fault),
 }
 
-/// What follows a try.
+/// What follows such a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Follow {
-    /// The client gets the answer.
-    Answer,
     /// The same backend is asked once more.
     Again,
-    /// Another backend is asked, if there is one.
-    Other,
-    /// The client hears how this try failed.
-    Stop,
+    /// Another backend is asked, if there is one; else the client hears of this.
+    Other(Fault),
+    /// The client hears of this.
+    Stop(Fault),
+}
+
+/// A try that is over.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    /// How it ended.
+    end: TryEnd,
+    /// Backends that were tried, this one among them.
+    tried: usize,
+    /// No kept connection was used for it.
+    is_fresh: bool,
+    /// All of the request is in hand, so that it can be sent once more.
+    is_in_hand: bool,
+}
+
+/// What follows a try.
+fn next(attempt: &Attempt) -> Follow {
+    let fault = match attempt.end {
+        TryEnd::WishRefused => return Follow::Again,
+        TryEnd::Failed(fault) => fault,
+    };
+    match fault.retry() {
+        _ if !attempt.is_in_hand => Follow::Stop(fault),
+        Retryable::Fresh if !attempt.is_fresh => Follow::Again,
+        Retryable::Any if attempt.tried < CONNECT_TRIES_MAX => Follow::Other(fault),
+        _ => Follow::Stop(fault),
+    }
 }
 
 /// The tries of one request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tries {
     /// Backends that are not asked again.
     tried: TriedMembers,
@@ -43,36 +66,27 @@ pub struct Tries {
 }
 
 impl Tries {
-    /// A backend gets the next try.
-    pub fn begin(&mut self, backend: MemberId) {
+    /// The first one is at this backend.
+    pub fn begin(first: MemberId) -> Tries {
+        Tries { tried: TriedMembers::only(first), is_fresh: false, is_moved: false }
+    }
+
+    /// Another backend gets the next try.
+    pub fn move_to(&mut self, backend: MemberId) {
         self.tried.add(backend);
         self.is_fresh = false;
     }
 
-    /// What follows a try of this backend.
-    pub fn next(&mut self, backend: MemberId, end: TryEnd) -> Follow {
-        let fault = match end {
-            TryEnd::Answered => return Follow::Answer,
-            TryEnd::WishRefused => return Follow::Again,
-            TryEnd::Failed(fault) => fault,
-        };
-        match fault.retry() {
-            Retryable::Fresh if !self.is_fresh => {
-                self.is_fresh = true;
-                Follow::Again
-            }
-            Retryable::Any => {
-                if fault == Fault::BackendEjected {
-                    // Those that were tried before may be well again.
-                    (self.tried, self.is_moved) = (TriedMembers::only(backend), true);
-                }
-                match self.tried.len() < CONNECT_TRIES_MAX {
-                    true => Follow::Other,
-                    false => Follow::Stop,
-                }
-            }
-            Retryable::Fresh | Retryable::Never => Follow::Stop,
+    /// What follows the try of this backend, which ended so.
+    pub fn next(&mut self, backend: MemberId, end: TryEnd, is_in_hand: bool) -> Follow {
+        if end == TryEnd::Failed(Fault::BackendEjected) {
+            // Those that were tried before may be well again.
+            (self.tried, self.is_moved) = (TriedMembers::only(backend), true);
         }
+        let attempt = Attempt { end, tried: self.tried.len(), is_fresh: self.is_fresh, is_in_hand };
+        let follow = next(&attempt);
+        self.is_fresh |= follow == Follow::Again && end != TryEnd::WishRefused;
+        follow
     }
 
     /// Backends that are not asked again.
@@ -103,8 +117,8 @@ mod tests {
     use crate::base::tls_fault::TlsFault;
     use crate::config::plan::Backend;
     use crate::state::member::Member;
-    use Follow::{Again, Answer, Other, Stop};
-    use TryEnd::{Answered, Failed, WishRefused};
+    use Follow::{Again, Other, Stop};
+    use TryEnd::{Failed, WishRefused};
 
     fn id() -> MemberId {
         Member::new(Backend::sample("engine"), None).id()
@@ -114,30 +128,31 @@ mod tests {
     /// engine ever saw it.
     #[test]
     fn what_follows_each_end_of_a_first_try() {
-        for (end, follows) in [
-            (Answered, Answer),
-            (WishRefused, Again),
-            (Failed(Fault::Unresolved), Other),
-            (Failed(Fault::ConnectFailed), Other),
-            (Failed(Fault::ConnectTimeout), Other),
-            (Failed(Fault::TlsFailed(TlsFault::Other)), Other),
-            (Failed(Fault::BackendEjected), Other),
-            (Failed(Fault::BackendLoading), Other),
-            (Failed(Fault::BackendLoops), Other),
-            (Failed(Fault::ReuseRace), Again),
-            (Failed(Fault::BackendClosed), Stop),
-            (Failed(Fault::BackendClosedReused), Stop),
-            (Failed(Fault::FirstByteTimeout), Stop),
-            (Failed(Fault::ForeignAnswer), Stop),
-            (Failed(Fault::BadResponse("x")), Stop),
-            (Failed(Fault::ClientLeft), Stop),
-            (Failed(Fault::ShuttingDown), Stop),
+        let other: fn(Fault) -> Follow = Other;
+        for (fault, follows) in [
+            (Fault::Unresolved, other),
+            (Fault::ConnectFailed, Other),
+            (Fault::ConnectTimeout, Other),
+            (Fault::TlsFailed(TlsFault::Other), Other),
+            (Fault::BackendEjected, Other),
+            (Fault::BackendLoading, Other),
+            (Fault::BackendLoops, Other),
+            (Fault::ReuseRace, |_| Again),
+            (Fault::BackendClosed, Stop),
+            (Fault::BackendClosedReused, Stop),
+            (Fault::FirstByteTimeout, Stop),
+            (Fault::ForeignAnswer, Stop),
+            (Fault::BadResponse("x"), Stop),
+            (Fault::ClientLeft, Stop),
+            (Fault::ShuttingDown, Stop),
         ] {
-            let (mut tries, backend) = (Tries::default(), id());
-            tries.begin(backend);
-            assert_eq!(tries.next(backend, end), follows, "{end:?}");
-            assert_eq!(tries.is_fresh(), end == Failed(Fault::ReuseRace), "{end:?}");
-            assert_eq!(tries.may_move(), end != Failed(Fault::BackendEjected), "{end:?}");
+            let backend = id();
+            let mut tries = Tries::begin(backend);
+            let unsent = Tries::begin(backend).next(backend, Failed(fault), false);
+            assert_eq!(unsent, Stop(fault), "what is not in hand is not sent again");
+            assert_eq!(tries.next(backend, Failed(fault), true), follows(fault), "{fault:?}");
+            assert_eq!(tries.is_fresh(), fault == Fault::ReuseRace, "{fault:?}");
+            assert_eq!(tries.may_move(), fault != Fault::BackendEjected, "{fault:?}");
         }
     }
 
@@ -145,15 +160,18 @@ mod tests {
     /// connection is denied to it because another backend had one.
     #[test]
     fn a_fresh_connection_is_tried_once_at_each_backend() {
-        let (mut tries, first, second) = (Tries::default(), id(), id());
+        let (first, second) = (id(), id());
+        let mut tries = Tries::begin(first);
         for backend in [first, second] {
-            tries.begin(backend);
+            if backend == second {
+                tries.move_to(second);
+            }
             assert!(!tries.is_fresh());
-            assert_eq!(tries.next(backend, Failed(Fault::ReuseRace)), Again);
-            assert_eq!(tries.next(backend, WishRefused), Again);
+            assert_eq!(tries.next(backend, Failed(Fault::ReuseRace), true), Again);
+            assert_eq!(tries.next(backend, WishRefused, true), Again);
             assert!(tries.is_fresh());
         }
-        assert_eq!(tries.next(second, Failed(Fault::ReuseRace)), Stop);
+        assert_eq!(tries.next(second, Failed(Fault::ReuseRace), true), Stop(Fault::ReuseRace));
         assert!(tries.is_fallback());
     }
 
@@ -161,15 +179,22 @@ mod tests {
     /// that it had tried before the one that was taken from under it.
     #[test]
     fn there_are_so_many_tries_and_a_move_begins_them_anew() {
-        let (mut tries, backends) = (Tries::default(), [(); CONNECT_TRIES_MAX].map(|()| id()));
+        let backends = [(); CONNECT_TRIES_MAX].map(|()| id());
+        let mut tries = Tries::begin(backends[0]);
         for (n, backend) in backends.iter().enumerate() {
-            tries.begin(*backend);
+            if n > 0 {
+                tries.move_to(*backend);
+            }
             let is_last = n + 1 == CONNECT_TRIES_MAX;
-            let follows = tries.next(*backend, Failed(Fault::ConnectFailed));
-            assert_eq!(follows, if is_last { Stop } else { Other });
+            let follows = tries.next(*backend, Failed(Fault::ConnectFailed), true);
+            let wanted = if is_last { Stop } else { Other };
+            assert_eq!(follows, wanted(Fault::ConnectFailed));
         }
         let last = backends[CONNECT_TRIES_MAX - 1];
-        assert_eq!(tries.next(last, Failed(Fault::BackendEjected)), Other);
+        assert_eq!(
+            tries.next(last, Failed(Fault::BackendEjected), true),
+            Other(Fault::BackendEjected)
+        );
         assert!(tries.tried().len() == 1 && tries.is_fallback() && !tries.may_move());
     }
 }

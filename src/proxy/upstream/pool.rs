@@ -77,6 +77,11 @@ impl Lease {
         Lease { link, inflight }
     }
 
+    /// Whose connection it is.
+    pub fn backend(&self) -> &Rc<LocalMember> {
+        &self.inflight.backend
+    }
+
     /// The connection.
     pub fn link(&mut self) -> &mut Link {
         &mut self.link
