@@ -39,6 +39,8 @@ pub struct Facts {
     pub log_dropped: u64,
     /// Access log lines that were dropped.
     pub access_dropped: u64,
+    /// Scrapes that there was no room for.
+    pub pages_turned_away: u64,
 }
 
 /// Renders the page.

@@ -10,9 +10,9 @@ use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
+use crate::state::ask::Questions;
 use crate::state::board::Board;
-use crate::state::scrape::{PageRequest, PAGE_CONTENT_TYPE};
-use crossbeam_channel::{Receiver, Sender};
+use crate::state::scrape::{AskPage, PAGE_CONTENT_TYPE};
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -25,31 +25,24 @@ const SCRAPERS_MAX: usize = 16;
 /// A scraper sends its request and takes its page within so long.
 const SCRAPE_TIME: Duration = Duration::from_secs(10);
 
-/// Starts the thread that answers requests for the page. It ends when all senders are gone.
+/// Starts the thread that makes the page for all who ask. It ends when nobody can ask any more.
 pub fn start(
-    requests: Receiver<PageRequest>,
+    mut questions: Questions<(), Arc<[u8]>>,
     mut collect: impl FnMut() -> Facts + Send + 'static,
 ) -> io::Result<()> {
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
-        for reply in requests {
-            // A scraper that left meanwhile needs no page.
-            if !reply.is_canceled() {
-                super::survive("metrics", || {
-                    let _ = reply.send(render(collect()).into_bytes());
-                });
-            }
+        let mut goes_on = true;
+        while goes_on {
+            super::survive("metrics", || {
+                goes_on = questions.answer_next(|()| render(collect()).into_bytes().into());
+            });
         }
     })?;
     Ok(())
 }
 
 /// Serves the page on a listener of its own, on the current ring, for as long as the ring runs.
-pub async fn serve(
-    listener: OwnedFd,
-    patrol: Rc<Patrol>,
-    board: Arc<Board>,
-    pages: Sender<PageRequest>,
-) {
+pub async fn serve(listener: OwnedFd, patrol: Rc<Patrol>, board: Arc<Board>, pages: AskPage) {
     let live = Rc::new(Cell::new(0));
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, _) = arrival else { return };
@@ -76,12 +69,12 @@ pub async fn serve(
     .await;
 }
 
-async fn one_scrape(post: &Post, path: &str, pages: &Sender<PageRequest>) -> Result<(), Alarm> {
+async fn one_scrape(post: &Post, path: &str, pages: &AskPage) -> Result<(), Alarm> {
     let mut bytes = Buffer::take();
     let mut head = RequestHead::default();
     let (status, body) = loop {
         match head.parse(&bytes, HEAD_BYTES_MAX) {
-            Err(refusal) => break (refusal.status, Vec::new()),
+            Err(refusal) => break (refusal.status, Arc::default()),
             Ok(Parse::Done { .. }) => break answer(post, &head, &bytes, path, pages).await?,
             Ok(Parse::Partial) => {}
         }
@@ -127,20 +120,19 @@ async fn answer(
     head: &RequestHead,
     bytes: &[u8],
     path: &str,
-    pages: &Sender<PageRequest>,
-) -> Result<(u16, Vec<u8>), Alarm> {
+    pages: &AskPage,
+) -> Result<(u16, Arc<[u8]>), Alarm> {
     if head.path.of(bytes) != path.as_bytes() {
-        return Ok((404, b"not here\n".to_vec()));
+        return Ok((404, (*b"not here\n").into()));
     }
     if !matches!(head.method, Method::Get | Method::Head) {
-        return Ok((405, b"GET and HEAD only\n".to_vec()));
+        return Ok((405, (*b"GET and HEAD only\n").into()));
     }
-    let (reply, page) = futures_channel::oneshot::channel();
-    if pages.try_send(reply).is_err() {
-        return Ok((503, b"too many scrapes at a time\n".to_vec()));
-    }
+    let Some(page) = pages.ask(()) else {
+        return Ok((503, (*b"too many scrapes at a time\n").into()));
+    };
     match post.attended(page).await? {
         Ok(page) => Ok((200, page)),
-        Err(_) => Ok((503, b"stopping\n".to_vec())),
+        Err(_) => Ok((503, (*b"stopping\n").into())),
     }
 }

@@ -13,9 +13,10 @@ use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
 use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
+use crate::state::ask;
 use crate::state::board::{Board, View};
 use crate::state::pulse::Pulse;
-use crate::state::scrape::{mailboxes, Mailbox, PageRequest};
+use crate::state::scrape::{mailboxes, AskPage, Mailbox};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
 use crate::usage::counters::UsageCounters;
@@ -29,6 +30,7 @@ use crate::usage::spool::{self, Opened, Planned, Unwritten};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -120,8 +122,8 @@ impl Supervisor {
 pub struct Control {
     /// Where the configuration in use hangs, with its backends.
     pub board: Arc<Board>,
-    /// Requests for the metrics page.
-    pub pages: Sender<PageRequest>,
+    /// Where the metrics page is asked for.
+    pub pages: AskPage,
     /// A mailbox for each worker.
     pub mailboxes: Vec<Mailbox>,
     /// What the buffers of all workers may hold.
@@ -170,12 +172,13 @@ pub fn start(
         }
     };
     let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
-    let (pages, page_requests) = bounded(METRICS_PAGES_WAITING_MAX);
+    let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
     let collect = {
         let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
+        let turned_away = pages.turned_away();
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
@@ -188,10 +191,11 @@ pub fn start(
                 usage: gauge.clone(),
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
+                pages_turned_away: turned_away.load(Ordering::Relaxed),
             }
         }
     };
-    page::start(page_requests, collect).map_err(thread_error)?;
+    page::start(page_questions, collect).map_err(thread_error)?;
     let control_pulse = start_ring(&board, stop, metrics, pages.clone())?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
@@ -337,7 +341,7 @@ fn start_ring(
     board: &Arc<Board>,
     stop: &Arc<Stop>,
     metrics: Option<OwnedFd>,
-    pages: Sender<PageRequest>,
+    pages: AskPage,
 ) -> Result<Arc<Pulse>, String> {
     let (board, stop) = (Arc::clone(board), Arc::clone(stop));
     let (ready, started): (Sender<Result<(), String>>, Receiver<_>) = bounded(1);

@@ -12,12 +12,11 @@ use crate::rt;
 use crate::rt::guard::guarded;
 use crate::rt::patrol::Patrol;
 use crate::state::connections::Connections;
-use crate::state::scrape::PageRequest;
+use crate::state::scrape::AskPage;
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
 use crate::usage::unpacker::Unpacker;
-use crossbeam_channel::Sender;
 use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
@@ -52,7 +51,7 @@ pub struct Shared {
     /// How the process ends.
     pub stop: Arc<Stop>,
     /// Where the metrics page is asked for.
-    pub pages: Sender<PageRequest>,
+    pub pages: AskPage,
     /// Connections that are open.
     pub live: Cell<usize>,
     /// Requests that are active.
@@ -87,9 +86,8 @@ impl Shared {
     }
 
     /// The rendered metrics page, made by the control plane.
-    pub async fn metrics_page(&self, client: &Client) -> Option<Vec<u8>> {
-        let (reply, page) = futures_channel::oneshot::channel();
-        self.pages.try_send(reply).ok()?;
+    pub async fn metrics_page(&self, client: &Client) -> Option<Arc<[u8]>> {
+        let page = self.pages.ask(())?;
         client.post.arm(PAGE_WAIT);
         client.post.within(page).await.ok()?.ok()
     }

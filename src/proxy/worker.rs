@@ -18,7 +18,7 @@ use crate::state::board::Board;
 use crate::state::connections::Connections;
 use crate::state::meters::{Gauges, Meters};
 use crate::state::pulse::Pulse;
-use crate::state::scrape::{Mailbox, PageRequest};
+use crate::state::scrape::{AskPage, Mailbox};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
@@ -52,8 +52,8 @@ pub struct WorkerStart {
     pub stop: Arc<Stop>,
     /// Requests for a copy of its meters.
     pub mailbox: Mailbox,
-    /// Requests for the metrics page.
-    pub pages: Sender<PageRequest>,
+    /// Where the metrics page is asked for.
+    pub pages: AskPage,
     /// Beats with each sweep; a watchdog looks at it, and whoever wants something calls by it.
     pub pulse: Arc<Pulse>,
     /// What the buffers of all workers may hold together.

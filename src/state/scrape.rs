@@ -2,6 +2,7 @@
 //! mailbox and calls it, the worker answers with a copy at its next sweep. No counter is shared or
 //! locked.
 
+use super::ask::Ask;
 use super::meters::Meters;
 use super::pulse::Pulse;
 use crossbeam_channel::{bounded, Receiver, Sender};
@@ -97,8 +98,8 @@ impl Scraper {
 /// Content-Type of the page.
 pub const PAGE_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A worker's wish for the rendered metrics page; answered by the control plane's metrics thread.
-pub type PageRequest = futures_channel::oneshot::Sender<Vec<u8>>;
+/// Where the rendered metrics page is asked for; the control plane's metrics thread answers.
+pub type AskPage = Ask<(), Arc<[u8]>>;
 
 #[cfg(test)]
 mod tests {

@@ -34,7 +34,9 @@ impl Facts {
         let help = "Log events dropped because the queue was full.";
         page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
         let help = "Access log lines dropped because the queue was full.";
-        page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))
+        page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))?;
+        let help = "Scrapes of this page that were refused because too many waited for it.";
+        page.counter("llmproxy_metrics_pages_refused", help, one(self.pages_turned_away))
     }
 
     fn tokens(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -120,7 +120,7 @@ async fn own_answer(
         Purpose::Metrics => match w.metrics_page(client).await {
             Some(made) => {
                 page = made;
-                (200, PAGE_CONTENT_TYPE, page.as_slice())
+                (200, PAGE_CONTENT_TYPE, &page[..])
             }
             None => (503, TEXT, b"the metrics page is not available\n"),
         },

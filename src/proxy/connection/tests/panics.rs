@@ -54,7 +54,7 @@ fn shared(backend: SocketAddr) -> (Rc<Shared>, Arc<RingFile>) {
         drains: Rc::new(Drains::default()),
         connections: Arc::new(Connections::new(9)),
         stop: Arc::default(),
-        pages: crossbeam_channel::bounded(1).0,
+        pages: crate::state::ask::queue(1).0,
         live: Cell::new(0),
         active: Rc::default(),
     };
