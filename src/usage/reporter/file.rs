@@ -43,6 +43,9 @@ pub struct LinesFile {
     lines: Vec<u8>,
     /// That it cannot be rotated was told.
     told: bool,
+    /// What somebody else does to the path just before it is looked at.
+    #[cfg(test)]
+    before_look: Option<Box<dyn FnMut() + Send>>,
 }
 
 struct Open {
@@ -71,7 +74,14 @@ pub fn shape() -> Shape {
 impl LinesFile {
     /// Opens nothing yet.
     pub fn new(plan: plan::FileReporter) -> Self {
-        LinesFile { plan, open: None, lines: Vec::new(), told: false }
+        LinesFile {
+            plan,
+            open: None,
+            lines: Vec::new(),
+            told: false,
+            #[cfg(test)]
+            before_look: None,
+        }
     }
 
     fn write(&mut self, lines: &[u8], until: Instant) -> io::Result<()> {
@@ -102,6 +112,8 @@ impl LinesFile {
             self.reopen()?;
             let Some(open) = &mut self.open else { return Err(io::ErrorKind::NotFound.into()) };
             lock(&open.file, until)?;
+            #[cfg(test)]
+            self.before_look.iter_mut().for_each(|change| change());
             // Another process may have rotated it meanwhile.
             let is_there =
                 fs::metadata(&self.plan.path).is_ok_and(|f| identity(&f) == open.identity);

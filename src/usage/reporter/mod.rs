@@ -94,3 +94,6 @@ pub fn shape(plan: &plan::Reporter) -> Shape {
         ReporterKind::Database(_) | ReporterKind::Builtin(_) => table::shape(),
     }
 }
+
+#[cfg(test)]
+mod tests;

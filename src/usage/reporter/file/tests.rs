@@ -210,3 +210,25 @@ fn a_file_of_several_processes_is_rotated_once() {
         (0..3).flat_map(|process| (0..40).map(move |n| format!("{process}-{n:02}"))).collect();
     assert_eq!(all, wanted);
 }
+
+/// Catches: a lane that looks for ever for a file that somebody replaces again and again, and a
+/// record that counts as written into what is not there any more.
+#[test]
+fn a_file_that_is_another_at_each_look_is_tried_later() {
+    let scratch = Scratch::new("replaced");
+    let mut file = reporter(scratch.file(), 1 << 20, 0);
+    assert_eq!(send(&mut file, &["a"]), Tried::Delivered);
+    let (path, new) = (scratch.file(), scratch.file().with_extension("new"));
+    let patience = Instant::now() + Duration::from_secs(20);
+    file.before_look = Some(Box::new(move || {
+        assert!(Instant::now() < patience, "the time of a try is over, and it looks on");
+        fs::write(&new, "").unwrap();
+        fs::rename(&new, &path).unwrap();
+    }));
+    let record = with_id("b");
+    let tried = file.send(&[record.borrowed()], Duration::from_millis(20));
+    assert_eq!(tried, Tried::Again("another file stands there at each look".into()));
+    file.before_look = None;
+    assert_eq!(send(&mut file, &["b"]), Tried::Delivered);
+    assert_eq!(ids(&scratch.file()), ["b"]);
+}
