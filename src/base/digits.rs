@@ -26,7 +26,15 @@ pub fn push_decimal(out: &mut Vec<u8>, value: u64) {
         // Most numbers are short.
         0..10 => out.push(b'0' + value as u8),
         10..100 => out.extend_from_slice(&pair(value)),
-        100.. => push_long(out, value),
+        100..1000 => {
+            let [last, first] = [pair(value), pair(value / 100)];
+            out.extend_from_slice(&[first[1], last[0], last[1]]);
+        }
+        1000..10_000 => {
+            let [last, first] = [pair(value), pair(value / 100)];
+            out.extend_from_slice(&[first[0], first[1], last[0], last[1]]);
+        }
+        10_000.. => push_long(out, value),
     }
 }
 

@@ -271,14 +271,15 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
                 reasoning: usage.reasoning_tokens.unwrap_or(0),
             });
         }
-        None if is_metered(request, tap, story) => meters.usage_missing += 1,
-        None => {}
+        None => {
+            meters.usage_missing += u64::from(is_metered(request, tap, story));
+            if let Some(odd) = tap.odd_usage() {
+                *meters.odd_counts.entry(odd.as_str()).or_default() += 1;
+            }
+        }
     }
     if let Some(result) = tap.unpacked_as() {
         *meters.unpacked.entry(result).or_default() += 1;
-    }
-    if let Some(odd) = tap.odd_usage() {
-        *meters.odd_counts.entry(odd.as_str()).or_default() += 1;
     }
     for odd in tap.oddities().names() {
         *meters.odd_counts.entry(odd).or_default() += 1;

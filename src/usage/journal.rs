@@ -2,7 +2,7 @@
 //! go, and only then gives the room back to them. No worker ever waits for it.
 
 use super::doorbell::Doorbell;
-use super::ring::entry::{self, HEADER_BYTES, NO_OPEN};
+use super::ring::entry::{self, Check, HEADER_BYTES, NO_OPEN};
 use super::ring::file::RingFile;
 use super::ring::spsc::{Consumer, Taken};
 use super::spool::codec;
@@ -95,6 +95,14 @@ struct Piece {
     role: Role,
 }
 
+impl Piece {
+    /// True when it is, among these bytes, as it was put into the ring.
+    fn is_whole(&self, bytes: &[u8]) -> bool {
+        let entry = self.at.checked_sub(HEADER_BYTES);
+        entry.and_then(|from| bytes.get(from..self.at + self.len)).is_some_and(entry::is_whole)
+    }
+}
+
 /// What is to be done with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -185,6 +193,8 @@ impl Desk {
         if catch_unwind(AssertUnwindSafe(|| self.sort())).is_err() {
             // An end that makes up for its open may be among the lost.
             self.pieces.iter_mut().for_each(|piece| piece.role = Role::Told);
+            let bytes = self.taken.bytes();
+            self.pieces.retain(|piece| piece.is_whole(bytes));
             self.writer.note_damage(self.taken.bytes().len());
             tracing::error!("usage records are lost by a panic; please report this");
         }
@@ -202,12 +212,26 @@ impl Desk {
         }
     }
 
-    /// Finds the entries in what was taken, and which of them need not be written.
+    /// Finds the entries in what was taken, and which of them need not be written. Of these the
+    /// checksum is not looked at, unless there is damage: then that of each entry is, so that no
+    /// open is left out whose end cannot be read.
     fn sort(&mut self) {
+        let is_well = self.tell_apart(Check::Later) && {
+            let bytes = self.taken.bytes();
+            let mut told = self.pieces.iter().filter(|piece| piece.role != Role::Spared);
+            told.all(|piece| piece.is_whole(bytes))
+        };
+        if !is_well && !self.tell_apart(Check::Each) {
+            self.writer.note_damage(self.taken.bytes().len());
+        }
+    }
+
+    /// Does that, looking at checksums or not. False: it came upon what is no entry.
+    fn tell_apart(&mut self, check: Check) -> bool {
         self.pieces.clear();
         // Behind the last note, whose request the writer will follow: it may be of any before it.
         let mut noted = 0;
-        let mut walk = self.taken.walk();
+        let mut walk = self.taken.walk(check);
         for entry in &mut walk {
             panic_point::pass("sort");
             // Only this program writes here: there is no kind that it does not know.
@@ -225,9 +249,7 @@ impl Desk {
                 noted = self.pieces.len();
             }
         }
-        if walk.is_damaged() {
-            self.writer.note_damage(self.taken.bytes().len());
-        }
+        !walk.is_damaged()
     }
 
     /// The open of this name, if it was taken along and is of the same request.

@@ -68,8 +68,7 @@ impl Outbox {
     /// A request is about to go to its first backend: should we be killed, this is what its record
     /// will say. `None`: that cannot be kept, or there would be no room for its end.
     pub fn open(&self, record: &RecordRef<'_>) -> Option<Opening> {
-        let bare = RecordRef { request_body: None, ..*record };
-        let owed = entry::size(self.draft(&bare)) as u64 + RING_END_BYTES;
+        let owed = entry::size(self.draft(record, None)) as u64 + RING_END_BYTES;
         let room = Room::Spare(self.spared(self.owed.get() + owed));
         let Some(position) = self.push((Kind::Open, NO_OPEN), &[], room) else {
             count(&self.counters.notes_dropped);
@@ -82,8 +81,7 @@ impl Outbox {
 
     /// An answer goes on, and from now on it is this that its record will say.
     pub fn note(&self, record: &RecordRef<'_>) {
-        let bare = RecordRef { request_body: None, ..*record };
-        self.draft(&bare);
+        self.draft(record, None);
         // Less than an open may use: a note is what can be done without.
         let room = Room::Spare(self.spared(self.owed.get()) + self.window() / 8);
         if self.push((Kind::Note, NO_OPEN), &[], room).is_none() {
@@ -96,13 +94,13 @@ impl Outbox {
         let what = (Kind::Close, opening.name);
         self.owed.set(self.owed.get().saturating_sub(u64::from(opening.owed)));
         if let Some(body) = record.request_body {
-            self.draft(record);
+            self.draft(record, Some(body));
             if self.push(what, body, Room::Spare(self.spared(self.owed.get()))).is_some() {
                 return;
             }
             count(&self.counters.bodies_dropped);
         }
-        self.draft(&RecordRef { request_body: None, ..*record });
+        self.draft(record, None);
         if self.push(what, &[], Room::All).is_none() {
             count(&self.counters.records_dropped);
         }
@@ -125,12 +123,13 @@ impl Outbox {
         }
     }
 
-    /// Puts a payload together, all but the bytes of its body. Gives how long it is so far.
-    fn draft(&self, record: &RecordRef<'_>) -> usize {
+    /// Puts a payload together, with this request body or without one, and without the body's
+    /// bytes. Gives how long it is so far.
+    fn draft(&self, record: &RecordRef<'_>, body: Option<&[u8]>) -> usize {
         let mut draft = self.draft.borrow_mut();
         entry::begin(&mut draft);
         codec::encode_bare(record, &mut draft);
-        if let Some(body) = record.request_body {
+        if let Some(body) = body {
             codec::begin_body(body.len(), &mut draft);
         }
         draft.len() - HEADER_BYTES

@@ -5,6 +5,7 @@ use crate::config::plan::{OnSpoolFailure, Spool};
 use crate::usage::counters::UsageCounters;
 use crate::usage::outbox::{Opening, Outbox};
 use crate::usage::record::UsageRecord;
+use crate::usage::ring::spsc::Window;
 use crate::usage::source::Source;
 use crate::usage::spool::cursor::Cursor;
 use crate::usage::spool::disk::{Disk, DiskFile};
@@ -356,4 +357,35 @@ fn a_disk_that_does_not_come_back_is_one_that_fails() {
     }
     journal.stop();
     assert!(!state.fails(later()) && !state.refuses());
+}
+
+/// Catches: damage to an open that is not written anyway, and that costs its record; an open left
+/// out for the sake of an end that cannot be read; damage that is not counted, or costs what lies
+/// before it.
+#[test]
+fn damage_costs_no_open_whose_end_is_damaged() {
+    // What is hit, an open or an end of the request in the middle: whose records are left, the
+    // requests that are told to have begun, and the places of damage.
+    for (hit, read, flying, damaged) in
+        [(1, vec!["x", "y", "z"], 0, 0), (4, vec!["x"], 2, 1), (0, vec!["x", "y", "z"], 0, 0)]
+    {
+        let mut stage = Stage::in_memory(1 << 20);
+        // Longer than the word that is hit, which has nothing of the id.
+        let all = ["x", "y", "z"].map(|id| UsageRecord { path: "p".repeat(40), ..named(id) });
+        let openings = all.each_ref().map(|record| stage.outbox.open(&record.borrowed()).unwrap());
+        for (record, opening) in all.iter().zip(openings) {
+            stage.outbox.close(&record.borrowed(), opening);
+        }
+        let ring = Arc::clone(stage.desk.rings[0].window());
+        let mut taken = Taken::default();
+        Consumer::new(Arc::clone(&ring)).take(&mut taken);
+        let entry = taken.walk(Check::Each).nth(hit).unwrap();
+        let at = (entry.at + entry.payload.len() - 1) as u64 & !7;
+        ring.store(at, !ring.load(at));
+        stage.desk.round();
+        assert_eq!(stage.read(), read, "{hit}");
+        let state = stage.desk.writer.state();
+        assert_eq!(state.damaged_places.load(Relaxed), damaged, "{hit}");
+        assert_eq!(state.opens.load(Relaxed), flying, "{hit}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What a process that died left in its rings. Their files are read, not mapped: whatever is in
 //! them, and whoever else has them open, they are just bytes.
 
-use super::entry::{Walk, ALIGN};
+use super::entry::{Check, Walk, ALIGN};
 use super::file::{is_ring, word, MAGIC, OWNER_BYTES, VERSION};
 use crate::base::limits::RING_BYTES_MAX;
 use crate::usage::spool::segment::Kind;
@@ -165,7 +165,7 @@ pub fn entries(bytes: &[u8], into: &mut impl FnMut(u8, &[u8])) -> io::Result<Fou
         let at = (from & (size - 1)) as usize;
         // Neither goes beyond its lap, so it lies in one piece.
         let lap = window.get(at..at + (to - from) as usize).unwrap_or_default();
-        let mut walk = Walk::new(lap, from);
+        let mut walk = Walk::new(lap, from, Check::Each);
         for entry in &mut walk {
             found.entries += 1;
             into(entry.header.kind, entry.payload);

@@ -6,7 +6,7 @@
 //! else to the producer. Only the bytes of the window may be written by a foreign hand; the
 //! positions are those of the process.
 
-use super::entry::{self, Header, Walk};
+use super::entry::{self, Check, Header, Walk};
 use crate::base::limits::RING_ENTRY_SHARE;
 
 /// What a ring lies in: two positions and a window of words.
@@ -107,7 +107,7 @@ impl<W: Window> Producer<W> {
     pub fn push(
         &mut self,
         (kind, open): (u8, u32),
-        (draft, last): (&mut [u8], &[u8]),
+        (draft, last): (&mut Vec<u8>, &[u8]),
         room: Room,
     ) -> Option<u64> {
         let window = self.window.bytes();
@@ -128,10 +128,17 @@ impl<W: Window> Producer<W> {
         }
         let position = self.head + skipped;
         Header { position, open, kind }.seal(draft, last);
-        let mut out = Out::at(&self.window, position);
-        out.bytes(draft);
-        out.bytes(last);
-        out.fill_up();
+        if last.is_empty() {
+            // Whole words in one go. What is behind the draft is for the next one to write over.
+            draft.extend_from_slice(&[0; entry::ALIGN]);
+            let words = draft.get(..size as usize).unwrap_or_default().as_chunks().0;
+            self.window.store_all(position & (window - 1), words);
+        } else {
+            let mut out = Out::at(&self.window, position);
+            out.bytes(draft);
+            out.bytes(last);
+            out.fill_up();
+        }
         self.head = position + size;
         self.window.set_head(self.head);
         Some(position)
@@ -227,8 +234,8 @@ impl Taken {
     }
 
     /// The entries in it.
-    pub fn walk(&self) -> Walk<'_> {
-        Walk::new(self.bytes(), self.start)
+    pub fn walk(&self, check: Check) -> Walk<'_> {
+        Walk::new(self.bytes(), self.start, check)
     }
 }
 

@@ -1,5 +1,5 @@
 //! A usage record as bytes: a row of fields, each a tag and a value, and only those that are
-//! there. Written for each request on the journal's thread, so nothing is formatted.
+//! there. Written for each request by its worker, so nothing is formatted.
 //!
 //! A tag is the field's number, doubled; odd tags are followed by a length and so many bytes, even
 //! ones by one number. So a reader can step over a field that it does not know, and an older
@@ -7,7 +7,7 @@
 
 use crate::base::id::RequestId;
 use crate::config::plan::KeyForm;
-use crate::llm::tokens::Oddities;
+use crate::llm::tokens::{Oddities, Usage};
 use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::{Outcome, UsageRecord};
 
@@ -106,9 +106,9 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
         request_body: _,
     } = *record;
     let mut out = Out { into };
+    // First of all: by it an end is paired with its beginning.
     out.text(field::REQUEST_ID, request_id);
     out.maybe(field::CLIENT_REQUEST_ID, client_request_id.filter(|id| !id.is_empty()));
-    out.count(field::TIMESTAMP, timestamp_ms);
     out.maybe(field::USER_ID, user_id);
     out.maybe(field::API_KEY, api_key);
     out.maybe(field::MODEL, model);
@@ -116,31 +116,27 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     out.text(field::PATH, path);
     out.maybe(field::BACKEND, backend);
     out.maybe(field::BACKEND_URL, backend_url);
-    out.count(field::STATUS_CODE, u64::from(status_code));
-    out.count(field::FLAGS, flags_of(is_stream, fallback_used, key_form));
-    if let Some(usage) = usage {
-        // Also when it is zero: it says that there is usage.
-        out.number(field::PROMPT_TOKENS, usage.prompt_tokens);
-        out.count(field::COMPLETION_TOKENS, usage.completion_tokens);
-        out.count(field::TOTAL_TOKENS, usage.total_tokens);
-        out.some(field::CACHED_TOKENS, usage.cached_tokens);
-        out.some(field::REASONING_TOKENS, usage.reasoning_tokens);
-    }
-    out.some(field::COUNTED, counted);
-    out.some(field::AUDIO_SECONDS, audio_seconds);
-    out.count(field::ODDITIES, u64::from(oddities.bits()));
     out.maybe(field::MISSING_REASON, usage_missing_reason);
-    out.count(field::LATENCY, latency_ms);
-    out.some(field::TTFT, ttft_ms);
-    out.some(field::FIRST_BYTE, first_byte_ms);
-    out.count(field::RETRIES, u64::from(retry_count));
-    out.count(field::OUTCOME, number_of(outcome));
     out.maybe(field::ERROR, error);
     out.maybe(field::ENGINE_ERROR, engine_error);
     out.maybe(field::UPSTREAM_ID, upstream_id);
-    out.count(field::REQUEST_BYTES, request_bytes);
-    out.count(field::RESPONSE_BYTES, response_bytes);
-    out.count(field::EVENTS, events);
+    let mut numbers = Numbers::default();
+    numbers.count(field::TIMESTAMP, timestamp_ms);
+    numbers.count(field::STATUS_CODE, u64::from(status_code));
+    numbers.count(field::FLAGS, flags_of(is_stream, fallback_used, key_form));
+    numbers.usage(usage);
+    numbers.some(field::COUNTED, counted);
+    numbers.some(field::AUDIO_SECONDS, audio_seconds);
+    numbers.count(field::ODDITIES, u64::from(oddities.bits()));
+    numbers.count(field::LATENCY, latency_ms);
+    numbers.some(field::TTFT, ttft_ms);
+    numbers.some(field::FIRST_BYTE, first_byte_ms);
+    numbers.count(field::RETRIES, u64::from(retry_count));
+    numbers.count(field::OUTCOME, number_of(outcome));
+    numbers.count(field::REQUEST_BYTES, request_bytes);
+    numbers.count(field::RESPONSE_BYTES, response_bytes);
+    numbers.count(field::EVENTS, events);
+    numbers.end(out.into);
 }
 
 fn flags_of(is_stream: bool, fallback_used: bool, key_form: KeyForm) -> u64 {
@@ -298,32 +294,20 @@ fn outcome_of(number: u64) -> Outcome {
     }
 }
 
+/// Texts of a record, on their way into its bytes.
 struct Out<'a> {
     into: &'a mut Vec<u8>,
 }
 
 impl Out<'_> {
-    fn number(&mut self, field: u8, value: u64) {
-        self.into.push(field * 2);
-        write_number(self.into, value);
-    }
-
-    /// A number whose absence means zero.
-    fn count(&mut self, field: u8, value: u64) {
-        if value != 0 {
-            self.number(field, value);
-        }
-    }
-
-    fn some(&mut self, field: u8, value: Option<u64>) {
-        if let Some(value) = value {
-            self.number(field, value);
-        }
-    }
-
     fn bytes(&mut self, field: u8, value: &[u8]) {
-        self.into.push(field * 2 + 1);
-        write_number(self.into, value.len() as u64);
+        let (tag, len) = (field * 2 + 1, value.len());
+        if len < LONG as usize {
+            self.into.extend_from_slice(&[tag, len as u8]);
+        } else {
+            self.into.push(tag);
+            write_number(self.into, len as u64);
+        }
         self.into.extend_from_slice(value);
     }
 
@@ -341,10 +325,90 @@ impl Out<'_> {
     }
 }
 
+/// Bytes of a number and its tag at most.
+const NUMBER_BYTES_MAX: usize = 11;
+/// Fields that are numbers.
+const NUMBERS: usize = 19;
+
+/// Numbers of a record. They are put together in room of their own, since to look for each whether
+/// a vector has to grow takes longer than to write it.
+struct Numbers {
+    room: [u8; NUMBERS * NUMBER_BYTES_MAX],
+    len: usize,
+}
+
+impl Default for Numbers {
+    fn default() -> Numbers {
+        Numbers { room: [0; NUMBERS * NUMBER_BYTES_MAX], len: 0 }
+    }
+}
+
+impl Numbers {
+    #[inline(always)]
+    fn number(&mut self, field: u8, value: u64) {
+        let room = self.room.get_mut(self.len..).and_then(|room| room.first_chunk_mut());
+        match room.filter(|_| value < LONG) {
+            Some(room) => {
+                *room = [field * 2, value as u8];
+                self.len += 2;
+            }
+            None => self.long_number(field, value),
+        }
+    }
+
+    #[inline(never)]
+    fn long_number(&mut self, field: u8, mut value: u64) {
+        let mut put = |byte| {
+            if let Some(place) = self.room.get_mut(self.len) {
+                *place = byte;
+                self.len += 1;
+            }
+        };
+        put(field * 2);
+        while value >= LONG {
+            put(value as u8 | LONG as u8);
+            value >>= 7;
+        }
+        put(value as u8);
+    }
+
+    /// A number whose absence means zero.
+    #[inline(always)]
+    fn count(&mut self, field: u8, value: u64) {
+        if value != 0 {
+            self.number(field, value);
+        }
+    }
+
+    #[inline(always)]
+    fn some(&mut self, field: u8, value: Option<u64>) {
+        if let Some(value) = value {
+            self.number(field, value);
+        }
+    }
+
+    fn usage(&mut self, usage: Option<Usage>) {
+        let Some(usage) = usage else { return };
+        // Also when it is zero: it says that there is usage.
+        self.number(field::PROMPT_TOKENS, usage.prompt_tokens);
+        self.count(field::COMPLETION_TOKENS, usage.completion_tokens);
+        self.count(field::TOTAL_TOKENS, usage.total_tokens);
+        self.some(field::CACHED_TOKENS, usage.cached_tokens);
+        self.some(field::REASONING_TOKENS, usage.reasoning_tokens);
+    }
+
+    fn end(&self, into: &mut Vec<u8>) {
+        into.extend_from_slice(self.room.get(..self.len).unwrap_or_default());
+    }
+}
+
+/// Numbers from here on take more than one byte.
+const LONG: u64 = 0x80;
+
 /// Appends a number.
 pub(super) fn write_number(into: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        into.push(value as u8 | 0x80);
+    while value >= LONG {
+        into.push(value as u8 | LONG as u8);
         value >>= 7;
     }
     into.push(value as u8);
@@ -352,6 +416,17 @@ pub(super) fn write_number(into: &mut Vec<u8>, mut value: u64) {
 
 /// Takes a number off the front. `None` when it is cut, or has more than 64 bits.
 pub(super) fn read_number(rest: &mut &[u8]) -> Option<u64> {
+    match *rest {
+        // Most are short.
+        [byte @ ..0x80, more @ ..] => {
+            *rest = more;
+            Some(u64::from(*byte))
+        }
+        _ => read_long(rest),
+    }
+}
+
+fn read_long(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
         let (byte, more) = rest.split_first()?;

@@ -137,9 +137,8 @@ impl<'f> Scan<'f> {
             return Ok(Some(Step::Damage(self.at - begin)));
         };
         self.at = begin + len as u64;
-        let bytes = self.window.ensure(self.file, begin, len, self.end)?;
         // These bytes were looked at a moment ago, checksum and all.
-        Ok(Some(match segment::framed(bytes) {
+        Ok(Some(match segment::framed(self.window.from(begin)) {
             Some((entry, _)) => Step::Entry(entry),
             None => Step::Damage(len as u64),
         }))
@@ -188,13 +187,18 @@ impl Window {
         self.room.get(..self.len).unwrap_or_default()
     }
 
+    /// What was read from `at` on.
+    fn from(&self, at: u64) -> &[u8] {
+        let offset = at.checked_sub(self.at).and_then(|n| usize::try_from(n).ok());
+        offset.and_then(|n| self.bytes().get(n..)).unwrap_or_default()
+    }
+
     /// The bytes from `at` on, `len` of them or more, fewer only where the segment or the file
     /// ends.
     fn ensure(&mut self, file: &dyn DiskFile, at: u64, len: usize, end: u64) -> io::Result<&[u8]> {
         let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
         let len = len.min(left);
-        let offset = at.checked_sub(self.at).and_then(|n| usize::try_from(n).ok());
-        let held = offset.and_then(|n| self.bytes().get(n..)).map_or(0, <[u8]>::len);
+        let held = self.from(at).len();
         if held < len || held == 0 {
             self.at = at;
             // Before the read: one that fails leaves nothing that could be taken for the file's.
@@ -208,7 +212,7 @@ impl Window {
             self.len = read_fully(file, room, at)?;
             return Ok(self.bytes());
         }
-        Ok(offset.and_then(|n| self.bytes().get(n..)).unwrap_or_default())
+        Ok(self.from(at))
     }
 }
 

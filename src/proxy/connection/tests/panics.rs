@@ -20,6 +20,7 @@ use crate::state::pulse::Pulse;
 use crate::usage::counters::UsageCounters;
 use crate::usage::outbox::Outbox;
 use crate::usage::record::Outcome;
+use crate::usage::ring::entry::{Check, Entry};
 use crate::usage::ring::file::RingFile;
 use crate::usage::ring::spsc::{Consumer, Taken};
 use crate::usage::spool::codec;
@@ -123,7 +124,8 @@ async fn served(w: Rc<Shared>, place: &'static str) -> JoinHandle<()> {
 fn ends(ring: Arc<RingFile>) -> Vec<(Outcome, Option<String>)> {
     let (mut taken, mut ring) = (Taken::default(), Consumer::new(ring));
     ring.take(&mut taken);
-    let closes = taken.walk().filter(|entry| entry.header.kind == Kind::Close.byte());
+    let is_close = |entry: &Entry<'_>| entry.header.kind == Kind::Close.byte();
+    let closes = taken.walk(Check::Each).filter(is_close);
     let record = |payload: &[u8]| codec::decode(payload).unwrap();
     let told = closes.map(|entry| record(entry.payload));
     told.map(|record| (record.outcome, record.error.map(|error| error.into_owned()))).collect()

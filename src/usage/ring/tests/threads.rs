@@ -89,7 +89,7 @@ fn run_all(orders: (Ordering, Ordering)) {
             let (mut all, mut lot) = (Vec::new(), Taken::default());
             for _ in 0..2 {
                 if consumer.take(&mut lot) {
-                    let mut walk = lot.walk();
+                    let mut walk = lot.walk(Check::Each);
                     all.extend((&mut walk).map(|entry| entry.header.kind));
                     assert!(!walk.is_damaged());
                     consumer.release();
@@ -124,7 +124,7 @@ fn two_threads_agree() {
             std::thread::yield_now();
             continue;
         }
-        let mut walk = lot.walk();
+        let mut walk = lot.walk(Check::Each);
         for entry in &mut walk {
             assert_eq!((entry.header.open, &entry.payload[..4]), (next, &next.to_le_bytes()[..]));
             assert_eq!(entry.payload[4..], vec![next as u8; next as usize % 90]);

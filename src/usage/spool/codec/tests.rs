@@ -1,5 +1,4 @@
 use super::*;
-use crate::llm::tokens::Usage;
 use crate::usage::record::tests::record;
 use proptest::prelude::*;
 
@@ -108,7 +107,9 @@ proptest! {
         text in proptest::collection::vec(any::<u8>(), 0..40),
     ) {
         let mut bytes = Vec::new();
-        Out { into: &mut bytes }.number(120, number);
+        let mut numbers = Numbers::default();
+        numbers.number(120, number);
+        numbers.end(&mut bytes);
         bytes.extend(bytes_of(&record));
         Out { into: &mut bytes }.bytes(121, &text);
         prop_assert!(same(&record, &decode(&bytes).unwrap()));
@@ -200,7 +201,9 @@ fn no_usage_and_zero_usage_differ() {
 #[test]
 fn an_unknown_ending_is_no_whole_answer() {
     let mut bytes = bytes_of(&UsageRecord { outcome: Outcome::Complete, ..record() });
-    Out { into: &mut bytes }.number(field::OUTCOME, 99);
+    let mut numbers = Numbers::default();
+    numbers.number(field::OUTCOME, 99);
+    numbers.end(&mut bytes);
     assert_eq!(decode(&bytes).unwrap().outcome, Outcome::Aborted);
 }
 
