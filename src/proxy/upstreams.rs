@@ -1,8 +1,10 @@
 //! The backends of one worker: the view that requests begin with, and what is left of earlier ones.
 
+use super::route::{self, TriedMembers};
 use super::upstream::pool::LocalMember;
 use super::view::WorkerView;
-use crate::state::board::Board;
+use crate::rt::patrol::Patrol;
+use crate::state::board::{Board, View};
 use crate::state::member::MemberId;
 use crate::state::meters::Meters;
 use std::cell::RefCell;
@@ -65,10 +67,12 @@ impl Upstreams {
 
     /// Calls off who waits at backends that went out of service: those in use, and those that are
     /// leaving with requests in flight.
-    pub fn see_departures(&self, call_off: impl Fn(MemberId)) {
+    pub fn see_departures(&self, patrol: &Patrol) {
         let view = self.view();
         let leaving = self.leaving.borrow();
-        see_departures(&view.members, &leaving, call_off);
+        for gone in departed(view.members.iter().chain(&*leaving)) {
+            patrol.call_off(gone.number(), |rule| has_another(&view.shared, gone, rule));
+        }
     }
 
     /// Closes what idled too long, at this tick; gives how many.
@@ -92,58 +96,61 @@ impl Upstreams {
     }
 }
 
-/// Calls the backends that went out of service since the last time and are not back, if there is
-/// another one that is well. `leaving` have requests and get no more.
-fn see_departures(
-    members: &[Rc<LocalMember>],
-    leaving: &[Rc<LocalMember>],
-    call_off: impl Fn(MemberId),
-) {
-    for backend in members.iter().chain(leaving) {
-        if !backend.has_departed() || backend.is_healthy() {
-            continue;
-        }
-        let mut others = members.iter().filter(|other| other.id() != backend.id());
-        if others.any(|other| other.is_healthy()) {
-            call_off(backend.id());
-        }
-    }
+/// The backends that went out of service since the last time, and are not back.
+fn departed<'a>(members: impl Iterator<Item = &'a Rc<LocalMember>>) -> Vec<MemberId> {
+    let gone = members.filter(|backend| backend.has_departed() && !backend.is_healthy());
+    gone.map(|backend| backend.id()).collect()
+}
+
+/// True when another backend is well to which this rule leads.
+fn has_another(view: &View, gone: MemberId, rule: u32) -> bool {
+    let group = view.models.of_rule(rule);
+    group.is_some_and(|group| route::has_other(view.group(group), &TriedMembers::only(gone)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Catches: requests that are called off again and again, or from a backend when there is
-    /// nobody else to ask.
+    /// Catches: requests that are called off again and again, or from a backend that is back.
     #[test]
-    fn each_departure_is_seen_once_and_only_where_another_is_well() {
+    fn each_departure_is_seen_once() {
         let view = WorkerView::sample(2);
         let set_passes = |index: usize, passes| view.members[index].set_passes_probes(passes);
         let seen = || {
-            let called = RefCell::new(Vec::new());
-            see_departures(&view.members, &[], |backend| called.borrow_mut().push(backend));
             let place = |id| view.members.iter().position(|member| member.id() == id).unwrap();
-            called.into_inner().into_iter().map(place).collect::<Vec<_>>()
+            departed(view.members.iter()).into_iter().map(place).collect::<Vec<_>>()
         };
         assert!(seen().is_empty());
         set_passes(1, false);
         assert_eq!((seen(), seen()), (vec![1], vec![]));
-        set_passes(0, false);
-        assert!(seen().is_empty());
-        set_passes(1, true);
-        assert!(seen().is_empty());
-        set_passes(1, false);
-        set_passes(0, true);
-        assert_eq!(seen(), [1]);
-        set_passes(1, true);
-        set_passes(1, false);
-        see_departures(&view.members, &[], |_| {});
-        assert!(seen().is_empty(), "nobody waited there then");
-        set_passes(1, true);
-        set_passes(1, false);
         set_passes(1, true);
         assert!(seen().is_empty(), "it is back");
+        set_passes(1, false);
+        set_passes(1, true);
+        assert!(seen().is_empty(), "it is back already");
+        set_passes(0, false);
+        set_passes(1, false);
+        assert_eq!(seen(), [0, 1]);
+    }
+
+    /// Catches: a request that is called off though nobody else has its model, or whose model
+    /// nobody knows any more.
+    #[test]
+    fn another_is_one_that_is_well_and_serves_the_same() {
+        let text = "backends: [{url: 'http://192.0.2.1', models: [a]}, \
+                    {url: 'http://192.0.2.2', models: ['a*', b]}, {url: 'http://192.0.2.3', models: [b]}]";
+        let board = Board::of(text);
+        let view = board.view();
+        let ids: Vec<_> = view.members().iter().map(|member| member.id()).collect();
+        let rule = |model| view.models.choose(model).rule;
+        assert!(has_another(&view, ids[0], rule("a")));
+        assert!(!has_another(&view, ids[1], rule("ab")), "the only one");
+        assert!(has_another(&view, ids[0], 0), "no model was asked for");
+        assert!(!has_another(&view, ids[0], 77), "a rule of the past");
+        view.members()[1].set_passes_probes(false);
+        assert!(!has_another(&view, ids[0], rule("a")));
+        assert!(has_another(&view, ids[1], rule("b")));
     }
 
     /// Catches: a request that waits out its whole timeout at a hung backend because that was taken
@@ -151,15 +158,12 @@ mod tests {
     #[test]
     fn who_waits_at_a_backend_that_is_leaving_is_called_off_too() {
         let (view, old) = (WorkerView::sample(1), WorkerView::sample(1));
-        let called = RefCell::new(Vec::new());
-        let see = || see_departures(&view.members, &old.members, |id| called.borrow_mut().push(id));
-        see();
+        let gone = old.members[0].id();
         old.members[0].set_passes_probes(false);
-        see();
-        assert_eq!(called.take(), [old.members[0].id()]);
-        old.members[0].set_passes_probes(true);
+        let all = view.members.iter().chain(&old.members);
+        assert_eq!(departed(all), [gone]);
+        assert!(has_another(&view.shared, gone, 0));
         view.members[0].set_passes_probes(false);
-        see();
-        assert!(called.take().is_empty(), "nobody goes to one that is leaving");
+        assert!(!has_another(&view.shared, gone, 0));
     }
 }

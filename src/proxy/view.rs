@@ -2,11 +2,14 @@
 //! connections to them, and whose turn it is. A request keeps the one that it began with.
 
 use super::route::round_robin::RoundRobin;
+use super::route::{self, TriedMembers};
 use super::upstream::pool::LocalMember;
 use crate::config::plan::{KeyForm, Plan};
 use crate::state::board::View;
 use crate::state::member::{Member, MemberId};
+use crate::state::models::GroupId;
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,8 +22,10 @@ pub struct WorkerView {
     pub plan: Arc<Plan>,
     /// The backends, in the order of the plan.
     pub members: Vec<Rc<LocalMember>>,
-    /// Who is next.
-    pub balancer: RefCell<RoundRobin>,
+    /// Who is next in each group of backends that serve the same models.
+    balancers: Vec<RefCell<RoundRobin>>,
+    /// The worker's number.
+    worker: usize,
     /// How records keep the clients' keys.
     pub key_form: KeyForm,
     /// Models with a label of their own.
@@ -31,28 +36,57 @@ pub struct WorkerView {
 impl WorkerView {
     /// The first view of worker number `index`.
     pub fn first(shared: Arc<View>, index: usize) -> WorkerView {
-        let weights: Vec<_> = shared.members().iter().map(|member| member.plan.weight).collect();
-        WorkerView::with(shared, RoundRobin::new(&weights, index), &HashMap::new())
+        WorkerView::with(shared, index, &HashMap::new(), |weights, _| {
+            RoundRobin::new(weights, index)
+        })
     }
 
     /// The next one. Whose turn it is stays as it was; `leaving` are backends of earlier views that
     /// the worker still has connections to.
     pub fn next(&self, shared: Arc<View>, leaving: &[Rc<LocalMember>]) -> WorkerView {
-        let passes = self.balancer.borrow().passes(self.members.len());
-        let weighted = shared.members().iter().map(|member| {
-            let place = self.shared.place(member.id());
-            (member.plan.weight, place.and_then(|place| passes.get(place)).copied())
-        });
-        let balancer = RoundRobin::going_on(&weighted.collect::<Vec<_>>());
         let known = self.members.iter().chain(leaving).map(|member| (member.id(), member));
-        WorkerView::with(shared, balancer, &known.collect())
+        WorkerView::with(shared, self.worker, &known.collect(), |weights, group| {
+            self.go_on(weights, group)
+        })
+    }
+
+    /// The order in which a group of the next view gets its turns: that of the group of this one
+    /// which has the most of its backends.
+    fn go_on(&self, weights: &[u32], group: &[MemberId]) -> RoundRobin {
+        let here: Vec<_> = group.iter().map(|id| self.shared.place(*id)).collect();
+        let shares = |places: &[u32]| {
+            let is_in =
+                |place: &Option<usize>| place.is_some_and(|place| places.contains(&(place as u32)));
+            here.iter().filter(|place| is_in(place)).count()
+        };
+        let groups = self.shared.models.groups().iter().zip(&self.balancers);
+        // Of several, the one with the fewest others.
+        let nearest = groups.max_by_key(|(places, _)| (shares(places), Reverse(places.len())));
+        let Some((places, balancer)) = nearest.filter(|(places, _)| shares(places) > 0) else {
+            return RoundRobin::new(weights, self.worker);
+        };
+        let passes = balancer.borrow().passes(places.len());
+        let pass = |place: &Option<usize>| {
+            let place = places.iter().position(|known| Some(*known as usize) == *place)?;
+            passes.get(place).copied()
+        };
+        let weighted = weights.iter().copied().zip(here.iter().map(pass));
+        RoundRobin::going_on(&weighted.collect::<Vec<_>>())
     }
 
     fn with(
         shared: Arc<View>,
-        balancer: RoundRobin,
+        worker: usize,
         known: &HashMap<MemberId, &Rc<LocalMember>>,
+        balancer: impl Fn(&[u32], &[MemberId]) -> RoundRobin,
     ) -> WorkerView {
+        let balancers = shared.models.groups().iter().map(|places| {
+            let group = places.iter().filter_map(|place| shared.members().get(*place as usize));
+            let weights: Vec<_> = group.clone().map(|member| member.plan.weight).collect();
+            let ids: Vec<_> = group.map(|member| member.id()).collect();
+            RefCell::new(balancer(&weights, &ids))
+        });
+        let balancers = balancers.collect();
         let local = |member: &Arc<Member>| {
             let before = known.get(&member.id());
             Rc::new(LocalMember::new(member, before.map(|old| &***old)))
@@ -60,9 +94,10 @@ impl WorkerView {
         let plan = Arc::clone(&shared.plan);
         WorkerView {
             members: shared.members().iter().map(local).collect(),
-            balancer: RefCell::new(balancer),
+            balancers,
+            worker,
             key_form: plan.usage.kept_key_form(),
-            models: shared.models().iter().cloned().zip(0..).collect(),
+            models: shared.labelled_models().iter().cloned().zip(0..).collect(),
             // Whether or not keys are checked here: what looks like a key of ours is not for
             // engines.
             credential_fields: match plan.server.forward_credentials {
@@ -72,6 +107,13 @@ impl WorkerView {
             plan,
             shared,
         }
+    }
+
+    /// Who of a group gets the next try; `None`: all that could be picked were tried.
+    pub fn pick(&self, group: GroupId, tried: &TriedMembers) -> Option<&Rc<LocalMember>> {
+        let mut balancer = self.balancers.get(group.place())?.borrow_mut();
+        let places = self.shared.models.members_of(group);
+        self.members.get(route::pick(&mut balancer, (self.shared.members(), places), tried)?)
     }
 
     /// A backend of this view.

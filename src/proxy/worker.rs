@@ -173,7 +173,7 @@ impl Worker {
         w.shelf.look_at_the_clock();
         w.upstreams.look_at_the_board();
         w.upstreams.let_go(&w.shelf.meters);
-        w.upstreams.see_departures(|backend| w.patrol.call_off(backend.number()));
+        w.upstreams.see_departures(&w.patrol);
         w.patrol.set_crowded(w.connections.are_crowded() || Buffer::are_scarce());
         Buffer::sweep();
         w.shelf.sweep();

@@ -62,6 +62,15 @@ pub enum Alarm {
     CalledOff,
 }
 
+/// For whom a connection waits while somebody else would do: numbers of the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stand {
+    /// Where it waits.
+    pub place: u32,
+    /// What it wants there, by which it is told who else would do.
+    pub aim: u32,
+}
+
 /// When a client counts as gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
@@ -112,7 +121,7 @@ struct State {
     /// The tick in which bytes of the client came last, or the stage began.
     heard: Cell<u32>,
     /// For whom it waits, when somebody else would do: [`Post::stand_at`].
-    stands_at: Cell<Option<u32>>,
+    stands_at: Cell<Option<Stand>>,
     called_off: Cell<bool>,
     /// Waits in a row that were over before they began.
     unwaited: Cell<u32>,
@@ -312,10 +321,12 @@ impl Patrol {
                 }
     }
 
-    /// Ends the waits of all who stand at this place, with [`Alarm::CalledOff`].
-    pub fn call_off(&self, place: u32) {
+    /// Ends the waits of those who stand at this place, with [`Alarm::CalledOff`]; who of them is
+    /// said by what they wait for.
+    pub fn call_off(&self, place: u32, is_meant: impl Fn(u32) -> bool) {
         for post in self.posts.borrow().slots.iter().flatten() {
-            if post.stands_at.get() == Some(place) {
+            let stand = post.stands_at.get();
+            if stand.is_some_and(|stand| stand.place == place && is_meant(stand.aim)) {
                 post.called_off.set(true);
                 post.rouse();
             }

@@ -2,6 +2,7 @@
 //! that plan, never a mixture of two.
 
 use super::member::{Member, MemberId, MemberTls};
+use super::models::{GroupId, ModelIndex};
 use super::pulse::Pulse;
 use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::{Backend, Plan};
@@ -19,7 +20,9 @@ pub struct View {
     /// Backends of earlier views that somebody may still be using. They get no more requests.
     leaving: Vec<Arc<Member>>,
     /// Models with a label of their own in the metrics; the place in the list is the label.
-    models: Vec<String>,
+    labelled: Vec<String>,
+    /// Which of the members serve which model.
+    pub models: ModelIndex,
 }
 
 impl View {
@@ -47,19 +50,26 @@ impl View {
         let still_used = still_used.filter(|old| Member::is_used_beside(old));
         let leaving = still_used.chain(just_left).cloned().collect();
         // Workers count by the place in this list: what has one keeps it.
-        let mut models = before.map(|view| view.models.clone()).unwrap_or_default();
+        let mut labelled = before.map(|view| view.labelled.clone()).unwrap_or_default();
         for model in plan.labelled_models() {
-            if models.len() < METRICS_MODELS_MAX && !models.contains(&model) {
-                models.push(model);
+            if labelled.len() < METRICS_MODELS_MAX && !labelled.contains(&model) {
+                labelled.push(model);
             }
         }
-        View { plan, members, places, leaving, models }
+        let models = ModelIndex::new(&plan);
+        View { plan, members, places, leaving, labelled, models }
     }
 
     /// Models with a label of their own in the metrics: those of this plan, and those that earlier
     /// ones had. The place in the list is the label.
-    pub fn models(&self) -> &[String] {
-        &self.models
+    pub fn labelled_models(&self) -> &[String] {
+        &self.labelled
+    }
+
+    /// The backends of a group, in the order of the plan.
+    pub fn group(&self, group: GroupId) -> impl Iterator<Item = &Arc<Member>> + Clone {
+        let places = self.models.members_of(group).iter();
+        places.filter_map(|place| self.members.get(*place as usize))
     }
 
     /// The backends, in the order of the plan.
@@ -136,8 +146,14 @@ impl Board {
 impl Board {
     /// Of a configuration that has nothing but so many backends.
     pub fn sample(backends: u8) -> Board {
-        let urls: Vec<_> = (1..=backends).map(|n| format!("http://192.0.2.{n}:8000")).collect();
-        let plan = crate::config::load_backends(&urls, &[]).unwrap().plan;
+        let url = |n| format!("{{url: 'http://192.0.2.{n}:8000'}}");
+        let urls: Vec<_> = (1..=backends).map(url).collect();
+        Board::of(&format!("backends: [{}]", urls.join(", ")))
+    }
+
+    /// Of this configuration.
+    pub fn of(text: &str) -> Board {
+        let plan = crate::config::load_text("test", text, &|_| None).unwrap().plan;
         let tls = plan.backends.iter().map(|_| None).collect();
         Board::new(View::new(Arc::new(plan), tls, None))
     }
@@ -193,11 +209,11 @@ mod tests {
     fn a_model_keeps_its_label() {
         let first = of("metrics: {models: [x, y]}", None);
         let second = of("metrics: {models: [y, z]}", Some(&first));
-        assert_eq!(second.models(), ["x", "y", "z"]);
+        assert_eq!(second.labelled_models(), ["x", "y", "z"]);
         let many: Vec<String> = (0..METRICS_MODELS_MAX).map(|n| format!("m{n}")).collect();
         let third = of(&format!("metrics: {{models: [{}]}}", many.join(", ")), Some(&second));
-        assert_eq!(third.models().len(), METRICS_MODELS_MAX);
-        assert_eq!(third.models()[..3], ["x", "y", "z"]);
+        assert_eq!(third.labelled_models().len(), METRICS_MODELS_MAX);
+        assert_eq!(third.labelled_models()[..3], ["x", "y", "z"]);
     }
 
     /// Catches: a list of backends of the past that grows with each reload, and one that comes back

@@ -8,6 +8,7 @@ pub mod board;
 pub mod hash;
 pub mod hop;
 pub mod meters;
+pub mod models;
 pub mod repute;
 pub mod scrape;
 pub mod pulse;

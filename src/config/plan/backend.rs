@@ -131,9 +131,19 @@ impl ModelPattern {
         Ok(ModelPattern(text.to_owned()))
     }
 
+    /// As it is written.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// What the names begin with that it covers; `None`: it is one name.
+    pub fn stem(&self) -> Option<&str> {
+        self.0.strip_suffix('*')
+    }
+
     /// True when the pattern covers this model. Case matters, as it does to the engines.
     pub fn matches(&self, model: &str) -> bool {
-        match self.0.strip_suffix('*') {
+        match self.stem() {
             Some(stem) => model.starts_with(stem),
             None => model == self.0,
         }

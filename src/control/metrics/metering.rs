@@ -45,7 +45,7 @@ impl Facts {
         let kinds = [("prompt", all.prompt), ("completion", all.completion)];
         let kinds = labelled("type", kinds.into_iter().map(|(kind, n)| (kind.to_owned(), n)));
         page.counter("llmproxy_usage_tokens", "Tokens as the engines counted them.", kinds)?;
-        let models = self.view.models();
+        let models = self.view.labelled_models();
         let sorted: BTreeMap<_, _> = self.meters.tokens.iter().collect();
         let series = sorted.into_iter().flat_map(|(series, tokens)| {
             let model = model_label(models, series.model);

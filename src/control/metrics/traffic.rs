@@ -35,7 +35,7 @@ impl Facts {
     }
 
     pub(super) fn times(&self, page: &mut Page<'_>) -> fmt::Result {
-        let models = self.view.models();
+        let models = self.view.labelled_models();
         let sorted: BTreeMap<_, _> = self.meters.ttft.iter().collect();
         let ttft = sorted.into_iter().map(|(series, times)| {
             let labels = vec![

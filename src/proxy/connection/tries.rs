@@ -18,6 +18,7 @@ use crate::proxy::upstream::exchange::{exchange, Exchange};
 use crate::proxy::upstream::peek;
 use crate::proxy::upstream::pool::LocalMember;
 use crate::proxy::view::WorkerView;
+use crate::rt::patrol::Stand;
 use crate::usage::outbox::Outbox;
 use std::rc::Rc;
 
@@ -50,7 +51,7 @@ fn open(
         return Err(NO_JOURNAL);
     }
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
-    let first = pick(&pass.view, &TriedMembers::default()).ok_or(NO_BACKEND)?;
+    let first = pick(&pass.view, request, &TriedMembers::default()).ok_or(NO_BACKEND)?;
     story.backend = Some(Rc::clone(&first));
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
@@ -61,9 +62,8 @@ fn open(
 }
 
 /// Who gets the next try.
-fn pick(view: &WorkerView, tried: &TriedMembers) -> Option<Rc<LocalMember>> {
-    let place = route::pick(&mut view.balancer.borrow_mut(), view.shared.members(), tried)?;
-    view.members.get(place).cloned()
+fn pick(view: &WorkerView, request: &Request, tried: &TriedMembers) -> Option<Rc<LocalMember>> {
+    view.pick(view.shared.models.choose(&request.model).group, tried).cloned()
 }
 
 /// Tries backends until one begins to answer. Another one is asked while nobody saw the request,
@@ -79,11 +79,13 @@ async fn try_backends(
 ) -> Result<Exchange, Fault> {
     let Underway { pass, notes: Notes { request, response, story, .. } } = underway;
     let view = &pass.view;
+    let rule = view.shared.models.choose(&request.model).rule;
     let mut tries = Tries::begin(first.id());
     let mut asking = Asking::of(&view.plan, request, &first);
     let mut backend = first;
     loop {
-        client.post.stand_at(tries.may_move().then(|| backend.id().number()));
+        let stand = Stand { place: backend.id().number(), aim: rule };
+        client.post.stand_at(tries.may_move().then_some(stand));
         let how = (tries.is_fresh(), asking);
         // In a scope of its own, or it would lie beside the next wait in every stream.
         let doubtful = {
@@ -124,7 +126,7 @@ async fn try_backends(
             Follow::Again => {}
             // By the view of now: those that left meanwhile get no more requests.
             Follow::Other(fault) => {
-                backend = pick(&w.view(), tries.tried()).ok_or(fault)?;
+                backend = pick(&w.view(), request, tries.tried()).ok_or(fault)?;
                 tries.move_to(backend.id());
                 asking = Asking::of(&view.plan, request, &backend);
                 story.backend = Some(Rc::clone(&backend));
@@ -171,8 +173,10 @@ async fn hear(
         508 => Fault::BackendLoops,
         _ => return Ok(got),
     };
+    let view = w.view();
+    let group = view.shared.models.choose(&request.model).group;
     let has_other =
-        request.is_in_hand() && route::has_other(w.view().shared.members(), tries.tried());
+        request.is_in_hand() && route::has_other(view.shared.group(group), tries.tried());
     match has_other && says(client, response, &mut got, fault).await {
         true => Err(TryEnd::Failed(fault)),
         false => Ok(got),

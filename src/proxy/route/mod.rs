@@ -65,9 +65,9 @@ enum Others {
 }
 
 impl Others {
-    fn of(members: &[Arc<Member>]) -> Others {
-        let passing = members.iter().filter(|member| member.passes_probes()).count();
-        let well = members.iter().filter(|member| member.is_healthy()).count();
+    fn of<'a>(group: impl Iterator<Item = &'a Arc<Member>> + Clone) -> Others {
+        let passing = group.clone().filter(|member| member.passes_probes()).count();
+        let well = group.filter(|member| member.is_healthy()).count();
         match passing {
             0 => Others::All,
             _ if 2 * well < passing => Others::Ejected,
@@ -76,20 +76,22 @@ impl Others {
     }
 }
 
-/// The place of the next backend: by weight among the healthy ones not tried yet, or among others
-/// when these are too few. `None` when all that could be picked were tried.
+/// The place of the next backend of a group, which is given by the places of its members: by weight
+/// among the healthy ones not tried yet, or among others when these are too few. `None` when all
+/// that could be picked were tried.
 pub fn pick(
     balancer: &mut RoundRobin,
-    members: &[Arc<Member>],
+    (members, group): (&[Arc<Member>], &[u32]),
     tried: &TriedMembers,
 ) -> Option<usize> {
+    let all = group.iter().filter_map(|place| members.get(*place as usize));
     // Looked at only when somebody is not well: there may be many.
     let others = OnceCell::new();
-    let eligible = |place: u32| {
-        let member = members.get(place as usize).filter(|member| !tried.contains(member.id()));
-        member.is_some_and(|member| {
+    let eligible = |turn: u32| {
+        let member = group.get(turn as usize).and_then(|place| members.get(*place as usize));
+        member.filter(|member| !tried.contains(member.id())).is_some_and(|member| {
             member.is_healthy()
-                || match others.get_or_init(|| Others::of(members)) {
+                || match others.get_or_init(|| Others::of(all.clone())) {
                     Others::All => true,
                     Others::Ejected => member.passes_probes(),
                     // Whoever has failed elsewhere already is not asked to try.
@@ -101,12 +103,15 @@ pub fn pick(
         true => balancer.pick(eligible),
         false => balancer.stand_in(eligible),
     };
-    picked.map(|place| place as usize)
+    group.get(picked? as usize).map(|place| *place as usize)
 }
 
-/// True when a backend is well that was not tried.
-pub fn has_other(members: &[Arc<Member>], tried: &TriedMembers) -> bool {
-    members.iter().any(|member| member.is_healthy() && !tried.contains(member.id()))
+/// True when a backend of a group is well that was not tried.
+pub fn has_other<'a>(
+    mut group: impl Iterator<Item = &'a Arc<Member>>,
+    tried: &TriedMembers,
+) -> bool {
+    group.any(|member| member.is_healthy() && !tried.contains(member.id()))
 }
 
 #[cfg(test)]
@@ -131,7 +136,8 @@ mod tests {
 
     /// Who gets the next requests, in order of number and without repetition.
     fn picked(balancer: &mut RoundRobin, members: &[Arc<Member>]) -> Vec<usize> {
-        let pick = |_| pick(balancer, members, &TriedMembers::default()).unwrap();
+        let all: Vec<u32> = (0..members.len() as u32).collect();
+        let pick = |_| pick(balancer, (members, &all), &TriedMembers::default()).unwrap();
         let mut picked: Vec<usize> = (0..4 * members.len()).map(pick).collect();
         picked.sort_unstable();
         picked.dedup();
@@ -148,7 +154,7 @@ mod tests {
         let mut tried = TriedMembers::default();
         tried.add(members[0].id());
         tried.add(members[1].id());
-        assert_eq!(pick(&mut balancer, &members, &tried), None);
+        assert_eq!(pick(&mut balancer, (&members, &[0, 1]), &tried), None);
     }
 
     /// Catches: an ejected backend that gets traffic; survivors that drown when most are ejected; a
@@ -171,9 +177,9 @@ mod tests {
     #[test]
     fn another_is_one_that_is_well_and_was_not_tried() {
         let (_, members) = members(2);
-        assert!(has_other(&members, &TriedMembers::only(members[0].id())));
+        assert!(has_other(members.iter(), &TriedMembers::only(members[0].id())));
         eject(&members[1]);
-        assert!(!has_other(&members, &TriedMembers::only(members[0].id())));
-        assert!(has_other(&members, &TriedMembers::only(members[1].id())));
+        assert!(!has_other(members.iter(), &TriedMembers::only(members[0].id())));
+        assert!(has_other(members.iter(), &TriedMembers::only(members[1].id())));
     }
 }

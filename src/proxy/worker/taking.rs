@@ -25,7 +25,7 @@ impl Worker {
             w.shelf.look_at_the_clock();
             w.upstreams.look_at_the_board();
             // Nobody waited there while we slept.
-            w.upstreams.see_departures(|_| {});
+            w.upstreams.see_departures(&w.patrol);
         }
         match arrival {
             Arrival::Client(socket, peer) => self.take_in(socket, peer),

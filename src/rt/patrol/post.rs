@@ -1,7 +1,7 @@
 //! A client's socket on the patrol's round, and the waits that an alarm can end.
 
 use super::crowd::{Part, Rank, Stage};
-use super::{Alarm, Patrol, State, NEVER, TICK_MS};
+use super::{Alarm, Patrol, Stand, State, NEVER, TICK_MS};
 use crate::rt::socket::Socket;
 use pin_project_lite::pin_project;
 use rustix::event::epoll;
@@ -37,10 +37,10 @@ impl Post {
         self.state.expired.set(false);
     }
 
-    /// Says for whom the waits that follow are, by a number of the caller's: [`Patrol::call_off`]
-    /// ends them. `None`: they cannot be called off.
-    pub fn stand_at(&self, place: Option<u32>) {
-        self.state.stands_at.set(place);
+    /// Says for whom the waits that follow are: [`Patrol::call_off`] ends them. `None`: they cannot
+    /// be called off.
+    pub fn stand_at(&self, stand: Option<Stand>) {
+        self.state.stands_at.set(stand);
         self.state.called_off.set(false);
     }
 
