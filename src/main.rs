@@ -9,6 +9,7 @@ use llmproxy::config::cli::{self, Command, Printout, SpoolTask};
 use llmproxy::config::origin::Origin;
 use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::config::Loaded;
+use llmproxy::control::discovery::{Finders, News};
 use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::pid_file::PidFile;
 use llmproxy::control::reload::{self, Reloader, Reloads};
@@ -148,8 +149,12 @@ fn serve(
         true => reload::watch(&origin, &reloads.sha256(), &to_supervisor)?,
         false => None,
     };
-    let reloader = Reloader {
+    let mut reloader = Reloader {
         origin,
+        configured: plan.backends.clone(),
+        discovery: Finders::default(),
+        finders: Arc::clone(&control.finders),
+        news: News::to(to_supervisor.clone()),
         board: Arc::clone(&control.board),
         resolver: control.resolver.clone(),
         ours: addresses.clone(),
@@ -161,6 +166,7 @@ fn serve(
         events: to_supervisor.clone(),
         watch,
     };
+    reloader.find_first()?;
     let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
     let supervisor = Supervisor::start(reloader, (to_supervisor, events), stop)
         .map_err(|e| format!("supervisor: {e}"))?;

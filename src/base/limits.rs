@@ -314,6 +314,13 @@ pub const CONFIG_NODES_MAX: u32 = 100_000;
 pub const CONFIG_BRACKETS_OPEN_MAX: usize = 64;
 /// Findings of one load that are kept. Beyond: counted.
 pub const CONFIG_FINDINGS_MAX: usize = 100;
+/// Sources of discovery, a thread each. Beyond: refused.
+pub const DISCOVERY_SOURCES_MAX: usize = 16;
+/// Bytes of what a source of discovery says. Beyond: it counts as a failure of the source.
+pub const DISCOVERY_ANSWER_BYTES_MAX: usize = CONFIG_FILE_BYTES_MAX;
+/// Backends that one source of discovery may name (beyond: a failure of the source), and those of
+/// all sources together (beyond: left out, with a warning).
+pub const DISCOVERY_BACKENDS_MAX: usize = 1024;
 /// Models with a label of their own. Beyond: refused; of those that the plan names otherwise, the
 /// rest count as `other`.
 pub const METRICS_MODELS_MAX: usize = 1000;

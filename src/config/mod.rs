@@ -8,6 +8,8 @@ pub mod cli;
 pub mod circle;
 /// What a reload would change.
 pub mod change;
+/// Backends that discovery finds.
+pub mod found;
 /// Where a configuration comes from.
 pub mod origin;
 mod path;

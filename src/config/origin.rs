@@ -8,7 +8,7 @@ use super::{
 };
 use clap::Args;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// On what terms a configuration may be used.
 #[derive(Args, Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Origin {
     /// It is no regular file, and not read.
     pub fn sha256(&self) -> std::io::Result<Option<String>> {
         let Some(file) = self.file() else { return Ok(None) };
-        match open_regular(file).and_then(read) {
+        match read_regular(file) {
             Ok(bytes) => Ok(Some(sha256_of(&bytes))),
             Err(error) if error.kind() == ErrorKind::InvalidInput => Err(error),
             Err(_) => Ok(None),
@@ -116,6 +116,15 @@ impl Origin {
     }
 }
 
+/// All of a regular file, and of one that is too long for a configuration as much as shows that.
+/// Waits for no pipe.
+///
+/// # Errors
+/// It cannot be read, or is something else.
+pub fn read_regular(file: &Path) -> std::io::Result<Vec<u8>> {
+    open_regular(file).and_then(read)
+}
+
 /// The variables of this process.
 pub fn of_this_process(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -125,7 +134,6 @@ pub fn of_this_process(name: &str) -> Option<String> {
 mod tests {
     use super::super::cli::{UNUSABLE, WOULD_NOT_START};
     use super::*;
-    use std::path::Path;
 
     fn origin(file: &Path, allow_empty: bool) -> Origin {
         let terms = Terms { strict: false, allow_empty };

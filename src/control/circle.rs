@@ -4,7 +4,16 @@
 
 use crate::config::circle;
 use crate::state::board::View;
+use crate::state::member::{Member, MemberId};
 use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The numbers of backends at one of the addresses that we listen on.
+pub fn those_that_lead_back(view: &View, ours: &[SocketAddr]) -> Vec<MemberId> {
+    let members = view.members().iter();
+    let ours = |member: &&Arc<Member>| circle::leads_back(ours, &member.addresses()).is_some();
+    members.filter(ours).map(|member| member.id()).collect()
+}
 
 /// Looks for a backend at one of the addresses that we listen on.
 ///

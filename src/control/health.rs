@@ -150,7 +150,7 @@ fn interval(usual: Duration, is_in_doubt: bool) -> Duration {
 }
 
 /// ±10 %, so that a fleet of proxies does not probe in step.
-fn jittered(interval: Duration) -> Duration {
+pub(super) fn jittered(interval: Duration) -> Duration {
     let mut random = [0u8; 1];
     // Without randomness the probes are merely in step.
     let _ = getrandom::fill(&mut random);

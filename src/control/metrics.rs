@@ -1,6 +1,7 @@
 //! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
+use super::discovery::FinderNumbers;
 use super::reload::Reloads;
 use crate::rt::budget::Budget;
 use crate::state::board::View;
@@ -33,6 +34,8 @@ pub struct Facts {
     pub view: Arc<View>,
     /// What reloads came to.
     pub reloads: Arc<Reloads>,
+    /// The finders of discovery.
+    pub finders: Vec<Arc<FinderNumbers>>,
     /// Metering, when it is on.
     pub usage: Option<Gauge>,
     /// Events that the log dropped.
@@ -101,6 +104,7 @@ impl Collector for Facts {
         self.backends(&mut page)?;
         self.process(&mut page)?;
         self.configuration(&mut page)?;
+        self.discovery(&mut page)?;
         self.program(&mut page)
     }
 }

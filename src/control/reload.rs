@@ -1,16 +1,18 @@
 //! Reads the configuration anew while the process runs. All of it is read, checked and built first;
 //! then it is in use at once, for what begins from now on. Or nothing changes, and it is said why.
 
+use super::discovery::{Finders, FindersInUse, News};
 use super::log::Style;
+use super::next::Builder;
 use super::resolve::Resolver;
 use super::signals::{Delays, DelaysInUse};
 use super::supervisor::{buffered_bytes_max, Event};
 use super::watch::{self, ConfigWatch};
-use super::{circle, tls};
 use crate::base::clock::unix_ms;
 use crate::config::change::{compare, Changes};
+use crate::config::found;
 use crate::config::origin::{of_this_process, Origin};
-use crate::config::plan::Plan;
+use crate::config::plan::{Backend, Plan};
 use crate::config::Loaded;
 use crate::rt::budget::Budget;
 use crate::state::board::{Board, View};
@@ -23,8 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Names of new backends get so long to resolve before requests go there.
-const RESOLVE_WAIT: Duration = Duration::from_secs(1);
+/// Sources of discovery that are new get so long to answer before what they find is used.
+const FIND_WAIT: Duration = Duration::from_secs(1);
 /// Lines that are logged of one reload, of what changes or of what is wrong. Beyond: counted.
 const LINES_MAX: usize = 100;
 
@@ -107,6 +109,14 @@ pub struct Reloader {
     pub origin: Origin,
     /// Where the configuration in use hangs.
     pub board: Arc<Board>,
+    /// The backends of the file: what is in use has those that were found behind them.
+    pub configured: Vec<Backend>,
+    /// What looks for other backends.
+    pub discovery: Finders,
+    /// The finders, as the metrics page shows them.
+    pub finders: Arc<FindersInUse>,
+    /// The way by which finders tell us.
+    pub news: News,
     /// Finds the addresses of new backends before they are in use.
     pub resolver: Resolver,
     /// Where we listen: a backend there would be ourselves.
@@ -175,22 +185,25 @@ impl Reloader {
 
     /// What changed, and the hash of the file; or what is wrong, a line each.
     fn attempt(&mut self) -> Result<(Changes, String), Vec<String>> {
-        let Loaded { mut plan, report } = self
+        let Loaded { plan, report } = self
             .origin
             .load_again(&of_this_process)
             .map_err(|refused| refused.lines.lines().map(str::to_owned).collect::<Vec<_>>())?;
         let before = self.board.view();
-        let changes = compare(&before.plan, &plan);
-        plan.keep_boot_of(&before.plan);
         let one = |error: String| vec![error];
-        let tls = tls::client_configs(&plan).map_err(one)?;
         let watch = match (plan.server.watch_config, &self.watch) {
             (true, None) => watch(&self.origin, &report.sha256, &self.events).map_err(one)?,
             _ => None,
         };
-        let view = Arc::new(View::new(Arc::new(plan), tls, Some(&before)));
-        self.resolver.prepare(&view, RESOLVE_WAIT);
-        circle::check(&view, &self.ours).map_err(one)?;
+        let discovery = self.discovery.next(&plan, &self.news).map_err(one)?;
+        discovery.await_first(FIND_WAIT);
+        let configured = plan.backends.clone();
+        let asked = plan.clone();
+        let mut kept = plan;
+        kept.keep_boot_of(&before.plan);
+        let view = self.builder(&before, true).view(kept, discovery.found()).map_err(one)?;
+        let changes =
+            compare(&before.plan, &Plan { backends: view.plan.backends.clone(), ..asked });
         // From here on nothing can fail.
         self.resize(&before.plan, &view.plan);
         for line in report.lines(false) {
@@ -204,8 +217,59 @@ impl Reloader {
             false => self.watch = None,
         }
         *self.delays.lock().unwrap_or_else(PoisonError::into_inner) = Delays::of(&view.plan.server);
+        self.configured = configured;
+        self.follow(discovery);
         self.board.swap(view);
         Ok((changes, report.sha256))
+    }
+
+    fn follow(&mut self, discovery: Finders) {
+        self.finders.show(&discovery);
+        self.discovery = discovery;
+    }
+
+    fn builder<'a>(&'a self, before: &'a View, all_anew: bool) -> Builder<'a> {
+        Builder { before, resolver: &self.resolver, ours: &self.ours, all_anew }
+    }
+
+    /// Starts to look for backends, for a process that starts: what is found at once is in use when
+    /// the first client comes.
+    ///
+    /// # Errors
+    /// A line for a person.
+    pub fn find_first(&mut self) -> Result<(), String> {
+        let discovery = self.discovery.next(&self.board.view().plan, &self.news)?;
+        discovery.await_first(FIND_WAIT);
+        self.follow(discovery);
+        self.take_found();
+        Ok(())
+    }
+
+    /// Puts what discovery has found by now behind the backends of the file. Where that is what is
+    /// in use, nothing changes.
+    pub fn take_found(&mut self) {
+        super::survive("discovery", || self.put_found());
+    }
+
+    fn put_found(&mut self) {
+        self.news.heard();
+        let before = self.board.view();
+        let found = self.discovery.found();
+        if found::merge(&self.configured, found.clone()) == before.plan.backends {
+            return;
+        }
+        let plan = Plan { backends: self.configured.clone(), ..Plan::clone(&before.plan) };
+        match self.builder(&before, false).view(plan, found) {
+            Ok(view) if view.plan.backends == before.plan.backends => {}
+            Ok(view) => {
+                let changes = compare(&before.plan, &view.plan).lines();
+                self.board.swap(view);
+                for line in at_most(changes) {
+                    tracing::info!("discovery: {line}");
+                }
+            }
+            Err(error) => tracing::error!(%error, "discovery: what was found is not used"),
+        }
     }
 }
 

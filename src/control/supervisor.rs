@@ -1,6 +1,7 @@
 //! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters. And
 //! the one thread that changes the configuration in use, one event after the other.
 
+use super::discovery::FindersInUse;
 use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
@@ -53,6 +54,8 @@ const EVENTS_MAX: usize = 8;
 pub enum Event {
     /// Read the configuration anew.
     Reload(Cause),
+    /// Discovery found other backends.
+    Discovered,
     /// No more of it: the process ends.
     Stop,
 }
@@ -83,15 +86,18 @@ impl Supervisor {
         (to_it, events): (Sender<Event>, Receiver<Event>),
         stop: Arc<Stop>,
     ) -> std::io::Result<Supervisor> {
-        Supervisor::run((to_it, events), move |cause| match stop.phase() {
-            Phase::Running => reloader.reload(cause),
-            _ => reloader.refuse(cause),
+        Supervisor::run((to_it, events), move |event| match (event, stop.phase()) {
+            (Event::Reload(cause), Phase::Running) => reloader.reload(cause),
+            (Event::Reload(cause), _) => reloader.refuse(cause),
+            (Event::Discovered, Phase::Running) => reloader.take_found(),
+            // Whoever ends has the backends that it needs.
+            (Event::Discovered | Event::Stop, _) => {}
         })
     }
 
     fn run(
         (to_it, events): (Sender<Event>, Receiver<Event>),
-        mut reload: impl FnMut(Cause) + Send + 'static,
+        mut follow: impl FnMut(Event) + Send + 'static,
     ) -> std::io::Result<Supervisor> {
         let (until_end, running) = bounded(0);
         let body = move || {
@@ -99,7 +105,7 @@ impl Supervisor {
             for event in events {
                 match event {
                     Event::Stop => return,
-                    Event::Reload(cause) => reload(cause),
+                    event => follow(event),
                 }
             }
         };
@@ -138,6 +144,8 @@ pub struct Control {
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
     /// Resolves the names of a view before it is hung up.
     pub resolver: Resolver,
+    /// The finders of discovery, as the metrics page shows them.
+    pub finders: Arc<FindersInUse>,
     delivery: Option<Delivery>,
     access_writer: Option<access::AccessWriter>,
 }
@@ -174,11 +182,13 @@ pub fn start(
     let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
     let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
+    let finders = Arc::<FindersInUse>::default();
     let collect = {
         let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
         let turned_away = pages.turned_away();
+        let finders = Arc::clone(&finders);
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
@@ -186,6 +196,7 @@ pub fn start(
                 silent_workers,
                 budget: Arc::clone(&budget),
                 reloads: Arc::clone(&reloads),
+                finders: finders.numbers(),
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 view: board.view(),
                 usage: gauge.clone(),
@@ -203,6 +214,7 @@ pub fn start(
     Ok(Control {
         board,
         resolver,
+        finders,
         pages,
         mailboxes,
         budget,

@@ -1,4 +1,5 @@
-//! `server.watch_config`: hears that the configuration file is another one, however it is replaced.
+//! Hears that a file is another one, however it is replaced: that of the configuration
+//! (`server.watch_config`), and those of discovery.
 //!
 //! Editors write a new file and rename it, or write into the old one; Kubernetes swaps a symbolic
 //! link of a folder above; a file that is mounted by itself changes in place and no folder says so.
@@ -62,7 +63,7 @@ pub fn start(file: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<
     let watched = Watched { file: file.to_owned(), events, known: Known::of(file) };
     watched.look_everywhere()?;
     let body = move || watched.run(&stopped, changed);
-    std::thread::Builder::new().name("watch-config".into()).spawn(body)?;
+    std::thread::Builder::new().name("watch-file".into()).spawn(body)?;
     Ok(ConfigWatch { _running: running })
 }
 
@@ -112,7 +113,8 @@ impl Watched {
             }
             // Other folders may be on the way now.
             if let Err(error) = self.look_everywhere() {
-                tracing::warn!(%error, "the configuration file may change unnoticed");
+                let file = self.file.display();
+                tracing::warn!(%file, %error, "the file may change unnoticed");
             }
             let now = Known::of(&self.file);
             if now != self.known {

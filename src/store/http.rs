@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::config::Config;
 use ureq::http::request::Builder;
+pub use ureq::http::Request;
 use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
@@ -100,6 +101,31 @@ impl HttpService {
         self.agent.run(request.build()).map_err(|error| {
             self.names.forget();
             Trouble::Later(cause(&error))
+        })
+    }
+
+    /// Sends a request without a body, and gives the body of an answer whose status is 2xx. Blocks
+    /// for at most `limit`.
+    ///
+    /// # Errors
+    /// There is no such answer, or it has more than `bytes_max` bytes.
+    pub fn ask(
+        &self,
+        request: Builder,
+        limit: Duration,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, Trouble> {
+        let answer = self.send(request, &[], limit)?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(Trouble::Later(format!("it answered {}", status.as_u16())));
+        }
+        let body = answer.into_body().into_with_config().limit(bytes_max as u64);
+        body.read_to_vec().map_err(|error| match error {
+            Error::BodyExceedsLimit(_) => {
+                Trouble::Later(format!("its answer has more than {bytes_max} bytes"))
+            }
+            error => Trouble::Later(cause(&error)),
         })
     }
 }

@@ -47,6 +47,7 @@ mod loops;
 mod stop;
 mod reload;
 mod reload_command;
+mod discovery;
 mod watch_config;
 mod standstill;
 mod workers;

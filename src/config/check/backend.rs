@@ -4,7 +4,7 @@ use super::headers;
 use crate::base::limits::WEIGHT_MAX;
 use crate::base::secret::Secret;
 use crate::config::plan::{
-    Backend, BackendTls, Endpoint, ModelPattern, OnClientAbort, StreamUsage,
+    Backend, BackendTls, Endpoint, ModelPattern, OnClientAbort, Routing, StreamUsage,
 };
 use crate::config::section::Section;
 use crate::config::value::{self, Url};
@@ -24,6 +24,13 @@ impl Default for Timeouts {
         // A long prompt is read for minutes before its first token; a host in the same rack that
         // does not answer a connect in two seconds is down.
         Timeouts { connect: Duration::from_secs(2), first_byte: Duration::from_secs(300) }
+    }
+}
+
+impl Timeouts {
+    /// As `routing` says.
+    pub fn of(routing: &Routing) -> Timeouts {
+        Timeouts { connect: routing.connect_timeout, first_byte: routing.timeout }
     }
 }
 

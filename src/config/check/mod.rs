@@ -6,6 +6,7 @@
 
 mod auth;
 mod backend;
+mod discovery;
 mod key;
 mod limit;
 mod log;
@@ -17,12 +18,15 @@ mod unbuilt;
 mod usage;
 mod watch;
 
+pub use unbuilt::of_backend as unbuilt_of;
+
 use super::desk::Desk;
-use super::plan::Plan;
-use super::raw::Node;
+use super::plan::{Backend, Plan, Routing};
+use super::raw::{MapEntry, Node, ValueKind};
 use super::section::Section;
-use super::value;
+use super::{alias, value};
 use crate::base::secret::Secret;
+use backend::Timeouts;
 use std::net::SocketAddr;
 
 /// Reads the whole file; `None`, with an error, when it is no mapping at all.
@@ -35,9 +39,11 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
     let (routing, backends) = routing::routing(&mut root);
     let is_silent = !root.has("health_check");
     let mut health_check = root.when_present("health_check", watch::health_check);
+    let discovery = root
+        .when_enabled("discovery", |s| discovery::discovery(s, &stores, Timeouts::of(&routing)));
     // Without probes, an engine that hangs is noticed by its clients, who wait for it meanwhile. Of
     // a single backend nobody could make use of the knowledge.
-    if is_silent && backends.len() > 1 {
+    if is_silent && (backends.len() > 1 || discovery.is_some()) {
         health_check = Some(watch::default_probes());
     }
     if health_check.is_none() {
@@ -68,13 +74,25 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
         metrics,
         admin: root.when_enabled("admin", |s| operate::admin(s, &taken)),
         hooks: operate::hooks(&mut root),
-        discovery: root.when_enabled("discovery", |s| operate::discovery(s, &stores)),
+        discovery,
         api_keys,
         unbuilt: Vec::new(),
     };
     plan.unbuilt = unbuilt::lines(&plan);
     stores.report_unused(desk);
     Some(plan)
+}
+
+/// Reads a backend that was found while the process runs, as if it stood in the file. `None`, with
+/// an error, when it cannot be used.
+pub fn found_backend(desk: &Desk, row: Node, routing: &Routing) -> Option<Backend> {
+    let (id, path) = (row.id, row.path.clone());
+    let list = Node { id, path: path.clone(), kind: ValueKind::List(vec![row]) };
+    let entry = MapEntry { key: "backends".into(), key_id: id, value: list };
+    let mut root = Node { id, path, kind: ValueKind::Map(vec![entry]) };
+    alias::canonical(desk, &mut root);
+    let mut section = Section::open(desk, &root, "")?;
+    backend::backends(&mut section, "backends", Timeouts::of(routing)).pop()
 }
 
 /// Sections of other versions and other gateways that LLMProxy will not have.

@@ -1,14 +1,7 @@
-//! `admin`, `hooks`, `discovery`, and scripts wherever they stand.
+//! `admin`, `hooks`, and scripts wherever they stand.
 
-use super::backend::{backends, Timeouts};
-use super::storage::{self, Stores};
-use super::{headers, required_url, texts};
 use crate::base::secret::Secret;
-use crate::config::plan::{
-    Admin, ConsulSource, DatabaseSource, Discovery, DiscoveryMode, DiscoverySource, EtcdSource,
-    Hook, HookPoint, HttpSource, KubernetesSource, Script, ScriptSource, SourceFields, SourceKind,
-    StaticSource,
-};
+use crate::config::plan::{Admin, Hook, HookPoint, Script, ScriptSource};
 use crate::config::raw::ValueKind;
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
@@ -102,102 +95,4 @@ pub fn hooks(root: &mut Section) -> Vec<Hook> {
         hooks.extend(script.flatten().map(|script| Hook { point, script }));
     }
     hooks
-}
-
-/// Reads `discovery`.
-pub fn discovery(s: &mut Section, stores: &Stores) -> Discovery {
-    let modes = [("merge", DiscoveryMode::Merge), ("first", DiscoveryMode::First)];
-    let mut sources = Vec::new();
-    for item in s.sections("sources") {
-        sources.extend(item.switched(true, |s| source(s, stores)).flatten());
-    }
-    if sources.is_empty() {
-        s.warn("sources", "discovery is on, but has no source");
-    }
-    Discovery {
-        mode: s.choice("mode", &modes, DiscoveryMode::Merge),
-        interval: s.duration("interval", Duration::from_secs(30)),
-        sources,
-    }
-}
-
-fn source(s: &mut Section, stores: &Stores) -> Option<DiscoverySource> {
-    s.unsupported(&[("script", "sources are not scripted")]);
-    let kinds = ["static", "http", "consul", "kubernetes", "etcd", "database"];
-    let kind = s.kind("type", &kinds, true)?;
-    let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind.into());
-    let Some(mut inner) = s.section(kind) else {
-        s.error(kind, "is required: the source says nothing about itself");
-        return None;
-    };
-    let kind = match kind {
-        "http" => SourceKind::Http { http: http(&mut inner) },
-        "consul" => SourceKind::Consul { consul: consul(&mut inner) },
-        "kubernetes" => SourceKind::Kubernetes { kubernetes: kubernetes(&mut inner) },
-        "etcd" => SourceKind::Etcd { etcd: etcd(&mut inner) },
-        "database" => SourceKind::Database { database: database(&mut inner, stores)? },
-        _ => {
-            let backends = backends(&mut inner, "backends", Timeouts::default());
-            SourceKind::Static { list: StaticSource { backends } }
-        }
-    };
-    Some(DiscoverySource { name, kind })
-}
-
-fn http(s: &mut Section) -> HttpSource {
-    HttpSource {
-        url: required_url(s, "url"),
-        method: s.choice("method", &[("GET", "GET"), ("POST", "POST")], "GET").into(),
-        timeout: s.duration("timeout", Duration::from_secs(10)),
-        interval: s.duration_opt("interval"),
-        headers: headers(s),
-    }
-}
-
-fn consul(s: &mut Section) -> ConsulSource {
-    let addr = s.parsed("addr", value::host_and_port);
-    ConsulSource {
-        addr: addr.unwrap_or_else(|| "localhost:8500".into()),
-        service: s.required("service"),
-        tag: s.text("tag").unwrap_or_default(),
-        interval: s.duration_opt("interval"),
-    }
-}
-
-fn kubernetes(s: &mut Section) -> KubernetesSource {
-    KubernetesSource {
-        namespace: s.text("namespace").unwrap_or_default(),
-        service: s.required("service"),
-        port: s.int("port", 1..=65535u16, 80),
-        label_selector: s.text("label_selector").unwrap_or_default(),
-    }
-}
-
-fn etcd(s: &mut Section) -> EtcdSource {
-    let endpoints = texts(s, "endpoints", &["localhost:2379"]);
-    EtcdSource {
-        endpoints,
-        prefix: s.required("prefix"),
-        username: s.text("username").unwrap_or_default(),
-        password: Secret::new(s.text("password").unwrap_or_default()),
-    }
-}
-
-fn database(s: &mut Section, stores: &Stores) -> Option<DatabaseSource> {
-    let table = storage::identifier(s, "table", "services");
-    let mut fields = SourceFields {
-        name: "name".into(),
-        url: "url".into(),
-        weight: "weight".into(),
-        status: "status".into(),
-    };
-    if let Some(mut columns) = s.section("fields") {
-        fields = SourceFields {
-            name: storage::identifier(&mut columns, "name", "name"),
-            url: storage::identifier(&mut columns, "url", "url"),
-            weight: storage::identifier(&mut columns, "weight", "weight"),
-            status: storage::identifier(&mut columns, "status", "status"),
-        };
-    }
-    Some(DatabaseSource { sql: storage::sql(s, stores)?, table, fields })
 }

@@ -10,24 +10,22 @@ use std::time::Duration;
 
 /// Reads both sections.
 pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
-    let mut timeouts = Timeouts::default();
     let mut rules = Vec::new();
     let routing = root.when_present("routing", |s| {
-        let base = Timeouts::default();
-        timeouts.first_byte = s.duration("timeout", base.first_byte);
-        timeouts.connect = s.duration("connect_timeout", base.connect);
         rules = s.sections("fallback");
         read(s)
     });
     let on = routing.is_some();
+    let Timeouts { connect, first_byte } = Timeouts::default();
     let mut routing = routing.unwrap_or(Routing {
         load_balance: LoadBalance::RoundRobin,
+        timeout: first_byte,
+        connect_timeout: connect,
         model_mapping: Vec::new(),
         retry: None,
         fallback: Vec::new(),
     });
-    let timeouts = if on { timeouts } else { Timeouts::default() };
-    let backends = backends(root, "backends", timeouts);
+    let backends = backends(root, "backends", Timeouts::of(&routing));
     let rules: Vec<Fallback> = rules.iter_mut().map(|s| rule(s, &backends)).collect();
     if on {
         routing.fallback = rules;
@@ -55,6 +53,8 @@ fn read(s: &mut Section) -> Routing {
     ];
     Routing {
         load_balance: s.choice("load_balance", &policies, LoadBalance::RoundRobin),
+        timeout: s.duration("timeout", Timeouts::default().first_byte),
+        connect_timeout: s.duration("connect_timeout", Timeouts::default().connect),
         model_mapping: model_mapping(s),
         retry: s.when_present("retry", retry),
         fallback: Vec::new(),

@@ -2,11 +2,10 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{LoadBalance, Plan};
+use crate::config::plan::{Backend, LoadBalance, Plan, SourceKind};
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
-    let any = |has: fn(&crate::config::plan::Backend) -> bool| plan.backends.iter().any(has);
     let routing = &plan.routing;
     let asked = [
         (!plan.server.region.is_empty(), "server.region: choosing backends by region"),
@@ -17,9 +16,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (plan.server.cors.is_some(), "server.cors: cross-origin answers"),
         (plan.server.tls.is_some(), "server.tls: TLS towards clients"),
         (plan.log.request.is_some(), "logging.request: the request log"),
-        (any(|b| !b.models.is_empty()), "backends[].models: choosing backends by model"),
-        (any(|b| !b.region.is_empty()), "backends[].region: choosing backends by region"),
-        (any(|b| b.backup), "backends[].backup: standby backends"),
         (
             routing.load_balance != LoadBalance::RoundRobin,
             "routing.load_balance: any policy but round_robin",
@@ -35,8 +31,40 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         ),
         (plan.admin.is_some(), "admin: the admin API"),
         (!plan.hooks.is_empty(), "hooks: scripts at points of a request"),
-        (plan.discovery.is_some(), "discovery: backends found at run time"),
+        (
+            has_source(plan, |kind| matches!(kind, SourceKind::Dns { .. })),
+            "discovery.sources[].type: dns: backends by DNS",
+        ),
+        (
+            has_source(plan, |kind| matches!(kind, SourceKind::Consul { .. })),
+            "discovery.sources[].type: consul: backends by Consul",
+        ),
     ];
-    let active = asked.iter().filter(|(active, _)| *active);
-    active.map(|(_, what)| format!("{what}: not built yet in this version")).collect()
+    let active = asked.iter().filter(|(active, _)| *active).map(|(_, what)| *what);
+    let any = |has: &Has| plan.backends.iter().any(has);
+    let of_backends = OF_BACKENDS.iter().filter(|(has, _)| any(has)).map(|(_, what)| *what);
+    active.chain(of_backends).map(line).collect()
+}
+
+fn has_source(plan: &Plan, is_it: fn(&SourceKind) -> bool) -> bool {
+    plan.discovery.iter().flat_map(|discovery| &discovery.sources).any(|s| is_it(&s.kind))
+}
+
+type Has = fn(&Backend) -> bool;
+
+/// What a backend asks for in vain.
+const OF_BACKENDS: [(Has, &str); 3] = [
+    (|b| !b.models.is_empty(), "backends[].models: choosing backends by model"),
+    (|b| !b.region.is_empty(), "backends[].region: choosing backends by region"),
+    (|b| b.backup, "backends[].backup: standby backends"),
+];
+
+/// The line for a backend that was found while the process runs.
+pub fn of_backend(backend: &Backend) -> Option<String> {
+    let (_, what) = OF_BACKENDS.iter().find(|(has, _)| has(backend))?;
+    Some(line(what))
+}
+
+fn line(what: &str) -> String {
+    format!("{what}: not built yet in this version")
 }

@@ -5,6 +5,7 @@
 
 mod backend;
 mod boot;
+mod discovery;
 pub mod endpoints;
 mod keys;
 mod limit;
@@ -18,6 +19,7 @@ mod usage;
 mod watch;
 
 pub use backend::*;
+pub use discovery::*;
 pub use keys::*;
 pub use limit::*;
 pub use log::*;

@@ -9,6 +9,12 @@ use std::time::Duration;
 pub struct Routing {
     /// How one of several healthy backends is chosen.
     pub load_balance: LoadBalance,
+    /// `first_byte_timeout` of backends that have none of their own.
+    #[serde(serialize_with = "print::duration")]
+    pub timeout: Duration,
+    /// `connect_timeout` of backends that have none of their own.
+    #[serde(serialize_with = "print::duration")]
+    pub connect_timeout: Duration,
     /// Names that clients use, and the names engines know, in the order of the file.
     #[serde(serialize_with = "print::pairs")]
     pub model_mapping: Vec<(String, String)>,

@@ -72,7 +72,7 @@ fn each_alias_means_its_canonical_key() {
         ("auth: {enabled: false, admin: {enabled: true, token: t}}", "admin: {enabled: true, token: t}"),
         ("admin: {auth: {enabled: true, token: t}}", "admin: {enabled: true, token: t}"),
         ("backends: [{id: a, url: 'http://a', timeout: 9s}]", "backends: [{name: a, url: 'http://a', first_byte_timeout: 9s}]"),
-        ("routing: {timeout: 9s, connect_timeout: 1s}\nbackends: [{url: 'http://a'}]", "backends: [{url: 'http://a', first_byte_timeout: 9s, connect_timeout: 1s}]"),
+        ("routing: {timeout: 9s, connect_timeout: 1s}\nbackends: [{url: 'http://a'}]", "routing: {timeout: 9s, connect_timeout: 1s}\nbackends: [{url: 'http://a', first_byte_timeout: 9s, connect_timeout: 1s}]"),
         ("backends: [{url: 'http://a', headers: {host: b}}]", "backends: [{url: 'http://a', host: b}]"),
         ("backends: [{url: 'http://a', api_key: k}]", "backends: [{url: 'http://a', headers: {Authorization: Bearer k}}]"),
     ] {

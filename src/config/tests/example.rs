@@ -86,6 +86,8 @@ discovery:
   sources:
     - {type: static, static: {}}
     - {type: http, http: {url: "http://localhost:9000/backends", interval: 30s}}
+    - {type: file, file: {path: /etc/llmproxy/backends.yaml, interval: 30s}}
+    - {type: dns, dns: {name: vllm.llm.svc.cluster.local, port: 8000, interval: 30s}}
     - {type: consul, consul: {service: vllm, interval: 30s}}
     - {type: kubernetes, kubernetes: {service: vllm}}
     - {type: etcd, etcd: {prefix: /llmproxy/backends/}}

@@ -1,6 +1,7 @@
 //! The backends, the workers, and the process itself.
 
 use super::{labelled, one, Facts, Labels, Page};
+use crate::control::discovery::FinderNumbers;
 use crate::state::member::Member;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -111,6 +112,30 @@ impl Facts {
         let help = "Always 1; the label is the SHA-256 of the file in use.";
         let labels = vec![("sha256", self.reloads.sha256())];
         page.gauge("llmproxy_config_info", help, vec![(labels, 1)])
+    }
+
+    /// How the sources of discovery are doing.
+    pub(super) fn discovery(&self, page: &mut Page<'_>) -> fmt::Result {
+        if self.finders.is_empty() {
+            return Ok(());
+        }
+        let per_source = |value: &dyn Fn(&FinderNumbers) -> u64| {
+            let finders = self.finders.iter();
+            labelled("source", finders.map(|finder| (finder.name.clone(), value(finder))))
+        };
+        let help = "Good answers of a source of discovery.";
+        let name = "llmproxy_discovery_success";
+        page.counter(name, help, per_source(&|finder| finder.counts()[0]))?;
+        let help =
+            "Looks at a source of discovery that brought no good answer: the last one holds.";
+        let name = "llmproxy_discovery_failure";
+        page.counter(name, help, per_source(&|finder| finder.counts()[1]))?;
+        let help = "When the last good answer came, in seconds since 1970; 0 before the first.";
+        let name = "llmproxy_discovery_last_success_timestamp_seconds";
+        page.gauge(name, help, per_source(&|finder| finder.last_success_s()))?;
+        let help = "Backends that the last good answer named.";
+        let name = "llmproxy_discovery_backends";
+        page.gauge(name, help, per_source(&|finder| finder.backends() as u64))
     }
 
     /// What this program is, and what it takes of the machine, by the names that the clients of

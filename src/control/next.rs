@@ -1,0 +1,99 @@
+//! The next view, built beside the one in use: from a plan, with the backends that discovery found
+//! behind those of the file. A backend of the file that cannot be used is a reason to keep what is
+//! in use; one that was found is left out, with a warning.
+
+use super::resolve::Resolver;
+use super::{circle, tls};
+use crate::config::found;
+use crate::config::plan::{Backend, Plan};
+use crate::state::board::View;
+use crate::state::member::MemberTls;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names of new backends get so long to resolve before requests go there.
+const RESOLVE_WAIT: Duration = Duration::from_secs(1);
+
+/// What it takes to build a view.
+pub struct Builder<'a> {
+    /// The view in use.
+    pub before: &'a View,
+    /// Finds the addresses of new backends.
+    pub resolver: &'a Resolver,
+    /// Where we listen.
+    pub ours: &'a [SocketAddr],
+    /// Read the certificates of all backends anew, and not those of new ones alone.
+    pub all_anew: bool,
+}
+
+impl Builder<'_> {
+    /// The view of `plan`, which has the backends of the file alone, with those that were found.
+    ///
+    /// # Errors
+    /// A backend of the file cannot be used; a line for a person.
+    pub fn view(&self, mut plan: Plan, found: Vec<Backend>) -> Result<Arc<View>, String> {
+        let configured = std::mem::take(&mut plan.backends);
+        let mut all = found::merge(&configured, found).into_iter();
+        let mut tls = Vec::new();
+        let mut roots = None;
+        for backend in all.by_ref().take(configured.len()) {
+            let settings = self.tls_of(&backend, &mut roots);
+            tls.push(settings.map_err(|error| format!("backend {}: {error}", backend.name))?);
+            plan.backends.push(backend);
+        }
+        for backend in all {
+            match self.tls_of(&backend, &mut roots) {
+                Ok(settings) => {
+                    tls.push(settings);
+                    plan.backends.push(backend);
+                }
+                Err(error) => leave_out(&backend, &error),
+            }
+        }
+        let view = self.resolved(plan, tls);
+        let view = self.without_circles(view, configured.len());
+        circle::check(&view, self.ours)?;
+        Ok(view)
+    }
+
+    fn resolved(&self, plan: Plan, tls: Vec<Option<MemberTls>>) -> Arc<View> {
+        let view = Arc::new(View::new(Arc::new(plan), tls, Some(self.before)));
+        self.resolver.prepare(&view, RESOLVE_WAIT);
+        view
+    }
+
+    /// Leaves out those that were found and are this proxy itself.
+    fn without_circles(&self, view: Arc<View>, configured: usize) -> Arc<View> {
+        let circles = circle::those_that_lead_back(&view, self.ours);
+        let found = view.members().iter().skip(configured);
+        let ours: Vec<_> = found.filter(|member| circles.contains(&member.id())).collect();
+        if ours.is_empty() {
+            return view;
+        }
+        ours.iter().for_each(|member| leave_out(&member.plan, "it is this proxy itself"));
+        let names: HashSet<&str> = ours.iter().map(|member| &*member.name).collect();
+        let rest = view.members().iter().filter(|member| !names.contains(&*member.name));
+        let (backends, tls) = rest.map(|m| (m.plan.clone(), m.tls.clone())).unzip();
+        self.resolved(Plan { backends, ..Plan::clone(&view.plan) }, tls)
+    }
+
+    fn tls_of(
+        &self,
+        backend: &Backend,
+        roots: &mut Option<Arc<rustls::RootCertStore>>,
+    ) -> Result<Option<MemberTls>, String> {
+        let Some(settings) = &backend.tls else { return Ok(None) };
+        let known = self.before.members().iter().find(|member| member.is_for(backend));
+        match known.and_then(|member| member.tls.clone()).filter(|_| !self.all_anew) {
+            Some(known) => Ok(Some(known)),
+            None => tls::settings_of(backend, settings, roots).map(Some),
+        }
+    }
+}
+
+fn leave_out(backend: &Backend, why: &str) {
+    let (name, url) = (&backend.name, &backend.url);
+    tracing::warn!(backend = %name, %url, %why, "discovery: the backend is left out");
+}
