@@ -4,7 +4,7 @@
 use super::check;
 use super::desk::{Desk, Note};
 use super::path::Path;
-use super::plan::{Backend, Endpoint, Routing};
+use super::plan::{Backend, CommonParts, Endpoint, Routing};
 use super::raw::{self, MapEntry, Node, ValueKind};
 use super::report::Class;
 use super::{cure, nesting, value};
@@ -124,9 +124,14 @@ impl FoundRows {
         self.rows.len()
     }
 
-    /// Checks each row as a backend of the file. `env` gives the variables that a row may name:
-    /// none to a source that is not ours, which could have them sent to it.
-    pub fn check(self, routing: &Routing, env: &dyn Fn(&str) -> Option<String>) -> FoundBackends {
+    /// Checks each row as a backend of the file, with what all of the source have in common. `env`
+    /// gives the variables that a row may name: none to a source that is not ours, which could have
+    /// them sent to it.
+    pub fn check(
+        self,
+        (routing, common): (&Routing, &CommonParts),
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> FoundBackends {
         let mut found = FoundBackends::default();
         for mut row in self.rows {
             let place = row.path.to_string();
@@ -145,6 +150,10 @@ impl FoundRows {
             }
             let desk = Desk::new(env);
             let backend = check::found_backend(&desk, row, routing).filter(|_| !desk.has_errors());
+            let backend = backend.map(|mut backend| {
+                common.give_to(&mut backend);
+                backend
+            });
             let is_usable = backend.is_some();
             for Note { class, path, message, .. } in desk.notes.into_inner() {
                 if !is_usable && class != Class::Error {

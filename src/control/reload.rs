@@ -242,6 +242,12 @@ impl Reloader {
         discovery.await_first(FIND_WAIT);
         self.follow(discovery);
         self.take_found();
+        let view = self.board.view();
+        if view.plan.discovery.is_some() && view.members().is_empty() {
+            tracing::warn!(
+                "no backends yet: requests are answered 503 no_backend until discovery finds one"
+            );
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Who uses a connection brings the statements or the requests, and decides what an answer means.
 
+pub mod dns;
 pub mod http;
 pub mod names;
 pub mod redis;

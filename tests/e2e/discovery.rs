@@ -4,7 +4,7 @@
 use crate::harness::message::Ended;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_until, Backend, Config, Proxy, SOON};
+use crate::harness::{await_until, Backend, Config, Engine, Proxy, SOON};
 use crate::rig::{quiet, CHAT, CHATS, STREAM};
 use serde_json::{json, Value};
 use std::fs;
@@ -13,13 +13,13 @@ use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex};
 
 /// A backend that says its name in each answer.
-fn named(name: &str) -> Backend {
+pub fn named(name: &str) -> Backend {
     Backend::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len()))
 }
 
 /// What a service does with a question.
 #[derive(Clone)]
-enum Says {
+pub enum Says {
     Status(u16, Vec<u8>),
     /// It takes the question and says nothing.
     Nothing,
@@ -28,13 +28,14 @@ enum Says {
 }
 
 /// A service that is asked for backends.
-struct Service {
+pub struct Service {
     says: Arc<Mutex<Says>>,
-    backend: Backend,
+    /// Where it is asked.
+    pub backend: Backend,
 }
 
 impl Service {
-    fn start(rows: Value) -> Service {
+    pub fn start(rows: Value) -> Service {
         let says = Arc::new(Mutex::new(Says::Status(200, rows.to_string().into_bytes())));
         let told = Arc::clone(&says);
         let backend = Backend::start(move |served| {
@@ -58,11 +59,11 @@ impl Service {
         Service { says, backend }
     }
 
-    fn say(&self, says: Says) {
+    pub fn say(&self, says: Says) {
         *self.says.lock().unwrap() = says;
     }
 
-    fn rows(&self, rows: Value) {
+    pub fn rows(&self, rows: Value) {
         self.say(Says::Status(200, rows.to_string().into_bytes()));
     }
 
@@ -77,20 +78,20 @@ fn row(name: &str, backend: &Backend) -> Value {
     json!({ "name": name, "url": backend.url() })
 }
 
-fn discovering(sources: &[String]) -> Config {
+pub fn discovering(sources: &[String]) -> Config {
     Config::new()
         .section("health_check: {enabled: false}")
         .section(format!("discovery: {{enabled: true, sources: [{}]}}", sources.join(", ")))
 }
 
 /// Who answers the next so many requests.
-fn answers(proxy: &Proxy, count: usize) -> String {
+pub fn answers(proxy: &Proxy, count: usize) -> String {
     let mut conn = proxy.connect();
     (0..count).map(|_| conn.post(CHATS, "", CHAT).text()).collect()
 }
 
 /// The backends in use, in the order of their names.
-fn in_use(proxy: &Proxy) -> Vec<String> {
+pub fn in_use(proxy: &Proxy) -> Vec<String> {
     let page = proxy.metrics();
     let up = page.samples.iter().filter(|sample| sample.name == "llmproxy_backend_up");
     let mut names: Vec<String> = up.map(|sample| sample.labels[0].1.clone()).collect();
@@ -98,7 +99,7 @@ fn in_use(proxy: &Proxy) -> Vec<String> {
     names
 }
 
-fn await_in_use(proxy: &Proxy, wanted: &[&str]) {
+pub fn await_in_use(proxy: &Proxy, wanted: &[&str]) {
     await_until(&format!("{wanted:?} are in use"), SOON, || in_use(proxy) == wanted);
 }
 
@@ -108,7 +109,7 @@ fn count(proxy: &Proxy, what: &str) -> f64 {
 
 /// Waits until a source was asked twice more from now: the answer to the second question is the
 /// one that it gives now.
-fn await_looks(proxy: &Proxy, what: &str) {
+pub fn await_looks(proxy: &Proxy, what: &str) {
     let before = count(proxy, what);
     await_until("two more looks", SOON, || count(proxy, what) >= before + 2.0);
 }
@@ -120,7 +121,7 @@ fn said(proxy: &Proxy, text: &str) -> usize {
 }
 
 /// Waits until so many lines say this: the log is behind what metrics tell.
-fn await_said(proxy: &Proxy, lines: usize, text: &str) {
+pub fn await_said(proxy: &Proxy, lines: usize, text: &str) {
     await_until(text, SOON, || said(proxy, text) == lines);
 }
 
@@ -181,6 +182,25 @@ fn a_bad_answer_keeps_the_last_good_one() {
     service.rows(json!([row("b", &b)]));
     await_in_use(&proxy, &["b"]);
     assert_eq!(answers(&proxy, 1), "b");
+}
+
+/// Catches: found backends that nobody probes.
+#[test]
+fn what_is_found_is_probed() {
+    let (a, sick) = (Engine::start(&[]), Engine::start(&[]));
+    sick.set_health(503);
+    let row = |name: &str, engine: &Engine| json!({ "name": name, "url": engine.url() });
+    let service = Service::start(json!([row("a", &a)]));
+    let sources = format!("discovery: {{enabled: true, sources: [{}]}}", service.source(""));
+    let proxy = Config::new().health_check().section(sources).start();
+    service.rows(json!([row("a", &a), row("sick", &sick)]));
+    proxy.await_metric("llmproxy_backend_up", &[("backend", "a")], 1.0);
+    await_until("it is found and probed", SOON, || {
+        in_use(&proxy).len() == 2
+            && proxy.metric("llmproxy_backend_up", &[("backend", "sick")]) == 0.0
+    });
+    (0..4).for_each(|_| assert_eq!(proxy.post(CHATS, CHAT).status(), 200));
+    assert!(sick.posts().is_empty());
 }
 
 /// Catches: a bad row that takes the good ones with it, and defaults that a found backend lacks.

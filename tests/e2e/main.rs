@@ -48,6 +48,7 @@ mod stop;
 mod reload;
 mod reload_command;
 mod discovery;
+mod discovery_dns;
 mod watch_config;
 mod standstill;
 mod workers;

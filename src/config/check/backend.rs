@@ -185,7 +185,7 @@ fn tls(s: &mut Section, place: Option<&Place>) -> Option<BackendTls> {
 }
 
 /// `headers` and `api_key`; a `Host` among the headers is that of the requests.
-fn fields(s: &mut Section) -> (Vec<(String, Secret)>, Option<String>) {
+pub fn fields(s: &mut Section) -> (Vec<(String, Secret)>, Option<String>) {
     let mut headers = headers(s);
     let at = headers.iter().position(|(name, _)| name.eq_ignore_ascii_case("host"));
     let host = at.map(|at| headers.remove(at).1.reveal().to_owned());

@@ -1,13 +1,14 @@
 //! `discovery`: who is asked, while the process runs, where engines are.
 
-use super::backend::{backends, Timeouts};
+use super::backend::{backends, fields, Timeouts};
 use super::storage::{self, Stores};
 use super::{headers, required_url, texts};
 use crate::base::limits::DISCOVERY_SOURCES_MAX;
 use crate::base::secret::Secret;
 use crate::config::plan::{
-    ConsulSource, DatabaseSource, Discovery, DiscoveryMode, DiscoverySource, DnsRecord, DnsSource,
-    EtcdSource, FileSource, HttpSource, KubernetesSource, SourceFields, SourceKind, StaticSource,
+    CommonParts, ConsulSource, DatabaseSource, Discovery, DiscoveryMode, DiscoverySource,
+    DnsRecord, DnsSource, EtcdSource, FileSource, HttpSource, KubernetesSource, ModelPattern,
+    SourceFields, SourceKind, StaticSource,
 };
 use crate::config::section::Section;
 use crate::config::value::{self, Url};
@@ -64,6 +65,7 @@ fn source(s: &mut Section, stores: &Stores, timeouts: Timeouts) -> Option<Discov
     let kinds = ["static", "http", "file", "dns", "consul", "kubernetes", "etcd", "database"];
     let kind = s.kind("type", &kinds, true)?;
     let name = s.text("name").filter(|n| !n.is_empty()).unwrap_or_else(|| kind.into());
+    let common = s.section("common").map(|mut s| common(&mut s)).unwrap_or_default();
     let Some(mut inner) = s.section(kind) else {
         s.error(kind, "is required: the source says nothing about itself");
         return None;
@@ -86,11 +88,25 @@ fn source(s: &mut Section, stores: &Stores, timeouts: Timeouts) -> Option<Discov
             SourceKind::Database { database: database(&mut inner, stores)? }
         }
         _ => {
-            let backends = backends(&mut inner, "backends", timeouts);
+            let mut backends = backends(&mut inner, "backends", timeouts);
+            backends.iter_mut().for_each(|backend| common.give_to(backend));
             SourceKind::Static { list: StaticSource { backends } }
         }
     };
-    Some(DiscoverySource { name, kind })
+    Some(DiscoverySource { name, common, kind })
+}
+
+fn common(s: &mut Section) -> CommonParts {
+    let (headers, host) = fields(s);
+    if host.is_some() {
+        s.error("headers", "must not have a Host: a name in DNS brings its own, as a URL does");
+    }
+    CommonParts {
+        headers,
+        models: s.list("models", ModelPattern::parse).unwrap_or_default(),
+        region: s.text("region").unwrap_or_default(),
+        ca_file: s.protecting("ca_file").map(Into::into),
+    }
 }
 
 fn http(s: &mut Section) -> HttpSource {
@@ -108,20 +124,24 @@ fn file(s: &mut Section) -> FileSource {
 }
 
 fn dns(s: &mut Section) -> DnsSource {
-    let records = [("a", DnsRecord::A), ("srv", DnsRecord::Srv)];
-    let record = s.choice("record", &records, DnsRecord::A);
+    let records = [
+        ("any", DnsRecord::Any),
+        ("a", DnsRecord::A),
+        ("aaaa", DnsRecord::Aaaa),
+        ("srv", DnsRecord::Srv),
+    ];
+    let record = s.choice("record", &records, DnsRecord::Any);
     let port = s.int_opt("port", 1..=65535u16);
     match (record, port) {
-        (DnsRecord::A, None) if !s.desk.is_off() => {
-            s.error("port", "is required: an address record says nothing of a port");
-        }
         (DnsRecord::Srv, Some(_)) => s.warn("port", "not used: an SRV record brings its own"),
-        _ => {}
+        (DnsRecord::Srv, None) | (_, Some(_)) => {}
+        (_, None) if s.desk.is_off() => {}
+        (_, None) => s.error("port", "is required: an address record says nothing of a port"),
     }
     DnsSource {
         name: s.required_parsed("name", dns_name).unwrap_or_default(),
         record,
-        port: port.filter(|_| record == DnsRecord::A),
+        port: port.filter(|_| record != DnsRecord::Srv),
         scheme: scheme(s),
         path: s.parsed("path", base_path).unwrap_or_default(),
         resolver: s.parsed("resolver", value::optional(name_server)).flatten(),

@@ -2,7 +2,7 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{Backend, LoadBalance, Plan, SourceKind};
+use crate::config::plan::{Backend, LoadBalance, Plan, SourceKind, StaticSource};
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
@@ -31,23 +31,17 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         ),
         (plan.admin.is_some(), "admin: the admin API"),
         (!plan.hooks.is_empty(), "hooks: scripts at points of a request"),
-        (
-            has_source(plan, |kind| matches!(kind, SourceKind::Dns { .. })),
-            "discovery.sources[].type: dns: backends by DNS",
-        ),
-        (
-            has_source(plan, |kind| matches!(kind, SourceKind::Consul { .. })),
-            "discovery.sources[].type: consul: backends by Consul",
-        ),
     ];
     let active = asked.iter().filter(|(active, _)| *active).map(|(_, what)| *what);
-    let any = |has: &Has| plan.backends.iter().any(has);
+    let listed =
+        plan.discovery.iter().flat_map(|d| &d.sources).flat_map(|source| match &source.kind {
+            SourceKind::Static { list: StaticSource { backends } } => backends.as_slice(),
+            _ => &[],
+        });
+    let backends: Vec<&Backend> = plan.backends.iter().chain(listed).collect();
+    let any = |has: &Has| backends.iter().any(|backend| has(backend));
     let of_backends = OF_BACKENDS.iter().filter(|(has, _)| any(has)).map(|(_, what)| *what);
     active.chain(of_backends).map(line).collect()
-}
-
-fn has_source(plan: &Plan, is_it: fn(&SourceKind) -> bool) -> bool {
-    plan.discovery.iter().flat_map(|discovery| &discovery.sources).any(|s| is_it(&s.kind))
 }
 
 type Has = fn(&Backend) -> bool;

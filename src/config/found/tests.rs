@@ -7,7 +7,8 @@ fn routing(text: &str) -> Routing {
 }
 
 fn check(rows: FoundRows) -> FoundBackends {
-    rows.check(&routing("routing: {timeout: 77s}"), &|name| (name == "KEY").then(|| "k1".into()))
+    let routing = routing("routing: {timeout: 77s}");
+    rows.check((&routing, &CommonParts::default()), &|name| (name == "KEY").then(|| "k1".into()))
 }
 
 fn json(text: &str) -> FoundBackends {
@@ -77,11 +78,40 @@ fn a_bad_row_is_named_and_the_rest_applies() {
 #[test]
 fn a_service_learns_no_variable() {
     let rows = FoundRows::of_json(br#"[{"name":"x","url":"http://evil/${KEY}"}]"#).unwrap();
-    let found = rows.check(&routing(""), &|_| None);
+    let found = rows.check((&routing(""), &CommonParts::default()), &|_| None);
     assert!(found.backends.is_empty() && found.faults[0].contains("KEY is not set"), "{found:?}");
     let file = b"[{url: 'http://a:1', api_key: '${KEY}'}]".to_vec();
     let ours = check(FoundRows::of_file(file).unwrap());
     assert_eq!(ours.backends[0].headers[0].1.reveal(), "Bearer k1");
+}
+
+/// Catches: a source whose engines cannot be asked for lack of a key or an authority, and one that
+/// overrides what a row says.
+#[test]
+fn what_a_source_has_in_common_fills_what_rows_leave_open() {
+    let text = "discovery: {enabled: true, sources: [{type: file, file: {path: /x}, common: \
+                {api_key: k, headers: {X-A: '1'}, ca_file: /ca}}]}";
+    let plan = load_text("t", text, &|_| None).unwrap().plan;
+    let common = &plan.discovery.as_ref().unwrap().sources[0].common;
+    let rows = "[{name: a, url: 'https://a', headers: {x-a: '2'}, tls: {ca_file: /own}}, \
+                 {name: b, url: 'https://b', api_key: own}, {name: c, url: 'http://c'}]";
+    let rows = FoundRows::of_file(rows.as_bytes().to_vec()).unwrap();
+    let found = rows.check((&plan.routing, common), &|_| None).backends;
+    let parts = |backend: &Backend| {
+        let mut fields: Vec<String> =
+            backend.headers.iter().map(|(k, v)| format!("{k}={}", v.reveal())).collect();
+        fields.sort();
+        let ca = backend.tls.as_ref().and_then(|tls| tls.ca_file.as_ref());
+        format!("{} {}", fields.join(" "), ca.map_or("-".into(), |ca| ca.display().to_string()))
+    };
+    assert_eq!(
+        found.iter().map(parts).collect::<Vec<_>>(),
+        [
+            "Authorization=Bearer k x-a=2 /own",
+            "Authorization=Bearer own X-A=1 /ca",
+            "Authorization=Bearer k X-A=1 -"
+        ]
+    );
 }
 
 /// Catches: an answer without end that is taken, and a text that is no list taken for an empty one.

@@ -1,6 +1,6 @@
 //! Backends found at run time: who is asked for them.
 
-use super::{print, Backend, Sql};
+use super::{print, Backend, ModelPattern, Sql};
 use crate::base::secret::Secret;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -34,9 +34,49 @@ pub enum DiscoveryMode {
 pub struct DiscoverySource {
     /// Label in logs and metrics.
     pub name: String,
+    /// What its backends have in common.
+    pub common: CommonParts,
     /// What it is.
     #[serde(flatten)]
     pub kind: SourceKind,
+}
+
+/// What the backends of a source have in common, as far as they do not say it themselves: what name
+/// servers and registries cannot say.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct CommonParts {
+    /// Fields set on every forwarded request. `api_key` becomes one of them.
+    #[serde(serialize_with = "print::fields")]
+    pub headers: Vec<(String, Secret)>,
+    /// Models that they serve; empty = all.
+    #[serde(serialize_with = "print::texts")]
+    pub models: Vec<ModelPattern>,
+    /// Where they stand.
+    pub region: String,
+    /// PEM file of trusted roots, for those that speak TLS; `None` = the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+}
+
+impl CommonParts {
+    /// Gives a backend what it does not say itself.
+    pub fn give_to(&self, backend: &mut Backend) {
+        for (name, value) in &self.headers {
+            let is_same = |(own, _): &(String, Secret)| own.eq_ignore_ascii_case(name);
+            if !backend.headers.iter().any(is_same) {
+                backend.headers.push((name.clone(), value.clone()));
+            }
+        }
+        if backend.models.is_empty() {
+            backend.models.clone_from(&self.models);
+        }
+        if backend.region.is_empty() {
+            backend.region.clone_from(&self.region);
+        }
+        if let Some(tls) = backend.tls.as_mut().filter(|tls| tls.ca_file.is_none()) {
+            tls.ca_file.clone_from(&self.ca_file);
+        }
+    }
 }
 
 impl DiscoverySource {
@@ -168,7 +208,11 @@ pub struct DnsSource {
 #[serde(rename_all = "snake_case")]
 pub enum DnsRecord {
     /// Its addresses, IPv4 and IPv6.
+    Any,
+    /// Its IPv4 addresses.
     A,
+    /// Its IPv6 addresses.
+    Aaaa,
     /// Hosts and ports, with weights and priorities.
     Srv,
 }

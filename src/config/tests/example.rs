@@ -84,7 +84,7 @@ hooks:
 discovery:
   enabled: true
   sources:
-    - {type: static, static: {}}
+    - {type: static, static: {}, common: {ca_file: /etc/llmproxy/engines-ca.crt}}
     - {type: http, http: {url: "http://localhost:9000/backends", interval: 30s}}
     - {type: file, file: {path: /etc/llmproxy/backends.yaml, interval: 30s}}
     - {type: dns, dns: {name: vllm.llm.svc.cluster.local, port: 8000, interval: 30s}}

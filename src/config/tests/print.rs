@@ -72,6 +72,7 @@ fn no_secret_is_printed() {
         \x20 - {type: database, database: {driver: mysql, dsn: 'u:hunter2@tcp(h)/d'}}\n\
         discovery:\n  enabled: true\n  sources:\n\
         \x20 - {type: http, http: {url: 'http://c/?hunter2', headers: {C: hunter2}}}\n\
+        \x20 - {type: consul, common: {api_key: hunter2}, consul: {service: x, token: hunter2}}\n\
         \x20 - {type: etcd, etcd: {prefix: /x, password: hunter2}}\n";
     let plan = load(text).plan;
     for shown in [printed(&plan), format!("{plan:?}")] {

@@ -1,6 +1,8 @@
 //! One source of discovery, asked again and again on a thread of its own. A bad answer keeps the
 //! last good one.
 
+use super::consul::ConsulInquiry;
+use super::dns::DnsInquiry;
 use super::file::{FileInquiry, Woken};
 use super::http::HttpInquiry;
 use super::News;
@@ -126,6 +128,8 @@ impl Finder {
                 woken = changes;
                 Box::new(way)
             }
+            SourceKind::Dns { dns } => Box::new(DnsInquiry::new(dns)),
+            SourceKind::Consul { consul } => Box::new(ConsulInquiry::new(consul)),
             SourceKind::Static { list } => {
                 numbers.note_success(list.backends.clone());
                 return Ok(Finder { spec, numbers, asked, _alive: alive });
@@ -134,8 +138,7 @@ impl Finder {
         };
         let thread = Thread {
             numbers: Arc::clone(&numbers),
-            routing: spec.routing.clone(),
-            interval: spec.interval,
+            spec: spec.clone(),
             way,
             news,
             heard: Heard::default(),
@@ -169,8 +172,7 @@ impl Finder {
 
 struct Thread {
     numbers: Arc<FinderNumbers>,
-    routing: Routing,
-    interval: Duration,
+    spec: Spec,
     way: Box<dyn Inquiry + Send>,
     news: News,
     heard: Heard,
@@ -199,7 +201,7 @@ impl Thread {
                     // Nobody wakes us any more; a closed channel would do so all the time.
                     woken = never();
                 },
-                default(jittered(pause(self.interval, failures))) => {}
+                default(jittered(pause(self.spec.interval, failures))) => {}
             }
         }
     }
@@ -208,9 +210,10 @@ impl Thread {
         let rows = self.way.look()?;
         let count = rows.count();
         let env = |name: &str| std::env::var(name).ok();
+        let all = (&self.spec.routing, &self.spec.source.common);
         let found = match self.way.is_ours() {
-            true => rows.check(&self.routing, &env),
-            false => rows.check(&self.routing, &|_| None),
+            true => rows.check(all, &env),
+            false => rows.check(all, &|_| None),
         };
         if !found.backends.is_empty() {
             return Ok(found);

@@ -6,6 +6,8 @@
 //! time limit. *Never:* changes the configuration in use, forgets a good answer because
 //! of a bad one.
 
+mod consul;
+mod dns;
 mod file;
 mod finder;
 mod http;

@@ -44,6 +44,14 @@ impl Backend {
         Backend::listen(TcpListener::bind("127.0.0.1:0").unwrap(), None, script)
     }
 
+    /// The same at this address.
+    pub fn start_at(
+        place: SocketAddr,
+        script: impl Fn(&mut Served) + Send + Sync + 'static,
+    ) -> Backend {
+        Backend::listen(TcpListener::bind(place).unwrap(), None, script)
+    }
+
     /// The same behind a closed door: whoever connects hears nothing until [`Backend::open`], as
     /// from a machine that has too much to do. (Linux drops what does not fit into the queue of a
     /// listener, and the other side tries again after a second.)

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod client;
 pub mod config;
+pub mod dns;
 pub mod engine;
 pub mod message;
 pub mod metrics;
@@ -21,6 +22,7 @@ pub mod webhook;
 pub use backend::Backend;
 pub use client::Conn;
 pub use config::Config;
+pub use dns::{Mood, NameServer, Record};
 pub use engine::Engine;
 pub use proxy::Proxy;
 pub use services::{MariaDb, Postgres, Redis};

@@ -1,0 +1,157 @@
+//! Sources that are names in DNS: each address is a backend. `Host` and the name that a certificate
+//! must be for stay the name.
+
+use super::finder::Inquiry;
+use crate::base::limits::WEIGHT_MAX;
+use crate::config::found::FoundRows;
+use crate::config::plan::{DnsRecord, DnsSource};
+use crate::store::dns::{self, DnsRecords, RecordKind, Srv};
+use crate::store::{left, names, Trouble};
+use serde_json::{json, Value};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+/// Asks for a name.
+pub struct DnsInquiry(DnsSource);
+
+impl DnsInquiry {
+    /// Asks nobody yet.
+    pub fn new(source: &DnsSource) -> DnsInquiry {
+        DnsInquiry(source.clone())
+    }
+
+    fn records(&self, name: &str, kind: RecordKind, until: Instant) -> Result<DnsRecords, Trouble> {
+        match self.0.resolver {
+            Some(server) => dns::ask(&[server], name, kind, until),
+            None => dns::ask(&dns::system_servers()?, name, kind, until),
+        }
+    }
+
+    /// The addresses of a host, of the families that are wanted.
+    fn addresses(&self, host: &str, until: Instant) -> Result<Vec<IpAddr>, Trouble> {
+        let (v4, v6) = match self.0.record {
+            DnsRecord::A => (true, false),
+            DnsRecord::Aaaa => (false, true),
+            DnsRecord::Any | DnsRecord::Srv => (true, true),
+        };
+        let is_wanted = |ip: &IpAddr| if ip.is_ipv4() { v4 } else { v6 };
+        if self.0.resolver.is_none() {
+            // The system's way knows /etc/hosts and search domains too.
+            let all = names::addresses(host, 0, left(until)?)?;
+            return Ok(all.iter().map(SocketAddr::ip).filter(is_wanted).collect());
+        }
+        let mut found = Vec::new();
+        if v4 {
+            found.extend(self.records(host, RecordKind::A, until)?.addresses);
+        }
+        if v6 {
+            match self.records(host, RecordKind::Aaaa, until) {
+                Ok(records) => found.extend(records.addresses),
+                // Servers that know nothing of IPv6 say so in several ways. To miss a part of the
+                // answer for lack of time is another matter: that would take backends away.
+                Err(trouble) if found.is_empty() || Instant::now() >= until => return Err(trouble),
+                Err(_) => {}
+            }
+        }
+        Ok(found)
+    }
+
+    fn services(&self, until: Instant) -> Result<Vec<Value>, Trouble> {
+        let DnsRecords { services, along, .. } =
+            self.records(&self.0.name, RecordKind::Srv, until)?;
+        let first = services.iter().map(|srv| srv.priority).min().unwrap_or_default();
+        let mut rows = Vec::new();
+        for Srv { priority, weight, port, target } in services {
+            let came_along = along.iter().filter(|(host, _)| *host == target).map(|(_, ip)| *ip);
+            let mut addresses: Vec<IpAddr> = came_along.collect();
+            if addresses.is_empty() {
+                addresses = self.addresses(&target, until)?;
+            }
+            let weight = u32::from(weight).clamp(1, WEIGHT_MAX);
+            rows.extend(addresses.into_iter().map(|ip| {
+                let mut row = self.row(&target, SocketAddr::new(ip, port));
+                row["weight"] = weight.into();
+                // Those with a higher number are for when none with the lowest is left.
+                row["backup"] = (priority > first).into();
+                row
+            }));
+        }
+        Ok(rows)
+    }
+
+    /// A backend at an address of a host, in the shape of `backends`.
+    fn row(&self, host: &str, address: SocketAddr) -> Value {
+        let (scheme, path, port) = (&self.0.scheme, &self.0.path, address.port());
+        let authority = match (scheme.as_str(), port) {
+            ("http", 80) | ("https", 443) => host.to_owned(),
+            _ => format!("{host}:{port}"),
+        };
+        let mut row = json!({
+            "name": format!("{host}/{address}"),
+            "url": format!("{scheme}://{address}{path}"),
+            "host": authority,
+        });
+        if scheme == "https" {
+            row["tls"] = json!({ "server_name": host });
+        }
+        row
+    }
+}
+
+impl Inquiry for DnsInquiry {
+    fn look(&mut self) -> Result<FoundRows, String> {
+        let until = Instant::now() + self.0.timeout;
+        let name = &self.0.name;
+        let rows = match self.0.record {
+            DnsRecord::Srv => self.services(until),
+            _ => self.addresses(name, until).map(|addresses| {
+                let port = self.0.port.unwrap_or_default();
+                let row = |ip: IpAddr| self.row(name, SocketAddr::new(ip, port));
+                addresses.into_iter().map(row).collect()
+            }),
+        };
+        let rows = rows.map_err(|trouble| format!("{name}: {}", trouble.into_words()))?;
+        FoundRows::of_values(rows).map_err(|why| format!("{name}: its answer {why}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_text;
+    use crate::config::plan::CommonParts;
+
+    fn row(scheme: &str, address: &str) -> Value {
+        let text = format!(
+            "discovery: {{enabled: true, sources: [{{type: dns, dns: {{name: e.test, \
+             port: 1, scheme: {scheme}, path: /base/}}}}]}}"
+        );
+        let plan = load_text("t", &text, &|_| None).unwrap().plan;
+        let source = plan.discovery.unwrap().sources.remove(0);
+        let crate::config::plan::SourceKind::Dns { dns } = source.kind else { panic!() };
+        DnsInquiry::new(&dns).row("e.test", address.parse().unwrap())
+    }
+
+    /// Catches: an engine behind TLS or a name-based proxy that is asked by its address.
+    #[test]
+    fn an_address_is_asked_by_its_name() {
+        assert_eq!(
+            row("https", "[2001:db8::1]:443"),
+            json!({
+                "name": "e.test/[2001:db8::1]:443",
+                "url": "https://[2001:db8::1]:443/base",
+                "host": "e.test",
+                "tls": {"server_name": "e.test"},
+            })
+        );
+        let plain = row("http", "192.0.2.1:8000");
+        assert_eq!(plain["host"], "e.test:8000");
+        assert!(plain.get("tls").is_none());
+        let rows = FoundRows::of_values(vec![plain, row("https", "192.0.2.1:443")]).unwrap();
+        let routing = load_text("t", "", &|_| None).unwrap().plan.routing;
+        let found = rows.check((&routing, &CommonParts::default()), &|_| None);
+        assert_eq!((found.backends.len(), found.faults.len()), (2, 0), "{:?}", found.faults);
+        let tls = found.backends[0].tls.as_ref().map(|tls| tls.server_name.as_str());
+        assert_eq!(tls, Some("e.test"));
+    }
+}
