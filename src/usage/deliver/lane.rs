@@ -19,7 +19,7 @@ use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use straight::Rooms;
+use straight::{Road, Rooms};
 
 /// A source that could not be read does not ring when it can be, nor does `spool replay`: it is
 /// looked at again so often.
@@ -37,9 +37,7 @@ pub struct Lane {
     source: Box<dyn Source>,
     window: Window,
     senders: Senders,
-    /// From the bytes that were read to the reporter, while that is well; not where several
-    /// senders each have a part of what is under way.
-    goes_straight: bool,
+    road: Road,
     rooms: Rooms,
     /// Records of one batch at most.
     batch: usize,
@@ -103,7 +101,7 @@ impl Lane {
             source,
             window: Window::new(shape, waits, seed),
             senders: Senders::start(plan, shape.concurrency)?,
-            goes_straight: shape.concurrency <= 1,
+            road: Road::of(&shape),
             rooms: Rooms::default(),
             batch: shape.batch.max(1),
             timeout: shape.timeout,
@@ -268,9 +266,7 @@ impl Lane {
         self.rooms.rest();
         self.window.rest();
         self.source.rest();
-        if let Some(hand) = self.senders.own() {
-            hand.rest();
-        }
+        self.senders.own().rest();
     }
 
     fn counted(&self, change: impl FnOnce(&ReporterCounters)) {

@@ -1,5 +1,5 @@
 //! The hands of a lane: who calls its reporter. One connection needs no thread but the lane's own;
-//! more have one each.
+//! more have one each, and the lane's own thread another, which is never used beside them.
 
 use super::window::Batch;
 use crate::config::plan;
@@ -28,6 +28,8 @@ pub enum Senders {
     Own(Box<Hand>),
     /// Threads of their own.
     Threads {
+        /// And the lane's thread, while all that waits goes in one call.
+        own: Box<Hand>,
         /// Where they take batches from. Never holds more than there are threads.
         jobs: Sender<Job>,
         /// Where they put what came of them.
@@ -43,8 +45,9 @@ impl Senders {
     /// # Errors
     /// A thread could not be created, or the reporter not be made.
     pub fn start(plan: &plan::Reporter, concurrency: usize) -> io::Result<Senders> {
+        let own = Box::new(Hand::new(plan)?);
         if concurrency <= 1 {
-            return Ok(Senders::Own(Box::new(Hand::new(plan)?)));
+            return Ok(Senders::Own(own));
         }
         let (jobs, taken) = crossbeam_channel::bounded::<Job>(concurrency);
         let (told, ended) = crossbeam_channel::bounded(concurrency);
@@ -63,7 +66,7 @@ impl Senders {
             let name = format!("usage-send-{index}");
             threads.push(thread::Builder::new().name(name).spawn(run)?);
         }
-        Ok(Senders::Threads { jobs, ended, threads })
+        Ok(Senders::Threads { own, jobs, ended, threads })
     }
 
     /// Sends a batch; gives what came of it when that is known at once.
@@ -81,12 +84,10 @@ impl Senders {
         }
     }
 
-    /// The hand that sends on the lane's own thread, if there is one.
-    pub fn own(&mut self) -> Option<&mut Hand> {
-        match self {
-            Senders::Own(hand) => Some(hand),
-            Senders::Threads { .. } => None,
-        }
+    /// The hand that sends on the lane's own thread.
+    pub fn own(&mut self) -> &mut Hand {
+        let (Senders::Own(hand) | Senders::Threads { own: hand, .. }) = self;
+        hand
     }
 
     /// Where results come that are not known at once.
@@ -99,7 +100,7 @@ impl Senders {
 
     /// Waits for the threads to end.
     pub fn finish(self) {
-        if let Senders::Threads { jobs, threads, ended } = self {
+        if let Senders::Threads { jobs, threads, ended, .. } = self {
             drop((jobs, ended));
             for thread in threads {
                 let _ = thread.join();

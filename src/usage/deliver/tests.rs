@@ -1,5 +1,7 @@
 //! Lanes against receivers on real sockets, with sources in memory and short waits.
 
+mod senders;
+
 use super::*;
 use crate::base::id::RequestIds;
 use crate::base::secret::Secret;
@@ -436,40 +438,6 @@ fn a_dead_reporter_holds_up_no_other() {
     assert!(failed > 0);
     assert_eq!([delivered, buried], [0, 0]);
     assert_eq!((running.shelves[0].done(), running.shelves[1].done()), (0, 3));
-}
-
-/// Catches: senders that wait for each other, or of which one takes all.
-#[test]
-fn several_senders_deliver_at_one_time() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut reporter = reporter(listener.local_addr().unwrap(), 0, PATIENCE);
-    if let ReporterKind::Webhook(webhook) = &mut reporter.kind {
-        webhook.concurrency = 3;
-    }
-    let running = running(&[reporter], 0);
-    let with_key = |seq: u64| {
-        let api_key = Some(format!("key-{seq}"));
-        Delivery { seq, record: UsageRecord { api_key, ..record() } }
-    };
-    running.shelves[0].kept.lock().unwrap().waiting.extend((1..=6).map(with_key));
-    running.shelves[0].ring.send(()).unwrap();
-    // None is answered before three have come.
-    let streams: Vec<TcpStream> = (0..3).map(|_| listener.accept().unwrap().0).collect();
-    let answers: Vec<_> = streams
-        .into_iter()
-        .map(|stream| {
-            read_request(&stream).unwrap();
-            thread::spawn(move || loop {
-                let answer = b"HTTP/1.1 200 x\r\ncontent-length: 2\r\n\r\nok";
-                if (&stream).write_all(answer).is_err() || read_request(&stream).is_none() {
-                    return;
-                }
-            })
-        })
-        .collect();
-    running.await_done(6);
-    assert_eq!(running.stop(), [6, 0, 0, 0, 6]);
-    answers.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 /// Catches: a lane that sleeps on records it knows of, because it has delivered all that it held

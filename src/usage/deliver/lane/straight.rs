@@ -13,11 +13,34 @@ use crate::config::plan::KeyForm;
 use crate::usage::counters::count;
 use crate::usage::key_form::{way, write_key, Way};
 use crate::usage::record::borrowed::RecordRef;
-use crate::usage::reporter::Tried;
+use crate::usage::reporter::{Shape, Tried};
 use crate::usage::source::{emptied, Parcel, Read};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// When a batch goes from the bytes that were read to the reporter, as long as that is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Road {
+    /// Each does: there is one connection.
+    Straight,
+    /// When it is all that waits. Of more, each of several connections gets a part.
+    StraightIfAll,
+    /// Never: there are several connections for one record at a time, and one that is slow would
+    /// hold up what comes next.
+    Window,
+}
+
+impl Road {
+    /// To a reporter that wants to be called so.
+    pub(super) fn of(shape: &Shape) -> Road {
+        match (shape.concurrency, shape.batch) {
+            (..=1, _) => Road::Straight,
+            (_, 2..) => Road::StraightIfAll,
+            _ => Road::Window,
+        }
+    }
+}
 
 /// The memory of a batch, used for one after the other.
 #[derive(Default)]
@@ -63,7 +86,8 @@ impl Lane {
 
     /// The time for a batch that goes straight; `None` while it must not.
     fn straight(&self) -> Option<Duration> {
-        let is_free = self.goes_straight && self.unburied.is_empty() && self.window.is_clear();
+        let is_free =
+            self.road != Road::Window && self.unburied.is_empty() && self.window.is_clear();
         is_free.then(|| self.stop.within(self.timeout)).flatten()
     }
 
@@ -73,8 +97,11 @@ impl Lane {
         self.more = self.source.read(most, &mut parcel, &mut read);
         write_forms(&read.records, self.key_form, &mut forms, &mut ends);
         show(&mut read.records, self.key_form, (&forms, &ends), &mut keys);
+        let is_straight = self.road == Road::Straight || !self.more;
         match limit {
-            Some(limit) if fits(&read.records) => self.send_straight(&read, &keys, limit),
+            Some(limit) if is_straight && fits(&read.records) => {
+                self.send_straight(&read, &keys, limit)
+            }
             _ => self.hold(&read, &keys),
         }
         let (read, keys) = (read.emptied(), emptied(keys));
@@ -84,8 +111,7 @@ impl Lane {
     fn send_straight(&mut self, read: &Read<'_>, keys: &[Option<&str>], limit: Duration) {
         let Some(last) = read.seqs.last() else { return };
         self.counted(|counters| count(&counters.batches));
-        let Some(hand) = self.senders.own() else { return self.hold(read, keys) };
-        match hand.send(&read.records, limit) {
+        match self.senders.own().send(&read.records, limit) {
             Tried::Delivered => {
                 self.window.passed(*last);
                 self.note(read.seqs.len() as u64, None);

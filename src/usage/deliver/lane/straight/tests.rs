@@ -11,7 +11,7 @@ use crate::usage::deliver::tests::Shelf;
 use crate::usage::deliver::window::Window;
 use crate::usage::key_form::key_as;
 use crate::usage::record::{tests::record, UsageRecord};
-use crate::usage::reporter::{Reporter, Shape};
+use crate::usage::reporter::Reporter;
 use proptest::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -84,7 +84,7 @@ impl Stage {
             source: Box::new(shelf.clone()),
             window: Window::new(shape, NO_WAITS, 7),
             senders: Senders::Own(Box::new(hand)),
-            goes_straight,
+            road: if goes_straight { Road::Straight } else { Road::Window },
             rooms: Rooms::default(),
             batch,
             timeout,
@@ -235,6 +235,38 @@ fn a_healthy_lane_needs_no_window() {
     stage.deliver(&group(51));
     assert_eq!(stage.lane.window.launch(Vec::new()).id, launched + 1, "it is straight again");
     assert_eq!(stage.counts(), [75, 1, 0, 10, 10, 0]);
+}
+
+/// Catches: several connections of which one gets all though more waits than it takes, or of which
+/// each record has a place in the window though there is nothing to share.
+#[test]
+fn several_connections_share_what_is_more_than_a_batch() {
+    let reporter = Scripted::default();
+    let (script, tries) = (Arc::clone(&reporter.script), Arc::clone(&reporter.tries));
+    let mut stage = Stage::new(&plan(Path::new("/nowhere")), reporter, 10, true);
+    stage.lane.road = Road::StraightIfAll;
+    let group = |from: u64, to: u64| (from..=to).map(|n| numbered(n, 1, 0)).collect::<Vec<_>>();
+    let launched = |stage: &mut Stage| {
+        let id = stage.lane.window.launch(Vec::new()).id;
+        let delivered = crate::usage::deliver::window::Outcome::Delivered;
+        stage.lane.window.settle(id, delivered, Instant::now());
+        id
+    };
+    stage.deliver(&group(1, 25));
+    assert_eq!((stage.shelf.done(), launched(&mut stage)), (50, 4), "three batches are shared");
+    stage.deliver(&group(26, 30));
+    assert_eq!((stage.shelf.done(), launched(&mut stage)), (60, 5), "one needs no window");
+    script.lock().unwrap().push_back(Tried::Again("away".into()));
+    stage.deliver(&group(31, 35));
+    assert_eq!((stage.shelf.done(), stage.lane.window.is_clear()), (70, true));
+    let sizes: Vec<usize> = tries.lock().unwrap().iter().map(|(seen, _)| seen.len()).collect();
+    assert_eq!(sizes[..5], [10, 10, 5, 5, 5]);
+    let seen: Vec<String> = {
+        let tries = tries.lock().unwrap();
+        let taken = tries.iter().filter(|(_, tried)| *tried == Tried::Delivered);
+        taken.flat_map(|(seen, _)| seen.iter().map(|(id, _)| id.clone())).collect()
+    };
+    assert_eq!(seen, (1..=35).map(id).collect::<Vec<_>>(), "in order");
 }
 
 /// Catches: a panic on the straight road that costs more than its try.
