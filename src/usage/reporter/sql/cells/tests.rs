@@ -44,3 +44,20 @@ proptest::proptest! {
         proptest::prop_assert!(bytes.len() <= most);
     }
 }
+
+/// Catches: a NUL, or a letter that a column's character set has not, in a text that is short enough
+/// to go as it is.
+#[test]
+fn a_text_goes_as_it_is_only_where_the_column_takes_it() {
+    for (text, all, three_bytes, ascii) in [
+        ("plain", "plain", "plain", "plain"),
+        ("a\0b", "a\u{fffd}b", "a\u{fffd}b", "a?b"),
+        ("\0", "\u{fffd}", "\u{fffd}", "?"),
+        ("gr\u{fc}n", "gr\u{fc}n", "gr\u{fc}n", "gr?n"),
+        ("x🦀", "x🦀", "x\u{fffd}", "x?"),
+    ] {
+        let fit = |letters| fit(text.into(), None, letters).into_owned();
+        let fitted = [Letters::All, Letters::ThreeBytes, Letters::Ascii].map(fit);
+        assert_eq!(fitted, [all, three_bytes, ascii], "{text:?}");
+    }
+}
