@@ -12,12 +12,9 @@ use crate::store::Trouble;
 use crate::usage::key_form::hex;
 use crate::usage::record::borrowed::RecordRef;
 use crate::usage::record::json::Writer;
-use ring::{digest, hmac};
+use ring::hmac;
 use std::time::Duration;
 use ureq::http::Request;
-
-/// Digits of the digest over all ids in the key of a batch.
-const BATCH_KEY_DIGITS: usize = 16;
 
 /// A webhook, and the service behind it.
 pub struct Webhook {
@@ -109,15 +106,17 @@ impl Webhook {
                 records.iter().for_each(|record| writer.line(record));
             }
         }
-        let mut ids = digest::Context::new(&digest::SHA256);
-        for record in records {
-            ids.update(record.request_id.as_bytes());
-            ids.update(b"\n");
-        }
-        let ids = hex(ids.finish().as_ref());
-        let ids = ids.get(..BATCH_KEY_DIGITS).unwrap_or_default();
-        format!("{first}-{}-{ids}", records.len())
+        format!("{first}-{}-{:016x}", records.len(), sum_of_ids(records))
     }
+}
+
+/// A sum over the ids of a batch (FNV-1a), the same in each process and version. It tells batches
+/// apart that begin alike and are as long. The ids are of our making: nobody chooses them so that
+/// sums are equal, and a cryptographic digest would take a seventh of a lane's time.
+fn sum_of_ids(records: &[RecordRef<'_>]) -> u64 {
+    let ids = records.iter().flat_map(|record| record.request_id.bytes().chain([b'\n']));
+    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    ids.fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 /// A receiver that says 4xx has read the record and will say it again; the two that mean "later"
@@ -214,7 +213,8 @@ mod tests {
         let key = array.write(&[one, two]);
         let parsed: Vec<serde_json::Value> = serde_json::from_slice(&array.body).unwrap();
         assert_eq!(parsed.into_iter().map(ids).collect::<Vec<_>>(), ["one", "two"]);
-        assert!(key.starts_with("one-2-") && key.len() == 6 + BATCH_KEY_DIGITS, "{key}");
+        // Repeated by another version of the program it is to be the same.
+        assert_eq!(key, "one-2-7b9c7bc72169cef7");
         assert_eq!(array.write(&[one, two]), key);
         assert_ne!(array.write(&[one, three]), key);
         let mut lines = webhook("http://h", WebhookBatch::Ndjson);
