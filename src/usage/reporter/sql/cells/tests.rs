@@ -45,8 +45,8 @@ proptest::proptest! {
     }
 }
 
-/// Catches: a NUL, or a letter that a column's character set has not, in a text that is short enough
-/// to go as it is.
+/// Catches: a NUL, or a letter that a column's character set has not, in a text that is short
+/// enough to go as it is.
 #[test]
 fn a_text_goes_as_it_is_only_where_the_column_takes_it() {
     for (text, all, three_bytes, ascii) in [
