@@ -19,7 +19,7 @@ pub enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retryable {
     /// No: the engine may be working on it, or have been. Only who says so in the configuration
-    /// (`routing.retry.retry_on`, which goes by the status and is not built yet) may take that
+    /// (`routing.retry.retry_on`, which goes by the status) may take that
     /// risk.
     Never,
     /// Once, at the same backend on a fresh connection: the kept one was closed under us.

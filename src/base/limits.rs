@@ -144,8 +144,11 @@ pub const BUFFERED_SMALL_SHARE: u64 = 8;
 /// A kept connection that closes within so long of a request being sent, without a byte of an
 /// answer, was closed under us: the request is sent once more on a fresh one.
 pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
-/// Backends tried for one request while none of them took the connection. Beyond: 502 or 504.
+/// Backends tried for one request while none of them took the connection, unless
+/// `routing.retry.max_retries` says otherwise. Beyond: 502 or 504.
 pub const CONNECT_TRIES_MAX: usize = 3;
+/// Backends that a request remembers to have tried. Beyond: it waits and asks them anew.
+pub const TRIED_MAX: usize = 8;
 /// Connections to a backend in a row that fail. Then it is ejected.
 pub const FAILED_CONNECTS_MAX: u32 = 3;
 /// Answers of a backend in a row that are 502, 503 or 504, break off, or never come. Then it is
@@ -351,6 +354,13 @@ pub const BUFFERED_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
 /// Most bytes of a request body that a configuration may put into a usage record.
 pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Of a hundred requests so many may be sent once more although an engine may have worked on them.
+/// Beyond: the client gets what came of the last try.
+pub const RETRY_SHARE_PERCENT: u64 = 20;
+/// The same that there are besides in each second, of all workers together.
+pub const RETRY_RESERVE_PER_SECOND: u64 = 3;
+/// What may be saved up of both, by each worker.
+pub const RETRY_BUDGET_MAX: u64 = 100;
 /// Tries after the first, of a request or of a usage record. Beyond: refused.
 pub const RETRIES_MAX: u32 = 100;
 /// Bytes of a client's `Referer` and `User-Agent` that a line of the access log keeps. The rest is

@@ -22,6 +22,7 @@ pub mod turns;
 pub mod asking;
 pub mod admit;
 pub mod route;
+pub mod retry_budget;
 pub mod repute;
 pub mod upstream;
 pub mod relay;

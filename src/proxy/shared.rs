@@ -3,6 +3,7 @@
 
 use super::client::Client;
 use super::drains::Drains;
+use super::retry_budget::RetryBudget;
 use super::shelf::Shelf;
 use super::slices::Slices;
 use super::turns::Turns;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub drains: Rc<Drains>,
     /// Client connections of all workers together, and how many there may be.
     pub connections: Arc<Connections>,
+    /// How many requests may be sent once more.
+    pub retries: RetryBudget,
     /// How the process ends.
     pub stop: Arc<Stop>,
     /// Where the metrics page is asked for.

@@ -1,6 +1,7 @@
 //! One worker: a thread on a CPU of its own, a ring, listeners. It takes clients in and sees to
 //! what is due; what its connections share is [`Shared`].
 
+use super::retry_budget::RetryBudget;
 use super::shared::Shared;
 use super::shelf::Shelf;
 use super::slices::Slices;
@@ -106,6 +107,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         }
     };
     let WorkerStart { listeners, mailbox, ready, .. } = start;
+    let workers = start.board.view().plan.server.workers;
     let shared = Rc::new(Shared {
         shelf: Shelf::new(start.seed),
         upstreams: Upstreams::new(start.board, start.index),
@@ -117,6 +119,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         unpacker: start.unpacker,
         drains: Rc::default(),
         connections: start.connections,
+        retries: RetryBudget::new(workers, Instant::now()),
         stop: start.stop,
         pages: start.pages,
         live: Cell::new(0),

@@ -68,6 +68,25 @@ pub const UNPACKED: [&str; 7] = [
     "packed_late",
 ];
 
+/// Why there was another try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RetryReason {
+    /// A fault, or something else that has a name.
+    Named(&'static str),
+    /// The status of an answer.
+    Status(u16),
+}
+
+impl RetryReason {
+    /// The label in the metrics.
+    pub fn label(self) -> String {
+        match self {
+            RetryReason::Named(name) => name.to_owned(),
+            RetryReason::Status(status) => format!("status_{status}"),
+        }
+    }
+}
+
 /// All meters of a worker.
 #[derive(Clone, Default)]
 pub struct Meters {
@@ -85,8 +104,8 @@ pub struct Meters {
     pub faults: QuickMap<(Whose, &'static str), u64>,
     /// Clients that left, by phase.
     pub client_aborts: QuickMap<Phase, u64>,
-    /// Tries after the first.
-    pub retries: u64,
+    /// Tries after the first, by what the one before came to.
+    pub retries: QuickMap<RetryReason, u64>,
     /// Requests that ended at another backend than the first that was picked.
     pub fallbacks: u64,
     /// Upstream connections: fresh, reused.
@@ -232,7 +251,7 @@ impl Meters {
         sum(&mut self.rejected, &other.rejected);
         sum(&mut self.faults, &other.faults);
         sum(&mut self.client_aborts, &other.client_aborts);
-        self.retries += other.retries;
+        sum(&mut self.retries, &other.retries);
         self.fallbacks += other.fallbacks;
         for i in 0..2 {
             self.upstream[i] += other.upstream[i];

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn what_a_worker_counted_outlives_it() {
         let (mut scraper, boxes) = mailboxes(&[Arc::default(), Arc::default()]);
-        let copy = |retries| Box::new(Meters { retries, ..Meters::default() });
+        let copy = |fallbacks| Box::new(Meters { fallbacks, ..Meters::default() });
         let threads: Vec<_> = boxes
             .into_iter()
             .map(|mailbox| {
@@ -120,9 +120,9 @@ mod tests {
             })
             .collect();
         let (first, silent) = scraper.collect();
-        assert!(first.retries >= 6 && silent == 0);
+        assert!(first.fallbacks >= 6 && silent == 0);
         threads.into_iter().for_each(|t| t.join().unwrap());
         let (after, silent) = scraper.collect();
-        assert_eq!((after.retries, silent), (8, 2), "both are gone, their counts are not");
+        assert_eq!((after.fallbacks, silent), (8, 2), "both are gone, their counts are not");
     }
 }

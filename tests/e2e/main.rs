@@ -37,6 +37,7 @@ mod metering;
 mod native;
 mod packed;
 mod reporters;
+mod retry;
 mod spool;
 mod sql;
 mod sql_access;

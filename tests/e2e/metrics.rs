@@ -29,7 +29,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_inflight", "gauge", &["backend"]),
     ("llmproxy_backend_up", "gauge", &["backend"]),
     ("llmproxy_backend_ejections_total", "counter", &["backend"]),
-    ("llmproxy_retries_total", "counter", &[]),
+    ("llmproxy_retries_total", "counter", &["reason"]),
     ("llmproxy_fallback_total", "counter", &[]),
     ("llmproxy_rejected_total", "counter", &["reason"]),
     ("llmproxy_client_abort_total", "counter", &["phase"]),
@@ -113,6 +113,8 @@ fn full_page() -> (Rig, Metrics) {
     rig.ask(STREAM, "x-mock-die-after: 2\r\n").response();
     drop(rig.ask(STREAM, "x-mock-stall-before-head: 1\r\n"));
     rig.proxy.await_metric("llmproxy_client_abort_total", &[], 1.0);
+    rig.engine.set("refuse-stream-options=400");
+    rig.ask(STREAM, "").response();
     let page = rig.proxy.metrics();
     (rig, page)
 }

@@ -90,6 +90,7 @@ fn retry(s: &mut Section) -> Retry {
         initial_wait,
         max_wait,
         multiplier: s.parsed("multiplier", factor).unwrap_or(2.0),
+        timeout: s.duration("timeout", Duration::from_secs(300)),
         retry_on: s.list("retry_on", retry_on).unwrap_or(default),
     }
 }

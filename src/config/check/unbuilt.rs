@@ -21,8 +21,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             "routing.load_balance: any policy but round_robin",
         ),
         (!routing.model_mapping.is_empty(), "routing.model_mapping: model names of one's own"),
-        (routing.retry.is_some(), "routing.retry: retries with waits"),
-        (!routing.fallback.is_empty(), "routing.fallback: fallback lists"),
         (plan.auth.is_some(), "auth: authentication"),
         (plan.rate_limit.is_some(), "rate_limit: rate limits"),
         (

@@ -52,9 +52,24 @@ pub struct Retry {
     pub max_wait: Duration,
     /// Factor from one wait to the next; at least 1.
     pub multiplier: f64,
+    /// Since the first try began; after that no further one begins, and none that follows the first
+    /// goes on.
+    #[serde(serialize_with = "print::duration")]
+    pub timeout: Duration,
     /// What is retried.
     #[serde(serialize_with = "print::texts")]
     pub retry_on: Vec<RetryOn>,
+}
+
+impl Retry {
+    /// How long to wait before backends are asked anew, after so many waits. `spread`, between 0
+    /// and 1 and different for each request, takes up to half of it off: what failed together does
+    /// not come back together.
+    pub fn wait(&self, waits: u32, spread: f64) -> Duration {
+        let factor = self.multiplier.powi(i32::try_from(waits).unwrap_or(i32::MAX));
+        let whole = (self.initial_wait.as_secs_f64() * factor).min(self.max_wait.as_secs_f64());
+        Duration::from_secs_f64(whole * (1.0 - spread.clamp(0.0, 1.0) / 2.0))
+    }
 }
 
 /// A reason to try again.

@@ -73,7 +73,8 @@ impl Facts {
             (vec![("backend", self.backend(*backend)), ("kind", (*code).to_owned())], *n)
         });
         page.counter("llmproxy_faults", "Tries and answers that broke.", faults.collect())?;
-        page.counter("llmproxy_retries", "Tries after the first.", one(m.retries))?;
+        let retries = labelled("reason", m.retries.iter().map(|(k, n)| (k.label(), *n)));
+        page.counter("llmproxy_retries", "Tries after the first.", retries)?;
         let help = "Answers from another backend than the one picked first.";
         page.counter("llmproxy_fallback", help, one(m.fallbacks))?;
         let help = "Requests sent on fresh and on kept connections to backends.";

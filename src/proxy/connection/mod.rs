@@ -11,6 +11,7 @@
 mod incoming;
 mod facts;
 mod tries;
+mod retry;
 mod delivery;
 mod parting;
 mod ours;

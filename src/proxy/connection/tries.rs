@@ -1,21 +1,21 @@
 //! From a whole request to the head of an engine's answer: the opening record, the tries.
 
 use super::ours::{give_up, refuse};
+use super::retry::{self, is_doubtful};
 use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
-use crate::http::response::ResponseHead;
-use crate::proxy::asking::{self, Asking};
+use crate::config::plan::Fallback;
+use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
-use crate::proxy::route::tries::{Follow, Tries, TryEnd};
-use crate::proxy::route::{self, TriedMembers};
+use crate::proxy::route::tries::{Policy, Tries};
+use crate::proxy::route::TriedMembers;
 use crate::proxy::settle::{self, Story};
 use crate::proxy::shared::Shared;
-use crate::proxy::upstream::exchange::{exchange, Exchange};
-use crate::proxy::upstream::peek;
+use crate::proxy::upstream::exchange::{exchange, Exchange, How};
 use crate::proxy::upstream::pool::LocalMember;
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Stand;
@@ -50,6 +50,7 @@ fn open(
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
         return Err(NO_JOURNAL);
     }
+    w.retries.deposit();
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
     let first = pick(&pass.view, request, &TriedMembers::default()).ok_or(NO_BACKEND)?;
     story.backend = Some(Rc::clone(&first));
@@ -62,15 +63,50 @@ fn open(
 }
 
 /// Who gets the next try.
-fn pick(view: &WorkerView, request: &Request, tried: &TriedMembers) -> Option<Rc<LocalMember>> {
+pub(super) fn pick(
+    view: &WorkerView,
+    request: &Request,
+    tried: &TriedMembers,
+) -> Option<Rc<LocalMember>> {
     view.pick(view.shared.models.choose(&request.model).group, tried).cloned()
 }
 
-/// Tries backends until one begins to answer. Another one is asked while nobody saw the request,
-/// when the engine is still loading its model, and, once, when the backend goes out of service
-/// before the first byte of an answer: the connection there is closed, which cancels what it may
-/// have begun. A kept connection that was closed under us is replaced once, and a request that was
-/// refused with a wish of ours goes once more without. The error is how the last one failed.
+/// A request on its way to an answer.
+pub(super) struct Trying<'a> {
+    /// What the request goes by.
+    pub view: &'a WorkerView,
+    /// The rule of the backend that failed first, if there is one.
+    pub rule: Option<&'a Fallback>,
+    /// What was tried.
+    pub tries: Tries,
+    /// Who has the try that is under way.
+    pub backend: Rc<LocalMember>,
+    /// Whether it asks for usage on its own account.
+    pub asking: Asking,
+}
+
+impl<'a> Trying<'a> {
+    /// What the configuration says of further tries.
+    pub(super) fn policy(&self) -> Policy<'a> {
+        Policy::of(&self.view.plan.routing, self.rule)
+    }
+
+    /// A backend gets the next try.
+    pub(super) fn move_to(&mut self, backend: Rc<LocalMember>, request: &Request) {
+        self.tries.move_to(backend.id());
+        self.asking = Asking::of(&self.view.plan, request, &backend);
+        self.backend = backend;
+    }
+
+    /// Whether the status alone tells that an answer is for the client.
+    fn is_for_the_client(&self, status: u16) -> bool {
+        let may_be_none = self.asking.may_be_refused(status) || is_doubtful(self, status);
+        status < 400 || !may_be_none
+    }
+}
+
+/// Tries backends until one begins to answer. What follows a try that brought no answer, or one
+/// that may be none for the client, is decided by `retry`. The error is how the last one failed.
 async fn try_backends(
     w: &Shared,
     client: &mut Client,
@@ -78,26 +114,32 @@ async fn try_backends(
     first: Rc<LocalMember>,
 ) -> Result<Exchange, Fault> {
     let Underway { pass, notes: Notes { request, response, story, .. } } = underway;
-    let view = &pass.view;
-    let rule = view.shared.models.choose(&request.model).rule;
-    let mut tries = Tries::begin(first.id());
-    let mut asking = Asking::of(&view.plan, request, &first);
-    let mut backend = first;
+    let view = &*pass.view;
+    let aim = view.shared.models.choose(&request.model).rule;
+    let mut trying = Trying {
+        view,
+        rule: None,
+        tries: Tries::begin(first.id()),
+        asking: Asking::of(&view.plan, request, &first),
+        backend: first,
+    };
     loop {
-        let stand = Stand { place: backend.id().number(), aim: rule };
-        client.post.stand_at(tries.may_move().then_some(stand));
-        let how = (tries.is_fresh(), asking);
+        let stand = Stand { place: trying.backend.id().number(), aim };
+        client.post.stand_at(trying.tries.may_move().then_some(stand));
+        let within = trying.policy().time_left(&trying.tries, request.started);
+        let how = How { is_fresh: trying.tries.is_fresh(), asking: trying.asking, within };
         // In a scope of its own, or it would lie beside the next wait in every stream.
         let doubtful = {
-            let asked = exchange((&w.shelf, view), client, (request, response), &backend, how);
-            let asked = asked.await;
+            let on = (&w.shelf, view);
+            let asked = exchange(on, client, (request, response), &trying.backend, how).await;
             panic_point::pass("asking");
             client.post.stand_at(None);
             match asked {
-                Ok(got) if is_for_the_client(asking, response.status) => {
-                    asking.learn(&w.shelf, (&backend, &request.model), response.status, false);
-                    repute::hear_answer(&backend, response);
-                    note_answer(story, &tries, asking);
+                Ok(got) if trying.is_for_the_client(response.status) => {
+                    let Trying { backend, asking, .. } = &trying;
+                    asking.learn(&w.shelf, (backend, &request.model), response.status, false);
+                    repute::hear_answer(backend, response);
+                    note_answer(story, &trying);
                     return Ok(got);
                 }
                 // Boxed: it is rare.
@@ -105,90 +147,24 @@ async fn try_backends(
                 Err(fault) => Err(fault),
             }
         };
-        let end = match doubtful {
-            Err(fault) => TryEnd::Failed(fault),
-            Ok(got) => {
-                let about = (&mut asking, &tries, &*request);
-                match Box::pin(hear(w, client, (about, &backend), (response, got))).await {
-                    Err(end) => end,
-                    Ok(got) => {
-                        note_answer(story, &tries, asking);
-                        return Ok(*got);
-                    }
-                }
+        let known = (&*request, &*response);
+        match Box::pin(retry::after(w, client, (known, &mut trying), doubtful)).await {
+            Ok(None) => {}
+            Ok(Some(got)) => {
+                note_answer(story, &trying);
+                return Ok(*got);
             }
-        };
-        if let TryEnd::Failed(fault) = end {
-            asking::hear_failure(&backend, fault);
-            w.shelf.count_fault(Some(&backend), fault);
+            Err(fault) => return Err(fault),
         }
-        match tries.next(backend.id(), end, request.is_in_hand()) {
-            Follow::Again => {}
-            // By the view of now: those that left meanwhile get no more requests.
-            Follow::Other(fault) => {
-                backend = pick(&w.view(), request, tries.tried()).ok_or(fault)?;
-                tries.move_to(backend.id());
-                asking = Asking::of(&view.plan, request, &backend);
-                story.backend = Some(Rc::clone(&backend));
-            }
-            Follow::Stop(fault) => return Err(fault),
-        }
+        story.backend = Some(Rc::clone(&trying.backend));
         story.retries += 1;
-        w.shelf.meters.borrow_mut().retries += 1;
     }
 }
 
 /// The client gets the answer to this try.
-fn note_answer(story: &mut Story, tries: &Tries, asking: Asking) {
-    story.fallback = tries.is_fallback();
-    story.asked_usage = asking.is_spliced();
-}
-
-/// Whether the status alone tells that an answer is for the client.
-fn is_for_the_client(asking: Asking, status: u16) -> bool {
-    !asking.may_be_refused(status) && !matches!(status, 503 | 508)
-}
-
-/// Takes in what an answer says of its backend, and whether it is one for the client. It is none
-/// when it refuses a wish of ours, and when the engine is still loading its model, or the backend
-/// leads back to us, and there is another that is well: then it is as if nobody had seen the
-/// request.
-async fn hear(
-    w: &Shared,
-    client: &Client,
-    ((asking, tries, request), backend): ((&mut Asking, &Tries, &Request), &LocalMember),
-    (response, mut got): (&ResponseHead, Box<Exchange>),
-) -> Result<Box<Exchange>, TryEnd> {
-    let status = response.status;
-    let is_named =
-        asking.may_be_refused(status) && peek::names_wish(client, response, &mut got).await;
-    let learnt = asking.learn(&w.shelf, (backend, &request.model), status, is_named);
-    if let Some(next) = learnt.filter(|_| request.is_in_hand()) {
-        *asking = next;
-        return Err(TryEnd::WishRefused);
-    }
-    repute::hear_answer(backend, response);
-    let fault = match status {
-        503 => Fault::BackendLoading,
-        508 => Fault::BackendLoops,
-        _ => return Ok(got),
-    };
-    let view = w.view();
-    let group = view.shared.models.choose(&request.model).group;
-    let has_other =
-        request.is_in_hand() && route::has_other(view.shared.group(group), tries.tried());
-    match has_other && says(client, response, &mut got, fault).await {
-        true => Err(TryEnd::Failed(fault)),
-        false => Ok(got),
-    }
-}
-
-/// Whether an answer says that no engine did anything for the request, for this reason.
-async fn says(client: &Client, response: &ResponseHead, got: &mut Exchange, why: Fault) -> bool {
-    match why {
-        Fault::BackendLoops => peek::is_loop(client, response, got).await,
-        _ => peek::is_loading(client, response, got).await,
-    }
+fn note_answer(story: &mut Story, trying: &Trying) {
+    story.fallback = trying.tries.is_fallback();
+    story.asked_usage = trying.asking.is_spliced();
 }
 
 const NO_JOURNAL: Refusal = Refusal::new(

@@ -7,23 +7,23 @@
 pub mod round_robin;
 pub mod tries;
 
-use crate::base::limits::CONNECT_TRIES_MAX;
+use crate::base::limits::TRIED_MAX;
 use crate::state::member::{Member, MemberId};
 use round_robin::RoundRobin;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-/// The backends that one request has tried; there are at most [`CONNECT_TRIES_MAX`].
-#[derive(Debug, Default)]
+/// The backends that one request has tried; there are at most [`TRIED_MAX`].
+#[derive(Debug, Clone, Default)]
 pub struct TriedMembers {
-    backends: [Option<MemberId>; CONNECT_TRIES_MAX],
-    count: usize,
+    backends: [Option<MemberId>; TRIED_MAX],
+    count: u8,
 }
 
 impl TriedMembers {
     /// Notes a try.
     pub fn add(&mut self, backend: MemberId) {
-        if let Some(slot) = self.backends.get_mut(self.count) {
+        if let Some(slot) = self.backends.get_mut(usize::from(self.count)) {
             *slot = Some(backend);
             self.count += 1;
         }
@@ -31,7 +31,7 @@ impl TriedMembers {
 
     /// Number of tries noted.
     pub fn len(&self) -> usize {
-        self.count
+        usize::from(self.count)
     }
 
     /// True before the first try.
@@ -46,7 +46,8 @@ impl TriedMembers {
         tried
     }
 
-    fn contains(&self, backend: MemberId) -> bool {
+    /// True when it was tried.
+    pub fn contains(&self, backend: MemberId) -> bool {
         self.backends.contains(&Some(backend))
     }
 }

@@ -2,91 +2,207 @@
 //! where to. Pure.
 
 use super::TriedMembers;
-use crate::base::fault::{Fault, Retryable};
-use crate::base::limits::CONNECT_TRIES_MAX;
+use crate::base::fault::{Fault, Retryable, Side};
+use crate::base::limits::{CONNECT_TRIES_MAX, TRIED_MAX};
+use crate::config::plan::{Fallback, Retry, RetryOn, Routing};
 use crate::state::member::MemberId;
+use std::time::{Duration, Instant};
 
-/// How a try ended that brought no answer for the client.
+/// How a try ended that brought no answer, or none that is certainly for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TryEnd {
     /// The engine refused a wish of ours, not the client's request.
     WishRefused,
-    /// There is no answer, or none for the client.
+    /// There is no answer.
     Failed(Fault),
+    /// There is one, of this status, of which the client has nothing yet. The engine may have said
+    /// for how long it is not to be asked again.
+    Status(u16, Option<Duration>),
 }
 
-/// What follows such a try.
+/// What is done instead of giving the client what came of a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Follow {
+pub enum Further<B> {
     /// The same backend is asked once more.
     Again,
-    /// Another backend is asked, if there is one; else the client hears of this.
-    Other(Fault),
-    /// The client hears of this.
-    Stop(Fault),
+    /// This other one is asked, at once.
+    Other(B),
+    /// All were tried: after so long they are asked anew.
+    Wait(Duration),
 }
 
 /// A try that is over.
 #[derive(Debug, Clone, Copy)]
-struct Attempt {
+pub struct Attempt<B> {
     /// How it ended.
-    end: TryEnd,
-    /// Backends that were tried, this one among them.
-    tried: usize,
-    /// No kept connection was used for it.
-    is_fresh: bool,
+    pub end: TryEnd,
     /// All of the request is in hand, so that it can be sent once more.
-    is_in_hand: bool,
+    pub is_in_hand: bool,
+    /// Who may be asked that was not tried yet.
+    pub other: Option<B>,
+    /// There may be one more retry of what an engine may have worked on.
+    pub has_budget: bool,
+    /// Since the first try began.
+    pub elapsed: Duration,
+    /// Between 0 and 1, at random: waits of many requests are not to end at the same moment.
+    pub spread: f64,
 }
 
-/// What follows a try.
-fn next(attempt: &Attempt) -> Follow {
-    let fault = match attempt.end {
-        TryEnd::WishRefused => return Follow::Again,
-        TryEnd::Failed(fault) => fault,
-    };
-    match fault.retry() {
-        _ if !attempt.is_in_hand => Follow::Stop(fault),
-        Retryable::Fresh if !attempt.is_fresh => Follow::Again,
-        Retryable::Any if attempt.tried < CONNECT_TRIES_MAX => Follow::Other(fault),
-        _ => Follow::Stop(fault),
+/// What the configuration says of tries.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy<'a> {
+    /// `routing.retry`; `None`: nothing is sent twice that an engine may have worked on.
+    pub retry: Option<&'a Retry>,
+    /// The rule of the backend that failed first, if there is one.
+    pub rule: Option<&'a Fallback>,
+}
+
+impl<'a> Policy<'a> {
+    /// What the configuration says, with this rule.
+    pub fn of(routing: &'a Routing, rule: Option<&'a Fallback>) -> Policy<'a> {
+        Policy { retry: routing.retry.as_ref(), rule }
+    }
+
+    /// Tries of one request, the first among them.
+    fn tries_max(&self) -> u32 {
+        let has_no_retry = self.retry.is_none();
+        let own = self
+            .rule
+            .and_then(|rule| rule.retry.or(has_no_retry.then_some(rule.fallback.len() as u32)));
+        let after_first = own.or(self.retry.map(|retry| retry.max_retries));
+        after_first.map_or(CONNECT_TRIES_MAX as u32, |n| n.saturating_add(1))
+    }
+
+    /// Whether an answer of this status is one to retry; `has_rule`: there is a rule.
+    pub fn names(&self, status: u16, has_rule: bool) -> bool {
+        let is_named = |on: &RetryOn| match on {
+            RetryOn::Status(named) => *named == status,
+            RetryOn::ServerError => status >= 500,
+            RetryOn::Timeout => status == 504,
+            RetryOn::ConnectFailure => false,
+        };
+        match self.retry {
+            Some(retry) => retry.retry_on.iter().any(is_named),
+            // A list of others to ask is of no use if it is not used when its backend fails.
+            None => has_rule && matches!(status, 502..=504),
+        }
+    }
+
+    /// How many milliseconds a try may wait that is about to begin; `None`: as long as its backend
+    /// may take.
+    pub fn time_left(&self, tries: &Tries, since: Instant) -> Option<u32> {
+        let retry = self.retry.filter(|_| tries.count > 1)?;
+        let left = retry.timeout.saturating_sub(since.elapsed()).as_millis();
+        Some(u32::try_from(left).unwrap_or(u32::MAX))
+    }
+
+    /// Whether a try that ended so is one to retry although an engine may have worked on it. A
+    /// fault counts as the status that the client would get for it.
+    pub fn covers(&self, end: TryEnd) -> bool {
+        let status = match end {
+            TryEnd::WishRefused => return true,
+            TryEnd::Failed(fault) if fault.side() != Side::Backend => return false,
+            TryEnd::Failed(fault) => fault.refusal().status,
+            TryEnd::Status(status, _) => status,
+        };
+        self.names(status, self.rule.is_some())
     }
 }
 
+/// Whether no engine can have worked on a request whose try ended so: it is sent to another one
+/// whatever the configuration says.
+pub fn is_harmless(end: TryEnd) -> bool {
+    matches!(end, TryEnd::Failed(fault) if fault.retry() == Retryable::Any)
+}
+
 /// The tries of one request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tries {
     /// Backends that are not asked again.
     tried: TriedMembers,
+    /// Tries that were made, or are under way.
+    count: u8,
+    /// Waits that are over.
+    waits: u8,
     /// The backend in hand has closed a kept connection under us: it gets a fresh one.
     is_fresh: bool,
     /// A backend went out of service under the request. That moves it once: who goes on waiting is
     /// not called off again.
     is_moved: bool,
+    /// Another backend than the first has it.
+    is_fallback: bool,
 }
 
 impl Tries {
     /// The first one is at this backend.
     pub fn begin(first: MemberId) -> Tries {
-        Tries { tried: TriedMembers::only(first), is_fresh: false, is_moved: false }
+        Tries {
+            tried: TriedMembers::only(first),
+            count: 1,
+            waits: 0,
+            is_fresh: false,
+            is_moved: false,
+            is_fallback: false,
+        }
     }
 
-    /// Another backend gets the next try.
+    /// A backend gets the next try.
     pub fn move_to(&mut self, backend: MemberId) {
         self.tried.add(backend);
+        self.count = self.count.saturating_add(1);
         self.is_fresh = false;
+        self.is_fallback = true;
     }
 
-    /// What follows the try of this backend, which ended so.
-    pub fn next(&mut self, backend: MemberId, end: TryEnd, is_in_hand: bool) -> Follow {
-        if end == TryEnd::Failed(Fault::BackendEjected) {
-            // Those that were tried before may be well again.
-            (self.tried, self.is_moved) = (TriedMembers::only(backend), true);
+    /// The backend in hand went out of service while the request waited there: it begins anew
+    /// elsewhere, since those that were tried before may be well again.
+    pub fn call_off(&mut self, backend: MemberId) {
+        (self.tried, self.is_moved, self.count) = (TriedMembers::only(backend), true, 1);
+    }
+
+    /// All backends may be asked anew.
+    pub fn begin_anew(&mut self) {
+        self.tried = TriedMembers::default();
+        self.waits = self.waits.saturating_add(1);
+    }
+
+    /// What is done after a try; `None`: the client gets what came of it.
+    pub fn next<B>(&mut self, attempt: Attempt<B>, policy: &Policy) -> Option<Further<B>> {
+        let is_wish = attempt.end == TryEnd::WishRefused;
+        let further = self.further(attempt, policy);
+        self.is_fresh |= matches!(further, Some(Further::Again)) && !is_wish;
+        further
+    }
+
+    fn further<B>(&self, attempt: Attempt<B>, policy: &Policy) -> Option<Further<B>> {
+        let Attempt { end, is_in_hand, other, has_budget, elapsed, spread } = attempt;
+        if !is_in_hand {
+            return None;
         }
-        let attempt = Attempt { end, tried: self.tried.len(), is_fresh: self.is_fresh, is_in_hand };
-        let follow = next(&attempt);
-        self.is_fresh |= follow == Follow::Again && end != TryEnd::WishRefused;
-        follow
+        match end {
+            TryEnd::WishRefused => return Some(Further::Again),
+            TryEnd::Failed(fault) if fault.retry() == Retryable::Fresh && !self.is_fresh => {
+                return Some(Further::Again);
+            }
+            _ if is_harmless(end) || (has_budget && policy.covers(end)) => {}
+            _ => return None,
+        }
+        let deadline = policy.retry.map_or(Duration::MAX, |retry| retry.timeout);
+        if u32::from(self.count) >= policy.tries_max() || elapsed >= deadline {
+            return None;
+        }
+        if let Some(other) = other.filter(|_| self.tried.len() < TRIED_MAX) {
+            return Some(Further::Other(other));
+        }
+        // They are asked anew, which a backend that has just failed may not survive.
+        let retry = policy.retry.filter(|_| has_budget)?;
+        let wished = match end {
+            TryEnd::Status(_, Some(wished)) => wished,
+            _ => Duration::ZERO,
+        };
+        let wait = retry.wait(self.waits.into(), spread).max(wished);
+        let is_in_time = wished <= retry.max_wait && elapsed.saturating_add(wait) < deadline;
+        is_in_time.then_some(Further::Wait(wait))
     }
 
     /// Backends that are not asked again.
@@ -107,94 +223,9 @@ impl Tries {
 
     /// True when another backend than the first one picked has the request.
     pub fn is_fallback(&self) -> bool {
-        self.tried.len() > 1 || self.is_moved
+        self.is_fallback
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::tls_fault::TlsFault;
-    use crate::config::plan::Backend;
-    use crate::state::member::Member;
-    use Follow::{Again, Other, Stop};
-    use TryEnd::{Failed, WishRefused};
-
-    fn id() -> MemberId {
-        Member::new(Backend::sample("engine"), None).id()
-    }
-
-    /// Catches: a request that an engine may have worked on sent twice, and one given up though no
-    /// engine ever saw it.
-    #[test]
-    fn what_follows_each_end_of_a_first_try() {
-        let other: fn(Fault) -> Follow = Other;
-        for (fault, follows) in [
-            (Fault::Unresolved, other),
-            (Fault::ConnectFailed, Other),
-            (Fault::ConnectTimeout, Other),
-            (Fault::TlsFailed(TlsFault::Other), Other),
-            (Fault::BackendEjected, Other),
-            (Fault::BackendLoading, Other),
-            (Fault::BackendLoops, Other),
-            (Fault::ReuseRace, |_| Again),
-            (Fault::BackendClosed, Stop),
-            (Fault::BackendClosedReused, Stop),
-            (Fault::FirstByteTimeout, Stop),
-            (Fault::ForeignAnswer, Stop),
-            (Fault::BadResponse("x"), Stop),
-            (Fault::ClientLeft, Stop),
-            (Fault::ShuttingDown, Stop),
-        ] {
-            let backend = id();
-            let mut tries = Tries::begin(backend);
-            let unsent = Tries::begin(backend).next(backend, Failed(fault), false);
-            assert_eq!(unsent, Stop(fault), "what is not in hand is not sent again");
-            assert_eq!(tries.next(backend, Failed(fault), true), follows(fault), "{fault:?}");
-            assert_eq!(tries.is_fresh(), fault == Fault::ReuseRace, "{fault:?}");
-            assert_eq!(tries.may_move(), fault != Fault::BackendEjected, "{fault:?}");
-        }
-    }
-
-    /// Catches: a backend that closes each connection, and is asked for ever; one whose fresh
-    /// connection is denied to it because another backend had one.
-    #[test]
-    fn a_fresh_connection_is_tried_once_at_each_backend() {
-        let (first, second) = (id(), id());
-        let mut tries = Tries::begin(first);
-        for backend in [first, second] {
-            if backend == second {
-                tries.move_to(second);
-            }
-            assert!(!tries.is_fresh());
-            assert_eq!(tries.next(backend, Failed(Fault::ReuseRace), true), Again);
-            assert_eq!(tries.next(backend, WishRefused, true), Again);
-            assert!(tries.is_fresh());
-        }
-        assert_eq!(tries.next(second, Failed(Fault::ReuseRace), true), Stop(Fault::ReuseRace));
-        assert!(tries.is_fallback());
-    }
-
-    /// Catches: a request that goes round a dead fleet, and one that may not come back to a backend
-    /// that it had tried before the one that was taken from under it.
-    #[test]
-    fn there_are_so_many_tries_and_a_move_begins_them_anew() {
-        let backends = [(); CONNECT_TRIES_MAX].map(|()| id());
-        let mut tries = Tries::begin(backends[0]);
-        for (n, backend) in backends.iter().enumerate() {
-            if n > 0 {
-                tries.move_to(*backend);
-            }
-            let is_last = n + 1 == CONNECT_TRIES_MAX;
-            let follows = tries.next(*backend, Failed(Fault::ConnectFailed), true);
-            let wanted = if is_last { Stop } else { Other };
-            assert_eq!(follows, wanted(Fault::ConnectFailed));
-        }
-        let last = backends[CONNECT_TRIES_MAX - 1];
-        assert_eq!(
-            tries.next(last, Failed(Fault::BackendEjected), true),
-            Other(Fault::BackendEjected)
-        );
-        assert!(tries.tried().len() == 1 && tries.is_fallback() && !tries.may_move());
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use super::connect::connect;
 use super::pool::{InFlight, Lease, LocalMember};
 use crate::base::fault::Fault;
 use crate::base::limits::{HEAD_BYTES_MAX, INTERIM_RESPONSES_MAX, REUSE_RACE_MAX};
-use crate::config::plan::OnClientAbort;
+use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
 use crate::http::framing::ResponseFraming;
 use crate::http::head::{Parse, Version};
@@ -24,7 +24,7 @@ use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The head of an answer was read, nothing was sent to the client.
 pub struct Exchange {
@@ -38,19 +38,38 @@ pub struct Exchange {
     pub asked: u32,
 }
 
-/// Sends the request to a backend and reads the head of its answer. `fresh` forbids a kept
-/// connection; `asking`: the try asks for usage on its own account.
+/// How a try is made.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// A kept connection must not be used.
+    pub is_fresh: bool,
+    /// Whether it asks for usage on its own account.
+    pub asking: Asking,
+    /// The longest wait for the head of the answer, in milliseconds, if there is less time than the
+    /// backend's settings say.
+    pub within: Option<u32>,
+}
+
+impl How {
+    /// The longest wait for the head of the answer.
+    fn limit(&self, plan: &Backend) -> Duration {
+        let within = self.within.map_or(Duration::MAX, |ms| Duration::from_millis(ms.into()));
+        within.min(plan.first_byte_timeout)
+    }
+}
+
+/// Sends the request to a backend and reads the head of its answer.
 pub async fn exchange(
     (shelf, view): (&Shelf, &WorkerView),
     client: &mut Client,
     (request, head): (&mut Request, &mut ResponseHead),
     backend: &Rc<LocalMember>,
-    (fresh, asking): (bool, Asking),
+    how: How,
 ) -> Result<Exchange, Fault> {
     head.reset();
     // From here on it is a load there, also while it connects.
     let inflight = InFlight::enter(backend);
-    let kept = if fresh { None } else { backend.take(client.post.now()) };
+    let kept = if how.is_fresh { None } else { backend.take(client.post.now()) };
     let is_reused = kept.is_some();
     let link = match kept {
         Some(link) => {
@@ -69,15 +88,15 @@ pub async fn exchange(
     }
     let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close, is_reused };
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
-    client.post.arm(plan.first_byte_timeout);
+    client.post.arm(how.limit(plan));
     // An engine may answer before it has read everything (413), and then close, or not.
     let mut answer = Beginning::of(head);
-    let sent_whole = match begin((view, client), (request, asking), backend, &mut lease) {
+    let sent_whole = match begin((view, client), (request, how.asking), backend, &mut lease) {
         Ok(None) => judge(wait.until(client, lease.link().flush()).await).map(|()| true),
         // Boxed: a body that does not fit in the socket's buffer is worth it.
         Ok(Some(begun)) => {
             let on = (&mut lease, &mut answer);
-            Box::pin(send_rest(&wait, client, (request, asking), begun, on)).await
+            Box::pin(send_rest(&wait, client, (request, how.asking), begun, on)).await
         }
         Err(fault) => Err(fault),
     };
@@ -98,10 +117,10 @@ pub async fn exchange(
     if wait.is_reused && !answer.heard {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
-        client.post.arm(plan.first_byte_timeout.saturating_sub(client.post.since(tick)));
+        client.post.arm(how.limit(plan).saturating_sub(client.post.since(tick)));
     }
     let no_way_back = sent_whole && !answer.ready;
-    if no_way_back && !asking.is_spliced() && view.members.len() == 1 {
+    if no_way_back && !how.asking.is_spliced() && is_only(view) {
         // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
         // what may be refused because of us, or be sent to another backend, must be in hand.
         request.release_body(client);
@@ -129,6 +148,11 @@ pub async fn exchange(
         }
         Err(fault) => Err(fault),
     }
+}
+
+/// Whether a request has nowhere to go but where it is.
+fn is_only(view: &WorkerView) -> bool {
+    view.members.len() == 1 && view.plan.routing.retry.is_none()
 }
 
 /// Closes what is kept of a backend that gave a request the answer of another one.

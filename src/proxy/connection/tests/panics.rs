@@ -54,6 +54,7 @@ fn shared(backend: SocketAddr) -> (Rc<Shared>, Arc<RingFile>) {
         unpacker: Unpacker::start().unwrap(),
         drains: Rc::new(Drains::default()),
         connections: Arc::new(Connections::new(9)),
+        retries: crate::proxy::retry_budget::RetryBudget::new(1, std::time::Instant::now()),
         stop: Arc::default(),
         pages: crate::state::ask::queue(1).0,
         live: Cell::new(0),

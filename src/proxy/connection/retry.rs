@@ -1,0 +1,209 @@
+//! What follows a try that brought no answer, or one that may be none for the client: what it says
+//! of its backend is taken in, and the request goes to another one, or comes back later, or its
+//! client gets what there is.
+
+use super::tries::{pick, Trying};
+use crate::base::fault::Fault;
+use crate::http::response::ResponseHead;
+use crate::proxy::asking;
+use crate::proxy::client::Client;
+use crate::proxy::receive::Request;
+use crate::proxy::repute;
+use crate::proxy::route;
+use crate::proxy::route::tries::{is_harmless, Attempt, Further, TryEnd};
+use crate::proxy::shared::Shared;
+use crate::proxy::upstream::exchange::Exchange;
+use crate::proxy::upstream::peek;
+use crate::proxy::upstream::pool::LocalMember;
+use crate::proxy::view::WorkerView;
+use crate::rt::patrol::Alarm;
+use crate::state::meters::RetryReason;
+use std::future::pending;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Whether an answer of this status may be none for the client, if there is somebody else to ask.
+pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
+    let has_rules = !trying.view.plan.routing.fallback.is_empty();
+    matches!(status, 503 | 508) || trying.policy().names(status, has_rules)
+}
+
+/// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
+/// another try, which is prepared.
+pub(super) async fn after(
+    w: &Shared,
+    client: &Client,
+    ((request, response), trying): ((&Request, &ResponseHead), &mut Trying<'_>),
+    doubtful: Result<Box<Exchange>, Fault>,
+) -> Result<Option<Box<Exchange>>, Fault> {
+    let (end, mut got) = match doubtful {
+        Err(fault) => (hear_fault(w, trying, fault), None),
+        Ok(mut got) => match hear(w, client, (request, response), (trying, &mut got)).await {
+            None => return Ok(Some(got)),
+            Some(end) => (end, Some(got)),
+        },
+    };
+    let now = Instant::now();
+    let attempt = Attempt {
+        end,
+        is_in_hand: request.is_in_hand(),
+        other: other(w, request, (trying, end)),
+        has_budget: w.retries.has_one(now),
+        elapsed: now.saturating_duration_since(request.started),
+        spread: spread(request.unique_id.as_bytes()),
+    };
+    let further = trying.tries.next(attempt, &trying.policy());
+    match (&further, end) {
+        (None, TryEnd::Failed(fault)) => return Err(fault),
+        (None, TryEnd::Status(..) | TryEnd::WishRefused) => return Ok(got),
+        (Some(Further::Again), _) => {}
+        (Some(Further::Other(_)), end) if is_harmless(end) => {}
+        (Some(Further::Other(_) | Further::Wait(_)), _) => w.retries.take(),
+    }
+    let reason = match end {
+        TryEnd::WishRefused => RetryReason::Named("stream_usage_refused"),
+        TryEnd::Failed(fault) => RetryReason::Named(fault.code()),
+        TryEnd::Status(status, _) => RetryReason::Status(status),
+    };
+    *w.shelf.meters.borrow_mut().retries.entry(reason).or_default() += 1;
+    // The engine's connection closes: what it has to say is not read.
+    drop(got.take());
+    match further {
+        Some(Further::Other(other)) => trying.move_to(other, request),
+        Some(Further::Wait(time)) => {
+            wait(client, time).await?;
+            trying.tries.begin_anew();
+            let next = pick(&w.view(), request, trying.tries.tried());
+            trying.move_to(next.ok_or(Fault::Unresolved)?, request);
+        }
+        Some(Further::Again) | None => {}
+    }
+    Ok(None)
+}
+
+/// Between 0 and 1: as good as random, since no two requests have one id.
+fn spread(id: &[u8]) -> f64 {
+    let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    f64::from(id.iter().fold(0x811c_9dc5, mix)) / f64::from(u32::MAX)
+}
+
+/// Takes in what a fault says of its backend.
+fn hear_fault(w: &Shared, trying: &mut Trying<'_>, fault: Fault) -> TryEnd {
+    let backend = &trying.backend;
+    asking::hear_failure(backend, fault);
+    w.shelf.count_fault(Some(backend), fault);
+    if fault == Fault::BackendEjected {
+        trying.tries.call_off(backend.id());
+    }
+    TryEnd::Failed(fault)
+}
+
+/// Takes in what an answer says of its backend. `None`: it is for the client. It is not when it
+/// refuses a wish of ours; when its status is to be retried; and when the engine is still loading
+/// its model, or the backend leads back to us, and another one is well: then it is as if nobody had
+/// seen the request.
+async fn hear(
+    w: &Shared,
+    client: &Client,
+    (request, response): (&Request, &ResponseHead),
+    (trying, got): (&mut Trying<'_>, &mut Exchange),
+) -> Option<TryEnd> {
+    let (status, backend) = (response.status, Rc::clone(&trying.backend));
+    let is_named =
+        trying.asking.may_be_refused(status) && peek::names_wish(client, response, got).await;
+    let learnt = trying.asking.learn(&w.shelf, (&backend, &request.model), status, is_named);
+    if let Some(next) = learnt.filter(|_| request.is_in_hand()) {
+        trying.asking = next;
+        return Some(TryEnd::WishRefused);
+    }
+    repute::hear_answer(&backend, response);
+    if !request.is_in_hand() {
+        return None;
+    }
+    if has_other(w, request, trying) && is_unseen(client, response, got).await {
+        let fault = if status == 508 { Fault::BackendLoops } else { Fault::BackendLoading };
+        return Some(hear_fault(w, trying, fault));
+    }
+    set_rule(trying, request);
+    let wished = response.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
+    let end = TryEnd::Status(status, wished);
+    trying.policy().covers(end).then_some(end)
+}
+
+/// Whether an answer says that no engine did anything for the request.
+async fn is_unseen(client: &Client, response: &ResponseHead, got: &mut Exchange) -> bool {
+    match response.status {
+        503 => peek::is_loading(client, response, got).await,
+        508 => peek::is_loop(client, response, got).await,
+        _ => false,
+    }
+}
+
+/// The rule of the backend that failed first is that of the request.
+fn set_rule(trying: &mut Trying<'_>, request: &Request) {
+    let Trying { view, rule, backend, .. } = trying;
+    let served = view.shared.models.served_name(&request.model);
+    let names = [request.model.as_str(), served];
+    *rule = rule.or_else(|| {
+        view.plan.routing.fallback.iter().find(|rule| {
+            let is_for = |name| rule.models.iter().any(|pattern| pattern.matches(name));
+            rule.primary == *backend.name
+                && (rule.models.is_empty() || names.into_iter().any(is_for))
+        })
+    });
+}
+
+/// Whether another backend is well that may have the request.
+fn has_other(w: &Shared, request: &Request, trying: &Trying<'_>) -> bool {
+    let view = w.view();
+    let group = view.shared.models.choose(&request.model).group;
+    route::has_other(view.shared.group(group), trying.tries.tried())
+}
+
+/// Who is asked next: whoever the rule names, in its order, if they are well; then whoever has the
+/// next turn. An answer is given up only for one who is well.
+fn other(
+    w: &Shared,
+    request: &Request,
+    (trying, end): (&mut Trying<'_>, TryEnd),
+) -> Option<Rc<LocalMember>> {
+    set_rule(trying, request);
+    // By the view of now: those that left meanwhile get no more requests.
+    let view = w.view();
+    if let Some(named) = named_by_rule(&view, request, trying) {
+        return Some(named);
+    }
+    let is_wanted = match end {
+        TryEnd::WishRefused => false,
+        TryEnd::Failed(_) => true,
+        TryEnd::Status(..) => has_other(w, request, trying),
+    };
+    is_wanted.then(|| pick(&view, request, trying.tries.tried())).flatten()
+}
+
+fn named_by_rule(
+    view: &WorkerView,
+    request: &Request,
+    trying: &Trying<'_>,
+) -> Option<Rc<LocalMember>> {
+    let group = view.shared.models.choose(&request.model).group;
+    let serving = view.shared.models.members_of(group);
+    let is_free = |member: &&Rc<LocalMember>| {
+        member.is_healthy() && !trying.tries.tried().contains(member.id())
+    };
+    let named = |name: &String| {
+        let members = serving.iter().filter_map(|place| view.members.get(*place as usize));
+        members.filter(|member| *member.name == **name).find(is_free)
+    };
+    trying.rule?.fallback.iter().find_map(named).cloned()
+}
+
+/// Waits, unless the client leaves.
+async fn wait(client: &Client, time: Duration) -> Result<(), Fault> {
+    client.post.arm(time);
+    match client.post.attended(pending::<()>()).await {
+        Ok(()) | Err(Alarm::Expired | Alarm::CalledOff) => Ok(()),
+        Err(Alarm::Gone) => Err(Fault::ClientLeft),
+        Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+    }
+}

@@ -1,0 +1,242 @@
+use super::*;
+use crate::base::tls_fault::TlsFault;
+use crate::config::plan::Backend;
+use crate::state::member::Member;
+use proptest::prelude::*;
+use Further::{Again, Other, Wait};
+use TryEnd::{Failed, Status, WishRefused};
+
+fn id() -> MemberId {
+    Member::new(Backend::sample("engine"), None).id()
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Of a request that is in hand, with somebody else to ask.
+fn attempt(end: TryEnd) -> Attempt<&'static str> {
+    Attempt {
+        end,
+        is_in_hand: true,
+        other: Some("other"),
+        has_budget: true,
+        elapsed: Duration::ZERO,
+        spread: 0.0,
+    }
+}
+
+fn retry(max_retries: u32, retry_on: &[RetryOn]) -> Retry {
+    Retry {
+        max_retries,
+        initial_wait: SECOND,
+        max_wait: 10 * SECOND,
+        multiplier: 2.0,
+        timeout: 300 * SECOND,
+        retry_on: retry_on.to_vec(),
+    }
+}
+
+const NOTHING_SAID: Policy<'static> = Policy { retry: None, rule: None };
+
+/// All faults of a try, and what is done where the configuration says nothing; `None`: nothing.
+const FAULTS: [(Fault, Option<Further<&'static str>>); 16] = [
+    (Fault::Unresolved, Some(Other("other"))),
+    (Fault::ConnectFailed, Some(Other("other"))),
+    (Fault::ConnectTimeout, Some(Other("other"))),
+    (Fault::TlsFailed(TlsFault::Other), Some(Other("other"))),
+    (Fault::BackendEjected, Some(Other("other"))),
+    (Fault::BackendLoading, Some(Other("other"))),
+    (Fault::BackendLoops, Some(Other("other"))),
+    (Fault::ReuseRace, Some(Again)),
+    (Fault::BackendClosed, None),
+    (Fault::BackendClosedReused, None),
+    (Fault::FirstByteTimeout, None),
+    (Fault::ForeignAnswer, None),
+    (Fault::BadResponse("x"), None),
+    (Fault::ClientLeft, None),
+    (Fault::ClientWriteTimeout, None),
+    (Fault::ShuttingDown, None),
+];
+
+/// Catches: a request that an engine may have worked on sent twice unasked, and one given up though
+/// no engine ever saw it.
+#[test]
+fn what_follows_a_first_try_where_nothing_is_configured() {
+    for (fault, further) in FAULTS {
+        let mut tries = Tries::begin(id());
+        let unsent = Attempt { is_in_hand: false, ..attempt(Failed(fault)) };
+        assert_eq!(tries.next(unsent, &NOTHING_SAID), None, "what is not in hand is not sent");
+        let alone = Attempt { other: None, has_budget: false, ..attempt(Failed(fault)) };
+        let again = further.filter(|further| *further == Again);
+        assert_eq!(Tries::begin(id()).next(alone, &NOTHING_SAID), again, "{fault:?}");
+        let broke = Attempt { has_budget: false, ..attempt(Failed(fault)) };
+        assert_eq!(tries.next(broke, &NOTHING_SAID), further, "{fault:?}");
+        assert_eq!(tries.is_fresh(), fault == Fault::ReuseRace, "{fault:?}");
+    }
+    for status in [200, 400, 429, 500, 502, 503, 504] {
+        assert_eq!(Tries::begin(id()).next(attempt(Status(status, None)), &NOTHING_SAID), None);
+    }
+    let mut tries = Tries::begin(id());
+    assert_eq!(tries.next(attempt(WishRefused), &NOTHING_SAID), Some(Again));
+    assert!(!tries.is_fresh());
+}
+
+/// Catches: a status that is passed on though it is to be retried, and one that is not; a fault
+/// that goes by another status than the client would see.
+#[test]
+fn what_is_retried_because_it_is_configured() {
+    use RetryOn::{ConnectFailure, ServerError, Timeout};
+    let on = |retry_on: &[RetryOn], end| {
+        let retry = retry(3, retry_on);
+        let policy = Policy { retry: Some(&retry), rule: None };
+        let further = Tries::begin(id()).next(attempt(end), &policy);
+        assert!(matches!(further, None | Some(Other("other"))), "{end:?}");
+        let broke = Attempt { has_budget: false, ..attempt(end) };
+        let is_safe = matches!(end, Failed(fault) if fault.retry() == Retryable::Any);
+        assert_eq!(Tries::begin(id()).next(broke, &policy).is_some(), is_safe, "{end:?}");
+        further.is_some()
+    };
+    let statuses = |retry_on: &[RetryOn]| {
+        let all = [400, 429, 500, 502, 503, 504, 599].into_iter();
+        all.filter(|status| on(retry_on, Status(*status, None))).collect::<Vec<_>>()
+    };
+    assert_eq!(statuses(&[ConnectFailure]), [0; 0]);
+    assert_eq!(statuses(&[RetryOn::Status(503), RetryOn::Status(429)]), [429, 503]);
+    assert_eq!(statuses(&[ServerError]), [500, 502, 503, 504, 599]);
+    assert_eq!(statuses(&[Timeout]), [504]);
+    for (fault, _) in FAULTS {
+        let is_safe = fault.retry() == Retryable::Any;
+        let is_backend = fault.side() == Side::Backend && fault.retry() == Retryable::Never;
+        for (retry_on, status) in [(RetryOn::Status(502), 502), (Timeout, 504)] {
+            let is_covered = is_backend && fault.refusal().status == status;
+            if fault != Fault::ReuseRace {
+                assert_eq!(on(&[retry_on], Failed(fault)), is_safe || is_covered, "{fault:?}");
+            }
+        }
+    }
+    assert!(on(&[RetryOn::Status(502)], Failed(Fault::BackendClosed)));
+    assert!(on(&[Timeout], Failed(Fault::FirstByteTimeout)));
+}
+
+/// Catches: a backend that closes each connection, and is asked for ever; one whose fresh
+/// connection is denied to it because another backend had one.
+#[test]
+fn a_fresh_connection_is_tried_once_at_each_backend() {
+    let mut tries = Tries::begin(id());
+    for _ in 0..2 {
+        assert!(!tries.is_fresh());
+        let raced = attempt(Failed(Fault::ReuseRace));
+        assert_eq!(tries.next(raced, &NOTHING_SAID), Some(Again));
+        assert_eq!(tries.next(attempt(WishRefused), &NOTHING_SAID), Some(Again));
+        assert!(tries.is_fresh());
+        assert_eq!(tries.next(raced, &NOTHING_SAID), None);
+        tries.move_to(id());
+    }
+    assert!(tries.is_fallback());
+}
+
+/// How often a request whose tries all end so is sent, and when.
+fn sent(policy: &Policy, end: TryEnd, backends: usize) -> (u32, Vec<Duration>) {
+    let backends: Vec<_> = (0..backends).map(|_| id()).collect();
+    let mut tries = Tries::begin(backends[0]);
+    let (mut sent, mut elapsed, mut waits) = (1, Duration::ZERO, Vec::new());
+    loop {
+        let other = backends.iter().copied().find(|other| !tries.tried().contains(*other));
+        let tried =
+            Attempt { end, is_in_hand: true, other, has_budget: true, elapsed, spread: 0.0 };
+        match tries.next(tried, policy) {
+            Some(Other(other)) => tries.move_to(other),
+            Some(Wait(wait)) => {
+                waits.push(wait);
+                elapsed += wait;
+                tries.begin_anew();
+                tries.move_to(backends[0]);
+            }
+            Some(Again) => panic!("{end:?}"),
+            None => return (sent, waits),
+        }
+        sent += 1;
+        assert!(sent < 200);
+    }
+}
+
+/// Catches: a request that goes round a dead fleet for ever; a wait before somebody who was not
+/// asked yet; waits that do not grow, or grow for ever.
+#[test]
+fn others_come_first_and_waits_grow() {
+    let refused = Failed(Fault::ConnectFailed);
+    assert_eq!(sent(&NOTHING_SAID, refused, 9), (CONNECT_TRIES_MAX as u32, vec![]));
+    assert_eq!(sent(&NOTHING_SAID, refused, 2), (2, vec![]));
+    let seven = retry(7, &[RetryOn::Status(503)]);
+    let policy = Policy { retry: Some(&seven), rule: None };
+    let seconds = |all: &[u32]| all.iter().map(|s| *s * SECOND).collect::<Vec<_>>();
+    assert_eq!(sent(&policy, refused, 3), (8, seconds(&[1, 2])));
+    assert_eq!(sent(&policy, Status(503, None), 1), (8, seconds(&[1, 2, 4, 8, 10, 10, 10])));
+    assert_eq!(sent(&policy, Status(500, None), 1), (1, vec![]));
+    let none = retry(0, &[RetryOn::Status(503)]);
+    assert_eq!(sent(&Policy { retry: Some(&none), rule: None }, refused, 3), (1, vec![]));
+    let many = retry(100, &[]);
+    assert_eq!(sent(&Policy { retry: Some(&many), rule: None }, refused, 50).0, 101);
+}
+
+/// Catches: a client that waits for longer than it was told; an engine that is asked before it
+/// wants to be.
+#[test]
+fn a_wish_for_later_is_heeded_or_passed_on_and_there_is_one_deadline() {
+    let retry = Retry { timeout: 12 * SECOND, ..retry(9, &[RetryOn::Status(503)]) };
+    let policy = Policy { retry: Some(&retry), rule: None };
+    assert_eq!(
+        sent(&policy, Status(503, Some(3 * SECOND)), 1).1,
+        [3, 3, 4].map(|s: u32| s * SECOND)
+    );
+    assert_eq!(sent(&policy, Status(503, Some(11 * SECOND)), 1), (1, vec![]), "over max_wait");
+    assert_eq!(sent(&policy, Status(503, Some(11 * SECOND)), 2), (2, vec![]), "others may do");
+    let late = Attempt { elapsed: 12 * SECOND, ..attempt(Failed(Fault::ConnectFailed)) };
+    assert_eq!(Tries::begin(id()).next(late, &policy), None);
+}
+
+/// Catches: a rule that is not used unless retries are configured, one that is used for others'
+/// faults, and one whose own number of tries is not heeded.
+#[test]
+fn a_rule_brings_its_own_tries() {
+    let rule = |retry| Fallback {
+        primary: "a".into(),
+        fallback: vec!["b".into(), "c".into()],
+        models: Vec::new(),
+        retry,
+    };
+    let (plain, one) = (rule(None), rule(Some(1)));
+    let alone = Policy { retry: None, rule: Some(&plain) };
+    assert_eq!(sent(&alone, Status(503, None), 9).0, 3);
+    assert_eq!(sent(&alone, Failed(Fault::BackendClosed), 9).0, 3);
+    assert_eq!(sent(&alone, Status(500, None), 9).0, 1);
+    assert_eq!(sent(&Policy { rule: Some(&one), ..alone }, Status(503, None), 9).0, 2);
+    let retry = retry(5, &[RetryOn::Status(500)]);
+    let both = Policy { retry: Some(&retry), rule: Some(&plain) };
+    assert_eq!(sent(&both, Status(500, None), 9).0, 6);
+    assert_eq!(sent(&Policy { rule: Some(&one), ..both }, Status(500, None), 9).0, 2);
+}
+
+/// Catches: a request that may not come back to a backend that it had tried before the one that was
+/// taken from under it.
+#[test]
+fn a_move_begins_anew() {
+    let (mut tries, last) = (Tries::begin(id()), id());
+    tries.move_to(id());
+    tries.move_to(last);
+    let ejected = attempt(Failed(Fault::BackendEjected));
+    assert_eq!(tries.clone().next(ejected, &NOTHING_SAID), None);
+    tries.call_off(last);
+    assert_eq!(tries.next(ejected, &NOTHING_SAID), Some(Other("other")));
+    assert!(tries.tried().len() == 1 && tries.is_fallback() && !tries.may_move());
+}
+
+proptest! {
+    /// Catches: waits of many requests that end together, or are longer than configured.
+    #[test]
+    fn waits_are_spread(waits in 0u32..2000, spread in 0.0..1.0f64) {
+        let retry = retry(3, &[]);
+        let (wait, whole) = (retry.wait(waits, spread), retry.wait(waits, 0.0));
+        prop_assert!(wait <= whole && 2 * wait >= whole - Duration::from_micros(1));
+        prop_assert!(whole <= retry.max_wait && whole >= retry.initial_wait);
+    }
+}

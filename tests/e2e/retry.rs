@@ -1,0 +1,129 @@
+//! `routing.retry` and `routing.fallback`: who is asked next, when, and what a client gets when
+//! nobody is left.
+
+use crate::harness::{await_until, Backend, Config, Proxy, SOON};
+use crate::rig::{quiet, CHAT, CHATS, OK};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 77\r\nX-Queue: full\r\n\
+                    Content-Length: 16\r\n\r\n{\"error\":\"busy\"}";
+
+/// Before these backends, named a, b, and so on, with this routing.
+fn before(backends: &[&Backend], routing: &str) -> Proxy {
+    let config = Config::new().section("health_check: {enabled: false}");
+    let named = backends.iter().zip('a'..);
+    let config = named.fold(config, |config, (backend, name)| {
+        config.backend(backend.url(), &format!("name: {name}"))
+    });
+    config.section(format!("routing: {{{routing}}}")).start()
+}
+
+/// Answers so often with this, and then with OK.
+fn failing(times: usize, answer: &'static str) -> Backend {
+    let failed = Arc::new(AtomicUsize::new(0));
+    Backend::start(move |served| {
+        while served.request().is_some() {
+            let is_over = failed.fetch_add(1, Ordering::Relaxed) >= times;
+            if !served.send(if is_over { OK } else { answer }) {
+                return;
+            }
+        }
+    })
+}
+
+/// Catches: an error that reaches the client although another engine could have answered; a retry
+/// that is not counted, or is made although nobody asked for any.
+#[test]
+fn a_status_to_retry_on_goes_to_another_backend_at_once() {
+    let (busy, well) = (Backend::answering(BUSY), Backend::answering(OK));
+    let proxy =
+        before(&[&busy, &well], "retry: {max_retries: 2, initial_wait: 60s, max_wait: 60s}");
+    for _ in 0..4 {
+        assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+    }
+    let tried = busy.requests().len() as f64;
+    assert!(tried >= 2.0, "both have the same weight: {tried}");
+    assert_eq!(proxy.metric("llmproxy_retries_total", &[("reason", "status_503")]), tried);
+    assert!(well.requests().iter().all(|request| request.body == CHAT.as_bytes()));
+    quiet(&proxy);
+    let plain = before(&[&busy, &well], "");
+    let statuses: Vec<_> = (0..2).map(|_| plain.post(CHATS, CHAT).status()).collect();
+    assert!(statuses.contains(&503), "{statuses:?}");
+}
+
+/// Catches: the last engine's answer replaced by one of ours, or without what it says of when to
+/// come back; a request that waits for longer than the client was told.
+#[test]
+fn what_comes_of_the_last_try_goes_to_the_client_as_it_is() {
+    let all = [Backend::answering(BUSY), Backend::answering(BUSY)];
+    let proxy = before(&[&all[0], &all[1]], "retry: {max_retries: 5, max_wait: 10s}");
+    let answer = proxy.post(CHATS, CHAT);
+    assert_eq!((answer.status(), answer.text().as_str()), (503, r#"{"error":"busy"}"#));
+    assert_eq!(answer.head.get("retry-after"), Some("77"));
+    assert_eq!(answer.head.get("x-queue"), Some("full"));
+    assert_eq!(all.map(|backend| backend.requests().len()), [1, 1]);
+    quiet(&proxy);
+}
+
+/// Catches: an engine that is down for a moment and costs a request because there is no other.
+#[test]
+fn the_only_backend_is_asked_again_after_a_wait() {
+    const BRIEF: &str = "HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n";
+    let only = failing(2, BRIEF);
+    let waits = "initial_wait: 20ms, max_wait: 40ms";
+    let proxy = before(&[&only], &format!("retry: {{max_retries: 3, {waits}}}"));
+    assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+    let requests = only.requests();
+    assert!(requests.iter().all(|request| request.body == CHAT.as_bytes()));
+    assert_eq!(requests.len(), 3);
+    assert_eq!(proxy.metric("llmproxy_retries_total", &[]), 2.0);
+    quiet(&proxy);
+}
+
+/// Catches: engines that are down and get many times their load.
+#[test]
+fn retries_have_a_budget() {
+    const BRIEF: &str = "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n";
+    let down = Backend::answering(BRIEF);
+    let retry = "max_retries: 100, initial_wait: 1ms, max_wait: 1ms, timeout: 10s, retry_on: [5xx]";
+    let proxy = before(&[&down], &format!("retry: {{{retry}}}"));
+    for _ in 0..10 {
+        assert_eq!(proxy.post(CHATS, CHAT).status(), 500);
+    }
+    let sent = down.requests().len();
+    assert!((12..500).contains(&sent), "{sent} for 10 requests");
+}
+
+/// Catches: a rule that is passed over, or whose order is not kept; one that takes the turns of
+/// others.
+#[test]
+fn a_rule_names_who_is_asked_next() {
+    let (busy, b, c) = (Backend::answering(BUSY), Backend::answering(OK), Backend::answering(OK));
+    let proxy = before(&[&busy, &b, &c], "fallback: [{primary: a, fallback: [c, b]}]");
+    for _ in 0..6 {
+        assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+    }
+    let count = |backend: &Backend| backend.requests().len();
+    assert_eq!((count(&busy), count(&b), count(&c)), (2, 2, 4));
+    assert_eq!(proxy.metric("llmproxy_fallback_total", &[]), 2.0);
+    let other = "fallback: [{primary: a, fallback: [c, b], models: [other]}]";
+    let proxy = before(&[&busy, &b, &c], other);
+    let statuses: Vec<_> = (0..3).map(|_| proxy.post(CHATS, CHAT).status()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 1, "another model");
+}
+
+/// Catches: an engine that is asked for a client that has left while its request waited.
+#[test]
+fn a_client_that_leaves_ends_the_wait() {
+    let busy = Backend::answering("HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n");
+    let retry = "retry: {max_retries: 9, initial_wait: 60s, max_wait: 60s}";
+    let proxy = before(&[&busy], retry);
+    let mut conn = proxy.connect();
+    conn.start_post(CHATS, "", CHAT);
+    await_until("the first try", SOON, || busy.requests().len() == 1);
+    drop(conn);
+    proxy.await_metric("llmproxy_client_abort_total", &[], 1.0);
+    quiet(&proxy);
+    assert_eq!(busy.requests().len(), 1);
+}
