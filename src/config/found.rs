@@ -249,15 +249,23 @@ fn node(path: Path, value: Value) -> Node {
     Node { id: 0, path, kind }
 }
 
-/// The backends of the file, and behind them those that were found. One that has the place of an
-/// earlier one is left out; one that has its name gets its own host and port behind it.
-pub fn merge(configured: &[Backend], found: impl IntoIterator<Item = Backend>) -> Vec<Backend> {
+/// The backends of the file, and behind them those that were found, and how many found ones are
+/// beyond [`DISCOVERY_BACKENDS_MAX`]. One that has the place of an earlier one is left out; one
+/// that has its name gets its own host and port behind it.
+pub fn merge(
+    configured: &[Backend],
+    found: impl IntoIterator<Item = Backend>,
+) -> (Vec<Backend>, usize) {
     let mut places: HashSet<String> = configured.iter().map(place).collect();
     let mut names: HashSet<String> = configured.iter().map(|b| b.name.clone()).collect();
     let mut all = configured.to_vec();
+    let mut beyond = 0;
     for mut backend in found {
-        if all.len() >= configured.len() + DISCOVERY_BACKENDS_MAX || !places.insert(place(&backend))
-        {
+        if !places.insert(place(&backend)) {
+            continue;
+        }
+        if all.len() >= configured.len() + DISCOVERY_BACKENDS_MAX {
+            beyond += 1;
             continue;
         }
         if names.contains(&backend.name) {
@@ -272,7 +280,7 @@ pub fn merge(configured: &[Backend], found: impl IntoIterator<Item = Backend>) -
         names.insert(backend.name.clone());
         all.push(backend);
     }
-    all
+    (all, beyond)
 }
 
 /// What two backends have in common that are one: where they are, whatever their URLs look like.

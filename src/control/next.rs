@@ -35,7 +35,11 @@ impl Builder<'_> {
     /// A backend of the file cannot be used; a line for a person.
     pub fn view(&self, mut plan: Plan, found: Vec<Backend>) -> Result<Arc<View>, String> {
         let configured = std::mem::take(&mut plan.backends);
-        let mut all = found::merge(&configured, found).into_iter();
+        let (all, beyond) = found::merge(&configured, found);
+        if beyond > 0 {
+            tracing::warn!(beyond, "discovery: so many backends are left out: there are too many");
+        }
+        let mut all = all.into_iter();
         let mut tls = Vec::new();
         let mut roots = None;
         for backend in all.by_ref().take(configured.len()) {

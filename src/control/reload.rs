@@ -261,7 +261,7 @@ impl Reloader {
         self.news.heard();
         let before = self.board.view();
         let found = self.discovery.found();
-        if found::merge(&self.configured, found.clone()) == before.plan.backends {
+        if found::merge(&self.configured, found.clone()).0 == before.plan.backends {
             return;
         }
         let plan = Plan { backends: self.configured.clone(), ..Plan::clone(&before.plan) };

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::net::SocketAddr;
 
 /// One that says its name at a port of its own choice, on this address of the loopback.
-fn named_at(place: SocketAddr, name: &'static str) -> Backend {
+fn named_at(place: SocketAddr, name: &'static str) -> Option<Backend> {
     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
     Backend::start_at(place, move |served| {
         while served.request().is_some() {
@@ -22,10 +22,14 @@ fn named_at(place: SocketAddr, name: &'static str) -> Backend {
 
 /// Backends at so many addresses of the loopback, all on the same port.
 fn on_one_port(names: [&'static str; 3]) -> ([Backend; 3], u16) {
-    let first = named(names[0]);
-    let port = first.addr().port();
-    let at = |n: u8| SocketAddr::from(([127, 0, 0, n], port));
-    ([first, named_at(at(2), names[1]), named_at(at(3), names[2])], port)
+    let all = || {
+        let first = named(names[0]);
+        let port = first.addr().port();
+        let at = |n: u8| SocketAddr::from(([127, 0, 0, n], port));
+        Some(([first, named_at(at(2), names[1])?, named_at(at(3), names[2])?], port))
+    };
+    // Somebody else may have the port at one of the other addresses.
+    std::iter::repeat_with(all).flatten().next().unwrap()
 }
 
 fn dns(server: &NameServer, more: &str) -> String {

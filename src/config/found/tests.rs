@@ -152,9 +152,13 @@ fn the_first_of_a_place_counts_and_the_second_of_a_name_gets_another() {
         at("c", "http://[::1]:80"),
         at("d", "http://[::1]"),
     ];
-    let all = merge(&configured, found);
+    let (all, beyond) = merge(&configured, found);
     let names: Vec<&str> = all.iter().map(|backend| backend.name.as_str()).collect();
     assert_eq!(names, ["a", "a/two:8000", "a/two:8000#2", "a/one:8000", "c"]);
+    assert_eq!(beyond, 0);
+    let many = (0..DISCOVERY_BACKENDS_MAX + 3).map(|n| Backend::sample(&format!("h{n}")));
+    let (all, beyond) = merge(&configured, many);
+    assert_eq!((all.len(), beyond), (1 + DISCOVERY_BACKENDS_MAX, 3));
 }
 
 proptest! {
@@ -184,8 +188,8 @@ proptest! {
                 backend
             })
             .collect();
-        let configured = merge(&[], all.iter().take(3).cloned());
-        let merged = merge(&configured, all.iter().cloned());
+        let (configured, _) = merge(&[], all.iter().take(3).cloned());
+        let (merged, _) = merge(&configured, all.iter().cloned());
         prop_assert_eq!(&merged[..configured.len()], &configured[..]);
         let names: HashSet<&String> = merged.iter().map(|backend| &backend.name).collect();
         let places: HashSet<String> = merged.iter().map(place).collect();

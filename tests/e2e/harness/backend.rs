@@ -44,12 +44,12 @@ impl Backend {
         Backend::listen(TcpListener::bind("127.0.0.1:0").unwrap(), None, script)
     }
 
-    /// The same at this address.
+    /// The same at this address; `None` when somebody else has it.
     pub fn start_at(
         place: SocketAddr,
         script: impl Fn(&mut Served) + Send + Sync + 'static,
-    ) -> Backend {
-        Backend::listen(TcpListener::bind(place).unwrap(), None, script)
+    ) -> Option<Backend> {
+        Some(Backend::listen(TcpListener::bind(place).ok()?, None, script))
     }
 
     /// The same behind a closed door: whoever connects hears nothing until [`Backend::open`], as
