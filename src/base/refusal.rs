@@ -11,7 +11,8 @@ pub struct Refusal {
     pub status: u16,
     /// Stable, machine-readable code (`error.code` of the body, `reason` label of the metric).
     pub code: &'static str,
-    /// What went wrong, for a person. Never contains a secret or bytes of the request.
+    /// What went wrong, for a person. Never contains a secret. Of the request's bytes, it names the
+    /// model that is not there, and nothing else.
     pub message: Cow<'static, str>,
     /// True when the connection cannot be used after this answer (framing is in doubt).
     pub close: bool,
@@ -59,11 +60,19 @@ impl Refusal {
         self
     }
 
+    /// `error.param`: the key of the body that is at fault, where one is. Told by the code: futures
+    /// that carry a refusal stay small.
+    pub fn param(&self) -> Option<&'static str> {
+        matches!(self.code, "model_not_found" | "invalid_model").then_some("model")
+    }
+
     /// `error.type` of the OpenAI error object that belongs to the status.
     pub fn kind(&self) -> &'static str {
         match self.status {
             401 => "authentication_error",
             403 => "permission_error",
+            // What is not found is then no path of ours, but what the request asks for.
+            404 if self.param().is_some() => "invalid_request_error",
             404 => "not_found_error",
             429 => "rate_limit_error",
             400..=499 => "invalid_request_error",

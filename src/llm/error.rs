@@ -27,7 +27,7 @@ pub fn write_body(refusal: &Refusal, out: &mut Vec<u8>) {
         message: &refusal.message,
         r#type: refusal.kind(),
         code: refusal.code,
-        param: None,
+        param: refusal.param(),
     };
     // Writing strings into a `Vec` cannot fail.
     let _ = serde_json::to_writer(out, &Body { error });
@@ -128,7 +128,7 @@ mod tests {
         write_body(&refusal, &mut out);
         let expected = concat!(
             r#"kept{"error":{"message":"no \"x\"\n here","#,
-            r#""type":"not_found_error","code":"model_not_found","param":null}}"#
+            r#""type":"invalid_request_error","code":"model_not_found","param":"model"}}"#
         );
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }

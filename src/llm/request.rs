@@ -13,7 +13,7 @@ mod splice;
 use super::json::{JsonStep, JsonWalk, Reader};
 use crate::base::limits::{MODEL_NAME_BYTES_MAX, WATCHED_VALUE_BYTES_MAX};
 pub use fault::ScanFault;
-pub use splice::{SpliceForm, UsageSplice};
+pub use splice::{edited, Edit, SpliceForm, UsageSplice};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -21,9 +21,10 @@ use std::ops::Range;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestFacts<'a> {
     /// Top-level `model`; `None` when absent or null. Owned only when it was written with
-    /// escapes (PHP writes every slash as `\/`).
+    /// escapes (PHP writes every slash as `\/`). Where the old name of the key counts
+    /// ([`BodyScan::with_old_name`]), it may be the value of that.
     pub model: Option<Cow<'a, str>>,
-    /// Where the value of `model` stands in the body, quotes included: an alias is spliced here.
+    /// Where that value stands in the body, quotes included: another name is put there.
     pub model_span: Option<Range<usize>>,
     /// Top-level `stream`, as pydantic reads it, and vLLM and SGLang with it (`1` and `"yes"` are
     /// true). `None` when it is absent, null, or nothing that an engine takes.
@@ -92,6 +93,15 @@ impl<'a> BodyScan<'a> {
             place: Place::Value,
             opening: None,
         }
+    }
+
+    /// Reads the model by the old name of its key, too.
+    ///
+    /// Ollama's endpoints that are about a model instead of asking it (`/api/show`, `/api/delete`,
+    /// ...) take it from `name` where `model` is absent or empty.
+    pub fn with_old_name(mut self) -> BodyScan<'a> {
+        self.watched.reads_old_name = true;
+        self
     }
 
     /// The first byte that is neither of a byte order mark nor white space, once the scan is there.
@@ -182,13 +192,25 @@ struct Watched<'a> {
     options: Option<(usize, SpliceForm)>,
     /// `include_usage` is nothing that an engine takes: it goes as it is, for the engine to refuse.
     is_no_flag: bool,
+    /// `name` stands for `model` where that is not there.
+    reads_old_name: bool,
+    old_name: Option<Model<'a>>,
 }
+
+/// The name of a model, and where it stands in the body.
+type Model<'a> = (Cow<'a, str>, Range<usize>);
 
 impl<'a> Watched<'a> {
     fn into_facts(self) -> RequestFacts<'a> {
         let usage_splice = self.usage_splice();
         let limit = self.max_tokens.or(self.max_completion_tokens).or(self.max_output_tokens);
-        RequestFacts { max_tokens: limit, usage_splice, ..self.facts }
+        let mut facts = RequestFacts { max_tokens: limit, usage_splice, ..self.facts };
+        if let Some((name, place)) = self.old_name {
+            if facts.model.as_deref().unwrap_or_default().is_empty() {
+                (facts.model, facts.model_span) = (Some(name), Some(place));
+            }
+        }
+        facts
     }
 
     /// Reads the value of one top-level key, of which it is known that it is JSON.
@@ -200,7 +222,13 @@ impl<'a> Watched<'a> {
         match key {
             b"model" => {
                 self.once(0, "model")?;
-                self.model(reader)
+                (self.facts.model, self.facts.model_span) = model("model", reader)?.unzip();
+                Ok(())
+            }
+            b"name" if self.reads_old_name => {
+                self.once(7, "name")?;
+                self.old_name = model("name", reader)?;
+                Ok(())
             }
             b"stream" => {
                 self.once(1, "stream")?;
@@ -229,27 +257,13 @@ impl<'a> Watched<'a> {
             }
             _ => {
                 self.facts.generates |= judge_spelling(key)?;
-                Ok(())
+                match spelling::plainest(key, &["name"]).filter(|_| self.reads_old_name) {
+                    Some((_, true)) => Err(ScanFault::Escaped),
+                    Some((name, false)) => Err(ScanFault::Spelling(name)),
+                    None => Ok(()),
+                }
             }
         }
-    }
-
-    fn model(&mut self, reader: &mut Reader<'a>) -> Result<(), ScanFault> {
-        if is_null(reader)? {
-            return Ok(());
-        }
-        if reader.peek() != Some(b'"') {
-            return Err(wrong_type("model", reader));
-        }
-        let start = reader.offset();
-        let raw = reader.string()?;
-        let name = decode(raw)?;
-        if name.len() > MODEL_NAME_BYTES_MAX {
-            return Err(ScanFault::ModelTooLong);
-        }
-        self.facts.model = Some(name);
-        self.facts.model_span = Some(start..reader.offset());
-        Ok(())
     }
 
     fn stream_options(&mut self, reader: &mut Reader<'a>) -> Result<(), ScanFault> {
@@ -316,6 +330,22 @@ impl<'a> Watched<'a> {
         self.seen |= mark;
         Ok(())
     }
+}
+
+/// The name of a model, the value of this key; `None`: null.
+fn model<'a>(key: &'static str, reader: &mut Reader<'a>) -> Result<Option<Model<'a>>, ScanFault> {
+    if is_null(reader)? {
+        return Ok(None);
+    }
+    if reader.peek() != Some(b'"') {
+        return Err(wrong_type(key, reader));
+    }
+    let start = reader.offset();
+    let name = decode(reader.string()?)?;
+    if name.len() > MODEL_NAME_BYTES_MAX {
+        return Err(ScanFault::ModelTooLong);
+    }
+    Ok(Some((name, start..reader.offset())))
 }
 
 fn is_null(reader: &mut Reader<'_>) -> Result<bool, ScanFault> {

@@ -40,7 +40,7 @@ impl Asking {
         match backend.plan.stream_usage {
             StreamUsage::Always => Asking::Yes,
             StreamUsage::Auto if plan.usage.wants_stream_usage() => {
-                match backend.usage_wishes().at(&request.model, Instant::now()) {
+                match backend.usage_wishes().at(request.served_model(), Instant::now()) {
                     UsageWish::Unknown => Asking::Trial,
                     UsageWish::Taken => Asking::Yes,
                     UsageWish::Refused | UsageWish::Needless => Asking::No,
@@ -125,7 +125,7 @@ pub fn hear_stream(
         return;
     };
     let (known, now) = (backend.usage_wishes(), Instant::now());
-    let model = request.model.as_str();
+    let model = request.served_model();
     if is_timed {
         known.learn(model, UsageWish::Needless, now);
     } else if is_whole

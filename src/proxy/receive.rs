@@ -14,11 +14,12 @@ use crate::http::head::Parse;
 use crate::http::request::{Method, RequestHead};
 use crate::http::write;
 use crate::llm::dialect::Dialect;
-use crate::llm::request::{SpliceForm, UsageSplice};
+use crate::llm::request::{edited, Edit, SpliceForm, UsageSplice};
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Part};
 use crate::usage::access::Said;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// What a client said of itself, kept because its head is gone when the request is settled.
@@ -28,6 +29,18 @@ pub struct Presented {
     pub key: String,
     /// What a line of the combined log wants; `None` where none is written.
     pub said: Option<Box<Said>>,
+}
+
+/// Another name that the model of a request has at the engines. Kept beside the view that it comes
+/// from: a request goes by one name to its end, whatever is configured meanwhile.
+#[derive(Default)]
+struct Renamed {
+    /// Empty: it has no other name.
+    served: String,
+    /// The bytes that stand for it in the body.
+    written: Vec<u8>,
+    /// The bytes of the body in whose place they stand.
+    at: Range<usize>,
 }
 
 /// One request and what is known of it. One per connection, used again for each request, so that
@@ -57,8 +70,11 @@ pub struct Request {
     pub path: String,
     /// The method, for records; `None` when the head could not be read.
     pub method: Option<Method>,
-    /// The model asked for; empty when the request has none that we read.
+    /// The model asked for, by the client's name for it; empty when the request has none that we
+    /// read.
     pub model: String,
+    /// What the engines call it, where that is another name. Boxed, and kept for its capacity.
+    renamed: Option<Box<Renamed>>,
     /// The client asked for a stream.
     pub stream: bool,
     /// It asked for counts in each event.
@@ -92,6 +108,7 @@ impl Request {
             path: String::new(),
             method: None,
             model: String::new(),
+            renamed: None,
             stream: false,
             wants_counts: false,
             started: Instant::now(),
@@ -112,6 +129,9 @@ impl Request {
         self.method = None;
         self.path.clear();
         self.model.clear();
+        if let Some(renamed) = &mut self.renamed {
+            renamed.served.clear();
+        }
         self.stream = false;
         self.wants_counts = false;
         self.body_len = 0;
@@ -129,6 +149,35 @@ impl Request {
             "" => self.dialect,
             base => Dialect::behind(base, self.path.as_bytes()).unwrap_or(self.dialect),
         }
+    }
+
+    /// Gives the model the name that engines know it by; `written` stands in the body at `at`.
+    pub fn rename_model(&mut self, served: &str, written: &[u8], at: Range<usize>) {
+        let renamed = self.renamed.get_or_insert_default();
+        renamed.served.clear();
+        renamed.served.push_str(served);
+        renamed.written.clear();
+        renamed.written.extend_from_slice(written);
+        renamed.at = at;
+    }
+
+    fn renamed(&self) -> Option<&Renamed> {
+        self.renamed.as_deref().filter(|renamed| !renamed.served.is_empty())
+    }
+
+    /// The model by the name that engines know: that which is routed, and which they are asked for.
+    pub fn served_model(&self) -> &str {
+        self.renamed().map_or(&self.model, |renamed| &renamed.served)
+    }
+
+    /// The body as engines get it, in pieces that are sent one after the other: what the client
+    /// sent, but for the name of the model and, if `with_wish`, the wish for usage. `inbox` is the
+    /// client's.
+    pub fn pieces<'a>(&'a self, inbox: &'a [u8], with_wish: bool) -> [&'a [u8]; 5] {
+        let wish = self.usage_splice().filter(|_| with_wish).map(UsageSplice::edit);
+        let name =
+            self.renamed().map(|renamed| Edit { at: renamed.at.clone(), with: &renamed.written });
+        edited(self.body(inbox), [name, wish])
     }
 
     /// How its body can ask for the usage of the stream; `None` where there is nothing to ask for.

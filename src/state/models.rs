@@ -32,13 +32,30 @@ pub struct Choice {
 #[derive(Debug)]
 pub struct ModelIndex {
     /// Names that clients use, and what engines know them by.
-    aliases: HashMap<Box<str>, Box<str>>,
+    aliases: HashMap<Box<str>, Alias>,
+    /// Anything in the configuration names a model.
+    is_ruled: bool,
     exact: HashMap<Box<str>, Choice>,
     /// The beginnings that end in a `*`, in order.
     stems: Vec<Stem>,
     /// For a name that no pattern covers.
     others: Choice,
     groups: Vec<Box<[u32]>>,
+}
+
+/// What engines know a model by that clients call otherwise.
+#[derive(Debug)]
+pub struct Alias {
+    /// The name.
+    pub served: Box<str>,
+    /// The same as a JSON string, quotes and escapes included.
+    pub json: Box<str>,
+}
+
+impl Alias {
+    fn new(served: &str) -> Alias {
+        Alias { served: served.into(), json: serde_json::Value::from(served).to_string().into() }
+    }
 }
 
 #[derive(Debug)]
@@ -80,15 +97,22 @@ impl ModelIndex {
             stems.push(Stem { text: text.into(), choice, parent });
         }
         let others = Choice { group: groups.id(serving(&|_| false)), rule: 1 };
-        let pair =
-            |(asked, served): &(String, String)| (asked.as_str().into(), served.as_str().into());
-        let aliases = plan.routing.model_mapping.iter().map(pair).collect();
-        ModelIndex { aliases, exact, stems, others, groups: groups.all }
+        let mapping = &plan.routing.model_mapping;
+        let pair = |(asked, served): &(String, String)| (asked.as_str().into(), Alias::new(served));
+        let aliases = mapping.iter().map(pair).collect();
+        let is_ruled = plan.names_models();
+        ModelIndex { aliases, is_ruled, exact, stems, others, groups: groups.all }
     }
 
-    /// What engines know a model by: another name if `routing.model_mapping` has one for it.
-    pub fn served_name<'a>(&'a self, asked: &'a str) -> &'a str {
-        self.aliases.get(asked).map_or(asked, |served| served)
+    /// Whether it matters which model a request names: anything in the configuration names one.
+    pub fn is_ruled(&self) -> bool {
+        self.is_ruled
+    }
+
+    /// The other name that engines know a model by, if `routing.model_mapping` has one for it. One
+    /// step: what that name is itself mapped to does not matter.
+    pub fn alias(&self, asked: &str) -> Option<&Alias> {
+        self.aliases.get(asked)
     }
 
     /// Who serves a model, by the name that engines know. An empty name, which is that of a request
@@ -188,7 +212,10 @@ mod tests {
     #[test]
     fn a_name_of_a_client_is_one_of_the_engines() {
         let index = index(&[vec!["llama".into()]]);
-        assert_eq!((index.served_name("gpt-4"), index.served_name("gpt-4o")), ("llama", "gpt-4o"));
+        let served = |asked| index.alias(asked).map(|alias| (&*alias.served, &*alias.json));
+        assert_eq!((served("gpt-4"), served("gpt-4o")), (Some(("llama", "\"llama\"")), None));
+        let odd = Alias::new("a\"b\\c\u{1}é/d");
+        assert_eq!(&*odd.json, "\"a\\\"b\\\\c\\u0001é/d\"");
         assert!(index.members_of(index.choose("gpt-4").group).is_empty());
         assert_eq!(index.members_of(index.choose("llama").group), [0]);
     }

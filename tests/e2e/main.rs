@@ -23,6 +23,7 @@ mod turns;
 mod asking;
 mod late_usage;
 mod backends;
+mod models;
 mod abort;
 mod half_close;
 mod ejection;

@@ -100,7 +100,7 @@ fn unsupported(root: &mut Section) {
     root.unsupported(&[
         ("cache", "LLMProxy never caches answers"),
         ("scripts", "no version ever ran them; `hooks` and `auth.pipeline[].script` exist"),
-        ("models", "`/v1/models` is answered by the engines"),
+        ("models", "`/v1/models` lists what the engines have, and `routing.model_mapping`"),
     ]);
 }
 

@@ -1,7 +1,8 @@
 //! `routing` and, since it holds defaults of theirs, the reading of `backends`.
 
 use super::backend::{backends, Timeouts};
-use crate::base::limits::RETRIES_MAX;
+use crate::base::limits::{MODEL_NAME_BYTES_MAX, RETRIES_MAX};
+use crate::config::desk::Desk;
 use crate::config::plan::{Backend, Fallback, LoadBalance, ModelPattern, Retry, RetryOn, Routing};
 use crate::config::raw::Node;
 use crate::config::section::Section;
@@ -11,8 +12,10 @@ use std::time::Duration;
 /// Reads both sections.
 pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     let mut rules = Vec::new();
+    let mut names = Vec::new();
     let routing = root.when_present("routing", |s| {
         rules = s.sections("fallback");
+        names = s.named("model_mapping");
         read(s)
     });
     let on = routing.is_some();
@@ -26,9 +29,14 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
         fallback: Vec::new(),
     });
     let backends = backends(root, "backends", Timeouts::of(&routing));
+    let mapping = model_mapping(root.desk, &names);
     let rules: Vec<Fallback> = rules.iter_mut().map(|s| rule(s, &backends)).collect();
     if on {
+        // What is found later may serve anything.
+        let known = if root.has("discovery") { &[][..] } else { &backends };
+        warn_of_mapping(root.desk, (&names, &mapping), known);
         routing.fallback = rules;
+        routing.model_mapping = mapping;
     }
     (routing, backends)
 }
@@ -55,22 +63,57 @@ fn read(s: &mut Section) -> Routing {
         load_balance: s.choice("load_balance", &policies, LoadBalance::RoundRobin),
         timeout: s.duration("timeout", Timeouts::default().first_byte),
         connect_timeout: s.duration("connect_timeout", Timeouts::default().connect),
-        model_mapping: model_mapping(s),
+        model_mapping: Vec::new(),
         retry: s.when_present("retry", retry),
         fallback: Vec::new(),
     }
 }
 
-fn model_mapping(s: &mut Section) -> Vec<(String, String)> {
+/// The names that stand in the mapping, each with what it is mapped to.
+type Names<'a> = [(String, &'a Node)];
+
+fn model_mapping(desk: &Desk, names: &Names<'_>) -> Vec<(String, String)> {
     let mut mapping = Vec::new();
-    for (from, node) in s.named("model_mapping") {
-        let to = s.desk.text(node);
-        if from.is_empty() || to.as_ref().is_none_or(String::is_empty) {
-            s.desk.error(node, "both names of a model must be given");
+    for (asked, node) in names {
+        let Some(served) = desk.text(node) else { continue };
+        for name in [asked, &served] {
+            if name.is_empty() {
+                desk.error(node, "both names of a model must be given");
+            } else if name.len() > MODEL_NAME_BYTES_MAX {
+                desk.error(node, format!("a name has more than {MODEL_NAME_BYTES_MAX} bytes"));
+            } else if name.contains(char::is_control) {
+                desk.error(node, "the name of a model has no control characters");
+            }
         }
-        mapping.extend(to.map(|to| (from, to)));
+        mapping.push((asked.clone(), served));
     }
     mapping
+}
+
+/// Tells of names that lead nowhere.
+fn warn_of_mapping(
+    desk: &Desk,
+    (names, mapping): (&Names<'_>, &[(String, String)]),
+    backends: &[Backend],
+) {
+    let serves = |backend: &Backend, model: &str| {
+        backend.models.is_empty() || backend.models.iter().any(|pattern| pattern.matches(model))
+    };
+    for (asked, node) in names {
+        let Some((_, served)) = mapping.iter().find(|(known, _)| known == asked) else { continue };
+        let told = value::quoted(served);
+        if !backends.is_empty() && !backends.iter().any(|backend| serves(backend, served)) {
+            desk.warn(node, format!("no backend serves {told}"));
+        }
+        let is_chain = |(other, further): &(String, String)| other == served && further != served;
+        if mapping.iter().any(is_chain) {
+            let advice = "the mapping is one step: give the last name";
+            desk.warn(
+                node,
+                format!("{told} is itself mapped, which does not count here; {advice}"),
+            );
+        }
+    }
 }
 
 fn retry(s: &mut Section) -> Retry {

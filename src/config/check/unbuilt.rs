@@ -20,7 +20,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             routing.load_balance != LoadBalance::RoundRobin,
             "routing.load_balance: any policy but round_robin",
         ),
-        (!routing.model_mapping.is_empty(), "routing.model_mapping: model names of one's own"),
         (plan.auth.is_some(), "auth: authentication"),
         (plan.rate_limit.is_some(), "rate_limit: rate limits"),
         (
@@ -45,8 +44,7 @@ pub fn lines(plan: &Plan) -> Vec<String> {
 type Has = fn(&Backend) -> bool;
 
 /// What a backend asks for in vain.
-const OF_BACKENDS: [(Has, &str); 3] = [
-    (|b| !b.models.is_empty(), "backends[].models: choosing backends by model"),
+const OF_BACKENDS: [(Has, &str); 2] = [
     (|b| !b.region.is_empty(), "backends[].region: choosing backends by region"),
     (|b| b.backup, "backends[].backup: standby backends"),
 ];

@@ -70,6 +70,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether it matters which model a request names.
+    pub fn names_models(&self) -> bool {
+        let is_mapped = !self.routing.model_mapping.is_empty();
+        is_mapped || self.backends.iter().any(|backend| !backend.models.is_empty())
+    }
+
     /// Models that have a label of their own in the metrics, without repetition: whoever names
     /// them is not a client.
     pub fn labelled_models(&self) -> Vec<String> {

@@ -47,6 +47,14 @@ fn what_has_no_effect_is_told() {
         ),
         ("logging: {enabled: true}", "logging"),
         ("logging:", "logging"),
+        (
+            "backends: [{url: 'http://a', models: ['b*']}]\nrouting: {model_mapping: {x: a}}",
+            "routing.model_mapping.x",
+        ),
+        (
+            "backends: [{url: 'http://a'}]\nrouting: {model_mapping: {x: y, y: z}}",
+            "routing.model_mapping.x",
+        ),
     ] {
         let report = load(text).report;
         let told = |f: &Finding| f.path == path && f.class == Class::Warning;

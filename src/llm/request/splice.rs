@@ -1,4 +1,33 @@
-//! The change of a body by which usage is asked for.
+//! The changes that are made to a body before an engine gets it: usage is asked for, and a model
+//! has another name. All other bytes stay as the client wrote them, and none of them is copied.
+
+use std::ops::Range;
+
+/// What stands in the body instead of some of its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit<'a> {
+    /// The bytes of the body that are left out; none where something is put in between.
+    pub at: Range<usize>,
+    /// What stands in their place.
+    pub with: &'a [u8],
+}
+
+/// The body with these changes, which do not overlap, in pieces that are to be sent one after the
+/// other. Pieces that are not needed are empty and stand at the end.
+pub fn edited<'a>(body: &'a [u8], edits: [Option<Edit<'a>>; 2]) -> [&'a [u8]; 5] {
+    let (first, second) = match edits {
+        [Some(a), Some(b)] if b.at.start < a.at.start => (b, Some(a)),
+        [Some(a), b] => (a, b),
+        [None, Some(b)] => (b, None),
+        [None, None] => return [body, &[], &[], &[], &[]],
+    };
+    let before = body.get(..first.at.start).unwrap_or_default();
+    let Some(second) = second else {
+        return [before, first.with, body.get(first.at.end..).unwrap_or_default(), &[], &[]];
+    };
+    let between = body.get(first.at.end..second.at.start).unwrap_or_default();
+    [before, first.with, between, second.with, body.get(second.at.end..).unwrap_or_default()]
+}
 
 /// A change of a request body that asks for usage and touches nothing else: bytes are put in, at
 /// most a value that said no is taken out; order and spacing stay as the client wrote them.
@@ -60,12 +89,9 @@ impl UsageSplice {
         }
     }
 
-    /// The changed body, in three pieces that are to be sent one after the other. `body` is the one
-    /// that was scanned.
-    pub fn of(self, body: &[u8]) -> [&[u8]; 3] {
+    /// The change of the body that was scanned.
+    pub fn edit(self) -> Edit<'static> {
         let at = self.at as usize;
-        let before = body.get(..at).unwrap_or_default();
-        let after = body.get(at + self.removed()..).unwrap_or_default();
-        [before, self.inserted(), after]
+        Edit { at: at..at + self.removed(), with: self.inserted() }
     }
 }

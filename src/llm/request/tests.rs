@@ -158,7 +158,7 @@ fn what_engines_take_is_taken() {
         r#"{"Messages":1,"models":2,"streaming":3,"stream":true}"#,
     ] {
         let splice = facts(body).usage_splice.unwrap_or_else(|| panic!("{body}"));
-        let made = splice.of(body.as_bytes()).concat();
+        let made = edited(body.as_bytes(), [Some(splice.edit()), None]).concat();
         assert!(facts(std::str::from_utf8(&made).unwrap()).include_usage, "{body}");
     }
     assert!(facts(r#"{"messages":[]}"#).generates && facts(r#"{"prompt":""}"#).generates);
@@ -232,7 +232,8 @@ fn usage_is_asked_for_where_it_was_not() {
         ),
     ] {
         let splice = facts(body).usage_splice.unwrap_or_else(|| panic!("nothing for {body}"));
-        let made = String::from_utf8(splice.of(body.as_bytes()).concat()).unwrap();
+        let made = String::from_utf8(edited(body.as_bytes(), [Some(splice.edit()), None]).concat())
+            .unwrap();
         assert_eq!(made, asking);
         assert_eq!(UsageSplice::new(splice.at(), splice.form()), splice);
     }
@@ -479,7 +480,7 @@ proptest! {
         let body = format!("{space}{{{space}{}}}{space}", members.join(","));
         let found = scan(body.as_bytes()).unwrap();
         let made = match found.usage_splice {
-            Some(splice) => splice.of(body.as_bytes()).concat(),
+            Some(splice) => edited(body.as_bytes(), [Some(splice.edit()), None]).concat(),
             None => body.clone().into_bytes(),
         };
         let again = scan(&made).unwrap();
@@ -495,6 +496,78 @@ proptest! {
         }
         tree["stream_options"]["include_usage"] = true.into();
         prop_assert_eq!(serde_json::from_slice::<Value>(&made).unwrap(), tree);
+    }
+}
+
+/// Catches: an endpoint of Ollama's whose model we do not see, or see where Ollama sees another.
+#[test]
+fn the_old_name_of_the_key_counts_where_it_may() {
+    let old = |body: &'static str| {
+        let mut scan = BodyScan::new(body.as_bytes()).with_old_name();
+        let found = scan.step(usize::MAX).unwrap();
+        found.map(|facts| (facts.model.map(Cow::into_owned), facts.model_span))
+    };
+    let named = |name: &str, at: Range<usize>| Ok((Some(name.to_owned()), Some(at)));
+    assert_eq!(old(r#"{"name":"a:1"}"#), named("a:1", 8..13));
+    assert_eq!(old(r#"{"name":"a","model":"b"}"#), named("b", 20..23));
+    assert_eq!(old(r#"{"model":"","name":"a"}"#), named("a", 19..22));
+    assert_eq!(old(r#"{"name":null,"model":null}"#), Ok((None, None)));
+    for (body, fault) in [
+        (r#"{"name":"a","name":"b"}"#, ScanFault::Duplicate("name")),
+        (r#"{"n\u0061me":"a"}"#, ScanFault::Escaped),
+        (r#"{"Name":"a"}"#, ScanFault::Spelling("name")),
+        (r#"{"name":1}"#, ScanFault::WrongType("name")),
+    ] {
+        assert_eq!(old(body), Err(fault), "{body}");
+    }
+    assert_eq!(
+        facts(r#"{"name":"a","Name":1,"n\u0061me":2}"#).model,
+        None,
+        "elsewhere it is a word"
+    );
+}
+
+proptest! {
+    /// Catches: another name that breaks the JSON, moves a byte of the client's, stands in the
+    /// wrong place, or meets the wish for usage.
+    #[test]
+    fn another_name_takes_the_place_of_the_string_and_of_nothing_else(
+        before in prop::collection::vec((any_string(), any_json()), 0..3),
+        after in prop::collection::vec((any_string(), any_json()), 0..3),
+        asked in any_string(),
+        served in any::<String>().prop_filter("a name", |name| !name.is_empty()),
+        space in "[ \t\n\r]{0,3}",
+        (is_first, wish) in any::<(bool, bool)>(),
+    ) {
+        let member = |(k, v): &(String, String)| {
+            let rest = k.strip_prefix('"').unwrap();
+            format!("\"x{rest}:{space}{v},")
+        };
+        let all = |members: &[(String, String)]| members.iter().map(member).collect::<String>();
+        let stream = |is_there: bool| if is_there { "\"stream\":true," } else { "" };
+        let start = format!(
+            "{space}{{{}{}\"model\"{space}:{space}", all(&before), stream(is_first)
+        );
+        let end = format!("{space},{}{}\"z\":0}}{space}", stream(!is_first), all(&after));
+        let body = format!("{start}{asked}{end}");
+        let Ok(found) = scan(body.as_bytes()) else { return Ok(()) };
+        let json = serde_json::to_string(&served).unwrap();
+        let name = Edit { at: found.model_span.unwrap(), with: json.as_bytes() };
+        let wished = found.usage_splice.filter(|_| wish).map(UsageSplice::edit);
+        let made = edited(body.as_bytes(), [Some(name), wished]).concat();
+        if !wish {
+            prop_assert_eq!(std::str::from_utf8(&made).unwrap(), format!("{start}{json}{end}"));
+        }
+        let mut tree: Value = serde_json::from_str(&body).unwrap();
+        tree["model"] = served.clone().into();
+        if wish {
+            tree["stream_options"] = serde_json::json!({"include_usage": true});
+        }
+        prop_assert_eq!(serde_json::from_slice::<Value>(&made).unwrap(), tree);
+        if served.len() <= MODEL_NAME_BYTES_MAX {
+            let again = scan(&made).unwrap();
+            prop_assert_eq!(again.model.as_deref(), Some(served.as_str()));
+        }
     }
 }
 

@@ -68,7 +68,11 @@ impl<'a> Reading<'a> {
             None if is_known => Form::Json,
             None => Form::Any,
         };
-        Reading { body, is_json, form, scan: BodyScan::new(body) }
+        let scan = match reads_old_name(head.path(head_bytes), dialect) {
+            true => BodyScan::new(body).with_old_name(),
+            false => BodyScan::new(body),
+        };
+        Reading { body, is_json, form, scan }
     }
 
     /// Reads about so many bytes more; `None`: there is still more to be read.
@@ -101,6 +105,12 @@ impl<'a> Reading<'a> {
             Form::Any => true,
         }
     }
+}
+
+/// Whether the path is one of Ollama's that are about a model instead of asking it: there the key
+/// `name` still stands for `model`.
+fn reads_old_name(path: &[u8], dialect: Dialect) -> bool {
+    path.starts_with(b"/api/") && dialect != Dialect::Ollama
 }
 
 /// The boundary that a content type of several parts names; an empty one when it is not one word,

@@ -8,4 +8,5 @@
 pub mod body;
 pub mod credential;
 pub mod hop;
+pub mod model;
 pub mod path;

@@ -1,18 +1,20 @@
 //! What a request body says: all of it at once, or in slices.
 
 use crate::base::refusal::Refusal;
-use crate::config::plan::Server;
 use crate::llm::request::{RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
+use crate::proxy::admit::model;
 use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::shared::Shared;
+use crate::state::board::View;
+use std::ops::Range;
 
 /// Takes from the body what the way of the request depends on, if that can be done in one go;
 /// `None`: it is one for [`in_slices`].
 pub(super) fn at_once(
-    w: &Shared,
+    (w, view): (&Shared, &View),
     client: &Client,
     request: &mut Request,
 ) -> Option<Result<(), Refusal>> {
@@ -24,17 +26,16 @@ pub(super) fn at_once(
     let found = reading(client, request).step(usize::MAX)?;
     let found = found.map(|facts| Found::of(&facts, &mut model));
     request.model = model;
-    Some(found.map(|found| found.keep(request)))
+    Some(found.and_then(|found| found.keep(request, view)))
 }
 
 /// The same of a large body, while others run.
 pub(super) async fn in_slices(
-    w: &Shared,
-    server: &Server,
+    (w, view): (&Shared, &View),
     client: &Client,
     request: &mut Request,
 ) -> Result<(), Refusal> {
-    client.post.arm(server.body_timeout);
+    client.post.arm(view.plan.server.body_timeout);
     let _turn = client.wait_for(w.slices.turns.take()).await?;
     let mut model = std::mem::take(&mut request.model);
     let mut reading = reading(client, request);
@@ -46,12 +47,13 @@ pub(super) async fn in_slices(
         }
     };
     request.model = model;
-    found.keep(request);
-    Ok(())
+    found.keep(request, view)
 }
 
 /// What is kept of the facts, but for the model.
 struct Found {
+    /// Where the model stands.
+    model_span: Option<Range<usize>>,
     generates: bool,
     stream: bool,
     wants_counts: bool,
@@ -62,6 +64,7 @@ impl Found {
     fn of(facts: &RequestFacts<'_>, model: &mut String) -> Found {
         model.push_str(facts.model.as_deref().unwrap_or_default());
         Found {
+            model_span: facts.model_span.clone(),
             generates: facts.generates,
             stream: facts.stream.unwrap_or(false),
             wants_counts: facts.continuous_usage,
@@ -69,11 +72,16 @@ impl Found {
         }
     }
 
-    fn keep(self, request: &mut Request) {
+    /// Keeps it, and sees to the model: what it is called by the engines, and whether any has it.
+    fn keep(self, request: &mut Request, view: &View) -> Result<(), Refusal> {
         request.dialect = request.dialect.with_body(request.path.as_bytes(), self.generates);
         request.stream = self.stream;
         request.wants_counts = self.wants_counts;
         request.set_usage_splice(self.splice);
+        if let (Some(alias), Some(span)) = (view.models.alias(&request.model), self.model_span) {
+            request.rename_model(&alias.served, alias.json.as_bytes(), span);
+        }
+        model::check(view, &request.model, request.served_model())
     }
 }
 

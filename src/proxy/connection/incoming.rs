@@ -115,10 +115,11 @@ async fn judge(
             Box::pin(unpack((&w.unpacking, &plan.server), client, request, coding)).await;
         unpacked.map_err(|refusal| unless_gone(client, refusal))?;
     }
-    let read = match facts::at_once(w, client, request) {
+    let view = &*pass.view.shared;
+    let read = match facts::at_once((w, view), client, request) {
         Some(read) => read,
         // Boxed: few bodies are so large.
-        None => Box::pin(facts::in_slices(w, &plan.server, client, request)).await,
+        None => Box::pin(facts::in_slices((w, view), client, request)).await,
     };
     read.map_err(|refusal| unless_gone(client, refusal))
 }

@@ -111,7 +111,7 @@ async fn hear(
     let (status, backend) = (response.status, Rc::clone(&trying.backend));
     let is_named =
         trying.asking.may_be_refused(status) && peek::names_wish(client, response, got).await;
-    let learnt = trying.asking.learn(&w.shelf, (&backend, &request.model), status, is_named);
+    let learnt = trying.asking.learn(&w.shelf, (&backend, request.served_model()), status, is_named);
     if let Some(next) = learnt.filter(|_| request.is_in_hand()) {
         trying.asking = next;
         return Some(TryEnd::WishRefused);
@@ -142,8 +142,7 @@ async fn is_unseen(client: &Client, response: &ResponseHead, got: &mut Exchange)
 /// The rule of the backend that failed first is that of the request.
 fn set_rule(trying: &mut Trying<'_>, request: &Request) {
     let Trying { view, rule, backend, .. } = trying;
-    let served = view.shared.models.served_name(&request.model);
-    let names = [request.model.as_str(), served];
+    let names = [request.model.as_str(), request.served_model()];
     *rule = rule.or_else(|| {
         view.plan.routing.fallback.iter().find(|rule| {
             let is_for = |name| rule.models.iter().any(|pattern| pattern.matches(name));
@@ -156,7 +155,7 @@ fn set_rule(trying: &mut Trying<'_>, request: &Request) {
 /// Whether another backend is well that may have the request.
 fn has_other(w: &Shared, request: &Request, trying: &Trying<'_>) -> bool {
     let view = w.view();
-    let group = view.shared.models.choose(&request.model).group;
+    let group = view.shared.models.choose(request.served_model()).group;
     route::has_other(view.shared.group(group), trying.tries.tried())
 }
 
@@ -186,7 +185,7 @@ fn named_by_rule(
     request: &Request,
     trying: &Trying<'_>,
 ) -> Option<Rc<LocalMember>> {
-    let group = view.shared.models.choose(&request.model).group;
+    let group = view.shared.models.choose(request.served_model()).group;
     let serving = view.shared.models.members_of(group);
     let is_free = |member: &&Rc<LocalMember>| {
         member.is_healthy() && !trying.tries.tried().contains(member.id())

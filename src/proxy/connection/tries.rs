@@ -52,7 +52,8 @@ fn open(
     }
     w.retries.deposit();
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
-    let first = pick(&pass.view, request, &TriedMembers::default()).ok_or(NO_BACKEND)?;
+    let first = pick(&pass.view, request, &TriedMembers::default())
+        .ok_or_else(|| NO_BACKEND.with_retry_after(1))?;
     story.backend = Some(Rc::clone(&first));
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
@@ -68,7 +69,7 @@ pub(super) fn pick(
     request: &Request,
     tried: &TriedMembers,
 ) -> Option<Rc<LocalMember>> {
-    view.pick(view.shared.models.choose(&request.model).group, tried).cloned()
+    view.pick(view.shared.models.choose(request.served_model()).group, tried).cloned()
 }
 
 /// A request on its way to an answer.
@@ -115,7 +116,7 @@ async fn try_backends(
 ) -> Result<Exchange, Fault> {
     let Underway { pass, notes: Notes { request, response, story, .. } } = underway;
     let view = &*pass.view;
-    let aim = view.shared.models.choose(&request.model).rule;
+    let aim = view.shared.models.choose(request.served_model()).rule;
     let mut trying = Trying {
         view,
         rule: None,
@@ -137,7 +138,7 @@ async fn try_backends(
             match asked {
                 Ok(got) if trying.is_for_the_client(response.status) => {
                     let Trying { backend, asking, .. } = &trying;
-                    asking.learn(&w.shelf, (backend, &request.model), response.status, false);
+                    asking.learn(&w.shelf, (backend, request.served_model()), response.status, false);
                     repute::hear_answer(backend, response);
                     note_answer(story, &trying);
                     return Ok(got);

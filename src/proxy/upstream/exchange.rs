@@ -231,7 +231,8 @@ fn head_of(
 }
 
 fn body_len(request: &Request, client: &Client, asking: Asking) -> usize {
-    pieces(request, client.bytes(), asking).iter().map(|piece| piece.len()).sum()
+    let pieces = request.pieces(client.bytes(), asking.is_spliced());
+    pieces.iter().map(|piece| piece.len()).sum()
 }
 
 /// Sends what the socket takes at once of the request. `Some`: that is not all.
@@ -266,7 +267,7 @@ impl Begun {
     ) -> Result<bool, Fault> {
         // The pieces are put together anew after each wait instead of being kept through it.
         while self.sent < self.whole {
-            let body = pieces(request, client.bytes(), asking);
+            let body = request.pieces(client.bytes(), asking.is_spliced());
             match try_send(lease, &self.head, body, self.sent) {
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
@@ -305,20 +306,11 @@ async fn send_rest(
     judge(wait.until(client, lease.link().flush()).await).map(|()| true)
 }
 
-/// The body in the pieces in which it goes out: all of it, or what the splice makes of it.
-fn pieces<'a>(request: &'a Request, inbox: &'a [u8], asking: Asking) -> [&'a [u8]; 3] {
-    let body = request.body(inbox);
-    match request.usage_splice() {
-        Some(splice) if asking.is_spliced() => splice.of(body),
-        _ => [body, &[], &[]],
-    }
-}
-
 /// One send, of all but the first `skip` bytes.
-fn try_send(lease: &mut Lease, head: &[u8], body: [&[u8]; 3], skip: usize) -> io::Result<usize> {
-    let [first, second, third] = body;
-    let mut slices = [head, first, second, third].map(IoSlice::new);
-    let used = if second.is_empty() { 2 } else { slices.len() };
+fn try_send(lease: &mut Lease, head: &[u8], body: [&[u8]; 5], skip: usize) -> io::Result<usize> {
+    let used = 1 + body.iter().rposition(|piece| !piece.is_empty()).map_or(0, |last| last + 1);
+    let [first, second, third, fourth, fifth] = body;
+    let mut slices = [head, first, second, third, fourth, fifth].map(IoSlice::new);
     let mut slices = slices.get_mut(..used).unwrap_or_default();
     IoSlice::advance_slices(&mut slices, skip);
     lease.link().try_send(slices)
