@@ -209,6 +209,7 @@ fn start_workers(
             stop: Arc::clone(stop),
             mailbox,
             pages: control.pages.clone(),
+            models: control.models.clone(),
             pulse: Arc::clone(pulse),
             budget: Arc::clone(&control.budget),
             usage: outboxes.next(),

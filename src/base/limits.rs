@@ -87,6 +87,10 @@ pub const UNPACK_QUEUE_MAX: usize = 256;
 pub const UNPACKED_WAIT: Duration = Duration::from_millis(50);
 /// That record waits so long for what is in the answer. Beyond: it says that it came too late.
 pub const UNPACKED_LATE_MAX: Duration = Duration::from_secs(30);
+/// Bytes of the boundary of a form whose model matters, as RFC 2046 has it. Beyond: 400.
+pub const FORM_BOUNDARY_BYTES_MAX: usize = 70;
+/// Bytes of the head of one part of such a form. Beyond: 400.
+pub const FORM_HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of the model name that is kept for records and logs. Beyond: 400.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 
@@ -301,6 +305,18 @@ pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
 pub const METRICS_PAGES_WAITING_MAX: usize = 16;
+/// Requests that wait for the list of models. Beyond: 503 `models_unavailable`.
+pub const MODEL_LISTS_WAITING_MAX: usize = 256;
+/// For so long one list of models is the answer to all who ask.
+pub const MODEL_LIST_KEPT: Duration = Duration::from_secs(3);
+/// Engines get so long, all together, to say what models they have. Beyond: a list without theirs.
+pub const MODEL_LIST_TIME: Duration = Duration::from_secs(2);
+/// Engines that are asked for their models at a time. Beyond: when another one has answered.
+pub const MODEL_LIST_ENGINES_MAX: usize = 32;
+/// Bytes of an engine's list of models. Beyond: it is left out, which is logged.
+pub const MODEL_LIST_BYTES_MAX: usize = 1024 * 1024;
+/// Models in an engine's list. Beyond: it is left out, which is logged.
+pub const MODEL_LIST_MODELS_MAX: usize = 4096;
 /// File descriptors that are not for clients and backends: rings, logs, the spool. The
 /// workers' pipes and listeners and the reporters come on top.
 pub const FDS_RESERVED: usize = 64;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod models;
 mod usage;
 pub(super) mod verdict;
 pub use usage::{By, Form, UsageQuestion};
@@ -156,7 +157,7 @@ struct StartArgs {
 
 #[derive(Subcommand)]
 enum Sub {
-    /// Say whether a configuration is valid and would start
+    /// Say whether a configuration is valid and would start, and who serves which model
     #[command(after_help = EXIT_CODES)]
     Check {
         /// Configuration file

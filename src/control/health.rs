@@ -1,23 +1,16 @@
 //! Active probes: one task per backend on the control plane's own ring. What they find is a flag
 //! in the member that workers read without waiting.
 
-use crate::base::limits::HEAD_BYTES_MAX;
-use crate::base::tls_fault;
-use crate::config::plan::{Endpoint, HealthCheck};
-use crate::http::head::Parse;
+use super::visit;
+use crate::config::plan::HealthCheck;
 use crate::http::request::Method;
-use crate::http::response::ResponseHead;
-use crate::rt::buffer::Buffer;
+use crate::rt;
 use crate::rt::guard::guarded;
 use crate::rt::moment::Moment;
-use crate::rt::tls::Link;
-use crate::rt::{self, connect};
 use crate::state::board::{Board, View};
-use crate::state::hop;
-use crate::state::member::{Member, MemberId, MemberTls};
+use crate::state::member::{Member, MemberId};
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -159,27 +152,12 @@ pub(super) fn jittered(interval: Duration) -> Duration {
 
 /// One probe: connect, ask, read the head of the answer.
 async fn probe(check: &HealthCheck, member: &Member) -> Result<(), String> {
-    let backend = &member.plan;
-    let mut link = open(member, check.timeout).await?;
-    let chosen = backend.health_path.as_deref().or(check.path.as_deref());
-    let path = chosen.unwrap_or(HealthCheck::PATH);
-    let mut text = format!(
-        "{} {}{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: llmproxy-health/{}\r\nAccept: */*\r\n",
-        check.method,
-        backend.root_path(),
-        path,
-        backend.host,
-        env!("CARGO_PKG_VERSION")
-    );
-    // A backend that is this very process says so, as it does to requests.
-    text.push_str(&format!("Via: 1.1 {}\r\n", hop::name()));
-    for (name, value) in &backend.headers {
-        text.push_str(&format!("{name}: {}\r\n", value.reveal()));
-    }
-    text.push_str(if check.method == "POST" { "Content-Length: 0\r\n" } else { "" });
-    text.push_str("Connection: close\r\n\r\n");
-    send(&mut link, text.as_bytes()).await.map_err(|e| format!("send: {e}"))?;
-    let status = read_status(&mut link, &check.method).await?;
+    let mut link = visit::open(member, check.timeout).await?;
+    let chosen = member.plan.health_path.as_deref().or(check.path.as_deref());
+    let asked = (check.method.as_str(), chosen.unwrap_or(HealthCheck::PATH));
+    visit::send(&mut link, member, asked, "health").await?;
+    let method = if check.method == "HEAD" { Method::Head } else { Method::Get };
+    let status = visit::read_head(&mut link, method, &mut Vec::new()).await?.status;
     match is_well(status, chosen.is_some(), &check.expected_status) {
         true => Ok(()),
         false => Err(format!("status {status}")),
@@ -194,73 +172,6 @@ fn is_well(status: u16, is_path_chosen: bool, expected: &[u16]) -> bool {
         [] if is_path_chosen => (200..300).contains(&status),
         [] => status < 500,
         listed => listed.contains(&status),
-    }
-}
-
-async fn open(member: &Member, timeout: Duration) -> Result<Link, String> {
-    let backend = &member.plan;
-    let socket = match &backend.endpoint {
-        Endpoint::Unix(path) => connect::unix(path).await.map_err(|e| format!("connect: {e}"))?,
-        Endpoint::Tcp { host, .. } => {
-            let addresses = member.addresses().to_vec();
-            // Each gets its share, so that one that drops packets cannot use up the probe's time.
-            let share = timeout / addresses.len().max(1) as u32;
-            let mut result = Err(format!("{host} has no address"));
-            for address in addresses {
-                result = match rt::await_peer(share, connect::tcp(address)).await {
-                    Some(done) => done.map_err(|e| format!("connect: {e}")),
-                    None => Err(format!("connect: no answer within {} ms", share.as_millis())),
-                };
-                if result.is_ok() {
-                    break;
-                }
-            }
-            result?
-        }
-    };
-    match &member.tls {
-        Some(MemberTls { config, name }) => {
-            let done = Link::handshake(socket, Arc::clone(config), name.clone()).await;
-            done.map_err(|e| format!("tls: {}", tls_fault::told(&e).unwrap_or(e.to_string())))
-        }
-        None => Ok(Link::plain(socket)),
-    }
-}
-
-async fn send(link: &mut Link, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match link.try_send(&[IoSlice::new(bytes)]) {
-            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => link.writable().await?,
-            Err(e) => return Err(e),
-        }
-    }
-    link.flush().await
-}
-
-async fn read_status(link: &mut Link, method: &str) -> Result<u16, String> {
-    let method = if method == "HEAD" { Method::Head } else { Method::Get };
-    let mut bytes = Buffer::take();
-    let mut head = ResponseHead::default();
-    loop {
-        while let Parse::Done { len } =
-            head.parse(&bytes, method, HEAD_BYTES_MAX).map_err(|bad| bad.0.to_owned())?
-        {
-            if head.status >= 200 {
-                return Ok(head.status);
-            }
-            bytes.drain(..len);
-            head.reset();
-        }
-        link.readable().await.map_err(|e| e.to_string())?;
-        if bytes.len() == bytes.capacity() {
-            bytes.reserve(HEAD_BYTES_MAX);
-        }
-        match link.try_recv(&mut bytes) {
-            Ok(0) => return Err("closed without an answer".into()),
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e.to_string()),
-            _ => {}
-        }
     }
 }
 

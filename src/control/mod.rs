@@ -7,7 +7,9 @@
 pub mod tls;
 pub mod resolve;
 pub mod circle;
+mod visit;
 pub mod health;
+pub mod models;
 pub mod discovery;
 pub mod metrics;
 pub mod page;

@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::metrics::Facts;
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
-use super::{access, page, tls};
+use super::{access, models, page, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
@@ -16,6 +16,7 @@ use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
 use crate::state::ask;
 use crate::state::board::{Board, View};
+use crate::state::model_list::AskModels;
 use crate::state::pulse::Pulse;
 use crate::state::scrape::{mailboxes, AskPage, Mailbox};
 use crate::state::stop::{Phase, Stop};
@@ -130,6 +131,8 @@ pub struct Control {
     pub board: Arc<Board>,
     /// Where the metrics page is asked for.
     pub pages: AskPage,
+    /// Where the list of models is asked for.
+    pub models: AskModels,
     /// A mailbox for each worker.
     pub mailboxes: Vec<Mailbox>,
     /// What the buffers of all workers may hold.
@@ -212,6 +215,7 @@ pub fn start(
     // Not an error when it takes longer: names that come later are used when they come.
     resolver.prepare(&board.view(), FIRST_RESOLVE_WAIT);
     Ok(Control {
+        models: models::start(&board).map_err(thread_error)?,
         board,
         resolver,
         finders,

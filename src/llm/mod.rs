@@ -5,6 +5,7 @@
 //! copies a body, changes a byte, panics on any bytes.
 
 pub mod request;
+pub mod form;
 pub mod dialect;
 pub mod usage;
 pub mod tokens;

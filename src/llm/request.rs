@@ -26,6 +26,8 @@ pub struct RequestFacts<'a> {
     pub model: Option<Cow<'a, str>>,
     /// Where that value stands in the body, quotes included: another name is put there.
     pub model_span: Option<Range<usize>>,
+    /// The body is a form: the name stands there as it is, without quotes and escapes.
+    pub is_form: bool,
     /// Top-level `stream`, as pydantic reads it, and vLLM and SGLang with it (`1` and `"yes"` are
     /// true). `None` when it is absent, null, or nothing that an engine takes.
     pub stream: Option<bool>,

@@ -84,6 +84,11 @@ impl Story {
         Story { status, own_page: true, ..Story::default() }
     }
 
+    /// The story of a request of a client's that needed no backend.
+    pub fn answered(status: u16) -> Story {
+        Story { status, ..Story::default() }
+    }
+
     /// The story of a request whose client left before it was complete.
     pub fn client_left() -> Story {
         Story { ending: Ending::Fault(Fault::ClientLeft), ..Story::default() }

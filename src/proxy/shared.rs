@@ -9,10 +9,12 @@ use super::slices::Slices;
 use super::turns::Turns;
 use super::upstreams::Upstreams;
 use super::view::WorkerView;
+use crate::base::limits::MODEL_LIST_TIME;
 use crate::rt;
 use crate::rt::guard::guarded;
 use crate::rt::patrol::Patrol;
 use crate::state::connections::Connections;
+use crate::state::model_list::{AskModels, ModelList};
 use crate::state::scrape::AskPage;
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
@@ -26,6 +28,9 @@ use std::time::Duration;
 
 /// A metrics page that is not there in time is refused.
 const PAGE_WAIT: Duration = Duration::from_secs(3);
+/// And a list of models. The engines have less time than that.
+const MODELS_WAIT: Duration = Duration::from_secs(5);
+const _: () = assert!(MODELS_WAIT.as_secs() > MODEL_LIST_TIME.as_secs());
 
 /// Of one worker.
 pub struct Shared {
@@ -55,6 +60,8 @@ pub struct Shared {
     pub stop: Arc<Stop>,
     /// Where the metrics page is asked for.
     pub pages: AskPage,
+    /// Where the list of models is asked for.
+    pub models: AskModels,
     /// Connections that are open.
     pub live: Cell<usize>,
     /// Requests that are active.
@@ -93,6 +100,13 @@ impl Shared {
         let page = self.pages.ask(())?;
         client.post.arm(PAGE_WAIT);
         client.post.within(page).await.ok()?.ok()
+    }
+
+    /// The models of all backends, as the control plane knows them; `None`: of no backend any.
+    pub async fn model_list(&self, client: &Client) -> Option<Arc<ModelList>> {
+        let list = self.models.ask(())?;
+        client.post.arm(MODELS_WAIT);
+        client.post.within(list).await.ok()?.ok()?
     }
 
     /// Counts a request as active until the guard is dropped.

@@ -18,6 +18,7 @@ use crate::rt::ring::Ring;
 use crate::state::board::Board;
 use crate::state::connections::Connections;
 use crate::state::meters::{Gauges, Meters};
+use crate::state::model_list::AskModels;
 use crate::state::pulse::Pulse;
 use crate::state::scrape::{AskPage, Mailbox};
 use crate::state::stop::{Phase, Stop};
@@ -55,6 +56,8 @@ pub struct WorkerStart {
     pub mailbox: Mailbox,
     /// Where the metrics page is asked for.
     pub pages: AskPage,
+    /// Where the list of models is asked for.
+    pub models: AskModels,
     /// Beats with each sweep; a watchdog looks at it, and whoever wants something calls by it.
     pub pulse: Arc<Pulse>,
     /// What the buffers of all workers may hold together.
@@ -122,6 +125,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         retries: RetryBudget::new(workers, Instant::now()),
         stop: start.stop,
         pages: start.pages,
+        models: start.models,
         live: Cell::new(0),
         active: Rc::default(),
     });

@@ -9,6 +9,7 @@ pub mod hash;
 pub mod hop;
 pub mod meters;
 pub mod models;
+pub mod model_list;
 pub mod repute;
 pub mod scrape;
 pub mod pulse;

@@ -65,7 +65,8 @@ fn check_prints_the_plan_of_a_sound_file_with_secrets_masked() {
                 usage: {reporters: [{name: b, type: webhook,\n  \
                 webhook: {url: \"https://b.test/x?token=verysecret\"}}]}\n";
     let ran = on_file(&["check"], text);
-    assert_eq!((ran.code, &*ran.stdout, &*ran.stderr), (Some(0), "", "FILE: valid\n"));
+    let table = "any model  gpu-1:8000 (3)\n";
+    assert_eq!((ran.code, &*ran.stdout, &*ran.stderr), (Some(0), table, "FILE: valid\n"));
     let ran = on_file(&["check", "--print"], text);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     for word in ["gpu-1:8000", "weight: 3", "/v1/chat/completions", "header_timeout"] {

@@ -24,6 +24,7 @@ mod asking;
 mod late_usage;
 mod backends;
 mod models;
+mod model_list;
 mod abort;
 mod half_close;
 mod ejection;

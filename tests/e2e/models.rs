@@ -1,6 +1,6 @@
 //! Requests go to the engines that have their model, under the name that these know.
 
-use crate::harness::{Backend, Config, Engine, Proxy, Webhook, SOON};
+use crate::harness::{Backend, Config, Conn, Engine, Proxy, Webhook, SOON};
 use crate::rig::{quiet, rejected, CHATS};
 use crate::stream_usage::COUNTS;
 use serde_json::{json, Value};
@@ -231,4 +231,48 @@ fn a_reload_changes_models_and_aliases() {
     assert_eq!(answers(), ["{", "a", "b"]);
     assert!(proxy.reload_with(&config().backend(b.url(), "")));
     assert_eq!(answers(), ["b", "b", "b"]);
+}
+
+/// Catches: a form whose model is not found behind its file, is not renamed, or is renamed with a
+/// wrong length; a form that engines read in another way than we do.
+#[test]
+fn the_model_of_a_form_is_read_wherever_it_stands() {
+    let (a, b) = (named("a"), named("b"));
+    let proxy = config()
+        .backend(a.url(), "models: [whisper]")
+        .backend(b.url(), "models: ['other*']")
+        .section(mapping("{hear: whisper}"))
+        .start();
+    const PATH: &str = "/v1/audio/transcriptions";
+    let file = "x".repeat(3 << 20);
+    let part = |name: &str, value: &str| {
+        format!("--x-1\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+    };
+    let form = |model: &str| {
+        let file = part("file\"; filename=\"a.wav", &file);
+        format!("{file}{}{}--x-1--\r\n", part("model", model), part("n", "1"))
+    };
+    let post = |client: &mut Conn, body: String| {
+        let head = format!(
+            "POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x-1\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.send(head).send(body).response()
+    };
+    let mut client = proxy.connect();
+    assert_eq!(post(&mut client, form("other-1")).text(), "b");
+    assert!(b.requests().pop().unwrap().body == form("other-1").as_bytes());
+    assert_eq!(post(&mut client, form("hear")).text(), "a");
+    let request = a.requests().pop().unwrap();
+    assert!(request.body == form("whisper").as_bytes());
+    assert_eq!(request.head.all("content-length"), [request.body.len().to_string()]);
+    post(&mut client, form("gone")).assert_refused(404, "model_not_found");
+    let twice = format!("{}{}--x-1--", part("model", "hear"), part("model", "other-1"));
+    post(&mut client, twice.clone()).assert_refused(400, "duplicate_key");
+    let bare = form("hear").replacen("\r\n\r\n", "\n\n", 1);
+    post(&mut client, bare).assert_refused(400, "bad_multipart");
+    let free = config().backend(a.url(), "").start();
+    assert_eq!(free.post(CHATS, chat("m")).text(), "a");
+    assert_eq!(post(&mut free.connect(), twice).text(), "a", "no rule depends on it");
 }

@@ -40,7 +40,8 @@ fn check_prints_the_plan_and_exits_by_what_it_is_worth() {
     let good = file("good", "backends: [{url: 'http://a', api_key: hunter2}]\n");
     let output = printed(&["check", "--strict", good.name()]);
     let valid = format!("{}: valid\n", good.name());
-    assert_eq!((output.code, output.stdout.as_str(), output.stderr), (FINE, "", valid));
+    let table = "any model  a:80 (1)\n";
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr), (FINE, table, valid));
     let output = printed(&["check", "--print", good.name()]);
     assert!(output.stdout.contains("url: http://a") && !output.stdout.contains("hunter2"));
 

@@ -1,5 +1,6 @@
 //! Whether a configuration would start, and `llmproxy check`, which says so.
 
+use super::models;
 use super::{Files, Printout, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::change::compare;
 use crate::config::origin::{of_this_process, Terms};
@@ -9,8 +10,8 @@ use crate::config::{circle, load_file, print, Loaded};
 use std::path::Path;
 
 /// `llmproxy check`: first whether the file is valid, then each finding, on standard error. The
-/// plan goes to standard output when it is asked for, so that it can be kept as a file. A valid
-/// file's plan comes with it.
+/// plan goes to standard output when it is asked for, so that it can be kept as a file; else what
+/// stands there is who serves which model. A valid file's plan comes with it.
 pub fn check(
     file: &Path,
     wanted: &CheckTask,
@@ -67,7 +68,8 @@ impl Printout {
             }
         }
         match wanted.against.map(|file| load_file(file, &of_this_process)) {
-            None => {}
+            None if wanted.plan => {}
+            None => self.stdout = models::table(plan),
             Some(Ok(old)) => self.stdout = changes(&old.plan, plan),
             Some(Err(report)) => {
                 self.stderr.push_str(&lines(&report, false));

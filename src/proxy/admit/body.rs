@@ -5,8 +5,10 @@ use crate::base::refusal::Refusal;
 use crate::http::field::Known;
 use crate::http::request::RequestHead;
 use crate::llm::dialect::Dialect;
+use crate::llm::form::FormScan;
 use crate::llm::inflate::Coding;
 use crate::llm::request::{BodyScan, RequestFacts, ScanFault};
+use std::borrow::Cow;
 
 /// How a body is packed; `None` when it is not. `Content-Encoding`, and SGLang's own field of the
 /// same meaning, say so; 415 for what we do not unpack: what nobody reads, nobody counts.
@@ -29,13 +31,16 @@ pub fn coding(head: &RequestHead, head_bytes: &[u8]) -> Result<Option<Coding>, R
 ///
 /// Engines read JSON whatever it is called, so every body is looked at, whatever its method and
 /// type. One that is no JSON to any parser goes on all the same: the engine's error is the one that
-/// its clients know, and no policy needs a body yet. One that does (a list of allowed models)
-/// refuses here what it cannot read.
+/// its clients know. Where it matters which model is named, nothing goes on that an engine might
+/// read and we did not.
 pub struct Reading<'a> {
     body: &'a [u8],
     is_json: bool,
+    is_ruled: bool,
     form: Form<'a>,
     scan: BodyScan<'a>,
+    /// Of a form that begins as it must. No parser of JSON reads such a body.
+    parts: Option<FormScan<'a>>,
 }
 
 /// How a body must begin. There are servers that answer before they have read a body, and then take
@@ -51,19 +56,20 @@ enum Form<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Of a body that has not been read yet. `is_known`: its path is one of those of engines.
+    /// Of a body that has not been read yet. `is_known`: its path is one of those of engines;
+    /// `is_ruled`: it matters which model the body names.
     pub fn new(
         head: &RequestHead,
         head_bytes: &'a [u8],
         body: &'a [u8],
-        (dialect, is_known): (Dialect, bool),
+        (dialect, is_known, is_ruled): (Dialect, bool, bool),
     ) -> Reading<'a> {
         let declared = head.first(head_bytes, Known::ContentType).unwrap_or_default();
         // Elsewhere a body may be a form or a file.
         let is_json_path = !matches!(dialect, Dialect::Other | Dialect::Transcriptions);
-        let is_json = is_json_path || declared.is_empty() || says_json(declared);
+        let says_json = says_json(declared);
         let form = match boundary(declared) {
-            _ if is_json_path || says_json(declared) => Form::Json,
+            _ if is_json_path || says_json => Form::Json,
             Some(boundary) => Form::Multipart(boundary),
             None if is_known => Form::Json,
             None => Form::Any,
@@ -72,13 +78,33 @@ impl<'a> Reading<'a> {
             true => BodyScan::new(body).with_old_name(),
             false => BodyScan::new(body),
         };
-        Reading { body, is_json, form, scan }
+        let is_read = is_ruled && matches!(form, Form::Json);
+        let is_json = is_json_path || declared.is_empty() || says_json || is_read;
+        let parts = match form {
+            Form::Multipart(boundary) if begins_with(body, boundary) => {
+                Some(FormScan::new(declared_once(head, head_bytes), boundary, body))
+            }
+            _ => None,
+        };
+        Reading { body, is_json, is_ruled, form, scan, parts }
     }
 
     /// Reads about so many bytes more; `None`: there is still more to be read.
     pub fn step(&mut self, bytes: usize) -> Option<Result<RequestFacts<'a>, Refusal>> {
         if self.body.is_empty() {
             return Some(Ok(RequestFacts::default()));
+        }
+        if let Some(parts) = &mut self.parts {
+            return Some(match parts.step(bytes)? {
+                Ok(found) => {
+                    let (model, model_span) = found.unzip();
+                    let model = model.map(Cow::Borrowed);
+                    Ok(RequestFacts { model, model_span, is_form: true, ..RequestFacts::default() })
+                }
+                Err(fault) if self.is_ruled => Err(fault.refusal()),
+                // Its engine reads it, or refuses it in its own words.
+                Err(_) => Ok(RequestFacts::default()),
+            });
         }
         Some(match self.scan.step(bytes)? {
             Err(_) if self.is_json && is_packed(self.body) => Err(UNDECLARED_CODING),
@@ -98,12 +124,23 @@ impl<'a> Reading<'a> {
     fn begins_well(&self) -> bool {
         match self.form {
             Form::Json => matches!(self.scan.opening(), Some(b'{' | b'[')),
-            Form::Multipart(boundary) => {
-                let first = self.body.strip_prefix(b"--").unwrap_or_default();
-                !boundary.is_empty() && first.starts_with(boundary)
-            }
+            Form::Multipart(boundary) => begins_with(self.body, boundary),
             Form::Any => true,
         }
+    }
+}
+
+fn begins_with(body: &[u8], boundary: &[u8]) -> bool {
+    let first = body.strip_prefix(b"--").unwrap_or_default();
+    !boundary.is_empty() && first.starts_with(boundary)
+}
+
+/// The content type; an empty one when there are several, of which engines might take any.
+fn declared_once<'a>(head: &RequestHead, head_bytes: &'a [u8]) -> &'a [u8] {
+    let mut all = head.fields.iter().filter(|field| field.known == Known::ContentType);
+    match (all.next(), all.next()) {
+        (Some(only), None) => only.value.of(head_bytes),
+        _ => &[],
     }
 }
 
@@ -228,7 +265,7 @@ mod tests {
     fn what_no_parser_reads_goes_on_and_what_two_read_differently_does_not() {
         let code = |fields: &str, body: &[u8], dialect| {
             with_head(fields, |head, bytes| {
-                let path = (dialect, dialect != Dialect::Other);
+                let path = (dialect, dialect != Dialect::Other, false);
                 let found = Reading::new(head, bytes, body, path).step(usize::MAX).unwrap();
                 found.map_err(|refusal| refusal.code).err()
             })
@@ -261,11 +298,48 @@ mod tests {
         assert_eq!(code("Content-Type: text/plain\r\n", twice, audio), Some("duplicate_key"));
     }
 
+    /// Catches: a model that an engine reads and we do not, where it matters; a body that is
+    /// refused for it where it does not.
+    #[test]
+    fn where_models_matter_nothing_goes_on_unread() {
+        let read = |fields: &str, body: &[u8], is_ruled| {
+            with_head(fields, |head, bytes| {
+                let path = (Dialect::Transcriptions, true, is_ruled);
+                let found = Reading::new(head, bytes, body, path).step(usize::MAX).unwrap();
+                let model = |facts: RequestFacts<'_>| facts.model.map(Cow::into_owned);
+                found.map(model).map_err(|refusal| refusal.code)
+            })
+        };
+        let form = "Content-Type: multipart/form-data; boundary=x\r\n";
+        let part = "Content-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n";
+        let (once, twice) =
+            (format!("--x\r\n{part}--x--"), format!("--x\r\n{part}--x\r\n{part}--x--"));
+        let bad = format!("--x\n{part}--x--");
+        for is_ruled in [true, false] {
+            assert_eq!(read(form, once.as_bytes(), is_ruled), Ok(Some("whisper".to_owned())));
+        }
+        let two_types = format!("{form}{form}");
+        for (fields, body, code) in [
+            (form, twice.as_bytes(), "duplicate_key"),
+            (form, bad.as_bytes(), "bad_multipart"),
+            (&two_types, once.as_bytes(), "bad_multipart"),
+            (
+                "Content-Type: text/plain\r\n",
+                &b"{\"model\":\"a\"} {\"model\":\"b\"}"[..],
+                "invalid_json",
+            ),
+        ] {
+            assert_eq!(read(fields, body, true), Err(code), "{fields}");
+            assert_eq!(read(fields, body, false), Ok(None), "{fields}");
+        }
+    }
+
     /// Catches: a body that a server, which did not read it, executes as the next request.
     #[test]
     fn no_body_begins_like_a_request() {
-        let code = |fields: &str, body: &[u8], path| {
+        let code = |fields: &str, body: &[u8], (dialect, is_known)| {
             with_head(fields, |head, bytes| {
+                let path = (dialect, is_known, false);
                 let found = Reading::new(head, bytes, body, path).step(usize::MAX).unwrap();
                 found.map_err(|refusal| refusal.code).err()
             })

@@ -18,6 +18,8 @@ pub enum Purpose {
     Ready,
     /// The metrics page.
     Metrics,
+    /// The models of all backends together, or one of them.
+    Models,
     /// For a backend.
     Forward,
 }
@@ -29,6 +31,8 @@ pub struct Served<'a> {
     paths: &'a [String],
     /// The metrics page, when it is on this port.
     metrics: Option<&'a str>,
+    /// No single backend has all models, or they have other names here: their list is ours.
+    lists_models: bool,
 }
 
 impl<'a> Served<'a> {
@@ -36,7 +40,8 @@ impl<'a> Served<'a> {
     pub fn by(plan: &'a Plan) -> Served<'a> {
         let here = plan.metrics.as_ref().filter(|metrics| metrics.listen.is_none());
         let metrics = here.map(|metrics| metrics.path.as_str());
-        Served { paths: &plan.server.paths, metrics }
+        let lists_models = plan.backends.len() > 1 || plan.names_models();
+        Served { paths: &plan.server.paths, metrics, lists_models }
     }
 }
 
@@ -90,11 +95,17 @@ pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<P
     }
     let has_meaning =
         head.is_clear() || (head.method == Method::Delete && path == OLLAMA_DELETE.as_bytes());
-    if has_meaning {
-        Ok(Purpose::Forward)
-    } else {
-        Err(UNEXPECTED_BODY)
+    match has_meaning {
+        true if reads && served.lists_models && is_about_models(path) => Ok(Purpose::Models),
+        true => Ok(Purpose::Forward),
+        false => Err(UNEXPECTED_BODY),
     }
+}
+
+/// The list of models as OpenAI has it, with or without its version, and one of them. (Ollama's own
+/// `/api/tags` goes to a backend.)
+fn is_about_models(path: &[u8]) -> bool {
+    matches!(path, b"/v1/models" | b"/models") || path.starts_with(BELOW_MODELS.as_bytes())
 }
 
 fn matches(pattern: &str, path: &[u8]) -> bool {
@@ -194,7 +205,7 @@ mod tests {
         let mut bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").into_bytes();
         let mut head = RequestHead::default();
         head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
-        let served = Served { paths, metrics: Some("/metrics") };
+        let served = Served { paths, metrics: Some("/metrics"), lists_models: false };
         let made = make_normal(&mut head, &mut bytes, served);
         let path = head.path(&bytes);
         let kind = made.and_then(|()| classify(path, &head, served));
@@ -296,6 +307,28 @@ mod tests {
         }
         assert_eq!(ask("DELETE /api/delete", body, &plan).1, Ok(Purpose::Forward));
         assert_eq!(ask("GET /v1/models", "Content-Length: 0\r\n", &plan).1, Ok(Purpose::Forward));
+    }
+
+    /// Catches: a list of one backend's models where there are several; one that needs no list and
+    /// does not go to its backend; a path that is ours though the file does not name it.
+    #[test]
+    fn the_list_of_models_is_ours_where_no_backend_has_it() {
+        let purpose = |line: &str, lists_models, paths: &[String]| {
+            let bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
+            let mut head = RequestHead::default();
+            head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
+            classify(head.path(&bytes), &head, Served { paths, metrics: None, lists_models })
+        };
+        let all = plan(&[]);
+        for line in ["GET /v1/models", "HEAD /models", "GET /v1/models/a/b%2Fc"] {
+            assert_eq!(purpose(line, true, &all), Ok(Purpose::Models), "{line}");
+            assert_eq!(purpose(line, false, &all), Ok(Purpose::Forward), "{line}");
+            let refused = purpose(line, true, &plan(&["/v1/chat/completions"]));
+            assert_eq!(code(refused), (404, "unknown_path"), "{line}");
+        }
+        for line in ["OPTIONS /v1/models", "GET /api/tags"] {
+            assert_eq!(purpose(line, true, &all), Ok(Purpose::Forward), "{line}");
+        }
     }
 
     #[test]

@@ -6,24 +6,25 @@ use crate::proxy::admit::body::Reading;
 use crate::proxy::admit::model;
 use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
+use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
-use crate::proxy::shared::Shared;
 use crate::state::board::View;
 use std::ops::Range;
 
 /// Takes from the body what the way of the request depends on, if that can be done in one go;
 /// `None`: it is one for [`in_slices`].
 pub(super) fn at_once(
-    (w, view): (&Shared, &View),
+    pass: &Pass,
     client: &Client,
     request: &mut Request,
 ) -> Option<Result<(), Refusal>> {
+    let (w, view) = (&*pass.w, &*pass.view.shared);
     if !w.slices.takes(w.patrol.now(), request.body(client.bytes()).len()) {
         return None;
     }
     // Empty since the reset; its capacity is used again.
     let mut model = std::mem::take(&mut request.model);
-    let found = reading(client, request).step(usize::MAX)?;
+    let found = reading(view, client, request).step(usize::MAX)?;
     let found = found.map(|facts| Found::of(&facts, &mut model));
     request.model = model;
     Some(found.and_then(|found| found.keep(request, view)))
@@ -31,14 +32,15 @@ pub(super) fn at_once(
 
 /// The same of a large body, while others run.
 pub(super) async fn in_slices(
-    (w, view): (&Shared, &View),
+    pass: &Pass,
     client: &Client,
     request: &mut Request,
 ) -> Result<(), Refusal> {
+    let (w, view) = (&*pass.w, &*pass.view.shared);
     client.post.arm(view.plan.server.body_timeout);
     let _turn = client.wait_for(w.slices.turns.take()).await?;
     let mut model = std::mem::take(&mut request.model);
-    let mut reading = reading(client, request);
+    let mut reading = reading(view, client, request);
     let found = loop {
         // First of all: others may have had this turn of the loop. Where nobody has, it is at once.
         client.pause().await?;
@@ -54,6 +56,7 @@ pub(super) async fn in_slices(
 struct Found {
     /// Where the model stands.
     model_span: Option<Range<usize>>,
+    is_form: bool,
     generates: bool,
     stream: bool,
     wants_counts: bool,
@@ -65,6 +68,7 @@ impl Found {
         model.push_str(facts.model.as_deref().unwrap_or_default());
         Found {
             model_span: facts.model_span.clone(),
+            is_form: facts.is_form,
             generates: facts.generates,
             stream: facts.stream.unwrap_or(false),
             wants_counts: facts.continuous_usage,
@@ -79,16 +83,18 @@ impl Found {
         request.wants_counts = self.wants_counts;
         request.set_usage_splice(self.splice);
         if let (Some(alias), Some(span)) = (view.models.alias(&request.model), self.model_span) {
-            request.rename_model(&alias.served, alias.json.as_bytes(), span);
+            let written = if self.is_form { &alias.served } else { &alias.json };
+            request.rename_model(&alias.served, written.as_bytes(), span);
         }
         model::check(view, &request.model, request.served_model())
     }
 }
 
-fn reading<'a>(client: &'a Client, request: &'a Request) -> Reading<'a> {
+fn reading<'a>(view: &View, client: &'a Client, request: &'a Request) -> Reading<'a> {
     let bytes = client.bytes();
     // What the path alone says, until the body was read.
     let dialect = request.dialect.with_body(request.path.as_bytes(), false);
     let is_known = request.path_label != OTHER;
-    Reading::new(&request.head, bytes, request.body(bytes), (dialect, is_known))
+    let is_ruled = view.models.is_ruled();
+    Reading::new(&request.head, bytes, request.body(bytes), (dialect, is_known, is_ruled))
 }

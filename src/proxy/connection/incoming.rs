@@ -92,7 +92,7 @@ async fn judge(
         .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
         .and_then(|()| path::classify(path, &request.head, served))
         .and_then(|kind| match kind {
-            Purpose::Forward => place::find(w, &client.post).map(|()| kind),
+            Purpose::Forward | Purpose::Models => place::find(w, &client.post).map(|()| kind),
             // They are for guests too, and cost nobody a place: whoever looks after us must get an
             // answer when everything is taken.
             own => Ok(own),
@@ -115,11 +115,10 @@ async fn judge(
             Box::pin(unpack((&w.unpacking, &plan.server), client, request, coding)).await;
         unpacked.map_err(|refusal| unless_gone(client, refusal))?;
     }
-    let view = &*pass.view.shared;
-    let read = match facts::at_once((w, view), client, request) {
+    let read = match facts::at_once(pass, client, request) {
         Some(read) => read,
         // Boxed: few bodies are so large.
-        None => Box::pin(facts::in_slices((w, view), client, request)).await,
+        None => Box::pin(facts::in_slices(pass, client, request)).await,
     };
     read.map_err(|refusal| unless_gone(client, refusal))
 }

@@ -5,6 +5,7 @@ use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
 use crate::http::request::Method;
+use crate::proxy::admit::model;
 use crate::proxy::admit::path::Purpose;
 use crate::proxy::answer::{self, Frame};
 use crate::proxy::client::Client;
@@ -40,6 +41,7 @@ pub(super) async fn answer_instead(
 ) -> Next {
     match instead {
         Instead::Refusal(refusal) => refuse(w, client, underway, refusal).await,
+        Instead::Page(Purpose::Models) => list_models(w, client, underway).await,
         Instead::Page(kind) => own_answer(w, client, underway, kind).await,
         Instead::Nothing => {
             w.shelf.count_abort(Phase::Request);
@@ -133,6 +135,33 @@ async fn own_answer(
     *story = Story::own(status);
     next
 }
+
+/// `/v1/models`, and what stands below it.
+async fn list_models(w: &Shared, client: &mut Client, underway: &mut Underway<'_>) -> Next {
+    const JSON: &str = "application/json";
+    let Some(list) = w.model_list(client).await else {
+        return refuse(w, client, underway, NO_MODELS.with_retry_after(1)).await;
+    };
+    let Notes { request, story, .. } = &mut *underway.notes;
+    let name = model::named_by(request.head.path(client.bytes()));
+    let found = match &name {
+        None => Some(list.page()),
+        Some(name) => list.model(name),
+    };
+    let Some(body) = found else {
+        let refusal = model::not_found(name.as_deref().unwrap_or_default());
+        return refuse(w, client, underway, refusal).await;
+    };
+    let frame = frame(w, request, !request.body_read || w.is_crowded());
+    let sent = answer::send(client, &frame, 200, JSON, body.as_bytes()).await;
+    let next = after(sent, frame.close);
+    request.release_body(client);
+    *story = Story::answered(200);
+    next
+}
+
+const NO_MODELS: Refusal =
+    Refusal::new(503, "models_unavailable", "No backend says what models it has.");
 
 fn frame<'a>(w: &Shared, request: &'a Request, close: bool) -> Frame<'a> {
     Frame {

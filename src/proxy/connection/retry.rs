@@ -111,7 +111,8 @@ async fn hear(
     let (status, backend) = (response.status, Rc::clone(&trying.backend));
     let is_named =
         trying.asking.may_be_refused(status) && peek::names_wish(client, response, got).await;
-    let learnt = trying.asking.learn(&w.shelf, (&backend, request.served_model()), status, is_named);
+    let learnt =
+        trying.asking.learn(&w.shelf, (&backend, request.served_model()), status, is_named);
     if let Some(next) = learnt.filter(|_| request.is_in_hand()) {
         trying.asking = next;
         return Some(TryEnd::WishRefused);

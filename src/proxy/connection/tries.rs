@@ -138,7 +138,12 @@ async fn try_backends(
             match asked {
                 Ok(got) if trying.is_for_the_client(response.status) => {
                     let Trying { backend, asking, .. } = &trying;
-                    asking.learn(&w.shelf, (backend, request.served_model()), response.status, false);
+                    asking.learn(
+                        &w.shelf,
+                        (backend, request.served_model()),
+                        response.status,
+                        false,
+                    );
                     repute::hear_answer(backend, response);
                     note_answer(story, &trying);
                     return Ok(got);

@@ -57,6 +57,7 @@ fn shared(backend: SocketAddr) -> (Rc<Shared>, Arc<RingFile>) {
         retries: crate::proxy::retry_budget::RetryBudget::new(1, std::time::Instant::now()),
         stop: Arc::default(),
         pages: crate::state::ask::queue(1).0,
+        models: crate::state::ask::queue(1).0,
         live: Cell::new(0),
         active: Rc::default(),
     };
