@@ -336,7 +336,9 @@ fn no_reference_names_a_backend() {
     ] {
         for name in ["Location", "Content-Location"] {
             let fields = format!("X-Name: {name}\r\nX-Value: {told}\r\n");
-            let response = proxy.connect().send(get_with(&fields)).response();
+            // Of several backends the list of models is ours: another path.
+            let request = get_with(&fields).replacen("/v1/models", "/version", 1);
+            let response = proxy.connect().send(request).response();
             assert_eq!(response.status(), 307, "{}", response.text());
             assert_eq!(response.head.get(name), Some(got), "{name}: {told}");
             moved += usize::from(told != got);
