@@ -4,12 +4,13 @@
 use bench::{measure, EVENT};
 use llmproxy::base::id::RequestIds;
 use llmproxy::config;
-use llmproxy::config::plan::{KeyForm, Spool};
+use llmproxy::config::plan::{KeyForm, LoadBalance, Spool};
 use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::tokens::Oddities;
 use llmproxy::proxy::relay::tap::{Expected, Reading, Tap};
-use llmproxy::proxy::route::round_robin::RoundRobin;
-use llmproxy::proxy::route::{pick, TriedMembers};
+use llmproxy::proxy::route::strategy::Balancer;
+use llmproxy::proxy::route::tiers::{pick, Tier};
+use llmproxy::proxy::route::TriedMembers;
 use llmproxy::state::board::View;
 use llmproxy::state::meters::Times;
 use llmproxy::usage::counters::UsageCounters;
@@ -18,8 +19,16 @@ use llmproxy::usage::outbox::Outbox;
 use llmproxy::usage::record::{Outcome, UsageRecord};
 use llmproxy::usage::ring::place;
 use llmproxy::usage::spool::{self, Opened, Planned};
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::Arc;
+
+const STRATEGIES: [LoadBalance; 4] = [
+    LoadBalance::RoundRobin,
+    LoadBalance::LeastConnections,
+    LoadBalance::LatencyBased,
+    LoadBalance::Random,
+];
 
 fn main() {
     let mut tap = Tap::default();
@@ -37,18 +46,21 @@ fn main() {
         tap.tick(&mut times);
     });
 
-    for backends in [1, 16, 512] {
+    for backends in [1, 32, 512] {
         let urls: Vec<_> = (0..backends).map(|n| format!("http://192.0.2.1:{}", n + 1)).collect();
         let Ok(loaded) = config::load_backends(&urls, &[]) else { continue };
         let plan = loaded.plan;
         let tls = plan.backends.iter().map(|_| None).collect();
         let view = View::new(Arc::new(plan), tls, None);
-        let mut balancer = RoundRobin::new(&vec![1; backends], 0);
-        let all: Vec<u32> = (0..backends as u32).collect();
-        measure(&format!("pick among {backends}"), 0, || {
-            let tried = black_box(TriedMembers::default());
-            assert!(pick(&mut balancer, (view.members(), &all), &tried).is_some());
-        });
+        for strategy in STRATEGIES {
+            let balancer = Balancer::new(strategy, &vec![1; backends], (0, 1));
+            let places = (0..backends as u32).collect();
+            let tiers = [Tier { places, balancer: RefCell::new(balancer) }];
+            measure(&format!("pick among {backends}, {strategy:?}"), 0, || {
+                let tried = black_box(TriedMembers::default());
+                assert!(pick(&tiers, view.members(), &tried).is_ok());
+            });
+        }
     }
 
     let mut ids = RequestIds::new(1);

@@ -52,6 +52,8 @@ pub enum Fault {
     FirstByteTimeout,
     /// The backend was taken out of service while the request waited there for a first byte.
     BackendEjected,
+    /// The request was to be sent there once more, and others have taken its place meanwhile.
+    BackendFull,
     /// The engine answered that it is still loading its model.
     BackendLoading,
     /// The backend leads back to this process, which refused the request there.
@@ -87,6 +89,7 @@ impl Fault {
             Fault::BackendClosedReused => "backend_closed_reused",
             Fault::FirstByteTimeout => "first_byte_timeout",
             Fault::BackendEjected => "backend_ejected",
+            Fault::BackendFull => "backends_full",
             Fault::BackendLoading => "backend_loading",
             Fault::BackendLoops => "loop_detected",
             Fault::ForeignAnswer => "foreign_answer",
@@ -174,6 +177,10 @@ impl Fault {
             }
             Fault::BackendEjected => {
                 Refusal::new(503, code, "The backend went out of service before it answered.")
+            }
+            Fault::BackendFull => {
+                Refusal::new(429, code, "All backends have as many requests as they may.")
+                    .with_retry_after(1)
             }
             Fault::BackendLoading => {
                 Refusal::new(503, code, "The backend is still loading its model.")

@@ -358,6 +358,15 @@ pub const CONNECTIONS_OVER_MAX: usize = 32;
 /// And so many more, which get `/health`, `/ready` and the metrics, and take the place of another
 /// when they ask for an engine. Beyond: one of them gives way, or 503 without a look.
 pub const GUESTS_MAX: usize = 16;
+/// Longest `Retry-After` that a client is told when all backends are full, in seconds.
+pub const FULL_RETRY_AFTER_S_MAX: u32 = 30;
+/// An engine that says that it is full (429 or 503 with `Retry-After`) is spared for as long as it
+/// says, and no longer than this.
+pub const SPARED_MAX: Duration = Duration::from_secs(60);
+/// Longest `slow_start`. Beyond: refused.
+pub const SLOW_START_MAX: Duration = Duration::from_secs(3600);
+/// Requests that one backend may be allowed to have at a time (`max_concurrent`). Beyond: refused.
+pub const CONCURRENT_MAX: u32 = 1_000_000;
 /// Weight of one backend. Beyond: refused.
 pub const WEIGHT_MAX: u32 = 10_000;
 /// Largest `server.max_body_size`: a body is held in memory. Beyond: refused.

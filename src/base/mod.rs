@@ -13,4 +13,5 @@ pub mod digits;
 pub mod line;
 pub mod certificate;
 pub mod tls_fault;
+pub mod uptime;
 pub mod panic_point;

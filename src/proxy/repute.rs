@@ -5,11 +5,15 @@ use crate::http::field::Known;
 use crate::http::response::ResponseHead;
 use crate::state::member::Member;
 use crate::state::repute::{Change, Evidence};
+use std::time::Duration;
 
 /// Takes in what a fault says about a backend.
 pub fn hear_fault(backend: &Member, fault: Fault) {
     match Evidence::of_fault(fault) {
-        Some(evidence) => hear(backend, evidence),
+        Some(evidence) => {
+            backend.hear_served(false);
+            hear(backend, evidence);
+        }
         None if fault.side() != Side::Backend => backend.untried(),
         None => {}
     }
@@ -18,6 +22,11 @@ pub fn hear_fault(backend: &Member, fault: Fault) {
 /// Takes in what the head of an answer says about a backend.
 pub fn hear_answer(backend: &Member, response: &ResponseHead) {
     let has_retry_after = response.fields.iter().any(|f| f.known == Known::RetryAfter);
+    if let (429 | 503, Some(seconds)) = (response.status, response.retry_after) {
+        backend.spare_for(Duration::from_secs(seconds.into()));
+    }
+    // A refusal of what the client sent is an answer; one for lack of room, or strength, is none.
+    backend.hear_served(response.status < 500 && response.status != 429);
     hear(backend, Evidence::of_status(response.status, has_retry_after));
 }
 

@@ -7,7 +7,7 @@ use super::receive::Request;
 use super::relay::tap::Tap;
 use super::relay::Relayed;
 use super::shelf::Shelf;
-use super::upstream::pool::LocalMember;
+use super::upstream::pool::{InFlight, LocalMember};
 use crate::base::fault::{Fault, Side};
 use crate::base::id::RequestId;
 use crate::base::panic_point;
@@ -44,6 +44,8 @@ pub enum Ending {
 pub struct Story {
     /// The last backend that was tried.
     pub backend: Option<Rc<LocalMember>>,
+    /// Counts the request there, until it has a connection, which takes this over.
+    pub inflight: Option<InFlight>,
     /// Tries after the first.
     pub retries: u32,
     /// Another backend than the first answered.
@@ -74,6 +76,13 @@ pub struct Story {
 }
 
 impl Story {
+    /// The next try is at the backend where the request is in flight.
+    pub fn goes_to(&mut self, inflight: InFlight) -> Rc<LocalMember> {
+        let backend = Rc::clone(inflight.backend());
+        (self.backend, self.inflight) = (Some(Rc::clone(&backend)), Some(inflight));
+        backend
+    }
+
     /// The story of a request that we refused.
     pub fn refused(refusal: &Refusal) -> Story {
         Story { status: refusal.status, ending: Ending::Refused(refusal.code), ..Story::default() }

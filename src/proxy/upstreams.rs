@@ -1,6 +1,6 @@
 //! The backends of one worker: the view that requests begin with, and what is left of earlier ones.
 
-use super::route::{self, TriedMembers};
+use super::route::{tiers, TriedMembers};
 use super::upstream::pool::LocalMember;
 use super::view::WorkerView;
 use crate::rt::patrol::Patrol;
@@ -85,6 +85,11 @@ impl Upstreams {
         self.view.borrow().members.iter().for_each(|member| member.clear());
     }
 
+    /// Requests that went past the first tier of their group.
+    pub fn spilled(&self) -> u64 {
+        self.view.borrow().spilled()
+    }
+
     /// Idle connections to backends.
     pub fn idle(&self) -> usize {
         self.view.borrow().members.iter().map(|member| member.idle()).sum()
@@ -105,7 +110,7 @@ fn departed<'a>(members: impl Iterator<Item = &'a Rc<LocalMember>>) -> Vec<Membe
 /// True when another backend is well to which this rule leads.
 fn has_another(view: &View, gone: MemberId, rule: u32) -> bool {
     let group = view.models.of_rule(rule);
-    group.is_some_and(|group| route::has_other(view.group(group), &TriedMembers::only(gone)))
+    group.is_some_and(|group| tiers::has_other(view.group(group), &TriedMembers::only(gone)))
 }
 
 #[cfg(test)]

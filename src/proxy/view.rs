@@ -1,18 +1,24 @@
 //! The view as one worker has it: the configuration in use, the backends with this worker's own
 //! connections to them, and whose turn it is. A request keeps the one that it began with.
 
-use super::route::round_robin::RoundRobin;
-use super::route::{self, TriedMembers};
-use super::upstream::pool::LocalMember;
-use crate::config::plan::{KeyForm, Plan};
+use super::route::strategy::Balancer;
+use super::route::tiers::{self, Tier};
+use super::route::{NotPicked, TriedMembers};
+use super::upstream::pool::{InFlight, LocalMember};
+use crate::config::plan::{KeyForm, LoadBalance, Plan};
 use crate::state::board::View;
 use crate::state::member::{Member, MemberId};
 use crate::state::models::GroupId;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// How often a backend is picked anew because another worker has just filled the one that was.
+/// Beyond: all count as full.
+const LOST_RACES_MAX: usize = 16;
 
 /// One view of one worker.
 pub struct WorkerView {
@@ -22,8 +28,11 @@ pub struct WorkerView {
     pub plan: Arc<Plan>,
     /// The backends, in the order of the plan.
     pub members: Vec<Rc<LocalMember>>,
-    /// Who is next in each group of backends that serve the same models.
-    balancers: Vec<RefCell<RoundRobin>>,
+    /// For each group of backends that serve the same models, who is asked before whom.
+    groups: Vec<Box<[Tier]>>,
+    /// Requests that went past the first tier of their group, because nobody in it could take them.
+    /// All views of the worker count together.
+    spilled: Rc<Cell<u64>>,
     /// The worker's number.
     worker: usize,
     /// How records keep the clients' keys.
@@ -36,8 +45,9 @@ pub struct WorkerView {
 impl WorkerView {
     /// The first view of worker number `index`.
     pub fn first(shared: Arc<View>, index: usize) -> WorkerView {
-        WorkerView::with(shared, index, &HashMap::new(), |weights, _| {
-            RoundRobin::new(weights, index)
+        let strategy = shared.plan.routing.load_balance;
+        WorkerView::with((shared, Rc::default()), index, &HashMap::new(), |weights, _, seed| {
+            Balancer::new(strategy, weights, (index, seed))
         })
     }
 
@@ -45,48 +55,56 @@ impl WorkerView {
     /// the worker still has connections to.
     pub fn next(&self, shared: Arc<View>, leaving: &[Rc<LocalMember>]) -> WorkerView {
         let known = self.members.iter().chain(leaving).map(|member| (member.id(), member));
-        WorkerView::with(shared, self.worker, &known.collect(), |weights, group| {
-            self.go_on(weights, group)
+        let strategy = shared.plan.routing.load_balance;
+        let view = (shared, Rc::clone(&self.spilled));
+        WorkerView::with(view, self.worker, &known.collect(), |weights, tier, seed| {
+            let turns = (strategy == LoadBalance::RoundRobin).then(|| self.turns_of(tier));
+            match turns.flatten() {
+                Some(turns) => {
+                    let weighted = weights.iter().copied().zip(turns);
+                    Balancer::in_turn_again(&weighted.collect::<Vec<_>>(), seed)
+                }
+                None => Balancer::new(strategy, weights, (self.worker, seed)),
+            }
         })
     }
 
-    /// The order in which a group of the next view gets its turns: that of the group of this one
-    /// which has the most of its backends.
-    fn go_on(&self, weights: &[u32], group: &[MemberId]) -> RoundRobin {
-        let here: Vec<_> = group.iter().map(|id| self.shared.place(*id)).collect();
-        let shares = |places: &[u32]| {
-            let is_in =
-                |place: &Option<usize>| place.is_some_and(|place| places.contains(&(place as u32)));
-            here.iter().filter(|place| is_in(place)).count()
+    /// Where the backends of a tier of the next view stand: as they did in the tier of this one
+    /// which has the most of them. Of several, in the one with the fewest others.
+    fn turns_of(&self, tier: &[MemberId]) -> Option<Vec<Option<u64>>> {
+        let here: Vec<_> = tier.iter().map(|id| self.shared.place(*id)).collect();
+        let at = |places: &[u32], place: Option<usize>| {
+            places.iter().position(|known| Some(*known as usize) == place)
         };
-        let groups = self.shared.models.groups().iter().zip(&self.balancers);
-        // Of several, the one with the fewest others.
-        let nearest = groups.max_by_key(|(places, _)| (shares(places), Reverse(places.len())));
-        let Some((places, balancer)) = nearest.filter(|(places, _)| shares(places) > 0) else {
-            return RoundRobin::new(weights, self.worker);
-        };
-        let passes = balancer.borrow().passes(places.len());
-        let pass = |place: &Option<usize>| {
-            let place = places.iter().position(|known| Some(*known as usize) == *place)?;
-            passes.get(place).copied()
-        };
-        let weighted = weights.iter().copied().zip(here.iter().map(pass));
-        RoundRobin::going_on(&weighted.collect::<Vec<_>>())
+        let shares =
+            |tier: &&Tier| here.iter().filter(|place| at(&tier.places, **place).is_some()).count();
+        let tiers = self.groups.iter().flatten();
+        let nearest = tiers.max_by_key(|tier| (shares(tier), Reverse(tier.places.len())));
+        let Tier { places, balancer } = nearest.filter(|tier| shares(tier) > 0)?;
+        let turns = balancer.borrow().turns(places.len())?;
+        let turn = |place: &Option<usize>| turns.get(at(places, *place)?).copied();
+        Some(here.iter().map(turn).collect())
     }
 
     fn with(
-        shared: Arc<View>,
+        (shared, spilled): (Arc<View>, Rc<Cell<u64>>),
         worker: usize,
         known: &HashMap<MemberId, &Rc<LocalMember>>,
-        balancer: impl Fn(&[u32], &[MemberId]) -> RoundRobin,
+        balancer: impl Fn(&[u32], &[MemberId], u64) -> Balancer,
     ) -> WorkerView {
-        let balancers = shared.models.groups().iter().map(|places| {
-            let group = places.iter().filter_map(|place| shared.members().get(*place as usize));
-            let weights: Vec<_> = group.clone().map(|member| member.plan.weight).collect();
-            let ids: Vec<_> = group.map(|member| member.id()).collect();
-            RefCell::new(balancer(&weights, &ids))
-        });
-        let balancers = balancers.collect();
+        let backends = shared.plan.backends.iter();
+        let standing = backends.map(|backend| (backend.region.as_str(), backend.backup));
+        let ranks = tiers::ranks(&shared.plan.server.region, standing);
+        let dice = RandomState::new();
+        let tier = |places: Box<[u32]>| {
+            let members = places.iter().filter_map(|place| shared.members().get(*place as usize));
+            let weights: Vec<_> = members.clone().map(|member| member.plan.weight).collect();
+            let ids: Vec<_> = members.map(|member| member.id()).collect();
+            let balancer = balancer(&weights, &ids, dice.hash_one(&places));
+            Tier { places, balancer: RefCell::new(balancer) }
+        };
+        let group = |places: &[u32]| tiers::split(places, &ranks).into_iter().map(tier).collect();
+        let groups = shared.models.groups().iter().map(|places| group(places)).collect();
         let local = |member: &Arc<Member>| {
             let before = known.get(&member.id());
             Rc::new(LocalMember::new(member, before.map(|old| &***old)))
@@ -94,7 +112,8 @@ impl WorkerView {
         let plan = Arc::clone(&shared.plan);
         WorkerView {
             members: shared.members().iter().map(local).collect(),
-            balancers,
+            groups,
+            spilled,
             worker,
             key_form: plan.usage.kept_key_form(),
             models: shared.labelled_models().iter().cloned().zip(0..).collect(),
@@ -109,11 +128,25 @@ impl WorkerView {
         }
     }
 
-    /// Who of a group gets the next try; `None`: all that could be picked were tried.
-    pub fn pick(&self, group: GroupId, tried: &TriedMembers) -> Option<&Rc<LocalMember>> {
-        let mut balancer = self.balancers.get(group.place())?.borrow_mut();
-        let places = self.shared.models.members_of(group);
-        self.members.get(route::pick(&mut balancer, (self.shared.members(), places), tried)?)
+    /// The next try of a request, in flight from here on at the backend of the group that gets it.
+    pub fn pick(&self, group: GroupId, tried: &TriedMembers) -> Result<InFlight, NotPicked> {
+        let tiers = self.groups.get(group.place()).ok_or(NotPicked::Nobody)?;
+        for _ in 0..LOST_RACES_MAX {
+            let picked = tiers::pick(tiers, self.shared.members(), tried)?;
+            let member = self.members.get(picked.place).ok_or(NotPicked::Nobody)?;
+            if let Some(inflight) = InFlight::enter(member) {
+                self.spilled.set(self.spilled.get() + u64::from(picked.is_spilled));
+                return Ok(inflight);
+            }
+            // It may have been its scout.
+            member.untried();
+        }
+        Err(NotPicked::Full { retry_after_s: 1 })
+    }
+
+    /// Requests of this worker that went past the first tier of their group, in all views.
+    pub fn spilled(&self) -> u64 {
+        self.spilled.get()
     }
 
     /// A backend of this view.

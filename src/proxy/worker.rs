@@ -216,6 +216,7 @@ impl Worker {
             n => drop(copy.rejected.insert("pipelined_too_much", n)),
         }
         copy.bodies_waited = [w.slices.turns.waited(), w.unpacking.waited()];
+        copy.spilled = w.upstreams.spilled();
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: w.live.get() as u64,

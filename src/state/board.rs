@@ -39,7 +39,12 @@ impl View {
             let old = of_name.rev().find(|member| member.is_for(plan));
             Arc::new(match old {
                 Some(old) => old.renewed(plan.clone(), tls),
-                None => Member::new(plan.clone(), tls),
+                None => {
+                    let new = Member::new(plan.clone(), tls);
+                    // Those of the first view all start at the same moment.
+                    before.into_iter().for_each(|_| new.note_coming());
+                    new
+                }
             })
         };
         let members: Vec<_> = plan.backends.iter().zip(tls).map(member).collect();
@@ -248,7 +253,7 @@ mod tests {
         let fourth = view(A, Some(&third));
         drop(third);
         assert_eq!(fourth.leaving().len(), 1);
-        b.enter();
+        assert!(b.enter());
         assert!(fourth.in_use(id).is_some());
         b.leave();
         assert!(fourth.in_use(id).is_none(), "nobody waits there");

@@ -2,8 +2,11 @@
 //! health and addresses (written by the control plane, read by workers), requests in flight
 //! (written by workers). Readers never wait.
 
+use super::latency::Latency;
 use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
+use crate::base::limits::SPARED_MAX;
+use crate::base::uptime::uptime;
 use crate::config::plan::{Backend, Endpoint};
 use arc_swap::ArcSwap;
 use rustls::pki_types::ServerName;
@@ -12,7 +15,7 @@ use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The number of a backend in this process. It is never given twice: what belongs to a backend that
 /// was taken out of the configuration cannot be taken for another one's.
@@ -60,7 +63,6 @@ pub struct Member {
 /// it as they are.
 pub struct Vitals {
     id: MemberId,
-    born: Instant,
     passes_probes: AtomicBool,
     /// A packed [`Repute`].
     repute: AtomicU64,
@@ -68,6 +70,14 @@ pub struct Vitals {
     alive: AtomicU32,
     departures: AtomicU32,
     inflight: AtomicU32,
+    /// A packed [`Latency`].
+    latency: AtomicU64,
+    /// Milliseconds that a request is here, in the mean; 0: not known.
+    stay: AtomicU32,
+    /// It said that it is full until then, in [`Tenths`].
+    spared_until: AtomicU32,
+    /// When it came, or came back, in [`Tenths`]; 0: it was there from the start, or long enough.
+    came: AtomicU32,
     unasked: AtomicU64,
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
@@ -104,11 +114,55 @@ impl Member {
         is_held || this.inflight() > 0
     }
 
+    /// Counts a request in, unless as many are here as may be. Whoever has counted one in counts it
+    /// out when it is over. Exact, however many workers do this at the same time.
+    pub fn enter(&self) -> bool {
+        let max = self.plan.max_concurrent;
+        let one_more = |now: u32| (max == 0 || now < max).then(|| now.saturating_add(1));
+        let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.vitals.inflight.fetch_update(set, read, one_more).is_ok()
+    }
+
+    /// True when as many requests are here as may be.
+    pub fn is_full(&self) -> bool {
+        let max = self.plan.max_concurrent;
+        max > 0 && self.inflight() >= max
+    }
+
+    /// True when nothing speaks against a request here now.
+    pub fn can_take(&self) -> bool {
+        self.is_healthy() && !self.is_full() && !self.is_spared()
+    }
+
+    /// Its weight now, in hundredths: that of the configuration, or less for as long as
+    /// `slow_start` says after it came.
+    pub fn weight_at(&self, now: impl FnOnce() -> Tenths) -> u64 {
+        let weight = u64::from(self.plan.weight);
+        let came = self.came.load(Ordering::Relaxed);
+        if came == 0 || self.plan.slow_start.is_zero() {
+            return weight * 100;
+        }
+        let percent = started(now().0.saturating_sub(came), Tenths::of(self.plan.slow_start).0);
+        (weight * percent).max(1)
+    }
+
     /// True when `plan` is for this backend: by its name, at the same place, with the same TLS.
     pub fn is_for(&self, plan: &Backend) -> bool {
         let ours = &self.plan;
         ours.name == plan.name && ours.endpoint == plan.endpoint && ours.tls == plan.tls
     }
+}
+
+/// The time by which backends are judged.
+pub fn now() -> Tenths {
+    Tenths::of(uptime())
+}
+
+/// The percentage of its weight that a backend has which came so long ago and starts for `slow`,
+/// both in tenths of a second: it grows evenly from 10 to 100.
+fn started(age: u32, slow: u32) -> u64 {
+    let grown = u64::from(age) * 90 / u64::from(slow.max(1));
+    (10 + grown).min(100)
 }
 
 impl Deref for Member {
@@ -121,17 +175,19 @@ impl Deref for Member {
 
 impl Vitals {
     fn new(addresses: Vec<SocketAddr>) -> Vitals {
-        let born = Instant::now();
         Vitals {
             id: MemberId::next(),
-            born,
             passes_probes: AtomicBool::new(true),
             repute: AtomicU64::new(Repute::default().pack()),
             alive: AtomicU32::new(0),
             departures: AtomicU32::new(0),
             inflight: AtomicU32::new(0),
+            latency: AtomicU64::new(Latency::default().pack()),
+            stay: AtomicU32::new(0),
+            spared_until: AtomicU32::new(0),
+            came: AtomicU32::new(0),
             unasked: AtomicU64::new(0),
-            usage_wishes: KnownWishes::new(born),
+            usage_wishes: KnownWishes::new(Instant::now()),
             addresses: ArcSwap::from_pointee(addresses),
         }
     }
@@ -155,8 +211,9 @@ impl Vitals {
     pub fn set_passes_probes(&self, passes: bool) {
         if self.passes_probes.swap(passes, Ordering::Relaxed) != passes {
             self.usage_wishes.forget();
-            if !passes {
-                self.departures.fetch_add(1, Ordering::Relaxed);
+            match passes {
+                true => self.note_coming(),
+                false => drop(self.departures.fetch_add(1, Ordering::Relaxed)),
             }
         }
     }
@@ -199,11 +256,7 @@ impl Vitals {
 
     /// A stream of it is seen to go on.
     pub fn note_alive(&self) {
-        self.alive.store(self.now().0.max(1), Ordering::Relaxed);
-    }
-
-    fn now(&self) -> Tenths {
-        Tenths::of(self.born.elapsed())
+        self.alive.store(now().0.max(1), Ordering::Relaxed);
     }
 
     fn repute(&self) -> Repute {
@@ -214,11 +267,15 @@ impl Vitals {
         &self,
         mut step: impl FnMut(Repute, Tenths, u32) -> (Repute, Option<Change>),
     ) -> Option<Change> {
-        let elapsed = self.born.elapsed();
+        let elapsed = uptime();
         let (now, jitter) = (Tenths::of(elapsed), elapsed.subsec_nanos());
         let mut word = self.repute.load(Ordering::Relaxed);
         let change = loop {
             let (next, change) = step(Repute::unpack(word), now, jitter);
+            if next.pack() == word {
+                // An ejected backend is asked for with each pick: that must not cost a write.
+                break change;
+            }
             let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
             match self.repute.compare_exchange_weak(word, next.pack(), set, read) {
                 Ok(_) => break change,
@@ -229,25 +286,82 @@ impl Vitals {
             Some(Change::Ejected(_) | Change::StaysOut(_)) => {
                 self.departures.fetch_add(1, Ordering::Relaxed);
             }
-            Some(Change::Back) => self.usage_wishes.forget(),
+            Some(Change::Back) => {
+                self.usage_wishes.forget();
+                self.note_coming();
+            }
             None => {}
         }
         change
     }
 
-    /// Requests that a worker sent here and has not settled.
+    /// Requests of all workers that are here: from the moment in which this backend was picked to
+    /// the last byte of the answer.
     pub fn inflight(&self) -> u32 {
         self.inflight.load(Ordering::Relaxed)
     }
 
-    /// Counts a request in; the guard counts it out when dropped.
-    pub fn enter(&self) {
-        self.inflight.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a request out. Called by the guard that called [`Vitals::enter`].
+    /// Counts a request out. Called by the guard that called [`Member::enter`].
     pub fn leave(&self) {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What is known of how long its streams wait for their first token.
+    pub fn latency(&self) -> Latency {
+        Latency::unpack(self.latency.load(Ordering::Relaxed))
+    }
+
+    fn learn(&self, step: impl Fn(Latency) -> Latency) {
+        let next = |word| Some(step(Latency::unpack(word)).pack());
+        // It cannot fail: there always is a next one.
+        let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// A stream got its first token so long after this backend was picked for it.
+    pub fn hear_first_token(&self, after: Duration) {
+        let now = now();
+        self.learn(|latency| latency.hear(after, now));
+    }
+
+    /// A request was served, or not: an engine that fails at once must not seem to be quick.
+    pub fn hear_served(&self, is_served: bool) {
+        match is_served {
+            true if self.latency().is_spotless() => {}
+            true => self.learn(Latency::hear_success),
+            false => {
+                let now = now();
+                self.learn(|latency| latency.hear_failure(now));
+            }
+        }
+    }
+
+    /// A request was here for so long. Two workers that say so at once may lose one of them.
+    pub fn note_stay(&self, time: Duration) {
+        let time = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let known = self.stay.load(Ordering::Relaxed);
+        let mean = if known == 0 { time } else { known - known / 8 + time / 8 };
+        self.stay.store(mean, Ordering::Relaxed);
+    }
+
+    /// How long a request is here, in the mean; nothing while that is not known.
+    pub fn stay(&self) -> Duration {
+        Duration::from_millis(self.stay.load(Ordering::Relaxed).into())
+    }
+
+    /// It said that it is full, and for how long.
+    pub fn spare_for(&self, time: Duration) {
+        self.spared_until.store(now().plus(time.min(SPARED_MAX)).0, Ordering::Relaxed);
+    }
+
+    /// True while that time lasts.
+    pub fn is_spared(&self) -> bool {
+        let until = self.spared_until.load(Ordering::Relaxed);
+        until > 0 && now() < Tenths(until)
+    }
+
+    /// It is new beside others, or back: with `slow_start` it gets its share little by little.
+    pub fn note_coming(&self) {
+        self.came.store(now().0.max(1), Ordering::Relaxed);
     }
 
     /// An idle connection was found with bytes that nobody had asked for.
@@ -273,5 +387,69 @@ impl Vitals {
     /// Set by the resolver alone. It keeps the last good set on errors.
     pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         self.addresses.store(Arc::new(addresses));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a backend that gets nothing when it comes back, or all at once; one that starts
+    /// slowly with the process, when all others do the same.
+    #[test]
+    fn the_weight_of_one_that_came_grows_evenly_from_a_tenth() {
+        for (age, percent) in
+            [(0, 10), (1, 10), (100, 40), (150, 55), (299, 99), (300, 100), (u32::MAX, 100)]
+        {
+            assert_eq!(started(age, 300), percent, "{age}");
+        }
+        assert_eq!(started(0, 0), 10, "shorter than can be told");
+        let plan = |slow_start| Backend { slow_start, weight: 3, ..Backend::sample("engine") };
+        let slow = Member::new(plan(Duration::from_secs(60)), None);
+        let at = |seconds| now().plus(Duration::from_secs(seconds));
+        assert_eq!(slow.weight_at(now), 300, "from the start");
+        slow.set_passes_probes(false);
+        slow.set_passes_probes(true);
+        assert_eq!(slow.weight_at(now), 30, "it is back");
+        assert!((164..=168).contains(&slow.weight_at(|| at(30))), "{}", slow.weight_at(|| at(30)));
+        assert_eq!(slow.weight_at(|| at(61)), 300);
+        let at_once = slow.renewed(plan(Duration::ZERO), None);
+        assert_eq!(at_once.weight_at(now), 300, "without slow_start");
+    }
+
+    /// Catches: a backend that is spared for as long as a broken engine says.
+    #[test]
+    fn one_that_said_that_it_is_full_is_spared_for_a_while() {
+        let member = Member::new(Backend::sample("engine"), None);
+        assert!(member.can_take());
+        member.spare_for(Duration::MAX);
+        assert!(member.is_spared() && !member.can_take() && member.is_healthy());
+        assert!(member.spared_until.load(Ordering::Relaxed) <= now().plus(SPARED_MAX).0);
+        member.spare_for(Duration::ZERO);
+        assert!(!member.is_spared());
+    }
+
+    /// Catches: a count that two workers lose when they count at the same moment.
+    #[test]
+    fn no_more_enter_than_may_however_many_try_at_once() {
+        let plan = Backend { max_concurrent: 7, ..Backend::sample("engine") };
+        let member = Member::new(plan, None);
+        let most = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        if member.enter() {
+                            most.fetch_max(member.inflight(), Ordering::Relaxed);
+                            member.leave();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(member.inflight(), 0);
+        assert!((1..=7).contains(&most.into_inner()));
+        assert_eq!((0..9).filter(|_| member.enter()).count(), 7);
+        assert!(member.is_full());
     }
 }

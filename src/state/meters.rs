@@ -108,6 +108,8 @@ pub struct Meters {
     pub retries: QuickMap<RetryReason, u64>,
     /// Requests that ended at another backend than the first that was picked.
     pub fallbacks: u64,
+    /// Requests that went past the first tier of backends that could serve them.
+    pub spilled: u64,
     /// Upstream connections: fresh, reused.
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
@@ -253,6 +255,7 @@ impl Meters {
         sum(&mut self.client_aborts, &other.client_aborts);
         sum(&mut self.retries, &other.retries);
         self.fallbacks += other.fallbacks;
+        self.spilled += other.spilled;
         for i in 0..2 {
             self.upstream[i] += other.upstream[i];
             self.connections[i] += other.connections[i];

@@ -7,6 +7,7 @@ pub mod member;
 pub mod board;
 pub mod hash;
 pub mod hop;
+pub mod latency;
 pub mod meters;
 pub mod models;
 pub mod model_list;

@@ -61,7 +61,10 @@ impl Evidence {
             | Fault::BackendIdleTimeout
             | Fault::BackendBroke => Some(Evidence::NoAnswer(fault)),
             // The status is heard for itself; an ejection proves nothing that was not known.
-            Fault::BackendLoading | Fault::BackendLoops | Fault::BackendEjected => None,
+            Fault::BackendLoading
+            | Fault::BackendLoops
+            | Fault::BackendEjected
+            | Fault::BackendFull => None,
             Fault::ReuseRace
             | Fault::ClientLeft
             | Fault::ClientWriteTimeout

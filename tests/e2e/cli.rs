@@ -153,7 +153,6 @@ fn what_is_not_built_refuses_to_start() {
     for (section, word) in [
         ("rate_limit: {global: {requests_per_second: 10}}\n", "rate_limit"),
         ("api_keys:\n  - {key: sk-verysecret}\n", "auth"),
-        ("routing: {load_balance: least_connections}\n", "routing.load_balance"),
         ("admin: {enabled: true, token: verysecret}\n", "admin"),
         ("server: {tls: {enabled: true, cert_file: a.pem, key_file: b.pem}}\n", "server.tls"),
     ] {

@@ -27,6 +27,7 @@ mod models;
 mod model_list;
 mod abort;
 mod half_close;
+mod balancing;
 mod ejection;
 mod engine_faults;
 mod bad_answers;

@@ -9,6 +9,9 @@ use std::sync::Arc;
 const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 77\r\nX-Queue: full\r\n\
                     Content-Length: 16\r\n\r\n{\"error\":\"busy\"}";
 
+/// It does not say when to come again, for which it would be spared.
+const DOWN: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+
 /// Before these backends, named a, b, and so on, with this routing.
 fn before(backends: &[&Backend], routing: &str) -> Proxy {
     let config = Config::new().section("health_check: {enabled: false}");
@@ -36,7 +39,7 @@ fn failing(times: usize, answer: &'static str) -> Backend {
 /// that is not counted, or is made although nobody asked for any.
 #[test]
 fn a_status_to_retry_on_goes_to_another_backend_at_once() {
-    let (busy, well) = (Backend::answering(BUSY), Backend::answering(OK));
+    let (busy, well) = (Backend::answering(DOWN), Backend::answering(OK));
     let proxy =
         before(&[&busy, &well], "retry: {max_retries: 2, initial_wait: 60s, max_wait: 60s}");
     for _ in 0..4 {
@@ -99,7 +102,7 @@ fn retries_have_a_budget() {
 /// others.
 #[test]
 fn a_rule_names_who_is_asked_next() {
-    let (busy, b, c) = (Backend::answering(BUSY), Backend::answering(OK), Backend::answering(OK));
+    let (busy, b, c) = (Backend::answering(DOWN), Backend::answering(OK), Backend::answering(OK));
     let proxy = before(&[&busy, &b, &c], "fallback: [{primary: a, fallback: [c, b]}]");
     for _ in 0..6 {
         assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");

@@ -1,7 +1,8 @@
 //! `backends[]`: where the engines are, and how each is spoken to.
 
 use super::headers;
-use crate::base::limits::WEIGHT_MAX;
+use super::server::zero_or_duration;
+use crate::base::limits::{CONCURRENT_MAX, SLOW_START_MAX, WEIGHT_MAX};
 use crate::base::secret::Secret;
 use crate::config::plan::{
     Backend, BackendTls, Endpoint, ModelPattern, OnClientAbort, Routing, StreamUsage,
@@ -101,6 +102,8 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
         models: s.list("models", ModelPattern::parse).unwrap_or_default(),
         region: s.text("region").unwrap_or_default(),
         backup: s.boolean("backup", false),
+        slow_start: slow_start(s),
+        max_concurrent: s.int("max_concurrent", 0..=CONCURRENT_MAX, 0),
         stream_usage: s.choice("stream_usage", &usage, StreamUsage::Auto),
         host: s
             .parsed("host", value::header_value)
@@ -197,6 +200,16 @@ pub fn fields(s: &mut Section) -> (Vec<(String, Secret)>, Option<String>) {
         headers.push(("Authorization".into(), Secret::new(format!("Bearer {key}"))));
     }
     (headers, host)
+}
+
+fn slow_start(s: &mut Section) -> Duration {
+    s.doubt_bare_seconds("slow_start");
+    let time = s.parsed("slow_start", zero_or_duration).flatten().unwrap_or_default();
+    if time > SLOW_START_MAX {
+        let seconds = SLOW_START_MAX.as_secs();
+        s.error("slow_start", format!("is longer than it may be: {seconds}s"));
+    }
+    time
 }
 
 /// The first versions took a weight of 0 or less for 1.

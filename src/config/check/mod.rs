@@ -18,8 +18,6 @@ mod unbuilt;
 mod usage;
 mod watch;
 
-pub use unbuilt::of_backend as unbuilt_of;
-
 use super::desk::Desk;
 use super::plan::{Backend, Plan, Routing};
 use super::raw::{MapEntry, Node, ValueKind};

@@ -286,7 +286,8 @@ fn cors(s: &mut Section) -> Cors {
     cors
 }
 
-fn zero_or_duration(text: &str) -> Result<Option<Duration>, String> {
+/// A duration, or none for zero.
+pub fn zero_or_duration(text: &str) -> Result<Option<Duration>, String> {
     if matches!(text, "0" | "0s" | "0ms") {
         return Ok(None);
     }

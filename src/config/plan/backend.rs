@@ -55,8 +55,15 @@ pub struct Backend {
     pub models: Vec<ModelPattern>,
     /// Where it stands.
     pub region: String,
-    /// Used only when no other backend is healthy.
+    /// Used only when no other backend can take a request.
     pub backup: bool,
+    /// Requests that all workers together may have there at a time; 0 = any number. Beyond:
+    /// another backend, and 429 `backends_full` when all are full.
+    pub max_concurrent: u32,
+    /// For so long after it came back, or was added by a reload, its weight grows from a tenth to
+    /// all of it; 0 = it has all of it at once.
+    #[serde(serialize_with = "print::duration")]
+    pub slow_start: Duration,
     /// Whether usage may be asked for on streams whose client did not ask.
     pub stream_usage: StreamUsage,
 }
@@ -180,6 +187,8 @@ impl Backend {
             models: Vec::new(),
             region: String::new(),
             backup: false,
+            max_concurrent: 0,
+            slow_start: Duration::ZERO,
             stream_usage: StreamUsage::Auto,
         }
     }

@@ -17,6 +17,10 @@ impl Facts {
         };
         let up = |member: &Member| u64::from(member.is_healthy());
         page.gauge("llmproxy_backend_up", "1 when the backend is healthy.", per_backend(&up))?;
+        let full = |member: &Member| u64::from(member.is_full() || member.is_spared());
+        let help = "1 while the backend has as many requests as it may (max_concurrent), or has \
+                    said that it is full.";
+        page.gauge("llmproxy_backend_full", help, per_backend(&full))?;
         let departures = |member: &Member| u64::from(member.departures());
         let help = "Times that probes or failed requests took the backend out, or kept it out.";
         page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;

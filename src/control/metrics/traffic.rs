@@ -77,6 +77,9 @@ impl Facts {
         page.counter("llmproxy_retries", "Tries after the first.", retries)?;
         let help = "Answers from another backend than the one picked first.";
         page.counter("llmproxy_fallback", help, one(m.fallbacks))?;
+        let help = "Tries at a backend of another region, or a standby, because none of those \
+                    that come before it could take the request.";
+        page.counter("llmproxy_spilled", help, one(m.spilled))?;
         let help = "Requests sent on fresh and on kept connections to backends.";
         let kinds = ["false", "true"].into_iter().zip(m.upstream);
         let kinds = labelled("reused", kinds.map(|(kind, n)| (kind.to_owned(), n)));

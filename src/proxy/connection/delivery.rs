@@ -51,10 +51,7 @@ pub(super) async fn deliver(
     let closes = closes(w, request, outbound);
     *inbound = Inbound::new(response.framing);
     expect(tap, (request, response), got, request.dialect_at(&backend.plan.base_path));
-    // 0: it left before an answer began, which only an engine that is drained did not notice.
-    story.status = if client.post.is_gone() { 0 } else { response.status };
-    story.event_stream = response.event_stream || response.ndjson;
-    story.has_length = matches!(response.framing, ResponseFraming::Length(_));
+    tell(story, response, client);
     request.release_body(client);
     let mut relay =
         Relay::new((&w.shelf.meters, client, &backend), inbound, outbound, tap, got.asked);
@@ -81,6 +78,7 @@ pub(super) async fn deliver(
     if let RelayStep::Broken(fault @ Fault::BadResponse(_)) = begun {
         return Err(fault);
     }
+    hear_first_token(&relay, got);
     if let RelayStep::NoteDue = begun {
         settle::note(pass, (request, relay.tap), story, relay.sent());
     }
@@ -88,7 +86,9 @@ pub(super) async fn deliver(
         RelayStep::LastBytes(last) => Ok(last),
         RelayStep::Broken(fault) => Err(fault),
         RelayStep::Goes | RelayStep::NoteDue => loop {
-            match relay.advance(got.lease.link()).await {
+            let step = relay.advance(got.lease.link()).await;
+            hear_first_token(&relay, got);
+            match step {
                 RelayStep::LastBytes(last) => break Ok(last),
                 RelayStep::Broken(fault) => break Err(fault),
                 RelayStep::NoteDue => {
@@ -112,6 +112,22 @@ pub(super) async fn deliver(
         Err(fault) => relay.break_off(fault).await,
     };
     Ok(Delivered { outcome, closes })
+}
+
+/// What the head of an answer tells of it.
+fn tell(story: &mut Story, response: &ResponseHead, client: &Client) {
+    // 0: it left before an answer began, which only an engine that is drained did not notice.
+    story.status = if client.post.is_gone() { 0 } else { response.status };
+    story.event_stream = response.event_stream || response.ndjson;
+    story.has_length = matches!(response.framing, ResponseFraming::Length(_));
+}
+
+/// How long a stream waited for its first token says how its backend is doing. Of other answers
+/// even the head comes when all of it was generated.
+fn hear_first_token(relay: &Relay<'_>, got: &Exchange) {
+    if relay.tap.has_just_begun() {
+        got.lease.backend().hear_first_token(got.lease.age());
+    }
 }
 
 /// Ends a whole answer that is packed. Its record waits for what is in it, and its last bytes wait

@@ -9,14 +9,15 @@ use crate::proxy::asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
-use crate::proxy::route;
 use crate::proxy::route::tries::{is_harmless, Attempt, Further, TryEnd};
+use crate::proxy::route::{tiers, NotPicked};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek;
-use crate::proxy::upstream::pool::LocalMember;
+use crate::proxy::upstream::pool::InFlight;
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Alarm;
+use crate::state::member::Member;
 use crate::state::meters::RetryReason;
 use std::future::pending;
 use std::rc::Rc;
@@ -29,11 +30,14 @@ pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
 }
 
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
-/// another try, which is prepared.
+/// another try, which is prepared and in flight.
 pub(super) async fn after(
     w: &Shared,
     client: &Client,
-    ((request, response), trying): ((&Request, &ResponseHead), &mut Trying<'_>),
+    ((request, response), (trying, inflight)): (
+        (&Request, &ResponseHead),
+        (&mut Trying<'_>, &mut Option<InFlight>),
+    ),
     doubtful: Result<Box<Exchange>, Fault>,
 ) -> Result<Option<Box<Exchange>>, Fault> {
     let (end, mut got) = match doubtful {
@@ -68,16 +72,28 @@ pub(super) async fn after(
     *w.shelf.meters.borrow_mut().retries.entry(reason).or_default() += 1;
     // The engine's connection closes: what it has to say is not read.
     drop(got.take());
-    match further {
-        Some(Further::Other(other)) => trying.move_to(other, request),
+    let again = match further {
+        Some(Further::Other(other)) => {
+            trying.move_to(other.backend(), request);
+            *inflight = Some(other);
+            return Ok(None);
+        }
         Some(Further::Wait(time)) => {
             wait(client, time).await?;
             trying.tries.begin_anew();
-            let next = pick(&w.view(), request, trying.tries.tried());
-            trying.move_to(next.ok_or(Fault::Unresolved)?, request);
+            None
         }
-        Some(Further::Again) | None => {}
-    }
+        // Others may have filled the backend by now.
+        Some(Further::Again) | None => InFlight::enter(&trying.backend),
+    };
+    *inflight = match again {
+        Some(again) => Some(again),
+        None => {
+            let next = pick(&w.view(), request, trying.tries.tried()).map_err(NotPicked::fault)?;
+            trying.move_to(next.backend(), request);
+            Some(next)
+        }
+    };
     Ok(None)
 }
 
@@ -157,7 +173,7 @@ fn set_rule(trying: &mut Trying<'_>, request: &Request) {
 fn has_other(w: &Shared, request: &Request, trying: &Trying<'_>) -> bool {
     let view = w.view();
     let group = view.shared.models.choose(request.served_model()).group;
-    route::has_other(view.shared.group(group), trying.tries.tried())
+    tiers::has_other(view.shared.group(group), trying.tries.tried())
 }
 
 /// Who is asked next: whoever the rule names, in its order, if they are well; then whoever has the
@@ -166,7 +182,7 @@ fn other(
     w: &Shared,
     request: &Request,
     (trying, end): (&mut Trying<'_>, TryEnd),
-) -> Option<Rc<LocalMember>> {
+) -> Option<InFlight> {
     set_rule(trying, request);
     // By the view of now: those that left meanwhile get no more requests.
     let view = w.view();
@@ -178,24 +194,20 @@ fn other(
         TryEnd::Failed(_) => true,
         TryEnd::Status(..) => has_other(w, request, trying),
     };
-    is_wanted.then(|| pick(&view, request, trying.tries.tried())).flatten()
+    is_wanted.then(|| pick(&view, request, trying.tries.tried()).ok()).flatten()
 }
 
-fn named_by_rule(
-    view: &WorkerView,
-    request: &Request,
-    trying: &Trying<'_>,
-) -> Option<Rc<LocalMember>> {
+fn named_by_rule(view: &WorkerView, request: &Request, trying: &Trying<'_>) -> Option<InFlight> {
     let group = view.shared.models.choose(request.served_model()).group;
     let serving = view.shared.models.members_of(group);
-    let is_free = |member: &&Rc<LocalMember>| {
-        member.is_healthy() && !trying.tries.tried().contains(member.id())
-    };
+    let is_free =
+        |member: &Member| member.is_healthy() && !trying.tries.tried().contains(member.id());
     let named = |name: &String| {
         let members = serving.iter().filter_map(|place| view.members.get(*place as usize));
-        members.filter(|member| *member.name == **name).find(is_free)
+        let mut free = members.filter(|member| *member.name == **name && is_free(member));
+        free.find_map(InFlight::enter)
     };
-    trying.rule?.fallback.iter().find_map(named).cloned()
+    trying.rule?.fallback.iter().find_map(named)
 }
 
 /// Waits, unless the client leaves.

@@ -15,7 +15,7 @@ fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
 fn a_stream_stays_small() {
     let sizes = [size_of_future(converse), size_of::<Talk>(), size_of::<Client>()];
     println!("connection's future, talk, client: {sizes:?} bytes");
-    for (size, stated) in sizes.into_iter().zip([1016, 1032, 72]) {
+    for (size, stated) in sizes.into_iter().zip([1016, 1048, 72]) {
         assert!(size <= stated, "{size} bytes, {stated} are stated");
     }
 }

@@ -12,11 +12,11 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::tries::{Policy, Tries};
-use crate::proxy::route::TriedMembers;
+use crate::proxy::route::{NotPicked, TriedMembers};
 use crate::proxy::settle::{self, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::{exchange, Exchange, How};
-use crate::proxy::upstream::pool::LocalMember;
+use crate::proxy::upstream::pool::{InFlight, LocalMember};
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Stand;
 use crate::usage::outbox::Outbox;
@@ -52,9 +52,8 @@ fn open(
     }
     w.retries.deposit();
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
-    let first = pick(&pass.view, request, &TriedMembers::default())
-        .ok_or_else(|| NO_BACKEND.with_retry_after(1))?;
-    story.backend = Some(Rc::clone(&first));
+    let inflight = pick(&pass.view, request, &TriedMembers::default()).map_err(refusal)?;
+    let first = story.goes_to(inflight);
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
     match settle::open(pass, request, story) {
@@ -63,13 +62,23 @@ fn open(
     }
 }
 
-/// Who gets the next try.
+/// The next try, in flight at whoever gets it.
 pub(super) fn pick(
     view: &WorkerView,
     request: &Request,
     tried: &TriedMembers,
-) -> Option<Rc<LocalMember>> {
-    view.pick(view.shared.models.choose(request.served_model()).group, tried).cloned()
+) -> Result<InFlight, NotPicked> {
+    view.pick(view.shared.models.choose(request.served_model()).group, tried)
+}
+
+/// What a client hears when there is nobody to ask.
+fn refusal(why: NotPicked) -> Refusal {
+    match why {
+        NotPicked::Nobody => NO_BACKEND.with_retry_after(1),
+        NotPicked::Full { retry_after_s } => {
+            Fault::BackendFull.refusal().with_retry_after(retry_after_s)
+        }
+    }
 }
 
 /// A request on its way to an answer.
@@ -93,10 +102,10 @@ impl<'a> Trying<'a> {
     }
 
     /// A backend gets the next try.
-    pub(super) fn move_to(&mut self, backend: Rc<LocalMember>, request: &Request) {
+    pub(super) fn move_to(&mut self, backend: &Rc<LocalMember>, request: &Request) {
         self.tries.move_to(backend.id());
-        self.asking = Asking::of(&self.view.plan, request, &backend);
-        self.backend = backend;
+        self.asking = Asking::of(&self.view.plan, request, backend);
+        self.backend = Rc::clone(backend);
     }
 
     /// Whether the status alone tells that an answer is for the client.
@@ -131,8 +140,8 @@ async fn try_backends(
         let how = How { is_fresh: trying.tries.is_fresh(), asking: trying.asking, within };
         // In a scope of its own, or it would lie beside the next wait in every stream.
         let doubtful = {
-            let on = (&w.shelf, view);
-            let asked = exchange(on, client, (request, response), &trying.backend, how).await;
+            let (on, there) = ((&w.shelf, view), (&trying.backend, &mut story.inflight));
+            let asked = exchange(on, client, (request, response), there, how).await;
             panic_point::pass("asking");
             client.post.stand_at(None);
             match asked {
@@ -153,8 +162,11 @@ async fn try_backends(
                 Err(fault) => Err(fault),
             }
         };
+        // Without a connection it still counts there, where it has failed.
+        story.inflight = None;
         let known = (&*request, &*response);
-        match Box::pin(retry::after(w, client, (known, &mut trying), doubtful)).await {
+        let next = (&mut trying, &mut story.inflight);
+        match Box::pin(retry::after(w, client, (known, next), doubtful)).await {
             Ok(None) => {}
             Ok(Some(got)) => {
                 note_answer(story, &trying);

@@ -132,6 +132,7 @@ impl<'a> Relay<'a> {
         loop {
             match self.next_read(link).await {
                 RelayStep::Goes if self.tap.is_note_due() => return RelayStep::NoteDue,
+                RelayStep::Goes if self.tap.has_just_begun() => return RelayStep::Goes,
                 RelayStep::Goes => panic_point::pass("relaying"),
                 step => return step,
             }

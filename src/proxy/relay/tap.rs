@@ -251,6 +251,11 @@ impl Tap {
         }
     }
 
+    /// True when the last read brought the first token of a stream.
+    pub fn has_just_begun(&self) -> bool {
+        self.is_stream && self.first_token.is_some() && self.first_token == self.last
+    }
+
     /// True when something was sent that is worth waiting for: of a stream, data. Comments are
     /// sent by engines that are still busy with the prompt.
     pub fn has_begun(&self) -> bool {

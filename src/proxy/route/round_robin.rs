@@ -18,7 +18,6 @@ pub struct RoundRobin {
 struct Turn {
     pass: u64,
     backend: u32,
-    step: u64,
 }
 
 impl RoundRobin {
@@ -27,10 +26,9 @@ impl RoundRobin {
     pub fn new(weights: &[u32], phase: usize) -> RoundRobin {
         let n = weights.len().max(1);
         let turn = |(i, weight): (usize, &u32)| {
-            let step = step_of(*weight);
             // Starts are spread over one step, else equal weights would run in pairs.
-            let pass = step / n as u64 * ((i + phase) % n) as u64;
-            Reverse(Turn { pass, backend: i as u32, step })
+            let pass = step_of(hundredths(*weight)) / n as u64 * ((i + phase) % n) as u64;
+            Reverse(Turn { pass, backend: i as u32 })
         };
         RoundRobin { queue: weights.iter().enumerate().map(turn).collect(), skipped: Vec::new() }
     }
@@ -40,9 +38,9 @@ impl RoundRobin {
     pub fn going_on(backends: &[(u32, Option<u64>)]) -> RoundRobin {
         let next = backends.iter().filter_map(|(_, pass)| *pass).min().unwrap_or_default();
         let turn = |(i, (weight, pass)): (usize, &(u32, Option<u64>))| {
-            let step = step_of(*weight);
+            let step = step_of(hundredths(*weight));
             let pass = pass.unwrap_or(next.saturating_add(step / 2));
-            Reverse(Turn { pass, backend: i as u32, step })
+            Reverse(Turn { pass, backend: i as u32 })
         };
         RoundRobin { queue: backends.iter().enumerate().map(turn).collect(), skipped: Vec::new() }
     }
@@ -58,23 +56,24 @@ impl RoundRobin {
         passes
     }
 
-    /// The next backend that `eligible` accepts. One that is passed over keeps pace with the
-    /// others, so that it does not get a burst when it comes back.
-    pub fn pick(&mut self, eligible: impl Fn(u32) -> bool) -> Option<u32> {
-        self.take(eligible, true)
+    /// The next backend that has a weight now, in hundredths: that in the configuration, or less
+    /// for one that has just come back. One that is passed over, because it has none, keeps pace
+    /// with the others, so that it does not get a burst when it comes back.
+    pub fn pick(&mut self, weight: impl Fn(u32) -> Option<u64>) -> Option<u32> {
+        self.take(weight, true)
     }
 
     /// Who would be next, for a request that has had its turn: it is in somebody's place. Were the
     /// turn charged, a dead backend's stand-in would lose its own, and the dead one be next again.
-    pub fn stand_in(&mut self, eligible: impl Fn(u32) -> bool) -> Option<u32> {
-        self.take(eligible, false)
+    pub fn stand_in(&mut self, weight: impl Fn(u32) -> Option<u64>) -> Option<u32> {
+        self.take(weight, false)
     }
 
-    fn take(&mut self, eligible: impl Fn(u32) -> bool, charge: bool) -> Option<u32> {
+    fn take(&mut self, weight: impl Fn(u32) -> Option<u64>, charge: bool) -> Option<u32> {
         let mut picked = None;
         while let Some(Reverse(turn)) = self.queue.pop() {
-            if eligible(turn.backend) {
-                let step = if charge { turn.step } else { 0 };
+            if let Some(weight) = weight(turn.backend) {
+                let step = if charge { step_of(weight) } else { 0 };
                 self.queue.push(Reverse(Turn { pass: turn.pass.saturating_add(step), ..turn }));
                 picked = Some(turn);
                 break;
@@ -93,9 +92,13 @@ impl RoundRobin {
     }
 }
 
-/// What a pick adds to the pass value of a backend.
-fn step_of(weight: u32) -> u64 {
-    (STRIDE / u64::from(weight.max(1))).max(1)
+fn hundredths(weight: u32) -> u64 {
+    u64::from(weight) * 100
+}
+
+/// What a pick adds to the pass value of a backend, by its weight in hundredths.
+fn step_of(weight: u64) -> u64 {
+    (100 * STRIDE / weight.max(1)).max(1)
 }
 
 #[cfg(test)]
@@ -107,15 +110,16 @@ mod tests {
         let mut balancer = RoundRobin::new(weights, 0);
         let mut counts = vec![0; weights.len()];
         for _ in 0..picks {
-            counts[balancer.pick(|_| true).unwrap() as usize] += 1;
+            let weight = |backend: u32| Some(hundredths(weights[backend as usize]));
+            counts[balancer.pick(weight).unwrap() as usize] += 1;
         }
         counts
     }
 
     #[test]
     fn equal_weights_rotate() {
-        let mut balancer = RoundRobin::new(&[5, 5, 5], 1);
-        let picks: Vec<_> = (0..6).map(|_| balancer.pick(|_| true).unwrap()).collect();
+        let mut balancer = RoundRobin::new(&[1, 1, 1], 1);
+        let picks: Vec<_> = (0..6).map(|_| balancer.pick(|_| Some(100)).unwrap()).collect();
         assert_eq!(picks[..3], picks[3..]);
         let mut once = picks[..3].to_vec();
         once.sort_unstable();
@@ -127,9 +131,9 @@ mod tests {
     fn a_backend_that_comes_back_gets_no_burst() {
         let mut balancer = RoundRobin::new(&[1, 1], 0);
         for _ in 0..1000 {
-            assert_eq!(balancer.pick(|b| b == 0), Some(0));
+            assert_eq!(balancer.pick(|b| (b == 0).then_some(100)), Some(0));
         }
-        let next: Vec<_> = (0..10).map(|_| balancer.pick(|_| true).unwrap()).collect();
+        let next: Vec<_> = (0..10).map(|_| balancer.pick(|_| Some(100)).unwrap()).collect();
         assert_eq!(next.iter().filter(|b| **b == 1).count(), 5, "{next:?}");
     }
 
@@ -138,10 +142,10 @@ mod tests {
         let mut balancer = RoundRobin::new(&[1, 1], 0);
         let mut first = [0, 0];
         for _ in 0..100 {
-            let picked = balancer.pick(|_| true).unwrap();
+            let picked = balancer.pick(|_| Some(100)).unwrap();
             first[picked as usize] += 1;
             if picked == 0 {
-                assert_eq!(balancer.stand_in(|b| b != 0), Some(1));
+                assert_eq!(balancer.stand_in(|b| (b != 0).then_some(100)), Some(1));
             }
         }
         assert_eq!(first, [50, 50]);
@@ -156,20 +160,20 @@ mod tests {
         for _ in 0..40 {
             let known = balancer.passes(4).into_iter().map(|pass| (1, Some(pass)));
             balancer = RoundRobin::going_on(&known.collect::<Vec<_>>());
-            counts[balancer.pick(|_| true).unwrap() as usize] += 1;
+            counts[balancer.pick(|_| Some(100)).unwrap() as usize] += 1;
         }
         assert_eq!(counts, [10, 10, 10, 10, 0]);
         let known = balancer.passes(4).into_iter().map(|pass| (1, Some(pass)));
         let more: Vec<_> = known.chain([(1, None)]).collect();
         let mut balancer = RoundRobin::going_on(&more);
-        (0..50).for_each(|_| counts[balancer.pick(|_| true).unwrap() as usize] += 1);
+        (0..50).for_each(|_| counts[balancer.pick(|_| Some(100)).unwrap() as usize] += 1);
         assert_eq!(counts[4], 10, "{counts:?}");
     }
 
     #[test]
     fn nobody_to_pick() {
-        assert_eq!(RoundRobin::new(&[], 0).pick(|_| true), None);
-        assert_eq!(RoundRobin::new(&[1], 0).pick(|_| false), None);
+        assert_eq!(RoundRobin::new(&[], 0).pick(|_| Some(100)), None);
+        assert_eq!(RoundRobin::new(&[1], 0).pick(|_| None), None);
     }
 
     proptest! {

@@ -24,7 +24,7 @@ use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The head of an answer was read, nothing was sent to the client.
 pub struct Exchange {
@@ -58,17 +58,16 @@ impl How {
     }
 }
 
-/// Sends the request to a backend and reads the head of its answer.
+/// Sends the request to a backend and reads the head of its answer. `inflight`: counts it there,
+/// and goes into the lease; without a connection it stays where it is.
 pub async fn exchange(
     (shelf, view): (&Shelf, &WorkerView),
     client: &mut Client,
     (request, head): (&mut Request, &mut ResponseHead),
-    backend: &Rc<LocalMember>,
+    (backend, inflight): (&Rc<LocalMember>, &mut Option<InFlight>),
     how: How,
 ) -> Result<Exchange, Fault> {
     head.reset();
-    // From here on it is a load there, also while it connects.
-    let inflight = InFlight::enter(backend);
     let kept = if how.is_fresh { None } else { backend.take(client.post.now()) };
     let is_reused = kept.is_some();
     let link = match kept {
@@ -79,8 +78,8 @@ pub async fn exchange(
         // Boxed: a connect needs room that a stream should not carry for minutes.
         None => Box::pin(connect(shelf, client, backend)).await?,
     };
-    let mut lease = Lease::of(link, inflight);
-    let (started, tick) = (Instant::now(), client.post.now());
+    let mut lease = Lease::of(link, inflight.take().ok_or(Fault::BackendFull)?);
+    let tick = client.post.now();
     let plan = &backend.plan;
     if !request.head.is_clear() {
         // The engine may leave such a body unread, and read it as the next request.
@@ -143,7 +142,7 @@ pub async fn exchange(
         }
         Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
             // By the real clock: while we stood still the engine may have worked on the request.
-            let in_time = !no_way_back && started.elapsed() <= REUSE_RACE_MAX;
+            let in_time = !no_way_back && lease.age() <= REUSE_RACE_MAX;
             Err(if in_time { Fault::ReuseRace } else { Fault::BackendClosedReused })
         }
         Err(fault) => Err(fault),

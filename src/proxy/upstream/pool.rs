@@ -1,5 +1,6 @@
 //! Kept connections of one worker: who may come back, and which one goes out next.
 
+use crate::base::uptime::Stamp;
 use crate::rt::patrol::TICK;
 use crate::rt::socket::IdleHeard;
 use crate::rt::tls::Link;
@@ -49,24 +50,42 @@ impl Standing {
     }
 }
 
-/// Counts a request in flight at a backend for as long as it lives, from before there is a
-/// connection, and keeps what is proven of the one that it gets.
+/// Counts a request in flight at a backend for as long as it lives, from the moment in which that
+/// was picked, and keeps what is proven of the connection that it gets there.
 pub struct InFlight {
     backend: Rc<LocalMember>,
-    // Here it fits between the others: the future of a stream does not grow.
+    // Here these fit between the others: the future of a stream does not grow.
     standing: Standing,
+    since: Stamp,
 }
 
 impl InFlight {
-    /// One more is on its way there.
-    pub fn enter(backend: &Rc<LocalMember>) -> InFlight {
-        backend.enter();
-        InFlight { backend: Rc::clone(backend), standing: Standing::default() }
+    /// One more is on its way there; `None`: as many are there as may be.
+    pub fn enter(backend: &Rc<LocalMember>) -> Option<InFlight> {
+        let enter = || InFlight {
+            backend: Rc::clone(backend),
+            standing: Standing::default(),
+            since: Stamp::now(),
+        };
+        backend.enter().then(enter)
+    }
+
+    /// The time since it was picked.
+    pub fn age(&self) -> Duration {
+        self.since.age()
+    }
+
+    /// Where it goes.
+    pub fn backend(&self) -> &Rc<LocalMember> {
+        &self.backend
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if self.backend.plan.max_concurrent > 0 {
+            self.backend.note_stay(self.age());
+        }
         self.backend.leave();
     }
 }
@@ -85,6 +104,11 @@ impl Lease {
     /// The connection.
     pub fn link(&mut self) -> &mut Link {
         &mut self.link
+    }
+
+    /// The time since the backend was picked.
+    pub fn age(&self) -> Duration {
+        self.inflight.age()
     }
 
     /// All of the request was handed over.
@@ -302,7 +326,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let link = Link::plain(Socket::from_fd(ours.into()).unwrap());
-        (Lease::of(link, InFlight::enter(pool)), theirs)
+        (Lease::of(link, InFlight::enter(pool).unwrap()), theirs)
     }
 
     /// A connection that went through a whole request and was given back at a tick.
@@ -354,7 +378,7 @@ mod tests {
     fn a_connection_that_is_taken_has_everything_to_prove_anew() {
         with_pool(|pool| {
             let _engine = keep(&pool, 0);
-            let lease = Lease::of(pool.take(1).unwrap(), InFlight::enter(&pool));
+            let lease = Lease::of(pool.take(1).unwrap(), InFlight::enter(&pool).unwrap());
             assert_eq!(lease.inflight.standing, Standing::default());
             lease.give_back(1);
             assert!(pool.idle() == 0);

@@ -119,6 +119,8 @@ async fn served(w: Rc<Shared>, place: &'static str) -> JoinHandle<()> {
     assert!(!is_well, "{place} was never passed");
     // Sockets are closed by the ring, which must run for that.
     rt::sleep(Duration::from_millis(1)).await;
+    let inflight = w.view().members.iter().map(|member| member.inflight()).sum::<u32>();
+    assert_eq!(inflight, 0, "{place}: a place that is never free again");
     client
 }
 

@@ -1,0 +1,3 @@
+//! All strategies together.
+
+mod simulation;
