@@ -161,8 +161,10 @@ async fn told_by(member: &Member, limit: Duration) -> Result<Vec<Told>, String> 
     visit::send(&mut link, member, ("GET", "/v1/models"), "models").await?;
     let mut bytes = Vec::new();
     let head = visit::read_head(&mut link, Method::Get, &mut bytes).await?;
-    if head.status != 200 || head.encoded {
-        return Err(format!("status {}, or packed", head.status));
+    match head.status {
+        200 if head.encoded => return Err("the answer is packed, unasked".into()),
+        200 => {}
+        status => return Err(format!("status {status}")),
     }
     let body = visit::read_body(&mut link, &head, bytes, MODEL_LIST_BYTES_MAX).await?;
     models_in(&body, &member.plan.models)
