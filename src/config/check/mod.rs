@@ -47,6 +47,10 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
     if health_check.is_none() {
         watch::unprobed(&mut root);
     }
+    // Discovery may find near ones.
+    if discovery.is_none() {
+        doubt_region(&root, &server.region, &backends);
+    }
     let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
     let metrics = watch::metrics(&mut root, &server.listen);
     if let Some(page) = metrics.as_ref().filter(|page| page.listen.is_none()) {
@@ -91,6 +95,15 @@ pub fn found_backend(desk: &Desk, row: Node, routing: &Routing) -> Option<Backen
     alias::canonical(desk, &mut root);
     let mut section = Section::open(desk, &root, "")?;
     backend::backends(&mut section, "backends", Timeouts::of(routing)).pop()
+}
+
+/// Most likely one of the names is misspelt.
+fn doubt_region(root: &Section, region: &str, backends: &[Backend]) {
+    let is_near = |backend: &Backend| backend.region == region;
+    if !region.is_empty() && !backends.is_empty() && !backends.iter().any(is_near) {
+        let region = value::quoted(region);
+        root.warn("server", format!("region: no backend is in {region}: all of them are far"));
+    }
 }
 
 /// Sections of other versions and other gateways that LLMProxy will not have.

@@ -286,3 +286,21 @@ fn paths_that_can_never_match_are_errors() {
         assert_eq!(report.findings.iter().filter(told).count(), 1, "{report}");
     }
 }
+
+/// Catches: a misspelt region, for which all requests go to the far one that comes first.
+#[test]
+fn a_region_in_which_no_backend_is_is_doubted() {
+    for (server, backend, is_doubted) in [
+        ("us", "us", false),
+        ("us", "su", true),
+        ("us", "", true),
+        ("", "us", false),
+        ("", "", false),
+    ] {
+        let backends = format!("backends: [{{url: 'http://a', region: '{backend}'}}]");
+        let report = load(&format!("server: {{region: '{server}'}}\n{backends}\n")).report;
+        let doubts =
+            report.lines(false).into_iter().filter(|line| line.contains("no backend is in"));
+        assert_eq!(doubts.count(), usize::from(is_doubted), "{server}, {backend}");
+    }
+}

@@ -1,0 +1,62 @@
+use super::*;
+
+/// Catches: a backend that gets nothing when it comes back, or all at once; one that starts
+/// slowly with the process, when all others do the same.
+#[test]
+fn the_weight_of_one_that_came_grows_evenly_from_a_tenth() {
+    for (age, percent) in
+        [(0, 10), (1, 10), (100, 40), (150, 55), (299, 99), (300, 100), (u32::MAX, 100)]
+    {
+        assert_eq!(started(age, 300), percent, "{age}");
+    }
+    assert_eq!(started(0, 0), 10, "shorter than can be told");
+    let plan = |slow_start| Backend { slow_start, weight: 3, ..Backend::sample("engine") };
+    let slow = Member::new(plan(Duration::from_secs(3600)), None);
+    let at = |seconds| now().plus(Duration::from_secs(seconds));
+    assert_eq!(slow.weight_at(now), 300, "from the start");
+    slow.set_passes_probes(false);
+    slow.set_passes_probes(true);
+    assert_eq!(slow.weight_at(now), 30, "it is back");
+    // An hour is so long that it does not matter how busy this machine is.
+    let half = slow.weight_at(|| at(1800));
+    assert!((162..=168).contains(&half), "{half}");
+    assert_eq!(slow.weight_at(|| at(3601)), 300);
+    let at_once = slow.renewed(plan(Duration::ZERO), None);
+    assert_eq!(at_once.weight_at(now), 300, "without slow_start");
+}
+
+/// Catches: a backend that is spared for as long as a broken engine says.
+#[test]
+fn one_that_said_that_it_is_full_is_spared_for_a_while() {
+    let member = Member::new(Backend::sample("engine"), None);
+    assert!(member.can_take());
+    member.spare_for(Duration::MAX);
+    assert!(member.is_spared() && !member.can_take() && member.is_healthy());
+    assert!(member.spared_until.load(Ordering::Relaxed) <= now().plus(SPARED_MAX).0);
+    member.spare_for(Duration::ZERO);
+    assert!(!member.is_spared());
+}
+
+/// Catches: a count that two workers lose when they count at the same moment.
+#[test]
+fn no_more_enter_than_may_however_many_try_at_once() {
+    let plan = Backend { max_concurrent: 7, ..Backend::sample("engine") };
+    let member = Member::new(plan, None);
+    let most = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    if member.enter() {
+                        most.fetch_max(member.inflight(), Ordering::Relaxed);
+                        member.leave();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(member.inflight(), 0);
+    assert!((1..=7).contains(&most.into_inner()));
+    assert_eq!((0..9).filter(|_| member.enter()).count(), 7);
+    assert!(member.is_full());
+}
