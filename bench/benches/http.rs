@@ -78,6 +78,7 @@ fn main() {
         framing,
         close: false,
         request_id: ID,
+        fields: &[],
         at_ours: &|_| None,
     };
     measure("response head, write", RESPONSE.len(), || {

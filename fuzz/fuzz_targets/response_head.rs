@@ -57,6 +57,7 @@ fn forward(head: &ResponseHead, text: &[u8], to: Method) {
         framing,
         close: false,
         request_id: "r",
+        fields: &[],
         at_ours: &|_| None,
     };
     let mut out = Vec::new();

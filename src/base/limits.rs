@@ -379,6 +379,8 @@ pub const BUFFERED_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
 /// Most bytes of a request body that a configuration may put into a usage record.
 pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of a stream that are held back until its model says something. Beyond: it goes on.
+pub const HELD_BYTES_MAX: usize = 8 * 1024;
 /// Of a hundred requests so many may be sent once more although an engine may have worked on them.
 /// Beyond: the client gets what came of the last try.
 pub const RETRY_SHARE_PERCENT: u64 = 20;

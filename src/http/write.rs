@@ -72,6 +72,8 @@ pub struct ForwardResponse<'a> {
     pub request_id: &'a str,
     /// Of a reference that names a backend: its path here, without the slash at its start.
     pub at_ours: &'a dyn Fn(&[u8]) -> Option<&[u8]>,
+    /// Further fields: visible ASCII.
+    pub fields: &'a [(&'a str, &'a str)],
 }
 
 /// A head that is ours from the first byte.
@@ -255,6 +257,9 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &Forw
         line_of(out, b": /", path);
     }
     line_of(out, b"x-request-id: ", how.request_id.as_bytes());
+    for (name, value) in how.fields {
+        line(out, name.as_bytes(), value.as_bytes());
+    }
     let close = how.close || how.framing == OutFraming::UntilClose;
     finish(out, how.framing, how.client, close);
 }

@@ -27,6 +27,7 @@ pub mod repute;
 pub mod upstream;
 pub mod relay;
 pub mod location;
+pub mod told;
 pub mod settle;
 pub mod sparing;
 mod drains;

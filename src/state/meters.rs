@@ -125,6 +125,8 @@ pub struct Meters {
     pub unpacked: QuickMap<&'static str, u64>,
     /// Streams with an event that was too long to tell whether the client should get it.
     pub events_unjudged: u64,
+    /// Comments that were put into silent streams.
+    pub keep_alives: u64,
     /// Connections closed for idling: clients', kept ones of backends.
     pub idle_closed: [u64; 2],
     /// Connections closed to make room: silent ones, idle ones, those with half a head, those of
@@ -274,6 +276,7 @@ impl Meters {
         self.usage_missing += other.usage_missing;
         sum(&mut self.unpacked, &other.unpacked);
         self.events_unjudged += other.events_unjudged;
+        self.keep_alives += other.keep_alives;
         self.accept_pauses += other.accept_pauses;
         self.panics += other.panics;
         let (ours, theirs) = (&mut self.gauges, &other.gauges);

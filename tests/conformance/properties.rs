@@ -142,6 +142,7 @@ proptest! {
             framing: out,
             close,
             request_id: "r",
+            fields: &[],
             at_ours: &|_| None,
         };
         write::response(&mut wire, &head, sent.as_bytes(), &how);

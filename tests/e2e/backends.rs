@@ -410,3 +410,24 @@ fn a_missing_ca_file_stops_the_start() {
     let said = ran.stderr.lines().last().unwrap_or_default();
     assert!(said.contains("gpu") && said.contains("/nonexistent/ca.pem"), "{ran:?}");
 }
+
+/// Catches: an answer that says where it comes from though nobody wanted that told, or does not
+/// where somebody did.
+#[test]
+fn answers_say_of_their_way_what_is_configured() {
+    let backend = Backend::answering(crate::rig::OK);
+    let config = Config::new().backend(backend.url(), "name: gpu-1");
+    let answer = config.start().post(crate::rig::CHATS, CHAT);
+    assert_eq!(
+        (answer.head.get("x-llmproxy-backend"), answer.head.get("server-timing")),
+        (None, None)
+    );
+    let headers = "routing: {response_headers: [X-LLMProxy-Backend, server-timing]}";
+    let config = Config::new().backend(backend.url(), "name: gpu-1").section(headers);
+    let answer = config.start().post(crate::rig::CHATS, CHAT);
+    assert_eq!(answer.head.get("x-llmproxy-backend"), Some("gpu-1"));
+    let timing = answer.head.get("server-timing").unwrap();
+    let ms = timing.strip_prefix("llmproxy;dur=").and_then(|rest| rest.split_once(", "));
+    let (ms, tries) = ms.unwrap_or_else(|| panic!("{timing}"));
+    assert!(ms.parse::<f64>().is_ok_and(|ms| ms > 0.0) && tries == "tries;desc=\"1\"", "{timing}");
+}

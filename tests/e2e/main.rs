@@ -16,6 +16,7 @@ mod rig;
 mod pass_through;
 mod forwarding;
 mod connections;
+mod keep_alive;
 mod kept_connections;
 mod refusals;
 mod classify;

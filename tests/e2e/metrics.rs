@@ -41,6 +41,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_usage_missing_total", "counter", &[]),
     ("llmproxy_usage_odd_total", "counter", &["reason"]),
     ("llmproxy_events_unjudged_total", "counter", &[]),
+    ("llmproxy_sse_keepalives_total", "counter", &[]),
     ("llmproxy_backend_refuses_stream_usage", "gauge", &["backend"]),
     ("llmproxy_backend_unasked_answers_total", "counter", &["backend"]),
     ("llmproxy_stream_usage_models_forgotten_total", "counter", &["backend"]),

@@ -1,10 +1,11 @@
 //! `routing.retry` and `routing.fallback`: who is asked next, when, and what a client gets when
 //! nobody is left.
 
-use crate::harness::{await_until, Backend, Config, Proxy, SOON};
-use crate::rig::{quiet, CHAT, CHATS, OK};
+use crate::harness::{await_until, pause, Backend, Config, Proxy, SOON};
+use crate::rig::{quiet, CHAT, CHATS, OK, STREAM};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 77\r\nX-Queue: full\r\n\
                     Content-Length: 16\r\n\r\n{\"error\":\"busy\"}";
@@ -129,4 +130,72 @@ fn a_client_that_leaves_ends_the_wait() {
     proxy.await_metric("llmproxy_client_abort_total", &[], 1.0);
     quiet(&proxy);
     assert_eq!(busy.requests().len(), 1);
+}
+
+const ROLE: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+const FULL: &str =
+    "data: {\"error\":{\"message\":\"Model is overloaded\",\"http_status_code\":422}}\n\n";
+const TEXT: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"stop\"}]}\n\n";
+
+/// Streams these events, the role apart from the rest.
+fn streaming(events: &'static [&'static str]) -> Backend {
+    Backend::start(move |served| {
+        while served.request().is_some() {
+            served.begin_events();
+            for event in events {
+                served.chunk(event);
+                pause(Duration::from_millis(20));
+            }
+            if !served.send("0\r\n\r\n") {
+                return;
+            }
+        }
+    })
+}
+
+/// Catches: an overload that an engine tells inside a 200, and that reaches the client although
+/// another one could have answered; a held beginning that is lost, or sent twice.
+#[test]
+fn an_error_inside_a_200_is_retried_when_the_preamble_is_held() {
+    let (full, well) = (streaming(&[ROLE, FULL]), streaming(&[ROLE, TEXT, "data: [DONE]\n\n"]));
+    let hold = "hold_preamble: 10s, retry: {max_retries: 2}";
+    let proxy = before(&[&full, &well], hold);
+    for _ in 0..4 {
+        let answer = proxy.connect().post(CHATS, "", STREAM);
+        assert_eq!(answer.text(), format!("{ROLE}{TEXT}data: [DONE]\n\n"));
+    }
+    let tried = full.requests().len() as f64;
+    assert!(tried >= 2.0, "both have the same weight: {tried}");
+    assert_eq!(proxy.metric("llmproxy_retries_total", &[("reason", "status_503")]), tried);
+    quiet(&proxy);
+    let alone = before(&[&full], &hold.replace("max_retries: 2", "max_retries: 0"));
+    let answer = alone.connect().post(CHATS, "", STREAM);
+    assert_eq!((answer.status(), answer.text()), (200, format!("{ROLE}{FULL}")));
+    quiet(&alone);
+}
+
+/// Catches: a stream that waits for longer than the preamble may be held.
+#[test]
+fn a_prefill_is_held_for_no_longer_than_configured() {
+    let (go, going) = std::sync::mpsc::channel::<()>();
+    let going = std::sync::Mutex::new(going);
+    let slow = Backend::start(move |served| {
+        served.request();
+        served.begin_events();
+        served.chunk(ROLE);
+        going.lock().unwrap().recv_timeout(SOON).unwrap();
+        served.chunk(TEXT);
+        served.send("0\r\n\r\n");
+    });
+    let proxy = before(&[&slow], "hold_preamble: 200ms, retry: {max_retries: 1}");
+    let mut conn = proxy.connect();
+    conn.start_post(CHATS, "", STREAM);
+    assert_eq!(conn.head().status(), 200);
+    assert_eq!(conn.read_until("\n\n"), ROLE);
+    go.send(()).unwrap();
+    assert_eq!(conn.read_until("\n\n"), TEXT);
+    conn.rest();
+    quiet(&proxy);
 }

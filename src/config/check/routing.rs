@@ -3,7 +3,9 @@
 use super::backend::{backends, Timeouts};
 use crate::base::limits::{MODEL_NAME_BYTES_MAX, RETRIES_MAX};
 use crate::config::desk::Desk;
-use crate::config::plan::{Backend, Fallback, LoadBalance, ModelPattern, Retry, RetryOn, Routing};
+use crate::config::plan::{
+    Backend, Fallback, LoadBalance, ModelPattern, ResponseHeader, Retry, RetryOn, Routing,
+};
 use crate::config::raw::Node;
 use crate::config::section::Section;
 use crate::config::value;
@@ -27,6 +29,9 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
         model_mapping: Vec::new(),
         retry: None,
         fallback: Vec::new(),
+        sse_keepalive: Duration::ZERO,
+        hold_preamble: Duration::ZERO,
+        response_headers: Vec::new(),
     });
     let backends = backends(root, "backends", Timeouts::of(&routing));
     let mapping = model_mapping(root.desk, &names);
@@ -66,6 +71,19 @@ fn read(s: &mut Section) -> Routing {
         model_mapping: Vec::new(),
         retry: s.when_present("retry", retry),
         fallback: Vec::new(),
+        sse_keepalive: s.duration("sse_keepalive", Duration::ZERO),
+        hold_preamble: s.duration("hold_preamble", Duration::ZERO),
+        response_headers: s.list("response_headers", response_header).unwrap_or_default(),
+    }
+}
+
+fn response_header(text: &str) -> Result<ResponseHeader, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "x-llmproxy-backend" => Ok(ResponseHeader::Backend),
+        "server-timing" => Ok(ResponseHeader::ServerTiming),
+        _ => {
+            Err(format!("{} is not one of: x-llmproxy-backend, server-timing", value::quoted(text)))
+        }
     }
 }
 

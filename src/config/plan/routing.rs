@@ -23,6 +23,28 @@ pub struct Routing {
     pub retry: Option<Retry>,
     /// Where to go when a backend failed, first match.
     pub fallback: Vec<Fallback>,
+    /// How long an event stream is silent before its client gets a comment, and then again; zero:
+    /// it gets what the engine sends and nothing else.
+    #[serde(serialize_with = "print::duration")]
+    pub sse_keepalive: Duration,
+    /// How long the beginning of a stream is held back until its model says something, so that an
+    /// error in its first events can be retried; zero: not at all.
+    #[serde(serialize_with = "print::duration")]
+    pub hold_preamble: Duration,
+    /// What answers say of their way here, beside what engines send.
+    pub response_headers: Vec<ResponseHeader>,
+}
+
+/// A field that is put into the answers of engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum ResponseHeader {
+    /// Name of the backend that answered.
+    #[serde(rename = "x-llmproxy-backend")]
+    Backend,
+    /// Milliseconds from the head of the request to the head of the answer, and the number of tries
+    /// (W3C Server Timing).
+    #[serde(rename = "server-timing")]
+    ServerTiming,
 }
 
 /// How a backend is chosen.

@@ -29,6 +29,8 @@ impl Facts {
         page.counter("llmproxy_usage_unpacked", help, named("result", &results))?;
         let help = "Streams with an event too long to tell whether it is the usage event.";
         page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
+        let help = "Comments that clients got while their streams were silent.";
+        page.counter("llmproxy_sse_keepalives", help, one(m.keep_alives))?;
         self.reporters(page)?;
         self.journal(page)?;
         let help = "Log events dropped because the queue was full.";

@@ -139,6 +139,7 @@ fn references_to_backends_are_replaced() {
         framing: OutFraming::None,
         close: false,
         request_id: "rid",
+        fields: &[],
         at_ours: &|value| value.strip_prefix(b"http://engine:9/"),
     };
     let engine = "HTTP/1.1 307 T\r\nA: 1\r\nLOCATION: http://engine:9/v1/x?q\r\nB: 2\r\n\
@@ -183,6 +184,7 @@ fn a_response_keeps_its_fields_and_loses_its_framing() {
         framing: OutFraming::Chunked,
         close: false,
         request_id: "rid",
+        fields: &[],
         at_ours: &|_| None,
     };
     let fields =

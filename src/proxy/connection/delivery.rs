@@ -21,6 +21,7 @@ use crate::proxy::relay::tap::{Expected, Reading, Tap};
 use crate::proxy::relay::Relayed;
 use crate::proxy::settle::{self, Story};
 use crate::proxy::shared::Shared;
+use crate::proxy::told;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::view::WorkerView;
 use crate::rt;
@@ -58,16 +59,16 @@ pub(super) async fn deliver(
     if strips {
         relay.strip(request.wants_counts);
     }
+    if response.event_stream && !response.encoded && !matches!(outbound, OutFraming::Length(_)) {
+        relay.keep_alive(pass.view.plan.routing.sse_keepalive);
+    }
+    let how = (outbound, closes);
     // In a scope of their own: behind it the stream holds a buffer only while bytes move.
     let begun = {
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
-        let mut head = Some(client_head(
-            (&pass.view, &backend),
-            (request, response),
-            read,
-            (outbound, closes),
-        ));
+        let told = (&*request, &*response, &*story);
+        let mut head = Some(client_head((&pass.view, &backend), told, read, how));
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if response.event_stream {
@@ -202,16 +203,20 @@ const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
 fn client_head(
     (view, backend): (&WorkerView, &Member),
-    (request, response): (&Request, &ResponseHead),
+    (request, response, story): (&Request, &ResponseHead, &Story),
     bytes: &[u8],
     (framing, close): (OutFraming, bool),
 ) -> Buffer {
     let mut head = Buffer::take();
+    let wanted = &view.plan.routing.response_headers;
+    let told = told::fields(wanted, (request, backend, story.retries));
+    let told: Vec<_> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let how = ForwardResponse {
         client: request.head.version,
         framing,
         close,
         request_id: request.id().as_str(),
+        fields: &told,
         at_ours: &|value| location::at_ours(view.shared.members(), &backend.plan, value),
     };
     write::response(&mut head, response, bytes, &how);

@@ -12,6 +12,7 @@ mod incoming;
 mod facts;
 mod tries;
 mod retry;
+mod preamble;
 mod delivery;
 mod parting;
 mod ours;

@@ -2,6 +2,7 @@
 //! of its backend is taken in, and the request goes to another one, or comes back later, or its
 //! client gets what there is.
 
+use super::preamble;
 use super::tries::{pick, Trying};
 use crate::base::fault::Fault;
 use crate::http::response::ResponseHead;
@@ -27,6 +28,12 @@ use std::time::{Duration, Instant};
 pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
     let has_rules = !trying.view.plan.routing.fallback.is_empty();
     matches!(status, 503 | 508) || trying.policy().names(status, has_rules)
+}
+
+/// Whether an answer is to be looked into before the client gets any of it.
+pub(super) fn is_held(trying: &Trying, request: &Request, response: &ResponseHead) -> bool {
+    let is_plain_stream = response.event_stream && !response.encoded && response.status == 200;
+    is_plain_stream && !trying.view.plan.routing.hold_preamble.is_zero() && request.is_in_hand()
 }
 
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
@@ -133,6 +140,9 @@ async fn hear(
         trying.asking = next;
         return Some(TryEnd::WishRefused);
     }
+    if is_held(trying, request, response) {
+        return hear_preamble(client, (request, response), (trying, got)).await;
+    }
     repute::hear_answer(&backend, response);
     if !request.is_in_hand() {
         return None;
@@ -144,6 +154,22 @@ async fn hear(
     set_rule(trying, request);
     let wished = response.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
     let end = TryEnd::Status(status, wished);
+    trying.policy().covers(end).then_some(end)
+}
+
+/// Takes in what a stream begins with.
+async fn hear_preamble(
+    client: &Client,
+    (request, response): (&Request, &ResponseHead),
+    (trying, got): (&mut Trying<'_>, &mut Exchange),
+) -> Option<TryEnd> {
+    let dialect = request.dialect_at(&trying.backend.plan.base_path);
+    let time = trying.view.plan.routing.hold_preamble;
+    // It did answer: what it says is about the request, or that it is full, which is no illness.
+    repute::hear_answer(&trying.backend, response);
+    let status = preamble::hold(client, (response, dialect), got, time).await?;
+    set_rule(trying, request);
+    let end = TryEnd::Status(status, None);
     trying.policy().covers(end).then_some(end)
 }
 

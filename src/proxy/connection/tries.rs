@@ -7,6 +7,7 @@ use crate::base::fault::Fault;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::config::plan::Fallback;
+use crate::http::response::ResponseHead;
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
@@ -108,8 +109,12 @@ impl<'a> Trying<'a> {
         self.backend = Rc::clone(backend);
     }
 
-    /// Whether the status alone tells that an answer is for the client.
-    fn is_for_the_client(&self, status: u16) -> bool {
+    /// Whether the head alone tells that an answer is for the client.
+    fn is_for_the_client(&self, request: &Request, response: &ResponseHead) -> bool {
+        let status = response.status;
+        if retry::is_held(self, request, response) {
+            return false;
+        }
         let may_be_none = self.asking.may_be_refused(status) || is_doubtful(self, status);
         status < 400 || !may_be_none
     }
@@ -145,7 +150,7 @@ async fn try_backends(
             panic_point::pass("asking");
             client.post.stand_at(None);
             match asked {
-                Ok(got) if trying.is_for_the_client(response.status) => {
+                Ok(got) if trying.is_for_the_client(request, response) => {
                     let Trying { backend, asking, .. } = &trying;
                     asking.learn(
                         &w.shelf,

@@ -5,6 +5,7 @@
 mod bulk;
 mod close;
 mod finish;
+mod keep_alive;
 
 use super::framing::{Inbound, Sections};
 use super::last::{End, LastBytes};
@@ -23,6 +24,7 @@ use crate::state::member::Member;
 use crate::state::meters::Meters;
 use std::cell::RefCell;
 use std::io;
+use std::time::Duration;
 
 /// Sends of one read, above which reads are small again.
 const BULK_SENDS_MAX: u32 = 32;
@@ -44,6 +46,8 @@ pub struct Relay<'a> {
     pub tap: &'a mut Tap,
     /// The patrol's tick in which the request began to be handed to the engine.
     pub asked: u32,
+    /// How long the stream is silent before its client gets a comment.
+    keep_alive: Option<Duration>,
     /// Takes an event out that the client did not ask for. Boxed: few streams have one.
     strip: Option<Box<Strip>>,
     state: State,
@@ -81,6 +85,12 @@ struct State {
 }
 
 impl<'a> Relay<'a> {
+    /// A client that hears nothing for so long gets a comment. The answer is an event stream, and of
+    /// no announced length.
+    pub fn keep_alive(&mut self, every: Duration) {
+        self.keep_alive = Some(every).filter(|every| !every.is_zero());
+    }
+
     /// A relay that has moved nothing yet.
     pub fn new(
         (meters, client, backend): (&'a RefCell<Meters>, &'a Client, &'a Member),
@@ -94,7 +104,7 @@ impl<'a> Relay<'a> {
             until_close: outbound == OutFraming::UntilClose,
             ..State::default()
         };
-        Relay { meters, client, backend, inbound, tap, asked, strip: None, state }
+        Relay { meters, client, backend, inbound, tap, asked, keep_alive: None, strip: None, state }
     }
 
     /// What is there for our sake is taken out; `wants_counts`: the client asked for counts in each
@@ -165,14 +175,23 @@ impl<'a> Relay<'a> {
                 (left, Fault::FirstByteTimeout)
             }
         };
-        post.arm(limit);
-        match post.attended(link.readable()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return RelayStep::Broken(Fault::BackendBroke),
-            Err(Alarm::Gone) => return RelayStep::Broken(Fault::ClientLeft),
-            Err(Alarm::Expired) => return RelayStep::Broken(silence),
-            Err(Alarm::Ended) => return RelayStep::Broken(Fault::ShuttingDown),
-            Err(Alarm::CalledOff) => return RelayStep::Broken(Fault::BackendEjected),
+        let mut left = limit;
+        loop {
+            let wait = self.keep_alive.map_or(left, |every| every.min(left));
+            post.arm(wait);
+            match post.attended(link.readable()).await {
+                Ok(Ok(())) => break,
+                Ok(Err(_)) => return RelayStep::Broken(Fault::BackendBroke),
+                Err(Alarm::Gone) => return RelayStep::Broken(Fault::ClientLeft),
+                Err(Alarm::Expired) if wait == left => return RelayStep::Broken(silence),
+                Err(Alarm::Expired) => left -= wait,
+                Err(Alarm::Ended) => return RelayStep::Broken(Fault::ShuttingDown),
+                Err(Alarm::CalledOff) => return RelayStep::Broken(Fault::BackendEjected),
+            }
+            // Boxed: it is rare.
+            if let Err(fault) = Box::pin(self.send_comment()).await {
+                return RelayStep::Broken(fault);
+            }
         }
         post.take_turns().await;
         let is_slow = self.state.slow_reads > 0;
