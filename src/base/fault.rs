@@ -19,8 +19,7 @@ pub enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retryable {
     /// No: the engine may be working on it, or have been. Only who says so in the configuration
-    /// (`routing.retry.retry_on`, which goes by the status) may take that
-    /// risk.
+    /// (`routing.retry.retry_on`, which goes by the status) may take that risk.
     Never,
     /// Once, at the same backend on a fresh connection: the kept one was closed under us.
     Fresh,
@@ -50,6 +49,8 @@ pub enum Fault {
     BackendClosedReused,
     /// `first_byte_timeout` passed.
     FirstByteTimeout,
+    /// `routing.retry.timeout` passed during a further try, before the backend's own time was over.
+    RetryTimeout,
     /// The backend was taken out of service while the request waited there for a first byte.
     BackendEjected,
     /// The request was to be sent there once more, and others have taken its place meanwhile.
@@ -88,6 +89,7 @@ impl Fault {
             Fault::BackendClosed => "backend_closed",
             Fault::BackendClosedReused => "backend_closed_reused",
             Fault::FirstByteTimeout => "first_byte_timeout",
+            Fault::RetryTimeout => "retry_timeout",
             Fault::BackendEjected => "backend_ejected",
             Fault::BackendFull => "backends_full",
             Fault::BackendLoading => "backend_loading",
@@ -142,6 +144,7 @@ impl Fault {
             self,
             Fault::ConnectTimeout
                 | Fault::FirstByteTimeout
+                | Fault::RetryTimeout
                 | Fault::BackendIdleTimeout
                 | Fault::ClientWriteTimeout
         )
@@ -174,6 +177,9 @@ impl Fault {
             ),
             Fault::FirstByteTimeout => {
                 Refusal::new(504, code, "The backend did not begin to answer in time.")
+            }
+            Fault::RetryTimeout => {
+                Refusal::new(504, code, "No backend began to answer within routing.retry.timeout.")
             }
             Fault::BackendEjected => {
                 Refusal::new(503, code, "The backend went out of service before it answered.")

@@ -152,7 +152,7 @@ pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
 /// `routing.retry.max_retries` says otherwise. Beyond: 502 or 504.
 pub const CONNECT_TRIES_MAX: usize = 3;
 /// Backends that a request remembers to have tried. Beyond: it waits and asks them anew.
-pub const TRIED_MAX: usize = 8;
+pub const TRIED_MAX: usize = 6;
 /// Connections to a backend in a row that fail. Then it is ejected.
 pub const FAILED_CONNECTS_MAX: u32 = 3;
 /// Answers of a backend in a row that are 502, 503 or 504, break off, or never come. Then it is

@@ -272,6 +272,12 @@ impl<'a> Section<'a> {
         self.duration_opt(key).unwrap_or(default)
     }
 
+    /// A duration that is off at zero, which is the default.
+    pub fn duration_or_zero(&mut self, key: &str) -> Duration {
+        self.doubt_bare_seconds(key);
+        self.parsed(key, value::duration_or_zero).unwrap_or_default()
+    }
+
     /// One of the named values.
     pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], default: T) -> T {
         self.parsed(key, |text| value::choice(text, choices)).unwrap_or(default)

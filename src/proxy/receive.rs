@@ -29,6 +29,8 @@ pub struct Presented {
     pub key: String,
     /// What a line of the combined log wants; `None` where none is written.
     pub said: Option<Box<Said>>,
+    /// Its id of the request, when it sent a harmless one.
+    pub id: Option<RequestId>,
 }
 
 /// Another name that the model of a request has at the engines. Kept beside the view that it comes
@@ -48,16 +50,15 @@ struct Renamed {
 pub struct Request {
     /// The head; its spans point into the client's inbox.
     pub head: RequestHead,
-    /// Bytes of the head in the inbox.
-    pub head_len: usize,
+    /// Bytes of the head in the inbox: four, as all that is kept here is kept for each stream.
+    head_len: u32,
     /// The body was read (or there is none).
     pub body_read: bool,
-    /// Bytes of the inbox that belong to this request, head included.
-    pub wire_len: usize,
+    /// Bytes of the inbox that belong to this request, head included; four, as above. No inbox is
+    /// longer.
+    wire_len: u32,
     /// Our own, unique id: the key of records.
     pub unique_id: RequestId,
-    /// The client's, when it sent a harmless one. Boxed: few do.
-    pub client_id: Option<Box<RequestId>>,
     /// Label of the path in metrics and records, from a fixed set.
     pub path_label: &'static str,
     /// The form of the answers that path and body ask for, at a backend without a base path.
@@ -92,6 +93,21 @@ pub struct Request {
 }
 
 impl Request {
+    /// Bytes of the head in the inbox.
+    fn head_len(&self) -> usize {
+        self.head_len as usize
+    }
+
+    /// The client's id of the request, when it sent a harmless one.
+    pub fn client_id(&self) -> Option<&RequestId> {
+        self.presented.as_ref()?.id.as_ref()
+    }
+
+    /// Bytes of the inbox that belong to this request.
+    fn wire_len(&self) -> usize {
+        self.wire_len as usize
+    }
+
     /// An empty one, of a client at an address.
     pub fn new(id: RequestId, peer: Box<str>) -> Request {
         Request {
@@ -102,7 +118,6 @@ impl Request {
             body_read: true,
             wire_len: 0,
             unique_id: id,
-            client_id: None,
             path_label: "",
             dialect: Dialect::Other,
             path: String::new(),
@@ -123,7 +138,6 @@ impl Request {
         self.head.reset();
         self.head_len = 0;
         self.wire_len = 0;
-        self.client_id = None;
         self.path_label = "other";
         self.dialect = Dialect::Other;
         self.method = None;
@@ -136,7 +150,8 @@ impl Request {
         self.wants_counts = false;
         self.body_len = 0;
         self.decoded = None;
-        if let Some(Presented { key, said }) = self.presented.as_deref_mut() {
+        if let Some(Presented { key, said, id }) = self.presented.as_deref_mut() {
+            *id = None;
             key.clear();
             *said = None;
         }
@@ -193,14 +208,14 @@ impl Request {
 
     /// The id that travels as `x-request-id`: the client's own, or else ours.
     pub fn id(&self) -> &RequestId {
-        self.client_id.as_deref().unwrap_or(&self.unique_id)
+        self.client_id().unwrap_or(&self.unique_id)
     }
 
     /// The decoded body. `inbox` is the client's.
     pub fn body<'a>(&'a self, inbox: &'a [u8]) -> &'a [u8] {
         match &self.decoded {
             Some(decoded) => decoded,
-            None => inbox.get(self.head_len..self.wire_len).unwrap_or_default(),
+            None => inbox.get(self.head_len()..self.wire_len()).unwrap_or_default(),
         }
     }
 
@@ -208,8 +223,8 @@ impl Request {
     pub fn replace_body(&mut self, client: &mut Client, body: Buffer) {
         if let Some(inbox) = client.inbox.as_mut() {
             // Nothing when the body was decoded from chunks.
-            let end = self.wire_len.min(inbox.len());
-            inbox.drain(self.head_len..end);
+            let end = self.wire_len().min(inbox.len());
+            inbox.drain(self.head_len()..end);
         }
         self.wire_len = self.head_len;
         self.body_len = body.len() as u64;
@@ -229,7 +244,7 @@ impl Request {
     /// Gives up what only the exchange needed: a stream that runs for minutes holds no prompt.
     pub fn release_body(&mut self, client: &mut Client) {
         self.decoded = None;
-        client.consume(self.wire_len);
+        client.consume(self.wire_len());
         self.wire_len = 0;
     }
 
@@ -299,8 +314,8 @@ pub async fn head(
     let mut reads = 0;
     loop {
         if let Parse::Done { len } = request.head.parse(client.bytes(), limit)? {
-            request.head_len = len;
-            request.wire_len = len;
+            request.head_len = u32::try_from(len).unwrap_or(u32::MAX);
+            request.wire_len = u32::try_from(len).unwrap_or(u32::MAX);
             request.body_read = !request.has_body();
             if reads > 0 {
                 request.started = Instant::now();
@@ -333,7 +348,7 @@ pub async fn body(
         _ if Buffer::is_budget_spent() => return Err(no_memory()),
         _ => {}
     }
-    if request.head.expect_continue && client.bytes().len() <= request.head_len {
+    if request.head.expect_continue && client.bytes().len() <= request.head_len() {
         let mut go_on = [IoSlice::new(write::CONTINUE)];
         if client.send(&mut go_on).await.is_err() {
             return Ok(Received::Closed);
@@ -353,7 +368,7 @@ async fn counted(
     length: u64,
 ) -> Result<Received, Refusal> {
     // The limit was checked, and it fits in memory by configuration.
-    let whole = request.head_len.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+    let whole = request.head_len().saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
     let mut pace = None;
     while client.bytes().len() < whole {
         let missing = whole - client.bytes().len();
@@ -367,7 +382,7 @@ async fn counted(
     if pace.is_some() {
         client.post.set_busy();
     }
-    request.wire_len = whole;
+    request.wire_len = u32::try_from(whole).unwrap_or(u32::MAX);
     request.body_read = true;
     request.body_len = length;
     Ok(Received::Whole)
@@ -384,7 +399,7 @@ async fn chunked(
     let most = usize::try_from(server.max_body_size).unwrap_or(usize::MAX);
     let mut pace = None;
     loop {
-        let mut at = request.head_len;
+        let mut at = request.head_len();
         let finished = loop {
             let input = client.bytes().get(at..).unwrap_or_default();
             match decoder.decode(input).map_err(|bad| bad_chunk(bad.0))? {
@@ -408,7 +423,7 @@ async fn chunked(
         if let Some(inbox) = client.inbox.as_mut() {
             // Chunks that were taken in make room, so that the inbox stays small.
             let upto = if finished { at } else { inbox.len() };
-            inbox.drain(request.head_len..upto);
+            inbox.drain(request.head_len()..upto);
         }
         if finished {
             if pace.is_some() {

@@ -14,7 +14,7 @@ pub fn hear_fault(backend: &Member, fault: Fault) {
             backend.hear_served(false);
             hear(backend, evidence);
         }
-        None if fault.side() != Side::Backend => backend.untried(),
+        None if fault.side() != Side::Backend || fault == Fault::RetryTimeout => backend.untried(),
         None => {}
     }
 }

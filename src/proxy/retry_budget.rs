@@ -4,7 +4,7 @@
 
 use crate::base::limits::{RETRY_BUDGET_MAX, RETRY_RESERVE_PER_SECOND, RETRY_SHARE_PERCENT};
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Hundredths of a retry.
 const ONE: u64 = 100;
@@ -41,7 +41,9 @@ impl RetryBudget {
         let since = u64::try_from(since).unwrap_or(u64::MAX);
         let hundredths = since.saturating_mul(self.reserve) / 1000;
         if hundredths > 0 {
-            self.until.set(now);
+            // What is not a whole hundredth yet comes in later.
+            let credited = Duration::from_millis(hundredths.saturating_mul(1000) / self.reserve);
+            self.until.set(self.until.get().checked_add(credited).unwrap_or(now).min(now));
             // More than a second's worth is not saved up.
             self.add(hundredths.min(self.reserve.max(ONE)));
         }
@@ -57,7 +59,6 @@ impl RetryBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn taken(budget: &RetryBudget, now: Instant) -> u64 {
         let mut taken = 0;

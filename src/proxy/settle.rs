@@ -72,7 +72,8 @@ pub struct Story {
     is_closed: bool,
     /// What its record ends.
     opening: Opening,
-    request_body: Option<Box<[u8]>>,
+    // Boxed twice: it is rare, and what is kept here is kept for each stream.
+    request_body: Option<Box<Box<[u8]>>>,
 }
 
 impl Story {
@@ -107,7 +108,7 @@ impl Story {
     pub fn keep_body(&mut self, pass: &Pass, request: &Request, client: &Client) {
         if let (Some(max), Some(_)) = (pass.view.plan.usage.request_body_max, &pass.w.usage) {
             let body = request.body(client.bytes());
-            self.request_body = (body.len() <= max).then(|| body.into());
+            self.request_body = (body.len() <= max).then(|| Box::new(body.into()));
         }
     }
 
@@ -123,6 +124,8 @@ impl Story {
 
     fn status(&self) -> u16 {
         match (self.status, self.ending) {
+            // What the client would have got, had there been time to tell it.
+            (0, Ending::Fault(fault)) if fault.side() != Side::Client => fault.refusal().status,
             (0, _) => CLIENT_CLOSED_REQUEST,
             (status, _) => status,
         }
@@ -162,7 +165,7 @@ fn keep(pass: &Pass, (request, tap, story): (&Request, &Tap, &mut Story), times:
     let body = story.request_body.take();
     let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return };
     let mut record = record_of(pass, (request, tap, story), times, sent);
-    record.request_body = body.as_deref();
+    record.request_body = body.as_deref().map(|body| &**body);
     outbox.close(&record, story.opening);
 }
 
@@ -313,7 +316,7 @@ fn begun<'a>(pass: &Pass, request: &'a Request, story: &'a Story) -> RecordRef<'
     let key = request.presented.as_ref().map(|presented| presented.key.as_str());
     RecordRef {
         request_id: request.unique_id.as_str(),
-        client_request_id: request.client_id.as_deref().map(RequestId::as_str),
+        client_request_id: request.client_id().map(RequestId::as_str),
         timestamp_ms: pass.w.shelf.unix_ms(request.started),
         api_key: key.filter(|key| !key.is_empty()),
         key_form: pass.view.key_form,

@@ -10,7 +10,6 @@ use crate::state::board::View;
 use crate::state::member::{Member, MemberId};
 use crate::state::models::GroupId;
 use std::cell::{Cell, RefCell};
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -57,8 +56,9 @@ impl WorkerView {
         let known = self.members.iter().chain(leaving).map(|member| (member.id(), member));
         let strategy = shared.plan.routing.load_balance;
         let view = (shared, Rc::clone(&self.spilled));
+        let tiers = self.tiers();
         WorkerView::with(view, self.worker, &known.collect(), |weights, tier, seed| {
-            let turns = (strategy == LoadBalance::RoundRobin).then(|| self.turns_of(tier));
+            let turns = (strategy == LoadBalance::RoundRobin).then(|| self.turns_of(&tiers, tier));
             match turns.flatten() {
                 Some(turns) => {
                     let weighted = weights.iter().copied().zip(turns);
@@ -69,21 +69,28 @@ impl WorkerView {
         })
     }
 
-    /// Where the backends of a tier of the next view stand: as they did in the tier of this one
-    /// which has the most of them. Of several, in the one with the fewest others.
-    fn turns_of(&self, tier: &[MemberId]) -> Option<Vec<Option<u64>>> {
-        let here: Vec<_> = tier.iter().map(|id| self.shared.place(*id)).collect();
-        let at = |places: &[u32], place: Option<usize>| {
-            places.iter().position(|known| Some(*known as usize) == place)
+    /// The tiers by the backends that they have.
+    fn tiers(&self) -> HashMap<Vec<MemberId>, &Tier> {
+        self.groups.iter().flatten().map(|tier| (ids(&self.shared, &tier.places), tier)).collect()
+    }
+
+    /// Where the backends of a tier of the next view stand: as they did in the same tier of this
+    /// one, or, where it is a new one, in that of all backends which has the first of them.
+    fn turns_of(
+        &self,
+        known: &HashMap<Vec<MemberId>, &Tier>,
+        tier: &[MemberId],
+    ) -> Option<Vec<Option<u64>>> {
+        let first = || tier.iter().find_map(|id| self.shared.place(*id));
+        let of_all = || {
+            let first = first()? as u32;
+            self.groups.first()?.iter().find(|tier| tier.places.contains(&first))
         };
-        let shares =
-            |tier: &&Tier| here.iter().filter(|place| at(&tier.places, **place).is_some()).count();
-        let tiers = self.groups.iter().flatten();
-        let nearest = tiers.max_by_key(|tier| (shares(tier), Reverse(tier.places.len())));
-        let Tier { places, balancer } = nearest.filter(|tier| shares(tier) > 0)?;
+        let Tier { places, balancer } = known.get(tier).copied().or_else(of_all)?;
         let turns = balancer.borrow().turns(places.len())?;
-        let turn = |place: &Option<usize>| turns.get(at(places, *place)?).copied();
-        Some(here.iter().map(turn).collect())
+        let turns: HashMap<MemberId, u64> =
+            ids(&self.shared, places).into_iter().zip(turns).collect();
+        Some(tier.iter().map(|id| turns.get(id).copied()).collect())
     }
 
     fn with(
@@ -98,9 +105,8 @@ impl WorkerView {
         let dice = RandomState::new();
         let tier = |places: Box<[u32]>| {
             let members = places.iter().filter_map(|place| shared.members().get(*place as usize));
-            let weights: Vec<_> = members.clone().map(|member| member.plan.weight).collect();
-            let ids: Vec<_> = members.map(|member| member.id()).collect();
-            let balancer = balancer(&weights, &ids, dice.hash_one(&places));
+            let weights: Vec<_> = members.map(|member| member.plan.weight).collect();
+            let balancer = balancer(&weights, &ids(&shared, &places), dice.hash_one(&places));
             Tier { places, balancer: RefCell::new(balancer) }
         };
         let group = |places: &[u32]| tiers::split(places, &ranks).into_iter().map(tier).collect();
@@ -165,10 +171,58 @@ impl WorkerView {
     }
 }
 
+fn ids(view: &View, places: &[u32]) -> Vec<MemberId> {
+    let group = places.iter().filter_map(|place| view.members().get(*place as usize));
+    group.map(|member| member.id()).collect()
+}
+
 #[cfg(test)]
 impl WorkerView {
     /// Of a configuration that has nothing but so many backends.
     pub fn sample(backends: u8) -> WorkerView {
         WorkerView::first(crate::state::board::Board::sample(backends).view(), 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::board::Board;
+
+    const TWO_MODELS: &str = "backends: [{url: 'http://192.0.2.1', models: [a], weight: 3}, \
+                              {url: 'http://192.0.2.2', models: [a]}, \
+                              {url: 'http://192.0.2.3', models: [b]}]";
+
+    fn picked(view: &WorkerView, model: &str) -> usize {
+        let group = view.shared.models.choose(model).group;
+        let picked = view.pick(group, &TriedMembers::default()).unwrap();
+        view.shared.place(picked.backend().id()).unwrap()
+    }
+
+    /// Catches: turns that backends lose to traffic for a model that they do not serve: weights of
+    /// 3 to 1 would become 10 to 1.
+    #[test]
+    fn traffic_for_one_model_costs_others_no_turns() {
+        let view = WorkerView::first(Board::of(TWO_MODELS).view(), 0);
+        let mut counts = [0; 3];
+        for n in 0..4000 {
+            let model = if n % 10 == 0 { "a" } else { "b" };
+            counts[picked(&view, model)] += 1;
+        }
+        assert_eq!(counts, [300, 100, 3600]);
+    }
+
+    /// Catches: a worker that is reloaded between any two requests, and sends all to one backend;
+    /// turns that get lost because the models of a backend, or its neighbours, changed.
+    #[test]
+    fn orders_go_on_after_a_reload() {
+        let board = Board::of(TWO_MODELS);
+        let mut view = WorkerView::first(board.view(), 0);
+        let mut counts = [0; 3];
+        for _ in 0..40 {
+            counts[picked(&view, "a")] += 1;
+            view = view.next(board.view(), &[]);
+        }
+        assert_eq!(counts, [30, 10, 0]);
     }
 }

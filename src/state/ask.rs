@@ -24,15 +24,16 @@ struct Question<Q, A> {
 /// The end that answers.
 pub struct Questions<Q, A> {
     waiting: Receiver<Question<Q, A>>,
-    /// Taken from the queue, and not answered yet.
+    /// Taken from the queue, and not answered yet; no more than can wait there.
     taken: Vec<Question<Q, A>>,
+    waiting_max: usize,
 }
 
 /// Makes a queue in which so many questions can wait.
 pub fn queue<Q, A>(waiting_max: usize) -> (Ask<Q, A>, Questions<Q, A>) {
     let (questions, waiting) = bounded(waiting_max);
     let ask = Ask { questions, turned_away: Arc::default() };
-    (ask, Questions { waiting, taken: Vec::new() })
+    (ask, Questions { waiting, taken: Vec::new(), waiting_max })
 }
 
 impl<Q, A> Clone for Ask<Q, A> {
@@ -68,7 +69,8 @@ impl<Q: PartialEq, A: Clone> Questions<Q, A> {
             let Ok(first) = self.waiting.recv() else { return false };
             self.taken.push(first);
         }
-        self.taken.extend(self.waiting.try_iter());
+        let room = self.waiting_max.saturating_sub(self.taken.len());
+        self.taken.extend(self.waiting.try_iter().take(room));
         // Whoever gave up meanwhile needs no answer.
         self.taken.retain(|question| !question.reply.is_canceled());
         if self.taken.is_empty() {
@@ -110,6 +112,21 @@ mod tests {
         assert_eq!(answered, ["a", "b"]);
         let got = replies.iter_mut().map(|reply| reply.try_recv().unwrap());
         assert_eq!(got.collect::<Vec<_>>(), [Some(0), Some(1), Some(0)]);
+    }
+
+    /// Catches: questions that pile up where nobody counts them.
+    #[test]
+    fn what_is_taken_and_not_answered_counts_as_waiting() {
+        let (ask, mut questions) = queue::<u32, ()>(4);
+        let mut replies = Vec::new();
+        for about in 0..40 {
+            replies.extend(ask.ask(about));
+            if about % 4 == 3 {
+                assert!(questions.answer_next(|_| {}));
+            }
+            assert!(questions.taken.len() + questions.waiting.len() <= 8);
+        }
+        assert!(ask.turned_away().load(Ordering::Relaxed) > 0);
     }
 
     /// Catches: work for somebody who has left, an end that nobody sees.

@@ -25,8 +25,10 @@ pub struct MemberId(NonZeroU32);
 impl MemberId {
     fn next() -> MemberId {
         static LAST: AtomicU32 = AtomicU32::new(0);
-        // Four thousand million changes later the last number would be given again and again.
-        let number = LAST.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        // After four thousand million changes the last number would be given again and again.
+        let next = |last: u32| Some(last.saturating_add(1));
+        let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let number = last.unwrap_or_default().saturating_add(1);
         MemberId(NonZeroU32::new(number).unwrap_or(NonZeroU32::MAX))
     }
 
@@ -69,7 +71,8 @@ pub struct Vitals {
     /// When an answer of it last grew, in [`Tenths`]; 0 before that.
     alive: AtomicU32,
     departures: AtomicU32,
-    inflight: AtomicU32,
+    /// All workers write it, and none that only reads the rest should wait for that.
+    inflight: Padded,
     /// A packed [`Latency`].
     latency: AtomicU64,
     /// Milliseconds that a request is here, in the mean; 0: not known.
@@ -82,6 +85,11 @@ pub struct Vitals {
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
 }
+
+/// In lines of the cache of its own: two, since they are fetched in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+struct Padded(AtomicU32);
 
 impl Member {
     /// A backend that was not there before: healthy until a probe says otherwise. Its address is
@@ -120,7 +128,7 @@ impl Member {
         let max = self.plan.max_concurrent;
         let one_more = |now: u32| (max == 0 || now < max).then(|| now.saturating_add(1));
         let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.vitals.inflight.fetch_update(set, read, one_more).is_ok()
+        self.vitals.inflight.0.fetch_update(set, read, one_more).is_ok()
     }
 
     /// True when as many requests are here as may be.
@@ -181,7 +189,7 @@ impl Vitals {
             repute: AtomicU64::new(Repute::default().pack()),
             alive: AtomicU32::new(0),
             departures: AtomicU32::new(0),
-            inflight: AtomicU32::new(0),
+            inflight: Padded::default(),
             latency: AtomicU64::new(Latency::default().pack()),
             stay: AtomicU32::new(0),
             spared_until: AtomicU32::new(0),
@@ -298,12 +306,12 @@ impl Vitals {
     /// Requests of all workers that are here: from the moment in which this backend was picked to
     /// the last byte of the answer.
     pub fn inflight(&self) -> u32 {
-        self.inflight.load(Ordering::Relaxed)
+        self.inflight.0.load(Ordering::Relaxed)
     }
 
     /// Counts a request out. Called by the guard that called [`Member::enter`].
     pub fn leave(&self) {
-        self.inflight.fetch_sub(1, Ordering::Relaxed);
+        self.inflight.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// What is known of how long its streams wait for their first token.

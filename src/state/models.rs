@@ -2,7 +2,7 @@
 //! says, or by what `routing.model_mapping` makes of that.
 
 use crate::config::plan::{ModelPattern, Plan};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// The backends that a request may go to; its number in a view. Models that the same backends serve
 /// have one group, and with it one order in which these get their turns.
@@ -77,15 +77,13 @@ impl ModelIndex {
             backends.filter(|(backend, _)| serves(&backend.models)).map(|(_, n)| n).collect()
         };
         let names = patterns().filter(|pattern| pattern.stem().is_none());
-        let exact = names.map(|pattern| {
-            let name = pattern.text();
+        let names: BTreeSet<&str> = names.map(ModelPattern::text).collect();
+        let exact = names.into_iter().map(|name| {
             let group = groups.id(serving(&|pattern| pattern.matches(name)));
             (name.into(), Choice { group, rule: rule_of(name, false) })
         });
         let exact = exact.collect();
-        let mut texts: Vec<&str> = patterns().filter_map(ModelPattern::stem).collect();
-        texts.sort_unstable();
-        texts.dedup();
+        let texts: BTreeSet<&str> = patterns().filter_map(ModelPattern::stem).collect();
         let mut stems: Vec<Stem> = Vec::with_capacity(texts.len());
         for text in texts {
             // Whatever begins with this one begins with each one that this one begins with.
@@ -147,9 +145,8 @@ impl ModelIndex {
     }
 }
 
-/// The longest of the stems up to this place that a name begins with. In their order each stands
-/// behind all that it begins with, and between two of these is nothing that does not begin with the
-/// first.
+/// The longest of the stems up to this place that a name begins with. They are sorted, so that each
+/// comes after all that it begins with itself (its parents).
 fn longest(stems: &[Stem], mut from: Option<usize>, name: &str) -> Option<usize> {
     while let Some(stem) = from.and_then(|place| stems.get(place)) {
         if name.starts_with(&*stem.text) {

@@ -65,6 +65,8 @@ impl Evidence {
             | Fault::BackendLoops
             | Fault::BackendEjected
             | Fault::BackendFull => None,
+            // Its own time was not over.
+            Fault::RetryTimeout => None,
             Fault::ReuseRace
             | Fault::ClientLeft
             | Fault::ClientWriteTimeout

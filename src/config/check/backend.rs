@@ -1,7 +1,6 @@
 //! `backends[]`: where the engines are, and how each is spoken to.
 
 use super::headers;
-use super::server::zero_or_duration;
 use crate::base::limits::{CONCURRENT_MAX, SLOW_START_MAX, WEIGHT_MAX};
 use crate::base::secret::Secret;
 use crate::config::plan::{
@@ -204,7 +203,7 @@ pub fn fields(s: &mut Section) -> (Vec<(String, Secret)>, Option<String>) {
 
 fn slow_start(s: &mut Section) -> Duration {
     s.doubt_bare_seconds("slow_start");
-    let time = s.parsed("slow_start", zero_or_duration).flatten().unwrap_or_default();
+    let time = s.duration_or_zero("slow_start");
     if time > SLOW_START_MAX {
         let seconds = SLOW_START_MAX.as_secs();
         s.error("slow_start", format!("is longer than it may be: {seconds}s"));

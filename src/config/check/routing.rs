@@ -71,8 +71,8 @@ fn read(s: &mut Section) -> Routing {
         model_mapping: Vec::new(),
         retry: s.when_present("retry", retry),
         fallback: Vec::new(),
-        sse_keepalive: s.duration("sse_keepalive", Duration::ZERO),
-        hold_preamble: s.duration("hold_preamble", Duration::ZERO),
+        sse_keepalive: s.duration_or_zero("sse_keepalive"),
+        hold_preamble: s.duration_or_zero("hold_preamble"),
         response_headers: s.list("response_headers", response_header).unwrap_or_default(),
     }
 }

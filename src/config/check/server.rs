@@ -27,7 +27,6 @@ fn read(s: &mut Section) -> Server {
     let cpus = cpu_affinity(s);
     let limit = |t: &str| auto_or(t, 1..=CONNECTIONS_MAX);
     s.doubt_bare_seconds("drain_timeout");
-    s.doubt_bare_seconds("shutdown_delay");
     let max_body_size = s
         .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
         .unwrap_or(base.max_body_size);
@@ -50,7 +49,7 @@ fn read(s: &mut Section) -> Server {
         write_timeout: s.duration("write_timeout", base.write_timeout),
         idle_timeout: s.duration("idle_timeout", base.idle_timeout),
         half_close: s.choice("half_close", &HALF_CLOSES, base.half_close),
-        shutdown_delay: s.parsed("shutdown_delay", zero_or_duration).flatten().unwrap_or_default(),
+        shutdown_delay: s.duration_or_zero("shutdown_delay"),
         drain_timeout: s.parsed("drain_timeout", drain_timeout).unwrap_or(base.drain_timeout),
         forward_credentials: s.boolean("forward_credentials", base.forward_credentials),
         paths: paths(s),
@@ -278,20 +277,12 @@ fn cors(s: &mut Section) -> Cors {
         ),
         expose_headers: super::texts(s, "expose_headers", &[]),
         allow_credentials: s.boolean("allow_credentials", false),
-        max_age: s.parsed("max_age", zero_or_duration).flatten(),
+        max_age: s.parsed("max_age", value::duration_or_zero).filter(|age| !age.is_zero()),
     };
     if cors.allow_credentials && cors.allowed_origins.iter().any(|o| o == "*") {
         s.error("allow_credentials", "cannot go together with the origin `*`: name the origins");
     }
     cors
-}
-
-/// A duration, or none for zero.
-pub fn zero_or_duration(text: &str) -> Result<Option<Duration>, String> {
-    if matches!(text, "0" | "0s" | "0ms") {
-        return Ok(None);
-    }
-    value::duration(text).map(Some)
 }
 
 fn tls(s: &mut Section) -> ServerTls {

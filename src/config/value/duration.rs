@@ -25,6 +25,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_nanos(nanoseconds.round() as u64))
 }
 
+/// The same, or zero.
+pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" | "0ms" => Ok(Duration::ZERO),
+        _ => duration(text),
+    }
+}
+
 fn nanoseconds(text: &str) -> Option<f64> {
     let (mut rest, mut sum) = (text, 0.0);
     if rest.is_empty() {

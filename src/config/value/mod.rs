@@ -11,7 +11,7 @@ mod sql;
 mod time;
 mod url;
 
-pub use duration::{duration, long_duration, print_duration};
+pub use duration::{duration, duration_or_zero, long_duration, print_duration};
 pub use header::{header_name, header_value};
 pub use net::{listen, overlap, IpRange};
 pub use redis::{host_and_port, redis_address, RedisAddress};

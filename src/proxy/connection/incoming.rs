@@ -2,6 +2,7 @@
 
 use super::facts;
 use super::ours::{answer_instead, Instead};
+use super::tries::{NO_BACKEND, NO_JOURNAL};
 use super::{Next, Underway};
 use crate::base::id::RequestId;
 use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
@@ -24,6 +25,7 @@ use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
+use crate::usage::outbox::Outbox;
 
 /// What comes of waiting for a head.
 pub(super) enum Arrival {
@@ -92,7 +94,8 @@ async fn judge(
         .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
         .and_then(|()| path::classify(path, &request.head, served))
         .and_then(|kind| match kind {
-            Purpose::Forward | Purpose::Models => place::find(w, &client.post).map(|()| kind),
+            Purpose::Forward => may_begin(w, client, pass).map(|()| kind),
+            Purpose::Models => place::find(w, &client.post).map(|()| kind),
             // They are for guests too, and cost nobody a place: whoever looks after us must get an
             // answer when everything is taken.
             own => Ok(own),
@@ -123,6 +126,17 @@ async fn judge(
     read.map_err(|refusal| unless_gone(client, refusal))
 }
 
+/// Whether there is any use in reading the body of a request for a backend.
+fn may_begin(w: &Shared, client: &Client, pass: &Pass) -> Result<(), Refusal> {
+    if w.usage.as_ref().is_some_and(Outbox::refuses) {
+        return Err(NO_JOURNAL);
+    }
+    if pass.view.members.is_empty() {
+        return Err(NO_BACKEND.with_retry_after(1));
+    }
+    place::find(w, &client.post)
+}
+
 /// Whoever has left gets no refusal.
 fn unless_gone(client: &Client, refusal: Refusal) -> Instead {
     match client.post.is_gone() {
@@ -144,7 +158,9 @@ fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request)
     request.unique_id = w.shelf.next_id();
     let sent = request.head.fields.iter().find(|f| f.known == Known::XRequestId);
     let theirs = sent.and_then(|f| RequestId::from_client(f.value.of(client.bytes())));
-    request.client_id = theirs.map(Box::new);
+    if let Some(theirs) = theirs {
+        request.presented.get_or_insert_default().id = Some(theirs);
+    }
     keep_key(view.key_form, client, request);
     keep_said(w, client, request);
     // The head is gone when the request is settled; its capacity here is not.

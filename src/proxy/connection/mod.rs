@@ -32,6 +32,7 @@ use crate::config::plan::HalfClose;
 use crate::http::response::ResponseHead;
 use crate::rt::patrol::{Gone, Rank};
 use crate::rt::socket::Socket;
+use crate::state::stop::Phase;
 use delivery::deliver;
 use incoming::{admit, receive_head, Arrival};
 use ours::{give_up, refuse};
@@ -118,10 +119,16 @@ impl Talk {
 }
 
 impl Drop for Talk {
-    /// A request that is under way still: a panic of ours ended its connection.
+    /// A request that is under way still: a panic of ours ended its connection, or the end of the
+    /// process did.
     fn drop(&mut self) {
-        if self.pass.is_some() {
-            self.notes.story.ending = Ending::Fault(Fault::Panicked);
+        if let Some(pass) = &self.pass {
+            let is_cut = pass.w.stop.phase() == Phase::Ending;
+            let fault = if is_cut { Fault::ShuttingDown } else { Fault::Panicked };
+            let story = &mut self.notes.story;
+            story.ending = Ending::Fault(fault);
+            // Whatever it was tried for, it has not failed.
+            story.backend.iter().for_each(|backend| backend.untried());
             // A second panic, here, would end the process.
             let settled = catch_unwind(AssertUnwindSafe(|| self.settle()));
             if settled.is_err() {

@@ -149,7 +149,7 @@ pub(super) async fn spare(live: Live, talk: &mut Talk, undrained: Undrained) {
         // There is no room for it: the engine is cut.
         None => drop(undrained),
     }
-    // From here on no engine is held: others need not be cut for it.
+    // The engine's connection is closed or kept by now, so this is no drain any more.
     let waiting = LateRecord::begin(&w.drains);
     drop(going);
     see_copy(w, &mut talk.notes.tap, &waiting).await;

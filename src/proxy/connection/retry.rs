@@ -1,17 +1,18 @@
-//! What follows a try that brought no answer, or one that may be none for the client: what it says
-//! of its backend is taken in, and the request goes to another one, or comes back later, or its
-//! client gets what there is.
+//! What follows a try that brought no answer, or one that may be withheld from the client: what it
+//! says of its backend is taken in, and the request goes to another one, or comes back later, or
+//! its client gets what there is.
 
 use super::preamble;
 use super::tries::{pick, Trying};
 use crate::base::fault::Fault;
+use crate::config::plan::OnClientAbort;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::tries::{is_harmless, Attempt, Further, TryEnd};
-use crate::proxy::route::{tiers, NotPicked};
+use crate::proxy::route::{tiers, TriedMembers};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek;
@@ -24,7 +25,7 @@ use std::future::pending;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Whether an answer of this status may be none for the client, if there is somebody else to ask.
+/// Whether an answer of this status may be withheld from the client, if somebody else can be asked.
 pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
     let has_rules = !trying.view.plan.routing.fallback.is_empty();
     matches!(status, 503 | 508) || trying.policy().names(status, has_rules)
@@ -33,7 +34,11 @@ pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
 /// Whether an answer is to be looked into before the client gets any of it.
 pub(super) fn is_held(trying: &Trying, request: &Request, response: &ResponseHead) -> bool {
     let is_plain_stream = response.event_stream && !response.encoded && response.status == 200;
-    is_plain_stream && !trying.view.plan.routing.hold_preamble.is_zero() && request.is_in_hand()
+    let may_be_cut = trying.backend.plan.on_client_abort == OnClientAbort::Close;
+    is_plain_stream
+        && may_be_cut
+        && !trying.view.plan.routing.hold_preamble.is_zero()
+        && request.is_in_hand()
 }
 
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
@@ -54,54 +59,62 @@ pub(super) async fn after(
             Some(end) => (end, Some(got)),
         },
     };
-    let now = Instant::now();
+    // Backends that were taken out a moment ago get no more requests.
+    w.upstreams.look_at_the_board();
     let attempt = Attempt {
         end,
         is_in_hand: request.is_in_hand(),
         other: other(w, request, (trying, end)),
-        has_budget: w.retries.has_one(now),
-        elapsed: now.saturating_duration_since(request.started),
+        has_budget: w.retries.has_one(Instant::now()),
+        elapsed: client.post.since(trying.tries.began()),
         spread: spread(request.unique_id.as_bytes()),
     };
     let further = trying.tries.next(attempt, &trying.policy());
-    match (&further, end) {
-        (None, TryEnd::Failed(fault)) => return Err(fault),
-        (None, TryEnd::Status(..) | TryEnd::WishRefused) => return Ok(got),
-        (Some(Further::Again), _) => {}
-        (Some(Further::Other(_)), end) if is_harmless(end) => {}
-        (Some(Further::Other(_) | Further::Wait(_)), _) => w.retries.take(),
+    let Some(further) = further else {
+        return match (got, end) {
+            (None, TryEnd::Failed(fault)) => Err(fault),
+            // An answer is better than our word for it.
+            (got, _) => Ok(got),
+        };
+    };
+    if !matches!(further, Further::Again) && !is_harmless(end) {
+        w.retries.take();
     }
+    // The engine's connection closes: what it has to say is not read.
+    drop(got.take());
+    let next = match further {
+        // Others may have filled the backend by now.
+        Further::Again => InFlight::enter(&trying.backend).ok_or(Fault::BackendFull)?,
+        Further::Other(other) => {
+            trying.move_to(other.backend(), request);
+            other
+        }
+        Further::Wait(time) => {
+            wait(client, time).await?;
+            let next = come_back(w, request, trying)?;
+            trying.move_to(next.backend(), request);
+            next
+        }
+    };
+    *inflight = Some(next);
     let reason = match end {
         TryEnd::WishRefused => RetryReason::Named("stream_usage_refused"),
         TryEnd::Failed(fault) => RetryReason::Named(fault.code()),
         TryEnd::Status(status, _) => RetryReason::Status(status),
     };
     *w.shelf.meters.borrow_mut().retries.entry(reason).or_default() += 1;
-    // The engine's connection closes: what it has to say is not read.
-    drop(got.take());
-    let again = match further {
-        Some(Further::Other(other)) => {
-            trying.move_to(other.backend(), request);
-            *inflight = Some(other);
-            return Ok(None);
-        }
-        Some(Further::Wait(time)) => {
-            wait(client, time).await?;
-            trying.tries.begin_anew();
-            None
-        }
-        // Others may have filled the backend by now.
-        Some(Further::Again) | None => InFlight::enter(&trying.backend),
-    };
-    *inflight = match again {
-        Some(again) => Some(again),
-        None => {
-            let next = pick(&w.view(), request, trying.tries.tried()).map_err(NotPicked::fault)?;
-            trying.move_to(next.backend(), request);
-            Some(next)
-        }
-    };
     Ok(None)
+}
+
+/// After a wait: somebody else than the last one if there is anybody, else that one, if it is still
+/// there.
+fn come_back(w: &Shared, request: &Request, trying: &mut Trying<'_>) -> Result<InFlight, Fault> {
+    w.upstreams.look_at_the_board();
+    let (view, last) = (w.view(), trying.backend.id());
+    trying.tries.begin_anew();
+    let same = || view.member(last).and_then(InFlight::enter);
+    let next = pick(&view, request, &TriedMembers::only(last));
+    next.or_else(|why| same().ok_or_else(|| why.fault()))
 }
 
 /// Between 0 and 1: as good as random, since no two requests have one id.
@@ -144,7 +157,8 @@ async fn hear(
         return hear_preamble(client, (request, response), (trying, got)).await;
     }
     repute::hear_answer(&backend, response);
-    if !request.is_in_hand() {
+    // One that must not be cut off has its answer read to the end.
+    if !request.is_in_hand() || backend.plan.on_client_abort == OnClientAbort::Drain {
         return None;
     }
     if has_other(w, request, trying) && is_unseen(client, response, got).await {
@@ -182,9 +196,12 @@ async fn is_unseen(client: &Client, response: &ResponseHead, got: &mut Exchange)
     }
 }
 
-/// The rule of the backend that failed first is that of the request.
+/// The rule of the backend that was picked first is that of the request.
 fn set_rule(trying: &mut Trying<'_>, request: &Request) {
-    let Trying { view, rule, backend, .. } = trying;
+    let Trying { view, rule, backend, tries, .. } = trying;
+    if !tries.is_first() {
+        return;
+    }
     let names = [request.model.as_str(), request.served_model()];
     *rule = rule.or_else(|| {
         view.plan.routing.fallback.iter().find(|rule| {

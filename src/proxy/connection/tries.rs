@@ -51,15 +51,18 @@ fn open(
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
         return Err(NO_JOURNAL);
     }
-    w.retries.deposit();
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
     let inflight = pick(&pass.view, request, &TriedMembers::default()).map_err(refusal)?;
     let first = story.goes_to(inflight);
+    w.retries.deposit();
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
     match settle::open(pass, request, story) {
         true => Ok(first),
-        false => Err(NO_JOURNAL),
+        false => {
+            first.untried();
+            Err(NO_JOURNAL)
+        }
     }
 }
 
@@ -102,6 +105,17 @@ impl<'a> Trying<'a> {
         Policy::of(&self.view.plan.routing, self.rule)
     }
 
+    /// How the next try is made.
+    fn how(&self, client: &Client, is_only: bool) -> How {
+        let elapsed = client.post.since(self.tries.began());
+        How {
+            is_fresh: self.tries.is_fresh(),
+            asking: self.asking,
+            within: self.policy().time_left(&self.tries, elapsed),
+            is_only,
+        }
+    }
+
     /// A backend gets the next try.
     pub(super) fn move_to(&mut self, backend: &Rc<LocalMember>, request: &Request) {
         self.tries.move_to(backend.id());
@@ -130,23 +144,24 @@ async fn try_backends(
 ) -> Result<Exchange, Fault> {
     let Underway { pass, notes: Notes { request, response, story, .. } } = underway;
     let view = &*pass.view;
-    let aim = view.shared.models.choose(request.served_model()).rule;
+    let choice = view.shared.models.choose(request.served_model());
+    let (aim, serving) = (choice.rule, view.shared.models.members_of(choice.group));
+    let is_only = serving.len() == 1 && view.plan.routing.retry.is_none();
     let mut trying = Trying {
         view,
         rule: None,
-        tries: Tries::begin(first.id()),
+        tries: Tries::begin(first.id(), client.post.now()),
         asking: Asking::of(&view.plan, request, &first),
         backend: first,
     };
     loop {
         let stand = Stand { place: trying.backend.id().number(), aim };
         client.post.stand_at(trying.tries.may_move().then_some(stand));
-        let within = trying.policy().time_left(&trying.tries, request.started);
-        let how = How { is_fresh: trying.tries.is_fresh(), asking: trying.asking, within };
+        let how = trying.how(client, is_only);
         // In a scope of its own, or it would lie beside the next wait in every stream.
         let doubtful = {
             let (on, there) = ((&w.shelf, view), (&trying.backend, &mut story.inflight));
-            let asked = exchange(on, client, (request, response), there, how).await;
+            let asked = exchange(on, client, (request, response), there, &how).await;
             panic_point::pass("asking");
             client.post.stand_at(None);
             match asked {
@@ -164,7 +179,7 @@ async fn try_backends(
                 }
                 // Boxed: it is rare.
                 Ok(got) => Ok(Box::new(got)),
-                Err(fault) => Err(fault),
+                Err(fault) => Err(how.name(fault, &trying.backend.plan)),
             }
         };
         // Without a connection it still counts there, where it has failed.
@@ -190,11 +205,11 @@ fn note_answer(story: &mut Story, trying: &Trying) {
     story.asked_usage = trying.asking.is_spliced();
 }
 
-const NO_JOURNAL: Refusal = Refusal::new(
+pub(super) const NO_JOURNAL: Refusal = Refusal::new(
     503,
     "usage_unavailable",
     "Usage records cannot be kept, and nobody is served without them.",
 );
 
-const NO_BACKEND: Refusal =
+pub(super) const NO_BACKEND: Refusal =
     Refusal::new(503, "no_backend", "No backend is configured for this request.");

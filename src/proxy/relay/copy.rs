@@ -85,8 +85,8 @@ struct State {
 }
 
 impl<'a> Relay<'a> {
-    /// A client that hears nothing for so long gets a comment. The answer is an event stream, and of
-    /// no announced length.
+    /// A client that hears nothing for so long gets a comment. The answer is an event stream, and
+    /// of no announced length.
     pub fn keep_alive(&mut self, every: Duration) {
         self.keep_alive = Some(every).filter(|every| !every.is_zero());
     }

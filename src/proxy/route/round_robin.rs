@@ -63,8 +63,8 @@ impl RoundRobin {
         self.take(weight, true)
     }
 
-    /// Who would be next, for a request that has had its turn: it is in somebody's place. Were the
-    /// turn charged, a dead backend's stand-in would lose its own, and the dead one be next again.
+    /// Who would be next, for a request that has had its turn. A retry is not charged as one:
+    /// otherwise the backend that stands in for a dead one would lose its own next turn.
     pub fn stand_in(&mut self, weight: impl Fn(u32) -> Option<u64>) -> Option<u32> {
         self.take(weight, false)
     }

@@ -6,7 +6,7 @@ use crate::base::fault::{Fault, Retryable, Side};
 use crate::base::limits::{CONNECT_TRIES_MAX, TRIED_MAX};
 use crate::config::plan::{Fallback, Retry, RetryOn, Routing};
 use crate::state::member::MemberId;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How a try ended that brought no answer, or none that is certainly for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,9 +66,11 @@ impl<'a> Policy<'a> {
     /// Tries of one request, the first among them.
     fn tries_max(&self) -> u32 {
         let has_no_retry = self.retry.is_none();
-        let own = self
-            .rule
-            .and_then(|rule| rule.retry.or(has_no_retry.then_some(rule.fallback.len() as u32)));
+        let own = self.rule.and_then(|rule| {
+            // No fewer than without a rule.
+            let named = (rule.fallback.len() as u32).max(CONNECT_TRIES_MAX as u32 - 1);
+            rule.retry.or(has_no_retry.then_some(named))
+        });
         let after_first = own.or(self.retry.map(|retry| retry.max_retries));
         after_first.map_or(CONNECT_TRIES_MAX as u32, |n| n.saturating_add(1))
     }
@@ -88,12 +90,12 @@ impl<'a> Policy<'a> {
         }
     }
 
-    /// How many milliseconds a try may wait that is about to begin; `None`: as long as its backend
-    /// may take.
-    pub fn time_left(&self, tries: &Tries, since: Instant) -> Option<u32> {
-        let retry = self.retry.filter(|_| tries.count > 1)?;
-        let left = retry.timeout.saturating_sub(since.elapsed()).as_millis();
-        Some(u32::try_from(left).unwrap_or(u32::MAX))
+    /// How many milliseconds a try may take that is about to begin, of all tries that have taken so
+    /// long; `u32::MAX`: as long as its backend may take.
+    pub fn time_left(&self, tries: &Tries, elapsed: Duration) -> u32 {
+        let Some(retry) = self.retry.filter(|_| tries.count > 1) else { return u32::MAX };
+        let left = retry.timeout.saturating_sub(elapsed).as_millis();
+        u32::try_from(left).unwrap_or(u32::MAX)
     }
 
     /// Whether a try that ended so is one to retry although an engine may have worked on it. A
@@ -120,6 +122,11 @@ pub fn is_harmless(end: TryEnd) -> bool {
 pub struct Tries {
     /// Backends that are not asked again.
     tried: TriedMembers,
+    first: MemberId,
+    /// When the first one began, in ticks of the caller's clock.
+    began: u32,
+    /// Milliseconds after which the backends that were tried want to be asked again.
+    wished: u32,
     /// Tries that were made, or are under way.
     count: u8,
     /// Waits that are over.
@@ -134,10 +141,13 @@ pub struct Tries {
 }
 
 impl Tries {
-    /// The first one is at this backend.
-    pub fn begin(first: MemberId) -> Tries {
+    /// The first one is at this backend, and begins at this tick.
+    pub fn begin(first: MemberId, tick: u32) -> Tries {
         Tries {
             tried: TriedMembers::only(first),
+            first,
+            began: tick,
+            wished: 0,
             count: 1,
             waits: 0,
             is_fresh: false,
@@ -146,12 +156,22 @@ impl Tries {
         }
     }
 
+    /// The tick in which the first one began.
+    pub fn began(&self) -> u32 {
+        self.began
+    }
+
+    /// True while no other backend than the first was asked.
+    pub fn is_first(&self) -> bool {
+        self.tried.len() == 1 && self.waits == 0 && !self.is_fallback
+    }
+
     /// A backend gets the next try.
     pub fn move_to(&mut self, backend: MemberId) {
         self.tried.add(backend);
         self.count = self.count.saturating_add(1);
         self.is_fresh = false;
-        self.is_fallback = true;
+        self.is_fallback = self.is_moved || backend != self.first;
     }
 
     /// The backend in hand went out of service while the request waited there: it begins anew
@@ -164,11 +184,16 @@ impl Tries {
     pub fn begin_anew(&mut self) {
         self.tried = TriedMembers::default();
         self.waits = self.waits.saturating_add(1);
+        self.wished = 0;
     }
 
     /// What is done after a try; `None`: the client gets what came of it.
     pub fn next<B>(&mut self, attempt: Attempt<B>, policy: &Policy) -> Option<Further<B>> {
         let is_wish = attempt.end == TryEnd::WishRefused;
+        if let TryEnd::Status(_, Some(wished)) = attempt.end {
+            let until = attempt.elapsed.saturating_add(wished).as_millis();
+            self.wished = self.wished.max(u32::try_from(until).unwrap_or(u32::MAX));
+        }
         let further = self.further(attempt, policy);
         self.is_fresh |= matches!(further, Some(Further::Again)) && !is_wish;
         further
@@ -194,12 +219,9 @@ impl Tries {
         if let Some(other) = other.filter(|_| self.tried.len() < TRIED_MAX) {
             return Some(Further::Other(other));
         }
-        // They are asked anew, which a backend that has just failed may not survive.
-        let retry = policy.retry.filter(|_| has_budget)?;
-        let wished = match end {
-            TryEnd::Status(_, Some(wished)) => wished,
-            _ => Duration::ZERO,
-        };
+        // A second round costs budget where engines may have worked in the first.
+        let retry = policy.retry.filter(|_| has_budget || is_harmless(end))?;
+        let wished = Duration::from_millis(self.wished.into()).saturating_sub(elapsed);
         let wait = retry.wait(self.waits.into(), spread).max(wished);
         let is_in_time = wished <= retry.max_wait && elapsed.saturating_add(wait) < deadline;
         is_in_time.then_some(Further::Wait(wait))

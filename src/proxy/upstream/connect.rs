@@ -1,4 +1,4 @@
-//! A fresh connection to a backend, TLS included, within its `connect_timeout`.
+//! A fresh connection to a backend, TLS included, within a time limit.
 
 use crate::base::fault::Fault;
 use crate::base::panic_point;
@@ -12,20 +12,24 @@ use crate::rt::socket::Socket;
 use crate::rt::tls::Link;
 use crate::state::member::{Member, MemberTls};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Connects. The whole of it is bounded by `connect_timeout`, and it ends when the client leaves.
-pub async fn connect(shelf: &Shelf, client: &Client, member: &Member) -> Result<Link, Fault> {
+/// Connects. The whole of it takes so long at most, and it ends when the client leaves.
+pub async fn connect(
+    shelf: &Shelf,
+    client: &Client,
+    (member, limit): (&Member, Duration),
+) -> Result<Link, Fault> {
     let plan = &member.plan;
     let (started, tick) = (Instant::now(), client.post.now());
     let socket = match &plan.endpoint {
         Endpoint::Unix(path) => {
-            client.post.arm(plan.connect_timeout);
+            client.post.arm(limit);
             attended(client, rt::connect::unix(path)).await?
         }
-        Endpoint::Tcp { .. } => any_address(client, member).await?,
+        Endpoint::Tcp { .. } => any_address(client, member, limit).await?,
     };
-    client.post.arm(plan.connect_timeout.saturating_sub(client.post.since(tick)));
+    client.post.arm(limit.saturating_sub(client.post.since(tick)));
     let link = secure(client, member, socket).await?;
     panic_point::pass("connecting");
     let mut meters = shelf.meters.borrow_mut();
@@ -36,9 +40,9 @@ pub async fn connect(shelf: &Shelf, client: &Client, member: &Member) -> Result<
 
 /// Tries the addresses of a name in turn; each gets its share of the time, so that one that drops
 /// packets cannot use it up.
-async fn any_address(client: &Client, member: &Member) -> Result<Socket, Fault> {
+async fn any_address(client: &Client, member: &Member, limit: Duration) -> Result<Socket, Fault> {
     let addresses = member.addresses().to_vec();
-    let share = member.plan.connect_timeout / addresses.len().max(1) as u32;
+    let share = limit / addresses.len().max(1) as u32;
     let mut fault = Fault::Unresolved;
     for address in addresses {
         client.post.arm(share);

@@ -19,7 +19,7 @@ use crate::proxy::shelf::Shelf;
 use crate::proxy::view::WorkerView;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched};
-use crate::rt::tls::SendOrListen;
+use crate::rt::tls::{Link, SendOrListen};
 use crate::state::hop;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -45,16 +45,34 @@ pub struct How {
     pub is_fresh: bool,
     /// Whether it asks for usage on its own account.
     pub asking: Asking,
-    /// The longest wait for the head of the answer, in milliseconds, if there is less time than the
-    /// backend's settings say.
-    pub within: Option<u32>,
+    /// The longest it may take to the head of the answer, in milliseconds; `u32::MAX`: that is for
+    /// the backend's settings to say.
+    pub within: u32,
+    /// The request has nowhere to go but where it is.
+    pub is_only: bool,
 }
 
 impl How {
-    /// The longest wait for the head of the answer.
-    fn limit(&self, plan: &Backend) -> Duration {
-        let within = self.within.map_or(Duration::MAX, |ms| Duration::from_millis(ms.into()));
-        within.min(plan.first_byte_timeout)
+    /// How long something may take that the backend's settings give so much time.
+    fn limit(&self, own: Duration) -> Duration {
+        match self.within {
+            u32::MAX => own,
+            within => own.min(Duration::from_millis(within.into())),
+        }
+    }
+
+    /// What a fault is called. A backend whose own time was not over has not failed.
+    pub fn name(&self, fault: Fault, plan: &Backend) -> Fault {
+        let own = match fault {
+            Fault::ConnectTimeout => plan.connect_timeout,
+            Fault::FirstByteTimeout => plan.first_byte_timeout,
+            _ => return fault,
+        };
+        if self.limit(own) < own {
+            Fault::RetryTimeout
+        } else {
+            fault
+        }
     }
 }
 
@@ -65,18 +83,18 @@ pub async fn exchange(
     client: &mut Client,
     (request, head): (&mut Request, &mut ResponseHead),
     (backend, inflight): (&Rc<LocalMember>, &mut Option<InFlight>),
-    how: How,
+    how: &How,
 ) -> Result<Exchange, Fault> {
     head.reset();
-    let kept = if how.is_fresh { None } else { backend.take(client.post.now()) };
+    let kept = kept(shelf, client, (backend, how));
     let is_reused = kept.is_some();
     let link = match kept {
-        Some(link) => {
-            shelf.meters.borrow_mut().upstream[1] += 1;
-            link
-        }
+        Some(link) => link,
         // Boxed: a connect needs room that a stream should not carry for minutes.
-        None => Box::pin(connect(shelf, client, backend)).await?,
+        None => {
+            let limit = how.limit(backend.plan.connect_timeout);
+            Box::pin(connect(shelf, client, (backend, limit))).await?
+        }
     };
     let mut lease = Lease::of(link, inflight.take().ok_or(Fault::BackendFull)?);
     let tick = client.post.now();
@@ -87,7 +105,7 @@ pub async fn exchange(
     }
     let wait = Wait { heed_leaving: plan.on_client_abort == OnClientAbort::Close, is_reused };
     // One deadline for sending and waiting: an engine that takes no bytes does not answer either.
-    client.post.arm(how.limit(plan));
+    client.post.arm(how.limit(plan.first_byte_timeout));
     // An engine may answer before it has read everything (413), and then close, or not.
     let mut answer = Beginning::of(head);
     let sent_whole = match begin((view, client), (request, how.asking), backend, &mut lease) {
@@ -116,10 +134,10 @@ pub async fn exchange(
     if wait.is_reused && !answer.heard {
         answer.ready = race(&wait, client, &mut lease).await?;
         // The deadline that sending had, which the race has replaced.
-        client.post.arm(how.limit(plan).saturating_sub(client.post.since(tick)));
+        client.post.arm(how.limit(plan.first_byte_timeout).saturating_sub(client.post.since(tick)));
     }
     let no_way_back = sent_whole && !answer.ready;
-    if no_way_back && !how.asking.is_spliced() && is_only(view) {
+    if no_way_back && !how.asking.is_spliced() && how.is_only {
         // Neither the prompt nor a buffer is held through the prefill, which may take minutes; but
         // what may be refused because of us, or be sent to another backend, must be in hand.
         request.release_body(client);
@@ -149,9 +167,11 @@ pub async fn exchange(
     }
 }
 
-/// Whether a request has nowhere to go but where it is.
-fn is_only(view: &WorkerView) -> bool {
-    view.members.len() == 1 && view.plan.routing.retry.is_none()
+/// A connection that was kept, if the try may use one.
+fn kept(shelf: &Shelf, client: &Client, (backend, how): (&LocalMember, &How)) -> Option<Link> {
+    let link = if how.is_fresh { None } else { backend.take(client.post.now()) }?;
+    shelf.meters.borrow_mut().upstream[1] += 1;
+    Some(link)
 }
 
 /// Closes what is kept of a backend that gave a request the answer of another one.

@@ -62,20 +62,20 @@ const FAULTS: [(Fault, Option<Further<&'static str>>); 16] = [
 #[test]
 fn what_follows_a_first_try_where_nothing_is_configured() {
     for (fault, further) in FAULTS {
-        let mut tries = Tries::begin(id());
+        let mut tries = Tries::begin(id(), 0);
         let unsent = Attempt { is_in_hand: false, ..attempt(Failed(fault)) };
         assert_eq!(tries.next(unsent, &NOTHING_SAID), None, "what is not in hand is not sent");
         let alone = Attempt { other: None, has_budget: false, ..attempt(Failed(fault)) };
         let again = further.filter(|further| *further == Again);
-        assert_eq!(Tries::begin(id()).next(alone, &NOTHING_SAID), again, "{fault:?}");
+        assert_eq!(Tries::begin(id(), 0).next(alone, &NOTHING_SAID), again, "{fault:?}");
         let broke = Attempt { has_budget: false, ..attempt(Failed(fault)) };
         assert_eq!(tries.next(broke, &NOTHING_SAID), further, "{fault:?}");
         assert_eq!(tries.is_fresh(), fault == Fault::ReuseRace, "{fault:?}");
     }
     for status in [200, 400, 429, 500, 502, 503, 504] {
-        assert_eq!(Tries::begin(id()).next(attempt(Status(status, None)), &NOTHING_SAID), None);
+        assert_eq!(Tries::begin(id(), 0).next(attempt(Status(status, None)), &NOTHING_SAID), None);
     }
-    let mut tries = Tries::begin(id());
+    let mut tries = Tries::begin(id(), 0);
     assert_eq!(tries.next(attempt(WishRefused), &NOTHING_SAID), Some(Again));
     assert!(!tries.is_fresh());
 }
@@ -88,11 +88,11 @@ fn what_is_retried_because_it_is_configured() {
     let on = |retry_on: &[RetryOn], end| {
         let retry = retry(3, retry_on);
         let policy = Policy { retry: Some(&retry), rule: None };
-        let further = Tries::begin(id()).next(attempt(end), &policy);
+        let further = Tries::begin(id(), 0).next(attempt(end), &policy);
         assert!(matches!(further, None | Some(Other("other"))), "{end:?}");
         let broke = Attempt { has_budget: false, ..attempt(end) };
         let is_safe = matches!(end, Failed(fault) if fault.retry() == Retryable::Any);
-        assert_eq!(Tries::begin(id()).next(broke, &policy).is_some(), is_safe, "{end:?}");
+        assert_eq!(Tries::begin(id(), 0).next(broke, &policy).is_some(), is_safe, "{end:?}");
         further.is_some()
     };
     let statuses = |retry_on: &[RetryOn]| {
@@ -121,7 +121,7 @@ fn what_is_retried_because_it_is_configured() {
 /// connection is denied to it because another backend had one.
 #[test]
 fn a_fresh_connection_is_tried_once_at_each_backend() {
-    let mut tries = Tries::begin(id());
+    let mut tries = Tries::begin(id(), 0);
     for _ in 0..2 {
         assert!(!tries.is_fresh());
         let raced = attempt(Failed(Fault::ReuseRace));
@@ -137,19 +137,25 @@ fn a_fresh_connection_is_tried_once_at_each_backend() {
 /// How often a request whose tries all end so is sent, and when.
 fn sent(policy: &Policy, end: TryEnd, backends: usize) -> (u32, Vec<Duration>) {
     let backends: Vec<_> = (0..backends).map(|_| id()).collect();
-    let mut tries = Tries::begin(backends[0]);
+    let mut tries = Tries::begin(backends[0], 0);
     let (mut sent, mut elapsed, mut waits) = (1, Duration::ZERO, Vec::new());
+    let mut last = backends[0];
     loop {
         let other = backends.iter().copied().find(|other| !tries.tried().contains(*other));
         let tried =
             Attempt { end, is_in_hand: true, other, has_budget: true, elapsed, spread: 0.0 };
         match tries.next(tried, policy) {
-            Some(Other(other)) => tries.move_to(other),
+            Some(Other(other)) => {
+                tries.move_to(other);
+                last = other;
+            }
             Some(Wait(wait)) => {
                 waits.push(wait);
                 elapsed += wait;
                 tries.begin_anew();
-                tries.move_to(backends[0]);
+                // Somebody else if there is one.
+                last = backends.iter().copied().find(|other| *other != last).unwrap_or(last);
+                tries.move_to(last);
             }
             Some(Again) => panic!("{end:?}"),
             None => return (sent, waits),
@@ -170,6 +176,12 @@ fn others_come_first_and_waits_grow() {
     let policy = Policy { retry: Some(&seven), rule: None };
     let seconds = |all: &[u32]| all.iter().map(|s| *s * SECOND).collect::<Vec<_>>();
     assert_eq!(sent(&policy, refused, 3), (8, seconds(&[1, 2])));
+    // That costs engines nothing which nobody reached.
+    let mut tries = Tries::begin(id(), 0);
+    let alone = Attempt { other: None, has_budget: false, ..attempt(refused) };
+    assert_eq!(tries.next(alone, &policy), Some(Wait(SECOND)));
+    let full = Attempt { end: Status(503, None), ..alone };
+    assert_eq!(tries.next(full, &policy), None);
     assert_eq!(sent(&policy, Status(503, None), 1), (8, seconds(&[1, 2, 4, 8, 10, 10, 10])));
     assert_eq!(sent(&policy, Status(500, None), 1), (1, vec![]));
     let none = retry(0, &[RetryOn::Status(503)]);
@@ -190,8 +202,13 @@ fn a_wish_for_later_is_heeded_or_passed_on_and_there_is_one_deadline() {
     );
     assert_eq!(sent(&policy, Status(503, Some(11 * SECOND)), 1), (1, vec![]), "over max_wait");
     assert_eq!(sent(&policy, Status(503, Some(11 * SECOND)), 2), (2, vec![]), "others may do");
+    // The longest wish of a round counts, whoever had it.
+    let mut tries = Tries::begin(id(), 0);
+    assert_eq!(tries.next(attempt(Status(503, Some(9 * SECOND))), &policy), Some(Other("other")));
+    let last = Attempt { other: None, elapsed: SECOND, ..attempt(Status(503, None)) };
+    assert_eq!(tries.next(last, &policy), Some(Wait(8 * SECOND)));
     let late = Attempt { elapsed: 12 * SECOND, ..attempt(Failed(Fault::ConnectFailed)) };
-    assert_eq!(Tries::begin(id()).next(late, &policy), None);
+    assert_eq!(Tries::begin(id(), 0).next(late, &policy), None);
 }
 
 /// Catches: a rule that is not used unless retries are configured, one that is used for others'
@@ -210,17 +227,33 @@ fn a_rule_brings_its_own_tries() {
     assert_eq!(sent(&alone, Failed(Fault::BackendClosed), 9).0, 3);
     assert_eq!(sent(&alone, Status(500, None), 9).0, 1);
     assert_eq!(sent(&Policy { rule: Some(&one), ..alone }, Status(503, None), 9).0, 2);
+    let empty = Fallback { fallback: Vec::new(), ..rule(None) };
+    let refused = Failed(Fault::ConnectFailed);
+    assert_eq!(sent(&Policy { rule: Some(&empty), ..alone }, refused, 9).0, 3);
     let retry = retry(5, &[RetryOn::Status(500)]);
     let both = Policy { retry: Some(&retry), rule: Some(&plain) };
     assert_eq!(sent(&both, Status(500, None), 9).0, 6);
     assert_eq!(sent(&Policy { rule: Some(&one), ..both }, Status(500, None), 9).0, 2);
 }
 
+/// Catches: another backend that is said to have answered where the first one did.
+#[test]
+fn who_comes_back_to_the_first_has_not_fallen_back() {
+    let (first, second) = (id(), id());
+    let mut tries = Tries::begin(first, 0);
+    assert!(tries.is_first() && !tries.is_fallback());
+    tries.move_to(second);
+    assert!(!tries.is_first() && tries.is_fallback());
+    tries.begin_anew();
+    tries.move_to(first);
+    assert!(!tries.is_first() && !tries.is_fallback());
+}
+
 /// Catches: a request that may not come back to a backend that it had tried before the one that was
 /// taken from under it.
 #[test]
 fn a_move_begins_anew() {
-    let (mut tries, last) = (Tries::begin(id()), id());
+    let (mut tries, last) = (Tries::begin(id(), 0), id());
     tries.move_to(id());
     tries.move_to(last);
     let ejected = attempt(Failed(Fault::BackendEjected));
