@@ -259,8 +259,11 @@ fn what_has_begun_and_what_has_nowhere_to_go_stays() {
 fn ready_does_not_depend_on_what_requests_find_out() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let proxy = Config::new().backend(format!("http://{address}"), "name: dead").start();
-    for _ in 0..4 {
-        proxy.post(CHATS, CHAT).assert_refused(502, "connect_failed");
+    // The third failure ejects it: from then on it is known that nobody is there.
+    for status in [502, 502, 503, 503] {
+        let answer = proxy.post(CHATS, CHAT);
+        answer.assert_refused(status, "connect_failed");
+        assert_eq!(answer.head.get("retry-after"), (status == 503).then_some("5"));
     }
     assert_eq!(proxy.metric("llmproxy_backend_up", &[("backend", "dead")]), 0.0);
     assert_eq!(proxy.get("/ready").status(), 200);

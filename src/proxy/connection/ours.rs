@@ -2,7 +2,8 @@
 //! own pages. Each leaves the story by which its request is settled.
 
 use super::{Next, Notes, Underway};
-use crate::base::fault::Fault;
+use crate::base::fault::{Fault, Retryable};
+use crate::base::limits::EJECTION_STEP;
 use crate::base::refusal::Refusal;
 use crate::http::request::Method;
 use crate::proxy::admit::model;
@@ -86,7 +87,7 @@ pub(super) async fn give_up(
         w.shelf.count_abort(Phase::Waiting);
         Next::Close
     } else {
-        let refusal = fault.refusal();
+        let refusal = of_fault(w, request, fault);
         story.status = refusal.status;
         // As with an engine's answer: whoever has seen the end of it has a record that says so.
         settle::close(pass, (request, tap), story, 0);
@@ -96,6 +97,22 @@ pub(super) async fn give_up(
     };
     request.release_body(client);
     next
+}
+
+/// What a client hears of a fault. Where everybody who could have served it is known to be down,
+/// that is no failure of a request but an outage, which clients and balancers should wait for.
+fn of_fault(w: &Shared, request: &Request, fault: Fault) -> Refusal {
+    let (view, refusal) = (w.view(), fault.refusal());
+    let group = view.shared.models.choose(request.served_model()).group;
+    let is_outage = || !view.shared.group(group).any(|member| member.is_healthy());
+    if fault.retry() != Retryable::Any || !is_outage() {
+        return refusal;
+    }
+    // When it is next found out whether one is back.
+    let health = view.plan.health_check.as_ref();
+    let next = health.map_or(EJECTION_STEP, |health| health.interval);
+    let seconds = next.as_secs().clamp(1, 30) as u32;
+    Refusal { status: 503, ..refusal }.with_retry_after(seconds)
 }
 
 /// `/health`, `/ready` and the metrics page.
