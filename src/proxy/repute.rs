@@ -30,6 +30,14 @@ pub fn hear_answer(backend: &Member, response: &ResponseHead) {
     hear(backend, Evidence::of_status(response.status, has_retry_after));
 }
 
+/// Takes in an error that stood inside an answer of status 200. That the backend is full is no
+/// illness, but no service either.
+pub fn hear_inside(backend: &Member, status: u16, is_full: bool) {
+    let is_served = status < 500;
+    backend.hear_served(is_served);
+    hear(backend, Evidence::of_status(if status == 500 { 502 } else { status }, is_full));
+}
+
 fn hear(member: &Member, evidence: Evidence) {
     let Some(change) = member.hear(evidence) else { return };
     let backend = &*member.name;

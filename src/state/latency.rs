@@ -10,10 +10,10 @@
 use super::repute::Tenths;
 use std::time::Duration;
 
-/// A sample that is so much younger than the last one counts for 63 %.
+/// A sample that comes so long after the one before it counts for 63 %.
 const MEMORY: Duration = Duration::from_secs(10);
-/// What was heard so long ago is forgotten to 63 %: the backend is taken to be as the others are,
-/// and gets requests again.
+/// After so long, 63 % of what was heard has faded towards the mean of the others: the backend gets
+/// requests again.
 const STALE: Duration = Duration::from_secs(10);
 /// A sample counts for no less, however many come: those that say that it got faster.
 const FASTER_SHARE: f64 = 1.0 / 16.0;
@@ -51,7 +51,7 @@ impl Latency {
         let share = if sample > known { SLOWER_SHARE } else { FASTER_SHARE };
         let share = share.max(1.0 - self.kept_after(MEMORY, now));
         let mean = if self.units == 0 { sample } else { known + (sample - known) * share };
-        Latency { units: mean.round().max(1.0) as u32, at: now, ..self }
+        Latency { units: mean.round().max(1.0) as u32, strikes: self.strikes_at(now), at: now }
     }
 
     /// A request got an answer.
@@ -61,10 +61,13 @@ impl Latency {
 
     /// A request got none, or one that says that the backend could not serve it.
     pub fn hear_failure(self, now: Tenths) -> Latency {
-        // What is left of the old ones: they fade, and must not come back with a new one.
-        let left = f64::from(self.strikes) * self.kept_after(STALE, now);
-        let strikes = (left as u8).saturating_add(STRIKES).min(STRIKES_MAX);
+        let strikes = self.strikes_at(now).saturating_add(STRIKES).min(STRIKES_MAX);
         Latency { strikes, at: now, ..self }
+    }
+
+    /// What is left of the strikes: they fade, and must not come back when something is heard.
+    fn strikes_at(self, now: Tenths) -> u8 {
+        (f64::from(self.strikes) * self.kept_after(STALE, now)) as u8
     }
 
     /// The wait for a first token that is to be expected, in milliseconds; `None`: nothing is
@@ -136,6 +139,16 @@ mod tests {
         assert!((100.0..108.0).contains(&expected(later, 410)), "the old is forgotten");
         assert!(expected(known(&[u64::MAX]), 10) > 1_000_000.0, "it is cut");
         assert!(expected(known(&[0]), 10) > 0.0, "it is known");
+    }
+
+    /// Catches: a backend that failed once, and whose old failures come back with each answer, so
+    /// that it gets hardly any requests for minutes.
+    #[test]
+    fn what_has_faded_does_not_come_back_when_something_is_heard() {
+        let failed = (0..20).fold(known(&[100]), |known, _| known.hear_failure(Tenths(10)));
+        let minute = Tenths(10 + 600);
+        assert!(failed.penalty(minute) < 1.2);
+        assert!(failed.hear(ms(100), minute).penalty(minute) < 1.2);
     }
 
     /// Catches: a backend that was slow once and never gets a request again; one that was quick

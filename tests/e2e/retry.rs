@@ -199,3 +199,23 @@ fn a_prefill_is_held_for_no_longer_than_configured() {
     conn.rest();
     quiet(&proxy);
 }
+
+/// Catches: a stream that is held and breaks before its model said anything, and reaches the client
+/// although another engine could have answered.
+#[test]
+fn a_held_stream_that_breaks_goes_to_another_backend() {
+    let broken = Backend::start(|served| {
+        served.request();
+        served.begin_events();
+        served.chunk(ROLE);
+        served.reset();
+    });
+    let well = streaming(&[ROLE, TEXT, "data: [DONE]\n\n"]);
+    let proxy = before(&[&broken, &well], "hold_preamble: 10s, retry: {max_retries: 2}");
+    for _ in 0..3 {
+        let answer = proxy.connect().post(CHATS, "", STREAM);
+        assert_eq!(answer.text(), format!("{ROLE}{TEXT}data: [DONE]\n\n"));
+    }
+    assert!(!broken.requests().is_empty());
+    quiet(&proxy);
+}

@@ -36,6 +36,10 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     let backends = backends(root, "backends", Timeouts::of(&routing));
     let mapping = model_mapping(root.desk, &names);
     let rules: Vec<Fallback> = rules.iter_mut().map(|s| rule(s, &backends)).collect();
+    if !routing.hold_preamble.is_zero() && routing.retry.is_none() && rules.is_empty() {
+        let why = "nothing is held: without routing.retry or routing.fallback nothing is retried";
+        root.warn("routing", format!("hold_preamble: {why}"));
+    }
     if on {
         // What is found later may serve anything.
         let known = if root.has("discovery") { &[][..] } else { &backends };

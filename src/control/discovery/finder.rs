@@ -39,7 +39,17 @@ impl Spec {
             SourceKind::Kubernetes { .. } | SourceKind::Etcd { .. } | SourceKind::Database { .. }
         );
         let interval = source.interval(usual);
-        is_read.then(|| Spec { source: source.clone(), interval, routing: routing.clone() })
+        // What else there is of it says nothing of backends, and may change without a new search.
+        let routing = Routing {
+            model_mapping: Vec::new(),
+            fallback: Vec::new(),
+            response_headers: Vec::new(),
+            retry: None,
+            sse_keepalive: Duration::ZERO,
+            hold_preamble: Duration::ZERO,
+            ..routing.clone()
+        };
+        is_read.then(|| Spec { source: source.clone(), interval, routing })
     }
 }
 

@@ -94,11 +94,16 @@ impl Finders {
                 None => Arc::new(Finder::start(spec, news.clone())?),
             });
         }
-        Ok(Finders {
-            is_first_enough: wanted.mode == DiscoveryMode::First,
-            finders,
-            inherited: self.found(),
-        })
+        // What others than these found is kept until these have found something.
+        let goes_on = |old: &Arc<Finder>| finders.iter().any(|new| Arc::ptr_eq(old, new));
+        let dropped = self.finders.iter().filter(|old| !goes_on(old));
+        let mut inherited: Vec<Backend> =
+            dropped.filter_map(|old| old.found()).flat_map(|found| found.to_vec()).collect();
+        if self.finders.iter().any(|old| old.found().is_none()) {
+            inherited.extend(self.inherited.iter().cloned());
+        }
+        let is_first_enough = wanted.mode == DiscoveryMode::First;
+        Ok(Finders { is_first_enough, finders, inherited })
     }
 
     /// Waits until each source was asked once, whatever came of it, for at most so long.
@@ -121,8 +126,13 @@ fn together(
     is_first_enough: bool,
     inherited: &[Backend],
 ) -> Vec<Backend> {
-    let is_one_missing = found.iter().any(Option::is_none);
     let take = if is_first_enough { 1 } else { usize::MAX };
+    // Of a source behind the first that counts nothing is wanted.
+    let asked = match found.iter().position(Option::is_some) {
+        Some(first) if is_first_enough => &found[..first],
+        _ => &found[..],
+    };
+    let is_one_missing = asked.iter().any(Option::is_none);
     let known = found.iter().flatten().take(take).flat_map(|backends| backends.iter());
     let inherited = inherited.iter().filter(|_| is_one_missing);
     known.chain(inherited).cloned().collect()
@@ -150,6 +160,7 @@ mod tests {
         assert_eq!(add(vec![found(&["a"]), found(&["b", "c"])], true), "a");
         assert_eq!(add(vec![None, found(&["b"])], false), "b old");
         assert_eq!(add(vec![None, found(&["b"]), found(&["c"])], true), "b old");
+        assert_eq!(add(vec![found(&["a"]), None], true), "a", "what it names is not wanted");
         assert_eq!(add(vec![None], true), "old");
         assert_eq!(add(vec![], false), "");
     }

@@ -79,7 +79,7 @@ pub(super) async fn deliver(
     if let RelayStep::Broken(fault @ Fault::BadResponse(_)) = begun {
         return Err(fault);
     }
-    hear_first_token(&relay, got);
+    let mut is_heard = hear_first_token(&relay, got);
     if let RelayStep::NoteDue = begun {
         settle::note(pass, (request, relay.tap), story, relay.sent());
     }
@@ -88,7 +88,7 @@ pub(super) async fn deliver(
         RelayStep::Broken(fault) => Err(fault),
         RelayStep::Goes | RelayStep::NoteDue => loop {
             let step = relay.advance(got.lease.link()).await;
-            hear_first_token(&relay, got);
+            is_heard = is_heard || hear_first_token(&relay, got);
             match step {
                 RelayStep::LastBytes(last) => break Ok(last),
                 RelayStep::Broken(fault) => break Err(fault),
@@ -124,11 +124,13 @@ fn tell(story: &mut Story, response: &ResponseHead, client: &Client) {
 }
 
 /// How long a stream waited for its first token says how its backend is doing. Of other answers
-/// even the head comes when all of it was generated.
-fn hear_first_token(relay: &Relay<'_>, got: &Exchange) {
-    if relay.tap.has_just_begun() {
+/// even the head comes when all of it was generated. True when it is known.
+fn hear_first_token(relay: &Relay<'_>, got: &Exchange) -> bool {
+    let is_known = relay.tap.has_just_begun();
+    if is_known {
         got.lease.backend().hear_first_token(got.lease.age());
     }
+    is_known
 }
 
 /// Ends a whole answer that is packed. Its record waits for what is in it, and its last bytes wait

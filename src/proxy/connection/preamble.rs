@@ -3,6 +3,7 @@
 //! while the client has nothing of that, another engine may answer instead.
 
 use crate::base::limits::HELD_BYTES_MAX;
+use crate::http::framing::ResponseFraming;
 use crate::http::response::ResponseHead;
 use crate::llm::dialect::Dialect;
 use crate::llm::sse::EventFraming;
@@ -25,39 +26,63 @@ enum Said {
     Nothing,
     /// Something that is for the client.
     Something,
-    /// An error, for which this status stands, before anything else.
-    Error(u16),
+    /// An error, for which this status stands, before anything else; whether it is that it is full.
+    Error(u16, bool),
+    /// What is no stream.
+    Broken,
 }
 
-/// Reads a stream until its model says something, for so long at most. `Some`: it told of an error
-/// before that, for which this status stands. What is read stays in the exchange.
+/// What comes of holding a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// It is for the client.
+    Goes,
+    /// It told of an error before its model said anything, for which this status stands; or that it
+    /// is full, in which case the last is true.
+    Error(u16, bool),
+    /// It broke before its model said anything.
+    Broke,
+}
+
+/// True for streams of which it is known when their model says something.
+pub(super) fn is_for(dialect: Dialect) -> bool {
+    !matches!(dialect, Dialect::Other | Dialect::Embeddings | Dialect::Transcriptions)
+}
+
+/// Reads a stream until its model says something, for so long at most. What is read stays in the
+/// exchange.
 pub(super) async fn hold(
     client: &Client,
     (response, dialect): (&ResponseHead, Dialect),
     got: &mut Exchange,
     time: Duration,
-) -> Option<u16> {
+) -> Held {
     client.post.arm(time);
     loop {
         let bytes = got.bytes.get_or_insert_with(Buffer::take);
         let body = bytes.get(got.head_len..).unwrap_or_default();
         match said(response, dialect, body) {
             Said::Nothing => {}
-            Said::Something => return None,
-            Said::Error(status) => return Some(status),
+            Said::Something => return Held::Goes,
+            Said::Error(status, is_full) => return Held::Error(status, is_full),
+            Said::Broken => return Held::Broke,
         }
         if body.len() >= HELD_BYTES_MAX || bytes.len() == bytes.capacity() {
-            return None;
+            return Held::Goes;
         }
-        // Whatever ends the wait is met again by whoever sends the answer on.
-        if !matches!(client.post.attended(got.lease.link().readable()).await, Ok(Ok(()))) {
-            return None;
+        match client.post.attended(got.lease.link().readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Held::Broke,
+            // Time is over; or the client is gone, which whoever sends the answer on meets again.
+            Err(_) => return Held::Goes,
         }
-        let bytes = got.bytes.as_mut()?;
+        let Some(bytes) = got.bytes.as_mut() else { return Held::Goes };
         match got.lease.link().try_recv(bytes) {
             Ok(n) if n > 0 => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            _ => return None,
+            // A body that ends with its connection is whole.
+            Ok(_) if response.framing == ResponseFraming::UntilClose => return Held::Goes,
+            _ => return Held::Broke,
         }
     }
 }
@@ -67,12 +92,13 @@ fn said(response: &ResponseHead, dialect: Dialect, mut body: &[u8]) -> Said {
     let (mut inbound, mut sections) = (Inbound::new(response.framing), Sections::default());
     let mut scan = UsageScan::default();
     scan.expect(dialect, Some(EventFraming::Events));
-    let whole = body;
+    let (whole, mut is_over, mut is_broken) = (body, false, false);
     while !body.is_empty() {
         let progress = inbound.decode(body, false, &mut sections);
         sections.for_each_data(body, |data| scan.feed(data));
         body = body.get(progress.consumed..).unwrap_or_default();
-        if progress.finished || progress.broken.is_some() {
+        (is_over, is_broken) = (progress.finished, progress.broken.is_some());
+        if is_over || is_broken {
             break;
         }
     }
@@ -81,22 +107,22 @@ fn said(response: &ResponseHead, dialect: Dialect, mut body: &[u8]) -> Said {
         return Said::Something;
     }
     if facts.error() {
-        return Said::Error(status_of(facts.error_code(), whole));
+        return error(facts.error_code(), whole);
     }
-    match scan.done() || facts.native_end() {
+    match scan.done() || facts.native_end() || is_over {
         true => Said::Something,
+        false if is_broken => Said::Broken,
         false => Said::Nothing,
     }
 }
 
-/// The status that an engine would have answered with, had it not begun already.
-fn status_of(code: Option<&str>, body: &[u8]) -> u16 {
+/// An error, with the status that the engine would have answered with, had it not begun already.
+fn error(code: Option<&str>, body: &[u8]) -> Said {
     let is_full = OVERLOADED.into_iter().any(|words| memmem::find(body, words).is_some());
     let told = code.and_then(|code| code.parse().ok()).filter(|code| (400..600).contains(code));
-    if is_full {
-        503
-    } else {
-        told.unwrap_or(500)
+    match is_full {
+        true => Said::Error(503, true),
+        false => Said::Error(told.unwrap_or(500), false),
     }
 }
 
@@ -131,19 +157,25 @@ mod tests {
         assert_eq!(chat(ROLE), Said::Nothing);
         assert_eq!(chat(&format!("{ROLE}{TEXT}")), Said::Something);
         assert_eq!(chat("data: [DONE]\n\n"), Said::Something);
-        for (event, status) in [
-            (r#"{"error": {"message": "oh", "type": "InternalServerError", "code": 500}}"#, 500),
+        for (event, status, is_full) in [
+            (
+                r#"{"error": {"message": "oh", "type": "InternalServerError", "code": 500}}"#,
+                500,
+                false,
+            ),
             (
                 r#"{"error": {"object": "error", "message": "The request queue is full.", "code": 503}}"#,
                 503,
+                true,
             ),
-            (r#"{"error":{"message":"Model is overloaded","http_status_code":422}}"#, 503),
-            (r#"{"error":{"message":"too long","code":400}}"#, 400),
-            (r#"{"error":{"message":"oh","code":"x"}}"#, 500),
+            (r#"{"error":{"message":"Model is overloaded","http_status_code":422}}"#, 503, true),
+            (r#"{"error":{"message":"too long","code":400}}"#, 400, false),
+            (r#"{"error":{"message":"oh","code":"x"}}"#, 500, false),
         ] {
             let event = format!("data: {event}\n\n");
-            assert_eq!(chat(&event), Said::Error(status), "{event}");
-            assert_eq!(chat(&format!("{ROLE}{event}")), Said::Error(status), "{event}");
+            let error = Said::Error(status, is_full);
+            assert_eq!(chat(&event), error, "{event}");
+            assert_eq!(chat(&format!("{ROLE}{event}")), error, "{event}");
             assert_eq!(chat(&format!("{TEXT}{event}")), Said::Something, "{event}");
         }
     }

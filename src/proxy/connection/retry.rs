@@ -2,7 +2,7 @@
 //! says of its backend is taken in, and the request goes to another one, or comes back later, or
 //! its client gets what there is.
 
-use super::preamble;
+use super::preamble::{self, Held};
 use super::tries::{pick, Trying};
 use crate::base::fault::Fault;
 use crate::config::plan::OnClientAbort;
@@ -33,12 +33,13 @@ pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
 
 /// Whether an answer is to be looked into before the client gets any of it.
 pub(super) fn is_held(trying: &Trying, request: &Request, response: &ResponseHead) -> bool {
+    let (plan, routing) = (&trying.backend.plan, &trying.view.plan.routing);
     let is_plain_stream = response.event_stream && !response.encoded && response.status == 200;
-    let may_be_cut = trying.backend.plan.on_client_abort == OnClientAbort::Close;
-    is_plain_stream
-        && may_be_cut
-        && !trying.view.plan.routing.hold_preamble.is_zero()
-        && request.is_in_hand()
+    // Where nothing can be retried, or the answer must be read to its end, it need not wait.
+    let is_of_use = (routing.retry.is_some() || !routing.fallback.is_empty())
+        && plan.on_client_abort == OnClientAbort::Close
+        && preamble::is_for(request.dialect_at(&plan.base_path));
+    !routing.hold_preamble.is_zero() && is_plain_stream && is_of_use && request.is_in_hand()
 }
 
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
@@ -83,8 +84,15 @@ pub(super) async fn after(
     // The engine's connection closes: what it has to say is not read.
     drop(got.take());
     let next = match further {
-        // Others may have filled the backend by now.
-        Further::Again => InFlight::enter(&trying.backend).ok_or(Fault::BackendFull)?,
+        Further::Again => match InFlight::enter(&trying.backend) {
+            Some(again) => again,
+            // Others have filled the backend by now.
+            None => {
+                let other = other(w, request, (trying, end)).ok_or(Fault::BackendFull)?;
+                trying.move_to(other.backend(), request);
+                other
+            }
+        },
         Further::Other(other) => {
             trying.move_to(other.backend(), request);
             other
@@ -154,7 +162,7 @@ async fn hear(
         return Some(TryEnd::WishRefused);
     }
     if is_held(trying, request, response) {
-        return hear_preamble(client, (request, response), (trying, got)).await;
+        return hear_preamble(w, client, (request, response), (trying, got)).await;
     }
     repute::hear_answer(&backend, response);
     // One that must not be cut off has its answer read to the end.
@@ -173,17 +181,26 @@ async fn hear(
 
 /// Takes in what a stream begins with.
 async fn hear_preamble(
+    w: &Shared,
     client: &Client,
     (request, response): (&Request, &ResponseHead),
     (trying, got): (&mut Trying<'_>, &mut Exchange),
 ) -> Option<TryEnd> {
     let dialect = request.dialect_at(&trying.backend.plan.base_path);
     let time = trying.view.plan.routing.hold_preamble;
-    // It did answer: what it says is about the request, or that it is full, which is no illness.
-    repute::hear_answer(&trying.backend, response);
-    let status = preamble::hold(client, (response, dialect), got, time).await?;
+    let held = preamble::hold(client, (response, dialect), got, time).await;
+    let end = match held {
+        Held::Goes => {
+            repute::hear_answer(&trying.backend, response);
+            return None;
+        }
+        Held::Error(status, is_full) => {
+            repute::hear_inside(&trying.backend, status, is_full);
+            TryEnd::Status(status, None)
+        }
+        Held::Broke => hear_fault(w, trying, Fault::BackendClosed),
+    };
     set_rule(trying, request);
-    let end = TryEnd::Status(status, None);
     trying.policy().covers(end).then_some(end)
 }
 

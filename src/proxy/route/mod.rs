@@ -70,7 +70,7 @@ impl NotPicked {
     /// For a request that had a backend before.
     pub fn fault(self) -> Fault {
         match self {
-            NotPicked::Nobody => Fault::Unresolved,
+            NotPicked::Nobody => Fault::BackendEjected,
             NotPicked::Full { .. } => Fault::BackendFull,
         }
     }

@@ -213,7 +213,11 @@ impl Tries {
             _ => return None,
         }
         let deadline = policy.retry.map_or(Duration::MAX, |retry| retry.timeout);
-        if u32::from(self.count) >= policy.tries_max() || elapsed >= deadline {
+        let tries_max = match is_harmless(end) {
+            true => policy.tries_max().max(CONNECT_TRIES_MAX as u32),
+            false => policy.tries_max(),
+        };
+        if u32::from(self.count) >= tries_max || elapsed >= deadline {
             return None;
         }
         if let Some(other) = other.filter(|_| self.tried.len() < TRIED_MAX) {

@@ -83,7 +83,8 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.backend.plan.max_concurrent > 0 {
+        // Whoever never got there says nothing of how long others stay.
+        if self.backend.plan.max_concurrent > 0 && self.standing.sent_whole {
             self.backend.note_stay(self.age());
         }
         self.backend.leave();

@@ -185,7 +185,9 @@ fn others_come_first_and_waits_grow() {
     assert_eq!(sent(&policy, Status(503, None), 1), (8, seconds(&[1, 2, 4, 8, 10, 10, 10])));
     assert_eq!(sent(&policy, Status(500, None), 1), (1, vec![]));
     let none = retry(0, &[RetryOn::Status(503)]);
-    assert_eq!(sent(&Policy { retry: Some(&none), rule: None }, refused, 3), (1, vec![]));
+    let none = Policy { retry: Some(&none), rule: None };
+    assert_eq!(sent(&none, Status(503, None), 3), (1, vec![]));
+    assert_eq!(sent(&none, refused, 5), (CONNECT_TRIES_MAX as u32, vec![]), "as without it");
     let many = retry(100, &[]);
     assert_eq!(sent(&Policy { retry: Some(&many), rule: None }, refused, 50).0, 101);
 }
