@@ -8,6 +8,7 @@ use crate::state::board::{Board, View};
 use crate::state::member::MemberId;
 use crate::state::meters::Meters;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -71,7 +72,13 @@ impl Upstreams {
         let view = self.view();
         let leaving = self.leaving.borrow();
         for gone in departed(view.members.iter().chain(&*leaving)) {
-            patrol.call_off(gone.number(), |rule| has_another(&view.shared, gone, rule));
+            // Looked up once for each rule: thousands may wait there for the same model.
+            let known = RefCell::new(HashMap::new());
+            let is_meant = |rule| {
+                let ask = || has_another(&view.shared, gone, rule);
+                *known.borrow_mut().entry(rule).or_insert_with(ask)
+            };
+            patrol.call_off(gone.number(), is_meant);
         }
     }
 

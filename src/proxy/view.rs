@@ -9,7 +9,7 @@ use crate::config::plan::{KeyForm, LoadBalance, Plan};
 use crate::state::board::View;
 use crate::state::member::{Member, MemberId};
 use crate::state::models::GroupId;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -56,9 +56,10 @@ impl WorkerView {
         let known = self.members.iter().chain(leaving).map(|member| (member.id(), member));
         let strategy = shared.plan.routing.load_balance;
         let view = (shared, Rc::clone(&self.spilled));
-        let tiers = self.tiers();
+        let (tiers, of_all) = (self.tiers(), OnceCell::new());
         WorkerView::with(view, self.worker, &known.collect(), |weights, tier, seed| {
-            let turns = (strategy == LoadBalance::RoundRobin).then(|| self.turns_of(&tiers, tier));
+            let turns = (strategy == LoadBalance::RoundRobin)
+                .then(|| self.turns_of((&tiers, &of_all), tier));
             match turns.flatten() {
                 Some(turns) => {
                     let weighted = weights.iter().copied().zip(turns);
@@ -74,23 +75,32 @@ impl WorkerView {
         self.groups.iter().flatten().map(|tier| (ids(&self.shared, &tier.places), tier)).collect()
     }
 
-    /// Where the backends of a tier of the next view stand: as they did in the same tier of this
-    /// one, or, where it is a new one, in that of all backends which has the first of them.
+    /// Where the backends of a tier of the next view stand: as they did in the tier of this one
+    /// that had the same backends, or, if there was none, in that of all backends which had the
+    /// first of them.
     fn turns_of(
         &self,
-        known: &HashMap<Vec<MemberId>, &Tier>,
+        (known, of_all): (&HashMap<Vec<MemberId>, &Tier>, &OnceCell<Vec<Turns>>),
         tier: &[MemberId],
     ) -> Option<Vec<Option<u64>>> {
-        let first = || tier.iter().find_map(|id| self.shared.place(*id));
-        let of_all = || {
-            let first = first()? as u32;
-            self.groups.first()?.iter().find(|tier| tier.places.contains(&first))
-        };
-        let Tier { places, balancer } = known.get(tier).copied().or_else(of_all)?;
-        let turns = balancer.borrow().turns(places.len())?;
-        let turns: HashMap<MemberId, u64> =
-            ids(&self.shared, places).into_iter().zip(turns).collect();
+        if let Some(Tier { places, balancer }) = known.get(tier) {
+            return Some(balancer.borrow().turns(places.len())?.into_iter().map(Some).collect());
+        }
+        // Made once: one backend that comes or goes makes each tier a new one that it belongs to.
+        let of_all = of_all.get_or_init(|| self.turns_of_all());
+        let first = tier.iter().find(|id| self.shared.place(**id).is_some())?;
+        let turns = of_all.iter().find(|turns| turns.contains_key(first))?;
         Some(tier.iter().map(|id| turns.get(id).copied()).collect())
+    }
+
+    /// The same of each tier of all backends.
+    fn turns_of_all(&self) -> Vec<Turns> {
+        let tiers = self.groups.first().into_iter().flatten();
+        let turns = tiers.filter_map(|Tier { places, balancer }| {
+            let turns = balancer.borrow().turns(places.len())?;
+            Some(ids(&self.shared, places).into_iter().zip(turns).collect())
+        });
+        turns.collect()
     }
 
     fn with(
@@ -170,6 +180,9 @@ impl WorkerView {
         &self.credential_fields
     }
 }
+
+/// Where backends stand in the order of their turns.
+type Turns = HashMap<MemberId, u64>;
 
 fn ids(view: &View, places: &[u32]) -> Vec<MemberId> {
     let group = places.iter().filter_map(|place| view.members().get(*place as usize));

@@ -125,10 +125,13 @@ impl Member {
     /// Counts a request in, unless as many are here as may be. Whoever has counted one in counts it
     /// out when it is over. Exact, however many workers do this at the same time.
     pub fn enter(&self) -> bool {
-        let max = self.plan.max_concurrent;
-        let one_more = |now: u32| (max == 0 || now < max).then(|| now.saturating_add(1));
-        let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.vitals.inflight.0.fetch_update(set, read, one_more).is_ok()
+        let (max, inflight) = (self.plan.max_concurrent, &self.vitals.inflight.0);
+        if max == 0 {
+            inflight.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        let one_more = |now: u32| (now < max).then(|| now.saturating_add(1));
+        inflight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     /// True when as many requests are here as may be.
