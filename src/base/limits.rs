@@ -379,6 +379,10 @@ pub const BUFFERED_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
 /// Most bytes of a request body that a configuration may put into a usage record.
 pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Names and patterns of models of all backends that discovery finds. Each may make a group of its
+/// own, which workers look through at each change. Beyond: the backend is left out, and the log
+/// says so.
+pub const DISCOVERY_MODELS_MAX: usize = 500;
 /// Bytes of a stream that are held back until its model says something. Beyond: it goes on.
 pub const HELD_BYTES_MAX: usize = 8 * 1024;
 /// Of a hundred requests so many may be sent once more although an engine may have worked on them.

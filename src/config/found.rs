@@ -8,10 +8,12 @@ use super::plan::{Backend, CommonParts, Endpoint, Routing};
 use super::raw::{self, MapEntry, Node, ValueKind};
 use super::report::Class;
 use super::{cure, nesting, value};
-use crate::base::limits::{DISCOVERY_ANSWER_BYTES_MAX, DISCOVERY_BACKENDS_MAX};
+use crate::base::limits::{
+    DISCOVERY_ANSWER_BYTES_MAX, DISCOVERY_BACKENDS_MAX, DISCOVERY_MODELS_MAX,
+};
 use crate::base::line::is_unshown;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// Characters of the name of a found backend: it is a label of metrics. Beyond: left out.
 const NAME_CHARS_MAX: usize = 200;
@@ -250,8 +252,8 @@ fn node(path: Path, value: Value) -> Node {
 }
 
 /// The backends of the file, and behind them those that were found, and how many found ones are
-/// beyond [`DISCOVERY_BACKENDS_MAX`]. One that has the place of an earlier one is left out; one
-/// that has its name gets its own host and port behind it.
+/// beyond [`DISCOVERY_BACKENDS_MAX`] or [`DISCOVERY_MODELS_MAX`]. One that has the place of an
+/// earlier one is left out; one that has its name gets its own host and port behind it.
 pub fn merge(
     configured: &[Backend],
     found: impl IntoIterator<Item = Backend>,
@@ -259,15 +261,18 @@ pub fn merge(
     let mut places: HashSet<String> = configured.iter().map(place).collect();
     let mut names: HashSet<String> = configured.iter().map(|b| b.name.clone()).collect();
     let mut all = configured.to_vec();
-    let mut beyond = 0;
+    let (mut beyond, mut models) = (0, BTreeSet::new());
     for mut backend in found {
         if !places.insert(place(&backend)) {
             continue;
         }
-        if all.len() >= configured.len() + DISCOVERY_BACKENDS_MAX {
+        let further = backend.models.iter().filter(|model| !models.contains(*model)).count();
+        let is_beyond = all.len() >= configured.len() + DISCOVERY_BACKENDS_MAX;
+        if is_beyond || models.len() + further > DISCOVERY_MODELS_MAX {
             beyond += 1;
             continue;
         }
+        models.extend(backend.models.iter().cloned());
         if names.contains(&backend.name) {
             let long = match &backend.endpoint {
                 Endpoint::Tcp { host, port } => format!("{}/{host}:{port}", backend.name),

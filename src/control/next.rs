@@ -37,7 +37,7 @@ impl Builder<'_> {
         let configured = std::mem::take(&mut plan.backends);
         let (all, beyond) = found::merge(&configured, found);
         if beyond > 0 {
-            tracing::warn!(beyond, "discovery: so many backends are left out: there are too many");
+            tracing::warn!(beyond, "discovery: so many backends are left out: there are too many, or too many models of theirs");
         }
         let mut all = all.into_iter();
         let mut tls = Vec::new();

@@ -247,10 +247,11 @@ fn reason_of(head: &[u8]) -> Span {
 
 /// Delta-seconds of RFC 9110 §10.2.3; nine digits cannot overflow.
 fn parse_seconds(value: &[u8]) -> Option<u32> {
-    if value.is_empty() || value.len() > 9 || !value.iter().all(u8::is_ascii_digit) {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(value.iter().fold(0, |sum, d| sum * 10 + u32::from(d - b'0')))
+    let add = |sum: u32, digit: &u8| sum.saturating_mul(10).saturating_add((digit - b'0').into());
+    Some(value.iter().fold(0, add))
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ pub struct ForwardResponse<'a> {
     pub request_id: &'a str,
     /// Of a reference that names a backend: its path here, without the slash at its start.
     pub at_ours: &'a dyn Fn(&[u8]) -> Option<&[u8]>,
-    /// Further fields: visible ASCII.
+    /// Further fields, in place of any of the same name: visible ASCII.
     pub fields: &'a [(&'a str, &'a str)],
 }
 
@@ -250,7 +250,13 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &Forw
         Known::Location if !field.stays => (how.at_ours)(field.value.of(bytes)),
         _ => None,
     };
-    let is_kept = |field: &Field| !field.stays && field.known != Known::XRequestId;
+    let is_ours = |field: &Field| {
+        let named =
+            |(name, _): &(&str, &str)| field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes());
+        how.fields.iter().any(named)
+    };
+    let is_kept =
+        |field: &Field| !field.stays && field.known != Known::XRequestId && !is_ours(field);
     pass_on(out, first, &head.fields, bytes, |field| is_kept(field) && ours(field).is_none());
     for (field, path) in head.fields.iter().filter_map(|field| Some((field, ours(field)?))) {
         out.extend_from_slice(field.name.of(bytes));

@@ -69,7 +69,8 @@ struct Stem {
 impl ModelIndex {
     /// The index of a plan.
     pub fn new(plan: &Plan) -> ModelIndex {
-        let mut groups = Groups { all: vec![(0..plan.backends.len() as u32).collect()] };
+        let mut groups = Groups { all: Vec::new(), known: HashMap::new() };
+        groups.id((0..plan.backends.len() as u32).collect());
         let patterns = || plan.backends.iter().flat_map(|backend| &backend.models);
         let serving = |covers: &dyn Fn(&ModelPattern) -> bool| -> Box<[u32]> {
             let backends = plan.backends.iter().zip(0..);
@@ -159,15 +160,17 @@ fn longest(stems: &[Stem], mut from: Option<usize>, name: &str) -> Option<usize>
 
 struct Groups {
     all: Vec<Box<[u32]>>,
+    known: HashMap<Box<[u32]>, usize>,
 }
 
 impl Groups {
     fn id(&mut self, places: Box<[u32]>) -> GroupId {
-        let known = self.all.iter().position(|group| *group == places);
-        GroupId(known.unwrap_or_else(|| {
-            self.all.push(places);
-            self.all.len() - 1
-        }))
+        let Groups { all, known } = self;
+        let place = *known.entry(places).or_insert_with_key(|places| {
+            all.push(places.clone());
+            all.len() - 1
+        });
+        GroupId(place)
     }
 }
 

@@ -198,3 +198,25 @@ proptest! {
         prop_assert_eq!(places, wanted);
     }
 }
+
+/// Catches: a source that gives workers so many groups of backends to look through that they stand
+/// still.
+#[test]
+fn the_models_of_what_is_found_are_bounded() {
+    use crate::config::plan::ModelPattern;
+    let serving = |n: usize, models: std::ops::Range<usize>| Backend {
+        models: models.map(|m| ModelPattern::parse(&format!("m{m}")).unwrap()).collect(),
+        ..Backend::sample(&format!("engine-{n}"))
+    };
+    let half = DISCOVERY_MODELS_MAX / 2;
+    let found = [
+        serving(0, 0..half),
+        serving(1, 0..half),
+        serving(2, half..2 * DISCOVERY_MODELS_MAX),
+        serving(3, half..DISCOVERY_MODELS_MAX),
+        serving(4, DISCOVERY_MODELS_MAX..DISCOVERY_MODELS_MAX + 1),
+    ];
+    let (all, beyond) = merge(&[], found);
+    let names: Vec<_> = all.iter().map(|backend| backend.name.as_str()).collect();
+    assert_eq!((names, beyond), (vec!["engine-0", "engine-1", "engine-3"], 2));
+}

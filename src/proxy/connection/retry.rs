@@ -68,7 +68,7 @@ pub(super) async fn after(
         other: other(w, request, (trying, end)),
         has_budget: w.retries.has_one(Instant::now()),
         elapsed: client.post.since(trying.tries.began()),
-        spread: spread(request.unique_id.as_bytes()),
+        spread: spread(request.unique_id.as_bytes(), trying.tries.waits()),
     };
     let further = trying.tries.next(attempt, &trying.policy());
     let Some(further) = further else {
@@ -120,15 +120,21 @@ fn come_back(w: &Shared, request: &Request, trying: &mut Trying<'_>) -> Result<I
     w.upstreams.look_at_the_board();
     let (view, last) = (w.view(), trying.backend.id());
     trying.tries.begin_anew();
-    let same = || view.member(last).and_then(InFlight::enter);
     let next = pick(&view, request, &TriedMembers::only(last));
-    next.or_else(|why| same().ok_or_else(|| why.fault()))
+    next.or_else(|why| match view.member(last) {
+        Some(same) => InFlight::enter(same).ok_or(Fault::BackendFull),
+        None => Err(why.fault()),
+    })
 }
 
-/// Between 0 and 1: as good as random, since no two requests have one id.
-fn spread(id: &[u8]) -> f64 {
+/// Between 0 and 1: as good as random, and another one for each wait of each request.
+fn spread(id: &[u8], waits: u8) -> f64 {
     let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    f64::from(id.iter().fold(0x811c_9dc5, mix)) / f64::from(u32::MAX)
+    let hash = id.iter().chain([&waits]).fold(0x811c_9dc5, mix);
+    // Ids are counted up: their last digits must reach all bits (as MurmurHash3 ends).
+    let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    f64::from(hash ^ (hash >> 16)) / f64::from(u32::MAX)
 }
 
 /// Takes in what a fault says of its backend.
@@ -169,14 +175,19 @@ async fn hear(
     if !request.is_in_hand() || backend.plan.on_client_abort == OnClientAbort::Drain {
         return None;
     }
+    set_rule(trying, request);
+    let wished = response.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
+    let end = TryEnd::Status(status, wished);
+    let is_covered = trying.policy().covers(end);
+    // What is retried anyhow need not be read.
+    if is_covered && w.retries.has_one(Instant::now()) {
+        return Some(end);
+    }
     if has_other(w, request, trying) && is_unseen(client, response, got).await {
         let fault = if status == 508 { Fault::BackendLoops } else { Fault::BackendLoading };
         return Some(hear_fault(w, trying, fault));
     }
-    set_rule(trying, request);
-    let wished = response.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
-    let end = TryEnd::Status(status, wished);
-    trying.policy().covers(end).then_some(end)
+    is_covered.then_some(end)
 }
 
 /// Takes in what a stream begins with.
@@ -187,7 +198,10 @@ async fn hear_preamble(
     (trying, got): (&mut Trying<'_>, &mut Exchange),
 ) -> Option<TryEnd> {
     let dialect = request.dialect_at(&trying.backend.plan.base_path);
-    let time = trying.view.plan.routing.hold_preamble;
+    // Within the time that its backend has for the first byte.
+    let left = trying.backend.plan.first_byte_timeout;
+    let left = left.saturating_sub(client.post.since(got.asked));
+    let time = trying.view.plan.routing.hold_preamble.min(left);
     let held = preamble::hold(client, (response, dialect), got, time).await;
     let end = match held {
         Held::Goes => {
@@ -277,5 +291,23 @@ async fn wait(client: &Client, time: Duration) -> Result<(), Fault> {
         Ok(()) | Err(Alarm::Expired | Alarm::CalledOff) => Ok(()),
         Err(Alarm::Gone) => Err(Fault::ClientLeft),
         Err(Alarm::Ended) => Err(Fault::ShuttingDown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: requests that failed together and come back together.
+    #[test]
+    fn neighbouring_ids_wait_for_different_times() {
+        let mut bins = [0; 10];
+        for n in 0..1000 {
+            for waits in 0..2 {
+                let spread = spread(format!("791ab6e2bf8b7a35{n:016x}").as_bytes(), waits);
+                bins[((spread * 10.0) as usize).min(9)] += 1;
+            }
+        }
+        assert!(bins.iter().all(|n| (120..280).contains(n)), "{bins:?}");
     }
 }

@@ -175,8 +175,9 @@ impl<'a> Relay<'a> {
                 (left, Fault::FirstByteTimeout)
             }
         };
-        let mut left = limit;
+        let begun = post.now();
         loop {
+            let left = limit.saturating_sub(post.since(begun));
             let wait = self.keep_alive.map_or(left, |every| every.min(left));
             post.arm(wait);
             match post.attended(link.readable()).await {
@@ -184,7 +185,7 @@ impl<'a> Relay<'a> {
                 Ok(Err(_)) => return RelayStep::Broken(Fault::BackendBroke),
                 Err(Alarm::Gone) => return RelayStep::Broken(Fault::ClientLeft),
                 Err(Alarm::Expired) if wait == left => return RelayStep::Broken(silence),
-                Err(Alarm::Expired) => left -= wait,
+                Err(Alarm::Expired) => {}
                 Err(Alarm::Ended) => return RelayStep::Broken(Fault::ShuttingDown),
                 Err(Alarm::CalledOff) => return RelayStep::Broken(Fault::BackendEjected),
             }

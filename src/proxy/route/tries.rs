@@ -161,6 +161,11 @@ impl Tries {
         self.began
     }
 
+    /// Waits that are over.
+    pub fn waits(&self) -> u8 {
+        self.waits
+    }
+
     /// True while no other backend than the first was asked.
     pub fn is_first(&self) -> bool {
         self.tried.len() == 1 && self.waits == 0 && !self.is_fallback
