@@ -166,7 +166,8 @@ fn what_fails_again_and_again_is_counted_not_repeated() {
     let mut conn = proxy.connect();
     await_until("lines are held back", SOON, || {
         for _ in 0..20 {
-            assert_eq!(conn.post(CHATS, "", CHAT).status(), 502);
+            // 503 once it is known to be down.
+            assert!([502, 503].contains(&conn.post(CHATS, "", CHAT).status()));
         }
         asked += 20;
         !told(MORE).is_empty()
