@@ -31,7 +31,7 @@ use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -64,8 +64,9 @@ fn shared(backend: SocketAddr) -> (Rc<Shared>, Arc<RingFile>) {
     (Rc::new(shared), ring)
 }
 
-/// An engine that answers one request with a stream of some events, or not at all.
-fn engine() -> (SocketAddr, JoinHandle<()>) {
+/// An engine that answers one request with a stream of some events, or not at all. Each comes once
+/// the client has seen the one before, or never will: so each is a step of its own.
+fn engine(is_seen: mpsc::Receiver<()>) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let serve = move || {
@@ -76,10 +77,9 @@ fn engine() -> (SocketAddr, JoinHandle<()>) {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
                         Transfer-Encoding: chunked\r\n\r\n";
             let _ = socket.write_all(head.as_bytes());
-            for _ in 0..3 {
-                // As far as the client is told: each is a step of its own.
-                std::thread::park_timeout(Duration::from_millis(5));
+            for _ in 0..2 {
                 let _ = socket.write_all(b"a\r\ndata: {}\n\n\r\n");
+                let _ = is_seen.recv_timeout(Duration::from_secs(60));
             }
             let _ = socket.write_all(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
         }
@@ -87,8 +87,9 @@ fn engine() -> (SocketAddr, JoinHandle<()>) {
     (address, std::thread::spawn(serve))
 }
 
-/// A client that asks once, and reads until its connection ends.
-fn client() -> (Socket, JoinHandle<()>) {
+/// A client that asks once, says whenever it has seen an event, and reads until its connection
+/// ends.
+fn client(seen: mpsc::Sender<()>) -> (Socket, JoinHandle<()>) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let ask = move || {
         let body = r#"{"model":"m","stream":true}"#;
@@ -99,20 +100,26 @@ fn client() -> (Socket, JoinHandle<()>) {
         );
         theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         theirs.write_all(head.as_bytes()).unwrap();
-        let _ = theirs.read_to_end(&mut Vec::new());
+        let (mut answer, mut bytes) = (Vec::new(), [0; 4096]);
+        while let Ok(read @ 1..) = theirs.read(&mut bytes) {
+            answer.extend_from_slice(&bytes[..read]);
+            if answer.ends_with(b"\n\n\r\n") {
+                let _ = seen.send(());
+            }
+        }
     };
     (Socket::from_fd(ours.into()).unwrap(), std::thread::spawn(ask))
 }
 
 /// A client's connection and its one request, at one of whose steps there is a panic.
-async fn served(w: Rc<Shared>, place: &'static str) -> JoinHandle<()> {
+async fn served(w: Rc<Shared>, place: &'static str, seen: mpsc::Sender<()>) -> JoinHandle<()> {
     let (sweeping, pulse) = (Rc::clone(&w), Arc::<Pulse>::default());
     rt::spawn(async move {
         loop {
             sweeping.patrol.next_sweep(false, pulse.sleep()).await;
         }
     });
-    let (socket, client) = client();
+    let (socket, client) = client(seen);
     let serving = serve(w.enter_live(), socket, [192, 0, 2, 7].into(), false).unwrap();
     panic_point::arm(place, 0);
     let is_well = guarded(Box::pin(serving)).await;
@@ -153,10 +160,11 @@ fn a_panic_at_any_step_leaves_one_record_and_holds_nothing() {
         ("settling", complete()),
         ("counting", complete()),
     ] {
-        let (address, engine) = engine();
+        let (seen, is_seen) = mpsc::channel();
+        let (address, engine) = engine(is_seen);
         let client = Ring::build().unwrap().block_on(async move {
             let (w, ring) = shared(address);
-            let client = served(Rc::clone(&w), place).await;
+            let client = served(Rc::clone(&w), place, seen).await;
             assert_eq!(ends(ring), wanted, "{place}");
             let inflight = w.view().members[0].inflight();
             assert_eq!((inflight, w.active.get(), w.live.get()), (0, 0, 0), "{place}");
