@@ -10,6 +10,7 @@ pub mod clock;
 pub mod utc;
 pub mod word;
 pub mod digits;
+pub mod fnv;
 pub mod line;
 pub mod certificate;
 pub mod tls_fault;

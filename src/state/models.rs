@@ -1,6 +1,7 @@
 //! Which backends serve which model: looked up once for each request, by the name that its body
 //! says, or by what `routing.model_mapping` makes of that.
 
+use crate::base::fnv;
 use crate::config::plan::{ModelPattern, Plan};
 use std::collections::{BTreeSet, HashMap};
 
@@ -174,12 +175,11 @@ impl Groups {
     }
 }
 
-/// FNV-1a of the rule as it is written. Should two rules have one number,
-/// they share what is decided by it: whether a request that waits is called off.
+/// A number for the rule as it is written. Should two rules have one number, they share what is
+/// decided by it: whether a request that waits is called off.
 fn rule_of(text: &str, is_stem: bool) -> u32 {
-    let bytes = text.bytes().chain(is_stem.then_some(b'*'));
-    let mix = |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    bytes.fold(0x811c_9dc5, mix).max(2)
+    let hash = fnv::hash(text.bytes().chain(is_stem.then_some(b'*')));
+    ((hash ^ (hash >> 32)) as u32).max(2)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use super::preamble::{self, Held};
 use super::tries::{pick, Trying};
 use crate::base::fault::Fault;
+use crate::base::fnv;
 use crate::config::plan::OnClientAbort;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking;
@@ -34,12 +35,16 @@ pub(super) fn is_doubtful(trying: &Trying, status: u16) -> bool {
 /// Whether an answer is to be looked into before the client gets any of it.
 pub(super) fn is_held(trying: &Trying, request: &Request, response: &ResponseHead) -> bool {
     let (plan, routing) = (&trying.backend.plan, &trying.view.plan.routing);
+    // First of all: each answer comes by here.
+    if routing.hold_preamble.is_zero() {
+        return false;
+    }
     let is_plain_stream = response.event_stream && !response.encoded && response.status == 200;
     // Where nothing can be retried, or the answer must be read to its end, it need not wait.
     let is_of_use = (routing.retry.is_some() || !routing.fallback.is_empty())
         && plan.on_client_abort == OnClientAbort::Close
         && preamble::is_for(request.dialect_at(&plan.base_path));
-    !routing.hold_preamble.is_zero() && is_plain_stream && is_of_use && request.is_in_hand()
+    is_plain_stream && is_of_use && request.is_in_hand()
 }
 
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
@@ -129,8 +134,8 @@ fn come_back(w: &Shared, request: &Request, trying: &mut Trying<'_>) -> Result<I
 
 /// Between 0 and 1: as good as random, and another one for each wait of each request.
 fn spread(id: &[u8], waits: u8) -> f64 {
-    let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    let hash = id.iter().chain([&waits]).fold(0x811c_9dc5, mix);
+    let hash = fnv::hash(id.iter().copied().chain([waits]));
+    let hash = (hash ^ (hash >> 32)) as u32;
     // Ids are counted up: their last digits must reach all bits (as MurmurHash3 ends).
     let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
     let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);

@@ -89,7 +89,7 @@ fn refusal(why: NotPicked) -> Refusal {
 pub(super) struct Trying<'a> {
     /// What the request goes by.
     pub view: &'a WorkerView,
-    /// The rule of the backend that failed first, if there is one.
+    /// The rule of the backend that was picked first, if there is one and it failed.
     pub rule: Option<&'a Fallback>,
     /// What was tried.
     pub tries: Tries,

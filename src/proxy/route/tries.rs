@@ -53,7 +53,7 @@ pub struct Attempt<B> {
 pub struct Policy<'a> {
     /// `routing.retry`; `None`: nothing is sent twice that an engine may have worked on.
     pub retry: Option<&'a Retry>,
-    /// The rule of the backend that failed first, if there is one.
+    /// The rule of the backend that was picked first, if there is one and it failed.
     pub rule: Option<&'a Fallback>,
 }
 

@@ -3,6 +3,7 @@
 //! its signature: as with GitHub, the HMAC-SHA256 of the body's bytes alone.
 
 use super::{Reporter, Shape, Tried};
+use crate::base::fnv;
 use crate::base::limits::{
     BATCH_BUFFER_BYTES_KEPT, GATHER_CALLS, GATHER_SINGLES, WEBHOOK_ANSWER_BYTES_MAX,
 };
@@ -115,8 +116,7 @@ impl Webhook {
 /// sums are equal, and a cryptographic digest would take a seventh of a lane's time.
 fn sum_of_ids(records: &[RecordRef<'_>]) -> u64 {
     let ids = records.iter().flat_map(|record| record.request_id.bytes().chain([b'\n']));
-    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    ids.fold(0xcbf2_9ce4_8422_2325, step)
+    fnv::hash(ids)
 }
 
 /// A receiver that says 4xx has read the record and will say it again; the two that mean "later"

@@ -12,6 +12,7 @@ use super::recover::Found;
 use super::scan::read_fully;
 use super::segment::{self, Kind, Parsed};
 use super::writer::Writer;
+use crate::base::fnv;
 use crate::base::limits::{SPOOL_BATCH_BYTES, SPOOL_RECEIPTS_MAX};
 use crate::usage::record::UsageRecord;
 use std::collections::HashSet;
@@ -53,9 +54,7 @@ struct File {
 
 /// The name of a request's id.
 pub fn name_of(id: &str) -> Name {
-    // FNV-1a, which is the same in every version of this program.
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+    let hash = fnv::hash(id.bytes());
     let mut name = [0; 12];
     name[..8].copy_from_slice(&hash.to_le_bytes());
     name[8..].copy_from_slice(&crc32c::crc32c(id.as_bytes()).to_le_bytes());

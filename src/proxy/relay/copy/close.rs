@@ -42,6 +42,15 @@ impl Relay<'_> {
         }
     }
 
+    /// Puts bytes of our own into the stream.
+    pub(super) async fn send_own(&self, bytes: &[u8]) -> Result<(), Fault> {
+        let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
+        let header = chunk_header(&mut size, bytes.len());
+        let mut parts = [IoSlice::new(header), IoSlice::new(bytes), IoSlice::new(b"\r\n")];
+        let parts = if self.is_chunked() { &mut parts[..] } else { &mut parts[1..2] };
+        self.client.send(parts).await
+    }
+
     /// A client must see that an answer is incomplete: its body never gets a proper end, and an
     /// event stream says why first, if its last event is whole.
     async fn tell(&mut self, fault: Fault) {
@@ -58,11 +67,8 @@ impl Relay<'_> {
                 true => error::write_last_line(&why, events, &mut event),
                 false => error::write_last_event(self.tap.dialect(), &why, events, &mut event),
             }
-            let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
-            let header = chunk_header(&mut size, event.len());
-            let mut parts = [IoSlice::new(header), IoSlice::new(&event), IoSlice::new(b"\r\n")];
             // Best effort: the stream is broken either way.
-            let _ = self.client.send(&mut parts).await;
+            let _ = self.send_own(&event).await;
         }
         if self.state.until_close {
             // A body that ends with the close would look whole: reset instead.
