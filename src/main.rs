@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     let (Loaded { plan, report }, origin) = match cli::parse(tool::files::unusable) {
         Command::Run { loaded, origin } => (*loaded, origin),
         Command::Reload(ask) => return print(&tool::reload::run(&ask)),
+        Command::Backends(ask) => return print(&tool::backends::run(&ask)),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Print(output) => return print(&output),
         Command::Connect { plan, said } => return print(&tool::connect::answer(&plan, said)),

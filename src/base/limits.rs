@@ -305,6 +305,9 @@ pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
 pub const METRICS_PAGES_WAITING_MAX: usize = 16;
+/// Bytes of what a gateway says of its backends, as `llmproxy backends` reads it: far more than of
+/// as many as discovery finds at most.
+pub const ROSTER_BYTES_MAX: usize = 32 << 20;
 /// Requests that wait for the list of models. Beyond: 503 `models_unavailable`.
 pub const MODEL_LISTS_WAITING_MAX: usize = 256;
 /// For so long one list of models is the answer to all who ask.

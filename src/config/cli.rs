@@ -25,6 +25,8 @@ pub enum Command {
     },
     /// Ask a process that runs to read its configuration anew.
     Reload(ReloadAsk),
+    /// Ask processes that run how their backends are.
+    Backends(BackendsAsk),
     /// Answer from the builtin store, and end.
     Usage(UsageQuestion),
     /// Print and end.
@@ -52,6 +54,17 @@ pub struct ReloadAsk {
     pub pid: Option<u32>,
     /// The configuration; `None` = the one that the process runs with.
     pub config: Option<PathBuf>,
+}
+
+/// What `llmproxy backends` was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendsAsk {
+    /// The configuration whose gateways are asked.
+    pub config: PathBuf,
+    /// The admin socket that is asked instead.
+    pub socket: Option<PathBuf>,
+    /// As the gateway says it, in JSON, a line for each.
+    pub json: bool,
 }
 
 /// What `llmproxy spool` does.
@@ -130,6 +143,12 @@ Exit codes:
   2  nothing was sent: the file has errors or cannot be read, or the command
      line is wrong";
 
+const BACKENDS_EXIT_CODES: &str = "\
+Exit codes:
+  0  there is an answer
+  1  no such gateway runs, or it does not answer
+  2  the file has errors or cannot be read, or the command line is wrong";
+
 #[derive(Parser)]
 #[command(name = "llmproxy", version, about = "The gateway for self-hosted LLM inference")]
 #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
@@ -186,6 +205,19 @@ enum Sub {
         /// Configuration file [default: the one that process N was started with, or config.yaml]
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+    },
+    /// Show how the backends of the running proxy are: who gets requests, who does not, and why
+    #[command(after_help = BACKENDS_EXIT_CODES)]
+    Backends {
+        /// Configuration file that the proxy runs with
+        #[arg(short, long, value_name = "FILE", default_value = "config.yaml")]
+        config: PathBuf,
+        /// Its admin socket, instead of any file
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// As JSON, a line for each process
+        #[arg(long)]
+        json: bool,
     },
     /// Sum up the usage records of the builtin reporter
     Usage(usage::Arguments),
@@ -280,6 +312,9 @@ fn command(cli: Cli, files: Files) -> Command {
             }
         }
         Some(Sub::Reload { pid, config }) => Command::Reload(ReloadAsk { pid, config }),
+        Some(Sub::Backends { config, socket, json }) => {
+            Command::Backends(BackendsAsk { config, socket, json })
+        }
         Some(Sub::Usage(arguments)) => usage::command(arguments),
         Some(Sub::Spool { place, task }) => spool(place, task),
         None => start(cli.start),

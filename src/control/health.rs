@@ -8,7 +8,7 @@ use crate::rt;
 use crate::rt::guard::guarded;
 use crate::rt::moment::Moment;
 use crate::state::board::{Board, View};
-use crate::state::member::{Member, MemberId};
+use crate::state::member::{Member, MemberId, Witness};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -101,6 +101,8 @@ async fn watch(board: &Board, news: &News, id: MemberId) {
                 Ok(()) => tracing::info!(backend, "backend is healthy"),
                 Err(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
             }
+            let why = found.as_ref().err().map_or("it answered a probe", String::as_str);
+            member.remark(Witness::Probes, why.to_owned());
         }
         // Probes may have been off meanwhile, which makes it well: so each verdict is said again.
         member.set_passes_probes(judge.verdict.unwrap_or(true));
@@ -183,9 +185,10 @@ struct Judge {
 }
 
 impl Judge {
-    /// The last probe spoke against the verdict, and alone does not change it.
+    /// The last probe spoke against the verdict, and alone does not change it. Or the backend is
+    /// out, and may be back at any moment: it does nothing that a probe could disturb.
     fn is_in_doubt(&self) -> bool {
-        self.against > 0
+        self.against > 0 || self.verdict == Some(false)
     }
 
     /// Hears one probe; `Some` when the backend changes sides. The very first probe decides
@@ -282,6 +285,7 @@ mod tests {
         }
         waited += timeout;
         assert!(waited <= Duration::from_secs(26), "{waited:?}");
+        assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL, "it is out");
         judge.hear(true);
         assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL, "it may be back");
         let often = Duration::from_millis(300);

@@ -113,7 +113,7 @@ impl Facts {
     /// Backends that the page shows: those in use, and those that were taken out and still have
     /// requests in flight. One of them for each name: the number of a backend is new when its
     /// address is, and two series with the same labels would make the page invalid.
-    fn shown(&self) -> Vec<&Arc<Member>> {
+    pub(super) fn shown(&self) -> Vec<&Arc<Member>> {
         let mut shown: Vec<&Arc<Member>> = self.view.members().iter().collect();
         for gone in self.view.leaving() {
             if gone.inflight() > 0 && shown.iter().all(|member| member.name != gone.name) {
@@ -125,7 +125,7 @@ impl Facts {
 
     /// Counts the numbers of each backend under the one that is shown by its name, and leaves out
     /// those of which no worker knows any more whose they are.
-    fn name_all(&mut self) {
+    pub(super) fn name_all(&mut self) {
         let shown: Vec<_> = self.shown().into_iter().map(|m| (m.id(), m.name.clone())).collect();
         let known = self.view.members().iter().chain(self.view.leaving());
         let names: HashMap<_, _> = known.map(|m| (m.id(), m.name.clone())).collect();

@@ -13,6 +13,8 @@ pub mod models;
 pub mod discovery;
 pub mod metrics;
 pub mod page;
+mod roster;
+mod admin;
 pub mod log;
 pub mod access;
 pub mod memory;

@@ -1,7 +1,8 @@
-//! The thread that makes metrics pages, and, where the configuration gives the page an address of
-//! its own, the listener that serves it.
+//! The thread that makes pages (the metrics, how the backends are), and the control plane's own
+//! listeners that serve them: the address of the metrics, if it has one, and the admin socket.
 
 use super::metrics::{render, Facts};
+use super::roster;
 use crate::base::limits::HEAD_BYTES_MAX;
 use crate::http::head::{Parse, Version};
 use crate::http::request::{Method, RequestHead};
@@ -11,8 +12,7 @@ use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
 use crate::state::ask::Questions;
-use crate::state::board::Board;
-use crate::state::scrape::{AskPage, PAGE_CONTENT_TYPE};
+use crate::state::scrape::{AskPage, Page};
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -21,47 +21,65 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Scrapers at a time; their descriptors are those that are reserved. Beyond: closed.
-const SCRAPERS_MAX: usize = 16;
-/// A scraper sends its request and takes its page within so long.
-const SCRAPE_TIME: Duration = Duration::from_secs(10);
+pub const SCRAPERS_MAX: usize = 16;
+/// Whoever asks for a page sends the request and takes the page within so long.
+const PAGE_TIME: Duration = Duration::from_secs(10);
 
 /// Starts the thread that makes the page for all who ask. It ends when nobody can ask any more.
 pub fn start(
-    mut questions: Questions<(), Arc<[u8]>>,
+    mut questions: Questions<Page, Arc<[u8]>>,
     mut collect: impl FnMut() -> Facts + Send + 'static,
 ) -> io::Result<()> {
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         let mut goes_on = true;
         while goes_on {
             super::survive("metrics", || {
-                goes_on = questions.answer_next(|()| render(collect()).into_bytes().into());
+                goes_on = questions.answer_next(|page| match page {
+                    Page::Metrics => render(collect()).into_bytes().into(),
+                    Page::Backends => roster::render(collect()).into(),
+                });
             });
         }
     })?;
     Ok(())
 }
 
-/// Serves the page on a listener of its own, on the current ring, for as long as the ring runs.
-pub async fn serve(listener: OwnedFd, patrol: Rc<Patrol>, board: Arc<Board>, pages: AskPage) {
-    let live = Rc::new(Cell::new(0));
+/// Says which page is to be had under a path.
+type PageOf = dyn Fn(&[u8]) -> Option<Page>;
+
+/// A listener at which pages are to be had.
+pub struct Outlet {
+    /// The listener.
+    pub listener: OwnedFd,
+    /// Those who ask at a time. Beyond: closed.
+    pub visitors_max: usize,
+    /// The page that is to be had under a path.
+    pub page_of: Box<PageOf>,
+}
+
+/// Serves pages on a listener of their own, on the current ring, for as long as the ring runs. One
+/// request for each connection: whatever the end is, it closes.
+pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
+    let Outlet { listener, visitors_max, page_of } = outlet;
+    let (live, page_of) = (Rc::new(Cell::new(0)), Rc::new(page_of));
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, _) = arrival else { return };
-        if live.get() == SCRAPERS_MAX {
-            return tracing::warn!("too many scrapers at a time: one was turned away");
+        if live.get() == visitors_max {
+            return tracing::warn!(
+                visitors_max,
+                "too many ask for pages at a time: one was closed"
+            );
         }
         let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
-        let (pages, live) = (pages.clone(), Rc::clone(&live));
-        let path = board.view().plan.metrics.as_ref().map(|page| page.path.clone());
-        let path = path.unwrap_or_default();
+        let (pages, live, page_of) = (pages.clone(), Rc::clone(&live), Rc::clone(&page_of));
         live.set(live.get() + 1);
         crate::rt::spawn(async move {
             let fine = guarded(async move {
-                post.arm(SCRAPE_TIME);
-                // Whatever the end is, the connection closes: scrapes are rare.
-                let _ = one_scrape(&post, &path, &pages).await;
+                post.arm(PAGE_TIME);
+                let _ = one_visit(&post, &**page_of, &pages).await;
             });
             if !fine.await {
-                tracing::error!("a scrape panicked; please report this");
+                tracing::error!("whoever serves a page panicked; please report this");
             }
             live.set(live.get() - 1);
         });
@@ -69,13 +87,16 @@ pub async fn serve(listener: OwnedFd, patrol: Rc<Patrol>, board: Arc<Board>, pag
     .await;
 }
 
-async fn one_scrape(post: &Post, path: &str, pages: &AskPage) -> Result<(), Alarm> {
+async fn one_visit(post: &Post, page_of: &PageOf, pages: &AskPage) -> Result<(), Alarm> {
     let mut bytes = Buffer::take();
     let mut head = RequestHead::default();
-    let (status, body) = loop {
+    let (status, content_type, body) = loop {
         match head.parse(&bytes, HEAD_BYTES_MAX) {
-            Err(refusal) => break (refusal.status, Arc::default()),
-            Ok(Parse::Done { .. }) => break answer(post, &head, &bytes, path, pages).await?,
+            Err(refusal) => break (refusal.status, TEXT, Arc::default()),
+            Ok(Parse::Done { .. }) => {
+                let page = page_of(head.path.of(&bytes));
+                break answer(post, head.method, page, pages).await?;
+            }
             Ok(Parse::Partial) => {}
         }
         post.attended(post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
@@ -91,7 +112,7 @@ async fn one_scrape(post: &Post, path: &str, pages: &AskPage) -> Result<(), Alar
     let mut out = Buffer::take();
     let own = OwnResponse {
         status,
-        content_type: if status == 200 { PAGE_CONTENT_TYPE } else { "text/plain" },
+        content_type,
         body_len: body.len() as u64,
         fields: &[],
         client: Version::Http11,
@@ -115,24 +136,23 @@ async fn one_scrape(post: &Post, path: &str, pages: &AskPage) -> Result<(), Alar
     Ok(())
 }
 
+const TEXT: &str = "text/plain";
+
 async fn answer(
     post: &Post,
-    head: &RequestHead,
-    bytes: &[u8],
-    path: &str,
+    method: Method,
+    page: Option<Page>,
     pages: &AskPage,
-) -> Result<(u16, Arc<[u8]>), Alarm> {
-    if head.path.of(bytes) != path.as_bytes() {
-        return Ok((404, (*b"not here\n").into()));
+) -> Result<(u16, &'static str, Arc<[u8]>), Alarm> {
+    let Some(page) = page else { return Ok((404, TEXT, (*b"not here\n").into())) };
+    if !matches!(method, Method::Get | Method::Head) {
+        return Ok((405, TEXT, (*b"GET and HEAD only\n").into()));
     }
-    if !matches!(head.method, Method::Get | Method::Head) {
-        return Ok((405, (*b"GET and HEAD only\n").into()));
-    }
-    let Some(page) = pages.ask(()) else {
-        return Ok((503, (*b"too many scrapes at a time\n").into()));
+    let Some(reply) = pages.ask(page) else {
+        return Ok((503, TEXT, (*b"too many ask at a time\n").into()));
     };
-    match post.attended(page).await? {
-        Ok(page) => Ok((200, page)),
-        Err(_) => Ok((503, (*b"stopping\n").into())),
+    match post.attended(reply).await? {
+        Ok(body) => Ok((200, page.content_type(), body)),
+        Err(_) => Ok((503, TEXT, (*b"stopping\n").into())),
     }
 }

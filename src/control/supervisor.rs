@@ -1,11 +1,13 @@
 //! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters. And
 //! the one thread that changes the configuration in use, one event after the other.
 
+use super::admin::{self, SocketFile};
 use super::discovery::FindersInUse;
 use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
 use super::metrics::Facts;
+use super::page::{Outlet, SCRAPERS_MAX};
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
 use super::{access, models, page, tls};
@@ -18,7 +20,7 @@ use crate::state::ask;
 use crate::state::board::{Board, View};
 use crate::state::model_list::AskModels;
 use crate::state::pulse::Pulse;
-use crate::state::scrape::{mailboxes, AskPage, Mailbox};
+use crate::state::scrape::{mailboxes, AskPage, Mailbox, Page};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
 use crate::usage::counters::UsageCounters;
@@ -31,6 +33,7 @@ use crate::usage::spool::folders::{FolderWatch, Folders};
 use crate::usage::spool::{self, Opened, Planned, Unwritten};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -150,6 +153,8 @@ pub struct Control {
     /// The finders of discovery, as the metrics page shows them.
     pub finders: Arc<FindersInUse>,
     delivery: Option<Delivery>,
+    /// Goes away at the end.
+    admin: Option<SocketFile>,
     access_writer: Option<access::AccessWriter>,
 }
 
@@ -210,7 +215,9 @@ pub fn start(
         }
     };
     page::start(page_questions, collect).map_err(thread_error)?;
-    let control_pulse = start_ring(&board, stop, metrics, pages.clone())?;
+    let home = delivery.as_ref().and_then(|delivery| delivery.home.as_deref());
+    let (admin, admin_file) = admin::open_for(plan, home).unzip();
+    let control_pulse = start_ring(&board, stop, (metrics, admin), pages.clone())?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
     resolver.prepare(&board.view(), FIRST_RESOLVE_WAIT);
@@ -227,6 +234,7 @@ pub fn start(
         access,
         drivers,
         delivery,
+        admin: admin_file,
         access_writer,
     })
 }
@@ -283,6 +291,8 @@ struct Delivery {
     unwritten: Unwritten,
     gauge: Gauge,
     is_kept: bool,
+    /// The folder of this process, where it has one.
+    home: Option<PathBuf>,
 }
 
 impl Delivery {
@@ -293,14 +303,14 @@ impl Delivery {
         gauge: &Gauge,
     ) -> Result<Self, String> {
         let Planned { own, sources, folders } = planned;
-        let unwritten = own.unwritten();
+        let (unwritten, home) = (own.unwritten(), own.path());
         let Opened { writer, keeper, doorbell, .. } = own;
         let lanes = Lanes::start(sources, &plan.usage.reporters, gauge.counters())
             .map_err(|error| error.to_string())?;
         let journal = Journal::start((rings, doorbell), writer, keeper).map_err(thread_error)?;
         let watch = folders.map(Folders::start).transpose().map_err(thread_error)?;
         let (gauge, is_kept) = (gauge.clone(), plan.usage.spool.enabled);
-        Ok(Delivery { journal, lanes, watch, unwritten, gauge, is_kept })
+        Ok(Delivery { journal, lanes, watch, unwritten, gauge, is_kept, home })
     }
 
     /// Writes what is in the rings, and delivers for a while. A disk that does not come back ends
@@ -352,11 +362,12 @@ fn thread_error(error: std::io::Error) -> String {
     format!("a thread cannot be started: {error}")
 }
 
-/// The control plane's own ring: probes, and the listener of the metrics page.
+/// The control plane's own ring: probes, and the listeners of pages: of the metrics, and the admin
+/// socket.
 fn start_ring(
     board: &Arc<Board>,
     stop: &Arc<Stop>,
-    metrics: Option<OwnedFd>,
+    (metrics, admin): (Option<OwnedFd>, Option<OwnedFd>),
     pages: AskPage,
 ) -> Result<Arc<Pulse>, String> {
     let (board, stop) = (Arc::clone(board), Arc::clone(stop));
@@ -376,9 +387,9 @@ fn start_ring(
                 Err(error) => return drop(ready.send(Err(error.to_string()))),
             };
             let probers = Probers::new(Arc::clone(&board));
-            if let Some(listener) = metrics {
-                let board = Arc::clone(&board);
-                crate::rt::spawn(page::serve(listener, Rc::clone(&patrol), board, pages));
+            let metrics = metrics.map(|listener| metrics_outlet(listener, Arc::clone(&board)));
+            for outlet in metrics.into_iter().chain(admin.map(admin::outlet)) {
+                crate::rt::spawn(page::serve(outlet, Rc::clone(&patrol), pages.clone()));
             }
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
@@ -394,9 +405,19 @@ fn start_ring(
     Ok(heard)
 }
 
+fn metrics_outlet(listener: OwnedFd, board: Arc<Board>) -> Outlet {
+    let page_of = move |path: &[u8]| {
+        let view = board.view();
+        let wanted = view.plan.metrics.as_ref().map(|page| page.path.as_bytes());
+        (wanted == Some(path)).then_some(Page::Metrics)
+    };
+    Outlet { listener, visitors_max: SCRAPERS_MAX, page_of: Box::new(page_of) }
+}
+
 impl Control {
     /// Ends the control plane after the workers are done: what is queued is delivered and written.
     pub fn finish(self) {
+        drop(self.admin);
         if let Some(writer) = self.access_writer {
             writer.finish();
         }

@@ -3,7 +3,7 @@
 use crate::base::fault::{Fault, Side};
 use crate::http::field::Known;
 use crate::http::response::ResponseHead;
-use crate::state::member::Member;
+use crate::state::member::{Member, Witness};
 use crate::state::repute::{Change, Evidence};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub fn hear_answer(backend: &Member, response: &ResponseHead) {
 pub fn hear_inside(backend: &Member, status: u16, is_full: bool) {
     let is_served = status < 500;
     backend.hear_served(is_served);
-    hear(backend, Evidence::of_status(if status == 500 { 502 } else { status }, is_full));
+    hear(backend, Evidence::of_status(status, is_full));
 }
 
 fn hear(member: &Member, evidence: Evidence) {
@@ -48,9 +48,13 @@ fn hear(member: &Member, evidence: Evidence) {
                 _ => "too many answers in a row failed",
             };
             let (last, pause_s) = (evidence.words(), time.as_secs());
+            member.remark(Witness::Requests, format!("{why}, the last: {last}"));
             tracing::warn!(backend, why, last, pause_s, "backend is ejected");
         }
-        Change::Back => tracing::info!(backend, "backend is back: it answered a request"),
+        Change::Back => {
+            member.remark(Witness::Requests, "it answered a request".to_owned());
+            tracing::info!(backend, "backend is back: it answered a request");
+        }
         // It was told when it went.
         Change::StaysOut(_) => {}
     }

@@ -15,7 +15,7 @@ use crate::rt::guard::guarded;
 use crate::rt::patrol::Patrol;
 use crate::state::connections::Connections;
 use crate::state::model_list::{AskModels, ModelList};
-use crate::state::scrape::AskPage;
+use crate::state::scrape::{AskPage, Page};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
@@ -97,7 +97,7 @@ impl Shared {
 
     /// The rendered metrics page, made by the control plane.
     pub async fn metrics_page(&self, client: &Client) -> Option<Arc<[u8]>> {
-        let page = self.pages.ask(())?;
+        let page = self.pages.ask(Page::Metrics)?;
         client.post.arm(PAGE_WAIT);
         client.post.within(page).await.ok()?.ok()
     }

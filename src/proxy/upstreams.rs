@@ -5,6 +5,7 @@ use super::upstream::pool::LocalMember;
 use super::view::WorkerView;
 use crate::rt::patrol::Patrol;
 use crate::state::board::{Board, View};
+use crate::state::hash::QuickMap;
 use crate::state::member::MemberId;
 use crate::state::meters::Meters;
 use std::cell::RefCell;
@@ -61,6 +62,7 @@ impl Upstreams {
             if !is_used {
                 let heir = view.members.iter().find(|member| member.name == gone.name);
                 meters.borrow_mut().hand_over(gone.id(), heir.map(|member| member.id()));
+                heir.into_iter().for_each(|heir| heir.inherit(gone));
             }
             is_used
         });
@@ -95,6 +97,13 @@ impl Upstreams {
     /// Requests that went past the first tier of their group.
     pub fn spilled(&self) -> u64 {
         self.view.borrow().spilled()
+    }
+
+    /// Tries that each backend got.
+    pub fn picked(&self) -> QuickMap<MemberId, u64> {
+        let (view, leaving) = (self.view.borrow(), self.leaving.borrow());
+        let known = view.members.iter().chain(&*leaving);
+        known.map(|member| (member.id(), member.picked())).filter(|(_, n)| *n > 0).collect()
     }
 
     /// Idle connections to backends.

@@ -8,7 +8,7 @@ use super::wish::KnownWishes;
 use crate::base::limits::SPARED_MAX;
 use crate::base::uptime::uptime;
 use crate::config::plan::{Backend, Endpoint};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::ServerName;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -82,8 +82,30 @@ pub struct Vitals {
     /// When it came, or came back, in [`Tenths`]; 0: it was there from the start, or long enough.
     came: AtomicU32,
     unasked: AtomicU64,
+    /// Requests that it did not serve.
+    failures: AtomicU64,
+    /// What probes, and requests, said of it when they last changed their mind.
+    remarks: [ArcSwapOption<Remark>; 2],
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
+}
+
+/// Who says how a backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Witness {
+    /// The control plane, which asks it now and then.
+    Probes = 0,
+    /// Those who were sent there.
+    Requests = 1,
+}
+
+/// Why, and since when, a backend is as it is, for a person.
+#[derive(Debug)]
+pub struct Remark {
+    /// When it changed.
+    pub at: Tenths,
+    /// What was found.
+    pub why: String,
 }
 
 /// In lines of the cache of its own: two, since they are fetched in pairs.
@@ -198,6 +220,8 @@ impl Vitals {
             spared_until: AtomicU32::new(0),
             came: AtomicU32::new(0),
             unasked: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            remarks: Default::default(),
             usage_wishes: KnownWishes::new(Instant::now()),
             addresses: ArcSwap::from_pointee(addresses),
         }
@@ -223,7 +247,13 @@ impl Vitals {
         if self.passes_probes.swap(passes, Ordering::Relaxed) != passes {
             self.usage_wishes.forget();
             match passes {
-                true => self.note_coming(),
+                true => {
+                    self.note_coming();
+                    // Whatever requests found before: it may be another process by now.
+                    if self.repute().is_out() {
+                        self.change(|repute, now, _| (repute.due(now), None));
+                    }
+                }
                 false => drop(self.departures.fetch_add(1, Ordering::Relaxed)),
             }
         }
@@ -270,7 +300,22 @@ impl Vitals {
         self.alive.store(now().0.max(1), Ordering::Relaxed);
     }
 
-    fn repute(&self) -> Repute {
+    /// Why a witness has changed its mind. Rare: it allocates.
+    pub fn remark(&self, witness: Witness, why: String) {
+        let [probes, requests] = &self.remarks;
+        let ours = if witness == Witness::Probes { probes } else { requests };
+        ours.store(Some(Arc::new(Remark { at: now(), why })));
+    }
+
+    /// What was last said so; `None`: it is as it was from the start.
+    pub fn last_remark(&self, witness: Witness) -> Option<Arc<Remark>> {
+        let [probes, requests] = &self.remarks;
+        let ours = if witness == Witness::Probes { probes } else { requests };
+        ours.load_full()
+    }
+
+    /// How it stands with those who were sent there.
+    pub fn repute(&self) -> Repute {
         Repute::unpack(self.repute.load(Ordering::Relaxed))
     }
 
@@ -341,9 +386,15 @@ impl Vitals {
             true => self.learn(Latency::hear_success),
             false => {
                 let now = now();
+                self.failures.fetch_add(1, Ordering::Relaxed);
                 self.learn(|latency| latency.hear_failure(now));
             }
         }
+    }
+
+    /// Requests that it did not serve: no answer, half of one, 429 or 5xx.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     /// A request was here for so long. Two workers that say so at once may lose one of them.
@@ -366,8 +417,12 @@ impl Vitals {
 
     /// True while that time lasts.
     pub fn is_spared(&self) -> bool {
-        let until = self.spared_until.load(Ordering::Relaxed);
-        until > 0 && now() < Tenths(until)
+        self.spared_until() > 0 && now() < Tenths(self.spared_until())
+    }
+
+    /// When that time is over, in [`Tenths`]; 0: it never said so.
+    pub fn spared_until(&self) -> u32 {
+        self.spared_until.load(Ordering::Relaxed)
     }
 
     /// It is new beside others, or back: with `slow_start` it gets its share little by little.

@@ -68,6 +68,10 @@ pub const UNPACKED: [&str; 7] = [
     "packed_late",
 ];
 
+/// What ends the holding of a stream's beginning (`routing.hold_preamble`): its model spoke, the
+/// time was over, it told of an error, it broke.
+pub const HELD: [&str; 4] = ["spoke", "late", "error", "broke"];
+
 /// Why there was another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RetryReason {
@@ -110,6 +114,10 @@ pub struct Meters {
     pub fallbacks: u64,
     /// Requests that went past the first tier of backends that could serve them.
     pub spilled: u64,
+    /// Tries that each backend got.
+    pub picked: QuickMap<MemberId, u64>,
+    /// Streams whose beginning was held back, by what ended that: one of [`HELD`].
+    pub held: [u64; HELD.len()],
     /// Upstream connections: fresh, reused.
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
@@ -205,9 +213,11 @@ impl Meters {
         let gaps: Vec<_> = self.inter_token.extract_if(|backend, _| is_old(*backend)).collect();
         let faults: Vec<_> = self.faults.extract_if(|(backend, _), _| is_old(*backend)).collect();
         let tokens: Vec<_> = self.tokens.extract_if(|series, _| is_old(series.backend)).collect();
-        if to.is_none() {
+        let picked = self.picked.remove(&from).unwrap_or_default();
+        let Some(heir) = to else {
             return tokens.iter().for_each(|(_, tokens)| self.tokens_of_gone.add(*tokens));
-        }
+        };
+        *self.picked.entry(heir).or_default() += picked;
         for (series, requests) in taken {
             let ours = self.requests.entry(Series { backend: to, ..series }).or_default();
             requests.by_status.iter().for_each(|(status, n)| ours.count(*status, *n));
@@ -235,7 +245,9 @@ impl Meters {
         let tokens = self.tokens.keys().map(|series| series.backend);
         let faults = self.faults.keys().map(|(backend, _)| *backend);
         let gaps = self.inter_token.keys().copied();
-        requests.chain(times).chain(tokens).chain(faults).chain(gaps).flatten().collect()
+        let picked = self.picked.keys().copied();
+        let counted = requests.chain(times).chain(tokens).chain(faults).chain(gaps).flatten();
+        counted.chain(picked).collect()
     }
 
     /// Adds another worker's numbers.
@@ -258,6 +270,10 @@ impl Meters {
         sum(&mut self.retries, &other.retries);
         self.fallbacks += other.fallbacks;
         self.spilled += other.spilled;
+        sum(&mut self.picked, &other.picked);
+        for (ours, theirs) in self.held.iter_mut().zip(other.held) {
+            *ours += theirs;
+        }
         for i in 0..2 {
             self.upstream[i] += other.upstream[i];
             self.connections[i] += other.connections[i];
@@ -355,6 +371,12 @@ impl Times {
         self.0.as_ref().map_or(0.0, |inner| inner.sum_us as f64 / 1000.0)
     }
 
+    /// What half of the durations do not exceed, in milliseconds (within the histogram's 1 %).
+    pub fn median_ms(&self) -> Option<f64> {
+        let inner = self.0.as_ref().filter(|inner| !inner.histogram.is_empty())?;
+        Some(inner.histogram.value_at_quantile(0.5) as f64 / 1000.0)
+    }
+
     /// Durations of at most so many milliseconds (within the histogram's 1 %).
     pub fn count_up_to_ms(&self, bound_ms: f64) -> u64 {
         let bound_us = (bound_ms * 1000.0) as u64;
@@ -387,6 +409,7 @@ mod tests {
             meters.ttft.entry(series).or_default().record(Duration::from_millis(7));
             let gaps = meters.inter_token.entry(Some(whose)).or_default();
             gaps.record(Duration::from_millis(1));
+            meters.picked.insert(whose, 4);
             meters
         };
         let mut meters = counted(old);
@@ -399,6 +422,7 @@ mod tests {
         let series = TokenSeries { model: None, backend: Some(new) };
         assert_eq!((meters.tokens[&series].prompt, meters.ttft[&series].count()), (10, 2));
         assert_eq!(meters.inter_token[&Some(new)].count(), 2);
+        assert_eq!(meters.picked[&new], 8);
         meters.hand_over(new, None);
         assert!(meters.members().is_empty());
         let mut sum = Meters::default();

@@ -39,7 +39,7 @@ pub enum Evidence {
     NoConnection(Fault),
     /// A connection was made, and no answer came of it, or half of one.
     NoAnswer(Fault),
-    /// An answer that says that the backend cannot answer: 502, 503, 504, or 508 (it leads back to
+    /// An answer that says that the backend cannot answer: 5xx, 508 among them (it leads back to
     /// where the request came from).
     BadGateway(u16),
 }
@@ -76,10 +76,12 @@ impl Evidence {
     }
 
     /// What the status of an answer says. One with `Retry-After` comes from a backend that is full,
-    /// which is no illness; 4xx and 500 are about the request.
+    /// which is no illness; 4xx is about the request, and so are 501 and 505. A 500 may be, but an
+    /// engine whose core has died answers nothing else.
     pub fn of_status(status: u16, has_retry_after: bool) -> Evidence {
         match status {
-            502..=504 | 508 if !has_retry_after => Evidence::BadGateway(status),
+            501 | 505 => Evidence::Good,
+            500..=599 if !has_retry_after => Evidence::BadGateway(status),
             _ => Evidence::Good,
         }
     }
@@ -132,6 +134,11 @@ impl Repute {
     /// True while it is ejected.
     pub fn is_out(self) -> bool {
         self.is_out
+    }
+
+    /// Of one that is ejected: when a request may try it; `None`: one does.
+    pub fn next_try(self) -> Option<Tenths> {
+        (self.is_out && !self.is_tried).then_some(self.at)
     }
 
     /// What evidence makes of it. `alive`: when an answer of it last grew. `jitter`, any number,
@@ -213,6 +220,14 @@ impl Repute {
     /// Whoever tried it left before there was anything to learn: the next one may try at once.
     pub fn untried(self, now: Tenths) -> Repute {
         match self.is_out && self.is_tried {
+            true => Repute { is_tried: false, at: now, ..self },
+            false => self,
+        }
+    }
+
+    /// Something else says that it is back: the next request may try it.
+    pub fn due(self, now: Tenths) -> Repute {
+        match self.is_out {
             true => Repute { is_tried: false, at: now, ..self },
             false => self,
         }

@@ -98,8 +98,27 @@ impl Scraper {
 /// Content-Type of the page.
 pub const PAGE_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Where the rendered metrics page is asked for; the control plane's metrics thread answers.
-pub type AskPage = Ask<(), Arc<[u8]>>;
+/// A page that the control plane's metrics thread makes of what all workers have counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Page {
+    /// The metrics, for a scraper.
+    Metrics,
+    /// How the backends are, as JSON: what `llmproxy backends` shows.
+    Backends,
+}
+
+impl Page {
+    /// Its Content-Type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Page::Metrics => PAGE_CONTENT_TYPE,
+            Page::Backends => "application/json",
+        }
+    }
+}
+
+/// Where a page is asked for; the control plane's metrics thread answers.
+pub type AskPage = Ask<Page, Arc<[u8]>>;
 
 #[cfg(test)]
 mod tests {

@@ -71,17 +71,18 @@ fn a_dead_engine_is_named_and_left_alone_until_it_is_back() {
     assert!(back.posts().len() <= 2, "one request tried it: {}", back.posts().len());
 }
 
-/// Catches: an engine that answers nothing but gateway errors and gets its full share for ever; one
+/// Catches: an engine that answers nothing but errors and gets its full share for ever; one
 /// that is full, or that refuses what clients send, taken for a sick one.
 #[test]
-fn gateway_errors_in_a_row_eject_and_refusals_do_not() {
+fn errors_in_a_row_eject_and_refusals_do_not() {
     for (answer, is_ejected) in [
         ("HTTP/1.1 502 X\r\ncontent-length: 0\r\n\r\n", true),
         (UNAVAILABLE, true),
         ("HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n", false),
         ("HTTP/1.1 429 X\r\ncontent-length: 0\r\n\r\n", false),
         ("HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n", false),
-        ("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", false),
+        ("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", true),
+        ("HTTP/1.1 501 X\r\ncontent-length: 0\r\n\r\n", false),
     ] {
         let (odd, well) = (Backend::answering(answer), Backend::answering(OK));
         let proxy = Config::new()

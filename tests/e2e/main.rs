@@ -52,6 +52,7 @@ mod loops;
 mod stop;
 mod reload;
 mod reload_command;
+mod admin_socket;
 mod discovery;
 mod discovery_dns;
 mod watch_config;

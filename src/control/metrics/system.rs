@@ -21,6 +21,12 @@ impl Facts {
         let help = "1 while the backend has as many requests as it may (max_concurrent), or has \
                     said that it is full.";
         page.gauge("llmproxy_backend_full", help, per_backend(&full))?;
+        let picked = |member: &Member| self.meters.picked.get(&member.id()).copied().unwrap_or(0);
+        let help = "Tries that the backend got.";
+        page.counter("llmproxy_backend_picked", help, per_backend(&picked))?;
+        let failures = |member: &Member| member.failures();
+        let help = "Tries that the backend did not serve: no answer, half of one, 429 or 5xx.";
+        page.counter("llmproxy_backend_failures", help, per_backend(&failures))?;
         let departures = |member: &Member| u64::from(member.departures());
         let help = "Times that probes or failed requests took the backend out, or kept it out.";
         page.counter("llmproxy_backend_ejections", help, per_backend(&departures))?;

@@ -1,6 +1,7 @@
 //! What became of requests: counts, times, refusals, faults.
 
 use super::{labelled, model_label, one, Facts, Labels, Page, MILLISECOND, SECOND};
+use crate::state::meters::HELD;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -80,6 +81,9 @@ impl Facts {
         let help = "Tries at a backend of another region, or a standby, because none of those \
                     that come before it could take the request.";
         page.counter("llmproxy_spilled", help, one(m.spilled))?;
+        let help = "Streams whose beginning was held back (hold_preamble), by what ended that.";
+        let held = labelled("result", HELD.into_iter().map(str::to_owned).zip(m.held));
+        page.counter("llmproxy_preambles_held", help, held)?;
         let help = "Requests sent on fresh and on kept connections to backends.";
         let kinds = ["false", "true"].into_iter().zip(m.upstream);
         let kinds = labelled("reused", kinds.map(|(kind, n)| (kind.to_owned(), n)));

@@ -4,6 +4,7 @@
 //! thread of a process that serves nobody. *May:* block, read and write files, connect. *Never:*
 //! runs in a process that serves.
 
+pub mod backends;
 pub mod connect;
 pub mod files;
 pub mod reload;

@@ -35,13 +35,27 @@ enum Said {
 /// What comes of holding a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Held {
-    /// It is for the client.
-    Goes,
+    /// It is for the client: its model spoke, or it ended well.
+    Spoke,
+    /// It is for the client, since it cannot be held any longer: time is over, or room.
+    Late,
     /// It told of an error before its model said anything, for which this status stands; or that it
     /// is full, in which case the last is true.
     Error(u16, bool),
     /// It broke before its model said anything.
     Broke,
+}
+
+impl Held {
+    /// Its place in [`crate::state::meters::HELD`].
+    pub(super) fn index(&self) -> usize {
+        match self {
+            Held::Spoke => 0,
+            Held::Late => 1,
+            Held::Error(..) => 2,
+            Held::Broke => 3,
+        }
+    }
 }
 
 /// True for streams of which it is known when their model says something.
@@ -63,25 +77,25 @@ pub(super) async fn hold(
         let body = bytes.get(got.head_len..).unwrap_or_default();
         match said(response, dialect, body) {
             Said::Nothing => {}
-            Said::Something => return Held::Goes,
+            Said::Something => return Held::Spoke,
             Said::Error(status, is_full) => return Held::Error(status, is_full),
             Said::Broken => return Held::Broke,
         }
         if body.len() >= HELD_BYTES_MAX || bytes.len() == bytes.capacity() {
-            return Held::Goes;
+            return Held::Late;
         }
         match client.post.attended(got.lease.link().readable()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Held::Broke,
             // Time is over; or the client is gone, which whoever sends the answer on meets again.
-            Err(_) => return Held::Goes,
+            Err(_) => return Held::Late,
         }
-        let Some(bytes) = got.bytes.as_mut() else { return Held::Goes };
+        let Some(bytes) = got.bytes.as_mut() else { return Held::Late };
         match got.lease.link().try_recv(bytes) {
             Ok(n) if n > 0 => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             // A body that ends with its connection is whole.
-            Ok(_) if response.framing == ResponseFraming::UntilClose => return Held::Goes,
+            Ok(_) if response.framing == ResponseFraming::UntilClose => return Held::Spoke,
             _ => return Held::Broke,
         }
     }

@@ -208,8 +208,11 @@ async fn hear_preamble(
     let left = left.saturating_sub(client.post.since(got.asked));
     let time = trying.view.plan.routing.hold_preamble.min(left);
     let held = preamble::hold(client, (response, dialect), got, time).await;
+    if let Some(count) = w.shelf.meters.borrow_mut().held.get_mut(held.index()) {
+        *count += 1;
+    }
     let end = match held {
-        Held::Goes => {
+        Held::Spoke | Held::Late => {
             repute::hear_answer(&trying.backend, response);
             return None;
         }

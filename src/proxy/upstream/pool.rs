@@ -67,7 +67,9 @@ impl InFlight {
             standing: Standing::default(),
             since: Stamp::now(),
         };
-        backend.enter().then(enter)
+        let inflight = backend.enter().then(enter)?;
+        backend.picked.set(backend.picked.get() + 1);
+        Some(inflight)
     }
 
     /// The time since it was picked.
@@ -186,6 +188,8 @@ pub struct LocalMember {
     idle_ticks: u32,
     /// Departures of it that this worker has seen.
     departures_seen: Cell<u32>,
+    /// Tries of this worker that it got; shared as `idle` is.
+    picked: Rc<Cell<u64>>,
 }
 
 impl Deref for LocalMember {
@@ -207,7 +211,18 @@ impl LocalMember {
             idle: before.map_or_else(none, |old| Rc::clone(&old.idle)),
             idle_ticks: ticks(member.plan.keepalive_timeout),
             departures_seen: Cell::new(seen),
+            picked: before.map_or_else(Rc::default, |old| Rc::clone(&old.picked)),
         }
+    }
+
+    /// Tries of this worker that it got.
+    pub fn picked(&self) -> u64 {
+        self.picked.get()
+    }
+
+    /// It has taken the place of another one, which is gone: what was counted there goes on here.
+    pub fn inherit(&self, gone: &LocalMember) {
+        self.picked.set(self.picked.get() + gone.picked.take());
     }
 
     /// True when it went out of service since this was last asked.

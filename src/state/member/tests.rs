@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::fault::Fault;
 
 /// Catches: a backend that gets nothing when it comes back, or all at once; one that starts
 /// slowly with the process, when all others do the same.
@@ -23,6 +24,27 @@ fn the_weight_of_one_that_came_grows_evenly_from_a_tenth() {
     assert_eq!(slow.weight_at(|| at(3601)), 300);
     let at_once = slow.renewed(plan(Duration::ZERO), None);
     assert_eq!(at_once.weight_at(now), 300, "without slow_start");
+}
+
+/// Catches: an engine that was away for long, that probes find well again, and that still waits for
+/// the end of an ejection of a minute; one that gets all requests at once.
+#[test]
+fn one_that_probes_find_well_again_is_tried_by_the_next_request() {
+    let member = Member::new(Backend::sample("engine"), None);
+    let eject = || {
+        let refused = Evidence::NoConnection(Fault::ConnectFailed);
+        (0..3).filter(|_| member.hear(refused).is_some()).count()
+    };
+    assert_eq!(eject(), 1);
+    assert!(!member.admit(), "its time is not over");
+    // That they found it well all the time says nothing.
+    member.set_passes_probes(true);
+    assert!(!member.admit());
+    member.set_passes_probes(false);
+    member.set_passes_probes(true);
+    assert!(!member.is_healthy());
+    assert_eq!((member.admit(), member.admit()), (true, false), "one at a time");
+    assert_eq!(member.hear(Evidence::Good), Some(Change::Back));
 }
 
 /// Catches: a backend that is spared for as long as a broken engine says.

@@ -39,11 +39,13 @@ fn only_failures_in_a_row_eject() {
 /// Catches: a client's mistake, or a full engine, taken for an illness.
 #[test]
 fn refusals_and_full_engines_are_no_illness() {
-    for status in [200, 301, 400, 401, 404, 422, 429, 500] {
+    for status in [200, 301, 400, 401, 404, 422, 429, 501, 505, 600] {
         assert_eq!(Evidence::of_status(status, false), Evidence::Good, "{status}");
     }
-    assert_eq!(Evidence::of_status(503, true), Evidence::Good);
-    assert_eq!(Evidence::of_status(503, false), Evidence::BadGateway(503));
+    for status in [500, 502, 503, 504, 508, 599] {
+        assert_eq!(Evidence::of_status(status, true), Evidence::Good, "{status}");
+        assert_eq!(Evidence::of_status(status, false), Evidence::BadGateway(status));
+    }
     assert_eq!(Evidence::of_fault(Fault::ClientLeft), None);
     assert_eq!(Evidence::of_fault(Fault::ReuseRace), None);
 }

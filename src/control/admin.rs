@@ -1,0 +1,155 @@
+//! The admin socket: a Unix socket on which a gateway that runs tells its operator how its backends
+//! are. Whoever may open it (mode 0600: the user that runs the gateway, and root) speaks HTTP/1.1
+//! over it: `GET /backends`, `GET /metrics`. `llmproxy backends` does.
+
+use super::page::Outlet;
+use crate::config::plan::Plan;
+use crate::state::scrape::Page;
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Its name in the folder of the spool that is this process' own.
+pub const NAME: &str = "admin.sock";
+/// What stands in the place of a pid file's extension.
+const BESIDE: &str = "admin.sock";
+/// Those who ask at a time. Beyond: closed. Others than those of the metrics' own address, so that
+/// nobody here keeps a scraper out.
+const VISITORS_MAX: usize = 4;
+/// Those who wait to be let in. Beyond: connecting fails, or waits.
+const BACKLOG: i32 = 8;
+
+/// Where the socket of a process is that has no spool on a disk: beside its pid file.
+pub fn beside(pid_file: &Path) -> PathBuf {
+    pid_file.with_extension(BESIDE)
+}
+
+/// Makes the socket of this process: in its own folder of the spool, `home`, if it has one, else
+/// beside its pid file, else not at all. That it cannot be made is a warning: nobody is served any
+/// less for it.
+pub fn open_for(plan: &Plan, home: Option<&Path>) -> Option<(OwnedFd, SocketFile)> {
+    let beside = || plan.server.pid_file.as_deref().map(beside);
+    let path = home.map(|home| home.join(NAME)).or_else(beside)?;
+    match open(&path) {
+        Ok(opened) => {
+            tracing::info!(path = %path.display(), "admin socket");
+            Some(opened)
+        }
+        Err(error) => {
+            let message = "no admin socket: `llmproxy backends` will not find this process";
+            tracing::warn!(path = %path.display(), %error, "{message}");
+            None
+        }
+    }
+}
+
+/// What is to be had there.
+pub fn outlet(listener: OwnedFd) -> Outlet {
+    let page_of = |path: &[u8]| match path {
+        b"/backends" => Some(Page::Backends),
+        b"/metrics" => Some(Page::Metrics),
+        _ => None,
+    };
+    Outlet { listener, visitors_max: VISITORS_MAX, page_of: Box::new(page_of) }
+}
+
+/// The file of a socket. It goes away with this, unless another process has put its own there.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and number of the file.
+    id: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| id(&found) == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn id(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// Listens at a path. What a process left there that is gone is replaced.
+fn open(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::other("something else is there, and is not replaced"));
+        }
+        if is_served(path)? {
+            return Err(io::Error::other("another process listens there"));
+        }
+    }
+    // Nobody can connect before it listens, and nobody finds it before it has its name: at no
+    // moment may others than its owner open it.
+    let fresh = path.with_extension(std::process::id().to_string());
+    let _ = fs::remove_file(&fresh);
+    let listener = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    listener.bind(&SockAddr::unix(&fresh)?)?;
+    let made = || -> io::Result<SocketFile> {
+        fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
+        listener.listen(BACKLOG)?;
+        let id = id(&fs::symlink_metadata(&fresh)?);
+        fs::rename(&fresh, path)?;
+        Ok(SocketFile { path: path.to_owned(), id })
+    };
+    let file = made().inspect_err(|_| drop(fs::remove_file(&fresh)))?;
+    Ok((listener.into(), file))
+}
+
+/// Whether a process listens at a socket. Never waits.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        // Its queue is full.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    /// Catches: a socket that others may open, one that stays behind, one of a process that was
+    /// killed and that keeps its successor from making its own, and a file of somebody else's, or
+    /// the socket of a process that runs, that is replaced.
+    #[test]
+    fn it_is_ours_while_we_run_and_nobody_else_s_file() {
+        let folder = std::env::temp_dir().join(format!("llmproxy-admin-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(NAME);
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "as one leaves it that was killed");
+        let (listener, file) = open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        assert!(open(&path).unwrap_err().to_string().contains("another process listens"));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing half made is left");
+        drop((listener, file));
+        assert!(!path.exists());
+        let (_listener, file) = open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        drop(file);
+        assert!(open(&path).unwrap_err().to_string().contains("something else"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        assert!(open(&folder.join("a/b")).is_err() && open(&folder.join("x".repeat(200))).is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_pid_file_has_its_socket_beside_it() {
+        assert_eq!(beside("/run/llmproxy.pid".as_ref()), Path::new("/run/llmproxy.admin.sock"));
+        assert_eq!(beside("/run/proxy".as_ref()), Path::new("/run/proxy.admin.sock"));
+    }
+}
