@@ -77,6 +77,35 @@ pub enum Fault {
     Panicked,
 }
 
+/// How a connection to an engine closed, or broke, before the head of a final answer was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EarlyClose {
+    /// It was kept from an earlier request.
+    pub is_reused: bool,
+    /// All of the request was handed over.
+    pub sent_whole: bool,
+    /// Something came, be it an interim answer.
+    pub heard: bool,
+    /// It closed within a moment ([`crate::base::limits::REUSE_RACE_MAX`]).
+    pub at_once: bool,
+}
+
+impl EarlyClose {
+    /// What it means. An engine closes idle connections without a word, and may do so as a request
+    /// comes: then it never read it. It did if it has said something, or had time to work; and a
+    /// connection that was made for the request was not idle. What was not sent whole on a kept one
+    /// goes once more whatever came: an engine needs all of the body to generate anything.
+    pub fn fault(self) -> Fault {
+        match self {
+            EarlyClose { is_reused: false, .. } => Fault::BackendClosed,
+            EarlyClose { sent_whole: false, .. } => Fault::ReuseRace,
+            EarlyClose { heard: true, .. } => Fault::BackendClosed,
+            EarlyClose { at_once: true, .. } => Fault::ReuseRace,
+            _ => Fault::BackendClosedReused,
+        }
+    }
+}
+
 impl Fault {
     /// The stable name.
     pub fn code(self) -> &'static str {

@@ -1,6 +1,7 @@
 //! `routing.retry` and `routing.fallback`: who is asked next, when, and what a client gets when
 //! nobody is left.
 
+use crate::harness::backend::Served;
 use crate::harness::{await_until, pause, Backend, Config, Proxy, SOON};
 use crate::rig::{quiet, CHAT, CHATS, OK, STREAM};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,6 +52,8 @@ fn a_status_to_retry_on_goes_to_another_backend_at_once() {
     assert_eq!(proxy.metric("llmproxy_retries_total", &[("reason", "status_503")]), tried);
     assert!(well.requests().iter().all(|request| request.body == CHAT.as_bytes()));
     quiet(&proxy);
+    let picked = |name| proxy.metric("llmproxy_backend_picked_total", &[("backend", name)]);
+    assert_eq!((picked("a"), picked("b")), (tried, 4.0));
     let plain = before(&[&busy, &well], "");
     let statuses: Vec<_> = (0..2).map(|_| plain.post(CHATS, CHAT).status()).collect();
     assert!(statuses.contains(&503), "{statuses:?}");
@@ -169,6 +172,8 @@ fn an_error_inside_a_200_is_retried_when_the_preamble_is_held() {
     let tried = full.requests().len() as f64;
     assert!(tried >= 2.0, "both have the same weight: {tried}");
     assert_eq!(proxy.metric("llmproxy_retries_total", &[("reason", "status_503")]), tried);
+    let held = |result| proxy.metric("llmproxy_preambles_held_total", &[("result", result)]);
+    assert_eq!((held("error"), held("spoke"), held("broke")), (tried, 4.0, 0.0));
     quiet(&proxy);
     let alone = before(&[&full], &hold.replace("max_retries: 2", "max_retries: 0"));
     let answer = alone.connect().post(CHATS, "", STREAM);
@@ -218,4 +223,120 @@ fn a_held_stream_that_breaks_goes_to_another_backend() {
     }
     assert!(!broken.requests().is_empty());
     quiet(&proxy);
+}
+
+/// How an engine's connection ends before an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    /// Under the body, of which it has read nothing.
+    UnderTheBody,
+    /// At once, and it has not read the request.
+    Unread,
+    /// At once behind the whole request, in order.
+    Closed,
+    /// The same, by a reset.
+    Reset,
+    /// Behind the request and an interim answer.
+    Told,
+    /// Behind the request, after a while.
+    Late,
+}
+
+impl Death {
+    fn come(self, served: &mut Served) {
+        match self {
+            Death::UnderTheBody => drop(served.head()),
+            Death::Unread => drop(served.stream().tcp().peek(&mut [0])),
+            _ => drop(served.request()),
+        }
+        match self {
+            Death::Reset => served.reset(),
+            Death::Told => drop(served.send("HTTP/1.1 102 Processing\r\n\r\n")),
+            // Longer than the race for a kept connection can last.
+            Death::Late => drop(served.left_within(Duration::from_millis(400))),
+            _ => {}
+        }
+    }
+}
+
+/// The rows of `route::tries`, end to end: how the connection ends, and whether it was a kept one.
+/// The client hears of it, or where 502 is to be retried the standby answers; or, where the engine
+/// cannot have worked on the request, it is asked once more on a fresh connection.
+///
+/// Catches: a generation that runs twice unasked, and a request that is lost though no engine has
+/// seen it.
+#[test]
+fn what_follows_a_connection_that_closed() {
+    const OTHER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother";
+    let long = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(8 << 20));
+    for (is_kept, death, is_again) in [
+        (false, Death::UnderTheBody, false),
+        (false, Death::Closed, false),
+        (false, Death::Reset, false),
+        (false, Death::Told, false),
+        (false, Death::Late, false),
+        (true, Death::UnderTheBody, true),
+        (true, Death::Unread, true),
+        (true, Death::Told, false),
+        (true, Death::Late, false),
+    ] {
+        for routing in ["", "retry: {max_retries: 1, retry_on: [502]}"] {
+            let odd = Backend::start(move |served| {
+                if served.number == 0 {
+                    if is_kept && served.request().is_some() {
+                        served.send(OK);
+                    }
+                    return death.come(served);
+                }
+                while served.request().is_some() {
+                    served.send(OK);
+                }
+            });
+            let standby = Backend::answering(OTHER);
+            let proxy = Config::new()
+                .section("health_check: {enabled: false}")
+                .backend(odd.url(), "name: odd")
+                .backend(standby.url(), "name: standby, backup: true")
+                .section(format!("routing: {{{routing}}}"))
+                .start();
+            if is_kept {
+                assert_eq!(proxy.post(CHATS, CHAT).text(), "ok");
+            }
+            let body = if death == Death::UnderTheBody { long.as_str() } else { CHAT };
+            let (answer, row) = (proxy.post(CHATS, body), (is_kept, death, routing));
+            match (is_again, routing.is_empty()) {
+                (true, _) => assert_eq!(answer.text(), "ok", "{row:?}"),
+                (false, true) => assert_eq!(answer.status(), 502, "{row:?}: {}", answer.text()),
+                (false, false) => assert_eq!(answer.text(), "other", "{row:?}"),
+            }
+            let asked = usize::from(!is_again && !routing.is_empty());
+            assert_eq!(standby.requests().len(), asked, "{row:?}");
+            assert_eq!(odd.connections(), 1 + usize::from(is_again), "{row:?}");
+            quiet(&proxy);
+        }
+    }
+}
+
+/// Catches: a timeout that is not retried though it is to be, or though it is not.
+#[test]
+fn an_engine_that_does_not_begin_in_time_is_followed_by_another_where_that_is_configured() {
+    let silent = Backend::start(|served| {
+        served.request();
+        served.left_within(SOON);
+    });
+    let well = Backend::answering(OK);
+    for (routing, is_retried) in
+        [("", false), ("retry: {retry_on: [502]}", false), ("retry: {retry_on: [timeout]}", true)]
+    {
+        let proxy = Config::new()
+            .section("health_check: {enabled: false}")
+            .backend(silent.url(), "name: silent, first_byte_timeout: 200ms")
+            .backend(well.url(), "name: well, backup: true")
+            .section(format!("routing: {{{routing}}}"))
+            .start();
+        let answer = proxy.post(CHATS, CHAT);
+        assert_eq!(answer.status(), if is_retried { 200 } else { 504 }, "{routing}");
+        quiet(&proxy);
+    }
+    assert_eq!((silent.requests().len(), well.requests().len()), (3, 1));
 }

@@ -2,7 +2,7 @@
 
 use super::connect::connect;
 use super::pool::{InFlight, Lease, LocalMember};
-use crate::base::fault::Fault;
+use crate::base::fault::{EarlyClose, Fault};
 use crate::base::limits::{HEAD_BYTES_MAX, INTERIM_RESPONSES_MAX, REUSE_RACE_MAX};
 use crate::config::plan::{Backend, OnClientAbort};
 use crate::http::field::Known;
@@ -127,9 +127,9 @@ pub async fn exchange(
         lease.note_sent();
     } else if wait.is_reused {
         // What was said on a kept connection before the request was whole may be meant for whoever
-        // used it before; on a fresh one it is this request's. It may go once more: an engine needs
-        // the whole body to generate anything, and one that answered before then refused it.
-        return Err(Fault::ReuseRace);
+        // used it before; on a fresh one it is this request's.
+        let (is_reused, heard) = (true, answer.heard);
+        return Err(EarlyClose { is_reused, sent_whole, heard, at_once: true }.fault());
     }
     if wait.is_reused && !answer.heard {
         answer.ready = race(&wait, client, &mut lease).await?;
@@ -158,10 +158,10 @@ pub async fn exchange(
             }
             Ok(Exchange { lease, bytes, head_len, asked: tick })
         }
-        Err(Fault::BackendClosed) if wait.is_reused && !answer.heard => {
+        Err(Fault::BackendClosed) => {
             // By the real clock: while we stood still the engine may have worked on the request.
-            let in_time = !no_way_back && lease.age() <= REUSE_RACE_MAX;
-            Err(if in_time { Fault::ReuseRace } else { Fault::BackendClosedReused })
+            let at_once = !no_way_back && lease.age() <= REUSE_RACE_MAX;
+            Err(EarlyClose { is_reused, sent_whole, heard: answer.heard, at_once }.fault())
         }
         Err(fault) => Err(fault),
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::fault::EarlyClose;
 use crate::base::tls_fault::TlsFault;
 use crate::config::plan::Backend;
 use crate::state::member::Member;
@@ -78,6 +79,64 @@ fn what_follows_a_first_try_where_nothing_is_configured() {
     let mut tries = Tries::begin(id(), 0);
     assert_eq!(tries.next(attempt(WishRefused), &NOTHING_SAID), Some(Again));
     assert!(!tries.is_fresh());
+}
+
+type Next = Option<Further<&'static str>>;
+
+/// Of each way in which a connection may close before an answer: whether it was kept, all of the
+/// request was sent, something was heard, and it closed at once. What it is called; and what is done
+/// where nothing is configured, and where `retry_on` names 502.
+const CLOSES: [([u8; 4], Fault, Next, Next); 16] = [
+    // A connection that was made for the request: the engine had it.
+    ([0, 0, 0, 0], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 0, 0, 1], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 0, 1, 0], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 0, 1, 1], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 1, 0, 0], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 1, 0, 1], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 1, 1, 0], Fault::BackendClosed, None, Some(Other("other"))),
+    ([0, 1, 1, 1], Fault::BackendClosed, None, Some(Other("other"))),
+    // Half a request is none.
+    ([1, 0, 0, 0], Fault::ReuseRace, Some(Again), Some(Again)),
+    ([1, 0, 0, 1], Fault::ReuseRace, Some(Again), Some(Again)),
+    ([1, 0, 1, 0], Fault::ReuseRace, Some(Again), Some(Again)),
+    ([1, 0, 1, 1], Fault::ReuseRace, Some(Again), Some(Again)),
+    // All of it, and silence: either the engine was about to close, or it has worked.
+    ([1, 1, 0, 0], Fault::BackendClosedReused, None, Some(Other("other"))),
+    ([1, 1, 0, 1], Fault::ReuseRace, Some(Again), Some(Again)),
+    // All of it, and a word.
+    ([1, 1, 1, 0], Fault::BackendClosed, None, Some(Other("other"))),
+    ([1, 1, 1, 1], Fault::BackendClosed, None, Some(Other("other"))),
+];
+
+/// Catches: a request that an engine may have worked on taken for one that it never saw, and the
+/// other way round; one that is sent again though it is not in hand, or twice to the same backend.
+#[test]
+fn what_follows_a_connection_that_closed() {
+    let retry = retry(3, &[RetryOn::Status(502)]);
+    let configured = Policy { retry: Some(&retry), rule: None };
+    for ([is_reused, sent_whole, heard, at_once], fault, unasked, asked) in CLOSES {
+        let close = EarlyClose {
+            is_reused: is_reused == 1,
+            sent_whole: sent_whole == 1,
+            heard: heard == 1,
+            at_once: at_once == 1,
+        };
+        assert_eq!(close.fault(), fault, "{close:?}");
+        for (policy, further) in [(&NOTHING_SAID, unasked), (&configured, asked)] {
+            let next = |attempt| Tries::begin(id(), 0).next(attempt, policy);
+            assert_eq!(next(attempt(Failed(fault))), further, "{close:?}");
+            let released = Attempt { is_in_hand: false, ..attempt(Failed(fault)) };
+            assert_eq!(next(released), None, "{close:?}");
+            // A budget is for what an engine may have worked on.
+            let broke = Attempt { has_budget: false, ..attempt(Failed(fault)) };
+            assert_eq!(next(broke), further.filter(|further| *further == Again), "{close:?}");
+            // Nobody else is there: the same again, or in a while.
+            let alone = Attempt { other: None, ..attempt(Failed(fault)) };
+            let waits = further.map(|further| if further == Again { Again } else { Wait(SECOND) });
+            assert_eq!(next(alone), waits, "{close:?}");
+        }
+    }
 }
 
 /// Catches: a status that is passed on though it is to be retried, and one that is not; a fault
