@@ -59,6 +59,7 @@ mod watch_config;
 mod standstill;
 mod workers;
 mod scale;
+mod scenarios;
 mod cli;
 mod clients;
 mod limits;
