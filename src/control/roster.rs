@@ -222,8 +222,8 @@ mod tests {
         RosterEntry::of(member, false)
     }
 
-    /// Catches: a backend that gets no requests and is said to be up, and one of which nobody learns
-    /// why, or when it is tried again.
+    /// Catches: a backend that gets no requests and is said to be up, and one of which nobody
+    /// learns why, or when it is tried again.
     #[test]
     fn what_keeps_requests_from_a_backend_is_said() {
         let plan = Backend { max_concurrent: 1, weight: 4, ..Backend::sample("a") };

@@ -121,6 +121,7 @@ impl Connection {
             started_ms: 0.0,
             started_unix_ms: 0.0,
             events_sent: 0,
+            served: false,
             ended: "open",
             cancelled_after_ms: None,
             cancelled_unix_ms: None,
@@ -248,6 +249,9 @@ impl Play<'_, '_> {
             };
             if let Err(left) = sent {
                 return (End::Left(left), at > 0);
+            }
+            if self.id != 0 && at == 0 && knobs.status.is_none() && knobs.error.is_none() {
+                self.worker.shared.log.update(self.id, |entry| entry.served = true);
             }
             at = unit.end;
             events += unit.events;

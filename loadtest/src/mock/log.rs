@@ -32,6 +32,8 @@ pub struct Entry {
     pub started_unix_ms: f64,
     /// Events written so far
     pub events_sent: u32,
+    /// A byte of a good answer left
+    pub served: bool,
     /// open, complete, cancelled, died or stalled
     pub ended: &'static str,
     /// The client's leave was noticed this long after the request was complete
@@ -171,6 +173,7 @@ impl Entry {
             "started_ms": self.started_ms,
             "started_unix_ms": self.started_unix_ms,
             "events_sent": self.events_sent,
+            "served": self.served,
             "ended": self.ended,
             "cancelled_after_ms": self.cancelled_after_ms,
             "cancelled_unix_ms": self.cancelled_unix_ms,

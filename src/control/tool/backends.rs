@@ -1,5 +1,5 @@
-//! `llmproxy backends`: asks the gateways that run with a configuration, by their admin sockets, how
-//! their backends are.
+//! `llmproxy backends`: asks the gateways that run with a configuration, by their admin sockets,
+//! how their backends are.
 
 use crate::base::limits::{HEAD_BYTES_MAX, ROSTER_BYTES_MAX};
 use crate::config::cli::{BackendsAsk, Printout, FINE, UNUSABLE, WOULD_NOT_START};

@@ -84,8 +84,8 @@ fn what_follows_a_first_try_where_nothing_is_configured() {
 type Next = Option<Further<&'static str>>;
 
 /// Of each way in which a connection may close before an answer: whether it was kept, all of the
-/// request was sent, something was heard, and it closed at once. What it is called; and what is done
-/// where nothing is configured, and where `retry_on` names 502.
+/// request was sent, something was heard, and it closed at once. What it is called; and what is
+/// done where nothing is configured, and where `retry_on` names 502.
 const CLOSES: [([u8; 4], Fault, Next, Next); 16] = [
     // A connection that was made for the request: the engine had it.
     ([0, 0, 0, 0], Fault::BackendClosed, None, Some(Other("other"))),
