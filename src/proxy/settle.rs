@@ -30,8 +30,10 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// How a request ended.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Ending {
-    /// Its whole answer reached the client.
+    /// It has not, as far as anybody has said.
     #[default]
+    Underway,
+    /// Its whole answer reached the client.
     Complete,
     /// We said no.
     Refused(&'static str),
@@ -91,12 +93,12 @@ impl Story {
 
     /// The story of a request for one of our own pages.
     pub fn own(status: u16) -> Story {
-        Story { status, own_page: true, ..Story::default() }
+        Story { own_page: true, ..Story::answered(status) }
     }
 
     /// The story of a request of a client's that needed no backend.
     pub fn answered(status: u16) -> Story {
-        Story { status, ..Story::default() }
+        Story { status, ending: Ending::Complete, ..Story::default() }
     }
 
     /// The story of a request whose client left before it was complete.
@@ -151,8 +153,14 @@ pub fn note(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, sent: 
 }
 
 /// All of an answer is here, and its last bytes are about to go out; so many will have gone then.
-/// A client that has seen the end of its answer was billed for it, whatever happens to us after
-/// that.
+pub fn complete(pass: &Pass, told: (&Request, &Tap), story: &mut Story, sent: u64) {
+    story.ending = Ending::Complete;
+    close(pass, told, story, sent);
+}
+
+/// The last bytes of what a client gets are about to go out, and its story says how it ended; so
+/// many bytes of an engine's answer will have gone then. A client that has seen the end of its
+/// answer was billed for it, whatever happens to us after that.
 pub fn close(pass: &Pass, (request, tap): (&Request, &Tap), story: &mut Story, sent: u64) {
     let times = Times::of(request, tap, tap.last_byte());
     story.is_closed = true;
@@ -206,6 +214,9 @@ fn log(shelf: &Shelf, request: &Request, story: &Story) {
     let id = || request.unique_id.as_str();
     match story.ending {
         Ending::Complete => {}
+        Ending::Underway => {
+            tracing::error!(request_id = id(), "it is not known how a request ended: report this");
+        }
         // A deadline that passed is news, what a client got wrong is not.
         Ending::Refused(code) if story.status == 408 => {
             if shelf.may_log(code) {
@@ -345,6 +356,8 @@ fn record_of<'a>(
             Some(code) => (record::Outcome::BackendError, Some(code)),
             None => (record::Outcome::Complete, None),
         },
+        // What a kill leaves of it says the same, for whichever reason.
+        Ending::Underway => (record::Outcome::Aborted, Some(Fault::Panicked.code())),
         Ending::Refused(code) => (record::Outcome::Refused, Some(code)),
         Ending::Fault(fault) => (outcome_of(fault), Some(fault.code())),
     };

@@ -6,6 +6,7 @@ use super::client::{no_memory, Client};
 use super::receive::Request;
 use super::turns::Turns;
 use crate::base::limits::UNPACKED_RATIO_MAX;
+use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::config::plan::Server;
 use crate::llm::inflate::Coding;
@@ -32,6 +33,7 @@ pub async fn unpack(
     let mut unpacking =
         BodyUnpacking::new(coding, request.body(client.bytes()), bytes_max).map_err(refused)?;
     loop {
+        panic_point::pass("unpacking");
         let (piece, is_last) = unpacking.step().map_err(refused)?;
         if !unpacked.append(piece, most) {
             return Err(no_memory());

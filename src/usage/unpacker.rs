@@ -36,11 +36,21 @@ impl Unpacker {
     /// # Errors
     /// It could not be created.
     pub fn start() -> io::Result<Unpacker> {
+        Unpacker::start_with(Packed::read)
+    }
+
+    /// Starts it with another way to read what it is given: tests have it wait.
+    ///
+    /// # Errors
+    /// As [`Unpacker::start`].
+    pub(crate) fn start_with(
+        read: impl Fn(&Packed) -> Unpacked + Send + 'static,
+    ) -> io::Result<Unpacker> {
         let (queue, jobs) = bounded::<Job>(UNPACK_QUEUE_MAX);
         let work = move || {
             for Job { packed, answer, waiting } in jobs {
                 // Whoever asked may be gone.
-                let _ = answer.send(packed.read());
+                let _ = answer.send(read(&packed));
                 waiting.wake();
             }
         };

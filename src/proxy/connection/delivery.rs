@@ -107,7 +107,7 @@ pub(super) async fn deliver(
         }
         Ok(last) => {
             let sent = relay.sent() + last.data_len();
-            settle::close(pass, (request, relay.tap), story, sent);
+            settle::complete(pass, (request, relay.tap), story, sent);
             relay.end(last).await
         }
         Err(fault) => relay.break_off(fault).await,
@@ -145,7 +145,7 @@ async fn end_packed(
     let _ = rt::timeout(UNPACKED_WAIT, relay.tap.see_copy()).await;
     if !relay.tap.awaits_copy() {
         let sent = relay.sent() + last.data_len();
-        settle::close(pass, (request, relay.tap), story, sent);
+        settle::complete(pass, (request, relay.tap), story, sent);
     }
     relay.end(last).await
 }

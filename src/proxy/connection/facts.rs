@@ -1,5 +1,6 @@
 //! What a request body says: all of it at once, or in slices.
 
+use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::llm::request::{RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
@@ -44,6 +45,7 @@ pub(super) async fn in_slices(
     let found = loop {
         // First of all: others may have had this turn of the loop. Where nobody has, it is at once.
         client.pause().await?;
+        panic_point::pass("slicing");
         if let Some(found) = reading.step(w.slices.next()) {
             break Found::of(&found?, &mut model);
         }
@@ -65,6 +67,7 @@ struct Found {
 
 impl Found {
     fn of(facts: &RequestFacts<'_>, model: &mut String) -> Found {
+        panic_point::pass("reading facts");
         model.push_str(facts.model.as_deref().unwrap_or_default());
         Found {
             model_span: facts.model_span.clone(),

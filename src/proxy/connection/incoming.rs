@@ -6,6 +6,7 @@ use super::tries::{NO_BACKEND, NO_JOURNAL};
 use super::{Next, Underway};
 use crate::base::id::RequestId;
 use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
+use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::config::plan::KeyForm;
 use crate::http::field::Known;
@@ -108,6 +109,7 @@ async fn judge(
             Received::Closed | Received::Idled => return Err(Instead::Nothing),
         }
     }
+    panic_point::pass("body");
     match kind? {
         Purpose::Forward => {}
         own => return Err(Instead::Page(own)),

@@ -4,6 +4,7 @@ use super::delivery::Delivered;
 use super::{Afterwards, Next, Notes, Talk, Underway};
 use crate::base::fault::{Fault, Side};
 use crate::base::limits::{ANSWER_DRAIN_MAX, LATE_USAGE_WAIT, UNPACKED_LATE_MAX};
+use crate::base::panic_point;
 use crate::config::plan::OnClientAbort;
 use crate::proxy::asking::hear_stream;
 use crate::proxy::drains::{Drain, LateRecord};
@@ -40,6 +41,7 @@ pub(super) fn conclude(
     let Delivered { outcome, closes } = delivered;
     // A client that closes behind the end mark, as some do, has missed nothing.
     let is_missing = |fault: &Fault| *fault != Fault::ClientLeft || !notes.tap.is_over();
+    notes.story.ending = Ending::Complete;
     if let Some(fault) = outcome.fault.filter(is_missing) {
         w.shelf.count_fault(Some(exchange.lease.backend()), fault);
         if fault == Fault::ClientLeft {
@@ -109,6 +111,7 @@ pub(super) fn settle_late(w: &Rc<Shared>, talk: &mut Talk, outcome: Relayed) {
     let (worker, waiting) = (Rc::clone(w), LateRecord::begin(&w.drains));
     w.spawn_guarded(async move {
         see_copy(&worker, &mut late.notes.tap, &waiting).await;
+        panic_point::pass("settling late");
         late.notes.learn(outcome);
         late.settle();
     });
@@ -161,6 +164,7 @@ async fn read_on(w: &Shared, talk: &mut Talk, undrained: Undrained, going: &Drai
     talk.notes.tap.stop();
     // Should we be killed while that goes on.
     talk.note_past(talk.notes.story.outcome.map_or(0, |outcome| outcome.bytes));
+    panic_point::pass("reading on");
     let Notes { inbound, tap, .. } = &mut talk.notes;
     let rest = drain(lease.link(), inbound, tap, what);
     let rest = going.cut().unless(rt::timeout(limit, rest));

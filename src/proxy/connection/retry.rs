@@ -6,6 +6,7 @@ use super::preamble::{self, Held};
 use super::tries::{pick, Trying};
 use crate::base::fault::Fault;
 use crate::base::fnv;
+use crate::base::panic_point;
 use crate::config::plan::OnClientAbort;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking;
@@ -104,6 +105,7 @@ pub(super) async fn after(
         }
         Further::Wait(time) => {
             wait(client, time).await?;
+            panic_point::pass("waiting");
             let next = come_back(w, request, trying)?;
             trying.move_to(next.backend(), request);
             next
@@ -211,6 +213,7 @@ async fn hear_preamble(
     if let Some(count) = w.shelf.meters.borrow_mut().held.get_mut(held.index()) {
         *count += 1;
     }
+    panic_point::pass("holding");
     let end = match held {
         Held::Spoke | Held::Late => {
             repute::hear_answer(&trying.backend, response);

@@ -196,6 +196,7 @@ async fn try_backends(
         }
         story.backend = Some(Rc::clone(&trying.backend));
         story.retries += 1;
+        panic_point::pass("trying again");
     }
 }
 
