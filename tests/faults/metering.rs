@@ -210,6 +210,8 @@ impl Stage {
     ) -> Figures {
         let records = self.receiver.seen();
         let whole = answers.iter().filter(|(_, answer)| answer.is_whole);
+        let differing: Vec<_> = records.iter().filter(|(_, record)| record.differs).collect();
+        assert!(differing.is_empty(), "two contents: {differing:?}");
         for (id, answer) in whole.clone() {
             let record = &records[id];
             // A client that has the end of its answer is billed for it by the engine's count.
@@ -334,7 +336,8 @@ fn tally(ids: impl IntoIterator<Item = String>) -> HashMap<String, u32> {
     times
 }
 
-fn free_address() -> SocketAddr {
+/// An address at which nobody listens.
+pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap()
 }

@@ -35,6 +35,8 @@ pub struct Got {
     pub events: u64,
     /// Tokens of the completion.
     pub completion: Option<u64>,
+    /// It came again, and said something else.
+    pub differs: bool,
 }
 
 impl Receiver {
@@ -117,11 +119,14 @@ impl State {
             if let Some(id) = record["client_request_id"].as_str() {
                 self.arrived.lock().unwrap().push(id.to_owned());
             }
+            let before = got.clone();
             got.times += 1;
             got.status = record["status"].as_str().unwrap().to_owned();
             got.source = record["usage_source"].as_str().unwrap().to_owned();
             got.events = record["events"].as_u64().unwrap();
             got.completion = record["completion_tokens"].as_u64();
+            let is_other = before.status != got.status || before.completion != got.completion;
+            got.differs = before.differs || (before.times > 0 && is_other);
         }
     }
 }

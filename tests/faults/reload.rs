@@ -150,11 +150,12 @@ fn stream(conn: &mut Conn, id: &str) {
     assert_eq!(text, events + "data: [DONE]\n\n", "every byte as it was sent");
 }
 
-/// Numbers without a pattern, the same in each run.
-struct Random(u64);
+/// Numbers without a pattern, the same for the same seed.
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    /// The next, from 0 on.
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) % limit
     }

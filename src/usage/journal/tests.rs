@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 mod kills;
+mod steps;
 
 /// A worker's end and a journal that does not run by itself.
 struct Stage {

@@ -77,6 +77,11 @@ impl Process {
         kill_process(self.pid, signal).unwrap();
     }
 
+    /// Kills it, if it has not ended yet.
+    pub fn kill(&self) {
+        let _ = lock(&self.child).kill();
+    }
+
     /// Sends a signal that [`Signal`] does not name.
     pub fn signal_number(&self, number: i32) {
         let command = format!("kill -{number} {}", self.pid.as_raw_nonzero());
