@@ -31,19 +31,20 @@ pub fn beside(pid_file: &Path) -> PathBuf {
 /// beside its pid file, else not at all. That it cannot be made is a warning: nobody is served any
 /// less for it.
 pub fn open_for(plan: &Plan, home: Option<&Path>) -> Option<(OwnedFd, SocketFile)> {
-    let beside = || plan.server.pid_file.as_deref().map(beside);
-    let path = home.map(|home| home.join(NAME)).or_else(beside)?;
-    match open(&path) {
-        Ok(opened) => {
-            tracing::info!(path = %path.display(), "admin socket");
-            Some(opened)
-        }
-        Err(error) => {
-            let message = "no admin socket: `llmproxy backends` will not find this process";
-            tracing::warn!(path = %path.display(), %error, "{message}");
-            None
+    let beside = plan.server.pid_file.as_deref().map(beside);
+    for path in home.map(|home| home.join(NAME)).into_iter().chain(beside) {
+        match open(&path) {
+            Ok(opened) => {
+                tracing::info!(path = %path.display(), "admin socket");
+                return Some(opened);
+            }
+            Err(error) => {
+                let message = "no admin socket here, by which `llmproxy backends` finds a process";
+                tracing::warn!(path = %path.display(), %error, "{message}");
+            }
         }
     }
+    None
 }
 
 /// What is to be had there.

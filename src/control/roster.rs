@@ -5,7 +5,6 @@ use super::metrics::Facts;
 use crate::base::uptime::uptime;
 use crate::state::member::{self, Member, Witness};
 use crate::state::meters::Times;
-use crate::state::repute::Tenths;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -106,7 +105,7 @@ pub struct Opinion {
     pub well: bool,
     /// For so many seconds.
     pub since_s: f64,
-    /// What was found then; `null`: it was so from the start.
+    /// What was found then; `null`: it was so from the start, or since it came.
     pub why: Option<String>,
 }
 
@@ -192,7 +191,7 @@ impl RosterEntry {
 impl Opinion {
     fn of(member: &Member, witness: Witness, well: bool) -> Opinion {
         let remark = member.last_remark(witness);
-        let since = remark.as_ref().map_or(Tenths::default(), |remark| remark.at);
+        let since = remark.as_ref().map_or(member.came(), |remark| remark.at);
         Opinion {
             well,
             since_s: seconds(member::now().0.saturating_sub(since.0)),

@@ -171,7 +171,7 @@ impl Member {
     /// `slow_start` says after it came.
     pub fn weight_at(&self, now: impl FnOnce() -> Tenths) -> u64 {
         let weight = u64::from(self.plan.weight);
-        let came = self.came.load(Ordering::Relaxed);
+        let came = self.came().0;
         if came == 0 || self.plan.slow_start.is_zero() {
             return weight * 100;
         }
@@ -428,6 +428,11 @@ impl Vitals {
     /// It is new beside others, or back: with `slow_start` it gets its share little by little.
     pub fn note_coming(&self) {
         self.came.store(now().0.max(1), Ordering::Relaxed);
+    }
+
+    /// When it came, or came back; 0: it was there from the start.
+    pub fn came(&self) -> Tenths {
+        Tenths(self.came.load(Ordering::Relaxed))
     }
 
     /// An idle connection was found with bytes that nobody had asked for.

@@ -140,11 +140,6 @@ impl Stage {
         self.engines.push(engine_at(&place.to_string(), more));
     }
 
-    /// From now on the odd one, and the others, are the backends with these names.
-    pub fn follow(&self, names: [&'static str; 3]) {
-        self.watch.follow(names);
-    }
-
     /// Waits until the odd engine has its share; gives how long that took since then.
     pub fn await_share(&self, since: Instant) -> Duration {
         await_some("it has its share", BACK_MAX, || self.watch.has_share_at(since)) - since
@@ -202,7 +197,6 @@ type Look = (Instant, [f64; 3]);
 /// Looks at the gateway's counters now and then.
 struct Watch {
     running: Arc<AtomicBool>,
-    names: Arc<Mutex<[&'static str; 3]>>,
     looks: Arc<Mutex<Vec<Look>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -210,28 +204,18 @@ struct Watch {
 impl Watch {
     fn start(proxy: SocketAddr, names: [&'static str; 3]) -> Watch {
         let (running, looks) = (Arc::new(AtomicBool::new(true)), Arc::<Mutex<Vec<_>>>::default());
-        let names = Arc::new(Mutex::new(names));
-        let (goes_on, kept, of) = (Arc::clone(&running), Arc::clone(&looks), Arc::clone(&names));
+        let (goes_on, kept) = (Arc::clone(&running), Arc::clone(&looks));
         let thread = std::thread::spawn(move || {
             let mut conn = Conn::open(proxy);
             while goes_on.load(Ordering::SeqCst) {
                 let page = Metrics::parse(&conn.get("/metrics").text());
                 let name = "llmproxy_backend_picked_total";
-                {
-                    let names = of.lock().unwrap();
-                    let tries = names.map(|backend| page.sum(name, &[("backend", backend)]));
-                    kept.lock().unwrap().push((Instant::now(), tries));
-                }
+                let tries = names.map(|backend| page.sum(name, &[("backend", backend)]));
+                kept.lock().unwrap().push((Instant::now(), tries));
                 pause(LOOK_EVERY);
             }
         });
-        Watch { running, names, looks, thread: Some(thread) }
-    }
-
-    fn follow(&self, new: [&'static str; 3]) {
-        let mut names = self.names.lock().unwrap();
-        *names = new;
-        self.looks.lock().unwrap().clear();
+        Watch { running, looks, thread: Some(thread) }
     }
 
     fn stop(&mut self) {
