@@ -25,6 +25,8 @@ METERING = """usage:
   spool: {{dir: "{own}.spool"}}
   reporters:
     - {{name: bench, {reporter}}}"""
+# The model that loadgen asks for, and one that an engine may serve under another name.
+MODEL, SERVED = "m", "meta-llama/Llama-3.3-70B-Instruct"
 # All records of a run are delivered within so many seconds of its end, or it measured nothing.
 DELIVERY_SECONDS_MAX = 30
 
@@ -107,14 +109,19 @@ class HAProxy(Contestant):
 
 
 class LLMProxy(Contestant):
-    """The product."""
+    """The product. With `alias`, the model that loadgen asks for is another name of what the
+    engines serve, so that each request is found by its model and has a part of its body replaced.
+    `strategy` is how one of several backends is chosen."""
 
-    def __init__(self, name="LLMProxy", metering="file", unix=False, backends=1, workers=1):
+    def __init__(self, name="LLMProxy", metering="file", unix=False, backends=1, workers=1,
+                 alias=False, strategy=None):
         self.name = name
         self.metering = metering
         self.unix = unix
         self.backends = backends
         self.workers = workers
+        self.alias = alias
+        self.strategy = strategy
 
     def start(self, stage):
         process, listen = self.launch(stage)
@@ -126,12 +133,22 @@ class LLMProxy(Contestant):
         """Starts it without waiting for anything."""
         listen = free_address()
         config = stage.config("llmproxy.yaml", LISTEN=listen, WORKERS=self.workers,
-                              BACKENDS="\n".join(self.engines(stage)), METERING=self.usage(stage, listen))
+                              BACKENDS="\n".join(self.engines(stage)), ROUTING=self.routing(),
+                              METERING=self.usage(stage, listen))
         cores = stage.proxy_cores if self.workers == 1 else stage.all_cores
         # Not asked to end: it would first deliver the records that it still has.
         process = Process("llmproxy", [stage.binary("llmproxy"), "--config", config], cores,
                           stage.work, end_with=signal.SIGKILL)
         return process, listen
+
+    def routing(self):
+        """The part of the configuration that says which backend a request goes to, if any does."""
+        keys = []
+        if self.strategy:
+            keys.append(f"load_balance: {self.strategy}")
+        if self.alias:
+            keys.append(f"model_mapping: {{{MODEL}: {SERVED}}}")
+        return f"routing: {{{', '.join(keys)}}}" if keys else ""
 
     def usage(self, stage, listen):
         """The part of the configuration that meters, if any does."""
@@ -163,13 +180,14 @@ class LLMProxy(Contestant):
 
     def engines(self, stage):
         """Lines of `backends`. Many of them are one engine under many loopback addresses."""
+        models = f", models: [{SERVED}]" if self.alias else ""
         if self.unix:
-            yield f'  - {{name: engine, url: "{stage.engine_unix()}"}}'
+            yield f'  - {{name: engine, url: "{stage.engine_unix()}"{models}}}'
             return
         port = stage.engine().rsplit(":", 1)[1]
         for i in range(self.backends):
             host = f"127.0.{i // 250}.{i % 250 + 1}"
-            yield f'  - {{name: engine-{i}, url: "http://{host}:{port}"}}'
+            yield f'  - {{name: engine-{i}, url: "http://{host}:{port}"{models}}}'
 
 
 def metric(address, name):

@@ -12,7 +12,6 @@ from verdict import Finding
 # What a row cannot show yet.
 NOTES = {
     "P1": ["keys and limits do not exist yet; metering (to a file) and metrics are on"],
-    "P11": ["the model is read; choosing backends by it does not exist yet"],
 }
 QUANTILES = ["p50", "p90", "p99", "p999"]
 

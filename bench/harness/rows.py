@@ -1,4 +1,4 @@
-"""The rows P1-P12. Rows that need the same traffic share its runs: a *contest* lets its entries
+"""The rows P1-P14. Rows that need the same traffic share its runs: a *contest* lets its entries
 run in turn, A B C A B C ..., and each round gives one ratio, so that whatever slows the machine
 slows both sides of it."""
 
@@ -342,11 +342,15 @@ def single(stage, effort, report):
 
 
 def prompts(stage, effort, report):
-    """P11."""
+    """P11. The row is with an alias: its model is looked up, and replaced in the body."""
+    plain = "LLMProxy, any model"
     contest = Contest(stage, effort, [
-        ("LLMProxy", LLMProxy(), PROMPTS), ("nginx", Nginx(), PROMPTS),
-        ("HAProxy", HAProxy(), PROMPTS)])
+        ("LLMProxy", LLMProxy(alias=True), PROMPTS), (plain, LLMProxy(), PROMPTS),
+        ("nginx", Nginx(), PROMPTS), ("HAProxy", HAProxy(), PROMPTS)])
     report.contest("prompts", contest)
+    cost = lambda sample: sample.cpu_per_request
+    report.ratio("P11", "the same, CPU per request against that without models and aliases", contest,
+                 contest.ratios(cost, "LLMProxy", plain), 1.05, at_most=True)
     for peer, target in (("HAProxy", 1.0), ("nginx", 1.6)):
         report.ratio("P11", f"200 KB prompts, requests/s against {peer}", contest,
                      contest.ratios(lambda s: s.rps, "LLMProxy", peer), target,

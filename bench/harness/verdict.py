@@ -6,6 +6,8 @@ from statistics import median
 
 # Half of the difference that is too small to matter. A spread within it does not hinder a verdict.
 SMALL = 0.02
+# Widest spread, as a share of the target, within which "no difference" says something.
+ALIKE_SPREAD_MAX = 0.5
 # CPU time of others in that of a run, above which nothing is concluded.
 FOREIGN_MAX = 0.05
 ROUNDS_MIN = 3
@@ -28,7 +30,7 @@ class Finding:
     """Why the figure does not say what it should."""
     remarks: list = field(default_factory=list)
     alike: bool = False
-    """It passes unless it is worse than the target beyond the spread."""
+    """It passes unless it is worse than the target beyond the spread, if that is narrow enough."""
 
     @property
     def median(self):
@@ -55,6 +57,8 @@ class Finding:
         'none: a; b'
         >>> at_most_one(0.9, 1.1, 1.2, alike=True), at_most_one(1.1, 1.2, 1.3, alike=True)
         ('pass', 'miss')
+        >>> at_most_one(0.5, 1.1, 1.2, alike=True)
+        'too noisy: a difference would not be seen'
         """
         if len(self.values) < ROUNDS_MIN:
             return "too few rounds"
@@ -65,7 +69,10 @@ class Finding:
         low, high = self.interval
         passes = [self.good(value) for value in (low, self.median, high)]
         if self.alike:
-            return "pass" if passes[0] or passes[2] else "miss"
+            if not passes[0] and not passes[2]:
+                return "miss"
+            hidden = high - low > ALIKE_SPREAD_MAX * self.target
+            return "too noisy: a difference would not be seen" if hidden else "pass"
         near = max(abs(value - self.target) for value in (low, high)) <= SMALL * self.target
         if all(passes) or not any(passes) or near:
             return "pass" if passes[1] else "miss"

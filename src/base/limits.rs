@@ -122,8 +122,9 @@ pub const SECTIONS_PER_SEND_MAX: usize = 4;
 /// Bytes that the kernel holds for a client and cannot send yet. Beyond: its engine is not read.
 pub const CLIENT_UNSENT_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes of an answer that the kernel holds for us and that we do not read yet. Beyond: the engine
-/// waits. (The kernel doubles the figure, for its own book-keeping, and may cut it.)
-pub const ENGINE_UNREAD_BYTES_MAX: usize = 256 * 1024;
+/// waits. (The kernel doubles the figure, for its own book-keeping, and cuts it at
+/// `net.core.rmem_max`.)
+pub const ENGINE_UNREAD_BYTES_MAX: usize = 512 * 1024;
 /// Bytes that a client may send behind a request while that is answered, beside those that came
 /// with it. Less than the kernel takes for a socket that nobody reads. Beyond: the client counts as
 /// gone, and that is counted.

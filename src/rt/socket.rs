@@ -1,6 +1,6 @@
 //! A connected stream socket (TCP or Unix) in readiness style.
 
-use super::sys::descriptor;
+use super::sys::{descriptor, receive};
 use monoio::net::UnixStream;
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
@@ -8,10 +8,6 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-/// Bytes that are zeroed for one read at most: a peer that sends little at a time must not have us
-/// zero much again and again.
-const ZEROED_BYTES_MAX: usize = 64 * 1024;
 
 /// What came from a peer that was not asked for anything. Only `Nothing` leaves the connection
 /// usable.
@@ -46,17 +42,10 @@ impl Socket {
         Ok(n)
     }
 
-    /// Like [`Socket::try_recv`], at most `most` bytes (not 0). Reads fewer at a time where the
-    /// vector has room for more: what it may fill must be zeroed first.
+    /// Like [`Socket::try_recv`], at most `most` bytes (not 0).
     pub fn try_recv_at_most(&self, into: &mut Vec<u8>, most: usize) -> io::Result<usize> {
-        if into.capacity() - into.len() <= most {
-            return self.try_recv(into);
-        }
-        let before = into.len();
-        into.resize(before + most.min(ZEROED_BYTES_MAX), 0);
-        let got = self.try_read(into.get_mut(before..).unwrap_or_default());
-        into.truncate(before + got.as_ref().map_or(0, |n| *n));
-        got
+        debug_assert!(into.capacity() > into.len(), "a full buffer reads as an end of stream");
+        retry(|| receive::at_most(self, into, most, RecvFlags::DONTWAIT))
     }
 
     /// Like [`Socket::try_recv`], into a slice.
