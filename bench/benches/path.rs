@@ -6,12 +6,15 @@ use llmproxy::base::id::RequestIds;
 use llmproxy::config;
 use llmproxy::config::plan::{KeyForm, LoadBalance, Spool};
 use llmproxy::llm::dialect::Dialect;
+use llmproxy::llm::request::BodyScan;
 use llmproxy::llm::tokens::Oddities;
 use llmproxy::proxy::relay::tap::{Expected, Reading, Tap};
+use llmproxy::proxy::route::affinity::{self, Hints};
 use llmproxy::proxy::route::strategy::Balancer;
 use llmproxy::proxy::route::tiers::{pick, Tier};
 use llmproxy::proxy::route::TriedMembers;
 use llmproxy::state::board::View;
+use llmproxy::state::member;
 use llmproxy::state::meters::Times;
 use llmproxy::usage::counters::UsageCounters;
 use llmproxy::usage::journal::Journal;
@@ -23,11 +26,12 @@ use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::Arc;
 
-const STRATEGIES: [LoadBalance; 4] = [
+const STRATEGIES: [LoadBalance; 5] = [
     LoadBalance::RoundRobin,
     LoadBalance::LeastConnections,
     LoadBalance::LatencyBased,
     LoadBalance::Random,
+    LoadBalance::PrefixAffinity,
 ];
 
 fn main() {
@@ -55,14 +59,15 @@ fn main() {
         for strategy in STRATEGIES {
             let balancer = Balancer::new(strategy, &vec![1; backends], (0, 1));
             let places = (0..backends as u32).collect();
-            let tiers = [Tier { places, balancer: RefCell::new(balancer) }];
+            let tiers = [Tier { places, balancer: RefCell::new(balancer), sessions: None }];
             measure(&format!("pick among {backends}, {strategy:?}"), 0, || {
                 let tried = black_box(TriedMembers::default());
-                assert!(pick(&tiers, view.members(), &tried).is_ok());
+                assert!(pick(&tiers, view.members(), (&tried, &Hints::NONE)).is_ok());
             });
         }
     }
 
+    prefixes();
     let mut ids = RequestIds::new(1);
     measure("request id", 0, || {
         black_box(ids.next_id());
@@ -71,6 +76,33 @@ fn main() {
         black_box(record(&mut ids));
     });
     hand_over(&mut ids);
+}
+
+/// What `prefix_affinity` costs a request beside the reading of its body and the pick: the
+/// milestones of its prompt, who has read them, and that whoever was picked has.
+fn prefixes() {
+    let backends = "{url: 'http://192.0.2.1'}, {url: 'http://192.0.2.2'}";
+    let text = format!("{{backends: [{backends}], routing: {{load_balance: prefix_affinity}}}}");
+    let Ok(loaded) = config::load_text("bench", &text, &|_| None) else { return };
+    let plan = loaded.plan;
+    let tls = plan.backends.iter().map(|_| None).collect();
+    let view = View::new(Arc::new(plan), tls, None);
+    for bytes in [1_000, 200_000] {
+        let words = r#"Which of the two is it, \"this\" or that?\n"#.repeat(20);
+        let turns = vec![format!(r#"{{"role":"user","content":"{words}"}}"#); bytes / words.len()];
+        let body = format!(r#"{{"model":"m","messages":[{}]}}"#, turns.join(","));
+        let mut scan = BodyScan::new(body.as_bytes()).with_prompt();
+        let (Some(Ok(_)), Some(spans)) = (scan.step(usize::MAX), scan.prompt().copied()) else {
+            continue;
+        };
+        let (Some(table), Some(member)) = (&view.prefixes, view.members().first()) else { return };
+        measure(&format!("prefix_affinity, {} KB", bytes / 1000), body.len(), || {
+            let milestones = spans.milestones(black_box(body.as_bytes()), "m", table.key());
+            let now = member::now();
+            black_box(Hints::find(&milestones, &view, now));
+            affinity::learn(&milestones, 0, (&view, member), now);
+        });
+    }
 }
 
 /// Records put into a ring, from which the journal takes them into memory: what a worker does for

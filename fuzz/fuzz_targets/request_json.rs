@@ -2,11 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llmproxy::llm::request::scan;
+use llmproxy::base::fold::FoldKey;
+use llmproxy::llm::request::{scan, BodyScan};
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
 fuzz_target!(|body: &[u8]| {
+    walk_the_prompt(body);
     let Ok(facts) = scan(body) else { return };
     let mark = b"\xEF\xBB\xBF";
     let has = |word: &[u8]| body.windows(word.len()).any(|window| window == word);
@@ -26,3 +28,16 @@ fuzz_target!(|body: &[u8]| {
         assert_eq!(serde_json::from_slice::<Value>(&body[span]).ok(), Some(tree["model"].clone()));
     }
 });
+
+/// Whether or not it is JSON to its end: milestones come in order and none is beyond the prompt.
+fn walk_the_prompt(body: &[u8]) {
+    let mut scan = BodyScan::new(body).with_prompt();
+    while scan.step(4096).is_none() {}
+    let Some(spans) = scan.prompt() else { return };
+    let found = spans.milestones(body, "m", &FoldKey::of([1, 2, 3, 4]));
+    assert!(found.all().is_sorted_by(|a, b| a.bytes < b.bytes));
+    assert!(found.all().last().is_none_or(|last| last.bytes <= found.bytes()));
+    for name in ["user", "metadata.user_id"] {
+        spans.session(body, name);
+    }
+}

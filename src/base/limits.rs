@@ -383,6 +383,31 @@ pub const BUFFERED_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 pub const RECORD_BODY_BYTES_DEFAULT: usize = 64 * 1024;
 /// Most bytes of a request body that a configuration may put into a usage record.
 pub const RECORD_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of a prompt whose beginnings `prefix_affinity` tells apart. Beyond: prompts that agree so
+/// far count as one, which is enough to know a conversation.
+pub const PREFIX_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a prompt before the first of its milestones: 128 tokens or so, which are read anew as
+/// quickly as anything is decided about them.
+pub const PREFIX_BYTES_MIN: usize = 512;
+/// Milestones at ends of messages that are kept of a prompt, the last ones: as many messages may
+/// come between two requests of a conversation. Beyond: the milestones at fixed places tell it.
+pub const PREFIX_TURNS_MAX: usize = 16;
+/// Bytes of what changes a prompt for an engine (`cache_salt`, `chat_template`, ...), of each, that
+/// are told apart. Beyond: what agrees so far counts as the same.
+pub const PREFIX_SALT_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of the table in which all workers note which engine has read which beginning of a prompt.
+/// Beyond: the oldest of a few are forgotten, counted.
+pub const PREFIX_TABLE_BYTES: usize = 8 * 1024 * 1024;
+/// Engines that are noted for one beginning of a prompt. Beyond: the oldest of them is forgotten.
+pub const PREFIX_HOLDERS_MAX: usize = 4;
+/// Engines that are looked at in one pick because they have read some of the prompt.
+pub const PREFIX_HELD_MAX: usize = 8;
+/// After so long without use a prefix counts as gone from its engine's cache.
+pub const PREFIX_KEPT_MAX: Duration = Duration::from_secs(30 * 60);
+/// Bytes of the name of a session. Beyond: the request counts as one without a session.
+pub const SESSION_BYTES_MAX: usize = 1024;
+/// Fields of a request head in which a session may be named. Beyond: refused.
+pub const SESSION_HEADERS_MAX: usize = 8;
 /// Names and patterns of models of all backends that discovery finds. Each may make a group of its
 /// own, which workers look through at each change. Beyond: the backend is left out, and the log
 /// says so.

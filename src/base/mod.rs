@@ -11,6 +11,7 @@ pub mod utc;
 pub mod word;
 pub mod digits;
 pub mod fnv;
+pub mod fold;
 pub mod line;
 pub mod certificate;
 pub mod tls_fault;

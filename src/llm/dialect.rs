@@ -95,6 +95,11 @@ impl Dialect {
         }
     }
 
+    /// True where a model goes on from a prompt, of which its engine keeps what it has computed.
+    pub fn generates(self) -> bool {
+        !matches!(self, Dialect::Embeddings | Dialect::Transcriptions | Dialect::Other)
+    }
+
     /// True for the engines' own forms, whose counts stand under names of their own.
     pub fn is_native(self) -> bool {
         matches!(self, Dialect::Generate | Dialect::Ollama) || self.is_llama_cpp()

@@ -7,12 +7,14 @@
 //! billing. Where engines agree it reads what they read: `"stream": "true"` is a stream.
 
 mod fault;
+pub mod prompt;
 mod spelling;
 mod splice;
 
 use super::json::{JsonStep, JsonWalk, Reader};
 use crate::base::limits::{MODEL_NAME_BYTES_MAX, WATCHED_VALUE_BYTES_MAX};
 pub use fault::ScanFault;
+use prompt::PromptSpans;
 pub use splice::{edited, Edit, SpliceForm, UsageSplice};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -69,6 +71,8 @@ pub struct BodyScan<'a> {
     watched: Watched<'a>,
     place: Place,
     opening: Option<u8>,
+    /// Where the prompt stands, if anybody wants to know.
+    prompt: Option<PromptSpans>,
 }
 
 /// How far a scan has come.
@@ -94,7 +98,19 @@ impl<'a> BodyScan<'a> {
             watched: Watched::default(),
             place: Place::Value,
             opening: None,
+            prompt: None,
         }
+    }
+
+    /// Notes where the prompt stands.
+    pub fn with_prompt(mut self) -> BodyScan<'a> {
+        self.prompt = Some(PromptSpans::default());
+        self
+    }
+
+    /// Where it stands, once the scan is over; `None`: nobody wanted to know.
+    pub fn prompt(&self) -> Option<&PromptSpans> {
+        self.prompt.as_ref()
     }
 
     /// Reads the model by the old name of its key, too.
@@ -134,7 +150,7 @@ impl<'a> BodyScan<'a> {
 
     /// Walks on to a byte of the body; `None`: there is still more.
     fn walk(&mut self, stop: usize) -> Result<Option<()>, ScanFault> {
-        let BodyScan { body, reader, walk, watched, place, opening } = self;
+        let BodyScan { body, reader, walk, watched, place, opening, prompt } = self;
         if opening.is_none() {
             if !reader.pass_space(stop) {
                 return Ok(None);
@@ -146,6 +162,7 @@ impl<'a> BodyScan<'a> {
                 JsonStep::Paused => return Ok(None),
                 JsonStep::Member { key, value } => {
                     let name = body.get(key).unwrap_or_default();
+                    prompt.iter_mut().for_each(|prompt| prompt.note(name, &value));
                     watched.member(name, &mut Reader::within(body, value))?;
                 }
                 JsonStep::Whole => *place = Place::Behind,

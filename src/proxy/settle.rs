@@ -15,8 +15,9 @@ use crate::base::refusal::Refusal;
 use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
-use crate::state::member::Member;
+use crate::state::member::{self, Member};
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
+use crate::state::prefixes::ExpectedPrefix;
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Opening;
 use crate::usage::record;
@@ -60,6 +61,8 @@ pub struct Story {
     pub has_length: bool,
     /// The try that was answered asked for usage, and the client had not.
     pub asked_usage: bool,
+    /// What of the prompt its engine should have in its cache.
+    pub expected: ExpectedPrefix,
     /// How it ended.
     pub ending: Ending,
     /// What the relay saw, when it came to that.
@@ -292,6 +295,11 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
         Some(usage) => {
             let model = pass.view.model_label(&request.model);
             let series = TokenSeries { model, backend: whose };
+            if let (Some(member), Some(cached)) = (story.member(), usage.cached_tokens) {
+                let counted = (cached, usage.prompt_tokens);
+                let is_lost = member.hear_cached(story.expected, counted, member::now);
+                meters.prefixes_lost += u64::from(is_lost);
+            }
             meters.tokens.entry(series).or_default().add(Tokens {
                 prompt: usage.prompt_tokens,
                 completion: usage.completion_tokens,

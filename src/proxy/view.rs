@@ -1,14 +1,19 @@
 //! The view as one worker has it: the configuration in use, the backends with this worker's own
 //! connections to them, and whose turn it is. A request keeps the one that it began with.
 
+mod affinity;
+
+use super::route::affinity::{Hints, Sessions};
 use super::route::strategy::Balancer;
 use super::route::tiers::{self, Tier};
 use super::route::{NotPicked, TriedMembers};
 use super::upstream::pool::{InFlight, LocalMember};
+use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, LoadBalance, Plan};
 use crate::state::board::View;
 use crate::state::member::{Member, MemberId};
 use crate::state::models::GroupId;
+use affinity::Leads;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -32,6 +37,8 @@ pub struct WorkerView {
     /// Requests that went past the first tier of their group, because nobody in it could take them.
     /// All views of the worker count together.
     spilled: Rc<Cell<u64>>,
+    /// What tells where the next request is better off, and what came of that.
+    leads: Rc<Leads>,
     /// The worker's number.
     worker: usize,
     /// How records keep the clients' keys.
@@ -45,7 +52,8 @@ impl WorkerView {
     /// The first view of worker number `index`.
     pub fn first(shared: Arc<View>, index: usize) -> WorkerView {
         let strategy = shared.plan.routing.load_balance;
-        WorkerView::with((shared, Rc::default()), index, &HashMap::new(), |weights, _, seed| {
+        let shared = (shared, Rc::default(), Rc::default());
+        WorkerView::with(shared, index, &HashMap::new(), |weights, _, seed| {
             Balancer::new(strategy, weights, (index, seed))
         })
     }
@@ -55,7 +63,7 @@ impl WorkerView {
     pub fn next(&self, shared: Arc<View>, leaving: &[Rc<LocalMember>]) -> WorkerView {
         let known = self.members.iter().chain(leaving).map(|member| (member.id(), member));
         let strategy = shared.plan.routing.load_balance;
-        let view = (shared, Rc::clone(&self.spilled));
+        let view = (shared, Rc::clone(&self.spilled), Rc::clone(&self.leads));
         let (tiers, of_all) = (self.tiers(), OnceCell::new());
         WorkerView::with(view, self.worker, &known.collect(), |weights, tier, seed| {
             let turns = (strategy == LoadBalance::RoundRobin)
@@ -83,7 +91,7 @@ impl WorkerView {
         (known, of_all): (&HashMap<Vec<MemberId>, &Tier>, &OnceCell<Vec<Turns>>),
         tier: &[MemberId],
     ) -> Option<Vec<Option<u64>>> {
-        if let Some(Tier { places, balancer }) = known.get(tier) {
+        if let Some(Tier { places, balancer, .. }) = known.get(tier) {
             return Some(balancer.borrow().turns(places.len())?.into_iter().map(Some).collect());
         }
         // Made once: one backend that comes or goes makes each tier a new one that it belongs to.
@@ -96,7 +104,7 @@ impl WorkerView {
     /// The same of each tier of all backends.
     fn turns_of_all(&self) -> Vec<Turns> {
         let tiers = self.groups.first().into_iter().flatten();
-        let turns = tiers.filter_map(|Tier { places, balancer }| {
+        let turns = tiers.filter_map(|Tier { places, balancer, .. }| {
             let turns = balancer.borrow().turns(places.len())?;
             Some(ids(&self.shared, places).into_iter().zip(turns).collect())
         });
@@ -104,7 +112,7 @@ impl WorkerView {
     }
 
     fn with(
-        (shared, spilled): (Arc<View>, Rc<Cell<u64>>),
+        (shared, spilled, leads): (Arc<View>, Rc<Cell<u64>>, Rc<Leads>),
         worker: usize,
         known: &HashMap<MemberId, &Rc<LocalMember>>,
         balancer: impl Fn(&[u32], &[MemberId], u64) -> Balancer,
@@ -113,11 +121,14 @@ impl WorkerView {
         let standing = backends.map(|backend| (backend.region.as_str(), backend.backup));
         let ranks = tiers::ranks(&shared.plan.server.region, standing);
         let dice = RandomState::new();
+        let has_sessions = shared.plan.routing.session_affinity.is_some();
         let tier = |places: Box<[u32]>| {
             let members = places.iter().filter_map(|place| shared.members().get(*place as usize));
-            let weights: Vec<_> = members.map(|member| member.plan.weight).collect();
+            let weights: Vec<_> = members.clone().map(|member| member.plan.weight).collect();
+            let named = members.map(|member| (&*member.name, member.plan.weight));
+            let sessions = has_sessions.then(|| Sessions::new(named));
             let balancer = balancer(&weights, &ids(&shared, &places), dice.hash_one(&places));
-            Tier { places, balancer: RefCell::new(balancer) }
+            Tier { places, balancer: RefCell::new(balancer), sessions }
         };
         let group = |places: &[u32]| tiers::split(places, &ranks).into_iter().map(tier).collect();
         let groups = shared.models.groups().iter().map(|places| group(places)).collect();
@@ -130,6 +141,7 @@ impl WorkerView {
             members: shared.members().iter().map(local).collect(),
             groups,
             spilled,
+            leads,
             worker,
             key_form: plan.usage.kept_key_form(),
             models: shared.labelled_models().iter().cloned().zip(0..).collect(),
@@ -145,13 +157,20 @@ impl WorkerView {
     }
 
     /// The next try of a request, in flight from here on at the backend of the group that gets it.
-    pub fn pick(&self, group: GroupId, tried: &TriedMembers) -> Result<InFlight, NotPicked> {
+    pub fn pick(
+        &self,
+        (group, id): (GroupId, &RequestId),
+        tried: &TriedMembers,
+    ) -> Result<InFlight, NotPicked> {
         let tiers = self.groups.get(group.place()).ok_or(NotPicked::Nobody)?;
+        let known = self.hints(id);
+        let hints = known.as_ref().unwrap_or(&Hints::NONE);
         for _ in 0..LOST_RACES_MAX {
-            let picked = tiers::pick(tiers, self.shared.members(), tried)?;
+            let picked = tiers::pick(tiers, self.shared.members(), (tried, hints))?;
             let member = self.members.get(picked.place).ok_or(NotPicked::Nobody)?;
             if let Some(inflight) = InFlight::enter(member) {
                 self.spilled.set(self.spilled.get() + u64::from(picked.is_spilled));
+                known.iter().for_each(|hints| self.follow(hints, picked, tried.is_empty()));
                 return Ok(inflight);
             }
             // It may have been its scout.
@@ -208,7 +227,8 @@ mod tests {
 
     fn picked(view: &WorkerView, model: &str) -> usize {
         let group = view.shared.models.choose(model).group;
-        let picked = view.pick(group, &TriedMembers::default()).unwrap();
+        let of = (group, &RequestId::default());
+        let picked = view.pick(of, &TriedMembers::default()).unwrap();
         view.shared.place(picked.backend().id()).unwrap()
     }
 

@@ -218,6 +218,7 @@ impl Worker {
         copy.bodies_waited = [w.slices.turns.waited(), w.unpacking.waited()];
         copy.spilled = w.upstreams.spilled();
         copy.picked = w.upstreams.picked();
+        copy.affinity = w.view().affinity();
         copy.large_denied = [Buffer::large_denied(), Pipe::denied()];
         copy.gauges = Gauges {
             connections_open: w.live.get() as u64,

@@ -1,11 +1,14 @@
 //! What all threads go by: one view, swapped whole. Whoever reads it has a plan and the backends of
 //! that plan, never a mixture of two.
 
+use super::hash::QuickMap;
 use super::member::{Member, MemberId, MemberTls};
 use super::models::{GroupId, ModelIndex};
+use super::prefixes::{FoundPrefix, Holder, PrefixTable};
 use super::pulse::Pulse;
+use super::repute::Tenths;
 use crate::base::limits::METRICS_MODELS_MAX;
-use crate::config::plan::{Backend, Plan};
+use crate::config::plan::{Backend, LoadBalance, Plan};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -23,6 +26,11 @@ pub struct View {
     labelled: Vec<String>,
     /// Which of the members serve which model.
     pub models: ModelIndex,
+    /// Who has read which beginning of a prompt, if the strategy goes by that. It outlives a change
+    /// of the configuration that leaves the strategy as it is.
+    pub prefixes: Option<Arc<PrefixTable>>,
+    /// The places of the members by their numbers in that table.
+    holders: QuickMap<u32, u32>,
 }
 
 impl View {
@@ -62,7 +70,25 @@ impl View {
             }
         }
         let models = ModelIndex::new(&plan);
-        View { plan, members, places, leaving, labelled, models }
+        let prefixes = (plan.routing.load_balance == LoadBalance::PrefixAffinity).then(|| {
+            let known = before.and_then(|view| view.prefixes.as_ref());
+            known.map_or_else(Arc::default, Arc::clone)
+        });
+        let number = |member: &Arc<Member>| Holder::of(member).number();
+        let holders = match prefixes {
+            Some(_) => members.iter().map(number).zip(0..).collect(),
+            None => QuickMap::default(),
+        };
+        View { plan, members, places, leaving, labelled, models, prefixes, holders }
+    }
+
+    /// The place of a backend that has read the beginning of a prompt and is likely to have it
+    /// still.
+    pub fn place_of(&self, found: FoundPrefix, now: Tenths) -> Option<u32> {
+        let place = *self.holders.get(&found.holder.number())?;
+        let member = self.members.get(place as usize)?;
+        let is_there = Holder::of(member) == found.holder && member.keeps(found.age, now);
+        is_there.then_some(place)
     }
 
     /// Models with a label of their own in the metrics: those of this plan, and those that earlier

@@ -3,6 +3,7 @@
 //! what these say of it (written by workers). Readers never wait.
 
 use super::latency::Latency;
+use super::prefixes::{ExpectedPrefix, Fresh, Retention};
 use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
 use crate::base::limits::SPARED_MAX;
@@ -75,6 +76,10 @@ pub struct Vitals {
     inflight: Padded,
     /// A packed [`Latency`].
     latency: AtomicU64,
+    /// A packed [`Retention`].
+    retention: AtomicU64,
+    /// A packed [`Fresh`].
+    fresh: AtomicU64,
     /// Milliseconds that a request is here, in the mean; 0: not known.
     stay: AtomicU32,
     /// It said that it is full until then, in [`Tenths`].
@@ -216,6 +221,8 @@ impl Vitals {
             departures: AtomicU32::new(0),
             inflight: Padded::default(),
             latency: AtomicU64::new(Latency::default().pack()),
+            retention: AtomicU64::new(Retention::default().pack()),
+            fresh: AtomicU64::new(Fresh::default().pack()),
             stay: AtomicU32::new(0),
             spared_until: AtomicU32::new(0),
             came: AtomicU32::new(0),
@@ -395,6 +402,39 @@ impl Vitals {
     /// Requests that it did not serve: no answer, half of one, 429 or 5xx.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether its engine is likely to have a prefix in its cache that was last used so long ago.
+    pub fn keeps(&self, age: Duration, now: Tenths) -> bool {
+        Retention::unpack(self.retention.load(Ordering::Relaxed)).keeps(age, now)
+    }
+
+    /// Its engine is to read so many bytes that it does not have.
+    pub fn note_fresh(&self, bytes: u32, now: Tenths) {
+        let next = |word| Some(Fresh::unpack(word).add(bytes, now).pack());
+        let _ = self.fresh.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// The bytes that it had to read lately.
+    pub fn fresh(&self, now: Tenths) -> u32 {
+        Fresh::unpack(self.fresh.load(Ordering::Relaxed)).bytes_at(now)
+    }
+
+    /// The engine's own count of a prompt's tokens, and of those that it found in its cache. True
+    /// when it had lost what it was picked for.
+    pub fn hear_cached(
+        &self,
+        expected: ExpectedPrefix,
+        (cached, prompt): (u64, u64),
+        now: impl FnOnce() -> Tenths,
+    ) -> bool {
+        let is_lost = expected.is_lost(cached, prompt);
+        if is_lost {
+            let now = now();
+            let next = |word| Some(Retention::unpack(word).hear_loss(expected, now).pack());
+            let _ = self.retention.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        }
+        is_lost
     }
 
     /// A request was here for so long. Two workers that say so at once may lose one of them.

@@ -118,6 +118,10 @@ pub struct Meters {
     pub picked: QuickMap<MemberId, u64>,
     /// Streams whose beginning was held back, by what ended that: one of [`HELD`].
     pub held: [u64; HELD.len()],
+    /// What came of what is known of requests: of the prefixes of their prompts, of their sessions.
+    pub affinity: Affinity,
+    /// Requests whose engine had lost the prefix for which they were sent there.
+    pub prefixes_lost: u64,
     /// Upstream connections: fresh, reused.
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
@@ -152,6 +156,34 @@ pub struct Meters {
     pub bodies_waited: [u64; 2],
     /// Gauges at the time of the copy.
     pub gauges: Gauges,
+}
+
+/// What came of two ways to find the backend where a request is better off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// By what backends have read before.
+    pub prefix: Ways,
+    /// By the name of a session.
+    pub session: Ways,
+}
+
+/// Where requests went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// There.
+    pub hits: u64,
+    /// Anywhere: nobody is better than another, or the request does not say.
+    pub misses: u64,
+    /// Elsewhere: that one could not take it, or has enough to do.
+    pub spilled: u64,
+}
+
+impl Ways {
+    fn add(&mut self, other: Ways) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.spilled += other.spilled;
+    }
 }
 
 /// Whose tokens or times: a model that the plan names, or another, and a backend.
@@ -274,6 +306,9 @@ impl Meters {
         for (ours, theirs) in self.held.iter_mut().zip(other.held) {
             *ours += theirs;
         }
+        self.affinity.prefix.add(other.affinity.prefix);
+        self.affinity.session.add(other.affinity.session);
+        self.prefixes_lost += other.prefixes_lost;
         for i in 0..2 {
             self.upstream[i] += other.upstream[i];
             self.connections[i] += other.connections[i];

@@ -10,6 +10,7 @@ pub mod hop;
 pub mod latency;
 pub mod meters;
 pub mod models;
+pub mod prefixes;
 pub mod model_list;
 pub mod repute;
 pub mod scrape;

@@ -29,6 +29,7 @@ mod model_list;
 mod abort;
 mod half_close;
 mod balancing;
+mod affinity;
 mod ejection;
 mod engine_faults;
 mod bad_answers;

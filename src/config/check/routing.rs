@@ -1,10 +1,11 @@
 //! `routing` and, since it holds defaults of theirs, the reading of `backends`.
 
 use super::backend::{backends, Timeouts};
-use crate::base::limits::{MODEL_NAME_BYTES_MAX, RETRIES_MAX};
+use crate::base::limits::{MODEL_NAME_BYTES_MAX, RETRIES_MAX, SESSION_HEADERS_MAX};
 use crate::config::desk::Desk;
 use crate::config::plan::{
     Backend, Fallback, LoadBalance, ModelPattern, ResponseHeader, Retry, RetryOn, Routing,
+    SessionAffinity, SessionKey,
 };
 use crate::config::raw::Node;
 use crate::config::section::Section;
@@ -24,6 +25,7 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     let Timeouts { connect, first_byte } = Timeouts::default();
     let mut routing = routing.unwrap_or(Routing {
         load_balance: LoadBalance::RoundRobin,
+        session_affinity: None,
         timeout: first_byte,
         connect_timeout: connect,
         model_mapping: Vec::new(),
@@ -39,6 +41,9 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     if !routing.hold_preamble.is_zero() && routing.retry.is_none() && rules.is_empty() {
         let why = "nothing is held: without routing.retry or routing.fallback nothing is retried";
         root.warn("routing", format!("hold_preamble: {why}"));
+    }
+    if backends.len() == 1 && !root.has("discovery") {
+        warn_of_one(root, &routing);
     }
     if on {
         // What is found later may serve anything.
@@ -64,12 +69,14 @@ fn read(s: &mut Section) -> Routing {
         ("least_connections", LoadBalance::LeastConnections),
         ("latency_based", LoadBalance::LatencyBased),
         ("random", LoadBalance::Random),
+        ("prefix_affinity", LoadBalance::PrefixAffinity),
         ("weighted", LoadBalance::RoundRobin),
         ("weighted_round_robin", LoadBalance::RoundRobin),
         ("least_conn", LoadBalance::LeastConnections),
     ];
     Routing {
         load_balance: s.choice("load_balance", &policies, LoadBalance::RoundRobin),
+        session_affinity: s.when_present("session_affinity", session_affinity),
         timeout: s.duration("timeout", Timeouts::default().first_byte),
         connect_timeout: s.duration("connect_timeout", Timeouts::default().connect),
         model_mapping: Vec::new(),
@@ -78,6 +85,42 @@ fn read(s: &mut Section) -> Routing {
         sse_keepalive: s.duration_or_zero("sse_keepalive"),
         hold_preamble: s.duration_or_zero("hold_preamble"),
         response_headers: s.list("response_headers", response_header).unwrap_or_default(),
+    }
+}
+
+fn session_affinity(s: &mut Section) -> SessionAffinity {
+    let name = |text: &str| value::header_name(text).map(|name| name.to_ascii_lowercase());
+    let key = |text: &str| {
+        let known = SessionKey::ALL.into_iter().find(|key| key.name() == text);
+        known.ok_or_else(|| {
+            let all = SessionKey::ALL.map(SessionKey::name).join(", ");
+            format!("{} is not one of: {all}", value::quoted(text))
+        })
+    };
+    let body = s.list("body", key).unwrap_or_default();
+    let default = if body.is_empty() { vec!["x-session-id".to_owned()] } else { Vec::new() };
+    let header = s.list("header", name).unwrap_or(default);
+    if header.len() > SESSION_HEADERS_MAX {
+        s.error("header", format!("has more than {SESSION_HEADERS_MAX} names"));
+    }
+    if header.iter().any(|name| name == "x-request-id") {
+        s.warn("header", "x-request-id is another one for each request: nothing stays together");
+    }
+    let names_none = |s: &mut Section, key| s.items(key).is_none_or(<[Node]>::is_empty);
+    if s.has("header") && names_none(s, "header") && names_none(s, "body") {
+        s.error("header", "names nothing by which requests are known that belong together");
+    }
+    SessionAffinity { header, body }
+}
+
+/// Tells of rules by which one of one is chosen.
+fn warn_of_one(root: &Section, routing: &Routing) {
+    let why = "there is one backend, which gets all requests anyhow";
+    if routing.load_balance == LoadBalance::PrefixAffinity {
+        root.warn("routing", format!("load_balance: prefix_affinity: {why}"));
+    }
+    if routing.session_affinity.is_some() {
+        root.warn("routing", format!("session_affinity: {why}"));
     }
 }
 

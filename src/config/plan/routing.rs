@@ -2,6 +2,7 @@
 
 use super::{print, ModelPattern};
 use serde::Serialize;
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 /// Routing.
@@ -9,6 +10,10 @@ use std::time::Duration;
 pub struct Routing {
     /// How one of several healthy backends is chosen.
     pub load_balance: LoadBalance,
+    /// By what requests are known that belong together, which then go to the same backend; `None`:
+    /// by nothing.
+    #[serde(serialize_with = "print::or_off")]
+    pub session_affinity: Option<SessionAffinity>,
     /// `first_byte_timeout` of backends that have none of their own.
     #[serde(serialize_with = "print::duration")]
     pub timeout: Duration,
@@ -59,6 +64,61 @@ pub enum LoadBalance {
     LatencyBased,
     /// Any.
     Random,
+    /// The one that has read the longest beginning of the prompt, within what it can take.
+    PrefixAffinity,
+}
+
+/// What names the session that a request belongs to; the first of these that a request has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionAffinity {
+    /// Fields of the head.
+    pub header: Vec<String>,
+    /// Members of the body.
+    #[serde(serialize_with = "print::texts")]
+    pub body: Vec<SessionKey>,
+}
+
+/// A member of a body that may name a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionKey {
+    /// `user` (OpenAI).
+    User,
+    /// `prompt_cache_key` (OpenAI).
+    PromptCacheKey,
+    /// `safety_identifier` (OpenAI).
+    SafetyIdentifier,
+    /// `session_id` (vLLM).
+    SessionId,
+    /// `metadata.user_id` (Anthropic).
+    MetadataUserId,
+}
+
+impl SessionKey {
+    /// All of them.
+    pub const ALL: [SessionKey; 5] = [
+        SessionKey::User,
+        SessionKey::PromptCacheKey,
+        SessionKey::SafetyIdentifier,
+        SessionKey::SessionId,
+        SessionKey::MetadataUserId,
+    ];
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SessionKey::User => "user",
+            SessionKey::PromptCacheKey => "prompt_cache_key",
+            SessionKey::SafetyIdentifier => "safety_identifier",
+            SessionKey::SessionId => "session_id",
+            SessionKey::MetadataUserId => "metadata.user_id",
+        }
+    }
+}
+
+impl Display for SessionKey {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Retries of a request of which nothing reached the client yet.

@@ -1,7 +1,7 @@
 //! What became of requests: counts, times, refusals, faults.
 
 use super::{labelled, model_label, one, Facts, Labels, Page, MILLISECOND, SECOND};
-use crate::state::meters::HELD;
+use crate::state::meters::{Affinity, HELD};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -62,6 +62,25 @@ impl Facts {
         page.histogram("llmproxy_upstream_connect_seconds", help, (&CONNECTS, SECOND), connects)
     }
 
+    fn affinity(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Affinity { prefix, session } = self.meters.affinity;
+        let counts =
+            [("prefix", prefix), ("session", session)].into_iter().flat_map(|(kind, n)| {
+                let results = [("hit", n.hits), ("miss", n.misses), ("spilled", n.spilled)];
+                results.map(|(result, n)| {
+                    (vec![("kind", kind.to_owned()), ("result", result.to_owned())], n)
+                })
+            });
+        let help = "Requests by whether they went to the backend that has read the beginning of \
+                    their prompt, or that their session is for.";
+        page.counter("llmproxy_affinity", help, counts.collect())?;
+        let help = "Requests whose engine had lost the prefix for which they were sent there.";
+        page.counter("llmproxy_affinity_lost", help, one(self.meters.prefixes_lost))?;
+        let evicted = self.view.prefixes.as_ref().map_or(0, |table| table.evicted());
+        let help = "Prefixes that made room for others in the table before their time.";
+        page.counter("llmproxy_affinity_evicted", help, one(evicted))
+    }
+
     pub(super) fn endings(&self, page: &mut Page<'_>) -> fmt::Result {
         let m = &self.meters;
         let rejected = labelled("reason", m.rejected.iter().map(|(k, n)| ((*k).to_owned(), *n)));
@@ -84,6 +103,7 @@ impl Facts {
         let help = "Streams whose beginning was held back (hold_preamble), by what ended that.";
         let held = labelled("result", HELD.into_iter().map(str::to_owned).zip(m.held));
         page.counter("llmproxy_preambles_held", help, held)?;
+        self.affinity(page)?;
         let help = "Requests sent on fresh and on kept connections to backends.";
         let kinds = ["false", "true"].into_iter().zip(m.upstream);
         let kinds = labelled("reused", kinds.map(|(kind, n)| (kind.to_owned(), n)));

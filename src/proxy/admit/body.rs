@@ -7,6 +7,7 @@ use crate::http::request::RequestHead;
 use crate::llm::dialect::Dialect;
 use crate::llm::form::FormScan;
 use crate::llm::inflate::Coding;
+use crate::llm::request::prompt::PromptSpans;
 use crate::llm::request::{BodyScan, RequestFacts, ScanFault};
 use std::borrow::Cow;
 
@@ -87,6 +88,16 @@ impl<'a> Reading<'a> {
             _ => None,
         };
         Reading { body, is_json, is_ruled, form, scan, parts }
+    }
+
+    /// Notes where the prompt stands.
+    pub fn with_prompt(self) -> Reading<'a> {
+        Reading { scan: self.scan.with_prompt(), ..self }
+    }
+
+    /// Where it stands, once all is read; `None`: nobody wanted to know.
+    pub fn prompt(&self) -> Option<&PromptSpans> {
+        self.scan.prompt()
     }
 
     /// Reads about so many bytes more; `None`: there is still more to be read.

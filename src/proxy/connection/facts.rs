@@ -1,14 +1,16 @@
 //! What a request body says: all of it at once, or in slices.
 
+use crate::base::limits::SCAN_BYTES;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
-use crate::llm::request::{RequestFacts, UsageSplice};
+use crate::llm::request::{BodyScan, RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
 use crate::proxy::admit::model;
 use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
+use crate::proxy::view::WorkerView;
 use crate::state::board::View;
 use std::ops::Range;
 
@@ -25,10 +27,28 @@ pub(super) fn at_once(
     }
     // Empty since the reset; its capacity is used again.
     let mut model = std::mem::take(&mut request.model);
-    let found = reading(view, client, request).step(usize::MAX)?;
-    let found = found.map(|facts| Found::of(&facts, &mut model));
+    let mut reading = reading(&pass.view, client, request);
+    let found = reading.step(usize::MAX)?.map(|facts| Found::of(&facts, &mut model));
+    let prompt = reading.prompt().copied();
     request.model = model;
-    Some(found.and_then(|found| found.keep(request, view)))
+    let kept = found.and_then(|found| found.keep(request, view));
+    if kept.is_ok() && pass.view.wants_lead() {
+        pass.view.take_lead(request, client.bytes(), prompt.as_ref());
+    }
+    Some(kept)
+}
+
+/// Takes from a request anew what tells where it is better off, for another try: what was known of
+/// it is not kept that long. Of a body that would have to be read in slices nothing is taken.
+pub(super) fn once_more(view: &WorkerView, client: &Client, request: &Request) {
+    if view.has_lead(request) || !request.is_in_hand() {
+        return;
+    }
+    let body = request.body(client.bytes());
+    let mut scan = BodyScan::new(body).with_prompt();
+    let is_read = view.wants_prompt() && body.len() <= SCAN_BYTES;
+    let prompt = if is_read && scan.step(usize::MAX).is_some() { scan.prompt() } else { None };
+    view.take_lead(request, client.bytes(), prompt);
 }
 
 /// The same of a large body, while others run.
@@ -41,7 +61,7 @@ pub(super) async fn in_slices(
     client.post.arm(view.plan.server.body_timeout);
     let _turn = client.wait_for(w.slices.turns.take()).await?;
     let mut model = std::mem::take(&mut request.model);
-    let mut reading = reading(view, client, request);
+    let mut reading = reading(&pass.view, client, request);
     let found = loop {
         // First of all: others may have had this turn of the loop. Where nobody has, it is at once.
         client.pause().await?;
@@ -50,8 +70,15 @@ pub(super) async fn in_slices(
             break Found::of(&found?, &mut model);
         }
     };
+    let prompt = reading.prompt().copied();
     request.model = model;
-    found.keep(request, view)
+    found.keep(request, view)?;
+    if pass.view.wants_lead() {
+        // A slice of its own. After it nothing waits until a backend is picked.
+        client.pause().await?;
+        pass.view.take_lead(request, client.bytes(), prompt.as_ref());
+    }
+    Ok(())
 }
 
 /// What is kept of the facts, but for the model.
@@ -93,11 +120,16 @@ impl Found {
     }
 }
 
-fn reading<'a>(view: &View, client: &'a Client, request: &'a Request) -> Reading<'a> {
+fn reading<'a>(view: &WorkerView, client: &'a Client, request: &'a Request) -> Reading<'a> {
     let bytes = client.bytes();
     // What the path alone says, until the body was read.
     let dialect = request.dialect.with_body(request.path.as_bytes(), false);
     let is_known = request.path_label != OTHER;
-    let is_ruled = view.models.is_ruled();
-    Reading::new(&request.head, bytes, request.body(bytes), (dialect, is_known, is_ruled))
+    let is_ruled = view.shared.models.is_ruled();
+    let body = request.body(bytes);
+    let reading = Reading::new(&request.head, bytes, body, (dialect, is_known, is_ruled));
+    if view.wants_prompt() {
+        return reading.with_prompt();
+    }
+    reading
 }

@@ -2,6 +2,7 @@
 //! says of its backend is taken in, and the request goes to another one, or comes back later, or
 //! its client gets what there is.
 
+use super::facts;
 use super::preamble::{self, Held};
 use super::tries::{pick, Trying};
 use crate::base::fault::Fault;
@@ -68,6 +69,7 @@ pub(super) async fn after(
     };
     // Backends that were taken out a moment ago get no more requests.
     w.upstreams.look_at_the_board();
+    facts::once_more(&w.view(), client, request);
     let attempt = Attempt {
         end,
         is_in_hand: request.is_in_hand(),
@@ -106,6 +108,7 @@ pub(super) async fn after(
         Further::Wait(time) => {
             wait(client, time).await?;
             panic_point::pass("waiting");
+            facts::once_more(&w.view(), client, request);
             let next = come_back(w, request, trying)?;
             trying.move_to(next.backend(), request);
             next

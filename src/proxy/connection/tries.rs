@@ -20,6 +20,7 @@ use crate::proxy::upstream::exchange::{exchange, Exchange, How};
 use crate::proxy::upstream::pool::{InFlight, LocalMember};
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Stand;
+use crate::state::prefixes::ExpectedPrefix;
 use crate::usage::outbox::Outbox;
 use std::rc::Rc;
 
@@ -54,6 +55,7 @@ fn open(
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
     let inflight = pick(&pass.view, request, &TriedMembers::default()).map_err(refusal)?;
     let first = story.goes_to(inflight);
+    story.expected = pass.view.expected();
     w.retries.deposit();
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
@@ -72,7 +74,8 @@ pub(super) fn pick(
     request: &Request,
     tried: &TriedMembers,
 ) -> Result<InFlight, NotPicked> {
-    view.pick(view.shared.models.choose(request.served_model()).group, tried)
+    let group = view.shared.models.choose(request.served_model()).group;
+    view.pick((group, &request.unique_id), tried)
 }
 
 /// What a client hears when there is nobody to ask.
@@ -195,6 +198,7 @@ async fn try_backends(
             Err(fault) => return Err(fault),
         }
         story.backend = Some(Rc::clone(&trying.backend));
+        story.expected = ExpectedPrefix::default();
         story.retries += 1;
         panic_point::pass("trying again");
     }

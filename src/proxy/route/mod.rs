@@ -5,7 +5,9 @@
 //! waits, allocates per pick.
 
 mod dice;
+mod load;
 mod round_robin;
+pub mod affinity;
 pub mod strategy;
 pub mod tiers;
 pub mod tries;

@@ -2,7 +2,9 @@
 //! ([`Candidates`]) and of a state that belongs to one worker. Nothing here knows members, views or
 //! a clock.
 
+use super::affinity::{by_prefix, Hints};
 use super::dice::Dice;
+use super::load::{Burden, Least};
 use super::round_robin::RoundRobin;
 use crate::config::plan::LoadBalance;
 use crate::state::latency::Latency;
@@ -26,6 +28,18 @@ pub trait Candidates {
     fn latency(&self, place: u32) -> Latency;
     /// The time.
     fn now(&self) -> Tenths;
+    /// Bytes of prompts that its engine had to read lately because it did not have them.
+    fn fresh(&self, _place: u32) -> u32 {
+        0
+    }
+    /// What is known of the request.
+    fn hints(&self) -> &Hints {
+        &Hints::NONE
+    }
+    /// Where a member of the view stands in the tier, if it is of this one.
+    fn place_of(&self, member: u32) -> Option<u32> {
+        (member < self.count()).then_some(member)
+    }
 }
 
 /// A backend that may be picked.
@@ -53,6 +67,8 @@ enum Way {
     Least,
     /// `latency_based`.
     Soonest(Soonest),
+    /// `prefix_affinity`.
+    Prefix,
 }
 
 impl Balancer {
@@ -65,6 +81,7 @@ impl Balancer {
                 Way::Soonest(Soonest { draw: Draw::new(weights), mean: None })
             }
             LoadBalance::Random => Way::Any(Draw::new(weights)),
+            LoadBalance::PrefixAffinity => Way::Prefix,
         };
         Balancer { dice: Dice::new(seed), way }
     }
@@ -98,33 +115,22 @@ impl Balancer {
             Way::Any(draw) => draw.one(dice, field, None).map(|(place, _)| place),
             Way::Least => least_connections(dice, field),
             Way::Soonest(soonest) => soonest.pick(dice, field),
+            Way::Prefix => by_prefix(dice, field),
         }
     }
 }
 
-/// The one with the fewest requests for its weight; of several, any of them by weight. Were it the
-/// first of them, the workers would all choose the same one at the same moment.
+/// The one with the fewest requests for its weight.
 fn least_connections(dice: &mut Dice, field: &impl Candidates) -> Option<u32> {
-    let mut least: Option<(u32, u64, u64)> = None;
-    let mut tied = 0;
+    let mut least = Least::default();
     for place in 0..field.count() {
         let Some(fit) = field.fit(place) else { continue };
         if fit.is_scout {
             return Some(place);
         }
-        let (inflight, weight) = (u64::from(field.inflight(place)), fit.weight);
-        let (mine, other) = least.map_or((0, 1), |(_, its_inflight, its_weight)| {
-            (inflight * its_weight, its_inflight * weight)
-        });
-        if mine > other {
-            continue;
-        }
-        tied = if mine < other { weight } else { tied + weight };
-        if dice.below(tied) < weight {
-            least = Some((place, inflight, weight));
-        }
+        least.see(Burden::of(place, fit, field), dice);
     }
-    least.map(|(place, ..)| place)
+    least.found().map(|least| least.place)
 }
 
 /// Draws by weight.

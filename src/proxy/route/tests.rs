@@ -1,3 +1,4 @@
-//! All strategies together.
+//! What needs more than one file of this room: the simulations.
 
+mod prefixes;
 mod simulation;

@@ -13,6 +13,7 @@
 //!    about us, or about the way there, than about them.
 //! 4. All, if probes leave none: a probe can be wrong, and an answer beats a 503.
 
+use super::affinity::{Hints, Sessions};
 use super::strategy::{Balancer, Candidates, Fit};
 use super::{NotPicked, TriedMembers};
 use crate::state::latency::Latency;
@@ -27,6 +28,8 @@ pub struct Tier {
     pub places: Box<[u32]>,
     /// Which of them is next.
     pub balancer: RefCell<Balancer>,
+    /// Which of them is for which session, if there are sessions.
+    pub sessions: Option<Sessions>,
 }
 
 /// Which tier of all each backend is in, by its region and whether it is a standby. Those of `home`
@@ -66,6 +69,8 @@ pub struct Picked {
     pub place: usize,
     /// It is not in the first tier.
     pub is_spilled: bool,
+    /// The request is of a session that is at home at another backend, which cannot take it.
+    pub is_stray: bool,
 }
 
 /// One of the rules above.
@@ -81,9 +86,9 @@ enum Rule {
 pub fn pick(
     tiers: &[Tier],
     members: &[Arc<Member>],
-    tried: &TriedMembers,
+    (tried, hints): (&TriedMembers, &Hints),
 ) -> Result<Picked, NotPicked> {
-    let by = |rule| by_rule(rule, tiers, members, tried);
+    let by = |rule| by_rule(rule, tiers, members, (tried, hints));
     if let Some(picked) = by(Rule::Best) {
         return Ok(picked);
     }
@@ -105,20 +110,30 @@ fn by_rule(
     rule: Rule,
     tiers: &[Tier],
     members: &[Arc<Member>],
-    tried: &TriedMembers,
+    (tried, hints): (&TriedMembers, &Hints),
 ) -> Option<Picked> {
-    for (at, Tier { places, balancer }) in tiers.iter().enumerate() {
+    for (at, Tier { places, balancer, sessions }) in tiers.iter().enumerate() {
         let round = Round {
             tier: Standing { members, places },
             others: (tiers, at),
             rule,
             tried,
+            hints,
             now: OnceCell::new(),
             is_panic: OnceCell::new(),
         };
-        let turn = balancer.borrow_mut().pick(&round, tried.is_empty());
-        if let Some(place) = turn.and_then(|turn| places.get(turn as usize)) {
-            return Some(Picked { place: *place as usize, is_spilled: at > 0 });
+        let turn = match sessions.as_ref().zip(hints.session) {
+            Some((sessions, session)) => sessions.pick(session, &round),
+            None => {
+                let turn = balancer.borrow_mut().pick(&round, tried.is_empty());
+                turn.map(|turn| (turn, false))
+            }
+        };
+        let picked =
+            turn.and_then(|(turn, is_stray)| Some((*places.get(turn as usize)?, is_stray)));
+        if let Some((place, is_stray)) = picked {
+            let (is_spilled, is_stray) = (at > 0, is_stray || at > 0);
+            return Some(Picked { place: place as usize, is_spilled, is_stray });
         }
     }
     None
@@ -151,6 +166,7 @@ struct Round<'a> {
     others: (&'a [Tier], usize),
     rule: Rule,
     tried: &'a TriedMembers,
+    hints: &'a Hints,
     // The rest is looked at only when somebody wants to know: there may be many backends.
     now: OnceCell<Tenths>,
     is_panic: OnceCell<bool>,
@@ -212,6 +228,19 @@ impl Candidates for Round<'_> {
 
     fn now(&self) -> Tenths {
         *self.now.get_or_init(member::now)
+    }
+
+    fn fresh(&self, place: u32) -> u32 {
+        self.member(place).map_or(0, |member| member.fresh(self.now()))
+    }
+
+    fn hints(&self) -> &Hints {
+        self.hints
+    }
+
+    fn place_of(&self, member: u32) -> Option<u32> {
+        // In the order of the plan, as all places of a tier are.
+        self.tier.places.binary_search(&member).ok().map(|place| place as u32)
     }
 }
 

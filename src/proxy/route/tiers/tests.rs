@@ -5,11 +5,12 @@ use crate::config::plan::{Backend, LoadBalance};
 use crate::state::repute::{Change, Evidence};
 use std::time::Duration;
 
-const STRATEGIES: [LoadBalance; 4] = [
+const STRATEGIES: [LoadBalance; 5] = [
     LoadBalance::RoundRobin,
     LoadBalance::LeastConnections,
     LoadBalance::LatencyBased,
     LoadBalance::Random,
+    LoadBalance::PrefixAffinity,
 ];
 
 fn eject(member: &Member) {
@@ -42,7 +43,7 @@ fn tiers(text: &str, strategy: LoadBalance) -> (Vec<Tier>, Vec<Arc<Member>>) {
         let places: Box<[u32]> = (next..).take(states.len()).collect();
         next += places.len() as u32;
         let balancer = Balancer::new(strategy, &vec![1; places.len()], (0, 1));
-        Tier { places, balancer: RefCell::new(balancer) }
+        Tier { places, balancer: RefCell::new(balancer), sessions: None }
     };
     (text.split('|').map(tier).collect(), states.map(member).collect())
 }
@@ -52,7 +53,8 @@ fn picked(
     (tiers, members): &(Vec<Tier>, Vec<Arc<Member>>),
     tried: &TriedMembers,
 ) -> Result<Vec<usize>, NotPicked> {
-    let picks = (0..40 * members.len()).map(|_| Ok(pick(tiers, members, tried)?.place));
+    let picks =
+        (0..40 * members.len()).map(|_| Ok(pick(tiers, members, (tried, &Hints::NONE))?.place));
     let mut picked = picks.collect::<Result<Vec<_>, _>>()?;
     picked.sort_unstable();
     picked.dedup();
@@ -108,7 +110,7 @@ fn the_first_rule_that_finds_somebody_decides() {
             assert_eq!(got, wanted, "{states}, {strategy:?}");
         }
     }
-    let nobody = pick(&[], &[], &TriedMembers::default());
+    let nobody = pick(&[], &[], (&TriedMembers::default(), &Hints::NONE));
     assert_eq!(nobody, Err(NotPicked::Nobody));
 }
 

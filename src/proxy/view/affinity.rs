@@ -1,0 +1,153 @@
+//! What tells where a request is better off than elsewhere, from its body to the pick: the
+//! milestones of its prompt, or its session. None of it is kept with the request: it lies in one
+//! place of the worker, from the moment in which the body was read to the pick, which follows at
+//! once. Whoever comes later (a retry) reads the body again.
+
+use super::WorkerView;
+use crate::base::fnv;
+use crate::base::id::RequestId;
+use crate::base::limits::SESSION_BYTES_MAX;
+use crate::http::head::named;
+use crate::llm::request::prompt::{Milestones, PromptSpans};
+use crate::proxy::receive::Request;
+use crate::proxy::route::affinity::{self, Hints};
+use crate::proxy::route::tiers::Picked;
+use crate::state::member;
+use crate::state::meters::Affinity;
+use crate::state::prefixes::ExpectedPrefix;
+use std::cell::{Cell, RefCell};
+
+/// Of one worker, for all of its views.
+#[derive(Default)]
+pub struct Leads {
+    lead: RefCell<Lead>,
+    /// What the last pick went by.
+    expected: Cell<ExpectedPrefix>,
+    counts: Cell<Affinity>,
+}
+
+/// What one request brings.
+struct Lead {
+    /// Whose it is.
+    of: RequestId,
+    milestones: Milestones,
+    session: Option<u64>,
+}
+
+impl Default for Lead {
+    fn default() -> Lead {
+        Lead { of: RequestId::default(), milestones: Milestones::NONE, session: None }
+    }
+}
+
+impl WorkerView {
+    /// Whether anything in a request can tell where it is better off.
+    pub fn wants_lead(&self) -> bool {
+        self.shared.prefixes.is_some() || self.plan.routing.session_affinity.is_some()
+    }
+
+    /// Whether that may be something in its body.
+    pub fn wants_prompt(&self) -> bool {
+        let sessions = &self.plan.routing.session_affinity;
+        self.shared.prefixes.is_some() || sessions.as_ref().is_some_and(|by| !by.body.is_empty())
+    }
+
+    /// True when the pick knows of this request what there is to know.
+    pub fn has_lead(&self, request: &Request) -> bool {
+        !self.wants_lead() || self.leads.lead.borrow().of == request.unique_id
+    }
+
+    /// Takes in what a request brings: its head and body stand in `inbox`, and in the body the
+    /// prompt, if it has one.
+    pub fn take_lead(&self, request: &Request, inbox: &[u8], prompt: Option<&PromptSpans>) {
+        let mut lead = self.leads.lead.borrow_mut();
+        lead.of = request.unique_id;
+        let body = request.body(inbox);
+        lead.session = self.session_of(request, inbox, prompt);
+        let group = self.shared.models.choose(request.served_model()).group;
+        // Of one backend nobody has to ask what it has read.
+        let is_choice = self.shared.models.members_of(group).len() > 1;
+        let is_prompt = is_choice && request.dialect.generates();
+        let table = self.shared.prefixes.as_ref().filter(|_| is_prompt);
+        lead.milestones = match table.zip(prompt) {
+            Some((table, spans)) => spans.milestones(body, request.served_model(), table.key()),
+            None => Milestones::NONE,
+        };
+    }
+
+    /// The hash of the session's name; `None`: it names none.
+    fn session_of(
+        &self,
+        request: &Request,
+        inbox: &[u8],
+        prompt: Option<&PromptSpans>,
+    ) -> Option<u64> {
+        let by = self.plan.routing.session_affinity.as_ref()?;
+        let fields = &request.head.fields;
+        let in_head = by.header.iter().filter_map(|name| named(fields, inbox, name));
+        let body = request.body(inbox);
+        let in_body = by.body.iter().filter_map(|key| prompt?.session(body, key.name()));
+        let is_name = |name: &&[u8]| !name.is_empty() && name.len() <= SESSION_BYTES_MAX;
+        let name = in_head.chain(in_body).find(is_name)?;
+        Some(fnv::hash(name.iter().copied()))
+    }
+
+    /// What the pick may know of a request; `None`: nothing.
+    pub(super) fn hints(&self, id: &RequestId) -> Option<Hints> {
+        if !self.wants_lead() {
+            return None;
+        }
+        self.leads.expected.take();
+        let lead = self.leads.lead.borrow();
+        if lead.of != *id {
+            return None;
+        }
+        let mut hints = Hints::find(&lead.milestones, &self.shared, member::now());
+        hints.session = lead.session;
+        Some(hints)
+    }
+
+    /// A request goes to a backend: what that has read from now on is noted, and what the pick went
+    /// by is counted, of the first one.
+    pub(super) fn follow(&self, hints: &Hints, picked: Picked, is_first: bool) {
+        let lead = self.leads.lead.borrow();
+        let held = hints.of(picked.place as u32);
+        if let Some(held) = held {
+            self.leads.expected.set(ExpectedPrefix::new(held.bytes, hints.bytes, held.age));
+        }
+        if let Some(member) = self.shared.members().get(picked.place) {
+            let known = held.map_or(0, |held| held.bytes);
+            affinity::learn(&lead.milestones, known, (&self.shared, member), member::now());
+        }
+        if !is_first {
+            return;
+        }
+        let mut counts = self.leads.counts.get();
+        if hints.session.is_some() {
+            counts.session.hits += u64::from(!picked.is_stray);
+            counts.session.spilled += u64::from(picked.is_stray);
+        } else if self.plan.routing.session_affinity.is_some() {
+            counts.session.misses += 1;
+        }
+        let longest = hints.held().first().filter(|held| !hints.is_weak(held));
+        match longest {
+            _ if lead.milestones.all().is_empty() || hints.session.is_some() => {}
+            None => counts.prefix.misses += 1,
+            Some(longest) if held.is_some_and(|held| held.bytes == longest.bytes) => {
+                counts.prefix.hits += 1;
+            }
+            Some(_) => counts.prefix.spilled += 1,
+        }
+        self.leads.counts.set(counts);
+    }
+
+    /// What the last pick of the worker went by.
+    pub fn expected(&self) -> ExpectedPrefix {
+        self.leads.expected.get()
+    }
+
+    /// What came of what requests brought, in all views of the worker.
+    pub fn affinity(&self) -> Affinity {
+        self.leads.counts.get()
+    }
+}

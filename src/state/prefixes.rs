@@ -1,0 +1,472 @@
+//! Which backend has read which beginning of a prompt, as far as anybody remembers: one table for
+//! all workers, of a fixed size, that is read and written without a lock. Whatever it says is a
+//! hint: what two workers write at the same moment may get lost, and what an engine has thrown out
+//! of its cache may still stand here.
+//!
+//! A set is one line of the processor's cache with eight entries, and a hash may only stand in its
+//! own set; the oldest entry of a set makes room. An entry is one word: bits of the hash, whether a
+//! prompt ended there, the number of a backend, how often that was out of service, and when the
+//! entry was last used. So a backend that is gone is never found again (numbers are not given
+//! twice), and one that was out of service is not found by what it had read before: most likely its
+//! engine was started anew.
+
+use super::member::{Member, MemberId};
+use super::repute::Tenths;
+use crate::base::fold::FoldKey;
+use crate::base::limits::{PREFIX_HOLDERS_MAX, PREFIX_KEPT_MAX, PREFIX_TABLE_BYTES};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Entries of a set.
+const WAYS: usize = 8;
+const SETS: usize = PREFIX_TABLE_BYTES / size_of::<Set>();
+/// Bits of the hash that stand in the entry, beside those that choose the set.
+const TAG_BITS: u32 = 23;
+/// The bit that says that a prompt ended here.
+const END_BIT: u32 = TAG_BITS + 1;
+const MEMBER_BITS: u32 = 20;
+const DEPARTURE_BITS: u32 = 4;
+/// The unit of ages: 8 s, in tenths of a second. 16 bits of it last for six days, after which an
+/// entry that nobody has used looks young once more.
+const AGE_UNIT: u32 = 80;
+const KEPT_MAX_UNITS: u16 = (PREFIX_KEPT_MAX.as_secs() * 10 / AGE_UNIT as u64) as u16;
+/// Reports on prefixes that were used a shorter time ago are not heard: the engine may not have
+/// come to read the request before this one.
+const HEARD_AGE: Duration = Duration::from_secs(10);
+/// A cache is not taken to forget sooner than this.
+const KEPT_MIN_S: u32 = 16;
+/// The time in which half of what an engine had to read is forgotten.
+const FRESH_HALVED: Duration = Duration::from_secs(60);
+/// The time after which one is believed to remember for twice as long again.
+const DOUBLING: Duration = Duration::from_secs(60);
+
+const _: () = assert!(END_BIT + MEMBER_BITS + DEPARTURE_BITS + u16::BITS == u64::BITS);
+const _: () = assert!(SETS.is_power_of_two() && SETS.trailing_zeros() + TAG_BITS <= u64::BITS);
+
+/// A line of the processor's cache.
+#[repr(align(64))]
+#[derive(Default)]
+struct Set([AtomicU64; WAYS]);
+
+/// The table.
+pub struct PrefixTable {
+    sets: Box<[Set]>,
+    key: FoldKey,
+    evicted: AtomicU64,
+}
+
+/// A backend as entries name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Holder(u32);
+
+impl Holder {
+    /// A backend, as often out of service as it was.
+    pub fn of(member: &Member) -> Holder {
+        Holder::new(member.id(), member.departures())
+    }
+
+    /// The number of the backend, or what of it stands in an entry.
+    pub fn number(self) -> u32 {
+        self.0 >> DEPARTURE_BITS
+    }
+
+    fn new(id: MemberId, departures: u32) -> Holder {
+        let (number, departures) =
+            (bits(id.number(), MEMBER_BITS), bits(departures, DEPARTURE_BITS));
+        Holder(number << DEPARTURE_BITS | departures)
+    }
+}
+
+fn bits(word: u32, count: u32) -> u32 {
+    word & ((1 << count) - 1)
+}
+
+/// One word of the table; zero is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    tag: u32,
+    is_end: bool,
+    holder: Holder,
+    used: u16,
+}
+
+impl Entry {
+    fn pack(self) -> u64 {
+        u64::from(self.tag) << (u64::BITS - TAG_BITS)
+            | u64::from(self.is_end) << (u64::BITS - END_BIT)
+            | u64::from(self.holder.0) << u16::BITS
+            | u64::from(self.used)
+    }
+
+    fn unpack(word: u64) -> Option<Entry> {
+        let tag = (word >> (u64::BITS - TAG_BITS)) as u32;
+        let holder = Holder(bits((word >> u16::BITS) as u32, MEMBER_BITS + DEPARTURE_BITS));
+        let is_end = word >> (u64::BITS - END_BIT) & 1 != 0;
+        (word != 0).then_some(Entry { tag, is_end, holder, used: word as u16 })
+    }
+
+    /// Units of time since it was used.
+    fn age(self, now: u16) -> u16 {
+        now.wrapping_sub(self.used)
+    }
+}
+
+/// Who has read a beginning of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundPrefix {
+    /// The backend.
+    pub holder: Holder,
+    /// The time since it was last sent a request that begins so; rounded down to 8 s.
+    pub age: Duration,
+    /// A prompt ended there: who goes on from it goes on with a conversation. Where none did, it is
+    /// something that several prompts begin with.
+    pub is_end: bool,
+}
+
+impl PrefixTable {
+    /// An empty one.
+    pub fn new() -> PrefixTable {
+        PrefixTable {
+            sets: (0..SETS).map(|_| Set::default()).collect(),
+            key: FoldKey::random(),
+            evicted: AtomicU64::new(0),
+        }
+    }
+
+    /// The key of the hashes that stand here. Another one in each process: nobody can choose
+    /// prompts that push those of others out.
+    pub fn key(&self) -> &FoldKey {
+        &self.key
+    }
+
+    /// Entries that made room for others before their time.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, hash: u64) -> (&[AtomicU64], u32) {
+        let place = hash as usize & (self.sets.len() - 1);
+        let set = self.sets.get(place).map_or(&[][..], |set| &set.0);
+        (set, (hash >> (u64::BITS - TAG_BITS)) as u32)
+    }
+
+    /// Who has read the beginning that has this hash.
+    pub fn holders(&self, hash: u64, now: Tenths) -> impl Iterator<Item = FoundPrefix> + '_ {
+        let ((set, tag), now) = (self.set(hash), unit(now));
+        let entries = set.iter().filter_map(|word| Entry::unpack(word.load(Ordering::Relaxed)));
+        let fits = move |entry: &Entry| entry.tag == tag && entry.age(now) <= KEPT_MAX_UNITS;
+        entries.filter(fits).map(move |entry| {
+            let tenths = u64::from(entry.age(now)) * u64::from(AGE_UNIT);
+            let (holder, is_end) = (entry.holder, entry.is_end);
+            FoundPrefix { holder, age: Duration::from_millis(tenths * 100), is_end }
+        })
+    }
+
+    /// A backend is sent a prompt that begins so, or is all of it.
+    pub fn learn(&self, (hash, is_end): (u64, bool), holder: Holder, now: Tenths) {
+        let ((set, tag), now) = (self.set(hash), unit(now));
+        let new = Entry { tag, is_end, holder, used: now };
+        let (mut same, mut oldest_same, mut oldest) = (0, None, None);
+        for word in set {
+            let known = word.load(Ordering::Relaxed);
+            // One that is free, or over, is older than any other.
+            let entry = Entry::unpack(known).filter(|entry| entry.age(now) <= KEPT_MAX_UNITS);
+            let age = entry.map_or(u16::MAX, |entry| entry.age(now));
+            if let Some(entry) = entry.filter(|entry| entry.tag == tag) {
+                // The same backend before it was out of service, too: that is over.
+                if entry.holder.number() == holder.number() {
+                    let new = Entry { is_end: is_end || entry.is_end, ..new }.pack();
+                    // Most of a prompt was used a moment ago: then no memory is written.
+                    if known != new {
+                        word.store(new, Ordering::Relaxed);
+                    }
+                    return;
+                }
+                same += 1;
+                keep_oldest(&mut oldest_same, (age, word));
+            }
+            keep_oldest(&mut oldest, (age, word));
+        }
+        let place = if same < PREFIX_HOLDERS_MAX { oldest } else { oldest_same };
+        if let Some((age, word)) = place {
+            if age < u16::MAX {
+                self.evicted.fetch_add(1, Ordering::Relaxed);
+            }
+            word.store(new.pack(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Default for PrefixTable {
+    fn default() -> PrefixTable {
+        PrefixTable::new()
+    }
+}
+
+fn keep_oldest<'a>(oldest: &mut Option<(u16, &'a AtomicU64)>, new: (u16, &'a AtomicU64)) {
+    if oldest.is_none_or(|(age, _)| age < new.0) {
+        *oldest = Some(new);
+    }
+}
+
+fn unit(now: Tenths) -> u16 {
+    (now.0 / AGE_UNIT) as u16
+}
+
+/// What a pick went by: so much of the prompt was last used there so long ago. Two bytes, since it
+/// is kept with each stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExpectedPrefix {
+    /// Of the prompt; 0: nothing.
+    percent: u8,
+    /// In units of 8 s.
+    age: u8,
+}
+
+impl ExpectedPrefix {
+    /// So many bytes of a prompt of so many.
+    pub fn new(bytes: u32, of: u32, age: Duration) -> ExpectedPrefix {
+        let percent = u64::from(bytes) * 100 / u64::from(of.max(1));
+        let age = age.as_secs() * 10 / u64::from(AGE_UNIT);
+        ExpectedPrefix { percent: percent.min(100) as u8, age: age.min(u8::MAX.into()) as u8 }
+    }
+
+    fn age(self) -> Duration {
+        Duration::from_secs(u64::from(self.age) * u64::from(AGE_UNIT) / 10)
+    }
+
+    /// Whether an engine that found so many of the prompt's tokens in its cache had lost what it
+    /// was picked for: less than half of it was there.
+    pub fn is_lost(self, cached: u64, prompt: u64) -> bool {
+        let due = u64::from(self.percent).saturating_mul(prompt);
+        due > 0 && self.age() >= HEARD_AGE && cached.saturating_mul(200) < due
+    }
+}
+
+/// For how long an engine keeps the prefixes that it has read, as far as its own reports tell. One
+/// that had lost a prefix after some time is believed to keep none for longer than half of that,
+/// and then again for longer: twice as long after each minute without such a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// 0: nothing speaks against it.
+    kept_s: u32,
+    since: Tenths,
+}
+
+impl Retention {
+    /// What was expected was not there.
+    pub fn hear_loss(self, expected: ExpectedPrefix, now: Tenths) -> Retention {
+        let kept_s = (expected.age().as_secs() / 2) as u32;
+        Retention { kept_s: kept_s.max(KEPT_MIN_S).min(self.kept_s_at(now)), since: now }
+    }
+
+    /// Whether what was last used so long ago is likely to be there.
+    pub fn keeps(self, age: Duration, now: Tenths) -> bool {
+        age.as_secs() <= self.kept_s_at(now).into()
+    }
+
+    fn kept_s_at(self, now: Tenths) -> u32 {
+        let most = PREFIX_KEPT_MAX.as_secs() as u32;
+        if self.kept_s == 0 {
+            return most;
+        }
+        let doublings = now.0.saturating_sub(self.since.0) / Tenths::of(DOUBLING).0;
+        self.kept_s.saturating_mul(1 << doublings.min(16)).min(most)
+    }
+
+    /// In one word for an atomic.
+    pub fn pack(self) -> u64 {
+        u64::from(self.kept_s) << u32::BITS | u64::from(self.since.0)
+    }
+
+    /// From such a word.
+    pub fn unpack(word: u64) -> Retention {
+        Retention { kept_s: (word >> u32::BITS) as u32, since: Tenths(word as u32) }
+    }
+}
+
+/// How much an engine had to read lately that it did not have: half of it is forgotten after a
+/// minute. It stands for what fills its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fresh {
+    bytes: u32,
+    at: Tenths,
+}
+
+impl Fresh {
+    /// It is to read so many bytes more.
+    pub fn add(self, bytes: u32, now: Tenths) -> Fresh {
+        Fresh { bytes: self.bytes_at(now).saturating_add(bytes), at: now }
+    }
+
+    /// What is left of it.
+    pub fn bytes_at(self, now: Tenths) -> u32 {
+        let half = Tenths::of(FRESH_HALVED).0;
+        let age = now.0.saturating_sub(self.at.0);
+        let halved = self.bytes.checked_shr(age / half).unwrap_or_default();
+        // Between two halvings evenly less.
+        let less = u64::from(halved) * u64::from(age % half) / u64::from(2 * half);
+        halved - less as u32
+    }
+
+    /// In one word for an atomic.
+    pub fn pack(self) -> u64 {
+        u64::from(self.bytes) << u32::BITS | u64::from(self.at.0)
+    }
+
+    /// From such a word.
+    pub fn unpack(word: u64) -> Fresh {
+        Fresh { bytes: (word >> u32::BITS) as u32, at: Tenths(word as u32) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::plan::Backend;
+    use proptest::prelude::*;
+
+    const NOW: Tenths = Tenths(100_000);
+
+    fn any() -> Holder {
+        Holder::of(&Member::new(Backend::sample("engine"), None))
+    }
+
+    fn learn(table: &PrefixTable, hash: u64, holder: Holder, now: Tenths) {
+        table.learn((hash, false), holder, now);
+    }
+
+    fn found(table: &PrefixTable, hash: u64, now: Tenths) -> Vec<Holder> {
+        table.holders(hash, now).map(|found| found.holder).collect()
+    }
+
+    fn later(seconds: u32) -> Tenths {
+        Tenths(NOW.0 + seconds * 10)
+    }
+
+    #[test]
+    fn what_was_learnt_is_found_until_its_time_is_over() {
+        let (table, a, b) = (PrefixTable::new(), any(), any());
+        learn(&table, 7, a, NOW);
+        learn(&table, 7, b, later(80));
+        learn(&table, 8, b, NOW);
+        assert_eq!(found(&table, 7, later(80)), [a, b]);
+        let ages: Vec<_> = table.holders(7, later(160)).map(|found| found.age.as_secs()).collect();
+        assert_eq!(ages, [160, 80]);
+        assert_eq!(found(&table, 8, NOW), [b]);
+        assert_eq!(found(&table, 7 + (1 << 41), NOW), [], "the rest of the hash counts");
+        let over = later(PREFIX_KEPT_MAX.as_secs() as u32 + 16);
+        assert_eq!(found(&table, 7, over), [b], "it was used later");
+        learn(&table, 7, a, over);
+        assert_eq!(found(&table, 7, over), [a, b]);
+        assert_eq!(table.evicted(), 0);
+    }
+
+    /// Catches: a table that grows, or in which a new prefix finds no place; one backend that is
+    /// noted twice; a prefix that everybody has and that fills its set.
+    #[test]
+    fn the_oldest_make_room() {
+        let table = PrefixTable::new();
+        let hash = |n: u64| n << 50;
+        let holder = any();
+        (0..20).for_each(|n| learn(&table, hash(n), holder, later(8 * n as u32)));
+        let known = |n: u64| !found(&table, hash(n), later(160)).is_empty();
+        assert_eq!((0..20).filter(|n| known(*n)).collect::<Vec<_>>(), (12..20).collect::<Vec<_>>());
+        assert_eq!(table.evicted(), 12);
+        let table = PrefixTable::new();
+        learn(&table, hash(1), holder, NOW);
+        (0..20).for_each(|n| learn(&table, hash(2), any(), later(8 * n)));
+        assert_eq!(found(&table, hash(2), later(160)).len(), PREFIX_HOLDERS_MAX);
+        assert_eq!(found(&table, hash(1), later(160)), [holder], "others have their place");
+        (0..20).for_each(|n| learn(&table, hash(1), holder, later(8 * n)));
+        assert_eq!(found(&table, hash(1), later(160)), [holder]);
+    }
+
+    /// Catches: a backend that was restarted, or that is gone, and is taken to have what it had.
+    #[test]
+    fn a_backend_that_was_out_of_service_has_read_nothing() {
+        let (table, member) = (PrefixTable::new(), Member::new(Backend::sample("engine"), None));
+        let before = Holder::of(&member);
+        learn(&table, 7, before, NOW);
+        member.set_passes_probes(false);
+        member.set_passes_probes(true);
+        let now = Holder::of(&member);
+        assert_ne!(before, now);
+        assert_eq!(found(&table, 7, NOW), [before]);
+        learn(&table, 7, now, NOW);
+        assert_eq!(found(&table, 7, NOW), [now], "in the place of what is over");
+    }
+
+    #[test]
+    fn an_engine_that_has_less_than_half_of_it_has_lost_it() {
+        let secs = Duration::from_secs;
+        let expected = ExpectedPrefix::new(8_000, 10_000, secs(100));
+        assert!(expected.is_lost(0, 2_000) && expected.is_lost(799, 2_000));
+        assert!(!expected.is_lost(800, 2_000) && !expected.is_lost(0, 0));
+        assert!(!ExpectedPrefix::default().is_lost(0, 2_000), "nothing was expected");
+        assert!(!expected.is_lost(u64::MAX, u64::MAX) && expected.is_lost(0, u64::MAX));
+        let just_now = ExpectedPrefix::new(8_000, 10_000, secs(8));
+        assert!(!just_now.is_lost(0, 2_000), "it may not have been read yet");
+        assert_eq!(
+            ExpectedPrefix::new(u32::MAX, 1, secs(1 << 30)),
+            ExpectedPrefix { percent: 100, age: 255 }
+        );
+    }
+
+    /// Catches: an engine that forgets soon and is asked for what it has not for ever; one that did
+    /// once and never counts again.
+    #[test]
+    fn who_had_lost_something_is_believed_for_less_and_then_for_longer_again() {
+        let secs = Duration::from_secs;
+        let expected = |age| ExpectedPrefix::new(1, 1, secs(age));
+        let memory = Retention::default();
+        assert!(memory.keeps(PREFIX_KEPT_MAX, NOW));
+        let memory = memory.hear_loss(expected(400), NOW);
+        assert!(memory.keeps(secs(200), NOW) && !memory.keeps(secs(201), NOW));
+        assert!(memory.hear_loss(expected(1_000), NOW).keeps(secs(200), NOW));
+        assert!(!memory.hear_loss(expected(1_000), NOW).keeps(secs(201), NOW), "it got no better");
+        let worse = memory.hear_loss(expected(80), NOW);
+        assert!(worse.keeps(secs(40), NOW) && !worse.keeps(secs(41), NOW));
+        assert!(worse.keeps(secs(80), later(60)) && !worse.keeps(secs(81), later(60)));
+        assert!(worse.keeps(PREFIX_KEPT_MAX, later(3_600)));
+        assert!(memory.hear_loss(expected(16), NOW).keeps(secs(KEPT_MIN_S.into()), NOW));
+        for memory in [Retention::default(), memory, worse] {
+            assert_eq!(Retention::unpack(memory.pack()), memory);
+        }
+    }
+
+    /// Catches: the end of one turn that is forgotten when the next turn goes past it.
+    #[test]
+    fn where_a_prompt_ended_it_ended() {
+        let (table, a) = (PrefixTable::new(), any());
+        let ends = || table.holders(7, NOW).map(|found| found.is_end).collect::<Vec<_>>();
+        table.learn((7, false), a, NOW);
+        assert_eq!(ends(), [false]);
+        table.learn((7, true), a, NOW);
+        table.learn((7, false), a, NOW);
+        assert_eq!(ends(), [true]);
+    }
+
+    #[test]
+    fn what_was_read_is_forgotten_little_by_little() {
+        let fresh = Fresh::default().add(1_000, NOW).add(1_000, NOW);
+        assert_eq!(fresh.bytes_at(NOW), 2_000);
+        assert_eq!([30, 60, 90, 120].map(|s| fresh.bytes_at(later(s))), [1_500, 1_000, 750, 500]);
+        assert_eq!(fresh.add(500, later(60)).bytes_at(later(120)), 750);
+        assert_eq!(fresh.bytes_at(Tenths(u32::MAX)), 0);
+        assert_eq!(Fresh::unpack(fresh.pack()), fresh);
+    }
+
+    proptest! {
+        #[test]
+        fn a_word_holds_all_of_an_entry(
+            tag in 0..1u32 << TAG_BITS,
+            is_end: bool,
+            holder in 1..1u32 << 24,
+            used: u16,
+        ) {
+            let entry = Entry { tag, is_end, holder: Holder(holder), used };
+            prop_assert_eq!(Entry::unpack(entry.pack()), Some(entry));
+        }
+    }
+}

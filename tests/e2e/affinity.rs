@@ -1,0 +1,250 @@
+//! Requests that go where others were before them: by the beginning of their prompt, by the name of
+//! their session.
+
+use crate::harness::{await_until, pause, Backend, Config, Conn, Engine, Proxy, SOON};
+use crate::rig::{CHAT, CHATS, OK};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::Arc;
+use std::time::Duration;
+
+const NO_PROBES: &str = "health_check: {enabled: false}";
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// With these keys of `routing`, and answers that say whose they are.
+fn config<'a>(urls: impl IntoIterator<Item = &'a String>, routing: &str) -> Config {
+    let config = Config::new().server("workers: 2");
+    let config = urls.into_iter().zip(NAMES).fold(config, |config, (url, name)| {
+        config.backend(url, &format!("name: {name}, max_concurrent: 100"))
+    });
+    config.section(format!(
+        "routing: {{{routing}, response_headers: [x-llmproxy-backend], retry: {{max_retries: 2}}}}"
+    ))
+}
+
+const BY_PREFIX: &str = "load_balance: prefix_affinity";
+
+/// A conversation: what was said so far.
+#[derive(Clone)]
+struct Chat(Vec<String>);
+
+impl Chat {
+    /// With words of the system that all have, and a question that nobody else has.
+    fn new(number: usize) -> Chat {
+        Chat::with("You are a helpful assistant", number)
+    }
+
+    fn with(system: &str, number: usize) -> Chat {
+        let words = |text: &str| format!("{text} {}", "and so on ".repeat(300));
+        Chat(vec![message("system", &words(system)), message("user", &words(&number.to_string()))])
+    }
+
+    fn body(&self) -> String {
+        format!(r#"{{"model":"m","messages":[{}]}}"#, self.0.join(","))
+    }
+
+    /// Asks on a connection of its own, which may be any worker's; gives who answered. The
+    /// conversation goes on.
+    fn ask(&mut self, proxy: &Proxy) -> String {
+        let answer = proxy.post(CHATS, self.body());
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        self.0.push(message("assistant", "Yes."));
+        self.0.push(message("user", "Why?"));
+        answer.head.get("x-llmproxy-backend").unwrap().to_owned()
+    }
+}
+
+fn message(role: &str, text: &str) -> String {
+    format!(r#"{{"role":"{role}","content":"{text}"}}"#)
+}
+
+fn counted(proxy: &Proxy, kind: &str, result: &str) -> f64 {
+    proxy.metric("llmproxy_affinity_total", &[("kind", kind), ("result", result)])
+}
+
+/// Catches: a conversation that changes its engine with each turn, or with each worker, or with a
+/// reload; conversations that all go to one engine.
+#[test]
+fn a_conversation_stays_with_the_engine_that_has_read_it() {
+    let engines = [(); 3].map(|()| Engine::start(&[]));
+    let urls = engines.each_ref().map(Engine::url);
+    let proxy = config(&urls, BY_PREFIX).section(NO_PROBES).start();
+    let mut chats: Vec<_> = (0..24).map(Chat::new).collect();
+    let homes: Vec<_> = chats.iter_mut().map(|chat| chat.ask(&proxy)).collect();
+    let all: BTreeSet<_> = homes.iter().collect();
+    assert!(all.len() > 1, "{homes:?}");
+    for turn in 0..4 {
+        if turn == 2 {
+            let other = format!("{BY_PREFIX}, sse_keepalive: 10s");
+            assert!(proxy.reload_with(&config(&urls, &other).section(NO_PROBES)));
+        }
+        let now: Vec<_> = chats.iter_mut().map(|chat| chat.ask(&proxy)).collect();
+        assert_eq!(now, homes, "turn {turn}");
+    }
+    let [hits, misses, spilled] =
+        ["hit", "miss", "spilled"].map(|result| counted(&proxy, "prefix", result));
+    // The first turns begin with words that somebody has read, but for the very first.
+    assert!(hits >= 96.0 && misses == 1.0 && hits + misses + spilled == 120.0, "{hits} {misses}");
+    assert_eq!(counted(&proxy, "session", "hit"), 0.0);
+}
+
+/// Catches: a request that fails because its engine is gone; conversations that go back to an
+/// engine which has forgotten them, or that move once more.
+#[test]
+fn conversations_move_when_their_engine_dies_and_stay_where_they_are() {
+    let mut engines = [(); 3].map(|()| Some(Engine::start(&[])));
+    let urls = engines.each_ref().map(|engine| engine.as_ref().unwrap().url());
+    let proxy = config(&urls, BY_PREFIX).health_check().start();
+    let mut chats: Vec<_> = (0..24).map(Chat::new).collect();
+    let homes: Vec<_> = chats.iter_mut().map(|chat| chat.ask(&proxy)).collect();
+    let gone = homes[0].as_str();
+    let engine = engines[NAMES.iter().position(|name| *name == gone).unwrap()].take().unwrap();
+    let address = engine.addr();
+    drop(engine);
+    let moved: Vec<_> = chats.iter_mut().map(|chat| chat.ask(&proxy)).collect();
+    for (home, now) in homes.iter().zip(&moved) {
+        assert!(now != gone && (home == gone || home == now), "{homes:?} {moved:?}");
+    }
+    proxy.await_metric("llmproxy_backend_up", &[("backend", gone)], 0.0);
+    let _back = Engine::start(&["--listen", &address.to_string()]);
+    // One request of others is let through to see whether it is there.
+    let mut numbers = 100..;
+    let mut ask_anew = || {
+        let number = numbers.next().unwrap();
+        Chat::with(&format!("You are number {number}"), number).ask(&proxy)
+    };
+    await_until("it is back", 3 * SOON, || {
+        ask_anew();
+        proxy.metric("llmproxy_backend_up", &[("backend", gone)]) == 1.0
+    });
+    let after: Vec<_> = chats.iter_mut().map(|chat| chat.ask(&proxy)).collect();
+    assert_eq!(after, moved);
+    await_until("it gets new conversations", SOON, || ask_anew() == gone);
+}
+
+/// An engine whose answers wait until it is let go.
+struct Held {
+    backend: Backend,
+    now: Arc<AtomicUsize>,
+    let_go: Arc<AtomicBool>,
+}
+
+impl Held {
+    fn start() -> Held {
+        let (now, let_go) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (asked, go) = (Arc::clone(&now), Arc::clone(&let_go));
+        let backend = Backend::start(move |served| {
+            while served.request().is_some() {
+                asked.fetch_add(1, SeqCst);
+                while !go.load(SeqCst) {
+                    pause(Duration::from_millis(5));
+                }
+                asked.fetch_sub(1, SeqCst);
+                served.send(OK);
+            }
+        });
+        Held { backend, now, let_go }
+    }
+}
+
+/// Catches: an engine that has to answer for all because it was the first to read what all say.
+#[test]
+fn a_prefix_that_all_have_is_shared_by_as_many_engines_as_it_takes() {
+    let held = [(); 3].map(|()| Held::start());
+    let urls = held.each_ref().map(|held| held.backend.url());
+    let proxy = config(&urls, BY_PREFIX).section(NO_PROBES).start();
+    let system = message("system", &"Do as you are told. ".repeat(500));
+    let ask = |number: usize| {
+        let mut client = proxy.connect();
+        let own = message("user", &number.to_string());
+        let body = format!(r#"{{"model":"m","messages":[{system},{own}]}}"#);
+        client.start_post(CHATS, "", body);
+        client
+    };
+    let load = || held.each_ref().map(|held| held.now.load(SeqCst));
+    let mut clients: Vec<Conn> = Vec::new();
+    for number in 0..2 {
+        clients.push(ask(number));
+        await_until("it is there", SOON, || load().iter().sum::<usize>() == number + 1);
+    }
+    assert!(load().contains(&2), "there is room: {:?}", load());
+    clients.extend((2..30).map(ask));
+    await_until("all are there", SOON, || load().iter().sum::<usize>() == 30);
+    // No more than 1.25 times the mean, and two.
+    assert!(load().iter().all(|n| (5..=14).contains(n)), "{:?}", load());
+    assert!(counted(&proxy, "prefix", "spilled") > 0.0);
+    held.iter().for_each(|held| held.let_go.store(true, SeqCst));
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().status(), 200));
+}
+
+/// Who answers a request of this session.
+fn home(proxy: &Proxy, fields: &str, body: &str) -> String {
+    let answer = proxy.connect().post(CHATS, fields, body);
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    answer.head.get("x-llmproxy-backend").unwrap().to_owned()
+}
+
+/// Catches: a session that changes its backend without need, with each worker, or with a reload;
+/// sessions that move though theirs is there.
+#[test]
+fn a_session_stays_with_its_backend_and_moves_with_no_other() {
+    let backends = [(); 3].map(|()| Backend::answering(OK));
+    let urls = backends.each_ref().map(Backend::url);
+    let by = "session_affinity: {header: [X-Conversation, x-session-id], body: metadata.user_id}";
+    let proxy = config(&urls, by).section(NO_PROBES).start();
+    let homes = || -> Vec<String> {
+        let of = |n| home(&proxy, &format!("x-session-id: session {n}\r\n"), CHAT);
+        (0..24).map(of).collect()
+    };
+    let first = homes();
+    assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 3, "{first:?}");
+    assert_eq!(homes(), first);
+    assert!(proxy.reload_with(&config(&urls[..2], by).section(NO_PROBES)));
+    let without: Vec<_> = homes();
+    for (before, now) in first.iter().zip(&without) {
+        assert!(now != "c" && (before == "c" || before == now), "{first:?} {without:?}");
+    }
+    assert!(proxy.reload_with(&config(&urls, by).section(NO_PROBES)));
+    assert_eq!(homes(), first, "they are at home again");
+    assert_eq!(counted(&proxy, "session", "hit"), 96.0);
+    // What the head does not say may stand in the body; what nobody says is for the strategy.
+    let body = r#"{"model":"m","metadata":{"user_id":"session 7"},"messages":[]}"#;
+    assert_eq!(home(&proxy, "", body), first[7]);
+    assert_eq!(home(&proxy, "x-conversation: session 3\r\nx-session-id: no\r\n", body), first[3]);
+    let others: BTreeSet<_> = (0..12).map(|_| home(&proxy, "", CHAT)).collect();
+    assert_eq!(others.len(), 3);
+    assert_eq!(counted(&proxy, "session", "miss"), 12.0);
+}
+
+/// Catches: a session whose requests are refused, or wait, because its backend is full.
+#[test]
+fn a_session_goes_elsewhere_while_its_backend_is_full() {
+    let held = [(); 2].map(|()| Held::start());
+    let by = "routing: {load_balance: least_connections, session_affinity: {body: user}}";
+    let proxy = Config::new()
+        .server("workers: 2")
+        .backend(held[0].backend.url(), "name: a, max_concurrent: 2")
+        .backend(held[1].backend.url(), "name: b, max_concurrent: 2")
+        .section(by)
+        .section(NO_PROBES)
+        .start();
+    let body = r#"{"model":"m","user":"ann","messages":[]}"#;
+    let load = || held.each_ref().map(|held| held.now.load(SeqCst));
+    let ask = |_| {
+        let mut client = proxy.connect();
+        client.start_post(CHATS, "", body);
+        client
+    };
+    let mut clients: Vec<_> = (0..2).map(ask).collect();
+    await_until("it is full", SOON, || load().contains(&2));
+    clients.extend((0..2).map(ask));
+    await_until("both are", SOON, || load() == [2, 2]);
+    proxy.post(CHATS, body).assert_refused(429, "backends_full");
+    assert_eq!(
+        (counted(&proxy, "session", "hit"), counted(&proxy, "session", "spilled")),
+        (2.0, 2.0)
+    );
+    held.iter().for_each(|held| held.let_go.store(true, SeqCst));
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().status(), 200));
+}
