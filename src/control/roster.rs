@@ -69,7 +69,7 @@ pub struct RosterEntry {
     pub max_concurrent: u32,
     /// Tries that it got.
     pub picked: u64,
-    /// Tries that it did not serve: no answer, half of one, 429 or 5xx.
+    /// Tries that it did not serve: no answer, half of one, an error in it, 429 or 5xx.
     pub failed: u64,
     /// Half of all streams had their first token within so many milliseconds.
     pub first_token_median_ms: Option<f64>,

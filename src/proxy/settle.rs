@@ -290,6 +290,8 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
     }
     if let (Ending::Complete, Some(code)) = (story.ending, broken_inside(request, tap, story)) {
         *meters.faults.entry((whose, code)).or_default() += 1;
+        // Its head was heard as that of a good answer.
+        story.backend.iter().for_each(|backend| backend.hear_served(false));
     }
     match tap.usage() {
         Some(usage) => {

@@ -399,7 +399,7 @@ impl Vitals {
         }
     }
 
-    /// Requests that it did not serve: no answer, half of one, 429 or 5xx.
+    /// Requests that it did not serve: no answer, half of one, an error in it, 429 or 5xx.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }

@@ -164,7 +164,8 @@ fn without_a_spool_it_is_beside_the_pid_file() {
     end(&proxy);
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
     let broken = scratch.write("broken.yaml", "backends: 7\n");
-    assert_eq!(backends(&broken, &[]).code, Some(2));
+    let told = backends(&broken, &[]);
+    assert!(told.code == Some(2) && told.stderr.contains("--socket PATH"), "{told:?}");
 }
 
 /// Catches: a local client that sends nothing, noise, or what is not to be had, and thereby keeps

@@ -25,7 +25,8 @@ impl Facts {
         let help = "Tries that the backend got.";
         page.counter("llmproxy_backend_picked", help, per_backend(&picked))?;
         let failures = |member: &Member| member.failures();
-        let help = "Tries that the backend did not serve: no answer, half of one, 429 or 5xx.";
+        let help = "Tries that the backend did not serve: no answer, half of one, an error in it, \
+                    429 or 5xx.";
         page.counter("llmproxy_backend_failures", help, per_backend(&failures))?;
         let departures = |member: &Member| u64::from(member.departures());
         let help = "Times that probes or failed requests took the backend out, or kept it out.";

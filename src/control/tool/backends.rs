@@ -53,9 +53,11 @@ fn read(json: &str) -> Result<Roster, Refused> {
 
 /// What all gateways say that run with a configuration; one at least.
 fn of_a_configuration(config: &Path) -> Result<Vec<String>, Refused> {
-    let loaded = load_file(config, &of_this_process).map_err(|report| Refused {
-        lines: report.lines(false).iter().map(|line| format!("{line}\n")).collect(),
-        code: UNUSABLE,
+    let loaded = load_file(config, &of_this_process).map_err(|report| {
+        let lines: String = report.lines(false).iter().map(|line| format!("{line}\n")).collect();
+        // It may need variables that the gateway has, and this shell does not.
+        let hint = "llmproxy backends: without the file, name the admin socket: --socket PATH\n";
+        Refused { lines: lines + hint, code: UNUSABLE }
     })?;
     let file = config.display();
     let places = places(&loaded.plan).map_err(|error| failed(&error.to_string()))?;

@@ -212,6 +212,8 @@ fn an_engine_fails_inside_its_answers() {
     let findings = with_knobs(name, RETRY, fault, mend);
     assert_spared(&findings);
     assert!(findings.cut > 0, "streams began");
+    let failures = findings.metrics.sum("llmproxy_backend_failures_total", &[("backend", "c")]);
+    assert_eq!(failures, findings.cut as f64, "they are held against it");
 }
 
 /// Catches: an engine that says that it is full, and whose clients hear of it though others are
