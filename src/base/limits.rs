@@ -195,8 +195,13 @@ pub const RING_ENTRY_SHARE: u64 = 4;
 pub const RING_END_BYTES: u64 = 512;
 /// Bytes at the end of a lap into which an end may not fit.
 pub const RING_LAP_BYTES: u64 = 2048;
-/// While there is traffic the journal takes what is in the rings so often.
-pub const JOURNAL_TICK: Duration = Duration::from_millis(5);
+/// While there is traffic the journal takes what is in the rings so often, and each time that a
+/// worker has filled a part of its ring ([`RING_CALL_SHARE`]).
+pub const JOURNAL_TICK: Duration = Duration::from_millis(20);
+/// The same where each write is synced: what a power cut loses is what came since the last one.
+pub const JOURNAL_TICK_SYNCED: Duration = Duration::from_millis(5);
+/// A worker calls the journal each time that it has filled such a share of its ring.
+pub const RING_CALL_SHARE: u64 = 4;
 /// Milliseconds before the first repeated try of a reporter; doubled for each further one.
 pub const REPORTER_WAIT_MS_MIN: u64 = 1_000;
 /// Milliseconds between two tries of a reporter at most.

@@ -9,7 +9,7 @@ use super::spool::codec;
 use super::spool::keeper::Keeper;
 use super::spool::segment::Kind;
 use super::spool::writer::Writer;
-use crate::base::limits::{JOURNAL_TICK, SPOOL_BATCH_BYTES};
+use crate::base::limits::{JOURNAL_TICK, JOURNAL_TICK_SYNCED, SPOOL_BATCH_BYTES};
 use crate::base::panic_point;
 use crossbeam_channel::Sender;
 use std::convert::Infallible;
@@ -122,6 +122,7 @@ impl Desk {
 
     fn run(&mut self, doorbell: &Doorbell, stop: &AtomicBool) {
         doorbell.answer();
+        let tick = if self.writer.syncs_each() { JOURNAL_TICK_SYNCED } else { JOURNAL_TICK };
         loop {
             // Looked at before the rings: what was put in before the stop is written.
             let is_over = stop.load(Acquire);
@@ -134,10 +135,10 @@ impl Desk {
                 (false, false) if is_idle => {
                     let due = self.writer.due();
                     doorbell.sleep(due, || self.rings.iter().any(Consumer::has_more));
-                    doorbell.pause(JOURNAL_TICK);
+                    doorbell.pause(tick);
                 }
                 // What comes meanwhile goes in one write, and ends often come with their opens.
-                (false, false) => doorbell.pause(JOURNAL_TICK),
+                (false, false) => doorbell.pause(tick),
             }
         }
         if !self.is_behind {

@@ -139,13 +139,17 @@ impl Outbox {
     fn push(&self, (kind, open): (Kind, u32), body: &[u8], room: Room) -> Option<u64> {
         let mut draft = self.draft.borrow_mut();
         let what = (kind.byte(), open);
-        let position = self.ring.borrow_mut().push(what, (&mut draft, body), room);
+        let mut ring = self.ring.borrow_mut();
+        let position = ring.push(what, (&mut draft, body), room);
         if draft.capacity() > DRAFT_BYTES_KEPT {
             draft.clear();
             draft.shrink_to(DRAFT_BYTES_KEPT);
         }
-        if position.is_some() {
-            self.doorbell.ring_if_asleep();
+        match position {
+            None => {}
+            // It lets some time go by before it looks again: more than is left now, maybe.
+            Some(_) if ring.has_filled_a_share() => self.doorbell.ring(),
+            Some(_) => self.doorbell.ring_if_asleep(),
         }
         position
     }

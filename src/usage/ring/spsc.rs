@@ -7,7 +7,7 @@
 //! positions are those of the process.
 
 use super::entry::{self, Check, Header, Walk};
-use crate::base::limits::RING_ENTRY_SHARE;
+use crate::base::limits::{RING_CALL_SHARE, RING_ENTRY_SHARE};
 
 /// What a ring lies in: two positions and a window of words.
 pub trait Window {
@@ -88,12 +88,13 @@ pub struct Producer<W> {
     head: u64,
     /// As last looked at: there is at least so much room.
     tail: u64,
+    has_filled_a_share: bool,
 }
 
 impl<W: Window> Producer<W> {
     /// Of a window in which nothing is.
     pub fn new(window: W) -> Producer<W> {
-        Producer { window, head: 0, tail: 0 }
+        Producer { window, head: 0, tail: 0, has_filled_a_share: false }
     }
 
     /// The window.
@@ -139,9 +140,18 @@ impl<W: Window> Producer<W> {
             out.bytes(last);
             out.fill_up();
         }
+        let before = self.head;
         self.head = position + size;
         self.window.set_head(self.head);
+        // The window is a power of two, and so is the share.
+        self.has_filled_a_share = (before ^ self.head) & !(window / RING_CALL_SHARE - 1) != 0;
         Some(position)
+    }
+
+    /// True when the last entry was the one that filled another share of the ring
+    /// ([`RING_CALL_SHARE`]).
+    pub fn has_filled_a_share(&self) -> bool {
+        self.has_filled_a_share
     }
 
     fn has_room(&mut self, wanted: u64, room: Room) -> bool {

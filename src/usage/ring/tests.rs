@@ -100,6 +100,21 @@ fn room_is_used_again_when_it_is_released() {
     assert!(producer.push((1, NO_OPEN), (&mut draft(&vec![0; most]), &[]), Room::All).is_some());
 }
 
+/// Catches: a ring that fills up while the journal lets time go by, because nobody calls it; a call
+/// for each entry.
+#[test]
+fn each_share_that_is_filled_is_told_once() {
+    let (mut producer, mut consumer) = both(4096);
+    let mut lot = Taken::default();
+    let told = (0..3 * 4096 / 64).filter(|_| {
+        let pushed = producer.push((1, NO_OPEN), (&mut draft(&[7; 40]), &[]), Room::All);
+        assert!(pushed.is_some() && consumer.take(&mut lot));
+        consumer.release();
+        producer.has_filled_a_share()
+    });
+    assert_eq!(told.count(), 3 * 4);
+}
+
 /// A ring's file with some laps behind it and these in it that were not taken; and its bytes.
 fn left_behind(folder: &Folder) -> (Vec<(u8, Vec<u8>)>, Vec<u8>) {
     let ring = Arc::new(RingFile::create(folder.path(), 3, 4096).unwrap());

@@ -246,6 +246,11 @@ impl Writer {
         }
     }
 
+    /// True when each write is synced.
+    pub fn syncs_each(&self) -> bool {
+        self.options.fsync == Fsync::Always
+    }
+
     /// When [`Writer::tick`] will have something to do, if there is such a time.
     pub fn due(&self) -> Option<Instant> {
         self.trouble.retry_at
