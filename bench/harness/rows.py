@@ -1,4 +1,4 @@
-"""The rows P1-P14. Rows that need the same traffic share its runs: a *contest* lets its entries
+"""The rows P1-P16. Rows that need the same traffic share its runs: a *contest* lets its entries
 run in turn, A B C A B C ..., and each round gives one ratio, so that whatever slows the machine
 slows both sides of it."""
 
@@ -359,6 +359,21 @@ def prompts(stage, effort, report):
                      contest.ratios(lambda s: 1 / s.cpu_per_request, "LLMProxy", peer), target)
 
 
+def choices(stage, effort, report):
+    """P16. What it costs to look at a prompt's prefix, with eight backends: each strategy is one
+    choice a request, so the difference is the hashing, the look-up and what is learnt. (What a
+    choice among 1, 32 and 512 backends takes is in benches/path.rs.)"""
+    for size, flags in (("1 KB", [*SHORT, "--prompt-bytes", "950"]), ("200 KB", PROMPTS)):
+        contest = Contest(stage, effort, [
+            (strategy, LLMProxy(backends=8, strategy=strategy), flags)
+            for strategy in ("least_connections", "prefix_affinity")])
+        report.contest(f"choice_{size.replace(' ', '').lower()}", contest)
+        cost = lambda sample: sample.cpu_per_request
+        ratios = contest.ratios(cost, "prefix_affinity", "least_connections")
+        report.ratio("P16", f"{size} prompts, choice by prefix, CPU per request against by load",
+                     contest, ratios, 1.05, at_most=True)
+
+
 def idle_connections(stage, effort, report):
     """P12."""
     active = [*SHORT, "--active", "64"]
@@ -399,6 +414,7 @@ CONTESTS = [
     (prompts, {"P11"}),
     (idle_connections, {"P12"}),
     (half_load, {"P14"}),
+    (choices, {"P16"}),
 ]
 # Run when they are asked for: they have no target.
 EXTRA = [(metering, {"metering"})]
