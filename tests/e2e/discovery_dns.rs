@@ -94,6 +94,27 @@ fn a_record_is_of_one_family_or_of_both() {
     }
 }
 
+/// Catches: addresses of IPv6 that are taken away because their server failed for a moment; a server
+/// that never knew of IPv6 taken for one that fails.
+#[test]
+fn a_server_that_fails_of_one_family_takes_nothing_away() {
+    let server = NameServer::start();
+    server.set_addresses("e.test", &["192.0.2.1", "2001:db8::1"]);
+    let source = dns(&server, "name: e.test, port: 80");
+    let proxy = discovering(std::slice::from_ref(&source)).start();
+    let both = ["e.test/192.0.2.1:80", "e.test/[2001:db8::1]:80"];
+    assert_eq!(in_use(&proxy), both);
+    server.set_mood(Mood::FailingV6);
+    await_looks(&proxy, "failure");
+    assert_eq!(in_use(&proxy), both);
+    server.set_mood(Mood::Well);
+    server.set_addresses("e.test", &["192.0.2.1"]);
+    await_in_use(&proxy, &both[..1]);
+    server.set_mood(Mood::FailingV6);
+    await_looks(&proxy, "success");
+    assert_eq!(in_use(&discovering(&[source]).start()), both[..1]);
+}
+
 /// Catches: a weight or a port of a service that is not used, and a target that is not looked up.
 #[test]
 fn a_service_has_hosts_with_ports_and_weights() {

@@ -2,26 +2,32 @@
 //! must be for stay the name.
 
 use super::finder::Inquiry;
-use crate::base::limits::WEIGHT_MAX;
+use crate::base::limits::{DISCOVERY_BACKENDS_MAX, WEIGHT_MAX};
 use crate::config::found::FoundRows;
 use crate::config::plan::{DnsRecord, DnsSource};
 use crate::store::dns::{self, DnsRecords, RecordKind, Srv};
 use crate::store::{left, names, Trouble};
 use serde_json::{json, Value};
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 /// Asks for a name.
-pub struct DnsInquiry(DnsSource);
+pub struct DnsInquiry {
+    source: DnsSource,
+    /// Hosts that had an address of IPv6 when it was last told.
+    on_v6: RefCell<HashSet<String>>,
+}
 
 impl DnsInquiry {
     /// Asks nobody yet.
     pub fn new(source: &DnsSource) -> DnsInquiry {
-        DnsInquiry(source.clone())
+        DnsInquiry { source: source.clone(), on_v6: RefCell::default() }
     }
 
     fn records(&self, name: &str, kind: RecordKind, until: Instant) -> Result<DnsRecords, Trouble> {
-        match self.0.resolver {
+        match self.source.resolver {
             Some(server) => dns::ask(&[server], name, kind, until),
             None => dns::ask(&dns::system_servers()?, name, kind, until),
         }
@@ -29,13 +35,13 @@ impl DnsInquiry {
 
     /// The addresses of a host, of the families that are wanted.
     fn addresses(&self, host: &str, until: Instant) -> Result<Vec<IpAddr>, Trouble> {
-        let (v4, v6) = match self.0.record {
+        let (v4, v6) = match self.source.record {
             DnsRecord::A => (true, false),
             DnsRecord::Aaaa => (false, true),
             DnsRecord::Any | DnsRecord::Srv => (true, true),
         };
         let is_wanted = |ip: &IpAddr| if ip.is_ipv4() { v4 } else { v6 };
-        if self.0.resolver.is_none() {
+        if self.source.resolver.is_none() {
             // The system's way knows /etc/hosts and search domains too.
             let all = names::addresses(host, 0, left(until)?)?;
             return Ok(all.iter().map(SocketAddr::ip).filter(is_wanted).collect());
@@ -46,19 +52,39 @@ impl DnsInquiry {
         }
         if v6 {
             match self.records(host, RecordKind::Aaaa, until) {
-                Ok(records) => found.extend(records.addresses),
+                Ok(records) => {
+                    self.note_v6(host, !records.addresses.is_empty());
+                    found.extend(records.addresses);
+                }
                 // Servers that know nothing of IPv6 say so in several ways. To miss a part of the
-                // answer for lack of time is another matter: that would take backends away.
-                Err(trouble) if found.is_empty() || Instant::now() >= until => return Err(trouble),
+                // answer, for lack of time or because the server fails for a moment, is another
+                // matter: that would take backends away.
+                Err(trouble)
+                    if found.is_empty()
+                        || Instant::now() >= until
+                        || self.on_v6.borrow().contains(host) =>
+                {
+                    return Err(trouble);
+                }
                 Err(_) => {}
             }
         }
         Ok(found)
     }
 
+    fn note_v6(&self, host: &str, has_some: bool) {
+        let mut on_v6 = self.on_v6.borrow_mut();
+        // Targets of services come and go.
+        if !has_some || on_v6.len() >= DISCOVERY_BACKENDS_MAX {
+            on_v6.remove(host);
+        } else {
+            on_v6.insert(host.to_owned());
+        }
+    }
+
     fn services(&self, until: Instant) -> Result<Vec<Value>, Trouble> {
         let DnsRecords { services, along, .. } =
-            self.records(&self.0.name, RecordKind::Srv, until)?;
+            self.records(&self.source.name, RecordKind::Srv, until)?;
         let first = services.iter().map(|srv| srv.priority).min().unwrap_or_default();
         let mut rows = Vec::new();
         for Srv { priority, weight, port, target } in services {
@@ -81,7 +107,7 @@ impl DnsInquiry {
 
     /// A backend at an address of a host, in the shape of `backends`.
     fn row(&self, host: &str, address: SocketAddr) -> Value {
-        let (scheme, path, port) = (&self.0.scheme, &self.0.path, address.port());
+        let (scheme, path, port) = (&self.source.scheme, &self.source.path, address.port());
         let authority = match (scheme.as_str(), port) {
             ("http", 80) | ("https", 443) => host.to_owned(),
             _ => format!("{host}:{port}"),
@@ -100,12 +126,12 @@ impl DnsInquiry {
 
 impl Inquiry for DnsInquiry {
     fn look(&mut self) -> Result<FoundRows, String> {
-        let until = Instant::now() + self.0.timeout;
-        let name = &self.0.name;
-        let rows = match self.0.record {
+        let until = Instant::now() + self.source.timeout;
+        let name = &self.source.name;
+        let rows = match self.source.record {
             DnsRecord::Srv => self.services(until),
             _ => self.addresses(name, until).map(|addresses| {
-                let port = self.0.port.unwrap_or_default();
+                let port = self.source.port.unwrap_or_default();
                 let row = |ip: IpAddr| self.row(name, SocketAddr::new(ip, port));
                 addresses.into_iter().map(row).collect()
             }),

@@ -25,6 +25,8 @@ pub enum Mood {
     Truncating,
     /// It says that it cannot.
     Failing,
+    /// The same, of addresses of IPv6 alone.
+    FailingV6,
     /// It says nothing.
     Silent,
     /// It answers with noise.
@@ -153,6 +155,7 @@ impl Shared {
                 return Some(answer);
             }
             (Mood::Failing, _) => (0x02, vec![]),
+            (Mood::FailingV6, _) if kind == 28 => (0x02, vec![]),
             (_, None) => (0x03, vec![]),
             (Mood::Truncating, Some(_)) if is_udp => (0x0200, vec![]),
             (_, Some(records)) => (0, records),
