@@ -19,6 +19,7 @@ pub mod hop;
 pub mod request;
 pub mod response;
 pub mod chunked;
+pub mod date;
 pub mod reference;
 pub mod write;
 pub mod number;

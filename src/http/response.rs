@@ -1,7 +1,9 @@
 //! Response heads: bytes of a backend become a [`ResponseHead`], or a reason to answer 502.
 
 use std::ops::Range;
+use std::time::Duration;
 
+use super::date;
 use super::fault::HttpFault;
 use super::field::Known;
 use super::framing::{FramingFields, ResponseFraming};
@@ -15,6 +17,32 @@ use super::scan::{HeadScan, ScanProgress};
 /// The text is stable, machine-readable snake case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadResponse(pub &'static str);
+
+/// When a backend wants to be asked again. Small, as all that is kept of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// In so many seconds.
+    In(u32),
+    /// At this time, in seconds since 1970.
+    At(u32),
+}
+
+impl RetryAfter {
+    fn read(value: &[u8]) -> Option<RetryAfter> {
+        let at = || date::unix_seconds(value).map(RetryAfter::At);
+        parse_seconds(value).map(RetryAfter::In).or_else(at)
+    }
+
+    /// How long that is from now, which is a time in milliseconds since 1970.
+    pub fn wait(self, now_unix_ms: u64) -> Duration {
+        match self {
+            RetryAfter::In(seconds) => Duration::from_secs(seconds.into()),
+            RetryAfter::At(time) => {
+                Duration::from_millis((u64::from(time) * 1000).saturating_sub(now_unix_ms))
+            }
+        }
+    }
+}
 
 /// A parsed response head; reused like a request head.
 #[derive(Debug, Default)]
@@ -39,8 +67,8 @@ pub struct ResponseHead {
     pub json: bool,
     /// Content-Encoding is there and not `identity`: the bytes cannot be read as they pass.
     pub encoded: bool,
-    /// Retry-After in seconds, when it is given so and not as a date.
-    pub retry_after: Option<u32>,
+    /// What Retry-After says, when it can be read.
+    pub retry_after: Option<RetryAfter>,
     /// All field lines, also those that end here (`Field::stays`).
     pub fields: Vec<Field>,
     scan: HeadScan,
@@ -182,7 +210,7 @@ impl ResponseHead {
             Known::Connection => said.connection.read(value)?,
             Known::ContentType => self.take_type(value),
             Known::ContentEncoding => self.encoded |= !value.eq_ignore_ascii_case(b"identity"),
-            Known::RetryAfter => self.retry_after = parse_seconds(value),
+            Known::RetryAfter => self.retry_after = RetryAfter::read(value),
             Known::FramingLookAlike => return Err(HttpFault::FramingLookAlike),
             _ => {}
         }

@@ -1,11 +1,11 @@
 //! What requests find out about their backends goes to the members.
 
+use crate::base::clock::unix_ms;
 use crate::base::fault::{Fault, Side};
 use crate::http::field::Known;
 use crate::http::response::ResponseHead;
 use crate::state::member::{Member, Witness};
 use crate::state::repute::{Change, Evidence};
-use std::time::Duration;
 
 /// Takes in what a fault says about a backend.
 pub fn hear_fault(backend: &Member, fault: Fault) {
@@ -22,8 +22,8 @@ pub fn hear_fault(backend: &Member, fault: Fault) {
 /// Takes in what the head of an answer says about a backend.
 pub fn hear_answer(backend: &Member, response: &ResponseHead) {
     let has_retry_after = response.fields.iter().any(|f| f.known == Known::RetryAfter);
-    if let (429 | 503, Some(seconds)) = (response.status, response.retry_after) {
-        backend.spare_for(Duration::from_secs(seconds.into()));
+    if let (429 | 503, Some(retry_after)) = (response.status, response.retry_after) {
+        backend.spare_for(retry_after.wait(unix_ms()));
     }
     // A refusal of what the client sent is an answer; one for lack of room, or strength, is none.
     backend.hear_served(response.status < 500 && response.status != 429);

@@ -280,7 +280,10 @@ fn a_standby_serves_while_the_others_are_sick_and_no_longer() {
 #[test]
 fn an_engine_that_says_that_it_is_full_is_spared_while_there_are_others() {
     const FULL: &str = "HTTP/1.1 429 X\r\nretry-after: 3000\r\ncontent-length: 0\r\n\r\n";
-    let (full, well) = (Backend::answering(FULL), Backend::answering(OK));
+    /// The other form that the field may have.
+    const UNTIL: &str = "HTTP/1.1 429 X\r\nretry-after: Fri, 31 Dec 2100 23:59:59 GMT\r\n\
+                         content-length: 0\r\n\r\n";
+    let (full, well) = (Backend::answering(UNTIL), Backend::answering(OK));
     let config = |more: &Backend| {
         let config = Config::new().backend(full.url(), "name: full").section(NO_PROBES);
         config.backend(more.url(), "name: other")

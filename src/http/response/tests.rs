@@ -152,10 +152,14 @@ fn facts_for_the_proxy() {
     assert_eq!(facts("Content-Encoding: gzip"), (false, false, true));
     assert_eq!(facts("Content-Encoding: identity"), (false, false, false));
     let retry = |value: &str| with(&format!("Retry-After: {value}\r\n")).unwrap().retry_after;
-    assert_eq!(retry("120"), Some(120));
-    assert_eq!(retry("Fri, 31 Dec 1999 23:59:59 GMT"), None);
-    assert_eq!(retry("99999999999"), Some(u32::MAX), "long, and not absent");
-    assert_eq!(retry("-1"), None);
+    assert_eq!(retry("120"), Some(RetryAfter::In(120)));
+    let date = RetryAfter::At(946_684_799);
+    assert_eq!(retry("Fri, 31 Dec 1999 23:59:59 GMT"), Some(date));
+    assert_eq!(retry("99999999999"), Some(RetryAfter::In(u32::MAX)), "long, and not absent");
+    assert_eq!((retry("-1"), retry("Fri, 31 Dec"), retry("")), (None, None, None));
+    let wait = |millis| date.wait(millis).as_millis();
+    assert_eq!((wait(946_684_798_500), wait(946_684_799_000)), (500, 0));
+    assert_eq!(wait(u64::MAX), 0, "it is over");
 }
 
 /// A backend may nominate what it likes, but not what the proxy needs to be sure of.

@@ -5,6 +5,7 @@
 use super::facts;
 use super::preamble::{self, Held};
 use super::tries::{pick, Trying};
+use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
 use crate::base::fnv;
 use crate::base::panic_point;
@@ -186,7 +187,7 @@ async fn hear(
         return None;
     }
     set_rule(trying, request);
-    let wished = response.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
+    let wished = response.retry_after.map(|retry_after| retry_after.wait(unix_ms()));
     let end = TryEnd::Status(status, wished);
     let is_covered = trying.policy().covers(end);
     // What is retried anyhow need not be read.
