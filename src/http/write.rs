@@ -288,6 +288,25 @@ pub fn own(out: &mut Vec<u8>, how: &OwnResponse<'_>) {
     finish(out, framing, how.client, how.close);
 }
 
+/// Writes the head of an event stream that is ours from the first byte, and gives the framing of
+/// what follows. `close`: the connection closes behind it.
+pub fn own_stream(
+    out: &mut Vec<u8>,
+    (client, close): (Version, bool),
+    request_id: &str,
+) -> OutFraming {
+    let framing = match client {
+        Version::Http10 => OutFraming::UntilClose,
+        Version::Http11 => OutFraming::Chunked,
+    };
+    status_line(out, 200, reason::phrase(200).as_bytes());
+    line(out, b"Content-Type", b"text/event-stream");
+    line(out, b"Cache-Control", b"no-cache");
+    line(out, b"x-request-id", request_id.as_bytes());
+    finish(out, framing, client, close || framing == OutFraming::UntilClose);
+    framing
+}
+
 fn status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     out.extend_from_slice(b"HTTP/1.1 ");
     push_decimal(out, u64::from(status));

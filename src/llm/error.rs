@@ -5,7 +5,11 @@
 use super::dialect::Dialect;
 use crate::base::refusal::Refusal;
 use serde::Serialize;
+use serde_json::Value;
 use std::borrow::Cow;
+
+/// Characters of an engine's own words that go into an event of ours. Beyond: cut.
+const MESSAGE_CHARS_MAX: usize = 1000;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -104,6 +108,18 @@ fn told_after(fault: &Refusal, events: u64) -> Cow<'_, str> {
     }
 }
 
+/// What an engine says in the body of an error, in whatever form engines have for that; `None`: it
+/// has none of them.
+pub fn message_in(body: &[u8]) -> Option<String> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let said: Value = serde_json::from_slice(body).ok()?;
+    let error = said.get("error");
+    let nested = error.and_then(|error| error.get("message"));
+    let places = [nested, error, said.get("message"), said.get("detail")];
+    let message = places.into_iter().flatten().find_map(text)?;
+    Some(message.chars().take(MESSAGE_CHARS_MAX).collect())
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     error: &'a str,
@@ -186,6 +202,24 @@ mod tests {
             let fault = Refusal::new(502, "backend_broke", "Gone.");
             assert_eq!(told_after(&fault, events), wanted);
         }
+    }
+
+    /// Catches: an engine whose words are lost because it has another form for errors.
+    #[test]
+    fn the_words_of_an_engine_are_found_in_each_form() {
+        for body in [
+            r#"{"error":{"message":"no \"x\"","type":"t","code":404}}"#,
+            r#"{"object":"error","message":"no \"x\"","code":400}"#,
+            r#"{"error":"no \"x\"","error_type":"overloaded"}"#,
+            r#"{"detail":"no \"x\""}"#,
+        ] {
+            assert_eq!(message_in(body.as_bytes()).as_deref(), Some("no \"x\""), "{body}");
+        }
+        for body in ["", "<html>", "\"x\"", r#"{"error":{"code":7}}"#, r#"{"detail":[]}"#] {
+            assert_eq!(message_in(body.as_bytes()), None, "{body}");
+        }
+        let long = format!(r#"{{"detail":"{}"}}"#, "ä".repeat(5000));
+        assert_eq!(message_in(long.as_bytes()).unwrap().chars().count(), MESSAGE_CHARS_MAX);
     }
 
     /// Catches: a message that breaks its line, or another shape than Ollama's clients read.

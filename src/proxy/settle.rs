@@ -57,6 +57,8 @@ pub struct Story {
     pub status: u16,
     /// The answer was an event stream.
     pub event_stream: bool,
+    /// The client had the head of a stream from us, before an engine's came.
+    pub head_is_out: bool,
     /// The head of the answer says how long it is.
     pub has_length: bool,
     /// The try that was answered asked for usage, and the client had not.

@@ -28,7 +28,7 @@ mod turn;
 mod unread;
 
 pub use crowd::{Part, Rank};
-pub use post::{Post, Watched};
+pub use post::{Pen, Post, Watched};
 
 /// Deadlines are kept in ticks of this length, and checked as often.
 pub const TICK: Duration = Duration::from_millis(TICK_MS);

@@ -139,6 +139,8 @@ pub struct Meters {
     pub events_unjudged: u64,
     /// Comments that were put into silent streams.
     pub keep_alives: u64,
+    /// Streams whose head went to the client before an engine's came.
+    pub early_heads: u64,
     /// Connections closed for idling: clients', kept ones of backends.
     pub idle_closed: [u64; 2],
     /// Connections closed to make room: silent ones, idle ones, those with half a head, those of
@@ -328,6 +330,7 @@ impl Meters {
         sum(&mut self.unpacked, &other.unpacked);
         self.events_unjudged += other.events_unjudged;
         self.keep_alives += other.keep_alives;
+        self.early_heads += other.early_heads;
         self.accept_pauses += other.accept_pauses;
         self.panics += other.panics;
         let (ours, theirs) = (&mut self.gauges, &other.gauges);

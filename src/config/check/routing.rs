@@ -33,6 +33,7 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
         fallback: Vec::new(),
         sse_keepalive: Duration::ZERO,
         hold_preamble: Duration::ZERO,
+        early_head: false,
         response_headers: Vec::new(),
     });
     let backends = backends(root, "backends", Timeouts::of(&routing));
@@ -44,6 +45,9 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     }
     if backends.len() == 1 && !root.has("discovery") {
         warn_of_one(root, &routing);
+    }
+    if routing.early_head && routing.sse_keepalive.is_zero() {
+        root.warn("routing", "early_head: no head goes early without routing.sse_keepalive");
     }
     if on {
         // What is found later may serve anything.
@@ -84,6 +88,7 @@ fn read(s: &mut Section) -> Routing {
         fallback: Vec::new(),
         sse_keepalive: s.duration_or_zero("sse_keepalive"),
         hold_preamble: s.duration_or_zero("hold_preamble"),
+        early_head: s.boolean("early_head", false),
         response_headers: s.list("response_headers", response_header).unwrap_or_default(),
     }
 }

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 const HALF_CLOSES: [(&str, HalfClose); 2] =
-    [("abort", HalfClose::Abort), ("serve", HalfClose::Serve)];
+    [("leave", HalfClose::Leave), ("serve", HalfClose::Serve)];
 
 /// Reads the section; every default is here.
 pub fn server(root: &mut Section) -> Server {
@@ -80,7 +80,7 @@ fn defaults() -> Server {
         body_timeout: Duration::from_secs(30),
         write_timeout: Duration::from_secs(60),
         idle_timeout: Duration::from_secs(75),
-        half_close: HalfClose::Abort,
+        half_close: HalfClose::Leave,
         shutdown_delay: Duration::ZERO,
         // Kubernetes kills after 30 s unless it is told otherwise: what was cut still has to be
         // settled, and its records written.

@@ -36,6 +36,9 @@ pub struct Routing {
     /// error in its first events can be retried; zero: not at all.
     #[serde(serialize_with = "print::duration")]
     pub hold_preamble: Duration,
+    /// A stream whose answer has not begun when its first comment is due gets its head with that:
+    /// what fails from then on is told inside the stream.
+    pub early_head: bool,
     /// What answers say of their way here, beside what engines send.
     pub response_headers: Vec<ResponseHeader>,
 }

@@ -93,7 +93,7 @@ impl Server {
 #[serde(rename_all = "snake_case")]
 pub enum HalfClose {
     /// It left: its generation is cancelled at once.
-    Abort,
+    Leave,
     /// It still reads: it is served until it resets the connection, which a client that left does
     /// at the first byte that is sent to it.
     Serve,

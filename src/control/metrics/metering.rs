@@ -31,6 +31,8 @@ impl Facts {
         page.counter("llmproxy_events_unjudged", help, one(m.events_unjudged))?;
         let help = "Comments that clients got while their streams were silent.";
         page.counter("llmproxy_sse_keepalives", help, one(m.keep_alives))?;
+        let help = "Streams whose head went to the client before an engine's came.";
+        page.counter("llmproxy_sse_early_heads", help, one(m.early_heads))?;
         self.reporters(page)?;
         self.journal(page)?;
         let help = "Log events dropped because the queue was full.";

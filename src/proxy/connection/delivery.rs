@@ -46,7 +46,7 @@ pub(super) async fn deliver(
     let backend = Rc::clone(got.lease.backend());
     let mut outbound = outbound(response, request.head.version);
     let strips = story.asked_usage && strip::is_readable(response);
-    if strips {
+    if strips || story.head_is_out {
         outbound = strip::of_any_length(outbound, request.head.version);
     }
     let closes = closes(w, request, outbound);
@@ -68,7 +68,7 @@ pub(super) async fn deliver(
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
         let told = (&*request, &*response, &*story);
-        let mut head = Some(client_head((&pass.view, &backend), told, read, how));
+        let mut head = client_head((&pass.view, &backend), told, read, how);
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if response.event_stream {
@@ -203,12 +203,16 @@ fn is_counted(request: &Request, status: u16) -> bool {
 /// Vectors, with usage behind them, or before them (llama.cpp).
 const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
+/// The head for the client; `None`: it has one.
 fn client_head(
     (view, backend): (&WorkerView, &Member),
     (request, response, story): (&Request, &ResponseHead, &Story),
     bytes: &[u8],
     (framing, close): (OutFraming, bool),
-) -> Buffer {
+) -> Option<Buffer> {
+    if story.head_is_out {
+        return None;
+    }
     let mut head = Buffer::take();
     let wanted = &view.plan.routing.response_headers;
     let told = told::fields(wanted, (request, backend, story.retries));
@@ -222,5 +226,5 @@ fn client_head(
         at_ours: &|value| location::at_ours(view.shared.members(), &backend.plan, value),
     };
     write::response(&mut head, response, bytes, &how);
-    head
+    Some(head)
 }

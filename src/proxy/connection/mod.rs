@@ -11,6 +11,7 @@
 mod incoming;
 mod facts;
 mod tries;
+mod early;
 mod retry;
 mod preamble;
 mod delivery;
@@ -149,7 +150,7 @@ pub fn serve(
     let w = live.shared();
     let view = w.view();
     let gone = match view.plan.server.half_close {
-        HalfClose::Abort => Gone::AtFin,
+        HalfClose::Leave => Gone::AtFin,
         HalfClose::Serve => Gone::AtReset,
     };
     let post = w.patrol.watch(socket, gone).ok()?;

@@ -1,7 +1,7 @@
 //! The answers that we make ourselves: refusals, what stands for a backend that did not answer, our
 //! own pages. Each leaves the story by which its request is settled.
 
-use super::{Next, Notes, Underway};
+use super::{early, Next, Notes, Underway};
 use crate::base::fault::{Fault, Retryable};
 use crate::base::limits::EJECTION_STEP;
 use crate::base::refusal::Refusal;
@@ -91,9 +91,14 @@ pub(super) async fn give_up(
         story.status = refusal.status;
         // As with an engine's answer: whoever has seen the end of it has a record that says so.
         settle::close(pass, (request, tap), story, 0);
-        let frame = frame(w, request, refusal.close);
-        let sent = answer::refuse(client, &frame, &refusal).await;
-        after(sent, frame.close)
+        match story.head_is_out {
+            true => Box::pin(early::tell(client, (request, story), &refusal)).await,
+            false => {
+                let frame = frame(w, request, refusal.close);
+                let sent = answer::refuse(client, &frame, &refusal).await;
+                after(sent, frame.close)
+            }
+        }
     };
     request.release_body(client);
     next

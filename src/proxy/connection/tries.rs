@@ -1,5 +1,6 @@
 //! From a whole request to the head of an engine's answer: the opening record, the tries.
 
+use super::early;
 use super::ours::{give_up, refuse};
 use super::retry::{self, is_doubtful};
 use super::{Next, Notes, Underway};
@@ -31,6 +32,10 @@ pub(super) async fn forward(
     client: &mut Client,
     underway: &mut Underway<'_>,
 ) -> Result<Exchange, Next> {
+    if underway.pass.view.plan.routing.early_head {
+        // Boxed: what it needs beside the tries is not for every stream to carry.
+        return Box::pin(early::forward(w, client, underway)).await;
+    }
     let first = match open(w, client, underway) {
         Ok(first) => first,
         Err(refusal) => return Err(Box::pin(refuse(w, client, underway, refusal)).await),
@@ -44,7 +49,7 @@ pub(super) async fn forward(
 
 /// Picks who is asked first and opens the request's record: an engine has nothing that the journal
 /// has not.
-fn open(
+pub(super) fn open(
     w: &Shared,
     client: &Client,
     underway: &mut Underway<'_>,
@@ -139,7 +144,7 @@ impl<'a> Trying<'a> {
 
 /// Tries backends until one begins to answer. What follows a try that brought no answer, or one
 /// that may be none for the client, is decided by `retry`. The error is how the last one failed.
-async fn try_backends(
+pub(super) async fn try_backends(
     w: &Shared,
     client: &mut Client,
     underway: &mut Underway<'_>,

@@ -16,6 +16,10 @@ pub mod tap;
 
 use crate::base::fault::Fault;
 
+/// What a client gets while its stream is silent: a comment, and the empty line behind it, for some
+/// readers wait for that before they look at anything.
+pub const COMMENT: &[u8] = b": keep-alive\n\n";
+
 /// How a relay ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Relayed {

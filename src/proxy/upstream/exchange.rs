@@ -242,7 +242,8 @@ fn head_of(
             client_ip: &request.peer,
             via: hop::name(),
             client_scheme: "http",
-            plain_answer: asking.is_spliced(),
+            // To a head that went before the engine's, no packed body fits.
+            plain_answer: asking.is_spliced() || (view.plan.routing.early_head && request.stream),
             trust_forwarded: false,
         },
     );

@@ -44,6 +44,14 @@ pub async fn is_loop(client: &Client, response: &ResponseHead, got: &mut Exchang
     says_so(client, response, got, says).await
 }
 
+/// Reads the body of an answer until it is whole, or longer or slower than errors are; gives what
+/// came of it, in its framing.
+pub async fn body<'a>(client: &Client, response: &ResponseHead, got: &'a mut Exchange) -> &'a [u8] {
+    says_so(client, response, got, |_| false).await;
+    let bytes = got.bytes.as_ref().map_or(&[][..], |bytes| bytes);
+    bytes.get(got.head_len..).unwrap_or_default()
+}
+
 /// Reads the body of an answer until it says so, or is whole, or longer or slower than such answers
 /// are. What is read stays in the exchange, for whoever sends the answer on.
 async fn says_so(

@@ -6,6 +6,7 @@ use crate::rt::socket::Socket;
 use pin_project_lite::pin_project;
 use rustix::event::epoll;
 use std::future::Future;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -13,6 +14,16 @@ use std::time::Duration;
 
 /// Waits in a row that may be over before they began, before others get a turn.
 const UNWAITED_MAX: u32 = 16;
+
+/// A way to write to a client while somebody else has its [`Post`], and waits for another peer.
+pub struct Pen(Rc<State>);
+
+impl Pen {
+    /// Sends what the kernel takes now. Never waits.
+    pub fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.socket.try_send(&[IoSlice::new(bytes)])
+    }
+}
 
 /// A client's socket on the patrol's round.
 pub struct Post {
@@ -25,6 +36,11 @@ impl Post {
     /// The socket that is watched.
     pub fn socket(&self) -> &Socket {
         &self.state.socket
+    }
+
+    /// A pen beside it. Nothing may be sent here while that is in use.
+    pub fn pen(&self) -> Pen {
+        Pen(Rc::clone(&self.state))
     }
 
     /// Sets the deadline of the waits that follow, replacing the one before. Rounded up to a tick.

@@ -3,9 +3,7 @@
 
 use super::Relay;
 use crate::base::fault::Fault;
-
-/// A comment and the empty line behind it: some readers wait for that before they look at anything.
-const COMMENT: &[u8] = b": keep-alive\n\n";
+use crate::proxy::relay::COMMENT;
 
 impl Relay<'_> {
     /// Sends a comment, unless the client has half an event.

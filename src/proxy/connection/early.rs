@@ -1,0 +1,238 @@
+//! `routing.early_head`: a stream whose answer is long in coming gets its head, and then comments,
+//! while the engines are still being tried. Nothing of an answer is out by that: the tries go on as
+//! they would. But what comes of them can be no status any more, so that a failure, also one that an
+//! engine answers with, is told by an event.
+
+use super::ours::{give_up, refuse};
+use super::tries::{open, try_backends};
+use super::{Next, Notes, Underway};
+use crate::base::fault::Fault;
+use crate::base::refusal::Refusal;
+use crate::config::plan::OnClientAbort;
+use crate::http::head::Version;
+use crate::http::request::Method;
+use crate::http::response::ResponseHead;
+use crate::http::write::{self, chunk_header, CHUNK_HEADER_BYTES_MAX, LAST_CHUNK};
+use crate::llm::dialect::Dialect;
+use crate::llm::error;
+use crate::proxy::client::Client;
+use crate::proxy::receive::Request;
+use crate::proxy::relay::framing::{Inbound, Sections};
+use crate::proxy::relay::COMMENT;
+use crate::proxy::settle::{self, Story};
+use crate::proxy::shared::Shared;
+use crate::proxy::upstream::exchange::Exchange;
+use crate::proxy::upstream::peek;
+use crate::rt;
+use crate::rt::patrol::Pen;
+use crate::state::member::Member;
+use std::io::IoSlice;
+use std::pin::pin;
+use std::time::Duration;
+
+/// What is told of an engine whose words cannot be read.
+const UNSAID: &str = "The backend answered with an error.";
+
+/// After how long a silent client gets the head and a comment, and then further comments; `None`:
+/// its answer may be something else than an event stream, or comments are off.
+fn is_due(underway: &Underway<'_>, first: &Member) -> Option<Duration> {
+    let routing = &underway.pass.view.plan.routing;
+    if routing.sse_keepalive.is_zero() {
+        return None;
+    }
+    let request = &underway.notes.request;
+    let is_asked_for = request.stream && request.method == Some(Method::Post);
+    // Of the engines' own paths, some stream though nobody asks them to, or not though one does.
+    let streams = matches!(
+        request.dialect_at(&first.plan.base_path),
+        Dialect::OpenAi
+            | Dialect::Responses
+            | Dialect::Messages
+            | Dialect::Completions
+            | Dialect::LlamaCpp
+    );
+    // An answer that cannot be passed on is cut off.
+    let may_be_cut = first.plan.on_client_abort == OnClientAbort::Close;
+    (is_asked_for && streams && may_be_cut).then_some(routing.sse_keepalive)
+}
+
+/// As [`super::tries::forward`], with a client that hears something meanwhile.
+pub(super) async fn forward(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+) -> Result<Exchange, Next> {
+    let first = match open(w, client, underway) {
+        Ok(first) => first,
+        Err(refusal) => return Err(refuse(w, client, underway, refusal).await),
+    };
+    let every = is_due(underway, &first);
+    let mut early = EarlyHead::new(client, &underway.notes.request);
+    let tried = {
+        let mut trying = pin!(try_backends(w, client, underway, first));
+        match every {
+            None => trying.await,
+            Some(every) => loop {
+                match rt::timeout(every, trying.as_mut()).await {
+                    Ok(tried) => break tried,
+                    Err(_) => early.speak(w),
+                }
+            },
+        }
+    };
+    underway.notes.story.head_is_out = early.is_out;
+    let tried = match tried {
+        // What was sent in part is sent to its end before anything else.
+        Ok(got) => client.send(&mut [IoSlice::new(&early.unsent)]).await.map(|()| got),
+        Err(Fault::ClientLeft) => Err(Fault::ClientLeft),
+        Err(fault) => client.send(&mut [IoSlice::new(&early.unsent)]).await.and(Err(fault)),
+    };
+    let Notes { response, .. } = &*underway.notes;
+    let is_stream = response.status == 200 && response.event_stream && !response.encoded;
+    match tried {
+        Ok(got) if is_stream || !early.is_out => Ok(got),
+        Ok(got) if response.status != 200 => Err(tell_error(client, underway, got).await),
+        Ok(got) => {
+            drop(got);
+            let fault = Fault::BadResponse("no_event_stream");
+            Err(give_up(w, client, underway, fault).await)
+        }
+        Err(fault) => Err(give_up(w, client, underway, fault).await),
+    }
+}
+
+/// What a client hears before there is an answer.
+struct EarlyHead {
+    pen: Pen,
+    head: Vec<u8>,
+    is_chunked: bool,
+    /// The client has the head, or its beginning.
+    is_out: bool,
+    /// What the kernel did not take yet.
+    unsent: Vec<u8>,
+}
+
+impl EarlyHead {
+    fn new(client: &Client, request: &Request) -> EarlyHead {
+        let (version, mut head) = (request.head.version, Vec::new());
+        write::own_stream(&mut head, (version, !request.head.keep_alive), request.id().as_str());
+        let is_chunked = version == Version::Http11;
+        let unsent = Vec::new();
+        EarlyHead { pen: client.post.pen(), head, is_chunked, is_out: false, unsent }
+    }
+
+    /// Sends a comment, and the head before the first one.
+    fn speak(&mut self, w: &Shared) {
+        if self.unsent.is_empty() {
+            if !self.is_out {
+                self.unsent.extend_from_slice(&self.head);
+            }
+            push(&mut self.unsent, COMMENT, self.is_chunked);
+        }
+        // Who cannot be written to has left, or takes nothing: whoever waits finds that out.
+        let sent = self.pen.try_send(&self.unsent).unwrap_or_default();
+        if sent == 0 {
+            if !self.is_out {
+                self.unsent.clear();
+            }
+            return;
+        }
+        self.unsent.drain(..sent);
+        let mut meters = w.shelf.meters.borrow_mut();
+        meters.early_heads += u64::from(!self.is_out);
+        meters.keep_alives += u64::from(self.unsent.is_empty());
+        self.is_out = true;
+    }
+}
+
+/// Puts a piece of a body behind what is there.
+fn push(out: &mut Vec<u8>, bytes: &[u8], is_chunked: bool) {
+    if !is_chunked {
+        out.extend_from_slice(bytes);
+        return;
+    }
+    let mut size = [0u8; CHUNK_HEADER_BYTES_MAX];
+    out.extend_from_slice(chunk_header(&mut size, bytes.len()));
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Tells what an engine answered with instead of a stream. Its status is that of the record.
+async fn tell_error(client: &mut Client, underway: &mut Underway<'_>, mut got: Exchange) -> Next {
+    let Underway { pass, notes: Notes { request, response, story, tap, .. } } = underway;
+    let body = peek::body(client, response, &mut got).await;
+    let said = if response.encoded { None } else { error::message_in(&plain(response, body)) };
+    // The engine first: its connection closes.
+    drop(got);
+    story.status = response.status;
+    settle::close(pass, (request, tap), story, 0);
+    let refusal = Refusal::new(response.status, "backend_error", UNSAID);
+    let refusal = match said {
+        Some(said) => refusal.with_message(said),
+        None => refusal,
+    };
+    let next = tell(client, (request, story), &refusal).await;
+    request.release_body(client);
+    next
+}
+
+/// A body without its framing, as far as it came.
+fn plain(response: &ResponseHead, mut body: &[u8]) -> Vec<u8> {
+    let (mut inbound, mut sections) = (Inbound::new(response.framing), Sections::default());
+    let mut plain = Vec::new();
+    while !body.is_empty() {
+        let progress = inbound.decode(body, false, &mut sections);
+        sections.for_each_data(body, |data| plain.extend_from_slice(data));
+        if progress.finished || progress.broken.is_some() {
+            break;
+        }
+        body = body.get(progress.consumed..).unwrap_or_default();
+    }
+    plain
+}
+
+/// Ends a stream of which nothing but its head and comments is out: with an event that says why, in
+/// the form that raises an error in the clients of its path, and the proper end of its body, since
+/// that is all of the answer.
+pub(super) async fn tell(
+    client: &mut Client,
+    (request, story): (&Request, &Story),
+    refusal: &Refusal,
+) -> Next {
+    let base = story.member().map_or("", |backend| &backend.plan.base_path);
+    let (mut event, mut out) = (Vec::new(), Vec::new());
+    error::write_last_event(request.dialect_at(base), refusal, 0, &mut event);
+    let is_chunked = request.head.version == Version::Http11;
+    push(&mut out, &event, is_chunked);
+    if is_chunked {
+        out.extend_from_slice(LAST_CHUNK);
+    }
+    // The head may have said that the connection lives on; a client that goes on takes its end for
+    // what it is, as between any two requests.
+    match client.send(&mut [IoSlice::new(&out)]).await {
+        Ok(()) => Next::CloseGently,
+        Err(_) => Next::Close,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits::HEAD_BYTES_MAX;
+
+    /// Catches: an engine's words that are looked for between the sizes of its chunks.
+    #[test]
+    fn a_body_is_read_without_its_framing_as_far_as_it_came() {
+        let of = |framing: &str, body: &str| {
+            let head = format!("HTTP/1.1 503 X\r\n{framing}\r\n\r\n");
+            let mut response = ResponseHead::default();
+            response.parse(head.as_bytes(), Method::Post, HEAD_BYTES_MAX).unwrap();
+            String::from_utf8(plain(&response, body.as_bytes())).unwrap()
+        };
+        assert_eq!(of("Transfer-Encoding: chunked", "2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"), "abc");
+        assert_eq!(of("Transfer-Encoding: chunked", "2\r\nab\r\n5\r\nc"), "abc");
+        assert_eq!(of("Content-Length: 5", "abc"), "abc");
+        assert_eq!(of("Connection: close", "abc"), "abc");
+        assert_eq!(of("Content-Length: 0", ""), "");
+    }
+}
