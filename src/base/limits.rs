@@ -369,6 +369,26 @@ pub const CONNECTIONS_OVER_MAX: usize = 32;
 pub const GUESTS_MAX: usize = 16;
 /// Longest `Retry-After` that a client is told when all backends are full, in seconds.
 pub const FULL_RETRY_AFTER_S_MAX: u32 = 30;
+/// An engine's own figures of its load are read so often, from the beginning of one reading to that
+/// of the next; one reading gets as long. Beyond: it has failed, and is counted.
+pub const ENGINE_LOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// After readings that failed, the next one comes later and later, up to this.
+pub const ENGINE_LOAD_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// Figures that are so old are not known any more.
+pub const ENGINE_LOAD_KNOWN: Duration = Duration::from_secs(5);
+/// Bytes of a page with such figures; vLLM's has some 200 KiB. Beyond: the reading has failed.
+pub const ENGINE_LOAD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Engines whose figures are read at a time. Beyond: the reading has failed.
+pub const ENGINE_LOADS_READ_MAX: usize = 64;
+/// Requests of others, of which an engine's figures tell, count at a backend up to so many for each
+/// of ours that is there. Beyond: they are not believed.
+pub const OTHERS_SHARE_MAX: u32 = 3;
+/// And so many beside these.
+pub const OTHERS_FREE_MAX: u32 = 8;
+/// A backend is asked so many times, after it came up, what engine it is. Beyond: nobody knows.
+pub const ENGINE_GUESSES_MAX: u32 = 3;
+/// All questions of one such time get so long.
+pub const ENGINE_GUESS_TIME: Duration = Duration::from_secs(2);
 /// An engine that says that it is full (429 or 503 with `Retry-After`) is spared for as long as it
 /// says, and no longer than this.
 pub const SPARED_MAX: Duration = Duration::from_secs(60);

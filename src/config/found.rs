@@ -23,7 +23,20 @@ const LISTS: [&str; 2] = ["backends", "services"];
 
 /// What is read of a row of a service; its other members are its own matter. Whoever runs such a
 /// service says where engines are, and not with which credentials we go there.
-const ROW_KEYS: [&str; 8] = ["name", "id", "url", "weight", "status", "models", "region", "backup"];
+const ROW_KEYS: [&str; 12] = [
+    "name",
+    "id",
+    "url",
+    "weight",
+    "status",
+    "models",
+    "region",
+    "backup",
+    "engine",
+    "metrics",
+    "max_concurrent",
+    "slow_start",
+];
 
 /// What a source says: a row for each backend, not checked yet.
 #[derive(Debug)]

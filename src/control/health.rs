@@ -1,8 +1,9 @@
 //! Active probes: one task per backend on the control plane's own ring. What they find is a flag
 //! in the member that workers read without waiting.
 
+use super::engine::Guess;
 use super::visit;
-use crate::config::plan::HealthCheck;
+use crate::config::plan::{Engine, HealthCheck};
 use crate::http::request::Method;
 use crate::rt;
 use crate::rt::guard::guarded;
@@ -90,7 +91,7 @@ impl News {
 }
 
 async fn watch(board: &Board, news: &News, id: MemberId) {
-    let mut judge = Judge::default();
+    let (mut judge, mut guess) = (Judge::default(), Guess::default());
     while let Some((member, check)) = to_probe(&board.view(), id) {
         let (began, backend) = (Instant::now(), &*member.name);
         let found = rt::await_peer(check.timeout, probe(&check, &member)).await;
@@ -98,7 +99,7 @@ async fn watch(board: &Board, news: &News, id: MemberId) {
             .unwrap_or_else(|| Err(format!("no answer within {} s", check.timeout.as_secs_f64())));
         if judge.hear(found.is_ok(), &check).is_some() {
             match &found {
-                Ok(()) => tracing::info!(backend, "backend is healthy"),
+                Ok(_) => tracing::info!(backend, "backend is healthy"),
                 Err(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
             }
             let why = found.as_ref().err().map_or("it answered a probe", String::as_str);
@@ -106,6 +107,14 @@ async fn watch(board: &Board, news: &News, id: MemberId) {
         }
         // Probes may have been off meanwhile, which makes it well: so each verdict is said again.
         member.set_passes_probes(judge.verdict.unwrap_or(true));
+        match &found {
+            // Only where it matters what it is.
+            Ok(server) if chosen(&check, &member).is_none() => {
+                guess.hear_well(&member, server.as_deref()).await;
+            }
+            Err(_) if judge.verdict == Some(false) => guess.hear_down(&member),
+            _ => {}
+        }
         drop(member);
         await_next(board, news, id, began, judge.is_in_doubt()).await;
     }
@@ -152,28 +161,62 @@ pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * f64::from(random[0]) / 255.0)
 }
 
-/// One probe: connect, ask, read the head of the answer.
-async fn probe(check: &HealthCheck, member: &Member) -> Result<(), String> {
+/// One probe: connect, ask, read the head of the answer. Gives what that calls its server.
+async fn probe(check: &HealthCheck, member: &Member) -> Result<Option<Vec<u8>>, String> {
     let mut link = visit::open(member, check.timeout).await?;
-    let chosen = member.plan.health_path.as_deref().or(check.path.as_deref());
-    let asked = (check.method.as_str(), chosen.unwrap_or(HealthCheck::PATH));
-    visit::send(&mut link, member, asked, "health").await?;
+    let (path, needs) = place(check, member);
+    visit::send(&mut link, member, (check.method.as_str(), path), "health").await?;
     let method = if check.method == "HEAD" { Method::Head } else { Method::Get };
-    let status = visit::read_head(&mut link, method, &mut Vec::new()).await?.status;
-    match is_well(status, chosen.is_some(), &check.expected_status) {
-        true => Ok(()),
-        false => Err(format!("status {status}")),
+    let (status, server) = visit::read_status(&mut link, method).await?;
+    match (is_well(status, needs, &check.expected_status), status, member.engine()) {
+        (true, ..) => Ok(server),
+        (_, 503, Engine::LlamaCpp) => Err("status 503: it is loading its model".into()),
+        _ => Err(format!("status {status}")),
     }
 }
 
-/// Whether a status speaks for a backend. `expected` empty: any 2xx; and on a path that nobody
-/// chose also any other below 500, for the engine may not have that path (Ollama) or may want a
-/// key for it, and says so because it is alive.
-fn is_well(status: u16, is_path_chosen: bool, expected: &[u16]) -> bool {
-    match expected {
-        [] if is_path_chosen => (200..300).contains(&status),
-        [] => status < 500,
-        listed => listed.contains(&status),
+/// What the answer to a probe must be, unless `expected_status` says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// 2xx: the path is known to be there.
+    Good,
+    /// The same, or 404: older versions of the engine do not have the path.
+    GoodOrMissing,
+    /// Below 500: nobody chose the path, and the engine may not have it, or may want a key for it;
+    /// it says so because it is alive.
+    Life,
+}
+
+/// Where a backend is probed, if the configuration says that.
+fn chosen<'a>(check: &'a HealthCheck, member: &'a Member) -> Option<&'a str> {
+    member.plan.health_path.as_deref().or(check.path.as_deref())
+}
+
+/// Where a backend is probed: where the configuration says, or else where its engine tells how it
+/// is (docs/health.md).
+fn place<'a>(check: &'a HealthCheck, member: &'a Member) -> (&'a str, Needs) {
+    if let Some(chosen) = chosen(check, member) {
+        return (chosen, Needs::Good);
+    }
+    let (path, needs) = match member.engine() {
+        // Its `/health` generates a token, which takes a second and a place in the batch.
+        Engine::Sglang => ("/ready", Needs::GoodOrMissing),
+        Engine::Ollama => ("/api/version", Needs::Good),
+        Engine::Vllm | Engine::Tgi | Engine::LlamaCpp => (HealthCheck::PATH, Needs::Good),
+        Engine::Auto => (HealthCheck::PATH, Needs::Life),
+    };
+    // Something before the engine may keep the path of a guess from us.
+    let is_given = member.plan.engine != Engine::Auto;
+    (path, if is_given { needs } else { Needs::Life })
+}
+
+/// Whether a status speaks for a backend; `expected` is empty where nobody said which do.
+fn is_well(status: u16, needs: Needs, expected: &[u16]) -> bool {
+    match (expected, needs) {
+        ([], Needs::Good) => (200..300).contains(&status),
+        ([], Needs::GoodOrMissing) => (200..300).contains(&status) || status == 404,
+        ([], Needs::Life) => status < 500,
+        (listed, _) => listed.contains(&status),
     }
 }
 
@@ -261,14 +304,56 @@ mod tests {
     /// was chosen with 404 and is taken for well; a loading one taken for ready.
     #[test]
     fn a_path_that_nobody_chose_may_be_missing() {
-        for (status, assumed, chosen) in
-            [(200, true, true), (404, true, false), (401, true, false), (503, false, false)]
-        {
-            assert_eq!(is_well(status, false, &[]), assumed, "{status}");
-            assert_eq!(is_well(status, true, &[]), chosen, "{status}");
-            assert!(!is_well(status, false, &[204]), "{status}");
+        for (status, life, good, older) in [
+            (200, true, true, true),
+            (404, true, false, true),
+            (401, true, false, false),
+            (503, false, false, false),
+        ] {
+            assert_eq!(is_well(status, Needs::Life, &[]), life, "{status}");
+            assert_eq!(is_well(status, Needs::Good, &[]), good, "{status}");
+            assert_eq!(is_well(status, Needs::GoodOrMissing, &[]), older, "{status}");
+            assert!(!is_well(status, Needs::Life, &[204]), "{status}");
         }
-        assert!(is_well(204, true, &[204]));
+        assert!(is_well(204, Needs::Good, &[204]));
+    }
+
+    /// Catches: an engine that is asked where it does not tell, a path of the configuration that
+    /// does not count, and a guess that makes a probe stricter.
+    #[test]
+    fn each_engine_is_asked_where_it_tells() {
+        let load = |text: &str| crate::config::load_text("test", text, &|_| None).unwrap().plan;
+        let asked = |backend: &str, check: &str, found: Engine| {
+            let text = format!(
+                "backends: [{{url: 'http://192.0.2.1'{backend}}}]\nhealth_check: {{{check}}}"
+            );
+            let plan = load(&text);
+            let member = Member::new(plan.backends[0].clone(), None);
+            member.set_engine(found);
+            let (path, needs) = place(plan.health_check.as_ref().unwrap(), &member);
+            (path.to_owned(), needs)
+        };
+        use Engine::{Auto, Ollama, Sglang, Vllm};
+        use Needs::{Good, GoodOrMissing, Life};
+        for (backend, check, found, path, needs) in [
+            ("", "", Auto, "/health", Life),
+            ("", "", Vllm, "/health", Life),
+            ("", "", Sglang, "/ready", Life),
+            ("", "", Ollama, "/api/version", Life),
+            (", engine: vllm", "", Auto, "/health", Good),
+            (", engine: sglang", "", Ollama, "/ready", GoodOrMissing),
+            (", engine: tgi", "", Auto, "/health", Good),
+            (", engine: llamacpp", "", Auto, "/health", Good),
+            (", engine: ollama", "", Auto, "/api/version", Good),
+            (", engine: ollama", "path: /x", Auto, "/x", Good),
+            (", engine: ollama, health_path: /y", "path: /x", Auto, "/y", Good),
+        ] {
+            assert_eq!(
+                asked(backend, check, found),
+                (path.to_owned(), needs),
+                "{backend} {found:?}"
+            );
+        }
     }
 
     /// Catches: an engine that hangs and keeps its clients for 42 s with the defaults, because each

@@ -204,6 +204,15 @@ impl Page<'_> {
         Ok(())
     }
 
+    /// A gauge of figures that need not be whole.
+    fn share_gauge(&mut self, name: &str, help: &str, series: Vec<(Labels, f64)>) -> fmt::Result {
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
     fn histogram(
         &mut self,
         name: &str,

@@ -8,6 +8,8 @@ pub mod tls;
 pub mod resolve;
 pub mod circle;
 mod visit;
+mod engine;
+pub mod engine_load;
 pub mod health;
 pub mod models;
 pub mod discovery;

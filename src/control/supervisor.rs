@@ -3,6 +3,7 @@
 
 use super::admin::{self, SocketFile};
 use super::discovery::FindersInUse;
+use super::engine_load::LoadReaders;
 use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
@@ -387,6 +388,7 @@ fn start_ring(
                 Err(error) => return drop(ready.send(Err(error.to_string()))),
             };
             let probers = Probers::new(Arc::clone(&board));
+            let load_readers = LoadReaders::new(Arc::clone(&board));
             let metrics = metrics.map(|listener| metrics_outlet(listener, Arc::clone(&board)));
             for outlet in metrics.into_iter().chain(admin.map(admin::outlet)) {
                 crate::rt::spawn(page::serve(outlet, Rc::clone(&patrol), pages.clone()));
@@ -395,6 +397,7 @@ fn start_ring(
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {
                 probers.look();
+                load_readers.look();
                 patrol.next_sweep(true, pulse.sleep()).await;
             }
         });

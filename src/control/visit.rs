@@ -90,15 +90,37 @@ pub(super) async fn read_head(
     method: Method,
     bytes: &mut Vec<u8>,
 ) -> Result<ResponseHead, String> {
+    let (head, len) = await_head(link, method, bytes).await?;
+    bytes.drain(..len);
+    Ok(head)
+}
+
+/// Reads the head of the final answer and nothing else; gives its status, and what it calls its
+/// server.
+pub(super) async fn read_status(
+    link: &mut Link,
+    method: Method,
+) -> Result<(u16, Option<Vec<u8>>), String> {
+    let mut bytes = Vec::new();
+    let (head, _) = await_head(link, method, &mut bytes).await?;
+    Ok((head.status, head.named(&bytes, "server").map(<[u8]>::to_vec)))
+}
+
+/// Gives the head, and how many bytes it has at the start of `bytes`.
+async fn await_head(
+    link: &mut Link,
+    method: Method,
+    bytes: &mut Vec<u8>,
+) -> Result<(ResponseHead, usize), String> {
     let mut head = ResponseHead::default();
     loop {
         while let Parse::Done { len } =
             head.parse(bytes, method, HEAD_BYTES_MAX).map_err(|bad| bad.0.to_owned())?
         {
-            bytes.drain(..len);
             if head.status >= 200 {
-                return Ok(head);
+                return Ok((head, len));
             }
+            bytes.drain(..len);
             head.reset();
         }
         if !read_more(link, bytes).await? {

@@ -1,5 +1,5 @@
-//! Dates of HTTP (RFC 9110 section 5.6.7): the form that is written today, and the two that recipients
-//! must understand all the same.
+//! Dates of HTTP (RFC 9110 section 5.6.7): the form that is written today, and the two that
+//! recipients must understand all the same.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;

@@ -16,5 +16,6 @@ pub mod unpack;
 pub mod sse;
 pub mod ending;
 pub mod extra_event;
+pub mod engine_load;
 pub mod error;
 pub mod json;

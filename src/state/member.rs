@@ -4,17 +4,18 @@
 
 use super::latency::Latency;
 use super::prefixes::{ExpectedPrefix, Fresh, Retention};
+use super::reported::Reported;
 use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
 use crate::base::limits::SPARED_MAX;
 use crate::base::uptime::uptime;
-use crate::config::plan::{Backend, Endpoint};
+use crate::config::plan::{Backend, Endpoint, Engine};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::ServerName;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,9 @@ pub struct Vitals {
     remarks: [ArcSwapOption<Remark>; 2],
     usage_wishes: KnownWishes,
     addresses: ArcSwap<Vec<SocketAddr>>,
+    /// What it was found to be: its place in [`Engine::ALL`].
+    engine: AtomicU8,
+    reported: Reported,
 }
 
 /// Who says how a backend is.
@@ -184,6 +188,22 @@ impl Member {
         (weight * percent).max(1)
     }
 
+    /// What it is: what the configuration says, or else what was found out; [`Engine::Auto`] while
+    /// that is not known.
+    pub fn engine(&self) -> Engine {
+        let found = || Engine::ALL.get(usize::from(self.vitals.engine.load(Ordering::Relaxed)));
+        match self.plan.engine {
+            Engine::Auto => found().copied().unwrap_or(Engine::Auto),
+            given => given,
+        }
+    }
+
+    /// Requests that are there: ours, and beside them those of others that the engine tells of.
+    pub fn load_at(&self, now: impl FnOnce() -> Tenths) -> u32 {
+        let ours = self.inflight();
+        ours.saturating_add(self.reported.others_beside(ours, now))
+    }
+
     /// True when `plan` is for this backend: by its name, at the same place, with the same TLS.
     pub fn is_for(&self, plan: &Backend) -> bool {
         let ours = &self.plan;
@@ -231,6 +251,8 @@ impl Vitals {
             remarks: Default::default(),
             usage_wishes: KnownWishes::new(Instant::now()),
             addresses: ArcSwap::from_pointee(addresses),
+            engine: AtomicU8::new(0),
+            reported: Reported::default(),
         }
     }
 
@@ -488,6 +510,18 @@ impl Vitals {
     /// What is known, for each model, of its answer to the wish for the usage of a stream.
     pub fn usage_wishes(&self) -> &KnownWishes {
         &self.usage_wishes
+    }
+
+    /// It was found to be this engine; [`Engine::Auto`]: that holds no more. Set by the health
+    /// prober alone.
+    pub fn set_engine(&self, engine: Engine) {
+        let place = Engine::ALL.iter().position(|known| *known == engine).unwrap_or_default();
+        self.engine.store(place as u8, Ordering::Relaxed);
+    }
+
+    /// What it says of its own load.
+    pub fn reported(&self) -> &Reported {
+        &self.reported
     }
 
     /// The addresses last resolved; empty when the name never resolved, and for Unix sockets.

@@ -12,6 +12,7 @@ pub mod meters;
 pub mod models;
 pub mod prefixes;
 pub mod model_list;
+pub mod reported;
 pub mod repute;
 pub mod scrape;
 pub mod pulse;

@@ -94,8 +94,8 @@ fn a_record_is_of_one_family_or_of_both() {
     }
 }
 
-/// Catches: addresses of IPv6 that are taken away because their server failed for a moment; a server
-/// that never knew of IPv6 taken for one that fails.
+/// Catches: addresses of IPv6 that are taken away because their server failed for a moment; a
+/// server that never knew of IPv6 taken for one that fails.
 #[test]
 fn a_server_that_fails_of_one_family_takes_nothing_away() {
     let server = NameServer::start();

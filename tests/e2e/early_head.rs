@@ -1,5 +1,5 @@
-//! `routing.early_head`: the head of a stream that goes before any engine's, and what is told inside
-//! the stream because it can be no status any more.
+//! `routing.early_head`: the head of a stream that goes before any engine's, and what is told
+//! inside the stream because it can be no status any more.
 
 use crate::harness::message::Ended;
 use crate::harness::{Backend, Config, Conn, Proxy, Webhook, SOON};
@@ -26,7 +26,8 @@ fn waiting(answer: impl Into<String>) -> (Backend, Sender<()>) {
     (backend, go)
 }
 
-/// The answer of an engine that streams. It says how long it is, as some do: our client's is chunked.
+/// The answer of an engine that streams. It says how long it is, as some do: that of our client is
+/// in chunks all the same.
 fn stream() -> String {
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Engine: e\r\n\
@@ -36,8 +37,10 @@ fn stream() -> String {
 }
 
 fn error(status: u16, body: &str) -> String {
-    let len = body.len();
-    format!("HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}")
+    format!(
+        "HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 fn before(backends: &[&Backend], routing: &str) -> (Proxy, Webhook) {

@@ -36,7 +36,9 @@ fn only_probes_in_a_row_change_the_verdict() {
     });
     let proxy = Config::new()
         .backend(backend.url(), "name: it")
-        .section("health_check: {interval: 50ms, unhealthy_threshold: 3, healthy_threshold: 2}")
+        .section(
+            "health_check: {interval: 50ms, path: /, unhealthy_threshold: 3, healthy_threshold: 2}",
+        )
         .start();
     let said = |proxy: &Proxy| {
         let events = proxy.events();

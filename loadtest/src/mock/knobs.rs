@@ -114,6 +114,8 @@ pub struct Knobs {
     pub tricky: bool,
     /// Milliseconds of silence after which the stream carries a comment; absent = the dialect's
     pub comment_ms: Option<u64>,
+    /// Requests that run and that wait, by its metrics page
+    pub load: (u32, u32),
 }
 
 impl Default for Knobs {
@@ -150,12 +152,13 @@ impl Default for Knobs {
             head: HeadTime::Dialect,
             tricky: false,
             comment_ms: None,
+            load: (0, 0),
         }
     }
 }
 
 /// Name and meaning of every knob, for the command line's help.
-pub const NAMES: [(&str, &str); 31] = [
+pub const NAMES: [(&str, &str); 32] = [
     ("tokens", "content events of a stream [16, or the request's max_tokens if that is less]"),
     ("ttft-ms", "milliseconds before the first event or the whole answer [0]"),
     ("gap-ms", "milliseconds between content events [0]"),
@@ -187,6 +190,7 @@ pub const NAMES: [(&str, &str); 31] = [
     ("head", "when a stream's head leaves: early, late or dialect [dialect]"),
     ("text", "plain, or tricky (escaped quotes, a fake usage, non-ASCII) [plain]"),
     ("comment-ms", "silence after which a comment is sent; 0 = never; dialect [dialect]"),
+    ("load", "RUNNING,WAITING: requests, by the page at /metrics [0,0]"),
 ];
 
 impl Knobs {
@@ -222,6 +226,10 @@ impl Knobs {
             "bad-bytes" => self.bad_bytes = number(value)?,
             "seed" => self.seed = number(value)?,
             "usage" => self.usage = usage(value)?,
+            "load" => {
+                let (running, waiting) = value.split_once(',').unwrap_or((value, "0"));
+                self.load = (number(running)?, number(waiting)?);
+            }
             "comment-ms" => {
                 self.comment_ms = if value == "dialect" { None } else { Some(number(value)?) };
             }

@@ -106,6 +106,7 @@ pub fn decide(worker: &Worker, received: &Received<'_>, is_last: bool) -> Reply 
         generation(worker, ask, &knobs, closes, request.is_http10)
     } else {
         let mut message = probe(worker, path, style)
+            .or_else(|| load(dialect, path, style, knobs.load))
             .unwrap_or_else(|| failure(worker, &Knobs::default(), 404, closes));
         if request.method == "HEAD" {
             message.drop_body();
@@ -307,6 +308,9 @@ fn probe(worker: &Worker, path: &str, style: HeadStyle<'_>) -> Option<Message> {
             Kind::Json,
             r#"{"id":"score-0","object":"list","created":1700000000,"model":"m","data":[{"index":0,"object":"score","score":0.9}],"usage":{"prompt_tokens":12,"total_tokens":12,"completion_tokens":0,"prompt_tokens_details":null}}"#,
         ),
+        (Dialect::Tgi, "/info") => {
+            text(style, Kind::Json, r#"{"model_id":"m","router":"text-generation-router"}"#)
+        }
         (_, "/v1/models") => {
             let data: Vec<_> = options.models.iter().map(|m| model(options.dialect, m)).collect();
             text(style, Kind::Json, &json!({ "object": "list", "data": data }).to_string())
@@ -315,11 +319,37 @@ fn probe(worker: &Worker, path: &str, style: HeadStyle<'_>) -> Option<Message> {
     }
 }
 
+/// The page for Prometheus, with the gauges of the load alone.
+fn load(
+    dialect: Dialect,
+    path: &str,
+    style: HeadStyle<'_>,
+    (running, waiting): (u32, u32),
+) -> Option<Message> {
+    let (run, wait) = match dialect {
+        Dialect::Vllm => (
+            "vllm:num_requests_running{engine=\"0\",model_name=\"m\"}",
+            "vllm:num_requests_waiting{engine=\"0\",model_name=\"m\"}",
+        ),
+        Dialect::Sglang => {
+            ("sglang:num_running_reqs{model_name=\"m\"}", "sglang:num_queue_reqs{model_name=\"m\"}")
+        }
+        Dialect::Tgi => ("tgi_batch_current_size", "tgi_queue_size"),
+        Dialect::Llamacpp => ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+        Dialect::Ollama => return None,
+    };
+    let page = format!("# TYPE a gauge\n{run} {running}.0\n{wait} {waiting}.0\n");
+    let body = page.as_bytes();
+    (path == "/metrics")
+        .then(|| message::whole(style, Kind::Text, Delimiter::Length(body.len()), body))
+}
+
 fn model(dialect: Dialect, name: &str) -> serde_json::Value {
     let (owner, length) = match dialect {
         Dialect::Vllm => ("vllm", Some(4096)),
         Dialect::Sglang => ("sglang", Some(4096)),
-        Dialect::Tgi => ("tgi", None),
+        // It says that the model owns itself.
+        Dialect::Tgi => (name, None),
         Dialect::Llamacpp => ("llamacpp", None),
         Dialect::Ollama => ("library", None),
     };

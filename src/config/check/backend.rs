@@ -4,7 +4,8 @@ use super::headers;
 use crate::base::limits::{CONCURRENT_MAX, SLOW_START_MAX, WEIGHT_MAX};
 use crate::base::secret::Secret;
 use crate::config::plan::{
-    Backend, BackendTls, Endpoint, ModelPattern, OnClientAbort, Routing, StreamUsage,
+    Backend, BackendTls, Endpoint, Engine, EngineMetrics, ModelPattern, OnClientAbort, Routing,
+    StreamUsage,
 };
 use crate::config::section::Section;
 use crate::config::value::{self, Url};
@@ -84,6 +85,10 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
         ("always", StreamUsage::Always),
         ("never", StreamUsage::Never),
     ];
+    let (engine, metrics) = (engine(s), metrics(s));
+    if engine == Engine::Ollama && metrics == EngineMetrics::Auto {
+        s.warn("metrics", "nothing is read: Ollama has no figures of its load");
+    }
     let abort = [("close", OnClientAbort::Close), ("drain", OnClientAbort::Drain)];
     let backend = Backend {
         name: s.text("name").filter(|n| !n.is_empty()).unwrap_or(place.name),
@@ -97,6 +102,8 @@ fn backend(s: &mut Section, timeouts: Timeouts) -> Option<Backend> {
         max_idle_conns: s.int("max_idle_conns", 0..=10_000u32, 100) as usize,
         headers,
         health_path: s.parsed("health_path", value::optional(value::url_path)).flatten(),
+        engine,
+        metrics,
         on_client_abort: s.choice("on_client_abort", &abort, OnClientAbort::Close),
         models: s.list("models", ModelPattern::parse).unwrap_or_default(),
         region: s.text("region").unwrap_or_default(),
@@ -201,7 +208,26 @@ pub fn fields(s: &mut Section) -> (Vec<(String, Secret)>, Option<String>) {
     (headers, host)
 }
 
-fn slow_start(s: &mut Section) -> Duration {
+/// What a backend is.
+pub fn engine(s: &mut Section) -> Engine {
+    let engines = Engine::ALL.map(|engine| (engine.name(), engine));
+    s.choice("engine", &engines, Engine::Auto)
+}
+
+/// Whether its figures are read.
+pub fn metrics(s: &mut Section) -> EngineMetrics {
+    let read = |text: &str| match text {
+        "off" => Ok(EngineMetrics::Off),
+        "auto" => Ok(EngineMetrics::Auto),
+        path => value::url_path(path)
+            .map(EngineMetrics::Path)
+            .map_err(|_| "must be auto, off, or a path such as /metrics".into()),
+    };
+    s.parsed("metrics", read).unwrap_or(EngineMetrics::Off)
+}
+
+/// For how long one that came starts slowly.
+pub fn slow_start(s: &mut Section) -> Duration {
     s.doubt_bare_seconds("slow_start");
     let time = s.duration_or_zero("slow_start");
     if time > SLOW_START_MAX {

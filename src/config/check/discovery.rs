@@ -1,9 +1,9 @@
 //! `discovery`: who is asked, while the process runs, where engines are.
 
-use super::backend::{backends, fields, Timeouts};
+use super::backend::{backends, engine, fields, metrics, slow_start, Timeouts};
 use super::storage::{self, Stores};
 use super::{headers, required_url, texts};
-use crate::base::limits::DISCOVERY_SOURCES_MAX;
+use crate::base::limits::{CONCURRENT_MAX, DISCOVERY_SOURCES_MAX};
 use crate::base::secret::Secret;
 use crate::config::plan::{
     CommonParts, ConsulSource, DatabaseSource, Discovery, DiscoveryMode, DiscoverySource,
@@ -105,6 +105,10 @@ fn common(s: &mut Section) -> CommonParts {
         headers,
         models: s.list("models", ModelPattern::parse).unwrap_or_default(),
         region: s.text("region").unwrap_or_default(),
+        engine: engine(s),
+        metrics: metrics(s),
+        max_concurrent: s.int("max_concurrent", 0..=CONCURRENT_MAX, 0),
+        slow_start: slow_start(s),
         ca_file: s.protecting("ca_file").map(Into::into),
     }
 }

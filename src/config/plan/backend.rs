@@ -48,6 +48,10 @@ pub struct Backend {
     /// Path of active probes when not that of `health_check`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_path: Option<String>,
+    /// What it is, which says how it is probed.
+    pub engine: Engine,
+    /// Whether its own figures of its load are read.
+    pub metrics: EngineMetrics,
     /// What the engine's connection does when the client leaves.
     pub on_client_abort: OnClientAbort,
     /// Models it serves; empty = all.
@@ -100,6 +104,73 @@ pub struct BackendTls {
     pub ca_file: Option<PathBuf>,
     /// True to accept any certificate (loudly warned).
     pub insecure_skip_verify: bool,
+}
+
+/// What a backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// That is to be found out.
+    Auto,
+    /// vLLM.
+    Vllm,
+    /// SGLang.
+    Sglang,
+    /// Text Generation Inference.
+    Tgi,
+    /// llama.cpp's server.
+    LlamaCpp,
+    /// Ollama.
+    Ollama,
+}
+
+impl Engine {
+    /// All of them; the first is none.
+    pub const ALL: [Engine; 6] =
+        [Engine::Auto, Engine::Vllm, Engine::Sglang, Engine::Tgi, Engine::LlamaCpp, Engine::Ollama];
+
+    /// As the configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Auto => "auto",
+            Engine::Vllm => "vllm",
+            Engine::Sglang => "sglang",
+            Engine::Tgi => "tgi",
+            Engine::LlamaCpp => "llamacpp",
+            Engine::Ollama => "ollama",
+        }
+    }
+}
+
+/// Whether an engine's figures of its own load are read, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineMetrics {
+    /// No.
+    Off,
+    /// At the path where engines have them, from those that have any.
+    Auto,
+    /// At this path.
+    Path(String),
+}
+
+impl Serialize for Engine {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.name())
+    }
+}
+
+impl EngineMetrics {
+    /// Where engines have them.
+    pub const PATH: &str = "/metrics";
+}
+
+impl Serialize for EngineMetrics {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(match self {
+            EngineMetrics::Off => "off",
+            EngineMetrics::Auto => "auto",
+            EngineMetrics::Path(path) => path,
+        })
+    }
 }
 
 /// Some engines crash when a connection is cut: they are drained instead (llama-swap#980).
@@ -183,6 +254,8 @@ impl Backend {
             max_idle_conns: 3,
             headers: Vec::new(),
             health_path: None,
+            engine: Engine::Auto,
+            metrics: EngineMetrics::Off,
             on_client_abort: OnClientAbort::Close,
             models: Vec::new(),
             region: String::new(),

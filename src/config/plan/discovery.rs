@@ -1,6 +1,6 @@
 //! Backends found at run time: who is asked for them.
 
-use super::{print, Backend, ModelPattern, Sql};
+use super::{print, Backend, Engine, EngineMetrics, ModelPattern, Sql};
 use crate::base::secret::Secret;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -43,7 +43,7 @@ pub struct DiscoverySource {
 
 /// What the backends of a source have in common, as far as they do not say it themselves: what name
 /// servers and registries cannot say.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CommonParts {
     /// Fields set on every forwarded request. `api_key` becomes one of them.
     #[serde(serialize_with = "print::fields")]
@@ -53,9 +53,33 @@ pub struct CommonParts {
     pub models: Vec<ModelPattern>,
     /// Where they stand.
     pub region: String,
+    /// What they are.
+    pub engine: Engine,
+    /// Whether their figures of their load are read.
+    pub metrics: EngineMetrics,
+    /// Requests that one may have at a time; 0 = any number.
+    pub max_concurrent: u32,
+    /// For so long one that came has less than its weight.
+    #[serde(serialize_with = "print::duration")]
+    pub slow_start: Duration,
     /// PEM file of trusted roots, for those that speak TLS; `None` = the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+}
+
+impl Default for CommonParts {
+    fn default() -> Self {
+        CommonParts {
+            headers: Vec::new(),
+            models: Vec::new(),
+            region: String::new(),
+            engine: Engine::Auto,
+            metrics: EngineMetrics::Off,
+            max_concurrent: 0,
+            slow_start: Duration::ZERO,
+            ca_file: None,
+        }
+    }
 }
 
 impl CommonParts {
@@ -72,6 +96,18 @@ impl CommonParts {
         }
         if backend.region.is_empty() {
             backend.region.clone_from(&self.region);
+        }
+        if backend.engine == Engine::Auto {
+            backend.engine = self.engine;
+        }
+        if backend.metrics == EngineMetrics::Off {
+            backend.metrics.clone_from(&self.metrics);
+        }
+        if backend.max_concurrent == 0 {
+            backend.max_concurrent = self.max_concurrent;
+        }
+        if backend.slow_start.is_zero() {
+            backend.slow_start = self.slow_start;
         }
         if let Some(tls) = backend.tls.as_mut().filter(|tls| tls.ca_file.is_none()) {
             tls.ca_file.clone_from(&self.ca_file);

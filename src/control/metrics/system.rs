@@ -1,12 +1,46 @@
 //! The backends, the workers, and the process itself.
 
 use super::{labelled, one, Facts, Labels, Page};
+use crate::config::plan::{Engine, EngineMetrics};
 use crate::control::discovery::FinderNumbers;
-use crate::state::member::Member;
+use crate::state::member::{self, Member};
+use crate::state::reported::Shown;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// What engines say of their own load, where that is read.
+fn engine_loads(page: &mut Page<'_>, shown: &[&Arc<Member>]) -> fmt::Result {
+    let read = |member: &&&Arc<Member>| member.plan.metrics != EngineMetrics::Off;
+    let read: Vec<&Arc<Member>> = shown.iter().filter(read).copied().collect();
+    if read.is_empty() {
+        return Ok(());
+    }
+    let now = member::now();
+    let told = |figure: &dyn Fn(Shown) -> Option<f64>| -> Vec<(Labels, f64)> {
+        let label = |member: &Member| vec![("backend", member.name.to_string())];
+        let told =
+            |member: &&Arc<Member>| Some((label(member), figure(member.reported().shown(now)?)?));
+        read.iter().filter_map(told).collect()
+    };
+    let help = "Requests that the engine says it works on, those of others among them.";
+    let name = "llmproxy_backend_engine_running";
+    page.share_gauge(name, help, told(&|shown| Some(shown.running.into())))?;
+    let help = "Requests that the engine says wait in it, those of others among them.";
+    let name = "llmproxy_backend_engine_waiting";
+    page.share_gauge(name, help, told(&|shown| Some(shown.waiting.into())))?;
+    let help = "Share of its KV cache that the engine says is in use.";
+    let name = "llmproxy_backend_engine_cache_usage_ratio";
+    page.share_gauge(name, help, told(&|shown| shown.cache))?;
+    let counts = read.iter().flat_map(|member| {
+        ["ok", "failed"].into_iter().zip(member.reported().counts()).map(|(result, n)| {
+            (vec![("backend", member.name.to_string()), ("result", result.to_owned())], n)
+        })
+    });
+    let help = "Readings of the engine's figures of its load.";
+    page.counter("llmproxy_backend_engine_reads", help, counts.collect())
+}
 
 impl Facts {
     pub(super) fn backends(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -50,7 +84,18 @@ impl Facts {
                     backend tells the usage of a stream: it is found out again.";
         page.counter("llmproxy_stream_usage_models_forgotten", help, per_backend(&displaced))?;
         let help = "Requests at the backend that are not settled.";
-        page.gauge("llmproxy_inflight", help, per_backend(&inflight))
+        page.gauge("llmproxy_inflight", help, per_backend(&inflight))?;
+        let help = "Always 1; the label is what engine the backend is, given or found out.";
+        let info = |member: &&Arc<Member>| {
+            let engine = match member.engine() {
+                Engine::Auto => "unknown",
+                known => known.name(),
+            };
+            let labels = vec![("backend", member.name.to_string()), ("engine", engine.into())];
+            (labels, 1)
+        };
+        page.gauge("llmproxy_backend_info", help, shown.iter().map(info).collect())?;
+        engine_loads(page, &shown)
     }
 
     pub(super) fn process(&self, page: &mut Page<'_>) -> fmt::Result {

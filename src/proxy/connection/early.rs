@@ -1,7 +1,7 @@
 //! `routing.early_head`: a stream whose answer is long in coming gets its head, and then comments,
 //! while the engines are still being tried. Nothing of an answer is out by that: the tries go on as
-//! they would. But what comes of them can be no status any more, so that a failure, also one that an
-//! engine answers with, is told by an event.
+//! they would. But what comes of them can be no status any more, so that a failure, also one that
+//! an engine answers with, is told by an event.
 
 use super::ours::{give_up, refuse};
 use super::tries::{open, try_backends};

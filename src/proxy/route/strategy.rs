@@ -22,7 +22,7 @@ pub trait Candidates {
     /// Whether this one may be picked. To be asked once for each pick: who learns that it is a
     /// scout's has to pick it.
     fn fit(&self, place: u32) -> Option<Fit>;
-    /// Requests that all workers have there.
+    /// Requests that are there: those of all workers, and those of others that its engine tells of.
     fn inflight(&self, place: u32) -> u32;
     /// What is known of how long its streams wait for their first token.
     fn latency(&self, place: u32) -> Latency;

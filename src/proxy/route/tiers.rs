@@ -219,7 +219,7 @@ impl Candidates for Round<'_> {
     }
 
     fn inflight(&self, place: u32) -> u32 {
-        self.member(place).map_or(0, |member| member.inflight())
+        self.member(place).map_or(0, |member| member.load_at(|| self.now()))
     }
 
     fn latency(&self, place: u32) -> Latency {

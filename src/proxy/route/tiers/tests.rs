@@ -2,6 +2,7 @@ use super::*;
 use crate::base::fault::Fault;
 use crate::base::limits::FAILED_CONNECTS_MAX;
 use crate::config::plan::{Backend, LoadBalance};
+use crate::state::reported::Shown;
 use crate::state::repute::{Change, Evidence};
 use std::time::Duration;
 
@@ -204,4 +205,31 @@ fn the_near_come_first_and_the_standbys_last() {
         assert_eq!(tiers, wanted, "{home}");
     }
     assert_eq!(split(&[2, 4], &ranks("", all.into_iter())).len(), 1);
+}
+
+/// Catches: an engine that others keep busy and that gets as much as the idle ones; one that nobody
+/// asks any more because its figures are a lie.
+#[test]
+fn what_engines_say_of_their_load_counts_within_its_bound() {
+    let said = |running| Shown { running, waiting: 0, cache: None };
+    for (strategy, running, most, least) in [
+        (LoadBalance::LeastConnections, 0, 22, 21),
+        (LoadBalance::LeastConnections, 10, 15, 14),
+        (LoadBalance::LeastConnections, u32::MAX, 6, 5),
+        // It does not go by what is in flight.
+        (LoadBalance::RoundRobin, u32::MAX, 22, 21),
+    ] {
+        let members: Vec<_> =
+            (0..3).map(|_| Arc::new(Member::new(Backend::sample("engine"), None))).collect();
+        members[0].reported().hear(said(running), 0, member::now());
+        let balancer = RefCell::new(Balancer::new(strategy, &[1; 3], (0, 1)));
+        let tiers = [Tier { places: [0, 1, 2].into(), balancer, sessions: None }];
+        for _ in 0..64 {
+            let hints = (&TriedMembers::default(), &Hints::NONE);
+            let picked = pick(&tiers, &members, hints).unwrap();
+            assert!(members[picked.place].enter());
+        }
+        let got = members[0].inflight();
+        assert!((least..=most).contains(&got), "{strategy:?} with {running}: {got}");
+    }
 }
