@@ -26,23 +26,50 @@ impl FoldKey {
     /// The hash of these bytes behind what has the hash `before`: a chain of them stands for all
     /// bytes from its beginning, and for where it was cut.
     pub fn link(&self, before: u64, bytes: &[u8]) -> u64 {
+        self.begin(before).up_to(bytes, bytes.len())
+    }
+
+    /// The same for several beginnings of the same bytes, each of which is read once.
+    pub fn begin(&self, before: u64) -> Fold {
         let FoldKey([even, odd, left, right]) = *self;
         // Two rows, which the processor works on at the same time.
-        let (mut one, mut two) = (before ^ even, before ^ odd);
-        let mut mix = |block: &[u8; BLOCK_BYTES]| {
-            let [a, b, c, d] = words(block);
-            one = fold(a ^ left, b ^ one);
-            two = fold(c ^ right, d ^ two);
-        };
-        let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
-        blocks.iter().for_each(&mut mix);
+        Fold { one: before ^ even, two: before ^ odd, left, right, read: 0 }
+    }
+}
+
+/// What was read of some bytes.
+#[derive(Clone)]
+pub struct Fold {
+    one: u64,
+    two: u64,
+    left: u64,
+    right: u64,
+    /// Bytes, in whole blocks.
+    read: usize,
+}
+
+impl Fold {
+    /// The hash of the first `len` of these bytes. `bytes` are the same in each call, and `len` is
+    /// no less than in the one before.
+    pub fn up_to(&mut self, bytes: &[u8], len: usize) -> u64 {
+        let bytes = bytes.get(..len).unwrap_or(bytes);
+        let (blocks, rest) = bytes.get(self.read..).unwrap_or_default().as_chunks::<BLOCK_BYTES>();
+        blocks.iter().for_each(|block| self.mix(block));
+        self.read += blocks.len() * BLOCK_BYTES;
+        let mut end = self.clone();
         if !rest.is_empty() {
             let mut last = [0; BLOCK_BYTES];
             last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-            mix(&last);
+            end.mix(&last);
         }
         // The length tells zeros of the bytes from those of the padding.
-        fold(one ^ bytes.len() as u64 ^ right, two ^ left)
+        fold(end.one ^ bytes.len() as u64 ^ self.right, end.two ^ self.left)
+    }
+
+    fn mix(&mut self, block: &[u8; BLOCK_BYTES]) {
+        let [a, b, c, d] = words(block);
+        self.one = fold(a ^ self.left, b ^ self.one);
+        self.two = fold(c ^ self.right, d ^ self.two);
     }
 }
 
@@ -85,6 +112,16 @@ mod tests {
         for part in [0, 20, 40] {
             let parts: HashSet<u64> = seen.iter().map(|hash| (hash >> part) & 0xff_ffff).collect();
             assert!(parts.len() > seen.len() - 4, "24 bits from {part} tell them apart");
+        }
+    }
+
+    /// Catches: bytes that are read twice, or not at all, between one beginning and the next.
+    #[test]
+    fn each_beginning_has_the_hash_that_it_has_alone() {
+        let text: Vec<u8> = (0..200).collect();
+        let mut all = KEY.begin(5);
+        for len in [0, 1, 31, 32, 32, 33, 100, 128, 130, 200] {
+            assert_eq!(all.up_to(&text, len), KEY.link(5, &text[..len]), "{len}");
         }
     }
 

@@ -111,20 +111,6 @@ impl<'a> Reader<'a> {
         self.key().map(Some)
     }
 
-    /// Reads `[`; true when an item follows, else the array is empty, and was read.
-    pub fn enter_array(&mut self) -> Result<bool, JsonFault> {
-        self.enter(b'[')?;
-        Ok(!self.leave(b']'))
-    }
-
-    /// Reads what follows an item: a comma (true), or the end of the array.
-    pub fn next_item(&mut self) -> Result<bool, JsonFault> {
-        if self.leave(b']') {
-            return Ok(false);
-        }
-        self.expect(b',').map(|()| true)
-    }
-
     /// Reads a string; gives the raw bytes between its quotes.
     pub fn string(&mut self) -> Result<&'a [u8], JsonFault> {
         self.expect(b'"')?;

@@ -105,6 +105,7 @@ impl<'a> BodyScan<'a> {
     /// Notes where the prompt stands.
     pub fn with_prompt(mut self) -> BodyScan<'a> {
         self.prompt = Some(PromptSpans::default());
+        self.walk = self.walk.with_items();
         self
     }
 
@@ -164,6 +165,10 @@ impl<'a> BodyScan<'a> {
                     let name = body.get(key).unwrap_or_default();
                     prompt.iter_mut().for_each(|prompt| prompt.note(name, &value));
                     watched.member(name, &mut Reader::within(body, value))?;
+                }
+                JsonStep::Item { key, array, end } => {
+                    let name = body.get(key).unwrap_or_default();
+                    prompt.iter_mut().for_each(|prompt| prompt.note_item(name, array, end));
                 }
                 JsonStep::Whole => *place = Place::Behind,
             }

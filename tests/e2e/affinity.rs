@@ -123,6 +123,40 @@ fn conversations_move_when_their_engine_dies_and_stay_where_they_are() {
     await_until("it gets new conversations", SOON, || ask_anew() == gone);
 }
 
+/// Catches: a prompt that is read in slices and whose beginning gets lost between two of them; a
+/// conversation that is not known where another engine answered it in the place of its own.
+#[test]
+fn long_prompts_are_known_too_and_so_is_who_answered_instead() {
+    const DOWN: &str = "HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+    let is_down = [(); 3].map(|()| Arc::<AtomicBool>::default());
+    let backends = is_down.each_ref().map(|is_down| {
+        let is_down = Arc::clone(is_down);
+        Backend::start(move |served| {
+            while served.request().is_some() {
+                served.send(if is_down.load(SeqCst) { DOWN } else { OK });
+            }
+        })
+    });
+    let urls = backends.each_ref().map(Backend::url);
+    let proxy = config(&urls, BY_PREFIX).section(NO_PROBES).start();
+    for bytes in [2_000, 700_000] {
+        let own = format!("{bytes} {}", "x".repeat(bytes));
+        let mut chat = Chat(vec![message("user", &own)]);
+        let home = chat.ask(&proxy);
+        assert_eq!([(); 3].map(|()| chat.ask(&proxy)), [(); 3].map(|()| home.clone()));
+        let at = NAMES.iter().position(|name| *name == home).unwrap();
+        is_down[at].store(true, SeqCst);
+        let other = chat.ask(&proxy);
+        assert_ne!(other, home);
+        // It is spared for a second, and the other one has read the conversation meanwhile.
+        let stays: Vec<_> = (0..3).map(|_| chat.ask(&proxy)).collect();
+        is_down[at].store(false, SeqCst);
+        if bytes < 100_000 {
+            assert!(stays.iter().all(|now| *now == other), "{stays:?}");
+        }
+    }
+}
+
 /// An engine whose answers wait until it is let go.
 struct Held {
     backend: Backend,

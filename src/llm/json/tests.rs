@@ -193,7 +193,7 @@ proptest! {
             prop_assert!(reader.offset() < stop + 2 * BLOCK_BYTES);
             match met {
                 Ok(JsonStep::Paused) => prop_assert!(reader.offset() > at),
-                Ok(JsonStep::Member { .. }) => {}
+                Ok(JsonStep::Member { .. } | JsonStep::Item { .. }) => {}
                 Ok(JsonStep::Whole) => break reader.end(),
                 Err(fault) => break Err(fault),
             }

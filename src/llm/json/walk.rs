@@ -17,6 +17,8 @@ pub struct JsonWalk {
     key: Range<usize>,
     /// Where the value of that member begins.
     value: usize,
+    /// Items of arrays that are such values are told, too.
+    tells_items: bool,
 }
 
 const _: () = assert!(JSON_DEPTH_MAX <= u64::BITS as usize);
@@ -52,6 +54,15 @@ pub enum JsonStep {
         /// Of the value.
         value: Range<usize>,
     },
+    /// An item of an array was passed that is the value of a member.
+    Item {
+        /// The bytes between the quotes of the member's key.
+        key: Range<usize>,
+        /// Where the array begins.
+        array: usize,
+        /// Where the item ends.
+        end: usize,
+    },
     /// All of the value was passed.
     Whole,
 }
@@ -59,7 +70,13 @@ pub enum JsonStep {
 impl JsonWalk {
     /// Of the value that a reader stands before.
     pub fn new(reader: &Reader<'_>) -> JsonWalk {
-        JsonWalk { base: reader.depth, objects: 0, next: Next::Value, key: 0..0, value: 0 }
+        let base = reader.depth;
+        JsonWalk { base, objects: 0, next: Next::Value, key: 0..0, value: 0, tells_items: false }
+    }
+
+    /// The same, which tells items of arrays too.
+    pub fn with_items(self) -> JsonWalk {
+        JsonWalk { tells_items: true, ..self }
     }
 
     /// Goes on until something is to be said, or `stop` was reached, a byte of the input. It goes
@@ -126,6 +143,11 @@ impl JsonWalk {
                     value: self.value..reader.at,
                 });
             }
+            // An array at the second level is the value of a member, if the first is an object.
+            if self.tells_items && reader.depth == self.base + 2 && self.is_in_array(reader) {
+                let (key, array) = (self.key.clone(), self.value);
+                return Ok(JsonStep::Item { key, array, end: reader.at });
+            }
         }
     }
 
@@ -157,6 +179,11 @@ impl JsonWalk {
             _ => return reader.number().map(|_| true),
         };
         Ok(false)
+    }
+
+    /// In an array that stands in an object.
+    fn is_in_array(&self, reader: &Reader<'_>) -> bool {
+        !self.is_in_object(reader) && self.objects & (level(reader) >> 1) != 0
     }
 
     fn is_in_object(&self, reader: &Reader<'_>) -> bool {

@@ -9,9 +9,10 @@
 mod trail;
 
 use crate::base::fold::FoldKey;
-use crate::base::limits::{PREFIX_BYTES_MAX, PREFIX_SALT_BYTES_MAX, SESSION_BYTES_MAX};
-use crate::llm::json::{JsonFault, JsonStep, JsonWalk, Reader};
+use crate::base::limits::{PREFIX_SALT_BYTES_MAX, PREFIX_TURNS_MAX, SESSION_BYTES_MAX};
+use crate::llm::json::Reader;
 use std::ops::Range;
+use trail::LOOKED_AT_BYTES;
 pub use trail::{Milestone, Milestones, Trail};
 
 /// What changes the prompt, or what an engine keeps of it, from its first token on. (A LoRA of vLLM
@@ -47,11 +48,27 @@ const PARTS: [&str; 14] = [
 /// What may name the session that a request belongs to: members of a body, or of an object in it.
 const SESSIONS: [&str; 5] =
     ["user", "prompt_cache_key", "safety_identifier", "session_id", "metadata"];
+/// Those that are lists of messages.
+const MESSAGES: [&str; 2] = ["messages", "input"];
 const KEYS: usize = SALTS.len() + PARTS.len() + SESSIONS.len();
 
 /// Where in a body the values stand that make a prompt or name a session.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PromptSpans([(u32, u32); KEYS]);
+#[derive(Debug, Clone, Copy)]
+pub struct PromptSpans {
+    spans: [(u32, u32); KEYS],
+    /// Where the last messages end, of those that anybody looks at; a ring.
+    ends: [u32; PREFIX_TURNS_MAX],
+    ended: usize,
+    /// Messages follow at which nobody looks.
+    goes_on: bool,
+}
+
+impl Default for PromptSpans {
+    fn default() -> PromptSpans {
+        let ends = [0; PREFIX_TURNS_MAX];
+        PromptSpans { spans: [(0, 0); KEYS], ends, ended: 0, goes_on: false }
+    }
+}
 
 impl PromptSpans {
     /// Notes a member of the body. Of two with one key the last counts, as it does for Python.
@@ -59,18 +76,34 @@ impl PromptSpans {
         let mut names = SALTS.into_iter().chain(PARTS).chain(SESSIONS);
         let Some(place) = names.position(|name| name.as_bytes() == key) else { return };
         let span = u32::try_from(value.start).ok().zip(u32::try_from(value.end).ok());
-        if let (Some(slot), Some(span)) = (self.0.get_mut(place), span) {
+        if let (Some(slot), Some(span)) = (self.spans.get_mut(place), span) {
             *slot = span;
         }
     }
 
+    /// Notes where an item of an array ends that is the value of a member.
+    pub(super) fn note_item(&mut self, key: &[u8], array: usize, end: usize) {
+        if !MESSAGES.iter().any(|name| name.as_bytes() == key) {
+            return;
+        }
+        match u32::try_from(end) {
+            Ok(end) if end as usize - array <= LOOKED_AT_BYTES => {
+                if let Some(slot) = self.ends.get_mut(self.ended % PREFIX_TURNS_MAX) {
+                    *slot = end;
+                    self.ended += 1;
+                }
+            }
+            _ => self.goes_on = true,
+        }
+    }
+
     fn at(&self, place: usize) -> Option<Range<usize>> {
-        let (start, end) = *self.0.get(place)?;
+        let (start, end) = *self.spans.get(place)?;
         (end > start).then_some(start as usize..end as usize)
     }
 
     /// The milestones of the body's prompt, for this model, by the name that engines know. It looks
-    /// at no more than [`PREFIX_BYTES_MAX`] of the prompt.
+    /// at no more than `PREFIX_BYTES_MAX` of the prompt.
     pub fn milestones(&self, body: &[u8], model: &str, key: &FoldKey) -> Milestones {
         let mut start = key.link(0, model.as_bytes());
         for (place, _) in SALTS.iter().enumerate() {
@@ -79,20 +112,32 @@ impl PromptSpans {
                 start = key.link(start.wrapping_add(1 + place as u64), salt);
             }
         }
-        let mut walk = Walk { body, key, trail: Trail::new(start) };
-        for (place, name) in PARTS.iter().enumerate() {
+        let mut trail = Trail::new(start);
+        for place in 0..PARTS.len() {
             let Some(span) = self.at(SALTS.len() + place) else { continue };
-            let is_of_messages = matches!(*name, "messages" | "input");
-            // The values were walked before: none of them is malformed.
-            let whole = match is_of_messages && body.get(span.start) == Some(&b'[') {
-                true => walk.messages(span).unwrap_or(false),
-                false => walk.piece(span),
-            };
-            if !whole {
+            let start = span.start;
+            let ends = self.ends_in(&span);
+            // Where the next request has a comma and another message, this one has the end of the
+            // array: that is no part of what they have in common.
+            let end = ends.clone().last().filter(|_| !self.goes_on).unwrap_or(span.end);
+            let part = body.get(start..end).unwrap_or_default();
+            let mut fold = None;
+            let hash_at =
+                |before, len| fold.get_or_insert_with(|| key.begin(before)).up_to(part, len);
+            if !trail.part(part.len(), ends.map(|end| end - start), hash_at) {
                 break;
             }
         }
-        walk.trail.finish()
+        trail.finish()
+    }
+
+    /// The ends of messages within a value.
+    fn ends_in(&self, span: &Range<usize>) -> impl Iterator<Item = usize> + Clone + use<> {
+        let (ends, span) = (self.ends, span.clone());
+        let first = self.ended.saturating_sub(PREFIX_TURNS_MAX);
+        let end = move |at: usize| ends.get(at % PREFIX_TURNS_MAX).map(|end| *end as usize);
+        let all = (first..self.ended).filter_map(end);
+        all.filter(move |end| span.start < *end && *end < span.end)
     }
 
     /// The name of a session, as it stands between its quotes; `None` where the body has none.
@@ -117,56 +162,6 @@ impl PromptSpans {
             _ => return None,
         };
         (!name.is_empty() && name.len() <= SESSION_BYTES_MAX).then_some(name)
-    }
-}
-
-/// The way along a prompt.
-struct Walk<'a> {
-    body: &'a [u8],
-    key: &'a FoldKey,
-    trail: Trail,
-}
-
-impl Walk<'_> {
-    /// Goes past a piece of the prompt; false: that is as far as anybody looks.
-    fn piece(&mut self, span: Range<usize>) -> bool {
-        let Walk { body, key, trail } = self;
-        let piece = body.get(span).unwrap_or_default();
-        let bytes = |part| piece.get(part).unwrap_or_default();
-        let is_all = trail.go_on(piece.len(), |before, part| key.link(before, bytes(part)));
-        if is_all {
-            trail.end_piece();
-        }
-        is_all
-    }
-
-    /// The same of a list of messages, each of which is a piece. A list of anything else (tokens,
-    /// texts) is one piece.
-    fn messages(&mut self, span: Range<usize>) -> Result<bool, JsonFault> {
-        let mut reader = Reader::within(self.body, span.clone());
-        let mut is_item = reader.enter_array()?;
-        if is_item && reader.peek() != Some(b'{') {
-            return Ok(self.piece(span));
-        }
-        while is_item {
-            reader.peek();
-            let start = reader.offset();
-            // An image may have megabytes, of which nobody looks at the rest.
-            let stop = start.saturating_add(PREFIX_BYTES_MAX);
-            let mut walk = JsonWalk::new(&reader);
-            let end = loop {
-                match walk.step(&mut reader, stop)? {
-                    JsonStep::Member { .. } => {}
-                    JsonStep::Whole => break reader.offset(),
-                    JsonStep::Paused => break span.end,
-                }
-            };
-            if !self.piece(start..end) {
-                return Ok(false);
-            }
-            is_item = end < span.end && reader.next_item()?;
-        }
-        Ok(true)
     }
 }
 

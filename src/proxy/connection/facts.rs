@@ -38,19 +38,6 @@ pub(super) fn at_once(
     Some(kept)
 }
 
-/// Takes from a request anew what tells where it is better off, for another try: what was known of
-/// it is not kept that long. Of a body that would have to be read in slices nothing is taken.
-pub(super) fn once_more(view: &WorkerView, client: &Client, request: &Request) {
-    if view.has_lead(request) || !request.is_in_hand() {
-        return;
-    }
-    let body = request.body(client.bytes());
-    let mut scan = BodyScan::new(body).with_prompt();
-    let is_read = view.wants_prompt() && body.len() <= SCAN_BYTES;
-    let prompt = if is_read && scan.step(usize::MAX).is_some() { scan.prompt() } else { None };
-    view.take_lead(request, client.bytes(), prompt);
-}
-
 /// The same of a large body, while others run.
 pub(super) async fn in_slices(
     pass: &Pass,
@@ -79,6 +66,19 @@ pub(super) async fn in_slices(
         pass.view.take_lead(request, client.bytes(), prompt.as_ref());
     }
     Ok(())
+}
+
+/// Takes from a request anew what tells where it is better off, for another try: what was known of
+/// it is not kept that long. Of a body that would have to be read in slices nothing is taken.
+pub(super) fn once_more(view: &WorkerView, client: &Client, request: &Request) {
+    if view.has_lead(request) || !request.is_in_hand() {
+        return;
+    }
+    let body = request.body(client.bytes());
+    let mut scan = BodyScan::new(body).with_prompt();
+    let is_read = view.wants_prompt() && body.len() <= SCAN_BYTES;
+    let prompt = if is_read && scan.step(usize::MAX).is_some() { scan.prompt() } else { None };
+    view.take_lead(request, client.bytes(), prompt);
 }
 
 /// What is kept of the facts, but for the model.

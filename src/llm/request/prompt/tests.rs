@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::limits::PREFIX_BYTES_MIN;
+use crate::base::limits::{PREFIX_BYTES_MAX, PREFIX_BYTES_MIN};
 use crate::llm::request::BodyScan;
 use proptest::prelude::*;
 
@@ -46,7 +46,8 @@ fn each_request_of_a_conversation_goes_on_from_the_one_before() {
     }
     let other = chat(&[system.clone(), message("user", "good morning"), messages[2].clone()]);
     let first = chat(&messages[..2]);
-    assert_eq!(agree(&other, &first) as usize, system.len(), "the system's words alone");
+    // With the bracket before them.
+    assert_eq!(agree(&other, &first) as usize, 1 + system.len(), "the system's words alone");
     assert!(agree(&chat(&messages[1..]), &chat(&messages)) == 0, "the beginning counts");
 }
 
@@ -62,6 +63,27 @@ fn a_long_text_is_found_again_to_a_fifth_of_its_length() {
         let agree = agree(&ask("why?"), &ask("since when?")) as usize;
         assert!(agree <= shared + 1 && agree >= shared * 4 / 5, "{agree} of {shared}");
     }
+}
+
+/// Catches: an end of a message that is found only if nothing else stands in the body, or that
+/// is looked for beyond what is looked at; white space and other lists that are taken for messages.
+#[test]
+fn the_ends_of_messages_are_found_wherever_they_stand() {
+    let long = message("user", &"x".repeat(600));
+    let turns = |body: &str| {
+        let fixed = |one: &&Milestone| !one.bytes.is_multiple_of(512);
+        milestones(body).all().iter().filter(fixed).count()
+    };
+    let three = [&long, &long, &long].map(String::as_str).join(" , ");
+    assert_eq!(turns(&format!(r#"{{"messages": [ {three} ] ,"n":[[1,2],{{"a":[3]}}]}}"#)), 3);
+    assert_eq!(turns(&format!(r#"{{"stop":["a","b"],"input":[{three}],"user":"u"}}"#)), 3);
+    assert_eq!(turns(&format!(r#"{{"messages":[{long}],"messages":[{three}]}}"#)), 3);
+    assert_eq!(turns(&format!(r#"{{"system":[{three}]}}"#)), 1, "one part");
+    let image = message("user", &"x".repeat(2 * PREFIX_BYTES_MAX));
+    let with_image = |rest: &str| format!(r#"{{"messages":[{long},{image}{rest}]}}"#);
+    let (short, longer) = (with_image(""), with_image(&format!(",{long}")));
+    assert_eq!(agree(&short, &longer), milestones(&short).bytes());
+    assert!(milestones(&short).bytes() > 200_000, "nobody looks at the end of it");
 }
 
 #[test]
@@ -141,10 +163,11 @@ proptest! {
             let all = shared.iter().chain(more);
             chat(&all.map(|text| message("user", text)).collect::<Vec<_>>())
         };
-        let same: usize = shared.iter().map(|text| message("user", text).len()).sum();
+        // Each with the bracket or comma before it.
+        let same: usize = shared.iter().map(|text| 1 + message("user", text).len()).sum();
         // All have what stands before the text of the next message.
         let found = agree(&messages(&ours), &messages(&theirs)) as usize;
-        let begun = message("user", "").len();
+        let begun = 1 + message("user", "").len();
         prop_assert!(found <= same + begun, "{found} of {same}");
         prop_assert!(found + 1 > same || same < PREFIX_BYTES_MIN, "{found} of {same}");
     }

@@ -7,7 +7,6 @@
 //! of the conversation, which has these messages and some more.
 
 use crate::base::limits::{PREFIX_BYTES_MAX, PREFIX_BYTES_MIN, PREFIX_TURNS_MAX};
-use std::ops::Range;
 
 /// Milestones are as far apart up to here, and then further and further.
 const EVEN_BYTES: u32 = 4096;
@@ -20,6 +19,15 @@ const FIXED_MAX: usize = {
         at = behind(at);
     }
     count
+};
+/// The last of them: as far as anybody looks.
+pub const LOOKED_AT_BYTES: usize = {
+    let (mut count, mut at) = (1, STEP_BYTES);
+    while count < FIXED_MAX {
+        count += 1;
+        at = behind(at);
+    }
+    at as usize
 };
 /// Milestones of one prompt.
 const MILESTONES_MAX: usize = FIXED_MAX + PREFIX_TURNS_MAX;
@@ -66,7 +74,7 @@ impl Milestones {
     }
 }
 
-/// A pass along a prompt, in pieces. It knows their lengths; its caller knows their bytes.
+/// A pass along a prompt, in parts. It knows their lengths; its caller knows their bytes.
 pub struct Trail {
     hash: u64,
     bytes: u32,
@@ -92,37 +100,41 @@ impl Trail {
         }
     }
 
-    /// Goes past so many bytes. `link` gives the hash of a part of them behind a hash. False: that
+    /// Goes past a part of the prompt of so many bytes, in which messages end at `ends`, in order.
+    /// `hash_at` gives the hash of so many bytes of the part behind what is before it. False: that
     /// is as far as anybody looks.
-    pub fn go_on(&mut self, len: usize, link: impl Fn(u64, Range<usize>) -> u64) -> bool {
-        let mut done = 0;
-        while done < len {
-            let room = self.next.saturating_sub(self.bytes) as usize;
-            let step = room.min(len - done);
-            self.hash = link(self.hash, done..done + step);
-            self.bytes += step as u32;
-            done += step;
-            if self.bytes < self.next {
-                break;
+    pub fn part(
+        &mut self,
+        len: usize,
+        ends: impl Iterator<Item = usize>,
+        mut hash_at: impl FnMut(u64, usize) -> u64,
+    ) -> bool {
+        let (start, before) = (self.bytes, self.hash);
+        for end in ends.filter(|end| *end < len).chain([len]) {
+            while self.next as usize <= start as usize + end {
+                let Some(slot) = self.fixed.get_mut(self.fixed_count) else { return false };
+                let hash = hash_at(before, (self.next - start) as usize);
+                *slot = Milestone { bytes: self.next, hash };
+                self.bytes = self.next;
+                self.fixed_count += 1;
+                self.next = behind(self.next);
+                if self.fixed_count == FIXED_MAX {
+                    return false;
+                }
             }
-            let Some(slot) = self.fixed.get_mut(self.fixed_count) else { return false };
-            *slot = Milestone { bytes: self.bytes, hash: self.hash };
-            self.fixed_count += 1;
-            self.next = behind(self.next);
-            if self.fixed_count == FIXED_MAX {
-                return false;
-            }
+            self.end_turn(start + end as u32, || hash_at(before, end));
         }
+        (self.bytes, self.hash) = (start + len as u32, hash_at(before, len));
         true
     }
 
-    /// A piece ends here, where another prompt may go on in another way.
-    pub fn end_piece(&mut self) {
+    /// A message ends here, or a part: another prompt may go on in another way.
+    fn end_turn(&mut self, bytes: u32, hash: impl FnOnce() -> u64) {
         let last = self.fixed_count.checked_sub(1).and_then(|at| self.fixed.get(at));
-        let is_fixed = last.is_some_and(|last| last.bytes == self.bytes);
-        if self.bytes >= STEP_BYTES && !is_fixed {
+        let is_fixed = last.is_some_and(|last| last.bytes == bytes);
+        if bytes >= STEP_BYTES && !is_fixed {
             if let Some(slot) = self.turns.get_mut(self.turns_count % PREFIX_TURNS_MAX) {
-                *slot = Milestone { bytes: self.bytes, hash: self.hash };
+                *slot = Milestone { bytes, hash: hash() };
                 self.turns_count += 1;
             }
         }

@@ -97,13 +97,10 @@ impl Candidates for Seen<'_> {
 fn milestones(stream: &Stream) -> Milestones {
     let mut trail = Trail::new(0);
     for (id, bytes) in &stream.task.pieces {
-        let link = |before, part: std::ops::Range<usize>| {
-            mix(before, *id, (part.start as u32, part.end as u32))
-        };
-        if !trail.go_on(*bytes as usize, link) {
+        let hash_at = |before, len: usize| mix(before, *id, (0, len as u32));
+        if !trail.part(*bytes as usize, std::iter::empty(), hash_at) {
             break;
         }
-        trail.end_piece();
     }
     trail.finish()
 }
