@@ -42,6 +42,9 @@ pub struct RosterEntry {
     pub url: String,
     /// Where it is connected to now; empty while its name is not known.
     pub addresses: Vec<String>,
+    /// What engine it is, as configured or found out; `auto`: not known.
+    #[serde(default)]
+    pub engine: String,
     /// Models that it serves; empty = all.
     pub models: Vec<String>,
     /// Where it stands.
@@ -166,6 +169,7 @@ impl RosterEntry {
             name: plan.name.clone(),
             url: plan.url.clone(),
             addresses: member.addresses().iter().map(ToString::to_string).collect(),
+            engine: member.engine().name().to_owned(),
             models: plan.models.iter().map(|pattern| pattern.text().to_owned()).collect(),
             region: plan.region.clone(),
             backup: plan.backup,

@@ -2,7 +2,7 @@
 
 use crate::control::roster::{Condition, Opinion, Roster, RosterEntry};
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "BACKEND",
     "STATE",
     "SINCE",
@@ -11,6 +11,7 @@ const COLUMNS: [&str; 11] = [
     "PICKED",
     "FAILED",
     "FIRST TOKEN",
+    "ENGINE",
     "REGION",
     "MODELS",
     "URL",
@@ -80,6 +81,10 @@ fn cells(it: &RosterEntry) -> [String; COLUMNS.len()] {
         false => it.weight.to_string(),
     };
     let models = if it.models.is_empty() { "all".to_owned() } else { it.models.join(" ") };
+    let engine = match it.engine.as_str() {
+        "auto" | "" => "-",
+        known => known,
+    };
     let standby = if it.backup { " (standby)" } else { "" };
     let first_token = it.first_token_median_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
     [
@@ -91,6 +96,7 @@ fn cells(it: &RosterEntry) -> [String; COLUMNS.len()] {
         it.picked.to_string(),
         it.failed.to_string(),
         first_token,
+        engine.to_owned(),
         if it.region.is_empty() { "-".to_owned() } else { it.region.clone() },
         models,
         it.url.clone(),
@@ -159,6 +165,7 @@ mod tests {
             name: name.into(),
             url: format!("http://{name}:8000"),
             addresses: Vec::new(),
+            engine: "vllm".into(),
             models: Vec::new(),
             region: String::new(),
             backup: false,
@@ -189,6 +196,7 @@ mod tests {
                 requests: dead("too many connections in a row failed"),
                 next_try_s: Some(3.2),
                 first_token_median_ms: None,
+                engine: "auto".into(),
                 ..entry("gpu-2")
             },
             RosterEntry {
@@ -215,10 +223,10 @@ mod tests {
         let wanted = "\
 llmproxy 1.2.3, process 4711, up 2h 5m, round_robin, region eu
 
-BACKEND              STATE      SINCE  IN FLIGHT     WEIGHT  PICKED  FAILED  FIRST TOKEN  REGION  MODELS       URL
-gpu-1                up         2h 5m    3 of 16         10   12345       0       120 ms  -       all          http://gpu-1:8000
-gpu-2                ejected     12 s    3 of 16         10   12345       0            -  -       all          http://gpu-2:8000
-gpu-three (standby)  unhealthy   12 s          3  2.5 of 10   12345       0       120 ms  e?u     llama-3-* m  http://gpu-three:8000
+BACKEND              STATE      SINCE  IN FLIGHT     WEIGHT  PICKED  FAILED  FIRST TOKEN  ENGINE  REGION  MODELS       URL
+gpu-1                up         2h 5m    3 of 16         10   12345       0       120 ms  vllm    -       all          http://gpu-1:8000
+gpu-2                ejected     12 s    3 of 16         10   12345       0            -  -       -       all          http://gpu-2:8000
+gpu-three (standby)  unhealthy   12 s          3  2.5 of 10   12345       0       120 ms  vllm    e?u     llama-3-* m  http://gpu-three:8000
 
 gpu-2: requests found it dead 12 s ago: too many connections in a row failed; a request tries it in 3.2 s
 gpu-three: probes found it dead 12 s ago: status 503
