@@ -231,20 +231,25 @@ mod each_rule_can_fail {
     }
 
     #[test]
-    fn a_name_in_two_rooms() {
+    fn a_name_of_two_types() {
         let faults = |files: &[(&str, &str)]| {
             let mut names = Names::default();
             files.iter().for_each(|(path, text)| names.read(&Source::new(path, text)));
             names.faults()
         };
         let ours = ("src/http/head.rs", "/// A.\npub struct Head<'a>(&'a str);\nstruct Own;");
-        assert!(faults(&[ours, ("src/http/a.rs", "pub enum Head {}")]).is_empty(), "one room");
+        assert!(!faults(&[ours, ("src/http/a.rs", "pub enum Head {}")]).is_empty(), "one room");
+        let pair = |room: &str| {
+            let files = ["a", "b"].map(|file| format!("src/{room}/{file}.rs"));
+            faults(&files.each_ref().map(|path| (path.as_str(), "pub enum Phase {}")))
+        };
+        assert!(pair("state").is_empty() && !pair("http").is_empty(), "a pair that is known");
         assert!(faults(&[ours, ("src/llm/a.rs", "pub enum Own {}")]).is_empty(), "one is private");
         assert!(faults(&[ours, ("src/llm/a.rs", "pub enum HeadOf {}")]).is_empty());
         let test = "#[cfg(test)]\nmod tests {\n pub struct Head;\n}";
         assert!(faults(&[ours, ("src/llm/a.rs", test)]).is_empty(), "a test's own");
         let found = faults(&[ours, ("src/llm/a.rs", "pub enum Head {}")]);
-        let wanted = "the name `Head` is in several rooms: src/http/head.rs:2, src/llm/a.rs:1";
+        let wanted = "several types have the name `Head`: src/http/head.rs:2, src/llm/a.rs:1";
         assert_eq!(found, [wanted]);
     }
 

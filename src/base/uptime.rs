@@ -13,17 +13,17 @@ pub fn uptime() -> Duration {
 /// A moment, in milliseconds of [`uptime`]. It begins anew after 49 days, so only ages of less can
 /// be told.
 #[derive(Debug, Clone, Copy)]
-pub struct Stamp(u32);
+pub struct Uptime(u32);
 
-impl Stamp {
+impl Uptime {
     /// Now.
-    pub fn now() -> Stamp {
-        Stamp(uptime().as_millis() as u32)
+    pub fn now() -> Uptime {
+        Uptime(uptime().as_millis() as u32)
     }
 
     /// The time since then, rounded to milliseconds.
     pub fn age(self) -> Duration {
-        let age = Stamp::now().0.wrapping_sub(self.0);
+        let age = Uptime::now().0.wrapping_sub(self.0);
         Duration::from_millis(age.into())
     }
 }

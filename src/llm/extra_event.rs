@@ -22,7 +22,7 @@
 //! choice is held back for what follows it, as long as its owner allows.
 
 use crate::base::limits::EVENT_HELD_BYTES_MAX;
-use facts::{data, ends_choice, may_matter, put_back, Choices, EventFacts};
+use facts::{data, ends_choice, may_matter, put_back, ChoiceList, EventFacts};
 use memchr::memchr2;
 use std::ops::Range;
 
@@ -208,9 +208,9 @@ impl ExtraEvent {
             return if finishes { Verdict::Finishes } else { Verdict::Passes };
         };
         match facts.choices {
-            Choices::Absent => return Verdict::Passes,
-            Choices::None => return Verdict::Extra,
-            Choices::Some => {}
+            ChoiceList::Absent => return Verdict::Passes,
+            ChoiceList::None => return Verdict::Extra,
+            ChoiceList::Some => {}
         }
         let tells_always = counts.are_sglangs || (finishes && !self.has_cut);
         match (counts.are_zeros, self.wants_counts) {

@@ -1,10 +1,22 @@
-//! One word, one meaning: no two rooms have a public type of the same name.
+//! One word, one meaning: no two public types have the same name, in whichever rooms they are.
 
 use super::source::Source;
 use std::collections::BTreeMap;
 
 /// Names that two rooms may share: what is configured, and what does it.
 const SHARED: &[&str] = &["Reporter", "Webhook"];
+
+/// Pairs inside one room: room and name. Each is of two parts of it that nobody uses together, and
+/// is named in full (`ring::Entry`, `spool::Entry`) where both are spoken of. No pair is added.
+const PAIRS: &[(&str, &str)] = &[
+    ("config", "Endpoint"),
+    ("proxy", "Reading"),
+    ("state", "Phase"),
+    ("usage", "Entry"),
+    ("usage", "Found"),
+    ("usage", "Header"),
+    ("usage", "Window"),
+];
 
 const FORMS: &[&str] = &["pub struct ", "pub enum ", "pub trait ", "pub type ", "pub union "];
 
@@ -28,15 +40,19 @@ impl Names {
         }
     }
 
-    /// A fault for each name that is in more than one room.
+    /// A fault for each name that several types have.
     pub fn faults(&self) -> Vec<String> {
-        let in_many = self.0.iter().filter(|(_, found)| {
-            found.iter().any(|(room, _)| found.first().is_some_and(|(first, _)| room != first))
-        });
+        let is_known = |name: &str, found: &[(String, String)]| {
+            let is_in = |room: &str| found.iter().all(|(other, _)| other == room);
+            let is_pair = |(room, pair): &(&str, &str)| *pair == name && is_in(room);
+            found.len() == 2 && PAIRS.iter().any(is_pair)
+        };
+        let in_many =
+            self.0.iter().filter(|(name, found)| found.len() > 1 && !is_known(name, found));
         in_many
             .map(|(name, found)| {
                 let places: Vec<&str> = found.iter().map(|(_, place)| place.as_str()).collect();
-                format!("the name `{name}` is in several rooms: {}", places.join(", "))
+                format!("several types have the name `{name}`: {}", places.join(", "))
             })
             .collect()
     }

@@ -66,14 +66,14 @@ pub fn data(event: &[u8]) -> (Cow<'_, [u8]>, Option<usize>) {
 #[derive(Debug, Default)]
 pub struct EventFacts {
     /// Whether it has choices.
-    pub choices: Choices,
+    pub choices: ChoiceList,
     /// `usage`, where it is an object.
-    pub counts: Option<Counts>,
+    pub counts: Option<UsageObject>,
 }
 
 /// The list of that name.
 #[derive(Debug, Default)]
-pub enum Choices {
+pub enum ChoiceList {
     /// Not there, or no list.
     #[default]
     Absent,
@@ -85,7 +85,7 @@ pub enum Choices {
 
 /// Such an object.
 #[derive(Debug)]
-pub struct Counts {
+pub struct UsageObject {
     /// What is to be taken out of the object, so that it has no such member.
     pub span: Range<usize>,
     /// Nothing but zeros.
@@ -112,13 +112,13 @@ impl EventFacts {
             match (&*decoded(name), first) {
                 (b"choices", Some(b'[')) => {
                     let is_empty = value.get(1..end - start - 1).is_some_and(is_blank);
-                    facts.choices = if is_empty { Choices::None } else { Choices::Some };
+                    facts.choices = if is_empty { ChoiceList::None } else { ChoiceList::Some };
                 }
                 (b"usage", Some(b'{')) => {
                     // With the comma before it, or that behind it where it is the first member.
                     let comma = behind(json, end).iter().position(|byte| *byte == b',');
                     let to = comma.filter(|_| before == open).map_or(end, |at| end + at + 1);
-                    facts.counts = Some(Counts {
+                    facts.counts = Some(UsageObject {
                         span: before..to,
                         are_zeros: !value.iter().any(|byte| matches!(byte, b'1'..=b'9')),
                         are_sglangs: member(value, OF_SGLANG).is_some(),

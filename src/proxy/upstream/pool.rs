@@ -1,6 +1,6 @@
 //! Kept connections of one worker: who may come back, and which one goes out next.
 
-use crate::base::uptime::Stamp;
+use crate::base::uptime::Uptime;
 use crate::rt::patrol::TICK;
 use crate::rt::socket::IdleHeard;
 use crate::rt::tls::Link;
@@ -56,7 +56,7 @@ pub struct InFlight {
     backend: Rc<LocalMember>,
     // Here these fit between the others: the future of a stream does not grow.
     standing: Standing,
-    since: Stamp,
+    since: Uptime,
 }
 
 impl InFlight {
@@ -65,7 +65,7 @@ impl InFlight {
         let enter = || InFlight {
             backend: Rc::clone(backend),
             standing: Standing::default(),
-            since: Stamp::now(),
+            since: Uptime::now(),
         };
         let inflight = backend.enter().then(enter)?;
         backend.picked.set(backend.picked.get() + 1);

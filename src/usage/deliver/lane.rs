@@ -6,7 +6,7 @@ mod straight;
 
 use super::backoff::Waits;
 use super::sender::{Ended, Hand, Senders};
-use super::window::{Given, Outcome, Window};
+use super::window::{BatchOutcome, Given, Window};
 use crate::config::plan::{self, KeyForm};
 use crate::usage::counters::{count, ReporterCounters, UsageCounters};
 use crate::usage::record::UsageRecord;
@@ -151,11 +151,11 @@ impl Lane {
 
     fn settle(&mut self, Ended { id, tried }: Ended) {
         let (outcome, cause) = match tried {
-            Tried::Delivered => (Outcome::Delivered, None),
-            Tried::Again(cause) => (Outcome::Again(None), Some(cause)),
-            Tried::Later(cause, wait) => (Outcome::Again(Some(wait)), Some(cause)),
-            Tried::Failed(cause) => (Outcome::Failed, Some(cause)),
-            Tried::Refused(cause) => (Outcome::Refused, Some(cause)),
+            Tried::Delivered => (BatchOutcome::Delivered, None),
+            Tried::Again(cause) => (BatchOutcome::Again(None), Some(cause)),
+            Tried::Later(cause, wait) => (BatchOutcome::Again(Some(wait)), Some(cause)),
+            Tried::Failed(cause) => (BatchOutcome::Failed, Some(cause)),
+            Tried::Refused(cause) => (BatchOutcome::Refused, Some(cause)),
         };
         let settled = self.window.settle(id, outcome, Instant::now());
         self.note(settled.delivered, cause.as_deref());

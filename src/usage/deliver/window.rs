@@ -92,7 +92,7 @@ pub struct Batch {
 
 /// What came of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum BatchOutcome {
     /// The receiver has the records.
     Delivered,
     /// It cannot be reached or is overloaded; it may have said for how long.
@@ -281,7 +281,7 @@ impl Window {
     }
 
     /// Takes in what came of a batch.
-    pub fn settle(&mut self, id: u64, outcome: Outcome, now: Instant) -> Settled {
+    pub fn settle(&mut self, id: u64, outcome: BatchOutcome, now: Instant) -> Settled {
         let mut settled = Settled::default();
         let Some(Flight { seqs, round }) = self.flights.remove(&id) else { return settled };
         for seq in &seqs {
@@ -291,7 +291,7 @@ impl Window {
         }
         seqs.iter().for_each(|seq| self.lie_still(*seq));
         match outcome {
-            Outcome::Delivered => {
+            BatchOutcome::Delivered => {
                 // What was sent before a refusal and comes after it says nothing of the time since.
                 self.delivered += u64::from(round == self.backoff.round());
                 self.backoff.answered(round);
@@ -299,10 +299,10 @@ impl Window {
                 self.prove(&seqs, round);
                 seqs.iter().for_each(|seq| drop(self.close(*seq)));
             }
-            Outcome::Again(named) => settled.buried = self.lost(&seqs, round, named, now),
+            BatchOutcome::Again(named) => settled.buried = self.lost(&seqs, round, named, now),
             // What is refused is looked at one by one: the others are welcome.
-            Outcome::Refused => settled.buried = self.failed(&seqs, (round, 1), now),
-            Outcome::Failed => {
+            BatchOutcome::Refused => settled.buried = self.failed(&seqs, (round, 1), now),
+            BatchOutcome::Failed => {
                 let half = seqs.len().div_ceil(2);
                 settled.buried = self.failed(&seqs, (round, half), now);
             }

@@ -104,14 +104,14 @@ impl RecordRef<'_> {
     /// The record as one JSON object, without a line end in it.
     pub fn to_json(&self, format: RecordFormat) -> Vec<u8> {
         let mut out = Vec::new();
-        json::Writer::new(&mut out, format).record(self);
+        json::JsonWriter::new(&mut out, format).record(self);
         out
     }
 
     /// The same as a line: the only line end is its last byte, whatever a client wrote.
     pub fn to_line(&self, format: RecordFormat) -> Vec<u8> {
         let mut out = Vec::new();
-        json::Writer::new(&mut out, format).line(self);
+        json::JsonWriter::new(&mut out, format).line(self);
         out
     }
 

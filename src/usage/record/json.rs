@@ -19,7 +19,7 @@ use std::ops::Range;
 const NULL_BYTES: usize = 4;
 
 /// Writes records behind one another into a buffer, which is its own for so long.
-pub struct Writer<'o, 'r> {
+pub struct JsonWriter<'o, 'r> {
     out: &'o mut Vec<u8>,
     format: RecordFormat,
     /// Of the record before, and where the members that say so stand in the buffer: those of the
@@ -36,10 +36,10 @@ struct Target<'r> {
     backend_url: Option<&'r str>,
 }
 
-impl<'o, 'r> Writer<'o, 'r> {
+impl<'o, 'r> JsonWriter<'o, 'r> {
     /// Behind what is in the buffer.
     pub fn new(out: &'o mut Vec<u8>, format: RecordFormat) -> Self {
-        Writer { out, format, last: None }
+        JsonWriter { out, format, last: None }
     }
 
     /// Appends what stands around and between records.
@@ -47,7 +47,7 @@ impl<'o, 'r> Writer<'o, 'r> {
         self.out.push(byte);
     }
 
-    /// The same as [`Writer::record`], as a line: the only line end is its last byte.
+    /// The same as [`JsonWriter::record`], as a line: the only line end is its last byte.
     pub fn line(&mut self, record: &RecordRef<'r>) {
         self.record(record);
         self.byte(b'\n');

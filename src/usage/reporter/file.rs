@@ -16,7 +16,7 @@ use crate::base::limits::{
 };
 use crate::config::plan;
 use crate::usage::record::borrowed::RecordRef;
-use crate::usage::record::json::Writer;
+use crate::usage::record::json::JsonWriter;
 use crossbeam_channel::never;
 use rustix::fs::{flock, FlockOperation};
 use rustix::io::Errno;
@@ -193,7 +193,7 @@ impl Reporter for LinesFile {
     fn send(&mut self, records: &[RecordRef<'_>], limit: Duration) -> Tried {
         let until = Instant::now() + limit;
         let mut lines = std::mem::take(&mut self.lines);
-        let mut writer = Writer::new(&mut lines, self.plan.format);
+        let mut writer = JsonWriter::new(&mut lines, self.plan.format);
         records.iter().for_each(|record| writer.line(record));
         let written = self.write(&lines, until);
         lines.clear();

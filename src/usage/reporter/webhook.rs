@@ -12,7 +12,7 @@ use crate::store::http::HttpService;
 use crate::store::Trouble;
 use crate::usage::key_form::hex;
 use crate::usage::record::borrowed::RecordRef;
-use crate::usage::record::json::Writer;
+use crate::usage::record::json::JsonWriter;
 use ring::hmac;
 use std::time::Duration;
 use ureq::http::Request;
@@ -89,7 +89,7 @@ impl Webhook {
     fn write(&mut self, records: &[RecordRef<'_>]) -> String {
         self.body.clear();
         self.body.shrink_to(BATCH_BUFFER_BYTES_KEPT);
-        let mut writer = Writer::new(&mut self.body, self.plan.format);
+        let mut writer = JsonWriter::new(&mut self.body, self.plan.format);
         let first = records.first().map(|record| record.request_id).unwrap_or_default();
         match self.plan.batch {
             WebhookBatch::Single => {

@@ -6,7 +6,7 @@ use super::dead_letter::DeadLetters;
 use super::disk::DiskFile;
 use super::receipts::Name;
 use super::replay::Replay;
-use super::scan::{Scan, Step, Window};
+use super::scan::{ReadWindow, Scan, Step};
 use super::segment::{self, Entry, Kind, Marker, HEADER_BYTES};
 use super::state::{add, sub, ReporterState};
 use super::table::{Segment, SegmentPlace, SpoolShared, Table};
@@ -38,7 +38,7 @@ pub struct Cursor {
     outstanding: VecDeque<(u64, u64, Option<Name>)>,
     /// Of what was found last, in the same order as its bytes.
     found: Vec<Found>,
-    window: Window,
+    window: ReadWindow,
     dead: DeadLetters,
     /// `None` in a folder into which nothing is written any more.
     replay: Option<Replay>,
@@ -75,7 +75,7 @@ impl Cursor {
         let through = shared.checkpoint(index).map_or(0, |checkpoint| checkpoint.through());
         let dead = DeadLetters::new(Arc::clone(&shared), index);
         let replay = Some(Replay::new(Arc::clone(&shared), index));
-        let (outstanding, found, window) = (VecDeque::new(), Vec::new(), Window::default());
+        let (outstanding, found, window) = (VecDeque::new(), Vec::new(), ReadWindow::default());
         let (next, at) = (through + 1, (0, 0));
         Cursor {
             shared,

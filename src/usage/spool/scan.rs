@@ -27,13 +27,13 @@ pub struct Scan<'f> {
     at: u64,
     /// Where the segment ends.
     end: u64,
-    window: Window,
+    window: ReadWindow,
 }
 
 /// Bytes of a file that were read and may be looked at again. Kept from walk to walk, it saves the
 /// room.
 #[derive(Default)]
-pub struct Window {
+pub struct ReadWindow {
     /// What was read, and behind it what is left of longer reads: so the room need not be filled
     /// with zeros for each of them.
     room: Vec<u8>,
@@ -96,7 +96,7 @@ pub fn marker_of(
 impl<'f> Scan<'f> {
     /// From one place of a segment to another.
     pub fn new(file: &'f dyn DiskFile, marker: Marker, range: (u64, u64)) -> Self {
-        Scan::with(file, marker, range, Window::default())
+        Scan::with(file, marker, range, ReadWindow::default())
     }
 
     /// The same, with a window that was used before. It is emptied: the file may be another.
@@ -104,7 +104,7 @@ impl<'f> Scan<'f> {
         file: &'f dyn DiskFile,
         marker: Marker,
         (at, end): (u64, u64),
-        mut window: Window,
+        mut window: ReadWindow,
     ) -> Self {
         window.len = 0;
         window.asked = 0;
@@ -117,7 +117,7 @@ impl<'f> Scan<'f> {
     }
 
     /// Gives the window back; one that grew for a long entry shrinks.
-    pub fn into_window(mut self) -> Window {
+    pub fn into_window(mut self) -> ReadWindow {
         self.window.room.truncate(WINDOW_BYTES);
         self.window.room.shrink_to(WINDOW_BYTES);
         self.window
@@ -182,7 +182,7 @@ impl<'f> Scan<'f> {
     }
 }
 
-impl Window {
+impl ReadWindow {
     fn bytes(&self) -> &[u8] {
         self.room.get(..self.len).unwrap_or_default()
     }

@@ -99,7 +99,7 @@ fn a_batch_that_does_not_get_through_is_halved() {
         };
         sizes.push(batch.records.len());
         let fits = batch.records.len() <= 10;
-        let outcome = if fits { Outcome::Delivered } else { Outcome::Again(None) };
+        let outcome = if fits { BatchOutcome::Delivered } else { BatchOutcome::Again(None) };
         window.settle(batch.id, outcome, time);
     }
     assert!(sizes.len() < 30, "{sizes:?}");
@@ -109,7 +109,7 @@ fn a_batch_that_does_not_get_through_is_halved() {
 /// Catches: a receiver that is dead for hours and is asked all the time, or never again.
 #[test]
 fn a_dead_receiver_is_asked_at_growing_waits() {
-    let hours = Outage { from_ms: 0, ms: 6 * 3_600_000, answers: Outcome::Again(None) };
+    let hours = Outage { from_ms: 0, ms: 6 * 3_600_000, answers: BatchOutcome::Again(None) };
     let records = all(&[Fate::Taken; 500], None);
     let mut sim = Sim::new(shape(1, 4, 4), 1_000, records, vec![hours]);
     sim.run();
@@ -123,7 +123,7 @@ fn a_dead_receiver_is_asked_at_growing_waits() {
 fn a_receiver_that_refuses_everything_is_away() {
     for (batch, concurrency, retries, keys) in [(1, 1, 0, 1), (1, 4, 4, 3), (150, 2, 2, 3)] {
         for from_ms in [0, 700] {
-            let hours = Outage { from_ms, ms: 6 * 3_600_000, answers: Outcome::Refused };
+            let hours = Outage { from_ms, ms: 6 * 3_600_000, answers: BatchOutcome::Refused };
             let record = |at: u64| Planned { gap_ms: 5, key: Some(at % keys), fate: Fate::Taken };
             let records: Vec<Planned> = (0..300).map(record).collect();
             let mut sim = Sim::new(shape(batch, concurrency, retries), 350, records, vec![hours]);
@@ -184,7 +184,7 @@ fn large_bodies_close_the_window() {
     let now = Instant::now();
     let batch = window.next(now).unwrap();
     assert_eq!(batch.records.len(), 1, "and a batch has one of them");
-    window.settle(batch.id, Outcome::Delivered, now);
+    window.settle(batch.id, BatchOutcome::Delivered, now);
     assert!(window.room() > 0);
 }
 
@@ -201,11 +201,11 @@ fn the_window_does_not_run_far_ahead_of_its_oldest() {
         seq += 1;
         window.add(seq, None, record(seq));
         if let Some(batch) = window.next(now) {
-            window.settle(batch.id, Outcome::Delivered, now);
+            window.settle(batch.id, BatchOutcome::Delivered, now);
         }
     }
     assert_eq!((seq, window.finished()), (LANE_SPAN_MAX + 1, 0));
-    window.settle(first.id, Outcome::Delivered, now);
+    window.settle(first.id, BatchOutcome::Delivered, now);
     assert_eq!(window.finished(), seq);
     assert!(window.room() > 0);
 }
@@ -218,12 +218,12 @@ fn a_hurry_ends_all_waits() {
     window.add(1, Some(1), record(1));
     window.add(2, Some(2), record(2));
     let refused = window.next(now).unwrap();
-    window.settle(refused.id, Outcome::Refused, now);
+    window.settle(refused.id, BatchOutcome::Refused, now);
     let again = window.next(now).unwrap();
-    window.settle(again.id, Outcome::Again(Some(Duration::from_secs(200))), now);
+    window.settle(again.id, BatchOutcome::Again(Some(Duration::from_secs(200))), now);
     assert!(window.next(now).is_none());
     window.hurry(now);
     let one = window.next(now).unwrap();
-    window.settle(one.id, Outcome::Delivered, now);
+    window.settle(one.id, BatchOutcome::Delivered, now);
     assert!(window.next(now).is_some());
 }

@@ -279,7 +279,7 @@ fn neighbours_with_other_targets_keep_theirs() {
     ];
     for format in FORMATS {
         let mut out = Vec::new();
-        let mut writer = Writer::new(&mut out, format);
+        let mut writer = JsonWriter::new(&mut out, format);
         row.iter().for_each(|record| writer.line(record));
         let wanted: Vec<u8> =
             row.iter().flat_map(|record| line::line_of(&Form { record, format })).collect();
@@ -328,7 +328,7 @@ proptest! {
         let record = record.borrowed();
         for format in FORMATS {
             let mut out = b"before".to_vec();
-            Writer::new(&mut out, format).record(&record);
+            JsonWriter::new(&mut out, format).record(&record);
             let mut wanted = b"before".to_vec();
             wanted.extend(line::json_of(&Form { record: &record, format }));
             prop_assert_eq!(String::from_utf8(out), String::from_utf8(wanted));
@@ -358,7 +358,7 @@ proptest! {
             }
         }).collect();
         let (mut out, mut wanted) = (b"before".to_vec(), b"before".to_vec());
-        let mut writer = Writer::new(&mut out, RecordFormat::Full);
+        let mut writer = JsonWriter::new(&mut out, RecordFormat::Full);
         for record in &row {
             writer.line(record);
             wanted.extend(line::line_of(&Form { record, format: RecordFormat::Full }));
@@ -370,7 +370,7 @@ proptest! {
     #[test]
     fn any_record_is_one_line(record in any_record()) {
         let mut line = Vec::new();
-        Writer::new(&mut line, RecordFormat::Full).line(&record.borrowed());
+        JsonWriter::new(&mut line, RecordFormat::Full).line(&record.borrowed());
         let line = String::from_utf8(line).unwrap();
         let is_end = |c: char| "\u{85}\u{2028}\u{2029}".contains(c) || c < ' ';
         prop_assert_eq!(line.find(is_end), Some(line.len() - 1));

@@ -20,7 +20,7 @@ pub type Row<'a> = Vec<Option<Cow<'a, str>>>;
 
 /// A column as a database describes it.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Found {
+pub struct FoundColumn {
     /// Its name.
     pub name: String,
     /// Its type, in small letters: for PostgreSQL whole, so that a value can be cast to it.
@@ -216,7 +216,7 @@ pub struct Layout {
 ///
 /// # Errors
 /// A line for a person: the table wants something that no record has, or is no table of usage.
-pub fn choose(driver: SqlDriver, found: &[Found]) -> Result<Vec<Column>, String> {
+pub fn choose(driver: SqlDriver, found: &[FoundColumn]) -> Result<Vec<Column>, String> {
     let timed = found.iter().any(|column| column.name.eq_ignore_ascii_case("timestamp"));
     let mut columns = Vec::new();
     let mut unknown = Vec::new();

@@ -24,7 +24,7 @@ use crate::store::sql::sqlite::Sqlite;
 use crate::store::sql::{place, Connect, Lifetime};
 use crate::store::Trouble;
 use crate::usage::record::borrowed::RecordRef;
-use columns::{Found, Key, Layout, Unusable};
+use columns::{FoundColumn, Key, Layout, Unusable};
 use jiff::tz::TimeZone;
 use std::io;
 use std::path::Path;
@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 /// A database in which records are written into a table.
 trait Database: Connect {
     /// The columns of a table; none when there is no such table.
-    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble>;
+    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<FoundColumn>, Trouble>;
 
     /// How a request id is found in this column.
     fn key(&mut self, table: &str, column: &str, until: Instant) -> Result<Key, Trouble>;

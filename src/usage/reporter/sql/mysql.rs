@@ -1,6 +1,6 @@
 //! MySQL and MariaDB: what a table is like, and rows for it.
 
-use super::columns::{Found, Key, Layout, Letters, Row, Width, ID_LETTERS};
+use super::columns::{FoundColumn, Key, Layout, Letters, Row, Width, ID_LETTERS};
 use super::statement::{insert, runs, schema_and_name, ROWS};
 use super::Database;
 use crate::store::sql::mysql::Mysql;
@@ -43,7 +43,7 @@ const OTHER_KEYS: &str = "SELECT COUNT(*) FROM information_schema.statistics s \
       AND c.extra LIKE '%auto_increment%')";
 
 impl Database for Mysql {
-    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble> {
+    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<FoundColumn>, Trouble> {
         type Description =
             (String, String, Option<u64>, Option<u64>, Option<String>, bool, bool, bool);
         let place = schema_and_name(table);
@@ -120,7 +120,7 @@ fn found(
         bool,
         bool,
     ),
-) -> Found {
+) -> FoundColumn {
     let type_name = type_name.to_ascii_lowercase();
     let size = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     // A TEXT is limited by its bytes, a VARCHAR by its letters.
@@ -133,7 +133,16 @@ fn found(
         Some("utf8" | "utf8mb3" | "ucs2") => Letters::ThreeBytes,
         Some(_) => Letters::Ascii,
     };
-    Found { name, type_name, width, letters, required, filled, computed, ..Found::default() }
+    FoundColumn {
+        name,
+        type_name,
+        width,
+        letters,
+        required,
+        filled,
+        computed,
+        ..FoundColumn::default()
+    }
 }
 
 fn value(cell: &Option<Cow<'_, str>>) -> Value {

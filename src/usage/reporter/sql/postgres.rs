@@ -1,6 +1,6 @@
 //! PostgreSQL: what a table is like, and rows for it.
 
-use super::columns::{Found, Key, Layout, Letters, Row, Unusable, Width};
+use super::columns::{FoundColumn, Key, Layout, Letters, Row, Unusable, Width};
 use super::statement::{insert, quoted, runs};
 use super::{refused, Database};
 use crate::config::plan::SqlDriver;
@@ -42,12 +42,12 @@ const UNUSABLE: &str = "SELECT c.relname::text, i.indkey[0] = a.attnum \
            AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum))";
 
 impl Database for Postgres {
-    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble> {
+    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<FoundColumn>, Trouble> {
         let table = quoted(SqlDriver::Postgres, table);
         let rows = self
             .ask(until, |session| async move { session.client.query(COLUMNS, &[&table]).await })?;
         let found = rows.iter().map(|row| {
-            Ok(Found {
+            Ok(FoundColumn {
                 name: row.try_get(0)?,
                 type_name: row.try_get(1)?,
                 width: row
@@ -58,7 +58,7 @@ impl Database for Postgres {
                 required: row.try_get(3)?,
                 filled: row.try_get(4)?,
                 computed: row.try_get(5)?,
-                ..Found::default()
+                ..FoundColumn::default()
             })
         });
         let found: Result<_, tokio_postgres::Error> = found.collect();

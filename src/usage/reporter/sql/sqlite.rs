@@ -1,7 +1,7 @@
 //! SQLite: what a table is like, and rows for it.
 
 use super::cells::Cell;
-use super::columns::{Found, Key, Layout, Letters, Unusable};
+use super::columns::{FoundColumn, Key, Layout, Letters, Unusable};
 use super::statement::{insert, schema_and_name, SQLITE_NOW};
 use super::{refused, Database};
 use crate::store::sql::sqlite::{trouble, Sqlite};
@@ -35,7 +35,7 @@ const UNUSABLE: &str = "SELECT name, is_own, sql FROM \
      WHERE coalesce(is_own, 0) OR has_expression";
 
 impl Database for Sqlite {
-    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<Found>, Trouble> {
+    fn columns(&mut self, table: &str, until: Instant) -> Result<Vec<FoundColumn>, Trouble> {
         let connection = self.connection(until)?;
         let (schema, bare) = schema_and_name(table);
         let text = "SELECT name, type, \"notnull\", dflt_value, pk, hidden \
@@ -46,7 +46,7 @@ impl Database for Sqlite {
             // That one is the row's number, under another name.
             let automatic = row.get::<_, i64>(4)? > 0 && type_name == "integer";
             let default: Option<String> = row.get(3)?;
-            Ok(Found {
+            Ok(FoundColumn {
                 name: row.get(0)?,
                 width: None,
                 letters: Letters::All,

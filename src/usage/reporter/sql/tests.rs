@@ -251,9 +251,9 @@ impl Connect for Counted {
 }
 
 impl Database for Counted {
-    fn columns(&mut self, _: &str, _: Instant) -> Result<Vec<Found>, Trouble> {
+    fn columns(&mut self, _: &str, _: Instant) -> Result<Vec<FoundColumn>, Trouble> {
         let (name, type_name) = ("request_id".into(), "text".into());
-        Ok(vec![Found { name, type_name, ..Found::default() }])
+        Ok(vec![FoundColumn { name, type_name, ..FoundColumn::default() }])
     }
 
     fn key(&mut self, _: &str, _: &str, _: Instant) -> Result<Key, Trouble> {

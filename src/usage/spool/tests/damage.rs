@@ -1,6 +1,6 @@
 //! Bytes that changed or went missing behind the spool's back.
 
-use super::super::scan::{marker_of, Scan, Step, Window};
+use super::super::scan::{marker_of, ReadWindow, Scan, Step};
 use super::super::segment::{self, first_of, Kind, HEADER_BYTES};
 use super::fault::{FaultDisk, World};
 use super::rig::*;
@@ -152,7 +152,7 @@ fn a_window_that_was_used_says_only_what_was_read() {
         segment::push(&mut bytes, marker, (sequence, Kind::Close), |out| out.extend([1; 300]));
     }
     let end = bytes.len() as u64;
-    let mut window = Window::default();
+    let mut window = ReadWindow::default();
     // The second file is cut in its sixth entry, and nobody was told.
     for (len, whole) in [(20, 20), (5, 5), (20, 20)] {
         let kept = if len == 20 { bytes.len() } else { bytes.len() * len / 20 + 100 };

@@ -222,14 +222,18 @@ fn a_healthy_lane_needs_no_window() {
     let sizes: Vec<usize> = tries.lock().unwrap().iter().map(|(seen, _)| seen.len()).collect();
     assert_eq!((sizes, stage.shelf.done()), (vec![10, 10, 5], 50));
     assert_eq!(stage.lane.window.launch(Vec::new()).id, 1, "nothing was launched before");
-    stage.lane.window.settle(1, crate::usage::deliver::window::Outcome::Delivered, Instant::now());
+    stage.lane.window.settle(
+        1,
+        crate::usage::deliver::window::BatchOutcome::Delivered,
+        Instant::now(),
+    );
     script.lock().unwrap().push_back(Tried::Again("away".into()));
     stage.deliver(&group(26));
     assert_eq!((stage.shelf.done(), stage.lane.window.is_clear()), (100, true));
     let launched = stage.lane.window.launch(Vec::new()).id;
     stage.lane.window.settle(
         launched,
-        crate::usage::deliver::window::Outcome::Delivered,
+        crate::usage::deliver::window::BatchOutcome::Delivered,
         Instant::now(),
     );
     stage.deliver(&group(51));
@@ -248,7 +252,7 @@ fn several_connections_share_what_is_more_than_a_batch() {
     let group = |from: u64, to: u64| (from..=to).map(|n| numbered(n, 1, 0)).collect::<Vec<_>>();
     let launched = |stage: &mut Stage| {
         let id = stage.lane.window.launch(Vec::new()).id;
-        let delivered = crate::usage::deliver::window::Outcome::Delivered;
+        let delivered = crate::usage::deliver::window::BatchOutcome::Delivered;
         stage.lane.window.settle(id, delivered, Instant::now());
         id
     };

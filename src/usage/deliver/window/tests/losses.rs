@@ -61,11 +61,12 @@ fn a_wait_that_is_asked_for_is_kept() {
         window.add(seq, None, record(seq));
         while let Some(batch) = window.next(now) {
             if seq_of(&batch.records[0]) > 1 {
-                window.settle(batch.id, Outcome::Delivered, now);
+                window.settle(batch.id, BatchOutcome::Delivered, now);
                 continue;
             }
             let wait = Duration::from_secs(40);
-            is_over = window.settle(batch.id, Outcome::Again(Some(wait)), now).buried.is_some();
+            is_over =
+                window.settle(batch.id, BatchOutcome::Again(Some(wait)), now).buried.is_some();
             assert!(is_over || window.next(now + wait - WAITS.least).is_none());
         }
         now = window.wake(now).unwrap_or(now).max(now + Duration::from_secs(5));
@@ -119,8 +120,11 @@ fn even_a_key_that_fills_everything_goes_on() {
 fn a_receiver_that_is_away_for_days_costs_nothing() {
     for (keys, batch) in [(1, 1), (1, 50), (3, 1), (3, 50)] {
         for hours in 60..64 {
-            let away =
-                Outage { from_ms: 900, ms: hours * 60 * MINUTE_MS, answers: Outcome::Again(None) };
+            let away = Outage {
+                from_ms: 900,
+                ms: hours * 60 * MINUTE_MS,
+                answers: BatchOutcome::Again(None),
+            };
             let record = |at: u64| Planned { gap_ms: 10, key: Some(at % keys), fate: Fate::Taken };
             let records = (0..300).map(record).collect();
             let mut sim = Sim::new(shape(batch, 2, 4), 100, records, vec![away]);
@@ -152,7 +156,7 @@ fn bad_times_that_always_hit_the_same_record_prove_nothing() {
             // The receiver is away when the first is sent, and for one try more.
             let is_lost = is_first || !others_lost;
             others_lost = !is_first;
-            let outcome = if is_lost { Outcome::Again(None) } else { Outcome::Delivered };
+            let outcome = if is_lost { BatchOutcome::Again(None) } else { BatchOutcome::Delivered };
             let settled = window.settle(batch.id, outcome, now);
             assert!(settled.buried.is_none(), "after {tries} tries");
         }
@@ -196,20 +200,20 @@ fn what_is_held_up_takes_no_room_up_to_a_limit() {
     (1..=10).for_each(|seq| window.add(seq, Some(1), record(seq)));
     let first = window.next(now).unwrap();
     assert_eq!(window.room(), 0);
-    window.settle(first.id, Outcome::Again(None), now);
+    window.settle(first.id, BatchOutcome::Again(None), now);
     assert_eq!(window.room(), 5);
     (11..=15).for_each(|seq| window.add(seq, None, record(seq)));
     assert_eq!(window.room(), 0);
     let again = window.next(now + WAITS.least).unwrap();
     assert_eq!(seq_of(&again.records[0]), 11, "others go first");
-    window.settle(again.id, Outcome::Delivered, now + WAITS.least);
+    window.settle(again.id, BatchOutcome::Delivered, now + WAITS.least);
     assert_eq!(window.room(), 1);
 
     let mut window = Window::new(shape(1, 1, 4), WAITS, 3);
     window.add(1, Some(1), body(LANE_BODY_BYTES_MAX));
     assert_eq!(window.room(), 0);
     let first = window.next(now).unwrap();
-    window.settle(first.id, Outcome::Again(None), now);
+    window.settle(first.id, BatchOutcome::Again(None), now);
     assert!(window.room() > 0);
     window.add(2, None, body(LANE_BODY_BYTES_MAX));
     assert_eq!(window.room(), 0);

@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn nothing_is_buried_while_everything_is_refused(
         (count, gap_ms, keys) in (1..300_u64, 0..2_000_u64, 1..400_u64),
-        answers in prop_oneof![Just(Outcome::Refused), Just(Outcome::Failed)],
+        answers in prop_oneof![Just(BatchOutcome::Refused), Just(BatchOutcome::Failed)],
         (batch, concurrency) in (prop_oneof![Just(1_usize), Just(50)], 1..5_usize),
         retries in 0..5_u32,
         minutes in 0..120_u64,

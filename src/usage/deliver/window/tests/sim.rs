@@ -32,7 +32,7 @@ pub struct Outage {
     pub from_ms: u64,
     pub ms: u64,
     /// What becomes of all that is sent.
-    pub answers: Outcome,
+    pub answers: BatchOutcome,
 }
 
 /// Good records, and bad ones: of the latter so many cut their connections.
@@ -53,8 +53,11 @@ pub fn planned(cuts: u32) -> impl Strategy<Value = Planned> {
 
 pub fn outages() -> impl Strategy<Value = Vec<Outage>> {
     // Each may cost a good record one proven failure, and two are not enough to bury it.
-    let answers =
-        prop_oneof![Just(Outcome::Again(None)), Just(Outcome::Failed), Just(Outcome::Refused)];
+    let answers = prop_oneof![
+        Just(BatchOutcome::Again(None)),
+        Just(BatchOutcome::Failed),
+        Just(BatchOutcome::Refused)
+    ];
     let one = (0..200_000_u64, 0..600_000_u64, answers).prop_map(|(from_ms, ms, answers)| Outage {
         from_ms,
         ms,
@@ -270,20 +273,20 @@ impl Sim {
             let any = |fate| batch.records.iter().any(|r| self.fate(r) == fate);
             let outcome = match self.outage() {
                 Some(outage) => outage.answers,
-                None if is_lost || any(Fate::Cut) => Outcome::Again(None),
-                None if any(Fate::Poison) => Outcome::Failed,
-                None if any(Fate::Refused) => Outcome::Refused,
-                None => Outcome::Delivered,
+                None if is_lost || any(Fate::Cut) => BatchOutcome::Again(None),
+                None if any(Fate::Poison) => BatchOutcome::Failed,
+                None if any(Fate::Refused) => BatchOutcome::Refused,
+                None => BatchOutcome::Delivered,
             };
             if let [alone] = batch.records.as_slice() {
                 let at = seq_of(alone) as usize - 1;
-                self.failures[at] += u32::from(outcome == Outcome::Failed);
-                self.refusals[at] += u32::from(outcome == Outcome::Refused);
-                self.losses[at] += u32::from(outcome == Outcome::Again(None));
+                self.failures[at] += u32::from(outcome == BatchOutcome::Failed);
+                self.refusals[at] += u32::from(outcome == BatchOutcome::Refused);
+                self.losses[at] += u32::from(outcome == BatchOutcome::Again(None));
             }
             let settled = self.window.settle(batch.id, outcome, self.now());
             self.was_down |= self.window.is_down();
-            if outcome == Outcome::Delivered {
+            if outcome == BatchOutcome::Delivered {
                 assert_eq!(settled.delivered, batch.records.len() as u64);
                 batch.records.iter().for_each(|record| self.deliver(record));
             }

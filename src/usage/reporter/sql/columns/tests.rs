@@ -2,11 +2,11 @@ use super::*;
 use crate::usage::record::Outcome;
 use crate::usage::record::{tests::record, UsageRecord};
 
-fn found(name: &str, type_name: &str) -> Found {
-    Found { name: name.into(), type_name: type_name.into(), ..Found::default() }
+fn found(name: &str, type_name: &str) -> FoundColumn {
+    FoundColumn { name: name.into(), type_name: type_name.into(), ..FoundColumn::default() }
 }
 
-fn layout(driver: SqlDriver, found: &[Found]) -> Layout {
+fn layout(driver: SqlDriver, found: &[FoundColumn]) -> Layout {
     Layout {
         driver,
         table: "t".into(),
@@ -19,7 +19,7 @@ fn layout(driver: SqlDriver, found: &[Found]) -> Layout {
 }
 
 /// The row of a table of `request_id` and one more column.
-fn cell(driver: SqlDriver, column: Found, record: &UsageRecord) -> Option<String> {
+fn cell(driver: SqlDriver, column: FoundColumn, record: &UsageRecord) -> Option<String> {
     let layout = layout(driver, &[found("request_id", "varchar"), column]);
     layout.row(&record.borrowed()).pop().unwrap().map(Cow::into_owned)
 }
@@ -74,7 +74,7 @@ fn a_column_that_is_too_narrow_for_ids_is_named() {
         ("bigint", None, false),
         ("timestamp", None, false),
     ] {
-        let id = Found { width, ..found("Request_Id", type_name) };
+        let id = FoundColumn { width, ..found("Request_Id", type_name) };
         let chosen = choose(SqlDriver::Postgres, &[id, found("total_tokens", "bigint")]);
         assert_eq!(chosen.is_ok(), fits, "{type_name}");
         assert!(chosen.err().is_none_or(|said| said.contains("Request_Id")));
@@ -84,11 +84,11 @@ fn a_column_that_is_too_narrow_for_ids_is_named() {
 /// Catches: a computed column that is written, and the time of writing that is overwritten.
 #[test]
 fn what_the_database_knows_is_left_to_it() {
-    let computed = Found { computed: true, ..found("total_tokens", "bigint") };
-    let created = Found { filled: true, ..found("created_at", "datetime") };
+    let computed = FoundColumn { computed: true, ..found("total_tokens", "bigint") };
+    let created = FoundColumn { filled: true, ..found("created_at", "datetime") };
     let id = found("request_id", "varchar");
     let timed = [id.clone(), computed.clone(), created.clone(), found("timestamp", "datetime")];
-    let names = |found: &[Found]| {
+    let names = |found: &[FoundColumn]| {
         let columns = choose(SqlDriver::Mysql, found).unwrap();
         columns.into_iter().map(|column| column.name).collect::<Vec<_>>()
     };
@@ -135,7 +135,7 @@ fn what_is_not_known_is_null_where_it_may_be() {
         ("request_body", "json", "null"),
         ("ttft_ms", "bigint", "56"),
     ] {
-        let column = Found { required: true, ..found(name, type_name) };
+        let column = FoundColumn { required: true, ..found(name, type_name) };
         let cell = cell(SqlDriver::Mysql, column, &record);
         assert_eq!(cell.as_deref(), Some(required), "{name}");
     }
@@ -146,11 +146,11 @@ fn what_is_not_known_is_null_where_it_may_be() {
 /// and never billed.
 #[test]
 fn texts_fit_their_columns() {
-    let with = |model: &str, column: Found| {
+    let with = |model: &str, column: FoundColumn| {
         let record = UsageRecord { model: Some(model.to_owned()), ..record() };
         cell(SqlDriver::Mysql, column, &record).unwrap()
     };
-    let column = |width, letters| Found { width, letters, ..found("model", "varchar") };
+    let column = |width, letters| FoundColumn { width, letters, ..found("model", "varchar") };
     let three = Some(Width::Letters(3));
     assert_eq!(with("größer", column(three, Letters::All)), "grö");
     assert_eq!(with("größer", column(Some(Width::Bytes(3)), Letters::All)), "gr");
@@ -163,7 +163,7 @@ fn texts_fit_their_columns() {
 #[test]
 fn a_body_fits_its_column_as_json() {
     let same = r#"{"seed": 0.70,  "a":"\u00e9🦀"}"#;
-    let narrow = Found { width: Some(Width::Bytes(12)), ..found("request_body", "text") };
+    let narrow = FoundColumn { width: Some(Width::Bytes(12)), ..found("request_body", "text") };
     let record = UsageRecord { request_body: Some(same.into()), ..record() };
     assert_eq!(cell(SqlDriver::Mysql, narrow, &record).unwrap(), "\"{\"");
 }

@@ -1,12 +1,12 @@
 use super::*;
-use crate::usage::reporter::sql::columns::{choose, Found};
+use crate::usage::reporter::sql::columns::{choose, FoundColumn};
 use jiff::tz::TimeZone;
 
 fn layout(driver: SqlDriver, key: Key) -> Layout {
-    let found = |name: &str| Found {
+    let found = |name: &str| FoundColumn {
         name: name.into(),
         type_name: if name == "model" { "character varying(9)" } else { "text" }.into(),
-        ..Found::default()
+        ..FoundColumn::default()
     };
     Layout {
         driver,
@@ -71,13 +71,13 @@ fn names_cannot_leave_their_quotes() {
 #[test]
 fn every_column_that_is_made_is_known() {
     for driver in [SqlDriver::Mysql, SqlDriver::Postgres, SqlDriver::Sqlite] {
-        let found: Vec<Found> = TABLE
+        let found: Vec<FoundColumn> = TABLE
             .iter()
-            .map(|(name, _)| Found {
+            .map(|(name, _)| FoundColumn {
                 name: (*name).into(),
                 required: true,
                 filled: ["id", "created_at"].contains(name),
-                ..Found::default()
+                ..FoundColumn::default()
             })
             .collect();
         assert_eq!(choose(driver, &found).unwrap().len(), TABLE.len() - 2);
