@@ -57,8 +57,7 @@ impl Doorbell {
         self.is_asleep.store(false, Relaxed);
     }
 
-    /// Lets so much time go by; less when somebody calls who calls in any case. Only on the thread
-    /// that answers.
+    /// Waits so long, or until [`Doorbell::ring`] is called. Only on the thread that answers.
     pub fn pause(&self, time: Duration) {
         thread::park_timeout(time);
     }

@@ -2,7 +2,7 @@
 
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_until, pause, Config, Engine, Proxy, SOON};
+use crate::harness::{await_until, pause, skip, Config, Engine, Proxy, SOON};
 use crate::receiver::Receiver;
 use std::collections::HashSet;
 use std::io::Write;
@@ -75,7 +75,7 @@ fn start(disk: &SmallDisk, engine: &Engine, receiver: &Receiver, policy: &str) -
 /// proxy that must be started again when it is not any more.
 #[test]
 fn with_serve_a_full_disk_costs_nobody_anything() {
-    let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+    let Some(disk) = SmallDisk::mount() else { return skip("may not mount") };
     let (engine, receiver) = (Engine::start(&[]), Receiver::start());
     let proxy = start(&disk, &engine, &receiver, "serve");
     let mut asked = HashSet::new();
@@ -108,7 +108,7 @@ fn with_serve_a_full_disk_costs_nobody_anything() {
 /// Catches: service without billing where that was ruled out, and a refusal that does not end.
 #[test]
 fn with_refuse_a_full_disk_refuses_until_there_is_room() {
-    let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+    let Some(disk) = SmallDisk::mount() else { return skip("may not mount") };
     let (engine, receiver) = (Engine::start(&[]), Receiver::start());
     let proxy = start(&disk, &engine, &receiver, "refuse");
     let ask = || proxy.post("/v1/chat/completions", CHAT);
@@ -135,7 +135,7 @@ fn with_refuse_a_full_disk_refuses_until_there_is_room() {
 /// that does not use the disk when it can.
 #[test]
 fn with_serve_a_read_only_disk_prevents_no_start() {
-    let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+    let Some(disk) = SmallDisk::mount() else { return skip("may not mount") };
     let (engine, receiver) = (Engine::start(&[]), Receiver::start());
     receiver.set_down(true);
     disk.remount("ro");
@@ -156,7 +156,7 @@ fn with_serve_a_read_only_disk_prevents_no_start() {
 /// record.
 #[test]
 fn with_refuse_rings_that_cannot_be_made_prevent_a_start() {
-    let Some(disk) = SmallDisk::mount() else { return println!("skipped: may not mount") };
+    let Some(disk) = SmallDisk::mount() else { return skip("may not mount") };
     let (engine, receiver) = (Engine::start(&[]), Receiver::start());
     let (scratch, config) = (Scratch::new(), config(&disk, &engine, &receiver, "refuse"));
     let file = scratch.write("config.yaml", config.yaml());

@@ -3,7 +3,7 @@
 
 use crate::harness::process::{program, Process};
 use crate::harness::scratch::Scratch;
-use crate::harness::{pause, Engine, MariaDb, Postgres, Redis};
+use crate::harness::{pause, skip, Engine, MariaDb, Postgres, Redis};
 use crate::load::{Answer, Kind, Load};
 use crate::receiver::Receiver;
 use rustix::process::Signal;
@@ -25,7 +25,7 @@ const DRAINED: Duration = Duration::from_secs(60);
 fn no_request_is_lost_or_billed_twice_by_kills() {
     if !(Redis::is_there() && MariaDb::is_there() && Postgres::is_there()) {
         assert!(std::env::var_os("LLMPROXY_TEST_CLIENTS").is_none(), "no servers");
-        println!("skipped: redis, mariadb or postgresql is not installed");
+        skip("redis, mariadb or postgresql is not installed");
         return;
     }
     let kills = std::env::var("LLMPROXY_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());

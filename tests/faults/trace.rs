@@ -1,6 +1,7 @@
 //! What stops a program at chosen moments: `trace.py`, which says how.
 
 use crate::harness::process::run;
+use crate::harness::skip;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ pub const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/trace
 pub fn may_trace() -> bool {
     let may = run(Path::new("python3"), &[TRACE, "may"], Duration::from_secs(30)).code == Some(0);
     if !may {
-        println!("skipped: processes may not be traced here, or there is no python3");
+        skip("processes may not be traced here, or there is no python3");
     }
     may
 }

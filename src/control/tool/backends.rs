@@ -12,6 +12,7 @@ use crate::http::head::Parse;
 use crate::http::request::Method;
 use crate::http::response::ResponseHead;
 use crate::usage::spool::folders::root::folders_in;
+use serde::de::IgnoredAny;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -36,7 +37,9 @@ fn backends(ask: &BackendsAsk) -> Result<String, Refused> {
         None => of_a_configuration(&ask.config)?,
     };
     if ask.json {
-        return Ok(answers.concat());
+        // Who put a socket there is not known for sure: a terminal gets no control characters.
+        let all_json = answers.iter().all(|json| serde_json::from_str::<IgnoredAny>(json).is_ok());
+        return if all_json { Ok(answers.concat()) } else { Err(failed("the answer is no JSON")) };
     }
     let tables = answers.iter().map(|json| Ok(table::table(&read(json)?)));
     Ok(tables.collect::<Result<Vec<_>, Refused>>()?.join("\n"))

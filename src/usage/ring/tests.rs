@@ -5,6 +5,7 @@ use super::recover::{self, Found};
 use super::spsc::{entry_bytes_max, Consumer, Producer, Room, Taken, Window};
 use crate::config::plan::{OnSpoolFailure, Spool};
 use crate::usage::spool::segment::Kind;
+use crate::usage::spool::tests::fault::skip;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::fs;
@@ -313,7 +314,7 @@ fn a_folder_of_another_user_is_none_of_ours() {
     std::os::unix::fs::symlink(away.path(), &link).unwrap();
     assert!(!place::is_for_us_alone(&link));
     if !rustix::process::getuid().is_root() {
-        return println!("skipped: may not give a folder to somebody else");
+        return skip("may not give a folder to somebody else");
     }
     let part = away.path().join("folder-1");
     fs::create_dir(&part).unwrap();

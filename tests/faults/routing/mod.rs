@@ -137,7 +137,7 @@ fn an_engine_is_not_there_at_the_start() {
     assert_unnoticed(&findings);
 }
 
-/// Catches: the same of an engine that is let die at once when somebody connects.
+/// Catches: requests that fail because an engine resets each connection as soon as it is made.
 #[test]
 fn an_engine_resets_whoever_connects() {
     let (engines, receiver) = (engines(&[]), Receiver::start());
@@ -163,6 +163,7 @@ fn what_an_engine_may_have_worked_on_is_not_sent_again_unasked() {
     let name = "the same, without `routing.retry`";
     let findings = with_knobs(name, "", "die-before-head=1", "die-before-head=0");
     assert_eq!(findings.doubled, 0);
+    assert!(!findings.failed.is_empty(), "nobody met the engine: this proves nothing");
     assert!(findings.failed.iter().all(|fate| *fate == crowd::Fate::Failed(502)));
     let retries = |reason| findings.metrics.sum("llmproxy_retries_total", &[("reason", reason)]);
     // Moved away from an engine that was found dead under them, or met a kept connection that had

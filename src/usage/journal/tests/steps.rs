@@ -8,7 +8,7 @@
 use super::*;
 use crate::usage::record::Outcome;
 use crate::usage::spool::disk::RealDisk;
-use crate::usage::spool::tests::fault::Random;
+use crate::usage::spool::tests::fault::{skip, Random};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -161,7 +161,7 @@ fn a_kill_between_two_instructions_loses_nothing() {
         return work(Path::new(&folder));
     }
     if !python(&["may"]).output().unwrap().status.success() {
-        return println!("skipped: processes may not be traced here, or there is no python3");
+        return skip("processes may not be traced here, or there is no python3");
     }
     let kills = std::env::var("LLMPROXY_STEPS").map_or(12, |kills| kills.parse().unwrap());
     let name = format!("llmproxy-steps-{}", std::process::id());

@@ -7,7 +7,7 @@ use super::super::folders::{open_folders, Chain, OpenedFolders};
 use super::super::survey::survey;
 use super::super::{dead_letter, open, Disk, Options};
 use super::failing::told;
-use super::fault::{End, FaultDisk, Faults, Random, World};
+use super::fault::{skip, End, FaultDisk, Faults, Random, World};
 use super::rig::*;
 use crate::config::plan::OnSpoolFailure;
 use crate::usage::record::Outcome;
@@ -477,7 +477,7 @@ fn a_conversion_writes_nothing_over() {
 #[test]
 fn a_folder_of_another_user_is_left_alone() {
     if !rustix::process::getuid().is_root() {
-        return println!("skipped: may not give a folder to somebody else");
+        return skip("may not give a folder to somebody else");
     }
     let dir = std::env::temp_dir().join(format!("llmproxy-others-{}", std::process::id()));
     let open_here = || open_folders(Arc::new(RealRoot::new(&dir)), options(EVERY), &reporters());
