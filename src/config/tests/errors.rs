@@ -45,6 +45,8 @@ fn what_has_no_effect_is_told() {
             "health_check: {enabled: false}\nbackends: [{url: 'http://a', health_path: /h}]",
             "backends[0].health_path",
         ),
+        ("backends: [{url: 'http://a'}]\nrouting: {load_balance: prefix_affinity}", "routing"),
+        ("backends: [{url: 'http://a'}]\nrouting: {session_affinity: {body: user}}", "routing"),
         ("logging: {enabled: true}", "logging"),
         ("logging:", "logging"),
         (

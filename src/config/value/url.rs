@@ -39,9 +39,10 @@ impl Url {
             return unix(text, rest.strip_prefix("//").unwrap_or(rest));
         }
         match http_url(text)? {
-            Url::Http { query: Some(_), .. } => {
-                Err(format!("{} must not have a query (`?…`)", quoted(text)))
-            }
+            Url::Http { query: Some(_), .. } => Err(format!(
+                "{} must not have a query (`?…`)",
+                quoted(text.split('?').next().unwrap_or_default())
+            )),
             url => Ok(url),
         }
     }

@@ -23,23 +23,39 @@ mod table;
 /// A gateway answers within so long: it asks its workers, which may be busy for a second.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// Does it, and says what was found.
+/// Does it, and says what was found: what answers is shown also where another one does not.
 pub fn run(ask: &BackendsAsk) -> Printout {
-    match backends(ask) {
-        Ok(stdout) => Printout { stdout, stderr: String::new(), code: FINE },
-        Err(Refused { lines, code }) => Printout { stdout: String::new(), stderr: lines, code },
+    let (answers, silent) = match heard(ask) {
+        Ok(heard) => heard,
+        Err(Refused { lines, code }) => {
+            return Printout { stdout: String::new(), stderr: lines, code };
+        }
+    };
+    let (stdout, unread) = match shown(ask, &answers) {
+        Ok(stdout) => (stdout, String::new()),
+        Err(Refused { lines, .. }) => (String::new(), lines),
+    };
+    let stderr = silent + &unread;
+    let code = if stderr.is_empty() { FINE } else { WOULD_NOT_START };
+    Printout { stdout, stderr, code }
+}
+
+/// What gateways answer, and lines about those that do not.
+fn heard(ask: &BackendsAsk) -> Result<(Vec<String>, String), Refused> {
+    match &ask.socket {
+        None => of_a_configuration(&ask.config),
+        Some(socket) => match fetch(socket) {
+            Ok(answer) => Ok((vec![answer], String::new())),
+            Err(error) => Err(failed(&named(socket, &error))),
+        },
     }
 }
 
-fn backends(ask: &BackendsAsk) -> Result<String, Refused> {
-    let answers = match &ask.socket {
-        Some(socket) => vec![fetch(socket).map_err(|error| failed(&named(socket, &error)))?],
-        None => of_a_configuration(&ask.config)?,
-    };
+fn shown(ask: &BackendsAsk, answers: &[String]) -> Result<String, Refused> {
     if ask.json {
         // Who put a socket there is not known for sure: a terminal gets no control characters.
-        let all_json = answers.iter().all(|json| serde_json::from_str::<IgnoredAny>(json).is_ok());
-        return if all_json { Ok(answers.concat()) } else { Err(failed("the answer is no JSON")) };
+        let is_json = answers.iter().all(|json| serde_json::from_str::<IgnoredAny>(json).is_ok());
+        return if is_json { Ok(answers.concat()) } else { Err(failed("the answer is no JSON")) };
     }
     let tables = answers.iter().map(|json| Ok(table::table(&read(json)?)));
     Ok(tables.collect::<Result<Vec<_>, Refused>>()?.join("\n"))
@@ -54,8 +70,9 @@ fn read(json: &str) -> Result<Roster, Refused> {
     known.map_err(|error| failed(&format!("the answer cannot be read (try --json): {error}")))
 }
 
-/// What all gateways say that run with a configuration; one at least.
-fn of_a_configuration(config: &Path) -> Result<Vec<String>, Refused> {
+/// What all gateways say that run with a configuration, one at least; and lines about those that
+/// run and say nothing.
+fn of_a_configuration(config: &Path) -> Result<(Vec<String>, String), Refused> {
     let loaded = load_file(config, &of_this_process).map_err(|report| {
         let lines: String = report.lines(false).iter().map(|line| format!("{line}\n")).collect();
         // It may need variables that the gateway has, and this shell does not.
@@ -64,18 +81,18 @@ fn of_a_configuration(config: &Path) -> Result<Vec<String>, Refused> {
     })?;
     let file = config.display();
     let places = places(&loaded.plan).map_err(|error| failed(&error.to_string()))?;
-    let mut answers = Vec::new();
+    let (mut answers, mut silent) = (Vec::new(), String::new());
     for socket in &places {
         match fetch(socket) {
             Ok(answer) => answers.push(answer),
             // There is none, or its process is gone and had no time to take it away.
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
-            Err(error) => return Err(failed(&named(socket, &error))),
+            Err(error) => silent += &failed(&named(socket, &error)).lines,
         }
     }
-    match (answers.is_empty(), has_socket(&loaded.plan)) {
-        (false, _) => Ok(answers),
+    match (answers.is_empty() && silent.is_empty(), has_socket(&loaded.plan)) {
+        (false, _) => Ok((answers, silent)),
         (true, true) => Err(failed(&format!("no gateway runs with {file}"))),
         (true, false) => Err(failed(&format!(
             "a gateway that runs with {file} has no admin socket: it is made beside \

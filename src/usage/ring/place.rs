@@ -35,12 +35,19 @@ pub fn folders_of(home: &Path) -> Vec<PathBuf> {
     iter::once(home.to_owned()).chain(elsewhere(home)).collect()
 }
 
-/// Where this folder says that its rings lie.
+/// Where this folder says that its rings lie. Not that they lie in it: they would be read twice.
 fn elsewhere(home: &Path) -> Option<PathBuf> {
     let mut file = open_regular(&home.join(ELSEWHERE), PATH_BYTES_MAX).ok()??;
     let mut path = Vec::new();
     file.read_to_end(&mut path).ok()?;
-    Some(PathBuf::from(OsString::from_vec(path))).filter(|path| path.is_absolute())
+    let path = PathBuf::from(OsString::from_vec(path));
+    Some(path).filter(|path| path.is_absolute() && !is_same(path, home))
+}
+
+/// Whether both are one folder, by whichever names.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let id = |path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    id(one).is_some_and(|one| Some(one) == id(other))
 }
 
 /// Removes the part of a ring folder that belongs to this folder of a spool, and then what leads
@@ -63,6 +70,8 @@ fn choose(plan: &Spool, home: &Path) -> io::Result<PathBuf> {
         (Some(dir), Some(name)) => Some(std::path::absolute(dir)?.join(name)),
         _ => None,
     };
+    // The folder of the spool itself, by its name or by another one.
+    let wanted = wanted.filter(|wanted| !is_same(wanted, home));
     let before = elsewhere(home);
     if let Some(before) = before.as_ref().filter(|before| holds_rings(before)) {
         // A process that died left them, and the disk has not taken what is in them yet. There is

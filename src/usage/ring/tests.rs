@@ -207,6 +207,27 @@ fn a_kill_between_bytes_and_head_leaves_nothing() {
     }
 }
 
+/// Catches: rings that lie in the spool because `ring_dir` names its folder, under that name or
+/// another one, and are read twice after a kill.
+#[test]
+fn rings_beside_the_spool_are_found_once() {
+    let base = Folder::new("same");
+    let own = base.path().join("folder-1");
+    fs::create_dir(&own).unwrap();
+    let link = base.path().join("link");
+    std::os::unix::fs::symlink(base.path(), &link).unwrap();
+    for dir in [base.path().to_owned(), link] {
+        let plan = Spool { ring_dir: Some(dir.clone()), ..Spool::default() };
+        let rings = place::make(&plan, Some(&own), 1).unwrap();
+        assert!(own.join("ring-0").exists() && rings[0].outlives_us());
+        assert_eq!(place::folders_of(&own), std::slice::from_ref(&own));
+        // What an earlier version left there.
+        fs::write(own.join(place::ELSEWHERE), dir.join("folder-1").to_str().unwrap()).unwrap();
+        assert_eq!(place::folders_of(&own), std::slice::from_ref(&own));
+        rings.iter().for_each(|ring| ring.remove());
+    }
+}
+
 /// Catches: a ring in another folder that the next process, with another configuration, does not
 /// find; rings of a living process that another one takes; rings that cannot be made and stop a
 /// start.
