@@ -116,7 +116,9 @@ fn a_backend_that_leads_back_is_passed_over_and_ejected() {
     let (url, tell) = forwarder();
     let inner = Config::backend_at(url).start();
     let inner_url = format!("http://{}", inner.addr());
-    let outer = Config::new().backend(inner_url, "name: circle").backend(engine.url(), "").start();
+    // Named, so that nobody asks what it is: these questions come round, too.
+    let circle = Config::new().backend(inner_url, "name: circle, engine: vllm");
+    let outer = circle.backend(engine.url(), "").start();
     tell.send(outer.addr()).unwrap();
     for _ in 0..12 {
         assert_eq!(outer.post(CHATS, CHAT).text(), "ok");
