@@ -72,7 +72,7 @@ fn read(folder: &Path, also_held: bool, into: &mut impl FnMut(Kind, &[u8])) -> i
         }
         let mut bytes = Vec::new();
         file.take(RING_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(named)?;
-        if bytes.iter().all(|byte| *byte == 0) {
+        if is_half_made(&bytes) {
             // Its process ended while it made it, and nothing was put in.
             drained.files.push(path);
             continue;
@@ -116,6 +116,13 @@ pub(super) fn open_regular(path: &Path, bytes_max: u64) -> io::Result<Option<Fil
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let found = file.metadata()?;
     Ok((found.is_file() && found.len() <= bytes_max).then_some(file))
+}
+
+/// True of a file that has no name yet, which is given to it last, and in which nothing is.
+fn is_half_made(bytes: &[u8]) -> bool {
+    let before_its_name = [word::OWNER, word::STARTED, word::HEARTBEAT, word::SIZE];
+    let mut words = bytes.chunks(8).enumerate();
+    words.all(|(at, word)| before_its_name.contains(&at) || word.iter().all(|byte| *byte == 0))
 }
 
 /// What was found in a ring.

@@ -353,8 +353,17 @@ fn a_ring_of_zeros_goes_without_a_word() {
     let folder = Folder::new("zeros");
     fs::write(folder.path().join("ring-0"), vec![0; OWNER_BYTES + 4096]).unwrap();
     fs::write(folder.path().join("ring-1"), "").unwrap();
+    // Killed before it had its name, which is written last.
+    drop(RingFile::create(folder.path(), 2, 4096).unwrap());
+    let path = folder.path().join("ring-2");
+    let mut half_made = fs::read(&path).unwrap();
+    assert!(half_made[..8].iter().all(|byte| *byte != 0));
+    half_made[..8].fill(0);
+    fs::write(&path, &half_made).unwrap();
+    half_made[OWNER_BYTES + 100] = 1;
+    fs::write(folder.path().join("ring-3"), &half_made).unwrap();
     let drained = recover::drain(folder.path(), &mut |_, _| {}).unwrap();
-    assert_eq!((drained.files.len(), drained.damaged, drained.entries), (2, 0, 0));
+    assert_eq!((drained.files.len(), drained.damaged, drained.entries), (3, 1, 0));
 }
 
 /// Catches: a newer format that is read as if it were ours; a first sector of zeros that costs what
