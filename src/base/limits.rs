@@ -431,6 +431,9 @@ pub const PREFIX_HELD_MAX: usize = 8;
 pub const PREFIX_KEPT_MAX: Duration = Duration::from_secs(30 * 60);
 /// Bytes of the name of a session. Beyond: the request counts as one without a session.
 pub const SESSION_BYTES_MAX: usize = 1024;
+/// Bytes of the member of a body in which a session may be named, such as `metadata`: it is walked
+/// in one go. Beyond: the request counts as one without a session.
+pub const SESSION_SPAN_BYTES_MAX: usize = 64 * 1024;
 /// Fields of a request head in which a session may be named. Beyond: refused.
 pub const SESSION_HEADERS_MAX: usize = 8;
 /// Names and patterns of models of all backends that discovery finds. Each may make a group of its

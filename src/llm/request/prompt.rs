@@ -9,7 +9,9 @@
 mod trail;
 
 use crate::base::fold::FoldKey;
-use crate::base::limits::{PREFIX_SALT_BYTES_MAX, PREFIX_TURNS_MAX, SESSION_BYTES_MAX};
+use crate::base::limits::{
+    PREFIX_SALT_BYTES_MAX, PREFIX_TURNS_MAX, SESSION_BYTES_MAX, SESSION_SPAN_BYTES_MAX,
+};
 use crate::llm::json::Reader;
 use std::ops::Range;
 use trail::LOOKED_AT_BYTES;
@@ -145,7 +147,12 @@ impl PromptSpans {
     pub fn session<'a>(&self, body: &'a [u8], by: &str) -> Option<&'a [u8]> {
         let (outer, inner) = by.split_once('.').unwrap_or((by, ""));
         let index = SESSIONS.iter().position(|known| *known == outer)?;
-        let mut reader = Reader::within(body, self.at(SALTS.len() + PARTS.len() + index)?);
+        let span = self.at(SALTS.len() + PARTS.len() + index)?;
+        // All of it is walked at once: what a client sends must not hold the worker.
+        if span.len() > SESSION_SPAN_BYTES_MAX {
+            return None;
+        }
+        let mut reader = Reader::within(body, span);
         if !inner.is_empty() {
             if reader.peek() != Some(b'{') {
                 return None;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::limits::{PREFIX_BYTES_MAX, PREFIX_BYTES_MIN};
+use crate::base::limits::{PREFIX_BYTES_MAX, PREFIX_BYTES_MIN, SESSION_SPAN_BYTES_MAX};
 use crate::llm::request::BodyScan;
 use proptest::prelude::*;
 
@@ -149,6 +149,18 @@ fn a_session_is_named_by_what_was_asked_for() {
     let long = format!(r#"{{"user":"{}","metadata":[1]}}"#, "x".repeat(SESSION_BYTES_MAX + 1));
     assert_eq!(spans(&long).session(long.as_bytes(), "user"), None);
     assert_eq!(spans(&long).session(long.as_bytes(), "metadata.user_id"), None);
+}
+
+/// Catches: a client that holds the worker with one member, all of which is walked in one go.
+#[test]
+fn a_session_is_not_looked_for_in_a_member_of_any_length() {
+    for bytes in [SESSION_SPAN_BYTES_MAX, SESSION_SPAN_BYTES_MAX + 1] {
+        let (open, close) = (r#"{"a":""#, r#"","user_id":"bob"}"#);
+        let filler = "x".repeat(bytes - open.len() - close.len());
+        let body = format!(r#"{{"metadata":{open}{filler}{close}}}"#);
+        let name = spans(&body).session(body.as_bytes(), "metadata.user_id");
+        assert_eq!(name.is_some(), bytes <= SESSION_SPAN_BYTES_MAX, "{bytes}");
+    }
 }
 
 proptest! {
