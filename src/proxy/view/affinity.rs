@@ -94,10 +94,11 @@ impl WorkerView {
 
     /// What the pick may know of a request; `None`: nothing.
     pub(super) fn hints(&self, id: &RequestId) -> Option<Hints> {
+        // First of all: what the last pick went by is of another request, maybe of another view.
+        self.leads.expected.take();
         if !self.wants_lead() {
             return None;
         }
-        self.leads.expected.take();
         let lead = self.leads.lead.borrow();
         if lead.of != *id {
             return None;
@@ -149,5 +150,31 @@ impl WorkerView {
     /// What came of what requests brought, in all views of the worker.
     pub fn affinity(&self) -> Affinity {
         self.leads.counts.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::route::TriedMembers;
+    use crate::state::board::Board;
+    use std::time::Duration;
+
+    /// Catches: a request whose answer is held against what an earlier pick went by, because no
+    /// later one wanted to know anything.
+    #[test]
+    fn what_a_pick_went_by_is_forgotten_by_the_next_one() {
+        const BACKENDS: &str = "backends: [{url: 'http://192.0.2.1'}, {url: 'http://192.0.2.2'}]";
+        let with = |routing| Board::of(&format!("{BACKENDS}\nrouting: {{{routing}}}")).view();
+        let before = WorkerView::first(with("load_balance: prefix_affinity"), 0);
+        for routing in ["load_balance: prefix_affinity", "load_balance: round_robin"] {
+            let view = before.next(with(routing), &[]);
+            let some = ExpectedPrefix::new(8_000, 10_000, Duration::from_secs(60));
+            view.leads.expected.set(some);
+            let group = view.shared.models.choose("m").group;
+            let of = (group, &RequestId::default());
+            assert!(view.pick(of, &TriedMembers::default()).is_ok());
+            assert_eq!(view.expected(), ExpectedPrefix::default(), "{routing}");
+        }
     }
 }
