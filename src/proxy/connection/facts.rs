@@ -1,6 +1,5 @@
 //! What a request body says: all of it at once, or in slices.
 
-use crate::base::limits::SCAN_BYTES;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::llm::request::{BodyScan, RequestFacts, UsageSplice};
@@ -10,6 +9,7 @@ use crate::proxy::admit::path::OTHER;
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
+use crate::proxy::shared::Shared;
 use crate::proxy::view::WorkerView;
 use crate::state::board::View;
 use std::ops::Range;
@@ -69,14 +69,16 @@ pub(super) async fn in_slices(
 }
 
 /// Takes from a request anew what tells where it is better off, for another try: what was known of
-/// it is not kept that long. Of a body that would have to be read in slices nothing is taken.
-pub(super) fn once_more(view: &WorkerView, client: &Client, request: &Request) {
+/// it is not kept that long. Of a body that would have to be read in slices nothing is taken; nor
+/// are more of them read in a tick than of those that come in: when a backend goes, all its
+/// requests are here at once.
+pub(super) fn once_more(w: &Shared, view: &WorkerView, client: &Client, request: &Request) {
     if view.has_lead(request) || !request.is_in_hand() {
         return;
     }
     let body = request.body(client.bytes());
     let mut scan = BodyScan::new(body).with_prompt();
-    let is_read = view.wants_prompt() && body.len() <= SCAN_BYTES;
+    let is_read = view.wants_prompt() && w.slices.takes(w.patrol.now(), body.len());
     let prompt = if is_read && scan.step(usize::MAX).is_some() { scan.prompt() } else { None };
     view.take_lead(request, client.bytes(), prompt);
 }

@@ -9,7 +9,7 @@ use crate::base::clock::unix_ms;
 use crate::base::fault::Fault;
 use crate::base::fnv;
 use crate::base::panic_point;
-use crate::config::plan::OnClientAbort;
+use crate::config::plan::{Fallback, OnClientAbort};
 use crate::http::response::ResponseHead;
 use crate::proxy::asking;
 use crate::proxy::client::Client;
@@ -70,16 +70,17 @@ pub(super) async fn after(
     };
     // Backends that were taken out a moment ago get no more requests.
     w.upstreams.look_at_the_board();
-    facts::once_more(&w.view(), client, request);
+    set_rule(trying, request);
+    let (rule, policy) = (trying.rule, trying.policy());
     let attempt = Attempt {
         end,
         is_in_hand: request.is_in_hand(),
-        other: other(w, request, (trying, end)),
+        other: |tried: &TriedMembers| other(w, (client, request), (rule, tried), end),
         has_budget: w.retries.has_one(Instant::now()),
         elapsed: client.post.since(trying.tries.began()),
         spread: spread(request.unique_id.as_bytes(), trying.tries.waits()),
     };
-    let further = trying.tries.next(attempt, &trying.policy());
+    let further = trying.tries.next(attempt, &policy);
     let Some(further) = further else {
         return match (got, end) {
             (None, TryEnd::Failed(fault)) => Err(fault),
@@ -97,7 +98,8 @@ pub(super) async fn after(
             Some(again) => again,
             // Others have filled the backend by now.
             None => {
-                let other = other(w, request, (trying, end)).ok_or(Fault::BackendFull)?;
+                let known = (rule, trying.tries.tried());
+                let other = other(w, (client, request), known, end).ok_or(Fault::BackendFull)?;
                 trying.move_to(other.backend(), request);
                 other
             }
@@ -109,8 +111,7 @@ pub(super) async fn after(
         Further::Wait(time) => {
             wait(client, time).await?;
             panic_point::pass("waiting");
-            facts::once_more(&w.view(), client, request);
-            let next = come_back(w, request, trying)?;
+            let next = come_back(w, client, request, trying)?;
             trying.move_to(next.backend(), request);
             next
         }
@@ -127,10 +128,16 @@ pub(super) async fn after(
 
 /// After a wait: somebody else than the last one if there is anybody, else that one, if it is still
 /// there.
-fn come_back(w: &Shared, request: &Request, trying: &mut Trying<'_>) -> Result<InFlight, Fault> {
+fn come_back(
+    w: &Shared,
+    client: &Client,
+    request: &Request,
+    trying: &mut Trying<'_>,
+) -> Result<InFlight, Fault> {
     w.upstreams.look_at_the_board();
     let (view, last) = (w.view(), trying.backend.id());
     trying.tries.begin_anew();
+    facts::once_more(w, &view, client, request);
     let next = pick(&view, request, &TriedMembers::only(last));
     next.or_else(|why| match view.member(last) {
         Some(same) => InFlight::enter(same).ok_or(Fault::BackendFull),
@@ -194,7 +201,7 @@ async fn hear(
     if is_covered && w.retries.has_one(Instant::now()) {
         return Some(end);
     }
-    if has_other(w, request, trying) && is_unseen(client, response, got).await {
+    if has_other(w, request, trying.tries.tried()) && is_unseen(client, response, got).await {
         let fault = if status == 508 { Fault::BackendLoops } else { Fault::BackendLoading };
         return Some(hear_fault(w, trying, fault));
     }
@@ -259,44 +266,51 @@ fn set_rule(trying: &mut Trying<'_>, request: &Request) {
 }
 
 /// Whether another backend is well that may have the request.
-fn has_other(w: &Shared, request: &Request, trying: &Trying<'_>) -> bool {
+fn has_other(w: &Shared, request: &Request, tried: &TriedMembers) -> bool {
     let view = w.view();
     let group = view.shared.models.choose(request.served_model()).group;
-    tiers::has_other(view.shared.group(group), trying.tries.tried())
+    tiers::has_other(view.shared.group(group), tried)
 }
 
 /// Who is asked next: whoever the rule names, in its order, if they are well; then whoever has the
 /// next turn. An answer is given up only for one who is well.
 fn other(
     w: &Shared,
-    request: &Request,
-    (trying, end): (&mut Trying<'_>, TryEnd),
+    (client, request): (&Client, &Request),
+    (rule, tried): (Option<&Fallback>, &TriedMembers),
+    end: TryEnd,
 ) -> Option<InFlight> {
-    set_rule(trying, request);
     // By the view of now: those that left meanwhile get no more requests.
     let view = w.view();
-    if let Some(named) = named_by_rule(&view, request, trying) {
+    if let Some(named) = rule.and_then(|rule| named_by_rule(&view, request, (rule, tried))) {
         return Some(named);
     }
     let is_wanted = match end {
         TryEnd::WishRefused => false,
         TryEnd::Failed(_) => true,
-        TryEnd::Status(..) => has_other(w, request, trying),
+        TryEnd::Status(..) => has_other(w, request, tried),
     };
-    is_wanted.then(|| pick(&view, request, trying.tries.tried()).ok()).flatten()
+    if !is_wanted {
+        return None;
+    }
+    facts::once_more(w, &view, client, request);
+    pick(&view, request, tried).ok()
 }
 
-fn named_by_rule(view: &WorkerView, request: &Request, trying: &Trying<'_>) -> Option<InFlight> {
+fn named_by_rule(
+    view: &WorkerView,
+    request: &Request,
+    (rule, tried): (&Fallback, &TriedMembers),
+) -> Option<InFlight> {
     let group = view.shared.models.choose(request.served_model()).group;
     let serving = view.shared.models.members_of(group);
-    let is_free =
-        |member: &Member| member.is_healthy() && !trying.tries.tried().contains(member.id());
+    let is_free = |member: &Member| member.is_healthy() && !tried.contains(member.id());
     let named = |name: &String| {
         let members = serving.iter().filter_map(|place| view.members.get(*place as usize));
         let mut free = members.filter(|member| *member.name == **name && is_free(member));
         free.find_map(InFlight::enter)
     };
-    trying.rule?.fallback.iter().find_map(named)
+    rule.fallback.iter().find_map(named)
 }
 
 /// Waits, unless the client leaves.

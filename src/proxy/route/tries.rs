@@ -33,13 +33,14 @@ pub enum Further<B> {
 
 /// A try that is over.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt<B> {
+pub struct Attempt<O> {
     /// How it ended.
     pub end: TryEnd,
     /// All of the request is in hand, so that it can be sent once more.
     pub is_in_hand: bool,
-    /// Who may be asked that was not tried yet.
-    pub other: Option<B>,
+    /// Picks who is asked that was not tried yet. Called only when that one is asked at once: who
+    /// is picked counts as one that has had the request.
+    pub other: O,
     /// There may be one more retry of what an engine may have worked on.
     pub has_budget: bool,
     /// Since the first try began.
@@ -193,7 +194,10 @@ impl Tries {
     }
 
     /// What is done after a try; `None`: the client gets what came of it.
-    pub fn next<B>(&mut self, attempt: Attempt<B>, policy: &Policy) -> Option<Further<B>> {
+    pub fn next<B, O>(&mut self, attempt: Attempt<O>, policy: &Policy) -> Option<Further<B>>
+    where
+        O: FnOnce(&TriedMembers) -> Option<B>,
+    {
         let is_wish = attempt.end == TryEnd::WishRefused;
         if let TryEnd::Status(_, Some(wished)) = attempt.end {
             let until = attempt.elapsed.saturating_add(wished).as_millis();
@@ -204,7 +208,10 @@ impl Tries {
         further
     }
 
-    fn further<B>(&self, attempt: Attempt<B>, policy: &Policy) -> Option<Further<B>> {
+    fn further<B, O>(&self, attempt: Attempt<O>, policy: &Policy) -> Option<Further<B>>
+    where
+        O: FnOnce(&TriedMembers) -> Option<B>,
+    {
         let Attempt { end, is_in_hand, other, has_budget, elapsed, spread } = attempt;
         if !is_in_hand {
             return None;
@@ -225,7 +232,8 @@ impl Tries {
         if u32::from(self.count) >= tries_max || elapsed >= deadline {
             return None;
         }
-        if let Some(other) = other.filter(|_| self.tried.len() < TRIED_MAX) {
+        let may_be_other = self.tried.len() < TRIED_MAX;
+        if let Some(other) = may_be_other.then(|| other(&self.tried)).flatten() {
             return Some(Further::Other(other));
         }
         // A second round costs budget where engines may have worked in the first.

@@ -13,12 +13,17 @@ fn id() -> MemberId {
 
 const SECOND: Duration = Duration::from_secs(1);
 
+type Pick = fn(&TriedMembers) -> Option<&'static str>;
+
+/// Nobody else can be asked.
+const NOBODY: Pick = |_| None;
+
 /// Of a request that is in hand, with somebody else to ask.
-fn attempt(end: TryEnd) -> Attempt<&'static str> {
+fn attempt(end: TryEnd) -> Attempt<Pick> {
     Attempt {
         end,
         is_in_hand: true,
-        other: Some("other"),
+        other: |_| Some("other"),
         has_budget: true,
         elapsed: Duration::ZERO,
         spread: 0.0,
@@ -66,7 +71,7 @@ fn what_follows_a_first_try_where_nothing_is_configured() {
         let mut tries = Tries::begin(id(), 0);
         let unsent = Attempt { is_in_hand: false, ..attempt(Failed(fault)) };
         assert_eq!(tries.next(unsent, &NOTHING_SAID), None, "what is not in hand is not sent");
-        let alone = Attempt { other: None, has_budget: false, ..attempt(Failed(fault)) };
+        let alone = Attempt { other: NOBODY, has_budget: false, ..attempt(Failed(fault)) };
         let again = further.filter(|further| *further == Again);
         assert_eq!(Tries::begin(id(), 0).next(alone, &NOTHING_SAID), again, "{fault:?}");
         let broke = Attempt { has_budget: false, ..attempt(Failed(fault)) };
@@ -79,6 +84,35 @@ fn what_follows_a_first_try_where_nothing_is_configured() {
     let mut tries = Tries::begin(id(), 0);
     assert_eq!(tries.next(attempt(WishRefused), &NOTHING_SAID), Some(Again));
     assert!(!tries.is_fresh());
+}
+
+/// Catches: another backend that is picked, and counted as one that has had the request, for a try
+/// that is never made.
+#[test]
+fn nobody_is_picked_for_a_try_that_is_not_made() {
+    let retry = retry(3, &[RetryOn::ServerError]);
+    let configured = Policy { retry: Some(&retry), rule: None };
+    let unasked = || unreachable!("nobody is to be asked");
+    let not_made = |end| Attempt {
+        end,
+        is_in_hand: true,
+        other: |_: &TriedMembers| -> Option<()> { unasked() },
+        has_budget: true,
+        elapsed: Duration::ZERO,
+        spread: 0.0,
+    };
+    for policy in [&NOTHING_SAID, &configured] {
+        for end in [Fault::ClientLeft, Fault::ShuttingDown].map(Failed) {
+            assert_eq!(Tries::begin(id(), 0).next(not_made(end), policy), None, "{end:?}");
+        }
+        for end in [Failed(Fault::ReuseRace), WishRefused] {
+            assert_eq!(Tries::begin(id(), 0).next(not_made(end), policy), Some(Again), "{end:?}");
+        }
+    }
+    let late = Attempt { elapsed: retry.timeout, ..not_made(Status(500, None)) };
+    assert_eq!(Tries::begin(id(), 0).next(late, &configured), None);
+    let unsent = Attempt { is_in_hand: false, ..not_made(Failed(Fault::ConnectFailed)) };
+    assert_eq!(Tries::begin(id(), 0).next(unsent, &configured), None);
 }
 
 type Next = Option<Further<&'static str>>;
@@ -132,7 +166,7 @@ fn what_follows_a_connection_that_closed() {
             let broke = Attempt { has_budget: false, ..attempt(Failed(fault)) };
             assert_eq!(next(broke), further.filter(|further| *further == Again), "{close:?}");
             // Nobody else is there: the same again, or in a while.
-            let alone = Attempt { other: None, ..attempt(Failed(fault)) };
+            let alone = Attempt { other: NOBODY, ..attempt(Failed(fault)) };
             let waits = further.map(|further| if further == Again { Again } else { Wait(SECOND) });
             assert_eq!(next(alone), waits, "{close:?}");
         }
@@ -200,7 +234,8 @@ fn sent(policy: &Policy, end: TryEnd, backends: usize) -> (u32, Vec<Duration>) {
     let (mut sent, mut elapsed, mut waits) = (1, Duration::ZERO, Vec::new());
     let mut last = backends[0];
     loop {
-        let other = backends.iter().copied().find(|other| !tries.tried().contains(*other));
+        let other =
+            |tried: &TriedMembers| backends.iter().copied().find(|other| !tried.contains(*other));
         let tried =
             Attempt { end, is_in_hand: true, other, has_budget: true, elapsed, spread: 0.0 };
         match tries.next(tried, policy) {
@@ -237,7 +272,7 @@ fn others_come_first_and_waits_grow() {
     assert_eq!(sent(&policy, refused, 3), (8, seconds(&[1, 2])));
     // That costs engines nothing which nobody reached.
     let mut tries = Tries::begin(id(), 0);
-    let alone = Attempt { other: None, has_budget: false, ..attempt(refused) };
+    let alone = Attempt { other: NOBODY, has_budget: false, ..attempt(refused) };
     assert_eq!(tries.next(alone, &policy), Some(Wait(SECOND)));
     let full = Attempt { end: Status(503, None), ..alone };
     assert_eq!(tries.next(full, &policy), None);
@@ -266,7 +301,7 @@ fn a_wish_for_later_is_heeded_or_passed_on_and_there_is_one_deadline() {
     // The longest wish of a round counts, whoever had it.
     let mut tries = Tries::begin(id(), 0);
     assert_eq!(tries.next(attempt(Status(503, Some(9 * SECOND))), &policy), Some(Other("other")));
-    let last = Attempt { other: None, elapsed: SECOND, ..attempt(Status(503, None)) };
+    let last = Attempt { other: NOBODY, elapsed: SECOND, ..attempt(Status(503, None)) };
     assert_eq!(tries.next(last, &policy), Some(Wait(8 * SECOND)));
     let late = Attempt { elapsed: 12 * SECOND, ..attempt(Failed(Fault::ConnectFailed)) };
     assert_eq!(Tries::begin(id(), 0).next(late, &policy), None);
