@@ -450,12 +450,11 @@ impl Vitals {
         (cached, prompt): (u64, u64),
         now: impl FnOnce() -> Tenths,
     ) -> bool {
-        let is_lost = expected.is_lost(cached, prompt);
-        if is_lost {
-            let now = now();
-            let next = |word| Some(Retention::unpack(word).hear_loss(expected, now).pack());
-            let _ = self.retention.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        }
+        let Some(is_lost) = expected.is_lost(cached, prompt) else { return false };
+        // Only a loss has a time.
+        let now = if is_lost { now() } else { Tenths::default() };
+        let next = |word| Some(Retention::unpack(word).hear(expected, is_lost, now)?.pack());
+        let _ = self.retention.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         is_lost
     }
 

@@ -13,7 +13,9 @@
 use super::member::{Member, MemberId};
 use super::repute::Tenths;
 use crate::base::fold::FoldKey;
-use crate::base::limits::{PREFIX_HOLDERS_MAX, PREFIX_KEPT_MAX, PREFIX_TABLE_BYTES};
+use crate::base::limits::{
+    PREFIX_BYTES_MIN, PREFIX_HOLDERS_MAX, PREFIX_KEPT_MAX, PREFIX_TABLE_BYTES,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -33,8 +35,17 @@ const KEPT_MAX_UNITS: u16 = (PREFIX_KEPT_MAX.as_secs() * 10 / AGE_UNIT as u64) a
 /// Reports on prefixes that were used a shorter time ago are not heard: the engine may not have
 /// come to read the request before this one.
 const HEARD_AGE: Duration = Duration::from_secs(10);
+/// Reports on prompts of which a token has more bytes are not heard: those are no text but images,
+/// or what the template of the model leaves out, and of such bytes no share of the tokens can be
+/// told. English has some 4 to 5, with the JSON around it, and source code up to 7.
+const TOKEN_BYTES_MAX: u64 = 8;
+/// An engine that has less than one of so many parts of a prefix has lost it. Not less than half:
+/// tokens differ in length, so a share of a prompt's bytes is only about that of its tokens.
+const LOST_BELOW: u64 = 8;
+/// Prompts of fewer bytes are of this size.
+const SIZE_BYTES_MIN: u32 = PREFIX_BYTES_MIN as u32;
 /// A cache is not taken to forget sooner than this.
-const KEPT_MIN_S: u32 = 16;
+const KEPT_MIN_S: u16 = 16;
 /// The time in which half of what an engine had to read is forgotten.
 const FRESH_HALVED: Duration = Duration::from_secs(60);
 /// The time after which one is believed to remember for twice as long again.
@@ -214,50 +225,82 @@ fn unit(now: Tenths) -> u16 {
 }
 
 /// What a pick went by: so much of the prompt was last used there so long ago. Two bytes, since it
-/// is kept with each stream.
+/// is kept with each stream; four bits for each of four things, and zero for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ExpectedPrefix {
-    /// Of the prompt; 0: nothing.
-    percent: u8,
-    /// In units of 8 s.
-    age: u8,
-}
+pub struct ExpectedPrefix(u16);
 
 impl ExpectedPrefix {
-    /// So many bytes of a prompt of so many.
-    pub fn new(bytes: u32, of: u32, age: Duration) -> ExpectedPrefix {
-        let percent = u64::from(bytes) * 100 / u64::from(of.max(1));
-        let age = age.as_secs() * 10 / u64::from(AGE_UNIT);
-        ExpectedPrefix { percent: percent.min(100) as u8, age: age.min(u8::MAX.into()) as u8 }
+    /// So many bytes of a prompt of so many, and their hash.
+    pub fn new((bytes, of): (u32, u32), hash: u64, age: Duration) -> ExpectedPrefix {
+        let share = (u64::from(bytes) * 15 / u64::from(of.max(1))).min(15) as u16;
+        let size = (of.max(SIZE_BYTES_MIN).ilog2() - SIZE_BYTES_MIN.ilog2()).min(15) as u16;
+        let age = (1..=15).rev().find(|step| age_of(*step) <= age).unwrap_or(0);
+        ExpectedPrefix(share << 12 | size << 8 | age << 4 | hash as u16 & 15)
+    }
+
+    /// Fifteenths of the prompt.
+    fn share(self) -> u64 {
+        u64::from(self.0 >> 12)
+    }
+
+    /// Bytes of the prompt: so many, or up to twice as many.
+    fn bytes(self) -> u64 {
+        u64::from(SIZE_BYTES_MIN) << (self.0 >> 8 & 15)
     }
 
     fn age(self) -> Duration {
-        Duration::from_secs(u64::from(self.age) * u64::from(AGE_UNIT) / 10)
+        age_of(self.0 >> 4 & 15)
+    }
+
+    /// Bits of the hash of what was read, which tell most prefixes from each other.
+    fn tag(self) -> u8 {
+        (self.0 & 15) as u8
     }
 
     /// Whether an engine that found so many of the prompt's tokens in its cache had lost what it
-    /// was picked for: less than half of it was there.
-    pub fn is_lost(self, cached: u64, prompt: u64) -> bool {
-        let due = u64::from(self.percent).saturating_mul(prompt);
-        due > 0 && self.age() >= HEARD_AGE && cached.saturating_mul(200) < due
+    /// was picked for: nearly nothing of it was there. `None`: that cannot be told.
+    pub fn is_lost(self, cached: u64, prompt: u64) -> Option<bool> {
+        let due = self.share().saturating_mul(prompt);
+        let is_text = self.bytes() <= prompt.saturating_mul(TOKEN_BYTES_MAX);
+        let is_heard = due > 0 && is_text && self.age() >= HEARD_AGE;
+        is_heard.then_some(cached.saturating_mul(15 * LOST_BELOW) < due)
     }
 }
 
+/// Ages are told in steps of a half or a third: less than 16 s, 16, 24, 32, 48, ..., 2048 s.
+fn age_of(step: u16) -> Duration {
+    let Some(step) = step.checked_sub(1) else { return Duration::ZERO };
+    let whole = 16 << (step / 2);
+    Duration::from_secs(whole + if step % 2 == 1 { whole / 2 } else { 0 })
+}
+
 /// For how long an engine keeps the prefixes that it has read, as far as its own reports tell. One
-/// that had lost a prefix after some time is believed to keep none for longer than half of that,
-/// and then again for longer: twice as long after each minute without such a report.
+/// that had lost two prefixes in a row after some time is believed to keep none for longer than
+/// half of that, and then again for longer: twice as long after each minute without such a report.
+/// Two different ones: what it says of one prompt may be misread, and so it is each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Retention {
     /// 0: nothing speaks against it.
-    kept_s: u32,
+    kept_s: u16,
     since: Tenths,
+    /// The last report was of a loss: that of the prefix with this tag.
+    suspect: Option<u8>,
 }
 
 impl Retention {
-    /// What was expected was not there.
-    pub fn hear_loss(self, expected: ExpectedPrefix, now: Tenths) -> Retention {
-        let kept_s = (expected.age().as_secs() / 2) as u32;
-        Retention { kept_s: kept_s.max(KEPT_MIN_S).min(self.kept_s_at(now)), since: now }
+    /// What was expected was there, or was lost. `None`: that changes nothing.
+    pub fn hear(self, expected: ExpectedPrefix, is_lost: bool, now: Tenths) -> Option<Retention> {
+        match self.suspect {
+            None if !is_lost => None,
+            Some(tag) if is_lost && tag == expected.tag() => None,
+            Some(_) if !is_lost => Some(Retention { suspect: None, ..self }),
+            None => Some(Retention { suspect: Some(expected.tag()), ..self }),
+            Some(_) => {
+                let kept_s = (expected.age().as_secs() / 2) as u16;
+                let kept_s = kept_s.max(KEPT_MIN_S).min(self.kept_s_at(now));
+                Some(Retention { kept_s, since: now, suspect: Some(expected.tag()) })
+            }
+        }
     }
 
     /// Whether what was last used so long ago is likely to be there.
@@ -265,23 +308,25 @@ impl Retention {
         age.as_secs() <= self.kept_s_at(now).into()
     }
 
-    fn kept_s_at(self, now: Tenths) -> u32 {
-        let most = PREFIX_KEPT_MAX.as_secs() as u32;
+    fn kept_s_at(self, now: Tenths) -> u16 {
+        let most = PREFIX_KEPT_MAX.as_secs() as u16;
         if self.kept_s == 0 {
             return most;
         }
         let doublings = now.0.saturating_sub(self.since.0) / Tenths::of(DOUBLING).0;
-        self.kept_s.saturating_mul(1 << doublings.min(16)).min(most)
+        self.kept_s.saturating_mul(1 << doublings.min(15)).min(most)
     }
 
     /// In one word for an atomic.
     pub fn pack(self) -> u64 {
-        u64::from(self.kept_s) << u32::BITS | u64::from(self.since.0)
+        let suspect = self.suspect.map_or(0, |tag| u64::from(tag) | 1 << u8::BITS);
+        u64::from(self.kept_s) << 48 | suspect << 32 | u64::from(self.since.0)
     }
 
     /// From such a word.
     pub fn unpack(word: u64) -> Retention {
-        Retention { kept_s: (word >> u32::BITS) as u32, since: Tenths(word as u32) }
+        let suspect = (word >> 40 & 1 != 0).then_some((word >> 32) as u8);
+        Retention { kept_s: (word >> 48) as u16, since: Tenths(word as u32), suspect }
     }
 }
 
@@ -398,19 +443,35 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_has_less_than_half_of_it_has_lost_it() {
+    fn an_engine_that_has_nearly_nothing_of_it_has_lost_it() {
         let secs = Duration::from_secs;
-        let expected = ExpectedPrefix::new(8_000, 10_000, secs(100));
-        assert!(expected.is_lost(0, 2_000) && expected.is_lost(799, 2_000));
-        assert!(!expected.is_lost(800, 2_000) && !expected.is_lost(0, 0));
-        assert!(!ExpectedPrefix::default().is_lost(0, 2_000), "nothing was expected");
-        assert!(!expected.is_lost(u64::MAX, u64::MAX) && expected.is_lost(0, u64::MAX));
-        let just_now = ExpectedPrefix::new(8_000, 10_000, secs(8));
-        assert!(!just_now.is_lost(0, 2_000), "it may not have been read yet");
-        assert_eq!(
-            ExpectedPrefix::new(u32::MAX, 1, secs(1 << 30)),
-            ExpectedPrefix { percent: 100, age: 255 }
-        );
+        let of = |bytes, of, age| ExpectedPrefix::new((bytes, of), 0x107, secs(age));
+        let expected = of(8_000, 10_000, 100);
+        assert_eq!([0, 199].map(|cached| expected.is_lost(cached, 2_000)), [Some(true); 2]);
+        assert_eq!([200, 2_000].map(|cached| expected.is_lost(cached, 2_000)), [Some(false); 2]);
+        assert_eq!(expected.is_lost(0, 0), None);
+        assert_eq!(ExpectedPrefix::default().is_lost(0, 2_000), None, "nothing was expected");
+        assert_eq!(expected.is_lost(u64::MAX, u64::MAX), Some(false));
+        assert_eq!(expected.is_lost(0, u64::MAX), Some(true));
+        let just_now = of(8_000, 10_000, 8);
+        assert_eq!(just_now.is_lost(0, 2_000), None, "it may not have been read yet");
+        let all = of(u32::MAX, 1, 1 << 30);
+        assert_eq!((all.share(), all.bytes(), all.tag()), (15, 512, 7));
+        assert_eq!(all.age(), secs(2_048));
+        assert_eq!(of(1, u32::MAX, 8).bytes(), 512 << 15);
+        let ages = [15, 16, 31, 47, 400, 1_800].map(|age| of(1, 1, age).age().as_secs());
+        assert_eq!(ages, [0, 16, 24, 32, 384, 1_536]);
+    }
+
+    /// Catches: an image at the beginning of a prompt, most of its bytes and few of its tokens, of
+    /// which the engine has all, taken for one that it has lost.
+    #[test]
+    fn bytes_that_are_no_text_say_nothing() {
+        let image = ExpectedPrefix::new((200_000, 202_000), 7, Duration::from_secs(60));
+        // An image of 1 000 tokens, and 500 of text.
+        assert_eq!(image.is_lost(0, 1_500), None);
+        let code = ExpectedPrefix::new((190_000, 200_000), 7, Duration::from_secs(60));
+        assert_eq!(code.is_lost(0, 28_000), Some(true));
     }
 
     /// Catches: an engine that forgets soon and is asked for what it has not for ever; one that did
@@ -418,21 +479,43 @@ mod tests {
     #[test]
     fn who_had_lost_something_is_believed_for_less_and_then_for_longer_again() {
         let secs = Duration::from_secs;
-        let expected = |age| ExpectedPrefix::new(1, 1, secs(age));
+        let expected = |tag, age| ExpectedPrefix::new((1, 1), tag, secs(age));
         let memory = Retention::default();
         assert!(memory.keeps(PREFIX_KEPT_MAX, NOW));
-        let memory = memory.hear_loss(expected(400), NOW);
-        assert!(memory.keeps(secs(200), NOW) && !memory.keeps(secs(201), NOW));
-        assert!(memory.hear_loss(expected(1_000), NOW).keeps(secs(200), NOW));
-        assert!(!memory.hear_loss(expected(1_000), NOW).keeps(secs(201), NOW), "it got no better");
-        let worse = memory.hear_loss(expected(80), NOW);
-        assert!(worse.keeps(secs(40), NOW) && !worse.keeps(secs(41), NOW));
-        assert!(worse.keeps(secs(80), later(60)) && !worse.keeps(secs(81), later(60)));
+        // The loss of one prefix, and then that of another.
+        let lose = |memory: Retention, age| {
+            let one = memory.hear(expected(1, age), true, NOW).unwrap_or(memory);
+            one.hear(expected(2, age), true, NOW).unwrap()
+        };
+        let memory = lose(memory, 384);
+        assert!(memory.keeps(secs(192), NOW) && !memory.keeps(secs(193), NOW));
+        assert!(lose(memory, 1_000).keeps(secs(192), NOW));
+        assert!(!lose(memory, 1_000).keeps(secs(193), NOW), "it got no better");
+        let worse = lose(memory, 96);
+        assert!(worse.keeps(secs(48), NOW) && !worse.keeps(secs(49), NOW));
+        assert!(worse.keeps(secs(96), later(60)) && !worse.keeps(secs(97), later(60)));
         assert!(worse.keeps(PREFIX_KEPT_MAX, later(3_600)));
-        assert!(memory.hear_loss(expected(16), NOW).keeps(secs(KEPT_MIN_S.into()), NOW));
+        assert!(lose(memory, 16).keeps(secs(KEPT_MIN_S.into()), NOW));
         for memory in [Retention::default(), memory, worse] {
             assert_eq!(Retention::unpack(memory.pack()), memory);
         }
+    }
+
+    /// Catches: one prompt whose report is misread again and again, and an engine that nobody
+    /// believes any more because of it.
+    #[test]
+    fn one_loss_alone_and_the_same_again_change_nothing() {
+        let expected = |tag| ExpectedPrefix::new((1, 1), tag, Duration::from_secs(60));
+        let memory = Retention::default();
+        assert_eq!(memory.hear(expected(1), false, NOW), None);
+        let once = memory.hear(expected(1), true, NOW).unwrap();
+        assert!(once.keeps(PREFIX_KEPT_MAX, NOW));
+        assert_eq!(Retention::unpack(once.pack()), once);
+        assert_eq!(once.hear(expected(1), true, later(60)), None, "the same prefix");
+        assert_eq!(once.hear(expected(2), false, NOW), Some(memory), "not in a row");
+        let twice = once.hear(expected(2), true, NOW).unwrap();
+        assert!(!twice.keeps(Duration::from_secs(31), NOW));
+        assert_eq!(Retention::unpack(twice.pack()), twice);
     }
 
     /// Catches: the end of one turn that is forgotten when the next turn goes past it.

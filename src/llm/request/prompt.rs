@@ -52,6 +52,8 @@ const SESSIONS: [&str; 5] =
     ["user", "prompt_cache_key", "safety_identifier", "session_id", "metadata"];
 /// Those that are lists of messages.
 const MESSAGES: [&str; 2] = ["messages", "input"];
+/// Those that are a message beside them.
+const OF_THE_SYSTEM: [&str; 2] = ["system", "instructions"];
 const KEYS: usize = SALTS.len() + PARTS.len() + SESSIONS.len();
 
 /// Where in a body the values stand that make a prompt or name a session.
@@ -114,11 +116,16 @@ impl PromptSpans {
                 start = key.link(start.wrapping_add(1 + place as u64), salt);
             }
         }
-        let mut trail = Trail::new(start);
-        for place in 0..PARTS.len() {
+        let (mut trail, mut messages) = (Trail::new(start), 0);
+        for (place, name) in PARTS.iter().enumerate() {
             let Some(span) = self.at(SALTS.len() + place) else { continue };
             let start = span.start;
             let ends = self.ends_in(&span);
+            messages += match MESSAGES.contains(name) {
+                // A text alone is one.
+                true => ends.clone().count().max(1),
+                false => usize::from(OF_THE_SYSTEM.contains(name)),
+            };
             // Where the next request has a comma and another message, this one has the end of the
             // array: that is no part of what they have in common.
             let end = ends.clone().last().filter(|_| !self.goes_on).unwrap_or(span.end);
@@ -130,7 +137,7 @@ impl PromptSpans {
                 break;
             }
         }
-        trail.finish()
+        trail.finish(messages)
     }
 
     /// The ends of messages within a value.

@@ -1,11 +1,11 @@
 //! Requests that are better off where others were before them: those of one session, by its name;
 //! and those whose prompt begins as one that an engine has read.
 //!
-//! Both go past a backend that cannot take them. A session goes to whoever is next by its own order
-//! of the backends (rendezvous hashing, Thaler and Ravishankar 1998): when a backend goes, only its
-//! sessions move, each to another one; when it is back, so are they. A prompt goes past a backend
-//! that has much more to do than the others, too: a prefix that half of all requests begin with
-//! would make one engine work and the others wait. Where the prompt goes instead is noted in turn,
+//! Both go past a backend that cannot take them, or that has much more to do than the others: a
+//! session that all requests name, or a prefix that half of them begin with, would make one engine
+//! work and the others wait. A session goes to whoever is next by its own order of the backends
+//! (rendezvous hashing, Thaler and Ravishankar 1998): when a backend goes, only its sessions move,
+//! each to another one; when it is back, so are they. Where a prompt goes instead is noted in turn,
 //! so that such a prefix comes to be in as many caches as it takes.
 
 use super::dice::Dice;
@@ -16,13 +16,14 @@ use crate::base::limits::PREFIX_HELD_MAX;
 use crate::llm::request::prompt::{Milestone, Milestones};
 use crate::state::board::View;
 use crate::state::member::Member;
-use crate::state::prefixes::{FoundPrefix, Holder};
+use crate::state::prefixes::{ExpectedPrefix, FoundPrefix, Holder};
 use crate::state::repute::Tenths;
 use std::time::Duration;
 
-/// A backend keeps requests for what it has read while its requests, for its weight, are no more
-/// than this many hundredths of the mean: the bound of consistent hashing with bounded loads
-/// (Mirrokni, Thorup, Zadimoghaddam 2016), as KubeAI and the prefix hash of SGLang's router set it.
+/// A backend keeps requests for their session, or for what it has read, while its requests, for its
+/// weight, are no more than this many hundredths of the mean: the bound of consistent hashing with
+/// bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016), as KubeAI and the prefix hash of SGLang's
+/// router set it.
 const LOAD_PERCENT: u64 = 125;
 /// Requests beside that: where few are under way the mean says little, and an engine decodes a
 /// handful of streams together in hardly more time than one.
@@ -130,9 +131,21 @@ impl Hints {
 pub fn learn(milestones: &Milestones, known: u32, (view, member): (&View, &Member), now: Tenths) {
     if let Some(table) = &view.prefixes {
         let (holder, all) = (Holder::of(member), milestones.bytes());
-        let of = |one: &Milestone| (one.hash, one.bytes == all);
+        let is_end = milestones.ends_a_turn();
+        let of = |one: &Milestone| (one.hash, is_end && one.bytes == all);
         milestones.all().iter().for_each(|one| table.learn(of(one), holder, now));
         member.note_fresh(all.saturating_sub(known), now);
+    }
+}
+
+/// What a backend that has read some of a prompt is expected to find in its cache. Nothing that can
+/// be held against it where more of the prompt may follow than anybody looked at: it is not known
+/// how much of it all that is.
+pub fn expected(milestones: &Milestones, held: &HeldPrefix) -> ExpectedPrefix {
+    let read = milestones.all().iter().find(|one| one.bytes == held.bytes);
+    match read.filter(|_| milestones.is_whole()) {
+        Some(read) => ExpectedPrefix::new((read.bytes, milestones.bytes()), read.hash, held.age),
+        None => ExpectedPrefix::default(),
     }
 }
 
@@ -148,26 +161,47 @@ impl Sessions {
         Sessions(backends.map(|(name, weight)| (fnv::hash(name.bytes()), weight)).collect())
     }
 
-    /// The first in the order of the session that fits, and whether others would have been before
-    /// it that do not; heavier ones are sooner.
+    /// The first in the order of the session that fits and has no more to do than its share, and
+    /// whether others would have been before it that do not, or have; heavier ones are sooner.
     pub fn pick(&self, session: u64, field: &impl Candidates) -> Option<(u32, bool)> {
-        let mut first: Option<(f64, u32)> = None;
+        let each = |name| 1.0 / -unit(session, name).ln();
+        let mut load = Load::default();
+        let mut first: Option<(f64, Burden)> = None;
         let mut passed_over = 0.0;
         for ((name, weight), place) in self.0.iter().zip(0..) {
-            let each = 1.0 / -unit(session, *name).ln();
             let Some(fit) = field.fit(place) else {
-                passed_over = f64::max(passed_over, each * f64::from(*weight) * 100.0);
+                passed_over = f64::max(passed_over, each(*name) * f64::from(*weight) * 100.0);
                 continue;
             };
             if fit.is_scout {
                 return Some((place, true));
             }
-            let score = each * fit.weight as f64;
+            let one = Burden::of(place, fit, field);
+            load.see(one);
+            let score = each(*name) * fit.weight as f64;
             if first.is_none_or(|(best, _)| score > best) {
-                first = Some((score, place));
+                first = Some((score, one));
             }
         }
-        first.map(|(best, place)| (place, passed_over > best))
+        let (best, home) = first?;
+        if load.has_room(home, 0) {
+            return Some((home.place, passed_over > best));
+        }
+        // It has more than its share, so somebody has less: of those the first.
+        let mut next: Option<(f64, u32)> = None;
+        for ((name, _), place) in self.0.iter().zip(0..) {
+            let Some(fit) = field.fit(place) else { continue };
+            if fit.is_scout {
+                return Some((place, true));
+            }
+            let score = each(*name) * fit.weight as f64;
+            let has_room = load.has_room(Burden::of(place, fit, field), 0);
+            if has_room && next.is_none_or(|(best, _)| score > best) {
+                next = Some((score, place));
+            }
+        }
+        // Of nobody any more, if others have changed that meanwhile.
+        Some(next.map_or((home.place, passed_over > best), |(_, place)| (place, true)))
     }
 }
 
@@ -181,43 +215,24 @@ fn unit(session: u64, name: u64) -> f64 {
     ((mixed >> 12) as f64 + 0.5) / (1u64 << 52) as f64
 }
 
-/// All that fit.
+/// What all that fit have to do.
 #[derive(Default)]
-struct Survey {
+struct Load {
     inflight: u64,
     weight: u64,
-    fresh: u64,
-    least: Least,
 }
 
-impl Survey {
-    fn see(&mut self, one: Burden, dice: &mut Dice) {
+impl Load {
+    fn see(&mut self, one: Burden) {
         self.inflight += one.inflight;
         self.weight += one.weight;
-        self.fresh += one.fresh;
-        self.least.see(one, dice);
     }
 
-    /// Whether it may be picked for what it has read.
-    fn takes(&self, one: Burden, hints: &Hints, held: &HeldPrefix) -> bool {
-        if hints.is_weak(held) {
-            return self.least.found().is_none_or(|least| !least.is_below(one));
-        }
-        self.has_room(one, held) && (hints.is_own(held) || self.has_cache(one))
-    }
-
-    /// Whether one may have a request that begins as many do: it has not had to read more than its
-    /// share. Where few are under way at a time, all that begins so would else be read by the one
-    /// engine that was first, and fill its cache, while the others have nothing in theirs.
-    fn has_cache(&self, one: Burden) -> bool {
-        let ours = one.fresh.saturating_sub(FRESH_SLACK_BYTES);
-        self.is_share((ours, self.fresh), one)
-    }
-
-    /// Whether one may have another request because it has read the beginning of it.
-    fn has_room(&self, one: Burden, held: &HeldPrefix) -> bool {
+    /// Whether one may have another request because it is better off there: of the prompt so many
+    /// bytes have been read.
+    fn has_room(&self, one: Burden, bytes: u32) -> bool {
         // Its requests, this one among them, less the slack, against the mean for its weight.
-        let slack = SLACK + u64::from(held.bytes) / SLACK_BYTES;
+        let slack = SLACK + u64::from(bytes) / SLACK_BYTES;
         let ours = (one.inflight + 1).saturating_sub(slack);
         self.is_share((ours, self.inflight + 1), one)
     }
@@ -227,6 +242,38 @@ impl Survey {
         // In so many bits that no weight is too large.
         let wide = |a: u64, b: u64, c: u64| u128::from(a) * u128::from(b) * u128::from(c);
         wide(ours, self.weight, 100) <= wide(all, one.weight, LOAD_PERCENT)
+    }
+}
+
+/// All that fit.
+#[derive(Default)]
+struct Survey {
+    load: Load,
+    fresh: u64,
+    least: Least,
+}
+
+impl Survey {
+    fn see(&mut self, one: Burden, dice: &mut Dice) {
+        self.load.see(one);
+        self.fresh += one.fresh;
+        self.least.see(one, dice);
+    }
+
+    /// Whether it may be picked for what it has read.
+    fn takes(&self, one: Burden, hints: &Hints, held: &HeldPrefix) -> bool {
+        if hints.is_weak(held) {
+            return self.least.found().is_none_or(|least| !least.is_below(one));
+        }
+        self.load.has_room(one, held.bytes) && (hints.is_own(held) || self.has_cache(one))
+    }
+
+    /// Whether one may have a request that begins as many do: it has not had to read more than its
+    /// share. Where few are under way at a time, all that begins so would else be read by the one
+    /// engine that was first, and fill its cache, while the others have nothing in theirs.
+    fn has_cache(&self, one: Burden) -> bool {
+        let ours = one.fresh.saturating_sub(FRESH_SLACK_BYTES);
+        self.load.is_share((ours, self.fresh), one)
     }
 }
 

@@ -114,7 +114,7 @@ impl WorkerView {
         let lead = self.leads.lead.borrow();
         let held = hints.of(picked.place as u32);
         if let Some(held) = held {
-            self.leads.expected.set(ExpectedPrefix::new(held.bytes, hints.bytes, held.age));
+            self.leads.expected.set(affinity::expected(&lead.milestones, held));
         }
         if let Some(member) = self.shared.members().get(picked.place) {
             let known = held.map_or(0, |held| held.bytes);
@@ -169,7 +169,7 @@ mod tests {
         let before = WorkerView::first(with("load_balance: prefix_affinity"), 0);
         for routing in ["load_balance: prefix_affinity", "load_balance: round_robin"] {
             let view = before.next(with(routing), &[]);
-            let some = ExpectedPrefix::new(8_000, 10_000, Duration::from_secs(60));
+            let some = ExpectedPrefix::new((8_000, 10_000), 7, Duration::from_secs(60));
             view.leads.expected.set(some);
             let group = view.shared.models.choose("m").group;
             let of = (group, &RequestId::default());

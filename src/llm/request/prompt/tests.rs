@@ -136,6 +136,30 @@ fn tools_and_system_come_first_wherever_they_stand() {
     assert_ne!(of("m"), spans(&a).milestones(a.as_bytes(), "m", &other_key).all()[0]);
 }
 
+/// Catches: the system's words alone, which all have, taken for a conversation that ended there; a
+/// prompt of which only the beginning was looked at.
+#[test]
+fn a_turn_ends_where_more_than_one_message_was_said() {
+    let (long, user) = ("y".repeat(700), message("user", "why?"));
+    let system = message("system", &long);
+    let huge = message("user", &"x".repeat(2 * PREFIX_BYTES_MAX));
+    for (body, is_turn, is_whole) in [
+        (chat(std::slice::from_ref(&system)), false, true),
+        (chat(&[system.clone(), user.clone()]), true, true),
+        (format!(r#"{{"system":"{long}","messages":[{user}]}}"#), true, true),
+        (format!(r#"{{"tools":["{long}"],"messages":[{user}]}}"#), false, true),
+        (format!(r#"{{"instructions":"{long}","input":"why?"}}"#), true, true),
+        (format!(r#"{{"instructions":"{long}"}}"#), false, true),
+        (format!(r#"{{"prompt":"{long}"}}"#), false, true),
+        (chat(&[system.clone(), huge.clone()]), false, false),
+        (chat(&[system, huge, user]), false, false),
+    ] {
+        let found = milestones(&body);
+        let short = body.get(..200).unwrap_or(&body);
+        assert_eq!((found.ends_a_turn(), found.is_whole()), (is_turn, is_whole), "{short}");
+    }
+}
+
 #[test]
 fn a_session_is_named_by_what_was_asked_for() {
     let body = r#"{"user":"ann","session_id":17,"metadata":{"a":{"user_id":"no"},"user_id":"bob"},

@@ -56,12 +56,19 @@ pub struct Milestones {
     kept: [Milestone; MILESTONES_MAX],
     count: usize,
     bytes: u32,
+    is_whole: bool,
+    is_talk: bool,
 }
 
 impl Milestones {
     /// Of no prompt.
-    pub const NONE: Milestones =
-        Milestones { kept: [Milestone { bytes: 0, hash: 0 }; MILESTONES_MAX], count: 0, bytes: 0 };
+    pub const NONE: Milestones = Milestones {
+        kept: [Milestone { bytes: 0, hash: 0 }; MILESTONES_MAX],
+        count: 0,
+        bytes: 0,
+        is_whole: true,
+        is_talk: false,
+    };
 
     /// From the shortest beginning to the longest.
     pub fn all(&self) -> &[Milestone] {
@@ -71,6 +78,17 @@ impl Milestones {
     /// Bytes of the prompt, as far as anybody looked.
     pub fn bytes(&self) -> u32 {
         self.bytes
+    }
+
+    /// Whether that is all of it.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// Whether who goes on from its end goes on with its conversation. One message alone may be
+    /// what many begin with: somebody may have sent no more than the words of the system.
+    pub fn ends_a_turn(&self) -> bool {
+        self.is_whole && self.is_talk
     }
 }
 
@@ -84,6 +102,7 @@ pub struct Trail {
     /// The last ends of messages; a ring.
     turns: [Milestone; PREFIX_TURNS_MAX],
     turns_count: usize,
+    is_cut: bool,
 }
 
 impl Trail {
@@ -97,6 +116,7 @@ impl Trail {
             fixed_count: 0,
             turns: [Milestone::default(); PREFIX_TURNS_MAX],
             turns_count: 0,
+            is_cut: false,
         }
     }
 
@@ -104,6 +124,16 @@ impl Trail {
     /// `hash_at` gives the hash of so many bytes of the part behind what is before it. False: that
     /// is as far as anybody looks.
     pub fn part(
+        &mut self,
+        len: usize,
+        ends: impl Iterator<Item = usize>,
+        hash_at: impl FnMut(u64, usize) -> u64,
+    ) -> bool {
+        self.is_cut = !self.pass(len, ends, hash_at);
+        !self.is_cut
+    }
+
+    fn pass(
         &mut self,
         len: usize,
         ends: impl Iterator<Item = usize>,
@@ -140,9 +170,10 @@ impl Trail {
         }
     }
 
-    /// The milestones, in order.
-    pub fn finish(self) -> Milestones {
-        let mut found = Milestones { bytes: self.bytes, ..Milestones::NONE };
+    /// The milestones, in order. The prompt has so many messages, words of the system among them.
+    pub fn finish(self, messages: usize) -> Milestones {
+        let (is_whole, is_talk) = (!self.is_cut, messages > 1);
+        let mut found = Milestones { bytes: self.bytes, is_whole, is_talk, ..Milestones::NONE };
         let first = self.turns_count.saturating_sub(PREFIX_TURNS_MAX);
         let turn = |at: usize| self.turns.get(at % PREFIX_TURNS_MAX).copied().unwrap_or_default();
         let mut turns = (first..self.turns_count).map(turn).peekable();

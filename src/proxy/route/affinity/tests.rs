@@ -1,6 +1,10 @@
 use super::*;
+use crate::base::limits::PREFIX_BYTES_MAX;
+use crate::llm::request::BodyScan;
 use crate::proxy::route::strategy::Fit;
+use crate::state::board::Board;
 use crate::state::latency::Latency;
+use crate::state::member;
 
 /// Backends by weight (0: it does not fit) and requests in flight, and who has read how much.
 struct Field {
@@ -162,4 +166,75 @@ fn heavier_backends_have_more_sessions_and_a_change_moves_few() {
     assert!((1_130..1_270).contains(&count(&heavy, 0)), "{}", count(&heavy, 0));
     let moves = even.iter().zip(&heavy).filter(|(before, after)| before.0 != after.0);
     assert!(moves.into_iter().all(|(_, after)| after.0 == 0), "only to the one that grew");
+}
+
+/// Catches: one name that all requests have, and one engine that works for all while the others
+/// have nothing to do.
+#[test]
+fn a_session_goes_past_a_home_that_has_more_than_its_share() {
+    let sessions = Sessions::new(NAMES.into_iter().zip([1; 5]).take(3));
+    let pick = |backends: &[(u64, u32)]| sessions.pick(77, &field(backends, &[])).unwrap();
+    let mut backends = [(1, 0); 3];
+    let (home, strays) = pick(&backends);
+    assert!(!strays);
+    backends[home as usize].0 = 0;
+    let (next, strays) = pick(&backends);
+    assert!(strays && next != home);
+    for (own, others, wanted) in [
+        (2, 0, (home, false)),
+        (3, 0, (next, true)),
+        (10, 8, (home, false)),
+        (20, 6, (next, true)),
+        (20, 20, (home, false)),
+    ] {
+        let mut backends = [(1, others); 3];
+        backends[home as usize].1 = own;
+        assert_eq!(pick(&backends), wanted, "{own} beside {others}");
+    }
+    // Its weight is what its share goes by.
+    let mut backends = [(1, 0); 3];
+    backends[home as usize] = (100, 40);
+    assert_eq!(pick(&backends), (home, false));
+    let mut backends = [(1, 0); 3];
+    for _ in 0..300 {
+        let (place, _) = pick(&backends);
+        backends[place as usize].1 += 1;
+    }
+    let most = backends.iter().map(|(_, inflight)| *inflight).max().unwrap();
+    assert!((100..=127).contains(&most), "{backends:?}");
+}
+
+/// Catches: the system's words alone, sent once, that are taken for the own words of all who begin
+/// with them.
+#[test]
+fn who_sends_only_what_many_begin_with_does_not_make_it_theirs() {
+    let text = "backends: [{url: 'http://192.0.2.1'}, {url: 'http://192.0.2.2'}]\n\
+                routing: {load_balance: prefix_affinity}";
+    let view = Board::of(text).view();
+    let of = |messages: &[&str]| {
+        let long = "and so on ".repeat(100);
+        let message = |text: &&str| format!(r#"{{"content":"{text} {long}"}}"#);
+        let all = messages.iter().map(message);
+        let body = format!(r#"{{"messages":[{}]}}"#, all.collect::<Vec<_>>().join(","));
+        let mut scan = BodyScan::new(body.as_bytes()).with_prompt();
+        while scan.step(usize::MAX).is_none() {}
+        let key = view.prefixes.as_ref().unwrap().key();
+        scan.prompt().unwrap().milestones(body.as_bytes(), "m", key)
+    };
+    let now = member::now();
+    let learn = |messages: &[&str]| learn(&of(messages), 0, (&view, &view.members()[0]), now);
+    let held = |messages: &[&str]| Hints::find(&of(messages), &view, now).held()[0];
+    let is_end = |messages: &[&str]| held(messages).is_end;
+    learn(&["system"]);
+    assert!(!is_end(&["system", "hello"]));
+    learn(&["system", "hello"]);
+    assert!(is_end(&["system", "hello", "hi", "why?"]));
+    let other = ["system", "good morning"];
+    assert!(!is_end(&other));
+    // Where more may follow than was looked at, nothing is held against an engine.
+    let huge = ["system", &"x".repeat(2 * PREFIX_BYTES_MAX)];
+    learn(&huge);
+    let measured = |messages: &[&str]| expected(&of(messages), &held(messages));
+    assert_eq!(measured(&huge), ExpectedPrefix::default());
+    assert_ne!(measured(&other), ExpectedPrefix::default());
 }

@@ -6,12 +6,11 @@ use super::engine::{mix, Engine, Lru, Stream, BLOCK_BYTES, TOKEN_BYTES};
 use super::{Us, ENGINES, SECOND};
 use crate::config::plan::LoadBalance;
 use crate::llm::request::prompt::{Milestones, Trail};
-use crate::proxy::route::affinity::{learn, Hints};
+use crate::proxy::route::affinity::{expected, learn, Hints};
 use crate::proxy::route::dice::Dice;
 use crate::proxy::route::strategy::{Balancer, Candidates, Fit};
 use crate::state::board::{Board, View};
 use crate::state::latency::Latency;
-use crate::state::prefixes::ExpectedPrefix;
 use crate::state::repute::Tenths;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -102,7 +101,7 @@ fn milestones(stream: &Stream) -> Milestones {
             break;
         }
     }
-    trail.finish()
+    trail.finish(stream.task.pieces.len())
 }
 
 fn tenths(now: Us) -> Tenths {
@@ -117,9 +116,7 @@ impl Router for Ours {
         let seen = Seen { engines, hints, view: &self.view, now };
         let at = self.workers[worker].pick(&seen, true).unwrap();
         let held = hints.of(at);
-        let expected = held
-            .map(|held| ExpectedPrefix::new(held.bytes, hints.bytes, held.age))
-            .unwrap_or_default();
+        let expected = held.map(|held| expected(&milestones, held)).unwrap_or_default();
         let at = at as usize;
         let known = held.map_or(0, |held| held.bytes);
         learn(&milestones, known, (&self.view, &self.view.members()[at]), now);
