@@ -385,7 +385,7 @@ pub const ENGINE_LOADS_READ_MAX: usize = 64;
 pub const OTHERS_SHARE_MAX: u32 = 3;
 /// And so many beside these.
 pub const OTHERS_FREE_MAX: u32 = 8;
-/// A backend is asked so many times, after it came up, what engine it is. Beyond: nobody knows.
+/// A backend is asked so many times, after it came up, what engine it is. Beyond: it stays unknown.
 pub const ENGINE_GUESSES_MAX: u32 = 3;
 /// All questions of one such time get so long.
 pub const ENGINE_GUESS_TIME: Duration = Duration::from_secs(2);

@@ -120,6 +120,22 @@ pub fn message_in(body: &[u8]) -> Option<String> {
     Some(message.chars().take(MESSAGE_CHARS_MAX).collect())
 }
 
+/// The status for which an error stands that an engine told inside a stream, by its code; 500: it
+/// has none, or one that nobody knows.
+pub fn status_inside(code: Option<&str>) -> u16 {
+    let code = code.unwrap_or_default();
+    let told = code.parse().ok().filter(|status| (400..600).contains(status));
+    told.unwrap_or(match code {
+        // Names that TGI, OpenAI, vLLM and Anthropic have for what others number.
+        "validation" | "template_error" | "missing_template_vars" | "tool_error" => 422,
+        "invalid_request_error" | "BadRequestError" | "context_length_exceeded" => 400,
+        "not_found_error" | "NotFoundError" | "model_not_found" => 404,
+        "rate_limit_error" | "rate_limit_exceeded" => 429,
+        "overloaded" | "overloaded_error" => 503,
+        _ => 500,
+    })
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     error: &'a str,
@@ -220,6 +236,23 @@ mod tests {
         }
         let long = format!(r#"{{"detail":"{}"}}"#, "ä".repeat(5000));
         assert_eq!(message_in(long.as_bytes()).unwrap().chars().count(), MESSAGE_CHARS_MAX);
+    }
+
+    /// Catches: a client's mistake that is taken for an illness of its engine.
+    #[test]
+    fn a_code_inside_a_stream_stands_for_a_status() {
+        for (code, status) in [
+            (Some("503"), 503),
+            (Some("400"), 400),
+            (Some("200"), 500),
+            (Some("x"), 500),
+            (None, 500),
+            (Some("validation"), 422),
+            (Some("overloaded_error"), 503),
+            (Some("invalid_request_error"), 400),
+        ] {
+            assert_eq!(status_inside(code), status, "{code:?}");
+        }
     }
 
     /// Catches: a message that breaks its line, or another shape than Ollama's clients read.

@@ -2,10 +2,10 @@
 
 use crate::base::clock::unix_ms;
 use crate::base::fault::{Fault, Side};
-use crate::http::field::Known;
 use crate::http::response::ResponseHead;
 use crate::state::member::{Member, Witness};
 use crate::state::repute::{Change, Evidence};
+use std::time::Duration;
 
 /// Takes in what a fault says about a backend.
 pub fn hear_fault(backend: &Member, fault: Fault) {
@@ -21,21 +21,32 @@ pub fn hear_fault(backend: &Member, fault: Fault) {
 
 /// Takes in what the head of an answer says about a backend.
 pub fn hear_answer(backend: &Member, response: &ResponseHead) {
-    let has_retry_after = response.fields.iter().any(|f| f.known == Known::RetryAfter);
-    if let (429 | 503, Some(retry_after)) = (response.status, response.retry_after) {
-        backend.spare_for(retry_after.wait(unix_ms()));
+    let wait = match (response.status, response.retry_after) {
+        (429 | 503, Some(retry_after)) => retry_after.wait(unix_ms()),
+        _ => Duration::ZERO,
+    };
+    if !wait.is_zero() {
+        backend.spare_for(wait);
     }
     // A refusal of what the client sent is an answer; one for lack of room, or strength, is none.
     backend.hear_served(response.status < 500 && response.status != 429);
-    hear(backend, Evidence::of_status(response.status, has_retry_after));
+    hear(backend, Evidence::of_status(response.status, wait));
 }
 
-/// Takes in an error that stood inside an answer of status 200. That the backend is full is no
-/// illness, but no service either.
+/// Takes in an error that stood inside a stream of status 200, for which this status stands. That
+/// the backend is full is no illness, but no service either.
 pub fn hear_inside(backend: &Member, status: u16, is_full: bool) {
-    let is_served = status < 500;
-    backend.hear_served(is_served);
-    hear(backend, Evidence::of_status(status, is_full));
+    backend.hear_served(status < 500);
+    match status < 500 || is_full {
+        true => hear(backend, Evidence::Good),
+        false => hear(backend, Evidence::BadStream(status)),
+    }
+}
+
+/// Takes in a stream in which a model spoke, or that came well to its end.
+pub fn hear_stream(backend: &Member) {
+    // It changes nothing of which anybody must be told.
+    let _ = backend.hear(Evidence::GoodStream);
 }
 
 fn hear(member: &Member, evidence: Evidence) {
@@ -45,6 +56,7 @@ fn hear(member: &Member, evidence: Evidence) {
         Change::Ejected(time) => {
             let why = match evidence {
                 Evidence::NoConnection(_) => "too many connections in a row failed",
+                Evidence::BadStream(_) => "too many streams in a row told of errors",
                 _ => "too many answers in a row failed",
             };
             let (last, pause_s) = (evidence.words(), time.as_secs());

@@ -6,6 +6,7 @@ use super::pass::Pass;
 use super::receive::Request;
 use super::relay::tap::Tap;
 use super::relay::Relayed;
+use super::repute;
 use super::shelf::Shelf;
 use super::upstream::pool::{InFlight, LocalMember};
 use crate::base::fault::{Fault, Side};
@@ -15,6 +16,7 @@ use crate::base::refusal::Refusal;
 use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
+use crate::llm::error;
 use crate::state::member::{self, Member};
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
 use crate::state::prefixes::ExpectedPrefix;
@@ -31,7 +33,7 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// How a request ended.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Ending {
-    /// It has not, as far as anybody has said.
+    /// Nobody has said yet how it ended.
     #[default]
     Underway,
     /// Its whole answer reached the client.
@@ -61,6 +63,8 @@ pub struct Story {
     pub head_is_out: bool,
     /// The head of the answer says how long it is.
     pub has_length: bool,
+    /// The error that its stream began with was held against its backend when it came.
+    pub error_is_heard: bool,
     /// The try that was answered asked for usage, and the client had not.
     pub asked_usage: bool,
     /// What of the prompt its engine should have in its cache.
@@ -290,10 +294,12 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
     if story.fallback {
         meters.fallbacks += 1;
     }
-    if let (Ending::Complete, Some(code)) = (story.ending, broken_inside(request, tap, story)) {
+    let broken_inside = broken_inside(request, tap, story);
+    if let (Ending::Complete, Some(code)) = (story.ending, broken_inside) {
         *meters.faults.entry((whose, code)).or_default() += 1;
-        // Its head was heard as that of a good answer.
-        story.backend.iter().for_each(|backend| backend.hear_served(false));
+    }
+    if let Some(backend) = story.member() {
+        hear_inside(backend, tap, story, broken_inside.is_some());
     }
     match tap.usage() {
         Some(usage) => {
@@ -323,6 +329,30 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
     }
     for odd in tap.oddities().names() {
         *meters.odd_counts.entry(odd).or_default() += 1;
+    }
+}
+
+/// What an answer of status 200 says of its backend beyond its head, which was heard as that of a
+/// good one.
+fn hear_inside(backend: &Member, tap: &Tap, story: &Story, is_broken: bool) {
+    let facts = tap.body_usage.facts();
+    match story.ending {
+        // It was heard when it came.
+        Ending::Complete if is_broken && story.error_is_heard => {}
+        Ending::Complete if is_broken && story.event_stream && facts.error() => {
+            let status = error::status_inside(facts.error_code());
+            // The words are gone, and the engines that are full say 503.
+            repute::hear_inside(backend, status, status == 503);
+        }
+        Ending::Complete if is_broken => backend.hear_served(false),
+        Ending::Complete if story.event_stream && story.status == 200 => {
+            repute::hear_stream(backend);
+        }
+        // That its client left says nothing of the tokens that came before.
+        Ending::Fault(Fault::ClientLeft) if tap.first_token().is_some() && !facts.error() => {
+            repute::hear_stream(backend);
+        }
+        _ => {}
     }
 }
 

@@ -298,7 +298,8 @@ impl Vitals {
     pub fn hear(&self, evidence: Evidence) -> Option<Change> {
         // Nearly always: a good answer of a backend of which nothing bad is known. No clock is read
         // and no shared memory is written for it.
-        if evidence == Evidence::Good && self.repute().is_spotless() {
+        let is_good = matches!(evidence, Evidence::Good | Evidence::GoodStream);
+        if is_good && self.repute().is_spotless() {
             return None;
         }
         let alive = Some(Tenths(self.alive.load(Ordering::Relaxed))).filter(|at| at.0 > 0);

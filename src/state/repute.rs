@@ -33,8 +33,13 @@ impl Tenths {
 /// What one request found out about its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// An answer of a backend that works, be it a refusal of this request.
+    /// An answer of a backend that works, be it a refusal of this request. Of a stream that is its
+    /// head, which says little: see the next two.
     Good,
+    /// A stream in which its model spoke, or that came well to its end.
+    GoodStream,
+    /// A stream that began with status 200 and then told of an error, for which this status stands.
+    BadStream(u16),
     /// No connection could be made.
     NoConnection(Fault),
     /// A connection was made, and no answer came of it, or half of one.
@@ -75,13 +80,16 @@ impl Evidence {
         }
     }
 
-    /// What the status of an answer says. One with `Retry-After` comes from a backend that is full,
-    /// which is no illness; 4xx is about the request, and so are 501 and 505. A 500 may be, but an
-    /// engine whose core has died answers nothing else.
-    pub fn of_status(status: u16, has_retry_after: bool) -> Evidence {
+    /// What the status of an answer says, which asks for so much time until the next request. A 503
+    /// that does comes from a backend that is full, which is no illness, and it is left alone for
+    /// as long; one that does not is not left alone either, and so it counts. 4xx is about the
+    /// request, and so are 501 and 505. A 500 may be, but an engine whose core has died answers
+    /// nothing else.
+    pub fn of_status(status: u16, wait: Duration) -> Evidence {
         match status {
             501 | 505 => Evidence::Good,
-            500..=599 if !has_retry_after => Evidence::BadGateway(status),
+            503 if !wait.is_zero() => Evidence::Good,
+            500..=599 => Evidence::BadGateway(status),
             _ => Evidence::Good,
         }
     }
@@ -89,7 +97,8 @@ impl Evidence {
     /// In words, for the log.
     pub fn words(self) -> String {
         match self {
-            Evidence::Good => "an answer".into(),
+            Evidence::Good | Evidence::GoodStream => "an answer".into(),
+            Evidence::BadStream(status) => format!("a stream with an error inside ({status})"),
             Evidence::BadGateway(status) => format!("an answer with status {status}"),
             Evidence::NoConnection(fault) | Evidence::NoAnswer(fault) => {
                 fault.refusal().message.trim_end_matches('.').to_owned()
@@ -105,12 +114,16 @@ pub struct Repute {
     connects: u8,
     /// Answers in a row that were none.
     answers: u8,
+    /// Streams in a row that told of an error inside. Counted apart: their heads are good answers,
+    /// and so may be all that does not stream.
+    streams: u8,
     /// Ejections since it last was well for a while: how long the next one is.
     ejections: u8,
     is_out: bool,
     /// One request was sent to see whether it is back.
     is_tried: bool,
-    /// Ejected: when the next request may try, or the one that tries is given up. In: since when.
+    /// While ejected: when the next request may try, or when the try under way counts as failed.
+    /// Otherwise: since when it is in.
     at: Tenths,
 }
 
@@ -153,6 +166,7 @@ impl Repute {
         let mut next = self;
         let is_full = match evidence {
             Evidence::Good => return self.hear_good(now),
+            Evidence::GoodStream => return (Repute { streams: 0, ..self }, None),
             // Those that were sent before it was ejected still fail, and prove nothing new.
             _ if self.is_out && !self.is_tried => return (self, None),
             Evidence::NoConnection(_) => {
@@ -170,24 +184,35 @@ impl Repute {
                 next.answers = self.answers.saturating_add(1);
                 u32::from(next.answers) >= FAILED_ANSWERS_MAX
             }
+            Evidence::BadStream(_) => {
+                next.streams = self.streams.saturating_add(1).min(FAILED_ANSWERS_MAX as u8);
+                u32::from(next.streams) >= FAILED_ANSWERS_MAX
+            }
         };
         if !is_full && !self.is_out {
             return (next, None);
         }
-        let (next, time) = self.ejected(now, jitter);
+        let (next, time) = next.ejected(now, jitter);
         let change = if self.is_out { Change::StaysOut(time) } else { Change::Ejected(time) };
         (next, Some(change))
     }
 
     fn hear_good(self, now: Tenths) -> (Repute, Option<Change>) {
         if self.is_out {
-            let back = Repute { ejections: self.ejections, at: now, ..Repute::default() };
+            let back = Repute { ejections: self.ejections, at: now, ..self.with_streams() };
             return (back, Some(Change::Back));
         }
         if self.ejections > 0 && now < self.at.plus(EJECTION_FORGOTTEN) {
             return (Repute { connects: 0, answers: 0, ..self }, None);
         }
-        (Repute::default(), None)
+        (self.with_streams(), None)
+    }
+
+    /// All is forgotten but what streams said: neither the head of a stream nor an answer that is
+    /// none says anything of that. So a backend that was ejected for its streams and is back is
+    /// ejected by the next one that fails.
+    fn with_streams(self) -> Repute {
+        Repute { streams: self.streams, ..Repute::default() }
     }
 
     /// Ejected once more, and for how long.
@@ -196,7 +221,7 @@ impl Repute {
         let time = (EJECTION_STEP * u32::from(ejections)).min(EJECTION_MAX);
         // Up to a tenth more.
         let time = time + time.mul_f64(f64::from(jitter % 101) / 1000.0);
-        let out = Repute { ejections, is_out: true, at: now.plus(time), ..Repute::default() };
+        let out = Repute { ejections, is_out: true, at: now.plus(time), ..self.with_streams() };
         (out, time)
     }
 
@@ -236,6 +261,8 @@ impl Repute {
     /// In one word for an atomic.
     pub fn pack(self) -> u64 {
         let flags = u64::from(self.is_out) | u64::from(self.is_tried) << 1;
+        // At most FAILED_ANSWERS_MAX.
+        let flags = flags | u64::from(self.streams) << 2;
         let counts = [self.connects, self.answers, self.ejections];
         let counts = counts.into_iter().fold(0, |word, count| word << 8 | u64::from(count));
         u64::from(self.at.0) << 32 | counts << 8 | flags
@@ -248,6 +275,7 @@ impl Repute {
             connects: byte(24),
             answers: byte(16),
             ejections: byte(8),
+            streams: byte(0) >> 2,
             is_out: word & 1 == 1,
             is_tried: word & 2 == 2,
             at: Tenths((word >> 32) as u32),

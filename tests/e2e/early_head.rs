@@ -126,8 +126,10 @@ fn an_engines_error_is_told_inside_the_stream() {
     }
     for record in hook.await_records(3, SOON) {
         assert_eq!(record["status_code"], 404, "{record}");
+        assert_eq!((&record["status"], &record["error"]), (&"complete".into(), &Value::Null));
     }
     quiet(&proxy);
+    assert!(proxy.events().iter().all(|event| event["level"] != "ERROR"));
 }
 
 /// Catches: a client that waits for ever, or takes a failure for an end, when no engine answers; an
@@ -158,6 +160,8 @@ fn what_fails_is_told_inside_the_stream() {
         conn.assert_ends();
         let record = hook.await_records(1, SOON).remove(0);
         assert_eq!((&record["status_code"], &record["error"]), (&status.into(), &code.into()));
+        let counted = proxy.metric("llmproxy_faults_total", &[("kind", code)]);
+        assert_eq!(counted, 1.0, "{code}");
         quiet(&proxy);
     }
 }

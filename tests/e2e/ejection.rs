@@ -13,6 +13,9 @@ const NO_PROBES: &str = "health_check: {enabled: false}";
 /// Two bad probes in a row, soon.
 const PROBES: &str = "health_check: {interval: 100ms, timeout: 5s, path: /health, \
                       unhealthy_threshold: 2, healthy_threshold: 1}";
+/// It says that it is full, until a time that is over.
+const PAST: &str = "HTTP/1.1 503 X\r\nretry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                    content-length: 0\r\n\r\n";
 const UNAVAILABLE: &str = "HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n";
 
 /// Messages of its log about backends, in order.
@@ -79,6 +82,9 @@ fn errors_in_a_row_eject_and_refusals_do_not() {
         ("HTTP/1.1 502 X\r\ncontent-length: 0\r\n\r\n", true),
         (UNAVAILABLE, true),
         ("HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n", false),
+        ("HTTP/1.1 503 X\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n", true),
+        (PAST, true),
+        ("HTTP/1.1 502 X\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n", true),
         ("HTTP/1.1 429 X\r\ncontent-length: 0\r\n\r\n", false),
         ("HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n", false),
         ("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", true),
@@ -106,6 +112,37 @@ fn errors_in_a_row_eject_and_refusals_do_not() {
             },
             "{asked}"
         );
+    }
+}
+
+/// Catches: an engine whose streams all tell of an error, and that gets its share for ever because
+/// their heads, and what does not stream, are good answers.
+#[test]
+fn streams_that_tell_of_errors_eject() {
+    for held in ["0s", "2s"] {
+        let (odd, well) = (Engine::start(&[]), Engine::start(&[]));
+        odd.set("error=in-stream&error-after=0");
+        let proxy = Config::new()
+            .backend(odd.url(), "name: odd")
+            .backend(well.url(), "name: well")
+            .section(NO_PROBES)
+            .section(format!("routing: {{hold_preamble: {held}}}"))
+            .start();
+        let is_up = || proxy.metric("llmproxy_backend_up", &[("backend", "odd")]) == 1.0;
+        // They take turns: each gets one of each.
+        let mut rounds = 0;
+        while is_up() {
+            rounds += 1;
+            assert!(rounds <= 20, "{held}: it is not ejected");
+            for what in [CHAT, CHAT, STREAM, STREAM] {
+                proxy.connect().post(CHATS, "", what);
+            }
+        }
+        assert!(rounds >= 5, "{held}: {rounds}");
+        proxy.await_event("the reason", |event| {
+            event["why"] == "too many streams in a row told of errors"
+        });
+        quiet(&proxy);
     }
 }
 
@@ -286,7 +323,7 @@ fn an_engine_that_is_loading_is_stepped_over() {
             while served.request().is_some() {
                 let head = format!(
                     "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-                     retry-after: 0\r\ncontent-length: {}\r\n\r\n",
+                     content-length: {}\r\n\r\n",
                     body.len()
                 );
                 // As one piece, and in two.
@@ -311,14 +348,15 @@ fn an_engine_that_is_loading_is_stepped_over() {
     };
     let proxy = before(&starting);
     let mut client = proxy.connect();
-    for _ in 0..8 {
+    // So few that it is not ejected.
+    for _ in 0..4 {
         for body in [CHAT, STREAM] {
             assert_eq!(client.post(CHATS, "", body).status(), 200);
         }
     }
     let stepped = proxy.metric("llmproxy_faults_total", &[("kind", "backend_loading")]);
     assert_eq!(stepped, starting.requests().len() as f64);
-    assert_eq!(stepped, 8.0);
+    assert_eq!(stepped, 4.0);
     let proxy = before(&busy);
     let answers: Vec<u16> = (0..4).map(|_| proxy.post(CHATS, CHAT).status()).collect();
     assert_eq!(answers.iter().filter(|status| **status == 503).count(), 2, "{answers:?}");

@@ -3,10 +3,11 @@
 //! they would. But what comes of them can be no status any more, so that a failure, also one that
 //! an engine answers with, is told by an event.
 
-use super::ours::{give_up, refuse};
-use super::tries::{open, try_backends};
+use super::ours::give_up;
+use super::tries::try_backends;
 use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
+use crate::base::id::RequestId;
 use crate::base::refusal::Refusal;
 use crate::config::plan::OnClientAbort;
 use crate::http::head::Version;
@@ -19,25 +20,28 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::relay::framing::{Inbound, Sections};
 use crate::proxy::relay::COMMENT;
-use crate::proxy::settle::{self, Story};
+use crate::proxy::settle::{self, Ending, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek;
+use crate::proxy::upstream::pool::LocalMember;
 use crate::rt;
 use crate::rt::patrol::Pen;
 use crate::state::member::Member;
+use crate::state::meters::Phase;
 use std::io::IoSlice;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// What is told of an engine whose words cannot be read.
 const UNSAID: &str = "The backend answered with an error.";
 
 /// After how long a silent client gets the head and a comment, and then further comments; `None`:
-/// its answer may be something else than an event stream, or comments are off.
-fn is_due(underway: &Underway<'_>, first: &Member) -> Option<Duration> {
+/// its answer may be something else than an event stream, or one of both is off.
+pub(super) fn due(underway: &Underway<'_>, first: &Member) -> Option<Duration> {
     let routing = &underway.pass.view.plan.routing;
-    if routing.sse_keepalive.is_zero() {
+    if !routing.early_head || routing.sse_keepalive.is_zero() {
         return None;
     }
     let request = &underway.notes.request;
@@ -56,56 +60,68 @@ fn is_due(underway: &Underway<'_>, first: &Member) -> Option<Duration> {
     (is_asked_for && streams && may_be_cut).then_some(routing.sse_keepalive)
 }
 
-/// As [`super::tries::forward`], with a client that hears something meanwhile.
+/// As [`super::tries::forward`], with a client that hears something meanwhile, so often.
 pub(super) async fn forward(
     w: &Shared,
     client: &mut Client,
     underway: &mut Underway<'_>,
+    (first, every): (Rc<LocalMember>, Duration),
 ) -> Result<Exchange, Next> {
-    let first = match open(w, client, underway) {
-        Ok(first) => first,
-        Err(refusal) => return Err(refuse(w, client, underway, refusal).await),
-    };
-    let every = is_due(underway, &first);
     let mut early = EarlyHead::new(client, &underway.notes.request);
     let tried = {
         let mut trying = pin!(try_backends(w, client, underway, first));
-        match every {
-            None => trying.await,
-            Some(every) => loop {
-                match rt::timeout(every, trying.as_mut()).await {
-                    Ok(tried) => break tried,
-                    Err(_) => early.speak(w),
-                }
-            },
+        loop {
+            match rt::timeout(every, trying.as_mut()).await {
+                Ok(tried) => break tried,
+                Err(_) => early.speak(w),
+            }
         }
     };
     underway.notes.story.head_is_out = early.is_out;
-    let tried = match tried {
+    let is_gone = matches!(tried, Err(Fault::ClientLeft));
+    if !is_gone && !early.unsent.is_empty() {
         // What was sent in part is sent to its end before anything else.
-        Ok(got) => client.send(&mut [IoSlice::new(&early.unsent)]).await.map(|()| got),
-        Err(Fault::ClientLeft) => Err(Fault::ClientLeft),
-        Err(fault) => client.send(&mut [IoSlice::new(&early.unsent)]).await.and(Err(fault)),
-    };
+        if let Err(fault) = client.send(&mut [IoSlice::new(&early.unsent)]).await {
+            // The engine first: it may still be at work.
+            drop(tried);
+            return Err(cut_off(w, client, underway, fault));
+        }
+    }
     let Notes { response, .. } = &*underway.notes;
     let is_stream = response.status == 200 && response.event_stream && !response.encoded;
     match tried {
         Ok(got) if is_stream || !early.is_out => Ok(got),
         Ok(got) if response.status != 200 => Err(tell_error(client, underway, got).await),
         Ok(got) => {
-            drop(got);
             let fault = Fault::BadResponse("no_event_stream");
+            w.shelf.count_fault(Some(got.lease.backend()), fault);
+            drop(got);
             Err(give_up(w, client, underway, fault).await)
         }
         Err(fault) => Err(give_up(w, client, underway, fault).await),
     }
 }
 
-/// What a client hears before there is an answer.
+/// Half of a head or comment is out, and the client does not take the rest: whatever came behind it
+/// would be read as a part of it. So the connection closes.
+fn cut_off(w: &Shared, client: &mut Client, underway: &mut Underway<'_>, fault: Fault) -> Next {
+    let Notes { request, story, .. } = &mut *underway.notes;
+    match fault {
+        Fault::ClientLeft => w.shelf.count_abort(Phase::Waiting),
+        _ => w.shelf.count_fault(story.member(), fault),
+    }
+    story.ending = Ending::Fault(fault);
+    request.release_body(client);
+    Next::Close
+}
+
+/// What a client hears before there is an answer. Nothing is allocated until it hears something.
 struct EarlyHead {
     pen: Pen,
-    head: Vec<u8>,
-    is_chunked: bool,
+    version: Version,
+    /// Its connection ends behind the answer.
+    closes: bool,
+    id: RequestId,
     /// The client has the head, or its beginning.
     is_out: bool,
     /// What the kernel did not take yet.
@@ -114,20 +130,24 @@ struct EarlyHead {
 
 impl EarlyHead {
     fn new(client: &Client, request: &Request) -> EarlyHead {
-        let (version, mut head) = (request.head.version, Vec::new());
-        write::own_stream(&mut head, (version, !request.head.keep_alive), request.id().as_str());
-        let is_chunked = version == Version::Http11;
-        let unsent = Vec::new();
-        EarlyHead { pen: client.post.pen(), head, is_chunked, is_out: false, unsent }
+        EarlyHead {
+            pen: client.post.pen(),
+            version: request.head.version,
+            closes: !request.head.keep_alive,
+            id: *request.id(),
+            is_out: false,
+            unsent: Vec::new(),
+        }
     }
 
     /// Sends a comment, and the head before the first one.
     fn speak(&mut self, w: &Shared) {
         if self.unsent.is_empty() {
             if !self.is_out {
-                self.unsent.extend_from_slice(&self.head);
+                let how = (self.version, self.closes);
+                write::own_stream(&mut self.unsent, how, self.id.as_str());
             }
-            push(&mut self.unsent, COMMENT, self.is_chunked);
+            push(&mut self.unsent, COMMENT, self.version == Version::Http11);
         }
         // Who cannot be written to has left, or takes nothing: whoever waits finds that out.
         let sent = self.pen.try_send(&self.unsent).unwrap_or_default();
@@ -165,7 +185,8 @@ async fn tell_error(client: &mut Client, underway: &mut Underway<'_>, mut got: E
     // The engine first: its connection closes.
     drop(got);
     story.status = response.status;
-    settle::close(pass, (request, tap), story, 0);
+    // An answer like any other: that it is told in another form is no fault.
+    settle::complete(pass, (request, tap), story, 0);
     let refusal = Refusal::new(response.status, "backend_error", UNSAID);
     let refusal = match said {
         Some(said) => refusal.with_message(said),

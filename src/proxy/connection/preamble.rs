@@ -6,6 +6,7 @@ use crate::base::limits::HELD_BYTES_MAX;
 use crate::http::framing::ResponseFraming;
 use crate::http::response::ResponseHead;
 use crate::llm::dialect::Dialect;
+use crate::llm::error;
 use crate::llm::sse::EventFraming;
 use crate::llm::usage::UsageScan;
 use crate::proxy::client::Client;
@@ -121,7 +122,7 @@ fn said(response: &ResponseHead, dialect: Dialect, mut body: &[u8]) -> Said {
         return Said::Something;
     }
     if facts.error() {
-        return error(facts.error_code(), whole);
+        return said_error(facts.error_code(), whole);
     }
     match scan.done() || facts.native_end() || is_over {
         true => Said::Something,
@@ -131,12 +132,11 @@ fn said(response: &ResponseHead, dialect: Dialect, mut body: &[u8]) -> Said {
 }
 
 /// An error, with the status that the engine would have answered with, had it not begun already.
-fn error(code: Option<&str>, body: &[u8]) -> Said {
+fn said_error(code: Option<&str>, body: &[u8]) -> Said {
     let is_full = OVERLOADED.into_iter().any(|words| memmem::find(body, words).is_some());
-    let told = code.and_then(|code| code.parse().ok()).filter(|code| (400..600).contains(code));
     match is_full {
         true => Said::Error(503, true),
-        false => Said::Error(told.unwrap_or(500), false),
+        false => Said::Error(error::status_inside(code), false),
     }
 }
 

@@ -39,15 +39,47 @@ fn only_failures_in_a_row_eject() {
 /// Catches: a client's mistake, or a full engine, taken for an illness.
 #[test]
 fn refusals_and_full_engines_are_no_illness() {
+    let (no_wait, a_wait) = (Duration::ZERO, Duration::from_millis(1));
     for status in [200, 301, 400, 401, 404, 422, 429, 501, 505, 600] {
-        assert_eq!(Evidence::of_status(status, false), Evidence::Good, "{status}");
+        for wait in [no_wait, a_wait] {
+            assert_eq!(Evidence::of_status(status, wait), Evidence::Good, "{status}");
+        }
     }
     for status in [500, 502, 503, 504, 508, 599] {
-        assert_eq!(Evidence::of_status(status, true), Evidence::Good, "{status}");
-        assert_eq!(Evidence::of_status(status, false), Evidence::BadGateway(status));
+        assert_eq!(Evidence::of_status(status, no_wait), Evidence::BadGateway(status));
+        // Only of a 503 does it mean that there is no room; an ingress may put it on all it says.
+        let is_full = Evidence::of_status(status, a_wait) == Evidence::Good;
+        assert_eq!(is_full, status == 503, "{status}");
     }
     assert_eq!(Evidence::of_fault(Fault::ClientLeft), None);
     assert_eq!(Evidence::of_fault(Fault::ReuseRace), None);
+}
+
+/// Catches: streams that tell of errors and eject nobody, since their heads, and what does not
+/// stream, are good answers; one that comes back for as many failures as at first.
+#[test]
+fn errors_inside_streams_are_counted_apart() {
+    let bad = Evidence::BadStream(500);
+    let mut repute = Repute::default();
+    for _ in 1..FAILED_ANSWERS_MAX {
+        repute = repute.hear(bad, at(1), None, 0).0;
+        repute = repute.hear(Evidence::Good, at(1), None, 0).0;
+        assert!(!repute.is_out());
+    }
+    let (well, change) = repute.hear(Evidence::GoodStream, at(1), None, 0);
+    assert!(well.is_spotless() && change.is_none(), "a good stream forgets them");
+    // Nor do they forget what others are counted for.
+    let failing = after(Repute::default(), FAILED_ANSWERS_MAX - 1, Evidence::BadGateway(502), 1);
+    let failing = failing.hear(bad, at(1), None, 0).0.hear(Evidence::GoodStream, at(1), None, 0).0;
+    assert!(failing.hear(Evidence::BadGateway(502), at(1), None, 0).0.is_out());
+    let (out, change) = repute.hear(bad, at(1), None, 0);
+    assert_eq!(change, Some(Change::Ejected(EJECTION_STEP)));
+    // The head of the stream that tries it brings it back; its error ejects it again.
+    let tried = out.admit(at(1 + STEP), 0).0;
+    let (back, change) = tried.hear(Evidence::Good, at(1 + STEP), None, 0);
+    assert_eq!(change, Some(Change::Back));
+    let (_, change) = back.hear(bad, at(2 + STEP), None, 0);
+    assert_eq!(change, Some(Change::Ejected(2 * EJECTION_STEP)));
 }
 
 /// Catches: an engine that is ejected because some wait long while others get their tokens.
@@ -125,6 +157,8 @@ fn ejections_are_remembered_for_a_while() {
 fn any_evidence() -> impl Strategy<Value = Evidence> {
     prop_oneof![
         Just(Evidence::Good),
+        Just(Evidence::GoodStream),
+        Just(Evidence::BadStream(500)),
         Just(REFUSED),
         Just(SILENT),
         Just(Evidence::NoAnswer(Fault::BackendBroke)),
