@@ -349,6 +349,9 @@ pub const DISCOVERY_ANSWER_BYTES_MAX: usize = CONFIG_FILE_BYTES_MAX;
 /// Backends that one source of discovery may name (beyond: a failure of the source), and those of
 /// all sources together (beyond: left out, with a warning).
 pub const DISCOVERY_BACKENDS_MAX: usize = 1024;
+/// Addresses of IPv6 that discovery found by a name are used for so long after they were last told,
+/// while their server fails to tell any. Beyond: only those of IPv4 are used.
+pub const DISCOVERY_V6_KEPT: Duration = Duration::from_secs(300);
 /// Models with a label of their own. Beyond: refused; of those that the plan names otherwise, the
 /// rest count as `other`.
 pub const METRICS_MODELS_MAX: usize = 1000;
@@ -377,9 +380,9 @@ pub const ENGINE_LOAD_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Figures that are so old are not known any more.
 pub const ENGINE_LOAD_KNOWN: Duration = Duration::from_secs(5);
 /// Bytes of a page with such figures; vLLM's has some 200 KiB. Beyond: the reading has failed.
-pub const ENGINE_LOAD_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Engines whose figures are read at a time. Beyond: the reading has failed.
-pub const ENGINE_LOADS_READ_MAX: usize = 64;
+pub const ENGINE_LOAD_BYTES_MAX: usize = 1024 * 1024;
+/// Engines whose figures are read at a time. Beyond: they wait for their turn.
+pub const ENGINE_LOADS_READ_MAX: usize = 32;
 /// Requests of others, of which an engine's figures tell, count at a backend up to so many for each
 /// of ours that is there. Beyond: they are not believed.
 pub const OTHERS_SHARE_MAX: u32 = 3;

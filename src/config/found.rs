@@ -163,10 +163,11 @@ impl FoundRows {
                     continue;
                 }
             }
+            let said = row.keys();
             let desk = Desk::new(env);
             let backend = check::found_backend(&desk, row, routing).filter(|_| !desk.has_errors());
             let backend = backend.map(|mut backend| {
-                common.give_to(&mut backend);
+                common.give_to(&mut backend, &said);
                 backend
             });
             let is_usable = backend.is_some();

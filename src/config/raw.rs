@@ -23,6 +23,15 @@ pub struct Node {
     pub kind: ValueKind,
 }
 
+impl Node {
+    /// The keys of a mapping that have a value.
+    pub fn keys(&self) -> Vec<String> {
+        let ValueKind::Map(entries) = &self.kind else { return Vec::new() };
+        let given = entries.iter().filter(|entry| !matches!(entry.value.kind, ValueKind::Null));
+        given.map(|entry| entry.key.clone()).collect()
+    }
+}
+
 /// A value. A scalar is the text that the user wrote: whether `1e5`, `0x1F`, `007` or `yes` is a
 /// number or a name is for the key to say, and a name must not come back as `100000`.
 #[derive(Debug, Clone)]

@@ -1,7 +1,9 @@
 //! Engines' own figures of their load, for backends whose `metrics` say so: a task for each on the
-//! control plane's ring, which reads a page once a second. An engine that hangs, or answers with
-//! something else, is asked less and less often, and is balanced by our own requests alone.
+//! control plane's ring, which reads a page once a second; where there are many, they take turns.
+//! An engine that hangs, or answers with something else, is asked less and less often, and is
+//! balanced by our own requests alone.
 
+use super::health::in_between;
 use super::visit;
 use crate::base::limits::{
     ENGINE_LOADS_READ_MAX, ENGINE_LOAD_BYTES_MAX, ENGINE_LOAD_INTERVAL, ENGINE_LOAD_INTERVAL_MAX,
@@ -11,10 +13,11 @@ use crate::http::request::Method;
 use crate::llm::engine_load::{self, EngineLoad};
 use crate::rt;
 use crate::rt::guard::guarded;
+use crate::rt::turns::Turns;
 use crate::state::board::{Board, View};
 use crate::state::member::{now, Member, MemberId};
 use crate::state::reported::Shown;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -24,7 +27,7 @@ use std::time::{Duration, Instant};
 pub struct LoadReaders {
     board: Arc<Board>,
     running: Rc<RefCell<HashSet<MemberId>>>,
-    at_work: Rc<Cell<usize>>,
+    turns: Rc<Turns>,
     /// The view that was looked at last. Does not keep it: what a view holds goes with it.
     seen: RefCell<Weak<View>>,
 }
@@ -35,7 +38,7 @@ impl LoadReaders {
         LoadReaders {
             board,
             running: Rc::default(),
-            at_work: Rc::default(),
+            turns: Rc::new(Turns::new(ENGINE_LOADS_READ_MAX)),
             seen: RefCell::default(),
         }
     }
@@ -50,10 +53,12 @@ impl LoadReaders {
         self.seen.replace(Arc::downgrade(&view));
         for id in view.members().iter().map(|member| member.id()) {
             if to_read(&view, id).is_some() && self.running.borrow_mut().insert(id) {
-                let (board, at_work) = (Arc::clone(&self.board), Rc::clone(&self.at_work));
+                let (board, turns) = (Arc::clone(&self.board), Rc::clone(&self.turns));
                 let running = Rc::clone(&self.running);
                 rt::spawn(async move {
-                    while !guarded(follow(&board, &at_work, id)).await {
+                    // Those that begin together are not to go on in step.
+                    rt::sleep(in_between(Duration::ZERO, ENGINE_LOAD_INTERVAL)).await;
+                    while !guarded(follow(&board, &turns, id)).await {
                         tracing::error!("a reader of engines' figures panicked and starts again");
                         rt::sleep(ENGINE_LOAD_INTERVAL).await;
                     }
@@ -70,11 +75,14 @@ fn to_read(view: &View, id: MemberId) -> Option<Arc<Member>> {
     (member.plan.metrics != EngineMetrics::Off).then(|| Arc::clone(member))
 }
 
-async fn follow(board: &Board, at_work: &Rc<Cell<usize>>, id: MemberId) {
+async fn follow(board: &Board, turns: &Turns, id: MemberId) {
     let (mut failures, mut is_told) = (0, false);
     while let Some(member) = to_read(&board.view(), id) {
         let began = Instant::now();
-        let (read, backend) = (read(&member, at_work).await, &*member.name);
+        // Who waits for one has not failed.
+        let turn = turns.take().await;
+        let (read, backend) = (read(&member).await, &*member.name);
+        drop(turn);
         match read {
             None => failures = u32::MAX,
             Some(Ok(())) => {
@@ -103,7 +111,7 @@ fn pause(failures: u32) -> Duration {
 }
 
 /// Reads once. `None`: it is an engine that has no figures.
-async fn read(member: &Member, at_work: &Rc<Cell<usize>>) -> Option<Result<(), String>> {
+async fn read(member: &Member) -> Option<Result<(), String>> {
     let path = match &member.plan.metrics {
         EngineMetrics::Off => return None,
         EngineMetrics::Auto if member.engine() == Engine::Ollama => return None,
@@ -112,13 +120,8 @@ async fn read(member: &Member, at_work: &Rc<Cell<usize>>) -> Option<Result<(), S
     };
     // Those that come and go while it counts count as ours.
     let ours = member.inflight();
-    let read = match AtWork::take(at_work) {
-        None => Err("too many engines are read at this moment".into()),
-        Some(_turn) => {
-            let read = rt::await_peer(ENGINE_LOAD_INTERVAL, fetch(member, path)).await;
-            read.unwrap_or_else(|| Err("no answer within a second".into()))
-        }
-    };
+    let read = rt::await_peer(ENGINE_LOAD_INTERVAL, fetch(member, path)).await;
+    let read = read.unwrap_or_else(|| Err("no answer within a second".into()));
     let reported = member.reported();
     Some(match read {
         Ok(EngineLoad { running, waiting, cache }) => {
@@ -150,25 +153,6 @@ async fn fetch(member: &Member, path: &str) -> Result<EngineLoad, String> {
     engine_load::read(&page)
 }
 
-/// One of those that read at a time.
-struct AtWork(Rc<Cell<usize>>);
-
-impl AtWork {
-    fn take(at_work: &Rc<Cell<usize>>) -> Option<AtWork> {
-        let taken = at_work.get();
-        (taken < ENGINE_LOADS_READ_MAX).then(|| {
-            at_work.set(taken + 1);
-            AtWork(Rc::clone(at_work))
-        })
-    }
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,14 +163,5 @@ mod tests {
     fn what_fails_is_tried_less_often() {
         let waits = [0, 1, 2, 4, 5, 40, u32::MAX].map(|failures| pause(failures).as_secs());
         assert_eq!(waits, [1, 2, 4, 16, 30, 30, 30]);
-    }
-
-    #[test]
-    fn turns_are_bounded_and_come_back() {
-        let at_work = Rc::default();
-        let turns: Vec<AtWork> = std::iter::from_fn(|| AtWork::take(&at_work)).collect();
-        assert_eq!(turns.len(), ENGINE_LOADS_READ_MAX);
-        drop(turns);
-        assert!(AtWork::take(&at_work).is_some());
     }
 }

@@ -155,10 +155,15 @@ fn interval(usual: Duration, is_in_doubt: bool) -> Duration {
 
 /// ±10 %, so that a fleet of proxies does not probe in step.
 pub(super) fn jittered(interval: Duration) -> Duration {
+    in_between(interval.mul_f64(0.9), interval.mul_f64(1.1))
+}
+
+/// Any time between these two.
+pub(super) fn in_between(least: Duration, most: Duration) -> Duration {
     let mut random = [0u8; 1];
-    // Without randomness the probes are merely in step.
+    // Without randomness those who wait are merely in step.
     let _ = getrandom::fill(&mut random);
-    interval.mul_f64(0.9 + 0.2 * f64::from(random[0]) / 255.0)
+    least + (most - least).mul_f64(f64::from(random[0]) / 255.0)
 }
 
 /// One probe: connect, ask, read the head of the answer. Gives what that calls its server.

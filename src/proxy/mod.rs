@@ -18,7 +18,6 @@ mod pace;
 pub mod receive;
 pub mod unpack;
 pub mod slices;
-pub mod turns;
 pub mod asking;
 pub mod admit;
 pub mod route;

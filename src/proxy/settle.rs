@@ -63,8 +63,6 @@ pub struct Story {
     pub head_is_out: bool,
     /// The head of the answer says how long it is.
     pub has_length: bool,
-    /// The error that its stream began with was held against its backend when it came.
-    pub error_is_heard: bool,
     /// The try that was answered asked for usage, and the client had not.
     pub asked_usage: bool,
     /// What of the prompt its engine should have in its cache.
@@ -337,11 +335,10 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
 fn hear_inside(backend: &Member, tap: &Tap, story: &Story, is_broken: bool) {
     let facts = tap.body_usage.facts();
     match story.ending {
-        // It was heard when it came.
-        Ending::Complete if is_broken && story.error_is_heard => {}
         Ending::Complete if is_broken && story.event_stream && facts.error() => {
             let status = error::status_inside(facts.error_code());
-            // The words are gone, and the engines that are full say 503.
+            // The words are gone, and the engines that are full say 503. An error that was held
+            // and that a client got all the same is heard a second time: it is worse than others.
             repute::hear_inside(backend, status, status == 503);
         }
         Ending::Complete if is_broken => backend.hear_served(false),

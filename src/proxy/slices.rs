@@ -2,10 +2,10 @@
 //! slices, between which all other connections of the worker have their turn. Nothing that a client
 //! sends may hold a worker for long.
 
-use super::turns::Turns;
 use crate::base::limits::{
     SCANNING_MAX, SCAN_BYTES, SCAN_BYTES_PER_TICK_MAX, SCAN_SLICE_BYTES_MIN,
 };
+use crate::rt::turns::Turns;
 use std::cell::Cell;
 
 /// How much of request bodies a worker reads at a time.

@@ -4,7 +4,6 @@
 
 use super::client::{no_memory, Client};
 use super::receive::Request;
-use super::turns::Turns;
 use crate::base::limits::UNPACKED_RATIO_MAX;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
@@ -12,6 +11,7 @@ use crate::config::plan::Server;
 use crate::llm::inflate::Coding;
 use crate::llm::unpack::{BodyUnpacking, UnpackFault};
 use crate::rt::buffer::Buffer;
+use crate::rt::turns::Turns;
 
 /// Puts what the body stands for in its place. In steps, between which all other connections of
 /// the worker go on.

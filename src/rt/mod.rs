@@ -18,6 +18,7 @@ pub mod budget;
 pub mod buffer;
 pub mod pipe;
 pub mod guard;
+pub mod turns;
 pub mod tls;
 
 pub use monoio::spawn;

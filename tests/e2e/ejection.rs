@@ -119,14 +119,14 @@ fn errors_in_a_row_eject_and_refusals_do_not() {
 /// their heads, and what does not stream, are good answers.
 #[test]
 fn streams_that_tell_of_errors_eject() {
-    for held in ["0s", "2s"] {
+    for held in ["hold_preamble: 0s", "hold_preamble: 2s, retry: {max_retries: 1}"] {
         let (odd, well) = (Engine::start(&[]), Engine::start(&[]));
         odd.set("error=in-stream&error-after=0");
         let proxy = Config::new()
             .backend(odd.url(), "name: odd")
             .backend(well.url(), "name: well")
             .section(NO_PROBES)
-            .section(format!("routing: {{hold_preamble: {held}}}"))
+            .section(format!("routing: {{{held}}}"))
             .start();
         let is_up = || proxy.metric("llmproxy_backend_up", &[("backend", "odd")]) == 1.0;
         // They take turns: each gets one of each.
@@ -138,7 +138,7 @@ fn streams_that_tell_of_errors_eject() {
                 proxy.connect().post(CHATS, "", what);
             }
         }
-        assert!(rounds >= 5, "{held}: {rounds}");
+        assert!(rounds > 1, "{held}: one stream is not enough");
         proxy.await_event("the reason", |event| {
             event["why"] == "too many streams in a row told of errors"
         });

@@ -155,9 +155,12 @@ fn an_engine_that_others_keep_busy_gets_less() {
     let is_read = [("backend", "idle"), ("result", "ok")];
     await_until("it is read", SOON, || proxy.metric(READS, &is_read) >= 1.0);
     let ask = || (0..20).for_each(|_| assert_eq!(proxy.post(CHATS, CHAT).status(), 200));
-    ask();
-    // None, unless this machine stood still for so long that the figures were forgotten.
-    assert!(busy.posts().len() <= 5, "{}", busy.posts().len());
+    // Some, should this machine stand still for so long that the figures are forgotten.
+    await_until("it gets none of twenty", SOON, || {
+        let before = busy.posts().len();
+        ask();
+        busy.posts().len() == before
+    });
     busy.set("load=0,0");
     figure(RUNNING, "busy", 0.0);
     let before = busy.posts().len();

@@ -10,6 +10,7 @@ use crate::config::plan::{
     DnsRecord, DnsSource, EtcdSource, FileSource, HttpSource, KubernetesSource, ModelPattern,
     SourceFields, SourceKind, StaticSource,
 };
+use crate::config::raw::Node;
 use crate::config::section::Section;
 use crate::config::value::{self, Url};
 use std::net::{IpAddr, SocketAddr};
@@ -89,7 +90,10 @@ fn source(s: &mut Section, stores: &Stores, timeouts: Timeouts) -> Option<Discov
         }
         _ => {
             let mut backends = backends(&mut inner, "backends", timeouts);
-            backends.iter_mut().for_each(|backend| common.give_to(backend));
+            // Where one of them is wrong, nothing comes of the file.
+            let written = inner.items("backends").unwrap_or_default().iter().map(Node::keys);
+            let all = backends.iter_mut().zip(written);
+            all.for_each(|(backend, written)| common.give_to(backend, &written));
             SourceKind::Static { list: StaticSource { backends } }
         }
     };

@@ -4,8 +4,8 @@ use super::backend::{backends, Timeouts};
 use crate::base::limits::{MODEL_NAME_BYTES_MAX, RETRIES_MAX, SESSION_HEADERS_MAX};
 use crate::config::desk::Desk;
 use crate::config::plan::{
-    Backend, Fallback, LoadBalance, ModelPattern, ResponseHeader, Retry, RetryOn, Routing,
-    SessionAffinity, SessionKey,
+    Backend, EngineMetrics, Fallback, LoadBalance, ModelPattern, OnClientAbort, ResponseHeader,
+    Retry, RetryOn, Routing, SessionAffinity, SessionKey,
 };
 use crate::config::raw::Node;
 use crate::config::section::Section;
@@ -48,6 +48,17 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     }
     if routing.early_head && routing.sse_keepalive.is_zero() {
         root.warn("routing", "early_head: no head goes early without routing.sse_keepalive");
+    }
+    let drains = |backend: &Backend| backend.on_client_abort == OnClientAbort::Drain;
+    let all_drain = !backends.is_empty() && backends.iter().all(drains);
+    if routing.early_head && all_drain && !root.has("discovery") {
+        let why = "no head goes early: all backends have on_client_abort: drain";
+        root.warn("routing", format!("early_head: {why}"));
+    }
+    let is_blind = matches!(routing.load_balance, LoadBalance::RoundRobin | LoadBalance::Random);
+    if is_blind && backends.iter().any(|backend| backend.metrics != EngineMetrics::Off) {
+        let why = "what backends[].metrics reads is only shown: this strategy goes by no load";
+        root.warn("routing", format!("load_balance: {why}"));
     }
     if on {
         // What is found later may serve anything.

@@ -43,12 +43,22 @@ pub fn health_check(s: &mut Section) -> HealthCheck {
     }
 }
 
-/// Tells of every probe path of a backend; nobody probes.
+/// Tells of every probe path and engine of a backend; nobody probes.
 pub fn unprobed(root: &mut Section) {
     let desk = root.desk;
     for backend in root.items("backends").unwrap_or_default() {
         let ValueKind::Map(entries) = &backend.kind else { continue };
-        let path = entries.iter().find(|e| e.key == "health_path").map(|e| &e.value);
+        let given = |key: &str| entries.iter().find(|e| e.key == key).map(|e| &e.value);
+        match given("engine") {
+            // What is read of its load goes by it too.
+            Some(engine @ Node { kind: ValueKind::Text(text), .. })
+                if !matches!(text.as_str(), "" | "auto") && given("metrics").is_none() =>
+            {
+                desk.warn(engine, "not used: there are no probes without `health_check`");
+            }
+            _ => {}
+        }
+        let path = given("health_path");
         // Null and "" stand for the path of `health_check`.
         match path {
             Some(path @ Node { kind: ValueKind::Text(text), .. }) if !text.is_empty() => {

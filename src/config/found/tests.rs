@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::load_text;
+use crate::config::plan::{Engine, EngineMetrics, SourceKind};
 use proptest::prelude::*;
 
 fn routing(text: &str) -> Routing {
@@ -219,4 +220,31 @@ fn the_models_of_what_is_found_are_bounded() {
     let (all, beyond) = merge(&[], found);
     let names: Vec<_> = all.iter().map(|backend| backend.name.as_str()).collect();
     assert_eq!((names, beyond), (vec!["engine-0", "engine-1", "engine-3"], 2));
+}
+
+/// Catches: a row that says that its engine is not to be read, or limited, and is all the same.
+#[test]
+fn a_row_may_say_what_is_the_default_anyhow() {
+    let text = "discovery: {enabled: true, sources: [{type: file, file: {path: /x}, common: \
+                {engine: vllm, metrics: auto, max_concurrent: 9, slow_start: 8s}}]}";
+    let plan = load_text("t", text, &|_| None).unwrap().plan;
+    let common = &plan.discovery.as_ref().unwrap().sources[0].common;
+    let rows = "[{name: a, url: 'http://a', engine: auto, metrics: off, max_concurrent: 0, \
+                 slow_start: 0s}, {name: b, url: 'http://b', engine: null}]";
+    let rows = FoundRows::of_file(rows.as_bytes().to_vec()).unwrap();
+    let found = rows.check((&plan.routing, common), &|_| None);
+    assert!(found.faults.is_empty(), "{:?}", found.faults);
+    let parts = |backend: &Backend| {
+        let (engine, metrics) = (backend.engine, backend.metrics.clone());
+        (engine, metrics, backend.max_concurrent, backend.slow_start.as_secs())
+    };
+    let parts: Vec<_> = found.backends.iter().map(parts).collect();
+    let own = (Engine::Auto, EngineMetrics::Off, 0, 0);
+    assert_eq!(parts, [own, (Engine::Vllm, EngineMetrics::Auto, 9, 8)]);
+    let text = "discovery: {enabled: true, sources: [{type: static, common: {metrics: auto}, \
+                static: {backends: [{url: 'http://a', metrics: off}, {url: 'http://b'}]}}]}";
+    let plan = load_text("t", text, &|_| None).unwrap().plan;
+    let SourceKind::Static { list } = &plan.discovery.unwrap().sources[0].kind else { panic!() };
+    let metrics: Vec<_> = list.backends.iter().map(|backend| backend.metrics.clone()).collect();
+    assert_eq!(metrics, [EngineMetrics::Off, EngineMetrics::Auto]);
 }

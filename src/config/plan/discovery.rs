@@ -83,8 +83,9 @@ impl Default for CommonParts {
 }
 
 impl CommonParts {
-    /// Gives a backend what it does not say itself.
-    pub fn give_to(&self, backend: &mut Backend) {
+    /// Gives a backend what it does not say itself: these keys were written for it.
+    pub fn give_to(&self, backend: &mut Backend, written: &[String]) {
+        let says = |key: &str| written.iter().any(|own| own == key);
         for (name, value) in &self.headers {
             let is_same = |(own, _): &(String, Secret)| own.eq_ignore_ascii_case(name);
             if !backend.headers.iter().any(is_same) {
@@ -97,16 +98,16 @@ impl CommonParts {
         if backend.region.is_empty() {
             backend.region.clone_from(&self.region);
         }
-        if backend.engine == Engine::Auto {
+        if !says("engine") {
             backend.engine = self.engine;
         }
-        if backend.metrics == EngineMetrics::Off {
+        if !says("metrics") {
             backend.metrics.clone_from(&self.metrics);
         }
-        if backend.max_concurrent == 0 {
+        if !says("max_concurrent") {
             backend.max_concurrent = self.max_concurrent;
         }
-        if backend.slow_start.is_zero() {
+        if !says("slow_start") {
             backend.slow_start = self.slow_start;
         }
         if let Some(tls) = backend.tls.as_mut().filter(|tls| tls.ca_file.is_none()) {

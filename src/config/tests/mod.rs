@@ -83,3 +83,28 @@ fn a_number_of_workers_that_was_written_is_not_called_auto() {
         assert_eq!((server.leaves_cpus(16), server.leaves_cpus(8)), (auto, false), "{text}");
     }
 }
+
+/// Catches: a setting that loads and does nothing, and of which nobody is told.
+#[test]
+fn what_does_nothing_is_told() {
+    const TWO: &str = "backends: [{url: 'http://a:1', MORE}, {url: 'http://b:1', MORE}]\n";
+    let told = |more: &str, rest: &str, line: &str| {
+        let Loaded { report, .. } = load(&format!("{}{rest}", TWO.replace("MORE", more)));
+        report.lines(true).into_iter().filter(|told| told.contains(line)).count()
+    };
+    let strategy = |name: &str| format!("routing: {{load_balance: {name}}}");
+    let shown = "is only shown";
+    assert_eq!(told("metrics: auto", "", shown), 1);
+    assert_eq!(told("metrics: /m", &strategy("random"), shown), 1);
+    assert_eq!(told("metrics: auto", &strategy("least_connections"), shown), 0);
+    assert_eq!(told("metrics: off", "", shown), 0);
+    let (off, unprobed) = ("health_check: {enabled: false}", "there are no probes");
+    assert_eq!(told("engine: vllm", off, unprobed), 2);
+    assert_eq!(told("engine: vllm", "", unprobed), 0);
+    assert_eq!(told("engine: auto", off, unprobed), 0);
+    assert_eq!(told("engine: vllm, metrics: auto", off, unprobed), 0);
+    let (early, drained) =
+        ("routing: {early_head: true, sse_keepalive: 15s}", "no head goes early");
+    assert_eq!(told("on_client_abort: drain", early, drained), 1);
+    assert_eq!(told("on_client_abort: close", early, drained), 0);
+}

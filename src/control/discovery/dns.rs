@@ -2,23 +2,26 @@
 //! must be for stay the name.
 
 use super::finder::Inquiry;
-use crate::base::limits::{DISCOVERY_BACKENDS_MAX, WEIGHT_MAX};
+use crate::base::limits::{DISCOVERY_BACKENDS_MAX, DISCOVERY_V6_KEPT, WEIGHT_MAX};
 use crate::config::found::FoundRows;
 use crate::config::plan::{DnsRecord, DnsSource};
 use crate::store::dns::{self, DnsRecords, RecordKind, Srv};
 use crate::store::{left, names, Trouble};
 use serde_json::{json, Value};
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 /// Asks for a name.
 pub struct DnsInquiry {
     source: DnsSource,
-    /// Hosts that had an address of IPv6 when it was last told.
-    on_v6: RefCell<HashSet<String>>,
+    on_v6: RefCell<OnV6>,
 }
+
+/// Hosts whose last good AAAA answer had addresses: these, and when they were told.
+#[derive(Default)]
+struct OnV6(HashMap<String, (Vec<IpAddr>, Instant)>);
 
 impl DnsInquiry {
     /// Asks nobody yet.
@@ -53,33 +56,21 @@ impl DnsInquiry {
         if v6 {
             match self.records(host, RecordKind::Aaaa, until) {
                 Ok(records) => {
-                    self.note_v6(host, !records.addresses.is_empty());
+                    self.on_v6.borrow_mut().note(host, &records.addresses, Instant::now());
                     found.extend(records.addresses);
                 }
-                // Servers that know nothing of IPv6 say so in several ways. To miss a part of the
-                // answer, for lack of time or because the server fails for a moment, is another
-                // matter: that would take backends away.
-                Err(trouble)
-                    if found.is_empty()
-                        || Instant::now() >= until
-                        || self.on_v6.borrow().contains(host) =>
-                {
-                    return Err(trouble);
-                }
-                Err(_) => {}
+                Err(trouble) if found.is_empty() => return Err(trouble),
+                // To miss a part of the answer because the server fails for a moment would take
+                // backends away. But to take nothing at all would keep those of IPv4 that are gone.
+                Err(trouble) => match self.on_v6.borrow_mut().known(host, Instant::now()) {
+                    Some(addresses) => found.extend(addresses),
+                    None if Instant::now() >= until => return Err(trouble),
+                    // Servers that know nothing of IPv6 say so in several ways.
+                    None => {}
+                },
             }
         }
         Ok(found)
-    }
-
-    fn note_v6(&self, host: &str, has_some: bool) {
-        let mut on_v6 = self.on_v6.borrow_mut();
-        // Targets of services come and go.
-        if !has_some || on_v6.len() >= DISCOVERY_BACKENDS_MAX {
-            on_v6.remove(host);
-        } else {
-            on_v6.insert(host.to_owned());
-        }
     }
 
     fn services(&self, until: Instant) -> Result<Vec<Value>, Trouble> {
@@ -124,6 +115,23 @@ impl DnsInquiry {
     }
 }
 
+impl OnV6 {
+    fn note(&mut self, host: &str, addresses: &[IpAddr], now: Instant) {
+        // Targets of services come and go.
+        if addresses.is_empty() || self.0.len() >= DISCOVERY_BACKENDS_MAX {
+            self.0.remove(host);
+        } else {
+            self.0.insert(host.to_owned(), (addresses.to_vec(), now));
+        }
+    }
+
+    /// What stands for an answer that cannot be had; `None`: there was none lately.
+    fn known(&mut self, host: &str, now: Instant) -> Option<Vec<IpAddr>> {
+        self.0.retain(|_, (_, told)| now.saturating_duration_since(*told) < DISCOVERY_V6_KEPT);
+        self.0.get(host).map(|(addresses, _)| addresses.clone())
+    }
+}
+
 impl Inquiry for DnsInquiry {
     fn look(&mut self) -> Result<FoundRows, String> {
         let until = Instant::now() + self.source.timeout;
@@ -156,6 +164,21 @@ mod tests {
         let source = plan.discovery.unwrap().sources.remove(0);
         let crate::config::plan::SourceKind::Dns { dns } = source.kind else { panic!() };
         DnsInquiry::new(&dns).row("e.test", address.parse().unwrap())
+    }
+
+    /// Catches: addresses that are used for ever though nobody tells them any more.
+    #[test]
+    fn addresses_of_v6_are_kept_for_a_while() {
+        let (mut on_v6, now) = (OnV6::default(), Instant::now());
+        let some = [IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])];
+        on_v6.note("a", &some, now);
+        assert_eq!(on_v6.known("b", now), None);
+        let nearly = DISCOVERY_V6_KEPT - std::time::Duration::from_nanos(1);
+        assert_eq!(on_v6.known("a", now + nearly).as_deref(), Some(&some[..]));
+        assert_eq!(on_v6.known("a", now + DISCOVERY_V6_KEPT), None);
+        on_v6.note("a", &some, now);
+        on_v6.note("a", &[], now);
+        assert_eq!(on_v6.known("a", now), None);
     }
 
     /// Catches: an engine behind TLS or a name-based proxy that is asked by its address.

@@ -3,8 +3,8 @@
 //! they would. But what comes of them can be no status any more, so that a failure, also one that
 //! an engine answers with, is told by an event.
 
-use super::ours::give_up;
-use super::tries::try_backends;
+use super::ours::{give_up, refuse};
+use super::tries::{open, try_backends};
 use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
@@ -24,28 +24,31 @@ use crate::proxy::settle::{self, Ending, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek;
-use crate::proxy::upstream::pool::LocalMember;
 use crate::rt;
 use crate::rt::patrol::Pen;
 use crate::state::member::Member;
 use crate::state::meters::Phase;
 use std::io::IoSlice;
 use std::pin::pin;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// What is told of an engine whose words cannot be read.
 const UNSAID: &str = "The backend answered with an error.";
 
 /// After how long a silent client gets the head and a comment, and then further comments; `None`:
-/// its answer may be something else than an event stream, or one of both is off.
-pub(super) fn due(underway: &Underway<'_>, first: &Member) -> Option<Duration> {
+/// it asks for no stream, or one of both is off.
+pub(super) fn due(underway: &Underway<'_>) -> Option<Duration> {
     let routing = &underway.pass.view.plan.routing;
     if !routing.early_head || routing.sse_keepalive.is_zero() {
         return None;
     }
     let request = &underway.notes.request;
     let is_asked_for = request.stream && request.method == Some(Method::Post);
+    is_asked_for.then_some(routing.sse_keepalive)
+}
+
+/// Whether the answer to what asks for a stream is one, and may be cut off.
+fn is_certain(request: &Request, first: &Member) -> bool {
     // Of the engines' own paths, some stream though nobody asks them to, or not though one does.
     let streams = matches!(
         request.dialect_at(&first.plan.base_path),
@@ -56,8 +59,7 @@ pub(super) fn due(underway: &Underway<'_>, first: &Member) -> Option<Duration> {
             | Dialect::LlamaCpp
     );
     // An answer that cannot be passed on is cut off.
-    let may_be_cut = first.plan.on_client_abort == OnClientAbort::Close;
-    (is_asked_for && streams && may_be_cut).then_some(routing.sse_keepalive)
+    streams && first.plan.on_client_abort == OnClientAbort::Close
 }
 
 /// As [`super::tries::forward`], with a client that hears something meanwhile, so often.
@@ -65,16 +67,24 @@ pub(super) async fn forward(
     w: &Shared,
     client: &mut Client,
     underway: &mut Underway<'_>,
-    (first, every): (Rc<LocalMember>, Duration),
+    every: Duration,
 ) -> Result<Exchange, Next> {
+    let first = match open(w, client, underway) {
+        Ok(first) => first,
+        Err(refusal) => return Err(refuse(w, client, underway, refusal).await),
+    };
+    let is_certain = is_certain(&underway.notes.request, &first);
     let mut early = EarlyHead::new(client, &underway.notes.request);
     let tried = {
         let mut trying = pin!(try_backends(w, client, underway, first));
-        loop {
-            match rt::timeout(every, trying.as_mut()).await {
-                Ok(tried) => break tried,
-                Err(_) => early.speak(w),
-            }
+        match is_certain {
+            false => trying.await,
+            true => loop {
+                match rt::timeout(every, trying.as_mut()).await {
+                    Ok(tried) => break tried,
+                    Err(_) => early.speak(w),
+                }
+            },
         }
     };
     underway.notes.story.head_is_out = early.is_out;

@@ -232,7 +232,6 @@ async fn hear_preamble(
         }
         Held::Error(status, is_full) => {
             repute::hear_inside(&trying.backend, status, is_full);
-            trying.error_is_heard = true;
             TryEnd::Status(status, None)
         }
         Held::Broke => hear_fault(w, trying, Fault::BackendClosed),

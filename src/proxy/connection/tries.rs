@@ -32,14 +32,14 @@ pub(super) async fn forward(
     client: &mut Client,
     underway: &mut Underway<'_>,
 ) -> Result<Exchange, Next> {
+    if let Some(every) = early::due(underway) {
+        // Boxed: what it needs beside the tries is not for every stream to carry.
+        return Box::pin(early::forward(w, client, underway, every)).await;
+    }
     let first = match open(w, client, underway) {
         Ok(first) => first,
         Err(refusal) => return Err(Box::pin(refuse(w, client, underway, refusal)).await),
     };
-    if let Some(every) = early::due(underway, &first) {
-        // Boxed: what it needs beside the tries is not for every stream to carry.
-        return Box::pin(early::forward(w, client, underway, (first, every))).await;
-    }
     let fault = match try_backends(w, client, underway, first).await {
         Ok(exchange) => return Ok(exchange),
         Err(fault) => fault,
@@ -105,8 +105,6 @@ pub(super) struct Trying<'a> {
     pub backend: Rc<LocalMember>,
     /// Whether it asks for usage on its own account.
     pub asking: Asking,
-    /// Its stream began with an error, which was held against the backend.
-    pub error_is_heard: bool,
 }
 
 impl<'a> Trying<'a> {
@@ -130,7 +128,6 @@ impl<'a> Trying<'a> {
     pub(super) fn move_to(&mut self, backend: &Rc<LocalMember>, request: &Request) {
         self.tries.move_to(backend.id());
         self.asking = Asking::of(&self.view.plan, request, backend);
-        self.error_is_heard = false;
         self.backend = Rc::clone(backend);
     }
 
@@ -163,7 +160,6 @@ pub(super) async fn try_backends(
         rule: None,
         tries: Tries::begin(first.id(), client.post.now()),
         asking: Asking::of(&view.plan, request, &first),
-        error_is_heard: false,
         backend: first,
     };
     loop {
@@ -217,7 +213,6 @@ pub(super) async fn try_backends(
 fn note_answer(story: &mut Story, trying: &Trying) {
     story.fallback = trying.tries.is_fallback();
     story.asked_usage = trying.asking.is_spliced();
-    story.error_is_heard = trying.error_is_heard;
 }
 
 pub(super) const NO_JOURNAL: Refusal = Refusal::new(

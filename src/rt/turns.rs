@@ -1,5 +1,5 @@
-//! Work on bodies that only so many connections of a worker do at a time: the others wait in line
-//! for their turn, in the order in which they came.
+//! Work that only so many tasks of a ring do at a time: the others wait in line for their turn, in
+//! the order in which they came.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
