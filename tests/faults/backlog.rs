@@ -3,10 +3,9 @@
 
 use crate::harness::config::SPOOL;
 use crate::harness::{await_until, Config, Engine};
+use crate::load::CHAT;
 use crate::receiver::Receiver;
 use std::time::{Duration, Instant};
-
-const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#;
 
 /// Catches: records lost, doubled or out of order after an outage, and requests that wait for a
 /// receiver. The latencies are printed: a test asserts no times.

@@ -3,14 +3,13 @@
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, pause, skip, Config, Engine, Proxy, SOON};
+use crate::load::CHAT;
 use crate::receiver::Receiver;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-
-const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#;
 
 /// A file system of 16 MiB.
 struct SmallDisk {

@@ -3,6 +3,7 @@
 
 use crate::harness::process::Process;
 use crate::harness::{await_until, Config, Conn, Engine, Proxy, SOON};
+use crate::load::CHAT;
 use crate::receiver::Receiver;
 use crate::trace::{may_trace, TRACE};
 use std::collections::HashSet;
@@ -10,7 +11,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const CHATS: &str = "/v1/chat/completions";
-const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#;
 const STREAM: &str = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"a"}]}"#;
 /// Requests that are more than the smallest ring holds.
 const MANY: usize = 1500;

@@ -26,6 +26,11 @@ pub struct Load {
     seen: Arc<Mutex<HashMap<String, Answer>>>,
 }
 
+/// A chat that is answered at once.
+pub const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#;
+/// One that is streamed, and asks for its usage.
+pub const STREAM: &str = r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#;
+
 /// One kind of clients: how many, what they ask, and how long a request and the pause behind it
 /// should take together.
 pub struct Kind {

@@ -4,7 +4,7 @@
 use crate::harness::process::{program, Process};
 use crate::harness::scratch::Scratch;
 use crate::harness::{pause, skip, Engine, MariaDb, Postgres, Redis};
-use crate::load::{Answer, Kind, Load};
+use crate::load::{Answer, Kind, Load, CHAT, STREAM};
 use crate::receiver::Receiver;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -318,13 +318,13 @@ const BATCH: usize = 200;
 const KINDS: [Kind; 2] = [
     Kind {
         count: 200,
-        body: r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#,
+        body: STREAM,
         fields: "x-mock-tokens: 20\r\nx-mock-gap-ms: 50\r\n",
         period: Duration::from_millis(1000),
     },
     Kind {
         count: 30,
-        body: r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#,
+        body: CHAT,
         fields: "x-mock-tokens: 5\r\n",
         period: Duration::from_millis(100),
     },

@@ -6,7 +6,7 @@
 use crate::harness::process::{program, Process};
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, pause, Engine};
-use crate::load::{Answer, Kind, Load};
+use crate::load::{Answer, Kind, Load, CHAT, STREAM};
 use crate::metering::free_address;
 use crate::receiver::Receiver;
 use crate::reload::Random;
@@ -173,13 +173,13 @@ fn start_in_vain(config: &str, after: Result<Duration, u64>) -> bool {
 const KINDS: [Kind; 2] = [
     Kind {
         count: 20,
-        body: r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#,
+        body: STREAM,
         fields: "x-mock-tokens: 20\r\nx-mock-gap-ms: 20\r\n",
         period: Duration::from_millis(400),
     },
     Kind {
         count: 5,
-        body: r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#,
+        body: CHAT,
         fields: "x-mock-tokens: 5\r\n",
         period: Duration::from_millis(100),
     },

@@ -8,10 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// A chat whose answer comes in one piece.
-pub const PLAIN: &str = r#"{"model":"m","messages":[{"role":"user","content":"Count."}]}"#;
-/// The same as a stream. Its usage is asked for, so that the gateway has nothing to take out.
-pub const STREAM: &str = r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Count."}]}"#;
 /// The longest that a client waits for a byte.
 const PATIENCE: Duration = Duration::from_secs(60);
 

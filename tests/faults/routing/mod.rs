@@ -12,8 +12,9 @@ mod gate;
 mod stage;
 
 use crate::harness::{await_until, pause, NameServer, SOON};
+use crate::load::CHAT;
 use crate::receiver::Receiver;
-use crowd::{Group, PLAIN};
+use crowd::Group;
 use gate::Gate;
 use rustix::process::Signal;
 use stage::{common, config, engine_at, engines, Findings, Stage, GROUPS, ODD, RETRY};
@@ -266,7 +267,7 @@ fn engines_close_idle_connections_as_they_are_used() {
     let config = config(&urls, &receiver, "", ", keepalive_timeout: 60s");
     // Some a little earlier, some a little later.
     let rests = (0..12).map(|n| Duration::from_millis(kept + n) - Duration::from_millis(6));
-    let groups: Vec<_> = rests.map(|rest| Group { count: 2, body: PLAIN, rest }).collect();
+    let groups: Vec<_> = rests.map(|rest| Group { count: 2, body: CHAT, rest }).collect();
     let stage = Stage::start(engines, (receiver, &config), (&groups, NAMES, 3));
     pause(2 * outage() + Duration::from_millis(2 * kept));
     let findings = stage.finish(None, None);

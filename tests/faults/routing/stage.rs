@@ -1,8 +1,9 @@
 //! Three engines, a gateway before them, clients, and who looks on.
 
-use super::crowd::{Crowd, Fate, Group, PLAIN, STREAM};
+use super::crowd::{Crowd, Fate, Group};
 use crate::harness::metrics::Metrics;
 use crate::harness::{await_some, await_until, pause, Config, Conn, Engine, Proxy, SOON};
+use crate::load::{CHAT, STREAM};
 use crate::receiver::Receiver;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -31,7 +32,7 @@ const BACK_MAX: Duration = Duration::from_secs(120);
 
 /// Streams and others, some hundred requests a second.
 pub const GROUPS: [Group; 2] = [
-    Group { count: 6, body: PLAIN, rest: Duration::from_millis(60) },
+    Group { count: 6, body: CHAT, rest: Duration::from_millis(60) },
     Group { count: 6, body: STREAM, rest: Duration::from_millis(100) },
 ];
 
