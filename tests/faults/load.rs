@@ -1,6 +1,6 @@
 //! Clients that go on whatever happens, and note each request that they had an answer to.
 
-use crate::harness::pause;
+use crate::harness::{await_until, pause};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+/// How long clients may need until they had a few answers.
+const LOADED: Duration = Duration::from_secs(60);
 
 /// What a client saw of one request.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +74,14 @@ impl Load {
             }
         }
         Load { running, clients, seen }
+    }
+
+    /// Waits until clients had that many answers more, or their beginnings. However slow the machine
+    /// is: a test of what a load meets needs one.
+    pub fn await_answers(&self, count: usize) {
+        let seen = || self.seen.lock().unwrap().len();
+        let goal = seen() + count;
+        await_until("clients had answers", LOADED, || seen() >= goal);
     }
 
     /// Lets every client finish its request, and gives what they saw, by our request ids.

@@ -123,6 +123,9 @@ impl Stage {
         let load = Load::start(self.proxy, &KINDS);
         for kill in 0..kills {
             self.disturb(kill, kills);
+            if kill % 4 == 0 {
+                load.await_answers(10);
+            }
             // To the nanosecond: between any two instructions.
             let (least, most) = (UP_MS.0 * 1_000_000, UP_MS.1 * 1_000_000);
             pause(Duration::from_nanos(least + self.next() % (most - least)));

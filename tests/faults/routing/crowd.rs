@@ -67,6 +67,11 @@ impl Crowd {
         Crowd { running, fates, threads }
     }
 
+    /// Requests that are over.
+    pub fn count(&self) -> usize {
+        self.fates.lock().unwrap().len()
+    }
+
     /// Lets every client finish its request; gives what became of all.
     pub fn stop(self) -> Vec<Fate> {
         self.running.store(false, Ordering::SeqCst);

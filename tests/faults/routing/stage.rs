@@ -29,6 +29,8 @@ const SHARE_LEAST: f64 = 0.2;
 const SHARE_TRIES_LEAST: f64 = 6.0;
 /// The longest that an engine may take to have its share again: ejections that grow take long.
 const BACK_MAX: Duration = Duration::from_secs(120);
+/// A scenario with fewer requests than that has shown nothing: it goes on until it had them.
+const LOAD_LEAST: usize = 50;
 
 /// Streams and others, some hundred requests a second.
 pub const GROUPS: [Group; 2] = [
@@ -158,6 +160,7 @@ impl Stage {
 
     /// Ends the load, waits until each request has its record, and counts.
     pub fn finish(mut self, used_for: Option<Duration>, back: Option<Duration>) -> Findings {
+        await_until("there was a load", BACK_MAX, || self.crowd.count() > LOAD_LEAST);
         let fates = self.crowd.stop();
         self.watch.stop();
         let requests = fates.len();
