@@ -14,6 +14,8 @@ pub mod config;
 pub mod http;
 /// What LLM clients and engines say inside HTTP bodies, without I/O: bytes in, facts out.
 pub mod llm;
+/// What is known of API keys, and the rules that decide about them. No I/O, no clock.
+pub mod keys;
 /// The ring: sockets, timers, threads. The only room with `unsafe`, in its part `sys`.
 pub mod rt;
 /// The only memory that both planes share.

@@ -23,7 +23,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("llm", &["base"]),
     ("config", &["base", "http"]),
     ("rt", &["base"]),
-    ("state", &["base", "config::plan"]),
+    ("keys", &["base", "config::plan"]),
+    ("state", &["base", "config::plan", "keys"]),
     ("store", &["base", "config::plan"]),
     ("usage", &["base", "config::plan", "llm", "rt::sys::mapping", "store"]),
     (
@@ -32,6 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "base",
             "http",
             "llm",
+            "keys",
             "rt",
             "config::plan",
             "state",
@@ -42,7 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::unpacker",
         ],
     ),
-    ("control", &["base", "http", "llm", "config", "state", "store", "usage", "rt"]),
+    ("control", &["base", "http", "llm", "keys", "config", "state", "store", "usage", "rt"]),
     ("cli", &["base", "config"]),
     ("lib", &[]),
 ];

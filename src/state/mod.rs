@@ -8,6 +8,7 @@ pub mod board;
 pub mod hash;
 pub mod hop;
 pub mod latency;
+pub mod lookup;
 pub mod meters;
 pub mod models;
 pub mod prefixes;

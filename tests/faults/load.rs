@@ -76,8 +76,8 @@ impl Load {
         Load { running, clients, seen }
     }
 
-    /// Waits until clients had that many answers more, or their beginnings. However slow the machine
-    /// is: a test of what a load meets needs one.
+    /// Waits until clients had that many answers more, or their beginnings, however slow the
+    /// machine is: a test of what a load meets needs one.
     pub fn await_answers(&self, count: usize) {
         let seen = || self.seen.lock().unwrap().len();
         let goal = seen() + count;
