@@ -4,7 +4,7 @@
 use crossbeam_channel::{bounded, Receiver, Sender};
 use futures_channel::oneshot;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the answer to a question comes. It is cancelled when the answering end is gone, or gives
 /// no answer. Whoever waits for it does so under a deadline of its own.
@@ -27,13 +27,34 @@ pub struct Questions<Q, A> {
     /// Taken from the queue, and not answered yet; no more than can wait there.
     taken: Vec<Question<Q, A>>,
     waiting_max: usize,
+    turned_away: Arc<AtomicU64>,
+}
+
+/// The end that answers, for several threads at a time. A question that equals one that a thread is
+/// at is not asked again: it gets the same answer.
+pub struct Desk<Q, A> {
+    waiting: Receiver<Question<Q, A>>,
+    under_way: Mutex<Vec<UnderWay<Q, A>>>,
+    /// So many may wait for one answer. Beyond: turned away.
+    waiters_max: usize,
+    turned_away: Arc<AtomicU64>,
+}
+
+/// A question that a thread is at.
+struct UnderWay<Q, A> {
+    about: Q,
+    /// State of the source when the answering began.
+    version: u64,
+    waiters: Vec<oneshot::Sender<A>>,
+    number: u64,
 }
 
 /// Makes a queue in which so many questions can wait.
 pub fn queue<Q, A>(waiting_max: usize) -> (Ask<Q, A>, Questions<Q, A>) {
     let (questions, waiting) = bounded(waiting_max);
-    let ask = Ask { questions, turned_away: Arc::default() };
-    (ask, Questions { waiting, taken: Vec::new(), waiting_max })
+    let turned_away = Arc::<AtomicU64>::default();
+    let ask = Ask { questions, turned_away: Arc::clone(&turned_away) };
+    (ask, Questions { waiting, taken: Vec::new(), waiting_max, turned_away })
 }
 
 impl<Q, A> Clone for Ask<Q, A> {
@@ -58,6 +79,83 @@ impl<Q, A> Ask<Q, A> {
     /// Counts the questions that there was no room for.
     pub fn turned_away(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.turned_away)
+    }
+}
+
+impl<Q, A> Questions<Q, A> {
+    /// Makes it the end of several threads.
+    pub fn shared(self) -> Desk<Q, A> {
+        Desk {
+            waiting: self.waiting,
+            under_way: Mutex::default(),
+            waiters_max: self.waiting_max,
+            turned_away: self.turned_away,
+        }
+    }
+}
+
+impl<Q: PartialEq + Clone, A: Clone> Desk<Q, A> {
+    /// Waits for a question and has it answered, for all who ask the same meanwhile. `version` is
+    /// the state of what is asked: who asks after a change does not get an answer that was begun
+    /// before it. False: all who could ask are gone. Blocks: control plane only.
+    pub fn answer_next(&self, version: impl Fn() -> u64, answer: impl FnOnce(&Q) -> A) -> bool {
+        let Ok(Question { about, reply }) = self.waiting.recv() else { return false };
+        // Whoever gave up meanwhile needs no answer.
+        if reply.is_canceled() {
+            return true;
+        }
+        let Some(number) = self.begin(&about, version(), reply) else { return true };
+        // If answering panics, those who wait are told at once that there is no answer.
+        let mut ends = EndsWith { desk: self, number };
+        let answer = answer(&about);
+        for waiter in ends.take_waiters() {
+            // One who has given up by now misses nothing.
+            let _ = waiter.send(answer.clone());
+        }
+        true
+    }
+
+    /// The number of a question that is to be answered now; `None`: another thread is at it.
+    fn begin(&self, about: &Q, version: u64, reply: oneshot::Sender<A>) -> Option<u64> {
+        let mut all = self.lock();
+        let equal = |other: &&mut UnderWay<Q, A>| other.version == version && other.about == *about;
+        if let Some(other) = all.iter_mut().find(equal) {
+            if other.waiters.len() < self.waiters_max {
+                other.waiters.push(reply);
+            } else {
+                self.turned_away.fetch_add(1, Ordering::Relaxed);
+            }
+            return None;
+        }
+        let number = all.iter().map(|other| other.number + 1).max().unwrap_or_default();
+        all.push(UnderWay { about: about.clone(), version, waiters: vec![reply], number });
+        Some(number)
+    }
+}
+
+impl<Q, A> Desk<Q, A> {
+    fn lock(&self) -> MutexGuard<'_, Vec<UnderWay<Q, A>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a question from those that are under way when it goes.
+struct EndsWith<'a, Q, A> {
+    desk: &'a Desk<Q, A>,
+    number: u64,
+}
+
+impl<Q, A> EndsWith<'_, Q, A> {
+    fn take_waiters(&mut self) -> Vec<oneshot::Sender<A>> {
+        let mut all = self.desk.lock();
+        let place = all.iter().position(|one| one.number == self.number);
+        place.map(|place| all.swap_remove(place).waiters).unwrap_or_default()
+    }
+}
+
+impl<Q, A> Drop for EndsWith<'_, Q, A> {
+    fn drop(&mut self) {
+        drop(self.take_waiters());
     }
 }
 
@@ -153,5 +251,64 @@ mod tests {
         let mut again = ask.ask(()).unwrap();
         assert!(questions.answer_next(|()| {}));
         assert_eq!(again.try_recv(), Ok(Some(())));
+    }
+
+    /// Catches: a question that is asked of a slow source again and again while it is at it, one
+    /// that gets what was read before a change, a waiter that is forgotten, a list that grows.
+    #[test]
+    fn who_asks_the_same_meanwhile_gets_the_same_answer() {
+        let (ask, questions) = queue::<u8, u8>(2);
+        let desk = Arc::new(questions.shared());
+        let (begun, begins) = bounded(1);
+        let (go, waits) = bounded(1);
+        let mut first = ask.ask(1).unwrap();
+        let slow = Arc::clone(&desk);
+        let thread = std::thread::spawn(move || {
+            slow.answer_next(
+                || 0,
+                |about| {
+                    begun.send(()).unwrap();
+                    waits.recv().unwrap();
+                    *about + 10
+                },
+            )
+        });
+        begins.recv().unwrap();
+        let mut same = ask.ask(1).unwrap();
+        assert!(desk.answer_next(|| 0, |_| panic!("it is being answered")));
+        let mut beyond = ask.ask(1).unwrap();
+        assert!(desk.answer_next(|| 0, |_| panic!("it is being answered")));
+        assert!(beyond.try_recv().is_err(), "no more wait for one answer than may");
+        let mut other = ask.ask(2).unwrap();
+        assert!(desk.answer_next(|| 0, |about| *about + 20));
+        assert_eq!(other.try_recv(), Ok(Some(22)));
+        let mut changed = ask.ask(1).unwrap();
+        assert!(desk.answer_next(|| 1, |about| *about + 30));
+        assert_eq!(changed.try_recv(), Ok(Some(31)));
+        go.send(()).unwrap();
+        assert!(thread.join().unwrap());
+        assert_eq!((first.try_recv(), same.try_recv()), (Ok(Some(11)), Ok(Some(11))));
+        assert_eq!(ask.turned_away().load(Ordering::Relaxed), 1);
+        assert!(desk.lock().is_empty());
+    }
+
+    /// Catches: a question that can never be asked again since its answering panicked, a thread
+    /// that outlives all who could ask.
+    #[test]
+    fn a_shared_desk_outlives_a_panic_and_ends_with_those_who_ask() {
+        let (ask, questions) = queue::<u8, u8>(2);
+        let desk = questions.shared();
+        let mut lost = ask.ask(1).unwrap();
+        let answering =
+            std::panic::AssertUnwindSafe(|| desk.answer_next(|| 0, |_| panic!("on purpose")));
+        assert!(std::panic::catch_unwind(answering).is_err());
+        assert!(lost.try_recv().is_err());
+        let mut again = ask.ask(1).unwrap();
+        assert!(desk.answer_next(|| 0, |about| *about));
+        assert_eq!(again.try_recv(), Ok(Some(1)));
+        drop(ask.ask(1));
+        assert!(desk.answer_next(|| 0, |_| panic!("nobody wants to know")));
+        drop(ask);
+        assert!(!desk.answer_next(|| 0, |_| panic!("nobody can ask")));
     }
 }

@@ -2,6 +2,7 @@
 //! that plan, never a mixture of two.
 
 use super::hash::QuickMap;
+use super::lookup::KeyService;
 use super::member::{Member, MemberId, MemberTls};
 use super::models::{GroupId, ModelIndex};
 use super::prefixes::{FoundPrefix, Holder, PrefixTable};
@@ -29,6 +30,9 @@ pub struct View {
     /// Who has read which beginning of a prompt, if the strategy goes by that. It outlives a change
     /// of the configuration that leaves the strategy as it is.
     pub prefixes: Option<Arc<PrefixTable>>,
+    /// Who answers for each provider of `auth.pipeline`, in its order; `None`: a provider whose
+    /// keys are in the plan, or whose script decides alone.
+    pub services: Vec<Option<KeyService>>,
     /// The places of the members by their numbers in that table.
     holders: QuickMap<u32, u32>,
 }
@@ -79,7 +83,8 @@ impl View {
             Some(_) => members.iter().map(number).zip(0..).collect(),
             None => QuickMap::default(),
         };
-        View { plan, members, places, leaving, labelled, models, prefixes, holders }
+        let services = Vec::new();
+        View { plan, members, places, leaving, labelled, models, prefixes, services, holders }
     }
 
     /// The place of a backend that has read the beginning of a prompt and is likely to have it

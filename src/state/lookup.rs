@@ -3,11 +3,13 @@
 //! that answer.
 
 use super::ask::Ask;
+use super::meters::Times;
 use crate::base::secret::Secret;
 use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A question about one key.
 #[derive(Debug, Clone)]
@@ -38,28 +40,85 @@ pub enum KeyAnswer {
     Failed,
 }
 
+/// What became of the questions to a provider, for the metrics page.
+#[derive(Default)]
+pub struct LookupNumbers {
+    results: [AtomicU64; 4],
+    /// Only the threads that answer and the metrics page take it.
+    times: Mutex<Times>,
+}
+
+impl LookupNumbers {
+    /// Words for the results, in the order of [`LookupNumbers::results`].
+    pub const RESULTS: [&'static str; 4] = ["known", "unknown", "denied", "failed"];
+
+    /// An answer was found, in so long.
+    pub fn note(&self, answer: &KeyAnswer, time: Duration) {
+        let place = match answer {
+            KeyAnswer::Known(_) => 0,
+            KeyAnswer::Unknown => 1,
+            KeyAnswer::Denied(_) => 2,
+            KeyAnswer::Failed => 3,
+        };
+        if let Some(count) = self.results.get(place) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).record(time);
+    }
+
+    /// How many there were of each.
+    pub fn results(&self) -> [u64; 4] {
+        self.results.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// How long they took.
+    pub fn times(&self) -> Times {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// One provider, as workers ask it. Clones ask the same one.
 #[derive(Clone)]
 pub struct KeyService {
     /// Its queue.
     pub ask: Ask<KeyQuestion, KeyAnswer>,
-    changes: Arc<AtomicU64>,
+    /// What one look-up may take; who asks waits a little longer than this, and no more.
+    pub patience: Duration,
+    /// What became of the questions.
+    pub numbers: Arc<LookupNumbers>,
+    changes: KeyChanges,
+}
+
+/// How often the keys of a provider were changed by us.
+#[derive(Clone, Default)]
+pub struct KeyChanges(Arc<AtomicU64>);
+
+impl KeyChanges {
+    /// So often.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 impl KeyService {
-    /// Of a queue.
-    pub fn new(ask: Ask<KeyQuestion, KeyAnswer>) -> KeyService {
-        KeyService { ask, changes: Arc::default() }
+    /// Of a queue, whose questions are answered within so long each.
+    pub fn new(ask: Ask<KeyQuestion, KeyAnswer>, patience: Duration) -> KeyService {
+        KeyService { ask, patience, numbers: Arc::default(), changes: KeyChanges::default() }
     }
 
     /// How often its keys were changed by us. An answer that is older than the newest change must
     /// not be used any more.
     pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+        self.changes.count()
+    }
+
+    /// The same, for those who answer: they must not hold the end that asks.
+    pub fn watch_changes(&self) -> KeyChanges {
+        self.changes.clone()
     }
 
     /// A key of it was changed, or may have been.
     pub fn note_change(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.0.fetch_add(1, Ordering::AcqRel);
     }
 }
