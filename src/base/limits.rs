@@ -457,6 +457,24 @@ pub const RETRIES_MAX: u32 = 100;
 /// Bytes of a client's `Referer` and `User-Agent` that a line of the access log keeps. The rest is
 /// cut.
 pub const SAID_BYTES_MAX: usize = 512;
+/// Bytes of a user's id, and of a key's name, that another system gives. Beyond: a key with such an
+/// id counts as disabled, and a name is cut.
+pub const KEY_IDENTITY_BYTES_MAX: usize = 256;
+/// Items of a list of addresses or models that another system gives of a key. Beyond: the key
+/// counts as disabled.
+pub const KEY_LIST_ITEMS_MAX: usize = 1000;
+/// Bytes of a key that is looked up elsewhere. Beyond: nobody has such a key.
+pub const LOOKUP_KEY_BYTES_MAX: usize = 1024;
+/// Bytes of what another system says of a key. Beyond: the look-up has failed.
+pub const LOOKUP_ANSWER_BYTES_MAX: usize = 256 * 1024;
+/// Questions about keys that wait for one provider, and that wait for one answer of it. Beyond: the
+/// look-up has failed, counted.
+pub const LOOKUPS_WAITING_MAX: usize = 4096;
+/// Rows of a table of keys that are read for one key: letters of another case, or blanks behind it,
+/// may be the same to a database. Beyond: not looked at.
+pub const LOOKUP_ROWS_MAX: usize = 8;
+/// Threads that ask one provider. Beyond: a store's pool is not used.
+pub const LOOKUP_THREADS_MAX: u32 = 16;
 /// Log lines of one worker about failed requests of one code in a second. Beyond: they are counted,
 /// and one line says how many.
 pub const LOG_LINES_OF_A_CODE_MAX: u32 = 10;

@@ -32,7 +32,7 @@ pub struct Questions<Q, A> {
 
 /// The end that answers, for several threads at a time. A question that equals one that a thread is
 /// at is not asked again: it gets the same answer.
-pub struct Desk<Q, A> {
+pub struct SharedQuestions<Q, A> {
     waiting: Receiver<Question<Q, A>>,
     under_way: Mutex<Vec<UnderWay<Q, A>>>,
     /// So many may wait for one answer. Beyond: turned away.
@@ -84,8 +84,8 @@ impl<Q, A> Ask<Q, A> {
 
 impl<Q, A> Questions<Q, A> {
     /// Makes it the end of several threads.
-    pub fn shared(self) -> Desk<Q, A> {
-        Desk {
+    pub fn shared(self) -> SharedQuestions<Q, A> {
+        SharedQuestions {
             waiting: self.waiting,
             under_way: Mutex::default(),
             waiters_max: self.waiting_max,
@@ -94,7 +94,7 @@ impl<Q, A> Questions<Q, A> {
     }
 }
 
-impl<Q: PartialEq + Clone, A: Clone> Desk<Q, A> {
+impl<Q: PartialEq + Clone, A: Clone> SharedQuestions<Q, A> {
     /// Waits for a question and has it answered, for all who ask the same meanwhile. `version` is
     /// the state of what is asked: who asks after a change does not get an answer that was begun
     /// before it. False: all who could ask are gone. Blocks: control plane only.
@@ -106,7 +106,7 @@ impl<Q: PartialEq + Clone, A: Clone> Desk<Q, A> {
         }
         let Some(number) = self.begin(&about, version(), reply) else { return true };
         // If answering panics, those who wait are told at once that there is no answer.
-        let mut ends = EndsWith { desk: self, number };
+        let mut ends = EndsWith { shared: self, number };
         let answer = answer(&about);
         for waiter in ends.take_waiters() {
             // One who has given up by now misses nothing.
@@ -133,7 +133,7 @@ impl<Q: PartialEq + Clone, A: Clone> Desk<Q, A> {
     }
 }
 
-impl<Q, A> Desk<Q, A> {
+impl<Q, A> SharedQuestions<Q, A> {
     fn lock(&self) -> MutexGuard<'_, Vec<UnderWay<Q, A>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,13 +141,13 @@ impl<Q, A> Desk<Q, A> {
 
 /// Takes a question from those that are under way when it goes.
 struct EndsWith<'a, Q, A> {
-    desk: &'a Desk<Q, A>,
+    shared: &'a SharedQuestions<Q, A>,
     number: u64,
 }
 
 impl<Q, A> EndsWith<'_, Q, A> {
     fn take_waiters(&mut self) -> Vec<oneshot::Sender<A>> {
-        let mut all = self.desk.lock();
+        let mut all = self.shared.lock();
         let place = all.iter().position(|one| one.number == self.number);
         place.map(|place| all.swap_remove(place).waiters).unwrap_or_default()
     }
@@ -258,11 +258,11 @@ mod tests {
     #[test]
     fn who_asks_the_same_meanwhile_gets_the_same_answer() {
         let (ask, questions) = queue::<u8, u8>(2);
-        let desk = Arc::new(questions.shared());
+        let shared = Arc::new(questions.shared());
         let (begun, begins) = bounded(1);
         let (go, waits) = bounded(1);
         let mut first = ask.ask(1).unwrap();
-        let slow = Arc::clone(&desk);
+        let slow = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             slow.answer_next(
                 || 0,
@@ -275,40 +275,40 @@ mod tests {
         });
         begins.recv().unwrap();
         let mut same = ask.ask(1).unwrap();
-        assert!(desk.answer_next(|| 0, |_| panic!("it is being answered")));
+        assert!(shared.answer_next(|| 0, |_| panic!("it is being answered")));
         let mut beyond = ask.ask(1).unwrap();
-        assert!(desk.answer_next(|| 0, |_| panic!("it is being answered")));
+        assert!(shared.answer_next(|| 0, |_| panic!("it is being answered")));
         assert!(beyond.try_recv().is_err(), "no more wait for one answer than may");
         let mut other = ask.ask(2).unwrap();
-        assert!(desk.answer_next(|| 0, |about| *about + 20));
+        assert!(shared.answer_next(|| 0, |about| *about + 20));
         assert_eq!(other.try_recv(), Ok(Some(22)));
         let mut changed = ask.ask(1).unwrap();
-        assert!(desk.answer_next(|| 1, |about| *about + 30));
+        assert!(shared.answer_next(|| 1, |about| *about + 30));
         assert_eq!(changed.try_recv(), Ok(Some(31)));
         go.send(()).unwrap();
         assert!(thread.join().unwrap());
         assert_eq!((first.try_recv(), same.try_recv()), (Ok(Some(11)), Ok(Some(11))));
         assert_eq!(ask.turned_away().load(Ordering::Relaxed), 1);
-        assert!(desk.lock().is_empty());
+        assert!(shared.lock().is_empty());
     }
 
     /// Catches: a question that can never be asked again since its answering panicked, a thread
     /// that outlives all who could ask.
     #[test]
-    fn a_shared_desk_outlives_a_panic_and_ends_with_those_who_ask() {
+    fn a_shared_end_outlives_a_panic_and_ends_with_those_who_ask() {
         let (ask, questions) = queue::<u8, u8>(2);
-        let desk = questions.shared();
+        let shared = questions.shared();
         let mut lost = ask.ask(1).unwrap();
         let answering =
-            std::panic::AssertUnwindSafe(|| desk.answer_next(|| 0, |_| panic!("on purpose")));
+            std::panic::AssertUnwindSafe(|| shared.answer_next(|| 0, |_| panic!("on purpose")));
         assert!(std::panic::catch_unwind(answering).is_err());
         assert!(lost.try_recv().is_err());
         let mut again = ask.ask(1).unwrap();
-        assert!(desk.answer_next(|| 0, |about| *about));
+        assert!(shared.answer_next(|| 0, |about| *about));
         assert_eq!(again.try_recv(), Ok(Some(1)));
         drop(ask.ask(1));
-        assert!(desk.answer_next(|| 0, |_| panic!("nobody wants to know")));
+        assert!(shared.answer_next(|| 0, |_| panic!("nobody wants to know")));
         drop(ask);
-        assert!(!desk.answer_next(|| 0, |_| panic!("nobody can ask")));
+        assert!(!shared.answer_next(|| 0, |_| panic!("nobody can ask")));
     }
 }
