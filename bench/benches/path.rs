@@ -2,6 +2,7 @@
 //! the choice of a backend, the hand-over of a record: `cargo bench -p bench --bench path`.
 
 use bench::{measure, EVENT};
+use llmproxy::base::fnv;
 use llmproxy::base::id::RequestIds;
 use llmproxy::config;
 use llmproxy::config::plan::{KeyForm, LoadBalance, Spool};
@@ -9,11 +10,12 @@ use llmproxy::llm::dialect::Dialect;
 use llmproxy::llm::request::BodyScan;
 use llmproxy::llm::tokens::Oddities;
 use llmproxy::proxy::relay::tap::{Expected, Reading, Tap};
-use llmproxy::proxy::route::affinity::{self, Hints};
+use llmproxy::proxy::route::affinity::{self, Hints, Sessions};
 use llmproxy::proxy::route::strategy::Balancer;
 use llmproxy::proxy::route::tiers::{pick, Tier};
 use llmproxy::proxy::route::TriedMembers;
 use llmproxy::state::board::View;
+use llmproxy::state::engine_cache::CacheOf;
 use llmproxy::state::member;
 use llmproxy::state::meters::Times;
 use llmproxy::usage::counters::UsageCounters;
@@ -65,9 +67,22 @@ fn main() {
                 assert!(pick(&tiers, view.members(), (&tried, &Hints::NONE)).is_ok());
             });
         }
+        let named = view.members().iter().map(|member| (&*member.name, member.plan.weight));
+        let balancer = Balancer::new(LoadBalance::RoundRobin, &vec![1; backends], (0, 1));
+        let (places, sessions) = ((0..backends as u32).collect(), Some(Sessions::new(named)));
+        let tiers = [Tier { places, balancer: RefCell::new(balancer), sessions }];
+        let mut session = 0;
+        measure(&format!("pick among {backends}, by session"), 0, || {
+            session += 1;
+            let mut hints = Hints::NONE;
+            hints.session = Some(black_box(session));
+            let tried = TriedMembers::default();
+            assert!(pick(&tiers, view.members(), (&tried, &hints)).is_ok());
+        });
     }
 
     prefixes();
+    session_names();
     let mut ids = RequestIds::new(1);
     measure("request id", 0, || {
         black_box(ids.next_id());
@@ -99,8 +114,30 @@ fn prefixes() {
         measure(&format!("prefix_affinity, {} KB", bytes / 1000), body.len(), || {
             let milestones = spans.milestones(black_box(body.as_bytes()), "m", table.key());
             let now = member::now();
-            black_box(Hints::find(&milestones, &view, now));
+            black_box(spans.is_read_anew(body.as_bytes()));
+            black_box(Hints::find((&milestones, CacheOf::model("m")), &view, now));
             affinity::learn(&milestones, 0, (&view, member), now);
+        });
+    }
+}
+
+/// What `session_affinity` costs a request beside the reading of its body and the pick, where the
+/// session is named in the body: `user`, and a member of `metadata`.
+fn session_names() {
+    let words = r#"{"role":"user","content":"Which of the two is it?"}"#;
+    let name = "8c5f9e0a-3a52-4a5e-9d0c-0d5a3f6f7e11";
+    for (by, member) in [
+        ("user", format!(r#""user":"{name}""#)),
+        ("metadata.user_id", format!(r#""metadata":{{"trace":"{name}","user_id":"{name}"}}"#)),
+    ] {
+        let body = format!(r#"{{"model":"m","messages":[{words}],{member}}}"#);
+        let mut scan = BodyScan::new(body.as_bytes()).with_prompt();
+        let (Some(Ok(_)), Some(spans)) = (scan.step(usize::MAX), scan.prompt().copied()) else {
+            continue;
+        };
+        measure(&format!("session_affinity, {by}"), 0, || {
+            let name = spans.session(black_box(body.as_bytes()), by).unwrap_or_default();
+            black_box(fnv::hash(name.iter().copied()));
         });
     }
 }

@@ -27,6 +27,8 @@ METERING = """usage:
     - {{name: bench, {reporter}}}"""
 # The model that loadgen asks for, and one that an engine may serve under another name.
 MODEL, SERVED = "m", "meta-llama/Llama-3.3-70B-Instruct"
+# The field that names a request's session.
+SESSION = "x-session-id"
 # All records of a run are delivered within so many seconds of its end, or it measured nothing.
 DELIVERY_SECONDS_MAX = 30
 
@@ -111,10 +113,11 @@ class HAProxy(Contestant):
 class LLMProxy(Contestant):
     """The product. With `alias`, the model that loadgen asks for is another name of what the
     engines serve, so that each request is found by its model and has a part of its body replaced.
-    `strategy` is how one of several backends is chosen."""
+    `strategy` is how one of several backends is chosen; with `sessions`, by the request's session
+    before that."""
 
     def __init__(self, name="LLMProxy", metering="file", unix=False, backends=1, workers=1,
-                 alias=False, strategy=None):
+                 alias=False, strategy=None, sessions=False):
         self.name = name
         self.metering = metering
         self.unix = unix
@@ -122,6 +125,7 @@ class LLMProxy(Contestant):
         self.workers = workers
         self.alias = alias
         self.strategy = strategy
+        self.sessions = sessions
 
     def start(self, stage):
         process, listen = self.launch(stage)
@@ -146,6 +150,8 @@ class LLMProxy(Contestant):
         keys = []
         if self.strategy:
             keys.append(f"load_balance: {self.strategy}")
+        if self.sessions:
+            keys.append(f"session_affinity: {{header: [{SESSION}]}}")
         if self.alias:
             keys.append(f"model_mapping: {{{MODEL}: {SERVED}}}")
         return f"routing: {{{', '.join(keys)}}}" if keys else ""

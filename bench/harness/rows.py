@@ -6,7 +6,7 @@ import statistics
 import time
 
 import machine
-from contestants import Direct, Floor, HAProxy, LLMProxy, Nginx
+from contestants import SESSION, Direct, Floor, HAProxy, LLMProxy, Nginx
 from process import Failure, connect
 from verdict import Finding
 
@@ -360,9 +360,9 @@ def prompts(stage, effort, report):
 
 
 def choices(stage, effort, report):
-    """P16. What it costs to look at a prompt's prefix, with eight backends: each strategy is one
-    choice a request, so the difference is the hashing, the look-up and what is learnt. (What a
-    choice among 1, 32 and 512 backends takes is in benches/path.rs.)"""
+    """P16. What it costs to look at a prompt's prefix, or for a session, with eight backends: each
+    strategy is one choice a request, so the difference is the hashing, the look-up and what is
+    learnt. (What a choice among 1, 32 and 512 backends takes is in benches/path.rs.)"""
     for size, flags in (("1 KB", [*SHORT, "--prompt-bytes", "950"]), ("200 KB", PROMPTS)):
         contest = Contest(stage, effort, [
             (strategy, LLMProxy(backends=8, strategy=strategy), flags)
@@ -372,6 +372,16 @@ def choices(stage, effort, report):
         ratios = contest.ratios(cost, "prefix_affinity", "least_connections")
         report.ratio("P16", f"{size} prompts, choice by prefix, CPU per request against by load",
                      contest, ratios, 1.05, at_most=True)
+    # All requests name the same session, which is more than one backend's share: the dearest case.
+    flags = [*SHORT, "--prompt-bytes", "950", "--header", f"{SESSION}: 8c5f9e0a-3a52-4a5e-9d0c"]
+    load = "least_connections"
+    contest = Contest(stage, effort, [
+        (name, LLMProxy(backends=8, strategy=load, sessions=name == "session_affinity"), flags)
+        for name in (load, "session_affinity")])
+    report.contest("choice_session", contest)
+    ratios = contest.ratios(lambda sample: sample.cpu_per_request, "session_affinity", load)
+    report.ratio("P16", "choice by session, CPU per request against by load", contest, ratios, 1.05,
+                 at_most=True)
 
 
 def idle_connections(stage, effort, report):

@@ -432,6 +432,9 @@ pub const PREFIX_HOLDERS_MAX: usize = 4;
 pub const PREFIX_HELD_MAX: usize = 8;
 /// After so long without use a prefix counts as gone from its engine's cache.
 pub const PREFIX_KEPT_MAX: Duration = Duration::from_secs(30 * 60);
+/// Caches of a backend that are told apart, one for each model that it serves. Beyond: several
+/// models share what is known of one.
+pub const CACHES_MAX: usize = 8;
 /// Bytes of the name of a session. Beyond: the request counts as one without a session.
 pub const SESSION_BYTES_MAX: usize = 1024;
 /// Bytes of the member of a body in which a session may be named, such as `metadata`: it is walked

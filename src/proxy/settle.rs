@@ -17,9 +17,9 @@ use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
 use crate::llm::dialect::Dialect;
 use crate::llm::error;
+use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
 use crate::state::member::{self, Member};
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
-use crate::state::prefixes::ExpectedPrefix;
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Opening;
 use crate::usage::record;
@@ -305,7 +305,8 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
             let series = TokenSeries { model, backend: whose };
             if let (Some(member), Some(cached)) = (story.member(), usage.cached_tokens) {
                 let counted = (cached, usage.prompt_tokens);
-                let is_lost = member.hear_cached(story.expected, counted, member::now);
+                let cache = || CacheOf::model(request.served_model());
+                let is_lost = member.hear_cached((story.expected, cache), counted, member::now);
                 meters.prefixes_lost += u64::from(is_lost);
             }
             meters.tokens.entry(series).or_default().add(Tokens {

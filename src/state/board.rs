@@ -1,6 +1,7 @@
 //! What all threads go by: one view, swapped whole. Whoever reads it has a plan and the backends of
 //! that plan, never a mixture of two.
 
+use super::engine_cache::CacheOf;
 use super::hash::QuickMap;
 use super::lookup::KeyService;
 use super::member::{Member, MemberId, MemberTls};
@@ -88,11 +89,11 @@ impl View {
     }
 
     /// The place of a backend that has read the beginning of a prompt and is likely to have it
-    /// still.
-    pub fn place_of(&self, found: FoundPrefix, now: Tenths) -> Option<u32> {
+    /// still, in the cache that it has for the prompt's model.
+    pub fn place_of(&self, found: FoundPrefix, cache: CacheOf, now: Tenths) -> Option<u32> {
         let place = *self.holders.get(&found.holder.number())?;
         let member = self.members.get(place as usize)?;
-        let is_there = Holder::of(member) == found.holder && member.keeps(found.age, now);
+        let is_there = Holder::of(member) == found.holder && member.keeps(cache, found.age, now);
         is_there.then_some(place)
     }
 

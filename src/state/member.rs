@@ -2,8 +2,8 @@
 //! health and addresses (written by the control plane, read by workers), requests in flight and
 //! what these say of it (written by workers). Readers never wait.
 
+use super::engine_cache::{CacheOf, ExpectedPrefix, Fresh, Retentions};
 use super::latency::Latency;
-use super::prefixes::{ExpectedPrefix, Fresh, Retention};
 use super::reported::Reported;
 use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
@@ -77,8 +77,7 @@ pub struct Vitals {
     inflight: Padded,
     /// A packed [`Latency`].
     latency: AtomicU64,
-    /// A packed [`Retention`].
-    retention: AtomicU64,
+    retentions: Retentions,
     /// A packed [`Fresh`].
     fresh: AtomicU64,
     /// Milliseconds that a request is here, in the mean; 0: not known.
@@ -241,7 +240,7 @@ impl Vitals {
             departures: AtomicU32::new(0),
             inflight: Padded::default(),
             latency: AtomicU64::new(Latency::default().pack()),
-            retention: AtomicU64::new(Retention::default().pack()),
+            retentions: Retentions::default(),
             fresh: AtomicU64::new(Fresh::default().pack()),
             stay: AtomicU32::new(0),
             spared_until: AtomicU32::new(0),
@@ -427,14 +426,21 @@ impl Vitals {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Whether its engine is likely to have a prefix in its cache that was last used so long ago.
-    pub fn keeps(&self, age: Duration, now: Tenths) -> bool {
-        Retention::unpack(self.retention.load(Ordering::Relaxed)).keeps(age, now)
+    /// Whether its engine is likely to have a prefix in one of its caches that was last used so
+    /// long ago.
+    pub fn keeps(&self, cache: CacheOf, age: Duration, now: Tenths) -> bool {
+        self.retentions.of(cache).keeps(age, now)
     }
 
     /// Its engine is to read so many bytes that it does not have.
     pub fn note_fresh(&self, bytes: u32, now: Tenths) {
         let next = |word| Some(Fresh::unpack(word).add(bytes, now).pack());
+        let _ = self.fresh.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// So many of them, that were noted so long ago, it does not read after all.
+    pub fn take_back_fresh(&self, bytes: u32, age: Duration, now: Tenths) {
+        let next = |word| Some(Fresh::unpack(word).take_back(bytes, age, now).pack());
         let _ = self.fresh.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
@@ -447,15 +453,14 @@ impl Vitals {
     /// when it had lost what it was picked for.
     pub fn hear_cached(
         &self,
-        expected: ExpectedPrefix,
+        (expected, cache): (ExpectedPrefix, impl FnOnce() -> CacheOf),
         (cached, prompt): (u64, u64),
         now: impl FnOnce() -> Tenths,
     ) -> bool {
         let Some(is_lost) = expected.is_lost(cached, prompt) else { return false };
         // Only a loss has a time.
         let now = if is_lost { now() } else { Tenths::default() };
-        let next = |word| Some(Retention::unpack(word).hear(expected, is_lost, now)?.pack());
-        let _ = self.retention.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        self.retentions.hear(cache(), expected, is_lost, now);
         is_lost
     }
 

@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod connections;
+pub mod engine_cache;
 pub mod member;
 pub mod board;
 pub mod hash;

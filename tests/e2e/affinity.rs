@@ -1,20 +1,28 @@
-//! Requests that go where others were before them: by the beginning of their prompt, by the name of
-//! their session.
+//! Requests that go where others were before them by the beginning of their prompt.
 
 use crate::harness::{await_until, pause, Backend, Config, Conn, Engine, Proxy, SOON};
-use crate::rig::{CHAT, CHATS, OK};
+use crate::rig::{CHATS, OK};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 use std::time::Duration;
 
-const NO_PROBES: &str = "health_check: {enabled: false}";
+pub const NO_PROBES: &str = "health_check: {enabled: false}";
 
+const BAD: &str = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// With these keys of `routing`, and answers that say whose they are.
-fn config<'a>(urls: impl IntoIterator<Item = &'a String>, routing: &str) -> Config {
-    let config = Config::new().server("workers: 2");
+pub fn config<'a>(urls: impl IntoIterator<Item = &'a String>, routing: &str) -> Config {
+    config_of(2, urls, routing)
+}
+
+fn config_of<'a>(
+    workers: usize,
+    urls: impl IntoIterator<Item = &'a String>,
+    routing: &str,
+) -> Config {
+    let config = Config::new().server(format!("workers: {workers}"));
     let config = urls.into_iter().zip(NAMES).fold(config, |config, (url, name)| {
         config.backend(url, &format!("name: {name}, max_concurrent: 100"))
     });
@@ -59,7 +67,7 @@ fn message(role: &str, text: &str) -> String {
     format!(r#"{{"role":"{role}","content":"{text}"}}"#)
 }
 
-fn counted(proxy: &Proxy, kind: &str, result: &str) -> f64 {
+pub fn counted(proxy: &Proxy, kind: &str, result: &str) -> f64 {
     proxy.metric("llmproxy_affinity_total", &[("kind", kind), ("result", result)])
 }
 
@@ -157,25 +165,30 @@ fn long_prompts_are_known_too_and_so_is_who_answered_instead() {
     }
 }
 
+/// What a request says that an engine is to refuse.
+const FAILS: &str = "Fail.";
+
 /// An engine whose answers wait until it is let go.
-struct Held {
-    backend: Backend,
-    now: Arc<AtomicUsize>,
-    let_go: Arc<AtomicBool>,
+pub struct Held {
+    pub backend: Backend,
+    /// Requests that wait there.
+    pub now: Arc<AtomicUsize>,
+    pub let_go: Arc<AtomicBool>,
 }
 
 impl Held {
-    fn start() -> Held {
+    pub fn start() -> Held {
         let (now, let_go) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (asked, go) = (Arc::clone(&now), Arc::clone(&let_go));
         let backend = Backend::start(move |served| {
-            while served.request().is_some() {
+            while let Some(request) = served.request() {
                 asked.fetch_add(1, SeqCst);
                 while !go.load(SeqCst) {
                     pause(Duration::from_millis(5));
                 }
                 asked.fetch_sub(1, SeqCst);
-                served.send(OK);
+                let is_bad = String::from_utf8_lossy(&request.body).contains(FAILS);
+                served.send(if is_bad { BAD } else { OK });
             }
         });
         Held { backend, now, let_go }
@@ -213,6 +226,106 @@ fn a_prefix_that_all_have_is_shared_by_as_many_engines_as_it_takes() {
     clients.iter_mut().for_each(|client| assert_eq!(client.response().status(), 200));
 }
 
+/// All that was counted of prompts.
+fn counts(proxy: &Proxy) -> [f64; 3] {
+    ["hit", "miss", "spilled"].map(|result| counted(proxy, "prefix", result))
+}
+
+/// Catches: a client that is sent back to the engine that refused its prompt, or failed over it, as
+/// to one that has read it.
+#[test]
+fn an_engine_that_failed_over_a_prompt_has_not_read_it() {
+    for answer in ["400 Bad Request", "422 No", "501 No", ""] {
+        let engines = [(); 2].map(|()| {
+            Backend::start(move |served| {
+                while served.request().is_some() && !answer.is_empty() {
+                    served.send(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n"));
+                }
+            })
+        });
+        let urls = engines.each_ref().map(Backend::url);
+        let proxy = config(&urls, BY_PREFIX).section(NO_PROBES).start();
+        let body = Chat::new(1).body();
+        for _ in 0..3 {
+            assert!(proxy.post(CHATS, &body).status() >= 400);
+        }
+        assert_eq!(counts(&proxy), [0.0, 3.0, 0.0], "{answer}");
+    }
+}
+
+/// Catches: the same where other prompts were read while the answer was waited for, and an engine
+/// that has read the beginning of a conversation and is forgotten because it failed over the rest.
+#[test]
+fn what_an_engine_has_read_before_stays_when_it_fails_over_more() {
+    let held = [(); 2].map(|()| Held::start());
+    let urls = held.each_ref().map(|held| held.backend.url());
+    let proxy = config_of(1, &urls, BY_PREFIX).section(NO_PROBES).start();
+    let load = || held.iter().map(|held| held.now.load(SeqCst)).sum::<usize>();
+    let let_go = |go| held.iter().for_each(|held| held.let_go.store(go, SeqCst));
+    let ask = |chat: &Chat| {
+        let (mut client, before) = (proxy.connect(), load());
+        client.start_post(CHATS, "", chat.body());
+        await_until("it is there", SOON, || load() == before + 1);
+        client
+    };
+    let fails = |chat: &Chat| {
+        let mut chat = chat.clone();
+        chat.0.push(message("user", &format!("{FAILS}{}", "and more ".repeat(600))));
+        chat
+    };
+    let mut chats = [1, 2].map(|number| Chat::with(&format!("You are number {number}"), number));
+    let_go(true);
+    let homes = chats.each_mut().map(|chat| chat.ask(&proxy));
+    let_go(false);
+    let mut clients = chats.each_ref().map(|chat| ask(&fails(chat)));
+    let_go(true);
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().status(), 400));
+    assert_eq!(counts(&proxy)[1], 2.0);
+    assert_eq!(chats.each_mut().map(|chat| chat.ask(&proxy)), homes);
+    // Of these nearly all is what failed: what is left is too little to go anywhere for it.
+    let long = fails(&Chat(vec![message("system", &"x".repeat(600))]));
+    for _ in 0..2 {
+        let_go(false);
+        let mut clients = [&long, &fails(&chats[0])].map(ask);
+        let_go(true);
+        clients.iter_mut().for_each(|client| assert_eq!(client.response().status(), 400));
+    }
+    assert_eq!(counts(&proxy)[1], 4.0, "{:?}", counts(&proxy));
+}
+
+/// Catches: a conversation that is not found where a rule has sent it; and a request that is led to
+/// an engine, and counted, for a cache that is not used for it.
+#[test]
+fn who_a_rule_names_has_read_the_prompt_and_some_prompts_are_read_anew() {
+    const DOWN: &str = "HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n";
+    let asked = Arc::<AtomicUsize>::default();
+    let backends = [(); 3].map(|()| {
+        let asked = Arc::clone(&asked);
+        Backend::start(move |served| {
+            while served.request().is_some() {
+                // Each of two conversations fails once, at its first engine.
+                let number = asked.fetch_add(1, SeqCst);
+                served.send(if matches!(number, 0 | 3) { DOWN } else { OK });
+            }
+        })
+    });
+    let urls = backends.each_ref().map(Backend::url);
+    let rules = "fallback: [{primary: a, fallback: [b]}, {primary: b, fallback: [c]}, \
+                 {primary: c, fallback: [a]}]";
+    let proxy = config(&urls, &format!("{BY_PREFIX}, {rules}")).section(NO_PROBES).start();
+    for number in 0..2 {
+        let mut chat = Chat::with(&format!("You are number {number}"), number);
+        let home = chat.ask(&proxy);
+        assert_eq!(chat.ask(&proxy), home, "{number}");
+    }
+    assert_eq!(counts(&proxy), [2.0, 2.0, 0.0]);
+    let body = Chat::with("You are number 1", 1)
+        .body()
+        .replace("{\"model", "{\"cache_prompt\":false,\"model");
+    assert_eq!(proxy.post(CHATS, body).status(), 200);
+    assert_eq!(counts(&proxy), [2.0, 2.0, 0.0]);
+}
+
 /// Catches: a backend that is counted as picked, and as one that has read the prompt, because the
 /// client of another one left.
 #[test]
@@ -239,72 +352,8 @@ fn who_would_be_next_has_read_nothing_when_the_client_leaves() {
 }
 
 /// Who answers a request of this session.
-fn home(proxy: &Proxy, fields: &str, body: &str) -> String {
+pub fn home(proxy: &Proxy, fields: &str, body: &str) -> String {
     let answer = proxy.connect().post(CHATS, fields, body);
     assert_eq!(answer.status(), 200, "{}", answer.text());
     answer.head.get("x-llmproxy-backend").unwrap().to_owned()
-}
-
-/// Catches: a session that changes its backend without need, with each worker, or with a reload;
-/// sessions that move though theirs is there.
-#[test]
-fn a_session_stays_with_its_backend_and_moves_with_no_other() {
-    let backends = [(); 3].map(|()| Backend::answering(OK));
-    let urls = backends.each_ref().map(Backend::url);
-    let by = "session_affinity: {header: [X-Conversation, x-session-id], body: metadata.user_id}";
-    let proxy = config(&urls, by).section(NO_PROBES).start();
-    let homes = || -> Vec<String> {
-        let of = |n| home(&proxy, &format!("x-session-id: session {n}\r\n"), CHAT);
-        (0..24).map(of).collect()
-    };
-    let first = homes();
-    assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 3, "{first:?}");
-    assert_eq!(homes(), first);
-    assert!(proxy.reload_with(&config(&urls[..2], by).section(NO_PROBES)));
-    let without: Vec<_> = homes();
-    for (before, now) in first.iter().zip(&without) {
-        assert!(now != "c" && (before == "c" || before == now), "{first:?} {without:?}");
-    }
-    assert!(proxy.reload_with(&config(&urls, by).section(NO_PROBES)));
-    assert_eq!(homes(), first, "they are at home again");
-    assert_eq!(counted(&proxy, "session", "hit"), 96.0);
-    // What the head does not say may stand in the body; what nobody says is for the strategy.
-    let body = r#"{"model":"m","metadata":{"user_id":"session 7"},"messages":[]}"#;
-    assert_eq!(home(&proxy, "", body), first[7]);
-    assert_eq!(home(&proxy, "x-conversation: session 3\r\nx-session-id: no\r\n", body), first[3]);
-    let others: BTreeSet<_> = (0..12).map(|_| home(&proxy, "", CHAT)).collect();
-    assert_eq!(others.len(), 3);
-    assert_eq!(counted(&proxy, "session", "miss"), 12.0);
-}
-
-/// Catches: a session whose requests are refused, or wait, because its backend is full.
-#[test]
-fn a_session_goes_elsewhere_while_its_backend_is_full() {
-    let held = [(); 2].map(|()| Held::start());
-    let by = "routing: {load_balance: least_connections, session_affinity: {body: user}}";
-    let proxy = Config::new()
-        .server("workers: 2")
-        .backend(held[0].backend.url(), "name: a, max_concurrent: 2")
-        .backend(held[1].backend.url(), "name: b, max_concurrent: 2")
-        .section(by)
-        .section(NO_PROBES)
-        .start();
-    let body = r#"{"model":"m","user":"ann","messages":[]}"#;
-    let load = || held.each_ref().map(|held| held.now.load(SeqCst));
-    let ask = |_| {
-        let mut client = proxy.connect();
-        client.start_post(CHATS, "", body);
-        client
-    };
-    let mut clients: Vec<_> = (0..2).map(ask).collect();
-    await_until("it is full", SOON, || load().contains(&2));
-    clients.extend((0..2).map(ask));
-    await_until("both are", SOON, || load() == [2, 2]);
-    proxy.post(CHATS, body).assert_refused(429, "backends_full");
-    assert_eq!(
-        (counted(&proxy, "session", "hit"), counted(&proxy, "session", "spilled")),
-        (2.0, 2.0)
-    );
-    held.iter().for_each(|held| held.let_go.store(true, SeqCst));
-    clients.iter_mut().for_each(|client| assert_eq!(client.response().status(), 200));
 }

@@ -31,6 +31,7 @@ mod abort;
 mod half_close;
 mod balancing;
 mod affinity;
+mod sessions;
 mod ejection;
 mod engines;
 mod engine_faults;

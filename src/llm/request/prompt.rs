@@ -8,6 +8,7 @@
 
 mod trail;
 
+use super::flag;
 use crate::base::fold::FoldKey;
 use crate::base::limits::{
     PREFIX_SALT_BYTES_MAX, PREFIX_TURNS_MAX, SESSION_BYTES_MAX, SESSION_SPAN_BYTES_MAX,
@@ -50,11 +51,15 @@ const PARTS: [&str; 14] = [
 /// What may name the session that a request belongs to: members of a body, or of an object in it.
 const SESSIONS: [&str; 5] =
     ["user", "prompt_cache_key", "safety_identifier", "session_id", "metadata"];
+/// What makes an engine read all of a prompt, whatever it has in its cache. With `echo` it is
+/// `logprobs` that does, and `return_logprob` from where `logprob_start_len` says.
+const UNCACHED: [&str; 6] =
+    ["cache_prompt", "prompt_logprobs", "echo", "logprobs", "return_logprob", "logprob_start_len"];
 /// Those that are lists of messages.
 const MESSAGES: [&str; 2] = ["messages", "input"];
 /// Those that are a message beside them.
 const OF_THE_SYSTEM: [&str; 2] = ["system", "instructions"];
-const KEYS: usize = SALTS.len() + PARTS.len() + SESSIONS.len();
+const KEYS: usize = SALTS.len() + PARTS.len() + SESSIONS.len() + UNCACHED.len();
 
 /// Where in a body the values stand that make a prompt or name a session.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +82,7 @@ impl Default for PromptSpans {
 impl PromptSpans {
     /// Notes a member of the body. Of two with one key the last counts, as it does for Python.
     pub(super) fn note(&mut self, key: &[u8], value: &Range<usize>) {
-        let mut names = SALTS.into_iter().chain(PARTS).chain(SESSIONS);
+        let mut names = SALTS.into_iter().chain(PARTS).chain(SESSIONS).chain(UNCACHED);
         let Some(place) = names.position(|name| name.as_bytes() == key) else { return };
         let span = u32::try_from(value.start).ok().zip(u32::try_from(value.end).ok());
         if let (Some(slot), Some(span)) = (self.spans.get_mut(place), span) {
@@ -104,6 +109,31 @@ impl PromptSpans {
     fn at(&self, place: usize) -> Option<Range<usize>> {
         let (start, end) = *self.spans.get(place)?;
         (end > start).then_some(start as usize..end as usize)
+    }
+
+    /// Whether its engine reads all of the prompt, and uses nothing of what it has in its cache:
+    /// `cache_prompt: false` (llama.cpp), and whoever wants to know of the prompt's own tokens how
+    /// likely they were (`prompt_logprobs`, `echo` with `logprobs`; `return_logprob` with a
+    /// `logprob_start_len`, of SGLang). What it reads is in its cache afterwards as that of others.
+    pub fn is_read_anew(&self, body: &[u8]) -> bool {
+        let first = SALTS.len() + PARTS.len() + SESSIONS.len();
+        let mut spans = [None; UNCACHED.len()];
+        for (span, place) in spans.iter_mut().zip(first..) {
+            *span = self.spans.get(place).filter(|(start, end)| end > start).copied();
+        }
+        let [cache_prompt, prompt_logprobs, echo, logprobs, return_logprob, start] = spans;
+        let text = |span: Option<(u32, u32)>| body.get(span?.0 as usize..span?.1 as usize);
+        let is_set = |span| text(span).is_some_and(|value| value != b"null");
+        let is_true = |span: Option<(u32, u32)>| {
+            let reader = |(start, end)| Reader::within(body, start as usize..end as usize);
+            span.is_some_and(|span| matches!(flag(&mut reader(span)), Ok(Some(true))))
+        };
+        let wants_logprobs = is_set(logprobs) && text(logprobs) != Some(b"false");
+        let from_start = is_set(start) && text(start) != Some(b"-1");
+        text(cache_prompt) == Some(b"false")
+            || is_set(prompt_logprobs)
+            || (is_true(echo) && wants_logprobs)
+            || (is_true(return_logprob) && from_start)
     }
 
     /// The milestones of the body's prompt, for this model, by the name that engines know. It looks

@@ -6,7 +6,7 @@ use super::facts;
 use super::preamble::{self, Held};
 use super::tries::{pick, Trying};
 use crate::base::clock::unix_ms;
-use crate::base::fault::Fault;
+use crate::base::fault::{Fault, Side};
 use crate::base::fnv;
 use crate::base::panic_point;
 use crate::config::plan::{Fallback, OnClientAbort};
@@ -48,6 +48,28 @@ pub(super) fn is_held(trying: &Trying, request: &Request, response: &ResponseHea
         && plan.on_client_abort == OnClientAbort::Close
         && preamble::is_for(request.dialect_at(&plan.base_path));
     is_plain_stream && is_of_use && request.is_in_hand()
+}
+
+/// Whether a try ended so that its backend has not read the prompt: it refused it, failed over it,
+/// or did not get all of it (`has_part`). One whose client left, or whose time for all tries was
+/// over, was most likely reading, and keeps what it has read.
+pub(super) fn is_unread(asked: &Result<Exchange, Fault>, status: u16, has_part: bool) -> bool {
+    match asked {
+        Ok(_) => status >= 400,
+        Err(fault) => has_part || (fault.side() == Side::Backend && *fault != Fault::RetryTimeout),
+    }
+}
+
+/// Takes back what was noted of the backend that has the try. The prompt is read once more for
+/// that, if others were read meanwhile.
+pub(super) fn unlearn(w: &Shared, (client, request): (&Client, &Request), trying: &mut Trying<'_>) {
+    let taught = std::mem::take(&mut trying.taught);
+    if taught.is_nothing() {
+        return;
+    }
+    let view = w.view();
+    facts::once_more(w, &view, client, request);
+    view.unlearn(request, taught, &trying.backend, client.post.since(trying.tries.began()));
 }
 
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
@@ -94,8 +116,11 @@ pub(super) async fn after(
     // The engine's connection closes: what it has to say is not read.
     drop(got.take());
     let next = match further {
-        Further::Again => match InFlight::enter(&trying.backend) {
-            Some(again) => again,
+        Further::Again => match w.view().enter(&request.unique_id, &trying.backend) {
+            Some(again) => {
+                trying.taught = trying.view.taught();
+                again
+            }
             // Others have filled the backend by now.
             None => {
                 let known = (rule, trying.tries.tried());
@@ -140,7 +165,7 @@ fn come_back(
     facts::once_more(w, &view, client, request);
     let next = pick(&view, request, &TriedMembers::only(last));
     next.or_else(|why| match view.member(last) {
-        Some(same) => InFlight::enter(same).ok_or(Fault::BackendFull),
+        Some(same) => view.enter(&request.unique_id, same).ok_or(Fault::BackendFull),
         None => Err(why.fault()),
     })
 }
@@ -231,6 +256,7 @@ async fn hear_preamble(
             return None;
         }
         Held::Error(status, is_full) => {
+            unlearn(w, (client, request), trying);
             repute::hear_inside(&trying.backend, status, is_full);
             TryEnd::Status(status, None)
         }
@@ -282,8 +308,12 @@ fn other(
 ) -> Option<InFlight> {
     // By the view of now: those that left meanwhile get no more requests.
     let view = w.view();
-    if let Some(named) = rule.and_then(|rule| named_by_rule(&view, request, (rule, tried))) {
-        return Some(named);
+    let named = rule.and_then(|rule| {
+        facts::once_more(w, &view, client, request);
+        named_by_rule(&view, request, (rule, tried))
+    });
+    if named.is_some() {
+        return named;
     }
     let is_wanted = match end {
         TryEnd::WishRefused => false,
@@ -308,7 +338,7 @@ fn named_by_rule(
     let named = |name: &String| {
         let members = serving.iter().filter_map(|place| view.members.get(*place as usize));
         let mut free = members.filter(|member| *member.name == **name && is_free(member));
-        free.find_map(InFlight::enter)
+        free.find_map(|member| view.enter(&request.unique_id, member))
     };
     rule.fallback.iter().find_map(named)
 }

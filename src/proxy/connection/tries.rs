@@ -13,6 +13,7 @@ use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
+use crate::proxy::route::affinity::Taught;
 use crate::proxy::route::tries::{Policy, Tries};
 use crate::proxy::route::{NotPicked, TriedMembers};
 use crate::proxy::settle::{self, Story};
@@ -21,7 +22,7 @@ use crate::proxy::upstream::exchange::{exchange, Exchange, How};
 use crate::proxy::upstream::pool::{InFlight, LocalMember};
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Stand;
-use crate::state::prefixes::ExpectedPrefix;
+use crate::state::engine_cache::ExpectedPrefix;
 use crate::usage::outbox::Outbox;
 use std::rc::Rc;
 
@@ -105,6 +106,8 @@ pub(super) struct Trying<'a> {
     pub backend: Rc<LocalMember>,
     /// Whether it asks for usage on its own account.
     pub asking: Asking,
+    /// What was noted of that backend because it has the try.
+    pub taught: Taught,
 }
 
 impl<'a> Trying<'a> {
@@ -127,6 +130,7 @@ impl<'a> Trying<'a> {
     /// A backend gets the next try.
     pub(super) fn move_to(&mut self, backend: &Rc<LocalMember>, request: &Request) {
         self.tries.move_to(backend.id());
+        self.taught = self.view.taught();
         self.asking = Asking::of(&self.view.plan, request, backend);
         self.backend = Rc::clone(backend);
     }
@@ -160,6 +164,8 @@ pub(super) async fn try_backends(
         rule: None,
         tries: Tries::begin(first.id(), client.post.now()),
         asking: Asking::of(&view.plan, request, &first),
+        // Nobody else was picked since the first one was.
+        taught: view.taught(),
         backend: first,
     };
     loop {
@@ -172,6 +178,10 @@ pub(super) async fn try_backends(
             let asked = exchange(on, client, (request, response), there, &how).await;
             panic_point::pass("asking");
             client.post.stand_at(None);
+            let asked = asked.map_err(|fault| how.name(fault, &trying.backend.plan));
+            if retry::is_unread(&asked, response.status, story.inflight.is_some()) {
+                retry::unlearn(w, (client, request), &mut trying);
+            }
             match asked {
                 Ok(got) if trying.is_for_the_client(request, response) => {
                     let Trying { backend, asking, .. } = &trying;
@@ -187,10 +197,10 @@ pub(super) async fn try_backends(
                 }
                 // Boxed: it is rare.
                 Ok(got) => Ok(Box::new(got)),
-                Err(fault) => Err(how.name(fault, &trying.backend.plan)),
+                Err(fault) => Err(fault),
             }
         };
-        // Without a connection it still counts there, where it has failed.
+        // Where not all of it was sent it still counts there, where it has failed.
         story.inflight = None;
         let known = (&*request, &*response);
         let next = (&mut trying, &mut story.inflight);

@@ -15,9 +15,11 @@ use crate::base::fnv;
 use crate::base::limits::PREFIX_HELD_MAX;
 use crate::llm::request::prompt::{Milestone, Milestones};
 use crate::state::board::View;
+use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
 use crate::state::member::Member;
-use crate::state::prefixes::{ExpectedPrefix, FoundPrefix, Holder};
+use crate::state::prefixes::{FoundPrefix, Holder};
 use crate::state::repute::Tenths;
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 /// A backend keeps requests for their session, or for what it has read, while its requests, for its
@@ -75,13 +77,14 @@ impl Hints {
         count: 0,
     };
 
-    /// Who has read how much of a prompt, as far as a view's table knows.
-    pub fn find(milestones: &Milestones, view: &View, now: Tenths) -> Hints {
+    /// Who has read how much of a prompt, as far as a view's table knows, and has it still in the
+    /// cache of its model.
+    pub fn find((milestones, cache): (&Milestones, CacheOf), view: &View, now: Tenths) -> Hints {
         let mut hints = Hints { bytes: milestones.bytes(), ..Hints::NONE };
         let Some(table) = &view.prefixes else { return hints };
         for milestone in milestones.all().iter().rev() {
             for found in table.holders(milestone.hash, now) {
-                let Some(place) = view.place_of(found, now) else { continue };
+                let Some(place) = view.place_of(found, cache, now) else { continue };
                 let FoundPrefix { age, is_end, .. } = found;
                 let held = HeldPrefix { place, bytes: milestone.bytes, age, is_end };
                 if !hints.add(held) {
@@ -128,13 +131,53 @@ impl Hints {
 
 /// Notes that a backend is sent a prompt, all of which it has read from now on; so many bytes it
 /// had read before.
-pub fn learn(milestones: &Milestones, known: u32, (view, member): (&View, &Member), now: Tenths) {
-    if let Some(table) = &view.prefixes {
-        let (holder, all) = (Holder::of(member), milestones.bytes());
-        let is_end = milestones.ends_a_turn();
-        let of = |one: &Milestone| (one.hash, is_end && one.bytes == all);
-        milestones.all().iter().for_each(|one| table.learn(of(one), holder, now));
-        member.note_fresh(all.saturating_sub(known), now);
+pub fn learn(
+    milestones: &Milestones,
+    known: u32,
+    (view, member): (&View, &Member),
+    now: Tenths,
+) -> Taught {
+    let Some(table) = &view.prefixes else { return Taught::default() };
+    let (holder, all) = (Holder::of(member), milestones.bytes());
+    let is_end = milestones.ends_a_turn();
+    let of = |one: &Milestone| (one.hash, is_end && one.bytes == all);
+    milestones.all().iter().for_each(|one| table.learn(of(one), holder, now));
+    member.note_fresh(all.saturating_sub(known), now);
+    Taught::of(milestones, known)
+}
+
+/// What was noted of a backend with one try: which of the prompt's milestones are new there. One
+/// byte, since it is kept while a request waits for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Taught(Option<NonZeroU8>);
+
+impl Taught {
+    fn of(milestones: &Milestones, known: u32) -> Taught {
+        let before = milestones.all().iter().take_while(|one| one.bytes <= known).count();
+        Taught(u8::try_from(before + 1).ok().and_then(NonZeroU8::new))
+    }
+
+    /// True when nothing was noted.
+    pub fn is_nothing(self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Takes it back: the try brought no answer, so the backend has not read the prompt. What was
+    /// noted of it before that try stays. The try began so long ago.
+    pub fn unlearn(
+        self,
+        milestones: &Milestones,
+        (view, member): (&View, &Member),
+        age: Duration,
+        now: Tenths,
+    ) {
+        let (Some(table), Some(first)) = (&view.prefixes, self.0) else { return };
+        let (before, new) =
+            milestones.all().split_at_checked(usize::from(first.get()) - 1).unwrap_or_default();
+        let holder = Holder::of(member);
+        new.iter().for_each(|one| table.unlearn(one.hash, holder));
+        let known = before.last().map_or(0, |one| one.bytes);
+        member.take_back_fresh(milestones.bytes().saturating_sub(known), age, now);
     }
 }
 

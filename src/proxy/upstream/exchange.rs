@@ -77,7 +77,7 @@ impl How {
 }
 
 /// Sends the request to a backend and reads the head of its answer. `inflight`: counts it there,
-/// and goes into the lease; without a connection it stays where it is.
+/// and goes into the lease; it is where it was when the backend did not get all of the request.
 pub async fn exchange(
     (shelf, view): (&Shelf, &WorkerView),
     client: &mut Client,
@@ -87,14 +87,11 @@ pub async fn exchange(
 ) -> Result<Exchange, Fault> {
     head.reset();
     let kept = kept(shelf, client, (backend, how));
-    let is_reused = kept.is_some();
+    let (is_reused, limit) = (kept.is_some(), how.limit(backend.plan.connect_timeout));
     let link = match kept {
         Some(link) => link,
         // Boxed: a connect needs room that a stream should not carry for minutes.
-        None => {
-            let limit = how.limit(backend.plan.connect_timeout);
-            Box::pin(connect(shelf, client, (backend, limit))).await?
-        }
+        None => Box::pin(connect(shelf, client, (backend, limit))).await?,
     };
     let mut lease = Lease::of(link, inflight.take().ok_or(Fault::BackendFull)?);
     let tick = client.post.now();
@@ -117,11 +114,12 @@ pub async fn exchange(
         }
         Err(fault) => Err(fault),
     };
-    let sent_whole = match sent_whole {
+    let sent_whole = match wait.heard_early(sent_whole) {
         Ok(whole) => whole,
-        Err(Fault::BackendClosed) => false,
-        Err(Fault::BadResponse(_)) if wait.is_reused => false,
-        Err(fault) => return Err(fault),
+        Err(fault) => {
+            *inflight = Some(lease.close());
+            return Err(fault);
+        }
     };
     if sent_whole {
         lease.note_sent();
@@ -456,6 +454,15 @@ impl Wait {
         match self.heed_leaving {
             true => client.post.attended(step),
             false => client.post.within(step),
+        }
+    }
+
+    /// Whether all was sent; an engine that closes before that may have said why.
+    fn heard_early(&self, sent_whole: Result<bool, Fault>) -> Result<bool, Fault> {
+        match sent_whole {
+            Err(Fault::BackendClosed) => Ok(false),
+            Err(Fault::BadResponse(_)) if self.is_reused => Ok(false),
+            other => other,
         }
     }
 }

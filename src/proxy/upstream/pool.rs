@@ -134,6 +134,11 @@ impl Lease {
         self.inflight.standing.is_spoiled = true;
     }
 
+    /// Closes the connection; the request goes on to count at the backend.
+    pub fn close(self) -> InFlight {
+        self.inflight
+    }
+
     /// The only way back: keeps a connection that is clean, and closes any other.
     pub fn give_back(self, now: u32) {
         let Lease { link, inflight } = self;

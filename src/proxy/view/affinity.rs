@@ -10,12 +10,15 @@ use crate::base::limits::SESSION_BYTES_MAX;
 use crate::http::head::named;
 use crate::llm::request::prompt::{Milestones, PromptSpans};
 use crate::proxy::receive::Request;
-use crate::proxy::route::affinity::{self, Hints};
+use crate::proxy::route::affinity::{self, Hints, Taught};
 use crate::proxy::route::tiers::Picked;
-use crate::state::member;
+use crate::proxy::upstream::pool::{InFlight, LocalMember};
+use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
+use crate::state::member::{self, Member};
 use crate::state::meters::Affinity;
-use crate::state::prefixes::ExpectedPrefix;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
 
 /// Of one worker, for all of its views.
 #[derive(Default)]
@@ -23,6 +26,8 @@ pub struct Leads {
     lead: RefCell<Lead>,
     /// What the last pick went by.
     expected: Cell<ExpectedPrefix>,
+    /// What the last try that began has taught of its backend.
+    taught: Cell<Taught>,
     counts: Cell<Affinity>,
 }
 
@@ -31,12 +36,22 @@ struct Lead {
     /// Whose it is.
     of: RequestId,
     milestones: Milestones,
+    /// The cache that its prompt may stand in.
+    cache: CacheOf,
+    /// Its engine uses nothing of what it has in its cache.
+    is_read_anew: bool,
     session: Option<u64>,
 }
 
 impl Default for Lead {
     fn default() -> Lead {
-        Lead { of: RequestId::default(), milestones: Milestones::NONE, session: None }
+        Lead {
+            of: RequestId::default(),
+            milestones: Milestones::NONE,
+            cache: CacheOf::default(),
+            is_read_anew: false,
+            session: None,
+        }
     }
 }
 
@@ -69,6 +84,9 @@ impl WorkerView {
         let is_choice = self.shared.models.members_of(group).len() > 1;
         let is_prompt = is_choice && request.dialect.generates();
         let table = self.shared.prefixes.as_ref().filter(|_| is_prompt);
+        lead.cache =
+            table.map_or_else(CacheOf::default, |_| CacheOf::model(request.served_model()));
+        lead.is_read_anew = table.and(prompt).is_some_and(|spans| spans.is_read_anew(body));
         lead.milestones = match table.zip(prompt) {
             Some((table, spans)) => spans.milestones(body, request.served_model(), table.key()),
             None => Milestones::NONE,
@@ -96,6 +114,7 @@ impl WorkerView {
     pub(super) fn hints(&self, id: &RequestId) -> Option<Hints> {
         // First of all: what the last pick went by is of another request, maybe of another view.
         self.leads.expected.take();
+        self.leads.taught.take();
         if !self.wants_lead() {
             return None;
         }
@@ -103,7 +122,10 @@ impl WorkerView {
         if lead.of != *id {
             return None;
         }
-        let mut hints = Hints::find(&lead.milestones, &self.shared, member::now());
+        let mut hints = match lead.is_read_anew {
+            true => Hints::NONE,
+            false => Hints::find((&lead.milestones, lead.cache), &self.shared, member::now()),
+        };
         hints.session = lead.session;
         Some(hints)
     }
@@ -111,18 +133,32 @@ impl WorkerView {
     /// A request goes to a backend: what that has read from now on is noted, and what the pick went
     /// by is counted, of the first one.
     pub(super) fn follow(&self, hints: &Hints, picked: Picked, is_first: bool) {
+        if let Some(member) = self.shared.members().get(picked.place) {
+            self.teach(hints, picked.place, member);
+        }
+        if is_first {
+            self.count(hints, picked);
+        }
+    }
+
+    /// A backend has read all of the prompt from now on.
+    fn teach(&self, hints: &Hints, place: usize, member: &Member) {
         let lead = self.leads.lead.borrow();
-        let held = hints.of(picked.place as u32);
+        let held = hints.of(place as u32);
         if let Some(held) = held {
             self.leads.expected.set(affinity::expected(&lead.milestones, held));
         }
-        if let Some(member) = self.shared.members().get(picked.place) {
-            let known = held.map_or(0, |held| held.bytes);
-            affinity::learn(&lead.milestones, known, (&self.shared, member), member::now());
+        let known = held.map_or(0, |held| held.bytes);
+        let to = (&*self.shared, member);
+        let taught = affinity::learn(&lead.milestones, known, to, member::now());
+        // Of such a prompt nobody has looked what the backend had read before: that must stay.
+        if !lead.is_read_anew {
+            self.leads.taught.set(taught);
         }
-        if !is_first {
-            return;
-        }
+    }
+
+    fn count(&self, hints: &Hints, picked: Picked) {
+        let lead = self.leads.lead.borrow();
         let mut counts = self.leads.counts.get();
         if hints.session.is_some() {
             counts.session.hits += u64::from(!picked.is_stray);
@@ -130,9 +166,11 @@ impl WorkerView {
         } else if self.plan.routing.session_affinity.is_some() {
             counts.session.misses += 1;
         }
+        let is_asked = !lead.milestones.all().is_empty() && !lead.is_read_anew;
+        let held = hints.of(picked.place as u32);
         let longest = hints.held().first().filter(|held| !hints.is_weak(held));
         match longest {
-            _ if lead.milestones.all().is_empty() || hints.session.is_some() => {}
+            _ if !is_asked || hints.session.is_some() => {}
             None => counts.prefix.misses += 1,
             Some(longest) if held.is_some_and(|held| held.bytes == longest.bytes) => {
                 counts.prefix.hits += 1;
@@ -140,6 +178,30 @@ impl WorkerView {
             Some(_) => counts.prefix.spilled += 1,
         }
         self.leads.counts.set(counts);
+    }
+
+    /// The next try of a request, in flight at a backend that nobody picked: a rule names it, or it
+    /// had the last one. It has read the prompt from now on, as one that is picked has.
+    pub fn enter(&self, id: &RequestId, member: &Rc<LocalMember>) -> Option<InFlight> {
+        let inflight = InFlight::enter(member)?;
+        let hints = self.hints(id);
+        if let Some((hints, place)) = hints.zip(self.shared.place(member.id())) {
+            self.teach(&hints, place, member);
+        }
+        Some(inflight)
+    }
+
+    /// A try that began so long ago brought no answer: its backend has not read the prompt.
+    pub fn unlearn(&self, request: &Request, taught: Taught, member: &Member, age: Duration) {
+        let lead = self.leads.lead.borrow();
+        if lead.of == request.unique_id {
+            taught.unlearn(&lead.milestones, (&self.shared, member), age, member::now());
+        }
+    }
+
+    /// What the last try that began has taught of its backend.
+    pub fn taught(&self) -> Taught {
+        self.leads.taught.get()
     }
 
     /// What the last pick of the worker went by.

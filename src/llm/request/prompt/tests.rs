@@ -51,6 +51,39 @@ fn each_request_of_a_conversation_goes_on_from_the_one_before() {
     assert!(agree(&chat(&messages[1..]), &chat(&messages)) == 0, "the beginning counts");
 }
 
+/// Catches: a request that is sent where its prompt was read, and an engine that is taken to have
+/// lost it, because of a request for which no engine uses its cache.
+#[test]
+fn who_wants_to_know_of_the_prompt_itself_uses_no_cache() {
+    let is_read_anew = |members: &str| {
+        let body = format!(r#"{{"prompt":"hello",{members}}}"#);
+        spans(&body).is_read_anew(body.as_bytes())
+    };
+    for members in [
+        r#""cache_prompt":false"#,
+        r#""prompt_logprobs":0"#,
+        r#""echo":true,"logprobs":1"#,
+        r#""logprobs":true,"echo":"yes""#,
+        r#""return_logprob":true,"logprob_start_len":0"#,
+    ] {
+        assert!(is_read_anew(members), "{members}");
+    }
+    for members in [
+        r#""cache_prompt":true"#,
+        r#""cache_prompt":"false""#,
+        r#""prompt_logprobs":null"#,
+        r#""echo":true"#,
+        r#""echo":true,"logprobs":null"#,
+        r#""echo":false,"logprobs":5"#,
+        r#""logprobs":true,"top_logprobs":5"#,
+        r#""return_logprob":true"#,
+        r#""return_logprob":true,"logprob_start_len":-1"#,
+        r#""options":{"cache_prompt":false}"#,
+    ] {
+        assert!(!is_read_anew(members), "{members}");
+    }
+}
+
 /// Catches: a prompt of one long text that is only found again as a whole.
 #[test]
 fn a_long_text_is_found_again_to_a_fifth_of_its_length() {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::limits::PREFIX_BYTES_MAX;
+use crate::llm::request::prompt::Trail;
 use crate::llm::request::BodyScan;
 use crate::proxy::route::strategy::Fit;
 use crate::state::board::Board;
@@ -223,7 +224,8 @@ fn who_sends_only_what_many_begin_with_does_not_make_it_theirs() {
     };
     let now = member::now();
     let learn = |messages: &[&str]| learn(&of(messages), 0, (&view, &view.members()[0]), now);
-    let held = |messages: &[&str]| Hints::find(&of(messages), &view, now).held()[0];
+    let held =
+        |messages: &[&str]| Hints::find((&of(messages), CacheOf::default()), &view, now).held()[0];
     let is_end = |messages: &[&str]| held(messages).is_end;
     learn(&["system"]);
     assert!(!is_end(&["system", "hello"]));
@@ -237,4 +239,39 @@ fn who_sends_only_what_many_begin_with_does_not_make_it_theirs() {
     let measured = |messages: &[&str]| expected(&of(messages), &held(messages));
     assert_eq!(measured(&huge), ExpectedPrefix::default());
     assert_ne!(measured(&other), ExpectedPrefix::default());
+}
+
+/// Catches: an engine that answered a prompt with an error and is asked again for having read it;
+/// what it had read before, forgotten with that; bytes that count as read though they were not.
+#[test]
+fn a_try_that_failed_taught_nothing() {
+    let text = "backends: [{url: 'http://192.0.2.1'}, {url: 'http://192.0.2.2'}]\n\
+                routing: {load_balance: prefix_affinity}";
+    let (view, now) = (Board::of(text).view(), member::now());
+    let member = &view.members()[0];
+    let prompt = |pieces: &[(u64, usize)]| {
+        let mut trail = Trail::new(0);
+        for (id, bytes) in pieces {
+            trail.part(*bytes, std::iter::empty(), |before, len| before ^ (id << 40 | len as u64));
+        }
+        trail.finish(pieces.len())
+    };
+    let known = |prompt: &Milestones| {
+        let hints = Hints::find((prompt, CacheOf::default()), &view, now);
+        hints.held().first().map(|held| held.bytes)
+    };
+    let (short, long) = (prompt(&[(1, 3_000)]), prompt(&[(1, 3_000), (2, 50_000)]));
+    let taught = learn(&long, 0, (&view, member), now);
+    assert_eq!((known(&long), member.fresh(now)), (Some(53_000), 53_000));
+    taught.unlearn(&long, (&view, member), Duration::ZERO, now);
+    assert_eq!((known(&long), known(&short), member.fresh(now)), (None, None, 0));
+    assert!(!learn(&short, 0, (&view, member), now).is_nothing());
+    let taught = learn(&long, 3_000, (&view, member), now);
+    taught.unlearn(&long, (&view, member), Duration::ZERO, now);
+    assert_eq!((known(&long), known(&short)), (Some(3_000), Some(3_000)));
+    assert_eq!(member.fresh(now), 3_000);
+    let again = learn(&long, 53_000, (&view, member), now);
+    again.unlearn(&long, (&view, member), Duration::ZERO, now);
+    assert_eq!(known(&long), Some(53_000), "that try taught nothing new");
+    assert!(Taught::default().is_nothing());
 }

@@ -3,8 +3,8 @@
 
 use super::work::Task;
 use super::{Us, SECOND};
+use crate::state::engine_cache::ExpectedPrefix;
 use crate::state::hash::QuickMap;
-use crate::state::prefixes::ExpectedPrefix;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 

@@ -10,6 +10,7 @@ use crate::proxy::route::affinity::{expected, learn, Hints};
 use crate::proxy::route::dice::Dice;
 use crate::proxy::route::strategy::{Balancer, Candidates, Fit};
 use crate::state::board::{Board, View};
+use crate::state::engine_cache::CacheOf;
 use crate::state::latency::Latency;
 use crate::state::repute::Tenths;
 use std::collections::HashMap;
@@ -111,7 +112,7 @@ fn tenths(now: Us) -> Tenths {
 impl Router for Ours {
     fn pick(&mut self, mut stream: Stream, engines: &[Engine], dice: &mut Dice) -> (usize, Stream) {
         let (milestones, now) = (milestones(&stream), tenths(stream.came));
-        let hints = Hints::find(&milestones, &self.view, now);
+        let hints = Hints::find((&milestones, CacheOf::default()), &self.view, now);
         let worker = dice.below(self.workers.len() as u64) as usize;
         let seen = Seen { engines, hints, view: &self.view, now };
         let at = self.workers[worker].pick(&seen, true).unwrap();
@@ -126,7 +127,8 @@ impl Router for Ours {
 
     fn hear(&mut self, stream: &Stream, found: u64, now: Us) {
         let member = &self.view.members()[stream.at];
-        member.hear_cached(stream.expected, (found, stream.tokens()), || tenths(now));
+        let expected = (stream.expected, CacheOf::default);
+        member.hear_cached(expected, (found, stream.tokens()), || tenths(now));
     }
 }
 
