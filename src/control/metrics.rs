@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+mod keys;
 mod metering;
 mod system;
 mod traffic;
@@ -105,6 +106,7 @@ impl Collector for Facts {
         self.process(&mut page)?;
         self.configuration(&mut page)?;
         self.discovery(&mut page)?;
+        self.key_lookups(&mut page)?;
         self.program(&mut page)
     }
 }

@@ -13,6 +13,7 @@ pub mod engine_load;
 pub mod health;
 pub mod models;
 pub mod discovery;
+pub mod keys;
 pub mod metrics;
 pub mod page;
 mod roster;

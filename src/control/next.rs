@@ -3,10 +3,11 @@
 //! in use; one that was found is left out, with a warning.
 
 use super::resolve::Resolver;
-use super::{circle, tls};
+use super::{circle, keys, tls};
 use crate::config::found;
 use crate::config::plan::{Backend, Plan};
 use crate::state::board::View;
+use crate::state::lookup::KeyService;
 use crate::state::member::MemberTls;
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -56,14 +57,22 @@ impl Builder<'_> {
                 Err(error) => leave_out(&backend, &error),
             }
         }
-        let view = self.resolved(plan, tls);
+        let services = keys::services(&plan, Some(self.before))?;
+        let view = self.resolved(plan, tls, services);
         let view = self.without_circles(view, configured.len());
         circle::check(&view, self.ours)?;
         Ok(view)
     }
 
-    fn resolved(&self, plan: Plan, tls: Vec<Option<MemberTls>>) -> Arc<View> {
-        let view = Arc::new(View::new(Arc::new(plan), tls, Some(self.before)));
+    fn resolved(
+        &self,
+        plan: Plan,
+        tls: Vec<Option<MemberTls>>,
+        services: Vec<Option<KeyService>>,
+    ) -> Arc<View> {
+        let mut view = View::new(Arc::new(plan), tls, Some(self.before));
+        view.services = services;
+        let view = Arc::new(view);
         self.resolver.prepare(&view, RESOLVE_WAIT);
         view
     }
@@ -80,7 +89,8 @@ impl Builder<'_> {
         let names: HashSet<&str> = ours.iter().map(|member| &*member.name).collect();
         let rest = view.members().iter().filter(|member| !names.contains(&*member.name));
         let (backends, tls) = rest.map(|m| (m.plan.clone(), m.tls.clone())).unzip();
-        self.resolved(Plan { backends, ..Plan::clone(&view.plan) }, tls)
+        let plan = Plan { backends, ..Plan::clone(&view.plan) };
+        self.resolved(plan, tls, view.services.clone())
     }
 
     fn tls_of(

@@ -11,7 +11,7 @@ use super::metrics::Facts;
 use super::page::{Outlet, SCRAPERS_MAX};
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
-use super::{access, models, page, tls};
+use super::{access, keys, models, page, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
@@ -168,7 +168,8 @@ pub fn start(
     (log, reopen): (&Logging, Reopen),
     reloads: &Arc<Reloads>,
 ) -> Result<Control, String> {
-    let view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
+    let mut view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
+    view.services = keys::services(plan, None)?;
     let board = Arc::new(Board::new(view));
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
     let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();

@@ -115,18 +115,34 @@ impl HttpService {
         limit: Duration,
         bytes_max: usize,
     ) -> Result<Vec<u8>, Trouble> {
-        let answer = self.send(request, &[], limit)?;
-        let status = answer.status();
-        if !status.is_success() {
-            return Err(Trouble::Later(format!("it answered {}", status.as_u16())));
+        match self.exchange(request, &[], limit, bytes_max)? {
+            (200..=299, body) => Ok(body),
+            (status, _) => Err(Trouble::Later(format!("it answered {status}"))),
         }
+    }
+
+    /// Sends a request, and gives the status and the body of its answer, whatever they say. Blocks
+    /// for at most `limit`.
+    ///
+    /// # Errors
+    /// There is no answer, the request is not valid, or the answer has more than `bytes_max` bytes.
+    pub fn exchange(
+        &self,
+        request: Builder,
+        body: &[u8],
+        limit: Duration,
+        bytes_max: usize,
+    ) -> Result<(u16, Vec<u8>), Trouble> {
+        let answer = self.send(request, body, limit)?;
+        let status = answer.status().as_u16();
         let body = answer.into_body().into_with_config().limit(bytes_max as u64);
-        body.read_to_vec().map_err(|error| match error {
+        let read = body.read_to_vec().map_err(|error| match error {
             Error::BodyExceedsLimit(_) => {
-                Trouble::Later(format!("its answer has more than {bytes_max} bytes"))
+                Trouble::Data(format!("its answer has more than {bytes_max} bytes"))
             }
             error => Trouble::Later(cause(&error)),
-        })
+        });
+        Ok((status, read?))
     }
 }
 

@@ -1,8 +1,10 @@
 //! A Redis server: one connection to it, which is made when it is needed.
 
 mod call;
+mod read;
 
 pub use call::{argument, argument_len, Call};
+pub use read::RedisValue;
 
 use super::Trouble;
 use crate::base::{certificate, tls_fault};
@@ -30,6 +32,8 @@ pub struct RedisServer {
     kept: Option<Connection>,
     /// It lets us run scripts by their text alone.
     by_text: bool,
+    /// What stood under the last name that was read was a text, and no hash.
+    last_was_text: bool,
 }
 
 /// A script, which a server keeps once it has read it.
@@ -65,7 +69,7 @@ pub fn readable(plan: &Redis) -> Result<(), String> {
 impl RedisServer {
     /// Connects to nothing yet.
     pub fn new(plan: Redis) -> RedisServer {
-        RedisServer { plan, kept: None, by_text: false }
+        RedisServer { plan, kept: None, by_text: false, last_was_text: false }
     }
 
     /// Where it is, for a log: without credentials.
@@ -138,7 +142,8 @@ impl RedisServer {
         connection.set_write_timeout(Some(pool.write_timeout.min(left())))?;
         connection.set_read_timeout(Some(pool.read_timeout.min(left())))?;
         let called = connection.req_packed_command(command).and_then(Value::extract_error);
-        if called.as_ref().err().is_none_or(|error| matches!(error.kind(), ErrorKind::Server(_))) {
+        let is_whole = |error: &RedisError| matches!(error.kind(), ErrorKind::Server(_));
+        if called.as_ref().err().is_none_or(is_whole) || read::is_wrong_type(&called) {
             self.kept = Some(connection);
         }
         called

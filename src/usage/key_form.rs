@@ -64,7 +64,7 @@ fn mask(key: &str, into: &mut String) {
 }
 
 /// Bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     digits(bytes).collect()
 }
 

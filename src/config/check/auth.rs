@@ -6,7 +6,7 @@ use super::storage::{self, Stores};
 use super::{headers, required_url};
 use crate::config::plan::{
     ApiKey, Auth, AuthMode, AuthWebhook, DatabaseKeys, KeyState, OnError, Provider, ProviderKind,
-    Redis, RedisKeys, StaticKeys, StatusCode,
+    Redis, RedisKeys, StaticKeys, StatusCode, StoredKeyForm,
 };
 use crate::config::section::Section;
 use crate::config::value;
@@ -241,9 +241,11 @@ fn database(s: &mut Section, stores: &Stores) -> Option<DatabaseKeys> {
         "*" => Ok(None),
         _ => storage::identifier_text(text).map(Some),
     });
+    let forms = [("plain", StoredKeyForm::Plain), ("sha256", StoredKeyForm::Sha256)];
     let keys = DatabaseKeys {
         table: storage::identifier(&mut inner, "table", "api_keys"),
         key_column: storage::identifier(&mut inner, "key_column", "api_key"),
+        key_form: inner.choice("key_form", &forms, StoredKeyForm::Plain),
         fields: fields.unwrap_or_default().into_iter().flatten().collect(),
         sql: storage::sql(&mut inner, stores)?,
     };
@@ -255,10 +257,15 @@ fn webhook(s: &mut Section) -> Option<AuthWebhook> {
         s.error("webhook", "is required: give `webhook: {url: …}`");
         return None;
     };
-    Some(AuthWebhook {
+    let webhook = AuthWebhook {
         url: required_url(&mut inner, "url"),
         method: inner.choice("method", &[("POST", "POST"), ("GET", "GET")], "POST").into(),
         timeout: inner.duration("timeout", Duration::from_secs(5)),
         headers: headers(&mut inner),
-    })
+    };
+    let is_key = |(name, _): &(String, _)| name.eq_ignore_ascii_case("x-api-key");
+    if webhook.method == "GET" && webhook.headers.iter().any(is_key) {
+        inner.error("headers", "X-API-Key is the field in which GET carries the client's key");
+    }
+    Some(webhook)
 }

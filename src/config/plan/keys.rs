@@ -148,8 +148,21 @@ pub struct DatabaseKeys {
     pub table: String,
     /// The column that holds the key.
     pub key_column: String,
+    /// How the key stands there.
+    pub key_form: StoredKeyForm,
     /// Columns to read; empty = all.
     pub fields: Vec<String>,
+}
+
+/// How keys stand in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoredKeyForm {
+    /// As clients show them.
+    Plain,
+    /// By their SHA-256 digests, in 64 lower-case hexadecimal digits: who reads the table finds no
+    /// key.
+    Sha256,
 }
 
 /// A service that decides about keys.

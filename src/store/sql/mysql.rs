@@ -136,6 +136,11 @@ impl Mysql {
         transaction.commit().map_err(said)
     }
 
+    /// True while there is a connection, which may be broken.
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// Zone of times without one.
     pub fn zone(&self) -> TimeZone {
         self.options.zone.clone()

@@ -124,6 +124,11 @@ impl Postgres {
         within(&self.runtime, until, &self.server, ask(session))
     }
 
+    /// True while there is a connection, which may be broken.
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// What an error of this connection means.
     pub fn trouble(&self, error: &Error) -> Trouble {
         trouble(&self.server, error)

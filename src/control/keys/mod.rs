@@ -1,0 +1,237 @@
+//! Providers of API keys that are asked over a network.
+//!
+//! *Takes:* the providers of a plan, and questions of workers about keys. *Gives:* for each such
+//! provider a service that workers can ask, and an answer to every question: what is known of the
+//! key, that it is unknown, that it is denied, or that the look-up failed. *Runs on:* a few threads
+//! for each provider. *May:* block, up to the provider's own time limit. *Never:* lets a key pass
+//! that it did not understand, says a key in a log, asks a provider that does not answer again and
+//! again.
+//!
+//! Threads end when the last view that has their service is gone. A provider whose configuration is
+//! as before keeps its service, with its connections, across a reload.
+
+mod circuit;
+#[cfg(feature = "sql")]
+mod database;
+mod redis;
+mod webhook;
+
+use crate::base::limits::{LOOKUPS_WAITING_MAX, LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX};
+use crate::config::plan::{KeyState, Plan, Provider, ProviderKind};
+use crate::keys::facts::KeyFacts;
+use crate::keys::fields::{self, Fields};
+use crate::state::ask;
+use crate::state::board::View;
+use crate::state::lookup::{KeyAnswer, KeyQuestion, KeyService, LookupNumbers};
+use crate::store::Trouble;
+use circuit::Circuit;
+use serde_json::Value;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Finds keys at one provider; one thread has it.
+trait KeySource: Send {
+    /// What the provider says of a key. Ends about when its time does.
+    fn find(&mut self, question: &KeyQuestion, until: Instant) -> Result<FoundKey, Trouble>;
+}
+
+/// What a provider says of a key.
+#[derive(Debug, PartialEq)]
+enum FoundKey {
+    /// It has the key, with these fields.
+    Fields(Fields),
+    /// It has something under the key that says nothing; what that is.
+    Unclear(&'static str),
+    /// It has no such key.
+    Unknown,
+    /// It says that the key may not be used.
+    Denied(Option<Arc<str>>),
+}
+
+/// What it takes to ask a provider.
+struct Opened {
+    /// Where it is, without credentials.
+    place: String,
+    /// What one look-up may take.
+    patience: Duration,
+    /// One for each thread.
+    sources: Vec<Box<dyn KeySource>>,
+}
+
+/// The services of a plan, one for each provider of `auth.pipeline`. Those of `before` go on where
+/// the provider is as it was; for others threads start.
+///
+/// # Errors
+/// A provider cannot be asked as it is configured, or there is no thread; a line for a person.
+pub fn services(plan: &Plan, before: Option<&View>) -> Result<Vec<Option<KeyService>>, String> {
+    let Some(auth) = &plan.auth else { return Ok(Vec::new()) };
+    let service = |provider: &Provider| {
+        if let Some(kept) = before.and_then(|view| service_of(view, provider)) {
+            return Ok(Some(kept));
+        }
+        let Some(opened) = open(&provider.kind).transpose() else { return Ok(None) };
+        let named = |error: String| format!("auth.pipeline: provider {}: {error}", provider.name);
+        let started = opened.and_then(|opened| {
+            start(provider, opened).map_err(|error| format!("a thread cannot be started: {error}"))
+        });
+        started.map(Some).map_err(named)
+    };
+    auth.pipeline.iter().map(service).collect()
+}
+
+/// The service that a view has for exactly this provider.
+fn service_of(view: &View, provider: &Provider) -> Option<KeyService> {
+    let pipeline = &view.plan.auth.as_ref()?.pipeline;
+    let is_same = |old: &Provider| {
+        // What scripts get is only made where there is one.
+        let scripts = [old, provider].map(|p| p.script.is_some());
+        old.name == provider.name && old.kind == provider.kind && scripts[0] == scripts[1]
+    };
+    view.services.get(pipeline.iter().position(is_same)?)?.clone()
+}
+
+/// `None`: its keys are in the plan, or its script decides alone.
+fn open(kind: &ProviderKind) -> Result<Option<Opened>, String> {
+    match kind {
+        ProviderKind::Redis { redis } => redis::open(redis).map(Some),
+        #[cfg(feature = "sql")]
+        ProviderKind::Database { database } => database::open(database).map(Some),
+        #[cfg(not(feature = "sql"))]
+        ProviderKind::Database { .. } => {
+            Err("this program was built without SQL (feature `sql`)".to_owned())
+        }
+        ProviderKind::Webhook { webhook } => Ok(Some(webhook::open(webhook))),
+        ProviderKind::File
+        | ProviderKind::Static { .. }
+        | ProviderKind::Lua { .. }
+        | ProviderKind::Builtin => Ok(None),
+    }
+}
+
+/// Threads for a pool of so many connections.
+fn threads(connections: u32) -> u32 {
+    connections.clamp(1, LOOKUP_THREADS_MAX)
+}
+
+fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
+    let (ask, questions) = ask::queue(LOOKUPS_WAITING_MAX);
+    let questions = Arc::new(questions.shared());
+    let service = KeyService::new(ask, opened.patience);
+    let answering = Arc::new(Answering {
+        name: provider.name.clone(),
+        has_script: provider.script.is_some(),
+        patience: opened.patience,
+        circuit: Circuit::new(&provider.name, opened.place),
+        unclear: Mutex::default(),
+        numbers: Arc::clone(&service.numbers),
+    });
+    for mut source in opened.sources {
+        let (questions, answering) = (Arc::clone(&questions), Arc::clone(&answering));
+        let changes = service.watch_changes();
+        std::thread::Builder::new().name("keys".into()).spawn(move || {
+            let mut goes_on = true;
+            while goes_on {
+                super::survive("keys", || {
+                    goes_on = questions.answer_next(
+                        || changes.count(),
+                        |question| answering.answer(source.as_mut(), question),
+                    );
+                });
+            }
+        })?;
+    }
+    Ok(service)
+}
+
+/// What the threads of one provider share.
+struct Answering {
+    name: String,
+    has_script: bool,
+    patience: Duration,
+    circuit: Circuit,
+    /// Fields that some key had and that could not be understood: each is told once.
+    unclear: Mutex<HashSet<&'static str>>,
+    numbers: Arc<LookupNumbers>,
+}
+
+impl Answering {
+    fn answer(&self, source: &mut dyn KeySource, question: &KeyQuestion) -> KeyAnswer {
+        let began = Instant::now();
+        let answer = self.look_up(source, question, began);
+        self.numbers.note(&answer, began.elapsed());
+        answer
+    }
+
+    fn look_up(
+        &self,
+        source: &mut dyn KeySource,
+        question: &KeyQuestion,
+        now: Instant,
+    ) -> KeyAnswer {
+        let len = question.key.reveal().len();
+        if !(1..=LOOKUP_KEY_BYTES_MAX).contains(&len) {
+            return KeyAnswer::Unknown;
+        }
+        if !self.circuit.lets_through(now, self.patience) {
+            return KeyAnswer::Failed;
+        }
+        match source.find(question, now + self.patience) {
+            Ok(found) => {
+                self.circuit.note_answer();
+                self.judge(question, found)
+            }
+            Err(Trouble::Later(why)) => {
+                let why = without(&why, question.key.reveal());
+                self.circuit.note_failure(Instant::now(), &why);
+                KeyAnswer::Failed
+            }
+            // It is there, and what it said is of no use.
+            Err(Trouble::Data(why)) => {
+                let why = without(&why, question.key.reveal());
+                self.circuit.note_answer();
+                self.circuit.tell_odd(Instant::now(), &why);
+                KeyAnswer::Failed
+            }
+        }
+    }
+
+    fn judge(&self, question: &KeyQuestion, found: FoundKey) -> KeyAnswer {
+        match found {
+            FoundKey::Unknown => KeyAnswer::Unknown,
+            FoundKey::Denied(message) => KeyAnswer::Denied(message),
+            FoundKey::Unclear(what) => {
+                self.tell_unclear(what);
+                let facts = KeyFacts::new(question.digest);
+                KeyAnswer::Known(Arc::new(KeyFacts { status: KeyState::Disabled, ..facts }))
+            }
+            FoundKey::Fields(found) => {
+                let (mut facts, unclear) = fields::read(question.digest, &found);
+                unclear.into_iter().for_each(|field| self.tell_unclear(field));
+                facts.data = self.has_script.then_some(Value::Object(found));
+                KeyAnswer::Known(Arc::new(facts))
+            }
+        }
+    }
+
+    fn tell_unclear(&self, field: &'static str) {
+        let mut told = self.unclear.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert(field) {
+            let provider = &self.name;
+            tracing::warn!(
+                %provider,
+                field,
+                "what it says of a key cannot be understood: such keys count as disabled; \
+                 said once for this field"
+            );
+        }
+    }
+}
+
+/// A message without the key, should a server ever repeat it.
+fn without(message: &str, key: &str) -> String {
+    message.replace(key, "***")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Keys in Redis: under a name that holds the key, a hash of fields or a JSON object as a text.
+
+use super::{threads, FoundKey, KeySource, Opened};
+use crate::config::plan::RedisKeys;
+use crate::state::lookup::KeyQuestion;
+use crate::store::redis::{self, RedisServer, RedisValue};
+use crate::store::Trouble;
+use serde_json::Value;
+use std::time::Instant;
+
+/// What stands for the key in a pattern.
+const PLACE: &str = "{api_key}";
+/// What separates the parts of names in Redis, and what commands with patterns give a meaning. A
+/// key with one of them could be the name of something else, such as `KEY:usage`.
+const NOT_IN_KEYS: &[u8] = b":{}*?[]\\^\"'";
+
+struct RedisSource {
+    server: RedisServer,
+    pattern: String,
+}
+
+/// Connects to nothing yet.
+pub fn open(plan: &RedisKeys) -> Result<Opened, String> {
+    redis::readable(&plan.server)?;
+    let pool = &plan.server.pool;
+    let patience = pool.dial_timeout.saturating_add(pool.write_timeout);
+    let source = |_| -> Box<dyn KeySource> {
+        let server = RedisServer::new(plan.server.clone());
+        Box::new(RedisSource { server, pattern: plan.key_pattern.clone() })
+    };
+    Ok(Opened {
+        place: RedisServer::new(plan.server.clone()).place(),
+        patience: patience.saturating_add(pool.read_timeout),
+        sources: (0..threads(pool.pool_size)).map(source).collect(),
+    })
+}
+
+impl KeySource for RedisSource {
+    fn find(&mut self, question: &KeyQuestion, until: Instant) -> Result<FoundKey, Trouble> {
+        let key = question.key.reveal();
+        if !is_plain(key) {
+            return Ok(FoundKey::Unknown);
+        }
+        let name = self.pattern.replace(PLACE, key);
+        Ok(match self.server.value_of(&name, until)? {
+            RedisValue::Nothing => FoundKey::Unknown,
+            RedisValue::Hash(fields) => {
+                let fields = fields.into_iter().map(|(name, text)| (name, Value::String(text)));
+                FoundKey::Fields(fields.collect())
+            }
+            RedisValue::Text(text) => match serde_json::from_str(&text) {
+                Ok(fields) => FoundKey::Fields(fields),
+                Err(_) => FoundKey::Unclear("a text that is no JSON object"),
+            },
+            RedisValue::Other => FoundKey::Unclear("neither a hash nor a text"),
+        })
+    }
+}
+
+/// True for a key that can only be a part of the name that the pattern gives it.
+fn is_plain(key: &str) -> bool {
+    key.bytes().all(|byte| byte.is_ascii_graphic() && !NOT_IN_KEYS.contains(&byte))
+}

@@ -1,0 +1,43 @@
+//! The providers of keys that are asked over a network.
+
+use super::{Facts, Labels, Page, SECOND};
+use crate::state::lookup::{KeyService, LookupNumbers};
+use crate::state::meters::Times;
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+/// Upper bounds of the buckets, in seconds.
+const BOUNDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+impl Facts {
+    pub(super) fn key_lookups(&self, page: &mut Page<'_>) -> fmt::Result {
+        let pipeline = self.view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
+        let services = pipeline.zip(&self.view.services);
+        let asked: Vec<(&str, &KeyService)> = services
+            .filter_map(|(provider, service)| Some((provider.name.as_str(), service.as_ref()?)))
+            .collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let label = |provider: &str| vec![("provider", provider.to_owned())];
+        let results = asked.iter().flat_map(|(provider, service)| {
+            let turned_away = service.ask.turned_away().load(Ordering::Relaxed);
+            let counts = LookupNumbers::RESULTS.into_iter().zip(service.numbers.results());
+            counts.chain([("turned_away", turned_away)]).map(|(result, count)| {
+                let mut labels: Labels = label(provider);
+                labels.push(("result", result.to_owned()));
+                (labels, count)
+            })
+        });
+        let help = "Questions about keys to a provider that is asked over a network. Turned away: \
+                    too many waited.";
+        page.counter("llmproxy_key_lookups", help, results.collect())?;
+        let times: Vec<(&str, Times)> =
+            asked.iter().map(|(provider, service)| (*provider, service.numbers.times())).collect();
+        let times = times.iter().map(|(provider, times)| (label(provider), times));
+        let help = "How long such a provider took for its answer.";
+        let name = "llmproxy_key_lookup_seconds";
+        page.histogram(name, help, (BOUNDS, SECOND), times.collect())
+    }
+}
