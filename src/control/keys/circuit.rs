@@ -1,6 +1,6 @@
 //! What an outage of a provider costs: the first few questions wait for its time limit, and then it
-//! is left alone for a moment, in which all questions fail at once. After that one question tries it
-//! again. The log tells of the beginning and of the end.
+//! is left alone for a moment, in which all questions fail at once. After that one question tries
+//! it again. The log tells of the beginning and of the end.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Keys that a service decides about: it is sent the key, and says in JSON what it knows of it. Only
-//! an answer of 2xx can let a key in.
+//! Keys that a service decides about: it is sent the key, and says in JSON what it knows of it.
+//! Only an answer of 2xx can let a key in.
 
 use super::{FoundKey, KeySource, Opened};
 use crate::base::clock::unix_ms;

@@ -9,6 +9,7 @@ pub mod client;
 pub mod config;
 pub mod dns;
 pub mod engine;
+pub mod keys;
 pub mod message;
 pub mod metrics;
 pub mod process;
