@@ -59,5 +59,5 @@ impl KeySource for RedisSource {
 
 /// True for a key that can only be a part of the name that the pattern gives it.
 fn is_plain(key: &str) -> bool {
-    key.bytes().all(|byte| byte.is_ascii_graphic() && !NOT_IN_KEYS.contains(&byte))
+    !key.bytes().any(|byte| NOT_IN_KEYS.contains(&byte))
 }

@@ -77,8 +77,9 @@ fn what_a_provider_says_becomes_an_answer() {
 #[test]
 fn an_impossible_key_is_unknown_without_a_question() {
     let (answering, mut nobody) = (answering(false), Scripted(VecDeque::new()));
-    for key in [String::new(), "k".repeat(LOOKUP_KEY_BYTES_MAX + 1)] {
-        assert!(matches!(answering.answer(&mut nobody, &question(&key)), KeyAnswer::Unknown));
+    let long = "k".repeat(LOOKUP_KEY_BYTES_MAX + 1);
+    for key in ["", &long, "a b", "a\r\nb", "a\0", "é"] {
+        assert!(matches!(answering.answer(&mut nobody, &question(key)), KeyAnswer::Unknown));
     }
 }
 
