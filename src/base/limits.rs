@@ -372,6 +372,13 @@ pub const CONNECTIONS_OVER_MAX: usize = 32;
 pub const GUESTS_MAX: usize = 16;
 /// Longest `Retry-After` that a client is told when all backends are full, in seconds.
 pub const FULL_RETRY_AFTER_S_MAX: u32 = 30;
+/// Requests that wait for a backend at one time, of all workers: the most that
+/// `routing.queue.max_waiting` may say.
+pub const QUEUE_WAITING_MAX: u32 = 100_000;
+/// Keys whose share of a queue is kept apart. Beyond: some keys share one, found by a hash.
+pub const QUEUE_KEYS: usize = 4096;
+/// When a newcomer is told how long it would wait, so many of those before it are counted.
+pub const QUEUE_COUNTED_MAX: usize = 1000;
 /// An engine's own figures of its load are read so often, from the beginning of one reading to that
 /// of the next; one reading gets as long. Beyond: it has failed, and is counted.
 pub const ENGINE_LOAD_INTERVAL: Duration = Duration::from_secs(1);

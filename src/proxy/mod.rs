@@ -21,6 +21,7 @@ pub mod slices;
 pub mod asking;
 pub mod admit;
 pub mod route;
+pub mod queue;
 pub mod retry_budget;
 pub mod repute;
 pub mod upstream;

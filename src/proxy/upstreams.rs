@@ -49,7 +49,10 @@ impl Upstreams {
         leaving.retain(is_gone);
         leaving.extend(old.members.iter().filter(|old| is_gone(old)).cloned());
         leaving.iter().for_each(|gone| gone.retire());
+        drop(leaving);
         self.view.replace(Rc::new(new));
+        // By now they find the new one.
+        old.close_queues();
     }
 
     /// What was counted of a backend that is gone is forgotten when the last request there is over,
@@ -86,6 +89,7 @@ impl Upstreams {
 
     /// Closes what idled too long, at this tick; gives how many.
     pub fn sweep(&self, now: u32) -> u64 {
+        self.view.borrow().look_for_room();
         self.view.borrow().members.iter().map(|member| member.sweep(now)).sum()
     }
 

@@ -3,6 +3,7 @@
 
 mod affinity;
 
+use super::queue::LocalQueue;
 use super::route::affinity::{Hints, Sessions};
 use super::route::strategy::Balancer;
 use super::route::tiers::{self, Tier};
@@ -34,6 +35,8 @@ pub struct WorkerView {
     pub members: Vec<Rc<LocalMember>>,
     /// For each group of backends that serve the same models, who is asked before whom.
     groups: Vec<Box<[Tier]>>,
+    /// For each group, where requests wait for room; none without `routing.queue`.
+    queues: Vec<Rc<LocalQueue>>,
     /// Requests that went past the first tier of their group, because nobody in it could take them.
     /// All views of the worker count together.
     spilled: Rc<Cell<u64>>,
@@ -134,12 +137,16 @@ impl WorkerView {
         let groups = shared.models.groups().iter().map(|places| group(places)).collect();
         let local = |member: &Arc<Member>| {
             let before = known.get(&member.id());
-            Rc::new(LocalMember::new(member, before.map(|old| &***old)))
+            Rc::new(LocalMember::new(member, before.map(|old| &***old), shared.queues()))
         };
+        let queues = shared.waiting.iter().flatten();
+        let queues = queues
+            .filter_map(|queue| Some(Rc::new(LocalQueue::new(queue, shared.queues()?, worker))));
         let plan = Arc::clone(&shared.plan);
         WorkerView {
             members: shared.members().iter().map(local).collect(),
             groups,
+            queues: queues.collect(),
             spilled,
             leads,
             worker,
@@ -177,6 +184,21 @@ impl WorkerView {
             member.untried();
         }
         Err(NotPicked::Full { retry_after_s: 1 })
+    }
+
+    /// Where requests for a group wait; `None`: they do not.
+    pub fn queue(&self, group: GroupId) -> Option<&Rc<LocalQueue>> {
+        self.queues.get(group.place())
+    }
+
+    /// Lets those that are next look for room.
+    pub fn look_for_room(&self) {
+        self.queues.iter().for_each(|queue| queue.look());
+    }
+
+    /// Another view is in use: those that wait go on there.
+    pub fn close_queues(&self) {
+        self.queues.iter().for_each(|queue| queue.close());
     }
 
     /// Requests of this worker that went past the first tier of their group, in all views.

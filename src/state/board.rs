@@ -8,6 +8,7 @@ use super::member::{Member, MemberId, MemberTls};
 use super::models::{GroupId, ModelIndex};
 use super::prefixes::{FoundPrefix, Holder, PrefixTable};
 use super::pulse::Pulse;
+use super::queues::{FairQueue, Queues};
 use super::repute::Tenths;
 use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::{Backend, LoadBalance, Plan};
@@ -36,6 +37,10 @@ pub struct View {
     pub services: Vec<Option<KeyService>>,
     /// The places of the members by their numbers in that table.
     holders: QuickMap<u32, u32>,
+    /// What the queues of all views share, once there was one.
+    queues: Option<Arc<Queues>>,
+    /// Where requests wait for backends that are full, if they do: one queue for each group.
+    pub waiting: Option<Vec<Arc<FairQueue>>>,
 }
 
 impl View {
@@ -84,8 +89,41 @@ impl View {
             Some(_) => members.iter().map(number).zip(0..).collect(),
             None => QuickMap::default(),
         };
-        let services = Vec::new();
-        View { plan, members, places, leaving, labelled, models, prefixes, services, holders }
+        let has_queue = plan.routing.queue.is_some();
+        let known = before.and_then(|view| view.queues.clone());
+        let queues = known.or_else(|| has_queue.then(Arc::default));
+        let queue = |places: &[u32]| {
+            let members = places.iter().filter_map(|place| members.get(*place as usize));
+            let ids = members.map(|member| member.id()).collect();
+            Arc::new(FairQueue::new(ids, plan.server.workers))
+        };
+        let waiting =
+            has_queue.then(|| models.groups().iter().map(|places| queue(places)).collect());
+        View {
+            plan,
+            members,
+            places,
+            leaving,
+            labelled,
+            models,
+            prefixes,
+            services: Vec::new(),
+            holders,
+            queues,
+            waiting,
+        }
+    }
+
+    /// What the queues of all views share; `None`: there never was one.
+    pub fn queues(&self) -> Option<&Arc<Queues>> {
+        self.queues.as_ref()
+    }
+
+    /// It is the one in use from now on: whoever leaves a backend calls those who wait here.
+    fn come_into_use(&self) {
+        if let Some(queues) = &self.queues {
+            queues.set_current(self.waiting.clone().unwrap_or_default());
+        }
     }
 
     /// The place of a backend that has read the beginning of a prompt and is likely to have it
@@ -153,6 +191,7 @@ pub struct Board {
 impl Board {
     /// With its first view.
     pub fn new(view: View) -> Board {
+        view.come_into_use();
         Board { view: ArcSwap::from_pointee(view), pulses: OnceLock::new() }
     }
 
@@ -174,6 +213,7 @@ impl Board {
     /// Hangs up another view, and calls those who sleep. What is in flight keeps the one that it
     /// began with.
     pub fn swap(&self, view: Arc<View>) {
+        view.come_into_use();
         self.view.store(view);
         self.pulses.get().into_iter().flatten().for_each(|pulse| pulse.call());
     }

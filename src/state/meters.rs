@@ -72,6 +72,46 @@ pub const UNPACKED: [&str; 7] = [
 /// time was over, it told of an error, it broke.
 pub const HELD: [&str; 4] = ["spoke", "late", "error", "broke"];
 
+/// How the waiting of a request in a queue ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueEnd {
+    /// There was room at a backend.
+    Served,
+    /// `routing.queue.timeout` was over.
+    TimedOut,
+    /// As many waited as may, and one who had sent less came.
+    Displaced,
+    /// Its client left.
+    Left,
+    /// It did not begin: as many waited as may.
+    NoRoom,
+    /// It did not begin: it was likely to take too long.
+    Hopeless,
+}
+
+/// The labels of all [`QueueEnd`]s, in their order.
+pub const QUEUE_ENDS: [&str; 6] =
+    ["served", "timed_out", "displaced", "left", "no_room", "hopeless"];
+
+/// Requests that waited in queues.
+#[derive(Clone, Default)]
+pub struct Queued {
+    /// By how it ended: one of [`QUEUE_ENDS`].
+    pub ends: [u64; QUEUE_ENDS.len()],
+    /// How long those waited that did.
+    pub waits: Times,
+}
+
+impl Queued {
+    /// The waiting of one has ended, so long after it began; `None`: it did not begin.
+    pub fn count(&mut self, end: QueueEnd, waited: Option<Duration>) {
+        if let Some(count) = self.ends.get_mut(end as usize) {
+            *count += 1;
+        }
+        waited.into_iter().for_each(|time| self.waits.record(time));
+    }
+}
+
 /// Why there was another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RetryReason {
@@ -122,6 +162,8 @@ pub struct Meters {
     pub affinity: Affinity,
     /// Requests whose engine had lost the prefix for which they were sent there.
     pub prefixes_lost: u64,
+    /// Requests that waited for room at a backend, or were refused to.
+    pub queued: Queued,
     /// Upstream connections: fresh, reused.
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
@@ -308,6 +350,10 @@ impl Meters {
         for (ours, theirs) in self.held.iter_mut().zip(other.held) {
             *ours += theirs;
         }
+        for (ours, theirs) in self.queued.ends.iter_mut().zip(other.queued.ends) {
+            *ours += theirs;
+        }
+        self.queued.waits.absorb(&other.queued.waits);
         self.affinity.prefix.add(other.affinity.prefix);
         self.affinity.session.add(other.affinity.session);
         self.prefixes_lost += other.prefixes_lost;

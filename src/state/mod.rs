@@ -14,6 +14,7 @@ pub mod meters;
 pub mod models;
 pub mod prefixes;
 pub mod model_list;
+pub mod queues;
 pub mod reported;
 pub mod repute;
 pub mod scrape;

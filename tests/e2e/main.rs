@@ -30,6 +30,7 @@ mod model_list;
 mod abort;
 mod half_close;
 mod balancing;
+mod queue;
 mod affinity;
 mod sessions;
 mod ejection;

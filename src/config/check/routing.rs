@@ -1,16 +1,23 @@
 //! `routing` and, since it holds defaults of theirs, the reading of `backends`.
 
 use super::backend::{backends, Timeouts};
-use crate::base::limits::{MODEL_NAME_BYTES_MAX, RETRIES_MAX, SESSION_HEADERS_MAX};
+use crate::base::limits::{
+    MODEL_NAME_BYTES_MAX, QUEUE_WAITING_MAX, RETRIES_MAX, SESSION_HEADERS_MAX,
+};
 use crate::config::desk::Desk;
 use crate::config::plan::{
-    Backend, EngineMetrics, Fallback, LoadBalance, ModelPattern, OnClientAbort, ResponseHeader,
-    Retry, RetryOn, Routing, SessionAffinity, SessionKey,
+    Backend, EngineMetrics, Fallback, LoadBalance, ModelPattern, OnClientAbort, Queue,
+    ResponseHeader, Retry, RetryOn, Routing, SessionAffinity, SessionKey,
 };
 use crate::config::raw::Node;
 use crate::config::section::Section;
 use crate::config::value;
 use std::time::Duration;
+
+/// What a `queue` says that says nothing: as many as a gateway for a few engines meets in a burst,
+/// and for as long as people wait.
+const QUEUE_WAITING: u32 = 1000;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads both sections.
 pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
@@ -34,6 +41,7 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
         sse_keepalive: Duration::ZERO,
         hold_preamble: Duration::ZERO,
         early_head: false,
+        queue: None,
         response_headers: Vec::new(),
     });
     let backends = backends(root, "backends", Timeouts::of(&routing));
@@ -54,6 +62,10 @@ pub fn routing(root: &mut Section) -> (Routing, Vec<Backend>) {
     if routing.early_head && all_drain && !root.has("discovery") {
         let why = "no head goes early: all backends have on_client_abort: drain";
         root.warn("routing", format!("early_head: {why}"));
+    }
+    if routing.queue.is_some() && backends.iter().all(|backend| backend.max_concurrent == 0) {
+        let why = "nothing ever waits: no backend has max_concurrent";
+        root.warn("routing", format!("queue: {why}"));
     }
     let is_blind = matches!(routing.load_balance, LoadBalance::RoundRobin | LoadBalance::Random);
     if is_blind && backends.iter().any(|backend| backend.metrics != EngineMetrics::Off) {
@@ -100,7 +112,15 @@ fn read(s: &mut Section) -> Routing {
         sse_keepalive: s.duration_or_zero("sse_keepalive"),
         hold_preamble: s.duration_or_zero("hold_preamble"),
         early_head: s.boolean("early_head", false),
+        queue: s.when_present("queue", queue),
         response_headers: s.list("response_headers", response_header).unwrap_or_default(),
+    }
+}
+
+fn queue(s: &mut Section) -> Queue {
+    Queue {
+        max_waiting: s.int("max_waiting", 1..=QUEUE_WAITING_MAX, QUEUE_WAITING),
+        timeout: s.duration("timeout", QUEUE_TIMEOUT),
     }
 }
 

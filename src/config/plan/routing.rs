@@ -39,8 +39,22 @@ pub struct Routing {
     /// A stream whose answer has not begun when its first comment is due gets its head with that:
     /// what fails from then on is told inside the stream.
     pub early_head: bool,
+    /// Where requests wait while all backends that could take them have as many as they may;
+    /// `None`: they are refused.
+    #[serde(serialize_with = "print::or_off")]
+    pub queue: Option<Queue>,
     /// What answers say of their way here, beside what engines send.
     pub response_headers: Vec<ResponseHeader>,
+}
+
+/// Waiting instead of refusing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    /// Requests that may wait at one time, of all workers together.
+    pub max_waiting: u32,
+    /// The longest that one waits.
+    #[serde(serialize_with = "print::duration")]
+    pub timeout: Duration,
 }
 
 /// A field that is put into the answers of engines.

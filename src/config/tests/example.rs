@@ -40,6 +40,7 @@ logging:
   request: {enabled: true, storage: main}
 backends: [{url: "http://localhost:8080"}, {url: "https://llm.internal/engine", tls: {ca_file: /etc/llmproxy/engines-ca.crt}}]
 routing:
+  queue: {}
   session_affinity:
   retry:
   fallback: [{primary: "localhost:8080", fallback: ["llm.internal:443"], retry: 1}]

@@ -1,7 +1,7 @@
 //! What became of requests: counts, times, refusals, faults.
 
 use super::{labelled, model_label, one, Facts, Labels, Page, MILLISECOND, SECOND};
-use crate::state::meters::{Affinity, HELD};
+use crate::state::meters::{Affinity, HELD, QUEUE_ENDS};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -81,6 +81,21 @@ impl Facts {
         page.counter("llmproxy_affinity_evicted", help, one(evicted))
     }
 
+    fn queue(&self, page: &mut Page<'_>) -> fmt::Result {
+        let waiting = self.view.queues().map_or(0, |queues| queues.waiting());
+        let help = "Requests that wait for room at a backend (routing.queue).";
+        page.gauge("llmproxy_queue_waiting", help, one(u64::from(waiting)))?;
+        let queued = &self.meters.queued;
+        let help = "Requests that waited for room at a backend, or were not let wait, by what \
+                    ended that.";
+        let ends = labelled("result", QUEUE_ENDS.into_iter().map(str::to_owned).zip(queued.ends));
+        page.counter("llmproxy_queue", help, ends)?;
+        const WAITS: [f64; 10] = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
+        let waits = vec![(Labels::new(), &queued.waits)];
+        let help = "How long requests waited for room at a backend.";
+        page.histogram("llmproxy_queue_wait_seconds", help, (&WAITS, SECOND), waits)
+    }
+
     pub(super) fn endings(&self, page: &mut Page<'_>) -> fmt::Result {
         let m = &self.meters;
         let rejected = labelled("reason", m.rejected.iter().map(|(k, n)| ((*k).to_owned(), *n)));
@@ -103,6 +118,7 @@ impl Facts {
         let help = "Streams whose beginning was held back (hold_preamble), by what ended that.";
         let held = labelled("result", HELD.into_iter().map(str::to_owned).zip(m.held));
         page.counter("llmproxy_preambles_held", help, held)?;
+        self.queue(page)?;
         self.affinity(page)?;
         let help = "Requests sent on fresh and on kept connections to backends.";
         let kinds = ["false", "true"].into_iter().zip(m.upstream);

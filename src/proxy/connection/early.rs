@@ -3,8 +3,9 @@
 //! they would. But what comes of them can be no status any more, so that a failure, also one that
 //! an engine answers with, is told by an event.
 
-use super::ours::{give_up, refuse};
-use super::tries::{open, try_backends};
+use super::ours::{give_up, refuse, turn_away};
+use super::tries::{start, try_backends, First};
+use super::waiting::{wait, Unserved};
 use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
@@ -47,8 +48,21 @@ pub(super) fn due(underway: &Underway<'_>) -> Option<Duration> {
     is_asked_for.then_some(routing.sse_keepalive)
 }
 
+/// Whether the answer is a stream, and may be cut off, whoever gives it.
+fn is_certain(underway: &Underway<'_>, first: &First) -> bool {
+    let request = &underway.notes.request;
+    match first {
+        First::Picked(first) => is_certain_at(request, first),
+        First::Waits(_) => {
+            let view = &underway.pass.view.shared;
+            let group = view.models.choose(request.served_model()).group;
+            view.group(group).all(|member| is_certain_at(request, member))
+        }
+    }
+}
+
 /// Whether the answer to what asks for a stream is one, and may be cut off.
-fn is_certain(request: &Request, first: &Member) -> bool {
+fn is_certain_at(request: &Request, first: &Member) -> bool {
     // Of the engines' own paths, some stream though nobody asks them to, or not though one does.
     let streams = matches!(
         request.dialect_at(&first.plan.base_path),
@@ -69,14 +83,14 @@ pub(super) async fn forward(
     underway: &mut Underway<'_>,
     every: Duration,
 ) -> Result<Exchange, Next> {
-    let first = match open(w, client, underway) {
+    let first = match start(w, client, underway) {
         Ok(first) => first,
         Err(refusal) => return Err(refuse(w, client, underway, refusal).await),
     };
-    let is_certain = is_certain(&underway.notes.request, &first);
+    let is_certain = is_certain(underway, &first);
     let mut early = EarlyHead::new(client, &underway.notes.request);
     let tried = {
-        let mut trying = pin!(try_backends(w, client, underway, first));
+        let mut trying = pin!(begin(w, client, underway, first));
         match is_certain {
             false => trying.await,
             true => loop {
@@ -88,7 +102,7 @@ pub(super) async fn forward(
         }
     };
     underway.notes.story.head_is_out = early.is_out;
-    let is_gone = matches!(tried, Err(Fault::ClientLeft));
+    let is_gone = matches!(tried, Err(Unserved::Failed(Fault::ClientLeft)));
     if !is_gone && !early.unsent.is_empty() {
         // What was sent in part is sent to its end before anything else.
         if let Err(fault) = client.send(&mut [IoSlice::new(&early.unsent)]).await {
@@ -108,8 +122,22 @@ pub(super) async fn forward(
             drop(got);
             Err(give_up(w, client, underway, fault).await)
         }
-        Err(fault) => Err(give_up(w, client, underway, fault).await),
+        Err(unserved) => Err(turn_away(w, client, underway, unserved).await),
     }
+}
+
+/// Waits if the request must, and asks.
+async fn begin(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+    first: First,
+) -> Result<Exchange, Unserved> {
+    let first = match first {
+        First::Picked(first) => first,
+        First::Waits(waiter) => Box::pin(wait(w, client, underway, *waiter)).await?,
+    };
+    try_backends(w, client, underway, first).await.map_err(Unserved::Failed)
 }
 
 /// Half of a head or comment is out, and the client does not take the rest: whatever came behind it

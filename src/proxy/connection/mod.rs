@@ -11,6 +11,7 @@
 mod incoming;
 mod facts;
 mod tries;
+mod waiting;
 mod early;
 mod retry;
 mod preamble;

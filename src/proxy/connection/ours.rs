@@ -1,6 +1,7 @@
 //! The answers that we make ourselves: refusals, what stands for a backend that did not answer, our
 //! own pages. Each leaves the story by which its request is settled.
 
+use super::waiting::Unserved;
 use super::{early, Next, Notes, Underway};
 use crate::base::fault::{Fault, Retryable};
 use crate::base::limits::EJECTION_STEP;
@@ -102,6 +103,26 @@ pub(super) async fn give_up(
     };
     request.release_body(client);
     next
+}
+
+/// Answers for whatever kept a request from an engine's answer.
+pub(super) async fn turn_away(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+    unserved: Unserved,
+) -> Next {
+    match unserved {
+        Unserved::Failed(fault) => give_up(w, client, underway, fault).await,
+        Unserved::Refused(refusal) if underway.notes.story.head_is_out => {
+            let Notes { request, story, .. } = &mut *underway.notes;
+            let next = Box::pin(early::tell(client, (request, story), &refusal)).await;
+            request.release_body(client);
+            *story = Story::refused(&refusal);
+            next
+        }
+        Unserved::Refused(refusal) => refuse(w, client, underway, refusal).await,
+    }
 }
 
 /// What a client hears of a fault. Where everybody who could have served it is known to be down,

@@ -1,8 +1,9 @@
 //! From a whole request to the head of an engine's answer: the opening record, the tries.
 
 use super::early;
-use super::ours::{give_up, refuse};
+use super::ours::{give_up, turn_away};
 use super::retry::{self, is_doubtful};
+use super::waiting::{enter, is_waited, wait, Unserved};
 use super::{Next, Notes, Underway};
 use crate::base::fault::Fault;
 use crate::base::panic_point;
@@ -11,6 +12,7 @@ use crate::config::plan::Fallback;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
+use crate::proxy::queue::Waiter;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::affinity::Taught;
@@ -37,9 +39,10 @@ pub(super) async fn forward(
         // Boxed: what it needs beside the tries is not for every stream to carry.
         return Box::pin(early::forward(w, client, underway, every)).await;
     }
-    let first = match open(w, client, underway) {
-        Ok(first) => first,
-        Err(refusal) => return Err(Box::pin(refuse(w, client, underway, refusal)).await),
+    let first = match start(w, client, underway) {
+        Ok(First::Picked(first)) => first,
+        // Boxed: few requests wait, or are refused.
+        other => Box::pin(begin_late(w, client, underway, other)).await?,
     };
     let fault = match try_backends(w, client, underway, first).await {
         Ok(exchange) => return Ok(exchange),
@@ -48,18 +51,64 @@ pub(super) async fn forward(
     Err(Box::pin(give_up(w, client, underway, fault)).await)
 }
 
-/// Picks who is asked first and opens the request's record: an engine has nothing that the journal
-/// has not.
-pub(super) fn open(
+/// Who is asked first after a wait; the error: nobody.
+async fn begin_late(
+    w: &Shared,
+    client: &mut Client,
+    underway: &mut Underway<'_>,
+    first: Result<First, Refusal>,
+) -> Result<Rc<LocalMember>, Next> {
+    let unserved = match first {
+        Ok(First::Picked(first)) => return Ok(first),
+        Ok(First::Waits(waiter)) => match wait(w, client, underway, *waiter).await {
+            Ok(first) => return Ok(first),
+            Err(unserved) => unserved,
+        },
+        Err(refusal) => Unserved::Refused(refusal),
+    };
+    Err(turn_away(w, client, underway, unserved).await)
+}
+
+/// Who is asked first.
+pub(super) enum First {
+    /// This one.
+    Picked(Rc<LocalMember>),
+    /// Whoever has room when it is the request's turn.
+    Waits(Box<Waiter>),
+}
+
+/// Picks who is asked first, or lets the request wait for that.
+pub(super) fn start(
     w: &Shared,
     client: &Client,
     underway: &mut Underway<'_>,
-) -> Result<Rc<LocalMember>, Refusal> {
+) -> Result<First, Refusal> {
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
         return Err(NO_JOURNAL);
     }
+    let Underway { pass, notes: Notes { request, .. } } = &*underway;
+    let group = pass.view.shared.models.choose(request.served_model()).group;
+    let picked = match is_waited(&pass.view, group) {
+        true => Err(NotPicked::Full { retry_after_s: 1 }),
+        false => pick(&pass.view, request, &TriedMembers::default()),
+    };
+    match picked {
+        Ok(inflight) => opened(w, client, underway, inflight).map(First::Picked),
+        Err(why) => {
+            enter(w, client, underway, (group, why)).map(|waiter| First::Waits(Box::new(waiter)))
+        }
+    }
+}
+
+/// The request goes to a backend first, and its record is opened: an engine has nothing that the
+/// journal has not.
+pub(super) fn opened(
+    w: &Shared,
+    client: &Client,
+    underway: &mut Underway<'_>,
+    inflight: InFlight,
+) -> Result<Rc<LocalMember>, Refusal> {
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
-    let inflight = pick(&pass.view, request, &TriedMembers::default()).map_err(refusal)?;
     let first = story.goes_to(inflight);
     story.expected = pass.view.expected();
     w.retries.deposit();
@@ -85,7 +134,7 @@ pub(super) fn pick(
 }
 
 /// What a client hears when there is nobody to ask.
-fn refusal(why: NotPicked) -> Refusal {
+pub(super) fn refusal(why: NotPicked) -> Refusal {
     match why {
         NotPicked::Nobody => NO_BACKEND.with_retry_after(1),
         NotPicked::Full { retry_after_s } => {

@@ -5,6 +5,7 @@ use crate::rt::patrol::TICK;
 use crate::rt::socket::IdleHeard;
 use crate::rt::tls::Link;
 use crate::state::member::Member;
+use crate::state::queues::Queues;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Deref;
@@ -90,6 +91,7 @@ impl Drop for InFlight {
             self.backend.note_stay(self.age());
         }
         self.backend.leave();
+        self.backend.queues.iter().for_each(|queues| queues.note_room(self.backend.id()));
     }
 }
 
@@ -195,6 +197,8 @@ pub struct LocalMember {
     departures_seen: Cell<u32>,
     /// Tries of this worker that it got; shared as `idle` is.
     picked: Rc<Cell<u64>>,
+    /// Where requests may wait for room here.
+    queues: Option<Arc<Queues>>,
 }
 
 impl Deref for LocalMember {
@@ -208,7 +212,12 @@ impl Deref for LocalMember {
 impl LocalMember {
     /// A backend to which nothing is kept, or, if `before` is the same backend in an earlier view,
     /// what was kept there.
-    pub fn new(member: &Arc<Member>, before: Option<&LocalMember>) -> LocalMember {
+    pub fn new(
+        member: &Arc<Member>,
+        before: Option<&LocalMember>,
+        queues: Option<&Arc<Queues>>,
+    ) -> LocalMember {
+        let is_bounded = member.plan.max_concurrent > 0;
         let none = Rc::<RefCell<IdleLinks>>::default;
         let seen = before.map_or(member.departures(), |old| old.departures_seen.get());
         LocalMember {
@@ -217,6 +226,7 @@ impl LocalMember {
             idle_ticks: ticks(member.plan.keepalive_timeout),
             departures_seen: Cell::new(seen),
             picked: before.map_or_else(Rc::default, |old| Rc::clone(&old.picked)),
+            queues: queues.filter(|_| is_bounded).cloned(),
         }
     }
 
@@ -338,7 +348,7 @@ mod tests {
             Backend { keepalive_timeout, max_idle_conns: COUNT, ..Backend::sample("engine") };
         let member = Arc::new(Member::new(plan, None));
         Ring::build().unwrap().block_on(async {
-            test(Rc::new(LocalMember::new(&member, None)));
+            test(Rc::new(LocalMember::new(&member, None, None)));
         });
     }
 

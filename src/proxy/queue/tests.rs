@@ -1,0 +1,126 @@
+mod simulation;
+
+use super::*;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Wake;
+
+/// Counts how often it is woken.
+struct Calls(AtomicU32);
+
+impl Wake for Calls {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Scene {
+    queues: Arc<Queues>,
+    workers: Vec<Rc<LocalQueue>>,
+    room: Cell<u32>,
+}
+
+impl Scene {
+    fn new(workers: usize) -> Scene {
+        let queues = Arc::new(Queues::default());
+        let shared = Arc::new(FairQueue::new(Vec::new(), workers));
+        let local = |worker| Rc::new(LocalQueue::new(&shared, &queues, worker));
+        let workers = (0..workers).map(local).collect();
+        Scene { queues, workers, room: Cell::new(0) }
+    }
+
+    fn enter(&self, worker: usize, key: u64) -> Option<Waiter> {
+        self.workers[worker].enter(self.queues.tag(key, 10), 6)
+    }
+
+    fn poll(&self, waiter: &Waiter, calls: &Arc<Calls>) -> Poll<Called<()>> {
+        let waker = Waker::from(Arc::clone(calls));
+        let take = || self.room.replace(self.room.get().saturating_sub(1)) > 0;
+        waiter.poll(&mut Context::from_waker(&waker), || take().then_some(()))
+    }
+}
+
+fn calls() -> Arc<Calls> {
+    Arc::new(Calls(AtomicU32::new(0)))
+}
+
+/// Catches: one who comes later and is served first; room that nobody is called for, because
+/// who was called had left, or is of another worker.
+#[test]
+fn keys_take_turns_whichever_worker_has_them() {
+    let scene = Scene::new(2);
+    // Three of one key at worker 0, then two of another at worker 1.
+    let keys = [(0, 1), (0, 1), (0, 1), (1, 2), (1, 2)];
+    let mut waiting: Vec<_> = keys
+        .iter()
+        .zip(0..)
+        .map(|((worker, key), n)| (n, scene.enter(*worker, *key).unwrap(), calls()))
+        .collect();
+    let mut served = Vec::new();
+    waiting.iter().for_each(|(_, waiter, calls)| {
+        assert!(scene.poll(waiter, calls).is_pending());
+    });
+    while !waiting.is_empty() {
+        scene.room.set(1);
+        waiting[0].1.queue.shared.call_first();
+        let is_called = |calls: &Arc<Calls>| calls.0.swap(0, Ordering::Relaxed) > 0;
+        let place = waiting.iter().position(|(_, _, calls)| is_called(calls)).unwrap();
+        let (number, waiter, calls) = waiting.remove(place);
+        assert_eq!(scene.poll(&waiter, &calls), Poll::Ready(Called::Served(())));
+        drop(waiter);
+        // Whoever is next was called in turn; there is no room for it.
+        for (_, waiter, calls) in &waiting {
+            calls.0.store(0, Ordering::Relaxed);
+            assert!(scene.poll(waiter, calls).is_pending());
+        }
+        served.push(number);
+    }
+    assert_eq!(served, [0, 3, 1, 4, 2]);
+    assert_eq!((scene.queues.waiting(), scene.workers[0].shared.waiting()), (0, 0));
+}
+
+/// Catches: a queue that one key has filled, and that has no room for anybody else; a count
+/// that grows or shrinks by that.
+#[test]
+fn who_sends_little_takes_the_place_of_who_sends_much() {
+    let scene = Scene::new(1);
+    let hog: Vec<_> = (0..6).map(|_| scene.enter(0, 1).unwrap()).collect();
+    assert!(scene.enter(0, 1).is_none(), "it would be the last one itself");
+    let polite = scene.enter(0, 2).unwrap();
+    let calls = calls();
+    assert_eq!(scene.poll(&hog[5], &calls), Poll::Ready(Called::Displaced));
+    assert!(scene.poll(&hog[4], &calls).is_pending());
+    assert_eq!((scene.queues.waiting(), polite.queue.shared.waiting()), (6, 6));
+    drop((hog, polite));
+    assert_eq!((scene.queues.waiting(), scene.workers[0].shared.waiting()), (0, 0));
+}
+
+/// Catches: requests that wait for ever in the queue of a view that is gone, or twice.
+#[test]
+fn who_waits_goes_on_in_the_next_view() {
+    let scene = Scene::new(1);
+    let mut waiter = scene.enter(0, 1).unwrap();
+    let calls = calls();
+    assert!(scene.poll(&waiter, &calls).is_pending());
+    scene.workers[0].close();
+    assert_eq!(calls.0.load(Ordering::Relaxed), 1);
+    assert_eq!(scene.poll(&waiter, &calls), Poll::Ready(Called::Moved));
+    let shared = Arc::new(FairQueue::new(Vec::new(), 1));
+    let next = Rc::new(LocalQueue::new(&shared, &scene.queues, 0));
+    waiter.move_to(&next);
+    assert_eq!((shared.waiting(), scene.workers[0].shared.waiting()), (1, 0));
+    scene.room.set(1);
+    assert_eq!(scene.poll(&waiter, &calls), Poll::Ready(Called::Served(())));
+    drop(waiter);
+    assert_eq!((scene.queues.waiting(), shared.waiting()), (0, 0));
+}
+
+/// Catches: a newcomer who is told of a wait that has nothing to do with who waits before it.
+#[test]
+fn those_ahead_are_counted_over_all_workers() {
+    let scene = Scene::new(2);
+    let waiting = [(0, 1), (0, 1), (1, 2), (1, 2)];
+    let _waiting = waiting.map(|(worker, key)| scene.enter(worker, key).unwrap());
+    let ahead = |tag| scene.workers[0].ahead(tag);
+    assert_eq!(ahead(scene.queues.tag(3, 1)), 0);
+    assert_eq!(ahead(scene.queues.tag(1, 1)), 4, "two of ours, and as many of the other's");
+}
