@@ -173,6 +173,8 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         client_request_id: None,
         timestamp_ms: 1_700_000_000_000,
         user_id: None,
+        key_name: None,
+        key_id: None,
         api_key: None,
         key_form: KeyForm::None,
         model: Some("meta-llama/Llama-3.1-8B-Instruct".into()),

@@ -63,12 +63,15 @@ impl Refusal {
     /// `error.param`: the key of the body that is at fault, where one is. Told by the code: futures
     /// that carry a refusal stay small.
     pub fn param(&self) -> Option<&'static str> {
-        matches!(self.code, "model_not_found" | "invalid_model").then_some("model")
+        let of_model = ["model_not_found", "model_not_allowed", "invalid_model"];
+        of_model.contains(&self.code).then_some("model")
     }
 
     /// `error.type` of the OpenAI error object that belongs to the status.
     pub fn kind(&self) -> &'static str {
         match self.status {
+            // OpenAI's own word; its clients do not try again.
+            429 if self.code == "insufficient_quota" => "insufficient_quota",
             401 => "authentication_error",
             403 => "permission_error",
             // What is not found is then no path of ours, but what the request asks for.

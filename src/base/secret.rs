@@ -1,9 +1,9 @@
 //! A value that must never be seen: no `Display`, no `Serialize`, and a `Debug` of stars.
 
 use std::fmt;
+use zeroize::Zeroize;
 
-/// A credential, a token, a password, a DSN. Overwritten when dropped is left to the allocator:
-/// it only ever lives in the plan.
+/// A credential, a token, a password, a DSN. Its bytes are overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
@@ -19,6 +19,12 @@ impl Secret {
     /// True when nothing was given.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

@@ -3,7 +3,7 @@
 use super::log::{Output, Reopen};
 use crate::config::plan::{AccessLog, LogFormat};
 use crate::usage::access::{AccessLine, Said};
-use crate::usage::record::{line::line_of, UsageRecord};
+use crate::usage::record::{key_id_text, line::line_of, UsageRecord};
 use crossbeam_channel::{bounded, select, Receiver, Sender};
 use serde_json::json;
 use std::convert::Infallible;
@@ -88,6 +88,9 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     let value = json!({
         "timestamp": time(r),
         "client": line.client,
+        "user_id": r.user_id,
+        "key_name": r.key_name,
+        "key_id": r.key_id.map(key_id_text),
         "method": r.method,
         "path": r.path,
         "status": r.status_code,
@@ -110,7 +113,7 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
 }
 
 /// Apache's and nginx' combined format, and nothing beside: what reads them reads this. There is no
-/// query, which may hold a key, and no user, since keys have no names yet.
+/// query, which may hold a key. The user is that of the key, or the key's name if it has no user.
 fn text_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     let r = &line.record;
     let no_one = Said::default();
@@ -126,8 +129,14 @@ fn text_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     };
     let (status, bytes) = (r.status_code, r.response_bytes);
     let (referer, agent) = (field(&said.referer), field(&said.user_agent));
+    let who = r.user_id.as_deref().or(r.key_name.as_deref()).unwrap_or("-");
+    // Here a blank would end the field.
+    let who = escaped(who.as_bytes()).replace(' ', "\\x20");
     let (client, time) = (&line.client, common_time(r));
-    writeln!(out, "{client} - - [{time}] \"{request}\" {status} {bytes} \"{referer}\" \"{agent}\"")
+    writeln!(
+        out,
+        "{client} - {who} [{time}] \"{request}\" {status} {bytes} \"{referer}\" \"{agent}\""
+    )
 }
 
 /// What a client chose, so that it can neither end its field nor its line: as nginx writes it.

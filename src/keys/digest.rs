@@ -27,6 +27,12 @@ impl KeyDigest {
         &self.0
     }
 
+    /// What people may know the key by, in records and logs: its first eight bytes, which tells
+    /// nothing of the key, and tells it from all others.
+    pub fn label(&self) -> u64 {
+        (self.id() >> 64) as u64
+    }
+
     /// What counters of the key go by: half of it, which is unique enough, and is no key.
     pub fn id(&self) -> u128 {
         let (id, _) = self.0.split_at(16);
@@ -46,6 +52,24 @@ impl PartialEq for KeyDigest {
 impl Hash for KeyDigest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u128(self.id());
+    }
+}
+
+/// Of a digest, which is as good as random already.
+#[derive(Default)]
+pub struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        self.0 = id as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

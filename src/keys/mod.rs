@@ -5,6 +5,8 @@
 //! not good. *Runs on:* any thread. *May:* digest, compare, compute. *Never:* a socket, a file or a
 //! clock of its own; a key in a text that somebody could read.
 
+pub mod check;
 pub mod digest;
 pub mod facts;
 pub mod fields;
+pub mod table;

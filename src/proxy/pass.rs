@@ -2,27 +2,96 @@
 
 use super::shared::{Active, Shared};
 use super::view::WorkerView;
+use crate::keys::facts::KeyFacts;
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
-/// Made once for each request, and consumed by `settle`.
+/// What a worker keeps for the requests that come next, of boxes that nobody needs. Beyond: they
+/// go back to the system.
+const SPARE_BOXES_MAX: usize = 1024;
+
+/// Made once for each request, and consumed by `settle`. What the request holds is given back when
+/// it is dropped.
 pub struct Pass {
     /// What it shares with the other requests of its worker.
     pub w: Rc<Shared>,
     /// The configuration, and the backends, that the request goes by from its first to its last
     /// byte, whatever is configured meanwhile.
     pub view: Rc<WorkerView>,
+    /// There until it is dropped.
+    held: Option<Box<Holdings>>,
+}
+
+/// What a request holds. Apart from the pass, because what is kept there is kept in each
+/// connection; the boxes are used again.
+#[derive(Default)]
+pub struct Holdings {
     active: Option<Active>,
+    /// Whose request it is: what the providers that let it in know of its key, in their order.
+    /// Empty where no key is asked for.
+    keys: Vec<Arc<KeyFacts>>,
+}
+
+/// Boxes that requests gave back, for those to come.
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "the boxes themselves are what is used again")]
+pub struct SpareBoxes(RefCell<Vec<Box<Holdings>>>);
+
+impl SpareBoxes {
+    fn take(&self) -> Box<Holdings> {
+        self.0.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give(&self, mut held: Box<Holdings>) {
+        // Whatever is held is given back here. The list of keys stays, for its room.
+        let mut keys = std::mem::take(&mut held.keys);
+        keys.clear();
+        *held = Holdings { keys, ..Holdings::default() };
+        let mut spare = self.0.borrow_mut();
+        if spare.len() < SPARE_BOXES_MAX {
+            spare.push(held);
+        }
+    }
 }
 
 impl Pass {
     /// Of a request that begins now, by the configuration that is in use now.
     pub fn new(w: &Rc<Shared>) -> Pass {
         w.upstreams.look_at_the_board();
-        Pass { w: Rc::clone(w), view: w.view(), active: Some(w.enter_request()) }
+        let mut held = w.spare_boxes.take();
+        held.active = Some(w.enter_request());
+        Pass { w: Rc::clone(w), view: w.view(), held: Some(held) }
     }
 
     /// The request is over for its client, though it is not settled: it is not active any more.
     pub fn end_for_client(&mut self) {
-        self.active = None;
+        self.held.iter_mut().for_each(|held| held.active = None);
+    }
+
+    /// A provider let the request in, which knows this of its key.
+    pub fn add_key(&mut self, facts: Arc<KeyFacts>) {
+        self.held.iter_mut().for_each(|held| held.keys.push(Arc::clone(&facts)));
+    }
+
+    /// What the providers that let the request in know of its key; empty where none is asked for.
+    pub fn keys(&self) -> &[Arc<KeyFacts>] {
+        self.held.as_ref().map_or(&[], |held| &held.keys)
+    }
+
+    /// It is not let in after all.
+    pub fn forget_keys(&mut self) {
+        self.held.iter_mut().for_each(|held| held.keys.clear());
+    }
+
+    /// Whose request it is: what the first provider that let it in knows of its key.
+    pub fn identity(&self) -> Option<&KeyFacts> {
+        self.keys().first().map(|facts| &**facts)
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.held.take().into_iter().for_each(|held| self.w.spare_boxes.give(held));
     }
 }

@@ -108,6 +108,11 @@ impl Request {
         self.wire_len as usize
     }
 
+    /// Bytes of the inbox that came behind the head.
+    pub fn bytes_behind_head(&self, inbox: &[u8]) -> usize {
+        inbox.len().saturating_sub(self.head_len())
+    }
+
     /// An empty one, of a client at an address.
     pub fn new(id: RequestId, peer: Box<str>) -> Request {
         Request {

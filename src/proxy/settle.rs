@@ -363,12 +363,16 @@ fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
 
 /// What is to be said of a request of which no engine has a byte: it stands in the record of one
 /// that was open when we were killed.
-fn begun<'a>(pass: &Pass, request: &'a Request, story: &'a Story) -> RecordRef<'a> {
+fn begun<'a>(pass: &'a Pass, request: &'a Request, story: &'a Story) -> RecordRef<'a> {
+    let who = pass.identity();
     let key = request.presented.as_ref().map(|presented| presented.key.as_str());
     RecordRef {
         request_id: request.unique_id.as_str(),
         client_request_id: request.client_id().map(RequestId::as_str),
         timestamp_ms: pass.w.shelf.unix_ms(request.started),
+        user_id: who.map(|key| key.user_id.as_str()).filter(|id| !id.is_empty()),
+        key_name: who.map(|key| key.name.as_str()).filter(|name| !name.is_empty()),
+        key_id: who.map(|key| key.digest.label()),
         api_key: key.filter(|key| !key.is_empty()),
         key_form: pass.view.key_form,
         model: Some(request.model.as_str()).filter(|model| !model.is_empty()),
@@ -386,7 +390,7 @@ fn begun<'a>(pass: &Pass, request: &'a Request, story: &'a Story) -> RecordRef<'
 
 /// What is to be said of a request by now.
 fn record_of<'a>(
-    pass: &Pass,
+    pass: &'a Pass,
     (request, tap, story): (&'a Request, &'a Tap, &'a Story),
     times: Times,
     sent: u64,

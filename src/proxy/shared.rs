@@ -3,6 +3,7 @@
 
 use super::client::Client;
 use super::drains::Drains;
+use super::pass::SpareBoxes;
 use super::retry_budget::RetryBudget;
 use super::shelf::Shelf;
 use super::slices::Slices;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub models: AskModels,
     /// Connections that are open.
     pub live: Cell<usize>,
+    /// What requests that are over held their things in.
+    pub spare_boxes: SpareBoxes,
     /// Requests that are active.
     pub active: Rc<Cell<usize>>,
 }

@@ -3,6 +3,8 @@
 
 mod affinity;
 
+use super::admit::credential::KeyFields;
+use super::admit::gate::Gate;
 use super::queue::LocalQueue;
 use super::route::affinity::{Hints, Sessions};
 use super::route::strategy::Balancer;
@@ -16,7 +18,7 @@ use crate::state::member::{Member, MemberId};
 use crate::state::models::GroupId;
 use affinity::Leads;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +48,10 @@ pub struct WorkerView {
     worker: usize,
     /// How records keep the clients' keys.
     pub key_form: KeyForm,
+    /// Who may come in; `None`: everybody.
+    pub gate: Option<Gate>,
+    /// Where clients present keys when nobody checks them.
+    pub usual_fields: KeyFields,
     /// Models with a label of their own.
     models: HashMap<String, u32>,
     credential_fields: Vec<String>,
@@ -143,6 +149,7 @@ impl WorkerView {
         let queues = queues
             .filter_map(|queue| Some(Rc::new(LocalQueue::new(queue, shared.queues()?, worker))));
         let plan = Arc::clone(&shared.plan);
+        let gate = Gate::of(&shared);
         WorkerView {
             members: shared.members().iter().map(local).collect(),
             groups,
@@ -152,12 +159,9 @@ impl WorkerView {
             worker,
             key_form: plan.usage.kept_key_form(),
             models: shared.labelled_models().iter().cloned().zip(0..).collect(),
-            // Whether or not keys are checked here: what looks like a key of ours is not for
-            // engines.
-            credential_fields: match plan.server.forward_credentials {
-                true => Vec::new(),
-                false => vec!["authorization".into(), "x-api-key".into()],
-            },
+            credential_fields: credential_fields(gate.as_ref(), plan.server.forward_credentials),
+            gate,
+            usual_fields: KeyFields::new(&USUAL_FIELDS.map(str::to_owned)),
             plan,
             shared,
         }
@@ -220,6 +224,18 @@ impl WorkerView {
     pub fn credential_fields(&self) -> &[String] {
         &self.credential_fields
     }
+}
+
+/// Where the SDKs of OpenAI and Anthropic put keys.
+const USUAL_FIELDS: [&str; 2] = ["authorization", "x-api-key"];
+
+/// What looks like a key of ours is not for engines, whether or not keys are checked here; and one
+/// that was checked never is.
+fn credential_fields(gate: Option<&Gate>, forward: bool) -> Vec<String> {
+    let usual = USUAL_FIELDS.into_iter().filter(|_| !forward);
+    let checked = gate.into_iter().flat_map(|gate| gate.fields().names());
+    let all: BTreeSet<&str> = usual.chain(checked).collect();
+    all.into_iter().map(str::to_owned).collect()
 }
 
 /// Where backends stand in the order of their turns.

@@ -1,6 +1,7 @@
 //! One worker: a thread on a CPU of its own, a ring, listeners. It takes clients in and sees to
 //! what is due; what its connections share is [`Shared`].
 
+use super::pass::SpareBoxes;
 use super::retry_budget::RetryBudget;
 use super::shared::Shared;
 use super::shelf::Shelf;
@@ -127,6 +128,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         pages: start.pages,
         models: start.models,
         live: Cell::new(0),
+        spare_boxes: SpareBoxes::default(),
         active: Rc::default(),
     });
     let w = Rc::new(Worker { shared, pulse: start.pulse });

@@ -3,6 +3,7 @@
 
 use super::engine_cache::CacheOf;
 use super::hash::QuickMap;
+use super::key_tables;
 use super::lookup::KeyService;
 use super::member::{Member, MemberId, MemberTls};
 use super::models::{GroupId, ModelIndex};
@@ -12,6 +13,7 @@ use super::queues::{FairQueue, Queues};
 use super::repute::Tenths;
 use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::{Backend, LoadBalance, Plan};
+use crate::keys::table::KeyTable;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -29,6 +31,8 @@ pub struct View {
     labelled: Vec<String>,
     /// Which of the members serve which model.
     pub models: ModelIndex,
+    /// The keys of each provider of `auth.pipeline`, in its order; `None` for one that is asked.
+    pub key_tables: Vec<Option<Arc<KeyTable>>>,
     /// Who has read which beginning of a prompt, if the strategy goes by that. It outlives a change
     /// of the configuration that leaves the strategy as it is.
     pub prefixes: Option<Arc<PrefixTable>>,
@@ -99,6 +103,7 @@ impl View {
         };
         let waiting =
             has_queue.then(|| models.groups().iter().map(|places| queue(places)).collect());
+        let key_tables = key_tables::of(&plan, before);
         View {
             plan,
             members,
@@ -107,6 +112,7 @@ impl View {
             labelled,
             models,
             prefixes,
+            key_tables,
             services: Vec::new(),
             holders,
             queues,

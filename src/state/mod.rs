@@ -8,6 +8,7 @@ pub mod member;
 pub mod board;
 pub mod hash;
 pub mod hop;
+mod key_tables;
 pub mod latency;
 pub mod lookup;
 pub mod meters;

@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// Where a worker asks for the list. `None`: no engine gave one.
 pub type AskModels = Ask<(), Option<Arc<ModelList>>>;
 
+const START: &str = r#"{"object":"list","data":["#;
+const END: &str = "]}";
+
 /// A list, as `GET /v1/models` answers it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ModelList {
@@ -20,7 +23,7 @@ pub struct ModelList {
 impl ModelList {
     /// Of models in order: the id of each, and the JSON object that says it.
     pub fn new(models: impl IntoIterator<Item = (String, String)>) -> ModelList {
-        let mut page = String::from(r#"{"object":"list","data":["#);
+        let mut page = String::from(START);
         let mut places = HashMap::new();
         for (id, json) in models {
             if !places.is_empty() {
@@ -30,13 +33,21 @@ impl ModelList {
             page.push_str(&json);
             places.insert(id, start..page.len());
         }
-        page.push_str("]}");
+        page.push_str(END);
         ModelList { page, places }
     }
 
     /// The whole answer.
     pub fn page(&self) -> &str {
         &self.page
+    }
+
+    /// The same with those models alone that `is_shown` is true for.
+    pub fn page_of(&self, is_shown: impl Fn(&str) -> bool) -> String {
+        let mut shown: Vec<_> = self.places.iter().filter(|(id, _)| is_shown(id)).collect();
+        shown.sort_by_key(|(_, place)| place.start);
+        let texts = shown.into_iter().filter_map(|(_, place)| self.page.get(place.clone()));
+        format!("{START}{}{END}", texts.collect::<Vec<_>>().join(","))
     }
 
     /// What is said of one model; `None`: it is not in the list.

@@ -46,9 +46,17 @@ pub fn key_as(have: KeyForm, want: KeyForm, key: &str) -> Option<String> {
 /// Appends a key, which is plain, in a form; nothing where that is not at all.
 pub fn write_key(form: KeyForm, key: &str, into: &mut String) {
     match form {
+        KeyForm::Sha256 => into.extend(digits(digest(&SHA256, key.as_bytes()).as_ref())),
+        _ => write_digested(form, key, &[], into),
+    }
+}
+
+/// The same of a key whose SHA-256 is known.
+pub fn write_digested(form: KeyForm, key: &str, sha256: &[u8], into: &mut String) {
+    match form {
         KeyForm::Plain => into.push_str(key),
         KeyForm::Masked => mask(key, into),
-        KeyForm::Sha256 => into.extend(digits(digest(&SHA256, key.as_bytes()).as_ref())),
+        KeyForm::Sha256 => into.extend(digits(sha256)),
         KeyForm::None => {}
     }
 }

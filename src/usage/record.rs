@@ -26,6 +26,11 @@ pub struct UsageRecord {
     pub timestamp_ms: u64,
     /// Owner of the key.
     pub user_id: Option<String>,
+    /// Label of the key, where keys are checked.
+    pub key_name: Option<String>,
+    /// The first eight bytes of the SHA-256 of the key, where keys are checked: people know it by
+    /// these, and nobody else learns it from them.
+    pub key_id: Option<u64>,
     /// The key, in one of its forms.
     pub api_key: Option<String>,
     /// In which: configurations change while records wait.
@@ -127,6 +132,11 @@ impl Outcome {
         ];
         all.into_iter().find(|outcome| outcome.as_str() == word)
     }
+}
+
+/// The id of a key, as records and logs write it.
+pub fn key_id_text(id: u64) -> String {
+    format!("{id:016x}")
 }
 
 impl UsageRecord {

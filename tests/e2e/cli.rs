@@ -152,7 +152,7 @@ fn aliases_that_disagree_are_refused() {
 fn what_is_not_built_refuses_to_start() {
     for (section, word) in [
         ("rate_limit: {global: {requests_per_second: 10}}\n", "rate_limit"),
-        ("api_keys:\n  - {key: sk-verysecret}\n", "auth"),
+        ("api_keys:\n  - {key: sk-verysecret, total_quota: 5}\n", "total_quota"),
         ("admin: {enabled: true, token: verysecret}\n", "admin"),
         ("server: {tls: {enabled: true, cert_file: a.pem, key_file: b.pem}}\n", "server.tls"),
     ] {

@@ -224,7 +224,7 @@ fn three_engines_with_a_rule_for_the_first() {
 #[test]
 fn two_engines_whose_use_is_accounted_for() {
     let billing = "http://finance.internal/api/ai-usage";
-    let scene = Scene::set("s1_scenario_2.yaml", &["auth", "rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_2.yaml", &["api_keys: total_quota", "rate_limit"], billing);
     assert_even(&scene.shares("llama-3-70b", 6), 2);
     scene.await_record("llama-3-70b");
     let page = scene.proxy.get("/metrics");
@@ -239,7 +239,7 @@ fn two_engines_whose_use_is_accounted_for() {
 #[test]
 fn four_models_under_short_names() {
     let billing = "http://billing-api:8080/api/v1/usage";
-    let scene = Scene::set("s1_scenario_3.yaml", &["auth", "rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_3.yaml", &["auth: keys in Redis", "rate_limit"], billing);
     assert_eq!(scene.hosts.len(), 12);
     for (model, served, host, hosts) in [
         ("llama-3-70b", "llama-3-70b-instruct", "llama70b", 4),
@@ -270,7 +270,7 @@ fn four_models_under_short_names() {
 #[test]
 fn one_engine_for_each_model() {
     let billing = "http://stats.internal/api/usage";
-    let scene = Scene::set("s1_scenario_4.yaml", &["auth", "rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_4.yaml", &["api_keys: total_quota", "rate_limit"], billing);
     for (model, host) in
         [("llama-3-70b", "cluster-1"), ("qwen-72b", "cluster-2"), ("mistral-7b", "cluster-3")]
     {

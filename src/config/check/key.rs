@@ -1,10 +1,13 @@
 //! API keys: `api_keys[]`, and the list of a `static` provider.
 
 use super::limit::limits;
+use crate::base::limits::{KEY_IDENTITY_BYTES_MAX, LOOKUP_KEY_BYTES_MAX};
 use crate::base::secret::Secret;
 use crate::config::plan::{ApiKey, KeyState, Limits, ModelPattern, ResetPeriod};
 use crate::config::section::Section;
 use crate::config::value::{self, End, IpRange};
+use ring::digest::{digest, SHA256};
+use std::collections::HashSet;
 
 /// What keys get that do not say otherwise (`auth.defaults`).
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,9 +31,12 @@ const QUOTA_MAX: u64 = i64::MAX as u64;
 /// Reads the list under `list`. The same key twice is an error: which would count?
 pub fn keys(section: &mut Section, list: &str, defaults: KeyDefaults) -> Vec<ApiKey> {
     let mut keys: Vec<ApiKey> = Vec::new();
+    let mut known = HashSet::new();
     for mut s in section.sections(list) {
         let key = key(&mut s, defaults);
-        if !key.key.is_empty() && keys.iter().any(|k| k.key == key.key) {
+        // By a digest: no second copy of a key is made, and there may be many.
+        let digest = digest(&SHA256, key.key.reveal().as_bytes());
+        if !key.key.is_empty() && !known.insert(digest.as_ref().to_vec()) {
             s.error("key", "is given twice");
         }
         keys.push(key);
@@ -43,6 +49,12 @@ fn key(s: &mut Section, defaults: KeyDefaults) -> ApiKey {
     let secret = s.required("key");
     if !secret.bytes().all(|b| b.is_ascii_graphic()) {
         s.error("key", "must be of visible ASCII characters: it travels in an HTTP field");
+    }
+    if secret.len() > LOOKUP_KEY_BYTES_MAX {
+        s.error(
+            "key",
+            format!("has more than {LOOKUP_KEY_BYTES_MAX} bytes: no request could use it"),
+        );
     }
     let total_quota = s.int("total_quota", 0..=QUOTA_MAX, defaults.total_quota);
     let given = s.parsed("quota_reset_period", period).or(defaults.period);
@@ -68,8 +80,8 @@ fn key(s: &mut Section, defaults: KeyDefaults) -> ApiKey {
     }
     ApiKey {
         key: Secret::new(secret),
-        name: s.text("name").unwrap_or_default(),
-        user_id: s.text("user_id").unwrap_or_default(),
+        name: identity(s, "name"),
+        user_id: identity(s, "user_id"),
         status: s.choice("status", &STATES, KeyState::Active),
         total_quota,
         used_quota: s.int("used_quota", 0..=QUOTA_MAX, 0),
@@ -84,6 +96,16 @@ fn key(s: &mut Section, defaults: KeyDefaults) -> ApiKey {
         updated_at: s.parsed("updated_at", time(End::First)).flatten(),
         rate_limit: s.section("rate_limit").map_or(Limits::default(), |mut s| limits(&mut s, true)),
     }
+}
+
+/// A text that records and logs name a key or its user by.
+fn identity(s: &mut Section, name: &str) -> String {
+    let text = s.text(name).unwrap_or_default();
+    if text.len() > KEY_IDENTITY_BYTES_MAX || text.chars().any(char::is_control) {
+        let most = KEY_IDENTITY_BYTES_MAX;
+        s.error(name, format!("must have at most {most} bytes, none of them a control character"));
+    }
+    text
 }
 
 /// The names, and the numbers of the old admin API.

@@ -2,7 +2,22 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::Plan;
+use crate::config::plan::{ApiKey, Plan, Provider, ProviderKind};
+
+/// Whether a provider that is asked about keys is such a one.
+fn asks(plan: &Plan, is_such: impl Fn(&Provider) -> bool) -> bool {
+    plan.auth.iter().flat_map(|auth| &auth.pipeline).any(is_such)
+}
+
+/// Whether a key that counts is such a one.
+fn has_key(plan: &Plan, is_such: impl Fn(&ApiKey) -> bool) -> bool {
+    let own = |provider: &Provider| match &provider.kind {
+        ProviderKind::File => plan.api_keys.iter().any(&is_such),
+        ProviderKind::Static { list } => list.keys.iter().any(&is_such),
+        _ => false,
+    };
+    asks(plan, own)
+}
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
@@ -14,7 +29,20 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (plan.server.cors.is_some(), "server.cors: cross-origin answers"),
         (plan.server.tls.is_some(), "server.tls: TLS towards clients"),
         (plan.log.request.is_some(), "logging.request: the request log"),
-        (plan.auth.is_some(), "auth: authentication"),
+        (asks(plan, |p| matches!(p.kind, ProviderKind::Redis { .. })), "auth: keys in Redis"),
+        (
+            asks(plan, |p| matches!(p.kind, ProviderKind::Database { .. })),
+            "auth: keys in databases",
+        ),
+        (asks(plan, |p| matches!(p.kind, ProviderKind::Webhook { .. })), "auth: keys of a webhook"),
+        (asks(plan, |p| matches!(p.kind, ProviderKind::Lua { .. })), "auth: keys of a script"),
+        (asks(plan, |p| p.kind == ProviderKind::Builtin), "auth: keys of the embedded store"),
+        (asks(plan, |p| p.script.is_some()), "auth: scripts of providers"),
+        (has_key(plan, |key| key.total_quota > 0), "api_keys: total_quota, the quotas of keys"),
+        (
+            has_key(plan, |key| !key.rate_limit.is_none()),
+            "api_keys: rate_limit, the limits of keys",
+        ),
         (plan.rate_limit.is_some(), "rate_limit: rate limits"),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),

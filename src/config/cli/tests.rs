@@ -51,11 +51,17 @@ fn check_prints_the_plan_and_exits_by_what_it_is_worth() {
     assert_eq!(output.code, WOULD_NOT_START);
     assert!(output.stderr.contains("yaml:1:30: error: backends[0].wieght: unknown key"));
 
-    let early = file("early", "backends: [{url: 'http://a'}]\nauth: {storage: file}\n");
+    let hooks = "hooks: {on_request: {enabled: true, script: x}}";
+    let early = file(
+        "early",
+        &format!("backends: [{{url: 'http://a'}}]\nauth: {{storage: file}}\n{hooks}\n"),
+    );
     let output = printed(&["check", "--print", early.name()]);
     assert_eq!(output.code, WOULD_NOT_START);
     assert!(output.stderr.contains(".yaml: valid, with 1 warning, but it would not start\n"));
-    assert!(output.stderr.contains("cannot start: auth: authentication: not built yet"));
+    assert!(output
+        .stderr
+        .contains("cannot start: hooks: scripts at points of a request: not built yet"));
     assert!(output.stdout.contains("pipeline:"), "the plan is printed all the same");
 
     let empty = file("empty", "# nothing\n");

@@ -1,12 +1,12 @@
-//! Who are you, may you: today the path, the method and the shape of the body; keys, quotas and
-//! rate limits will stand here too.
+//! Who are you, may you: the path, the method, the key, and the shape of the body.
 //!
-//! *Takes:* a request whose head (then body) was read. *Gives:* what kind of request it is and the
-//! facts of its body, or a refusal. *Runs on:* workers. *May:* read the plan. *Never:* waits,
-//! touches the upstream.
+//! *Takes:* a request whose head (then body) was read. *Gives:* what kind of request it is, whose
+//! it is and the facts of its body, or a refusal. *Runs on:* workers. *May:* read the plan and the
+//! keys that the view brings. *Never:* waits, touches the upstream.
 
 pub mod body;
 pub mod credential;
+pub mod gate;
 pub mod hop;
 pub mod model;
 pub mod path;

@@ -2,7 +2,10 @@
 
 use crate::base::limits::MODEL_NAME_BYTES_MAX;
 use crate::base::refusal::Refusal;
-use crate::config::plan::endpoints::BELOW_MODELS;
+use crate::config::plan::endpoints::{BELOW_MODELS, BELOW_RESPONSES};
+use crate::http::request::Method;
+use crate::keys::check::may_ask;
+use crate::keys::facts::KeyFacts;
 use crate::state::board::View;
 
 /// Refuses a model that no backend serves, whether or not these are well: 404, as engines answer
@@ -14,6 +17,33 @@ pub fn check(view: &View, asked: &str, served: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(not_found(asked))
+}
+
+/// Whether a request has to name a model, as far as its head tells: all that could make an engine
+/// work. One that names none gets whatever model its engine has.
+pub fn asks_one(method: Method, path: &str) -> bool {
+    let is_cancel = path.starts_with(BELOW_RESPONSES) && path.ends_with("/cancel");
+    let reads = matches!(method, Method::Get | Method::Head | Method::Options | Method::Delete);
+    !reads && !is_cancel
+}
+
+/// Refuses a model that a key may not ask, by either of its names.
+pub fn allow(key: &KeyFacts, asked: &str, served: &str) -> Result<(), Refusal> {
+    if may_ask(key, asked, served) {
+        return Ok(());
+    }
+    let refusal = Refusal::new(
+        403,
+        "model_not_allowed",
+        "The API key may use certain models only, and the request names none.",
+    );
+    Err(match asked.len() {
+        0 => refusal,
+        1..=MODEL_NAME_BYTES_MAX => {
+            refusal.with_message(format!("The API key may not use the model `{asked}`."))
+        }
+        _ => refusal.with_message("The API key may not use this model.".to_owned()),
+    })
 }
 
 /// The answer for a model that is not there.

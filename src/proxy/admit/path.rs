@@ -31,7 +31,8 @@ pub struct Served<'a> {
     paths: &'a [String],
     /// The metrics page, when it is on this port.
     metrics: Option<&'a str>,
-    /// No single backend has all models, or they have other names here: their list is ours.
+    /// No single backend has all models, they have other names here, or not everybody may see all
+    /// of them: their list is ours.
     lists_models: bool,
 }
 
@@ -40,7 +41,7 @@ impl<'a> Served<'a> {
     pub fn by(plan: &'a Plan) -> Served<'a> {
         let here = plan.metrics.as_ref().filter(|metrics| metrics.listen.is_none());
         let metrics = here.map(|metrics| metrics.path.as_str());
-        let lists_models = plan.backends.len() > 1 || plan.names_models();
+        let lists_models = plan.backends.len() > 1 || plan.names_models() || plan.auth.is_some();
         Served { paths: &plan.server.paths, metrics, lists_models }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
+use crate::keys::facts::KeyFacts;
 use crate::llm::request::{BodyScan, RequestFacts, UsageSplice};
 use crate::proxy::admit::body::Reading;
 use crate::proxy::admit::model;
@@ -13,6 +14,7 @@ use crate::proxy::shared::Shared;
 use crate::proxy::view::WorkerView;
 use crate::state::board::View;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Takes from the body what the way of the request depends on, if that can be done in one go;
 /// `None`: it is one for [`in_slices`].
@@ -27,11 +29,11 @@ pub(super) fn at_once(
     }
     // Empty since the reset; its capacity is used again.
     let mut model = std::mem::take(&mut request.model);
-    let mut reading = reading(&pass.view, client, request);
+    let mut reading = reading(pass, client, request);
     let found = reading.step(usize::MAX)?.map(|facts| Found::of(&facts, &mut model));
     let prompt = reading.prompt().copied();
     request.model = model;
-    let kept = found.and_then(|found| found.keep(request, view));
+    let kept = found.and_then(|found| found.keep(request, (view, pass.keys())));
     if kept.is_ok() && pass.view.wants_lead() {
         pass.view.take_lead(request, client.bytes(), prompt.as_ref());
     }
@@ -48,7 +50,7 @@ pub(super) async fn in_slices(
     client.post.arm(view.plan.server.body_timeout);
     let _turn = client.wait_for(w.slices.turns.take()).await?;
     let mut model = std::mem::take(&mut request.model);
-    let mut reading = reading(&pass.view, client, request);
+    let mut reading = reading(pass, client, request);
     let found = loop {
         // First of all: others may have had this turn of the loop. Where nobody has, it is at once.
         client.pause().await?;
@@ -59,7 +61,7 @@ pub(super) async fn in_slices(
     };
     let prompt = reading.prompt().copied();
     request.model = model;
-    found.keep(request, view)?;
+    found.keep(request, (view, pass.keys()))?;
     if pass.view.wants_lead() {
         // A slice of its own. After it nothing waits until a backend is picked.
         client.pause().await?;
@@ -109,7 +111,11 @@ impl Found {
     }
 
     /// Keeps it, and sees to the model: what it is called by the engines, and whether any has it.
-    fn keep(self, request: &mut Request, view: &View) -> Result<(), Refusal> {
+    fn keep(
+        self,
+        request: &mut Request,
+        (view, keys): (&View, &[Arc<KeyFacts>]),
+    ) -> Result<(), Refusal> {
         request.dialect = request.dialect.with_body(request.path.as_bytes(), self.generates);
         request.stream = self.stream;
         request.wants_counts = self.wants_counts;
@@ -118,16 +124,21 @@ impl Found {
             let written = if self.is_form { &alias.served } else { &alias.json };
             request.rename_model(&alias.served, written.as_bytes(), span);
         }
-        model::check(view, &request.model, request.served_model())
+        // Before it is known whether there is such a model: whoever may not use it need not know.
+        let (asked, served) = (request.model.as_str(), request.served_model());
+        let names_one = !asked.is_empty() || model::asks_one(request.head.method, &request.path);
+        keys.iter().filter(|_| names_one).try_for_each(|key| model::allow(key, asked, served))?;
+        model::check(view, asked, served)
     }
 }
 
-fn reading<'a>(view: &WorkerView, client: &'a Client, request: &'a Request) -> Reading<'a> {
-    let bytes = client.bytes();
+fn reading<'a>(pass: &Pass, client: &'a Client, request: &'a Request) -> Reading<'a> {
+    let (view, bytes) = (&pass.view, client.bytes());
     // What the path alone says, until the body was read.
     let dialect = request.dialect.with_body(request.path.as_bytes(), false);
     let is_known = request.path_label != OTHER;
-    let is_ruled = view.shared.models.is_ruled();
+    let is_limited = pass.keys().iter().any(|key| !key.allowed_models.is_empty());
+    let is_ruled = is_limited || view.shared.models.is_ruled();
     let body = request.body(bytes);
     let reading = Reading::new(&request.head, bytes, body, (dialect, is_known, is_ruled));
     if view.wants_prompt() {

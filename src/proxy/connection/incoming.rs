@@ -1,5 +1,6 @@
 //! Before a request is for a backend: its head, whether it may pass, its body and what that says.
 
+use super::entry::let_in;
 use super::facts;
 use super::ours::{answer_instead, Instead};
 use super::tries::{NO_BACKEND, NO_JOURNAL};
@@ -13,20 +14,22 @@ use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::head::{named, Version};
 use crate::llm::dialect::Dialect;
+use crate::proxy::admit::body;
 use crate::proxy::admit::hop as hop_check;
 use crate::proxy::admit::path::{self, Purpose, Served};
-use crate::proxy::admit::{body, credential};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
 use crate::proxy::place;
 use crate::proxy::receive::{self, HeadLimits, Received, Request};
 use crate::proxy::shared::Shared;
 use crate::proxy::unpack::unpack;
+use crate::proxy::view::WorkerView;
 use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
 use crate::usage::outbox::Outbox;
+use std::rc::Rc;
 
 /// What comes of waiting for a head.
 pub(super) enum Arrival {
@@ -83,28 +86,16 @@ async fn judge(
     w: &Shared,
     client: &mut Client,
     request: &mut Request,
-    pass: &Pass,
+    pass: &mut Pass,
 ) -> Result<(), Instead> {
-    let plan = &pass.view.plan;
-    let served = Served::by(plan);
-    // First of all: what is recorded, classified and forwarded is the normal path.
-    let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
-    identify(pass, client, request);
-    let path = request.head.path(client.bytes());
-    let kind = made
-        .and_then(|()| hop_check::check(&request.head, client.bytes(), hop::name()))
-        .and_then(|()| path::classify(path, &request.head, served))
-        .and_then(|kind| match kind {
-            Purpose::Forward => may_begin(w, client, pass).map(|()| kind),
-            Purpose::Models => place::find(w, &client.post).map(|()| kind),
-            // They are for guests too, and cost nobody a place: whoever looks after us must get an
-            // answer when everything is taken.
-            own => Ok(own),
-        });
+    let kind = see_to_head(w, client, request, pass);
     // A body that nobody will look at is read all the same when it is small: the connection lives.
+    // Of a client that nobody knows, that goes for what has come already.
     let wanted = matches!(kind, Ok(Purpose::Forward));
-    if wanted || (is_small(request) && !client.post.is_guest()) {
-        match receive::body(client, request, &plan.server).await? {
+    let is_known = kind.is_ok() || pass.view.gate.is_none() || pass.identity().is_some();
+    let may_wait = is_small(request) && !client.post.is_guest();
+    if wanted || (may_wait && (is_known || has_come(client, request))) {
+        match receive::body(client, request, &pass.view.plan.server).await? {
             Received::Whole => {}
             Received::Closed | Received::Idled => return Err(Instead::Nothing),
         }
@@ -115,9 +106,9 @@ async fn judge(
         own => return Err(Instead::Page(own)),
     }
     if let Some(coding) = body::coding(&request.head, client.bytes())? {
+        let server = &pass.view.plan.server;
         // Boxed: hardly any body comes packed.
-        let unpacked =
-            Box::pin(unpack((&w.unpacking, &plan.server), client, request, coding)).await;
+        let unpacked = Box::pin(unpack((&w.unpacking, server), client, request, coding)).await;
         unpacked.map_err(|refusal| unless_gone(client, refusal))?;
     }
     let read = match facts::at_once(pass, client, request) {
@@ -126,6 +117,38 @@ async fn judge(
         None => Box::pin(facts::in_slices(pass, client, request)).await,
     };
     read.map_err(|refusal| unless_gone(client, refusal))
+}
+
+/// What is decided by the head alone: what the request is for, and whether it may.
+fn see_to_head(
+    w: &Shared,
+    client: &mut Client,
+    request: &mut Request,
+    pass: &mut Pass,
+) -> Result<Purpose, Refusal> {
+    let view = Rc::clone(&pass.view);
+    let served = Served::by(&view.plan);
+    // First of all: what is recorded, classified and forwarded is the normal path.
+    let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
+    identify(pass, client, request);
+    let path = request.head.path(client.bytes());
+    made?;
+    hop_check::check(&request.head, client.bytes(), hop::name())?;
+    let kind = path::classify(path, &request.head, served)?;
+    match kind {
+        Purpose::Forward => {
+            let_in(pass, client, request)?;
+            may_begin(w, client, pass)?;
+        }
+        Purpose::Models => {
+            let_in(pass, client, request)?;
+            place::find(w, &client.post)?;
+        }
+        // They are for guests too, and cost nobody a place: whoever looks after us must get an
+        // answer when everything is taken.
+        Purpose::Health | Purpose::Ready | Purpose::Metrics => {}
+    }
+    Ok(kind)
 }
 
 /// Whether there is any use in reading the body of a request for a backend.
@@ -155,6 +178,15 @@ fn is_small(request: &Request) -> bool {
     }
 }
 
+/// The whole body is there already.
+fn has_come(client: &Client, request: &Request) -> bool {
+    match request.head.framing {
+        Framing::None => true,
+        Framing::Length(n) => request.bytes_behind_head(client.bytes()) as u64 >= n,
+        Framing::Chunked => false,
+    }
+}
+
 /// Gives the request its ids: ours always, and the client's own where it sent a harmless one.
 fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request) {
     request.unique_id = w.shelf.next_id();
@@ -163,7 +195,10 @@ fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request)
     if let Some(theirs) = theirs {
         request.presented.get_or_insert_default().id = Some(theirs);
     }
-    keep_key(view.key_form, client, request);
+    // One that is checked is kept when it is good.
+    if view.gate.is_none() {
+        keep_key(view, client, request);
+    }
     keep_said(w, client, request);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
@@ -181,14 +216,16 @@ fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request)
     request.method = Some(request.head.method);
 }
 
-/// Keeps the client's key for the record, if any reporter wants one.
-fn keep_key(form: KeyForm, client: &Client, request: &mut Request) {
-    if form == KeyForm::None {
+/// Keeps the key that the client says it has, which nobody checks, for the record, if any reporter
+/// wants one.
+fn keep_key(view: &WorkerView, client: &Client, request: &mut Request) {
+    if view.key_form == KeyForm::None {
         return;
     }
-    if let Some(key) = credential::presented(&request.head.fields, client.bytes()) {
+    let shown = view.usual_fields.find(&request.head.fields, client.bytes()).ok().flatten();
+    if let Some(key) = shown.and_then(|key| std::str::from_utf8(key).ok()) {
         let presented = request.presented.get_or_insert_default();
-        write_key(form, key, &mut presented.key);
+        write_key(view.key_form, key, &mut presented.key);
     }
 }
 

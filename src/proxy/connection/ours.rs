@@ -7,6 +7,7 @@ use crate::base::fault::{Fault, Retryable};
 use crate::base::limits::EJECTION_STEP;
 use crate::base::refusal::Refusal;
 use crate::http::request::Method;
+use crate::keys::check::may_ask;
 use crate::proxy::admit::model;
 use crate::proxy::admit::path::Purpose;
 use crate::proxy::answer::{self, Frame};
@@ -17,6 +18,7 @@ use crate::proxy::shared::Shared;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
 use crate::usage::outbox::Outbox;
+use std::borrow::Cow;
 
 /// What a client gets instead of an engine's answer.
 pub(super) enum Instead {
@@ -185,11 +187,19 @@ async fn list_models(w: &Shared, client: &mut Client, underway: &mut Underway<'_
     let Some(list) = w.model_list(client).await else {
         return refuse(w, client, underway, NO_MODELS.with_retry_after(1)).await;
     };
+    let (view, keys) = (&*underway.pass.view, underway.pass.keys());
+    let is_shown = |model: &str| {
+        let served = view.shared.models.alias(model).map_or(model, |alias| &alias.served);
+        keys.iter().all(|key| may_ask(key, model, served))
+    };
     let Notes { request, story, .. } = &mut *underway.notes;
     let name = model::named_by(request.head.path(client.bytes()));
     let found = match &name {
-        None => Some(list.page()),
-        Some(name) => list.model(name),
+        None if keys.iter().all(|key| key.allowed_models.is_empty()) => {
+            Some(Cow::Borrowed(list.page()))
+        }
+        None => Some(Cow::Owned(list.page_of(is_shown))),
+        Some(name) => list.model(name).filter(|_| is_shown(name)).map(Cow::Borrowed),
     };
     let Some(body) = found else {
         let refusal = model::not_found(name.as_deref().unwrap_or_default());

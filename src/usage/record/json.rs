@@ -7,6 +7,7 @@
 
 use super::body::Body;
 use super::borrowed::RecordRef;
+use super::key_id_text;
 use crate::base::digits::push_decimal;
 use crate::base::utc::Stamp;
 use crate::base::word::{no_plain_json, run_len};
@@ -62,6 +63,12 @@ impl<'o, 'r> JsonWriter<'o, 'r> {
             None => out.extend_from_slice(b",\"timestamp\":null"),
         }
         text_or_null(out, b",\"user_id\":null", r.user_id);
+        if r.key_name.is_some() {
+            text_or_null(out, b",\"key_name\":null", r.key_name);
+        }
+        if let Some(id) = r.key_id {
+            plain(out, b",\"key_id\":\"", key_id_text(id).as_bytes());
+        }
         text_or_null(out, b",\"api_key\":null", r.api_key);
         text_or_null(out, b",\"model\":null", r.model);
         push_counts(out, r, self.format);

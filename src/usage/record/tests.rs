@@ -10,6 +10,8 @@ pub fn record() -> UsageRecord {
         client_request_id: RequestId::from_client(b"theirs"),
         timestamp_ms: 1_768_386_600_007,
         user_id: None,
+        key_name: None,
+        key_id: None,
         api_key: None,
         key_form: KeyForm::Plain,
         model: Some("org/m".into()),
@@ -91,6 +93,20 @@ fn the_full_form_has_every_field_of_both_generations() {
         "request_body": {"model": "org/m"},
     });
     assert_eq!(rendered(&record, RecordFormat::Full), expected);
+}
+
+/// Catches: a key that cannot be told from others in a record, or an id of it that is no text.
+#[test]
+fn a_record_of_a_checked_key_says_whose_it_is() {
+    let known = UsageRecord {
+        user_id: Some("ann".into()),
+        key_name: Some("laptop".into()),
+        key_id: Some(0x00ab),
+        ..record()
+    };
+    let json = rendered(&known, RecordFormat::Full);
+    assert_eq!((&json["user_id"], &json["key_name"]), (&json!("ann"), &json!("laptop")));
+    assert_eq!(json["key_id"], "00000000000000ab");
 }
 
 #[test]

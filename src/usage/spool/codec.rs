@@ -45,6 +45,8 @@ mod field {
     pub const AUDIO_SECONDS: u8 = 30;
     pub const ODDITIES: u8 = 31;
     pub const ENGINE_ERROR: u8 = 32;
+    pub const KEY_NAME: u8 = 33;
+    pub const KEY_ID: u8 = 34;
     pub const BACKEND: u8 = 40;
 }
 
@@ -76,6 +78,8 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
         client_request_id,
         timestamp_ms,
         user_id,
+        key_name,
+        key_id,
         api_key,
         model,
         method,
@@ -110,6 +114,7 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     out.text(field::REQUEST_ID, request_id);
     out.maybe(field::CLIENT_REQUEST_ID, client_request_id.filter(|id| !id.is_empty()));
     out.maybe(field::USER_ID, user_id);
+    out.maybe(field::KEY_NAME, key_name);
     out.maybe(field::API_KEY, api_key);
     out.maybe(field::MODEL, model);
     out.text(field::METHOD, method);
@@ -125,6 +130,7 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     numbers.count(field::STATUS_CODE, u64::from(status_code));
     numbers.count(field::FLAGS, flags_of(is_stream, fallback_used, key_form));
     numbers.usage(usage);
+    numbers.some(field::KEY_ID, key_id);
     numbers.some(field::COUNTED, counted);
     numbers.some(field::AUDIO_SECONDS, audio_seconds);
     numbers.count(field::ODDITIES, u64::from(oddities.bits()));
@@ -222,6 +228,7 @@ fn set_number(record: &mut RecordRef<'_>, field: u8, value: u64) {
         field::TOTAL_TOKENS => usage.get_or_insert_default().total_tokens = value,
         field::CACHED_TOKENS => usage.get_or_insert_default().cached_tokens = Some(value),
         field::REASONING_TOKENS => usage.get_or_insert_default().reasoning_tokens = Some(value),
+        field::KEY_ID => record.key_id = Some(value),
         field::COUNTED => record.counted = Some(value),
         field::LATENCY => record.latency_ms = value,
         field::TTFT => record.ttft_ms = Some(value),
@@ -248,6 +255,7 @@ fn set_bytes<'a>(
         field::REQUEST_ID => record.request_id = id_of(value)?,
         field::CLIENT_REQUEST_ID => record.client_request_id = id_of(value),
         field::USER_ID => record.user_id = Some(again(before.user_id).or_else(text)?),
+        field::KEY_NAME => record.key_name = Some(again(before.key_name).or_else(text)?),
         field::API_KEY => record.api_key = Some(again(before.api_key).or_else(text)?),
         field::MODEL => record.model = Some(again(before.model).or_else(text)?),
         field::METHOD => record.method = again(Some(before.method)).or_else(text)?,

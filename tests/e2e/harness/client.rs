@@ -54,7 +54,8 @@ impl Response {
         assert_eq!(keys, ["code", "message", "param", "type"], "{json}");
         assert_eq!(error["code"], code, "{json}");
         assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{json}");
-        assert!(error["type"].as_str().is_some_and(|t| t.ends_with("_error")), "{json}");
+        let is_kind = |kind: &str| kind.ends_with("_error") || kind == "insufficient_quota";
+        assert!(error["type"].as_str().is_some_and(is_kind), "{json}");
         assert_eq!(self.head.get("content-type"), Some("application/json"));
         assert!(self.head.get("x-request-id").is_some_and(|id| !id.is_empty()), "{:?}", self.head);
     }

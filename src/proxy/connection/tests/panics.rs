@@ -6,6 +6,7 @@ use crate::base::panic_point;
 use crate::config::load_text;
 use crate::config::plan::OnSpoolFailure;
 use crate::proxy::drains::Drains;
+use crate::proxy::pass::SpareBoxes;
 use crate::proxy::shelf::Shelf;
 use crate::proxy::slices::Slices;
 use crate::proxy::upstreams::Upstreams;
@@ -165,6 +166,7 @@ fn shared(config: &str, unpacker: Unpacker) -> (Rc<Shared>, Arc<RingFile>) {
         pages: crate::state::ask::queue(1).0,
         models: crate::state::ask::queue(1).0,
         live: Cell::new(0),
+        spare_boxes: SpareBoxes::default(),
         active: Rc::default(),
     };
     (Rc::new(shared), ring)

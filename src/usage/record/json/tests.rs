@@ -26,6 +26,12 @@ impl Serialize for Form<'_> {
         map.serialize_entry("request_id", r.request_id)?;
         map.serialize_entry("timestamp", &timestamp(r.timestamp_ms))?;
         map.serialize_entry("user_id", &r.user_id)?;
+        if let Some(name) = r.key_name {
+            map.serialize_entry("key_name", name)?;
+        }
+        if let Some(id) = r.key_id {
+            map.serialize_entry("key_id", &format!("{id:016x}"))?;
+        }
         map.serialize_entry("api_key", &r.api_key)?;
         map.serialize_entry("model", &r.model)?;
         if self.format != RecordFormat::Nested {
@@ -143,22 +149,23 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+const OUTCOMES: [Outcome; 6] = [
+    Outcome::Complete,
+    Outcome::ClientLeft,
+    Outcome::BackendError,
+    Outcome::TimedOut,
+    Outcome::Refused,
+    Outcome::Aborted,
+];
+
 /// Any record at all.
 pub fn any_record() -> impl Strategy<Value = UsageRecord> {
     let count = || prop_oneof![Just(0), 0..100_000_u64, any::<u64>()];
     let time = prop_oneof![any::<u64>(), 0..260_000_000_000_000_u64];
     let usage = (count(), count(), count(), option::of(count()), option::of(count()));
-    let outcomes = [
-        Outcome::Complete,
-        Outcome::ClientLeft,
-        Outcome::BackendError,
-        Outcome::TimedOut,
-        Outcome::Refused,
-        Outcome::Aborted,
-    ];
     let words = (
         option::of(id()),
-        proptest::collection::vec(option::of(hostile()), 9),
+        proptest::collection::vec(option::of(hostile()), 10),
         (hostile(), hostile()),
         option::of(body()),
     );
@@ -168,7 +175,7 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
         proptest::collection::vec(option::of(count()), 4),
         proptest::collection::vec(count(), 4),
     );
-    let others = (id(), any::<bool>(), any::<bool>(), proptest::sample::select(outcomes.to_vec()));
+    let others = (id(), any::<bool>(), any::<bool>(), proptest::sample::select(OUTCOMES.to_vec()));
     (words, numbers, others).prop_map(|(words, numbers, others)| {
         let (client_request_id, mut texts, (method, path), request_body) = words;
         let ((timestamp_ms, status_code, retry_count, bits), usage, maybe, sure) = numbers;
@@ -179,6 +186,8 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
             client_request_id,
             timestamp_ms,
             user_id: text(),
+            key_name: text(),
+            key_id: maybe[0],
             api_key: text(),
             key_form: KeyForm::Plain,
             model: text(),
@@ -405,6 +414,7 @@ proptest! {
         let text = format!("{text}\n\r\u{2028}");
         let record = UsageRecord {
             user_id: Some(text.clone()),
+            key_name: Some(text.clone()),
             api_key: Some(text.clone()),
             model: Some(text.clone()),
             method: text.clone().into(),

@@ -5,7 +5,7 @@ use crate::base::utc::Stamp;
 use crate::store::redis::{argument, argument_len, Call};
 use crate::usage::record::body::Body;
 use crate::usage::record::borrowed::RecordRef;
-use crate::usage::record::json;
+use crate::usage::record::{json, key_id_text};
 
 /// A text of the program as an argument that is ready to be sent.
 macro_rules! ready {
@@ -32,6 +32,9 @@ pub fn push_fields(call: &mut Call, r: &RecordRef<'_>) {
     truth(call, ready!("fallback_used"), r.fallback_used);
     maybe_number(call, ready!("first_byte_ms"), r.first_byte_ms);
     truth(call, ready!("is_stream"), r.is_stream);
+    let key_id = r.key_id.map(key_id_text);
+    maybe(call, ready!("key_id"), key_id.as_deref());
+    maybe(call, ready!("key_name"), r.key_name);
     maybe_number(call, ready!("latency_ms"), Some(r.latency_ms));
     maybe(call, ready!("method"), Some(r.method));
     maybe(call, ready!("model"), r.model);

@@ -8,6 +8,7 @@ use crate::base::id::REQUEST_ID_BYTES_MAX;
 use crate::base::utc::Stamp;
 use crate::config::plan::SqlDriver;
 use crate::usage::record::borrowed::RecordRef;
+use crate::usage::record::key_id_text;
 use jiff::tz::TimeZone;
 use jiff::Timestamp;
 use std::borrow::Cow;
@@ -70,6 +71,8 @@ enum Field {
     Written,
     ApiKey,
     UserId,
+    KeyName,
+    KeyId,
     Model,
     Method,
     Path,
@@ -109,6 +112,8 @@ const FIELDS: &[(&str, Field)] = &[
     ("created_at", Field::CreatedAt),
     ("api_key", Field::ApiKey),
     ("user_id", Field::UserId),
+    ("key_name", Field::KeyName),
+    ("key_id", Field::KeyId),
     ("model", Field::Model),
     ("method", Field::Method),
     ("path", Field::Path),
@@ -221,7 +226,12 @@ pub fn choose(driver: SqlDriver, found: &[FoundColumn]) -> Result<Vec<Column>, S
     let mut columns = Vec::new();
     let mut unknown = Vec::new();
     for column in found.iter().filter(|column| !column.computed) {
-        let known = FIELDS.iter().find(|(name, _)| column.name.eq_ignore_ascii_case(name));
+        // Elsewhere a column of that name may be the number of a row.
+        let is_text = kind(driver, &column.type_name) == Kind::Text;
+        let known = FIELDS
+            .iter()
+            .find(|(name, _)| column.name.eq_ignore_ascii_case(name))
+            .filter(|(_, field)| *field != Field::KeyId || is_text);
         let Some((_, field)) = known else {
             if column.required && !column.filled {
                 unknown.push(column.name.as_str());
@@ -318,6 +328,7 @@ enum Plain<'a> {
     Text(&'a str),
     Body(&'a [u8]),
     Number(u64),
+    KeyId(u64),
     Truth(bool),
     Time(u64),
 }
@@ -393,6 +404,9 @@ impl Layout {
     fn written<'a>(&self, column: &Column, plain: Plain<'a>) -> Cell<'a> {
         match plain {
             Plain::Text(text) => Cell::Text(fit(text.into(), column.width, column.letters)),
+            Plain::KeyId(id) => {
+                Cell::Text(fit(key_id_text(id).into(), column.width, column.letters))
+            }
             Plain::Body(body) => {
                 let longest = match column.width {
                     Some(Width::Letters(most) | Width::Bytes(most)) => most.min(self.body_max),
@@ -476,6 +490,8 @@ fn plain<'a>(field: Field, r: &RecordRef<'a>) -> Option<Plain<'a>> {
         Field::Written => None,
         Field::ApiKey => r.api_key.and_then(text),
         Field::UserId => r.user_id.and_then(text),
+        Field::KeyName => r.key_name.and_then(text),
+        Field::KeyId => r.key_id.map(Plain::KeyId),
         Field::Model => r.model.and_then(text),
         Field::Method => text(r.method),
         Field::Path => text(r.path),

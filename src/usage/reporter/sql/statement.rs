@@ -53,6 +53,8 @@ const TABLE: &[(&str, Type)] = &[
     ("timestamp", TIME),
     ("api_key", same("VARCHAR(128)")),
     ("user_id", same("VARCHAR(64)")),
+    ("key_name", same("VARCHAR(128)")),
+    ("key_id", same("VARCHAR(16)")),
     ("model", same("VARCHAR(256)")),
     ("method", same("VARCHAR(32) NOT NULL")),
     ("path", same("VARCHAR(256) NOT NULL")),
