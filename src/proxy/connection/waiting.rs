@@ -10,8 +10,8 @@ use crate::base::fnv;
 use crate::base::limits::FULL_RETRY_AFTER_S_MAX;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
-use crate::proxy::admit::credential;
 use crate::proxy::client::Client;
+use crate::proxy::pass::Pass;
 use crate::proxy::queue::{Called, LocalQueue, Waiter};
 use crate::proxy::receive::Request;
 use crate::proxy::route::{NotPicked, TriedMembers};
@@ -59,7 +59,7 @@ pub(super) fn enter(
         return Err(refusal(why));
     };
     let request = &underway.notes.request;
-    let (key, tokens) = (whose(client, request), tokens(client, request));
+    let (key, tokens) = (whose(underway.pass, client, request), tokens(client, request));
     let tag = queue.queues().tag(key, tokens);
     let wait = likely_wait((queue, tag), &view.shared, group);
     if wait.is_some_and(|wait| wait > plan.timeout) {
@@ -138,10 +138,15 @@ fn take(w: &Shared, client: &Client, request: &Request) -> Option<Result<InFligh
     }
 }
 
-/// Who a request is of, for its share of the queue.
-fn whose(client: &Client, request: &Request) -> u64 {
-    let key = credential::presented(&request.head.fields, client.bytes());
-    fnv::hash(key.unwrap_or(&request.peer).bytes())
+/// Who a request is of, for its share of the queue: its key, or, where nobody checks keys, the one
+/// that it shows, or else its client.
+fn whose(pass: &Pass, client: &Client, request: &Request) -> u64 {
+    if let Some(key) = pass.identity() {
+        return key.digest.label();
+    }
+    let shown = pass.view.usual_fields.find(&request.head.fields, client.bytes());
+    let shown = shown.ok().flatten().unwrap_or(request.peer.as_bytes());
+    fnv::hash(shown.iter().copied())
 }
 
 /// What a request is likely to cost.
