@@ -130,7 +130,8 @@ Exit codes of `check`, and of a start that fails:
   1  valid, but it would not start: it uses something that is not built yet,
      has no backends (--allow-empty starts without), has the proxy itself for a
      backend, names a file of certificates that cannot be read, or --strict
-     found a warning; or check --connect did not reach a backend or a reporter
+     found a warning; or check --connect did not reach a backend, a reporter or
+     a provider of keys
   2  it has errors or cannot be read, or the command line is wrong";
 
 const RELOAD_EXIT_CODES: &str = "\

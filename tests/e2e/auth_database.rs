@@ -48,7 +48,9 @@ fn rows_become_facts<S: Server>(program: &str) {
     let server = S::start();
     let early = KeyAsker::start(&provider(&server, ""));
     early.assert_fails("sk-A");
+    assert!(KeyAsker::probe(&provider(&server, "")).unwrap_err().contains("api_keys"));
     fill(&server);
+    assert_eq!(KeyAsker::probe(&provider(&server, "")), Ok(()));
     // What was missing when it was asked for the first time is there now.
     early.await_known("sk-A");
     let asker = KeyAsker::start(&(provider(&server, "") + ", script: 'return true'"));

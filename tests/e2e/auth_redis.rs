@@ -91,8 +91,13 @@ fn keys_are_where_the_configuration_says() {
     assert_eq!(right.known("k").name, "n");
     right.assert_unknown("k2");
     for wrong in ["", ", password: hunter3"] {
-        KeyAsker::start(&provider(&server, &format!("{pattern}{wrong}"))).assert_fails("k");
+        let wrong = provider(&server, &format!("{pattern}{wrong}"));
+        KeyAsker::start(&wrong).assert_fails("k");
+        let told = KeyAsker::probe(&wrong).unwrap_err();
+        assert!(told.starts_with("redis://127.0.0.1") && !told.contains("hunter"), "{told}");
     }
+    let right = provider(&server, &format!("{pattern}, password: hunter2"));
+    assert_eq!(KeyAsker::probe(&right), Ok(()));
 }
 
 /// Catches: a key that is let in, or called unknown, while nobody knows; questions that wait for a

@@ -43,6 +43,7 @@ fn a_service_is_asked_and_believed() {
     assert_eq!((asked.head.method(), asked.head.target()), ("GET", "/auth?token=t0ken"));
     assert_eq!((asked.head.get("x-api-key"), asked.body.len()), (Some("sk-2"), 0));
     get.assert_unknown("sk\r\nX-Admin: 1");
+    assert_eq!(KeyAsker::probe(&provider(&service.url(), more)), Ok(()));
     assert_eq!(service.requests().len(), 2);
 }
 

@@ -103,6 +103,11 @@ impl TableSource {
 }
 
 impl KeySource for TableSource {
+    /// Runs the statement, so that a table or a column that is not there is found out.
+    fn probe(&mut self, until: Instant) -> Result<(), Trouble> {
+        self.rows("", until).map(drop).inspect_err(|_| self.table.close())
+    }
+
     fn find(&mut self, question: &KeyQuestion, until: Instant) -> Result<FoundKey, Trouble> {
         if self.lifetime.is_over() {
             self.table.close();

@@ -34,6 +34,9 @@ use std::time::{Duration, Instant};
 trait KeySource: Send {
     /// What the provider says of a key. Ends about when its time does.
     fn find(&mut self, question: &KeyQuestion, until: Instant) -> Result<FoundKey, Trouble>;
+
+    /// Looks whether the provider can be asked, without a key.
+    fn probe(&mut self, until: Instant) -> Result<(), Trouble>;
 }
 
 /// What a provider says of a key.
@@ -78,6 +81,26 @@ pub fn services(plan: &Plan, before: Option<&View>) -> Result<Vec<Option<KeyServ
         started.map(Some).map_err(named)
     };
     auth.pipeline.iter().map(service).collect()
+}
+
+/// True for a provider that has to be reached.
+pub fn is_elsewhere(provider: &Provider) -> bool {
+    matches!(
+        provider.kind,
+        ProviderKind::Redis { .. } | ProviderKind::Database { .. } | ProviderKind::Webhook { .. }
+    )
+}
+
+/// Tries once to reach a provider, for at most so long. Blocks.
+///
+/// # Errors
+/// What is in the way, in words for a person, without a secret.
+pub fn probe(provider: &Provider, limit: Duration) -> Result<(), String> {
+    let until = Instant::now() + limit;
+    let Some(mut opened) = open(&provider.kind)? else { return Ok(()) };
+    let Some(source) = opened.sources.first_mut() else { return Ok(()) };
+    let tried = source.probe(until).map_err(Trouble::into_words);
+    tried.map_err(|why| format!("{}: {why}", opened.place))
 }
 
 /// The service that a view has for exactly this provider.
@@ -126,10 +149,13 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
         unclear: Mutex::default(),
         numbers: Arc::clone(&service.numbers),
     });
-    for mut source in opened.sources {
+    for (number, mut source) in opened.sources.into_iter().enumerate() {
         let (questions, answering) = (Arc::clone(&questions), Arc::clone(&answering));
         let changes = service.watch_changes();
         std::thread::Builder::new().name("keys".into()).spawn(move || {
+            if number == 0 {
+                super::survive("keys", || answering.look_first(source.as_mut()));
+            }
             let mut goes_on = true;
             while goes_on {
                 super::survive("keys", || {
@@ -156,6 +182,13 @@ struct Answering {
 }
 
 impl Answering {
+    /// Whoever starts is told at once what their first client would find out.
+    fn look_first(&self, source: &mut dyn KeySource) {
+        if let Err(trouble) = source.probe(Instant::now() + self.patience) {
+            self.circuit.note_failure(Instant::now(), &trouble.into_words());
+        }
+    }
+
     fn answer(&self, source: &mut dyn KeySource, question: &KeyQuestion) -> KeyAnswer {
         let began = Instant::now();
         let answer = self.look_up(source, question, began);

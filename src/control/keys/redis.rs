@@ -36,6 +36,10 @@ pub fn open(plan: &RedisKeys) -> Result<Opened, String> {
 }
 
 impl KeySource for RedisSource {
+    fn probe(&mut self, until: Instant) -> Result<(), Trouble> {
+        self.server.probe(until)
+    }
+
     fn find(&mut self, question: &KeyQuestion, until: Instant) -> Result<FoundKey, Trouble> {
         let key = question.key.reveal();
         if !is_plain(key) {

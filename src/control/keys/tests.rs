@@ -13,6 +13,10 @@ impl KeySource for Scripted {
     fn find(&mut self, _: &KeyQuestion, _: Instant) -> Result<FoundKey, Trouble> {
         self.0.pop_front().expect("it is not asked so often")
     }
+
+    fn probe(&mut self, _: Instant) -> Result<(), Trouble> {
+        Ok(())
+    }
 }
 
 fn question(key: &str) -> KeyQuestion {
@@ -139,6 +143,10 @@ fn threads_answer_and_end_with_their_service() {
         fn find(&mut self, question: &KeyQuestion, _: Instant) -> Result<FoundKey, Trouble> {
             assert_ne!(question.key.reveal(), "panic", "on purpose");
             fields(json!({"user_id": question.key.reveal()}))
+        }
+
+        fn probe(&mut self, _: Instant) -> Result<(), Trouble> {
+            panic!("on purpose")
         }
     }
     let (alive, ended) = mpsc::channel::<()>();

@@ -40,6 +40,10 @@ pub fn open(plan: &AuthWebhook) -> Opened {
 }
 
 impl KeySource for WebhookSource {
+    fn probe(&mut self, until: Instant) -> Result<(), Trouble> {
+        self.service.probe(until)
+    }
+
     fn find(&mut self, question: &KeyQuestion, until: Instant) -> Result<FoundKey, Trouble> {
         let key = question.key.reveal();
         let mut request = Request::builder().method(self.plan.method.as_str());

@@ -1,11 +1,11 @@
-//! `llmproxy check --connect`: tries every backend and every reporter of a plan once. Nothing is
-//! asked of an engine and no record is sent.
+//! `llmproxy check --connect`: tries every backend, every reporter and every provider of keys of a
+//! plan once. Nothing is asked of an engine, no record is sent, and no key is looked up.
 
 use crate::base::tls_fault;
 use crate::config::circle;
 use crate::config::cli::{Printout, FINE, WOULD_NOT_START};
 use crate::config::plan::{Backend, Endpoint, Plan};
-use crate::control::tls;
+use crate::control::{keys, tls};
 use crate::state::member::MemberTls;
 use crate::usage::reporter;
 use crossbeam_channel::bounded;
@@ -61,6 +61,13 @@ fn tries(plan: &Plan) -> Vec<(String, Try)> {
         let reporter = reporter.clone();
         let name = format!("reporter {}", reporter.name);
         tries.push((name, Box::new(move || reporter::probe(&reporter, LIMIT))));
+    }
+    for provider in plan.auth.iter().flat_map(|auth| &auth.pipeline) {
+        if keys::is_elsewhere(provider) {
+            let provider = provider.clone();
+            let name = format!("provider {}", provider.name);
+            tries.push((name, Box::new(move || keys::probe(&provider, LIMIT))));
+        }
     }
     tries
 }

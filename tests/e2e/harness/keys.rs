@@ -3,6 +3,7 @@
 use super::{await_some, SOON};
 use llmproxy::base::secret::Secret;
 use llmproxy::config::load_text;
+use llmproxy::config::plan::Plan;
 use llmproxy::control::keys;
 use llmproxy::keys::digest::KeyDigest;
 use llmproxy::keys::facts::KeyFacts;
@@ -16,12 +17,17 @@ pub struct KeyAsker(pub KeyService);
 impl KeyAsker {
     /// Of a provider as it stands in `auth.pipeline`, in flow form without its braces.
     pub fn start(provider: &str) -> KeyAsker {
-        let text = format!("backends: [{{url: 'http://a'}}]\nauth: {{pipeline: [{{{provider}}}]}}");
-        let loaded = load_text("test", &text, &|_| None).unwrap_or_else(|e| panic!("{e}"));
-        let mut services = keys::services(&loaded.plan, None).unwrap();
+        let mut services = keys::services(&plan(provider), None).unwrap();
         KeyAsker(services.remove(0).unwrap())
     }
 
+    /// What `llmproxy check --connect` finds of such a provider.
+    pub fn probe(provider: &str) -> Result<(), String> {
+        let plan = plan(provider);
+        let provider = &plan.auth.as_ref().unwrap().pipeline[0];
+        assert!(keys::is_elsewhere(provider));
+        keys::probe(provider, SOON)
+    }
     /// Asks, and does not wait.
     pub fn begin(&self, key: &str) -> Reply<KeyAnswer> {
         let question = KeyQuestion { digest: KeyDigest::of(key.as_bytes()), key: Secret::new(key) };
@@ -60,6 +66,11 @@ impl KeyAsker {
         let answer = self.ask(key);
         assert!(matches!(answer, KeyAnswer::Failed), "{key}: {answer:?}");
     }
+}
+
+fn plan(provider: &str) -> Plan {
+    let text = format!("backends: [{{url: 'http://a'}}]\nauth: {{pipeline: [{{{provider}}}]}}");
+    load_text("test", &text, &|_| None).unwrap_or_else(|e| panic!("{e}")).plan
 }
 
 /// Waits for an answer.
