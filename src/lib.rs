@@ -16,6 +16,8 @@ pub mod http;
 pub mod llm;
 /// What is known of API keys, and the rules that decide about them. No I/O, no clock.
 pub mod keys;
+/// Lua that decides about keys, under a budget of time and memory.
+pub mod script;
 /// The ring: sockets, timers, threads. The only room with `unsafe`, in its part `sys`.
 pub mod rt;
 /// The only memory that both planes share.

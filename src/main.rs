@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         Command::Reload(ask) => return print(&tool::reload::run(&ask)),
         Command::Backends(ask) => return print(&tool::backends::run(&ask)),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
+        Command::Lua(test) => return print(&tool::lua::run(&test)),
         Command::Print(output) => return print(&output),
         Command::Connect { plan, said } => return print(&tool::connect::answer(&plan, said)),
         Command::Spool { dir, task } => return spool(&dir, &task),

@@ -24,7 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["base", "http"]),
     ("rt", &["base"]),
     ("keys", &["base", "config::plan"]),
-    ("state", &["base", "config::plan", "keys"]),
+    ("script", &["base", "config::plan"]),
+    ("state", &["base", "config::plan", "keys", "script::ScriptText"]),
     ("store", &["base", "config::plan"]),
     ("usage", &["base", "config::plan", "llm", "rt::sys::mapping", "store"]),
     (
@@ -34,6 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
             "llm",
             "keys",
+            "script",
             "rt",
             "config::plan",
             "state",
@@ -44,7 +46,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::unpacker",
         ],
     ),
-    ("control", &["base", "http", "llm", "keys", "config", "state", "store", "usage", "rt"]),
+    (
+        "control",
+        &["base", "http", "llm", "keys", "script", "config", "state", "store", "usage", "rt"],
+    ),
     ("cli", &["base", "config"]),
     ("lib", &[]),
 ];

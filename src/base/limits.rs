@@ -499,3 +499,20 @@ const _: () = assert!(BUFFER_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(HEAD_BYTES_MAX <= MEDIUM_BUFFER_BYTES, "no head needs a large buffer");
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= BODY_EXTENSION_BYTES_MAX);
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < 16, "a chunk size must fit in 60 bits");
+/// Processor time of one run of a script. Beyond: the run ends, and its client is denied. More in a
+/// configuration is cut to the most, since the worker stands still meanwhile.
+pub const SCRIPT_TIME_MAX: Duration = Duration::from_millis(10);
+/// Bytes of one run of a script, beside what its VM has anyway. Beyond: likewise.
+pub const SCRIPT_MEMORY_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of the text of one script. Beyond: it does not load.
+pub const SCRIPT_BYTES_MAX: u64 = 256 * 1024;
+/// Bytes of a message of a script to a client, or to the log. Beyond: cut.
+pub const SCRIPT_MESSAGE_BYTES_MAX: usize = 512;
+/// Lines that one run may log. Beyond: not logged.
+pub const SCRIPT_LOG_LINES_MAX: usize = 8;
+/// Entries of the metadata that one run gives, at whatever depth. Beyond: its client is denied.
+pub const SCRIPT_METADATA_ENTRIES_MAX: usize = 64;
+/// Bytes of names and texts of that metadata. Beyond: likewise.
+pub const SCRIPT_METADATA_BYTES_MAX: usize = 4 * 1024;
+/// Tables within one another in that metadata. Beyond: likewise.
+pub const SCRIPT_METADATA_DEPTH_MAX: usize = 4;

@@ -8,9 +8,11 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod lua;
 mod models;
 mod usage;
 pub(super) mod verdict;
+pub use lua::LuaTest;
 pub use usage::{By, Form, UsageQuestion};
 
 /// What `main` has to do.
@@ -29,6 +31,8 @@ pub enum Command {
     Backends(BackendsAsk),
     /// Answer from the builtin store, and end.
     Usage(UsageQuestion),
+    /// Run a script once, and end.
+    Lua(LuaTest),
     /// Print and end.
     Print(Printout),
     /// Try all that a valid configuration names, print and end.
@@ -222,6 +226,11 @@ enum Sub {
     },
     /// Sum up the usage records of the builtin reporter
     Usage(usage::Arguments),
+    /// Try a script that decides about keys
+    Lua {
+        #[command(subcommand)]
+        task: lua::LuaSub,
+    },
     /// Look at the usage records that wait on the disk, or deliver some again
     Spool {
         #[command(flatten)]
@@ -317,6 +326,7 @@ fn command(cli: Cli, files: Files) -> Command {
             Command::Backends(BackendsAsk { config, socket, json })
         }
         Some(Sub::Usage(arguments)) => usage::command(arguments),
+        Some(Sub::Lua { task }) => lua::command(task),
         Some(Sub::Spool { place, task }) => spool(place, task),
         None => start(cli.start),
     }

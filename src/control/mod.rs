@@ -5,6 +5,7 @@
 //! names, open files. *Never:* runs on a worker's thread, touches a request.
 
 pub mod tls;
+mod scripts;
 pub mod resolve;
 pub mod circle;
 mod visit;

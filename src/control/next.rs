@@ -3,9 +3,10 @@
 //! in use; one that was found is left out, with a warning.
 
 use super::resolve::Resolver;
-use super::{circle, keys, tls};
+use super::{circle, keys, scripts, tls};
 use crate::config::found;
 use crate::config::plan::{Backend, Plan};
+use crate::script::ScriptText;
 use crate::state::board::View;
 use crate::state::lookup::KeyService;
 use crate::state::member::MemberTls;
@@ -58,7 +59,11 @@ impl Builder<'_> {
             }
         }
         let services = keys::services(&plan, Some(self.before))?;
-        let view = self.resolved(plan, tls, services);
+        let scripts = match self.all_anew {
+            true => scripts::read(&plan)?,
+            false => Arc::clone(&self.before.scripts),
+        };
+        let view = self.resolved(plan, tls, (services, scripts));
         let view = self.without_circles(view, configured.len());
         circle::check(&view, self.ours)?;
         Ok(view)
@@ -68,10 +73,10 @@ impl Builder<'_> {
         &self,
         plan: Plan,
         tls: Vec<Option<MemberTls>>,
-        services: Vec<Option<KeyService>>,
+        (services, scripts): (Vec<Option<KeyService>>, Arc<[ScriptText]>),
     ) -> Arc<View> {
         let mut view = View::new(Arc::new(plan), tls, Some(self.before));
-        view.services = services;
+        (view.services, view.scripts) = (services, scripts);
         let view = Arc::new(view);
         self.resolver.prepare(&view, RESOLVE_WAIT);
         view
@@ -90,7 +95,7 @@ impl Builder<'_> {
         let rest = view.members().iter().filter(|member| !names.contains(&*member.name));
         let (backends, tls) = rest.map(|m| (m.plan.clone(), m.tls.clone())).unzip();
         let plan = Plan { backends, ..Plan::clone(&view.plan) };
-        self.resolved(plan, tls, view.services.clone())
+        self.resolved(plan, tls, (view.services.clone(), Arc::clone(&view.scripts)))
     }
 
     fn tls_of(

@@ -11,7 +11,7 @@ use super::metrics::Facts;
 use super::page::{Outlet, SCRAPERS_MAX};
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
-use super::{access, keys, models, page, tls};
+use super::{access, keys, models, page, scripts, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
@@ -159,6 +159,13 @@ pub struct Control {
     access_writer: Option<access::AccessWriter>,
 }
 
+fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
+    let mut view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
+    view.services = keys::services(plan, None)?;
+    view.scripts = scripts::read(plan)?;
+    Ok(view)
+}
+
 /// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one.
 /// An error is a line for a person.
 pub fn start(
@@ -168,9 +175,7 @@ pub fn start(
     (log, reopen): (&Logging, Reopen),
     reloads: &Arc<Reloads>,
 ) -> Result<Control, String> {
-    let mut view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
-    view.services = keys::services(plan, None)?;
-    let board = Arc::new(Board::new(view));
+    let board = Arc::new(Board::new(first_view(plan)?));
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
     let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();
     pulses.iter().for_each(|pulse| stop.calls(pulse));

@@ -14,6 +14,7 @@ use super::repute::Tenths;
 use crate::base::limits::METRICS_MODELS_MAX;
 use crate::config::plan::{Backend, LoadBalance, Plan};
 use crate::keys::table::KeyTable;
+use crate::script::ScriptText;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -39,6 +40,8 @@ pub struct View {
     /// Who answers for each provider of `auth.pipeline`, in its order; `None`: a provider whose
     /// keys are in the plan, or whose script decides alone.
     pub services: Vec<Option<KeyService>>,
+    /// The scripts of the providers, in the order of `auth.pipeline`.
+    pub scripts: Arc<[ScriptText]>,
     /// The places of the members by their numbers in that table.
     holders: QuickMap<u32, u32>,
     /// What the queues of all views share, once there was one.
@@ -114,6 +117,7 @@ impl View {
             prefixes,
             key_tables,
             services: Vec::new(),
+            scripts: Arc::default(),
             holders,
             queues,
             waiting,

@@ -57,6 +57,7 @@ mod stream_usage;
 mod metrics;
 mod logs;
 mod loops;
+mod script;
 mod stop;
 mod reload;
 mod reload_command;

@@ -1,5 +1,6 @@
 //! `admin`, `hooks`, and scripts wherever they stand.
 
+use crate::base::limits::{SCRIPT_MEMORY_MAX, SCRIPT_TIME_MAX};
 use crate::base::secret::Secret;
 use crate::config::plan::{Admin, Hook, HookPoint, Script, ScriptSource};
 use crate::config::raw::ValueKind;
@@ -30,8 +31,8 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
 }
 
 /// Time and memory of a script that has no bounds of its own.
-const SCRIPT_TIMEOUT: Duration = Duration::from_millis(100);
-const SCRIPT_MEMORY: u64 = 16 << 20;
+const SCRIPT_TIMEOUT: Duration = Duration::from_millis(1);
+const SCRIPT_MEMORY: u64 = 1 << 20;
 
 /// A script under `key`: its text, or a section with `script` or `path`. Never expanded. One that
 /// is there and empty is an error: it would let everyone pass.
@@ -62,8 +63,17 @@ fn own_script(s: &mut Section) -> Option<Script> {
 fn script_section(s: &mut Section) -> Option<Script> {
     let code = s.code("script").filter(|code| !code.trim().is_empty());
     let path = s.text("path").filter(|path| !path.is_empty());
-    let timeout = s.duration("timeout", SCRIPT_TIMEOUT);
+    let mut timeout = s.duration("timeout", SCRIPT_TIMEOUT);
+    if timeout > SCRIPT_TIME_MAX {
+        s.warn("timeout", "10ms are the most and are used: a worker stands still meanwhile");
+        timeout = SCRIPT_TIME_MAX;
+    }
     let max_memory = s.parsed("max_memory", |t| value::size(t, 64 << 10..=1 << 30));
+    let mut max_memory = max_memory.unwrap_or(SCRIPT_MEMORY);
+    if max_memory > SCRIPT_MEMORY_MAX {
+        s.warn("max_memory", "4MiB are the most and are used: more takes too long to fill");
+        max_memory = SCRIPT_MEMORY_MAX;
+    }
     let source = match (code, path) {
         (Some(_), Some(_)) => {
             s.error("path", "and `script` are both given: give one");
@@ -73,7 +83,7 @@ fn script_section(s: &mut Section) -> Option<Script> {
         (None, Some(path)) => ScriptSource::Path(path.into()),
         (None, None) => return None,
     };
-    Some(Script { source, timeout, max_memory: max_memory.unwrap_or(SCRIPT_MEMORY) })
+    Some(Script { source, timeout, max_memory })
 }
 
 /// Reads `hooks`: each must say whether it is on.

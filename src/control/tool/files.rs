@@ -2,7 +2,7 @@
 //! to find out then.
 
 use crate::config::plan::Plan;
-use crate::control::tls;
+use crate::control::{scripts, tls};
 use crate::usage::reporter;
 
 /// Why they keep this plan from starting: a line for each key. Empty = they do not. Blocks.
@@ -21,5 +21,6 @@ pub fn unusable(plan: &Plan) -> Vec<String> {
             found.push(format!("usage.reporters[{index}]: {error}"));
         }
     }
+    found.extend(scripts::read(plan).err());
     found
 }
