@@ -34,10 +34,17 @@ pub struct Questions<Q, A> {
 /// at is not asked again: it gets the same answer.
 pub struct SharedQuestions<Q, A> {
     waiting: Receiver<Question<Q, A>>,
-    under_way: Mutex<Vec<UnderWay<Q, A>>>,
+    under_way: Mutex<AllUnderWay<Q, A>>,
     /// So many may wait for one answer. Beyond: turned away.
     waiters_max: usize,
     turned_away: Arc<AtomicU64>,
+}
+
+/// What all threads are at.
+struct AllUnderWay<Q, A> {
+    list: Vec<UnderWay<Q, A>>,
+    /// Each question has a number of its own.
+    next: u64,
 }
 
 /// A question that a thread is at.
@@ -87,7 +94,7 @@ impl<Q, A> Questions<Q, A> {
     pub fn shared(self) -> SharedQuestions<Q, A> {
         SharedQuestions {
             waiting: self.waiting,
-            under_way: Mutex::default(),
+            under_way: Mutex::new(AllUnderWay { list: Vec::new(), next: 0 }),
             waiters_max: self.waiting_max,
             turned_away: self.turned_away,
         }
@@ -119,7 +126,7 @@ impl<Q: PartialEq + Clone, A: Clone> SharedQuestions<Q, A> {
     fn begin(&self, about: &Q, version: u64, reply: oneshot::Sender<A>) -> Option<u64> {
         let mut all = self.lock();
         let equal = |other: &&mut UnderWay<Q, A>| other.version == version && other.about == *about;
-        if let Some(other) = all.iter_mut().find(equal) {
+        if let Some(other) = all.list.iter_mut().find(equal) {
             if other.waiters.len() < self.waiters_max {
                 other.waiters.push(reply);
             } else {
@@ -127,14 +134,15 @@ impl<Q: PartialEq + Clone, A: Clone> SharedQuestions<Q, A> {
             }
             return None;
         }
-        let number = all.iter().map(|other| other.number + 1).max().unwrap_or_default();
-        all.push(UnderWay { about: about.clone(), version, waiters: vec![reply], number });
+        let number = all.next;
+        all.next += 1;
+        all.list.push(UnderWay { about: about.clone(), version, waiters: vec![reply], number });
         Some(number)
     }
 }
 
 impl<Q, A> SharedQuestions<Q, A> {
-    fn lock(&self) -> MutexGuard<'_, Vec<UnderWay<Q, A>>> {
+    fn lock(&self) -> MutexGuard<'_, AllUnderWay<Q, A>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,8 +156,8 @@ struct EndsWith<'a, Q, A> {
 impl<Q, A> EndsWith<'_, Q, A> {
     fn take_waiters(&mut self) -> Vec<oneshot::Sender<A>> {
         let mut all = self.shared.lock();
-        let place = all.iter().position(|one| one.number == self.number);
-        place.map(|place| all.swap_remove(place).waiters).unwrap_or_default()
+        let place = all.list.iter().position(|one| one.number == self.number);
+        place.map(|place| all.list.swap_remove(place).waiters).unwrap_or_default()
     }
 }
 
@@ -289,7 +297,7 @@ mod tests {
         assert!(thread.join().unwrap());
         assert_eq!((first.try_recv(), same.try_recv()), (Ok(Some(11)), Ok(Some(11))));
         assert_eq!(ask.turned_away().load(Ordering::Relaxed), 1);
-        assert!(shared.lock().is_empty());
+        assert!(shared.lock().list.is_empty());
     }
 
     /// Catches: a question that can never be asked again since its answering panicked, a thread
@@ -310,5 +318,28 @@ mod tests {
         assert!(shared.answer_next(|| 0, |_| panic!("nobody wants to know")));
         drop(ask);
         assert!(!shared.answer_next(|| 0, |_| panic!("nobody can ask")));
+    }
+
+    /// Catches: a thread that, done with its own question, ends that of another.
+    #[test]
+    fn no_thread_ends_the_question_of_another() {
+        let (ask, questions) = queue::<u32, u32>(64);
+        let shared = Arc::new(questions.shared());
+        let answering: Vec<_> = (0..4)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || while shared.answer_next(|| 0, |about| *about) {})
+            })
+            .collect();
+        for round in 0..5_000 {
+            let asked: Vec<_> = (0..4).map(|n| (round + n, ask.ask(round + n).unwrap())).collect();
+            for (about, mut reply) in asked {
+                while reply.try_recv().expect("it is answered").is_none_or(|got| got != about) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        drop(ask);
+        answering.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

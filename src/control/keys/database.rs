@@ -57,6 +57,7 @@ pub fn open(plan: &DatabaseKeys) -> Result<Opened, String> {
     Ok(Opened {
         place: place(plan.sql.driver, &plan.sql.address),
         patience: PATIENCE,
+        ready: 1,
         sources: (0..threads(plan.sql.pool.max_open_conns))
             .map(source)
             .collect::<Result<_, _>>()?,

@@ -58,6 +58,8 @@ struct Opened {
     place: String,
     /// What one look-up may take.
     patience: Duration,
+    /// So many of them connect before the first question.
+    ready: u32,
     /// One for each thread.
     sources: Vec<Box<dyn KeySource>>,
 }
@@ -149,11 +151,11 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
         unclear: Mutex::default(),
         numbers: Arc::clone(&service.numbers),
     });
-    for (number, mut source) in opened.sources.into_iter().enumerate() {
+    for (number, mut source) in (0..).zip(opened.sources) {
         let (questions, answering) = (Arc::clone(&questions), Arc::clone(&answering));
         let changes = service.watch_changes();
         std::thread::Builder::new().name("keys".into()).spawn(move || {
-            if number == 0 {
+            if number < opened.ready {
                 super::survive("keys", || answering.look_first(source.as_mut()));
             }
             let mut goes_on = true;

@@ -31,6 +31,7 @@ pub fn open(plan: &RedisKeys) -> Result<Opened, String> {
     Ok(Opened {
         place: RedisServer::new(plan.server.clone()).place(),
         patience: patience.saturating_add(pool.read_timeout),
+        ready: pool.min_idle_conns.max(1),
         sources: (0..threads(pool.pool_size)).map(source).collect(),
     })
 }

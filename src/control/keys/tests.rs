@@ -152,7 +152,8 @@ fn threads_answer_and_end_with_their_service() {
     let (alive, ended) = mpsc::channel::<()>();
     let sources = (0..3).map(|_| Box::new(Echo(alive.clone())) as Box<dyn KeySource>).collect();
     drop(alive);
-    let opened = Opened { place: String::new(), patience: Duration::from_secs(5), sources };
+    let patience = Duration::from_secs(5);
+    let opened = Opened { place: String::new(), patience, ready: 1, sources };
     let plan = plan("{name: h, type: webhook, webhook: {url: 'http://a'}}");
     let service = start(&plan.auth.as_ref().unwrap().pipeline[0], opened).unwrap();
     let answer = |key: &str| {

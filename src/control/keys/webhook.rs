@@ -35,6 +35,7 @@ pub fn open(plan: &AuthWebhook) -> Opened {
     Opened {
         place: service.place().to_owned(),
         patience: plan.timeout,
+        ready: 1,
         sources: (0..THREADS).map(source).collect(),
     }
 }
