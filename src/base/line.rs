@@ -7,6 +7,17 @@ pub fn is_unshown(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
+/// Text for a terminal: what it would obey, or what changes the order in which it shows the text
+/// behind it (`Bidi_Control` of Unicode), has another character in its place. A name could else
+/// make a line of a table look like another one.
+pub fn for_terminal(text: &str) -> String {
+    let turns = |c| {
+        let is_mark = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}');
+        is_mark || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if is_unshown(c) || turns(c) { '\u{fffd}' } else { c }).collect()
+}
+
 /// Text or JSON, without its last line end, made into one line: nothing in it ends a line in any
 /// reader's sense. Also how many line ends were taken out.
 ///
@@ -65,6 +76,14 @@ mod tests {
             let made = one_line(text.as_bytes().to_vec());
             assert_eq!(made, (line.as_bytes().to_vec(), taken_out), "{text:?}");
         }
+    }
+
+    /// Catches: a name that writes elsewhere on the terminal, or turns what stands behind it.
+    #[test]
+    fn a_terminal_shows_a_name_and_does_not_obey_it() {
+        assert_eq!(for_terminal("gpu-1 \u{e9}\u{5d0}"), "gpu-1 \u{e9}\u{5d0}");
+        let odd = "\u{1b}\u{9b}\n\u{2028}\u{202e}\u{202a}\u{2066}\u{2069}\u{200f}\u{61c}";
+        assert!(for_terminal(odd).chars().all(|c| c == '\u{fffd}'));
     }
 
     proptest! {

@@ -2,15 +2,23 @@
 //! are. Whoever may open it (mode 0600: the user that runs the gateway, and root) speaks HTTP/1.1
 //! over it: `GET /backends`, `GET /metrics`. `llmproxy backends` does.
 
-use super::page::Outlet;
+use super::page::{self, Outlet};
 use crate::config::plan::Plan;
-use crate::state::scrape::Page;
+use crate::rt;
+use crate::rt::moment::Moment;
+use crate::rt::patrol::Patrol;
+use crate::state::pulse::Pulse;
+use crate::state::scrape::{AskPage, Page};
+use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Its name in the folder of the spool that is this process' own.
 pub const NAME: &str = "admin.sock";
@@ -21,6 +29,10 @@ const BESIDE: &str = "admin.sock";
 const VISITORS_MAX: usize = 4;
 /// Those who wait to be let in. Beyond: connecting fails, or waits.
 const BACKLOG: i32 = 8;
+/// How often it is looked whether the socket is where it was made.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// So long is waited at the end until the file is gone: the disk may hang.
+const END_WAIT: Duration = Duration::from_secs(1);
 
 /// Where the socket of a process is that has no spool on a disk: beside its pid file.
 pub fn beside(pid_file: &Path) -> PathBuf {
@@ -47,8 +59,88 @@ pub fn open_for(plan: &Plan, home: Option<&Path>) -> Option<(OwnedFd, SocketFile
     None
 }
 
+/// Whoever answers at the socket, on the current ring. When it was made anew, at the new one alone.
+#[derive(Default)]
+pub struct Door {
+    closes: Rc<Moment>,
+}
+
+impl Door {
+    /// Answers at this listener from now on.
+    pub fn serve(&mut self, listener: OwnedFd, patrol: &Rc<Patrol>, pages: &AskPage) {
+        std::mem::take(&mut self.closes).come();
+        let (closes, patrol, pages) = (Rc::clone(&self.closes), Rc::clone(patrol), pages.clone());
+        rt::spawn(async move {
+            let _ = closes.unless(page::serve(outlet(listener), patrol, pages)).await;
+        });
+    }
+}
+
+/// A thread that makes the socket anew when its file is gone: somebody has deleted or replaced the
+/// folder of the spool while the process runs. A thread of its own, since a disk may hang. The file
+/// goes away with this.
+pub struct SocketKeeper {
+    /// Never sent to: its end ends the thread.
+    running: Option<Sender<()>>,
+    ended: Receiver<()>,
+}
+
+impl Drop for SocketKeeper {
+    fn drop(&mut self) {
+        drop(self.running.take());
+        let _ = self.ended.recv_timeout(END_WAIT);
+    }
+}
+
+/// Keeps the socket's file. A new listener goes to `listeners`, and `heard` is called. `None`:
+/// there can be no thread, and the file is gone.
+pub fn keep(
+    file: SocketFile,
+    listeners: Sender<OwnedFd>,
+    heard: Arc<Pulse>,
+) -> Option<SocketKeeper> {
+    let (running, until) = bounded::<()>(0);
+    let (at_end, ended) = bounded::<()>(0);
+    let body = move || {
+        let (_at_end, mut file) = (at_end, file);
+        super::survive("admin", || watch(&mut file, &until, (&listeners, &heard)));
+    };
+    let thread = std::thread::Builder::new().name("admin".into()).spawn(body);
+    thread.ok().map(|_| SocketKeeper { running: Some(running), ended })
+}
+
+/// Looks at the file until that is to end.
+fn watch(
+    file: &mut SocketFile,
+    until: &Receiver<()>,
+    (listeners, heard): (&Sender<OwnedFd>, &Pulse),
+) {
+    let mut is_told = false;
+    while until.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        if file.is_there() {
+            continue;
+        }
+        let path = file.path.display();
+        match open(&file.path) {
+            Ok((listener, fresh)) => {
+                tracing::warn!(%path, "the admin socket was gone: it is made anew");
+                let _ = listeners.try_send(listener);
+                heard.call();
+                (*file, is_told) = (fresh, false);
+            }
+            // Its folder may be made anew in a moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if !is_told => {
+                tracing::warn!(%path, %error, "the admin socket is gone and cannot be made anew");
+                is_told = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 /// What is to be had there.
-pub fn outlet(listener: OwnedFd) -> Outlet {
+fn outlet(listener: OwnedFd) -> Outlet {
     let page_of = |path: &[u8]| match path {
         b"/backends" => Some(Page::Backends),
         b"/metrics" => Some(Page::Metrics),
@@ -63,6 +155,17 @@ pub struct SocketFile {
     path: PathBuf,
     /// Device and number of the file.
     id: (u64, u64),
+}
+
+impl SocketFile {
+    /// False when it is gone, or another file is in its place. What cannot be told is no reason to
+    /// make a new one.
+    fn is_there(&self) -> bool {
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) => id(&found) == self.id,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
 }
 
 impl Drop for SocketFile {

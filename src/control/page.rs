@@ -18,12 +18,14 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Scrapers at a time; their descriptors are those that are reserved. Beyond: closed.
 pub const SCRAPERS_MAX: usize = 16;
 /// Whoever asks for a page sends the request and takes the page within so long.
 const PAGE_TIME: Duration = Duration::from_secs(10);
+/// From one line of the log about those who were turned away to the next.
+const WARNING_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts the thread that makes the page for all who ask. It ends when nobody can ask any more.
 pub fn start(
@@ -62,13 +64,14 @@ pub struct Outlet {
 pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
     let Outlet { listener, visitors_max, page_of } = outlet;
     let (live, page_of) = (Rc::new(Cell::new(0)), Rc::new(page_of));
+    let mut turned_away = TurnedAway::default();
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, _) = arrival else { return };
         if live.get() == visitors_max {
-            return tracing::warn!(
-                visitors_max,
-                "too many ask for pages at a time: one was closed"
-            );
+            if let Some(closed) = turned_away.note(Instant::now()) {
+                tracing::warn!(visitors_max, closed, "too many ask for pages at a time");
+            }
+            return;
         }
         let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
         let (pages, live, page_of) = (pages.clone(), Rc::clone(&live), Rc::clone(&page_of));
@@ -85,6 +88,25 @@ pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
         });
     })
     .await;
+}
+
+/// Those who were closed because too many ask. Whoever comes again and again must not fill the log.
+#[derive(Default)]
+struct TurnedAway {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl TurnedAway {
+    /// One more; how many are to be told of now, once a second at most.
+    fn note(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < WARNING_PAUSE) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
 }
 
 async fn one_visit(post: &Post, page_of: &PageOf, pages: &AskPage) -> Result<(), Alarm> {
@@ -154,5 +176,22 @@ async fn answer(
     match post.attended(reply).await? {
         Ok(body) => Ok((200, page.content_type(), body)),
         Err(_) => Ok((503, TEXT, (*b"stopping\n").into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a line of the log for each of thousands, and some of which nobody ever hears.
+    #[test]
+    fn those_who_are_turned_away_are_told_of_once_a_second() {
+        let (mut turned_away, start) = (TurnedAway::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let told: Vec<_> = [0, 1, 999, 1_000, 1_001, 5_000]
+            .into_iter()
+            .map(|ms| turned_away.note(at(ms)))
+            .collect();
+        assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 }

@@ -1,7 +1,7 @@
 //! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters. And
 //! the one thread that changes the configuration in use, one event after the other.
 
-use super::admin::{self, SocketFile};
+use super::admin::{self, Door, SocketKeeper};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
 use super::health::Probers;
@@ -34,7 +34,7 @@ use crate::usage::spool::folders::{FolderWatch, Folders};
 use crate::usage::spool::{self, Opened, Planned, Unwritten};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -154,8 +154,8 @@ pub struct Control {
     /// The finders of discovery, as the metrics page shows them.
     pub finders: Arc<FindersInUse>,
     delivery: Option<Delivery>,
-    /// Goes away at the end.
-    admin: Option<SocketFile>,
+    /// Its socket goes away at the end.
+    admin: Option<SocketKeeper>,
     access_writer: Option<access::AccessWriter>,
 }
 
@@ -223,8 +223,7 @@ pub fn start(
     };
     page::start(page_questions, collect).map_err(thread_error)?;
     let home = delivery.as_ref().and_then(|delivery| delivery.home.as_deref());
-    let (admin, admin_file) = admin::open_for(plan, home).unzip();
-    let control_pulse = start_ring(&board, stop, (metrics, admin), pages.clone())?;
+    let (control_pulse, admin) = start_pages(&board, stop, (metrics, home), pages.clone())?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
     resolver.prepare(&board.view(), FIRST_RESOLVE_WAIT);
@@ -241,7 +240,7 @@ pub fn start(
         access,
         drivers,
         delivery,
-        admin: admin_file,
+        admin,
         access_writer,
     })
 }
@@ -369,12 +368,27 @@ fn thread_error(error: std::io::Error) -> String {
     format!("a thread cannot be started: {error}")
 }
 
+/// Starts the control plane's ring, and what keeps its admin socket, which stands in `home` if that
+/// is somewhere.
+fn start_pages(
+    board: &Arc<Board>,
+    stop: &Arc<Stop>,
+    (metrics, home): (Option<OwnedFd>, Option<&Path>),
+    pages: AskPage,
+) -> Result<(Arc<Pulse>, Option<SocketKeeper>), String> {
+    let (admin, file) = admin::open_for(&board.view().plan, home).unzip();
+    let (renew, renewed) = bounded(1);
+    let pulse = start_ring(board, stop, (metrics, admin, renewed), pages)?;
+    let keeper = file.and_then(|file| admin::keep(file, renew, Arc::clone(&pulse)));
+    Ok((pulse, keeper))
+}
+
 /// The control plane's own ring: probes, and the listeners of pages: of the metrics, and the admin
 /// socket.
 fn start_ring(
     board: &Arc<Board>,
     stop: &Arc<Stop>,
-    (metrics, admin): (Option<OwnedFd>, Option<OwnedFd>),
+    (metrics, admin, renewed): (Option<OwnedFd>, Option<OwnedFd>, Receiver<OwnedFd>),
     pages: AskPage,
 ) -> Result<Arc<Pulse>, String> {
     let (board, stop) = (Arc::clone(board), Arc::clone(stop));
@@ -396,14 +410,18 @@ fn start_ring(
             let probers = Probers::new(Arc::clone(&board));
             let load_readers = LoadReaders::new(Arc::clone(&board));
             let metrics = metrics.map(|listener| metrics_outlet(listener, Arc::clone(&board)));
-            for outlet in metrics.into_iter().chain(admin.map(admin::outlet)) {
+            if let Some(outlet) = metrics {
                 crate::rt::spawn(page::serve(outlet, Rc::clone(&patrol), pages.clone()));
             }
+            let (mut door, mut admin) = (Door::default(), admin);
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {
                 probers.look();
                 load_readers.look();
+                for listener in admin.take().into_iter().chain(renewed.try_iter()) {
+                    door.serve(listener, &patrol, &pages);
+                }
                 patrol.next_sweep(true, pulse.sleep()).await;
             }
         });

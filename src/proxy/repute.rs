@@ -4,7 +4,7 @@ use crate::base::clock::unix_ms;
 use crate::base::fault::{Fault, Side};
 use crate::http::response::ResponseHead;
 use crate::state::member::{Member, Witness};
-use crate::state::repute::{Change, Evidence};
+use crate::state::repute::{BodyForm, Change, Evidence};
 use std::time::Duration;
 
 /// Takes in what a fault says about a backend.
@@ -33,20 +33,20 @@ pub fn hear_answer(backend: &Member, response: &ResponseHead) {
     hear(backend, Evidence::of_status(response.status, wait));
 }
 
-/// Takes in an error that stood inside a stream of status 200, for which this status stands. That
+/// Takes in an error that stood inside an answer of status 200, for which this status stands. That
 /// the backend is full is no illness, but no service either.
-pub fn hear_inside(backend: &Member, status: u16, is_full: bool) {
+pub fn hear_inside(backend: &Member, form: BodyForm, status: u16, is_full: bool) {
     backend.hear_served(status < 500);
     match status < 500 || is_full {
         true => hear(backend, Evidence::Good),
-        false => hear(backend, Evidence::BadStream(status)),
+        false => hear(backend, Evidence::BadInside(form, status)),
     }
 }
 
-/// Takes in a stream in which a model spoke, or that came well to its end.
-pub fn hear_stream(backend: &Member) {
+/// Takes in a body in which a model spoke, or that came well to its end.
+pub fn hear_body(backend: &Member, form: BodyForm) {
     // It changes nothing of which anybody must be told.
-    let _ = backend.hear(Evidence::GoodStream);
+    let _ = backend.hear(Evidence::GoodInside(form));
 }
 
 fn hear(member: &Member, evidence: Evidence) {
@@ -56,7 +56,12 @@ fn hear(member: &Member, evidence: Evidence) {
         Change::Ejected(time) => {
             let why = match evidence {
                 Evidence::NoConnection(_) => "too many connections in a row failed",
-                Evidence::BadStream(_) => "too many streams in a row told of errors",
+                Evidence::BadInside(BodyForm::Stream, _) => {
+                    "too many streams in a row told of errors"
+                }
+                Evidence::BadInside(BodyForm::Whole, _) => {
+                    "too many answers in a row told of errors"
+                }
                 _ => "too many answers in a row failed",
             };
             let (last, pause_s) = (evidence.words(), time.as_secs());

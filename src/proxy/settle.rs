@@ -20,6 +20,7 @@ use crate::llm::error;
 use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
 use crate::state::member::{self, Member};
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
+use crate::state::repute::BodyForm;
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Opening;
 use crate::usage::record;
@@ -71,6 +72,8 @@ pub struct Story {
     pub ending: Ending,
     /// What the relay saw, when it came to that.
     pub outcome: Option<Relayed>,
+    /// The error in its answer was heard before the client had any of it.
+    pub is_heard: bool,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
     own_page: bool,
     /// It is over for its client, and only its record waits for something: for what its client did
@@ -335,20 +338,22 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
 /// good one.
 fn hear_inside(backend: &Member, tap: &Tap, story: &Story, is_broken: bool) {
     let facts = tap.body_usage.facts();
+    let form = if story.event_stream { BodyForm::Stream } else { BodyForm::Whole };
+    // Of what is not asked of a model nobody knows whether it is good.
+    let is_read = story.event_stream || tap.dialect() != Dialect::Other;
     match story.ending {
-        Ending::Complete if is_broken && story.event_stream && facts.error() => {
+        _ if story.is_heard => {}
+        // A client may leave as soon as it has read the error.
+        Ending::Complete | Ending::Fault(Fault::ClientLeft) if is_broken && facts.error() => {
             let status = error::status_inside(facts.error_code());
-            // The words are gone, and the engines that are full say 503. An error that was held
-            // and that a client got all the same is heard a second time: it is worse than others.
-            repute::hear_inside(backend, status, status == 503);
+            // The words are gone, and the engines that are full say 503.
+            repute::hear_inside(backend, form, status, status == 503);
         }
         Ending::Complete if is_broken => backend.hear_served(false),
-        Ending::Complete if story.event_stream && story.status == 200 => {
-            repute::hear_stream(backend);
-        }
+        Ending::Complete if is_read && story.status == 200 => repute::hear_body(backend, form),
         // That its client left says nothing of the tokens that came before.
         Ending::Fault(Fault::ClientLeft) if tap.first_token().is_some() && !facts.error() => {
-            repute::hear_stream(backend);
+            repute::hear_body(backend, form);
         }
         _ => {}
     }

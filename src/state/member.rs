@@ -297,7 +297,7 @@ impl Vitals {
     pub fn hear(&self, evidence: Evidence) -> Option<Change> {
         // Nearly always: a good answer of a backend of which nothing bad is known. No clock is read
         // and no shared memory is written for it.
-        let is_good = matches!(evidence, Evidence::Good | Evidence::GoodStream);
+        let is_good = matches!(evidence, Evidence::Good | Evidence::GoodInside(_));
         if is_good && self.repute().is_spotless() {
             return None;
         }

@@ -30,16 +30,25 @@ impl Tenths {
     }
 }
 
+/// How the body of an answer comes. An engine may fail in one form and serve the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyForm {
+    /// As events, or lines.
+    Stream = 0,
+    /// As a whole.
+    Whole = 1,
+}
+
 /// What one request found out about its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
     /// An answer of a backend that works, be it a refusal of this request. Of a stream that is its
     /// head, which says little: see the next two.
     Good,
-    /// A stream in which its model spoke, or that came well to its end.
-    GoodStream,
-    /// A stream that began with status 200 and then told of an error, for which this status stands.
-    BadStream(u16),
+    /// A body of status 200 in which its model spoke, or that came well to its end.
+    GoodInside(BodyForm),
+    /// A body of status 200 that told of an error, for which this status stands.
+    BadInside(BodyForm, u16),
     /// No connection could be made.
     NoConnection(Fault),
     /// A connection was made, and no answer came of it, or half of one.
@@ -97,8 +106,13 @@ impl Evidence {
     /// In words, for the log.
     pub fn words(self) -> String {
         match self {
-            Evidence::Good | Evidence::GoodStream => "an answer".into(),
-            Evidence::BadStream(status) => format!("a stream with an error inside ({status})"),
+            Evidence::Good | Evidence::GoodInside(_) => "an answer".into(),
+            Evidence::BadInside(BodyForm::Stream, status) => {
+                format!("a stream with an error inside ({status})")
+            }
+            Evidence::BadInside(BodyForm::Whole, status) => {
+                format!("an answer of status 200 with an error inside ({status})")
+            }
             Evidence::BadGateway(status) => format!("an answer with status {status}"),
             Evidence::NoConnection(fault) | Evidence::NoAnswer(fault) => {
                 fault.refusal().message.trim_end_matches('.').to_owned()
@@ -107,6 +121,9 @@ impl Evidence {
     }
 }
 
+// Three bits each.
+const _: () = assert!(FAILED_ANSWERS_MAX <= 7);
+
 /// How a backend stands with those who were sent to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Repute {
@@ -114,9 +131,9 @@ pub struct Repute {
     connects: u8,
     /// Answers in a row that were none.
     answers: u8,
-    /// Streams in a row that told of an error inside. Counted apart: their heads are good answers,
-    /// and so may be all that does not stream.
-    streams: u8,
+    /// Answers in a row that told of an error inside, by their [`BodyForm`]. Counted apart: their
+    /// heads are good answers, and so may be all of the other form.
+    inside: [u8; 2],
     /// Ejections since it last was well for a while: how long the next one is.
     ejections: u8,
     is_out: bool,
@@ -166,7 +183,10 @@ impl Repute {
         let mut next = self;
         let is_full = match evidence {
             Evidence::Good => return self.hear_good(now),
-            Evidence::GoodStream => return (Repute { streams: 0, ..self }, None),
+            Evidence::GoodInside(form) => {
+                next.set_inside(form, 0);
+                return (next, None);
+            }
             // Those that were sent before it was ejected still fail, and prove nothing new.
             _ if self.is_out && !self.is_tried => return (self, None),
             Evidence::NoConnection(_) => {
@@ -184,9 +204,9 @@ impl Repute {
                 next.answers = self.answers.saturating_add(1);
                 u32::from(next.answers) >= FAILED_ANSWERS_MAX
             }
-            Evidence::BadStream(_) => {
-                next.streams = self.streams.saturating_add(1).min(FAILED_ANSWERS_MAX as u8);
-                u32::from(next.streams) >= FAILED_ANSWERS_MAX
+            Evidence::BadInside(form, _) => {
+                let count = next.set_inside(form, self.inside_of(form).saturating_add(1));
+                u32::from(count) >= FAILED_ANSWERS_MAX
             }
         };
         if !is_full && !self.is_out {
@@ -199,20 +219,33 @@ impl Repute {
 
     fn hear_good(self, now: Tenths) -> (Repute, Option<Change>) {
         if self.is_out {
-            let back = Repute { ejections: self.ejections, at: now, ..self.with_streams() };
+            let back = Repute { ejections: self.ejections, at: now, ..self.with_inside() };
             return (back, Some(Change::Back));
         }
         if self.ejections > 0 && now < self.at.plus(EJECTION_FORGOTTEN) {
             return (Repute { connects: 0, answers: 0, ..self }, None);
         }
-        (self.with_streams(), None)
+        (self.with_inside(), None)
     }
 
-    /// All is forgotten but what streams said: neither the head of a stream nor an answer that is
-    /// none says anything of that. So a backend that was ejected for its streams and is back is
-    /// ejected by the next one that fails.
-    fn with_streams(self) -> Repute {
-        Repute { streams: self.streams, ..Repute::default() }
+    /// All is forgotten but what bodies said: neither a head nor an answer that is none says
+    /// anything of that. So a backend that was ejected for its streams and is back is ejected by
+    /// the next one that fails.
+    fn with_inside(self) -> Repute {
+        Repute { inside: self.inside, ..Repute::default() }
+    }
+
+    fn inside_of(self, form: BodyForm) -> u8 {
+        self.inside.get(form as usize).copied().unwrap_or_default()
+    }
+
+    /// Sets how many of a form failed in a row; gives it.
+    fn set_inside(&mut self, form: BodyForm, count: u8) -> u8 {
+        let count = count.min(FAILED_ANSWERS_MAX as u8);
+        if let Some(slot) = self.inside.get_mut(form as usize) {
+            *slot = count;
+        }
+        count
     }
 
     /// Ejected once more, and for how long.
@@ -221,7 +254,7 @@ impl Repute {
         let time = (EJECTION_STEP * u32::from(ejections)).min(EJECTION_MAX);
         // Up to a tenth more.
         let time = time + time.mul_f64(f64::from(jitter % 101) / 1000.0);
-        let out = Repute { ejections, is_out: true, at: now.plus(time), ..self.with_streams() };
+        let out = Repute { ejections, is_out: true, at: now.plus(time), ..self.with_inside() };
         (out, time)
     }
 
@@ -261,8 +294,8 @@ impl Repute {
     /// In one word for an atomic.
     pub fn pack(self) -> u64 {
         let flags = u64::from(self.is_out) | u64::from(self.is_tried) << 1;
-        // At most FAILED_ANSWERS_MAX.
-        let flags = flags | u64::from(self.streams) << 2;
+        let [streams, wholes] = self.inside.map(u64::from);
+        let flags = flags | streams << 2 | wholes << 5;
         let counts = [self.connects, self.answers, self.ejections];
         let counts = counts.into_iter().fold(0, |word, count| word << 8 | u64::from(count));
         u64::from(self.at.0) << 32 | counts << 8 | flags
@@ -275,7 +308,7 @@ impl Repute {
             connects: byte(24),
             answers: byte(16),
             ejections: byte(8),
-            streams: byte(0) >> 2,
+            inside: [byte(0) >> 2 & 7, byte(0) >> 5],
             is_out: word & 1 == 1,
             is_tried: word & 2 == 2,
             at: Tenths((word >> 32) as u32),

@@ -168,6 +168,28 @@ fn without_a_spool_it_is_beside_the_pid_file() {
     assert!(told.code == Some(2) && told.stderr.contains("--socket PATH"), "{told:?}");
 }
 
+/// Catches: a gateway that nobody can ask any more because its folder was replaced while it ran.
+#[test]
+fn the_socket_is_made_anew_when_its_folder_is_replaced() {
+    let (scratch, hook, engine) = (Scratch::new(), Webhook::start(), Backend::answering(OK));
+    let file = with_spool(&scratch, &Config::backend_at(engine.url()), &hook);
+    let proxy = start(&file);
+    let socket = in_a_folder(&scratch.file("spool"), "admin.sock").unwrap();
+    let is_shown = || backends(&file, &[]).code == Some(0);
+    assert!(is_shown());
+    std::fs::remove_file(&socket).unwrap();
+    await_until("it is there again", 2 * SOON, is_shown);
+    assert_eq!(std::fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
+    std::fs::rename(scratch.file("spool"), scratch.file("moved")).unwrap();
+    // A new folder is made with the next record.
+    await_until("there is one in the new folder", 3 * SOON, || {
+        assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+        is_shown()
+    });
+    end(&proxy);
+    assert!(!socket.exists());
+}
+
 /// Catches: a local client that sends nothing, noise, or what is not to be had, and thereby keeps
 /// requests, scrapes or its betters waiting.
 #[test]

@@ -183,6 +183,35 @@ fn another_backend_may_still_answer() {
     quiet(&proxy);
 }
 
+/// Catches: a backend that must not be cut off and whose answer is lost, or passed on as it is,
+/// because it was asked as a later one, behind a head that is out.
+#[test]
+fn a_backend_that_is_drained_may_be_asked_later() {
+    for (answer, is_stream) in [(stream(), true), (error(200, r#"{"choices":[]}"#), false)] {
+        let ((down, go_down), (spared, go)) = (waiting(error(503, "{}")), waiting(answer));
+        let hook = Webhook::start();
+        let proxy = Config::new()
+            .backend(down.url(), "")
+            .backend(spared.url(), "name: spared, backup: true, on_client_abort: drain")
+            .section("health_check: {enabled: false}")
+            .section("routing: {sse_keepalive: 100ms, early_head: true, retry: {max_retries: 1}}")
+            .webhook(&hook.url(), "")
+            .start();
+        let mut conn = patient(&proxy, CHATS);
+        go_down.send(()).unwrap();
+        go.send(()).unwrap();
+        match is_stream {
+            true => assert_eq!(rest_of(&mut conn), EVENTS),
+            false => {
+                assert_eq!(only_event(&mut conn, "data: ")["error"]["code"], "bad_response");
+            }
+        }
+        let record = hook.await_records(1, SOON).remove(0);
+        assert_eq!((&record["backend"], &record["retry_count"]), (&"spared".into(), &1.into()));
+        quiet(&proxy);
+    }
+}
+
 /// Catches: an engine that works on for a client that has left.
 #[test]
 fn a_client_that_leaves_frees_the_engine() {

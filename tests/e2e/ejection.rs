@@ -365,3 +365,39 @@ fn an_engine_that_is_loading_is_stepped_over() {
     assert_eq!((answer.status(), answer.text().as_str()), (503, LOADING));
     assert_eq!(alone.metric("llmproxy_faults_total", &[]), 0.0);
 }
+
+/// Catches: an engine that answers with 200 and an error in it, and goes on to get its share; one
+/// that is ejected for answers between which others were good.
+#[test]
+fn errors_inside_whole_answers_count_as_those_inside_streams_do() {
+    let bad = Arc::<AtomicBool>::default();
+    let is_bad = Arc::clone(&bad);
+    let engine = Backend::start(move |served| {
+        while served.request().is_some() {
+            let body = match is_bad.load(Relaxed) {
+                true => r#"{"error":{"message":"no","type":"InternalServerError","code":500}}"#,
+                false => r#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#,
+            };
+            let len = body.len();
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json";
+            served.send(format!("{head}\r\ncontent-length: {len}\r\n\r\n{body}"));
+        }
+    });
+    let proxy = Config::new()
+        .backend(engine.url(), "name: engine")
+        .section("health_check: {enabled: false}")
+        .start();
+    let ask = |is_bad: bool| {
+        bad.store(is_bad, Relaxed);
+        assert_eq!(proxy.post(CHATS, CHAT).status(), 200);
+    };
+    let ejections = || proxy.metric("llmproxy_backend_ejections_total", &[("backend", "engine")]);
+    for is_bad in [true, true, true, true, false, true, true, true, true] {
+        ask(is_bad);
+    }
+    assert_eq!(ejections(), 0.0);
+    ask(true);
+    await_until("it is ejected", SOON, || ejections() == 1.0);
+    let failures = proxy.metric("llmproxy_backend_failures_total", &[("backend", "engine")]);
+    assert_eq!(failures, 9.0);
+}

@@ -225,3 +225,31 @@ fn figures_that_cannot_be_read_do_no_harm() {
         assert!(!proxy.metrics().samples.iter().any(|sample| sample.name == RUNNING), "{name}");
     }
 }
+
+/// Catches: engines beyond those that are read at a time, whose figures nobody ever reads.
+#[test]
+fn the_figures_of_many_engines_are_read_in_turns() {
+    const MANY: usize = 70;
+    let (now, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (reading, highest) = (Arc::clone(&now), Arc::clone(&most));
+    let engine = Backend::start(move |served| {
+        while served.request().is_some() {
+            highest.fetch_max(reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let page = "vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n";
+            let len = page.len();
+            reading.fetch_sub(1, Ordering::SeqCst);
+            served.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n{page}"));
+        }
+    });
+    let config = (0..MANY).fold(Config::new(), |config, number| {
+        let url = format!("{}/{number}", engine.url());
+        config.backend(url, &format!("name: engine-{number}, engine: vllm, metrics: auto"))
+    });
+    let proxy = config.section(NO_PROBES).start();
+    await_until("all are read", 3 * SOON, || {
+        let figures = proxy.metrics().samples;
+        figures.iter().filter(|one| one.name == RUNNING && one.value == 3.0).count() == MANY
+    });
+    // `ENGINE_LOADS_READ_MAX`.
+    assert!(most.load(Ordering::SeqCst) <= 32, "{most:?} at a time");
+}

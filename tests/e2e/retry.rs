@@ -179,6 +179,8 @@ fn an_error_inside_a_200_is_retried_when_the_preamble_is_held() {
     let answer = alone.connect().post(CHATS, "", STREAM);
     assert_eq!((answer.status(), answer.text()), (200, format!("{ROLE}{FULL}")));
     quiet(&alone);
+    // It was told when it was held, and when the client had it: that is one failure.
+    assert_eq!(alone.metric("llmproxy_backend_failures_total", &[]), 1.0);
 }
 
 /// Catches: a stream that waits for longer than the preamble may be held.

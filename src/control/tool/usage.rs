@@ -1,6 +1,6 @@
 //! `llmproxy usage`: sums over the builtin store. Reads only, beside a gateway that writes.
 
-use crate::base::line::is_unshown;
+use crate::base::line::for_terminal;
 use crate::config::cli::{By, Form, Printout, UsageQuestion, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::store::sql::sqlite::open_existing;
 use crate::usage::reporter::builtin::TABLE;
@@ -180,7 +180,7 @@ fn table(by: By, lines: &[Line], total: &Line) -> String {
     for line in lines.iter().chain(std::iter::once(total)) {
         let name = line.name.as_deref().unwrap_or("-");
         // What a client calls its model must not move the cursor of whoever reads this.
-        let name = name.chars().map(|c| if is_unshown(c) { '\u{fffd}' } else { c }).collect();
+        let name = for_terminal(name);
         let sums = line.sums.iter().map(i64::to_string);
         cells.push(std::iter::once(name).chain(sums).collect());
     }

@@ -101,11 +101,12 @@ pub(super) async fn forward(
             },
         }
     };
-    underway.notes.story.head_is_out = early.is_out;
+    let Words { is_out, unsent, .. } = early.words;
+    underway.notes.story.head_is_out = is_out;
     let is_gone = matches!(tried, Err(Unserved::Failed(Fault::ClientLeft)));
-    if !is_gone && !early.unsent.is_empty() {
+    if !is_gone && !unsent.is_empty() {
         // What was sent in part is sent to its end before anything else.
-        if let Err(fault) = client.send(&mut [IoSlice::new(&early.unsent)]).await {
+        if let Err(fault) = client.send(&mut [IoSlice::new(&unsent)]).await {
             // The engine first: it may still be at work.
             drop(tried);
             return Err(cut_off(w, client, underway, fault));
@@ -114,7 +115,7 @@ pub(super) async fn forward(
     let Notes { response, .. } = &*underway.notes;
     let is_stream = response.status == 200 && response.event_stream && !response.encoded;
     match tried {
-        Ok(got) if is_stream || !early.is_out => Ok(got),
+        Ok(got) if is_stream || !is_out => Ok(got),
         Ok(got) if response.status != 200 => Err(tell_error(client, underway, got).await),
         Ok(got) => {
             let fault = Fault::BadResponse("no_event_stream");
@@ -156,6 +157,11 @@ fn cut_off(w: &Shared, client: &mut Client, underway: &mut Underway<'_>, fault: 
 /// What a client hears before there is an answer. Nothing is allocated until it hears something.
 struct EarlyHead {
     pen: Pen,
+    words: Words,
+}
+
+/// What of it is out, and what is to follow.
+struct Words {
     version: Version,
     /// Its connection ends behind the answer.
     closes: bool,
@@ -168,18 +174,30 @@ struct EarlyHead {
 
 impl EarlyHead {
     fn new(client: &Client, request: &Request) -> EarlyHead {
-        EarlyHead {
-            pen: client.post.pen(),
+        let words = Words {
             version: request.head.version,
             closes: !request.head.keep_alive,
             id: *request.id(),
             is_out: false,
             unsent: Vec::new(),
-        }
+        };
+        EarlyHead { pen: client.post.pen(), words }
     }
 
     /// Sends a comment, and the head before the first one.
     fn speak(&mut self, w: &Shared) {
+        // Who cannot be written to has left, or takes nothing: whoever waits finds that out.
+        let sent = self.pen.try_send(self.words.next()).unwrap_or_default();
+        let (is_head, is_comment) = self.words.note_sent(sent);
+        let mut meters = w.shelf.meters.borrow_mut();
+        meters.early_heads += u64::from(is_head);
+        meters.keep_alives += u64::from(is_comment);
+    }
+}
+
+impl Words {
+    /// What is to be sent next: what is left of the last, or else another comment.
+    fn next(&mut self) -> &[u8] {
         if self.unsent.is_empty() {
             if !self.is_out {
                 let how = (self.version, self.closes);
@@ -187,19 +205,21 @@ impl EarlyHead {
             }
             push(&mut self.unsent, COMMENT, self.version == Version::Http11);
         }
-        // Who cannot be written to has left, or takes nothing: whoever waits finds that out.
-        let sent = self.pen.try_send(&self.unsent).unwrap_or_default();
+        &self.unsent
+    }
+
+    /// The kernel took so many bytes of that. Whether the client has the beginning of its head now
+    /// and had none, and whether it has all of a comment.
+    fn note_sent(&mut self, sent: usize) -> (bool, bool) {
         if sent == 0 {
+            // Of a head that nobody has begun to read, nothing has to follow.
             if !self.is_out {
                 self.unsent.clear();
             }
-            return;
+            return (false, false);
         }
         self.unsent.drain(..sent);
-        let mut meters = w.shelf.meters.borrow_mut();
-        meters.early_heads += u64::from(!self.is_out);
-        meters.keep_alives += u64::from(self.unsent.is_empty());
-        self.is_out = true;
+        (!std::mem::replace(&mut self.is_out, true), self.unsent.is_empty())
     }
 }
 
@@ -278,6 +298,40 @@ pub(super) async fn tell(
 mod tests {
     use super::*;
     use crate::base::limits::HEAD_BYTES_MAX;
+
+    /// Catches: a head of which the kernel took a part, and that is sent again, or not to its end;
+    /// and one that is due to follow though nothing of it is out.
+    #[test]
+    fn a_head_that_was_sent_in_part_goes_on_where_it_was_torn() {
+        for version in [Version::Http10, Version::Http11] {
+            let words = || Words {
+                version,
+                closes: false,
+                id: RequestId::default(),
+                is_out: false,
+                unsent: Vec::new(),
+            };
+            let whole = words().next().to_vec();
+            let mut comment = Vec::new();
+            push(&mut comment, COMMENT, version == Version::Http11);
+            for torn in 1..whole.len() {
+                let mut words = words();
+                let mut out = words.next().get(..torn).unwrap().to_vec();
+                assert_eq!(words.note_sent(torn), (true, false));
+                // Nothing is taken in this round.
+                let _ = words.next();
+                assert_eq!(words.note_sent(0), (false, false));
+                out.extend_from_slice(words.next());
+                assert_eq!(words.note_sent(whole.len() - torn), (false, true));
+                assert_eq!(out, whole, "{torn}");
+                assert_eq!(words.next(), comment, "no other head");
+            }
+            let mut unread = words();
+            let _ = unread.next();
+            assert_eq!(unread.note_sent(0), (false, false));
+            assert!(!unread.is_out && unread.unsent.is_empty());
+        }
+    }
 
     /// Catches: an engine's words that are looked for between the sizes of its chunks.
     #[test]

@@ -25,6 +25,7 @@ use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Alarm;
 use crate::state::member::Member;
 use crate::state::meters::RetryReason;
+use crate::state::repute::BodyForm;
 use std::future::pending;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -86,7 +87,10 @@ pub(super) async fn after(
     let (end, mut got) = match doubtful {
         Err(fault) => (hear_fault(w, trying, fault), None),
         Ok(mut got) => match hear(w, client, (request, response), (trying, &mut got)).await {
-            None => return Ok(Some(got)),
+            None => {
+                hear_withheld(w, trying, true);
+                return Ok(Some(got));
+            }
             Some(end) => (end, Some(got)),
         },
     };
@@ -104,12 +108,14 @@ pub(super) async fn after(
     };
     let further = trying.tries.next(attempt, &policy);
     let Some(further) = further else {
+        hear_withheld(w, trying, true);
         return match (got, end) {
             (None, TryEnd::Failed(fault)) => Err(fault),
             // An answer is better than our word for it.
             (got, _) => Ok(got),
         };
     };
+    hear_withheld(w, trying, false);
     if !matches!(further, Further::Again) && !is_harmless(end) {
         w.retries.take();
     }
@@ -255,15 +261,30 @@ async fn hear_preamble(
             repute::hear_answer(&trying.backend, response);
             return None;
         }
-        Held::Error(status, is_full) => {
-            unlearn(w, (client, request), trying);
-            repute::hear_inside(&trying.backend, status, is_full);
-            TryEnd::Status(status, None)
-        }
-        Held::Broke => hear_fault(w, trying, Fault::BackendClosed),
+        Held::Error(status, _) => TryEnd::Status(status, None),
+        Held::Broke => TryEnd::Failed(Fault::BackendClosed),
     };
+    unlearn(w, (client, request), trying);
     set_rule(trying, request);
+    trying.withheld = Some(held);
     trying.policy().covers(end).then_some(end)
+}
+
+/// Takes in what a stream began with that was held back. Where the client gets it all the same, its
+/// error is not heard again when the request is settled, and that it broke is heard only then.
+fn hear_withheld(w: &Shared, trying: &mut Trying<'_>, is_for_the_client: bool) {
+    match trying.withheld {
+        Some(Held::Error(status, is_full)) => {
+            repute::hear_inside(&trying.backend, BodyForm::Stream, status, is_full);
+        }
+        Some(Held::Broke) if !is_for_the_client => {
+            let _ = hear_fault(w, trying, Fault::BackendClosed);
+        }
+        _ => {}
+    }
+    if !is_for_the_client {
+        trying.withheld = None;
+    }
 }
 
 /// Whether an answer says that no engine did anything for the request.

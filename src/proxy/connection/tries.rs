@@ -2,6 +2,7 @@
 
 use super::early;
 use super::ours::{give_up, turn_away};
+use super::preamble::Held;
 use super::retry::{self, is_doubtful};
 use super::waiting::{enter, is_waited, wait, Unserved};
 use super::{Next, Notes, Underway};
@@ -157,6 +158,8 @@ pub(super) struct Trying<'a> {
     pub asking: Asking,
     /// What was noted of that backend because it has the try.
     pub taught: Taught,
+    /// How its stream began, if it was held back and no model spoke in it.
+    pub withheld: Option<Held>,
 }
 
 impl<'a> Trying<'a> {
@@ -215,6 +218,7 @@ pub(super) async fn try_backends(
         asking: Asking::of(&view.plan, request, &first),
         // Nobody else was picked since the first one was.
         taught: view.taught(),
+        withheld: None,
         backend: first,
     };
     loop {
@@ -256,6 +260,7 @@ pub(super) async fn try_backends(
         match Box::pin(retry::after(w, client, (known, next), doubtful)).await {
             Ok(None) => {}
             Ok(Some(got)) => {
+                story.is_heard = matches!(trying.withheld, Some(Held::Error(..)));
                 note_answer(story, &trying);
                 return Ok(*got);
             }

@@ -59,19 +59,28 @@ fn refusals_and_full_engines_are_no_illness() {
 /// stream, are good answers; one that comes back for as many failures as at first.
 #[test]
 fn errors_inside_streams_are_counted_apart() {
-    let bad = Evidence::BadStream(500);
+    let bad = Evidence::BadInside(BodyForm::Stream, 500);
     let mut repute = Repute::default();
     for _ in 1..FAILED_ANSWERS_MAX {
         repute = repute.hear(bad, at(1), None, 0).0;
         repute = repute.hear(Evidence::Good, at(1), None, 0).0;
         assert!(!repute.is_out());
     }
-    let (well, change) = repute.hear(Evidence::GoodStream, at(1), None, 0);
+    let (well, change) = repute.hear(Evidence::GoodInside(BodyForm::Stream), at(1), None, 0);
     assert!(well.is_spotless() && change.is_none(), "a good stream forgets them");
     // Nor do they forget what others are counted for.
     let failing = after(Repute::default(), FAILED_ANSWERS_MAX - 1, Evidence::BadGateway(502), 1);
-    let failing = failing.hear(bad, at(1), None, 0).0.hear(Evidence::GoodStream, at(1), None, 0).0;
+    let failing = failing
+        .hear(bad, at(1), None, 0)
+        .0
+        .hear(Evidence::GoodInside(BodyForm::Stream), at(1), None, 0)
+        .0;
     assert!(failing.hear(Evidence::BadGateway(502), at(1), None, 0).0.is_out());
+    // Those that are no streams are in a row of their own, which good streams do not end.
+    let whole = Evidence::BadInside(BodyForm::Whole, 500);
+    let mixed = after(repute, FAILED_ANSWERS_MAX - 1, whole, 1);
+    let mixed = mixed.hear(Evidence::GoodInside(BodyForm::Stream), at(1), None, 0).0;
+    assert!(!mixed.is_out() && mixed.hear(whole, at(1), None, 0).0.is_out());
     let (out, change) = repute.hear(bad, at(1), None, 0);
     assert_eq!(change, Some(Change::Ejected(EJECTION_STEP)));
     // The head of the stream that tries it brings it back; its error ejects it again.
@@ -157,8 +166,10 @@ fn ejections_are_remembered_for_a_while() {
 fn any_evidence() -> impl Strategy<Value = Evidence> {
     prop_oneof![
         Just(Evidence::Good),
-        Just(Evidence::GoodStream),
-        Just(Evidence::BadStream(500)),
+        Just(Evidence::GoodInside(BodyForm::Stream)),
+        Just(Evidence::BadInside(BodyForm::Stream, 500)),
+        Just(Evidence::GoodInside(BodyForm::Whole)),
+        Just(Evidence::BadInside(BodyForm::Whole, 500)),
         Just(REFUSED),
         Just(SILENT),
         Just(Evidence::NoAnswer(Fault::BackendBroke)),

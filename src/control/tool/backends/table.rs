@@ -1,5 +1,6 @@
 //! A roster as a table for a person.
 
+use crate::base::line::for_terminal;
 use crate::control::roster::{Condition, Opinion, Roster, RosterEntry};
 
 const COLUMNS: [&str; 12] = [
@@ -27,8 +28,9 @@ pub fn table(roster: &Roster) -> String {
     let Roster { llmproxy, pid, load_balance, region, .. } = roster;
     let up = span(roster.uptime_s);
     let place = if region.is_empty() { String::new() } else { format!(", region {region}") };
-    let mut text =
-        clean(&format!("llmproxy {llmproxy}, process {pid}, up {up}, {load_balance}{place}"));
+    let mut text = for_terminal(&format!(
+        "llmproxy {llmproxy}, process {pid}, up {up}, {load_balance}{place}"
+    ));
     text.push('\n');
     if roster.backends.is_empty() {
         text.push_str("no backends\n");
@@ -101,7 +103,7 @@ fn cells(it: &RosterEntry) -> [String; COLUMNS.len()] {
         models,
         it.url.clone(),
     ]
-    .map(|cell| cut(&clean(&cell)))
+    .map(|cell| cut(&for_terminal(&cell)))
 }
 
 /// Seconds since a witness last changed its mind.
@@ -114,7 +116,8 @@ fn reasons(it: &RosterEntry) -> Vec<String> {
     let told = |who: &str, opinion: &Opinion, next: String| {
         let why = opinion.why.as_deref().unwrap_or("not known");
         let since = span(opinion.since_s);
-        let line = clean(&format!("{}: {who} found it dead {since} ago: {why}{next}", it.name));
+        let line =
+            for_terminal(&format!("{}: {who} found it dead {since} ago: {why}{next}", it.name));
         (!opinion.well).then(|| line + "\n")
     };
     let next = match it.next_try_s {
@@ -137,11 +140,6 @@ fn span(seconds: f64) -> String {
         () if hours < 24 => format!("{hours}h {}m", minutes % 60),
         () => format!("{days}d {}h", hours % 24),
     }
-}
-
-/// Names may come from discovery: nothing in them moves the cursor.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn cut(cell: &str) -> String {
@@ -204,7 +202,7 @@ mod tests {
                 probes: dead("status 503"),
                 weight_now: 2.5,
                 models: vec!["llama-3-*".into(), "m".into()],
-                region: "e\u{1b}u".into(),
+                region: "e\u{202e}u".into(),
                 backup: true,
                 max_concurrent: 0,
                 ..entry("gpu-three")
@@ -226,7 +224,7 @@ llmproxy 1.2.3, process 4711, up 2h 5m, round_robin, region eu
 BACKEND              STATE      SINCE  IN FLIGHT     WEIGHT  PICKED  FAILED  FIRST TOKEN  ENGINE  REGION  MODELS       URL
 gpu-1                up         2h 5m    3 of 16         10   12345       0       120 ms  vllm    -       all          http://gpu-1:8000
 gpu-2                ejected     12 s    3 of 16         10   12345       0            -  -       -       all          http://gpu-2:8000
-gpu-three (standby)  unhealthy   12 s          3  2.5 of 10   12345       0       120 ms  vllm    e?u     llama-3-* m  http://gpu-three:8000
+gpu-three (standby)  unhealthy   12 s          3  2.5 of 10   12345       0       120 ms  vllm    e\u{fffd}u     llama-3-* m  http://gpu-three:8000
 
 gpu-2: requests found it dead 12 s ago: too many connections in a row failed; a request tries it in 3.2 s
 gpu-three: probes found it dead 12 s ago: status 503
