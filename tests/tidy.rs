@@ -25,7 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("rt", &["base"]),
     ("keys", &["base", "config::plan"]),
     ("script", &["base", "config::plan"]),
-    ("state", &["base", "config::plan", "keys", "script::ScriptText"]),
+    ("state", &["base", "config::plan", "keys", "rt::sys::mapping", "script::ScriptText"]),
     ("store", &["base", "config::plan"]),
     ("usage", &["base", "config::plan", "llm", "rt::sys::mapping", "store"]),
     (

@@ -464,6 +464,20 @@ pub const RETRY_RESERVE_PER_SECOND: u64 = 3;
 pub const RETRY_BUDGET_MAX: u64 = 100;
 /// Tries after the first, of a request or of a usage record. Beyond: refused.
 pub const RETRIES_MAX: u32 = 100;
+/// Keys, users and models that limits and quotas are counted for, unless `counters.entries` says
+/// otherwise: 128 bytes each. Beyond: those that are never used make room, and a key with a quota
+/// that finds none is refused.
+pub const COUNTERS_ENTRIES_DEFAULT: u32 = 128 * 1024;
+/// The most that it may say.
+pub const COUNTERS_ENTRIES_MAX: u32 = 16 * 1024 * 1024;
+/// For so many of them there is room for one stranger: an address, or a key that nobody checks.
+/// Beyond: the strangers that find none share one place.
+pub const COUNTERS_STRANGERS_SHARE: usize = 4;
+/// It is looked so often whether a process is gone that counted with this one: what it had in
+/// flight is freed then.
+pub const COUNTERS_LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Requests at one time that a limit may allow: the counts of four processes stand in one word.
+pub const LIMIT_CONCURRENT_MAX: u32 = 0xffff;
 /// Bytes of a client's `Referer` and `User-Agent` that a line of the access log keeps. The rest is
 /// cut.
 pub const SAID_BYTES_MAX: usize = 512;

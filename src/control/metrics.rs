@@ -104,6 +104,7 @@ impl Collector for Facts {
         self.usage(&mut page)?;
         self.backends(&mut page)?;
         self.process(&mut page)?;
+        self.counters(&mut page)?;
         self.configuration(&mut page)?;
         self.discovery(&mut page)?;
         self.key_lookups(&mut page)?;

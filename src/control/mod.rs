@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod page;
 mod roster;
 mod admin;
+mod counters;
 pub mod log;
 pub mod access;
 pub mod memory;

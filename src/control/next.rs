@@ -3,7 +3,7 @@
 //! in use; one that was found is left out, with a warning.
 
 use super::resolve::Resolver;
-use super::{circle, keys, scripts, tls};
+use super::{circle, counters, keys, scripts, tls};
 use crate::config::found;
 use crate::config::plan::{Backend, Plan};
 use crate::script::ScriptText;
@@ -77,6 +77,7 @@ impl Builder<'_> {
     ) -> Arc<View> {
         let mut view = View::new(Arc::new(plan), tls, Some(self.before));
         (view.services, view.scripts) = (services, scripts);
+        counters::equip(&mut view);
         let view = Arc::new(view);
         self.resolver.prepare(&view, RESOLVE_WAIT);
         view

@@ -11,7 +11,7 @@ use super::metrics::Facts;
 use super::page::{Outlet, SCRAPERS_MAX};
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
-use super::{access, keys, models, page, scripts, tls};
+use super::{access, counters, keys, models, page, scripts, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
@@ -163,6 +163,7 @@ fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
     let mut view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
     view.services = keys::services(plan, None)?;
     view.scripts = scripts::read(plan)?;
+    counters::equip(&mut view);
     Ok(view)
 }
 

@@ -10,3 +10,4 @@ pub mod digest;
 pub mod facts;
 pub mod fields;
 pub mod table;
+pub mod window;

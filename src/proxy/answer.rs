@@ -2,6 +2,8 @@
 //! [`Refusal`] becomes bytes.
 
 use super::client::Client;
+use super::rate_fields::RateFields;
+use super::takings::Level;
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
 use crate::http::head::Version;
@@ -19,6 +21,8 @@ pub struct Frame<'a> {
     pub close: bool,
     /// The request was a HEAD: the head alone is sent.
     pub head_only: bool,
+    /// How the limits of its request stand, where it has any: those of requests, those of tokens.
+    pub limits: [Option<Level>; 2],
 }
 
 /// Sends an answer.
@@ -47,12 +51,13 @@ pub fn write_refusal(out: &mut Vec<u8>, frame: &Frame<'_>, refusal: &Refusal) {
     let mut body = Buffer::take();
     crate::llm::error::write_body(refusal, &mut body);
     let seconds = refusal.retry_after.map(|s| s.to_string());
-    let field = match seconds.as_deref() {
-        Some(seconds) => Some(("Retry-After", seconds)),
-        None => refusal.field.copied(),
-    };
+    let seconds = seconds.as_deref().map(|seconds| ("Retry-After", seconds));
+    let limits = RateFields::new(frame.limits);
+    let (limits, count) = limits.list();
+    let limits = limits.into_iter().take(count);
+    let fields: Vec<_> = seconds.into_iter().chain(refusal.field.copied()).chain(limits).collect();
     let kind = (refusal.status, "application/json");
-    write_head(out, frame, kind, body.len(), field.as_slice());
+    write_head(out, frame, kind, body.len(), &fields);
     if !frame.head_only {
         out.extend_from_slice(&body);
     }

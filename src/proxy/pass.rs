@@ -1,8 +1,12 @@
 //! What a request has from the moment in which its head is there until it is settled.
 
+use super::rules::Rules;
 use super::shared::{Active, Shared};
+use super::takings::Takings;
 use super::view::WorkerView;
+use crate::base::refusal::Refusal;
 use crate::keys::facts::KeyFacts;
+use crate::state::counters::shared::Counters;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +35,8 @@ pub struct Holdings {
     /// Whose request it is: what the providers that let it in know of its key, in their order.
     /// Empty where no key is asked for.
     keys: Vec<Arc<KeyFacts>>,
+    /// What it has taken from limits.
+    takings: Takings,
 }
 
 /// Boxes that requests gave back, for those to come.
@@ -64,9 +70,36 @@ impl Pass {
         Pass { w: Rc::clone(w), view: w.view(), held: Some(held) }
     }
 
-    /// The request is over for its client, though it is not settled: it is not active any more.
+    /// The request is over for its client, though it is not settled: it is not active any more, and
+    /// its place is free.
     pub fn end_for_client(&mut self) {
-        self.held.iter_mut().for_each(|held| held.active = None);
+        if let Some(held) = &mut self.held {
+            held.active = None;
+            held.takings.leave();
+        }
+    }
+
+    /// The limits of the configuration, whose request it is, and what it has taken; `None`: there
+    /// are no limits.
+    ///
+    /// # Errors
+    /// They cannot be counted.
+    pub fn limits(&mut self) -> Result<Option<LimitsInUse<'_>>, Refusal> {
+        let Some((rules, counters)) = self.view.limits()? else { return Ok(None) };
+        let Some(Holdings { keys, takings, .. }) = self.held.as_deref_mut() else {
+            return Ok(None);
+        };
+        Ok(Some(LimitsInUse { rules, counters, key: keys.first().map(|key| &**key), takings }))
+    }
+
+    /// What it has taken from limits.
+    pub fn takings(&self) -> Option<&Takings> {
+        self.held.as_ref().map(|held| &held.takings).filter(|takings| takings.is_any())
+    }
+
+    /// The same, to be settled.
+    pub fn take_takings(&mut self) -> Takings {
+        self.held.as_mut().map(|held| std::mem::take(&mut held.takings)).unwrap_or_default()
     }
 
     /// A provider let the request in, which knows this of its key.
@@ -88,6 +121,18 @@ impl Pass {
     pub fn identity(&self) -> Option<&KeyFacts> {
         self.keys().first().map(|facts| &**facts)
     }
+}
+
+/// Limits as a request meets them.
+pub struct LimitsInUse<'a> {
+    /// What they are.
+    pub rules: &'a Rules,
+    /// Where they are counted.
+    pub counters: &'a Arc<Counters>,
+    /// What is known of its key, if it has one that was checked.
+    pub key: Option<&'a KeyFacts>,
+    /// What the request has taken.
+    pub takings: &'a mut Takings,
 }
 
 impl Drop for Pass {

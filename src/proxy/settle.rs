@@ -1,6 +1,7 @@
 //! The end of every request: what was reserved is freed, what happened is counted, recorded and
 //! logged. Settling cannot fail and happens exactly once.
 
+use super::admit::rate;
 use super::client::Client;
 use super::pass::Pass;
 use super::receive::Request;
@@ -188,13 +189,17 @@ fn keep(pass: &Pass, (request, tap, story): (&Request, &Tap, &mut Story), times:
 }
 
 /// Settles a request: nothing more is known of it, or done for it, after that.
-pub fn settle(pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
+pub fn settle(mut pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
+    let mut takings = pass.take_takings();
     let (pass, w) = (&pass, &*pass.w);
     let times = Times::of(request, tap, ended(tap, story));
     let sent = story.outcome.map_or(0, |outcome| outcome.bytes);
     // First of all: whatever becomes of the rest, there is a record.
     if !story.is_closed {
         keep(pass, (request, tap, story), times, sent);
+    }
+    if takings.is_any() {
+        takings.settle(Instant::now(), spent(request, tap, story));
     }
     panic_point::pass("counting");
     if !story.own_page {
@@ -356,6 +361,18 @@ fn hear_inside(backend: &Member, tap: &Tap, story: &Story, is_broken: bool) {
             repute::hear_body(backend, form);
         }
         _ => {}
+    }
+}
+
+/// Tokens that a request has used: as its engine counted them, or else as far as they were seen.
+fn spent(request: &Request, tap: &Tap, story: &Story) -> u64 {
+    match tap.usage() {
+        Some(usage) => usage.prompt_tokens.saturating_add(usage.completion_tokens),
+        None if story.backend.is_some() && is_metered(request, tap, story) => {
+            let seen = tap.body_usage.facts().content_events();
+            rate::estimate(request.body_len, Some(seen))
+        }
+        None => 0,
     }
 }
 

@@ -10,10 +10,13 @@ use super::route::affinity::{Hints, Sessions};
 use super::route::strategy::Balancer;
 use super::route::tiers::{self, Tier};
 use super::route::{NotPicked, TriedMembers};
+use super::rules::Rules;
 use super::upstream::pool::{InFlight, LocalMember};
 use crate::base::id::RequestId;
+use crate::base::refusal::Refusal;
 use crate::config::plan::{KeyForm, LoadBalance, Plan};
 use crate::state::board::View;
+use crate::state::counters::shared::Counters;
 use crate::state::member::{Member, MemberId};
 use crate::state::models::GroupId;
 use affinity::Leads;
@@ -26,6 +29,12 @@ use std::sync::Arc;
 /// How often a backend is picked anew because another worker has just filled the one that was.
 /// Beyond: all count as full.
 const LOST_RACES_MAX: usize = 16;
+
+const NO_COUNTERS: Refusal = Refusal::new(
+    503,
+    "limits_unavailable",
+    "Requests cannot be counted, and nobody is served beyond the limits.",
+);
 
 /// One view of one worker.
 pub struct WorkerView {
@@ -55,6 +64,8 @@ pub struct WorkerView {
     /// Models with a label of their own.
     models: HashMap<String, u32>,
     credential_fields: Vec<String>,
+    /// The limits that requests are held to, if there are any.
+    pub rules: Option<Rules>,
 }
 
 impl WorkerView {
@@ -162,6 +173,7 @@ impl WorkerView {
             credential_fields: credential_fields(gate.as_ref(), plan.server.forward_credentials),
             gate,
             usual_fields: KeyFields::new(&USUAL_FIELDS.map(str::to_owned)),
+            rules: Rules::of(&plan),
             plan,
             shared,
         }
@@ -218,6 +230,18 @@ impl WorkerView {
     /// The label of a model, if it has one of its own.
     pub fn model_label(&self, model: &str) -> Option<u32> {
         self.models.get(model).copied()
+    }
+
+    /// The limits, and where they are counted; `None`: there are none.
+    ///
+    /// # Errors
+    /// They cannot be counted, and nobody is served without.
+    pub fn limits(&self) -> Result<Option<(&Rules, &Arc<Counters>)>, Refusal> {
+        match (&self.rules, &self.shared.counters) {
+            (Some(rules), Some(counters)) => Ok(Some((rules, counters))),
+            (Some(_), None) => Err(NO_COUNTERS),
+            (None, _) => Ok(None),
+        }
     }
 
     /// Lower-case names of the client's fields that never reach a backend.

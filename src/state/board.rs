@@ -1,6 +1,7 @@
 //! What all threads go by: one view, swapped whole. Whoever reads it has a plan and the backends of
 //! that plan, never a mixture of two.
 
+use super::counters::shared::Counters;
 use super::engine_cache::CacheOf;
 use super::hash::QuickMap;
 use super::key_tables;
@@ -42,6 +43,8 @@ pub struct View {
     pub services: Vec<Option<KeyService>>,
     /// The scripts of the providers, in the order of `auth.pipeline`.
     pub scripts: Arc<[ScriptText]>,
+    /// What is counted for limits and quotas, once a plan had any. All views count together.
+    pub counters: Option<Arc<Counters>>,
     /// The places of the members by their numbers in that table.
     holders: QuickMap<u32, u32>,
     /// What the queues of all views share, once there was one.
@@ -107,6 +110,7 @@ impl View {
         let waiting =
             has_queue.then(|| models.groups().iter().map(|places| queue(places)).collect());
         let key_tables = key_tables::of(&plan, before);
+        let counters = before.and_then(|view| view.counters.clone());
         View {
             plan,
             members,
@@ -118,6 +122,7 @@ impl View {
             key_tables,
             services: Vec::new(),
             scripts: Arc::default(),
+            counters,
             holders,
             queues,
             waiting,

@@ -4,6 +4,7 @@
 pub mod ask;
 pub mod connections;
 pub mod engine_cache;
+pub mod counters;
 pub mod member;
 pub mod board;
 pub mod hash;

@@ -72,6 +72,7 @@ mod scenarios;
 mod cli;
 mod clients;
 mod limits;
+mod rate_limits;
 mod budget;
 mod listening;
 mod machine;

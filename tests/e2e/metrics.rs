@@ -100,6 +100,10 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_workers", "gauge", &["driver"]),
     ("llmproxy_workers_silent", "gauge", &[]),
     ("llmproxy_config_info", "gauge", &["sha256"]),
+    ("llmproxy_counters_used", "gauge", &["part"]),
+    ("llmproxy_counters_entries", "gauge", &["part"]),
+    ("llmproxy_counters_replaced_total", "counter", &[]),
+    ("llmproxy_counters_full_total", "counter", &[]),
     ("llmproxy_config_last_reload_success_timestamp_seconds", "gauge", &[]),
     ("llmproxy_config_last_reload_successful", "gauge", &[]),
     ("llmproxy_config_reload_failure_total", "counter", &[]),
@@ -119,7 +123,8 @@ const IN_MILLISECONDS: [&str; 2] = ["llmproxy_latency_ms", "llmproxy_ttft_ms"];
 
 /// A page on which every family has a series.
 fn full_page() -> (Rig, Metrics) {
-    let rig = Rig::new();
+    let limits = "rate_limit: {global: {requests_per_second: 100000}}";
+    let rig = Rig::with("", |config| config.section(limits));
     for body in [CHAT, STREAM, USAGE] {
         rig.ask(body, "x-mock-gap-ms: 5\r\n").response();
     }

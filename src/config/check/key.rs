@@ -94,7 +94,7 @@ fn key(s: &mut Section, defaults: KeyDefaults) -> ApiKey {
         last_reset_at: s.parsed("last_reset_at", time(End::First)).flatten(),
         created_at: s.parsed("created_at", time(End::First)).flatten(),
         updated_at: s.parsed("updated_at", time(End::First)).flatten(),
-        rate_limit: s.section("rate_limit").map_or(Limits::default(), |mut s| limits(&mut s, true)),
+        rate_limit: s.section("rate_limit").map_or(Limits::default(), |mut s| limits(&mut s)),
     }
 }
 

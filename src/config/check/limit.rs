@@ -1,31 +1,43 @@
 //! `rate_limit`, and the limits of single keys.
 
 use super::storage::{self, Stores};
-use crate::config::plan::{LimitOnError, LimitStorage, Limits, ModelPattern, RateLimit, Redis};
+use crate::base::limits::{COUNTERS_ENTRIES_MAX, LIMIT_CONCURRENT_MAX};
+use crate::config::plan::{
+    CountersPlan, LimitOnError, LimitStorage, Limits, ModelPattern, RateLimit, Redis,
+};
 use crate::config::raw::{Node, ValueKind};
 use crate::config::section::Section;
 
-/// Reads the section.
+/// Reads `counters`.
+pub fn counters(s: &mut Section) -> CountersPlan {
+    let default = CountersPlan::default();
+    let dir = s.text("dir").filter(|dir| !dir.is_empty() && dir != "auto").map(Into::into);
+    let entries = s.int_opt("entries", 1024..=COUNTERS_ENTRIES_MAX);
+    CountersPlan { dir, entries: entries.unwrap_or(default.entries) }
+}
+
+/// Reads `rate_limit`.
 pub fn rate_limit(s: &mut Section, stores: &Stores) -> RateLimit {
     s.refused(&[
-        ("per_user", "limits are global, per key and per model"),
-        ("per_backend", "limits are global, per key and per model"),
+        ("per_backend", "limits are global, per key, per user and per model"),
         ("script", "limits are not scripted"),
     ]);
     let errors = [("local", LimitOnError::Local), ("deny", LimitOnError::Deny)];
     let rate_limit = RateLimit {
         storage: storage(s, stores),
         on_error: s.choice("on_error", &errors, LimitOnError::Local),
-        global: s.when_present("global", |s| limits(s, false)),
-        per_key: s.when_present("per_key", |s| limits(s, true)),
+        global: s.when_present("global", limits),
+        per_key: s.when_present("per_key", limits),
+        per_user: s.when_present("per_user", limits),
         per_model: per_model(s),
     };
-    let sets = [rate_limit.global, rate_limit.per_key];
+    let sets = [rate_limit.global, rate_limit.per_key, rate_limit.per_user];
     if s.desk.is_off() {
         return rate_limit;
     }
-    if !["global", "per_key", "per_model"].iter().any(|key| s.given(key)) {
-        s.desk.error(s.node(), "sets no limit: give `global`, `per_key` or `per_model`");
+    if !["global", "per_key", "per_user", "per_model"].iter().any(|key| s.given(key)) {
+        let message = "sets no limit: give `global`, `per_key`, `per_user` or `per_model`";
+        s.desk.error(s.node(), message);
     } else if sets.iter().flatten().all(|l| *l == Limits::default())
         && rate_limit.per_model.is_empty()
     {
@@ -35,12 +47,12 @@ pub fn rate_limit(s: &mut Section, stores: &Stores) -> RateLimit {
 }
 
 /// The limits of one section; 0 means the same as absent.
-pub fn limits(s: &mut Section, concurrency: bool) -> Limits {
+pub fn limits(s: &mut Section) -> Limits {
+    let concurrent = s.int_opt("max_concurrent", 0..=LIMIT_CONCURRENT_MAX).filter(|n| *n > 0);
     let mut number = |key: &str| s.int_opt(key, 0..=u32::MAX).filter(|n| *n > 0);
     let requests_per_second = number("requests_per_second");
     let requests_per_minute = number("requests_per_minute");
     let burst = number("burst_size");
-    let max_concurrent = if concurrency { number("max_concurrent") } else { None };
     let tokens = s.int_opt("tokens_per_minute", 0..=i64::MAX as u64).filter(|n| *n > 0);
     let limits = ["requests_per_second", "requests_per_minute", "tokens_per_minute"];
     if !s.desk.is_off() && !limits.iter().chain(&["max_concurrent"]).any(|key| s.given(key)) {
@@ -54,7 +66,7 @@ pub fn limits(s: &mut Section, concurrency: bool) -> Limits {
         requests_per_second,
         requests_per_minute,
         tokens_per_minute: tokens,
-        max_concurrent,
+        max_concurrent: concurrent,
         burst_size,
     }
 }
@@ -66,7 +78,7 @@ fn per_model(s: &mut Section) -> Vec<(ModelPattern, Limits)> {
         let Some(mut inner) = Section::open(s.desk, node, "rate_limit.per_model.*") else {
             continue;
         };
-        let limits = limits(&mut inner, false);
+        let limits = limits(&mut inner);
         if let Ok(pattern) = pattern {
             all.push((pattern, limits));
         }

@@ -72,6 +72,7 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
         health_check,
         auth,
         rate_limit: root.when_present("rate_limit", |s| limit::rate_limit(s, &stores)),
+        counters: root.section("counters").map(|mut s| limit::counters(&mut s)).unwrap_or_default(),
         usage: root.when_present("usage", |s| usage::usage(s, &stores)).unwrap_or_default(),
         metrics,
         admin: root.when_enabled("admin", |s| operate::admin(s, &taken)),

@@ -2,7 +2,7 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{ApiKey, Plan, Provider, ProviderKind};
+use crate::config::plan::{ApiKey, LimitStorage, Plan, Provider, ProviderKind};
 
 /// Whether a provider that is asked about keys is such a one.
 fn asks(plan: &Plan, is_such: impl Fn(&Provider) -> bool) -> bool {
@@ -17,6 +17,11 @@ fn has_key(plan: &Plan, is_such: impl Fn(&ApiKey) -> bool) -> bool {
         _ => false,
     };
     asks(plan, own)
+}
+
+/// Whether limits are to be counted on a server.
+fn is_shared(plan: &Plan) -> bool {
+    plan.rate_limit.as_ref().is_some_and(|limits| limits.storage != LimitStorage::Memory)
 }
 
 /// The lines for a plan, in the order of the canonical schema.
@@ -39,11 +44,7 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (asks(plan, |p| p.kind == ProviderKind::Builtin), "auth: keys of the embedded store"),
         (asks(plan, |p| p.script.is_some()), "auth: scripts of providers"),
         (has_key(plan, |key| key.total_quota > 0), "api_keys: total_quota, the quotas of keys"),
-        (
-            has_key(plan, |key| !key.rate_limit.is_none()),
-            "api_keys: rate_limit, the limits of keys",
-        ),
-        (plan.rate_limit.is_some(), "rate_limit: rate limits"),
+        (is_shared(plan), "rate_limit.storage: redis: limits of several gateways together"),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",

@@ -86,7 +86,7 @@ fn a_start_refuses_what_check_refuses() {
     assert_eq!(printed(&["--strict", "--config", good.name()]).code, WOULD_NOT_START);
     let early = file(
         "unbuilt",
-        "backends: [{url: 'http://a'}]\nrate_limit: {global: {requests_per_second: 1}}\n",
+        "backends: [{url: 'http://a'}]\nrate_limit: {storage: redis, global: {requests_per_second: 1}}\n",
     );
     let output = printed(&["--config", early.name()]);
     assert_eq!(output.code, WOULD_NOT_START);

@@ -23,6 +23,7 @@ impl Plan {
             auth: _,
             api_keys: _,
             rate_limit: _,
+            counters,
             admin: _,
             hooks: _,
             discovery: _,
@@ -33,6 +34,7 @@ impl Plan {
         kept.of_log(log, &running.log);
         kept.of_usage(usage, &running.usage);
         kept.of_metrics(metrics, &running.metrics);
+        kept.keep("counters", counters, &running.counters);
         kept.0
     }
 }

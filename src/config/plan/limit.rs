@@ -1,7 +1,25 @@
 //! Limits on rates and concurrency.
 
 use super::{print, ModelPattern, Redis};
+use crate::base::limits::COUNTERS_ENTRIES_DEFAULT;
 use serde::{Serialize, Serializer};
+use std::path::PathBuf;
+
+/// Where limits and quotas are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CountersPlan {
+    /// Folder of their file; `None` = beside the rings of the journal.
+    #[serde(serialize_with = "print::or_auto")]
+    pub dir: Option<PathBuf>,
+    /// Keys, users and models that there is room for.
+    pub entries: u32,
+}
+
+impl Default for CountersPlan {
+    fn default() -> Self {
+        CountersPlan { dir: None, entries: COUNTERS_ENTRIES_DEFAULT }
+    }
+}
 
 /// Rate limiting.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -18,6 +36,9 @@ pub struct RateLimit {
     /// that shows none is known by its address. `None` = none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_key: Option<Limits>,
+    /// Limits on all keys of a user together. `None` = none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_user: Option<Limits>,
     /// Limits on each group of models, first match.
     #[serde(serialize_with = "print::per_model")]
     pub per_model: Vec<(ModelPattern, Limits)>,

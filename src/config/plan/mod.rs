@@ -54,6 +54,8 @@ pub struct Plan {
     pub api_keys: Vec<ApiKey>,
     /// Limits on rates; `None` when off.
     pub rate_limit: Option<RateLimit>,
+    /// Where limits and quotas are counted.
+    pub counters: CountersPlan,
     /// Usage reporters; empty when off.
     pub usage: UsagePlan,
     /// The metrics endpoint; `None` when off.

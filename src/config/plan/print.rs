@@ -33,6 +33,9 @@ impl Serialize for Plan {
             map.serialize_entry("api_keys", &self.api_keys)?;
         }
         entry(&mut map, "rate_limit", &self.rate_limit)?;
+        if self.counters != CountersPlan::default() {
+            map.serialize_entry("counters", &self.counters)?;
+        }
         map.serialize_entry("usage", &self.usage)?;
         entry(&mut map, "metrics", &self.metrics)?;
         if let Some(admin) = &self.admin {

@@ -137,7 +137,10 @@ fn what_protects_must_be_whole_or_said_to_be_off() {
         ("auht: {enabled: true}", "auht", "did you mean `auth`?"),
         ("tls: {enabled: true}", "tls", "did you mean `server.tls`?"),
         ("server: {tsl: {enabled: true}}", "server.tsl", "did you mean `tls`?"),
-        ("rate_limit: {per_user: {}, global: {requests_per_second: 1}}", "rate_limit.per_user", "limited"),
+        ("rate_limit: {per_backend: {}, global: {requests_per_second: 1}}", "rate_limit.per_backend", "limits are"),
+        ("rate_limit: {per_user: {}, global: {requests_per_second: 1}}", "rate_limit.per_user", "sets no limit"),
+        ("rate_limit: {global: {max_concurrent: 65536}}", "rate_limit.global.max_concurrent", "65535"),
+        ("counters: {entries: 10}", "counters.entries", "1024"),
     ] {
         let report = load_text("t.yaml", text, &env).err().unwrap_or_else(|| panic!("{text}"));
         let told = |f: &Finding| {

@@ -64,6 +64,7 @@ api_keys: [{key: sk-llmproxy-example}]
 rate_limit:
   global: {requests_per_second: 0}
   per_key: {requests_per_second: 0}
+  per_user: {requests_per_second: 0}
   per_model: {"llama-3-*": {requests_per_second: 0}}
 usage:
   spool:

@@ -77,7 +77,7 @@ fn s1_scenario_1() {
     assert_eq!(limit.global.unwrap().burst_size, Some(1000));
     assert_eq!(limit.per_key.unwrap().requests_per_second, Some(10));
     assert_eq!(limit.storage, LimitStorage::Memory);
-    assert!(unbuilt(&plan, "rate_limit") && !unbuilt(&plan, "routing.retry"));
+    assert!(!unbuilt(&plan, "rate_limit") && !unbuilt(&plan, "routing.retry"));
 }
 
 #[test]

@@ -152,6 +152,24 @@ impl Facts {
         page.gauge("llmproxy_workers_silent", "Workers missing from this page.", silent)
     }
 
+    /// How full the table is in which limits and quotas are counted.
+    pub(super) fn counters(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Some(fill) = self.view.counters.as_ref().map(|counters| counters.fill()) else {
+            return Ok(());
+        };
+        const PARTS: [&str; 2] = ["known", "strangers"];
+        let parts = |n: [u64; 2]| labelled("part", PARTS.map(str::to_owned).into_iter().zip(n));
+        let help = "Keys, users, models and addresses that limits and quotas are counted for.";
+        page.gauge("llmproxy_counters_used", help, parts(fill.used))?;
+        let help = "Keys, users, models and addresses that there is room for.";
+        page.gauge("llmproxy_counters_entries", help, parts(fill.of))?;
+        let help =
+            "Places that were given to another one, since nothing was counted there any more.";
+        page.counter("llmproxy_counters_replaced", help, one(fill.replaced))?;
+        let help = "Requests that found no place to be counted in: they are counted together.";
+        page.counter("llmproxy_counters_full", help, one(fill.full))
+    }
+
     /// Which configuration is in use, and what reloads came to.
     pub(super) fn configuration(&self, page: &mut Page<'_>) -> fmt::Result {
         let [succeeded, failed] = self.reloads.counts();

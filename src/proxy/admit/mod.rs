@@ -1,8 +1,8 @@
-//! Who are you, may you: the path, the method, the key, and the shape of the body.
+//! Who are you, may you: the path, the method, the key, the shape of the body, rate limits.
 //!
 //! *Takes:* a request whose head (then body) was read. *Gives:* what kind of request it is, whose
 //! it is and the facts of its body, or a refusal. *Runs on:* workers. *May:* read the plan and the
-//! keys that the view brings. *Never:* waits, touches the upstream.
+//! keys that the view brings, count. *Never:* waits, touches the upstream.
 
 pub mod body;
 pub mod credential;
@@ -10,3 +10,4 @@ pub mod gate;
 pub mod hop;
 pub mod model;
 pub mod path;
+pub mod rate;

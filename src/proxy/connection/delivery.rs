@@ -12,6 +12,7 @@ use crate::llm::dialect::Dialect;
 use crate::proxy::client::Client;
 use crate::proxy::location;
 use crate::proxy::pass::Pass;
+use crate::proxy::rate_fields::RateFields;
 use crate::proxy::receive::Request;
 use crate::proxy::relay::copy::{Relay, RelayStep};
 use crate::proxy::relay::framing::{outbound, Inbound};
@@ -23,11 +24,11 @@ use crate::proxy::settle::{self, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::told;
 use crate::proxy::upstream::exchange::Exchange;
-use crate::proxy::view::WorkerView;
 use crate::rt;
 use crate::rt::buffer::Buffer;
 use crate::state::member::Member;
 use std::rc::Rc;
+use std::time::Instant;
 
 /// What became of an answer, and whether the client's connection ends with it.
 pub(super) struct Delivered {
@@ -68,7 +69,7 @@ pub(super) async fn deliver(
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
         let told = (&*request, &*response, &*story);
-        let mut head = client_head((&pass.view, &backend), told, read, how);
+        let mut head = client_head((pass, &backend), told, read, how);
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if response.event_stream {
@@ -205,7 +206,7 @@ const EMBEDDINGS: [&str; 2] = ["/v1/embeddings", "/embeddings"];
 
 /// The head for the client; `None`: it has one.
 fn client_head(
-    (view, backend): (&WorkerView, &Member),
+    (pass, backend): (&Pass, &Member),
     (request, response, story): (&Request, &ResponseHead, &Story),
     bytes: &[u8],
     (framing, close): (OutFraming, bool),
@@ -214,15 +215,23 @@ fn client_head(
         return None;
     }
     let mut head = Buffer::take();
+    let view = &pass.view;
     let wanted = &view.plan.routing.response_headers;
     let told = told::fields(wanted, (request, backend, story.retries));
-    let told: Vec<_> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut told: Vec<_> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let limits = pass.takings().map(|takings| RateFields::new(takings.levels(Instant::now())));
+    let (limits, count) = limits.as_ref().map(RateFields::list).unwrap_or_default();
+    let mut fields = limits.get(..count).unwrap_or_default();
+    if !told.is_empty() {
+        told.extend_from_slice(fields);
+        fields = &told;
+    }
     let how = ForwardResponse {
         client: request.head.version,
         framing,
         close,
         request_id: request.id().as_str(),
-        fields: &told,
+        fields,
         at_ours: &|value| location::at_ours(view.shared.members(), &backend.plan, value),
     };
     write::response(&mut head, response, bytes, &how);

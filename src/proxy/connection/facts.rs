@@ -16,13 +16,13 @@ use crate::state::board::View;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Takes from the body what the way of the request depends on, if that can be done in one go;
-/// `None`: it is one for [`in_slices`].
+/// Takes from the body what the way of the request depends on, if that can be done in one go, and
+/// gives how many tokens it asks for at most; `None`: it is one for [`in_slices`].
 pub(super) fn at_once(
     pass: &Pass,
     client: &Client,
     request: &mut Request,
-) -> Option<Result<(), Refusal>> {
+) -> Option<Result<Option<u64>, Refusal>> {
     let (w, view) = (&*pass.w, &*pass.view.shared);
     if !w.slices.takes(w.patrol.now(), request.body(client.bytes()).len()) {
         return None;
@@ -45,7 +45,7 @@ pub(super) async fn in_slices(
     pass: &Pass,
     client: &Client,
     request: &mut Request,
-) -> Result<(), Refusal> {
+) -> Result<Option<u64>, Refusal> {
     let (w, view) = (&*pass.w, &*pass.view.shared);
     client.post.arm(view.plan.server.body_timeout);
     let _turn = client.wait_for(w.slices.turns.take()).await?;
@@ -61,13 +61,13 @@ pub(super) async fn in_slices(
     };
     let prompt = reading.prompt().copied();
     request.model = model;
-    found.keep(request, (view, pass.keys()))?;
+    let max_tokens = found.keep(request, (view, pass.keys()))?;
     if pass.view.wants_lead() {
         // A slice of its own. After it nothing waits until a backend is picked.
         client.pause().await?;
         pass.view.take_lead(request, client.bytes(), prompt.as_ref());
     }
-    Ok(())
+    Ok(max_tokens)
 }
 
 /// Takes from a request anew what tells where it is better off, for another try: what was known of
@@ -94,6 +94,7 @@ struct Found {
     stream: bool,
     wants_counts: bool,
     splice: Option<UsageSplice>,
+    max_tokens: Option<u64>,
 }
 
 impl Found {
@@ -107,6 +108,7 @@ impl Found {
             stream: facts.stream.unwrap_or(false),
             wants_counts: facts.continuous_usage,
             splice: facts.usage_splice,
+            max_tokens: facts.max_tokens,
         }
     }
 
@@ -115,7 +117,7 @@ impl Found {
         self,
         request: &mut Request,
         (view, keys): (&View, &[Arc<KeyFacts>]),
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<u64>, Refusal> {
         request.dialect = request.dialect.with_body(request.path.as_bytes(), self.generates);
         request.stream = self.stream;
         request.wants_counts = self.wants_counts;
@@ -128,7 +130,8 @@ impl Found {
         let (asked, served) = (request.model.as_str(), request.served_model());
         let names_one = !asked.is_empty() || model::asks_one(request.head.method, &request.path);
         keys.iter().filter(|_| names_one).try_for_each(|key| model::allow(key, asked, served))?;
-        model::check(view, asked, served)
+        model::check(view, asked, served)?;
+        Ok(self.max_tokens)
     }
 }
 

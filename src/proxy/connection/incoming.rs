@@ -13,23 +13,28 @@ use crate::config::plan::KeyForm;
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::head::{named, Version};
+use crate::keys::digest::KeyDigest;
 use crate::llm::dialect::Dialect;
 use crate::proxy::admit::body;
 use crate::proxy::admit::hop as hop_check;
 use crate::proxy::admit::path::{self, Purpose, Served};
+use crate::proxy::admit::rate::{self, Asker};
 use crate::proxy::client::Client;
-use crate::proxy::pass::Pass;
+use crate::proxy::pass::{LimitsInUse, Pass};
 use crate::proxy::place;
 use crate::proxy::receive::{self, HeadLimits, Received, Request};
 use crate::proxy::shared::Shared;
 use crate::proxy::unpack::unpack;
 use crate::proxy::view::WorkerView;
+use crate::state::counters::ids;
+use crate::state::counters::table::TablePart;
 use crate::state::hop;
 use crate::state::meters::Phase;
 use crate::usage::access::{AccessQueue, Said};
 use crate::usage::key_form::write_key;
 use crate::usage::outbox::Outbox;
 use std::rc::Rc;
+use std::time::Instant;
 
 /// What comes of waiting for a head.
 pub(super) enum Arrival {
@@ -116,7 +121,40 @@ async fn judge(
         // Boxed: few bodies are so large.
         None => Box::pin(facts::in_slices(pass, client, request)).await,
     };
-    read.map_err(|refusal| unless_gone(client, refusal))
+    let max_tokens = read.map_err(|refusal| unless_gone(client, refusal))?;
+    let Some(LimitsInUse { rules, counters, takings, .. }) = pass.limits()? else { return Ok(()) };
+    let names = [request.model.as_str(), request.served_model()];
+    let tokens = rate::estimate(request.body_len, max_tokens);
+    Ok(rate::by_body(takings, (rules, counters), (names, tokens), Instant::now())?)
+}
+
+/// Counts the request for all that is known of it by its head.
+fn hold_to_limits(pass: &mut Pass, client: &Client, request: &Request) -> Result<(), Refusal> {
+    let view = Rc::clone(&pass.view);
+    let Some(LimitsInUse { rules, counters, key, takings }) = pass.limits()? else {
+        return Ok(());
+    };
+    let asker = || {
+        if let Some(key) = key {
+            let is_counted = rules.per_user.is_some() && !key.user_id.is_empty();
+            return Some(Asker {
+                key: (ids::of_key(&key.digest), TablePart::Known),
+                user: is_counted.then(|| ids::of_user(&key.user_id)),
+                own: Some(&key.limits),
+            });
+        }
+        rules.per_key?;
+        // Where keys are checked and none is asked for, the client could invent one for each
+        // request.
+        let shown = || view.usual_fields.find(&request.head.fields, client.bytes()).ok().flatten();
+        let shown = if view.gate.is_none() { shown() } else { None };
+        let id = match shown {
+            Some(key) => ids::of_key(&KeyDigest::of(key)),
+            None => request.peer.parse().map_or(0, ids::of_address),
+        };
+        Some(Asker { key: (id, TablePart::Strangers), user: None, own: None })
+    };
+    rate::by_head(takings, (rules, counters), asker, Instant::now())
 }
 
 /// What is decided by the head alone: what the request is for, and whether it may.
@@ -139,6 +177,7 @@ fn see_to_head(
         Purpose::Forward => {
             let_in(pass, client, request)?;
             may_begin(w, client, pass)?;
+            hold_to_limits(pass, client, request)?;
         }
         Purpose::Models => {
             let_in(pass, client, request)?;

@@ -19,6 +19,7 @@ use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
 use crate::usage::outbox::Outbox;
 use std::borrow::Cow;
+use std::time::Instant;
 
 /// What a client gets instead of an engine's answer.
 pub(super) enum Instead {
@@ -63,8 +64,11 @@ pub(super) async fn refuse(
     underway: &mut Underway<'_>,
     refusal: Refusal,
 ) -> Next {
-    let Notes { request, story, .. } = &mut *underway.notes;
-    let frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
+    let Underway { pass, notes: Notes { request, story, .. } } = underway;
+    let mut frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
+    if let Some(takings) = pass.takings() {
+        frame.limits = takings.levels(Instant::now());
+    }
     // Its request may not have come to its end, and does not any more.
     match frame.close {
         true => client.post.set_last(),
@@ -222,6 +226,7 @@ fn frame<'a>(w: &Shared, request: &'a Request, close: bool) -> Frame<'a> {
         version: request.head.version,
         close: close || !request.head.keep_alive || w.patrol.is_draining(),
         head_only: request.head.method == Method::Head,
+        limits: [None; 2],
     }
 }
 

@@ -69,8 +69,13 @@ impl Worker {
 /// One more client than there is room for hears so. What fits in the socket's buffer is enough.
 fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
     let mut bytes = Buffer::take();
-    let frame =
-        Frame { request_id: id.as_str(), version: Version::Http11, close: true, head_only: false };
+    let frame = Frame {
+        request_id: id.as_str(),
+        version: Version::Http11,
+        close: true,
+        head_only: false,
+        limits: [None; 2],
+    };
     write_refusal(&mut bytes, &frame, refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);
     // A close with unread bytes would be a reset, and the answer lost.

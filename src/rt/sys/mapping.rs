@@ -6,12 +6,13 @@
 
 #![allow(unsafe_code, reason = "the one room for it: mapped memory cannot be had without")]
 
-use rustix::fs::{fallocate, flock, FallocateFlags, FlockOperation};
+use rustix::fs::{fallocate, flock, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
+use rustix::process::geteuid;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr::{null_mut, NonNull};
 use std::slice;
@@ -66,6 +67,30 @@ impl Mapping {
             let _ = fs::remove_file(path);
         }
         made
+    }
+
+    /// What another process left in a file, or stores into now. Whoever else has it sees what is
+    /// stored, and the other way round.
+    ///
+    /// # Errors
+    /// It is no file of ours alone with whole words, or there is no room for it.
+    pub fn open(path: &Path) -> io::Result<Mapping> {
+        let flags_of_open = OFlags::NOFOLLOW.bits() as i32;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).custom_flags(flags_of_open).open(path)?;
+        let found = file.metadata()?;
+        let len = usize::try_from(found.len()).unwrap_or(0);
+        let is_ours = found.uid() == geteuid().as_raw() && found.mode() & 0o077 == 0;
+        if !found.is_file() || !is_ours || len == 0 || !len.is_multiple_of(WORD) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        take_room(&file, len)?;
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let start = unsafe { mmap(null_mut(), len, both(), flags(), &file, 0) }?;
+        let mut mapping = Mapping::at(start.cast(), len / WORD)?;
+        mapping.populate()?;
+        mapping.lock = Some(file);
+        Ok(mapping)
     }
 
     /// The same without a file: it ends with the process.
@@ -131,6 +156,10 @@ fn take_room(mut file: &File, len: usize) -> io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, len as u64) {
         // A file system that cannot do it in one go.
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            if file.metadata()?.len() == len as u64 {
+                // It has been here before.
+                return Ok(());
+            }
             let zeros = [0; 4096];
             let mut left = len;
             while left > 0 {
@@ -145,7 +174,7 @@ fn take_room(mut file: &File, len: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+    use std::os::unix::fs::{FileExt, PermissionsExt};
     use std::sync::atomic::Ordering::Relaxed;
 
     /// Catches: a store that the file has not at once, a file that others can read, is sparse, or
@@ -172,7 +201,19 @@ mod tests {
         assert!(!folder.join("b").exists());
         let anonymous = Mapping::anonymous(512).unwrap();
         anonymous.words()[511].store(1, Relaxed);
+        // A second one of the same file, as another process has it.
+        let other = Mapping::open(&path).unwrap();
+        assert_eq!(other.words()[1023].load(Relaxed), u64::from_le_bytes(*b"in it :)"));
+        other.words()[3].store(4, Relaxed);
+        assert_eq!(mapping.words()[3].load(Relaxed), 4);
         drop(mapping);
+        std::os::unix::fs::symlink(&path, folder.join("link")).unwrap();
+        assert!(Mapping::open(&folder.join("link")).is_err(), "it leads who knows where");
+        fs::write(folder.join("odd"), "seven b").unwrap();
+        fs::set_permissions(folder.join("odd"), PermissionsExt::from_mode(0o600)).unwrap();
+        assert!(Mapping::open(&folder.join("odd")).is_err());
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(Mapping::open(&path).is_err(), "others can read it");
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -62,11 +62,15 @@ pub fn part_with(home: &Path) {
     }
 }
 
+/// Memory that outlives the process, where there is a folder for it that is ours alone.
+pub fn runtime_folder() -> Option<PathBuf> {
+    Some(PathBuf::from(RUNTIME)).filter(|dir| is_for_us_alone(dir))
+}
+
 /// Where they are to lie: in a part of the folder for rings that has the name of the process' own
 /// folder, which no two processes share; or there. From now on the own folder leads there.
 fn choose(plan: &Spool, home: &Path) -> io::Result<PathBuf> {
-    let runtime = || Some(PathBuf::from(RUNTIME)).filter(|dir| is_for_us_alone(dir));
-    let wanted = match (plan.ring_dir.clone().or_else(runtime), home.file_name()) {
+    let wanted = match (plan.ring_dir.clone().or_else(runtime_folder), home.file_name()) {
         (Some(dir), Some(name)) => Some(std::path::absolute(dir)?.join(name)),
         _ => None,
     };

@@ -74,6 +74,13 @@ impl Config {
         if !self.sections.iter().any(|section| section.starts_with("log:")) {
             text.push_str("log: {level: debug, format: json, output: stdout}\n");
         }
+        // What one proxy counts is no other's.
+        let is = |name: &str| self.sections.iter().any(|section| section.starts_with(name));
+        if ["rate_limit", "auth", "api_keys"].into_iter().any(is) && !is("counters") {
+            // With records, they lie in the folder of the spool.
+            let dir = if is("usage") { String::new() } else { format!("dir: {SPOOL}, ") };
+            text.push_str(&format!("counters: {{{dir}entries: 4096}}\n"));
+        }
         if !self.backends.is_empty() {
             text.push_str("backends:\n");
         }

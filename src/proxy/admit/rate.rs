@@ -1,0 +1,119 @@
+//! Rate limits: whether a request may go on now. Whom it is counted for is known when its head is
+//! there, and its model when its body was read; all that it takes until then it gives back when it
+//! is refused later.
+
+use crate::base::refusal::Refusal;
+use crate::config::plan::Limits;
+use crate::proxy::rules::{Buckets, LimitKind, Rules, Scope};
+use crate::proxy::takings::{Limited, Takings};
+use crate::state::counters::bucket::Wait;
+use crate::state::counters::ids;
+use crate::state::counters::shared::Counters;
+use crate::state::counters::table::TablePart;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Bytes of a prompt that count as one token before its engine has counted them.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Whom a request is counted for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// What its key, or else its address, counts under; and whether somebody checked the key.
+    pub key: (u128, TablePart),
+    /// What its user counts under.
+    pub user: Option<u128>,
+    /// Limits of its own, over those of all keys.
+    pub own: Option<&'a Limits>,
+}
+
+/// The head is there, and it is known whose it is.
+///
+/// # Errors
+/// A limit is reached.
+pub fn by_head<'a>(
+    takings: &mut Takings,
+    (rules, counters): (&Rules, &Arc<Counters>),
+    asker: impl FnOnce() -> Option<Asker<'a>>,
+    now: Instant,
+) -> Result<(), Refusal> {
+    let moment = counters.at(now);
+    let mut add = |scope, id, part, buckets: Buckets| {
+        takings.begin(counters);
+        let (place, _) = counters.find(id, part, moment);
+        takings.add(scope, place, buckets);
+    };
+    if let Some(buckets) = rules.global {
+        add(Scope::Global, ids::GLOBAL, TablePart::Known, buckets);
+    }
+    if let Some(Asker { key: (id, part), user, own }) = asker() {
+        let own = own.filter(|own| !own.is_none()).map(Buckets::from);
+        if let Some(buckets) = own.or(rules.per_key) {
+            add(Scope::Key, id, part, buckets);
+        }
+        if let (Some(user), Some(buckets)) = (user, rules.per_user) {
+            add(Scope::User, user, TablePart::Known, buckets);
+        }
+    }
+    takings.take_request(now).map_err(refusal)
+}
+
+/// The body was read: for which model it is, by the client's name for it and by that of the
+/// engines, and what it may cost.
+///
+/// # Errors
+/// A limit is reached; then nothing was taken from any.
+pub fn by_body(
+    takings: &mut Takings,
+    (rules, counters): (&Rules, &Arc<Counters>),
+    (model, tokens): ([&str; 2], u64),
+    now: Instant,
+) -> Result<(), Refusal> {
+    if let Some((id, buckets)) = rules.of_model(model) {
+        takings.begin(counters);
+        let (place, _) = counters.find(id, TablePart::Known, counters.at(now));
+        takings.add(Scope::Model, place, buckets);
+        takings.take_request(now).map_err(refusal)?;
+    }
+    takings.take_tokens(now, tokens).map_err(refusal)
+}
+
+/// What a request may cost: its prompt, by its bytes, and as many tokens as it lets its model
+/// write.
+pub fn estimate(body_len: u64, max_tokens: Option<u64>) -> u64 {
+    body_len.div_ceil(BYTES_PER_TOKEN).saturating_add(max_tokens.unwrap_or(0))
+}
+
+/// What the client hears.
+fn refusal(limited: Limited) -> Refusal {
+    let (code, message, wait) = match limited {
+        Limited::Concurrent(scope) => {
+            let message = match scope {
+                Scope::Global => "Too many requests at one time.",
+                Scope::Key => "Too many requests at one time with this key, or from this address.",
+                Scope::User => "Too many requests at one time of this user.",
+                Scope::Model => "Too many requests at one time for this model.",
+            };
+            ("concurrent_limit_exceeded", message, Wait(0))
+        }
+        Limited::Rate(scope, LimitKind::Tokens, wait) => {
+            let message = match scope {
+                Scope::Global => "Too many tokens per minute.",
+                Scope::Key => "Too many tokens per minute with this key, or from this address.",
+                Scope::User => "Too many tokens per minute of this user.",
+                Scope::Model => "Too many tokens per minute for this model.",
+            };
+            ("token_rate_limit_exceeded", message, wait)
+        }
+        Limited::Rate(scope, _, wait) => {
+            let message = match scope {
+                Scope::Global => "Global rate limit exceeded.",
+                Scope::Key => "Rate limit exceeded with this key, or from this address.",
+                Scope::User => "Rate limit exceeded of this user.",
+                Scope::Model => "Rate limit exceeded for this model.",
+            };
+            ("rate_limit_exceeded", message, wait)
+        }
+    };
+    Refusal::new(429, code, message).with_retry_after(wait.seconds())
+}

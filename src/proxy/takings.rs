@@ -1,0 +1,288 @@
+//! What a request has taken from limits and quotas. It gives back what is to be given back exactly
+//! once: when it is settled, or when it is dropped, whichever comes first.
+
+use super::rules::{Buckets, LimitKind, Scope};
+use crate::state::counters::bucket::{give_back, Bucket, Drawn, Wait};
+use crate::state::counters::shared::Counters;
+use crate::state::counters::table::EntryPlace;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Takings that a worker keeps when they are not in use.
+const SPARE_MAX: usize = 256;
+
+thread_local! {
+    /// Not in use: each limited request needs one, and none should allocate it.
+    #[allow(clippy::vec_box, reason = "what is kept is the box")]
+    static SPARE: RefCell<Vec<Box<Held>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a request holds; nothing, until it has taken something.
+#[derive(Default)]
+pub struct Takings(Option<Box<Held>>);
+
+/// Boxed: a stream has little room.
+#[derive(Default)]
+struct Held {
+    counters: Option<Arc<Counters>>,
+    shares: Vec<Share>,
+}
+
+/// What it holds of one scope.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    scope: Scope,
+    place: EntryPlace,
+    buckets: Buckets,
+    taken: [Option<Drawn>; 3],
+    has_slot: bool,
+}
+
+/// Why a request may not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limited {
+    /// Too many requests, or tokens, in a time.
+    Rate(Scope, LimitKind, Wait),
+    /// Too many requests at one time.
+    Concurrent(Scope),
+}
+
+/// How a limit stands, for the fields of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// Units that its bucket holds.
+    pub size: u64,
+    /// Ticks in which an empty one is full.
+    pub whole: u64,
+    /// Units that are left.
+    pub left: u64,
+    /// Ticks until it is full.
+    pub missing: u64,
+}
+
+impl Takings {
+    /// Of a request that is about to take something.
+    pub fn begin(&mut self, counters: &Arc<Counters>) {
+        let held =
+            self.0.get_or_insert_with(|| SPARE.with_borrow_mut(Vec::pop).unwrap_or_default());
+        held.counters.get_or_insert_with(|| Arc::clone(counters));
+    }
+
+    /// The request is held to the limits of a further scope.
+    pub fn add(&mut self, scope: Scope, place: EntryPlace, buckets: Buckets) {
+        if let Some(held) = &mut self.0 {
+            held.shares.push(Share { scope, place, buckets, taken: [None; 3], has_slot: false });
+        }
+    }
+
+    /// Takes a request from all scopes that it was not taken from, and a slot. All or nothing: what
+    /// one refuses, the others get back, and those of before too.
+    ///
+    /// # Errors
+    /// The limit that needs the longest wait.
+    pub fn take_request(&mut self, now: Instant) -> Result<(), Limited> {
+        self.take(now, &[(LimitKind::PerSecond, 1), (LimitKind::PerMinute, 1)], true)
+    }
+
+    /// Takes so many tokens from all scopes.
+    ///
+    /// # Errors
+    /// The limit that needs the longest wait; then nothing is held any more.
+    pub fn take_tokens(&mut self, now: Instant, tokens: u64) -> Result<(), Limited> {
+        self.take(now, &[(LimitKind::Tokens, tokens)], false)
+    }
+
+    fn take(
+        &mut self,
+        now: Instant,
+        wanted: &[(LimitKind, u64)],
+        with_slot: bool,
+    ) -> Result<(), Limited> {
+        let Some(Held { counters: Some(counters), shares }) = self.0.as_deref_mut() else {
+            return Ok(());
+        };
+        let now = counters.at(now);
+        // Looked at first: nothing is taken in vain when a limit is reached for good.
+        let looked = look(counters, shares, (now, wanted), with_slot);
+        let done = looked.and_then(|()| {
+            let mut shares = shares.iter_mut();
+            shares.try_for_each(|share| share.take(counters, (now, wanted), with_slot))
+        });
+        if done.is_err() {
+            self.undo();
+        }
+        done
+    }
+
+    /// Gives everything back, as if the request had never been here. How the limits stand is known
+    /// still.
+    fn undo(&mut self) {
+        let Some(Held { counters: Some(counters), shares }) = self.0.as_deref_mut() else { return };
+        for share in shares {
+            for (which, taken) in share.taken.iter_mut().enumerate() {
+                let taken = taken.take().zip(counters.bucket(share.place, which));
+                taken.into_iter().for_each(|(taken, word)| give_back(word, taken));
+            }
+            share.leave(counters);
+        }
+    }
+
+    /// The client has the last byte of its answer: its place is free.
+    pub fn leave(&mut self) {
+        if let Some(Held { counters: Some(counters), shares }) = self.0.as_deref_mut() {
+            shares.iter_mut().for_each(|share| share.leave(counters));
+        }
+    }
+
+    /// The request is over, and has used so many tokens.
+    pub fn settle(&mut self, now: Instant, tokens: u64) {
+        let Some(mut held) = self.0.take() else { return };
+        if let Some(counters) = held.counters.take() {
+            let now = counters.at(now);
+            for share in &mut held.shares {
+                share.leave(&counters);
+                let which = LimitKind::Tokens as usize;
+                let [.., taken] = share.taken;
+                let word = counters.bucket(share.place, which);
+                if let ([.., Some(bucket)], Some(taken), Some(word)) =
+                    (share.buckets.of, taken, word)
+                {
+                    bucket.settle(word, now, (taken, tokens));
+                }
+            }
+        }
+        held.shares.clear();
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARE_MAX {
+                spare.push(held);
+            }
+        });
+    }
+
+    /// True when something is held, or was refused.
+    pub fn is_any(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// How the tightest limits stand: that of requests, and that of tokens.
+    pub fn levels(&self, now: Instant) -> [Option<Level>; 2] {
+        let Some(Held { counters: Some(counters), shares }) = self.0.as_deref() else {
+            return [None; 2];
+        };
+        let now = counters.at(now);
+        let tightest = |kinds: &[LimitKind]| {
+            let levels = shares.iter().flat_map(|share| {
+                kinds.iter().filter_map(move |kind| {
+                    let bucket = share.buckets.of.get(*kind as usize).copied().flatten()?;
+                    let word = counters.bucket(share.place, *kind as usize)?;
+                    Some(level(bucket, bucket.missing(word, now)))
+                })
+            });
+            levels.min_by_key(|level| (level.left, u64::MAX - level.missing))
+        };
+        [tightest(&[LimitKind::PerSecond, LimitKind::PerMinute]), tightest(&[LimitKind::Tokens])]
+    }
+}
+
+fn level(bucket: Bucket, missing: u64) -> Level {
+    Level { size: bucket.size, whole: bucket.whole, left: bucket.left_of(missing), missing }
+}
+
+/// Whether all of it can be had; else the limit that needs the longest wait.
+fn look(
+    counters: &Counters,
+    shares: &[Share],
+    (now, wanted): (u64, &[(LimitKind, u64)]),
+    with_slot: bool,
+) -> Result<(), Limited> {
+    let mut longest: Option<(Wait, Limited)> = None;
+    for share in shares {
+        for (kind, units) in wanted.iter().filter(|(kind, _)| share.lacks(*kind)) {
+            let Some((bucket, word)) = share.bucket(counters, *kind) else { continue };
+            if let Err(wait) = bucket.look(word, now, *units) {
+                let why = Limited::Rate(share.scope, *kind, wait);
+                longest = longest.max_by_wait((wait, why));
+            }
+        }
+        let is_full = |limit: u32| counters.in_flight(share.place) >= u64::from(limit);
+        if with_slot && !share.has_slot && share.buckets.concurrent.is_some_and(is_full) {
+            let why = Limited::Concurrent(share.scope);
+            longest = longest.max_by_wait((Wait(0), why));
+        }
+    }
+    longest.map_or(Ok(()), |(_, why)| Err(why))
+}
+
+/// Keeps the one with the longer wait.
+trait MaxByWait {
+    fn max_by_wait(self, other: (Wait, Limited)) -> Self;
+}
+
+impl MaxByWait for Option<(Wait, Limited)> {
+    fn max_by_wait(self, other: (Wait, Limited)) -> Self {
+        match self {
+            Some(kept) if kept.0 >= other.0 => Some(kept),
+            _ => Some(other),
+        }
+    }
+}
+
+impl Share {
+    fn lacks(&self, kind: LimitKind) -> bool {
+        self.taken.get(kind as usize).is_some_and(Option::is_none)
+    }
+
+    fn bucket<'a>(
+        &self,
+        counters: &'a Counters,
+        kind: LimitKind,
+    ) -> Option<(Bucket, &'a std::sync::atomic::AtomicU64)> {
+        let bucket = self.buckets.of.get(kind as usize).copied().flatten()?;
+        Some((bucket, counters.bucket(self.place, kind as usize)?))
+    }
+
+    fn take(
+        &mut self,
+        counters: &Counters,
+        (now, wanted): (u64, &[(LimitKind, u64)]),
+        with_slot: bool,
+    ) -> Result<(), Limited> {
+        if let (true, false, Some(limit)) = (with_slot, self.has_slot, self.buckets.concurrent) {
+            if !counters.enter(self.place, limit) {
+                return Err(Limited::Concurrent(self.scope));
+            }
+            self.has_slot = true;
+        }
+        for (kind, units) in wanted {
+            if !self.lacks(*kind) {
+                continue;
+            }
+            let Some((bucket, word)) = self.bucket(counters, *kind) else { continue };
+            let taken = bucket.take(word, now, *units);
+            let taken = taken.map_err(|wait| Limited::Rate(self.scope, *kind, wait))?;
+            if let Some(place) = self.taken.get_mut(*kind as usize) {
+                *place = Some(taken);
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, counters: &Counters) {
+        if std::mem::take(&mut self.has_slot) {
+            counters.leave(self.place);
+        }
+    }
+}
+
+impl Drop for Takings {
+    /// Of a request that nobody settled: no engine had it, or a panic ended it.
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            self.settle(Instant::now(), 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

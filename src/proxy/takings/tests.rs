@@ -1,0 +1,109 @@
+use super::*;
+use crate::config::plan::Limits;
+use crate::state::counters::table::TablePart;
+use std::time::Duration;
+
+fn buckets(per_minute: u32, tokens: u64, concurrent: u32) -> Buckets {
+    Buckets::from(&Limits {
+        requests_per_minute: Some(per_minute),
+        tokens_per_minute: Some(tokens),
+        max_concurrent: Some(concurrent),
+        ..Limits::default()
+    })
+}
+
+struct Stage(Arc<Counters>, Instant);
+
+impl Stage {
+    fn new() -> Stage {
+        Stage(Arc::new(Counters::anonymous(16, 16, 1).unwrap()), Instant::now())
+    }
+
+    /// A request that is held to these limits.
+    fn request(&self, limits: &[(Scope, Buckets)]) -> Takings {
+        let mut takings = Takings::default();
+        takings.begin(&self.0);
+        for (scope, buckets) in limits {
+            let id = 7 << 70 | (*scope as u128) << 90;
+            let (place, _) = self.0.find(id, TablePart::Known, self.0.at(self.1));
+            takings.add(*scope, place, *buckets);
+        }
+        takings
+    }
+
+    fn left(&self, limits: &[(Scope, Buckets)]) -> [u64; 2] {
+        let takings = self.request(limits);
+        takings.levels(self.1).map(|level| level.map_or(0, |level| level.left))
+    }
+}
+
+/// Catches: a limit that keeps what a later one refused, a slot that stays taken.
+#[test]
+fn what_a_later_limit_refuses_the_earlier_ones_get_back() {
+    let table = Stage::new();
+    let (wide, narrow) = ((Scope::Global, buckets(10, 1000, 5)), (Scope::Key, buckets(2, 100, 5)));
+    let both = [wide, narrow];
+    let (mut one, mut two) = (table.request(&both), table.request(&both));
+    one.take_request(table.1).unwrap();
+    two.take_request(table.1).unwrap();
+    let refused = table.request(&both).take_request(table.1).unwrap_err();
+    assert!(matches!(refused, Limited::Rate(Scope::Key, LimitKind::PerMinute, _)));
+    assert_eq!(table.left(&[wide]), [8, 1000]);
+    one.take_tokens(table.1, 60).unwrap();
+    // Tokens are refused after the request was taken: it is as if it had never been here.
+    let refused = two.take_tokens(table.1, 60).unwrap_err();
+    assert!(matches!(refused, Limited::Rate(Scope::Key, LimitKind::Tokens, _)));
+    assert_eq!((table.left(&[wide]), table.left(&[narrow])), ([9, 940], [1, 40]));
+    one.settle(table.1, 25);
+    drop(two);
+    assert_eq!((table.left(&[wide]), table.left(&[narrow])), ([9, 975], [1, 75]));
+}
+
+/// Catches: a slot that is not freed, or twice, by any end of a request.
+#[test]
+fn a_slot_is_freed_once() {
+    let table = Stage::new();
+    let limits = [(Scope::Key, buckets(100, 1000, 1))];
+    let ends: [fn(&mut Takings, Instant); 4] = [
+        |takings, now| takings.settle(now, 5),
+        |takings, _| takings.leave(),
+        |takings, now| {
+            takings.leave();
+            takings.settle(now, 5);
+        },
+        |takings, _| drop(std::mem::take(takings)),
+    ];
+    for end in ends {
+        let mut first = table.request(&limits);
+        first.take_request(table.1).unwrap();
+        let refused = table.request(&limits).take_request(table.1).unwrap_err();
+        assert_eq!(refused, Limited::Concurrent(Scope::Key));
+        end(&mut first, table.1);
+        let mut second = table.request(&limits);
+        second.take_request(table.1).unwrap();
+        drop(first);
+        let refused = table.request(&limits).take_request(table.1).unwrap_err();
+        assert_eq!(refused, Limited::Concurrent(Scope::Key), "the second one is still there");
+    }
+}
+
+/// Catches: tokens of a request that nobody settled, and that stay taken; a refusal that does not
+/// name the longest wait.
+#[test]
+fn what_nobody_settles_is_given_back() {
+    let table = Stage::new();
+    let limits = [(Scope::Global, buckets(60, 600, 9)), (Scope::User, buckets(60, 60, 9))];
+    let mut request = table.request(&limits);
+    request.take_request(table.1).unwrap();
+    request.take_tokens(table.1, 60).unwrap();
+    let mut other = table.request(&limits);
+    other.take_request(table.1).unwrap();
+    match other.take_tokens(table.1, 600).unwrap_err() {
+        Limited::Rate(Scope::User, LimitKind::Tokens, wait) => assert_eq!(wait.seconds(), 60),
+        limited => panic!("{limited:?}"),
+    }
+    drop(request);
+    assert_eq!(table.left(&limits), [59, 60]);
+    let later = table.1 + Duration::from_secs(1);
+    assert_eq!(table.request(&limits).levels(later)[0].unwrap().left, 60);
+}
