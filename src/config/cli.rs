@@ -8,10 +8,12 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod keys;
 mod lua;
 mod models;
 mod usage;
 pub(super) mod verdict;
+pub use keys::{KeysAsk, KeysTask};
 pub use lua::LuaTest;
 pub use usage::{By, Form, UsageQuestion};
 
@@ -29,6 +31,8 @@ pub enum Command {
     Reload(ReloadAsk),
     /// Ask processes that run how their backends are.
     Backends(BackendsAsk),
+    /// Make, change or show keys of the embedded store.
+    Keys(KeysAsk),
     /// Answer from the builtin store, and end.
     Usage(UsageQuestion),
     /// Run a script once, and end.
@@ -224,6 +228,8 @@ enum Sub {
         #[arg(long)]
         json: bool,
     },
+    /// Make, list, change and take away keys of the embedded store (`admin.db_path`)
+    Keys(Box<keys::KeysArguments>),
     /// Sum up the usage records of the builtin reporter
     Usage(usage::Arguments),
     /// Try a script that decides about keys
@@ -325,6 +331,7 @@ fn command(cli: Cli, files: Files) -> Command {
         Some(Sub::Backends { config, socket, json }) => {
             Command::Backends(BackendsAsk { config, socket, json })
         }
+        Some(Sub::Keys(arguments)) => keys::command(*arguments),
         Some(Sub::Usage(arguments)) => usage::command(arguments),
         Some(Sub::Lua { task }) => lua::command(task),
         Some(Sub::Spool { place, task }) => spool(place, task),

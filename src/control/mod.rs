@@ -20,6 +20,10 @@ pub mod page;
 mod roster;
 mod admin;
 mod counters;
+#[cfg(feature = "sql")]
+pub mod admin_api;
+#[cfg(feature = "sql")]
+pub mod key_store;
 pub mod log;
 pub mod access;
 pub mod memory;

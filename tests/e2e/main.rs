@@ -62,6 +62,7 @@ mod stop;
 mod reload;
 mod reload_command;
 mod admin_socket;
+mod keys_command;
 mod discovery;
 mod discovery_dns;
 mod watch_config;

@@ -33,7 +33,10 @@ pub use watch::*;
 
 use crate::base::limits::METRICS_MODELS_MAX;
 
-pub use crate::config::value::{sql_options, IpRange, SqlAddress, SqlDriver, SqlPlace, SqlServer};
+pub use crate::config::value::{
+    duration_or_zero, instant, sql_options, End, IpRange, SqlAddress, SqlDriver, SqlPlace,
+    SqlServer,
+};
 
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,27 +1,18 @@
 //! `llmproxy backends`: asks the gateways that run with a configuration, by their admin sockets,
 //! how their backends are.
 
-use crate::base::limits::{HEAD_BYTES_MAX, ROSTER_BYTES_MAX};
+use super::socket::{has_socket, is_nobody, named, places, Asked};
+use crate::base::limits::ROSTER_BYTES_MAX;
 use crate::config::cli::{BackendsAsk, Printout, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::load_file;
 use crate::config::origin::{of_this_process, Refused};
-use crate::config::plan::Plan;
-use crate::control::admin;
 use crate::control::roster::{Roster, ROSTER_VERSION};
-use crate::http::head::Parse;
 use crate::http::request::Method;
-use crate::http::response::ResponseHead;
-use crate::usage::spool::folders::root::folders_in;
 use serde::de::IgnoredAny;
-use socket2::{Domain, SockAddr, Socket, Type};
-use std::io::{self, ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::io;
+use std::path::Path;
 
 mod table;
-
-/// A gateway answers within so long: it asks its workers, which may be busy for a second.
-const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Does it, and says what was found: what answers is shown also where another one does not.
 pub fn run(ask: &BackendsAsk) -> Printout {
@@ -86,8 +77,7 @@ fn of_a_configuration(config: &Path) -> Result<(Vec<String>, String), Refused> {
         match fetch(socket) {
             Ok(answer) => answers.push(answer),
             // There is none, or its process is gone and had no time to take it away.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+            Err(error) if is_nobody(&error) => {}
             Err(error) => silent += &failed(&named(socket, &error)).lines,
         }
     }
@@ -101,88 +91,16 @@ fn of_a_configuration(config: &Path) -> Result<(Vec<String>, String), Refused> {
     }
 }
 
-/// Whether a gateway with this configuration makes a socket.
-fn has_socket(plan: &Plan) -> bool {
-    let has_spool = plan.usage.spool.enabled && !plan.usage.reporters.is_empty();
-    has_spool || plan.server.pid_file.is_some()
-}
-
-/// Where the sockets of gateways with this configuration are, if they run.
-fn places(plan: &Plan) -> io::Result<Vec<PathBuf>> {
-    let spool = &plan.usage.spool.dir;
-    let mut folders =
-        folders_in(spool).map_err(|error| io::Error::new(error.kind(), named(spool, &error)))?;
-    folders.sort_unstable();
-    let in_spool = folders.iter().map(|folder| spool.join(folder).join(admin::NAME));
-    Ok(in_spool.chain(plan.server.pid_file.as_deref().map(admin::beside)).collect())
-}
-
-fn named(path: &Path, error: &io::Error) -> String {
-    let hint = match error.kind() {
-        ErrorKind::PermissionDenied => ": run this as the user that runs the gateway",
-        _ => "",
-    };
-    format!("{}: {error}{hint}", path.display())
-}
-
 fn failed(message: &str) -> Refused {
     Refused { lines: format!("llmproxy backends: {message}\n"), code: WOULD_NOT_START }
 }
 
 /// Asks at a socket.
 fn fetch(path: &Path) -> io::Result<String> {
-    let mut socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?;
-    // For connecting too, which would wait for as long as the queue is full.
-    socket.set_write_timeout(Some(ANSWER_TIME))?;
-    socket.set_read_timeout(Some(ANSWER_TIME))?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    let request = b"GET /backends HTTP/1.1\r\nHost: llmproxy\r\nConnection: close\r\n\r\n";
-    // Whoever is turned away finds the connection closed, be it before or after this.
-    let is_closed = |error: &io::Error| {
-        matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
-    };
-    socket
-        .write_all(request)
-        .or_else(|error| if is_closed(&error) { Ok(()) } else { Err(error) })?;
-    let since = Instant::now();
-    let (mut bytes, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
-    loop {
-        let got = match socket.read(&mut piece) {
-            Ok(0) => break,
-            Ok(got) => got,
-            Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(late()),
-            Err(error) if is_closed(&error) => break,
-            Err(error) => return Err(error),
-        };
-        bytes.extend_from_slice(piece.get(..got).unwrap_or_default());
-        if bytes.len() > ROSTER_BYTES_MAX {
-            return Err(io::Error::other("the answer is too long"));
-        }
-        if since.elapsed() > ANSWER_TIME {
-            return Err(late());
-        }
-    }
-    body(&bytes)
-}
-
-fn late() -> io::Error {
-    io::Error::other("the gateway does not answer: it is stopped, or too many ask at a time")
-}
-
-/// The body of an answer that ended with its connection.
-fn body(bytes: &[u8]) -> io::Result<String> {
-    if bytes.is_empty() {
-        return Err(io::Error::other("too many ask at a time"));
-    }
-    let mut head = ResponseHead::default();
-    let bad = || io::Error::other("the answer is none of a gateway");
-    let Ok(Parse::Done { len }) = head.parse(bytes, Method::Get, HEAD_BYTES_MAX) else {
-        return Err(bad());
-    };
-    let body = bytes.get(len..).and_then(|body| std::str::from_utf8(body).ok()).ok_or_else(bad)?;
-    match head.status {
-        200 => Ok(body.to_owned()),
+    let question = Asked { method: Method::Get, target: "/backends", body: b"" };
+    let (status, body) = question.at(path, ROSTER_BYTES_MAX)?;
+    match status {
+        200 => Ok(body),
         status => Err(io::Error::other(format!("status {status}: {}", body.trim_end()))),
     }
 }

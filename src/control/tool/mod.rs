@@ -11,6 +11,12 @@ pub mod lua;
 pub mod reload;
 pub mod spool;
 #[cfg(feature = "sql")]
+pub mod keys;
+#[cfg(not(feature = "sql"))]
+#[path = "no_keys.rs"]
+pub mod keys;
+mod socket;
+#[cfg(feature = "sql")]
 pub mod usage;
 #[cfg(not(feature = "sql"))]
 #[path = "no_usage.rs"]
