@@ -126,14 +126,9 @@ fn serve(
     let connections = Arc::new(Connections::new(connections_that_fit(plan)?));
     let connections_max = reload::limit(&connections, plan.server.max_connections);
     let (listeners, addresses) = bind_all(&plan.server.listen, plan.server.workers)?;
-    let metrics = match plan.metrics.as_ref().and_then(|m| m.listen) {
-        None => None,
-        Some(wanted) => {
-            let (mut bound, addresses) = bind_all(&[wanted], 1)?;
-            addresses.iter().for_each(|addr| tracing::info!(%addr, "metrics"));
-            bound.pop().and_then(|mut listeners| listeners.pop())
-        }
-    };
+    let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
+    let metrics = bind_own(metrics, "metrics")?;
+    let api = bind_own(plan.admin.as_ref().map(|admin| admin.listen), "admin API")?;
     let stop = Arc::new(Stop::default());
     let delays = Arc::new(Mutex::new(Delays::of(&plan.server)));
     let (to_supervisor, events) = supervisor::events();
@@ -146,7 +141,13 @@ fn serve(
     })
     .map_err(|e| format!("signals: {e}"))?;
     let pid_file = plan.server.pid_file.as_deref().map(PidFile::write).transpose()?;
-    let mut control = supervisor::start(plan, &stop, metrics, (log, access_log), &reloads)?;
+    let mut control = supervisor::start(
+        plan,
+        &stop,
+        (metrics, api),
+        (log, access_log),
+        (&reloads, to_supervisor.clone()),
+    )?;
     circle::check(&control.board.view(), &addresses)?;
     let watch = match plan.server.watch_config {
         true => reload::watch(&origin, &reloads.sha256(), &to_supervisor)?,
@@ -186,6 +187,14 @@ fn serve(
     control.finish();
     drop(pid_file);
     Ok(drained)
+}
+
+/// Binds to an address of the control plane's own, if there is one.
+fn bind_own(wanted: Option<SocketAddr>, whose: &str) -> Result<Option<OwnedFd>, String> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let (mut bound, addresses) = bind_all(&[wanted], 1)?;
+    addresses.iter().for_each(|addr| tracing::info!(%addr, "{whose}"));
+    Ok(bound.pop().and_then(|mut listeners| listeners.pop()))
 }
 
 fn start_workers(

@@ -181,7 +181,9 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     let stop = Arc::new(Stop::default());
     let log = LOG.get_or_init(|| log::start(&plan.log, Reopen::default()).unwrap());
     let reloads = Arc::new(Reloads::new(""));
-    let control = supervisor::start(&plan, &stop, None, (log, Reopen::default()), &reloads);
+    let (events, _) = supervisor::events();
+    let log = (log, Reopen::default());
+    let control = supervisor::start(&plan, &stop, (None, None), log, (&reloads, events));
     let mut control = control.unwrap_or_else(|error| panic!("{error}"));
     let place = Place::all(&plan.server.listen)[0];
     let listener = listen::bind(place).unwrap();

@@ -326,9 +326,10 @@ pub const MODEL_LIST_ENGINES_MAX: usize = 32;
 pub const MODEL_LIST_BYTES_MAX: usize = 1024 * 1024;
 /// Models in an engine's list. Beyond: it is left out, which is logged.
 pub const MODEL_LIST_MODELS_MAX: usize = 4096;
-/// File descriptors that are not for clients and backends: rings, logs, the spool. The
+/// File descriptors that are not for clients and backends: rings, logs, the spool, scrapers, the
+/// admin API. The
 /// workers' pipes and listeners and the reporters come on top.
-pub const FDS_RESERVED: usize = 64;
+pub const FDS_RESERVED: usize = 96;
 /// File descriptors of one reporter: checkpoint, segment, dead letters, its own files or
 /// connections.
 pub const FDS_PER_REPORTER: usize = 8;
@@ -530,3 +531,12 @@ pub const SCRIPT_METADATA_ENTRIES_MAX: usize = 64;
 pub const SCRIPT_METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Tables within one another in that metadata. Beyond: likewise.
 pub const SCRIPT_METADATA_DEPTH_MAX: usize = 4;
+/// Bytes of the body of a request to the admin API. Beyond: 413.
+pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Requests to the admin API that wait to be answered. Beyond: 503.
+pub const ADMIN_WAITING_MAX: usize = 32;
+/// Wrong tokens that an address may show before it has to wait. Beyond: 429.
+pub const ADMIN_FAILED_TRIES_MAX: u32 = 10;
+/// Addresses of which it is known that they showed wrong ones. Beyond: who showed the fewest is
+/// forgotten.
+pub const ADMIN_THROTTLED_MAX: usize = 1024;

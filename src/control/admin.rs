@@ -1,7 +1,9 @@
 //! The admin socket: a Unix socket on which a gateway that runs tells its operator how its backends
 //! are. Whoever may open it (mode 0600: the user that runs the gateway, and root) speaks HTTP/1.1
-//! over it: `GET /backends`, `GET /metrics`. `llmproxy backends` does.
+//! over it: `GET /backends`, `GET /metrics`, and the admin API where that is on. The commands
+//! `llmproxy backends` and `llmproxy keys` do.
 
+use super::admin_door::{AdminQuestion, ApiDoor};
 use super::page::{self, Outlet};
 use crate::config::plan::Plan;
 use crate::rt;
@@ -39,12 +41,22 @@ pub fn beside(pid_file: &Path) -> PathBuf {
     pid_file.with_extension(BESIDE)
 }
 
+/// Where the socket of a process is that has neither: beside its store of keys.
+pub fn beside_store(db: &Path) -> PathBuf {
+    let mut name = db.as_os_str().to_owned();
+    name.push(".");
+    name.push(BESIDE);
+    PathBuf::from(name)
+}
+
 /// Makes the socket of this process: in its own folder of the spool, `home`, if it has one, else
-/// beside its pid file, else not at all. That it cannot be made is a warning: nobody is served any
-/// less for it.
+/// beside its pid file, else beside its store of keys, else not at all. That it cannot be made is a
+/// warning: nobody is served any less for it.
 pub fn open_for(plan: &Plan, home: Option<&Path>) -> Option<(OwnedFd, SocketFile)> {
     let beside = plan.server.pid_file.as_deref().map(beside);
-    for path in home.map(|home| home.join(NAME)).into_iter().chain(beside) {
+    let beside_store = plan.admin.as_ref().map(|admin| beside_store(&admin.db_path));
+    let places = home.map(|home| home.join(NAME)).into_iter().chain(beside).chain(beside_store);
+    for path in places {
         match open(&path) {
             Ok(opened) => {
                 tracing::info!(path = %path.display(), "admin socket");
@@ -60,18 +72,25 @@ pub fn open_for(plan: &Plan, home: Option<&Path>) -> Option<(OwnedFd, SocketFile
 }
 
 /// Whoever answers at the socket, on the current ring. When it was made anew, at the new one alone.
-#[derive(Default)]
 pub struct Door {
     closes: Rc<Moment>,
+    /// Who answers for the admin API, where that is on.
+    questions: Option<Sender<AdminQuestion>>,
 }
 
 impl Door {
+    /// At no socket yet.
+    pub fn new(questions: Option<Sender<AdminQuestion>>) -> Door {
+        Door { closes: Rc::default(), questions }
+    }
+
     /// Answers at this listener from now on.
     pub fn serve(&mut self, listener: OwnedFd, patrol: &Rc<Patrol>, pages: &AskPage) {
         std::mem::take(&mut self.closes).come();
         let (closes, patrol, pages) = (Rc::clone(&self.closes), Rc::clone(patrol), pages.clone());
+        let outlet = outlet(listener, self.questions.clone());
         rt::spawn(async move {
-            let _ = closes.unless(page::serve(outlet(listener), patrol, pages)).await;
+            let _ = closes.unless(page::serve(outlet, patrol, pages)).await;
         });
     }
 }
@@ -140,13 +159,15 @@ fn watch(
 }
 
 /// What is to be had there.
-fn outlet(listener: OwnedFd) -> Outlet {
+fn outlet(listener: OwnedFd, questions: Option<Sender<AdminQuestion>>) -> Outlet {
     let page_of = |path: &[u8]| match path {
         b"/backends" => Some(Page::Backends),
         b"/metrics" => Some(Page::Metrics),
         _ => None,
     };
-    Outlet { listener, visitors_max: VISITORS_MAX, page_of: Box::new(page_of) }
+    // Whoever gets here owns the gateway: no token is asked for.
+    let door = questions.map(|questions| ApiDoor { questions, guard: None });
+    Outlet { listener, visitors_max: VISITORS_MAX, page_of: Box::new(page_of), door }
 }
 
 /// The file of a socket. It goes away with this, unless another process has put its own there.

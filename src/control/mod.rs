@@ -20,7 +20,11 @@ pub mod page;
 mod roster;
 mod admin;
 mod counters;
+pub mod admin_door;
 #[cfg(feature = "sql")]
+pub mod admin_api;
+#[cfg(not(feature = "sql"))]
+#[path = "no_admin_api.rs"]
 pub mod admin_api;
 #[cfg(feature = "sql")]
 pub mod key_store;

@@ -1,6 +1,7 @@
 //! The thread that makes pages (the metrics, how the backends are), and the control plane's own
 //! listeners that serve them: the address of the metrics, if it has one, and the admin socket.
 
+use super::admin_door::{AdminAnswer, ApiDoor};
 use super::metrics::{render, Facts};
 use super::roster;
 use crate::base::limits::HEAD_BYTES_MAX;
@@ -15,6 +16,7 @@ use crate::state::ask::Questions;
 use crate::state::scrape::{AskPage, Page};
 use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +28,9 @@ pub const SCRAPERS_MAX: usize = 16;
 const PAGE_TIME: Duration = Duration::from_secs(10);
 /// From one line of the log about those who were turned away to the next.
 const WARNING_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes that are taken, and thrown away, of whoever still sends when the answer is out: a reset
+/// might overtake the answer.
+const UNREAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Starts the thread that makes the page for all who ask. It ends when nobody can ask any more.
 pub fn start(
@@ -57,16 +62,25 @@ pub struct Outlet {
     pub visitors_max: usize,
     /// The page that is to be had under a path.
     pub page_of: Box<PageOf>,
+    /// The way to the admin API, if it is to be had here.
+    pub door: Option<ApiDoor>,
+}
+
+/// What is to be had at a listener.
+struct Offer {
+    page_of: Box<PageOf>,
+    door: Option<ApiDoor>,
+    pages: AskPage,
 }
 
 /// Serves pages on a listener of their own, on the current ring, for as long as the ring runs. One
 /// request for each connection: whatever the end is, it closes.
 pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
-    let Outlet { listener, visitors_max, page_of } = outlet;
-    let (live, page_of) = (Rc::new(Cell::new(0)), Rc::new(page_of));
+    let Outlet { listener, visitors_max, page_of, door } = outlet;
+    let (live, offer) = (Rc::new(Cell::new(0)), Rc::new(Offer { page_of, door, pages }));
     let mut turned_away = TurnedAway::default();
     accept_loop(listener, &patrol, |arrival| {
-        let Arrival::Client(socket, _) = arrival else { return };
+        let Arrival::Client(socket, peer) = arrival else { return };
         if live.get() == visitors_max {
             if let Some(closed) = turned_away.note(Instant::now()) {
                 tracing::warn!(visitors_max, closed, "too many ask for pages at a time");
@@ -74,12 +88,12 @@ pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
             return;
         }
         let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
-        let (pages, live, page_of) = (pages.clone(), Rc::clone(&live), Rc::clone(&page_of));
+        let (live, offer) = (Rc::clone(&live), Rc::clone(&offer));
         live.set(live.get() + 1);
         crate::rt::spawn(async move {
             let fine = guarded(async move {
                 post.arm(PAGE_TIME);
-                let _ = one_visit(&post, &**page_of, &pages).await;
+                let _ = one_visit((&post, peer), &offer).await;
             });
             if !fine.await {
                 tracing::error!("whoever serves a page panicked; please report this");
@@ -109,16 +123,21 @@ impl TurnedAway {
     }
 }
 
-async fn one_visit(post: &Post, page_of: &PageOf, pages: &AskPage) -> Result<(), Alarm> {
+async fn one_visit((post, peer): (&Post, IpAddr), offer: &Offer) -> Result<(), Alarm> {
     let mut bytes = Buffer::take();
     let mut head = RequestHead::default();
-    let (status, content_type, body) = loop {
+    let answer = loop {
         match head.parse(&bytes, HEAD_BYTES_MAX) {
-            Err(refusal) => break (refusal.status, TEXT, Arc::default()),
-            Ok(Parse::Done { .. }) => {
-                let page = page_of(head.path.of(&bytes));
-                break answer(post, head.method, page, pages).await?;
-            }
+            Err(refusal) => break text(refusal.status, ""),
+            Ok(Parse::Done { len }) => match &offer.door {
+                Some(door) if door.is_for(head.path(&bytes)) => {
+                    break door.visit((post, peer), &head, &bytes, len).await?;
+                }
+                _ => {
+                    let page = (offer.page_of)(head.path.of(&bytes));
+                    break answer(post, head.method, page, &offer.pages).await?;
+                }
+            },
             Ok(Parse::Partial) => {}
         }
         post.attended(post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
@@ -131,19 +150,26 @@ async fn one_visit(post: &Post, page_of: &PageOf, pages: &AskPage) -> Result<(),
             _ => {}
         }
     };
+    send(post, head.method, &answer).await?;
+    take_the_rest(post).await
+}
+
+async fn send(post: &Post, method: Method, answer: &AdminAnswer) -> Result<(), Alarm> {
     let mut out = Buffer::take();
+    let fields: Vec<_> =
+        answer.fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let own = OwnResponse {
-        status,
-        content_type,
-        body_len: body.len() as u64,
-        fields: &[],
+        status: answer.status,
+        content_type: answer.content_type,
+        body_len: answer.body.len() as u64,
+        fields: &fields,
         client: Version::Http11,
         close: true,
         request_id: "",
     };
     write::own(&mut out, &own);
-    if head.method != Method::Head {
-        out.extend_from_slice(&body);
+    if method != Method::Head {
+        out.extend_from_slice(&answer.body);
     }
     let mut rest = out.as_slice();
     while !rest.is_empty() {
@@ -158,24 +184,49 @@ async fn one_visit(post: &Post, page_of: &PageOf, pages: &AskPage) -> Result<(),
     Ok(())
 }
 
+/// Takes what a client still sends whose answer did not wait for all of it.
+async fn take_the_rest(post: &Post) -> Result<(), Alarm> {
+    post.socket().shutdown(Shutdown::Write);
+    let (mut bytes, mut taken) = (Buffer::take(), 0);
+    while taken < UNREAD_BYTES_MAX {
+        post.within(post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
+        bytes.clear();
+        match post.socket().try_recv(&mut bytes) {
+            Ok(0) => break,
+            Ok(n) => taken += n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
 const TEXT: &str = "text/plain";
+
+fn text(status: u16, text: &str) -> AdminAnswer {
+    let (content_type, body) = (TEXT, text.as_bytes().into());
+    AdminAnswer { status, content_type, fields: Vec::new(), body }
+}
 
 async fn answer(
     post: &Post,
     method: Method,
     page: Option<Page>,
     pages: &AskPage,
-) -> Result<(u16, &'static str, Arc<[u8]>), Alarm> {
-    let Some(page) = page else { return Ok((404, TEXT, (*b"not here\n").into())) };
+) -> Result<AdminAnswer, Alarm> {
+    let Some(page) = page else { return Ok(text(404, "not here\n")) };
     if !matches!(method, Method::Get | Method::Head) {
-        return Ok((405, TEXT, (*b"GET and HEAD only\n").into()));
+        return Ok(text(405, "GET and HEAD only\n"));
     }
     let Some(reply) = pages.ask(page) else {
-        return Ok((503, TEXT, (*b"too many ask at a time\n").into()));
+        return Ok(text(503, "too many ask at a time\n"));
     };
     match post.attended(reply).await? {
-        Ok(body) => Ok((200, page.content_type(), body)),
-        Err(_) => Ok((503, TEXT, (*b"stopping\n").into())),
+        Ok(body) => {
+            let content_type = page.content_type();
+            Ok(AdminAnswer { status: 200, content_type, fields: Vec::new(), body })
+        }
+        Err(_) => Ok(text(503, "stopping\n")),
     }
 }
 

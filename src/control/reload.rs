@@ -17,7 +17,7 @@ use crate::config::Loaded;
 use crate::rt::budget::Budget;
 use crate::state::board::{Board, View};
 use crate::state::connections::Connections;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{bounded, Receiver, Sender};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -37,6 +37,8 @@ pub enum Cause {
     Signal,
     /// `server.watch_config`.
     FileChanged,
+    /// The admin API.
+    Admin,
 }
 
 impl fmt::Display for Cause {
@@ -44,6 +46,7 @@ impl fmt::Display for Cause {
         f.write_str(match self {
             Cause::Signal => "SIGHUP",
             Cause::FileChanged => "the file changed",
+            Cause::Admin => "the admin API",
         })
     }
 }
@@ -56,6 +59,19 @@ pub struct Reloads {
     is_last_good: AtomicBool,
     last_success_ms: AtomicU64,
     sha256: Mutex<String>,
+    /// Who wants to know what becomes of the next one.
+    curious: Mutex<Vec<Sender<ReloadOutcome>>>,
+}
+
+/// What became of a reload, for whoever asked for it.
+#[derive(Debug, Clone)]
+pub struct ReloadOutcome {
+    /// The configuration is in use.
+    pub succeeded: bool,
+    /// What changed, or what is wrong.
+    pub lines: Vec<String>,
+    /// Keys whose change needs a restart.
+    pub restart_keys: Vec<String>,
 }
 
 impl Reloads {
@@ -67,7 +83,19 @@ impl Reloads {
             is_last_good: AtomicBool::new(true),
             last_success_ms: AtomicU64::new(unix_ms()),
             sha256: Mutex::new(sha256.to_owned()),
+            curious: Mutex::default(),
         }
+    }
+
+    /// Where it comes what becomes of the next reload: of one that begins after this.
+    pub fn told_of_next(&self) -> Receiver<ReloadOutcome> {
+        let (tell, told) = bounded(1);
+        self.curious.lock().unwrap_or_else(PoisonError::into_inner).push(tell);
+        told
+    }
+
+    fn take_curious(&self) -> Vec<Sender<ReloadOutcome>> {
+        std::mem::take(&mut *self.curious.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn note_success(&self, sha256: &str) {
@@ -140,36 +168,47 @@ pub struct Reloader {
 impl Reloader {
     /// Reads the configuration anew, and logs and counts what came of it.
     pub fn reload(&mut self, cause: Cause) {
+        let curious = self.reloads.take_curious();
         let mut result = Err(vec!["panicked; please report this".to_owned()]);
         super::survive("reload", || result = self.attempt());
-        match result {
+        let outcome = match result {
             Ok((changes, sha256)) => {
                 self.reloads.note_success(&sha256);
                 let lines = changes.lines();
                 tracing::info!(%cause, %sha256, changes = lines.len(), "configuration reloaded");
-                for line in at_most(lines) {
+                let lines = at_most(lines);
+                for line in &lines {
                     tracing::info!("reload: {line}");
                 }
                 let keys: Vec<&str> = changes.restart_keys().take(LINES_MAX).collect();
+                let restart_keys = keys.iter().map(|key| (*key).to_owned()).collect();
                 if !keys.is_empty() {
                     let keys = keys.join(", ");
                     tracing::warn!(%keys, "what changed there needs a restart; all else is in use");
                 }
+                ReloadOutcome { succeeded: true, lines, restart_keys }
             }
             Err(lines) => {
                 self.reloads.note_failure();
                 tracing::error!(%cause, "configuration not reloaded: nothing changes");
-                for line in at_most(lines) {
+                let lines = at_most(lines);
+                for line in &lines {
                     tracing::error!("reload: {line}");
                 }
+                ReloadOutcome { succeeded: false, lines, restart_keys: Vec::new() }
             }
-        }
+        };
+        // Whoever waits no more misses nothing.
+        curious.iter().for_each(|tell| drop(tell.try_send(outcome.clone())));
     }
 
     /// Logs and counts a reload that comes too late: the process is ending.
     pub fn refuse(&self, cause: Cause) {
         self.reloads.note_failure();
         tracing::error!(%cause, "configuration not reloaded: the process is draining");
+        let lines = vec!["the process is draining".to_owned()];
+        let outcome = ReloadOutcome { succeeded: false, lines, restart_keys: Vec::new() };
+        self.reloads.take_curious().iter().for_each(|tell| drop(tell.try_send(outcome.clone())));
     }
 
     /// Sets the limits that workers share.

@@ -94,6 +94,8 @@ pub enum Condition {
     Ejected,
     /// Probes find it dead.
     Unhealthy,
+    /// An administrator wants no new requests there.
+    Drained,
     /// It was taken out of the configuration, and has requests that are not over.
     Leaving,
     /// What a newer version says.
@@ -159,10 +161,11 @@ impl RosterEntry {
         let is_out = member.repute().is_out();
         let state = match () {
             () if is_leaving => Condition::Leaving,
+            () if member.is_drained() => Condition::Drained,
             () if !member.passes_probes() => Condition::Unhealthy,
             () if is_out => Condition::Ejected,
             () if member.is_full() || member.is_spared() => Condition::Full,
-            () if weight_now < f64::from(plan.weight) => Condition::Starting,
+            () if weight_now < f64::from(member.weight()) => Condition::Starting,
             () => Condition::Up,
         };
         RosterEntry {
@@ -180,7 +183,7 @@ impl RosterEntry {
             full_s: member
                 .is_spared()
                 .then(|| seconds(member.spared_until().saturating_sub(now.0))),
-            weight: plan.weight,
+            weight: member.weight(),
             weight_now,
             inflight: member.inflight(),
             max_concurrent: plan.max_concurrent,

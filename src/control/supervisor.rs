@@ -2,6 +2,8 @@
 //! the one thread that changes the configuration in use, one event after the other.
 
 use super::admin::{self, Door, SocketKeeper};
+use super::admin_api;
+use super::admin_door::{AdminQuestion, ApiDoor, Gateway, Guard};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
 use super::health::Probers;
@@ -53,6 +55,8 @@ const END_WAIT: Duration = Duration::from_secs(10);
 /// Wishes that wait for the supervisor. Beyond: a reload is not asked for, since one that waits
 /// will read what is there by then.
 const EVENTS_MAX: usize = 8;
+/// Those who ask the admin API at a time. Beyond: closed.
+const ADMINS_MAX: usize = 16;
 
 /// What the supervisor is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,14 +171,15 @@ fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
     Ok(view)
 }
 
-/// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one.
+/// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one, and
+/// `api` that of the admin API.
 /// An error is a line for a person.
 pub fn start(
     plan: &Arc<Plan>,
     stop: &Arc<Stop>,
-    metrics: Option<OwnedFd>,
+    (metrics, api): (Option<OwnedFd>, Option<OwnedFd>),
     (log, reopen): (&Logging, Reopen),
-    reloads: &Arc<Reloads>,
+    (reloads, supervisor): (&Arc<Reloads>, Sender<Event>),
 ) -> Result<Control, String> {
     let board = Arc::new(Board::new(first_view(plan)?));
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
@@ -188,13 +193,7 @@ pub fn start(
             (workers, Some(gauge), Some(delivery))
         }
     };
-    let (access, access_writer) = match &plan.log.access {
-        None => (None, None),
-        Some(log) => {
-            let (queue, lines) = access_queue::open(log.format);
-            (Some(queue), Some(access::start(log, lines, reopen)?))
-        }
-    };
+    let (access, access_writer) = start_access(plan, reopen)?.unzip();
     let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
     let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
@@ -224,7 +223,9 @@ pub fn start(
     };
     page::start(page_questions, collect).map_err(thread_error)?;
     let home = delivery.as_ref().and_then(|delivery| delivery.home.as_deref());
-    let (control_pulse, admin) = start_pages(&board, stop, (metrics, home), pages.clone())?;
+    let gateway = Gateway::new(&board, &pages, reloads, supervisor);
+    let (control_pulse, admin) =
+        start_pages(&board, stop, (metrics, api, home), (pages.clone(), gateway))?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
     resolver.prepare(&board.view(), FIRST_RESOLVE_WAIT);
@@ -244,6 +245,16 @@ pub fn start(
         admin,
         access_writer,
     })
+}
+
+/// Starts the access log of a plan that has one.
+fn start_access(
+    plan: &Plan,
+    reopen: Reopen,
+) -> Result<Option<(AccessQueue, access::AccessWriter)>, String> {
+    let Some(log) = &plan.log.access else { return Ok(None) };
+    let (queue, lines) = access_queue::open(log.format);
+    Ok(Some((queue, access::start(log, lines, reopen)?)))
 }
 
 /// What the buffers of all workers may hold: what the plan says, or a share of the memory.
@@ -369,19 +380,42 @@ fn thread_error(error: std::io::Error) -> String {
     format!("a thread cannot be started: {error}")
 }
 
-/// Starts the control plane's ring, and what keeps its admin socket, which stands in `home` if that
-/// is somewhere.
+/// Starts the control plane's ring, what keeps its admin socket, which stands in `home` if that is
+/// somewhere, and those who answer for the admin API.
 fn start_pages(
     board: &Arc<Board>,
     stop: &Arc<Stop>,
-    (metrics, home): (Option<OwnedFd>, Option<&Path>),
-    pages: AskPage,
+    (metrics, api, home): (Option<OwnedFd>, Option<OwnedFd>, Option<&Path>),
+    (pages, gateway): (AskPage, Gateway),
 ) -> Result<(Arc<Pulse>, Option<SocketKeeper>), String> {
-    let (admin, file) = admin::open_for(&board.view().plan, home).unzip();
+    let view = board.view();
+    let questions = admin_api::start(&view.plan, gateway)?;
+    let (admin, file) = admin::open_for(&view.plan, home).unzip();
     let (renew, renewed) = bounded(1);
-    let pulse = start_ring(board, stop, (metrics, admin, renewed), pages)?;
+    let listeners = Listeners { metrics, admin, api, questions, renewed };
+    let pulse = start_ring(board, stop, listeners, pages)?;
     let keeper = file.and_then(|file| admin::keep(file, renew, Arc::clone(&pulse)));
     Ok((pulse, keeper))
+}
+
+/// The listeners of the control plane's ring.
+struct Listeners {
+    /// Of the metrics.
+    metrics: Option<OwnedFd>,
+    /// The admin socket.
+    admin: Option<OwnedFd>,
+    /// Of the admin API.
+    api: Option<OwnedFd>,
+    /// Who answers for that.
+    questions: Option<Sender<AdminQuestion>>,
+    /// Others of the admin socket, when it was made anew.
+    renewed: Receiver<OwnedFd>,
+}
+
+/// The listener of the admin API.
+fn api_outlet(listener: OwnedFd, questions: Sender<AdminQuestion>, board: &Arc<Board>) -> Outlet {
+    let door = Some(ApiDoor { questions, guard: Some(Guard::new(Arc::clone(board))) });
+    Outlet { listener, visitors_max: ADMINS_MAX, page_of: Box::new(|_| None), door }
 }
 
 /// The control plane's own ring: probes, and the listeners of pages: of the metrics, and the admin
@@ -389,7 +423,7 @@ fn start_pages(
 fn start_ring(
     board: &Arc<Board>,
     stop: &Arc<Stop>,
-    (metrics, admin, renewed): (Option<OwnedFd>, Option<OwnedFd>, Receiver<OwnedFd>),
+    listeners: Listeners,
     pages: AskPage,
 ) -> Result<Arc<Pulse>, String> {
     let (board, stop) = (Arc::clone(board), Arc::clone(stop));
@@ -410,11 +444,14 @@ fn start_ring(
             };
             let probers = Probers::new(Arc::clone(&board));
             let load_readers = LoadReaders::new(Arc::clone(&board));
+            let Listeners { metrics, admin, api, questions, renewed } = listeners;
             let metrics = metrics.map(|listener| metrics_outlet(listener, Arc::clone(&board)));
-            if let Some(outlet) = metrics {
+            let api = api.zip(questions.clone());
+            let api = api.map(|(listener, questions)| api_outlet(listener, questions, &board));
+            for outlet in metrics.into_iter().chain(api) {
                 crate::rt::spawn(page::serve(outlet, Rc::clone(&patrol), pages.clone()));
             }
-            let (mut door, mut admin) = (Door::default(), admin);
+            let (mut door, mut admin) = (Door::new(questions), admin);
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {
@@ -439,7 +476,7 @@ fn metrics_outlet(listener: OwnedFd, board: Arc<Board>) -> Outlet {
         let wanted = view.plan.metrics.as_ref().map(|page| page.path.as_bytes());
         (wanted == Some(path)).then_some(Page::Metrics)
     };
-    Outlet { listener, visitors_max: SCRAPERS_MAX, page_of: Box::new(page_of) }
+    Outlet { listener, visitors_max: SCRAPERS_MAX, page_of: Box::new(page_of), door: None }
 }
 
 impl Control {

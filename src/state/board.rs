@@ -189,10 +189,10 @@ impl View {
         self.member(id).or_else(|| self.leaving.iter().find(at_work))
     }
 
-    /// True when probes leave at least one backend. That all of these are ejected is no reason to
-    /// send requests elsewhere: only requests can bring them back.
+    /// True when probes, and administrators, leave at least one backend. That all of these are
+    /// ejected is no reason to send requests elsewhere: only requests can bring them back.
     pub fn any_passes_probes(&self) -> bool {
-        self.members.iter().any(|member| member.passes_probes())
+        self.members.iter().any(|member| member.passes_probes() && !member.is_drained())
     }
 }
 

@@ -96,6 +96,10 @@ pub struct Vitals {
     /// What it was found to be: its place in [`Engine::ALL`].
     engine: AtomicU8,
     reported: Reported,
+    /// An administrator wants no new requests here.
+    is_drained: AtomicBool,
+    /// The weight that an administrator gave it; 0: that of the configuration.
+    set_weight: AtomicU32,
 }
 
 /// Who says how a backend is.
@@ -172,13 +176,26 @@ impl Member {
 
     /// True when nothing speaks against a request here now.
     pub fn can_take(&self) -> bool {
-        self.is_healthy() && !self.is_full() && !self.is_spared()
+        self.is_healthy() && !self.is_full() && !self.is_spared() && !self.is_drained()
+    }
+
+    /// Its weight, when it has all of it.
+    pub fn weight(&self) -> u32 {
+        match self.vitals.set_weight.load(Ordering::Relaxed) {
+            0 => self.plan.weight,
+            set => set,
+        }
+    }
+
+    /// Gives it another weight than that of the configuration, until it is given that back.
+    pub fn set_weight(&self, weight: Option<u32>) {
+        self.vitals.set_weight.store(weight.unwrap_or_default(), Ordering::Relaxed);
     }
 
     /// Its weight now, in hundredths: that of the configuration, or less for as long as
     /// `slow_start` says after it came.
     pub fn weight_at(&self, now: impl FnOnce() -> Tenths) -> u64 {
-        let weight = u64::from(self.plan.weight);
+        let weight = u64::from(self.weight());
         let came = self.came().0;
         if came == 0 || self.plan.slow_start.is_zero() {
             return weight * 100;
@@ -252,6 +269,8 @@ impl Vitals {
             addresses: ArcSwap::from_pointee(addresses),
             engine: AtomicU8::new(0),
             reported: Reported::default(),
+            is_drained: AtomicBool::new(false),
+            set_weight: AtomicU32::new(0),
         }
     }
 
@@ -315,6 +334,18 @@ impl Vitals {
             (next, change)
         });
         may
+    }
+
+    /// An administrator wants no new requests here, however it is. Those that it has end.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// Sends no new requests here, or sends some again.
+    pub fn set_drained(&self, drained: bool) {
+        if self.is_drained.swap(drained, Ordering::Relaxed) && !drained {
+            self.note_coming();
+        }
     }
 
     /// A request ended before it could tell anything of the backend.

@@ -61,6 +61,7 @@ mod script;
 mod stop;
 mod reload;
 mod reload_command;
+mod admin_api;
 mod admin_socket;
 mod keys_command;
 mod discovery;

@@ -49,7 +49,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",
         ),
-        (plan.admin.is_some(), "admin: the admin API"),
         (!plan.hooks.is_empty(), "hooks: scripts at points of a request"),
     ];
     let active = asked.iter().filter(|(active, _)| *active);

@@ -2,7 +2,7 @@
 //! is in use once the reload is done: for the next request, or, where a setting is one of a whole
 //! connection (`write_timeout`, `half_close`), for the next connection.
 
-use super::{Log, Metrics, Plan, Server, Spool, UsagePlan};
+use super::{Admin, Log, Metrics, Plan, Server, Spool, UsagePlan};
 
 impl Plan {
     /// Makes this plan one that can follow `running` in the same process: what only a restart can
@@ -24,7 +24,7 @@ impl Plan {
             api_keys: _,
             rate_limit: _,
             counters,
-            admin: _,
+            admin,
             hooks: _,
             discovery: _,
             unbuilt: _,
@@ -35,6 +35,7 @@ impl Plan {
         kept.of_usage(usage, &running.usage);
         kept.of_metrics(metrics, &running.metrics);
         kept.keep("counters", counters, &running.counters);
+        kept.of_admin(admin, &running.admin);
         kept.0
     }
 }
@@ -121,6 +122,21 @@ impl Kept {
             ring_dir: _,
         } = spool;
         self.keep("usage.spool", spool, &running.spool);
+    }
+
+    /// Its listener and its store are opened at the start. What opens it, and what it may change,
+    /// is in use at once; so is that it is off.
+    fn of_admin(&mut self, new: &mut Option<Admin>, running: &Option<Admin>) {
+        let (Some(new), Some(running)) = (new.as_mut(), running) else {
+            if new.is_some() {
+                self.0.push("admin");
+                *new = None;
+            }
+            return;
+        };
+        let Admin { listen, db_path, token: _, read_only: _, allowed_ips: _ } = new;
+        self.keep("admin.listen", listen, &running.listen);
+        self.keep("admin.db_path", db_path, &running.db_path);
     }
 
     /// A page with a listener of its own stays there, and one without is not put anywhere else: on

@@ -1,7 +1,7 @@
 //! What goes wrong, in the shape of an OpenAI error.
 
-use super::AdminAnswer;
 use crate::base::refusal::Refusal;
+use crate::control::admin_door::AdminAnswer;
 use crate::control::key_store::form::FieldFault;
 use crate::control::key_store::StoreFault;
 use serde_json::json;

@@ -9,6 +9,7 @@
 //! or, when none does, in its own process.
 
 mod fault;
+mod fleet;
 mod input;
 mod keys;
 mod old;
@@ -18,57 +19,47 @@ mod tests;
 
 pub use fault::ApiFault;
 
+use super::admin_door::{self, AdminAnswer, AdminQuestion, AdminRequest, Gateway, JSON};
 use super::key_store::KeyStore;
+use super::survive;
 use crate::base::clock::unix_ms;
-use crate::http::request::Method;
-use serde_json::Value;
+use crate::config::plan::{Plan, ProviderKind};
+use crossbeam_channel::{Receiver, Sender};
 use std::sync::Arc;
 
-/// A request. It may hold a key: it has no `Debug`.
-pub struct AdminRequest {
-    /// Its method.
-    pub method: Method,
-    /// The path as it was sent, without the query.
-    pub path: String,
-    /// The query, without its `?`.
-    pub query: String,
-    /// All of its body.
-    pub body: Vec<u8>,
-    /// False where `admin.read_only` holds.
-    pub may_change: bool,
-}
-
-/// An answer. It may hold a key: it has no `Debug`.
-#[derive(Clone)]
-pub struct AdminAnswer {
-    /// Status code.
-    pub status: u16,
-    /// Content-Type.
-    pub content_type: &'static str,
-    /// Further fields.
-    pub fields: Vec<(&'static str, String)>,
-    /// The body.
-    pub body: Arc<[u8]>,
-}
-
-/// Content-Type of nearly all answers.
-pub const JSON: &str = "application/json";
 /// Content-Type of an export: a JSON object in each line.
 pub const JSON_LINES: &str = "application/x-ndjson";
 
-impl AdminAnswer {
-    /// Of a JSON value.
-    pub fn json(status: u16, value: &Value) -> AdminAnswer {
-        let body = format!("{value}\n").into_bytes().into();
-        AdminAnswer { status, content_type: JSON, fields: Vec::new(), body }
-    }
-}
+/// Threads that answer: while one waits for a reload, the other one goes on.
+const THREADS: usize = 2;
 
 type Answer = Result<AdminAnswer, ApiFault>;
 
 /// What answers.
 pub struct AdminApi {
     store: Arc<KeyStore>,
+    /// `None`: no gateway runs in this process.
+    gateway: Option<Gateway>,
+}
+
+/// Opens the store of a plan that has one, and starts the threads that answer what is put into the
+/// queue that this gives.
+///
+/// # Errors
+/// The store cannot be used, or there is no thread; a line for a person.
+pub fn start(plan: &Plan, gateway: Gateway) -> Result<Option<Sender<AdminQuestion>>, String> {
+    let Some(admin) = &plan.admin else { return Ok(None) };
+    let store =
+        KeyStore::open(&admin.db_path).map_err(|error| format!("admin.db_path: {error}"))?;
+    let (questions, waiting) = admin_door::questions();
+    let api = Arc::new(AdminApi { store: Arc::new(store), gateway: Some(gateway) });
+    for number in 0..THREADS {
+        let (api, waiting) = (Arc::clone(&api), waiting.clone());
+        let thread = std::thread::Builder::new().name(format!("admin-{number}"));
+        let started = thread.spawn(move || api.serve(&waiting));
+        started.map_err(|error| format!("a thread cannot be started: {error}"))?;
+    }
+    Ok(Some(questions))
 }
 
 /// What a handler gets of a request.
@@ -83,7 +74,14 @@ struct Call<'a> {
 impl AdminApi {
     /// Of a store alone: what there is of a gateway is not to be had.
     pub fn of_store(store: Arc<KeyStore>) -> AdminApi {
-        AdminApi { store }
+        AdminApi { store, gateway: None }
+    }
+
+    fn serve(&self, waiting: &Receiver<AdminQuestion>) {
+        for (request, reply) in waiting {
+            // Whoever has left misses nothing.
+            survive("admin", || drop(reply.send(self.answer(&request))));
+        }
     }
 
     /// Answers. Blocks.
@@ -103,5 +101,14 @@ impl AdminApi {
     }
 
     /// Keys were changed: whoever keeps what it was told of them must ask anew.
-    fn changed(&self) {}
+    fn changed(&self) {
+        let Some(gateway) = &self.gateway else { return };
+        let view = gateway.board.view();
+        let providers = view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
+        for (provider, service) in providers.zip(&view.services) {
+            if provider.kind == ProviderKind::Builtin {
+                service.iter().for_each(|service| service.note_change());
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Which handler a request is for.
 
 use super::input::decoded;
-use super::{keys, old, AdminApi, AdminRequest, Answer, ApiFault, Call};
+use super::{fleet, keys, old, AdminApi, AdminRequest, Answer, ApiFault, Call};
 use crate::http::request::Method;
 
 /// A thing that can be asked.
@@ -47,6 +47,14 @@ pub(super) const ROUTES: &[Route] = &[
     reads(Method::Post, "/admin/keys/get", old::get),
     reads(Method::Post, "/admin/keys/list", old::list),
     changes(Method::Post, "/admin/keys/sync", old::sync),
+    reads(Method::Get, "/admin/backends", fleet::backends),
+    changes(Method::Post, "/admin/backends/{name}/drain", fleet::drain),
+    changes(Method::Post, "/admin/backends/{name}/undrain", fleet::undrain),
+    changes(Method::Patch, "/admin/backends/{name}/weight", fleet::weight),
+    reads(Method::Get, "/admin/stats", fleet::stats),
+    reads(Method::Get, "/admin/config", fleet::config),
+    changes(Method::Post, "/admin/config/reload", fleet::reload),
+    reads(Method::Get, "/admin/openapi.json", fleet::openapi),
 ];
 
 /// Finds the route of a request, and what stands in its path for `{name}`.

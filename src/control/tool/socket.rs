@@ -18,7 +18,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Whether a gateway with this configuration makes a socket.
 pub fn has_socket(plan: &Plan) -> bool {
     let has_spool = plan.usage.spool.enabled && !plan.usage.reporters.is_empty();
-    has_spool || plan.server.pid_file.is_some()
+    has_spool || plan.server.pid_file.is_some() || plan.admin.is_some()
 }
 
 /// Where the sockets of gateways with this configuration are, if they run.
@@ -28,7 +28,9 @@ pub fn places(plan: &Plan) -> io::Result<Vec<PathBuf>> {
         folders_in(spool).map_err(|error| io::Error::new(error.kind(), named(spool, &error)))?;
     folders.sort_unstable();
     let in_spool = folders.iter().map(|folder| spool.join(folder).join(admin::NAME));
-    Ok(in_spool.chain(plan.server.pid_file.as_deref().map(admin::beside)).collect())
+    let beside = plan.server.pid_file.as_deref().map(admin::beside);
+    let beside_store = plan.admin.as_ref().map(|admin| admin::beside_store(&admin.db_path));
+    Ok(in_spool.chain(beside).chain(beside_store).collect())
 }
 
 /// An error, with its place and what to do about it.

@@ -355,7 +355,9 @@ fn named_by_rule(
 ) -> Option<InFlight> {
     let group = view.shared.models.choose(request.served_model()).group;
     let serving = view.shared.models.members_of(group);
-    let is_free = |member: &Member| member.is_healthy() && !tried.contains(member.id());
+    let is_free = |member: &Member| {
+        member.is_healthy() && !member.is_drained() && !tried.contains(member.id())
+    };
     let named = |name: &String| {
         let members = serving.iter().filter_map(|place| view.members.get(*place as usize));
         let mut free = members.filter(|member| *member.name == **name && is_free(member));

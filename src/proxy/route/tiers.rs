@@ -147,9 +147,11 @@ struct Standing<'a> {
 }
 
 impl<'a> Standing<'a> {
+    /// All that may be asked: one that is drained is as good as not there.
     fn all(self) -> impl Iterator<Item = &'a Arc<Member>> {
         let Standing { members, places } = self;
-        places.iter().filter_map(move |place| members.get(*place as usize))
+        let all = places.iter().filter_map(move |place| members.get(*place as usize));
+        all.filter(|member| !member.is_drained())
     }
 
     /// Those that probes leave, and those of them that are not ejected.
@@ -198,7 +200,7 @@ impl Candidates for Round<'_> {
 
     fn fit(&self, place: u32) -> Option<Fit> {
         let member = self.member(place)?;
-        if self.tried.contains(member.id()) || member.is_full() {
+        if self.tried.contains(member.id()) || member.is_full() || member.is_drained() {
             return None;
         }
         let mut is_scout = false;

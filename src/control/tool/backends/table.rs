@@ -71,6 +71,7 @@ fn cells(it: &RosterEntry) -> [String; COLUMNS.len()] {
         Condition::Full => (format!("full{full}"), last_change(it)),
         Condition::Ejected => ("ejected".to_owned(), it.requests.since_s),
         Condition::Unhealthy => ("unhealthy".to_owned(), it.probes.since_s),
+        Condition::Drained => ("drained".to_owned(), last_change(it)),
         Condition::Leaving => ("leaving".to_owned(), last_change(it)),
         Condition::Other => ("?".to_owned(), last_change(it)),
     };
