@@ -55,6 +55,7 @@ fn main() {
         request_id: ID,
         drop: &["authorization".to_owned(), "x-api-key".to_owned()],
         set: &[],
+        identity: &[],
         client_ip: "192.0.2.1",
         via: "hop",
         client_scheme: "http",

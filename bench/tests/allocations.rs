@@ -35,6 +35,10 @@ const ANSWER: &str = concat!(
     r#""role":"assistant","content":"Hello."},"finish_reason":"stop"}],"usage":{"#,
     r#""prompt_tokens":12,"total_tokens":15,"completion_tokens":3}}"#
 );
+/// Keys are checked, against all that a key of the file can be held to.
+const KEY: &str = "\r\nauthorization: Bearer sk-a";
+const HEAD: &str =
+    "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json";
 const EVENT_END: &[u8] = b"\n\n\r\n";
 
 /// One test at a time: all workers of the process are counted together.
@@ -47,7 +51,7 @@ fn a_forwarded_event_allocates_nothing() {
     let address = engine.local_addr().unwrap();
     let mut client = connect(start_worker(address, address));
     let body = r#"{"model":"m","stream":true,"messages":[]}"#;
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json";
+    let head = format!("{HEAD}{KEY}");
     write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
     let mut engine = stream_of(&engine);
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked";
@@ -73,7 +77,7 @@ fn a_request_of_a_kept_connection_allocates_nothing() {
     let (webhook, records) = serve("", Some(held));
     let mut client = connect(start_worker(engine, webhook));
     let body = r#"{"model":"org/model","messages":[{"role":"user","content":"Say hello."}]}"#;
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json";
+    let head = format!("{HEAD}{KEY}");
     let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut forward = |requests: usize| {
         for _ in 0..requests {
@@ -174,6 +178,8 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         "{{server: {{listen: '127.0.0.1:0', workers: 1}},
            backends: [{{name: engine, url: 'http://{engine}'}}],
            metrics: {{path: /metrics}},
+           api_keys: [{{key: sk-a, name: a, user_id: u, allowed_models: ['org/*', m], allowed_ips: [127.0.0.0/8]}}],
+           auth: {{forward_identity: {{}}}},
            usage: {{spool: {{dir: '{spool}'}}, reporters: [{{name: test, type: webhook, webhook: {{url: 'http://{webhook}'}}}}]}}}}"
     );
     let loaded = config::load_text("test", &text, &|_| None);

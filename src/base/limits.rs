@@ -488,6 +488,8 @@ pub const KEY_IDENTITY_BYTES_MAX: usize = 256;
 /// Items of a list of addresses or models that another system gives of a key. Beyond: the key
 /// counts as disabled.
 pub const KEY_LIST_ITEMS_MAX: usize = 1000;
+/// Keys that a worker may be told to remember of one provider. Beyond: a load error.
+pub const KEY_CACHE_ENTRIES_MAX: u32 = 1_000_000;
 /// Bytes of a key that is looked up elsewhere. Beyond: nobody has such a key.
 pub const LOOKUP_KEY_BYTES_MAX: usize = 1024;
 /// Bytes of what another system says of a key. Beyond: the look-up has failed.

@@ -35,6 +35,8 @@ pub struct ForwardRequest<'a> {
     pub drop: &'a [String],
     /// Fields that replace the client's of the same name.
     pub set: &'a [(String, Secret)],
+    /// Lines that tell whose the request is, each with its end.
+    pub identity: &'a [u8],
     /// Address of the client, appended to X-Forwarded-For if `trust_forwarded`, else replacing it.
     pub client_ip: &'a str,
     /// Our name in `Via`, behind those of the proxies before us (RFC 9110 section 7.6.3).
@@ -115,6 +117,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     for (name, value) in how.set {
         line(out, name.as_bytes(), value.reveal().as_bytes());
     }
+    out.extend_from_slice(how.identity);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -22,11 +22,13 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// What a client said of itself, kept because its head is gone when the request is settled.
+/// What a client said of itself, and what is known of it, kept because its head is gone when the request is settled.
 #[derive(Default)]
 pub struct Presented {
     /// Its key, in the form that records keep it in; empty when it presented none.
     pub key: String,
+    /// What engines are told of whose it is, as lines of a head; empty: nothing.
+    pub identity: Vec<u8>,
     /// What a line of the combined log wants; `None` where none is written.
     pub said: Option<Box<Said>>,
     /// Its id of the request, when it sent a harmless one.
@@ -155,8 +157,9 @@ impl Request {
         self.wants_counts = false;
         self.body_len = 0;
         self.decoded = None;
-        if let Some(Presented { key, said, id }) = self.presented.as_deref_mut() {
+        if let Some(Presented { key, identity, said, id }) = self.presented.as_deref_mut() {
             *id = None;
+            identity.clear();
             key.clear();
             *said = None;
         }

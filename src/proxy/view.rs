@@ -5,6 +5,7 @@ mod affinity;
 
 use super::admit::credential::KeyFields;
 use super::admit::gate::Gate;
+use super::admit::identity::IdentityFields;
 use super::queue::LocalQueue;
 use super::route::affinity::{Hints, Sessions};
 use super::route::strategy::Balancer;
@@ -73,7 +74,7 @@ impl WorkerView {
     pub fn first(shared: Arc<View>, index: usize) -> WorkerView {
         let strategy = shared.plan.routing.load_balance;
         let shared = (shared, Rc::default(), Rc::default());
-        WorkerView::with(shared, index, &HashMap::new(), |weights, _, seed| {
+        WorkerView::with(shared, (index, None), &HashMap::new(), |weights, _, seed| {
             Balancer::new(strategy, weights, (index, seed))
         })
     }
@@ -85,7 +86,8 @@ impl WorkerView {
         let strategy = shared.plan.routing.load_balance;
         let view = (shared, Rc::clone(&self.spilled), Rc::clone(&self.leads));
         let (tiers, of_all) = (self.tiers(), OnceCell::new());
-        WorkerView::with(view, self.worker, &known.collect(), |weights, tier, seed| {
+        let worker = (self.worker, self.gate.as_ref());
+        WorkerView::with(view, worker, &known.collect(), |weights, tier, seed| {
             let turns = (strategy == LoadBalance::RoundRobin)
                 .then(|| self.turns_of((&tiers, &of_all), tier));
             match turns.flatten() {
@@ -133,7 +135,7 @@ impl WorkerView {
 
     fn with(
         (shared, spilled, leads): (Arc<View>, Rc<Cell<u64>>, Rc<Leads>),
-        worker: usize,
+        (worker, gate): (usize, Option<&Gate>),
         known: &HashMap<MemberId, &Rc<LocalMember>>,
         balancer: impl Fn(&[u32], &[MemberId], u64) -> Balancer,
     ) -> WorkerView {
@@ -160,7 +162,7 @@ impl WorkerView {
         let queues = queues
             .filter_map(|queue| Some(Rc::new(LocalQueue::new(queue, shared.queues()?, worker))));
         let plan = Arc::clone(&shared.plan);
-        let gate = Gate::of(&shared);
+        let gate = Gate::of(&shared, gate);
         WorkerView {
             members: shared.members().iter().map(local).collect(),
             groups,
@@ -254,12 +256,15 @@ impl WorkerView {
 const USUAL_FIELDS: [&str; 2] = ["authorization", "x-api-key"];
 
 /// What looks like a key of ours is not for engines, whether or not keys are checked here; and one
-/// that was checked never is.
+/// that was checked never is. Nor is what looks as if we said whose a request is.
 fn credential_fields(gate: Option<&Gate>, forward: bool) -> Vec<String> {
     let usual = USUAL_FIELDS.into_iter().filter(|_| !forward);
     let checked = gate.into_iter().flat_map(|gate| gate.fields().names());
-    let all: BTreeSet<&str> = usual.chain(checked).collect();
-    all.into_iter().map(str::to_owned).collect()
+    let said = gate.and_then(|gate| gate.identity.as_ref());
+    let said = said.into_iter().flat_map(IdentityFields::names);
+    let all: BTreeSet<String> =
+        usual.chain(checked).chain(said).map(str::to_ascii_lowercase).collect();
+    all.into_iter().collect()
 }
 
 /// Where backends stand in the order of their turns.

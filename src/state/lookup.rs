@@ -117,6 +117,11 @@ impl KeyService {
         self.changes.clone()
     }
 
+    /// True when both ask the same provider.
+    pub fn is_same(&self, other: &KeyService) -> bool {
+        Arc::ptr_eq(&self.changes.0, &other.changes.0)
+    }
+
     /// A key of it was changed, or may have been.
     pub fn note_change(&self) {
         self.changes.0.fetch_add(1, Ordering::AcqRel);

@@ -57,6 +57,22 @@ impl Phase {
     }
 }
 
+/// Whether a worker remembered what a provider said of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheResult {
+    /// That it knows the key.
+    Hit,
+    /// That it does not, or that the key may not be used.
+    NegativeHit,
+    /// Nothing.
+    Miss,
+}
+
+impl CacheResult {
+    /// The labels, in the order of the results.
+    pub const LABELS: [&'static str; 3] = ["hit", "negative_hit", "miss"];
+}
+
 /// What may come of a packed answer: its usage, none in it, or a reason why nothing is known of it.
 pub const UNPACKED: [&str; 7] = [
     "found",
@@ -154,6 +170,8 @@ pub struct Meters {
     pub fallbacks: u64,
     /// Requests that went past the first tier of backends that could serve them.
     pub spilled: u64,
+    /// Look-ups of keys at providers that are asked, by whether the worker remembered the answer.
+    pub key_cache: [u64; 3],
     /// Tries that each backend got.
     pub picked: QuickMap<MemberId, u64>,
     /// Streams whose beginning was held back, by what ended that: one of [`HELD`].
@@ -346,6 +364,9 @@ impl Meters {
         sum(&mut self.retries, &other.retries);
         self.fallbacks += other.fallbacks;
         self.spilled += other.spilled;
+        for (ours, theirs) in self.key_cache.iter_mut().zip(other.key_cache) {
+            *ours += theirs;
+        }
         sum(&mut self.picked, &other.picked);
         for (ours, theirs) in self.held.iter_mut().zip(other.held) {
             *ours += theirs;

@@ -117,6 +117,7 @@ fn forward(head: &RequestHead, bytes: &[u8], body: Vec<u8>) -> Forwarded {
         request_id: "0123456789abcdef",
         drop: &[],
         set: &[],
+        identity: &[],
         client_ip: "192.0.2.1",
         via: "hop",
         client_scheme: "http",

@@ -37,6 +37,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_retries_total", "counter", &["reason"]),
     ("llmproxy_fallback_total", "counter", &[]),
     ("llmproxy_spilled_total", "counter", &[]),
+    ("llmproxy_auth_cache_total", "counter", &["result"]),
     ("llmproxy_affinity_total", "counter", &["kind", "result"]),
     ("llmproxy_affinity_lost_total", "counter", &[]),
     ("llmproxy_affinity_evicted_total", "counter", &[]),

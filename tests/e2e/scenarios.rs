@@ -239,7 +239,7 @@ fn two_engines_whose_use_is_accounted_for() {
 #[test]
 fn four_models_under_short_names() {
     let billing = "http://billing-api:8080/api/v1/usage";
-    let scene = Scene::set("s1_scenario_3.yaml", &["auth: keys in Redis", "rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_3.yaml", &["rate_limit"], billing);
     assert_eq!(scene.hosts.len(), 12);
     for (model, served, host, hosts) in [
         ("llama-3-70b", "llama-3-70b-instruct", "llama70b", 4),

@@ -4,9 +4,10 @@ use super::key::{self, KeyDefaults};
 use super::operate::script;
 use super::storage::{self, Stores};
 use super::{headers, required_url};
+use crate::base::limits::KEY_CACHE_ENTRIES_MAX;
 use crate::config::plan::{
-    ApiKey, Auth, AuthMode, AuthWebhook, DatabaseKeys, KeyState, OnError, Provider, ProviderKind,
-    Redis, RedisKeys, StaticKeys, StatusCode, StoredKeyForm,
+    ApiKey, Auth, AuthMode, AuthWebhook, DatabaseKeys, ForwardIdentity, KeyState, LookupCache,
+    OnError, Provider, ProviderKind, Redis, RedisKeys, StaticKeys, StatusCode, StoredKeyForm,
 };
 use crate::config::section::Section;
 use crate::config::value;
@@ -65,6 +66,7 @@ fn implied() -> Auth {
         skip_paths: Vec::new(),
         status_codes: Vec::new(),
         pipeline: vec![file_provider()],
+        forward_identity: None,
     }
 }
 
@@ -76,6 +78,7 @@ fn file_provider() -> Provider {
         kind: ProviderKind::File,
         script: None,
         on_error: OnError::Next,
+        cache: None,
     }
 }
 
@@ -117,11 +120,25 @@ fn read(s: &mut Section, stores: &Stores, defaults: KeyDefaults) -> Auth {
         skip_paths: s.list("skip_paths", skip_path).unwrap_or_default(),
         status_codes: status_codes(s),
         pipeline,
+        forward_identity: s.when_present("forward_identity", forward_identity),
     };
     if auth.header_names.is_empty() && !s.desk.has_errors() {
         s.error("header_names", "must name at least one field, such as Authorization");
     }
     auth
+}
+
+fn forward_identity(s: &mut Section) -> ForwardIdentity {
+    let name = |text: &str| match text {
+        "" => Ok(String::new()),
+        _ => value::header_name(text),
+    };
+    let mut field = |key: &str, usual: &str| s.parsed(key, name).unwrap_or_else(|| usual.into());
+    ForwardIdentity {
+        user_id: field("user_id", "X-LLMProxy-User"),
+        key_name: field("key_name", "X-LLMProxy-Key-Name"),
+        key_id: field("key_id", "X-LLMProxy-Key-Id"),
+    }
 }
 
 /// Exact, or a prefix that ends in `/*`. The empty text once matched everything.
@@ -198,7 +215,31 @@ fn provider(
         "builtin" => ProviderKind::Builtin,
         _ => ProviderKind::File,
     };
-    Some(Provider { name, kind, script, on_error })
+    let cache = is_asked(&kind).then(|| cache(s));
+    Some(Provider { name, kind, script, on_error, cache })
+}
+
+/// Whether there is somebody to be asked, whose answers are worth remembering.
+fn is_asked(kind: &ProviderKind) -> bool {
+    !matches!(kind, ProviderKind::File | ProviderKind::Static { .. } | ProviderKind::Lua { .. })
+}
+
+fn cache(s: &mut Section) -> LookupCache {
+    let mut cache = LookupCache {
+        ttl: Duration::from_secs(30),
+        negative_ttl: Duration::from_secs(5),
+        max_entries: 10_000,
+    };
+    if let Some(mut s) = s.section("cache") {
+        let mut time = |key: &str, default| match s.has(key) {
+            true => s.duration_or_zero(key),
+            false => default,
+        };
+        cache.ttl = time("ttl", cache.ttl);
+        cache.negative_ttl = time("negative_ttl", cache.negative_ttl);
+        cache.max_entries = s.int("max_entries", 2..=KEY_CACHE_ENTRIES_MAX, cache.max_entries);
+    }
+    cache
 }
 
 /// Its own address, a named cache, `auth.redis`, or the default address, in this order.

@@ -34,12 +34,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (plan.server.cors.is_some(), "server.cors: cross-origin answers"),
         (plan.server.tls.is_some(), "server.tls: TLS towards clients"),
         (plan.log.request.is_some(), "logging.request: the request log"),
-        (asks(plan, |p| matches!(p.kind, ProviderKind::Redis { .. })), "auth: keys in Redis"),
-        (
-            asks(plan, |p| matches!(p.kind, ProviderKind::Database { .. })),
-            "auth: keys in databases",
-        ),
-        (asks(plan, |p| matches!(p.kind, ProviderKind::Webhook { .. })), "auth: keys of a webhook"),
         (asks(plan, |p| matches!(p.kind, ProviderKind::Lua { .. })), "auth: keys of a script"),
         (asks(plan, |p| p.kind == ProviderKind::Builtin), "auth: keys of the embedded store"),
         (asks(plan, |p| p.script.is_some()), "auth: scripts of providers"),

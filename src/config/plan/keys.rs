@@ -22,6 +22,20 @@ pub struct Auth {
     pub status_codes: Vec<(KeyState, StatusCode)>,
     /// Who is asked about a key, in this order.
     pub pipeline: Vec<Provider>,
+    /// Fields that tell engines whose a request is; `None`: they are not told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward_identity: Option<ForwardIdentity>,
+}
+
+/// Names of the fields that tell engines whose a request is; empty: not sent.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ForwardIdentity {
+    /// The user of the key.
+    pub user_id: String,
+    /// The label of the key.
+    pub key_name: String,
+    /// The id of the key, as records have it.
+    pub key_id: String,
 }
 
 /// How several providers decide.
@@ -73,6 +87,23 @@ pub struct Provider {
     pub script: Option<Script>,
     /// What a provider that cannot answer means.
     pub on_error: OnError,
+    /// How long its answers are remembered; `None` where there is nothing to be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<LookupCache>,
+}
+
+/// How long what a provider says of keys is remembered, by each worker for itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LookupCache {
+    /// Of a key that it knows; zero: not at all.
+    #[serde(serialize_with = "print::duration")]
+    pub ttl: Duration,
+    /// Of one that it does not know, or that may not be used; zero: not at all.
+    #[serde(serialize_with = "print::duration")]
+    pub negative_ttl: Duration,
+    /// Keys of each of these two kinds that are remembered. Beyond: what was not used for long is
+    /// forgotten.
+    pub max_entries: u32,
 }
 
 /// What a provider that cannot answer means for the request.

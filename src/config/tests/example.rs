@@ -46,6 +46,7 @@ routing:
   fallback: [{primary: "localhost:8080", fallback: ["llm.internal:443"], retry: 1}]
 health_check:
 auth:
+  forward_identity:
   status_codes:
     active: {http_code: 200}
     disabled: {http_code: 403}

@@ -1,6 +1,7 @@
 //! What became of requests: counts, times, refusals, faults.
 
 use super::{labelled, model_label, one, Facts, Labels, Page, MILLISECOND, SECOND};
+use crate::state::meters::CacheResult;
 use crate::state::meters::{Affinity, HELD, QUEUE_ENDS};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -115,6 +116,10 @@ impl Facts {
         let help = "Tries at a backend of another region, or a standby, because none of those \
                     that come before it could take the request.";
         page.counter("llmproxy_spilled", help, one(m.spilled))?;
+        let help = "Look-ups of keys at providers that are asked, by whether a worker remembered \
+                    what they said.";
+        let kinds = CacheResult::LABELS.into_iter().map(str::to_owned).zip(m.key_cache);
+        page.counter("llmproxy_auth_cache", help, labelled("result", kinds))?;
         let help = "Streams whose beginning was held back (hold_preamble), by what ended that.";
         let held = labelled("result", HELD.into_iter().map(str::to_owned).zip(m.held));
         page.counter("llmproxy_preambles_held", help, held)?;

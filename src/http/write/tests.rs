@@ -9,6 +9,7 @@ const HOW: ForwardRequest<'static> = ForwardRequest {
     request_id: "rid",
     drop: &[],
     set: &[],
+    identity: &[],
     client_ip: "1.2.3.4",
     via: "hop",
     client_scheme: "http",

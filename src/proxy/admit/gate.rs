@@ -2,16 +2,21 @@
 //! to. It waits for nobody: whoever has the answers brings them.
 
 use super::credential::{Ambiguous, KeyFields};
+use super::identity::IdentityFields;
+use super::key_cache::KeyCache;
 use crate::base::limits::LOOKUP_KEY_BYTES_MAX;
 use crate::base::refusal::Refusal;
-use crate::config::plan::{AuthMode, KeyState, OnError, StatusCode};
+use crate::config::plan::{self, AuthMode, KeyState, LookupCache, OnError, StatusCode};
 use crate::http::head::Field;
 use crate::keys::check::{self, Circumstances, Denial};
+use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;
 use crate::keys::table::KeyTable;
 use crate::state::board::View;
-use crate::state::lookup::KeyAnswer;
+use crate::state::lookup::{KeyAnswer, KeyService};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Seconds until a client may try again when nobody could say whether its key is good: a restart of
 /// a database takes some.
@@ -24,6 +29,8 @@ pub struct Gate {
     skip_paths: Vec<String>,
     status_codes: Vec<(KeyState, StatusCode)>,
     providers: Vec<Provider>,
+    /// How engines are told whose a request is, if they are.
+    pub identity: Option<IdentityFields>,
     /// What is said to a client without a key.
     no_key: String,
 }
@@ -32,7 +39,16 @@ pub struct Gate {
 struct Provider {
     /// Its keys, when they are in the configuration.
     table: Option<Arc<KeyTable>>,
+    /// How it is asked, when they are not, and what it said lately.
+    asked: Option<Asked>,
     on_error: OnError,
+}
+
+/// A provider that is asked.
+#[derive(Clone)]
+struct Asked {
+    service: KeyService,
+    cache: Rc<KeyCache>,
 }
 
 /// A request on its way past the providers.
@@ -54,13 +70,16 @@ pub enum Ruling {
 }
 
 impl Gate {
-    /// Of a view; `None`: everybody may come in.
-    pub fn of(view: &View) -> Option<Gate> {
+    /// Of a view; `None`: everybody may come in. What providers have said to the gate `before` is
+    /// remembered, if they are the same.
+    pub fn of(view: &View, before: Option<&Gate>) -> Option<Gate> {
         let auth = view.plan.auth.as_ref()?;
-        let tables = view.key_tables.iter().cloned();
-        let provider = |(provider, table): (&crate::config::plan::Provider, _)| Provider {
-            table,
-            on_error: provider.on_error,
+        let provider = |(place, plan): (usize, &plan::Provider)| Provider {
+            table: view.key_tables.get(place).cloned().flatten(),
+            asked: view.services.get(place).and_then(|service| {
+                Some(Asked::new(service.as_ref()?, plan.cache.clone()?, before))
+            }),
+            on_error: plan.on_error,
         };
         let fields = KeyFields::new(&auth.header_names);
         let no_key = said_without_key(&auth.header_names);
@@ -69,7 +88,8 @@ impl Gate {
             mode: auth.mode,
             skip_paths: auth.skip_paths.clone(),
             status_codes: auth.status_codes.clone(),
-            providers: auth.pipeline.iter().zip(tables).map(provider).collect(),
+            providers: auth.pipeline.iter().enumerate().map(provider).collect(),
+            identity: auth.forward_identity.as_ref().map(IdentityFields::new),
             no_key,
         })
     }
@@ -99,13 +119,39 @@ impl Gate {
             Err(Ambiguous) => return Err(TWO_KEYS),
         };
         // What nobody could have been given is not asked about.
-        let text = std::str::from_utf8(key).ok().filter(|key| key.len() <= LOOKUP_KEY_BYTES_MAX);
+        let could_be = key.len() <= LOOKUP_KEY_BYTES_MAX && key.iter().all(u8::is_ascii_graphic);
+        let text = std::str::from_utf8(key).ok().filter(|_| could_be);
         text.ok_or_else(|| self.refuse(Denial::Unknown))
     }
 
     /// The keys of the provider at this place; `None`: there is none, or it has to be asked.
     pub fn table(&self, place: usize) -> Option<&KeyTable> {
         self.providers.get(place)?.table.as_deref()
+    }
+
+    /// What the provider at this place said of a key not long ago.
+    pub fn remembered(&self, place: usize, digest: &KeyDigest, now: Instant) -> Option<KeyAnswer> {
+        let Asked { service, cache } = self.providers.get(place)?.asked.as_ref()?;
+        cache.find(digest, service.changes(), now)
+    }
+
+    /// How the provider at this place is asked; `None`: it cannot be.
+    pub fn service(&self, place: usize) -> Option<&KeyService> {
+        Some(&self.providers.get(place)?.asked.as_ref()?.service)
+    }
+
+    /// Remembers an answer of the provider at this place, whose keys had been changed so often when
+    /// it was asked.
+    pub fn keep(
+        &self,
+        place: usize,
+        digest: KeyDigest,
+        (answer, changes): (&KeyAnswer, u64),
+        now: Instant,
+    ) {
+        if let Some(asked) = self.providers.get(place).and_then(|it| it.asked.as_ref()) {
+            asked.cache.keep(digest, answer, changes, now);
+        }
     }
 
     /// What an answer of the provider whose turn it is comes to. `at` tells in which circumstances
@@ -174,6 +220,20 @@ impl Gate {
             }
         }
         refusal
+    }
+}
+
+impl Asked {
+    /// With what was known before, if it is the same provider and remembers in the same way.
+    fn new(service: &KeyService, how: LookupCache, before: Option<&Gate>) -> Asked {
+        let known = before.into_iter().flat_map(|gate| &gate.providers);
+        let mut known = known.filter_map(|provider| provider.asked.as_ref());
+        let is_it = |asked: &&Asked| asked.service.is_same(service) && *asked.cache.how() == how;
+        let cache = match known.find(is_it) {
+            Some(asked) => Rc::clone(&asked.cache),
+            None => Rc::new(KeyCache::new(how)),
+        };
+        Asked { service: service.clone(), cache }
     }
 }
 

@@ -8,6 +8,8 @@ pub mod body;
 pub mod credential;
 pub mod gate;
 pub mod hop;
+pub mod identity;
+pub mod key_cache;
 pub mod model;
 pub mod path;
 pub mod rate;

@@ -1,24 +1,40 @@
 //! Whether a request is let in, and whose it is: its key is looked up before a byte of its body is
 //! read.
 
+use super::ours::Instead;
+use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
+use crate::base::secret::Secret;
 use crate::config::plan::KeyForm;
 use crate::keys::check::{asks_for_address, Circumstances};
 use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;
-use crate::proxy::admit::gate::{Gate, Ruling};
+use crate::proxy::admit::gate::{Gate, Ruling, Tour};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
-use crate::proxy::view::WorkerView;
-use crate::state::lookup::KeyAnswer;
+use crate::rt::patrol::Alarm;
+use crate::state::lookup::{KeyAnswer, KeyQuestion};
+use crate::state::meters::CacheResult;
 use crate::usage::key_form;
 use jiff::Timestamp;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Beyond what a provider says that a look-up may take: its own deadline should come first, since
+/// it knows why.
+const SLACK: Duration = Duration::from_millis(250);
+
+/// A request on its way past the providers, of which the next has to be asked.
+pub(super) struct Asking {
+    tour: Tour,
+    question: KeyQuestion,
+}
 
 /// Lets a request in whose path, which is normal, is one for a backend or one of ours that needs a
-/// key.
+/// key. `Some`: it is not known yet whether it is let in, and a provider has to be asked, by
+/// [`ask`].
 ///
 /// # Errors
 /// It has to stay outside.
@@ -26,40 +42,107 @@ pub(super) fn let_in(
     pass: &mut Pass,
     client: &Client,
     request: &mut Request,
-) -> Result<(), Refusal> {
+) -> Result<Option<Box<Asking>>, Refusal> {
     let view = Rc::clone(&pass.view);
-    let Some(gate) = &view.gate else { return Ok(()) };
+    let Some(gate) = &view.gate else { return Ok(None) };
     if gate.skips(request.head.path(client.bytes())) {
-        return Ok(());
+        return Ok(None);
     }
     let key = gate.credential(&request.head.fields, client.bytes())?;
     let digest = KeyDigest::of(key.as_bytes());
-    let judged = ask_all(gate, pass, request, &digest);
-    match judged {
-        Ok(()) => keep_key(&view, (key, &digest), request),
-        Err(_) => pass.forget_keys(),
+    let mut tour = gate.begin()?;
+    while let Some(answer) = known(gate, pass, (tour.place, &digest)) {
+        if hear(gate, pass, request, (&mut tour, answer))? == Ruling::In {
+            keep_who(pass, (key, &digest), request);
+            return Ok(None);
+        }
     }
-    judged
+    let question = KeyQuestion { digest, key: Secret::new(key) };
+    Ok(Some(Box::new(Asking { tour, question })))
 }
 
-fn ask_all(
+/// Asks the providers that have to be asked, from the first of them on.
+///
+/// # Errors
+/// The request has to stay outside, or its client has left.
+pub(super) async fn ask(
+    pass: &mut Pass,
+    client: &Client,
+    request: &mut Request,
+    asking: Box<Asking>,
+) -> Result<(), Instead> {
+    let Asking { mut tour, question } = *asking;
+    let view = Rc::clone(&pass.view);
+    let Some(gate) = &view.gate else { return Ok(()) };
+    // The first is known to be one that has to be asked.
+    let mut here = None;
+    loop {
+        let answer = match here {
+            Some(answer) => answer,
+            None => ask_one(gate, client, tour.place, &question).await?,
+        };
+        if hear(gate, pass, request, (&mut tour, answer))? == Ruling::In {
+            keep_who(pass, (question.key.reveal(), &question.digest), request);
+            return Ok(());
+        }
+        here = known(gate, pass, (tour.place, &question.digest));
+    }
+}
+
+/// The answer of a provider that need not be asked, because its keys are here or it was asked a
+/// moment ago.
+fn known(gate: &Gate, pass: &Pass, (place, digest): (usize, &KeyDigest)) -> Option<KeyAnswer> {
+    if let Some(table) = gate.table(place) {
+        let found = table.find(digest).map(Arc::clone);
+        return Some(found.map_or(KeyAnswer::Unknown, KeyAnswer::Known));
+    }
+    let answer = gate.remembered(place, digest, Instant::now());
+    let kind = match answer {
+        Some(KeyAnswer::Known(_)) => CacheResult::Hit,
+        Some(_) => CacheResult::NegativeHit,
+        None => CacheResult::Miss,
+    };
+    pass.w.shelf.meters.borrow_mut().key_cache[kind as usize] += 1;
+    answer
+}
+
+/// The answer of one provider that has to be asked.
+async fn ask_one(
+    gate: &Gate,
+    client: &Client,
+    place: usize,
+    question: &KeyQuestion,
+) -> Result<KeyAnswer, Instead> {
+    let Some(service) = gate.service(place) else { return Ok(KeyAnswer::Failed) };
+    // Before it is asked: an answer that was under way when a key was changed is old.
+    let changes = service.changes();
+    let Some(reply) = service.ask.ask(question.clone()) else { return Ok(KeyAnswer::Failed) };
+    client.post.arm(service.patience.saturating_add(SLACK));
+    match client.post.attended(reply).await {
+        Ok(Ok(answer)) => {
+            gate.keep(place, question.digest, (&answer, changes), Instant::now());
+            Ok(answer)
+        }
+        Ok(Err(_)) | Err(Alarm::Expired) => Ok(KeyAnswer::Failed),
+        Err(Alarm::Gone) => Err(Instead::Nothing),
+        Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal().into()),
+    }
+}
+
+/// Takes an answer in.
+fn hear(
     gate: &Gate,
     pass: &mut Pass,
     request: &Request,
-    digest: &KeyDigest,
-) -> Result<(), Refusal> {
-    let mut tour = gate.begin()?;
-    loop {
-        let found = gate.table(tour.place).and_then(|table| table.find(digest));
-        let answer = found.map_or(KeyAnswer::Unknown, |facts| KeyAnswer::Known(Arc::clone(facts)));
-        let turn = gate.hear(&mut tour, &answer, |facts| circumstances(pass, request, facts))?;
-        if let KeyAnswer::Known(facts) = answer {
-            pass.add_key(facts);
-        }
-        if turn == Ruling::In {
-            return Ok(());
-        }
+    (tour, answer): (&mut Tour, KeyAnswer),
+) -> Result<Ruling, Refusal> {
+    let ruling = gate.hear(tour, &answer, |facts| circumstances(pass, request, facts));
+    match (answer, &ruling) {
+        (KeyAnswer::Known(facts), Ok(_)) => pass.add_key(facts),
+        (_, Ok(_)) => {}
+        (_, Err(_)) => pass.forget_keys(),
     }
+    ruling
 }
 
 /// In which a key of these facts is used by a request.
@@ -74,10 +157,15 @@ fn circumstances(pass: &Pass, request: &Request, facts: &KeyFacts) -> Circumstan
     }
 }
 
-/// Keeps the client's key for the record, if any reporter wants one.
-fn keep_key(view: &WorkerView, (key, digest): (&str, &KeyDigest), request: &mut Request) {
-    if view.key_form != KeyForm::None {
+/// Keeps what the record and the engine are to be told of whose the request is.
+fn keep_who(pass: &Pass, (key, digest): (&str, &KeyDigest), request: &mut Request) {
+    let form = pass.view.key_form;
+    if form != KeyForm::None {
         let presented = request.presented.get_or_insert_default();
-        key_form::write_digested(view.key_form, key, digest.as_bytes(), &mut presented.key);
+        key_form::write_digested(form, key, digest.as_bytes(), &mut presented.key);
+    }
+    let fields = pass.view.gate.as_ref().and_then(|gate| gate.identity.as_ref());
+    if let (Some(fields), Some(facts)) = (fields, pass.identity()) {
+        fields.write(facts, &mut request.presented.get_or_insert_default().identity);
     }
 }

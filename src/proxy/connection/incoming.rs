@@ -1,6 +1,6 @@
 //! Before a request is for a backend: its head, whether it may pass, its body and what that says.
 
-use super::entry::let_in;
+use super::entry::{self, Asking};
 use super::facts;
 use super::ours::{answer_instead, Instead};
 use super::tries::{NO_BACKEND, NO_JOURNAL};
@@ -93,7 +93,25 @@ async fn judge(
     request: &mut Request,
     pass: &mut Pass,
 ) -> Result<(), Instead> {
-    let kind = see_to_head(w, client, request, pass);
+    let kind = match see_to_head(client, request, pass) {
+        Ok((kind, Some(asking))) => {
+            // Boxed: few requests have to ask.
+            match Box::pin(entry::ask(pass, client, request, asking)).await {
+                Ok(()) => Ok(kind),
+                Err(Instead::Refusal(refusal)) => Err(refusal),
+                Err(instead) => return Err(instead),
+            }
+        }
+        Ok((kind, None)) => Ok(kind),
+        Err(refusal) => Err(refusal),
+    };
+    let kind = kind.and_then(|kind| {
+        may_begin(w, client, (pass, kind))?;
+        if kind == Purpose::Forward {
+            hold_to_limits(pass, client, request)?;
+        }
+        Ok(kind)
+    });
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     // Of a client that nobody knows, that goes for what has come already.
     let wanted = matches!(kind, Ok(Purpose::Forward));
@@ -157,13 +175,13 @@ fn hold_to_limits(pass: &mut Pass, client: &Client, request: &Request) -> Result
     rate::by_head(takings, (rules, counters), asker, Instant::now())
 }
 
-/// What is decided by the head alone: what the request is for, and whether it may.
+/// What is decided by the head alone: what the request is for, and whether its key lets it in, or
+/// somebody has to be asked that.
 fn see_to_head(
-    w: &Shared,
     client: &mut Client,
     request: &mut Request,
     pass: &mut Pass,
-) -> Result<Purpose, Refusal> {
+) -> Result<(Purpose, Option<Box<Asking>>), Refusal> {
     let view = Rc::clone(&pass.view);
     let served = Served::by(&view.plan);
     // First of all: what is recorded, classified and forwarded is the normal path.
@@ -173,25 +191,22 @@ fn see_to_head(
     made?;
     hop_check::check(&request.head, client.bytes(), hop::name())?;
     let kind = path::classify(path, &request.head, served)?;
-    match kind {
-        Purpose::Forward => {
-            let_in(pass, client, request)?;
-            may_begin(w, client, pass)?;
-            hold_to_limits(pass, client, request)?;
-        }
-        Purpose::Models => {
-            let_in(pass, client, request)?;
-            place::find(w, &client.post)?;
-        }
-        // They are for guests too, and cost nobody a place: whoever looks after us must get an
-        // answer when everything is taken.
-        Purpose::Health | Purpose::Ready | Purpose::Metrics => {}
-    }
-    Ok(kind)
+    let asking = match kind {
+        Purpose::Forward | Purpose::Models => entry::let_in(pass, client, request)?,
+        Purpose::Health | Purpose::Ready | Purpose::Metrics => None,
+    };
+    Ok((kind, asking))
 }
 
-/// Whether there is any use in reading the body of a request for a backend.
-fn may_begin(w: &Shared, client: &Client, pass: &Pass) -> Result<(), Refusal> {
+/// Whether there is any use in reading the body of a request, and a place for it.
+fn may_begin(w: &Shared, client: &Client, (pass, kind): (&Pass, Purpose)) -> Result<(), Refusal> {
+    match kind {
+        Purpose::Forward => {}
+        Purpose::Models => return place::find(w, &client.post),
+        // They are for guests too, and cost nobody a place: whoever looks after us must get an
+        // answer when everything is taken.
+        Purpose::Health | Purpose::Ready | Purpose::Metrics => return Ok(()),
+    }
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
         return Err(NO_JOURNAL);
     }

@@ -237,6 +237,7 @@ fn head_of(
             request_id: request.id().as_str(),
             drop: view.credential_fields(),
             set: &plan.headers,
+            identity: request.presented.as_ref().map_or(&[], |said| &said.identity),
             client_ip: &request.peer,
             via: hop::name(),
             client_scheme: "http",

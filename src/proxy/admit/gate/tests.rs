@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 fn gate(auth: &str) -> Gate {
     let plan = load_text("test", &format!("auth: {auth}"), &|_| None).unwrap().plan;
-    Gate::of(&View::new(Arc::new(plan), Vec::new(), None)).unwrap()
+    Gate::of(&View::new(Arc::new(plan), Vec::new(), None), None).unwrap()
 }
 
 fn facts(change: impl FnOnce(&mut KeyFacts)) -> KeyAnswer {
