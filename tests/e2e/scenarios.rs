@@ -3,8 +3,8 @@
 //! job, as far as routing goes. Text is replaced, `http://HOST:PORT` of each backend by the address
 //! of a mock, wherever it stands in the file.
 //!
-//! What cannot be shown yet: `auth`, `api_keys` and `rate_limit` are not built, and a file that has
-//! them is refused, so that nobody believes in a limit that nobody holds. Each test says which of
+//! What cannot be shown yet: quotas and `rate_limit` are not built, and a file that has them is
+//! refused, so that nobody believes in a limit that nobody holds. Each test says which of
 //! them its file has, sees that these alone are in the way, and goes on without them.
 
 use crate::harness::proxy::llmproxy;
@@ -318,7 +318,7 @@ fn engines_in_many_regions() {
 /// Catches: a single engine that is not asked, or not for streams.
 #[test]
 fn one_engine() {
-    let scene = Scene::set("s4_scenario_1.yaml", &["auth", "rate_limit"], "");
+    let scene = Scene::set("s4_scenario_1.yaml", &["api_keys: total_quota", "rate_limit"], "");
     assert_eq!(scene.answering("qwen-coder"), "http://vllm-coder:8000");
     assert_eq!(scene.proxy.post(CHATS, STREAM).status(), 200);
     assert_eq!(scene.hosts[0].asked().len(), 2);
@@ -329,7 +329,7 @@ fn one_engine() {
 /// Catches: a part that is not valid for itself; a start that nobody is served by, unasked.
 #[test]
 fn a_part_without_backends() {
-    let waits_for = ["auth", "rate_limit", "no backends"];
+    let waits_for = ["api_keys: total_quota", "rate_limit", "no backends"];
     let scene = Scene::set("s4_scenario_3.yaml", &waits_for, "");
     let body = json!({"model": "m", "messages": []}).to_string();
     scene.proxy.post(CHATS, body).assert_refused(503, "no_backend");
@@ -340,7 +340,7 @@ fn a_part_without_backends() {
 /// Catches: an engine that is down and costs a client its answer.
 #[test]
 fn two_engines_with_retries() {
-    let scene = Scene::set("s4_scenario_4.yaml", &["auth", "rate_limit"], "");
+    let scene = Scene::set("s4_scenario_4.yaml", &["rate_limit"], "");
     assert_even(&scene.shares("m", 6), 2);
     scene.host("server-1").is_down.store(true, SeqCst);
     let other = scene.host("server-2").name.clone();
