@@ -22,7 +22,8 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// What a client said of itself, and what is known of it, kept because its head is gone when the request is settled.
+/// What a client said of itself, and what is known of it, kept because its head is gone when the
+/// request is settled.
 #[derive(Default)]
 pub struct Presented {
     /// Its key, in the form that records keep it in; empty when it presented none.
