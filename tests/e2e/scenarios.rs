@@ -3,7 +3,7 @@
 //! job, as far as routing goes. Text is replaced, `http://HOST:PORT` of each backend by the address
 //! of a mock, wherever it stands in the file.
 //!
-//! What cannot be shown yet: quotas and `rate_limit` are not built, and a file that has them is
+//! What cannot be shown yet: quotas and limits in Redis are not built, and a file that has them is
 //! refused, so that nobody believes in a limit that nobody holds. Each test says which of
 //! them its file has, sees that these alone are in the way, and goes on without them.
 
@@ -196,7 +196,7 @@ fn assert_even(shares: &BTreeMap<String, usize>, hosts: usize) {
 fn three_engines_with_a_rule_for_the_first() {
     let billing = "http://billing.internal/api/usage";
     for (name, billing) in [("s1_scenario_1.yaml", billing), ("s4_scenario_2.yaml", "")] {
-        let scene = Scene::set(name, &["rate_limit"], billing);
+        let scene = Scene::set(name, &[], billing);
         assert_even(&scene.shares("qwen-72b", 9), 3);
         let (first, second, third) =
             (scene.host("gpu-1"), scene.host("gpu-2"), scene.host("gpu-3"));
@@ -224,7 +224,7 @@ fn three_engines_with_a_rule_for_the_first() {
 #[test]
 fn two_engines_whose_use_is_accounted_for() {
     let billing = "http://finance.internal/api/ai-usage";
-    let scene = Scene::set("s1_scenario_2.yaml", &["api_keys: total_quota", "rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_2.yaml", &["api_keys: total_quota"], billing);
     assert_even(&scene.shares("llama-3-70b", 6), 2);
     scene.await_record("llama-3-70b");
     let page = scene.proxy.get("/metrics");
@@ -239,7 +239,7 @@ fn two_engines_whose_use_is_accounted_for() {
 #[test]
 fn four_models_under_short_names() {
     let billing = "http://billing-api:8080/api/v1/usage";
-    let scene = Scene::set("s1_scenario_3.yaml", &["rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_3.yaml", &["rate_limit.storage"], billing);
     assert_eq!(scene.hosts.len(), 12);
     for (model, served, host, hosts) in [
         ("llama-3-70b", "llama-3-70b-instruct", "llama70b", 4),
@@ -270,7 +270,7 @@ fn four_models_under_short_names() {
 #[test]
 fn one_engine_for_each_model() {
     let billing = "http://stats.internal/api/usage";
-    let scene = Scene::set("s1_scenario_4.yaml", &["api_keys: total_quota", "rate_limit"], billing);
+    let scene = Scene::set("s1_scenario_4.yaml", &["api_keys: total_quota"], billing);
     for (model, host) in
         [("llama-3-70b", "cluster-1"), ("qwen-72b", "cluster-2"), ("mistral-7b", "cluster-3")]
     {
@@ -318,7 +318,7 @@ fn engines_in_many_regions() {
 /// Catches: a single engine that is not asked, or not for streams.
 #[test]
 fn one_engine() {
-    let scene = Scene::set("s4_scenario_1.yaml", &["api_keys: total_quota", "rate_limit"], "");
+    let scene = Scene::set("s4_scenario_1.yaml", &["api_keys: total_quota"], "");
     assert_eq!(scene.answering("qwen-coder"), "http://vllm-coder:8000");
     assert_eq!(scene.proxy.post(CHATS, STREAM).status(), 200);
     assert_eq!(scene.hosts[0].asked().len(), 2);
@@ -329,7 +329,7 @@ fn one_engine() {
 /// Catches: a part that is not valid for itself; a start that nobody is served by, unasked.
 #[test]
 fn a_part_without_backends() {
-    let waits_for = ["api_keys: total_quota", "rate_limit", "no backends"];
+    let waits_for = ["api_keys: total_quota", "no backends"];
     let scene = Scene::set("s4_scenario_3.yaml", &waits_for, "");
     let body = json!({"model": "m", "messages": []}).to_string();
     scene.proxy.post(CHATS, body).assert_refused(503, "no_backend");
@@ -340,7 +340,7 @@ fn a_part_without_backends() {
 /// Catches: an engine that is down and costs a client its answer.
 #[test]
 fn two_engines_with_retries() {
-    let scene = Scene::set("s4_scenario_4.yaml", &["rate_limit"], "");
+    let scene = Scene::set("s4_scenario_4.yaml", &["rate_limit.storage"], "");
     assert_even(&scene.shares("m", 6), 2);
     scene.host("server-1").is_down.store(true, SeqCst);
     let other = scene.host("server-2").name.clone();
