@@ -71,7 +71,15 @@ impl IpRange {
                 quoted(text)
             ));
         }
-        Ok(range)
+        // The addresses of clients are looked at in their IPv4 form, so a range of the other form
+        // would never match: a list of those who may not come in would keep nobody out.
+        match first {
+            IpAddr::V6(v6) if prefix >= 96 => match v6.to_ipv4_mapped() {
+                Some(v4) => Ok(IpRange { first: v4.into(), prefix: prefix - 96 }),
+                None => Ok(range),
+            },
+            _ => Ok(range),
+        }
     }
 
     /// True when the address lies in the range. An IPv4 address in IPv6 form (`::ffff:10.0.0.1`,
@@ -142,6 +150,8 @@ mod tests {
         assert!(has("10.0.0.1", "10.0.0.1") && !has("10.0.0.1", "10.0.0.2"));
         assert!(has("0.0.0.0/0", "8.8.8.8") && !has("0.0.0.0/0", "::1"));
         assert!(has("10.0.0.0/8", "::ffff:10.9.9.9"));
+        assert!(has("::ffff:10.0.0.1", "10.0.0.1") && has("::ffff:10.0.0.1", "::ffff:a00:1"));
+        assert!(has("::ffff:10.0.0.0/104", "10.9.9.9") && !has("::ffff:10.0.0.0/104", "11.0.0.1"));
         assert!(
             has("::/0", "fe80::1") && has("fd00::/8", "fd12::1") && !has("fd00::/8", "fe00::1")
         );
