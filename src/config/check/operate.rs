@@ -2,7 +2,7 @@
 
 use crate::base::limits::{SCRIPT_MEMORY_MAX, SCRIPT_TIME_MAX};
 use crate::base::secret::Secret;
-use crate::config::plan::{Admin, Hook, HookPoint, Script, ScriptSource};
+use crate::config::plan::{Admin, Hook, HookPoint, Script, ScriptSource, KEYS_DB_PATH};
 use crate::config::raw::ValueKind;
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
@@ -24,7 +24,7 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
     Admin {
         listen,
         token: Secret::new(token),
-        db_path: path.unwrap_or_else(|| "./data/keys.db".into()).into(),
+        db_path: path.unwrap_or_else(|| KEYS_DB_PATH.into()).into(),
         read_only: s.boolean("read_only", false),
         allowed_ips,
     }

@@ -7,6 +7,9 @@ use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+/// Where the store of keys is unless `admin.db_path` says otherwise.
+pub const KEYS_DB_PATH: &str = "./data/keys.db";
+
 /// The administrators' API, on a listener of its own.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Admin {

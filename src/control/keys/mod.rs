@@ -1,4 +1,4 @@
-//! Providers of API keys that are asked over a network.
+//! Providers of API keys that are asked: over a network, or the store in a file of our own.
 //!
 //! *Takes:* the providers of a plan, and questions of workers about keys. *Gives:* for each such
 //! provider a service that workers can ask, and an answer to every question: what is known of the
@@ -10,6 +10,8 @@
 //! Threads end when the last view that has their service is gone. A provider whose configuration is
 //! as before keeps its service, with its connections, across a reload.
 
+#[cfg(feature = "sql")]
+mod builtin;
 mod circuit;
 #[cfg(feature = "sql")]
 mod database;
@@ -17,7 +19,7 @@ mod redis;
 mod webhook;
 
 use crate::base::limits::{LOOKUPS_WAITING_MAX, LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX};
-use crate::config::plan::{KeyState, Plan, Provider, ProviderKind};
+use crate::config::plan::{KeyState, Plan, Provider, ProviderKind, KEYS_DB_PATH};
 use crate::keys::facts::KeyFacts;
 use crate::keys::fields::{self, Fields};
 use crate::state::ask;
@@ -27,6 +29,7 @@ use crate::store::Trouble;
 use circuit::Circuit;
 use serde_json::Value;
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +47,9 @@ trait KeySource: Send {
 enum FoundKey {
     /// It has the key, with these fields.
     Fields(Fields),
+    /// It has the key, and knows the facts.
+    #[cfg_attr(not(feature = "sql"), allow(dead_code, reason = "the store is SQL"))]
+    Facts(Box<KeyFacts>),
     /// It has something under the key that says nothing; what that is.
     Unclear(&'static str),
     /// It has no such key.
@@ -72,10 +78,17 @@ struct Opened {
 pub fn services(plan: &Plan, before: Option<&View>) -> Result<Vec<Option<KeyService>>, String> {
     let Some(auth) = &plan.auth else { return Ok(Vec::new()) };
     let service = |provider: &Provider| {
-        if let Some(kept) = before.and_then(|view| service_of(view, provider)) {
+        if let Some(kept) = before.and_then(|view| service_of(view, provider, plan)) {
             return Ok(Some(kept));
         }
-        let Some(opened) = open(&provider.kind).transpose() else { return Ok(None) };
+        let opened = match &provider.kind {
+            #[cfg(feature = "sql")]
+            ProviderKind::Builtin => {
+                Ok(Some(builtin::open(db_path(plan), provider.script.is_some())))
+            }
+            kind => open(kind),
+        };
+        let Some(opened) = opened.transpose() else { return Ok(None) };
         let named = |error: String| format!("auth.pipeline: provider {}: {error}", provider.name);
         let started = opened.and_then(|opened| {
             start(provider, opened).map_err(|error| format!("a thread cannot be started: {error}"))
@@ -106,31 +119,39 @@ pub fn probe(provider: &Provider, limit: Duration) -> Result<(), String> {
 }
 
 /// The service that a view has for exactly this provider.
-fn service_of(view: &View, provider: &Provider) -> Option<KeyService> {
+fn service_of(view: &View, provider: &Provider, plan: &Plan) -> Option<KeyService> {
     let pipeline = &view.plan.auth.as_ref()?.pipeline;
     let is_same = |old: &Provider| {
         // What scripts get is only made where there is one.
         let scripts = [old, provider].map(|p| p.script.is_some());
-        old.name == provider.name && old.kind == provider.kind && scripts[0] == scripts[1]
+        let is_there = old.kind != ProviderKind::Builtin || db_path(&view.plan) == db_path(plan);
+        old.name == provider.name
+            && old.kind == provider.kind
+            && scripts[0] == scripts[1]
+            && is_there
     };
     view.services.get(pipeline.iter().position(is_same)?)?.clone()
 }
 
-/// `None`: its keys are in the plan, or its script decides alone.
+/// The file of the store inside the gateway.
+fn db_path(plan: &Plan) -> &Path {
+    plan.admin.as_ref().map_or(Path::new(KEYS_DB_PATH), |admin| &admin.db_path)
+}
+
+/// `None`: its keys are here, or its script decides alone.
 fn open(kind: &ProviderKind) -> Result<Option<Opened>, String> {
     match kind {
         ProviderKind::Redis { redis } => redis::open(redis).map(Some),
         #[cfg(feature = "sql")]
         ProviderKind::Database { database } => database::open(database).map(Some),
         #[cfg(not(feature = "sql"))]
-        ProviderKind::Database { .. } => {
+        ProviderKind::Database { .. } | ProviderKind::Builtin => {
             Err("this program was built without SQL (feature `sql`)".to_owned())
         }
         ProviderKind::Webhook { webhook } => Ok(Some(webhook::open(webhook))),
-        ProviderKind::File
-        | ProviderKind::Static { .. }
-        | ProviderKind::Lua { .. }
-        | ProviderKind::Builtin => Ok(None),
+        #[cfg(feature = "sql")]
+        ProviderKind::Builtin => Ok(None),
+        ProviderKind::File | ProviderKind::Static { .. } | ProviderKind::Lua { .. } => Ok(None),
     }
 }
 
@@ -234,6 +255,7 @@ impl Answering {
         match found {
             FoundKey::Unknown => KeyAnswer::Unknown,
             FoundKey::Denied(message) => KeyAnswer::Denied(message),
+            FoundKey::Facts(facts) => KeyAnswer::Known(Arc::from(facts)),
             FoundKey::Unclear(what) => {
                 self.tell_unclear(what);
                 let facts = KeyFacts::new(question.digest);
