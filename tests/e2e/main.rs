@@ -56,6 +56,7 @@ mod bypass;
 mod auth_redis;
 mod auth_database;
 mod auth_webhook;
+mod auth_services;
 mod stream_usage;
 mod metrics;
 mod logs;

@@ -35,7 +35,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (plan.server.tls.is_some(), "server.tls: TLS towards clients"),
         (plan.log.request.is_some(), "logging.request: the request log"),
         (asks(plan, |p| matches!(p.kind, ProviderKind::Lua { .. })), "auth: keys of a script"),
-        (asks(plan, |p| p.kind == ProviderKind::Builtin), "auth: keys of the embedded store"),
         (asks(plan, |p| p.script.is_some()), "auth: scripts of providers"),
         (has_key(plan, |key| key.total_quota > 0), "api_keys: total_quota, the quotas of keys"),
         (is_shared(plan), "rate_limit.storage: redis: limits of several gateways together"),
