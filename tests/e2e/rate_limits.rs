@@ -153,7 +153,8 @@ fn slots_are_held_to_the_last_byte_and_freed_by_every_end() {
     await_free("a whole stream has left");
     // Refusals hold nothing: a request without a model that is known, one that breaks.
     for _ in 0..5 {
-        assert_eq!(proxy.connect().post(CHATS, &key("a"), "{").status(), 400);
+        let two_models = r#"{"model":"m","model":"n"}"#;
+        assert_eq!(proxy.connect().post(CHATS, &key("a"), two_models).status(), 400);
         proxy.connect().post(CHATS, &(key("a") + "x-mock-die-after: 0\r\n"), CHAT);
     }
     await_free("what was refused or broke holds nothing");
