@@ -11,6 +11,7 @@ pub mod shelf;
 pub mod upstreams;
 pub mod view;
 pub mod rules;
+pub mod quota_clock;
 pub mod takings;
 mod rate_fields;
 pub mod pass;

@@ -157,6 +157,7 @@ pub fn open(pass: &Pass, request: &Request, story: &mut Story) -> bool {
 /// An answer goes on, so many bytes of it went to the client: should we be killed, this is what
 /// its record will say.
 pub fn note(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, sent: u64) {
+    pass.takings().into_iter().for_each(|held| held.debit(recorded(request, tap, story)));
     // A request that never reached a backend is not billed.
     let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return };
     let times = Times::of(request, tap, tap.last_byte());
@@ -175,6 +176,7 @@ pub fn complete(pass: &Pass, told: (&Request, &Tap), story: &mut Story, sent: u6
 pub fn close(pass: &Pass, (request, tap): (&Request, &Tap), story: &mut Story, sent: u64) {
     let times = Times::of(request, tap, tap.last_byte());
     story.is_closed = true;
+    pass.takings().into_iter().for_each(|held| held.debit(recorded(request, tap, story)));
     keep(pass, (request, tap, story), times, sent);
     panic_point::pass("closing");
 }
@@ -199,6 +201,7 @@ pub fn settle(mut pass: Pass, (request, tap): (&Request, &Tap), story: &mut Stor
         keep(pass, (request, tap, story), times, sent);
     }
     if takings.is_any() {
+        takings.debit(recorded(request, tap, story));
         takings.settle(Instant::now(), spent(request, tap, story));
     }
     panic_point::pass("counting");
@@ -361,6 +364,18 @@ fn hear_inside(backend: &Member, tap: &Tap, story: &Story, is_broken: bool) {
             repute::hear_body(backend, form);
         }
         _ => {}
+    }
+}
+
+/// Tokens that a request is debited with: those that its record tells, or else those that were
+/// seen.
+fn recorded(request: &Request, tap: &Tap, story: &Story) -> u64 {
+    match tap.usage() {
+        Some(usage) => usage.prompt_tokens.saturating_add(usage.completion_tokens),
+        None if tap.events.is_some() && is_metered(request, tap, story) => {
+            tap.body_usage.facts().content_events()
+        }
+        None => 0,
     }
 }
 

@@ -3,9 +3,10 @@
 
 use super::rules::{Buckets, LimitKind, Scope};
 use crate::state::counters::bucket::{give_back, Bucket, Drawn, Wait};
+use crate::state::counters::quota::QuotaTerms;
 use crate::state::counters::shared::Counters;
 use crate::state::counters::table::EntryPlace;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +28,19 @@ pub struct Takings(Option<Box<Held>>);
 struct Held {
     counters: Option<Arc<Counters>>,
     shares: Vec<Share>,
+    quota: Option<QuotaShare>,
+}
+
+/// What it holds of its key's quota.
+#[derive(Debug)]
+struct QuotaShare {
+    place: EntryPlace,
+    terms: QuotaTerms,
+    /// What its prompt is taken to be.
+    prompt: u64,
+    /// Reserved still, and debited so far.
+    reserved: Cell<u64>,
+    debited: Cell<u64>,
 }
 
 /// What it holds of one scope.
@@ -99,7 +113,7 @@ impl Takings {
         wanted: &[(LimitKind, u64)],
         with_slot: bool,
     ) -> Result<(), Limited> {
-        let Some(Held { counters: Some(counters), shares }) = self.0.as_deref_mut() else {
+        let Some(Held { counters: Some(counters), shares, .. }) = self.0.as_deref_mut() else {
             return Ok(());
         };
         let now = counters.at(now);
@@ -118,7 +132,9 @@ impl Takings {
     /// Gives everything back, as if the request had never been here. How the limits stand is known
     /// still.
     fn undo(&mut self) {
-        let Some(Held { counters: Some(counters), shares }) = self.0.as_deref_mut() else { return };
+        let Some(Held { counters: Some(counters), shares, .. }) = self.0.as_deref_mut() else {
+            return;
+        };
         for share in shares {
             for (which, taken) in share.taken.iter_mut().enumerate() {
                 let taken = taken.take().zip(counters.bucket(share.place, which));
@@ -126,17 +142,87 @@ impl Takings {
             }
             share.leave(counters);
         }
+        self.free_quota();
+    }
+
+    /// What is reserved of a quota, and was not used, is free.
+    fn free_quota(&mut self) {
+        let Some(Held { counters: Some(counters), quota, .. }) = self.0.as_deref_mut() else {
+            return;
+        };
+        let Some(share) = quota.take() else { return };
+        if let Some(quota) = counters.quota(share.place) {
+            quota.release(share.reserved.get());
+        }
+    }
+
+    /// Reserves tokens of the quota in a place, of which so many are for the prompt. False: there
+    /// are not so many left, and nothing is held any more.
+    pub fn reserve_quota(
+        &mut self,
+        place: EntryPlace,
+        terms: QuotaTerms,
+        (prompt, tokens): (u64, u64),
+    ) -> bool {
+        let Some(Held { counters: Some(counters), quota, .. }) = self.0.as_deref_mut() else {
+            return false;
+        };
+        let tokens = tokens.clamp(1, terms.total);
+        let is_in = counters.quota(place).is_some_and(|quota| {
+            quota.meet(terms);
+            quota.reserve(terms, tokens)
+        });
+        match is_in {
+            true => {
+                let (reserved, debited) = (Cell::new(tokens), Cell::new(0));
+                *quota = Some(QuotaShare { place, terms, prompt, reserved, debited });
+            }
+            false => self.undo(),
+        }
+        is_in
+    }
+
+    /// The request has used so many tokens of its quota by now, as its record says.
+    pub fn debit(&self, tokens: u64) {
+        let Some(Held { counters: Some(counters), quota: Some(share), .. }) = self.0.as_deref()
+        else {
+            return;
+        };
+        let Some(quota) = counters.quota(share.place) else { return };
+        let before = share.debited.replace(tokens);
+        let (more, less) = (tokens.saturating_sub(before), before.saturating_sub(tokens));
+        if more > 0 || less > 0 {
+            quota.debit(share.terms, more, less);
+        }
+        let free = more.min(share.reserved.get());
+        quota.release(free);
+        share.reserved.set(share.reserved.get() - free);
+    }
+
+    /// Its model has said so much: what was not reserved for that is taken now.
+    pub fn see(&self, events: u64) {
+        let Some(Held { counters: Some(counters), quota: Some(share), .. }) = self.0.as_deref()
+        else {
+            return;
+        };
+        let seen = share.prompt.saturating_add(events);
+        let held = share.reserved.get().saturating_add(share.debited.get());
+        if seen > held {
+            counters.quota(share.place).into_iter().for_each(|quota| quota.extend(seen - held));
+            share.reserved.set(share.reserved.get() + (seen - held));
+        }
     }
 
     /// The client has the last byte of its answer: its place is free.
     pub fn leave(&mut self) {
-        if let Some(Held { counters: Some(counters), shares }) = self.0.as_deref_mut() {
+        if let Some(Held { counters: Some(counters), shares, .. }) = self.0.as_deref_mut() {
             shares.iter_mut().for_each(|share| share.leave(counters));
         }
     }
 
     /// The request is over, and has used so many tokens.
     pub fn settle(&mut self, now: Instant, tokens: u64) {
+        self.free_quota();
         let Some(mut held) = self.0.take() else { return };
         if let Some(counters) = held.counters.take() {
             let now = counters.at(now);
@@ -167,7 +253,7 @@ impl Takings {
 
     /// How the tightest limits stand: that of requests, and that of tokens.
     pub fn levels(&self, now: Instant) -> [Option<Level>; 2] {
-        let Some(Held { counters: Some(counters), shares }) = self.0.as_deref() else {
+        let Some(Held { counters: Some(counters), shares, .. }) = self.0.as_deref() else {
             return [None; 2];
         };
         let now = counters.at(now);

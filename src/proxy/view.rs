@@ -7,6 +7,7 @@ use super::admit::credential::KeyFields;
 use super::admit::gate::Gate;
 use super::admit::identity::IdentityFields;
 use super::queue::LocalQueue;
+use super::quota_clock::QuotaClock;
 use super::route::affinity::{Hints, Sessions};
 use super::route::strategy::Balancer;
 use super::route::tiers::{self, Tier};
@@ -31,7 +32,8 @@ use std::sync::Arc;
 /// Beyond: all count as full.
 const LOST_RACES_MAX: usize = 16;
 
-const NO_COUNTERS: Refusal = Refusal::new(
+/// Said where a limit or a quota cannot be counted.
+pub const NO_COUNTERS: Refusal = Refusal::new(
     503,
     "limits_unavailable",
     "Requests cannot be counted, and nobody is served beyond the limits.",
@@ -65,6 +67,8 @@ pub struct WorkerView {
     /// Models with a label of their own.
     models: HashMap<String, u32>,
     credential_fields: Vec<String>,
+    /// Which periods of quotas are running.
+    pub quotas: QuotaClock,
     /// The limits that requests are held to, if there are any.
     pub rules: Option<Rules>,
 }
@@ -175,6 +179,7 @@ impl WorkerView {
             credential_fields: credential_fields(gate.as_ref(), plan.server.forward_credentials),
             gate,
             usual_fields: KeyFields::new(&USUAL_FIELDS.map(str::to_owned)),
+            quotas: QuotaClock::of(plan.auth.as_ref()),
             rules: Rules::of(&plan),
             plan,
             shared,

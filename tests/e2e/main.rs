@@ -79,6 +79,7 @@ mod cli;
 mod clients;
 mod limits;
 mod rate_limits;
+mod quota;
 mod budget;
 mod listening;
 mod machine;

@@ -59,12 +59,17 @@ pub fn keys<'a>(root: &mut Section<'a>, stores: &Stores<'a>) -> Keys {
     Keys { auth, api_keys }
 }
 
+/// The zone of quotas unless the file says otherwise.
+const UTC: &str = "UTC";
+
 fn implied() -> Auth {
     Auth {
         mode: AuthMode::FirstMatch,
         header_names: HEADER_NAMES.iter().map(|n| (*n).to_owned()).collect(),
         skip_paths: Vec::new(),
         status_codes: Vec::new(),
+        quota_timezone: UTC.into(),
+        quota_reserve: true,
         pipeline: vec![file_provider()],
         forward_identity: None,
     }
@@ -119,6 +124,8 @@ fn read(s: &mut Section, stores: &Stores, defaults: KeyDefaults) -> Auth {
         header_names: names.unwrap_or_else(|| implied().header_names),
         skip_paths: s.list("skip_paths", skip_path).unwrap_or_default(),
         status_codes: status_codes(s),
+        quota_timezone: s.parsed("quota_timezone", zone).unwrap_or_else(|| UTC.into()),
+        quota_reserve: s.choice("quota_reserve", &[("estimate", true), ("none", false)], true),
         pipeline,
         forward_identity: s.when_present("forward_identity", forward_identity),
     };
@@ -138,6 +145,14 @@ fn forward_identity(s: &mut Section) -> ForwardIdentity {
         user_id: field("user_id", "X-LLMProxy-User"),
         key_name: field("key_name", "X-LLMProxy-Key-Name"),
         key_id: field("key_id", "X-LLMProxy-Key-Id"),
+    }
+}
+
+/// The name of a zone that this machine knows: `Europe/Berlin`.
+fn zone(text: &str) -> Result<String, String> {
+    match jiff::tz::TimeZone::get(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{} is no time zone of this machine", value::quoted(text))),
     }
 }
 

@@ -2,21 +2,11 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{ApiKey, LimitStorage, Plan, Provider, ProviderKind};
+use crate::config::plan::{LimitStorage, Plan, Provider, ProviderKind};
 
 /// Whether a provider that is asked about keys is such a one.
 fn asks(plan: &Plan, is_such: impl Fn(&Provider) -> bool) -> bool {
     plan.auth.iter().flat_map(|auth| &auth.pipeline).any(is_such)
-}
-
-/// Whether a key that counts is such a one.
-fn has_key(plan: &Plan, is_such: impl Fn(&ApiKey) -> bool) -> bool {
-    let own = |provider: &Provider| match &provider.kind {
-        ProviderKind::File => plan.api_keys.iter().any(&is_such),
-        ProviderKind::Static { list } => list.keys.iter().any(&is_such),
-        _ => false,
-    };
-    asks(plan, own)
 }
 
 /// Whether limits are to be counted on a server.
@@ -36,7 +26,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         (plan.log.request.is_some(), "logging.request: the request log"),
         (asks(plan, |p| matches!(p.kind, ProviderKind::Lua { .. })), "auth: keys of a script"),
         (asks(plan, |p| p.script.is_some()), "auth: scripts of providers"),
-        (has_key(plan, |key| key.total_quota > 0), "api_keys: total_quota, the quotas of keys"),
         (is_shared(plan), "rate_limit.storage: redis: limits of several gateways together"),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),

@@ -20,6 +20,11 @@ pub struct Auth {
     /// Status and message by state of a key, where they are not the usual ones.
     #[serde(serialize_with = "print::status_codes")]
     pub status_codes: Vec<(KeyState, StatusCode)>,
+    /// The zone whose calendar the periods of quotas follow.
+    pub quota_timezone: String,
+    /// What a request may cost is taken from its key's quota before it goes to an engine.
+    #[serde(serialize_with = "print::quota_reserve")]
+    pub quota_reserve: bool,
     /// Who is asked about a key, in this order.
     pub pipeline: Vec<Provider>,
     /// Fields that tell engines whose a request is; `None`: they are not told.
@@ -282,7 +287,7 @@ pub struct ApiKey {
     pub rate_limit: Limits,
 }
 
-/// When a quota starts again. Calendar periods in UTC.
+/// When a quota starts again, by the calendar of `auth.quota_timezone`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResetPeriod {

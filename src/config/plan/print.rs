@@ -87,6 +87,11 @@ impl<'a, T> Enabled<'a, T> {
     }
 }
 
+/// What is reserved of a quota.
+pub fn quota_reserve<S: Serializer>(reserves: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *reserves { "estimate" } else { "none" })
+}
+
 /// A list of pairs as a mapping, in its order.
 pub struct Pairs<'a, K, V>(pub &'a [(K, V)]);
 

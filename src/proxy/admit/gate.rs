@@ -208,6 +208,11 @@ impl Gate {
         }
     }
 
+    /// The answer for a key whose quota has too little left for a request.
+    pub fn refuse_quota(&self) -> Refusal {
+        self.refuse(Denial::Quota)
+    }
+
     /// The answer for a key that may not be used, as `auth.status_codes` has it.
     fn refuse(&self, denial: Denial) -> Refusal {
         let mut refusal = usual(denial);

@@ -55,8 +55,8 @@ pub(super) async fn deliver(
     expect(tap, (request, response), got, request.dialect_at(&backend.plan.base_path));
     tell(story, response, client);
     request.release_body(client);
-    let mut relay =
-        Relay::new((&w.shelf.meters, client, &backend), inbound, outbound, tap, got.asked);
+    let known = (got.asked, pass.takings());
+    let mut relay = Relay::new((&w.shelf.meters, client, &backend), inbound, outbound, tap, known);
     if strips {
         relay.strip(request.wants_counts);
     }

@@ -14,6 +14,8 @@ use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
 use crate::rt::patrol::Alarm;
+use crate::state::counters::ids;
+use crate::state::counters::table::TablePart;
 use crate::state::lookup::{KeyAnswer, KeyQuestion};
 use crate::state::meters::CacheResult;
 use crate::usage::key_form;
@@ -153,8 +155,19 @@ fn circumstances(pass: &Pass, request: &Request, facts: &KeyFacts) -> Circumstan
         // A clock beyond the year 9999 ends all lives.
         now: now.unwrap_or(Timestamp::MAX),
         client: asks_for_address(facts).then(|| request.peer.parse().ok()).flatten(),
-        used_quota: facts.used_quota,
+        used_quota: used_quota(pass, request, facts),
     }
+}
+
+/// Tokens that the key has used in the running period, as they are counted here.
+fn used_quota(pass: &Pass, request: &Request, facts: &KeyFacts) -> u64 {
+    let now = pass.w.shelf.unix_ms(request.started);
+    let Some(terms) = pass.view.quotas.terms(facts, now) else { return facts.used_quota };
+    let used = pass.view.shared.counters.as_ref().and_then(|counters| {
+        let place = counters.seek(ids::of_key(&facts.digest), TablePart::Known)?;
+        Some(counters.quota(place)?.used(terms))
+    });
+    used.unwrap_or(terms.first)
 }
 
 /// Keeps what the record and the engine are to be told of whose the request is.

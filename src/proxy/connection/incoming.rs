@@ -16,6 +16,7 @@ use crate::http::head::{named, Version};
 use crate::keys::digest::KeyDigest;
 use crate::llm::dialect::Dialect;
 use crate::proxy::admit::body;
+use crate::proxy::admit::gate::Gate;
 use crate::proxy::admit::hop as hop_check;
 use crate::proxy::admit::path::{self, Purpose, Served};
 use crate::proxy::admit::rate::{self, Asker};
@@ -25,7 +26,7 @@ use crate::proxy::place;
 use crate::proxy::receive::{self, HeadLimits, Received, Request};
 use crate::proxy::shared::Shared;
 use crate::proxy::unpack::unpack;
-use crate::proxy::view::WorkerView;
+use crate::proxy::view::{WorkerView, NO_COUNTERS};
 use crate::state::counters::ids;
 use crate::state::counters::table::TablePart;
 use crate::state::hop;
@@ -140,10 +141,40 @@ async fn judge(
         None => Box::pin(facts::in_slices(pass, client, request)).await,
     };
     let max_tokens = read.map_err(|refusal| unless_gone(client, refusal))?;
-    let Some(LimitsInUse { rules, counters, takings, .. }) = pass.limits()? else { return Ok(()) };
+    Ok(hold_to_tokens(pass, request, max_tokens)?)
+}
+
+/// Counts the request for its model, and takes what it may cost.
+fn hold_to_tokens(
+    pass: &mut Pass,
+    request: &Request,
+    max_tokens: Option<u64>,
+) -> Result<(), Refusal> {
+    let view = Rc::clone(&pass.view);
+    let unix_ms = pass.w.shelf.unix_ms(request.started);
+    let Some(LimitsInUse { rules, counters, key, takings }) = pass.limits()? else {
+        return Ok(());
+    };
+    let now = Instant::now();
     let names = [request.model.as_str(), request.served_model()];
-    let tokens = rate::estimate(request.body_len, max_tokens);
-    Ok(rate::by_body(takings, (rules, counters), (names, tokens), Instant::now())?)
+    let (prompt, tokens) = (rate::estimate(request.body_len, None), max_tokens.unwrap_or(0));
+    let tokens = prompt.saturating_add(tokens);
+    rate::by_body(takings, (rules, counters), (names, tokens), now)?;
+    let Some((key, terms)) = key.and_then(|key| Some((key, view.quotas.terms(key, unix_ms)?)))
+    else {
+        return Ok(());
+    };
+    let id = ids::of_key(&key.digest);
+    let (place, is_own) = counters.find(id, TablePart::Known, counters.at(now));
+    if !is_own {
+        return Err(NO_COUNTERS);
+    }
+    takings.begin(counters);
+    let tokens = if view.quotas.reserves { tokens } else { 0 };
+    match takings.reserve_quota(place, terms, (prompt.min(tokens), tokens)) {
+        true => Ok(()),
+        false => Err(view.gate.as_ref().map_or(NO_COUNTERS, Gate::refuse_quota)),
+    }
 }
 
 /// Counts the request for all that is known of it by its head.

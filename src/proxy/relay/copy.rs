@@ -17,6 +17,7 @@ use crate::base::limits::BUFFER_BYTES;
 use crate::base::panic_point;
 use crate::http::write::OutFraming;
 use crate::proxy::client::Client;
+use crate::proxy::takings::Takings;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::rt::tls::Link;
@@ -46,6 +47,8 @@ pub struct Relay<'a> {
     pub tap: &'a mut Tap,
     /// The patrol's tick in which the request began to be handed to the engine.
     pub asked: u32,
+    /// What the request holds of a quota.
+    pub takings: Option<&'a Takings>,
     /// How long the stream is silent before its client gets a comment.
     keep_alive: Option<Duration>,
     /// Takes an event out that the client did not ask for. Boxed: few streams have one.
@@ -97,14 +100,25 @@ impl<'a> Relay<'a> {
         inbound: &'a mut Inbound,
         outbound: OutFraming,
         tap: &'a mut Tap,
-        asked: u32,
+        (asked, takings): (u32, Option<&'a Takings>),
     ) -> Relay<'a> {
         let state = State {
             chunked: outbound == OutFraming::Chunked,
             until_close: outbound == OutFraming::UntilClose,
             ..State::default()
         };
-        Relay { meters, client, backend, inbound, tap, asked, keep_alive: None, strip: None, state }
+        Relay {
+            meters,
+            client,
+            backend,
+            inbound,
+            tap,
+            asked,
+            takings,
+            keep_alive: None,
+            strip: None,
+            state,
+        }
     }
 
     /// What is there for our sake is taken out; `wants_counts`: the client asked for counts in each
@@ -384,6 +398,9 @@ impl<'a> Relay<'a> {
     fn tick(&mut self) {
         let whose = Some(self.backend.id());
         self.tap.tick(self.meters.borrow_mut().inter_token.entry(whose).or_default());
+        if let Some(takings) = self.takings {
+            takings.see(self.tap.body_usage.facts().content_events());
+        }
     }
 
     /// Looks at what is sent; takes the time of the first send of a read.

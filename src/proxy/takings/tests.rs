@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::plan::Limits;
+use crate::state::counters::quota::QuotaWindow;
 use crate::state::counters::table::TablePart;
 use std::time::Duration;
 
@@ -106,4 +107,34 @@ fn what_nobody_settles_is_given_back() {
     assert_eq!(table.left(&limits), [59, 60]);
     let later = table.1 + Duration::from_secs(1);
     assert_eq!(table.request(&limits).levels(later)[0].unwrap().left, 60);
+}
+
+/// Catches: tokens that are debited twice, a reservation that outlives its request, events that
+/// nobody reserved anything for.
+#[test]
+fn a_quota_is_debited_once_and_what_was_reserved_ends() {
+    let stage = Stage::new();
+    let terms = QuotaTerms { window: QuotaWindow::new(1, 5), total: 100, first: 10 };
+    let (place, _) = stage.0.find(9 << 90, TablePart::Known, stage.0.at(stage.1));
+    let quota = stage.0.quota(place).unwrap();
+    let now = || (quota.used(terms), quota.reserved());
+    let mut request = stage.request(&[]);
+    assert!(request.reserve_quota(place, terms, (5, 60)));
+    assert_eq!(now(), (10, 60));
+    assert!(!stage.request(&[]).reserve_quota(place, terms, (5, 31)));
+    request.see(40);
+    assert_eq!(now(), (10, 60), "it was reserved");
+    request.see(70);
+    assert_eq!(now(), (10, 75));
+    request.debit(20);
+    request.debit(20);
+    assert_eq!(now(), (30, 55));
+    request.debit(15);
+    assert_eq!(now(), (25, 55));
+    request.settle(stage.1, 15);
+    assert_eq!(now(), (25, 0));
+    let mut dropped = stage.request(&[]);
+    assert!(dropped.reserve_quota(place, terms, (5, 75)));
+    drop(dropped);
+    assert_eq!(now(), (25, 0));
 }
