@@ -2,7 +2,8 @@
 //! may. Which of all workers' requests is next is told by `state::queues`.
 
 use crate::base::limits::QUEUE_COUNTED_MAX;
-use crate::state::queues::{FairQueue, Queues, StartTag};
+use crate::state::member::MemberId;
+use crate::state::queues::{Claim, FairQueue, Queues, StartTag};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -26,7 +27,9 @@ type Place = (StartTag, u64);
 /// A request that waits, until it is dropped.
 pub struct Waiter {
     queue: Rc<LocalQueue>,
-    place: Place,
+    claim: Claim,
+    number: u64,
+    is_served: Cell<bool>,
 }
 
 /// How waiting ended.
@@ -48,43 +51,71 @@ impl LocalQueue {
         LocalQueue { shared, queues, worker, is_closed, waiting }
     }
 
-    /// What it shares with all others.
-    pub fn queues(&self) -> &Queues {
-        &self.queues
+    /// Whether anybody waits, at any worker, for a backend of this group: who comes now must not
+    /// come first.
+    pub fn is_waited(&self) -> bool {
+        self.queues.is_waited(&self.shared)
     }
 
-    /// Whether a request of any worker waits here: who comes now must not come first.
-    pub fn has_waiting(&self) -> bool {
-        self.queues.waiting() > 0 && self.shared.waiting() > 0
+    /// What a request of a key has here that is likely to cost so much.
+    pub fn claim(&self, key: u64, tokens: u32) -> Claim {
+        self.queues.claim(&self.shared, key, tokens)
     }
 
-    /// A request begins to wait, if no more than `max` do. Else it takes the place of the one that
-    /// would be the last of this worker's here, if it comes before that itself.
-    pub fn enter(self: &Rc<Self>, tag: StartTag, max: u32) -> Option<Waiter> {
+    /// The request with this claim does not wait after all.
+    pub fn take_back(&self, claim: &Claim) {
+        self.queues.take_back(claim);
+    }
+
+    /// A request begins to wait, if no more than `max` do. Else it takes the place of one that
+    /// comes later: the last of this worker's here, or of another's if it is the first of all.
+    pub fn enter(self: &Rc<Self>, claim: Claim, max: u32) -> Option<Waiter> {
         if !self.queues.enter(max) {
-            let mut waiting = self.waiting.borrow_mut();
-            let last = waiting.last_entry().filter(|last| last.key().0 > tag)?;
-            // Its place among those that may wait is ours now.
-            self.shared.count(false);
-            last.remove().into_iter().for_each(Waker::wake);
+            let is_later = |last: &Place| last.0 > claim.tag;
+            if self.waiting.borrow().keys().next_back().is_some_and(is_later) {
+                self.displace(1);
+            } else if self.shared.workers_before(claim.tag).0 > 0 || !self.shared.displace_another()
+            {
+                return None;
+            }
+            self.queues.enter_for_another();
         }
-        Some(self.join((tag, self.queues.next_number())))
+        Some(self.join(claim))
     }
 
-    fn join(self: &Rc<Self>, place: Place) -> Waiter {
-        self.shared.count(true);
-        self.waiting.borrow_mut().insert(place, None);
-        Waiter { queue: Rc::clone(self), place }
+    fn join(self: &Rc<Self>, claim: Claim) -> Waiter {
+        let number = self.queues.next_number();
+        self.waiting.borrow_mut().insert((claim.tag, number), None);
+        self.count();
+        Waiter { queue: Rc::clone(self), claim, number, is_served: Cell::new(false) }
+    }
+
+    fn count(&self) {
+        self.shared.set_waiting(self.worker, self.waiting.borrow().len());
+    }
+
+    /// So many of those that come last make room.
+    fn displace(&self, count: u32) {
+        for _ in 0..count {
+            let Some((_, waker)) = self.waiting.borrow_mut().pop_last() else { break };
+            self.queues.leave();
+            waker.into_iter().for_each(Waker::wake);
+        }
+        self.count();
     }
 
     /// How many of all that wait here are likely to come before this tag.
     pub fn ahead(&self, tag: StartTag) -> u32 {
         let waiting = self.waiting.borrow();
+        let all = self.shared.waiting() as usize;
         let ours = waiting.range(..(tag, 0)).take(QUEUE_COUNTED_MAX).count();
-        // Those of other workers are likely to be as ours are.
-        let (all, here) = (self.shared.waiting() as usize, waiting.len());
-        let likely = ours.saturating_mul(all).checked_div(here);
-        u32::try_from(likely.unwrap_or(all)).unwrap_or(u32::MAX)
+        // Those of other workers are likely to be as ours are; where none of ours waits, as their
+        // first ones.
+        let likely = ours.saturating_mul(all).checked_div(waiting.len()).unwrap_or_else(|| {
+            let (before, workers) = self.shared.workers_before(tag);
+            (before as usize).saturating_mul(all).checked_div(workers as usize).unwrap_or_default()
+        });
+        u32::try_from(likely).unwrap_or(u32::MAX)
     }
 
     /// Lets the first one look whether there is room: backends change in other ways than by
@@ -107,44 +138,63 @@ impl LocalQueue {
         if !self.is_closed.get() {
             let waiting = self.waiting.borrow();
             let first = waiting.first_key_value();
-            self.shared
-                .show(self.worker, first.and_then(|(at, waker)| Some((at.0, waker.as_ref()?))));
+            let first = first.and_then(|(at, waker)| Some((at.0, waker.as_ref()?)));
+            self.shared.show(self.worker, first);
         }
-        self.shared.call_first();
+        self.queues.pass_on(&self.shared);
     }
 }
 
 impl Waiter {
+    /// Its place in the order.
+    pub fn tag(&self) -> StartTag {
+        self.claim.tag
+    }
+
+    /// The queue that it waits in.
+    pub fn queue(&self) -> &Rc<LocalQueue> {
+        &self.queue
+    }
+
+    fn place(&self) -> Place {
+        (self.claim.tag, self.number)
+    }
+
     /// Takes what the request waits for, if it is its turn and that is there. `take` is asked only
-    /// then; nothing is awaited between its success and the end of the waiting.
+    /// then, and told which backends have room for somebody else alone; nothing is awaited between
+    /// its success and the end of the waiting.
     pub fn poll<T>(
         &self,
         cx: &mut Context<'_>,
-        take: impl FnOnce() -> Option<T>,
+        take: impl FnOnce(&[MemberId]) -> Option<T>,
     ) -> Poll<Called<T>> {
-        let LocalQueue { shared, waiting, worker, is_closed, .. } = &*self.queue;
+        let queue = &*self.queue;
+        if !queue.is_closed.get() {
+            queue.displace(queue.shared.take_displaced(queue.worker));
+        }
         {
-            let mut waiting = waiting.borrow_mut();
-            let Some(waker) = waiting.get_mut(&self.place) else {
+            let mut waiting = queue.waiting.borrow_mut();
+            let Some(waker) = waiting.get_mut(&self.place()) else {
                 return Poll::Ready(Called::Displaced);
             };
-            if is_closed.get() {
+            if queue.is_closed.get() {
                 return Poll::Ready(Called::Moved);
             }
             *waker = Some(cx.waker().clone());
-            if waiting.keys().next() != Some(&self.place) {
+            if waiting.keys().next() != Some(&self.place()) {
                 return Poll::Pending;
             }
         }
         // Before the look for room: what comes free from now on calls us.
-        shared.show(*worker, Some((self.place.0, cx.waker())));
-        if !shared.is_first(*worker) {
+        queue.shared.show(queue.worker, Some((self.claim.tag, cx.waker())));
+        if !queue.shared.is_first(queue.worker) {
             return Poll::Pending;
         }
-        match take() {
+        match take(&queue.queues.barred(&queue.shared, self.claim.tag)) {
             None => Poll::Pending,
             Some(taken) => {
-                self.queue.queues.give(self.place.0);
+                self.is_served.set(true);
+                queue.queues.give(self.claim.tag);
                 Poll::Ready(Called::Served(taken))
             }
         }
@@ -153,15 +203,18 @@ impl Waiter {
     /// Goes on in the queue of another view.
     pub fn move_to(&mut self, queue: &Rc<LocalQueue>) {
         if self.leave() {
-            *self = queue.join(self.place);
+            // What was promised stays so: by its tag it has been waiting since then.
+            let moved = queue.join(self.claim);
+            self.is_served.set(true);
+            *self = moved;
         }
     }
 
     /// False: it had no place any more.
     fn leave(&self) -> bool {
-        let was_there = self.queue.waiting.borrow_mut().remove(&self.place).is_some();
+        let was_there = self.queue.waiting.borrow_mut().remove(&self.place()).is_some();
         if was_there {
-            self.queue.shared.count(false);
+            self.queue.count();
         }
         was_there
     }
@@ -171,6 +224,9 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         if self.leave() {
             self.queue.queues.leave();
+        }
+        if !self.is_served.get() {
+            self.queue.queues.take_back(&self.claim);
         }
         self.queue.pass_on();
     }

@@ -137,7 +137,7 @@ impl View {
     /// It is the one in use from now on: whoever leaves a backend calls those who wait here.
     fn come_into_use(&self) {
         if let Some(queues) = &self.queues {
-            queues.set_current(self.waiting.clone().unwrap_or_default());
+            queues.set_current(self.waiting.as_deref().unwrap_or_default());
         }
     }
 

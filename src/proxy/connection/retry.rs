@@ -169,7 +169,8 @@ fn come_back(
     let (view, last) = (w.view(), trying.backend.id());
     trying.tries.begin_anew();
     facts::once_more(w, &view, client, request);
-    let next = pick(&view, request, &TriedMembers::only(last));
+    let group = view.shared.models.choose(request.served_model()).group;
+    let next = pick((&view, group), request, &TriedMembers::only(last));
     next.or_else(|why| match view.member(last) {
         Some(same) => view.enter(&request.unique_id, same).ok_or(Fault::BackendFull),
         None => Err(why.fault()),
@@ -345,7 +346,8 @@ fn other(
         return None;
     }
     facts::once_more(w, &view, client, request);
-    pick(&view, request, tried).ok()
+    let group = view.shared.models.choose(request.served_model()).group;
+    pick((&view, group), request, tried).ok()
 }
 
 fn named_by_rule(

@@ -26,6 +26,7 @@ use crate::proxy::upstream::pool::{InFlight, LocalMember};
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Stand;
 use crate::state::engine_cache::ExpectedPrefix;
+use crate::state::models::GroupId;
 use crate::usage::outbox::Outbox;
 use std::rc::Rc;
 
@@ -91,7 +92,7 @@ pub(super) fn start(
     let group = pass.view.shared.models.choose(request.served_model()).group;
     let picked = match is_waited(&pass.view, group) {
         true => Err(NotPicked::Full { retry_after_s: 1 }),
-        false => pick(&pass.view, request, &TriedMembers::default()),
+        false => pick((&pass.view, group), request, &TriedMembers::default()),
     };
     match picked {
         Ok(inflight) => opened(w, client, underway, inflight).map(First::Picked),
@@ -124,13 +125,12 @@ pub(super) fn opened(
     }
 }
 
-/// The next try, in flight at whoever gets it.
+/// The next try, in flight at whoever of the group gets it.
 pub(super) fn pick(
-    view: &WorkerView,
+    (view, group): (&WorkerView, GroupId),
     request: &Request,
     tried: &TriedMembers,
 ) -> Result<InFlight, NotPicked> {
-    let group = view.shared.models.choose(request.served_model()).group;
     view.pick((group, &request.unique_id), tried)
 }
 

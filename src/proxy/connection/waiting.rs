@@ -20,11 +20,13 @@ use crate::proxy::upstream::pool::{InFlight, LocalMember};
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Alarm;
 use crate::state::board::View;
+use crate::state::member::{Member, MemberId};
 use crate::state::meters::QueueEnd;
 use crate::state::models::GroupId;
 use crate::state::queues::StartTag;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why a request has no answer of an engine.
@@ -41,7 +43,7 @@ const ANSWER_TOKENS: usize = 256;
 
 /// Whether a request of this group must wait because others do.
 pub(super) fn is_waited(view: &WorkerView, group: GroupId) -> bool {
-    view.queue(group).is_some_and(|queue| queue.has_waiting())
+    view.queue(group).is_some_and(|queue| queue.is_waited())
 }
 
 /// A request begins to wait. The error: it is refused, because it may not wait, or would wait in
@@ -60,16 +62,17 @@ pub(super) fn enter(
     };
     let request = &underway.notes.request;
     let (key, tokens) = (whose(underway.pass, client, request), tokens(client, request));
-    let tag = queue.queues().tag(key, tokens);
-    let wait = likely_wait((queue, tag), &view.shared, group);
-    if wait.is_some_and(|wait| wait > plan.timeout) {
-        w.shelf.meters.borrow_mut().queued.count(QueueEnd::Hopeless, None);
-        return Err(full(wait));
-    }
-    queue.enter(tag, plan.max_waiting).ok_or_else(|| {
-        w.shelf.meters.borrow_mut().queued.count(QueueEnd::NoRoom, None);
+    let claim = queue.claim(key, tokens);
+    let wait = likely_wait((queue, claim.tag), &view.shared, group);
+    let refuse = |end| {
+        queue.take_back(&claim);
+        w.shelf.meters.borrow_mut().queued.count(end, None);
         full(wait)
-    })
+    };
+    if wait.is_some_and(|wait| wait > plan.timeout) {
+        return Err(refuse(QueueEnd::Hopeless));
+    }
+    queue.enter(claim, plan.max_waiting).ok_or_else(|| refuse(QueueEnd::NoRoom))
 }
 
 /// Waits; then the request is in flight at whoever has room, and its record is open.
@@ -85,7 +88,7 @@ pub(super) async fn wait(
     client.post.arm(queue.map_or(Duration::ZERO, |queue| queue.timeout));
     let taken = loop {
         let request = &underway.notes.request;
-        let take = || take(w, client, request);
+        let take = |barred: &[MemberId]| take(w, client, (request, barred));
         let called = Box::pin(poll_fn(|cx| waiter.poll(cx, take)));
         match client.post.attended(called).await {
             Ok(Called::Served(taken)) => break taken,
@@ -95,58 +98,78 @@ pub(super) async fn wait(
                 match view.queue(group) {
                     Some(queue) => waiter.move_to(queue),
                     // A reload has ended the waiting.
-                    None => break pick(&view, request, &TriedMembers::default()),
+                    None => break pick((&view, group), request, &TriedMembers::default()),
                 }
             }
             Ok(Called::Displaced) => {
                 ended(QueueEnd::Displaced);
-                return Err(Unserved::Refused(full(None)));
+                return Err(in_vain(request, &w.view(), &waiter));
             }
             Err(Alarm::Expired) => {
                 ended(QueueEnd::TimedOut);
-                return Err(Unserved::Refused(full(None)));
+                return Err(in_vain(request, &w.view(), &waiter));
             }
             Err(Alarm::Gone) => {
                 ended(QueueEnd::Left);
                 return Err(Unserved::Failed(Fault::ClientLeft));
             }
-            Err(Alarm::Ended) => return Err(Unserved::Failed(Fault::ShuttingDown)),
+            Err(Alarm::Ended) => {
+                ended(QueueEnd::Left);
+                return Err(Unserved::Failed(Fault::ShuttingDown));
+            }
             Err(Alarm::CalledOff) => {}
         }
     };
     // The next one is called while this one is on its way.
     drop(waiter);
     panic_point::pass("queueing");
+    ended(if taken.is_ok() { QueueEnd::Served } else { QueueEnd::NoRoom });
     let inflight = taken.map_err(|why| Unserved::Refused(refusal(why)))?;
-    ended(QueueEnd::Served);
     opened(w, client, underway, inflight).map_err(Unserved::Refused)
 }
 
-/// Room at a backend, by the view of now; `None`: there is none yet.
-fn take(w: &Shared, client: &Client, request: &Request) -> Option<Result<InFlight, NotPicked>> {
+/// What a client hears that has waited for nothing: how long it would wait if it came now.
+fn in_vain(request: &Request, view: &WorkerView, waiter: &Waiter) -> Unserved {
+    let group = view.shared.models.choose(request.served_model()).group;
+    Unserved::Refused(full(likely_wait((waiter.queue(), waiter.tag()), &view.shared, group)))
+}
+
+/// Room at a backend that is not barred, by the view of now; `None`: there is none yet.
+fn take(
+    w: &Shared,
+    client: &Client,
+    (request, barred): (&Request, &[MemberId]),
+) -> Option<Result<InFlight, NotPicked>> {
     let view = w.view();
     let group = view.shared.models.choose(request.served_model()).group;
     // Looked for first: most calls find that another one was quicker.
+    let is_of_use = |member: &Arc<Member>| !member.is_full() && !barred.contains(&member.id());
     let mut members = view.shared.group(group).peekable();
-    if members.peek().is_some() && members.all(|member| member.is_full()) {
+    if members.peek().is_some() && !members.any(is_of_use) {
         return None;
     }
     facts::once_more(w, &view, client, request);
-    match pick(&view, request, &TriedMembers::default()) {
+    let mut others = TriedMembers::default();
+    barred.iter().for_each(|barred| others.add(*barred));
+    match pick((&view, group), request, &others) {
         Err(NotPicked::Full { .. }) => None,
         picked => Some(picked),
     }
 }
 
-/// Who a request is of, for its share of the queue: its key, or, where nobody checks keys, the one
-/// that it shows, or else its client.
+/// Who a request is of, for its share of the queue: its key. Without one: where keys are checked,
+/// its client, since it could show any; where nobody checks them, the one that it shows, or else
+/// its client.
 fn whose(pass: &Pass, client: &Client, request: &Request) -> u64 {
     if let Some(key) = pass.identity() {
         return key.digest.label();
     }
-    let shown = pass.view.usual_fields.find(&request.head.fields, client.bytes());
-    let shown = shown.ok().flatten().unwrap_or(request.peer.as_bytes());
-    fnv::hash(shown.iter().copied())
+    let peer = request.peer.as_bytes();
+    let shown = match pass.view.plan.auth {
+        Some(_) => None,
+        None => pass.view.usual_fields.find(&request.head.fields, client.bytes()).ok().flatten(),
+    };
+    fnv::hash(shown.unwrap_or(peer).iter().copied())
 }
 
 /// What a request is likely to cost.
@@ -162,11 +185,13 @@ fn likely_wait(
     view: &View,
     group: GroupId,
 ) -> Option<Duration> {
-    let rate = |max: u32, stay: Duration| f64::from(max) / stay.as_secs_f64();
-    let members = view.group(group).filter(|member| member.is_healthy());
-    let known = members.filter(|member| !member.stay().is_zero());
-    let per_second: f64 = known.map(|m| rate(m.plan.max_concurrent, m.stay())).sum();
-    let seconds = (f64::from(queue.ahead(tag)) + 1.0) / per_second;
+    let places = |member: &Arc<Member>| f64::from(member.plan.max_concurrent);
+    let members = || view.group(group).filter(|member| member.is_healthy());
+    let known = || members().filter(|member| !member.stay().is_zero());
+    let rate = known().map(|member| places(member) / member.stay().as_secs_f64()).sum::<f64>();
+    // Those of which nothing is known are likely to be as the others.
+    let all = rate * members().map(places).sum::<f64>() / known().map(places).sum::<f64>();
+    let seconds = (f64::from(queue.ahead(tag)) + 1.0) / all;
     Duration::try_from_secs_f64(seconds).ok()
 }
 

@@ -29,13 +29,13 @@ impl Scene {
     }
 
     fn enter(&self, worker: usize, key: u64) -> Option<Waiter> {
-        self.workers[worker].enter(self.queues.tag(key, 10), 6)
+        self.workers[worker].enter(self.workers[worker].claim(key, 10), 6)
     }
 
     fn poll(&self, waiter: &Waiter, calls: &Arc<Calls>) -> Poll<Called<()>> {
         let waker = Waker::from(Arc::clone(calls));
         let take = || self.room.replace(self.room.get().saturating_sub(1)) > 0;
-        waiter.poll(&mut Context::from_waker(&waker), || take().then_some(()))
+        waiter.poll(&mut Context::from_waker(&waker), |_| take().then_some(()))
     }
 }
 
@@ -114,13 +114,72 @@ fn who_waits_goes_on_in_the_next_view() {
     assert_eq!((scene.queues.waiting(), shared.waiting()), (0, 0));
 }
 
+/// Catches: a newcomer that is refused because another worker has all places, though it comes
+/// before everybody; one more that waits for good by that.
+#[test]
+fn who_comes_first_finds_a_place_whichever_worker_has_them() {
+    let scene = Scene::new(2);
+    let hog: Vec<_> = (0..6).map(|_| scene.enter(0, 1).unwrap()).collect();
+    let calls = calls();
+    hog.iter().for_each(|waiter| assert!(scene.poll(waiter, &calls).is_pending()));
+    assert!(scene.enter(1, 1).is_none(), "behind the first one of the other worker");
+    scene.queues.give(hog[0].tag());
+    let polite = scene.enter(1, 2).unwrap();
+    assert_eq!(scene.queues.waiting(), 7, "until the other worker has looked");
+    assert!(calls.0.load(Ordering::Relaxed) > 0, "it is called for that");
+    assert!(scene.poll(&hog[0], &calls).is_pending());
+    assert_eq!(scene.poll(&hog[5], &calls), Poll::Ready(Called::Displaced));
+    assert_eq!(scene.queues.waiting(), 6);
+    drop((hog, polite));
+    assert_eq!((scene.queues.waiting(), scene.workers[0].shared.waiting()), (0, 0));
+}
+
+/// Catches: a request that waits for a backend of which the room is another group's.
+#[test]
+fn who_is_next_hears_whose_room_it_may_not_take() {
+    let view = crate::state::board::Board::sample(2).view();
+    let [a, b] = [0, 1].map(|n: usize| view.members()[n].id());
+    let queues = Arc::new(Queues::default());
+    let [both, one] = [vec![a, b], vec![b]].map(|members| Arc::new(FairQueue::new(members, 1)));
+    queues.set_current(&[Arc::clone(&both), Arc::clone(&one)]);
+    let local = |shared| Rc::new(LocalQueue::new(shared, &queues, 0));
+    let (both, one) = (local(&both), local(&one));
+    let first = one.enter(one.claim(1, 10), 6).unwrap();
+    queues.give(queues.claim(&one.shared, 2, 10).tag);
+    let poll = |waiter: &Waiter| {
+        let mut barred = None;
+        let polled = waiter.poll(&mut Context::from_waker(Waker::noop()), |members| {
+            barred = Some(members.to_vec());
+            None::<()>
+        });
+        assert!(polled.is_pending());
+        barred.unwrap()
+    };
+    assert!(poll(&first).is_empty());
+    assert!(both.is_waited());
+    queues.give(StartTag::default());
+    let second = both.enter(both.claim(1, 10), 6).unwrap();
+    let third = both.enter(both.claim(1, 10), 6).unwrap();
+    assert!(poll(&second).is_empty(), "it came with the same tag");
+    drop(second);
+    assert_eq!(poll(&third), [b]);
+    drop(first);
+    assert!(poll(&third).is_empty());
+}
+
 /// Catches: a newcomer who is told of a wait that has nothing to do with who waits before it.
 #[test]
 fn those_ahead_are_counted_over_all_workers() {
-    let scene = Scene::new(2);
+    let scene = Scene::new(3);
     let waiting = [(0, 1), (0, 1), (1, 2), (1, 2)];
-    let _waiting = waiting.map(|(worker, key)| scene.enter(worker, key).unwrap());
-    let ahead = |tag| scene.workers[0].ahead(tag);
-    assert_eq!(ahead(scene.queues.tag(3, 1)), 0);
-    assert_eq!(ahead(scene.queues.tag(1, 1)), 4, "two of ours, and as many of the other's");
+    let waiting = waiting.map(|(worker, key)| scene.enter(worker, key).unwrap());
+    let calls = calls();
+    waiting.iter().for_each(|waiter| assert!(scene.poll(waiter, &calls).is_pending()));
+    let ahead = |worker: usize, key| {
+        let queue = &scene.workers[worker];
+        queue.ahead(queue.claim(key, 1).tag)
+    };
+    assert_eq!((ahead(0, 3), ahead(2, 4)), (0, 0));
+    assert_eq!(ahead(0, 1), 4, "two of ours, and as many of the other's");
+    assert_eq!(ahead(2, 1), 4, "none of ours");
 }

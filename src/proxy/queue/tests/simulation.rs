@@ -47,9 +47,9 @@ fn times(rates: Rates, team: u64, is_fair: bool) -> Vec<u64> {
             (Some((at, _)), end) if end.is_none_or(|end| *at < end) => {
                 let (at, of) = (*at, arrivals.next().unwrap().1);
                 // Without fairness all are one key.
-                let tag = queues.tag(if is_fair { of } else { 0 }, 300);
                 let worker = &workers[chance.below(WORKERS as u64) as usize];
-                waiting.push((at, of, worker.enter(tag, u32::MAX).unwrap()));
+                let claim = worker.claim(if is_fair { of } else { 0 }, 300);
+                waiting.push((at, of, worker.enter(claim, u32::MAX).unwrap()));
                 at
             }
             (_, Some(end)) => {
@@ -61,7 +61,7 @@ fn times(rates: Rates, team: u64, is_fair: bool) -> Vec<u64> {
         };
         // All look, as if all had been called: the order is not that of the calls.
         while let Some(place) = waiting.iter().position(|(_, _, waiter)| {
-            let take = || (room.get() > 0).then(|| room.set(room.get() - 1));
+            let take = |_: &[MemberId]| (room.get() > 0).then(|| room.set(room.get() - 1));
             waiter.poll(&mut Context::from_waker(Waker::noop()), take)
                 == Poll::Ready(Called::Served(()))
         }) {
