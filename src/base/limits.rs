@@ -525,6 +525,8 @@ pub const SCRIPT_MEMORY_MAX: u64 = 4 * 1024 * 1024;
 pub const SCRIPT_BYTES_MAX: u64 = 256 * 1024;
 /// Bytes of a message of a script to a client, or to the log. Beyond: cut.
 pub const SCRIPT_MESSAGE_BYTES_MAX: usize = 512;
+/// Codes that scripts may refuse with, all together. Beyond: `access_denied`.
+pub const SCRIPT_CODES_MAX: usize = 64;
 /// Lines that one run may log. Beyond: not logged.
 pub const SCRIPT_LOG_LINES_MAX: usize = 8;
 /// Entries of the metadata that one run gives, at whatever depth. Beyond: its client is denied.
@@ -542,3 +544,8 @@ pub const ADMIN_FAILED_TRIES_MAX: u32 = 10;
 /// Addresses of which it is known that they showed wrong ones. Beyond: who showed the fewest is
 /// forgotten.
 pub const ADMIN_THROTTLED_MAX: usize = 1024;
+/// Addresses of one request that proxies before us tell and that are looked at, from the right.
+/// Beyond: the leftmost of these counts.
+pub const HOPS_MAX: usize = 32;
+/// Bytes of a header of the PROXY protocol. Beyond: the connection closes.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4096;

@@ -15,6 +15,8 @@ mod plain;
 pub mod target;
 pub mod path;
 pub mod framing;
+pub mod forwarded;
+pub mod proxy_protocol;
 pub mod hop;
 pub mod request;
 pub mod response;

@@ -74,7 +74,8 @@ pub struct ForwardResponse<'a> {
     pub request_id: &'a str,
     /// Of a reference that names a backend: its path here, without the slash at its start.
     pub at_ours: &'a dyn Fn(&[u8]) -> Option<&[u8]>,
-    /// Further fields, in place of any of the same name: visible ASCII.
+    /// Further fields, in place of any of the same name, but for `Vary`, of which there may be
+    /// many: visible ASCII. One of an empty value only takes the others out.
     pub fields: &'a [(&'a str, &'a str)],
 }
 
@@ -254,8 +255,9 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &Forw
         _ => None,
     };
     let is_ours = |field: &Field| {
-        let named =
-            |(name, _): &(&str, &str)| field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes());
+        let named = |(name, _): &(&str, &str)| {
+            *name != "Vary" && field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes())
+        };
         how.fields.iter().any(named)
     };
     let is_kept =
@@ -266,7 +268,7 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], how: &Forw
         line_of(out, b": /", path);
     }
     line_of(out, b"x-request-id: ", how.request_id.as_bytes());
-    for (name, value) in how.fields {
+    for (name, value) in how.fields.iter().filter(|(_, value)| !value.is_empty()) {
         line(out, name.as_bytes(), value.as_bytes());
     }
     let close = how.close || how.framing == OutFraming::UntilClose;
@@ -297,6 +299,7 @@ pub fn own_stream(
     out: &mut Vec<u8>,
     (client, close): (Version, bool),
     request_id: &str,
+    fields: &[(&'static str, String)],
 ) -> OutFraming {
     let framing = match client {
         Version::Http10 => OutFraming::UntilClose,
@@ -305,6 +308,9 @@ pub fn own_stream(
     status_line(out, 200, reason::phrase(200).as_bytes());
     line(out, b"Content-Type", b"text/event-stream");
     line(out, b"Cache-Control", b"no-cache");
+    for (name, value) in fields {
+        line(out, name.as_bytes(), value.as_bytes());
+    }
     line(out, b"x-request-id", request_id.as_bytes());
     finish(out, framing, client, close || framing == OutFraming::UntilClose);
     framing

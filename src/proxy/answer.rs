@@ -4,6 +4,7 @@
 use super::client::Client;
 use super::rate_fields::RateFields;
 use super::takings::Level;
+use super::whence::CorsField;
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
 use crate::http::head::Version;
@@ -23,6 +24,8 @@ pub struct Frame<'a> {
     pub head_only: bool,
     /// How the limits of its request stand, where it has any: those of requests, those of tokens.
     pub limits: [Option<Level>; 2],
+    /// For pages of other origins.
+    pub cors: Vec<CorsField<'a>>,
 }
 
 /// Sends an answer.
@@ -70,11 +73,12 @@ fn write_head(
     body_len: usize,
     fields: &[(&str, &str)],
 ) {
+    let fields = [&frame.cors, fields].concat();
     let own = OwnResponse {
         status,
         content_type,
         body_len: body_len as u64,
-        fields,
+        fields: &fields,
         client: frame.version,
         close: frame.close,
         request_id: frame.request_id,

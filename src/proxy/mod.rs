@@ -32,6 +32,7 @@ pub mod upstream;
 pub mod relay;
 pub mod location;
 pub mod told;
+mod whence;
 pub mod settle;
 pub mod sparing;
 mod drains;

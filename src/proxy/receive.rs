@@ -3,6 +3,7 @@
 
 use super::client::{no_memory, Client};
 use super::pace::Pace;
+use super::whence::Whence;
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
 use crate::base::limits::{BODY_BYTES_MAX, BUFFER_BYTES, HEAD_BYTES_MAX};
@@ -11,6 +12,7 @@ use crate::config::plan::Server;
 use crate::http::chunked::{ChunkDecoder, Piece};
 use crate::http::framing::Framing;
 use crate::http::head::Parse;
+use crate::http::proxy_protocol::{self, ProxyHeader};
 use crate::http::request::{Method, RequestHead};
 use crate::http::write;
 use crate::llm::dialect::Dialect;
@@ -66,8 +68,8 @@ pub struct Request {
     pub path_label: &'static str,
     /// The form of the answers that path and body ask for, at a backend without a base path.
     pub dialect: Dialect,
-    /// Where the client connected from.
-    pub peer: Box<str>,
+    /// Where it comes from. Boxed: a stream has little room.
+    pub from: Box<Whence>,
     /// Decoded bytes of the body.
     pub body_len: u64,
     /// Path without its query (a query may carry a key), in its plainest spelling.
@@ -116,10 +118,10 @@ impl Request {
         inbox.len().saturating_sub(self.head_len())
     }
 
-    /// An empty one, of a client at an address.
-    pub fn new(id: RequestId, peer: Box<str>) -> Request {
+    /// An empty one, of a client that is connected to us from somewhere.
+    pub fn new(id: RequestId, from: Box<Whence>) -> Request {
         Request {
-            peer,
+            from,
             body_len: 0,
             head: RequestHead::default(),
             head_len: 0,
@@ -144,6 +146,7 @@ impl Request {
 
     fn reset(&mut self) {
         self.head.reset();
+        self.from.reset();
         self.head_len = 0;
         self.wire_len = 0;
         self.path_label = "other";
@@ -289,6 +292,26 @@ impl HeadLimits {
             idle_timeout: server.idle_timeout,
             header_timeout: server.header_timeout,
             max_header_bytes: server.max_header_bytes,
+        }
+    }
+}
+
+/// Reads what a balancer says of a connection before its client says anything. False: it says what
+/// is no header of the PROXY protocol, or nothing for so long, or has left.
+pub async fn proxy_header(client: &mut Client, from: &mut Whence, time: Duration) -> bool {
+    client.post.arm(time);
+    loop {
+        match proxy_protocol::parse(client.bytes()) {
+            Ok(ProxyHeader::Whole { len, source }) => {
+                client.consume(len);
+                from.hear(source);
+                return true;
+            }
+            Ok(ProxyHeader::Partial) => {}
+            Err(_) => return false,
+        }
+        if !matches!(client.read_more(0).await, Ok(n) if n > 0) {
+            return false;
         }
     }
 }

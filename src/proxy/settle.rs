@@ -214,7 +214,7 @@ pub fn settle(mut pass: Pass, (request, tap): (&Request, &Tap), story: &mut Stor
     if let Some(access) = &w.access {
         let record = record_of(pass, (request, tap, story), times, sent).to_record();
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
-        access.offer(AccessLine { record, client: request.peer.clone(), said });
+        access.offer(AccessLine { record, client: request.from.client_text().into(), said });
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod affinity;
 
+use super::admit::cors::CorsRules;
 use super::admit::credential::KeyFields;
 use super::admit::gate::Gate;
 use super::admit::identity::IdentityFields;
@@ -17,6 +18,7 @@ use super::upstream::pool::{InFlight, LocalMember};
 use crate::base::id::RequestId;
 use crate::base::refusal::Refusal;
 use crate::config::plan::{KeyForm, LoadBalance, Plan};
+use crate::script::Vm;
 use crate::state::board::View;
 use crate::state::counters::shared::Counters;
 use crate::state::member::{Member, MemberId};
@@ -62,6 +64,10 @@ pub struct WorkerView {
     pub key_form: KeyForm,
     /// Who may come in; `None`: everybody.
     pub gate: Option<Gate>,
+    /// The scripts of the providers, compiled.
+    pub vm: Option<Rc<Vm>>,
+    /// Which pages of other origins may ask; `None`: nobody says.
+    pub cors: Option<CorsRules>,
     /// Where clients present keys when nobody checks them.
     pub usual_fields: KeyFields,
     /// Models with a label of their own.
@@ -178,6 +184,8 @@ impl WorkerView {
             models: shared.labelled_models().iter().cloned().zip(0..).collect(),
             credential_fields: credential_fields(gate.as_ref(), plan.server.forward_credentials),
             gate,
+            vm: compiled(&shared, worker),
+            cors: plan.server.cors.as_ref().map(CorsRules::of),
             usual_fields: KeyFields::new(&USUAL_FIELDS.map(str::to_owned)),
             quotas: QuotaClock::of(plan.auth.as_ref()),
             rules: Rules::of(&plan),
@@ -270,6 +278,20 @@ fn credential_fields(gate: Option<&Gate>, forward: bool) -> Vec<String> {
     let all: BTreeSet<String> =
         usual.chain(checked).chain(said).map(str::to_ascii_lowercase).collect();
     all.into_iter().collect()
+}
+
+/// The scripts of a view. They were compiled before they came here.
+fn compiled(view: &View, worker: usize) -> Option<Rc<Vm>> {
+    if view.scripts.is_empty() {
+        return None;
+    }
+    match Vm::new(&view.scripts) {
+        Ok(vm) => Some(Rc::new(vm)),
+        Err(error) => {
+            tracing::error!(worker, %error, "scripts cannot be used: their clients are denied");
+            None
+        }
+    }
 }
 
 /// Where backends stand in the order of their turns.

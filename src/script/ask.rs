@@ -68,8 +68,8 @@ pub enum Decided {
     Deny {
         /// Status of the answer, where the script named one from 400 to 599.
         status: Option<u16>,
-        /// `error.code` of the answer, where the script named one.
-        code: Option<String>,
+        /// `error.code` of the answer, where the script named one and there are not too many.
+        code: Option<&'static str>,
         /// For the client: one line, at most [`crate::base::limits::SCRIPT_MESSAGE_BYTES_MAX`].
         message: Option<String>,
     },

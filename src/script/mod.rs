@@ -17,6 +17,8 @@ pub use ask::{Decided, ScriptError, ScriptInput, ScriptText};
 #[cfg(feature = "lua")]
 mod budget;
 #[cfg(feature = "lua")]
+mod codes;
+#[cfg(feature = "lua")]
 mod convert;
 #[cfg(feature = "lua")]
 mod outcome;

@@ -1,7 +1,7 @@
 //! What a script returned becomes a decision. In doubt, no.
 
 use super::ask::Decided;
-use super::convert;
+use super::{codes, convert};
 use crate::base::limits::SCRIPT_MESSAGE_BYTES_MAX;
 use crate::base::line::is_unshown;
 use mlua::{Table, Value};
@@ -41,7 +41,7 @@ pub(super) fn of(returned: Value) -> Result<Decided, String> {
                     if code.is_empty() || code.len() > 64 || !code.chars().all(is_code) {
                         return Err("`code` is not of a-z, 0-9 and _, 64 at most".to_owned());
                     }
-                    Some(code)
+                    codes::kept(&code)
                 }
                 Value::Nil => None,
                 other => return Err(format!("`code` is a {}, not a text", other.type_name())),

@@ -62,6 +62,8 @@ mod metrics;
 mod logs;
 mod loops;
 mod script;
+mod address;
+mod cors;
 mod stop;
 mod reload;
 mod reload_command;

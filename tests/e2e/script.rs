@@ -1,7 +1,10 @@
 //! Scripts that decide about keys.
 
+use crate::harness::client::Response;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
+use crate::harness::{Backend, Config, Proxy};
+use crate::rig::{CHAT, CHATS};
 use serde_json::{json, Value};
 
 /// `llmproxy lua test` of this script, with this data: exit code, decision, standard error.
@@ -68,4 +71,86 @@ fn a_broken_script_keeps_a_configuration_from_starting() {
     }
     let checked = llmproxy(&["check", &config("{script: 'return true'}")]);
     assert!(!checked.stderr.contains("script"), "{checked:?}");
+}
+
+/// The gateway with this pipeline, keys of the file, and whatever else.
+fn scripted(pipeline: &str) -> (Proxy, Backend) {
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}";
+    let backend = Backend::answering(ok);
+    let config = Config::backend_at(backend.url())
+        .section("api_keys:\n  - {key: sk-good, user_id: u1}\n  - {key: sk-off, status: disabled}")
+        .section(format!("auth:\n  pipeline:\n{pipeline}"));
+    (config.start(), backend)
+}
+
+fn ask(proxy: &Proxy, key: &str, fields: &str) -> Response {
+    let mut conn = proxy.connect();
+    let fields = format!("Authorization: Bearer {key}\r\n{fields}");
+    conn.post(CHATS, &fields, CHAT)
+}
+
+/// Catches: a script that is not asked, or that lets in whom the usual checks keep out.
+#[test]
+fn a_script_decides_about_a_key_that_is_good() {
+    let (proxy, backend) = scripted(
+        "    - type: file\n      name: mine\n      lua_script: |\n        \
+         if data.status ~= \"active\" then return {allow = false, message = \"Key 已禁用\"} end\n        \
+         local team = request.headers['X-Team']\n        \
+         if team == 'slow' then while true do end end\n        \
+         if team == 'broken' then return nil + 1 end\n        \
+         if team == 'nothing' then return end\n        \
+         if team == 'paid' then return {allow = false, status_code = 402, code = 'no_money', \
+         message = 'Pay, ' .. key.user_id .. '.'} end\n        \
+         return {allow = team == 'red'}\n",
+    );
+    assert_eq!(ask(&proxy, "sk-good", "X-Team: red\r\n").status(), 200);
+    ask(&proxy, "sk-good", "X-Team: blue\r\n").assert_refused(403, "access_denied");
+    ask(&proxy, "sk-off", "X-Team: red\r\n").assert_refused(403, "key_disabled");
+    ask(&proxy, "sk-none", "X-Team: red\r\n").assert_refused(401, "invalid_api_key");
+    let paid = ask(&proxy, "sk-good", "X-Team: paid\r\n");
+    paid.assert_refused(402, "no_money");
+    assert_eq!(paid.json()["error"]["message"], "Pay, u1.");
+    for (team, reason) in [
+        ("slow", "longer than its timeout"),
+        ("broken", "attempt to perform arithmetic on a nil value"),
+        ("nothing", "returned nil"),
+    ] {
+        let got = ask(&proxy, "sk-good", &format!("X-Team: {team}\r\n"));
+        got.assert_refused(403, "access_denied");
+        assert!(!got.text().contains("nil") && !got.text().contains("timeout"), "{}", got.text());
+        let event = proxy.await_event(team, |event| event.to_string().contains(reason));
+        let event = event.to_string();
+        assert!(event.contains("mine") && !event.contains("sk-good"), "{event}");
+    }
+    assert_eq!(ask(&proxy, "sk-good", "X-Team: red\r\n").status(), 200, "others run after that");
+    assert_eq!(backend.requests().len(), 2);
+}
+
+/// Catches: a provider of a script alone that lets everybody in, or nobody.
+#[test]
+fn a_script_can_be_a_provider() {
+    let (proxy, _backend) = scripted(
+        "    - type: lua\n      lua: {script: \"return data.api_key == 'sk-anything' and \
+         api_key == data.api_key\"}\n",
+    );
+    assert_eq!(ask(&proxy, "sk-anything", "").status(), 200);
+    ask(&proxy, "sk-good", "").assert_refused(403, "access_denied");
+}
+
+/// Catches: a script of before a reload, one that does not compile and takes the good one away.
+#[test]
+fn a_reload_brings_the_new_script() {
+    let scratch = Scratch::new();
+    let file = scratch.write("auth.lua", "return true");
+    let (proxy, _backend) = scripted(&format!(
+        "    - type: file\n      script: {{path: {}}}\n",
+        file.to_string_lossy()
+    ));
+    assert_eq!(ask(&proxy, "sk-good", "").status(), 200);
+    scratch.write("auth.lua", "return return");
+    assert!(!proxy.reload());
+    assert_eq!(ask(&proxy, "sk-good", "").status(), 200);
+    scratch.write("auth.lua", "return false");
+    assert!(proxy.reload());
+    ask(&proxy, "sk-good", "").assert_refused(403, "access_denied");
 }

@@ -30,10 +30,11 @@ fn read(s: &mut Section) -> Server {
     let max_body_size = s
         .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
         .unwrap_or(base.max_body_size);
-    Server {
+    let server = Server {
         listen: listen(s).unwrap_or(base.listen),
         region: s.text("region").unwrap_or_default(),
         trusted_proxies: s.list("trusted_proxies", IpRange::parse).unwrap_or_default(),
+        proxy_protocol: s.boolean("proxy_protocol", base.proxy_protocol),
         pid_file: s.text("pid_file").filter(|path| !path.is_empty()).map(Into::into),
         watch_config: s.boolean("watch_config", base.watch_config),
         workers,
@@ -55,7 +56,11 @@ fn read(s: &mut Section) -> Server {
         paths: paths(s),
         cors: s.when_enabled("cors", cors),
         tls: s.when_enabled("tls", tls),
+    };
+    if server.proxy_protocol && server.trusted_proxies.is_empty() && !s.desk.has_errors() {
+        s.error("proxy_protocol", "is believed from trusted_proxies only: name them");
     }
+    server
 }
 
 /// The values of reliability: a head is small and soon there; long prompts take long to begin.
@@ -65,6 +70,7 @@ fn defaults() -> Server {
         listen: vec![(Ipv6Addr::UNSPECIFIED, 8000).into()],
         region: String::new(),
         trusted_proxies: Vec::new(),
+        proxy_protocol: false,
         pid_file: None,
         watch_config: false,
         workers,
@@ -262,9 +268,22 @@ fn warn_of_management(s: &mut Section, paths: &[String]) {
     }
 }
 
+/// An origin as browsers write it; one that is not would never be met.
+fn origin(text: &str) -> Result<String, String> {
+    let host = text.split_once("://").map(|(_, host)| host);
+    let is_whole = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
+    match is_whole || text == "*" || text == "null" {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "{} must be `*`, or an origin without a path, such as https://chat.example.com",
+            value::quoted(text)
+        )),
+    }
+}
+
 fn cors(s: &mut Section) -> Cors {
     let cors = Cors {
-        allowed_origins: super::texts(s, "allowed_origins", &[]),
+        allowed_origins: s.list("allowed_origins", origin).unwrap_or_default(),
         allowed_methods: super::texts(
             s,
             "allowed_methods",
@@ -279,6 +298,9 @@ fn cors(s: &mut Section) -> Cors {
         allow_credentials: s.boolean("allow_credentials", false),
         max_age: s.parsed("max_age", value::duration_or_zero).filter(|age| !age.is_zero()),
     };
+    if cors.allowed_origins.is_empty() && !s.desk.has_errors() {
+        s.warn("allowed_origins", "is empty: no page of another origin may ask");
+    }
     if cors.allow_credentials && cors.allowed_origins.iter().any(|o| o == "*") {
         s.error("allow_credentials", "cannot go together with the origin `*`: name the origins");
     }

@@ -66,6 +66,7 @@ impl Kept {
             watch_config: _,
             region: _,
             trusted_proxies: _,
+            proxy_protocol: _,
             max_header_bytes: _,
             max_body_size: _,
             header_timeout: _,

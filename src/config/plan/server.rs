@@ -19,6 +19,8 @@ pub struct Server {
     /// Peers whose `X-Forwarded-For` is believed. Empty = nobody's.
     #[serde(serialize_with = "print::texts")]
     pub trusted_proxies: Vec<IpRange>,
+    /// Connections from these begin with a header of the PROXY protocol, which says whose they are.
+    pub proxy_protocol: bool,
     /// Where the number of the process is written while it runs; `None` = nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,

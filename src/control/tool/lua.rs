@@ -81,11 +81,11 @@ fn decide(test: &LuaTest, vm: &Vm, data: &Value) -> Printout {
     Printout { stdout: format!("{answer}\n"), stderr, code }
 }
 
-fn denied(status: Option<u16>, code: Option<String>, message: Option<String>) -> Value {
+fn denied(status: Option<u16>, code: Option<&str>, message: Option<String>) -> Value {
     json!({
         "allow": false,
         "status": status.unwrap_or(403),
-        "code": code.as_deref().unwrap_or("access_denied"),
+        "code": code.unwrap_or("access_denied"),
         "message": message,
     })
 }

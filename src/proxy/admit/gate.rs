@@ -6,7 +6,9 @@ use super::identity::IdentityFields;
 use super::key_cache::KeyCache;
 use crate::base::limits::LOOKUP_KEY_BYTES_MAX;
 use crate::base::refusal::Refusal;
-use crate::config::plan::{self, AuthMode, KeyState, LookupCache, OnError, StatusCode};
+use crate::config::plan::{
+    self, AuthMode, KeyState, LookupCache, OnError, ProviderKind, StatusCode,
+};
 use crate::http::head::Field;
 use crate::keys::check::{self, Circumstances, Denial};
 use crate::keys::digest::KeyDigest;
@@ -42,6 +44,8 @@ struct Provider {
     /// How it is asked, when they are not, and what it said lately.
     asked: Option<Asked>,
     on_error: OnError,
+    /// It is a script alone.
+    is_script: bool,
 }
 
 /// A provider that is asked.
@@ -80,6 +84,7 @@ impl Gate {
                 Some(Asked::new(service.as_ref()?, plan.cache.clone()?, before))
             }),
             on_error: plan.on_error,
+            is_script: matches!(plan.kind, ProviderKind::Lua { .. }),
         };
         let fields = KeyFields::new(&auth.header_names);
         let no_key = said_without_key(&auth.header_names);
@@ -122,6 +127,11 @@ impl Gate {
         let could_be = key.len() <= LOOKUP_KEY_BYTES_MAX && key.iter().all(u8::is_ascii_graphic);
         let text = std::str::from_utf8(key).ok().filter(|_| could_be);
         text.ok_or_else(|| self.refuse(Denial::Unknown))
+    }
+
+    /// Whether the provider at this place is a script alone.
+    pub fn is_script(&self, place: usize) -> bool {
+        self.providers.get(place).is_some_and(|provider| provider.is_script)
     }
 
     /// The keys of the provider at this place; `None`: there is none, or it has to be asked.

@@ -5,6 +5,7 @@
 //! keys that the view brings, count. *Never:* waits, touches the upstream.
 
 pub mod body;
+pub mod cors;
 pub mod credential;
 pub mod gate;
 pub mod hop;

@@ -20,6 +20,8 @@ pub enum Purpose {
     Metrics,
     /// The models of all backends together, or one of them.
     Models,
+    /// What a browser asks before it sends a request for a page of another origin.
+    Preflight,
     /// For a backend.
     Forward,
 }

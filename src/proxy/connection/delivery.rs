@@ -219,6 +219,9 @@ fn client_head(
     let wanted = &view.plan.routing.response_headers;
     let told = told::fields(wanted, (request, backend, story.retries));
     let mut told: Vec<_> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    if let Some(cors) = &view.cors {
+        told.extend(cors.over_engine(request.from.origin()));
+    }
     let limits = pass.takings().map(|takings| RateFields::new(takings.levels(Instant::now())));
     let (limits, count) = limits.as_ref().map(RateFields::list).unwrap_or_default();
     let mut fields = limits.get(..count).unwrap_or_default();

@@ -25,6 +25,7 @@ use crate::proxy::settle::{self, Ending, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek;
+use crate::proxy::view::WorkerView;
 use crate::rt;
 use crate::rt::patrol::Pen;
 use crate::state::member::Member;
@@ -88,7 +89,7 @@ pub(super) async fn forward(
         Err(refusal) => return Err(refuse(w, client, underway, refusal).await),
     };
     let is_certain = is_certain(underway, &first);
-    let mut early = EarlyHead::new(client, &underway.notes.request);
+    let mut early = EarlyHead::new(&underway.pass.view, client, &underway.notes.request);
     let tried = {
         let mut trying = pin!(begin(w, client, underway, first));
         match is_certain {
@@ -170,11 +171,15 @@ struct Words {
     is_out: bool,
     /// What the kernel did not take yet.
     unsent: Vec<u8>,
+    /// For pages of other origins.
+    cors: Vec<(&'static str, String)>,
 }
 
 impl EarlyHead {
-    fn new(client: &Client, request: &Request) -> EarlyHead {
+    fn new(view: &WorkerView, client: &Client, request: &Request) -> EarlyHead {
+        let cors = view.cors.iter().flat_map(|cors| cors.fields(request.from.origin()));
         let words = Words {
+            cors: cors.map(|(name, value)| (name, value.to_owned())).collect(),
             version: request.head.version,
             closes: !request.head.keep_alive,
             id: *request.id(),
@@ -201,7 +206,7 @@ impl Words {
         if self.unsent.is_empty() {
             if !self.is_out {
                 let how = (self.version, self.closes);
-                write::own_stream(&mut self.unsent, how, self.id.as_str());
+                write::own_stream(&mut self.unsent, how, self.id.as_str(), &self.cors);
             }
             push(&mut self.unsent, COMMENT, self.version == Version::Http11);
         }
@@ -305,6 +310,7 @@ mod tests {
     fn a_head_that_was_sent_in_part_goes_on_where_it_was_torn() {
         for version in [Version::Http10, Version::Http11] {
             let words = || Words {
+                cors: Vec::new(),
                 version,
                 closes: false,
                 id: RequestId::default(),

@@ -2,6 +2,7 @@
 //! read.
 
 use super::ours::Instead;
+use super::scripted;
 use crate::base::fault::Fault;
 use crate::base::refusal::Refusal;
 use crate::base::secret::Secret;
@@ -53,8 +54,9 @@ pub(super) fn let_in(
     let key = gate.credential(&request.head.fields, client.bytes())?;
     let digest = KeyDigest::of(key.as_bytes());
     let mut tour = gate.begin()?;
-    while let Some(answer) = known(gate, pass, (tour.place, &digest)) {
-        if hear(gate, pass, request, (&mut tour, answer))? == Ruling::In {
+    while let Some(answer) = known(gate, pass, tour.place, (key, &digest)) {
+        let heard = hear(gate, pass, (client, request), (&mut tour, answer, key));
+        if heard? == Ruling::In {
             keep_who(pass, (key, &digest), request);
             return Ok(None);
         }
@@ -83,17 +85,26 @@ pub(super) async fn ask(
             Some(answer) => answer,
             None => ask_one(gate, client, tour.place, &question).await?,
         };
-        if hear(gate, pass, request, (&mut tour, answer))? == Ruling::In {
+        let key = question.key.reveal();
+        if hear(gate, pass, (client, request), (&mut tour, answer, key))? == Ruling::In {
             keep_who(pass, (question.key.reveal(), &question.digest), request);
             return Ok(());
         }
-        here = known(gate, pass, (tour.place, &question.digest));
+        here = known(gate, pass, tour.place, (question.key.reveal(), &question.digest));
     }
 }
 
 /// The answer of a provider that need not be asked, because its keys are here or it was asked a
 /// moment ago.
-fn known(gate: &Gate, pass: &Pass, (place, digest): (usize, &KeyDigest)) -> Option<KeyAnswer> {
+fn known(
+    gate: &Gate,
+    pass: &Pass,
+    place: usize,
+    (key, digest): (&str, &KeyDigest),
+) -> Option<KeyAnswer> {
+    if gate.is_script(place) {
+        return Some(KeyAnswer::Known(scripted::facts_of(key, digest)));
+    }
     if let Some(table) = gate.table(place) {
         let found = table.find(digest).map(Arc::clone);
         return Some(found.map_or(KeyAnswer::Unknown, KeyAnswer::Known));
@@ -135,14 +146,19 @@ async fn ask_one(
 fn hear(
     gate: &Gate,
     pass: &mut Pass,
-    request: &Request,
-    (tour, answer): (&mut Tour, KeyAnswer),
+    (client, request): (&Client, &Request),
+    (tour, answer, key): (&mut Tour, KeyAnswer, &str),
 ) -> Result<Ruling, Refusal> {
-    let ruling = gate.hear(tour, &answer, |facts| circumstances(pass, request, facts));
-    match (answer, &ruling) {
-        (KeyAnswer::Known(facts), Ok(_)) => pass.add_key(facts),
-        (_, Ok(_)) => {}
-        (_, Err(_)) => pass.forget_keys(),
+    let place = tour.place;
+    let mut ruling = gate.hear(tour, &answer, |facts| circumstances(pass, request, facts));
+    if let (KeyAnswer::Known(facts), Ok(_)) = (answer, &ruling) {
+        match scripted::judge(pass, (client, request), (key, place), facts) {
+            Ok(facts) => pass.add_key(facts),
+            Err(refusal) => ruling = Err(refusal),
+        }
+    }
+    if ruling.is_err() {
+        pass.forget_keys();
     }
     ruling
 }
@@ -154,7 +170,7 @@ fn circumstances(pass: &Pass, request: &Request, facts: &KeyFacts) -> Circumstan
     Circumstances {
         // A clock beyond the year 9999 ends all lives.
         now: now.unwrap_or(Timestamp::MAX),
-        client: asks_for_address(facts).then(|| request.peer.parse().ok()).flatten(),
+        client: asks_for_address(facts).then(|| request.from.client()),
         used_quota: used_quota(pass, request, facts),
     }
 }

@@ -16,6 +16,7 @@ use crate::http::head::{named, Version};
 use crate::keys::digest::KeyDigest;
 use crate::llm::dialect::Dialect;
 use crate::proxy::admit::body;
+use crate::proxy::admit::cors::Preflight;
 use crate::proxy::admit::gate::Gate;
 use crate::proxy::admit::hop as hop_check;
 use crate::proxy::admit::path::{self, Purpose, Served};
@@ -45,6 +46,28 @@ pub(super) enum Arrival {
     Refused(Box<Refusal>),
     /// None: the connection closes.
     Nothing,
+}
+
+/// Hears whose connection it is, where a balancer that we trust says so before anything else.
+/// False: it does not, and nobody knows whom we would serve.
+pub(super) async fn hear_source(w: &Shared, client: &mut Client, request: &mut Request) -> bool {
+    let view = w.view();
+    let server = &view.plan.server;
+    if !server.proxy_protocol || !request.from.is_of(&server.trusted_proxies) {
+        return true;
+    }
+    let heard =
+        Box::pin(receive::proxy_header(client, &mut request.from, server.header_timeout)).await;
+    // One that said nothing at all looked whether we are there.
+    if !heard && !client.bytes().is_empty() {
+        let code = "bad_proxy_header";
+        *w.shelf.meters.borrow_mut().rejected.entry(code).or_default() += 1;
+        if w.shelf.may_log(code) {
+            let peer = request.from.client_text();
+            tracing::warn!(%peer, "a connection without a header of the PROXY protocol is closed");
+        }
+    }
+    heard
 }
 
 /// Waits for a head.
@@ -199,7 +222,7 @@ fn hold_to_limits(pass: &mut Pass, client: &Client, request: &Request) -> Result
         let shown = if view.gate.is_none() { shown() } else { None };
         let id = match shown {
             Some(key) => ids::of_key(&KeyDigest::of(key)),
-            None => request.peer.parse().map_or(0, ids::of_address),
+            None => ids::of_address(request.from.client()),
         };
         Some(Asker { key: (id, TablePart::Strangers), user: None, own: None })
     };
@@ -218,13 +241,24 @@ fn see_to_head(
     // First of all: what is recorded, classified and forwarded is the normal path.
     let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
     identify(pass, client, request);
-    let path = request.head.path(client.bytes());
+    request.from.see(&request.head.fields, client.bytes(), &view.plan.server.trusted_proxies);
     made?;
+    if let Some(cors) = &view.cors {
+        let head = &request.head;
+        if let Some(origin) = cors.allowed(&head.fields, client.bytes()) {
+            request.from.set_origin(origin);
+        }
+        // Before all else: a browser sends no key with it, and methods are asked about, not used.
+        if Preflight::of(head.method, &head.fields, client.bytes()).is_some() {
+            return Ok((Purpose::Preflight, None));
+        }
+    }
+    let path = request.head.path(client.bytes());
     hop_check::check(&request.head, client.bytes(), hop::name())?;
     let kind = path::classify(path, &request.head, served)?;
     let asking = match kind {
         Purpose::Forward | Purpose::Models => entry::let_in(pass, client, request)?,
-        Purpose::Health | Purpose::Ready | Purpose::Metrics => None,
+        Purpose::Health | Purpose::Ready | Purpose::Metrics | Purpose::Preflight => None,
     };
     Ok((kind, asking))
 }
@@ -236,7 +270,7 @@ fn may_begin(w: &Shared, client: &Client, (pass, kind): (&Pass, Purpose)) -> Res
         Purpose::Models => return place::find(w, &client.post),
         // They are for guests too, and cost nobody a place: whoever looks after us must get an
         // answer when everything is taken.
-        Purpose::Health | Purpose::Ready | Purpose::Metrics => return Ok(()),
+        Purpose::Health | Purpose::Ready | Purpose::Metrics | Purpose::Preflight => return Ok(()),
     }
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
         return Err(NO_JOURNAL);

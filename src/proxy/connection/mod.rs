@@ -18,6 +18,7 @@ mod retry;
 mod preamble;
 mod delivery;
 mod parting;
+mod scripted;
 mod ours;
 
 use super::client::Client;
@@ -29,6 +30,7 @@ use super::relay::Relayed;
 use super::settle::{settle, Ending, Story};
 use super::shared::{Live, Shared};
 use super::upstream::exchange::Exchange;
+use super::whence::Whence;
 use crate::base::fault::Fault;
 use crate::base::panic_point;
 use crate::config::plan::HalfClose;
@@ -37,7 +39,7 @@ use crate::rt::patrol::{Gone, Rank};
 use crate::rt::socket::Socket;
 use crate::state::stop::Phase;
 use delivery::deliver;
-use incoming::{admit, receive_head, Arrival};
+use incoming::{admit, hear_source, receive_head, Arrival};
 use ours::{give_up, refuse};
 use parting::{conclude, Undrained};
 use std::future::Future;
@@ -161,12 +163,15 @@ pub fn serve(
     }
     let write_timeout = view.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
-    let request = Request::new(w.shelf.next_id(), peer.to_string().into());
+    let request = Request::new(w.shelf.next_id(), Box::new(Whence::new(peer)));
     Some(converse(live, client, Box::new(Talk::new(request))))
 }
 
 async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     let w = live.shared();
+    if !hear_source(w, &mut client, &mut talk.notes.request).await {
+        return;
+    }
     loop {
         talk.notes.tap.reset();
         talk.notes.story = Story::default();

@@ -8,6 +8,7 @@ use crate::base::limits::EJECTION_STEP;
 use crate::base::refusal::Refusal;
 use crate::http::request::Method;
 use crate::keys::check::may_ask;
+use crate::proxy::admit::cors::Preflight;
 use crate::proxy::admit::model;
 use crate::proxy::admit::path::Purpose;
 use crate::proxy::answer::{self, Frame};
@@ -15,10 +16,12 @@ use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::settle::{self, Ending, Story};
 use crate::proxy::shared::Shared;
+use crate::proxy::view::WorkerView;
 use crate::state::meters::Phase;
 use crate::state::scrape::PAGE_CONTENT_TYPE;
 use crate::usage::outbox::Outbox;
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// What a client gets instead of an engine's answer.
@@ -46,6 +49,7 @@ pub(super) async fn answer_instead(
 ) -> Next {
     match instead {
         Instead::Refusal(refusal) => refuse(w, client, underway, refusal).await,
+        Instead::Page(Purpose::Preflight) => answer_page(w, client, underway).await,
         Instead::Page(Purpose::Models) => list_models(w, client, underway).await,
         Instead::Page(kind) => own_answer(w, client, underway, kind).await,
         Instead::Nothing => {
@@ -64,8 +68,10 @@ pub(super) async fn refuse(
     underway: &mut Underway<'_>,
     refusal: Refusal,
 ) -> Next {
+    let view = Rc::clone(&underway.pass.view);
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
-    let mut frame = frame(w, request, refusal.close || !request.body_read || w.is_crowded());
+    let close = refusal.close || !request.body_read || w.is_crowded();
+    let mut frame = frame((w, &view), request, close);
     if let Some(takings) = pass.takings() {
         frame.limits = takings.levels(Instant::now());
     }
@@ -101,7 +107,8 @@ pub(super) async fn give_up(
         match story.head_is_out {
             true => Box::pin(early::tell(client, (request, story), &refusal)).await,
             false => {
-                let frame = frame(w, request, refusal.close);
+                let view = Rc::clone(&pass.view);
+                let frame = frame((w, &view), request, refusal.close);
                 let sent = answer::refuse(client, &frame, &refusal).await;
                 after(sent, frame.close)
             }
@@ -155,6 +162,7 @@ async fn own_answer(
     kind: Purpose,
 ) -> Next {
     const TEXT: &str = "text/plain; charset=utf-8";
+    let view = Rc::clone(&underway.pass.view);
     let Notes { request, story, .. } = &mut *underway.notes;
     let page;
     let (status, content_type, body): (u16, &str, &[u8]) = match kind {
@@ -177,11 +185,37 @@ async fn own_answer(
         },
         _ => (200, TEXT, b"OK\n"),
     };
-    let frame = frame(w, request, !request.body_read || client.post.is_guest());
+    let frame = frame((w, &view), request, !request.body_read || client.post.is_guest());
     let sent = answer::send(client, &frame, status, content_type, body).await;
     let next = after(sent, frame.close);
     request.release_body(client);
     *story = Story::own(status);
+    next
+}
+
+/// What the browser of a page of another origin asks before it sends a request.
+async fn answer_page(w: &Shared, client: &mut Client, underway: &mut Underway<'_>) -> Next {
+    let view = Rc::clone(&underway.pass.view);
+    let Notes { request, .. } = &*underway.notes;
+    let head = &request.head;
+    let asked = Preflight::of(head.method, &head.fields, client.bytes());
+    let answer = match (&view.cors, &asked) {
+        (Some(cors), Some(asked)) => cors.answer(asked),
+        // It would not be one.
+        _ => Ok(Vec::new()),
+    };
+    let sent = match answer {
+        Err(refusal) => return refuse(w, client, underway, refusal).await,
+        Ok(fields) => {
+            let close = !request.body_read || client.post.is_guest();
+            let frame = Frame { cors: fields, ..frame((w, &view), request, close) };
+            (answer::send(client, &frame, 204, "", b"").await, frame.close)
+        }
+    };
+    let next = after(sent.0, sent.1);
+    let Notes { request, story, .. } = &mut *underway.notes;
+    request.release_body(client);
+    *story = Story::own(204);
     next
 }
 
@@ -209,7 +243,8 @@ async fn list_models(w: &Shared, client: &mut Client, underway: &mut Underway<'_
         let refusal = model::not_found(name.as_deref().unwrap_or_default());
         return refuse(w, client, underway, refusal).await;
     };
-    let frame = frame(w, request, !request.body_read || w.is_crowded());
+    let view = Rc::clone(&underway.pass.view);
+    let frame = frame((w, &view), request, !request.body_read || w.is_crowded());
     let sent = answer::send(client, &frame, 200, JSON, body.as_bytes()).await;
     let next = after(sent, frame.close);
     request.release_body(client);
@@ -220,8 +255,10 @@ async fn list_models(w: &Shared, client: &mut Client, underway: &mut Underway<'_
 const NO_MODELS: Refusal =
     Refusal::new(503, "models_unavailable", "No backend says what models it has.");
 
-fn frame<'a>(w: &Shared, request: &'a Request, close: bool) -> Frame<'a> {
+fn frame<'a>((w, view): (&Shared, &'a WorkerView), request: &'a Request, close: bool) -> Frame<'a> {
+    let cors = view.cors.iter().flat_map(|cors| cors.fields(request.from.origin()));
     Frame {
+        cors: cors.collect(),
         request_id: request.id().as_str(),
         version: request.head.version,
         close: close || !request.head.keep_alive || w.patrol.is_draining(),

@@ -104,7 +104,7 @@ impl Notes {
 /// Settles a request as soon as it is known what is in its packed answer. Its client does not wait
 /// for that: the connection goes on with an empty talk.
 pub(super) fn settle_late(w: &Rc<Shared>, talk: &mut Talk, outcome: Relayed) {
-    let next = Request::new(w.shelf.next_id(), talk.notes.request.peer.clone());
+    let next = Request::new(w.shelf.next_id(), talk.notes.request.from.clone());
     let mut late = Box::new(std::mem::replace(talk, Talk::new(next)));
     // Should we be killed while that goes on.
     late.note_past(outcome.bytes);

@@ -164,7 +164,7 @@ fn whose(pass: &Pass, client: &Client, request: &Request) -> u64 {
     if let Some(key) = pass.identity() {
         return key.digest.label();
     }
-    let peer = request.peer.as_bytes();
+    let peer = request.from.client_text().as_bytes();
     let shown = match pass.view.plan.auth {
         Some(_) => None,
         None => pass.view.usual_fields.find(&request.head.fields, client.bytes()).ok().flatten(),

@@ -226,6 +226,8 @@ fn head_of(
     let plan = &backend.plan;
     let mut head = Buffer::take();
     let body_len = body_len(request, client, asking) as u64;
+    // Behind a proxy, what it says goes on, and its own address behind that.
+    let proxy = request.from.trusted_peer().map(|peer| peer.to_string());
     write::request(
         &mut head,
         &request.head,
@@ -238,12 +240,12 @@ fn head_of(
             drop: view.credential_fields(),
             set: &plan.headers,
             identity: request.presented.as_ref().map_or(&[], |said| &said.identity),
-            client_ip: &request.peer,
+            client_ip: proxy.as_deref().unwrap_or(request.from.client_text()),
             via: hop::name(),
             client_scheme: "http",
             // To a head that went before the engine's, no packed body fits.
             plain_answer: asking.is_spliced() || (view.plan.routing.early_head && request.stream),
-            trust_forwarded: false,
+            trust_forwarded: proxy.is_some(),
         },
     );
     head

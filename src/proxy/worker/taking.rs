@@ -75,6 +75,7 @@ fn turn_away(socket: &Socket, id: RequestId, refusal: &Refusal) {
         close: true,
         head_only: false,
         limits: [None; 2],
+        cors: Vec::new(),
     };
     write_refusal(&mut bytes, &frame, refusal);
     let _ = socket.try_send(&[IoSlice::new(&bytes)]);

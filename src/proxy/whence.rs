@@ -1,0 +1,95 @@
+//! Where a request comes from: its client's address, and the origin of the page that it is for.
+
+use crate::config::plan::IpRange;
+use crate::http::forwarded;
+use crate::http::head::Field;
+use std::net::IpAddr;
+
+/// A field of an answer, for pages of other origins.
+pub type CorsField<'a> = (&'static str, &'a str);
+
+/// Where the requests of one connection come from. Boxed where it is kept: a stream has little
+/// room. One for each connection, which allocates nothing for its requests.
+#[derive(Debug, Clone)]
+pub struct Whence {
+    /// Who is connected to us: the client, or a proxy before us.
+    peer: IpAddr,
+    /// The client of the request, as far as anybody trustworthy says.
+    client: IpAddr,
+    text: String,
+    /// A proxy before us whose word counts.
+    is_told: bool,
+    /// The origin of a page that may read the answer; empty: none.
+    origin: String,
+}
+
+impl Whence {
+    /// Of a peer.
+    pub fn new(peer: IpAddr) -> Whence {
+        let peer = peer.to_canonical();
+        let text = peer.to_string();
+        Whence { peer, client: peer, text, is_told: false, origin: String::new() }
+    }
+
+    /// A balancer says whose connection it is; `None`: its own.
+    pub fn hear(&mut self, source: Option<IpAddr>) {
+        self.peer = source.unwrap_or(self.peer);
+    }
+
+    /// True for a peer that is one of these.
+    pub fn is_of(&self, trusted: &[IpRange]) -> bool {
+        trusted.iter().any(|range| range.contains(self.peer))
+    }
+
+    /// The next request of the connection, of which nothing is known.
+    pub fn reset(&mut self) {
+        self.origin.clear();
+        self.is_told = false;
+        self.set_client(self.peer);
+    }
+
+    /// Looks at what the proxies before us say.
+    pub fn see(&mut self, fields: &[Field], bytes: &[u8], trusted: &[IpRange]) {
+        if trusted.is_empty() {
+            return;
+        }
+        let is_trusted = |ip| trusted.iter().any(|range| range.contains(ip));
+        self.is_told = self.is_of(trusted);
+        self.set_client(forwarded::client(self.peer, fields, bytes, is_trusted));
+    }
+
+    fn set_client(&mut self, client: IpAddr) {
+        use std::fmt::Write;
+        if client != self.client {
+            self.client = client;
+            self.text.clear();
+            // Nothing fails that writes to a text.
+            let _ = write!(self.text, "{client}");
+        }
+    }
+
+    /// A page of this origin may read the answer.
+    pub fn set_origin(&mut self, origin: &str) {
+        self.origin.push_str(origin);
+    }
+
+    /// The origin of a page that may read the answer.
+    pub fn origin(&self) -> Option<&str> {
+        (!self.origin.is_empty()).then_some(&self.origin)
+    }
+
+    /// The client's address.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// The same in the usual form.
+    pub fn client_text(&self) -> &str {
+        &self.text
+    }
+
+    /// Who is connected to us, where that is a proxy whose word counts.
+    pub fn trusted_peer(&self) -> Option<IpAddr> {
+        self.is_told.then_some(self.peer)
+    }
+}
