@@ -71,11 +71,11 @@ impl LocalQueue {
     /// comes later: the last of this worker's here, or of another's if it is the first of all.
     pub fn enter(self: &Rc<Self>, claim: Claim, max: u32) -> Option<Waiter> {
         if !self.queues.enter(max) {
-            let is_later = |last: &Place| last.0 > claim.tag;
-            if self.waiting.borrow().keys().next_back().is_some_and(is_later) {
+            let last = self.waiting.borrow().keys().next_back().copied();
+            let is_first = last.is_none() && self.shared.workers_before(claim.tag).0 == 0;
+            if last.is_some_and(|last| last.0 > claim.tag) {
                 self.displace(1);
-            } else if self.shared.workers_before(claim.tag).0 > 0 || !self.shared.displace_another()
-            {
+            } else if !is_first || !self.shared.displace_another() {
                 return None;
             }
             self.queues.enter_for_another();

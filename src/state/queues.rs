@@ -401,6 +401,8 @@ mod tests {
         assert_eq!(queues.barred(&one, StartTag(5)), []);
         queues.note_room(b);
         assert_eq!(calls.0.load(Ordering::Relaxed), 1);
+        // It looks, and there is no room any more.
+        one.show(0, Some((StartTag(5), &waker)));
         both.show(0, None);
         queues.pass_on(&both);
         assert_eq!(calls.0.load(Ordering::Relaxed), 2, "who was called in vain passes it on");
