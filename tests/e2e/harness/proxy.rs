@@ -33,12 +33,19 @@ impl Proxy {
         let config = scratch.write("config.yaml", with_spool_in(&scratch, yaml));
         // Tests of what happens without backends mean it.
         let args = ["--allow-empty", "--config", &config.to_string_lossy()];
-        Proxy::await_listening(Process::start_through(way, &program("llmproxy"), &args), scratch)
+        Proxy::start_in(scratch, way, &args)
+    }
+
+    /// Paths that a configuration does not name are below the working directory.
+    fn start_in(scratch: Scratch, way: &[&str], args: &[&str]) -> Proxy {
+        let folder = scratch.path().to_string_lossy().into_owned();
+        let way = [&["env", "-C", &folder], way].concat();
+        Proxy::await_listening(Process::start_through(&way, &program("llmproxy"), args), scratch)
     }
 
     /// Starts it with these arguments; `scratch` lives as long as it does.
     pub fn start_with(args: &[&str], scratch: Scratch) -> Proxy {
-        Proxy::await_listening(Process::start(&program("llmproxy"), args), scratch)
+        Proxy::start_in(scratch, &[], args)
     }
 
     fn await_listening(process: Process, scratch: Scratch) -> Proxy {
