@@ -1,203 +1,43 @@
 //! The nine configurations that the project's documents give for real uses, word for word
 //! (`tests/fixtures/config`), with mocks in the place of the hosts that they name: each does its
-//! job, as far as routing goes. Text is replaced, `http://HOST:PORT` of each backend by the address
-//! of a mock, wherever it stands in the file.
+//! job, for those who may and against those who may not. Text is replaced: `http://HOST:PORT` of
+//! each backend by the address of a mock, wherever it stands in the file, and what the test says.
 //!
-//! What cannot be shown yet: quotas and limits in Redis are not built, and a file that has them is
-//! refused, so that nobody believes in a limit that nobody holds. Each test says which of
-//! them its file has, sees that these alone are in the way, and goes on without them.
+//! What cannot be shown yet: limits counted in Redis are not built, and a file that asks for them
+//! is refused, so that nobody believes in a limit that nobody holds. Its test sees that this alone
+//! is in the way, and goes on with the same limits counted in memory.
 
-use crate::harness::proxy::llmproxy;
-use crate::harness::scratch::Scratch;
-use crate::harness::{await_until, Backend, Proxy, Webhook, SOON};
+mod stage;
+
+use crate::clients::is_there;
+use crate::harness::{await_until, Redis, SOON};
 use crate::rig::{CHATS, STREAM};
-use serde_json::{json, Value};
+use serde_json::json;
+use stage::{
+    assert_even, chat, file, file_that_waits_for, redis_with_keys, replaced, without, Scene, FREELY,
+};
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::Arc;
-
-/// What is not built yet.
-const UNBUILT: [&str; 3] = ["auth", "api_keys", "rate_limit"];
-
-/// An engine that says its name.
-struct Host {
-    name: String,
-    backend: Backend,
-    /// It answers what is asked of it with 503; its health stays well.
-    is_down: Arc<AtomicBool>,
-}
-
-impl Host {
-    fn start(name: &str) -> Host {
-        let is_down = Arc::new(AtomicBool::new(false));
-        let (down, own) = (Arc::clone(&is_down), name.to_owned());
-        let backend = Backend::start(move |served| {
-            while let Some(request) = served.request() {
-                let is_probe = request.head.method() == "GET";
-                let body = match (is_probe, down.load(SeqCst)) {
-                    (true, _) => json!({"object": "list", "data": []}).to_string(),
-                    (false, true) => {
-                        served.send("HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n");
-                        continue;
-                    }
-                    (false, false) => chat_of(&own),
-                };
-                served.send(format!(
-                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
-                     Content-Length: {}\r\n\r\n{body}",
-                    body.len()
-                ));
-            }
-        });
-        Host { name: name.to_owned(), backend, is_down }
-    }
-
-    /// Bodies of the generations that it was asked for.
-    fn asked(&self) -> Vec<Value> {
-        let posts = self.backend.requests().into_iter().filter(|it| it.head.method() == "POST");
-        posts.map(|request| serde_json::from_slice(&request.body).unwrap()).collect()
-    }
-}
-
-fn chat_of(name: &str) -> String {
-    let message = json!({"role": "assistant", "content": name});
-    json!({
-        "object": "chat.completion",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-    })
-    .to_string()
-}
-
-/// A file's hosts, where its records go, and the gateway.
-struct Scene {
-    hosts: Vec<Host>,
-    hook: Webhook,
-    proxy: Proxy,
-}
-
-impl Scene {
-    /// Of the file with this name, which waits for these sections to be built. `billing` is the URL
-    /// to which it sends its records, if it does.
-    fn set(name: &str, waits_for: &[&str], billing: &str) -> Scene {
-        let text = file(name);
-        assert_waits_for(&text, waits_for);
-        let hook = Webhook::start();
-        let mut text = without(&text, &UNBUILT);
-        let hosts: Vec<Host> = backends(&text).iter().map(|url| Host::start(url)).collect();
-        for host in &hosts {
-            text =
-                text.replace(&format!("\"{}\"", host.name), &format!("\"{}\"", host.backend.url()));
-        }
-        if !billing.is_empty() {
-            assert!(text.contains(billing), "{text}");
-            text = text.replace(billing, &hook.url());
-        }
-        Scene { hosts, hook, proxy: Proxy::start(&here(&text)) }
-    }
-
-    /// Who answers a chat for a model.
-    fn answering(&self, model: &str) -> String {
-        let body = json!({"model": model, "messages": []}).to_string();
-        let answer = self.proxy.post(CHATS, body);
-        assert_eq!(answer.status(), 200, "{}", answer.text());
-        answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
-    }
-
-    /// How often each host answers, of so many chats.
-    fn shares(&self, model: &str, count: usize) -> BTreeMap<String, usize> {
-        let mut shares = BTreeMap::new();
-        (0..count).for_each(|_| *shares.entry(self.answering(model)).or_default() += 1);
-        shares
-    }
-
-    fn host(&self, name: &str) -> &Host {
-        self.hosts.iter().find(|host| host.name.contains(name)).unwrap()
-    }
-
-    /// A request for this model has a record with the engine's counts.
-    fn await_record(&self, model: &str) {
-        await_until("its record", SOON, || {
-            let records = self.hook.records();
-            records.iter().any(|it| it["model"] == model && it["total_tokens"] == 5)
-        });
-    }
-}
-
-fn file(name: &str) -> String {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/config");
-    std::fs::read_to_string(folder.join(name)).unwrap()
-}
-
-/// The file with what a test needs and what is no matter of the file: a free port, and a spool and
-/// a log of its own.
-fn here(text: &str) -> String {
-    let text = text.replace("listen: \":8000\"\n", "").replace(
-        "usage_hook:\n",
-        &format!("usage_hook:\n  spool: {{dir: {}}}\n", crate::harness::config::SPOOL),
-    );
-    format!(
-        "log: {{level: info, format: json, output: stdout}}\n\
-         server: {{listen: \"127.0.0.1:0\", workers: 1, cpu_affinity: \"off\"}}\n{text}"
-    )
-}
-
-/// The file without these sections: each ends where the next one begins.
-fn without(text: &str, sections: &[&str]) -> String {
-    let mut is_out = false;
-    let lines = text.lines().filter(|line| {
-        let begins = line.chars().next().is_some_and(|first| first.is_ascii_lowercase());
-        if begins {
-            is_out = sections.iter().any(|section| line.starts_with(&format!("{section}:")));
-        }
-        !is_out
-    });
-    lines.map(|line| format!("{line}\n")).collect()
-}
-
-/// The URLs of its backends.
-fn backends(text: &str) -> Vec<String> {
-    let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("- url: \""));
-    lines.map(|rest| rest.trim_end_matches('"').to_owned()).collect()
-}
-
-/// Asserts that the file is valid, and that these, and nothing else, keep it from starting.
-fn assert_waits_for(text: &str, waits_for: &[&str]) {
-    let scratch = Scratch::new();
-    let path = scratch.write("config.yaml", text).to_string_lossy().into_owned();
-    let check = llmproxy(&["check", &path]);
-    if waits_for.is_empty() {
-        return assert_eq!(check.code, Some(0), "{check:?}");
-    }
-    for ran in [check, llmproxy(&["--config", &path])] {
-        assert_eq!(ran.code, Some(1), "{ran:?}");
-        let lines = ran.stderr.lines().filter_map(|line| line.split("cannot start: ").nth(1));
-        let obstacles: Vec<_> = lines.collect();
-        assert_eq!(obstacles.len(), waits_for.len(), "{obstacles:?}");
-        let fits = |(said, wanted): (&&str, &&str)| said.starts_with(*wanted);
-        assert!(obstacles.iter().zip(waits_for).all(fits), "{obstacles:?}");
-    }
-}
-
-/// As many answers from each as the weights, which are all alike, say.
-fn assert_even(shares: &BTreeMap<String, usize>, hosts: usize) {
-    assert_eq!(shares.len(), hosts, "{shares:?}");
-    let (least, most) = (shares.values().min().unwrap(), shares.values().max().unwrap());
-    assert!(most - least <= 1, "{shares:?}");
-}
+use std::sync::atomic::Ordering::SeqCst;
 
 /// Scenario 1 of the first document, and 2 of the README: a chat service with three engines, of
-/// which the first has a rule for when it fails.
+/// which the first has a rule for when it fails. Keys are not checked, but each seat has a limit.
 ///
 /// Catches: uneven shares, an engine that is down and costs a client its answer, another order than
-/// that of the rule, and a request that nobody is billed for.
+/// that of the rule, a request that nobody is billed for, and a limit that does not hold.
 #[test]
 fn three_engines_with_a_rule_for_the_first() {
     let billing = "http://billing.internal/api/usage";
-    for (name, billing) in [("s1_scenario_1.yaml", billing), ("s4_scenario_2.yaml", "")] {
-        let scene = Scene::set(name, &[], billing);
+    for (name, billing, limit) in
+        [("s1_scenario_1.yaml", billing, "20"), ("s4_scenario_2.yaml", "", "1000")]
+    {
+        let mut scene = Scene::set(&file_that_waits_for(name, &[]), billing);
+        scene.asked_by((0..100).map(|seat| format!("seat-{seat}")));
         assert_even(&scene.shares("qwen-72b", 9), 3);
+        scene.assert_limit("seat-100", "x-ratelimit-limit", limit, "qwen-72b");
+        if name == "s1_scenario_1.yaml" {
+            scene.assert_limited("seat-101", "qwen-72b");
+            assert_eq!(scene.ask_as("seat-102", &chat("qwen-72b")).status(), 200);
+        }
         let (first, second, third) =
             (scene.host("gpu-1"), scene.host("gpu-2"), scene.host("gpu-3"));
         let asked = || [first, second, third].map(|host| host.asked().len());
@@ -218,29 +58,68 @@ fn three_engines_with_a_rule_for_the_first() {
     }
 }
 
-/// Scenario 2: an assistant for the staff of a company, on two engines.
+/// Scenario 2: an assistant for the staff of a company, on two engines. Each department has a key
+/// that is good in its own network, a quota for each day, and five requests at one time. The file
+/// trusts no proxy, so the address of the connection counts: as it is, it lets no client of this
+/// machine in, and with our address for the first department's network it lets in that one.
 ///
-/// Catches: uneven shares, records that do not come, and metrics that are not where they should be.
+/// Catches: a key that is good elsewhere, uneven shares, a quota or a limit that does not hold,
+/// records that do not come or name nobody, and metrics that are not where they should be.
 #[test]
-fn two_engines_whose_use_is_accounted_for() {
+fn departments_with_networks_and_quotas() {
     let billing = "http://finance.internal/api/ai-usage";
-    let scene = Scene::set("s1_scenario_2.yaml", &["api_keys: total_quota"], billing);
-    assert_even(&scene.shares("llama-3-70b", 6), 2);
-    scene.await_record("llama-3-70b");
+    let text = file_that_waits_for("s1_scenario_2.yaml", &[]);
+    let [dev, product, marketing] =
+        ["dev", "product", "marketing"].map(|team| format!("sk-llmproxy-{team}-team-001"));
+    let model = "llama-3-70b";
+    let scene = Scene::set(&text, billing);
+    for team in [&dev, &product, &marketing] {
+        scene.ask_as(team, &chat(model)).assert_refused(403, "ip_not_allowed");
+    }
+    scene.assert_keys_are_asked_for(model);
+    let mut scene = Scene::set(&replaced(&text, "10.0.1.0/24", "127.0.0.0/8"), billing);
+    scene.asked_by([&dev]);
+    scene.ask_as(&product, &chat(model)).assert_refused(403, "ip_not_allowed");
+    assert_even(&scene.shares(model, 6), 2);
+    scene.await_record(model);
+    let records = scene.hook.records();
+    assert!(records.iter().all(|record| record["user_id"] == "dept_dev"), "{records:?}");
+    scene.assert_limit(&dev, "x-ratelimit-limit", "100", model);
+    scene.ask_for_tokens(&dev, model, 500_000).assert_refused(429, "insufficient_quota");
+    assert_eq!(scene.ask_for_tokens(&dev, model, 400_000).status(), 200, "more than the default");
+    // Five at one time.
+    scene.hosts.iter().for_each(|host| host.may_answer.store(0, SeqCst));
+    let before = scene.heard();
+    let mut five: Vec<_> = (0..5).map(|_| scene.begin(&dev, &chat(model))).collect();
+    await_until("all are there", SOON, || scene.heard() == before + 5);
+    scene.ask_as(&dev, &chat(model)).assert_refused(429, "concurrent_limit_exceeded");
+    scene.hosts.iter().for_each(|host| host.may_answer.store(FREELY, SeqCst));
+    assert!(five.iter_mut().all(|conn| conn.response().status() == 200));
     let page = scene.proxy.get("/metrics");
     assert!(page.status() == 200 && page.text().contains("llmproxy_usage_tokens_total"));
 }
 
-/// Scenario 3: twelve engines with four models, which clients call by short names.
+/// Scenario 3: twelve engines with four models, which clients call by short names. The customers'
+/// keys are in Redis. Their limits are to be counted there too, which is not built: here they are
+/// counted in memory.
 ///
-/// Catches: a model that goes to the wrong engines or under the wrong name, names that cannot be
-/// listed, a rule for other models, and records that have the engines' names instead of the
-/// clients'.
+/// Catches: a model that goes to the wrong engines or under the wrong name, a rule for other
+/// models, records that have the engines' names instead of the clients', a key that is in Redis and
+/// not known, or not there and let in, and limits that do not hold.
 #[test]
 fn four_models_under_short_names() {
-    let billing = "http://billing-api:8080/api/v1/usage";
-    let scene = Scene::set("s1_scenario_3.yaml", &["rate_limit.storage"], billing);
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let (server, keys) = redis_with_keys();
+    let text = file_that_waits_for("s1_scenario_3.yaml", &["rate_limit.storage"]);
+    let text = replaced(&text, "  storage: \"redis\"\n  \n", "  storage: memory\n");
+    let text = replaced(&text, "redis:6379", &server.addr().to_string());
+    let mut scene = Scene::set(&text, "http://billing-api:8080/api/v1/usage");
+    scene.asked_by(keys[1..90].to_vec());
     assert_eq!(scene.hosts.len(), 12);
+    scene.assert_keys_are_asked_for("qwen");
+    scene.ask_as(&keys[0], &chat("qwen")).assert_refused(403, "key_disabled");
     for (model, served, host, hosts) in [
         ("llama-3-70b", "llama-3-70b-instruct", "llama70b", 4),
         ("llama-3-8b", "llama-3-8b-instruct", "llama8b", 2),
@@ -254,8 +133,22 @@ fn four_models_under_short_names() {
         theirs.for_each(|it| assert!(it.asked().iter().all(|body| body["model"] == served)));
         scene.await_record(model);
     }
-    let unknown = json!({"model": "gpt-5", "messages": []}).to_string();
-    scene.proxy.post(CHATS, unknown).assert_refused(404, "model_not_found");
+    let records = scene.hook.records();
+    assert!(records.iter().all(|it| it["user_id"].as_str().unwrap().starts_with("sk-")));
+    scene.ask(&chat("gpt-5")).assert_refused(404, "model_not_found");
+    scene.assert_limit(&keys[90], "x-ratelimit-limit-tokens", "100000", "qwen");
+    scene.assert_limited(&keys[91], "qwen");
+    // Such a request needs a full bucket, and leaves a debt for as long as it runs.
+    let qwen = scene.hosts.iter().filter(|host| host.name.contains("qwen"));
+    qwen.clone().for_each(|host| host.may_answer.store(0, SeqCst));
+    let before = scene.heard();
+    let large = json!({"model": "qwen", "messages": [], "max_tokens": 100_000});
+    let mut large = scene.begin(&keys[92], &large);
+    await_until("it is there", SOON, || scene.heard() == before + 1);
+    let refused = scene.ask_for_tokens(&keys[92], "qwen", 10_000);
+    refused.assert_refused(429, "token_rate_limit_exceeded");
+    qwen.for_each(|host| host.may_answer.store(FREELY, SeqCst));
+    assert_eq!(large.response().status(), 200);
     scene.host("llama70b-1").is_down.store(true, SeqCst);
     let shares = scene.shares("llama-3-70b", 4);
     assert_eq!(shares.values().sum::<usize>(), 4);
@@ -264,32 +157,109 @@ fn four_models_under_short_names() {
     assert_eq!(shares[&scene.host("llama70b-2").name], 2, "{shares:?}");
 }
 
+/// The keys of the three teams in scenario 4.
+const NLP: &str = "sk-llmproxy-team-nlp-001";
+const CV: &str = "sk-llmproxy-team-cv-001";
+const MULTIMODAL: &str = "sk-llmproxy-team-multimodal-001";
+
 /// Scenario 4: teams of researchers who share three engines, one for each model.
 ///
-/// Catches: a model that goes elsewhere, and a strategy at the top level that is not read.
+/// Catches: a model that goes elsewhere, or to a team that may not have it; a strategy at the top
+/// level that is not read; keys that nobody checks since the file has no `auth`; a quota or a limit
+/// that does not hold.
 #[test]
 fn one_engine_for_each_model() {
     let billing = "http://stats.internal/api/usage";
-    let scene = Scene::set("s1_scenario_4.yaml", &["api_keys: total_quota"], billing);
-    for (model, host) in
-        [("llama-3-70b", "cluster-1"), ("qwen-72b", "cluster-2"), ("mistral-7b", "cluster-3")]
-    {
+    let text = file_that_waits_for("s1_scenario_4.yaml", &[]);
+    let mut scene = Scene::set(&text, billing);
+    for (model, host, team) in [
+        ("llama-3-70b", "cluster-1", CV),
+        ("qwen-72b", "cluster-2", NLP),
+        ("mistral-7b", "cluster-3", MULTIMODAL),
+    ] {
         let name = scene.host(host).name.clone();
+        scene.asked_by([team]);
         assert_eq!(scene.shares(model, 3), BTreeMap::from([(name, 3)]));
         scene.await_record(model);
     }
-    let unknown = json!({"model": "llama-3-70b-x", "messages": []}).to_string();
-    scene.proxy.post(CHATS, unknown).assert_refused(404, "model_not_found");
+    scene.assert_keys_are_asked_for("llama-3-70b");
+    scene.ask_as(CV, &chat("qwen-72b")).assert_refused(403, "model_not_allowed");
+    scene.ask_as(NLP, &chat("mistral-7b")).assert_refused(403, "model_not_allowed");
+    // Nobody has it: it tells no team which models there are that it may not have.
+    scene.ask_as(MULTIMODAL, &chat("gpt-5")).assert_refused(403, "model_not_allowed");
+    let much = scene.ask_for_tokens(MULTIMODAL, "mistral-7b", 2_000_000);
+    much.assert_refused(429, "insufficient_quota");
+    scene.assert_limited(NLP, "qwen-72b");
 }
 
-/// Scenario 5: engines in five towns, with rules that lead across regions. It has nothing that is
-/// not built.
+/// Scenario 4 with ten teams, of which one asks for as much as it can, and a queue before an engine
+/// that answers one at a time. What a team waits for is how many are served before it.
+///
+/// Catches: a team that waits for the hog, and more than twice as long as when the hog is quiet,
+/// with the limits of the file and without them.
+#[test]
+fn ten_teams_and_one_of_them_a_hog() {
+    let teams: Vec<String> = (1..10).map(|n| format!("team-{n}")).collect();
+    let keys: String = teams.iter().map(|team| format!("  - {{key: {team}}}\n")).collect();
+    let text = file("s1_scenario_4.yaml");
+    let text = replaced(&text, "api_keys:\n", &format!("api_keys:\n{keys}"));
+    let models = "    models: [\"llama-3-70b\"]\n";
+    let text = replaced(&text, models, &format!("{models}    max_concurrent: 1\n"));
+    let text = format!("{text}routing: {{queue: {{timeout: 60s}}}}\n");
+    let billing = "http://stats.internal/api/usage";
+    let limitless = without(&text, &["rate_limit"]);
+    for (text, most, of) in [(&text, 3, 30), (&limitless, 30, 30)] {
+        let quiet = served_in_turn(&Scene::set(text, billing), &teams, 1, 1);
+        let busy = served_in_turn(&Scene::set(text, billing), &teams, most, of);
+        let place = |order: &[String], who: &str| order.iter().position(|it| it == who).unwrap();
+        for team in &teams {
+            let (before, after) = (place(&quiet, team), place(&busy, team));
+            assert!(after <= 2 * before, "{team}: {before}, then {after}: {busy:?}");
+        }
+    }
+}
+
+/// Who is served, in order, when a hog sends so many, of which so many are let in, and then each
+/// team sends one.
+fn served_in_turn(scene: &Scene, teams: &[String], let_in: usize, of: usize) -> Vec<String> {
+    let host = scene.host("cluster-1");
+    host.may_answer.store(0, SeqCst);
+    let begin = |key: &str, name: &str| {
+        let body = json!({"model": "llama-3-70b", "messages": [], "user": name});
+        scene.begin(key, &body)
+    };
+    let await_waiting =
+        |count: usize| scene.proxy.await_metric("llmproxy_queue_waiting", &[], count as f64);
+    let mut conns = vec![begin(NLP, "hog")];
+    await_until("one is there", SOON, || host.asked().len() == 1);
+    for number in 1..of {
+        let mut conn = begin(NLP, "hog");
+        if number >= let_in {
+            assert_eq!(conn.response().status(), 429);
+            continue;
+        }
+        await_waiting(number);
+        conns.push(conn);
+    }
+    for team in teams {
+        conns.push(begin(team, team));
+        await_waiting(conns.len() - 1);
+    }
+    for served in 1..=conns.len() {
+        await_until("the next one is there", SOON, || host.asked().len() == served);
+        host.may_answer.store(1, SeqCst);
+    }
+    assert!(conns.iter_mut().all(|conn| conn.response().status() == 200));
+    host.asked().iter().map(|body| body["user"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Scenario 5: engines in five towns, with rules that lead across regions.
 ///
 /// Catches: a region that keeps requests away although nobody said where the gateway stands, and a
 /// rule that does not lead to another region.
 #[test]
 fn engines_in_many_regions() {
-    let scene = Scene::set("s1_scenario_5.yaml", &[], "");
+    let scene = Scene::set(&file_that_waits_for("s1_scenario_5.yaml", &[]), "");
     await_until("all are asked", SOON, || {
         scene.answering("qwen-14b");
         scene.hosts.iter().all(|host| !host.asked().is_empty())
@@ -313,35 +283,61 @@ fn engines_in_many_regions() {
     }
 }
 
-/// Scenario 1 of the README: programmers' assistants on one engine.
+/// Scenario 1 of the README: programmers' assistants on one engine, with a key that is good in
+/// their network, by either of two fields.
 ///
-/// Catches: a single engine that is not asked, or not for streams.
+/// Catches: a single engine that is not asked, or not for streams; a key that is good elsewhere,
+/// or not read where the file says; a quota or a limit that does not hold.
 #[test]
 fn one_engine() {
-    let scene = Scene::set("s4_scenario_1.yaml", &["api_keys: total_quota"], "");
-    assert_eq!(scene.answering("qwen-coder"), "http://vllm-coder:8000");
-    assert_eq!(scene.proxy.post(CHATS, STREAM).status(), 200);
-    assert_eq!(scene.hosts[0].asked().len(), 2);
+    let (key, model) = ("sk-llmproxy-dev-001", "qwen-coder");
+    let text = file_that_waits_for("s4_scenario_1.yaml", &[]);
+    let scene = Scene::set(&text, "");
+    scene.ask_as(key, &chat(model)).assert_refused(403, "ip_not_allowed");
+    scene.assert_keys_are_asked_for(model);
+    let mut scene = Scene::set(&replaced(&text, "10.0.0.0/8", "127.0.0.0/8"), "");
+    scene.asked_by([key]);
+    assert_eq!(scene.answering(model), "http://vllm-coder:8000");
+    let streamed = scene.proxy.connect().post(CHATS, &format!("X-API-Key: {key}\r\n"), STREAM);
+    assert_eq!(streamed.status(), 200);
+    assert_eq!(scene.heard(), 2);
+    scene.assert_limit(key, "x-ratelimit-limit", "60", model);
+    scene.ask_for_tokens(key, model, 1_000_000).assert_refused(429, "insufficient_quota");
 }
 
 /// Scenario 3 of the README: rules for keys alone, as a part of a file.
 ///
-/// Catches: a part that is not valid for itself; a start that nobody is served by, unasked.
+/// Catches: a part that is not valid for itself; a start that nobody is served by, unasked; a
+/// client that is told of engines before it is known.
 #[test]
 fn a_part_without_backends() {
-    let waits_for = ["api_keys: total_quota", "no backends"];
-    let scene = Scene::set("s4_scenario_3.yaml", &waits_for, "");
-    let body = json!({"model": "m", "messages": []}).to_string();
-    scene.proxy.post(CHATS, body).assert_refused(503, "no_backend");
+    let text = file_that_waits_for("s4_scenario_3.yaml", &["no backends"]);
+    let scene = Scene::set(&replaced(&text, "10.0.1.0/24", "127.0.0.0/8"), "");
+    scene.assert_keys_are_asked_for("m");
+    let elsewhere = scene.ask_as("sk-llmproxy-product-team-001", &chat("m"));
+    elsewhere.assert_refused(403, "ip_not_allowed");
+    scene.ask_as("sk-llmproxy-dev-team-001", &chat("m")).assert_refused(503, "no_backend");
 }
 
-/// Scenario 4 of the README: an API for customers, on two engines, with retries.
+/// Scenario 4 of the README: an API for customers, on two engines, with retries. Their keys are in
+/// Redis: the file names no address of it, so that of this machine's is meant.
 ///
-/// Catches: an engine that is down and costs a client its answer.
+/// Catches: an engine that is down and costs a client its answer; keys that are not those in Redis.
 #[test]
 fn two_engines_with_retries() {
-    let scene = Scene::set("s4_scenario_4.yaml", &["rate_limit.storage"], "");
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let (server, keys) = redis_with_keys();
+    let text = file_that_waits_for("s4_scenario_4.yaml", &[]);
+    let ours = format!("storage: \"redis\"\n  redis: {{addr: '{}'}}\n", server.addr());
+    let mut scene = Scene::set(&replaced(&text, "storage: \"redis\"\n", &ours), "");
+    scene.asked_by(keys[1..90].to_vec());
+    scene.assert_keys_are_asked_for("m");
+    scene.ask_as(&keys[0], &chat("m")).assert_refused(403, "key_disabled");
     assert_even(&scene.shares("m", 6), 2);
+    scene.assert_limit(&keys[90], "x-ratelimit-limit-tokens", "100000", "m");
+    scene.assert_limited(&keys[91], "m");
     scene.host("server-1").is_down.store(true, SeqCst);
     let other = scene.host("server-2").name.clone();
     assert_eq!(scene.shares("m", 4), BTreeMap::from([(other, 4)]));
