@@ -3,7 +3,8 @@
 //!
 //! A field that would limit a key and cannot be understood must not leave the key unlimited: such a
 //! key counts as disabled, and the field is named, so that a log can say which one it is. Where
-//! several fields mean the same, the strictest one counts.
+//! several fields mean the same, the strictest one counts; where none is stricter, they have to
+//! agree.
 
 mod values;
 
@@ -16,6 +17,13 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use values::{Day, Unclear};
 
+/// Names of the limits.
+const SECOND: [&str; 2] = ["requests_per_second", "rps"];
+const MINUTE: [&str; 2] = ["requests_per_minute", "rpm"];
+const TOKENS: [&str; 2] = ["tokens_per_minute", "tpm"];
+const CONCURRENT: [&str; 1] = ["max_concurrent"];
+const BURST: [&str; 1] = ["burst_size"];
+
 /// A key as another system describes it.
 pub type Fields = Map<String, Value>;
 
@@ -25,19 +33,19 @@ pub fn read(digest: KeyDigest, fields: &Fields) -> (KeyFacts, Option<&'static st
     let mut reader = Reader::new(fields);
     let mut facts = KeyFacts {
         name: reader.first("name", &["name"], values::label).unwrap_or_default(),
-        user_id: reader.first("user_id", &["user_id"], identity).unwrap_or_default(),
+        user_id: reader.agreed("user_id", &["user_id"], identity).unwrap_or_default(),
         status: reader.status(),
         total_quota: reader.total_quota(),
         used_quota: reader.all("used_quota", &["used_quota", "used"], used).max().unwrap_or(0),
         quota_reset_period: reader
-            .first("quota_reset_period", &["quota_reset_period"], period)
+            .agreed("quota_reset_period", &["quota_reset_period"], period)
             .unwrap_or(ResetPeriod::Never),
-        last_reset_at: reader.first("last_reset_at", &["last_reset_at"], begin),
-        balance: reader.first("balance", &["balance"], values::real),
-        allowed_ips: reader.first("allowed_ips", &["allowed_ips"], ranges).unwrap_or_default(),
-        denied_ips: reader.first("denied_ips", &["denied_ips"], ranges).unwrap_or_default(),
+        last_reset_at: reader.agreed("last_reset_at", &["last_reset_at"], begin),
+        balance: reader.all("balance", &["balance"], values::real).min_by(f64::total_cmp),
+        allowed_ips: reader.agreed("allowed_ips", &["allowed_ips"], ranges).unwrap_or_default(),
+        denied_ips: reader.agreed("denied_ips", &["denied_ips"], ranges).unwrap_or_default(),
         allowed_models: reader
-            .first("allowed_models", &["allowed_models"], models)
+            .agreed("allowed_models", &["allowed_models"], models)
             .unwrap_or_default(),
         starts_at: reader.all("starts_at", &["starts_at"], begin).max(),
         expires_at: reader.all("expires_at", &["expires_at", "expired_at", "expire_at"], end).min(),
@@ -93,6 +101,21 @@ impl<'a> Reader<'a> {
         self.all(meaning, names, parse).next()
     }
 
+    /// What all fields of these names say alike. Of two that differ, nobody knows which one counts.
+    fn agreed<T: PartialEq>(
+        &mut self,
+        meaning: &'static str,
+        names: &[&str],
+        parse: impl Fn(&Value) -> Result<Option<T>, Unclear>,
+    ) -> Option<T> {
+        let mut all = self.all(meaning, names, parse);
+        let first = all.next();
+        if all.any(|other| first.as_ref() != Some(&other)) {
+            self.unclear = self.unclear.or(Some(meaning));
+        }
+        first
+    }
+
     fn status(&mut self) -> KeyState {
         let states = self.all("status", &["status"], state);
         let enabled = self.all("enabled", &["enabled"], values::boolean);
@@ -120,17 +143,13 @@ impl<'a> Reader<'a> {
             all.filter(|limit| *limit > 0).min()
         };
         let small = |limit: Option<u64>| limit.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let requests_per_second =
-            small(least("requests_per_second", &["requests_per_second", "rps"]));
-        let burst = small(least("burst_size", &["burst_size"]));
+        let requests_per_second = small(least("requests_per_second", &SECOND));
+        let burst = small(least("burst_size", &BURST));
         let limits = Limits {
             requests_per_second,
-            requests_per_minute: small(least(
-                "requests_per_minute",
-                &["requests_per_minute", "rpm"],
-            )),
-            tokens_per_minute: least("tokens_per_minute", &["tokens_per_minute", "tpm"]),
-            max_concurrent: small(least("max_concurrent", &["max_concurrent"])),
+            requests_per_minute: small(least("requests_per_minute", &MINUTE)),
+            tokens_per_minute: least("tokens_per_minute", &TOKENS),
+            max_concurrent: small(least("max_concurrent", &CONCURRENT)),
             burst_size: requests_per_second.map(|rate| burst.unwrap_or(rate.saturating_mul(2))),
         };
         let unclear = readers.iter().find_map(|reader| reader.unclear);
@@ -140,7 +159,7 @@ impl<'a> Reader<'a> {
 }
 
 /// A name without what spellings differ in.
-fn plain(name: &str) -> String {
+pub fn plain(name: &str) -> String {
     let letters = name.chars().filter(|c| !matches!(c, '_' | '-' | ' '));
     letters.map(|c| c.to_ascii_lowercase()).collect()
 }
@@ -204,15 +223,29 @@ fn models(value: &Value) -> Result<Option<Vec<ModelPattern>>, Unclear> {
     values::list(value, |text| ModelPattern::parse(text).map_err(|_| Unclear))
 }
 
-/// A number alone is one of requests per minute.
+/// A number alone is one of requests per minute. An object of which no name is known was meant to
+/// limit something, too.
 fn limit_object(value: &Value) -> Result<Option<Fields>, Unclear> {
     match values::whole(value) {
         Ok(Some(number)) => {
             Ok(Some(Fields::from_iter([("requests_per_minute".to_owned(), number.into())])))
         }
         Ok(None) => Ok(None),
-        Err(Unclear) => values::object(value),
+        Err(Unclear) => {
+            let object = values::object(value)?;
+            let is_other =
+                |object: &Fields| !object.is_empty() && !object.keys().any(|name| is_limit(name));
+            match object.as_ref().is_some_and(is_other) {
+                true => Err(Unclear),
+                false => Ok(object),
+            }
+        }
     }
+}
+
+fn is_limit(name: &str) -> bool {
+    let names = [&SECOND[..], &MINUTE, &TOKENS, &CONCURRENT, &BURST];
+    names.concat().iter().any(|limit| plain(limit) == plain(name))
 }
 
 #[cfg(test)]

@@ -100,6 +100,8 @@ fn what_cannot_be_understood_disables_the_key_and_is_named() {
         ("allowed_models", json!({"a": 1})),
         ("rate_limit", json!("fast")),
         ("rate_limit", json!([60])),
+        ("rate_limit", json!({"per_minute": 60})),
+        ("rate_limit", json!("{\"limit\": 1}")),
         ("requests_per_second", json!("-5")),
         ("tokens_per_minute", json!("1k")),
         ("metadata", json!("gold")),
@@ -172,6 +174,44 @@ fn limits_are_read_from_wherever_they_stand() {
     let quotas = clear(json!({"quota": 0, "total_quota": 500, "used_quota": -3, "used": 8}));
     assert_eq!((quotas.total_quota, quotas.used_quota), (500, 8));
     assert_eq!(clear(json!({"metadata": []})).metadata, Fields::new());
+}
+
+/// Catches: a limit below one that becomes none.
+#[test]
+fn a_limit_below_one_is_one() {
+    let facts = clear(json!({"rps": 0.5, "tpm": "0.01", "rate_limit": 0.9, "quota": "0.9"}));
+    let limits = facts.limits;
+    assert_eq!((limits.requests_per_second, limits.requests_per_minute), (Some(1), Some(1)));
+    assert_eq!((limits.tokens_per_minute, facts.total_quota), (Some(1), 1));
+    for none in [json!(0), json!("0.0"), json!(-0.0), json!({}), json!({"RPM": null})] {
+        assert_eq!(clear(json!({"rate_limit": none})).limits, Limits::default());
+    }
+    let whole = clear(json!({"rps": 1.9, "total_quota": 2.5}));
+    assert_eq!((whole.limits.requests_per_second, whole.total_quota), (Some(1), 2));
+}
+
+/// Catches: the more generous of two fields that mean the same, or the one that happens to be the
+/// first.
+#[test]
+fn of_two_spellings_the_strictest_counts_or_they_agree() {
+    for balances in [json!({"Balance": 5, "balance": 0}), json!({"Balance": 0, "balance": "5"})] {
+        assert_eq!(clear(balances).balance, Some(0.0));
+    }
+    for (field, other, one, two) in [
+        ("user_id", "userId", json!("a"), json!("b")),
+        ("quota_reset_period", "QuotaResetPeriod", json!("daily"), json!("monthly")),
+        ("last_reset_at", "lastResetAt", json!(1_700_000_000), json!(1_800_000_000)),
+        ("allowed_ips", "AllowedIPs", json!(["10.0.0.0/8"]), json!([])),
+        ("denied_ips", "deniedIps", json!("10.0.0.1"), json!("10.0.0.2")),
+        ("allowed_models", "Allowed_Models", json!("a"), json!("a,b")),
+    ] {
+        for (one, two) in [(&one, &two), (&two, &one)] {
+            let (facts, unclear) = facts(json!({field: one, other: two}));
+            assert_eq!((facts.status, unclear), (KeyState::Disabled, Some(field)));
+        }
+        clear(json!({field: one, other: one}));
+        clear(json!({field: one, other: null}));
+    }
 }
 
 /// Catches: a name that breaks a log line, or one that disables a key.

@@ -64,7 +64,8 @@ pub fn boolean(value: &Value) -> Result<Option<bool>, Unclear> {
     }
 }
 
-/// A number that is not less than zero, without its fraction.
+/// A number that is not less than zero, without its fraction. What is more than zero stays so: a
+/// limit of zero is none.
 pub fn whole(value: &Value) -> Result<Option<u64>, Unclear> {
     if matches!(value, Value::Bool(_)) {
         return Err(Unclear);
@@ -78,6 +79,7 @@ pub fn whole(value: &Value) -> Result<Option<u64>, Unclear> {
         return Ok(Some(number.min(WHOLE_MAX)));
     }
     match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number < 1.0 => Ok(Some(1)),
         // The cast saturates.
         Ok(number) if number.is_finite() && number >= 0.0 => {
             Ok(Some((number as u64).min(WHOLE_MAX)))
