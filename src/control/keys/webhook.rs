@@ -6,7 +6,7 @@ use crate::base::clock::unix_ms;
 use crate::base::limits::LOOKUP_ANSWER_BYTES_MAX;
 use crate::base::line::is_unshown;
 use crate::config::plan::AuthWebhook;
-use crate::keys::fields::Fields;
+use crate::keys::fields::{self, Fields};
 use crate::state::lookup::KeyQuestion;
 use crate::store::http::{HttpService, Request};
 use crate::store::{left, Trouble};
@@ -87,12 +87,18 @@ fn judge(status: u16, answer: &[u8]) -> Result<FoundKey, Trouble> {
     }
 }
 
-/// `code` says 0 when all is well, `allow` says true; whatever else they say is no.
+/// `code` says 0 when all is well, `allow` and `success` say true, and `error` says that there is
+/// none; whatever else they say is no.
 fn decided(status: u16, mut fields: Fields) -> FoundKey {
-    let is_zero = |code: &Value| code.as_i64() == Some(0) || code.as_str() == Some("0");
-    let is_said = |name: &str| fields.get(name).filter(|value| !value.is_null());
-    let denies = is_said("code").is_some_and(|code| !is_zero(code))
-        || is_said("allow").is_some_and(|allow| *allow != Value::Bool(true));
+    let is_zero = |value: &Value| value.as_f64() == Some(0.0) || value.as_str() == Some("0");
+    let is_none = |error: &Value| {
+        is_zero(error) || *error == Value::Bool(false) || error.as_str() == Some("")
+    };
+    let is_true = |value: &Value| *value == Value::Bool(true);
+    let denies = said(&fields, "code").any(|code| !is_zero(code))
+        || said(&fields, "allow").any(|allow| !is_true(allow))
+        || said(&fields, "success").any(|success| !is_true(success))
+        || said(&fields, "error").any(|error| !is_none(error));
     if denies {
         return FoundKey::Denied(message(&fields));
     }
@@ -100,11 +106,19 @@ fn decided(status: u16, mut fields: Fields) -> FoundKey {
     FoundKey::Fields(fields)
 }
 
+/// What an answer has under a name, in whatever spelling the fields of a key may have. Null says
+/// nothing.
+fn said<'a>(fields: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a Value> {
+    let of_name = fields.iter().filter(move |(other, _)| fields::plain(other) == name);
+    of_name.map(|(_, value)| value).filter(|value| !value.is_null())
+}
+
 /// The reason of a refusal, as one line.
 fn message(fields: &Fields) -> Option<Arc<str>> {
-    let error = fields.get("error");
-    let said = [fields.get("message"), error.and_then(|error| error.get("message")), error];
-    let said = said.into_iter().flatten().find_map(Value::as_str)?;
+    let errors = said(fields, "error");
+    let inner = errors.filter_map(Value::as_object).flat_map(|error| said(error, "message"));
+    let mut all = said(fields, "message").chain(inner).chain(said(fields, "error"));
+    let said = all.find_map(Value::as_str)?;
     let mut line = String::new();
     for c in said.trim().chars().filter(|c| !is_unshown(*c)) {
         if line.len() + c.len_utf8() > MESSAGE_BYTES_MAX {
@@ -138,8 +152,25 @@ mod tests {
             (r#"{"code":0.5,"error":{"message":"deep"}}"#, "deep"),
             (r#"{"allow":false,"code":0,"message":"m"}"#, "m"),
             (r#"{"allow":"true","message":"m"}"#, "m"),
+            (r#"{"Code":1,"Message":"no money","UserId":"u"}"#, "no money"),
+            (r#"{"code":0,"CODE":1,"message":"m"}"#, "m"),
+            (r#"{"Allow":false,"message":"m"}"#, "m"),
+            (r#"{"error":"unknown key"}"#, "unknown key"),
+            (r#"{"Error":{"Message":"deep"},"code":0}"#, "deep"),
+            (r#"{"error":true,"message":"m"}"#, "m"),
+            (r#"{"error":{},"message":"m"}"#, "m"),
+            (r#"{"success":false,"message":"m"}"#, "m"),
+            (r#"{"Success":"true","message":"m"}"#, "m"),
         ] {
             assert_eq!(judge(200, answer.as_bytes()), Ok(denied(why)), "{answer}");
+        }
+        for answer in [
+            r#"{"Code":0,"success":true,"error":null}"#,
+            r#"{"error":false,"code":0.0}"#,
+            r#"{"error":0}"#,
+            r#"{"error":"","allow":null}"#,
+        ] {
+            assert!(matches!(judge(200, answer.as_bytes()), Ok(FoundKey::Fields(_))), "{answer}");
         }
         for answer in ["", "<html>ok</html>", "[]", "true", "{\"code\":0", "{} x", "\"{}\""] {
             assert!(matches!(judge(200, answer.as_bytes()), Err(Trouble::Data(_))), "{answer}");
