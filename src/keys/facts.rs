@@ -4,10 +4,11 @@ use super::digest::KeyDigest;
 use crate::config::plan::{ApiKey, IpRange, KeyState, Limits, ModelPattern, ResetPeriod};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
+use std::fmt;
 
 /// One key. Shared by all requests that show it, and never changed: a provider that learns
 /// something new makes another one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct KeyFacts {
     /// What the key is known by here.
     pub digest: KeyDigest,
@@ -69,6 +70,20 @@ impl KeyFacts {
             metadata: Map::new(),
             data: None,
         }
+    }
+}
+
+impl fmt::Debug for KeyFacts {
+    /// Without what a provider may have written the key itself into.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyFacts")
+            .field("digest", &self.digest)
+            .field("status", &self.status)
+            .field("total_quota", &self.total_quota)
+            .field("used_quota", &self.used_quota)
+            .field("balance", &self.balance)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 

@@ -29,6 +29,7 @@ use crate::store::Trouble;
 use circuit::Circuit;
 use serde_json::Value;
 use std::collections::HashSet;
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ trait KeySource: Send {
 }
 
 /// What a provider says of a key.
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 enum FoundKey {
     /// It has the key, with these fields.
     Fields(Fields),
@@ -56,6 +57,19 @@ enum FoundKey {
     Unknown,
     /// It says that the key may not be used.
     Denied(Option<Arc<str>>),
+}
+
+impl fmt::Debug for FoundKey {
+    /// Without the fields: the key itself may be one of them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FoundKey::Fields(_) => f.write_str("Fields"),
+            FoundKey::Facts(_) => f.write_str("Facts"),
+            FoundKey::Unclear(what) => f.debug_tuple("Unclear").field(what).finish(),
+            FoundKey::Unknown => f.write_str("Unknown"),
+            FoundKey::Denied(message) => f.debug_tuple("Denied").field(message).finish(),
+        }
+    }
 }
 
 /// What it takes to ask a provider.

@@ -77,6 +77,21 @@ fn what_a_provider_says_becomes_an_answer() {
     }
 }
 
+/// Catches: a key in a log or a panic, since its provider says it too and that is shown.
+#[test]
+fn nothing_that_shows_an_answer_shows_the_key() {
+    let key = "sk-shown-nowhere";
+    let said =
+        || fields(json!({"api_key": key, "name": key, "user_id": key, "metadata": {"k": key}}));
+    assert_eq!(format!("{:?}", said()), "Ok(Fields)");
+    let answer = answering(true).answer(&mut Scripted([said()].into()), &question(key));
+    let mut shown = format!("{answer:?}");
+    let facts = known(answer);
+    assert!(facts.data.is_some());
+    shown += &format!("{:?}", FoundKey::Facts(Box::new((*facts).clone())));
+    assert!(shown.contains("Active") && !shown.contains(key), "{shown}");
+}
+
 /// Catches: a provider that is asked for a key that nobody can have.
 #[test]
 fn an_impossible_key_is_unknown_without_a_question() {
