@@ -34,6 +34,8 @@ trait KeyTable: Connect {
 struct TableSource {
     statement: String,
     form: StoredKeyForm,
+    /// The column that is left out of what was read: it holds the key.
+    key_column: Option<String>,
     table: Box<dyn KeyTable>,
     lifetime: Lifetime,
 }
@@ -52,7 +54,9 @@ pub fn open(plan: &DatabaseKeys) -> Result<Opened, String> {
         };
         let (statement, form) = (statement(plan), plan.key_form);
         let lifetime = Lifetime::new(plan.sql.pool.clone());
-        Ok(Box::new(TableSource { statement, form, table, lifetime }))
+        // Whoever lists it wants it.
+        let key_column = plan.fields.is_empty().then(|| plan.key_column.clone());
+        Ok(Box::new(TableSource { statement, form, key_column, table, lifetime }))
     };
     Ok(Opened {
         place: place(plan.sql.driver, &plan.sql.address),
@@ -129,13 +133,20 @@ impl KeySource for TableSource {
             self.table.close();
         }
         let asked = KeyDigest::of(key.as_bytes());
-        let row = found?.into_iter().find_map(|row| of_key(row, &asked));
-        match row {
-            Some(row) if size(&row) > LOOKUP_ANSWER_BYTES_MAX => {
+        let mut rows = found?.into_iter().filter_map(|row| of_key(row, &asked));
+        match (rows.next(), rows.next()) {
+            // They may say different things, and nothing says which one counts.
+            (Some(_), Some(_)) => Ok(FoundKey::Unclear("several rows of one key")),
+            (Some(row), None) if size(&row) > LOOKUP_ANSWER_BYTES_MAX => {
                 Err(Trouble::Data(format!("a row has more than {LOOKUP_ANSWER_BYTES_MAX} bytes")))
             }
-            Some(row) => Ok(FoundKey::Fields(row)),
-            None => Ok(FoundKey::Unknown),
+            (Some(mut row), None) => {
+                if let Some(column) = &self.key_column {
+                    row.retain(|name, _| !name.eq_ignore_ascii_case(column));
+                }
+                Ok(FoundKey::Fields(row))
+            }
+            (None, _) => Ok(FoundKey::Unknown),
         }
     }
 }

@@ -12,6 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// Steps of SQLite between two looks at the clock: some tens of microseconds.
+const STEPS: i32 = 1000;
+
 /// A file, and the connection to it.
 pub struct SqliteKeys {
     path: PathBuf,
@@ -56,6 +59,9 @@ impl KeyTable for SqliteKeys {
     fn rows(&mut self, statement: &str, key: &str, until: Instant) -> Result<Vec<Fields>, Trouble> {
         let (connection, _) = self.connection.as_mut().ok_or_else(Trouble::closed)?;
         connection.busy_timeout(left(until)?).map_err(trouble)?;
+        // Without an index a large table takes long, and a view may take for ever.
+        let is_over = move || Instant::now() >= until;
+        connection.progress_handler(STEPS, Some(is_over)).map_err(trouble)?;
         let mut statement = connection.prepare_cached(statement).map_err(trouble)?;
         let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([key]).map_err(trouble)?;

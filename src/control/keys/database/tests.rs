@@ -80,22 +80,20 @@ fn find(source: &mut dyn KeySource, key: &str) -> Result<FoundKey, Trouble> {
 }
 
 /// Catches: a key that is let in as another spelling of itself (each would have a quota of its
-/// own), a row that is not the key's, a value that loses its type, the key in what scripts see of a
-/// list of fields that does not name it.
+/// own), a row that is not the key's, a value that loses its type, the key in what scripts see
+/// although no list of fields names it.
 #[test]
 fn a_row_is_found_by_exactly_its_key() {
     let file = File::new(
         "exact",
-        "CREATE TABLE api_keys (api_key TEXT COLLATE NOCASE, status INTEGER, balance REAL, \
+        "CREATE TABLE api_keys (API_KEY TEXT COLLATE NOCASE, status INTEGER, balance REAL, \
          note BLOB, expires_at TEXT); \
          INSERT INTO api_keys VALUES ('sk-A', 1, 2.5, x'6869', NULL), ('sk-a', 0, 0, NULL, ''), \
          ('%', 0, 0, NULL, NULL);",
     );
     let mut source = file.source(|_| {});
     let Ok(FoundKey::Fields(row)) = find(source.as_mut(), "sk-A") else { panic!() };
-    let expected = json!({
-        "api_key": "sk-A", "status": 1, "balance": 2.5, "note": "hi", "expires_at": null,
-    });
+    let expected = json!({"status": 1, "balance": 2.5, "note": "hi", "expires_at": null});
     assert_eq!(Value::Object(row), expected);
     let Ok(FoundKey::Fields(row)) = find(source.as_mut(), "sk-a") else { panic!() };
     assert_eq!(row["status"], 0);
@@ -105,6 +103,39 @@ fn a_row_is_found_by_exactly_its_key() {
     let mut source = file.source(|plan| plan.fields = vec!["status".into()]);
     let Ok(FoundKey::Fields(row)) = find(source.as_mut(), "sk-A") else { panic!() };
     assert_eq!(Value::Object(row), json!({"status": 1}));
+    let mut source = file.source(|plan| plan.fields = vec!["status".into(), "api_key".into()]);
+    let Ok(FoundKey::Fields(row)) = find(source.as_mut(), "sk-A") else { panic!() };
+    assert_eq!(row.len(), 2);
+}
+
+/// Catches: a key that is let in by one of its rows although another one switches it off.
+#[test]
+fn several_rows_of_one_key_are_unclear() {
+    let file = File::new(
+        "several",
+        "CREATE TABLE api_keys (api_key TEXT COLLATE NOCASE, status TEXT); \
+         INSERT INTO api_keys VALUES ('a', 'active'), ('a', 'disabled'), ('b', 'active'), \
+         ('B', 'disabled');",
+    );
+    let mut source = file.source(|_| {});
+    assert!(matches!(find(source.as_mut(), "a"), Ok(FoundKey::Unclear(_))));
+    assert!(matches!(find(source.as_mut(), "b"), Ok(FoundKey::Fields(_))));
+}
+
+/// Catches: a statement that runs on and on, and holds its thread for good.
+#[test]
+fn a_statement_ends_when_its_time_is_over() {
+    let file = File::new(
+        "endless",
+        "CREATE VIEW api_keys AS WITH RECURSIVE all_keys(api_key) AS \
+         (SELECT 'a' UNION ALL SELECT 'b' FROM all_keys) SELECT api_key FROM all_keys;",
+    );
+    let mut source = file.source(|_| {});
+    let question = KeyQuestion { digest: KeyDigest::of(b"k"), key: Secret::new("k") };
+    for _ in 0..2 {
+        let found = source.find(&question, Instant::now() + Duration::from_millis(50));
+        assert!(matches!(found, Err(Trouble::Later(_))));
+    }
 }
 
 /// Catches: digests that are not those of other programs, a digest that serves as a key.
