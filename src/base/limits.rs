@@ -529,6 +529,9 @@ pub const SCRIPT_MESSAGE_BYTES_MAX: usize = 512;
 pub const SCRIPT_CODES_MAX: usize = 64;
 /// Lines that one run may log. Beyond: not logged.
 pub const SCRIPT_LOG_LINES_MAX: usize = 8;
+/// Bytes of a value, or of a line, that a script logs and that are looked at: more than
+/// [`SCRIPT_MESSAGE_BYTES_MAX`], since the key is taken out before the line is cut.
+pub const SCRIPT_TOLD_BYTES: usize = 8 * SCRIPT_MESSAGE_BYTES_MAX;
 /// Entries of the metadata that one run gives, at whatever depth. Beyond: its client is denied.
 pub const SCRIPT_METADATA_ENTRIES_MAX: usize = 64;
 /// Bytes of names and texts of that metadata. Beyond: likewise.

@@ -48,7 +48,7 @@ pub(super) fn of(returned: Value) -> Result<Decided, String> {
             },
             message: match get(&table, "message") {
                 Value::Nil => None,
-                Value::String(message) => Some(shown(&message.to_string_lossy())),
+                Value::String(message) => Some(message.to_string_lossy()),
                 other => return Err(format!("`message` is a {}, not a text", other.type_name())),
             },
         }),

@@ -2,9 +2,8 @@
 //! with those of Lua's own that are harmless.
 
 use super::budget::Budget;
-use super::outcome::shown;
 use super::strings::{self, OUT_OF_TIME};
-use crate::base::limits::SCRIPT_LOG_LINES_MAX;
+use crate::base::limits::{SCRIPT_LOG_LINES_MAX, SCRIPT_TOLD_BYTES};
 use mlua::chunk::ChunkMode;
 use mlua::{Error, Function, HookTriggers, Lua, MultiValue, Result, Table, Value, VmState};
 use std::cell::{Cell, RefCell};
@@ -111,7 +110,7 @@ fn surroundings(lua: &Lua, own: &Table, around: &Rc<Surroundings>) -> Result<()>
     let log = lua.create_function(move |lua, values: MultiValue| {
         let mut said = log.said.borrow_mut();
         if said.len() < SCRIPT_LOG_LINES_MAX {
-            said.push(shown(&told(lua, values)?));
+            said.push(told(lua, values)?);
         }
         Ok(())
     })?;
@@ -137,16 +136,24 @@ fn surroundings(lua: &Lua, own: &Table, around: &Rc<Surroundings>) -> Result<()>
     own.raw_set("all_headers", all_headers)
 }
 
-/// As Lua's `print` would put it.
+/// As Lua's `print` would put it, as far as anybody will see it: this is no memory of Lua's, which
+/// would be bounded.
 fn told(lua: &Lua, values: MultiValue) -> Result<String> {
     let mut line = String::new();
     for (index, value) in values.into_iter().enumerate() {
+        if line.len() > SCRIPT_TOLD_BYTES {
+            break;
+        }
         line.push_str(if index > 0 { " " } else { "" });
         let kind = value.type_name();
         match value {
             Value::Boolean(value) => line.push_str(if value { "true" } else { "false" }),
             value => match lua.coerce_string(value)? {
-                Some(text) => line.push_str(&text.to_string_lossy()),
+                Some(text) => {
+                    let text = text.as_bytes();
+                    let text = text.get(..SCRIPT_TOLD_BYTES).unwrap_or(&text);
+                    line.push_str(&String::from_utf8_lossy(text));
+                }
                 None => line.push_str(kind),
             },
         }

@@ -253,7 +253,7 @@ fn gsub(
         let end = matcher.at(at)?;
         if let Some(end) = end.filter(|end| last != Some(*end)) {
             count += 1;
-            put(lua, &matcher, (&text, (at, end)), &by, &mut out)?;
+            put(lua, &matcher, (&text, (at, end)), &by, &mut Grown { budget, out: &mut out })?;
             (at, last) = (end, Some(end));
         } else if let Some(byte) = text.get(at) {
             out.push(*byte);
@@ -278,7 +278,7 @@ fn put(
     matcher: &Matcher,
     (text, found): (&[u8], (usize, usize)),
     by: &Value,
-    out: &mut Vec<u8>,
+    out: &mut Grown<'_>,
 ) -> std::result::Result<(), Failure> {
     let first = || value(lua, matcher.capture(0, found)?, text);
     let instead = match by {
@@ -292,52 +292,68 @@ fn put(
     };
     match instead {
         Value::Nil | Value::Boolean(false) => {
-            out.extend_from_slice(text.get(found.0..found.1).unwrap_or_default());
+            out.push(text.get(found.0..found.1).unwrap_or_default())?;
         }
         other => {
             let kind = other.type_name();
             let Some(other) = lua.coerce_string(other)? else {
                 return Err(Failure::Told(format!("invalid replacement value (a {kind})")));
             };
-            out.extend_from_slice(&other.as_bytes());
+            out.push(&other.as_bytes())?;
         }
     }
     Ok(())
 }
+
+/// A text that grows outside of Lua's memory: within the same bounds as if it were there.
+struct Grown<'a> {
+    budget: &'a Budget,
+    out: &'a mut Vec<u8>,
+}
+
+impl Grown<'_> {
+    fn push(&mut self, bytes: &[u8]) -> std::result::Result<(), Failure> {
+        if self.out.len() + bytes.len() > self.budget.bytes() {
+            return Err(Failure::Told(TOO_LONG.to_owned()));
+        }
+        if !self.budget.spend(1 + bytes.len() / BYTES_PER_WORK) {
+            return Err(PatternFault::OutOfTime.into());
+        }
+        self.out.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Bytes that are copied in the time of one step of a pattern, or less.
+const BYTES_PER_WORK: usize = 64;
 
 /// A text that stands for a match: `%1` and its kin are captures of it.
 fn put_text(
     matcher: &Matcher,
     (text, found): (&[u8], (usize, usize)),
     by: &[u8],
-    out: &mut Vec<u8>,
+    out: &mut Grown<'_>,
 ) -> std::result::Result<(), Failure> {
-    let mut bytes = by.iter();
-    while let Some(byte) = bytes.next() {
-        if *byte != b'%' {
-            out.push(*byte);
-            continue;
-        }
-        let capture = match bytes.next() {
-            Some(b'%') => {
-                out.push(b'%');
-                continue;
-            }
-            Some(b'0') => Capture::Text(found.0, found.1),
-            Some(digit @ b'1'..=b'9') => matcher.capture(usize::from(digit - b'1'), found)?,
+    let mut rest = by;
+    while let Some(at) = memchr::memchr(b'%', rest) {
+        out.push(rest.get(..at).unwrap_or_default())?;
+        let capture = match rest.get(at + 1) {
+            Some(b'%') => None,
+            Some(b'0') => Some(Capture::Text(found.0, found.1)),
+            Some(digit @ b'1'..=b'9') => Some(matcher.capture(usize::from(digit - b'1'), found)?),
             _ => {
                 let message = "invalid use of '%' in replacement string";
                 return Err(Failure::Told(message.to_owned()));
             }
         };
         match capture {
-            Capture::Text(from, to) => {
-                out.extend_from_slice(text.get(from..to).unwrap_or_default());
-            }
-            Capture::Position(at) => out.extend_from_slice(at.to_string().as_bytes()),
+            None => out.push(b"%")?,
+            Some(Capture::Text(from, to)) => out.push(text.get(from..to).unwrap_or_default())?,
+            Some(Capture::Position(at)) => out.push(at.to_string().as_bytes())?,
         }
+        rest = rest.get(at + 2..).unwrap_or_default();
     }
-    Ok(())
+    out.push(rest)
 }
 
 fn rep(

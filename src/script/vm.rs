@@ -88,7 +88,7 @@ impl Vm {
         let is_over = self.budget.is_over();
         // What is done between two runs has all the time in the world.
         self.budget.begin(Duration::MAX, memory);
-        let hide = |text: &str| without(text, input.api_key);
+        let hide = |text: &str| shown_without(text, input.api_key);
         self.around.said.borrow_mut().drain(..).for_each(|line| log(&hide(&line)));
         let failed = |line, message: &str| ScriptError {
             provider: text.provider.clone(),
@@ -143,7 +143,7 @@ fn told(provider: &str, script: &str, api_key: &str, error: &Error) -> ScriptErr
     let message = message.strip_prefix("runtime error: ").unwrap_or(message);
     let message = match is_memory(error) {
         true => "the script needs more than its max_memory".to_owned(),
-        false => without(&outcome::shown(message), api_key),
+        false => shown_without(message, api_key),
     };
     ScriptError { provider: provider.into(), script: script.into(), line, message }
 }
@@ -167,10 +167,11 @@ fn line_of(text: &str) -> Option<(u32, &str)> {
     })
 }
 
-/// A text without the key: what a script says must not tell it.
-fn without(text: &str, api_key: &str) -> String {
+/// One line for people, without the key: what a script says must not tell it. Cut only then, or
+/// a key that lies across the cut would leave its beginning.
+fn shown_without(text: &str, api_key: &str) -> String {
     match api_key.is_empty() {
-        true => text.to_owned(),
-        false => text.replace(api_key, HIDDEN),
+        true => outcome::shown(text),
+        false => outcome::shown(&text.replace(api_key, HIDDEN)),
     }
 }

@@ -15,6 +15,9 @@ fn cpu() -> Duration {
 
 /// Each is denied within its budget, and leaves a VM in which others run.
 const HOSTILE: &[&str] = &[
+    "local s = ('a'):rep(2e5):gsub('.*', ('%0'):rep(1e5)) return #s < 0",
+    "local s = ('x'):rep(4e5) local t = {} for i = 1, 2000 do t[i] = s end \
+     while true do log(table.unpack(t)) end",
     "while true do end",
     "repeat until false",
     "for i = 1, 1e15 do end",
