@@ -3,7 +3,7 @@
 
 use super::process::Process;
 use super::scratch::Scratch;
-use super::{await_some, await_until};
+use super::{await_some, await_until, SOON};
 use rustix::process::{kill_process, Pid, Signal};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -98,18 +98,41 @@ impl Server {
         let process = self.process.as_ref().expect("it runs");
         // First itself, so that it makes no more of them.
         process.signal(signal);
-        let pid = process.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        for child in children.split_whitespace() {
-            let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+        for child in children(process.pid()) {
             // One that has just ended is as silent.
-            let _ = kill_process(child, signal);
+            let _ = kill_process(Pid::from_raw(child).unwrap(), signal);
         }
+    }
+
+    /// Holds it and the processes that it has for its clients. A signal reaches the threads of a
+    /// process one after the other: until each of them stands, one may still answer.
+    fn freeze_all(&self) {
+        self.signal_all(Signal::STOP);
+        let pid = self.process.as_ref().expect("it runs").pid();
+        let all = [vec![pid.cast_signed()], children(pid)].concat();
+        await_until("all of its threads stand", SOON, || all.iter().all(|pid| stands(*pid)));
     }
 
     fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
+}
+
+/// The processes that a process has made.
+fn children(pid: u32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+/// Whether each thread of a process is stopped; of one that has ended, too.
+fn stands(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state is behind the name, which is in brackets and may have any letter.
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_none_or(|state| state.starts_with(['T', 't', 'Z', 'X']))
+    })
 }
 
 /// What all three can be asked and told.
@@ -143,7 +166,7 @@ macro_rules! stops_and_starts {
 
             /// Holds it: connections stay, and nothing is answered.
             pub fn freeze(&self) {
-                self.server.signal_all(Signal::STOP);
+                self.server.freeze_all();
             }
 
             /// Lets it go on.
