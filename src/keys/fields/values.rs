@@ -64,17 +64,20 @@ pub fn boolean(value: &Value) -> Result<Option<bool>, Unclear> {
     }
 }
 
-/// A number that is not less than zero, without its fraction. What is more than zero stays so: a
-/// limit of zero is none.
-pub fn whole(value: &Value) -> Result<Option<u64>, Unclear> {
+/// What may be a number or a moment, without blanks around it; `None`: nothing.
+fn figure(value: &Value) -> Result<Option<String>, Unclear> {
     if matches!(value, Value::Bool(_)) {
         return Err(Unclear);
     }
     let text = text(value)?;
-    let text = text.trim();
-    if text.is_empty() {
-        return Ok(None);
-    }
+    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+}
+
+/// A number that is not less than zero, without its fraction. What is more than zero stays so: a
+/// limit of zero is none.
+pub fn whole(value: &Value) -> Result<Option<u64>, Unclear> {
+    let Some(text) = figure(value)? else { return Ok(None) };
+    let text = text.as_str();
     if let Ok(number) = text.parse::<u64>() {
         return Ok(Some(number.min(WHOLE_MAX)));
     }
@@ -157,14 +160,8 @@ pub fn object(value: &Value) -> Result<Option<Map<String, Value>>, Unclear> {
 /// A moment: seconds or milliseconds since 1970, RFC 3339, a date, or what databases write (without
 /// a zone it is UTC). Empty and zero are no moment.
 pub fn time(value: &Value, day: Day) -> Result<Option<Timestamp>, Unclear> {
-    if matches!(value, Value::Bool(_)) {
-        return Err(Unclear);
-    }
-    let text = text(value)?;
-    let text = text.trim();
-    if text.is_empty() {
-        return Ok(None);
-    }
+    let Some(text) = figure(value)? else { return Ok(None) };
+    let text = text.as_str();
     if let Some(number) = number(text) {
         return since_1970(number);
     }
