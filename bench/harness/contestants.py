@@ -25,6 +25,24 @@ METERING = """usage:
   spool: {{dir: "{own}.spool"}}
   reporters:
     - {{name: bench, {reporter}}}"""
+# What admits and limits: the keys that loadgen shows are known, each with a quota, and every request
+# is held to three limits, which are so wide that none is refused.
+ADMISSION = """auth: {{pipeline: [{{type: file{script}}}]}}
+counters: {{dir: "{own}.counters", entries: 262144}}
+rate_limit:
+  global: {{requests_per_second: 5000000}}
+  per_key: {{requests_per_minute: 5000000, tokens_per_minute: 900000000}}
+  per_user: {{requests_per_second: 5000000, max_concurrent: 60000}}
+api_keys:
+{keys}"""
+API_KEY = ("  - {{key: sk-bench-{i:08}, user_id: user-{user}, total_quota: 900000000000, "
+           "quota_reset_period: monthly}}")
+# A script of the length that scripts have: it reads what it is given and answers with a table.
+SCRIPT = """
+if key.status ~= "active" then return {allow = false, http_code = 403} end
+if request.ip == "10.0.0.1" then return {allow = false, message = "not from there"} end
+return {allow = true, metadata = {tier = "gold"}}
+"""
 # The model that loadgen asks for, and one that an engine may serve under another name.
 MODEL, SERVED = "m", "meta-llama/Llama-3.3-70B-Instruct"
 # The field that names a request's session.
@@ -114,10 +132,11 @@ class LLMProxy(Contestant):
     """The product. With `alias`, the model that loadgen asks for is another name of what the
     engines serve, so that each request is found by its model and has a part of its body replaced.
     `strategy` is how one of several backends is chosen; with `sessions`, by the request's session
-    before that."""
+    before that. With `keys`, so many keys are known, and limits and quotas hold; with `script`, each
+    request passes a script besides."""
 
     def __init__(self, name="LLMProxy", metering="file", unix=False, backends=1, workers=1,
-                 alias=False, strategy=None, sessions=False):
+                 alias=False, strategy=None, sessions=False, keys=0, script=False):
         self.name = name
         self.metering = metering
         self.unix = unix
@@ -126,6 +145,8 @@ class LLMProxy(Contestant):
         self.alias = alias
         self.strategy = strategy
         self.sessions = sessions
+        self.keys = keys
+        self.script = script
 
     def start(self, stage):
         process, listen = self.launch(stage)
@@ -138,7 +159,8 @@ class LLMProxy(Contestant):
         listen = free_address()
         config = stage.config("llmproxy.yaml", LISTEN=listen, WORKERS=self.workers,
                               BACKENDS="\n".join(self.engines(stage)), ROUTING=self.routing(),
-                              METERING=self.usage(stage, listen))
+                              METERING=self.usage(stage, listen),
+                              ADMISSION=self.admission(stage, listen))
         cores = stage.proxy_cores if self.workers == 1 else stage.all_cores
         # Not asked to end: it would first deliver the records that it still has.
         process = Process("llmproxy", [stage.binary("llmproxy"), "--config", config], cores,
@@ -155,6 +177,21 @@ class LLMProxy(Contestant):
         if self.alias:
             keys.append(f"model_mapping: {{{MODEL}: {SERVED}}}")
         return f"routing: {{{', '.join(keys)}}}" if keys else ""
+
+    def admission(self, stage, listen):
+        """The part of the configuration with keys, quotas and limits, if there are any."""
+        if not self.keys:
+            return ""
+        own = os.path.join(stage.work, "usage-" + listen.rsplit(":", 1)[1])
+        # Ten keys a user.
+        keys = "\n".join(API_KEY.format(i=i, user=i // 10) for i in range(self.keys))
+        script = ""
+        if self.script:
+            path = os.path.join(stage.work, "admit.lua")
+            with open(path, "w") as file:
+                file.write(SCRIPT)
+            script = f', script: {{script_file: "{path}"}}'
+        return ADMISSION.format(own=own, keys=keys, script=script)
 
     def usage(self, stage, listen):
         """The part of the configuration that meters, if any does."""

@@ -11,7 +11,7 @@ from verdict import Finding
 
 # What a row cannot show yet.
 NOTES = {
-    "P1": ["keys and limits do not exist yet; metering (to a file) and metrics are on"],
+    "P1": ["metering (to a file) and metrics are on; what keys and limits cost is P9b"],
 }
 QUANTILES = ["p50", "p90", "p99", "p999"]
 

@@ -25,6 +25,7 @@ EVENTS = [*BURST, "--gap-ms", "5", "--connections", "320"]
 MIB = 1 << 20
 LARGE = ["--path", "/v1/embeddings", "--answer-bytes", str(MIB), "--connections", "16"]
 SINGLE = ["--answer-bytes", "600", "--prompt-bytes", "950", "--connections", "1"]
+KEYS = ["--keys"]
 PROMPT = ["--prompt-bytes", "204800"]
 PROMPTS = ["--answer-bytes", "600", *PROMPT, "--connections", "8"]
 # How the reporters are called in the table.
@@ -113,6 +114,27 @@ def short_answers(stage, effort, report):
                      contest.ratios(cost, name, off), target, at_most=True)
         report.ratio("P9", f"metering by {WAYS[kind]}, requests/s against without", contest,
                      contest.ratios(rps, name, off), 0.93, contest.unsaturated(name, off))
+
+
+def admission(stage, effort, report):
+    """P9b. What it costs to know each request's key, to take from three limits and a quota, and to
+    settle; and whether that depends on how many keys there are. Each request shows another key."""
+    many, name = [*KEYS, "100000"], "100 000 keys, quotas, limits"
+    for what, flags in (("600 B answers", SHORT), ("streams of 100 events", EVENTS)):
+        contest = Contest(stage, effort, [
+            (name, LLMProxy(keys=100000), [*flags, *many]),
+            ("one key, quotas, limits", LLMProxy(keys=1), [*flags, *KEYS, "1"]),
+            ("100 000 keys and a script", LLMProxy(keys=100000, script=True), [*flags, *many]),
+            ("neither keys nor limits", LLMProxy(), [*flags, *many])])
+        report.contest(f"admission_{what.split()[-1]}", contest)
+        cost = lambda sample: sample.cpu_per_request
+        for one, other, what_of, target in (
+                (name, "neither keys nor limits", f"{name}, CPU per request against none", 1.05),
+                (name, "one key, quotas, limits", "the same, against a single key", 1.05)):
+            report.ratio("P9b", f"{what}: {what_of}", contest, contest.ratios(cost, one, other),
+                         target, at_most=True)
+        report.ratio("P9b", f"{what}: a script for each request, against none", contest,
+                     contest.ratios(cost, "100 000 keys and a script", name), 1.5, at_most=True)
 
 
 def half_load(stage, effort, report):
@@ -415,6 +437,7 @@ def metering(stage, effort, report):
 
 CONTESTS = [
     (short_answers, {"P1", "P2", "P9"}),
+    (admission, {"P9b"}),
     (streams, {"P3", "P4"}),
     (first_token, {"P5"}),
     (memory, {"P6"}),

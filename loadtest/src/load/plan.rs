@@ -102,6 +102,9 @@ pub struct Plan {
     /// Send a different x-request-id with each request
     #[arg(long)]
     pub request_ids: bool,
+    /// Different API keys that are shown in turn: sk-bench-00000000, -00000001 ... [none]
+    #[arg(long, default_value_t = 0)]
+    pub keys: u64,
     /// Write the results as JSON to this file; - = standard output
     #[arg(long)]
     pub json: Option<String>,
@@ -160,9 +163,11 @@ impl Plan {
     /// The requests that are sent in turn.
     pub fn prepare(&self) -> Vec<Prepared> {
         let body = self.body().into_bytes();
-        (0..self.seeds.max(1))
-            .map(|seed| {
-                let head = self.head(seed, body.len());
+        let seeds = self.seeds.max(1);
+        (0..seeds.max(self.keys))
+            .map(|turn| {
+                let seed = turn % seeds;
+                let head = self.head(seed, turn, body.len());
                 let id_at = head.find(ID_PLACE);
                 let expected = self.verify.then(|| expected_body(&self.ask(seed)));
                 Prepared { head: head.into_bytes(), id_at, body: body.clone(), expected }
@@ -220,7 +225,7 @@ impl Plan {
         format!(r#"{{"model":"{}",{stream}{input}}}"#, self.model)
     }
 
-    fn head(&self, seed: u64, length: usize) -> String {
+    fn head(&self, seed: u64, turn: u64, length: usize) -> String {
         let mut head = format!(
             "POST {} HTTP/1.1\r\nHost: loadtest\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n",
@@ -232,6 +237,9 @@ impl Plan {
         }
         if self.request_ids {
             field("x-request-id", &format!("load-{ID_PLACE}"));
+        }
+        if let Some(key) = turn.checked_rem(self.keys) {
+            field("Authorization", &format!("Bearer sk-bench-{key:08}"));
         }
         let mut knob = |name: &str, value: Option<String>| {
             if let Some(value) = value {
