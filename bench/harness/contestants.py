@@ -25,18 +25,18 @@ METERING = """usage:
   spool: {{dir: "{own}.spool"}}
   reporters:
     - {{name: bench, {reporter}}}"""
-# What admits and limits: the keys that loadgen shows are known, each with a quota, and every request
-# is held to three limits, which are so wide that none is refused.
-ADMISSION = """auth: {{pipeline: [{{type: file{script}}}]}}
+# What admits and limits: the keys that loadgen shows are in Redis and remembered, each has a quota,
+# and every request is held to three limits, which are so wide that none is refused.
+ADMISSION = """auth:
+  pipeline:
+    - type: redis
+      redis: {{addr: "{redis}"}}
+      cache: {{ttl: 1h, max_entries: 200000}}{script}
 counters: {{dir: "{own}.counters", entries: 262144}}
 rate_limit:
   global: {{requests_per_second: 5000000}}
   per_key: {{requests_per_minute: 5000000, tokens_per_minute: 900000000}}
-  per_user: {{requests_per_second: 5000000, max_concurrent: 60000}}
-api_keys:
-{keys}"""
-API_KEY = ("  - {{key: sk-bench-{i:08}, user_id: user-{user}, total_quota: 900000000000, "
-           "quota_reset_period: monthly}}")
+  per_user: {{requests_per_second: 5000000, max_concurrent: 60000}}"""
 # A script of the length that scripts have: it reads what it is given and answers with a table.
 SCRIPT = """
 if key.status ~= "active" then return {allow = false, http_code = 403} end
@@ -152,6 +152,11 @@ class LLMProxy(Contestant):
         process, listen = self.launch(stage)
         process.answers(listen)
         process.until("finds no healthy engine", lambda: "is healthy" in process.output())
+        if self.keys:
+            # Each key is asked for once, and remembered.
+            flags = ["--keys", str(self.keys), "--requests", str(self.keys)]
+            if errors := stage.load(listen, flags, 60)["errors"]:
+                process.fail(f"refused {errors} keys")
         return process, listen
 
     def launch(self, stage):
@@ -183,15 +188,13 @@ class LLMProxy(Contestant):
         if not self.keys:
             return ""
         own = os.path.join(stage.work, "usage-" + listen.rsplit(":", 1)[1])
-        # Ten keys a user.
-        keys = "\n".join(API_KEY.format(i=i, user=i // 10) for i in range(self.keys))
         script = ""
         if self.script:
             path = os.path.join(stage.work, "admit.lua")
             with open(path, "w") as file:
                 file.write(SCRIPT)
-            script = f', script: {{script_file: "{path}"}}'
-        return ADMISSION.format(own=own, keys=keys, script=script)
+            script = f'\n      script: {{path: "{path}"}}'
+        return ADMISSION.format(own=own, redis=stage.redis_with_keys(self.keys), script=script)
 
     def usage(self, stage, listen):
         """The part of the configuration that meters, if any does."""

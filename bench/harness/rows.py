@@ -119,12 +119,13 @@ def short_answers(stage, effort, report):
 def admission(stage, effort, report):
     """P9b. What it costs to know each request's key, to take from three limits and a quota, and to
     settle; and whether that depends on how many keys there are. Each request shows another key."""
-    many, name = [*KEYS, "100000"], "100 000 keys, quotas, limits"
+    keys = effort.keys
+    many, name = [*KEYS, str(keys)], f"{keys} keys, quotas, limits"
     for what, flags in (("600 B answers", SHORT), ("streams of 100 events", EVENTS)):
         contest = Contest(stage, effort, [
-            (name, LLMProxy(keys=100000), [*flags, *many]),
+            (name, LLMProxy(keys=keys), [*flags, *many]),
             ("one key, quotas, limits", LLMProxy(keys=1), [*flags, *KEYS, "1"]),
-            ("100 000 keys and a script", LLMProxy(keys=100000, script=True), [*flags, *many]),
+            ("the same and a script", LLMProxy(keys=keys, script=True), [*flags, *many]),
             ("neither keys nor limits", LLMProxy(), [*flags, *many])])
         report.contest(f"admission_{what.split()[-1]}", contest)
         cost = lambda sample: sample.cpu_per_request
@@ -134,7 +135,7 @@ def admission(stage, effort, report):
             report.ratio("P9b", f"{what}: {what_of}", contest, contest.ratios(cost, one, other),
                          target, at_most=True)
         report.ratio("P9b", f"{what}: a script for each request, against none", contest,
-                     contest.ratios(cost, "100 000 keys and a script", name), 1.5, at_most=True)
+                     contest.ratios(cost, "the same and a script", name), 1.5, at_most=True)
 
 
 def half_load(stage, effort, report):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import machine
 from contestants import PEER_FILES
-from process import Failure, Process, free_address, get
+from process import Failure, Process, connect, free_address, get
 
 # How long the receiver of usage records takes for each: it must not use up the core of the load.
 RECEIVER_MS = 5
@@ -67,6 +67,7 @@ class Stage:
         self.all_cores = f"{self.proxy_cores},{self.load_cores}"
         self.files = machine.raise_file_limit()
         self.running = {}
+        self.keys_in_redis = 0
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="bench-")
@@ -117,6 +118,21 @@ class Stage:
             self.running["redis"] = process
             self.redis_address = address
         return self.redis_address
+
+    def redis_with_keys(self, count):
+        """Address of that server, with so many keys in it as loadgen shows them; ten of a user."""
+        address = self.redis()
+        if count > self.keys_in_redis:
+            with connect(address) as connection:
+                answers = connection.makefile("rb")
+                for i in range(self.keys_in_redis, count):
+                    connection.sendall(
+                        b"HSET llmproxy:key:sk-bench-%08d user_id user-%d status active "
+                        b"total_quota 900000000000 quota_reset_period monthly\r\n" % (i, i // 10))
+                    if not answers.readline().startswith(b":"):
+                        raise Failure("Redis does not take the keys")
+            self.keys_in_redis = count
+        return address
 
     def mock(self, name, listen, *flags):
         """Starts a mock engine the first time it is asked for."""
