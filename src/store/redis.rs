@@ -4,7 +4,7 @@ mod call;
 mod read;
 
 pub use call::{argument, argument_len, Call};
-pub use read::RedisValue;
+pub use read::{RedisValue, ScriptAnswer};
 
 use super::Trouble;
 use crate::base::{certificate, tls_fault};
@@ -93,7 +93,7 @@ impl RedisServer {
     }
 
     /// Runs a script, of which the server gets the text only when it does not have it: a restart
-    /// has cost it, or it is new. A server that has closed a kept connection is asked once more
+    /// has cost it, or it is new. Gives what the script gives back. A server that has closed a kept connection is asked once more
     /// over a new one, so it may have run the script twice.
     ///
     /// # Errors
@@ -104,18 +104,18 @@ impl RedisServer {
         script: &StoredScript,
         call: &mut Call,
         until: Instant,
-    ) -> Result<(), Trouble> {
+    ) -> Result<ScriptAnswer, Trouble> {
         if !self.by_text {
             let called = self.ask(&call.wire("EVALSHA", &script.hash), until);
             match called.as_ref().err().and_then(RedisError::code) {
                 Some("NOSCRIPT") => {}
                 // Rights may have been given for the one command and not for the other.
                 Some("NOPERM") => self.by_text = true,
-                _ => return called.map(drop).map_err(|error| trouble(&error)),
+                _ => return called.map(ScriptAnswer).map_err(|error| trouble(&error)),
             }
         }
         let called = self.ask(&call.wire("EVAL", script.text), until);
-        called.map(drop).map_err(|error| trouble(&error))
+        called.map(ScriptAnswer).map_err(|error| trouble(&error))
     }
 
     /// Sends a command, and once more where a kept connection is closed.

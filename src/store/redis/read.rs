@@ -19,6 +19,22 @@ pub enum RedisValue {
     Other,
 }
 
+/// What a script has given back.
+#[derive(Debug)]
+pub struct ScriptAnswer(pub(super) Value);
+
+impl ScriptAnswer {
+    /// A list of whole numbers; `None`: it is something else.
+    pub fn numbers(&self) -> Option<Vec<i64>> {
+        let Value::Array(items) = &self.0 else { return None };
+        let number = |item: &Value| match item {
+            Value::Int(number) => Some(*number),
+            _ => None,
+        };
+        items.iter().map(number).collect()
+    }
+}
+
 impl RedisServer {
     /// Reads a hash or a text in one round trip; in two where it was the other one the last time.
     ///
@@ -77,5 +93,19 @@ fn fits(bytes: usize) -> Result<(), Trouble> {
     match bytes <= LOOKUP_ANSWER_BYTES_MAX {
         true => Ok(()),
         false => Err(Trouble::Data(format!("it has {bytes} bytes under one name"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a text or a hole in a list that counts as a number.
+    #[test]
+    fn numbers_are_numbers() {
+        let of = |items: Vec<Value>| ScriptAnswer(Value::Array(items)).numbers();
+        assert_eq!(of(vec![Value::Int(3), Value::Int(-1)]), Some(vec![3, -1]));
+        assert_eq!(of(vec![Value::Int(3), Value::Nil]), None);
+        assert_eq!(ScriptAnswer(Value::Int(3)).numbers(), None);
     }
 }

@@ -80,7 +80,7 @@ impl Reporter for Stream {
         let until = Instant::now() + limit;
         self.prepare(records);
         match self.server.run(&self.script, &mut self.call, until) {
-            Ok(()) => Tried::Delivered,
+            Ok(_) => Tried::Delivered,
             Err(Trouble::Later(cause)) => Tried::Again(cause),
             Err(Trouble::Data(cause)) => Tried::Failed(cause),
         }
