@@ -479,6 +479,26 @@ pub const COUNTERS_STRANGERS_SHARE: usize = 4;
 pub const COUNTERS_LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Requests at one time that a limit may allow: the counts of four processes stand in one word.
 pub const LIMIT_CONCURRENT_MAX: u32 = 0xffff;
+/// Requests that wait for what several gateways count together. Beyond: they are served as if the
+/// server of these limits were not there, counted.
+pub const LOANS_WAITING_MAX: usize = 4096;
+/// Of those that wait, so many are asked about in one call of the server.
+pub const LOANS_ASKED_MAX: usize = 128;
+/// Amounts that wait to be told to that server, in the queue of the workers and once more where
+/// they are added up. Beyond: it is not told, counted.
+pub const LOANS_RETURNED_MAX: usize = 16 * 1024;
+/// Amounts, and counts of requests at one time, that one call tells it.
+pub const LOANS_TOLD_MAX: usize = 512;
+/// What is told of requests at one time holds for so long: if the gateway is gone, they are free.
+pub const LOANED_SLOTS_LIFE: Duration = Duration::from_secs(10);
+/// It is told again after so long.
+pub const LOANED_SLOTS_TOLD_EVERY: Duration = Duration::from_secs(3);
+/// A server that did not answer is tried again after so long.
+pub const LOANS_PAUSE: Duration = Duration::from_millis(500);
+/// For how long a gateway may keep what it has not used, at least and at most.
+pub const REDIS_LEASE_MIN: Duration = Duration::from_millis(10);
+/// See [`REDIS_LEASE_MIN`].
+pub const REDIS_LEASE_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a client's `Referer` and `User-Agent` that a line of the access log keeps. The rest is
 /// cut.
 pub const SAID_BYTES_MAX: usize = 512;

@@ -17,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 
 mod keys;
+mod loans;
 mod metering;
 mod system;
 mod traffic;
@@ -105,6 +106,7 @@ impl Collector for Facts {
         self.backends(&mut page)?;
         self.process(&mut page)?;
         self.counters(&mut page)?;
+        self.shared_limits(&mut page)?;
         self.configuration(&mut page)?;
         self.discovery(&mut page)?;
         self.key_lookups(&mut page)?;

@@ -20,6 +20,7 @@ pub mod page;
 mod roster;
 mod admin;
 mod counters;
+pub mod shared_limits;
 pub mod admin_door;
 #[cfg(feature = "sql")]
 pub mod admin_api;

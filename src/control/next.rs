@@ -3,7 +3,7 @@
 //! in use; one that was found is left out, with a warning.
 
 use super::resolve::Resolver;
-use super::{circle, counters, keys, scripts, tls};
+use super::{circle, counters, keys, scripts, shared_limits, tls};
 use crate::config::found;
 use crate::config::plan::{Backend, Plan};
 use crate::script::ScriptText;
@@ -63,8 +63,8 @@ impl Builder<'_> {
             true => scripts::read(&plan)?,
             false => Arc::clone(&self.before.scripts),
         };
-        let view = self.resolved(plan, tls, (services, scripts));
-        let view = self.without_circles(view, configured.len());
+        let view = self.resolved(plan, tls, (services, scripts))?;
+        let view = self.without_circles(view, configured.len())?;
         circle::check(&view, self.ours)?;
         Ok(view)
     }
@@ -74,22 +74,23 @@ impl Builder<'_> {
         plan: Plan,
         tls: Vec<Option<MemberTls>>,
         (services, scripts): (Vec<Option<KeyService>>, Arc<[ScriptText]>),
-    ) -> Arc<View> {
+    ) -> Result<Arc<View>, String> {
         let mut view = View::new(Arc::new(plan), tls, Some(self.before));
         (view.services, view.scripts) = (services, scripts);
         counters::equip(&mut view);
+        shared_limits::equip(&mut view, Some(self.before))?;
         let view = Arc::new(view);
         self.resolver.prepare(&view, RESOLVE_WAIT);
-        view
+        Ok(view)
     }
 
     /// Leaves out those that were found and are this proxy itself.
-    fn without_circles(&self, view: Arc<View>, configured: usize) -> Arc<View> {
+    fn without_circles(&self, view: Arc<View>, configured: usize) -> Result<Arc<View>, String> {
         let circles = circle::those_that_lead_back(&view, self.ours);
         let found = view.members().iter().skip(configured);
         let ours: Vec<_> = found.filter(|member| circles.contains(&member.id())).collect();
         if ours.is_empty() {
-            return view;
+            return Ok(view);
         }
         ours.iter().for_each(|member| leave_out(&member.plan, "it is this proxy itself"));
         let names: HashSet<&str> = ours.iter().map(|member| &*member.name).collect();

@@ -13,7 +13,7 @@ use super::metrics::Facts;
 use super::page::{Outlet, SCRAPERS_MAX};
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
-use super::{access, counters, keys, models, page, scripts, tls};
+use super::{access, counters, keys, models, page, scripts, shared_limits, tls};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
@@ -168,6 +168,7 @@ fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
     view.services = keys::services(plan, None)?;
     view.scripts = scripts::read(plan)?;
     counters::equip(&mut view);
+    shared_limits::equip(&mut view, None)?;
     Ok(view)
 }
 

@@ -92,6 +92,11 @@ impl Pass {
         Ok(Some(LimitsInUse { rules, counters, key: keys.first().map(|key| &**key), takings }))
     }
 
+    /// Whether it has to ask for what several gateways count together.
+    pub fn has_to_ask(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.takings.has_to_ask())
+    }
+
     /// What it has taken from limits.
     pub fn takings(&self) -> Option<&Takings> {
         self.held.as_ref().map(|held| &held.takings).filter(|takings| takings.is_any())

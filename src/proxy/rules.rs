@@ -1,6 +1,6 @@
 //! The limits of a configuration, in the form in which requests are held to them.
 
-use crate::config::plan::{LimitStorage, Limits, ModelPattern, Plan};
+use crate::config::plan::{Limits, ModelPattern, Plan};
 use crate::state::counters::bucket::Bucket;
 use crate::state::counters::ids;
 use std::time::Duration;
@@ -74,9 +74,7 @@ pub struct Rules {
 impl Rules {
     /// Those of a plan; `None`: it has none.
     pub fn of(plan: &Plan) -> Option<Rules> {
-        let limits = plan.rate_limit.as_ref();
-        let limits = limits.filter(|limits| limits.storage == LimitStorage::Memory);
-        let Some(limits) = limits else {
+        let Some(limits) = &plan.rate_limit else {
             // A key may have limits of its own.
             return plan.auth.is_some().then(Rules::default);
         };

@@ -1,11 +1,14 @@
 //! What a request has taken from limits and quotas. It gives back what is to be given back exactly
 //! once: when it is settled, or when it is dropped, whichever comes first.
 
+mod borrowed;
+
 use super::rules::{Buckets, LimitKind, Scope};
 use crate::state::counters::bucket::{give_back, Bucket, Drawn, Wait};
 use crate::state::counters::quota::QuotaTerms;
 use crate::state::counters::shared::Counters;
 use crate::state::counters::table::EntryPlace;
+use crate::state::loans::{Counted, LoanBook, LoanItem};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,6 +32,10 @@ struct Held {
     counters: Option<Arc<Counters>>,
     shares: Vec<Share>,
     quota: Option<QuotaShare>,
+    /// Where it has borrowed what several gateways count together.
+    book: Option<Arc<LoanBook>>,
+    /// What it has to ask for there.
+    wanted: Vec<LoanItem>,
 }
 
 /// What it holds of its key's quota.
@@ -47,10 +54,13 @@ struct QuotaShare {
 #[derive(Debug, Clone, Copy)]
 struct Share {
     scope: Scope,
-    place: EntryPlace,
+    whose: Counted,
     buckets: Buckets,
     taken: [Option<Drawn>; 3],
     has_slot: bool,
+    /// What it has borrowed, of the same buckets, and whether it has a slot from there.
+    borrowed: [u64; 3],
+    borrows_slot: bool,
 }
 
 /// Why a request may not go on.
@@ -84,9 +94,17 @@ impl Takings {
     }
 
     /// The request is held to the limits of a further scope.
-    pub fn add(&mut self, scope: Scope, place: EntryPlace, buckets: Buckets) {
+    pub fn add(&mut self, scope: Scope, whose: Counted, buckets: Buckets) {
         if let Some(held) = &mut self.0 {
-            held.shares.push(Share { scope, place, buckets, taken: [None; 3], has_slot: false });
+            held.shares.push(Share {
+                scope,
+                whose,
+                buckets,
+                taken: [None; 3],
+                has_slot: false,
+                borrowed: [0; 3],
+                borrows_slot: false,
+            });
         }
     }
 
@@ -131,13 +149,14 @@ impl Takings {
 
     /// Gives everything back, as if the request had never been here. How the limits stand is known
     /// still.
-    fn undo(&mut self) {
+    pub fn undo(&mut self) {
+        self.undo_loans();
         let Some(Held { counters: Some(counters), shares, .. }) = self.0.as_deref_mut() else {
             return;
         };
         for share in shares {
             for (which, taken) in share.taken.iter_mut().enumerate() {
-                let taken = taken.take().zip(counters.bucket(share.place, which));
+                let taken = taken.take().zip(counters.bucket(share.whose.place, which));
                 taken.into_iter().for_each(|(taken, word)| give_back(word, taken));
             }
             share.leave(counters);
@@ -215,7 +234,9 @@ impl Takings {
 
     /// The client has the last byte of its answer: its place is free.
     pub fn leave(&mut self) {
-        if let Some(Held { counters: Some(counters), shares, .. }) = self.0.as_deref_mut() {
+        if let Some(Held { counters: Some(counters), shares, book, .. }) = self.0.as_deref_mut() {
+            let book = book.as_ref();
+            book.into_iter().for_each(|book| shares.iter_mut().for_each(|it| it.leave_loan(book)));
             shares.iter_mut().for_each(|share| share.leave(counters));
         }
     }
@@ -224,13 +245,18 @@ impl Takings {
     pub fn settle(&mut self, now: Instant, tokens: u64) {
         self.free_quota();
         let Some(mut held) = self.0.take() else { return };
+        let book = held.book.take();
+        held.wanted.clear();
         if let Some(counters) = held.counters.take() {
             let now = counters.at(now);
             for share in &mut held.shares {
+                if let Some(book) = &book {
+                    share.settle_loans(book, tokens);
+                }
                 share.leave(&counters);
                 let which = LimitKind::Tokens as usize;
                 let [.., taken] = share.taken;
-                let word = counters.bucket(share.place, which);
+                let word = counters.bucket(share.whose.place, which);
                 if let ([.., Some(bucket)], Some(taken), Some(word)) =
                     (share.buckets.of, taken, word)
                 {
@@ -261,7 +287,7 @@ impl Takings {
             let levels = shares.iter().flat_map(|share| {
                 kinds.iter().filter_map(move |kind| {
                     let bucket = share.buckets.of.get(*kind as usize).copied().flatten()?;
-                    let word = counters.bucket(share.place, *kind as usize)?;
+                    let word = counters.bucket(share.whose.place, *kind as usize)?;
                     Some(level(bucket, bucket.missing(word, now)))
                 })
             });
@@ -291,7 +317,7 @@ fn look(
                 longest = longest.max_by_wait((wait, why));
             }
         }
-        let is_full = |limit: u32| counters.in_flight(share.place) >= u64::from(limit);
+        let is_full = |limit: u32| counters.in_flight(share.whose.place) >= u64::from(limit);
         if with_slot && !share.has_slot && share.buckets.concurrent.is_some_and(is_full) {
             let why = Limited::Concurrent(share.scope);
             longest = longest.max_by_wait((Wait(0), why));
@@ -325,7 +351,7 @@ impl Share {
         kind: LimitKind,
     ) -> Option<(Bucket, &'a std::sync::atomic::AtomicU64)> {
         let bucket = self.buckets.of.get(kind as usize).copied().flatten()?;
-        Some((bucket, counters.bucket(self.place, kind as usize)?))
+        Some((bucket, counters.bucket(self.whose.place, kind as usize)?))
     }
 
     fn take(
@@ -335,7 +361,7 @@ impl Share {
         with_slot: bool,
     ) -> Result<(), Limited> {
         if let (true, false, Some(limit)) = (with_slot, self.has_slot, self.buckets.concurrent) {
-            if !counters.enter(self.place, limit) {
+            if !counters.enter(self.whose.place, limit) {
                 return Err(Limited::Concurrent(self.scope));
             }
             self.has_slot = true;
@@ -356,7 +382,7 @@ impl Share {
 
     fn leave(&mut self, counters: &Counters) {
         if std::mem::take(&mut self.has_slot) {
-            counters.leave(self.place);
+            counters.leave(self.whose.place);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Questions of threads that must not block to one that may: a bounded queue, and an answer for
 //! each question. Equal questions that wait at the same time are answered once, for all who asked.
 
-use crossbeam_channel::{bounded, Receiver, Sender};
+use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use futures_channel::oneshot;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Where the answer to a question comes. It is cancelled when the answering end is gone, or gives
 /// no answer. Whoever waits for it does so under a deadline of its own.
@@ -98,6 +99,26 @@ impl<Q, A> Questions<Q, A> {
             waiters_max: self.waiting_max,
             turned_away: self.turned_away,
         }
+    }
+}
+
+/// Questions, each with the way for its answer.
+pub type TakenQuestions<Q, A> = Vec<(Q, oneshot::Sender<A>)>;
+
+impl<Q, A> Questions<Q, A> {
+    /// Waits for questions until a moment, and takes those that are there: so many at most, each
+    /// for itself. `None`: all who could ask are gone. Blocks: control plane only.
+    pub fn take(&self, until: Instant, most: usize) -> Option<TakenQuestions<Q, A>> {
+        let first = match self.waiting.recv_deadline(until) {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Timeout) => return Some(Vec::new()),
+            Err(RecvTimeoutError::Disconnected) => return None,
+        };
+        let rest = self.waiting.try_iter().take(most.saturating_sub(1));
+        let all = std::iter::once(first).chain(rest);
+        // Whoever gave up meanwhile needs no answer.
+        let all = all.filter(|question| !question.reply.is_canceled());
+        Some(all.map(|Question { about, reply }| (about, reply)).collect())
     }
 }
 
@@ -218,6 +239,23 @@ mod tests {
         assert_eq!(answered, ["a", "b"]);
         let got = replies.iter_mut().map(|reply| reply.try_recv().unwrap());
         assert_eq!(got.collect::<Vec<_>>(), [Some(0), Some(1), Some(0)]);
+    }
+
+    /// Catches: a batch that is too large, one with somebody who has left, an end that nobody sees.
+    #[test]
+    fn questions_are_taken_together() {
+        let (ask, questions) = queue::<u8, u8>(8);
+        let mut replies: Vec<_> = (0..4).map(|n| ask.ask(n).unwrap()).collect();
+        drop(replies.remove(1));
+        let soon = || Instant::now() + std::time::Duration::from_millis(1);
+        let taken = questions.take(soon(), 3).unwrap();
+        assert_eq!(taken.iter().map(|(about, _)| *about).collect::<Vec<_>>(), [0, 2]);
+        taken.into_iter().for_each(|(about, reply)| reply.send(about + 1).unwrap());
+        assert_eq!(replies[1].try_recv(), Ok(Some(3)));
+        assert_eq!(questions.take(soon(), 3).unwrap().len(), 1);
+        assert!(questions.take(soon(), 3).is_some_and(|none| none.is_empty()));
+        drop(ask);
+        assert!(questions.take(soon(), 3).is_none());
     }
 
     /// Catches: questions that pile up where nobody counts them.

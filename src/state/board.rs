@@ -5,6 +5,7 @@ use super::counters::shared::Counters;
 use super::engine_cache::CacheOf;
 use super::hash::QuickMap;
 use super::key_tables;
+use super::loans::SharedLimits;
 use super::lookup::KeyService;
 use super::member::{Member, MemberId, MemberTls};
 use super::models::{GroupId, ModelIndex};
@@ -45,6 +46,8 @@ pub struct View {
     pub scripts: Arc<[ScriptText]>,
     /// What is counted for limits and quotas, once a plan had any. All views count together.
     pub counters: Option<Arc<Counters>>,
+    /// What several gateways count together, if the plan says so.
+    pub shared_limits: Option<SharedLimits>,
     /// The places of the members by their numbers in that table.
     holders: QuickMap<u32, u32>,
     /// What the queues of all views share, once there was one.
@@ -123,6 +126,7 @@ impl View {
             services: Vec::new(),
             scripts: Arc::default(),
             counters,
+            shared_limits: None,
             holders,
             queues,
             waiting,

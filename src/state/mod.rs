@@ -11,6 +11,7 @@ pub mod hash;
 pub mod hop;
 mod key_tables;
 pub mod latency;
+pub mod loans;
 pub mod lookup;
 pub mod meters;
 pub mod models;

@@ -81,6 +81,7 @@ mod cli;
 mod clients;
 mod limits;
 mod rate_limits;
+mod shared_limits;
 mod quota;
 mod budget;
 mod listening;

@@ -2,10 +2,6 @@
 //! (`tests/fixtures/config`), with mocks in the place of the hosts that they name: each does its
 //! job, for those who may and against those who may not. Text is replaced: `http://HOST:PORT` of
 //! each backend by the address of a mock, wherever it stands in the file, and what the test says.
-//!
-//! What cannot be shown yet: limits counted in Redis are not built, and a file that asks for them
-//! is refused, so that nobody believes in a limit that nobody holds. Its test sees that this alone
-//! is in the way, and goes on with the same limits counted in memory.
 
 mod stage;
 
@@ -100,8 +96,7 @@ fn departments_with_networks_and_quotas() {
 }
 
 /// Scenario 3: twelve engines with four models, which clients call by short names. The customers'
-/// keys are in Redis. Their limits are to be counted there too, which is not built: here they are
-/// counted in memory.
+/// keys are in Redis, and their limits are counted there.
 ///
 /// Catches: a model that goes to the wrong engines or under the wrong name, a rule for other
 /// models, records that have the engines' names instead of the clients', a key that is in Redis and
@@ -112,12 +107,12 @@ fn four_models_under_short_names() {
         return;
     }
     let (server, keys) = redis_with_keys();
-    let text = file_that_waits_for("s1_scenario_3.yaml", &["rate_limit.storage"]);
-    let text = replaced(&text, "  storage: \"redis\"\n  \n", "  storage: memory\n");
+    let text = file_that_waits_for("s1_scenario_3.yaml", &[]);
     let text = replaced(&text, "redis:6379", &server.addr().to_string());
     let mut scene = Scene::set(&text, "http://billing-api:8080/api/v1/usage");
     scene.asked_by(keys[1..90].to_vec());
     assert_eq!(scene.hosts.len(), 12);
+    assert_eq!(scene.proxy.metric("llmproxy_shared_limits_up", &[]), 1.0);
     scene.assert_keys_are_asked_for("qwen");
     scene.ask_as(&keys[0], &chat("qwen")).assert_refused(403, "key_disabled");
     for (model, served, host, hosts) in [

@@ -1,12 +1,18 @@
 //! `rate_limit`, and the limits of single keys.
 
 use super::storage::{self, Stores};
-use crate::base::limits::{COUNTERS_ENTRIES_MAX, LIMIT_CONCURRENT_MAX};
+use crate::base::limits::{
+    COUNTERS_ENTRIES_MAX, LIMIT_CONCURRENT_MAX, REDIS_LEASE_MAX, REDIS_LEASE_MIN,
+};
 use crate::config::plan::{
     CountersPlan, LimitOnError, LimitStorage, Limits, ModelPattern, RateLimit, Redis,
 };
 use crate::config::raw::{Node, ValueKind};
 use crate::config::section::Section;
+use std::time::Duration;
+
+/// Unless `rate_limit.redis_lease` says otherwise.
+const REDIS_LEASE: Duration = Duration::from_millis(100);
 
 /// Reads `counters`.
 pub fn counters(s: &mut Section) -> CountersPlan {
@@ -91,28 +97,43 @@ fn storage(s: &mut Section, stores: &Stores) -> LimitStorage {
     let name = s.text("storage").unwrap_or_else(|| "memory".into());
     let node = s.get("redis");
     let own = node.and_then(|node| own_redis(s, stores, node));
+    let lease = lease(s);
     if name != "redis" && s.given("redis") {
         s.warn("redis", "has no effect: storage is not redis");
     }
-    match name.as_str() {
-        "memory" => LimitStorage::Memory,
+    let redis = match name.as_str() {
+        "memory" => None,
         "redis" => {
             let redis = own.or_else(|| stores.shared()).unwrap_or_else(|| {
                 let at = storage::REDIS_ADDR;
                 s.warn("storage", format!("no address of a Redis server is given: {at} is taken"));
                 storage::default_redis()
             });
-            LimitStorage::Redis { redis }
+            Some(redis)
         }
-        name => match stores.cache(name) {
-            Some(Some(redis)) => LimitStorage::Redis { redis },
-            Some(None) => LimitStorage::Memory,
-            None => {
-                s.error("storage", "must be memory, redis, or the name of one of storage.caches");
-                LimitStorage::Memory
+        name => stores.cache(name).unwrap_or_else(|| {
+            s.error("storage", "must be memory, redis, or the name of one of storage.caches");
+            None
+        }),
+    };
+    match redis {
+        Some(redis) => LimitStorage::Redis { redis, lease },
+        None => {
+            if s.given("redis_lease") {
+                s.warn("redis_lease", "has no effect: storage is not redis");
             }
-        },
+            LimitStorage::Memory
+        }
     }
+}
+
+/// `redis_lease`: for how long a gateway may keep what it has borrowed and not used.
+fn lease(s: &mut Section) -> Duration {
+    let lease = s.duration("redis_lease", REDIS_LEASE);
+    if !(REDIS_LEASE_MIN..=REDIS_LEASE_MAX).contains(&lease) {
+        s.error("redis_lease", "must be from 10ms to 10s");
+    }
+    lease
 }
 
 fn own_redis(s: &Section, stores: &Stores, node: &Node) -> Option<Redis> {

@@ -2,19 +2,13 @@
 //! them refuses, so that nobody believes in a limit that nobody holds. Each issue that builds one
 //! takes its line away.
 
-use crate::config::plan::{LimitStorage, Plan};
-
-/// Whether limits are to be counted on a server.
-fn is_shared(plan: &Plan) -> bool {
-    plan.rate_limit.as_ref().is_some_and(|limits| limits.storage != LimitStorage::Memory)
-}
+use crate::config::plan::Plan;
 
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
     let asked = [
         (plan.server.tls.is_some(), "server.tls: TLS towards clients"),
         (plan.log.request.is_some(), "logging.request: the request log"),
-        (is_shared(plan), "rate_limit.storage: redis: limits of several gateways together"),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",

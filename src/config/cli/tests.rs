@@ -86,11 +86,11 @@ fn a_start_refuses_what_check_refuses() {
     assert_eq!(printed(&["--strict", "--config", good.name()]).code, WOULD_NOT_START);
     let early = file(
         "unbuilt",
-        "backends: [{url: 'http://a'}]\nrate_limit: {storage: redis, global: {requests_per_second: 1}}\n",
+        "backends: [{url: 'http://a'}]\nhooks: {on_request: {enabled: true, script: 'return {}'}}\n",
     );
     let output = printed(&["--config", early.name()]);
     assert_eq!(output.code, WOULD_NOT_START);
-    assert!(output.stderr.contains("cannot start: rate_limit"));
+    assert!(output.stderr.contains("cannot start: hooks"));
     assert_eq!(printed(&["--config", "/nonexistent.yaml"]).code, UNUSABLE);
 }
 

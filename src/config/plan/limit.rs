@@ -4,6 +4,7 @@ use super::{print, ModelPattern, Redis};
 use crate::base::limits::COUNTERS_ENTRIES_DEFAULT;
 use serde::{Serialize, Serializer};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where limits and quotas are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,6 +55,9 @@ pub enum LimitStorage {
     Redis {
         /// The server.
         redis: Redis,
+        /// For how long a gateway may keep what it has borrowed and not used.
+        #[serde(rename = "redis_lease", serialize_with = "print::duration")]
+        lease: Duration,
     },
 }
 

@@ -140,6 +140,10 @@ fn what_protects_must_be_whole_or_said_to_be_off() {
         ("rate_limit: {per_backend: {}, global: {requests_per_second: 1}}", "rate_limit.per_backend", "limits are"),
         ("rate_limit: {per_user: {}, global: {requests_per_second: 1}}", "rate_limit.per_user", "sets no limit"),
         ("rate_limit: {global: {max_concurrent: 65536}}", "rate_limit.global.max_concurrent", "65535"),
+        ("rate_limit: {storage: redis, redis_lease: 1ms, global: {requests_per_second: 1}}",
+         "rate_limit.redis_lease", "10ms to 10s"),
+        ("rate_limit: {storage: redis, redis_lease: 1m, global: {requests_per_second: 1}}",
+         "rate_limit.redis_lease", "10ms to 10s"),
         ("counters: {entries: 10}", "counters.entries", "1024"),
     ] {
         let report = load_text("t.yaml", text, &env).err().unwrap_or_else(|| panic!("{text}"));

@@ -137,7 +137,8 @@ fn s1_scenario_3() {
     assert_eq!((redis.server.addr.as_str(), redis.server.db), ("redis:6379", 0));
     assert_eq!(redis.key_pattern, "llmproxy:key:{api_key}");
     let limit = plan.rate_limit.as_ref().unwrap();
-    assert_eq!(limit.storage, LimitStorage::Redis { redis: redis.server.clone() });
+    let lease = Duration::from_millis(100);
+    assert_eq!(limit.storage, LimitStorage::Redis { redis: redis.server.clone(), lease });
     let global = limit.global.unwrap();
     assert_eq!((global.requests_per_second, global.burst_size), (Some(1000), Some(2000)));
     let per_key = Limits {
@@ -342,7 +343,7 @@ fn s4_auth() {
 fn s4_rate_limit() {
     let loaded = fixture("s4_rate_limit.yaml");
     let limit = loaded.plan.rate_limit.as_ref().unwrap();
-    let LimitStorage::Redis { redis } = &limit.storage else { panic!("{limit:?}") };
+    let LimitStorage::Redis { redis, .. } = &limit.storage else { panic!("{limit:?}") };
     assert_eq!(redis.addr, "localhost:6379", "no address anywhere");
     assert!(warned(&loaded, "rate_limit.storage"));
     assert_eq!(limit.global.unwrap().burst_size, Some(2000));

@@ -8,8 +8,9 @@ use crate::proxy::rules::{Buckets, LimitKind, Rules, Scope};
 use crate::proxy::takings::{Limited, Takings};
 use crate::state::counters::bucket::Wait;
 use crate::state::counters::ids;
-use crate::state::counters::shared::Counters;
+use crate::state::counters::shared::{Counters, COMMON};
 use crate::state::counters::table::TablePart;
+use crate::state::loans::Counted;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,8 +41,7 @@ pub fn by_head<'a>(
     let moment = counters.at(now);
     let mut add = |scope, id, part, buckets: Buckets| {
         takings.begin(counters);
-        let (place, _) = counters.find(id, part, moment);
-        takings.add(scope, place, buckets);
+        takings.add(scope, counted(counters, (id, part), moment), buckets);
     };
     if let Some(buckets) = rules.global {
         add(Scope::Global, ids::GLOBAL, TablePart::Known, buckets);
@@ -71,11 +71,19 @@ pub fn by_body(
 ) -> Result<(), Refusal> {
     if let Some((id, buckets)) = rules.of_model(model) {
         takings.begin(counters);
-        let (place, _) = counters.find(id, TablePart::Known, counters.at(now));
-        takings.add(Scope::Model, place, buckets);
+        let whose = counted(counters, (id, TablePart::Known), counters.at(now));
+        takings.add(Scope::Model, whose, buckets);
         takings.take_request(now).map_err(refusal)?;
     }
     takings.take_tokens(now, tokens).map_err(refusal)
+}
+
+/// Where somebody is counted.
+fn counted(counters: &Counters, (id, part): (u128, TablePart), moment: u64) -> Counted {
+    match counters.find(id, part, moment) {
+        (place, true) => Counted::new(id, part, place),
+        (place, false) => Counted::new(COMMON, TablePart::Known, place),
+    }
 }
 
 /// What a request may cost: its prompt, by its bytes, and as many tokens as it lets its model
@@ -85,7 +93,7 @@ pub fn estimate(body_len: u64, max_tokens: Option<u64>) -> u64 {
 }
 
 /// What the client hears.
-fn refusal(limited: Limited) -> Refusal {
+pub fn refusal(limited: Limited) -> Refusal {
     let (code, message, wait) = match limited {
         Limited::Concurrent(scope) => {
             let message = match scope {

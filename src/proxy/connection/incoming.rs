@@ -1,5 +1,6 @@
 //! Before a request is for a backend: its head, whether it may pass, its body and what that says.
 
+use super::borrowing;
 use super::entry::{self, Asking};
 use super::facts;
 use super::ours::{answer_instead, Instead};
@@ -129,13 +130,21 @@ async fn judge(
         Ok((kind, None)) => Ok(kind),
         Err(refusal) => Err(refusal),
     };
-    let kind = kind.and_then(|kind| {
+    let mut kind = kind.and_then(|kind| {
         may_begin(w, client, (pass, kind))?;
         if kind == Purpose::Forward {
             hold_to_limits(pass, client, request)?;
         }
         Ok(kind)
     });
+    if matches!(kind, Ok(Purpose::Forward)) && pass.has_to_ask() {
+        // Boxed: what is asked often is at hand.
+        match Box::pin(borrowing::ask(pass, client)).await {
+            Ok(()) => {}
+            Err(Instead::Refusal(refusal)) => kind = Err(refusal),
+            Err(instead) => return Err(instead),
+        }
+    }
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     // Of a client that nobody knows, that goes for what has come already.
     let wanted = matches!(kind, Ok(Purpose::Forward));
@@ -164,7 +173,11 @@ async fn judge(
         None => Box::pin(facts::in_slices(pass, client, request)).await,
     };
     let max_tokens = read.map_err(|refusal| unless_gone(client, refusal))?;
-    Ok(hold_to_tokens(pass, request, max_tokens)?)
+    hold_to_tokens(pass, request, max_tokens)?;
+    match pass.has_to_ask() {
+        true => Box::pin(borrowing::ask(pass, client)).await,
+        false => Ok(()),
+    }
 }
 
 /// Counts the request for its model, and takes what it may cost.
@@ -183,6 +196,7 @@ fn hold_to_tokens(
     let (prompt, tokens) = (rate::estimate(request.body_len, None), max_tokens.unwrap_or(0));
     let tokens = prompt.saturating_add(tokens);
     rate::by_body(takings, (rules, counters), (names, tokens), now)?;
+    borrowing::at_hand(&view, takings)?;
     let Some((key, terms)) = key.and_then(|key| Some((key, view.quotas.terms(key, unix_ms)?)))
     else {
         return Ok(());
@@ -226,7 +240,8 @@ fn hold_to_limits(pass: &mut Pass, client: &Client, request: &Request) -> Result
         };
         Some(Asker { key: (id, TablePart::Strangers), user: None, own: None })
     };
-    rate::by_head(takings, (rules, counters), asker, Instant::now())
+    rate::by_head(takings, (rules, counters), asker, Instant::now())?;
+    borrowing::at_hand(&view, takings)
 }
 
 /// What is decided by the head alone: what the request is for, and whether its key lets it in, or

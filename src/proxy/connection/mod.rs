@@ -9,6 +9,7 @@
 //! The files stand in the order in which a request comes by; `ours` serves them all.
 
 mod incoming;
+mod borrowing;
 mod entry;
 mod facts;
 mod tries;

@@ -2,6 +2,7 @@ use super::*;
 use crate::config::plan::Limits;
 use crate::state::counters::quota::QuotaWindow;
 use crate::state::counters::table::TablePart;
+use crate::state::loans::{LoanChange, Loaned};
 use std::time::Duration;
 
 fn buckets(per_minute: u32, tokens: u64, concurrent: u32) -> Buckets {
@@ -27,7 +28,7 @@ impl Stage {
         for (scope, buckets) in limits {
             let id = 7 << 70 | (*scope as u128) << 90;
             let (place, _) = self.0.find(id, TablePart::Known, self.0.at(self.1));
-            takings.add(*scope, place, *buckets);
+            takings.add(*scope, Counted::new(id, TablePart::Known, place), *buckets);
         }
         takings
     }
@@ -137,4 +138,49 @@ fn a_quota_is_debited_once_and_what_was_reserved_ends() {
     assert!(dropped.reserve_quota(place, terms, (5, 75)));
     drop(dropped);
     assert_eq!(now(), (25, 0));
+}
+
+/// What a request has told the server that lends.
+fn told(changed: &crossbeam_channel::Receiver<LoanChange>) -> Vec<(usize, i64)> {
+    changed.try_iter().map(|change| (change.bucket.0, change.units)).collect()
+}
+
+/// Catches: what is borrowed twice for one request, kept by one that was refused, or not told when
+/// it turns out to be another amount; a slot that stays in use.
+#[test]
+fn what_is_borrowed_goes_the_way_of_what_is_taken() {
+    let table = Stage::new();
+    let (changes, changed) = crossbeam_channel::bounded(16);
+    let book = Arc::new(LoanBook::new(32, changes).unwrap());
+    let limits = [(Scope::Key, buckets(10, 1000, 5))];
+    let mut one = table.request(&limits);
+    one.take_request(table.1).unwrap();
+    one.borrow(&book);
+    assert!(one.has_to_ask());
+    let wanted = one.take_wanted();
+    let kinds: Vec<_> = wanted.iter().map(|item| (item.of.number(), item.units)).collect();
+    assert_eq!((kinds, one.has_to_ask()), (vec![(1, 1), (3, 1)], false));
+    // As the thread does that has asked.
+    book.lend_slot(&wanted[1].whose);
+    one.accept(Loaned::new(&book, wanted.clone()));
+    one.take_tokens(table.1, 60).unwrap();
+    book.fill(&wanted[0].whose, 2, 100);
+    one.borrow(&book);
+    assert!(!one.has_to_ask(), "it is at hand");
+    one.settle(table.1, 25);
+    assert_eq!((told(&changed), book.shrink_slots(&wanted[0].whose)), (vec![(2, -35)], 0));
+    // One that is refused, here or there, and one whose asker has left.
+    let mut two = table.request(&limits);
+    two.take_request(table.1).unwrap();
+    book.lend_slot(&wanted[1].whose);
+    two.accept(Loaned::new(&book, wanted.clone()));
+    two.take_tokens(table.1, 10).unwrap();
+    two.borrow(&book);
+    let limited = two.refuse(Some(&wanted[0]), Wait(5));
+    assert_eq!(limited, Some(Limited::Rate(Scope::Key, LimitKind::PerMinute, Wait(5))));
+    assert_eq!(told(&changed), [(1, -1), (2, -10)]);
+    book.lend_slot(&wanted[1].whose);
+    drop(Loaned::new(&book, wanted.clone()));
+    assert_eq!((told(&changed), book.shrink_slots(&wanted[0].whose)), (vec![(1, -1)], 0));
+    assert_eq!(table.left(&limits), [9, 975], "here too");
 }

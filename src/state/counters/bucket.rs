@@ -61,6 +61,16 @@ impl Bucket {
         word.clamp(now, now.saturating_add(self.whole).saturating_add(DEBT_MAX))
     }
 
+    /// Ticks after which one unit is there again.
+    pub fn each(&self) -> u64 {
+        self.each
+    }
+
+    /// Units that were drawn from it.
+    pub fn units(&self, drawn: Drawn) -> u64 {
+        drawn.0 / self.each
+    }
+
     /// Whether so many units are there, and when not, how long until they are.
     ///
     /// # Errors

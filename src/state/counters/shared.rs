@@ -36,8 +36,8 @@ pub mod header {
     pub const FULL: usize = 88;
 }
 
-/// The id of the entry that strangers share who find none of their own.
-const COMMON: u128 = 1;
+/// The id of the entry that those share who find none of their own.
+pub const COMMON: u128 = 1;
 
 /// How much of the table is in use, for the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -52,8 +52,15 @@ pub enum TablePart {
 }
 
 /// Where the words of an id are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EntryPlace(u32);
+
+impl EntryPlace {
+    /// Its number among all places of the table.
+    pub fn number(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// What came of looking for an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,51 @@
+//! Limits that several gateways hold together (`rate_limit.storage: redis`): the thread that asks
+//! the server and tells it.
+//!
+//! *Takes:* what requests need, and what they give back. *Gives:* what the server lends, or how
+//! long to wait. *Runs on:* a thread of its own. *May:* block on the server. *Never:* makes a
+//! worker wait longer than the time limits of the server.
+
+mod ledger;
+mod lender;
+
+use crate::base::limits::{LOANS_RETURNED_MAX, LOANS_WAITING_MAX};
+use crate::config::plan::{LimitStorage, RateLimit};
+use crate::state::ask;
+use crate::state::board::View;
+use crate::state::loans::{LoanBook, SharedLimits};
+use crate::store::redis;
+use lender::Lender;
+use std::sync::Arc;
+
+/// Gives a view the shared limits that its plan asks for: those of the view before it, where the
+/// server is the same. To be called when the view has its counters.
+///
+/// # Errors
+/// They cannot be held as they are configured; a line for a person.
+pub fn equip(view: &mut View, before: Option<&View>) -> Result<(), String> {
+    let storage = view.plan.rate_limit.as_ref().map(|RateLimit { storage, .. }| storage);
+    let (Some(LimitStorage::Redis { redis, lease }), Some(counters)) = (storage, &view.counters)
+    else {
+        return Ok(());
+    };
+    let terms = (redis.clone(), *lease);
+    let kept = before.and_then(|view| view.shared_limits.as_ref());
+    if let Some(kept) = kept.filter(|kept| kept.terms == terms) {
+        view.shared_limits = Some(kept.clone());
+        return Ok(());
+    }
+    redis::readable(redis).map_err(|error| format!("rate_limit.redis: {error}"))?;
+    let entries = counters.table().shape().entries();
+    let told = |error| format!("rate_limit.redis: {error}");
+    let (changes, changed) = crossbeam_channel::bounded(LOANS_RETURNED_MAX);
+    let book = Arc::new(LoanBook::new(entries, changes).map_err(told)?);
+    let (ask, questions) = ask::queue(LOANS_WAITING_MAX);
+    let pool = &redis.pool;
+    let patience = pool.dial_timeout.saturating_add(pool.write_timeout);
+    let patience = patience.saturating_add(pool.read_timeout);
+    let lender = Lender::new(redis, (*lease, patience), (Arc::clone(&book), changed));
+    let body = move || lender.run(&questions);
+    std::thread::Builder::new().name("limits-redis".into()).spawn(body).map_err(told)?;
+    view.shared_limits = Some(SharedLimits { book, ask, patience, terms });
+    Ok(())
+}
