@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Long enough for a busy machine: a server that seems to be gone would not hold the limits.
 const PATIENT: &str = "dial_timeout: 20s, read_timeout: 20s, write_timeout: 20s";
@@ -54,12 +54,8 @@ fn two_gateways_hold_one_limit() {
     let both = two(&backend.url(), &server, limits);
     let began = Instant::now();
     let passed = thread::scope(|scope| {
-        let all: Vec<_> = (0..30).map(|n: usize| {
-            scope.spawn({
-                let both = &both;
-                move || status(&both[n % 2])
-            })
-        });
+        let ask = |proxy| scope.spawn(move || status(proxy));
+        let all: Vec<_> = both.iter().cycle().take(30).map(ask).collect();
         all.into_iter().map(|one| usize::from(one.join().unwrap() == 200)).sum::<usize>()
     });
     // One flows in every six seconds.
@@ -293,7 +289,7 @@ fn call(client: &mut redis::Client, (number, who): (u64, &str), ask: &Ask) -> Ve
         numbers.extend([EACH, LIMIT, *units]);
     }
     numbers.push(i64::from(ask.slots.is_some()));
-    for (which, slots) in &ask.slots {
+    if let Some((which, slots)) = &ask.slots {
         keys.push(name(*which));
         numbers.push(*slots);
     }
