@@ -3,7 +3,8 @@
 //! moment, so that the next requests need not ask.
 //!
 //! What is at hand stands in words beside the table of the counters, by the same places. Workers
-//! take from them, and give back by a queue; one thread of the control plane fills and empties them.
+//! take from them, and give back by a queue; one thread of the control plane fills and empties
+//! them.
 
 mod word;
 

@@ -92,9 +92,9 @@ impl RedisServer {
         self.call(PING, until).map(drop).map_err(|error| trouble(&error))
     }
 
-    /// Runs a script, of which the server gets the text only when it does not have it: a restart
-    /// has cost it, or it is new. Gives what the script gives back. A server that has closed a kept connection is asked once more
-    /// over a new one, so it may have run the script twice.
+    /// Runs a script, and gives what it gives back. The server gets its text only when it does not
+    /// have it: a restart has cost it, or it is new. A server that has closed a kept connection is
+    /// asked once more over a new one, so it may have run the script twice.
     ///
     /// # Errors
     /// It cannot be reached, does not answer in time, is not well, or does not take the call. If it
