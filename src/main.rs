@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         Command::Run { loaded, origin } => (*loaded, origin),
         Command::Reload(ask) => return print(&tool::reload::run(&ask)),
         Command::Backends(ask) => return print(&tool::backends::run(&ask)),
+        Command::Health(ask) => return print(&tool::health::run(&ask)),
         Command::Keys(ask) => return print(&tool::keys::run(&ask)),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),
         Command::Lua(test) => return print(&tool::lua::run(&test)),

@@ -8,11 +8,13 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod health;
 mod keys;
 mod lua;
 mod models;
 mod usage;
 pub(super) mod verdict;
+pub use health::HealthAsk;
 pub use keys::{KeysAsk, KeysTask};
 pub use lua::LuaTest;
 pub use usage::{By, Form, UsageQuestion};
@@ -31,6 +33,8 @@ pub enum Command {
     Reload(ReloadAsk),
     /// Ask processes that run how their backends are.
     Backends(BackendsAsk),
+    /// Ask a process that runs whether it lives.
+    Health(HealthAsk),
     /// Make, change or show keys of the embedded store.
     Keys(KeysAsk),
     /// Answer from the builtin store, and end.
@@ -228,6 +232,9 @@ enum Sub {
         #[arg(long)]
         json: bool,
     },
+    /// Ask the running proxy whether it lives: the health check of a container
+    #[command(after_help = health::EXIT_CODES)]
+    Health(health::Arguments),
     /// Make, list, change and take away keys of the embedded store (`admin.db_path`)
     Keys(Box<keys::KeysArguments>),
     /// Sum up the usage records of the builtin reporter
@@ -331,6 +338,7 @@ fn command(cli: Cli, files: Files) -> Command {
         Some(Sub::Backends { config, socket, json }) => {
             Command::Backends(BackendsAsk { config, socket, json })
         }
+        Some(Sub::Health(arguments)) => health::command(arguments),
         Some(Sub::Keys(arguments)) => keys::command(*arguments),
         Some(Sub::Usage(arguments)) => usage::command(arguments),
         Some(Sub::Lua { task }) => lua::command(task),

@@ -69,6 +69,7 @@ mod reload;
 mod reload_command;
 mod admin_api;
 mod admin_socket;
+mod health_command;
 mod keys_command;
 mod discovery;
 mod discovery_dns;

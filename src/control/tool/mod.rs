@@ -7,6 +7,7 @@
 pub mod backends;
 pub mod connect;
 pub mod files;
+pub mod health;
 pub mod lua;
 pub mod reload;
 pub mod spool;

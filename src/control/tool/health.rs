@@ -1,0 +1,134 @@
+//! `llmproxy health`: asks the gateway that runs with a configuration, at the first address that it
+//! listens on, whether it lives. For whoever looks after containers, where no curl is.
+
+use crate::base::limits::HEAD_BYTES_MAX;
+use crate::config::cli::{HealthAsk, Printout, FINE, UNUSABLE, WOULD_NOT_START};
+use crate::config::load_file;
+use crate::config::origin::of_this_process;
+use crate::config::plan::Server;
+use crate::http::head::Parse;
+use crate::http::request::Method;
+use crate::http::response::ResponseHead;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+use ureq::tls::TlsConfig;
+use ureq::Agent;
+
+/// For all of it. Docker kills a check after 30 s unless it is told otherwise.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// Does it, and says what was found.
+pub fn run(ask: &HealthAsk) -> Printout {
+    let loaded = match load_file(&ask.config, &of_this_process) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            let stderr = report.lines(false).iter().map(|line| format!("{line}\n")).collect();
+            return Printout { stdout: String::new(), stderr, code: UNUSABLE };
+        }
+    };
+    let path = if ask.ready { "/ready" } else { "/health" };
+    match status(&loaded.plan.server, path) {
+        Ok(200) => Printout { stdout: format!("{path}: ok\n"), stderr: String::new(), code: FINE },
+        Ok(status) => failed(&format!("{path}: status {status}")),
+        Err(error) => failed(&format!("{path}: {error}")),
+    }
+}
+
+fn failed(message: &str) -> Printout {
+    let stderr = format!("llmproxy health: {message}\n");
+    Printout { stdout: String::new(), stderr, code: WOULD_NOT_START }
+}
+
+/// What the gateway says at one of the places where it should be found.
+fn status(server: &Server, path: &str) -> io::Result<u16> {
+    let until = Instant::now() + LIMIT;
+    let mut result = Err(io::Error::other("it listens nowhere"));
+    for place in server.listen.iter().take(1).flat_map(|address| places(*address)) {
+        result = match &server.tls {
+            Some(_) => over_tls(place, path, left(until)?),
+            None => plainly(server, place, path, until),
+        };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Every address of a machine is its loopback address too.
+fn places(address: SocketAddr) -> Vec<SocketAddr> {
+    let loopback: &[IpAddr] = match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+            &[IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+        }
+        _ => return vec![address],
+    };
+    loopback.iter().map(|ip| SocketAddr::new(*ip, address.port())).collect()
+}
+
+/// What is left of the time. At its end an error: zero would be no limit at all.
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    match left.is_zero() {
+        true => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")),
+        false => Ok(left),
+    }
+}
+
+fn plainly(server: &Server, place: SocketAddr, path: &str, until: Instant) -> io::Result<u16> {
+    let mut socket = TcpStream::connect_timeout(&place, left(until)?)?;
+    socket.set_write_timeout(Some(left(until)?))?;
+    // Where we count as a balancer, it waits for what a balancer says first.
+    let ours = socket.local_addr()?.ip();
+    let is_balancer =
+        server.proxy_protocol && server.trusted_proxies.iter().any(|range| range.contains(ours));
+    let first = if is_balancer { "PROXY UNKNOWN\r\n" } else { "" };
+    let head =
+        format!("{first}GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(head.as_bytes())?;
+    let (mut bytes, mut piece) = (Vec::new(), [0; 1024]);
+    loop {
+        let mut head = ResponseHead::default();
+        let parsed = head.parse(&bytes, Method::Get, HEAD_BYTES_MAX);
+        if let Parse::Done { .. } = parsed.map_err(|bad| io::Error::other(bad.0))? {
+            return Ok(head.status);
+        }
+        socket.set_read_timeout(Some(left(until)?))?;
+        match socket.read(&mut piece)? {
+            0 => return Err(io::Error::other("closed without an answer")),
+            got => bytes.extend_from_slice(piece.get(..got).unwrap_or_default()),
+        }
+    }
+}
+
+/// Whose certificate it is does not matter: we ask whoever listens at our own address.
+fn over_tls(place: SocketAddr, path: &str, limit: Duration) -> io::Result<u16> {
+    let config = Agent::config_builder()
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .timeout_global(Some(limit))
+        .tls_config(TlsConfig::builder().disable_verification(true).build());
+    let agent = Agent::new_with_config(config.build());
+    let answer = agent.get(format!("https://{place}{path}")).call();
+    answer.map(|answer| answer.status().as_u16()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a question to `0.0.0.0`, which is no address to connect to everywhere.
+    #[test]
+    fn every_address_is_asked_at_the_loopback() {
+        let asked = |text: &str| {
+            let places = places(text.parse().unwrap());
+            places.iter().map(SocketAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(asked("[::]:8000"), ["127.0.0.1:8000", "[::1]:8000"]);
+        assert_eq!(asked("0.0.0.0:80"), ["127.0.0.1:80"]);
+        assert_eq!(asked("10.1.2.3:8000"), ["10.1.2.3:8000"]);
+    }
+}
