@@ -6,8 +6,10 @@
 #       -v "$PWD/config.yaml:/etc/llmproxy/config.yaml:ro" -v llmproxy:/var/lib/llmproxy llmproxy
 #
 # Docker's default seccomp profile refuses io_uring: the proxy then runs on epoll and says so in
-# its log and its metrics. For io_uring, run with a profile that allows io_uring_setup,
-# io_uring_enter and io_uring_register.
+# its log and its metrics. For io_uring: --security-opt seccomp=deploy/docker/seccomp.json, which is
+# that profile and the three calls of io_uring.
+#
+# deploy/compose runs it with an engine, Prometheus and Grafana.
 
 # The version that rust-toolchain.toml names.
 FROM rust:1.95-bookworm AS build
@@ -30,5 +32,8 @@ VOLUME /var/lib/llmproxy
 EXPOSE 8000
 # SIGTERM drains for up to server.drain_timeout (25 s): `docker stop` waits 10 s unless -t says more.
 STOPSIGNAL SIGTERM
+# Whether the process lives, not whether it has engines: no restart helps against a lack of those.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["/usr/local/bin/llmproxy", "health", "--config", "/etc/llmproxy/config.yaml"]
 ENTRYPOINT ["/usr/local/bin/llmproxy"]
 CMD ["--config", "/etc/llmproxy/config.yaml"]
