@@ -1,7 +1,10 @@
 """The chart: rendered by Helm's own code, checked against the schemas of Kubernetes."""
 
+import json
 import os
 import re
+import shutil
+import subprocess
 import unittest
 
 import common
@@ -18,7 +21,8 @@ VALUES = {
         "secrets": {"TEAM_A_KEY": "sk-a"},
         "existingSecret": "others",
         "env": [{"name": "ZONE", "value": "a"}],
-        "config": {"usage": {"reporters": [OWN]}, "rate_limit": {"global": {"requests_per_second": 5}},
+        "config": {"usage": {"reporters": [OWN]},
+                   "rate_limit": {"global": {"requests_per_second": 5}},
                    "api_keys": [{"key": "${TEAM_A_KEY}", "name": "a"}]},
         "data": {"existingClaim": "spool"},
         "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
@@ -88,8 +92,24 @@ class Helm(unittest.TestCase):
         broken["Service"]["spec"]["portz"] = []
         with self.assertRaises(kubernetes_validate.ValidationError):
             kubernetes_validate.validate(broken["Service"], VERSIONS[0], strict=True)
-        print("skipped: the schema of ServiceMonitor: no registry here has it; its fields are "
-              "compared with what they name")
+
+    def test_monitors_are_what_the_operator_takes(self):
+        """Catches: a ServiceMonitor that the API server refuses."""
+        node, place = common.tool("node"), os.path.join(common.TOOLS, "deploy-node")
+        if not os.path.exists(os.path.join(place, "node_modules")):
+            common.missing("the schema of the Prometheus operator")
+        # Node looks for packages beside the script.
+        shutil.copy(os.path.join(os.path.dirname(__file__), "service_monitor.mjs"), place)
+        command = [node, os.path.join(place, "service_monitor.mjs")]
+        monitor = rendered(VALUES["all"])[0]["ServiceMonitor"]
+        self.judge(command, monitor, 0)
+        monitor["spec"]["endpoints"][0]["port"] = 80
+        self.judge(command, monitor, 1)
+
+    def judge(self, command, manifest, code):
+        done = subprocess.run(command, input=json.dumps([manifest]), text=True, timeout=60,
+                              capture_output=True, check=False)
+        self.assertEqual(done.returncode, code, done.stderr)
 
     def test_which_manifests_there_are(self):
         """Catches: a switch that does nothing."""
