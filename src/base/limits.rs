@@ -487,6 +487,10 @@ pub const LOANS_ASKED_MAX: usize = 128;
 /// Amounts that wait to be told to that server, in the queue of the workers and once more where
 /// they are added up. Beyond: it is not told, counted.
 pub const LOANS_RETURNED_MAX: usize = 16 * 1024;
+/// Buckets that may borrow more than was asked for. Beyond: each request asks.
+pub const LOANS_AHEAD_MAX: usize = 64 * 1024;
+/// What is to be told waits no longer than this, however long a lease is.
+pub const LOANS_TICK_MAX: Duration = Duration::from_secs(1);
 /// Amounts, and counts of requests at one time, that one call tells it.
 pub const LOANS_TOLD_MAX: usize = 512;
 /// What is told of requests at one time holds for so long: if the gateway is gone, they are free.

@@ -2,7 +2,7 @@
 //! given back, and which slots the server has to be told of.
 
 use crate::base::limits::{
-    LOANED_SLOTS_TOLD_EVERY, LOANS_RETURNED_MAX, LOANS_TOLD_MAX, REDIS_LEASE_MAX,
+    LOANED_SLOTS_TOLD_EVERY, LOANS_AHEAD_MAX, LOANS_RETURNED_MAX, LOANS_TOLD_MAX, REDIS_LEASE_MAX,
 };
 use crate::state::counters::bucket::{ticks, Bucket};
 use crate::state::loans::{Counted, LoanBook, LoanChange, LoanItem, LoanOf};
@@ -99,6 +99,10 @@ impl Ledger {
             told.slots = told.slots.saturating_add(1);
             return;
         };
+        // Beyond: it asks for each request.
+        if self.uses.len() >= LOANS_AHEAD_MAX && !self.uses.contains_key(&(item.whose, which)) {
+            return;
+        }
         let until = now + self.lease;
         let new = || Use { bucket, until, lent: 0, last: 0 };
         let line = self.uses.entry((item.whose, which)).or_insert_with(new);
@@ -186,6 +190,11 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Amounts are left that did not fit into the last call.
+    pub fn has_more(&self) -> bool {
+        !self.owed.is_empty()
     }
 
     /// Nothing is to be told, and nothing is lent that has to be looked after.

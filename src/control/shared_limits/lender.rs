@@ -3,7 +3,7 @@
 
 use super::ledger::Ledger;
 use crate::base::clock::boot_ns;
-use crate::base::limits::{LOANED_SLOTS_LIFE, LOANS_ASKED_MAX, LOANS_PAUSE};
+use crate::base::limits::{LOANED_SLOTS_LIFE, LOANS_ASKED_MAX, LOANS_PAUSE, LOANS_TICK_MAX};
 use crate::config::plan::Redis;
 use crate::control::survive;
 use crate::state::ask::{Questions, TakenQuestions};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const SCRIPT: &str = include_str!("script.lua");
 /// The script counts in 64ths of a microsecond: so many of our ticks.
 const TICKS_PER_STEP: u64 = 250;
+/// From so many steps on a fraction is less than a thousandth.
+const WHOLE_STEPS: u64 = 1000;
 /// What all names begin with: one part of a cluster has them all.
 const PREFIX: &str = "{llmproxy}:limit:";
 /// Lines about outages come no more often than this.
@@ -63,7 +65,8 @@ impl Lender {
             ledger: Ledger::new(lease),
             name: format!("{:016x}{:016x}", random(), random()),
             next_tick: Instant::now(),
-            paused_until: None,
+            // It is tried before anybody asks.
+            paused_until: Some(Instant::now()),
             is_told: false,
             last_line: None,
         }
@@ -92,7 +95,7 @@ impl Lender {
         let is_tick = now >= self.next_tick;
         if is_tick {
             lost += self.ledger.sweep(&self.book, now);
-            self.next_tick = now + self.lease;
+            self.next_tick = now + self.lease.min(LOANS_TICK_MAX);
         }
         self.book.numbers.lost.fetch_add(lost, Relaxed);
         if self.paused_until.is_some_and(|until| now < until) {
@@ -109,6 +112,9 @@ impl Lender {
         match numbers {
             Ok(Some(numbers)) => {
                 self.ledger.heard(&told, now);
+                if self.ledger.has_more() {
+                    self.next_tick = now;
+                }
                 self.note_answer();
                 self.answer(asked, numbers.into_iter(), now);
             }
@@ -143,7 +149,7 @@ impl Lender {
         call.number(LOANED_SLOTS_LIFE.as_millis() as u64);
         call.number(amounts.len() as u64);
         for owed in &amounts {
-            call.number(steps(owed.bucket.each()));
+            call.text(&steps(owed.bucket.each()));
             call.number(owed.bucket.size);
             call.text(&owed.units.to_string());
         }
@@ -155,9 +161,10 @@ impl Lender {
             for item in items {
                 let (each, size) = match item.of {
                     LoanOf::Units(_, bucket) => (steps(bucket.each()), bucket.size),
-                    LoanOf::Slot(limit) => (0, limit.into()),
+                    LoanOf::Slot(limit) => ("0".to_owned(), limit.into()),
                 };
-                for number in [each, size, item.units, self.ledger.more(item)] {
+                call.text(&each);
+                for number in [size, item.units, self.ledger.more(item)] {
                     call.number(number);
                 }
             }
@@ -233,13 +240,35 @@ impl Lender {
     }
 }
 
-/// Rounded up: never more than the limit.
-fn steps(ticks: u64) -> u64 {
-    ticks.div_ceil(TICKS_PER_STEP)
+/// A time in steps of the script, as a decimal number. A long one is rounded up: never more than
+/// the limit; so many of it are exactly as much as a bucket holds. A short one has its fraction: of
+/// tokens, one is little.
+fn steps(ticks: u64) -> String {
+    match ticks.div_ceil(TICKS_PER_STEP) {
+        steps if steps >= WHOLE_STEPS => steps.to_string(),
+        _ => {
+            let thousandths = ticks % TICKS_PER_STEP * 1000 / TICKS_PER_STEP;
+            format!("{}.{thousandths:03}", ticks / TICKS_PER_STEP)
+        }
+    }
 }
 
 /// Under which name somebody is counted on the server.
 fn name_of(whose: &Counted, which: usize) -> String {
     let part = if whose.is_stranger { 's' } else { 'k' };
     format!("{PREFIX}{part}{:032x}:{which}", whose.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches: a limit that is a part larger on the server, or a small one that is rounded away.
+    #[test]
+    fn times_are_told_as_the_script_counts() {
+        assert_eq!(steps(1), "0.004");
+        assert_eq!(steps(960), "3.840");
+        assert_eq!(steps(249_999), "1000");
+        assert_eq!(steps(250_001), "1001");
+    }
 }

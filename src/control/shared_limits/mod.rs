@@ -9,13 +9,15 @@ mod ledger;
 mod lender;
 
 use crate::base::limits::{LOANS_RETURNED_MAX, LOANS_WAITING_MAX};
-use crate::config::plan::{LimitStorage, RateLimit};
+use crate::config::plan::{LimitStorage, RateLimit, Redis};
 use crate::state::ask;
 use crate::state::board::View;
 use crate::state::loans::{LoanBook, SharedLimits};
-use crate::store::redis;
+use crate::store::redis::{self, RedisServer};
+use crate::store::Trouble;
 use lender::Lender;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Gives a view the shared limits that its plan asks for: those of the view before it, where the
 /// server is the same. To be called when the view has its counters.
@@ -48,4 +50,15 @@ pub fn equip(view: &mut View, before: Option<&View>) -> Result<(), String> {
     std::thread::Builder::new().name("limits-redis".into()).spawn(body).map_err(told)?;
     view.shared_limits = Some(SharedLimits { book, ask, patience, terms });
     Ok(())
+}
+
+/// Tries once to reach the server, for at most so long. Blocks.
+///
+/// # Errors
+/// What is in the way, in words for a person, without a secret.
+pub fn probe(redis: &Redis, limit: Duration) -> Result<(), String> {
+    redis::readable(redis)?;
+    let mut server = RedisServer::new(redis.clone());
+    let tried = server.probe(Instant::now() + limit).map_err(Trouble::into_words);
+    tried.map_err(|why| format!("{}: {why}", server.place()))
 }

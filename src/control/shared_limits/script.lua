@@ -1,5 +1,6 @@
--- Limits that several gateways hold together, told and asked about in one call. All times are in
--- 64ths of a microsecond since 2026: whole numbers that a double holds without rounding.
+-- Limits that several gateways hold together, told and asked about in one call. All moments are in
+-- 64ths of a microsecond since 2026: whole numbers that a double holds without rounding. The time
+-- of one unit may be a part of one; what is taken is rounded up, and what is given back down.
 --
 -- KEYS: what this gateway has told, then those of the amounts, of the slots, and of the items.
 -- ARGV: number of what is told; the gateway; milliseconds that slots are held without a word of it;
@@ -49,9 +50,10 @@ local amounts = number()
 for _ = 1, amounts do
   local name, each, size, units = key(), number(), number(), number()
   if is_new and units > 0 then
-    put(name, math.min(full_at(name, each * size) + each * units, now + each * size + debt))
+    local whole = math.ceil(each * size)
+    put(name, math.min(full_at(name, whole) + math.ceil(each * units), now + whole + debt))
   elseif is_new then
-    put(name, stored(name) + each * units)
+    put(name, stored(name) - math.floor(-each * units))
   end
 end
 if amounts > 0 then
@@ -101,8 +103,9 @@ for _ = 1, number() do
       it.slots = own + it.units
       missing = it.slots + others > it.size and 0 or -1
     else
-      it.full = full_at(it.name, it.each * it.size) + it.each * it.units
-      missing = it.full - now - it.each * it.size
+      it.whole = math.ceil(it.each * it.size)
+      it.full = full_at(it.name, it.whole) + math.ceil(it.each * it.units)
+      missing = it.full - now - it.whole
       if missing <= 0 then missing = -1 end
     end
     if missing > wait then
@@ -121,9 +124,9 @@ for _ = 1, number() do
         hold(it.name, it.slots)
       else
         -- Half of what is left stays for others.
-        local left = math.floor((it.each * it.size - (it.full - now)) / it.each / 2)
+        local left = math.floor((it.whole - (it.full - now)) / it.each / 2)
         more = math.max(0, math.min(it.more, left))
-        put(it.name, it.full + it.each * more)
+        put(it.name, it.full + math.ceil(it.each * more))
       end
       answer[#answer + 1] = more
     end

@@ -1,11 +1,11 @@
-//! `llmproxy check --connect`: tries every backend, every reporter and every provider of keys of a
-//! plan once. Nothing is asked of an engine, no record is sent, and no key is looked up.
+//! `llmproxy check --connect`: tries every backend, every reporter, every provider of keys and the
+//! server of shared limits of a plan once. Nothing is asked of an engine, no record is sent, and no key is looked up.
 
 use crate::base::tls_fault;
 use crate::config::circle;
 use crate::config::cli::{Printout, FINE, WOULD_NOT_START};
-use crate::config::plan::{Backend, Endpoint, Plan};
-use crate::control::{keys, tls};
+use crate::config::plan::{Backend, Endpoint, LimitStorage, Plan};
+use crate::control::{keys, shared_limits, tls};
 use crate::state::member::MemberTls;
 use crate::usage::reporter;
 use crossbeam_channel::bounded;
@@ -68,6 +68,12 @@ fn tries(plan: &Plan) -> Vec<(String, Try)> {
             let name = format!("provider {}", provider.name);
             tries.push((name, Box::new(move || keys::probe(&provider, LIMIT))));
         }
+    }
+    let limits = plan.rate_limit.as_ref().map(|limits| &limits.storage);
+    if let Some(LimitStorage::Redis { redis, .. }) = limits {
+        let redis = redis.clone();
+        let try_it = move || shared_limits::probe(&redis, LIMIT);
+        tries.push(("rate_limit.redis".to_owned(), Box::new(try_it)));
     }
     tries
 }

@@ -41,7 +41,9 @@ impl Takings {
     pub fn accept(&mut self, loaned: Loaned) {
         let Some(Held { shares, .. }) = self.0.as_deref_mut() else { return };
         for item in loaned.accept() {
-            let share = shares.iter_mut().find(|share| share.whose == item.whose);
+            // Two scopes that found no place of their own are counted in the same one.
+            let is_it = |share: &&mut Share| share.unborrowed().any(|other| other == item);
+            let share = shares.iter_mut().find(is_it);
             share.into_iter().for_each(|share| share.note(&item));
         }
     }
