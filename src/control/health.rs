@@ -12,13 +12,17 @@ use crate::state::board::{Board, View};
 use crate::state::member::{Member, MemberId, Witness};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::future::{poll_fn, Future};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// While a backend is in doubt, a probe begins so long after the last one began, or as soon as that
-/// is over: a hung engine takes the whole timeout for each, and its clients wait as long.
+/// While a backend is in doubt, a probe begins so long after the last one began, whether or not
+/// that is over: a hung engine takes the whole timeout for each, and its clients wait as long.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// Probes of one backend at a time.
+const PROBES_AT_ONCE_MAX: u32 = 8;
 
 /// The probes that run, on the current ring.
 pub struct Probers {
@@ -94,15 +98,21 @@ async fn watch(board: &Board, news: &News, id: MemberId) {
     let (mut judge, mut guess) = (Judge::default(), Guess::default());
     while let Some((member, check)) = to_probe(&board.view(), id) {
         let (began, backend) = (Instant::now(), &*member.name);
-        let found = rt::await_peer(check.timeout, probe(&check, &member)).await;
-        let found = found
-            .unwrap_or_else(|| Err(format!("no answer within {} s", check.timeout.as_secs_f64())));
-        if judge.hear(found.is_ok(), &check).is_some() {
-            match &found {
-                Ok(_) => tracing::info!(backend, "backend is healthy"),
-                Err(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
+        let most = judge.may_fail(&check).min(PROBES_AT_ONCE_MAX);
+        let pause = check.interval.min(DOUBT_INTERVAL);
+        let found = first_good(most, pause, || one_probe(&check, &member)).await;
+        let is_changed = match &found {
+            Ok(_) => judge.hear(true, &check).is_some(),
+            // No more than it takes.
+            Err(bad) => bad.iter().any(|_| judge.hear(false, &check).is_some()),
+        };
+        let why = found.as_ref().err().and_then(|bad| bad.last());
+        if is_changed {
+            match why {
+                None => tracing::info!(backend, "backend is healthy"),
+                Some(why) => tracing::warn!(backend, %why, "backend is unhealthy"),
             }
-            let why = found.as_ref().err().map_or("it answered a probe", String::as_str);
+            let why = why.map_or("it answered a probe", String::as_str);
             member.remark(Witness::Probes, why.to_owned());
         }
         // Probes may have been off meanwhile, which makes it well: so each verdict is said again.
@@ -118,6 +128,54 @@ async fn watch(board: &Board, news: &News, id: MemberId) {
         drop(member);
         await_next(board, news, id, began, judge.is_in_doubt()).await;
     }
+}
+
+/// A probe, with its time limit.
+async fn one_probe(check: &HealthCheck, member: &Member) -> Result<Option<Vec<u8>>, String> {
+    let limit = check.timeout;
+    let found = rt::await_peer(limit, probe(check, member)).await;
+    found.unwrap_or_else(|| Err(format!("no answer within {} s", limit.as_secs_f64())))
+}
+
+/// Tries until one is good, or until none is under way. While there is no result, another try
+/// begins beside the others after each pause, `most` in all.
+///
+/// # Errors
+/// What each said, if none was good.
+async fn first_good<T, F: Future<Output = Result<T, String>>>(
+    most: u32,
+    pause: Duration,
+    mut begin: impl FnMut() -> F,
+) -> Result<T, Vec<String>> {
+    let (mut open, mut bad) = (vec![Box::pin(begin())], Vec::new());
+    let mut begun = 1;
+    while !open.is_empty() {
+        let any = poll_fn(|cx| {
+            let polled = open.iter_mut().enumerate().find_map(|(at, one)| {
+                if let Poll::Ready(result) = one.as_mut().poll(cx) {
+                    return Some((at, result));
+                }
+                None
+            });
+            polled.map_or(Poll::Pending, Poll::Ready)
+        });
+        let result = match begun < most {
+            true => rt::timeout(pause, any).await.ok(),
+            false => Some(any.await),
+        };
+        match result {
+            None => {
+                open.push(Box::pin(begin()));
+                begun += 1;
+            }
+            Some((_, Ok(good))) => return Ok(good),
+            Some((at, Err(why))) => {
+                drop(open.swap_remove(at));
+                bad.push(why);
+            }
+        }
+    }
+    Err(bad)
 }
 
 /// Sleeps until the next probe is due by the view that is there by then, or until there is nothing
@@ -239,6 +297,14 @@ impl Judge {
         self.against > 0 || self.verdict == Some(false)
     }
 
+    /// So many bad probes change the verdict; 1 where none would.
+    fn may_fail(&self, check: &HealthCheck) -> u32 {
+        match self.verdict {
+            Some(true) => check.unhealthy_threshold.saturating_sub(self.against).max(1),
+            Some(false) | None => 1,
+        }
+    }
+
     /// Hears one probe; `Some` when the backend changes sides. The very first probe decides
     /// alone: traffic should not find out about a backend that was never there.
     fn hear(&mut self, good: bool, check: &HealthCheck) -> Option<bool> {
@@ -264,6 +330,7 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
 
     /// A [`Judge`] under thresholds of 2 and 3.
     struct Court(Judge, HealthCheck);
@@ -361,25 +428,54 @@ mod tests {
         }
     }
 
-    /// Catches: an engine that hangs and keeps its clients for 42 s with the defaults, because each
-    /// probe that it leaves unanswered is followed by a whole interval of nothing.
+    /// Catches: a backend in doubt that is left alone for a whole interval, one that is probed more
+    /// often than is needed, or beside a probe that decides alone.
     #[test]
     fn a_backend_in_doubt_is_asked_again_at_once() {
-        let (usual, timeout) = (Duration::from_secs(10), Duration::from_secs(5));
+        let (usual, often) = (Duration::from_secs(10), Duration::from_millis(300));
         let mut judge = judge();
+        let needed = |judge: &Court| judge.0.may_fail(&judge.1);
+        assert_eq!(needed(&judge), 1, "the first decides alone");
         judge.hear(true);
-        // It hangs from the moment after a good probe.
-        let mut waited = interval(usual, judge.is_in_doubt());
-        while judge.hear(false).is_none() {
-            waited += timeout.max(interval(usual, judge.is_in_doubt()));
-        }
-        waited += timeout;
-        assert!(waited <= Duration::from_secs(26), "{waited:?}");
-        assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL, "it is out");
+        assert_eq!(needed(&judge), 3);
+        judge.hear(false);
+        assert_eq!(needed(&judge), 2);
+        assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL);
+        judge.hear(false);
+        assert_eq!(judge.hear(false), Some(false));
+        assert_eq!((needed(&judge), interval(usual, judge.is_in_doubt())), (1, DOUBT_INTERVAL));
         judge.hear(true);
         assert_eq!(interval(usual, judge.is_in_doubt()), DOUBT_INTERVAL, "it may be back");
-        let often = Duration::from_millis(300);
         assert_eq!(interval(often, true), often, "never less often than usual");
+    }
+
+    /// What `first_good` makes of tries that end so, each as soon as so many have begun; and how
+    /// many began.
+    fn tried(most: u32, ends: &[(usize, bool)]) -> (Result<usize, usize>, usize) {
+        let begun = Cell::new(0);
+        let begin = || {
+            let number = begun.replace(begun.get() + 1);
+            let (when, good) = ends[number];
+            let begun = &begun;
+            poll_fn(move |_| match begun.get() >= when {
+                true => Poll::Ready(if good { Ok(number) } else { Err(format!("{number}")) }),
+                false => Poll::Pending,
+            })
+        };
+        let tries = first_good(most, Duration::from_millis(5), begin);
+        let result = crate::rt::ring::Ring::build().unwrap().block_on(tries);
+        (result.map_err(|bad| bad.len()), begun.get())
+    }
+
+    /// Catches: probes of a hung engine that wait for one another, a good answer that is not heard
+    /// because of those that have none, a second probe beside one that has failed at once.
+    #[test]
+    fn further_tries_begin_while_there_is_no_result() {
+        const NEVER: usize = usize::MAX;
+        assert_eq!(tried(3, &[(1, false)]), (Err(1), 1));
+        assert_eq!(tried(3, &[(3, false); 3]), (Err(3), 3));
+        assert_eq!(tried(3, &[(NEVER, false), (NEVER, false), (1, true)]), (Ok(2), 3));
+        assert_eq!(tried(8, &[(2, true), (NEVER, true)]), (Ok(0), 2));
     }
 
     /// Catches: a backend that counts as sick for ever: it was when it was taken out, and is back
