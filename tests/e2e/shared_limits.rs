@@ -17,12 +17,16 @@ const PATIENT: &str = "dial_timeout: 20s, read_timeout: 20s, write_timeout: 20s"
 const HASTY: &str = "dial_timeout: 300ms, read_timeout: 300ms, write_timeout: 300ms";
 const KEY: &str = "Authorization: Bearer a\r\n";
 
-/// A gateway with limits in this Redis.
-fn gateway(url: &str, server: &Redis, (timeouts, limits): (&str, &str)) -> Proxy {
+fn config(url: &str, server: &Redis, (timeouts, limits): (&str, &str)) -> Config {
     let addr = server.addr();
     let shared = format!("storage: redis, redis: {{addr: '{addr}', {timeouts}}}, {limits}");
     let config = Config::backend_at(url).server("workers: 2");
-    config.section(format!("rate_limit: {{{shared}}}")).start()
+    config.section(format!("rate_limit: {{{shared}}}"))
+}
+
+/// A gateway with limits in this Redis.
+fn gateway(url: &str, server: &Redis, terms: (&str, &str)) -> Proxy {
+    config(url, server, terms).start()
 }
 
 fn two(url: &str, server: &Redis, limits: &str) -> [Proxy; 2] {
@@ -110,6 +114,35 @@ fn two_busy_gateways_use_one_limit_up_and_no_more() {
     assert!(both.iter().all(|proxy| granted(proxy) > 0.0 && is_up(proxy)));
     let calls = both[0].metric("llmproxy_shared_limits_call_seconds_count", &[]);
     assert!(calls > 0.0 && both[0].metric("llmproxy_shared_limits_lost_total", &[]) == 0.0);
+}
+
+/// Catches: a key that asks for each of its requests however busy it is, what it borrows and does
+/// not use and keeps, and a reload that does not begin to ask, or to ask another server.
+#[test]
+fn who_is_busy_does_not_ask_for_each_request() {
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    const BATCH: usize = 100;
+    let (servers, backend) = ([Redis::start(), Redis::start()], Backend::answering(OK));
+    let limits = "per_key: {requests_per_second: 100000}";
+    let memory = Config::backend_at(backend.url()).server("workers: 2");
+    let proxy = memory.section(format!("rate_limit: {{{limits}}}")).start();
+    let granted =
+        || proxy.metric("llmproxy_shared_limits_questions_total", &[("result", "granted")]);
+    for server in &servers {
+        assert!(proxy.reload_with(&config(&backend.url(), server, (PATIENT, limits))));
+        let mut conn = proxy.connect();
+        assert_eq!((conn.post(CHATS, KEY, CHAT).status(), granted()), (200, 1.0));
+        await_until("it borrows ahead", SOON, || {
+            let before = granted();
+            let all = (0..BATCH).all(|_| conn.post(CHATS, KEY, CHAT).status() == 200);
+            all && granted() - before < BATCH as f64 / 2.0
+        });
+        await_until("what it did not use is given back", SOON, || {
+            proxy.metric("llmproxy_shared_limits_returned_total", &[]) > 0.0
+        });
+    }
 }
 
 /// Catches: tokens that one gateway reserves and another one does not see, and an estimate that
