@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+mod genai;
 mod keys;
 mod loans;
 mod metering;
@@ -101,6 +102,7 @@ impl Collector for Facts {
         let mut page = Page { encoder };
         self.requests(&mut page)?;
         self.times(&mut page)?;
+        self.genai(&mut page)?;
         self.endings(&mut page)?;
         self.usage(&mut page)?;
         self.backends(&mut page)?;

@@ -191,6 +191,8 @@ class Helm(unittest.TestCase):
         self.assertNotIn("set data.existingClaim", rendered(VALUES["all"])[1])
         self.assertIn("2 times as much", rendered(VALUES["all"])[1])
         self.assertNotIn("times as much", rendered({})[1])
+        shared = {"config": {"rate_limit": {"storage": "redis"}}}
+        self.assertNotIn("times as much", rendered(shared)[1])
 
     def test_the_pod_starts_in_a_bare_tree(self):
         """Catches: a configuration, a user or a folder of the chart that the proxy cannot use."""

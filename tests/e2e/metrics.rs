@@ -25,6 +25,17 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_tokens_total", "counter", &["type", "model", "backend"]),
     ("llmproxy_ttft_ms", "histogram", &["backend", "model"]),
     ("llmproxy_inter_token_seconds", "histogram", &["backend"]),
+    (
+        "gen_ai_server_request_duration_seconds",
+        "histogram",
+        &["gen_ai_operation_name", "server_address"],
+    ),
+    (
+        "gen_ai_server_time_to_first_token_seconds",
+        "histogram",
+        &["gen_ai_request_model", "server_address"],
+    ),
+    ("gen_ai_server_time_per_output_token_seconds", "histogram", &["server_address"]),
     ("llmproxy_upstream_connect_seconds", "histogram", &[]),
     ("llmproxy_inflight", "gauge", &["backend"]),
     ("llmproxy_backend_up", "gauge", &["backend"]),
@@ -211,6 +222,25 @@ fn histograms_add_up() {
             last = if at_end { ("", 0.0) } else { (series, sample.value) };
         }
     }
+}
+
+/// Catches: names of OpenTelemetry that show other figures than our own beside them.
+#[test]
+fn other_names_show_the_same_figures() {
+    let (_rig, page) = full_page();
+    let first = "gen_ai_server_time_to_first_token_seconds";
+    let count = page.sum(&format!("{first}_count"), &[]);
+    assert!(count > 0.0, "{}", page.text);
+    assert_eq!(count, page.sum("llmproxy_ttft_ms_count", &[]));
+    let (ours, theirs) =
+        (page.sum("llmproxy_ttft_ms_sum", &[]), page.sum(&format!("{first}_sum"), &[]));
+    assert!((ours - theirs * 1000.0).abs() < 0.001, "{ours} ms, {theirs} s");
+    let duration = "gen_ai_server_request_duration_seconds_count";
+    let chats = [("path", "/v1/chat/completions")];
+    let asked = page.sum(duration, &[("gen_ai_operation_name", "chat")]);
+    assert_eq!(asked, page.sum("llmproxy_latency_ms_count", &chats));
+    let gaps = "gen_ai_server_time_per_output_token_seconds_count";
+    assert_eq!(page.sum(gaps, &[]), page.sum("llmproxy_inter_token_seconds_count", &[]));
 }
 
 /// Catches: a series for each path that a client thinks of, until memory is full.

@@ -1,0 +1,93 @@
+//! The same times by the names and buckets of OpenTelemetry's conventions for generative AI, in
+//! seconds, so that a dashboard of several vendors finds them. They are counted once: these are
+//! other views of what stands beside them.
+
+use super::{model_label, Facts, Labels, Page, SECOND};
+use crate::state::meters::Times;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The conventions' buckets.
+const DURATIONS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+const FIRST: [f64; 16] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const BETWEEN: [f64; 13] =
+    [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+
+const OPERATION: &str = "gen_ai_operation_name";
+const MODEL: &str = "gen_ai_request_model";
+const SERVER: &str = "server_address";
+
+/// What the conventions call a request to a path; `None` for what generates nothing.
+fn operation(path: &str) -> Option<&'static str> {
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    match path {
+        "/chat/completions" | "/messages" | "/responses" | "/api/chat" => Some("chat"),
+        "/completions" | "/completion" | "/generate" | "/generate_stream" | "/infill"
+        | "/invocations" | "/api/generate" => Some("text_completion"),
+        "/embeddings" | "/embedding" | "/embed" | "/embed_all" | "/embed_sparse" | "/api/embed"
+        | "/api/embeddings" => Some("embeddings"),
+        _ => None,
+    }
+}
+
+impl Facts {
+    pub(super) fn genai(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut durations: BTreeMap<(&str, String), Times> = BTreeMap::new();
+        for (series, requests) in &self.meters.requests {
+            if let Some(operation) = operation(series.path) {
+                let place = (operation, self.backend(series.backend));
+                durations.entry(place).or_default().absorb(&requests.latency);
+            }
+        }
+        let series = durations.iter().filter(|(_, times)| times.count() > 0);
+        let series = series.map(|((operation, server), times)| {
+            (vec![(OPERATION, (*operation).to_owned()), (SERVER, server.clone())], times)
+        });
+        let help = "From a request head to the last byte of its answer.";
+        let name = "gen_ai_server_request_duration_seconds";
+        page.histogram(name, help, (&DURATIONS, SECOND), series.collect())?;
+
+        let models = self.view.labelled_models();
+        let sorted: BTreeMap<_, _> = self.meters.ttft.iter().collect();
+        let series = sorted.into_iter().map(|(series, times)| {
+            let model = model_label(models, series.model);
+            (vec![(MODEL, model), (SERVER, self.backend(series.backend))], times)
+        });
+        let help = "From a request head to the first body byte of a streamed answer.";
+        let name = "gen_ai_server_time_to_first_token_seconds";
+        page.histogram(name, help, (&FIRST, SECOND), series.collect())?;
+
+        let sorted: BTreeMap<_, _> = self.meters.inter_token.iter().collect();
+        let series: Vec<(Labels, &Times)> = sorted
+            .into_iter()
+            .map(|(backend, times)| (vec![(SERVER, self.backend(*backend))], times))
+            .collect();
+        let help = "Between two reads of a streamed answer: a token, where an engine sends each.";
+        let name = "gen_ai_server_time_per_output_token_seconds";
+        page.histogram(name, help, (&BETWEEN, SECOND), series)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::operation;
+
+    /// Catches: an API whose requests are missing from dashboards of these names.
+    #[test]
+    fn each_api_has_its_operation() {
+        for (path, expected) in [
+            ("/v1/chat/completions", Some("chat")),
+            ("/chat/completions", Some("chat")),
+            ("/v1/messages", Some("chat")),
+            ("/v1/completions", Some("text_completion")),
+            ("/api/generate", Some("text_completion")),
+            ("/v1/embeddings", Some("embeddings")),
+            ("/v1/models", None),
+            ("other", None),
+        ] {
+            assert_eq!(operation(path), expected, "{path}");
+        }
+    }
+}
