@@ -153,9 +153,15 @@ def folder(test):
     return path
 
 
-def bare_root(test):
+def bare_root(test, with_systemd=False):
     """A copy of Debian's smallest tree, made once for each machine."""
     needs_root()
+    made = made_root()
+    return own_root(test, booting_root(made) if with_systemd else made)
+
+
+def made_root():
+    """Debian's smallest tree."""
     made = os.path.join(TOOLS, "bookworm")
     if not os.path.exists(os.path.join(made, "etc/debian_version")):
         tool("debootstrap")
@@ -166,6 +172,25 @@ def bare_root(test):
             "http://deb.debian.org/debian")
         run("chroot", made + ".new", "sh", "-c", "apt-get clean; rm -rf /var/lib/apt/lists/*")
         os.rename(made + ".new", made)
+    return made
+
+
+def booting_root(bare):
+    """That tree with systemd in it, which can be booted as a container."""
+    made = bare + "-systemd"
+    if not os.path.exists(os.path.join(made, "lib/systemd/systemd")):
+        shutil.rmtree(made + ".new", ignore_errors=True)
+        run("cp", "-a", bare, made + ".new")
+        shutil.copy("/etc/resolv.conf", os.path.join(made + ".new", "etc/resolv.conf"))
+        inside(made + ".new", "sh", "-c", "apt-get update -qq && apt-get install -y -qq "
+               "--no-install-recommends systemd dbus && apt-get clean; rm -rf /var/lib/apt/lists/*")
+        shutil.rmtree(made, ignore_errors=True)
+        os.rename(made + ".new", made)
+    return made
+
+
+def own_root(test, made):
+    """A tree that a test may change."""
     at = folder(test)
     root = os.path.join(at, "root")
     for name in ["root", "upper", "work"]:

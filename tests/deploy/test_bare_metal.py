@@ -185,7 +185,7 @@ class DebianPackage(unittest.TestCase):
         if shutil.which("dpkg-deb") is None:
             self.skipTest("dpkg-deb is not installed: this is no Debian")
         out = common.folder(self)
-        return run(DEB, "--binary", common.binary("llmproxy"), "--out", out).strip()
+        return run(DEB, "--fast", "--binary", common.binary("llmproxy"), "--out", out).strip()
 
     def test_install_run_remove_purge(self):
         """Catches: a package that cannot be installed bare, started, upgraded or taken away."""

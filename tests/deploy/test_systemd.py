@@ -1,0 +1,110 @@
+"""The package under a systemd that runs: a bare Debian that is booted as a container."""
+
+import os
+import re
+import shutil
+import subprocess
+import unittest
+
+import common
+from common import inside, run
+
+DEB = os.path.join(common.REPO, "scripts/deb")
+# Runs inside, once all is up. What it finds goes to /found, a line for each.
+PROBE = r"""#!/bin/sh
+exec >/found 2>&1
+set -x
+say() { set +x; echo "FOUND $1: $2"; set -x; }
+until llmproxy health --ready -c /etc/llmproxy/config.yaml; do sleep 0.1; done
+say active "$(systemctl is-active llmproxy)"
+main() { systemctl show llmproxy -p "$1" --value; }
+say user "$(stat -c %U /proc/$(main MainPID))"
+say files "$(grep 'open files' /proc/$(main MainPID)/limits)"
+say driver "$(journalctl -u llmproxy -o cat | grep -o 'io_uring\|epoll' | head -n 1)"
+systemctl reload llmproxy; say reload $?
+cp /etc/llmproxy/config.yaml /good
+echo "nonsense: [" >>/etc/llmproxy/config.yaml
+systemctl reload llmproxy; say broken-reload $?
+cp /good /etc/llmproxy/config.yaml
+: >/run/llmproxy/mine
+kill -KILL "$(main MainPID)"
+until [ "$(main NRestarts)" = 1 ] && llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
+say kept "$(ls /run/llmproxy/mine)"
+install -D -m 644 /usr/share/doc/llmproxy/off-gpu-cores.conf \
+    /etc/systemd/system/llmproxy.service.d/off-gpu-cores.conf
+sed -i 's/^CPUAffinity=.*[0-9].*/CPUAffinity=0/' \
+    /etc/systemd/system/llmproxy.service.d/off-gpu-cores.conf
+install -D -m 644 /usr/share/doc/llmproxy/low-ports.conf \
+    /etc/systemd/system/llmproxy.service.d/low-ports.conf
+sed -i 's/":8000"/":443"/' /etc/llmproxy/config.yaml
+systemctl daemon-reload
+systemctl restart llmproxy; say restart $?
+until llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
+say port "$(journalctl -u llmproxy -o cat | grep -o '::]:443' | head -n 1)"
+say cpus "$(grep Cpus_allowed_list /proc/$(main MainPID)/status)"
+systemctl stop llmproxy; say stop $?
+say result "$(main Result) $(main ExecMainStatus)"
+say still "$(ls /run/llmproxy/mine)"
+dpkg -P llmproxy; say purge $?
+say left "$(systemctl is-active llmproxy) $(ls -d /run/llmproxy /etc/llmproxy 2>/dev/null)"
+journalctl -u llmproxy --no-pager
+systemctl poweroff
+"""
+ONCE = """[Unit]
+After={after}
+[Service]
+Type={kind}
+ExecStart={command}
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+class Booted(unittest.TestCase):
+    def test_its_life_under_systemd(self):
+        """Catches: whatever systemd does with the unit that no reader of the file foresees."""
+        common.needs_root()
+        nspawn = common.tool("systemd-nspawn")
+        root = common.bare_root(self, with_systemd=True)
+        package = run(DEB, "--fast", "--binary", common.binary("llmproxy"), "--out", root).strip()
+        inside(root, "dpkg", "-i", "/" + os.path.basename(package))
+        shutil.copy(common.binary("mock-engine"), os.path.join(root, "usr/bin/mock-engine"))
+        self.unit(root, "engine", "local-fs.target", "exec",
+                  "/usr/bin/mock-engine --listen 127.0.0.1:8080")
+        self.unit(root, "probe", "llmproxy.service engine.service", "oneshot", "/probe")
+        with open(os.path.join(root, "probe"), "w", encoding="utf-8") as file:
+            file.write(PROBE)
+        os.chmod(os.path.join(root, "probe"), 0o755)
+        with open(os.path.join(root, "etc/llmproxy/config.yaml"), "a", encoding="utf-8") as file:
+            file.write("health_check: {interval: 200ms, healthy_threshold: 1}\n")
+        run("umount", os.path.join(root, "proc"))
+        # Neither the machine's systemd, which may not run, nor its network is asked for anything.
+        done = subprocess.run([nspawn, "--directory", root, "--boot", "--register=no",
+                               "--keep-unit", "--private-network", "--quiet"], text=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=180,
+                              stderr=subprocess.STDOUT, check=False)
+        if not os.path.exists(os.path.join(root, "found")):
+            self.skipTest(f"no container can be booted here: {done.stdout[-300:]!r}")
+        with open(os.path.join(root, "found"), encoding="utf-8") as file:
+            text = file.read()
+        found = dict(re.findall(r"^FOUND ([a-z-]+): (.*)$", text, re.M))
+        self.judge(found, text)
+
+    def judge(self, found, text):
+        self.assertEqual(found.get("active"), "active", text)
+        self.assertEqual(found["user"], "llmproxy", text)
+        self.assertEqual([found[step] for step in ("reload", "broken-reload", "restart", "stop")],
+                         ["0", "1", "0", "0"], text)
+        for step in ("kept", "still"):
+            self.assertEqual(found[step], "/run/llmproxy/mine", text)
+        self.assertEqual(found["port"], "::]:443", text)
+        self.assertEqual(found["cpus"].split(), ["Cpus_allowed_list:", "0"], text)
+        self.assertEqual(found["result"], "success 0", text)
+        self.assertEqual((found["purge"], found["left"].strip()), ("0", "inactive"), text)
+
+    def unit(self, root, name, after, kind, command):
+        folder = os.path.join(root, "etc/systemd/system")
+        with open(os.path.join(folder, f"{name}.service"), "w", encoding="utf-8") as file:
+            file.write(ONCE.format(after=after, kind=kind, command=command))
+        os.symlink(f"../{name}.service",
+                   os.path.join(folder, f"multi-user.target.wants/{name}.service"))
