@@ -1,4 +1,4 @@
-"""The package under a systemd that runs: a bare Debian that is booted as a container."""
+"""The package, and scripts/install, under a systemd that runs, in a bare Debian that is booted."""
 
 import os
 import re
@@ -47,6 +47,15 @@ say result "$(main Result) $(main ExecMainStatus)"
 say still "$(ls /run/llmproxy/mine)"
 dpkg -P llmproxy; say purge $?
 say left "$(systemctl is-active llmproxy) $(ls -d /run/llmproxy /etc/llmproxy 2>/dev/null)"
+rm -rf /etc/systemd/system/llmproxy.service.d
+systemctl daemon-reload
+/repository/scripts/install --binary /binary; say install $?
+say installed "$(systemctl is-active llmproxy) $(systemctl is-enabled llmproxy)"
+first=$(main MainPID)
+/repository/scripts/install --binary /binary; say again $?
+[ "$(main MainPID)" != "$first" ]; say other-process $?
+/repository/scripts/install --uninstall --purge; say uninstall $?
+say gone "$(systemctl is-active llmproxy) $(ls -d /run/llmproxy /etc/llmproxy 2>/dev/null)"
 journalctl -u llmproxy --no-pager
 systemctl poweroff
 """
@@ -77,10 +86,13 @@ class Booted(unittest.TestCase):
         os.chmod(os.path.join(root, "probe"), 0o755)
         with open(os.path.join(root, "etc/llmproxy/config.yaml"), "a", encoding="utf-8") as file:
             file.write("health_check: {interval: 200ms, healthy_threshold: 1}\n")
+        # For scripts/install, which comes second.
+        shutil.copy(common.binary("llmproxy"), os.path.join(root, "binary"))
         run("umount", os.path.join(root, "proc"))
         # Neither the machine's systemd, which may not run, nor its network is asked for anything.
         done = subprocess.run([nspawn, "--directory", root, "--boot", "--register=no",
-                               "--keep-unit", "--private-network", "--quiet"], text=True,
+                               "--keep-unit", "--private-network", "--quiet",
+                               f"--bind-ro={common.REPO}:/repository"], text=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=180,
                               stderr=subprocess.STDOUT, check=False)
         if not os.path.exists(os.path.join(root, "found")):
@@ -101,6 +113,11 @@ class Booted(unittest.TestCase):
         self.assertEqual(found["cpus"].split(), ["Cpus_allowed_list:", "0"], text)
         self.assertEqual(found["result"], "success 0", text)
         self.assertEqual((found["purge"], found["left"].strip()), ("0", "inactive"), text)
+
+        steps = [found.get(step) for step in ("install", "again", "other-process", "uninstall")]
+        self.assertEqual(steps, ["0"] * 4, text)
+        self.assertEqual(found["installed"], "active enabled", text)
+        self.assertEqual(found["gone"].strip(), "inactive", text)
 
     def unit(self, root, name, after, kind, command):
         folder = os.path.join(root, "etc/systemd/system")
