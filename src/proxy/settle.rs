@@ -176,7 +176,10 @@ pub fn complete(pass: &Pass, told: (&Request, &Tap), story: &mut Story, sent: u6
 pub fn close(pass: &Pass, (request, tap): (&Request, &Tap), story: &mut Story, sent: u64) {
     let times = Times::of(request, tap, tap.last_byte());
     story.is_closed = true;
-    pass.takings().into_iter().for_each(|held| held.debit(recorded(request, tap, story)));
+    if let Some(held) = pass.takings() {
+        held.debit(recorded(request, tap, story));
+        held.leave();
+    }
     keep(pass, (request, tap, story), times, sent);
     panic_point::pass("closing");
 }

@@ -51,16 +51,16 @@ struct QuotaShare {
 }
 
 /// What it holds of one scope.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Share {
     scope: Scope,
     whose: Counted,
     buckets: Buckets,
     taken: [Option<Drawn>; 3],
-    has_slot: bool,
+    has_slot: Cell<bool>,
     /// What it has borrowed, of the same buckets, and whether it has a slot from there.
     borrowed: [u64; 3],
-    borrows_slot: bool,
+    borrows_slot: Cell<bool>,
 }
 
 /// Why a request may not go on.
@@ -101,9 +101,9 @@ impl Takings {
                 whose,
                 buckets,
                 taken: [None; 3],
-                has_slot: false,
+                has_slot: Cell::new(false),
                 borrowed: [0; 3],
-                borrows_slot: false,
+                borrows_slot: Cell::new(false),
             });
         }
     }
@@ -232,12 +232,12 @@ impl Takings {
         }
     }
 
-    /// The client has the last byte of its answer: its place is free.
-    pub fn leave(&mut self) {
-        if let Some(Held { counters: Some(counters), shares, book, .. }) = self.0.as_deref_mut() {
+    /// The last bytes of the answer go out: its place is free. A client that has them may ask again.
+    pub fn leave(&self) {
+        if let Some(Held { counters: Some(counters), shares, book, .. }) = self.0.as_deref() {
             let book = book.as_ref();
-            book.into_iter().for_each(|book| shares.iter_mut().for_each(|it| it.leave_loan(book)));
-            shares.iter_mut().for_each(|share| share.leave(counters));
+            book.into_iter().for_each(|book| shares.iter().for_each(|it| it.leave_loan(book)));
+            shares.iter().for_each(|share| share.leave(counters));
         }
     }
 
@@ -318,7 +318,7 @@ fn look(
             }
         }
         let is_full = |limit: u32| counters.in_flight(share.whose.place) >= u64::from(limit);
-        if with_slot && !share.has_slot && share.buckets.concurrent.is_some_and(is_full) {
+        if with_slot && !share.has_slot.get() && share.buckets.concurrent.is_some_and(is_full) {
             let why = Limited::Concurrent(share.scope);
             longest = longest.max_by_wait((Wait(0), why));
         }
@@ -360,11 +360,13 @@ impl Share {
         (now, wanted): (u64, &[(LimitKind, u64)]),
         with_slot: bool,
     ) -> Result<(), Limited> {
-        if let (true, false, Some(limit)) = (with_slot, self.has_slot, self.buckets.concurrent) {
+        if let (true, false, Some(limit)) =
+            (with_slot, self.has_slot.get(), self.buckets.concurrent)
+        {
             if !counters.enter(self.whose.place, limit) {
                 return Err(Limited::Concurrent(self.scope));
             }
-            self.has_slot = true;
+            self.has_slot.set(true);
         }
         for (kind, units) in wanted {
             if !self.lacks(*kind) {
@@ -380,8 +382,8 @@ impl Share {
         Ok(())
     }
 
-    fn leave(&mut self, counters: &Counters) {
-        if std::mem::take(&mut self.has_slot) {
+    fn leave(&self, counters: &Counters) {
+        if self.has_slot.take() {
             counters.leave(self.whose.place);
         }
     }

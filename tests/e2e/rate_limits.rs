@@ -160,6 +160,19 @@ fn slots_are_held_to_the_last_byte_and_freed_by_every_end() {
     await_free("what was refused or broke holds nothing");
 }
 
+/// Catches: a client that has all of its answer, asks again, and is refused for the place of it.
+#[test]
+fn whoever_has_its_answer_can_ask_again() {
+    let engine = Engine::start(&[]);
+    let limits = "rate_limit: {per_key: {max_concurrent: 1}}";
+    let proxy = Config::backend_at(engine.url()).server("workers: 2").section(limits).start();
+    for n in 0..200 {
+        let body = if n % 2 == 0 { CHAT } else { STREAM };
+        // Over a connection of its own, so that either worker may have it.
+        assert_eq!(proxy.connect().post(CHATS, &key("a"), body).status(), 200, "{n}");
+    }
+}
+
 /// Catches: a body that is read before its request is refused.
 #[test]
 fn a_refused_body_is_not_asked_for() {

@@ -77,14 +77,15 @@ impl Takings {
 impl Share {
     /// What it has taken here, and not borrowed.
     fn unborrowed(&self) -> impl Iterator<Item = LoanItem> + use<> {
-        let Share { whose, buckets, taken, borrowed, has_slot, borrows_slot, .. } = *self;
+        let &Share { whose, buckets, taken, borrowed, ref has_slot, ref borrows_slot, .. } = self;
+        let needs_slot = has_slot.get() && !borrows_slot.get();
         let units = (0..KINDS.len()).filter_map(move |which| {
             let bucket = buckets.of.get(which).copied().flatten()?;
             let units = bucket.units(taken.get(which).copied().flatten()?);
             let is_new = borrowed.get(which) == Some(&0) && units > 0;
             is_new.then_some(LoanItem { whose, of: LoanOf::Units(which, bucket), units })
         });
-        let slot = buckets.concurrent.filter(|_| has_slot && !borrows_slot);
+        let slot = buckets.concurrent.filter(|_| needs_slot);
         units.chain(slot.map(|limit| LoanItem { whose, of: LoanOf::Slot(limit), units: 1 }))
     }
 
@@ -94,7 +95,7 @@ impl Share {
                 let place = self.borrowed.get_mut(which);
                 place.into_iter().for_each(|borrowed| *borrowed = item.units);
             }
-            LoanOf::Slot(_) => self.borrows_slot = true,
+            LoanOf::Slot(_) => self.borrows_slot.set(true),
         }
     }
 
@@ -116,8 +117,8 @@ impl Share {
     }
 
     /// Before its place here is free: the entry may be another one's after that.
-    pub(super) fn leave_loan(&mut self, book: &LoanBook) {
-        if std::mem::take(&mut self.borrows_slot) {
+    pub(super) fn leave_loan(&self, book: &LoanBook) {
+        if self.borrows_slot.take() {
             book.leave(&self.whose);
         }
     }
