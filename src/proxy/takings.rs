@@ -232,7 +232,7 @@ impl Takings {
         }
     }
 
-    /// The last bytes of the answer go out: its place is free. A client that has them may ask again.
+    /// The last bytes of the answer go out: its place is free. Whoever has them may ask again.
     pub fn leave(&self) {
         if let Some(Held { counters: Some(counters), shares, book, .. }) = self.0.as_deref() {
             let book = book.as_ref();
