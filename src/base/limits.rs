@@ -15,6 +15,10 @@ pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of one field line of a request, CRLF included; Apache httpd and gunicorn have the same,
 /// and nginx and llama.cpp's server refuse not much more. Beyond: 431.
 pub const FIELD_LINE_BYTES_MAX: usize = 8190;
+/// Bytes that a client sends in its TLS handshake, certificates included. Beyond: it is closed.
+pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+/// TLS handshakes of a worker at one time. Beyond: the connection is closed, and counted.
+pub const HANDSHAKES_MAX: usize = 1024;
 /// Bytes of a method. The longest registered one has 17. Beyond: 501.
 pub const METHOD_BYTES_MAX: usize = 32;
 /// Bytes of the host of a request, port included; a DNS name has at most 253. Beyond: 400.

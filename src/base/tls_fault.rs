@@ -58,6 +58,7 @@ impl TlsFault {
                 CertificateError::Other(other) if is_authority(other) => TlsFault::SelfSigned,
                 _ => TlsFault::BadCertificate,
             },
+            Error::NoCertificatesPresented => TlsFault::BadCertificate,
             Error::InvalidMessage(_) => TlsFault::NotTls,
             Error::AlertReceived(_) => TlsFault::Alert,
             _ => TlsFault::Other,

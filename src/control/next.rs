@@ -10,6 +10,7 @@ use crate::script::ScriptText;
 use crate::state::board::View;
 use crate::state::lookup::KeyService;
 use crate::state::member::MemberTls;
+use rustls::ServerConfig;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ pub struct Builder<'a> {
     pub all_anew: bool,
 }
 
+/// What a view has beside its backends: TLS towards clients, who answers for providers, scripts.
+type Own = (Option<Arc<ServerConfig>>, Vec<Option<KeyService>>, Arc<[ScriptText]>);
+
 impl Builder<'_> {
     /// The view of `plan`, which has the backends of the file alone, with those that were found.
     ///
@@ -42,17 +46,18 @@ impl Builder<'_> {
             tracing::warn!(beyond, "discovery: so many backends are left out: there are too many, or too many models of theirs");
         }
         let mut all = all.into_iter();
-        let mut tls = Vec::new();
+        let mut backends_tls = Vec::new();
         let mut roots = None;
         for backend in all.by_ref().take(configured.len()) {
             let settings = self.tls_of(&backend, &mut roots);
-            tls.push(settings.map_err(|error| format!("backend {}: {error}", backend.name))?);
+            backends_tls
+                .push(settings.map_err(|error| format!("backend {}: {error}", backend.name))?);
             plan.backends.push(backend);
         }
         for backend in all {
             match self.tls_of(&backend, &mut roots) {
                 Ok(settings) => {
-                    tls.push(settings);
+                    backends_tls.push(settings);
                     plan.backends.push(backend);
                 }
                 Err(error) => leave_out(&backend, &error),
@@ -63,7 +68,11 @@ impl Builder<'_> {
             true => scripts::read(&plan)?,
             false => Arc::clone(&self.before.scripts),
         };
-        let view = self.resolved(plan, tls, (services, scripts))?;
+        let client_tls = match self.all_anew {
+            true => tls::server_config(&plan)?,
+            false => self.before.client_tls.clone(),
+        };
+        let view = self.resolved(plan, backends_tls, (client_tls, services, scripts))?;
         let view = self.without_circles(view, configured.len())?;
         circle::check(&view, self.ours)?;
         Ok(view)
@@ -73,10 +82,10 @@ impl Builder<'_> {
         &self,
         plan: Plan,
         tls: Vec<Option<MemberTls>>,
-        (services, scripts): (Vec<Option<KeyService>>, Arc<[ScriptText]>),
+        (client_tls, services, scripts): Own,
     ) -> Result<Arc<View>, String> {
         let mut view = View::new(Arc::new(plan), tls, Some(self.before));
-        (view.services, view.scripts) = (services, scripts);
+        (view.client_tls, view.services, view.scripts) = (client_tls, services, scripts);
         counters::equip(&mut view);
         shared_limits::equip(&mut view, Some(self.before))?;
         let view = Arc::new(view);
@@ -97,7 +106,8 @@ impl Builder<'_> {
         let rest = view.members().iter().filter(|member| !names.contains(&*member.name));
         let (backends, tls) = rest.map(|m| (m.plan.clone(), m.tls.clone())).unzip();
         let plan = Plan { backends, ..Plan::clone(&view.plan) };
-        self.resolved(plan, tls, (view.services.clone(), Arc::clone(&view.scripts)))
+        let own = (view.client_tls.clone(), view.services.clone(), Arc::clone(&view.scripts));
+        self.resolved(plan, tls, own)
     }
 
     fn tls_of(

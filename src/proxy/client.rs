@@ -74,11 +74,17 @@ impl Client {
     /// large when it held a body, and the work would grow with the square of what is in it.
     pub async fn read_more(&mut self, missing: u32) -> Result<usize, Alarm> {
         loop {
-            self.post.within(self.post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
+            match self.post.may_hold() {
+                false => {
+                    let there = self.post.within(self.post.socket().readable()).await?;
+                    there.map_err(|_| Alarm::Gone)?;
+                }
+                true => self.post.skip_wait(),
+            }
             self.post.take_turns().await;
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             let most = (missing as usize).saturating_add(BUFFER_BYTES);
-            match self.post.socket().try_recv_at_most(inbox, most) {
+            match self.post.try_recv_at_most(inbox, most) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(n) => {
                     self.post.hear();
@@ -111,20 +117,25 @@ impl Client {
             let taken = self.try_send(slices)?;
             IoSlice::advance_slices(&mut slices, taken);
             // Empty slices at the end are no reason to wait.
-            if slices.iter().all(|s| s.is_empty()) {
+            if slices.iter().all(|s| s.is_empty()) && self.is_out()? {
                 return Ok(());
             }
             self.room().await?;
         }
     }
 
-    /// Sends what the kernel takes now, which may be nothing.
+    /// Takes what there is room for now, which may be nothing.
     pub fn try_send(&self, slices: &[IoSlice<'_>]) -> Result<usize, Fault> {
-        match self.post.socket().try_send(slices) {
+        match self.post.try_send(slices) {
             Ok(n) => Ok(n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
             Err(_) => Err(Fault::ClientLeft),
         }
+    }
+
+    /// True when the kernel has all that was taken. With TLS, some of it may wait for room.
+    pub fn is_out(&self) -> Result<bool, Fault> {
+        self.post.flush().map_err(|_| Fault::ClientLeft)
     }
 
     /// Waits until the client has taken something. Nothing is read from the engine meanwhile:
@@ -147,6 +158,7 @@ impl Client {
     /// up to 64 KiB for at most a second.
     pub async fn close_gently(&mut self) {
         self.post.set_last();
+        self.post.say_goodbye();
         self.post.socket().shutdown(Shutdown::Write);
         self.post.arm(LINGER_TIME);
         let mut dropped = 0;

@@ -17,6 +17,8 @@ pub struct Whence {
     /// The client of the request, as far as anybody trustworthy says.
     client: IpAddr,
     text: String,
+    /// The connection is TLS.
+    is_sealed: bool,
     /// A proxy before us whose word counts.
     is_told: bool,
     /// The origin of a page that may read the answer; empty: none.
@@ -28,7 +30,7 @@ impl Whence {
     pub fn new(peer: IpAddr) -> Whence {
         let peer = peer.to_canonical();
         let text = peer.to_string();
-        Whence { peer, client: peer, text, is_told: false, origin: String::new() }
+        Whence { peer, client: peer, text, is_sealed: false, is_told: false, origin: String::new() }
     }
 
     /// A balancer says whose connection it is; `None`: its own.
@@ -65,6 +67,19 @@ impl Whence {
             self.text.clear();
             // Nothing fails that writes to a text.
             let _ = write!(self.text, "{client}");
+        }
+    }
+
+    /// The connection is TLS, from its first request on.
+    pub fn set_sealed(&mut self) {
+        self.is_sealed = true;
+    }
+
+    /// `https` where the connection is TLS, else `http`.
+    pub fn scheme(&self) -> &'static str {
+        match self.is_sealed {
+            true => "https",
+            false => "http",
         }
     }
 

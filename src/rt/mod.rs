@@ -20,6 +20,7 @@ pub mod pipe;
 pub mod guard;
 pub mod turns;
 pub mod tls;
+mod seal;
 
 pub use monoio::spawn;
 pub use monoio::time::{sleep, timeout};

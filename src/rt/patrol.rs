@@ -6,12 +6,13 @@
 //! bytes that nobody has read, where a wait for readability would say nothing.
 
 use super::moment::Moment;
+use super::seal::Seal;
 use super::socket::Socket;
 use super::wait::ONE_TURN;
 use crowd::{Crowd, Stage};
 use monoio::net::UnixStream;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{poll_fn, Future};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use turn::{Bell, BELL};
 mod crowd;
 mod line;
 mod post;
+mod sealed;
 mod turn;
 mod unread;
 
@@ -111,6 +113,8 @@ struct Posts {
 
 struct State {
     socket: Socket,
+    /// With TLS, once the handshake is done. Boxed: plain connections carry a word for it.
+    seal: OnceCell<Box<Seal>>,
     deadline: Cell<u32>,
     expired: Cell<bool>,
     gone: Cell<bool>,
@@ -193,6 +197,7 @@ impl Patrol {
         }
         let state = Rc::new(State {
             socket,
+            seal: OnceCell::new(),
             deadline: Cell::new(NEVER),
             expired: Cell::new(false),
             gone: Cell::new(false),

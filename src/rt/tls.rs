@@ -183,7 +183,7 @@ impl Tls {
 }
 
 /// The socket as rustls wants it.
-struct Wire<'a>(&'a Socket);
+pub(super) struct Wire<'a>(pub(super) &'a Socket);
 
 impl Read for Wire<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
@@ -194,6 +194,9 @@ impl Read for Wire<'_> {
 impl Write for Wire<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_send(&[IoSlice::new(bytes)])
+    }
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_send(slices)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())

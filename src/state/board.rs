@@ -18,6 +18,7 @@ use crate::config::plan::{Backend, LoadBalance, Plan};
 use crate::keys::table::KeyTable;
 use crate::script::ScriptText;
 use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
@@ -30,6 +31,8 @@ pub struct View {
     places: HashMap<MemberId, usize>,
     /// Backends of earlier views that somebody may still be using. They get no more requests.
     leaving: Vec<Arc<Member>>,
+    /// How clients are served over TLS, if they are. A connection keeps the one it began with.
+    pub client_tls: Option<Arc<ServerConfig>>,
     /// Models with a label of their own in the metrics; the place in the list is the label.
     labelled: Vec<String>,
     /// Which of the members serve which model.
@@ -124,6 +127,7 @@ impl View {
             prefixes,
             key_tables,
             services: Vec::new(),
+            client_tls: None,
             scripts: Arc::default(),
             counters,
             shared_limits: None,

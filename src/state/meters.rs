@@ -88,6 +88,10 @@ pub const UNPACKED: [&str; 7] = [
 /// time was over, it told of an error, it broke.
 pub const HELD: [&str; 4] = ["spoke", "late", "error", "broke"];
 
+/// Why a TLS handshake with a client failed.
+pub const HANDSHAKE_FAULTS: [&str; 7] =
+    ["closed", "timeout", "too_many", "not_tls", "alert", "certificate", "other"];
+
 /// How the waiting of a request in a queue ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueEnd {
@@ -208,6 +212,10 @@ pub struct Meters {
     pub crowded_closed: [u64; 4],
     /// Connections accepted, refused at the limit.
     pub connections: [u64; 2],
+    /// TLS handshakes with clients that went well: with TLS 1.2, with 1.3.
+    pub handshakes: [u64; 2],
+    /// And those that failed, by why: one of [`HANDSHAKE_FAULTS`].
+    pub handshakes_failed: [u64; HANDSHAKE_FAULTS.len()],
     /// Accepting paused because descriptors or memory ran out.
     pub accept_pauses: u64,
     /// Panics that were confined to one connection.
@@ -398,6 +406,9 @@ impl Meters {
         self.events_unjudged += other.events_unjudged;
         self.keep_alives += other.keep_alives;
         self.early_heads += other.early_heads;
+        let sum = |(ours, theirs): (&mut u64, &u64)| *ours += theirs;
+        self.handshakes.iter_mut().zip(&other.handshakes).for_each(sum);
+        self.handshakes_failed.iter_mut().zip(&other.handshakes_failed).for_each(sum);
         self.accept_pauses += other.accept_pauses;
         self.panics += other.panics;
         let (ours, theirs) = (&mut self.gauges, &other.gauges);

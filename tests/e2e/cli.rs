@@ -156,7 +156,6 @@ fn what_is_not_built_refuses_to_start() {
              admin: {enabled: true, token: verysecret}\n",
             "hooks",
         ),
-        ("server: {tls: {enabled: true, cert_file: a.pem, key_file: b.pem}}\n", "server.tls"),
     ] {
         let text = format!("{SOUND}{section}");
         for args in [&["--config"][..], &["check"]] {

@@ -86,4 +86,5 @@ mod shared_limits;
 mod quota;
 mod budget;
 mod listening;
+mod tls_listener;
 mod machine;

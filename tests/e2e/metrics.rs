@@ -103,6 +103,8 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_connections_open", "gauge", &[]),
     ("llmproxy_drains", "gauge", &[]),
     ("llmproxy_accept_pauses_total", "counter", &[]),
+    ("llmproxy_tls_handshakes_total", "counter", &["version"]),
+    ("llmproxy_tls_handshakes_failed_total", "counter", &["reason"]),
     ("llmproxy_large_reads_denied_total", "counter", &["kind"]),
     ("llmproxy_panics_total", "counter", &[]),
     ("llmproxy_requests_active", "gauge", &[]),

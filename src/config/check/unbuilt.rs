@@ -7,7 +7,6 @@ use crate::config::plan::Plan;
 /// The lines for a plan, in the order of the canonical schema.
 pub fn lines(plan: &Plan) -> Vec<String> {
     let asked = [
-        (plan.server.tls.is_some(), "server.tls: TLS towards clients"),
         (plan.log.request.is_some(), "logging.request: the request log"),
         (
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),

@@ -4,6 +4,7 @@ use super::{labelled, one, Facts, Labels, Page};
 use crate::config::plan::{Engine, EngineMetrics};
 use crate::control::discovery::FinderNumbers;
 use crate::state::member::{self, Member};
+use crate::state::meters::HANDSHAKE_FAULTS;
 use crate::state::reported::Shown;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -98,6 +99,18 @@ impl Facts {
         engine_loads(page, &shown)
     }
 
+    fn handshakes(&self, page: &mut Page<'_>) -> fmt::Result {
+        let m = &self.meters;
+        let help = "TLS handshakes with clients that went well.";
+        let versions = ["1.2", "1.3"].into_iter().zip(m.handshakes);
+        let versions = labelled("version", versions.map(|(v, n)| (v.to_owned(), n)));
+        page.counter("llmproxy_tls_handshakes", help, versions)?;
+        let help = "TLS handshakes with clients that failed.";
+        let whys = HANDSHAKE_FAULTS.into_iter().zip(m.handshakes_failed);
+        let whys = labelled("reason", whys.map(|(why, n)| (why.to_owned(), n)));
+        page.counter("llmproxy_tls_handshakes_failed", help, whys)
+    }
+
     pub(super) fn process(&self, page: &mut Page<'_>) -> fmt::Result {
         let (m, g) = (&self.meters, &self.meters.gauges);
         page.counter("llmproxy_connections", "Connections accepted.", one(m.connections[0]))?;
@@ -112,6 +125,7 @@ impl Facts {
         page.counter("llmproxy_crowded_closed", help, kinds)?;
         let help = "Connections refused at the limit.";
         page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
+        self.handshakes(page)?;
         let help = "Times that accepting paused for lack of descriptors or memory.";
         page.counter("llmproxy_accept_pauses", help, one(m.accept_pauses))?;
         let help =

@@ -8,7 +8,7 @@ use crate::usage::reporter;
 /// Why they keep this plan from starting: a line for each key. Empty = they do not. Blocks.
 pub fn unusable(plan: &Plan) -> Vec<String> {
     let mut system_roots = None;
-    let mut found = Vec::new();
+    let mut found: Vec<String> = tls::server_config(plan).err().into_iter().collect();
     for (index, backend) in plan.backends.iter().enumerate() {
         let config =
             backend.tls.as_ref().map(|it| tls::settings_of(backend, it, &mut system_roots));

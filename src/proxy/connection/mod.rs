@@ -8,6 +8,7 @@
 //!
 //! The files stand in the order in which a request comes by; `ours` serves them all.
 
+mod secure;
 mod incoming;
 mod borrowing;
 mod entry;
@@ -43,6 +44,7 @@ use delivery::deliver;
 use incoming::{admit, hear_source, receive_head, Arrival};
 use ours::{give_up, refuse};
 use parting::{conclude, Undrained};
+use secure::secure;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -173,13 +175,19 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     if !hear_source(w, &mut client, &mut talk.notes.request).await {
         return;
     }
+    if let Some(config) = w.view().shared.client_tls.clone() {
+        // Boxed: it is over before a stream begins.
+        if !Box::pin(secure(w, &mut client, &mut talk.notes.request, config)).await {
+            return;
+        }
+    }
     loop {
         talk.notes.tap.reset();
         talk.notes.story = Story::default();
         let arrival = receive_head(w, &mut client, &mut talk.notes.request).await;
         let (next, afterwards) = 'request: {
             let mut underway = match arrival {
-                Arrival::Nothing => return,
+                Arrival::Nothing => return client.post.say_goodbye(),
                 Arrival::Request => talk.begin(w),
                 Arrival::Refused(refusal) => {
                     let mut underway = talk.begin(w);
@@ -212,7 +220,7 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
             }
         }
         match next {
-            Next::Request if w.patrol.is_draining() => return,
+            Next::Request if w.patrol.is_draining() => return client.post.say_goodbye(),
             Next::Request => {}
             Next::Close => return,
             Next::CloseGently => return client.close_gently().await,

@@ -338,10 +338,13 @@ impl<'a> Relay<'a> {
             sent += taken;
             self.state.torn = sent > 0 && sent < total;
             if sent == total {
-                break Ok(());
-            }
-            // What was taken in part may have filled no more than one step of the kernel's.
-            if taken > 0 {
+                match self.client.is_out() {
+                    Ok(true) => break Ok(()),
+                    Ok(false) => {}
+                    Err(fault) => break Err(fault),
+                }
+            } else if taken > 0 {
+                // What was taken in part may have filled no more than one step of the kernel's.
                 continue;
             }
             self.state.slow_reads = READS_FOR_SLOW;

@@ -242,7 +242,7 @@ fn head_of(
             identity: request.presented.as_ref().map_or(&[], |said| &said.identity),
             client_ip: proxy.as_deref().unwrap_or(request.from.client_text()),
             via: hop::name(),
-            client_scheme: "http",
+            client_scheme: request.from.scheme(),
             // To a head that went before the engine's, no packed body fits.
             plain_answer: asking.is_spliced() || (view.plan.routing.early_head && request.stream),
             trust_forwarded: proxy.is_some(),

@@ -51,9 +51,15 @@ impl Worker {
             || connections.have_room_for_guests_by_turns() && ended(Rank::Guest);
         if !may_stay {
             let refusal = NO_ROOM.with_retry_after(1);
-            let mut meters = w.shelf.meters.borrow_mut();
-            meters.connections[1] += 1;
-            *meters.rejected.entry(refusal.code).or_default() += 1;
+            {
+                let mut meters = w.shelf.meters.borrow_mut();
+                meters.connections[1] += 1;
+                *meters.rejected.entry(refusal.code).or_default() += 1;
+            }
+            if w.view().shared.client_tls.is_some() {
+                // Words would have to wait for a handshake.
+                return;
+            }
             return turn_away(&socket, w.shelf.next_id(), &refusal);
         }
         w.shelf.meters.borrow_mut().connections[0] += 1;

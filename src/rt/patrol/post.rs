@@ -21,7 +21,10 @@ pub struct Pen(Rc<State>);
 impl Pen {
     /// Sends what the kernel takes now. Never waits.
     pub fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.socket.try_send(&[IoSlice::new(bytes)])
+        match self.0.seal.get() {
+            None => self.0.socket.try_send(&[IoSlice::new(bytes)]),
+            Some(seal) => seal.try_send(&self.0.socket, &[IoSlice::new(bytes)]),
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 use super::message::{Ended, Framing, Head, Piece, Reader};
 use super::stream::{Place, Stream};
 use super::SOON;
+use rustls::ClientConfig;
 use serde_json::Value;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A connection of a client.
@@ -67,6 +69,20 @@ impl Conn {
         let place = place.into();
         let stream = Stream::connect(&place).unwrap_or_else(|e| panic!("connect {place:?}: {e}"));
         Conn { stream, reader: Reader::new(super::SOON) }
+    }
+
+    /// Connects over TLS.
+    pub fn open_tls(address: SocketAddr, config: Arc<ClientConfig>) -> Conn {
+        let stream = Stream::connect_tls(address, config).expect("a connection");
+        Conn { stream, reader: Reader::new(super::SOON) }
+    }
+
+    /// Its TLS session.
+    pub fn tls_session(&self) -> &rustls::ClientConnection {
+        match &self.stream {
+            Stream::TlsClient(stream) => &stream.conn,
+            _ => panic!("not over TLS"),
+        }
     }
 
     /// Every read panics after so long without a byte ([`SOON`] unless set).

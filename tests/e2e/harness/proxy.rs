@@ -5,11 +5,14 @@ use super::config::{Config, SPOOL};
 use super::metrics::Metrics;
 use super::process::{program, run, Process, Ran};
 use super::scratch::Scratch;
+use super::tls::{self, Pki};
 use super::{await_some, SOON};
 use rustix::process::Signal;
+use rustls::ClientConfig;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A running proxy.
@@ -18,6 +21,8 @@ pub struct Proxy {
     pub process: Process,
     address: SocketAddr,
     scratch: Scratch,
+    /// How clients connect, where it serves them over TLS.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Proxy {
@@ -54,7 +59,7 @@ impl Proxy {
             let listens = event["message"] == "listening";
             listens.then(|| event["addr"].as_str().unwrap().parse().unwrap())
         });
-        Proxy { process, address, scratch }
+        Proxy { process, address, scratch, tls: tls::everywhere().map(Pki::client) }
     }
 
     /// The configuration file that it was started with.
@@ -108,7 +113,10 @@ impl Proxy {
 
     /// A connection to it.
     pub fn connect(&self) -> Conn {
-        Conn::open(self.address)
+        match &self.tls {
+            None => Conn::open(self.address),
+            Some(config) => Conn::open_tls(self.address, Arc::clone(config)),
+        }
     }
 
     /// One GET on a connection of its own.
@@ -182,6 +190,12 @@ impl Proxy {
 }
 
 fn with_spool_in(scratch: &Scratch, yaml: &str) -> String {
+    let line = "server:\n  listen:";
+    let secured = tls::everywhere().filter(|_| !yaml.contains("  tls: "));
+    let secured = secured.map(|pki| {
+        yaml.replacen(line, &format!("server:\n  {}\n  listen:", pki.server_line("")), 1)
+    });
+    let yaml = secured.as_deref().unwrap_or(yaml);
     yaml.replace(SPOOL, &format!("\"{}\"", scratch.file("spool").display()))
 }
 

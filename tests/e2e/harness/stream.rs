@@ -1,10 +1,12 @@
 //! A connection over TCP, a Unix socket or TLS, blocking, with a deadline on every read.
 
-use rustls::{ServerConnection, StreamOwned};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ServerConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where something listens.
@@ -31,6 +33,9 @@ impl From<&Path> for Place {
 /// The server's side of a TLS connection.
 pub type TlsStream = StreamOwned<ServerConnection, TcpStream>;
 
+/// The client's side of one.
+pub type TlsClient = StreamOwned<ClientConnection, TcpStream>;
+
 /// Any kind of stream.
 pub enum Stream {
     /// TCP
@@ -39,6 +44,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS
     Tls(Box<TlsStream>),
+    /// TLS, as a client
+    TlsClient(Box<TlsClient>),
 }
 
 impl Stream {
@@ -54,6 +61,14 @@ impl Stream {
         })
     }
 
+    /// Connects over TLS to what calls itself localhost. The handshake goes with the first bytes.
+    pub fn connect_tls(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<Stream> {
+        let Stream::Tcp(tcp) = Stream::connect(&Place::Tcp(address))? else { unreachable!() };
+        let name = ServerName::try_from("localhost").unwrap();
+        let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        Ok(Stream::TlsClient(Box::new(StreamOwned::new(session, tcp))))
+    }
+
     /// Reads what is there within `limit`. `Ok(0)` is the end, `WouldBlock` that nothing came.
     pub fn read_within(&mut self, into: &mut [u8], limit: Duration) -> io::Result<usize> {
         let started = Instant::now();
@@ -64,6 +79,9 @@ impl Stream {
                 Stream::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
                 Stream::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
                 Stream::Tls(s) => s.sock.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
+                Stream::TlsClient(s) => {
+                    s.sock.set_read_timeout(Some(left)).and_then(|()| s.read(into))
+                }
             };
             match got {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -81,6 +99,7 @@ impl Stream {
             Stream::Tcp(s) => s.write_all(bytes),
             Stream::Unix(s) => s.write_all(bytes),
             Stream::Tls(s) => s.write_all(bytes).and_then(|()| s.flush()),
+            Stream::TlsClient(s) => s.write_all(bytes).and_then(|()| s.flush()),
         }
     }
 
@@ -90,6 +109,7 @@ impl Stream {
             Stream::Tcp(s) => s.shutdown(how),
             Stream::Unix(s) => s.shutdown(how),
             Stream::Tls(s) => s.sock.shutdown(how),
+            Stream::TlsClient(s) => s.sock.shutdown(how),
         };
     }
 
@@ -98,6 +118,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream,
             Stream::Tls(stream) => &stream.sock,
+            Stream::TlsClient(stream) => &stream.sock,
             Stream::Unix(_) => panic!("not a TCP stream"),
         }
     }

@@ -4,8 +4,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::ServerConfig;
-use std::sync::Arc;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use std::sync::{Arc, OnceLock};
+
+use super::scratch::Scratch;
 
 /// A certificate authority.
 pub struct Authority {
@@ -70,4 +73,96 @@ fn showing(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) ->
         .with_single_cert(vec![certificate], key)
         .unwrap();
     Arc::new(config)
+}
+
+/// Set: every proxy of the tests serves its clients over TLS.
+const EVERYWHERE: &str = "LLMPROXY_TEST_TLS";
+
+/// What all proxies use where every one of them is to serve over TLS.
+pub fn everywhere() -> Option<&'static Pki> {
+    static OURS: OnceLock<Option<Pki>> = OnceLock::new();
+    OURS.get_or_init(|| std::env::var_os(EVERYWHERE).map(|_| Pki::new())).as_ref()
+}
+
+/// The files of a proxy that serves over TLS, and those who trust it.
+pub struct Pki {
+    scratch: Scratch,
+    authority: Authority,
+}
+
+impl Pki {
+    /// A new authority, and a certificate of its for `localhost`.
+    pub fn new() -> Pki {
+        let pki = Pki { scratch: Scratch::new(), authority: Authority::new() };
+        pki.scratch.write("ca.pem", pki.authority.pem());
+        pki.renew();
+        pki
+    }
+
+    /// Puts another certificate with another key in the place of the one that is there.
+    pub fn renew(&self) {
+        let (certificate, key) = self.pair("localhost");
+        self.scratch.write("cert.pem", certificate);
+        self.scratch.write("key.pem", key);
+    }
+
+    /// Puts the key of another certificate in the place of the right one.
+    pub fn spoil(&self) {
+        self.scratch.write("key.pem", self.pair("localhost").1);
+    }
+
+    fn pair(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.authority.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The path of one of its files.
+    pub fn path(&self, name: &str) -> String {
+        self.scratch.file(name).display().to_string()
+    }
+
+    /// A line for the section `server`, with further properties in flow form.
+    pub fn server_line(&self, more: &str) -> String {
+        let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
+        format!("tls: {{enabled: true, cert_file: \"{cert}\", key_file: \"{key}\"{more}}}")
+    }
+
+    /// Clients that trust it and have no certificate.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        self.client_of(&[&TLS12, &TLS13])
+    }
+
+    /// The same, of certain versions.
+    pub fn client_of(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap();
+        Arc::new(builder.with_root_certificates(self.roots()).with_no_client_auth())
+    }
+
+    /// Clients that show a certificate of this authority's.
+    pub fn client_known_by(&self, authority: &Authority) -> Arc<ClientConfig> {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots());
+        Arc::new(builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap())
+    }
+
+    /// The authority that signed its certificates.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.issuer.der().clone()).unwrap();
+        roots
+    }
 }

@@ -30,7 +30,7 @@ impl Relay<'_> {
     pub(super) fn fill_pipe(&mut self, link: &Link) -> Option<Pipe> {
         let middle = self.inbound.announced().saturating_sub(TAIL_BYTES);
         let seen = self.state.bytes >= HEAD_BYTES && self.tap.may_skip();
-        if !seen || middle < PIPE_BYTES as u64 / 2 {
+        if !seen || self.client.post.is_sealed() || middle < PIPE_BYTES as u64 / 2 {
             return None;
         }
         let pipe = Pipe::fill(link.bare()?, middle.min(PIPE_BYTES as u64) as usize)?;

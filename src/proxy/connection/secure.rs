@@ -1,0 +1,78 @@
+//! The TLS handshake with a client, before its first request.
+
+use crate::base::limits::HANDSHAKES_MAX;
+use crate::base::tls_fault::TlsFault;
+use crate::proxy::client::Client;
+use crate::proxy::receive::Request;
+use crate::proxy::shared::Shared;
+use crate::rt::patrol::Alarm;
+use crate::state::meters::HANDSHAKE_FAULTS;
+use rustls::ServerConfig;
+use std::cell::Cell;
+use std::io;
+use std::sync::Arc;
+
+/// One of those under way; also when a panic ends it.
+struct Underway<'a>(&'a Cell<usize>);
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Does the handshake within `server.header_timeout`. False: the connection closes.
+pub(super) async fn secure(
+    w: &Shared,
+    client: &mut Client,
+    request: &mut Request,
+    config: Arc<ServerConfig>,
+) -> bool {
+    if w.handshakes.get() >= HANDSHAKES_MAX {
+        fail(w, request, "too_many", &"too many at one time");
+        return false;
+    }
+    w.handshakes.set(w.handshakes.get() + 1);
+    let underway = Underway(&w.handshakes);
+    client.post.arm(w.view().plan.server.header_timeout);
+    let early = client.inbox.take();
+    let early = early.as_deref().map_or(&[][..], Vec::as_slice);
+    let ended = client.post.shake_hands(config, early).await;
+    drop(underway);
+    match ended {
+        Ok(Ok(())) => {
+            let version = usize::from(client.post.has_newest_seal());
+            w.shelf.meters.borrow_mut().handshakes[version] += 1;
+            request.from.set_sealed();
+            return true;
+        }
+        Ok(Err(error)) => fail(w, request, reason(&error), &error),
+        Err(Alarm::Expired) => fail(w, request, "timeout", &"it took too long"),
+        // Drained, or gone.
+        Err(_) => fail(w, request, "closed", &"the connection ended"),
+    }
+    false
+}
+
+/// One of [`HANDSHAKE_FAULTS`].
+fn reason(error: &io::Error) -> &'static str {
+    if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) {
+        return "closed";
+    }
+    match TlsFault::of(error) {
+        TlsFault::NotTls => "not_tls",
+        TlsFault::Alert => "alert",
+        TlsFault::Other => "other",
+        _ => "certificate",
+    }
+}
+
+fn fail(w: &Shared, request: &Request, why: &'static str, error: &dyn std::fmt::Display) {
+    let place = HANDSHAKE_FAULTS.iter().position(|known| *known == why);
+    let mut meters = w.shelf.meters.borrow_mut();
+    if let Some(count) = place.and_then(|place| meters.handshakes_failed.get_mut(place)) {
+        *count += 1;
+    }
+    let peer = request.from.client_text();
+    tracing::debug!(%peer, why, %error, "a TLS handshake failed");
+}

@@ -1,0 +1,80 @@
+//! A client's bytes, in and out, with TLS or without.
+
+use super::{Alarm, Post};
+use crate::rt::seal::{Seal, Shake};
+use rustls::ServerConfig;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+impl Post {
+    /// Does the TLS handshake, under the armed deadline. `early` are bytes that were read already.
+    pub async fn shake_hands(
+        &self,
+        config: Arc<ServerConfig>,
+        mut early: &[u8],
+    ) -> Result<io::Result<()>, Alarm> {
+        let seal = match Seal::new(config) {
+            Ok(seal) => Box::new(seal),
+            Err(error) => return Ok(Err(error)),
+        };
+        loop {
+            let waited = match seal.shake(self.socket(), &mut early) {
+                Ok(Shake::Done) => break,
+                Ok(Shake::Read) => self.within(self.socket().readable()).await?,
+                Ok(Shake::Write) => self.within(self.socket().writable()).await?,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = waited {
+                return Ok(Err(error));
+            }
+            self.take_turns().await;
+        }
+        // It is the first: a connection has one handshake.
+        let _ = self.state.seal.set(seal);
+        Ok(Ok(()))
+    }
+
+    /// True when the client speaks TLS: its bytes are not those of the socket.
+    pub fn is_sealed(&self) -> bool {
+        self.state.seal.get().is_some()
+    }
+
+    /// True when the client speaks TLS 1.3.
+    pub fn has_newest_seal(&self) -> bool {
+        self.state.seal.get().is_some_and(|seal| seal.is_newest())
+    }
+
+    /// True while [`Post::try_recv_at_most`] may give something that has left the socket already.
+    pub fn may_hold(&self) -> bool {
+        self.state.seal.get().is_some_and(|seal| seal.may_hold())
+    }
+
+    /// Appends what has arrived, at most so many bytes (not 0). `Ok(0)`: the client closed.
+    pub fn try_recv_at_most(&self, into: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+        match self.state.seal.get() {
+            None => self.socket().try_recv_at_most(into, most),
+            Some(seal) => seal.try_recv(self.socket(), into, most),
+        }
+    }
+
+    /// Takes as much of the slices as there is room for now. With TLS it is out only when
+    /// [`Post::flush`] says so.
+    pub fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.state.seal.get() {
+            None => self.socket().try_send(slices),
+            Some(seal) => seal.try_send(self.socket(), slices),
+        }
+    }
+
+    /// Sends what was taken. True when the kernel has all of it.
+    pub fn flush(&self) -> io::Result<bool> {
+        self.state.seal.get().map_or(Ok(true), |seal| seal.flush(self.socket()))
+    }
+
+    /// Tells a client with TLS that all was sent: without that it must take what it has for cut.
+    pub fn say_goodbye(&self) {
+        if let Some(seal) = self.state.seal.get() {
+            seal.say_goodbye(self.socket());
+        }
+    }
+}

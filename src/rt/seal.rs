@@ -1,0 +1,153 @@
+//! TLS on a client's connection. rustls is driven directly, over the readiness of the socket, as
+//! towards engines. What one send takes is in records at once, and no more is taken before the
+//! kernel has them all: the session holds 64 KiB at most, and a slow client holds up its engine.
+
+use super::socket::Socket;
+use super::tls::Wire;
+use crate::base::limits::HANDSHAKE_BYTES_MAX;
+use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice, Read, Write};
+use std::sync::Arc;
+
+/// Bytes that one read gives at most: a record holds no more. Room is cleared before it is read
+/// into, and that of a large body must not be cleared again for each of its records.
+const READ_BYTES_MAX: usize = 16 * 1024;
+/// Reads of the socket for one read of ours. Beyond, others have their turn: records may be empty.
+const FILLS_MAX: usize = 16;
+
+/// What a handshake waits for.
+pub(super) enum Shake {
+    /// Nothing: it is done.
+    Done,
+    /// Bytes of the client.
+    Read,
+    /// Room in the socket.
+    Write,
+}
+
+/// A session with a client.
+pub(super) struct Seal {
+    session: RefCell<ServerConnection>,
+    /// Decrypted bytes may be waiting in it: do not wait for the socket.
+    may_hold: Cell<bool>,
+    /// Bytes of the handshake so far.
+    shaken: Cell<usize>,
+}
+
+impl Seal {
+    pub(super) fn new(config: Arc<ServerConfig>) -> io::Result<Seal> {
+        let session = ServerConnection::new(config).map_err(io::Error::other)?;
+        let session = RefCell::new(session);
+        Ok(Seal { session, may_hold: Cell::new(true), shaken: Cell::new(0) })
+    }
+
+    /// Goes on with the handshake as far as it can now. `early` came before the socket was asked.
+    pub(super) fn shake(&self, socket: &Socket, early: &mut &[u8]) -> io::Result<Shake> {
+        let session = &mut *self.session.borrow_mut();
+        loop {
+            if !flush(session, socket)? {
+                return Ok(Shake::Write);
+            }
+            if !session.is_handshaking() && early.is_empty() {
+                return Ok(Shake::Done);
+            }
+            let got = match early.is_empty() {
+                false => session.read_tls(early),
+                true => session.read_tls(&mut Wire(socket)),
+            };
+            match got {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => self.shaken.set(self.shaken.get() + n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Shake::Read),
+                Err(e) => return Err(e),
+            }
+            if self.shaken.get() > HANDSHAKE_BYTES_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            process(session, socket)?;
+        }
+    }
+
+    /// The version that both sides speak.
+    pub(super) fn is_newest(&self) -> bool {
+        self.session.borrow().protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    /// True while a read may give something without waiting.
+    pub(super) fn may_hold(&self) -> bool {
+        self.may_hold.get()
+    }
+
+    /// Appends what has arrived, at most `most` bytes. `Ok(0)` is an end that the client announced;
+    /// one that it did not is an error, as somebody else may have cut the connection.
+    pub(super) fn try_recv(
+        &self,
+        socket: &Socket,
+        into: &mut Vec<u8>,
+        most: usize,
+    ) -> io::Result<usize> {
+        let session = &mut *self.session.borrow_mut();
+        let len = into.len();
+        into.resize(len + (into.capacity() - len).min(most).min(READ_BYTES_MAX), 0);
+        let mut got = Err(io::ErrorKind::WouldBlock.into());
+        for _ in 0..FILLS_MAX {
+            got = session.reader().read(into.get_mut(len..).unwrap_or_default());
+            if !matches!(&got, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+                break;
+            }
+            let filled = session.read_tls(&mut Wire(socket));
+            if let Err(error) = filled.and_then(|_| process(session, socket)) {
+                got = Err(error);
+                break;
+            }
+        }
+        into.truncate(len + got.as_ref().copied().unwrap_or(0));
+        self.may_hold.set(got.is_ok());
+        got
+    }
+
+    /// Takes as much of the slices as it holds, once all that it took before is out.
+    pub(super) fn try_send(&self, socket: &Socket, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let session = &mut *self.session.borrow_mut();
+        if !flush(session, socket)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let taken = session.writer().write_vectored(slices)?;
+        flush(session, socket)?;
+        Ok(taken)
+    }
+
+    /// Sends what it still holds. True when that is nothing.
+    pub(super) fn flush(&self, socket: &Socket) -> io::Result<bool> {
+        flush(&mut self.session.borrow_mut(), socket)
+    }
+
+    /// Tells the client that all was sent, if that goes out at once.
+    pub(super) fn say_goodbye(&self, socket: &Socket) {
+        let session = &mut *self.session.borrow_mut();
+        session.send_close_notify();
+        // Who does not take it has left, or reads nothing.
+        let _ = flush(session, socket);
+    }
+}
+
+fn flush(session: &mut ServerConnection, socket: &Socket) -> io::Result<bool> {
+    while session.wants_write() {
+        match session.write_tls(&mut Wire(socket)) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(true)
+}
+
+/// Takes in what was read, and sends what the session has to say to that, if there is room.
+fn process(session: &mut ServerConnection, socket: &Socket) -> io::Result<()> {
+    let processed = session.process_new_packets();
+    // An alert says to the client why it is refused.
+    let flushed = flush(session, socket);
+    processed.map_err(io::Error::other)?;
+    flushed.map(drop)
+}
