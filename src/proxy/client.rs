@@ -85,7 +85,8 @@ impl Client {
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             let most = (missing as usize).saturating_add(BUFFER_BYTES);
             match self.post.try_recv_at_most(inbox, most) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // Who waits holds no empty buffer.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.consume(0),
                 Ok(n) => {
                     self.post.hear();
                     return Ok(n);

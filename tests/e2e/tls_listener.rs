@@ -2,13 +2,14 @@
 //! `LLMPROXY_TEST_TLS=1` runs all other tests over TLS too.
 
 use crate::harness::message::Ended;
+use crate::harness::metrics::Metrics;
 use crate::harness::tls::{Authority, Pki};
 use crate::harness::{await_until, Backend, Config, Conn, Engine, Proxy, SOON};
 use crate::rig::{CHAT, CHATS, OK, STREAM};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
 use std::io::Read;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 
@@ -50,7 +51,7 @@ fn clients_are_served_with_either_version() {
         let mut conn = Conn::open_tls(proxy.addr(), pki.client_of(&[version]));
         assert_eq!(conn.post(CHATS, "", CHAT).status(), 200);
         let streamed = conn.post(CHATS, "", STREAM);
-        assert_eq!((streamed.status(), streamed.ended), (200, Ended::Complete));
+        assert_eq!((streamed.status(), streamed.ended), (200, Ended::Whole));
         assert!(streamed.text().ends_with("data: [DONE]\n\n"), "{}", streamed.text());
         let after = proxy.metric("llmproxy_tls_handshakes_total", &[("version", name)]);
         // The page comes over TLS as well, with the newest.
@@ -80,6 +81,30 @@ fn each_event_is_sent_at_once() {
     // Who leaves frees the engine, as without TLS.
     drop(conn);
     await_until("the engine is freed", SOON, || engine.posts()[0]["ended"] == "cancelled");
+}
+
+/// Catches: a buffer held by each connection that is kept between two requests: a session was asked
+/// whether it has more, and had not.
+#[test]
+fn a_kept_connection_holds_no_buffer() {
+    let pki = Pki::new();
+    let engine = Engine::start(&[]);
+    let config = Config::backend_at(engine.url()).section("metrics: {listen: \"127.0.0.1:0\"}");
+    let proxy = secured(&pki, config, "");
+    let event = proxy.await_event("the page listens", |event| event["message"] == "metrics");
+    let page: SocketAddr = event["addr"].as_str().unwrap().parse().unwrap();
+    let kept: Vec<Conn> = (0..20)
+        .map(|_| {
+            let mut conn = proxy.connect();
+            assert_eq!(conn.post(CHATS, "", CHAT).status(), 200);
+            conn
+        })
+        .collect();
+    await_until("they hold none", SOON, || {
+        let metrics = Metrics::parse(&Conn::open(page).get("/metrics").text());
+        metrics.sum("llmproxy_buffers", &[("state", "in_use")]) == 0.0
+    });
+    drop(kept);
 }
 
 /// Catches: bytes lost or doubled where the socket is full, and a slow client for which the whole
