@@ -150,13 +150,11 @@ fn aliases_that_disagree_are_refused() {
 /// loads, is listed, and refuses to start with one clear line each.
 #[test]
 fn what_is_not_built_refuses_to_start() {
-    for (section, word) in [
-        (
-            "hooks: {on_request: {enabled: true, script: 'return {}'}}\n\
+    for (section, word) in [(
+        "hooks: {on_request: {enabled: true, script: 'return {}'}}\n\
              admin: {enabled: true, token: verysecret}\n",
-            "hooks",
-        ),
-    ] {
+        "hooks",
+    )] {
         let text = format!("{SOUND}{section}");
         for args in [&["--config"][..], &["check"]] {
             let ran = on_file(args, &text);
