@@ -11,7 +11,6 @@ pub mod shelf;
 pub mod upstreams;
 pub mod view;
 pub mod rules;
-pub mod quota_clock;
 pub mod takings;
 mod rate_fields;
 pub mod pass;

@@ -18,6 +18,7 @@ pub mod models;
 pub mod prefixes;
 pub mod model_list;
 pub mod queues;
+pub mod quota_clock;
 pub mod reported;
 pub mod repute;
 pub mod scrape;

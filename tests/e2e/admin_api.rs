@@ -14,6 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TOKEN: &str = "planted-admin-token";
 const KEYS: &str = "/admin/api-keys";
+/// An answer of thirty tokens.
+const WITH_USAGE: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+                          content-length: 71\r\n\r\n\
+                          {\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":20,\"total_tokens\":30}}";
 
 /// A gateway with the admin API.
 struct Desk {
@@ -103,6 +107,45 @@ fn only_who_shows_the_token_is_answered() {
     });
     assert_eq!(desk.proxy.post(CHATS, CHAT).status(), 200);
     desk.assert_unsaid(&[TOKEN, "planted-guess", made["key"].as_str().unwrap()]);
+}
+
+/// Catches: a quota that shows what was used long ago, and one that an administrator gives back and
+/// that stays used up.
+#[test]
+fn a_quota_shows_what_is_counted_and_is_set() {
+    let (scratch, backend) = (Scratch::new(), Backend::answering(WITH_USAGE));
+    let config = Config::new()
+        .backend(backend.url(), "name: engine")
+        .section(section(&scratch.file("keys.db"), ""))
+        .section("auth: {pipeline: [{type: builtin, cache: {ttl: 0s, negative_ttl: 0s}}]}");
+    let desk = desk_of(&config);
+    let settings = json!({"name": "n", "total_quota": 1000, "used_quota": 100});
+    let (status, made) = desk.ask("POST", KEYS, settings);
+    assert_eq!(status, 201, "{made}");
+    let (key, id) = (made["key"].as_str().unwrap(), made["id"].as_str().unwrap());
+    let (one, usage) = (format!("{KEYS}/{id}"), format!("{KEYS}/{id}/usage"));
+    let send = || {
+        let field = format!("Authorization: Bearer {key}\r\n");
+        desk.proxy.connect().post(CHATS, &field, CHAT).status()
+    };
+    let used = |path: &str| desk.ask("GET", path, Value::Null).1["used_quota"].clone();
+    assert_eq!(used(&usage), json!(100), "it was not met yet");
+    assert_eq!(send(), 200);
+    await_until("it is debited", SOON, || used(&usage) == json!(130));
+    assert_eq!(used(&one), json!(130));
+    assert_eq!(desk.ask("GET", KEYS, Value::Null).1["data"][0]["used_quota"], json!(130));
+    let old = desk.ask("POST", "/admin/keys/get", json!({"key": key})).1;
+    assert_eq!(old["data"]["used_quota"], json!(130), "{old}");
+    let (status, changed) = desk.ask("PATCH", &one, json!({"used_quota": 1000}));
+    assert_eq!((status, &changed["used_quota"]), (200, &json!(1000)));
+    assert_eq!(send(), 429);
+    // What is changed beside it is no reason to begin anew.
+    desk.ask("PATCH", &one, json!({"name": "other"}));
+    assert_eq!(send(), 429);
+    let told = desk.ask("POST", "/admin/keys/update", json!({"key": key, "used_quota": 0})).1;
+    assert_eq!(told["data"]["used_quota"], json!(0), "{told}");
+    assert_eq!(send(), 200);
+    await_until("it is debited again", SOON, || used(&usage) == json!(30));
 }
 
 /// Catches: a listener that anybody keeps busy, or that a body makes large; an answer that is lost

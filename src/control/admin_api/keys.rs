@@ -87,7 +87,7 @@ pub(super) fn list(api: &AdminApi, call: &Call<'_>) -> Answer {
     let has_more = keys.len() > limit;
     keys.truncate(limit);
     let last = keys.last().map(|key| key.id.clone());
-    let data: Vec<_> = keys.iter().map(shown_key).collect();
+    let data: Vec<_> = api.all_as_counted(keys, call.now_ms).iter().map(shown_key).collect();
     let page = json!({
         "object": "list", "data": data, "total": total, "has_more": has_more, "last_id": last
     });
@@ -96,7 +96,7 @@ pub(super) fn list(api: &AdminApi, call: &Call<'_>) -> Answer {
 
 pub(super) fn show(api: &AdminApi, call: &Call<'_>) -> Answer {
     call.knows(&[])?;
-    let key = api.store.get(&key_ref(call))?;
+    let key = api.as_counted(api.store.get(&key_ref(call))?, call.now_ms);
     Ok(AdminAnswer::json(200, &with(&[], &key)))
 }
 
@@ -105,10 +105,11 @@ pub(super) fn patch(api: &AdminApi, call: &Call<'_>) -> Answer {
     let object = call.object()?;
     let change = |facts: &mut _| apply(facts, &object, &[]).map_err(ApiFault::from);
     let key = api.store.change(&key_ref(call), call.now_ms, change)?;
+    api.count_from(&key, &object, call.now_ms);
     api.changed();
     let members: Vec<&str> = object.keys().map(String::as_str).collect();
     tracing::info!(id = %key.id, members = members.join(", "), "admin: a key was changed");
-    Ok(AdminAnswer::json(200, &with(&[], &key)))
+    Ok(AdminAnswer::json(200, &with(&[], &api.as_counted(key, call.now_ms))))
 }
 
 pub(super) fn delete(api: &AdminApi, call: &Call<'_>) -> Answer {
@@ -121,13 +122,13 @@ pub(super) fn delete(api: &AdminApi, call: &Call<'_>) -> Answer {
 
 pub(super) fn usage(api: &AdminApi, call: &Call<'_>) -> Answer {
     call.knows(&[])?;
-    let key = api.store.get(&key_ref(call))?;
-    Ok(AdminAnswer::json(200, &usage_of(&key, key.facts.used_quota)))
+    let key = api.as_counted(api.store.get(&key_ref(call))?, call.now_ms);
+    Ok(AdminAnswer::json(200, &usage_of(&key)))
 }
 
-/// Where a key stands with its quota, when so many tokens of it are used.
-fn usage_of(key: &StoredKey, used: u64) -> Value {
-    let total = key.facts.total_quota;
+/// Where a key stands with its quota.
+fn usage_of(key: &StoredKey) -> Value {
+    let (total, used) = (key.facts.total_quota, key.facts.used_quota);
     let is_limited = total > 0;
     let percentage = is_limited.then(|| (used as f64 / total as f64 * 1e4).round() / 1e2);
     json!({

@@ -8,6 +8,7 @@
 //! `llmproxy keys` is a client of the same routes: over the admin socket of a gateway that runs,
 //! or, when none does, in its own process.
 
+mod counted;
 mod fault;
 mod fleet;
 mod input;

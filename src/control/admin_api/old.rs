@@ -63,9 +63,10 @@ pub(super) fn update(api: &AdminApi, call: &Call<'_>) -> Answer {
     let (object, key) = named(call)?;
     let change = |facts: &mut _| apply(facts, &object, &["key"]).map_err(ApiFault::from);
     let key = api.store.change(&key, call.now_ms, change)?;
+    api.count_from(&key, &object, call.now_ms);
     api.changed();
     tracing::info!(id = %key.id, "admin: a key was changed");
-    Ok(done("key updated", Value::Object(told(&key))))
+    Ok(done("key updated", Value::Object(told(&api.as_counted(key, call.now_ms)))))
 }
 
 pub(super) fn delete(api: &AdminApi, call: &Call<'_>) -> Answer {
@@ -80,7 +81,8 @@ pub(super) fn delete(api: &AdminApi, call: &Call<'_>) -> Answer {
 pub(super) fn get(api: &AdminApi, call: &Call<'_>) -> Answer {
     let (object, key) = named(call)?;
     no_others(&object, &["key"])?;
-    Ok(done("key found", Value::Object(told(&api.store.get(&key)?))))
+    let key = api.as_counted(api.store.get(&key)?, call.now_ms);
+    Ok(done("key found", Value::Object(told(&key))))
 }
 
 pub(super) fn list(api: &AdminApi, call: &Call<'_>) -> Answer {
@@ -98,7 +100,7 @@ pub(super) fn list(api: &AdminApi, call: &Call<'_>) -> Answer {
     let offset = number("offset", 0)?.min(u64::from(u32::MAX)) as usize;
     let limit = if limit == 0 { LISTED as usize } else { limit.min(LISTED_MAX) };
     let (keys, total) = api.store.list(&KeyFilter::default(), &KeySpan::Offset(offset), limit)?;
-    let keys: Vec<_> = keys.iter().map(told).collect();
+    let keys: Vec<_> = api.all_as_counted(keys, call.now_ms).iter().map(told).collect();
     Ok(done("keys listed", json!({"keys": keys, "total": total})))
 }
 

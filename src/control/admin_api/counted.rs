@@ -1,0 +1,56 @@
+//! What is used of a key's quota is counted beside the store, by whoever serves requests. What the
+//! store has is what was used before the key was first met.
+
+use super::AdminApi;
+use crate::control::key_store::StoredKey;
+use crate::state::board::View;
+use crate::state::counters::ids;
+use crate::state::counters::quota::{Quota, QuotaTerms};
+use crate::state::counters::table::TablePart;
+use crate::state::quota_clock::QuotaClock;
+use serde_json::{Map, Value};
+use std::sync::atomic::AtomicU64;
+
+impl AdminApi {
+    /// The key with what is used of its quota now, by the gateway's count.
+    pub(super) fn as_counted(&self, mut key: StoredKey, now_ms: i64) -> StoredKey {
+        if let Some(gateway) = &self.gateway {
+            let view = gateway.board.view();
+            if let Some(terms) = terms(&view, &key, now_ms) {
+                let counted = quota(&view, &key).map(|quota| quota.used(terms));
+                // Of one that was never met, what the store has, if it is of this period.
+                key.facts.used_quota = counted.unwrap_or(terms.first);
+            }
+        }
+        key
+    }
+
+    /// The same of several.
+    pub(super) fn all_as_counted(&self, keys: Vec<StoredKey>, now_ms: i64) -> Vec<StoredKey> {
+        keys.into_iter().map(|key| self.as_counted(key, now_ms)).collect()
+    }
+
+    /// Where a change names what is used, that is the count from now on.
+    pub(super) fn count_from(&self, key: &StoredKey, changed: &Map<String, Value>, now_ms: i64) {
+        let Some(gateway) = &self.gateway else { return };
+        let view = gateway.board.view();
+        let is_named = changed.contains_key("used_quota");
+        let found = || Some((quota(&view, key)?, terms(&view, key, now_ms)?));
+        if let Some((quota, terms)) = is_named.then(found).flatten() {
+            quota.set(terms, key.facts.used_quota);
+        }
+    }
+}
+
+/// `None`: the key has no quota.
+fn terms(view: &View, key: &StoredKey, now_ms: i64) -> Option<QuotaTerms> {
+    let clock = QuotaClock::of(view.plan.auth.as_ref());
+    clock.terms(&key.facts, u64::try_from(now_ms).unwrap_or(0))
+}
+
+/// `None`: the key was not met yet.
+fn quota<'a>(view: &'a View, key: &StoredKey) -> Option<Quota<'a, AtomicU64>> {
+    let counters = view.counters.as_ref()?;
+    let place = counters.seek(ids::of_key(&key.facts.digest), TablePart::Known)?;
+    counters.quota(place)
+}
