@@ -3,7 +3,7 @@
 //! over it: `GET /backends`, `GET /metrics`, and the admin API where that is on. The commands
 //! `llmproxy backends` and `llmproxy keys` do.
 
-use super::admin_door::{AdminQuestion, ApiDoor};
+use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor};
 use super::page::{self, Outlet};
 use crate::config::plan::Plan;
 use crate::rt;
@@ -26,7 +26,7 @@ use std::time::Duration;
 pub const NAME: &str = "admin.sock";
 /// What stands in the place of a pid file's extension.
 const BESIDE: &str = "admin.sock";
-/// Those who ask at a time. Beyond: closed. Others than those of the metrics' own address, so that
+/// Those who ask at a time. Beyond: as at other addresses of pages. Others than those of the metrics' own address, so that
 /// nobody here keeps a scraper out.
 const VISITORS_MAX: usize = 4;
 /// Those who wait to be let in. Beyond: connecting fails, or waits.
@@ -76,19 +76,21 @@ pub struct Door {
     closes: Rc<Moment>,
     /// Who answers for the admin API, where that is on.
     questions: Option<Sender<AdminQuestion>>,
+    /// What became of those who asked it.
+    numbers: Arc<AdminNumbers>,
 }
 
 impl Door {
     /// At no socket yet.
-    pub fn new(questions: Option<Sender<AdminQuestion>>) -> Door {
-        Door { closes: Rc::default(), questions }
+    pub fn new(questions: Option<Sender<AdminQuestion>>, numbers: Arc<AdminNumbers>) -> Door {
+        Door { closes: Rc::default(), questions, numbers }
     }
 
     /// Answers at this listener from now on.
     pub fn serve(&mut self, listener: OwnedFd, patrol: &Rc<Patrol>, pages: &AskPage) {
         std::mem::take(&mut self.closes).come();
         let (closes, patrol, pages) = (Rc::clone(&self.closes), Rc::clone(patrol), pages.clone());
-        let outlet = outlet(listener, self.questions.clone());
+        let outlet = outlet(listener, self.questions.clone(), &self.numbers);
         rt::spawn(async move {
             let _ = closes.unless(page::serve(outlet, patrol, pages)).await;
         });
@@ -159,14 +161,19 @@ fn watch(
 }
 
 /// What is to be had there.
-fn outlet(listener: OwnedFd, questions: Option<Sender<AdminQuestion>>) -> Outlet {
+fn outlet(
+    listener: OwnedFd,
+    questions: Option<Sender<AdminQuestion>>,
+    numbers: &Arc<AdminNumbers>,
+) -> Outlet {
     let page_of = |path: &[u8]| match path {
         b"/backends" => Some(Page::Backends),
         b"/metrics" => Some(Page::Metrics),
         _ => None,
     };
     // Whoever gets here owns the gateway: no token is asked for.
-    let door = questions.map(|questions| ApiDoor { questions, guard: None });
+    let numbers = Arc::clone(numbers);
+    let door = questions.map(|questions| ApiDoor { questions, guard: None, numbers });
     Outlet { listener, visitors_max: VISITORS_MAX, page_of: Box::new(page_of), door }
 }
 

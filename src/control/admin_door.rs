@@ -19,7 +19,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 mod guard;
+mod numbers;
 pub use guard::Guard;
+pub use numbers::{AdminNumbers, AdminResult};
 
 /// A request whose sender may ask. It may hold a key: it has no `Debug`.
 pub struct AdminRequest {
@@ -81,6 +83,8 @@ pub struct Gateway {
     pub reloads: Arc<Reloads>,
     /// Who changes the configuration in use.
     pub supervisor: Sender<Event>,
+    /// What became of those who asked.
+    pub numbers: Arc<AdminNumbers>,
 }
 
 impl Gateway {
@@ -92,7 +96,7 @@ impl Gateway {
         supervisor: Sender<Event>,
     ) -> Gateway {
         let (board, reloads) = (Arc::clone(board), Arc::clone(reloads));
-        Gateway { board, pages: pages.clone(), reloads, supervisor }
+        Gateway { board, pages: pages.clone(), reloads, supervisor, numbers: Arc::default() }
     }
 }
 
@@ -110,6 +114,8 @@ pub struct ApiDoor {
     pub questions: Sender<AdminQuestion>,
     /// Who may ask; `None`: whoever gets here, as on the admin socket.
     pub guard: Option<Guard>,
+    /// What became of those who asked.
+    pub numbers: Arc<AdminNumbers>,
 }
 
 impl ApiDoor {
@@ -118,19 +124,25 @@ impl ApiDoor {
         self.guard.is_some() || path.starts_with(b"/admin/")
     }
 
-    /// Has a request answered whose head is at the start of `bytes`, and has so many bytes.
+    /// Whether whoever sent a head may ask: true when it may change something too. Else the answer.
+    pub fn check(
+        &self,
+        peer: IpAddr,
+        head: &RequestHead,
+        bytes: &[u8],
+    ) -> Result<bool, AdminAnswer> {
+        self.guard.as_ref().map_or(Ok(true), |guard| guard.check(peer, head, bytes))
+    }
+
+    /// Has a request answered whose sender may ask. Its head is at the start of `bytes`, and has so
+    /// many bytes.
     pub async fn visit(
         &self,
-        (post, peer): (&Post, IpAddr),
+        (post, may_change): (&Post, bool),
         head: &RequestHead,
         bytes: &[u8],
         head_len: usize,
     ) -> Result<AdminAnswer, Alarm> {
-        let may_change = match self.guard.as_ref().map(|guard| guard.check(peer, head, bytes)) {
-            None => true,
-            Some(Ok(may_change)) => may_change,
-            Some(Err(refused)) => return Ok(refused),
-        };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let query = text(head.query.of(bytes));
         let mut request = AdminRequest {
@@ -146,9 +158,11 @@ impl ApiDoor {
         }
         let (reply, answer) = oneshot::channel();
         if self.questions.try_send((request, reply)).is_err() {
+            self.numbers.note(AdminResult::Overloaded);
             let full = AdminAnswer::error(503, "overloaded", "too many ask at a time");
             return Ok(full.with("Retry-After", "1"));
         }
+        self.numbers.note(AdminResult::Answered);
         let answer = post.attended(answer).await?;
         let broken = || AdminAnswer::error(500, "internal_error", "this failed: the log says why");
         Ok(answer.unwrap_or_else(|_| broken()))

@@ -1,6 +1,7 @@
 //! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
+use super::admin_door::AdminNumbers;
 use super::discovery::FinderNumbers;
 use super::reload::Reloads;
 use crate::rt::budget::Budget;
@@ -47,6 +48,8 @@ pub struct Facts {
     pub access_dropped: u64,
     /// Scrapes that there was no room for.
     pub pages_turned_away: u64,
+    /// What became of those who asked the admin API.
+    pub admin: Arc<AdminNumbers>,
 }
 
 /// Renders the page.
@@ -112,6 +115,7 @@ impl Collector for Facts {
         self.configuration(&mut page)?;
         self.discovery(&mut page)?;
         self.key_lookups(&mut page)?;
+        self.admin_requests(&mut page)?;
         self.program(&mut page)
     }
 }

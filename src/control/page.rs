@@ -1,7 +1,7 @@
 //! The thread that makes pages (the metrics, how the backends are), and the control plane's own
 //! listeners that serve them: the address of the metrics, if it has one, and the admin socket.
 
-use super::admin_door::{AdminAnswer, ApiDoor};
+use super::admin_door::{AdminAnswer, AdminResult, ApiDoor};
 use super::metrics::{render, Facts};
 use super::roster;
 use crate::base::limits::HEAD_BYTES_MAX;
@@ -12,17 +12,22 @@ use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
 use crate::rt::listen::{accept_loop, Arrival};
 use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
+use crate::rt::socket::Socket;
 use crate::state::ask::Questions;
 use crate::state::scrape::{AskPage, Page};
-use std::cell::Cell;
+use lobby::{Lobby, Visitor};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Scrapers at a time; their descriptors are those that are reserved. Beyond: closed.
+mod lobby;
+
+/// Scrapers at a time; their descriptors are those that are reserved. Beyond: whoever has not said
+/// yet what it wants is put out, else the new one is turned away.
 pub const SCRAPERS_MAX: usize = 16;
 /// Whoever asks for a page sends the request and takes the page within so long.
 const PAGE_TIME: Duration = Duration::from_secs(10);
@@ -58,7 +63,8 @@ type PageOf = dyn Fn(&[u8]) -> Option<Page>;
 pub struct Outlet {
     /// The listener.
     pub listener: OwnedFd,
-    /// Those who ask at a time. Beyond: closed.
+    /// Those who ask at a time. Beyond: the oldest who has not shown that it may is put out; where
+    /// all have, the new one is turned away.
     pub visitors_max: usize,
     /// The page that is to be had under a path.
     pub page_of: Box<PageOf>,
@@ -77,31 +83,54 @@ struct Offer {
 /// request for each connection: whatever the end is, it closes.
 pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
     let Outlet { listener, visitors_max, page_of, door } = outlet;
-    let (live, offer) = (Rc::new(Cell::new(0)), Rc::new(Offer { page_of, door, pages }));
+    let (lobby, offer) = (Lobby::new(visitors_max), Rc::new(Offer { page_of, door, pages }));
     let mut turned_away = TurnedAway::default();
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, peer) = arrival else { return };
-        if live.get() == visitors_max {
+        let Some((visitor, has_put_out)) = lobby.enter() else {
+            offer.note_no_place(AdminResult::TurnedAway);
             if let Some(closed) = turned_away.note(Instant::now()) {
                 tracing::warn!(visitors_max, closed, "too many ask for pages at a time");
             }
-            return;
+            return turn_away(&socket);
+        };
+        if has_put_out {
+            offer.note_no_place(AdminResult::PutOut);
         }
         let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
-        let (live, offer) = (Rc::clone(&live), Rc::clone(&offer));
-        live.set(live.get() + 1);
+        let offer = Rc::clone(&offer);
         crate::rt::spawn(async move {
             let fine = guarded(async move {
                 post.arm(PAGE_TIME);
-                let _ = one_visit((&post, peer), &offer).await;
+                let leaves = visitor.leaves();
+                let _ = leaves.unless(one_visit((&post, peer), &visitor, &offer)).await;
             });
             if !fine.await {
                 tracing::error!("whoever serves a page panicked; please report this");
             }
-            live.set(live.get() - 1);
         });
     })
     .await;
+}
+
+impl Offer {
+    /// One was not served for want of a place.
+    fn note_no_place(&self, result: AdminResult) {
+        match &self.door {
+            Some(door) => door.numbers.note(result),
+            None => drop(self.pages.turned_away().fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+}
+
+/// Says to a new one, who may not have sent anything yet, that there is no place.
+fn turn_away(socket: &Socket) {
+    let full = AdminAnswer::error(503, "overloaded", "too many ask at a time");
+    // It fits into what the kernel takes of a new connection, or the client is gone.
+    let _ = socket.try_send(&[IoSlice::new(&written(Method::Get, &full))]);
+    socket.shutdown(Shutdown::Write);
+    // What has come and is not read would become a reset, which might overtake the answer.
+    let _ = socket.try_recv(&mut Buffer::take());
 }
 
 /// Those who were closed because too many ask. Whoever comes again and again must not fill the log.
@@ -123,7 +152,11 @@ impl TurnedAway {
     }
 }
 
-async fn one_visit((post, peer): (&Post, IpAddr), offer: &Offer) -> Result<(), Alarm> {
+async fn one_visit(
+    (post, peer): (&Post, IpAddr),
+    visitor: &Visitor,
+    offer: &Offer,
+) -> Result<(), Alarm> {
     let mut bytes = Buffer::take();
     let mut head = RequestHead::default();
     let answer = loop {
@@ -131,9 +164,15 @@ async fn one_visit((post, peer): (&Post, IpAddr), offer: &Offer) -> Result<(), A
             Err(refusal) => break text(refusal.status, ""),
             Ok(Parse::Done { len }) => match &offer.door {
                 Some(door) if door.is_for(head.path(&bytes)) => {
-                    break door.visit((post, peer), &head, &bytes, len).await?;
+                    let may_change = match door.check(peer, &head, &bytes) {
+                        Ok(may_change) => may_change,
+                        Err(refused) => break refused,
+                    };
+                    visitor.let_in();
+                    break door.visit((post, may_change), &head, &bytes, len).await?;
                 }
                 _ => {
+                    visitor.let_in();
                     let page = (offer.page_of)(head.path.of(&bytes));
                     break answer(post, head.method, page, &offer.pages).await?;
                 }
@@ -151,10 +190,12 @@ async fn one_visit((post, peer): (&Post, IpAddr), offer: &Offer) -> Result<(), A
         }
     };
     send(post, head.method, &answer).await?;
+    visitor.is_served();
     take_the_rest(post).await
 }
 
-async fn send(post: &Post, method: Method, answer: &AdminAnswer) -> Result<(), Alarm> {
+/// The bytes of an answer.
+fn written(method: Method, answer: &AdminAnswer) -> Buffer {
     let mut out = Buffer::take();
     let fields: Vec<_> =
         answer.fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -171,6 +212,11 @@ async fn send(post: &Post, method: Method, answer: &AdminAnswer) -> Result<(), A
     if method != Method::Head {
         out.extend_from_slice(&answer.body);
     }
+    out
+}
+
+async fn send(post: &Post, method: Method, answer: &AdminAnswer) -> Result<(), Alarm> {
+    let out = written(method, answer);
     let mut rest = out.as_slice();
     while !rest.is_empty() {
         match post.socket().try_send(&[IoSlice::new(rest)]) {

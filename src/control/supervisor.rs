@@ -3,7 +3,7 @@
 
 use super::admin::{self, Door, SocketKeeper};
 use super::admin_api;
-use super::admin_door::{AdminQuestion, ApiDoor, Gateway, Guard};
+use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor, Gateway, Guard};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
 use super::health::Probers;
@@ -200,7 +200,9 @@ pub fn start(
     let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
     let finders = Arc::<FindersInUse>::default();
+    let gateway = Gateway::new(&board, &pages, reloads, supervisor);
     let collect = {
+        let admin_numbers = Arc::clone(&gateway.numbers);
         let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
@@ -220,12 +222,12 @@ pub fn start(
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
                 pages_turned_away: turned_away.load(Ordering::Relaxed),
+                admin: Arc::clone(&admin_numbers),
             }
         }
     };
     page::start(page_questions, collect).map_err(thread_error)?;
     let home = delivery.as_ref().and_then(|delivery| delivery.home.as_deref());
-    let gateway = Gateway::new(&board, &pages, reloads, supervisor);
     let (control_pulse, admin) =
         start_pages(&board, stop, (metrics, api, home), (pages.clone(), gateway))?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
@@ -391,10 +393,11 @@ fn start_pages(
     (pages, gateway): (AskPage, Gateway),
 ) -> Result<(Arc<Pulse>, Option<SocketKeeper>), String> {
     let view = board.view();
+    let numbers = Arc::clone(&gateway.numbers);
     let questions = admin_api::start(&view.plan, gateway)?;
     let (admin, file) = admin::open_for(&view.plan, home).unzip();
     let (renew, renewed) = bounded(1);
-    let listeners = Listeners { metrics, admin, api, questions, renewed };
+    let listeners = Listeners { metrics, admin, api, questions, numbers, renewed };
     let pulse = start_ring(board, stop, listeners, pages)?;
     let keeper = file.and_then(|file| admin::keep(file, renew, Arc::clone(&pulse)));
     Ok((pulse, keeper))
@@ -410,13 +413,20 @@ struct Listeners {
     api: Option<OwnedFd>,
     /// Who answers for that.
     questions: Option<Sender<AdminQuestion>>,
+    /// What became of those who asked.
+    numbers: Arc<AdminNumbers>,
     /// Others of the admin socket, when it was made anew.
     renewed: Receiver<OwnedFd>,
 }
 
 /// The listener of the admin API.
-fn api_outlet(listener: OwnedFd, questions: Sender<AdminQuestion>, board: &Arc<Board>) -> Outlet {
-    let door = Some(ApiDoor { questions, guard: Some(Guard::new(Arc::clone(board))) });
+fn api_outlet(
+    (listener, questions): (OwnedFd, Sender<AdminQuestion>),
+    numbers: &Arc<AdminNumbers>,
+    board: &Arc<Board>,
+) -> Outlet {
+    let guard = Some(Guard::new(Arc::clone(board), Arc::clone(numbers)));
+    let door = Some(ApiDoor { questions, guard, numbers: Arc::clone(numbers) });
     Outlet { listener, visitors_max: ADMINS_MAX, page_of: Box::new(|_| None), door }
 }
 
@@ -446,14 +456,14 @@ fn start_ring(
             };
             let probers = Probers::new(Arc::clone(&board));
             let load_readers = LoadReaders::new(Arc::clone(&board));
-            let Listeners { metrics, admin, api, questions, renewed } = listeners;
+            let Listeners { metrics, admin, api, questions, numbers, renewed } = listeners;
             let metrics = metrics.map(|listener| metrics_outlet(listener, Arc::clone(&board)));
             let api = api.zip(questions.clone());
-            let api = api.map(|(listener, questions)| api_outlet(listener, questions, &board));
+            let api = api.map(|api| api_outlet(api, &numbers, &board));
             for outlet in metrics.into_iter().chain(api) {
                 crate::rt::spawn(page::serve(outlet, Rc::clone(&patrol), pages.clone()));
             }
-            let (mut door, mut admin) = (Door::new(questions), admin);
+            let (mut door, mut admin) = (Door::new(questions, numbers), admin);
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {

@@ -184,19 +184,60 @@ fn whoever_sends_too_much_or_too_slowly_holds_nobody_up() {
     assert_eq!(conn.send("{}").response().status(), 201);
     let stranger = expecting.replace(TOKEN, "wrong");
     assert_eq!(open(stranger).any_head().unwrap().status(), 401, "its body is not asked for");
-    let silent: Vec<Conn> = (0..16).map(|_| Conn::open(desk.address)).collect();
-    Conn::open(desk.address).assert_closes();
-    assert_eq!(desk.proxy.post(CHATS, CHAT).status(), 200);
-    assert!(desk.proxy.get("/metrics").text().contains("llmproxy_backend_up"));
-    drop(silent);
-    await_until("there is room again", SOON, || {
-        let mut conn = Conn::open(desk.address);
-        conn.try_send(format!("GET {KEYS} HTTP/1.1\r\nHost: a\r\n{right}\r\n"));
-        conn.any_head().is_some_and(|head| head.status() == 200)
-    });
     let mut slow =
         open(format!("POST {KEYS} HTTP/1.1\r\nHost: a\r\n{right}Content-Length: 5\r\n\r\n{{"));
     slow.assert_closes();
+}
+
+/// Catches: connections that send nothing, or show no token, and lock out whoever has one; one that
+/// may ask and is put out for them; a place that is lost; somebody without a place who is told
+/// nothing; refusals that nobody counts.
+#[test]
+fn silent_visitors_lock_nobody_out() {
+    let (scratch, backend) = (Scratch::new(), Backend::answering(OK));
+    let desk = Desk::start(&scratch, &backend, "");
+    let count = |result: &str| {
+        desk.proxy.metric("llmproxy_admin_requests_total", &[("result", result)]) as u64
+    };
+    let right = format!("Authorization: Bearer {TOKEN}\r\n");
+    let open = |bytes: &str| {
+        let mut conn = Conn::open(desk.address);
+        conn.send(bytes);
+        conn
+    };
+    let mut silent: Vec<Conn> = (0..40)
+        .map(|n| open(["", "GET ", "GET /admin/stats HTTP/1.1\r\nHost: a\r\n\r\n"][n % 3]))
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(desk.ask("GET", KEYS, Value::Null).0, 200);
+    }
+    silent[0].assert_closes();
+    assert!(count("put_out") >= 20, "{}", count("put_out"));
+    assert_eq!((count("answered"), count("turned_away")), (3, 0));
+    let expecting = format!(
+        "POST {KEYS} HTTP/1.1\r\nHost: a\r\n{right}Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    );
+    let mut held: Vec<Conn> = Vec::new();
+    for _ in 0..16 {
+        let mut conn = open(&expecting);
+        assert_eq!(conn.any_head().unwrap().status(), 100, "it may ask");
+        held.push(conn);
+    }
+    assert_eq!(Conn::open(desk.address).any_head().unwrap().status(), 503);
+    assert_eq!(count("turned_away"), 1);
+    for mut conn in held {
+        assert_eq!(conn.send("{}").response().status(), 201, "nobody takes its place");
+    }
+    assert_eq!(desk.ask("GET", KEYS, Value::Null).0, 200);
+    assert_eq!(desk.send("GET", KEYS, "X-Admin-Token: planted-guess\r\n", "").status(), 401);
+    assert_eq!(desk.send("GET", KEYS, "", "").status(), 401);
+    assert_eq!((count("invalid_token"), count("answered")), (1, 20));
+    assert!(count("missing_token") >= 1);
+    await_until("it has to wait", SOON, || {
+        desk.send("GET", KEYS, "X-Admin-Token: planted-guess\r\n", "").status() == 429
+    });
+    assert!(count("throttled") >= 1);
+    assert_eq!(desk.proxy.post(CHATS, CHAT).status(), 200);
 }
 
 /// Catches: a change in spite of `read_only`, an address that may ask in spite of `allowed_ips`,

@@ -1,6 +1,6 @@
 //! Who may ask the admin API over the network: whoever shows the token, from an address that may.
 
-use super::AdminAnswer;
+use super::{AdminAnswer, AdminNumbers, AdminResult};
 use crate::base::limits::{ADMIN_FAILED_TRIES_MAX, ADMIN_THROTTLED_MAX};
 use crate::config::plan::Admin;
 use crate::http::request::RequestHead;
@@ -18,12 +18,13 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(6);
 pub struct Guard {
     board: Arc<Board>,
     throttle: RefCell<Throttle>,
+    numbers: Arc<AdminNumbers>,
 }
 
 impl Guard {
-    /// Of a gateway.
-    pub fn new(board: Arc<Board>) -> Guard {
-        Guard { board, throttle: RefCell::default() }
+    /// Of a gateway; those who are refused are counted in `numbers`.
+    pub fn new(board: Arc<Board>, numbers: Arc<AdminNumbers>) -> Guard {
+        Guard { board, throttle: RefCell::default(), numbers }
     }
 
     /// Whether a client may ask: true when it may change something too. Else the answer to it.
@@ -49,12 +50,14 @@ impl Guard {
     ) -> Result<bool, AdminAnswer> {
         let ips = &admin.allowed_ips;
         if !ips.is_empty() && !ips.iter().any(|range| range.contains(peer)) {
+            self.numbers.note(AdminResult::IpNotAllowed);
             tracing::warn!(%peer, "admin: refused, not in admin.allowed_ips");
             let message = "this address may not ask";
             return Err(AdminAnswer::error(403, "ip_not_allowed", message));
         }
         let mut throttle = self.throttle.borrow_mut();
         if let Some(wait) = throttle.wait(peer, now) {
+            self.numbers.note(AdminResult::Throttled);
             let seconds = wait.as_secs().saturating_add(1).to_string();
             let message = "too many wrong tokens from this address";
             let refused = AdminAnswer::error(429, "too_many_failed_tries", message);
@@ -65,6 +68,10 @@ impl Guard {
         match shown.iter().all(|shown| KeyDigest::of(shown) == token) {
             true if !shown.is_empty() => Ok(!admin.read_only),
             is_bare => {
+                self.numbers.note(match is_bare {
+                    true => AdminResult::MissingToken,
+                    false => AdminResult::InvalidToken,
+                });
                 if !is_bare {
                     throttle.note_failure(peer, now);
                     tracing::warn!(%peer, "admin: refused, a wrong token");
@@ -149,7 +156,8 @@ mod tests {
     const TOKEN: &str = "the-right-token";
 
     fn guard() -> Guard {
-        Guard::new(Arc::new(Board::of(&format!("admin: {{enabled: true, token: {TOKEN}}}"))))
+        let board = Board::of(&format!("admin: {{enabled: true, token: {TOKEN}}}"));
+        Guard::new(Arc::new(board), Arc::default())
     }
 
     fn admin(more: &str) -> Admin {

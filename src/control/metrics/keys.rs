@@ -1,6 +1,6 @@
-//! The providers of keys that are asked over a network.
+//! The providers of keys that are asked over a network, and the admin API.
 
-use super::{Facts, Labels, Page, SECOND};
+use super::{labelled, Facts, Labels, Page, SECOND};
 use crate::state::lookup::{KeyService, LookupNumbers};
 use crate::state::meters::Times;
 use std::fmt;
@@ -11,6 +11,17 @@ const BOUNDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 impl Facts {
+    pub(super) fn admin_requests(&self, page: &mut Page<'_>) -> fmt::Result {
+        if self.view.plan.admin.is_none() {
+            return Ok(());
+        }
+        let results = self.admin.all().map(|(result, count)| (result.to_owned(), count));
+        let help =
+            "Those who asked the admin API. Put out: silent, or served, while others needed \
+                    the place. Turned away: all places were held by others who may ask.";
+        page.counter("llmproxy_admin_requests", help, labelled("result", results))
+    }
+
     pub(super) fn key_lookups(&self, page: &mut Page<'_>) -> fmt::Result {
         let pipeline = self.view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
         let services = pipeline.zip(&self.view.services);
