@@ -2,10 +2,12 @@
 //! ever shows a secret.
 
 use crate::harness::scratch::Scratch;
+use crate::harness::secrets::secrets_of;
 use crate::harness::{await_until, Config, Engine, Proxy, Webhook, SOON};
 use crate::rig::{CHAT, CHATS, STREAM};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 
 /// A proxy that writes its access log in this form to a file.
@@ -254,4 +256,31 @@ fn no_secret_is_ever_shown() {
     assert!(head.contains("Bearer hush-backend-key") && head.contains("hush-backend-header"));
     assert!(!head.contains("hush-authorization") && !head.contains("hush-x-api-key"), "{head}");
     assert_eq!(hook.deliveries()[0].head.get("authorization"), Some("hush-webhook"));
+}
+
+/// Catches: a search for secrets, which every proxy of every test ends with, that finds none.
+#[test]
+fn every_proxy_is_searched_for_its_secrets() {
+    let yaml =
+        "admin: {token: planted-1}\nx:\n  password: \"planted-2\"\n  keys: [{key: planted-3}]\n\
+                url: redis://:planted-4@host:1/0, key_pattern: planted-5, key: ${PLANTED}\n\
+                tls: {key: /etc/planted}";
+    let wanted = ["planted-1", "planted-2", "planted-3", "planted-4"];
+    assert_eq!(secrets_of(yaml).into_iter().collect::<Vec<_>>(), wanted);
+    let fails = |act: &mut dyn FnMut()| catch_unwind(AssertUnwindSafe(act)).is_err();
+    // What is no secret at all is told everywhere: the name of a backend.
+    let start = |key: &str| {
+        Config::new()
+            .backend("http://127.0.0.1:9", &format!("name: planted-name, api_key: {key}"))
+            .start()
+    };
+    let told = start("planted-name");
+    assert!(fails(&mut || drop(told.metrics())), "it is on the metrics page");
+    told.post(CHATS, CHAT);
+    told.await_event("its name", |event| event.to_string().contains("planted-name"));
+    let mut told = Some(told);
+    assert!(fails(&mut || drop(told.take())), "it is in the log");
+    let quiet = start("planted-key");
+    quiet.metrics();
+    quiet.post(CHATS, CHAT);
 }

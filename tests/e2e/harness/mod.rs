@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod process;
 pub mod proxy;
 pub mod scratch;
+pub mod secrets;
 pub mod services;
 pub mod stream;
 pub mod tls;

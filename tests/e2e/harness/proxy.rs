@@ -5,6 +5,7 @@ use super::config::{Config, SPOOL};
 use super::metrics::Metrics;
 use super::process::{program, run, Process, Ran};
 use super::scratch::Scratch;
+use super::secrets::{files_in, SecretWatch};
 use super::tls::{self, Pki};
 use super::{await_some, SOON};
 use rustix::process::Signal;
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 /// A running proxy.
 pub struct Proxy {
+    /// Goes first: it looks at what the others leave.
+    secrets: SecretWatch,
     /// Its process.
     pub process: Process,
     address: SocketAddr,
@@ -45,7 +48,10 @@ impl Proxy {
     fn start_in(scratch: Scratch, way: &[&str], args: &[&str]) -> Proxy {
         let folder = scratch.path().to_string_lossy().into_owned();
         let way = [&["env", "-C", &folder], way].concat();
-        Proxy::await_listening(Process::start_through(&way, &program("llmproxy"), args), scratch)
+        let given = files_in(scratch.path());
+        let process = Process::start_through(&way, &program("llmproxy"), args);
+        let secrets = SecretWatch::new(&process, args, scratch.path(), given);
+        Proxy::await_listening(process, secrets, scratch)
     }
 
     /// Starts it with these arguments; `scratch` lives as long as it does.
@@ -53,13 +59,14 @@ impl Proxy {
         Proxy::start_in(scratch, &[], args)
     }
 
-    fn await_listening(process: Process, scratch: Scratch) -> Proxy {
+    fn await_listening(process: Process, secrets: SecretWatch, scratch: Scratch) -> Proxy {
         let address = process.await_line(SOON, |line| {
             let event: Value = serde_json::from_str(line).ok()?;
             let listens = event["message"] == "listening";
             listens.then(|| event["addr"].as_str().unwrap().parse().unwrap())
         });
-        Proxy { process, address, scratch, tls: tls::everywhere().map(Pki::client) }
+        let tls = tls::everywhere().map(Pki::client);
+        Proxy { secrets, process, address, scratch, tls }
     }
 
     /// The configuration file that it was started with.
@@ -69,6 +76,7 @@ impl Proxy {
 
     /// Puts another configuration in the place of its file, as editors do: by renaming.
     pub fn rewrite(&self, yaml: &str) {
+        self.secrets.add(yaml);
         let fresh = self.scratch.write("config.yaml.new", with_spool_in(&self.scratch, yaml));
         std::fs::rename(fresh, self.config_file()).unwrap();
     }
@@ -121,12 +129,20 @@ impl Proxy {
 
     /// One GET on a connection of its own.
     pub fn get(&self, path: &str) -> Response {
-        self.connect().get(path)
+        self.checked(path, self.connect().get(path))
     }
 
     /// One POST of JSON on a connection of its own.
     pub fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Response {
-        self.connect().post(path, "", body)
+        self.checked(path, self.connect().post(path, "", body))
+    }
+
+    /// An answer of the proxy's own tells none of its secrets.
+    fn checked(&self, path: &str, answer: Response) -> Response {
+        if answer.status() >= 400 || path == "/metrics" {
+            self.secrets.assert_none_in(path, &answer.body);
+        }
+        answer
     }
 
     /// The metrics page.
