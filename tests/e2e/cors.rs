@@ -58,6 +58,14 @@ fn a_question_needs_no_key() {
         no.assert_refused(403, "cors_not_allowed");
         assert_eq!(no.head.get("access-control-allow-methods"), None);
     }
+    let question = format!("Origin: {PAGE}\r\nAccess-Control-Request-Method: POST\r\n");
+    for path in ["/nowhere", "/v1/../admin", "*"] {
+        let no = ask(&proxy, &format!("OPTIONS {path}"), &question);
+        assert!([400, 404].contains(&no.status()), "{path}: {}", no.status());
+        assert_eq!(no.head.get("access-control-allow-methods"), None, "{path}");
+    }
+    let two = format!("Origin: https://evil.example\r\n{question}");
+    ask(&proxy, &format!("OPTIONS {CHATS}"), &two).assert_refused(403, "cors_not_allowed");
     // An OPTIONS that asks for nothing of this is another request, and needs a key.
     let plain = ask(&proxy, &format!("OPTIONS {CHATS}"), &format!("Origin: {PAGE}\r\n"));
     assert!(plain.status() == 401 || plain.status() == 405, "{}", plain.status());

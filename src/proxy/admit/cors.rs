@@ -29,6 +29,8 @@ pub struct Preflight<'a> {
 
 const NOT_ALLOWED: Refusal = Refusal::new(403, "cors_not_allowed", "");
 const ANY: &str = "*";
+/// What is no text, or is said twice, is nothing that is allowed.
+const UNCLEAR: &str = "\u{fffd}";
 const ORIGIN: &str = "Access-Control-Allow-Origin";
 /// What answers to actual requests have of these fields, and what only those to questions have.
 const OURS: [&str; 6] = [
@@ -47,14 +49,23 @@ impl<'a> Preflight<'a> {
         if method != Method::Options {
             return None;
         }
-        let text = |name: &str| named(fields, bytes, name).map(std::str::from_utf8);
-        let (origin, method) = (text("origin")?, text("access-control-request-method")?);
-        let headers = text("access-control-request-headers").unwrap_or(Ok(""));
-        // What is no text is nothing that is allowed.
-        let or_none = |text: Result<&'a str, _>| text.unwrap_or("\u{fffd}");
-        let (origin, method) = (or_none(origin), or_none(method));
-        Some(Preflight { origin, method, headers: or_none(headers) })
+        let origin = the_origin(fields, bytes)?;
+        let text = |name: &str| {
+            named(fields, bytes, name).map(|text| std::str::from_utf8(text).unwrap_or(UNCLEAR))
+        };
+        let method = text("access-control-request-method")?;
+        let headers = text("access-control-request-headers").unwrap_or("");
+        Some(Preflight { origin, method, headers })
     }
+}
+
+/// The origin that a request names, if it names any. Of two of them nobody can say which is the
+/// page's.
+fn the_origin<'a>(fields: &[Field], bytes: &'a [u8]) -> Option<&'a str> {
+    let is_origin = |f: &&Field| f.name.of(bytes).eq_ignore_ascii_case(b"origin");
+    let mut origins = fields.iter().filter(is_origin).map(|field| field.value.of(bytes));
+    let origin = std::str::from_utf8(origins.next()?).unwrap_or(UNCLEAR);
+    Some(if origins.next().is_none() { origin } else { UNCLEAR })
 }
 
 impl CorsRules {
@@ -75,13 +86,13 @@ impl CorsRules {
 
     /// The origin of a request whose page may read the answer.
     pub fn allowed<'a>(&self, fields: &[Field], bytes: &'a [u8]) -> Option<&'a str> {
-        let origin = std::str::from_utf8(named(fields, bytes, "origin")?).ok()?;
+        let origin = the_origin(fields, bytes)?;
         self.allows(origin).then_some(origin)
     }
 
     fn allows(&self, origin: &str) -> bool {
         let is = |other: &String| other.eq_ignore_ascii_case(origin);
-        self.any_origin || self.origins.iter().any(is)
+        origin != UNCLEAR && (self.any_origin || self.origins.iter().any(is))
     }
 
     /// The fields of the answer to a browser's question.
@@ -155,6 +166,7 @@ impl CorsRules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::request::RequestHead;
     use std::time::Duration;
 
     fn rules(origins: &[&str], headers: &[&str], credentials: bool) -> CorsRules {
@@ -204,6 +216,33 @@ mod tests {
             (PAGE, "POST", "\u{fffd}"),
         ] {
             assert_eq!(ask(origin, method, headers), Err("cors_not_allowed"), "{origin} {method}");
+        }
+    }
+
+    /// Catches: a page that is let in by the first of two origins.
+    #[test]
+    fn two_origins_are_none() {
+        for (fields, wanted) in [
+            ("Origin: https://chat.example\r\n", Some(PAGE)),
+            ("Origin: https://chat.example\r\norigin: https://evil.example\r\n", None),
+            ("Origin: https://chat.example\r\nOrigin: https://chat.example\r\n", None),
+            ("Origin: \u{ff}\r\n", None),
+        ] {
+            let bytes = format!(
+                "OPTIONS /x HTTP/1.1\r\nHost: a\r\n{fields}Access-Control-Request-Method: GET\r\n\r\n"
+            );
+            let mut head = RequestHead::default();
+            head.parse(bytes.as_bytes(), 4096).unwrap();
+            let (fields, bytes) = (&head.fields, bytes.as_bytes());
+            let asked = Preflight::of(head.method, fields, bytes).unwrap();
+            let own = rules(&[PAGE], &[], false);
+            assert_eq!(own.allowed(fields, bytes), wanted);
+            assert_eq!(own.answer(&asked).is_ok(), wanted.is_some());
+            let open = rules(&["*"], &[], false);
+            let is_clear = asked.origin != UNCLEAR;
+            assert_eq!(open.allowed(fields, bytes).is_some(), is_clear);
+            assert_eq!(open.answer(&asked).is_ok(), is_clear);
+            assert!(is_clear || wanted.is_none());
         }
     }
 

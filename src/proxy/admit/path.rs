@@ -79,18 +79,9 @@ pub fn make_normal(
 /// the path has other methods, 400 when it has a body that engines might read or not.
 pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<Purpose, Refusal> {
     let reads = matches!(head.method, Method::Get | Method::Head);
-    let own = match path {
-        b"/health" => Some(Purpose::Health),
-        b"/ready" => Some(Purpose::Ready),
-        _ if served.metrics.is_some_and(|page| page.as_bytes() == path) => Some(Purpose::Metrics),
-        _ => None,
-    };
-    match own {
+    match known(path, served)? {
         Some(kind) if reads => return Ok(kind),
         Some(_) => return Err(READ_ONLY),
-        None if !served.paths.iter().any(|pattern| matches(pattern, path)) => {
-            return Err(NOT_FOUND);
-        }
         None => {}
     }
     if let Some(refusal) = methods(path).and_then(|methods| disagrees(methods, head.method)) {
@@ -102,6 +93,22 @@ pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<P
         true if reads && served.lists_models && is_about_models(path) => Ok(Purpose::Models),
         true => Ok(Purpose::Forward),
         false => Err(UNEXPECTED_BODY),
+    }
+}
+
+/// What a path of our own is for; `None`: it is one of those for backends.
+///
+/// # Errors
+/// There is no such path, whatever the method.
+pub fn known(path: &[u8], served: Served<'_>) -> Result<Option<Purpose>, Refusal> {
+    match path {
+        b"/health" => Ok(Some(Purpose::Health)),
+        b"/ready" => Ok(Some(Purpose::Ready)),
+        _ if served.metrics.is_some_and(|page| page.as_bytes() == path) => {
+            Ok(Some(Purpose::Metrics))
+        }
+        _ if served.paths.iter().any(|pattern| matches(pattern, path)) => Ok(None),
+        _ => Err(NOT_FOUND),
     }
 }
 

@@ -265,6 +265,7 @@ fn see_to_head(
         }
         // Before all else: a browser sends no key with it, and methods are asked about, not used.
         if Preflight::of(head.method, &head.fields, client.bytes()).is_some() {
+            path::known(request.head.path(client.bytes()), served)?;
             return Ok((Purpose::Preflight, None));
         }
     }
