@@ -26,8 +26,8 @@ use std::time::Duration;
 pub const NAME: &str = "admin.sock";
 /// What stands in the place of a pid file's extension.
 const BESIDE: &str = "admin.sock";
-/// Those who ask at a time. Beyond: as at other addresses of pages. Others than those of the metrics' own address, so that
-/// nobody here keeps a scraper out.
+/// Those who ask at a time. Beyond: as at other addresses of pages. Others than those of the
+/// metrics' own address, so that nobody here keeps a scraper out.
 const VISITORS_MAX: usize = 4;
 /// Those who wait to be let in. Beyond: connecting fails, or waits.
 const BACKLOG: i32 = 8;
