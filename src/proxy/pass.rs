@@ -35,6 +35,8 @@ pub struct Holdings {
     /// Whose request it is: what the providers that let it in know of its key, in their order.
     /// Empty where no key is asked for.
     keys: Vec<Arc<KeyFacts>>,
+    /// What a provider knows of its key, that is not let in all the same.
+    refused: Option<Arc<KeyFacts>>,
     /// What it has taken from limits.
     takings: Takings,
 }
@@ -120,6 +122,17 @@ impl Pass {
     /// It is not let in after all.
     pub fn forget_keys(&mut self) {
         self.held.iter_mut().for_each(|held| held.keys.clear());
+    }
+
+    /// A provider knows its key, and it is not let in all the same.
+    pub fn note_refused(&mut self, facts: Arc<KeyFacts>) {
+        self.held.iter_mut().for_each(|held| held.refused = Some(Arc::clone(&facts)));
+    }
+
+    /// Who showed the key, for the log: also of a request that was not let in.
+    pub fn who(&self) -> Option<&KeyFacts> {
+        let refused = || self.held.as_ref()?.refused.as_deref();
+        self.identity().or_else(refused)
     }
 
     /// Whose request it is: what the first provider that let it in knows of its key.

@@ -404,7 +404,7 @@ fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
 /// What is to be said of a request of which no engine has a byte: it stands in the record of one
 /// that was open when we were killed.
 fn begun<'a>(pass: &'a Pass, request: &'a Request, story: &'a Story) -> RecordRef<'a> {
-    let who = pass.identity();
+    let who = pass.who();
     let key = request.presented.as_ref().map(|presented| presented.key.as_str());
     RecordRef {
         request_id: request.unique_id.as_str(),

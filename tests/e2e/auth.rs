@@ -14,7 +14,7 @@ use std::sync::Mutex;
 const KEYS: &str = "api_keys:
   - {key: sk-good, name: laptop, user_id: ann}
   - {key: sk-plain}
-  - {key: sk-off, status: disabled}
+  - {key: sk-off, status: disabled, user_id: bob}
   - {key: sk-spent, status: quota_exceeded}
   - {key: sk-old, status: expired}
   - {key: sk-over, expires_at: '2020-01-01T00:00:00Z'}
@@ -279,6 +279,9 @@ fn records_and_lines_say_whose_a_request_was() {
         assert_eq!(conn.post(CHATS, &format!("{}{lies}", key(known)), &body).status(), 200);
     }
     conn.post(CHATS, lies, CHAT).assert_refused(401, "missing_api_key");
+    // Of a key that is known and may not, the line says whose it is; what came before does not.
+    conn.post(CHATS, &key("sk-off"), CHAT).assert_refused(403, "key_disabled");
+    conn.post(CHATS, &key("sk-nobody"), CHAT).assert_refused(401, "invalid_api_key");
     let records = rig.hook.await_records(2, SOON);
     let id_of = |key: &str| {
         let digest = digest(&SHA256, key.as_bytes());
@@ -293,10 +296,10 @@ fn records_and_lines_say_whose_a_request_was() {
     let mut text = String::new();
     await_until("the lines are written", SOON, || {
         text = std::fs::read_to_string(&file).unwrap_or_default();
-        text.lines().count() == 3
+        text.lines().count() == 5
     });
-    let starts = ["127.0.0.1 - ann [", "127.0.0.1 - - [", "127.0.0.1 - - ["];
-    let fits = |(line, start): (&str, &str)| line.starts_with(start);
+    let starts = ["ann", "-", "-", "bob", "-"].map(|user| format!("127.0.0.1 - {user} ["));
+    let fits = |(line, start): (&str, String)| line.starts_with(&start);
     assert!(text.lines().zip(starts).all(fits), "{text}");
     assert!(!text.contains("eve") && !text.contains("sk-"), "{text}");
     assert!(!format!("{records:?}").contains("sk-good"), "{records:?}");

@@ -2,6 +2,7 @@
 //! store keeps of it. Reading is strict: what is misspelt would else be a limit that nobody holds.
 
 use super::{hex, StoredKey};
+use crate::base::limits::LIMIT_CONCURRENT_MAX;
 use crate::base::line::is_unshown;
 use crate::config::plan::{instant, End, IpRange, KeyState, Limits, ModelPattern, ResetPeriod};
 use crate::keys::facts::KeyFacts;
@@ -248,7 +249,12 @@ fn limits(value: &Value) -> Result<Limits, String> {
             "tokens_per_minute" => {
                 limits.tokens_per_minute = Some(quota(value)?).filter(|n| *n > 0);
             }
-            "max_concurrent" => limits.max_concurrent = some(value)?,
+            "max_concurrent" => {
+                limits.max_concurrent = some(value)?;
+                if limits.max_concurrent > Some(LIMIT_CONCURRENT_MAX) {
+                    return Err(format!("has a max_concurrent beyond {LIMIT_CONCURRENT_MAX}"));
+                }
+            }
             "burst_size" => limits.burst_size = some(value)?,
             other => return Err(format!("has no member `{}`", shown(other))),
         }

@@ -366,6 +366,7 @@ fn what_cannot_be_taken_is_named() {
         ("expires_at", json!(1e300)),
         ("rate_limit", json!({"rpm": 5})),
         ("rate_limit", json!({"burst_size": 5})),
+        ("rate_limit", json!({"max_concurrent": 65_536})),
         ("rate_limit", json!("5")),
         ("metadata", json!([])),
         ("metadata", json!({"x": "y".repeat(9000)})),
@@ -413,7 +414,7 @@ fn any_settings() -> impl Strategy<Value = Map<String, Value>> {
     let time = proptest::option::of(0_i64..4_000_000_000);
     let ips = proptest::collection::vec(any::<std::net::IpAddr>(), 0..3);
     let models = proptest::collection::vec("[a-z:/.-]{1,9}[*]?", 0..3);
-    let limits = proptest::option::of((1_u32.., 0_u64..i64::MAX as u64, 0_u32..));
+    let limits = proptest::option::of((1_u32.., 0_u64..i64::MAX as u64, 0_u32..=0xffff));
     let firsts = (text, text, 0_u64..4, quota.clone(), quota, 0_usize..4);
     (firsts, time, ips, models, limits, text).prop_map(
         |((name, user, status, total, used, period), time, ips, models, limits, note)| {

@@ -150,17 +150,25 @@ fn hear(
     (tour, answer, key): (&mut Tour, KeyAnswer, &str),
 ) -> Result<Ruling, Refusal> {
     let place = tour.place;
-    let mut ruling = gate.hear(tour, &answer, |facts| circumstances(pass, request, facts));
-    if let (KeyAnswer::Known(facts), Ok(_)) = (answer, &ruling) {
-        match scripted::judge(pass, (client, request), (key, place), facts) {
-            Ok(facts) => pass.add_key(facts),
-            Err(refusal) => ruling = Err(refusal),
+    let ruling = gate.hear(tour, &answer, |facts| circumstances(pass, request, facts));
+    let KeyAnswer::Known(facts) = answer else {
+        return ruling.inspect_err(|_| pass.forget_keys());
+    };
+    let judge = |ruling| {
+        let judged = scripted::judge(pass, (client, request), (key, place), Arc::clone(&facts));
+        judged.map(|facts| (ruling, facts))
+    };
+    match ruling.and_then(judge) {
+        Ok((ruling, judged)) => {
+            pass.add_key(judged);
+            Ok(ruling)
+        }
+        Err(refusal) => {
+            pass.forget_keys();
+            pass.note_refused(facts);
+            Err(refusal)
         }
     }
-    if ruling.is_err() {
-        pass.forget_keys();
-    }
-    ruling
 }
 
 /// In which a key of these facts is used by a request.
