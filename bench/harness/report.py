@@ -16,6 +16,12 @@ NOTES = {
 QUANTILES = ["p50", "p90", "p99", "p999"]
 
 
+def number(row):
+    """What rows are sorted by: P9b comes behind P9, and those without a number first."""
+    digits = row[1:].rstrip("b")
+    return (int(digits) if digits.isdigit() else 0, row)
+
+
 class Report:
     """Gathers findings while the rows run."""
 
@@ -99,7 +105,7 @@ class Report:
     def markdown(self):
         rows = [[f"{f.row}", f.what, f"{f.target_text()}", f"{f.median:.3g}",
                  f"{f.interval[0]:.3g} – {f.interval[1]:.3g}", f"{f.verdict()}"]
-                for f in sorted(self.findings, key=lambda f: int(f.row[1:]))]
+                for f in sorted(self.findings, key=lambda f: number(f.row))]
         return (self.taken() + table(["row", "what", "target", "median", "spread", "verdict"], rows))
 
     def short_markdown(self):

@@ -85,8 +85,13 @@ impl Client {
             let inbox = self.inbox.get_or_insert_with(Buffer::take);
             let most = (missing as usize).saturating_add(BUFFER_BYTES);
             match self.post.try_recv_at_most(inbox, most) {
-                // Who waits holds no empty buffer.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.consume(0),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    // Who waits holds no empty buffer. One with bytes keeps its room: it may have
+                    // grown for those that are to come.
+                    if self.bytes().is_empty() {
+                        self.inbox = None;
+                    }
+                }
                 Ok(n) => {
                     self.post.hear();
                     return Ok(n);
@@ -159,15 +164,37 @@ impl Client {
     /// up to 64 KiB for at most a second.
     pub async fn close_gently(&mut self) {
         self.post.set_last();
-        self.post.say_goodbye();
-        self.post.socket().shutdown(Shutdown::Write);
         self.post.arm(LINGER_TIME);
+        self.post.say_goodbye();
+        while let Ok(false) = self.is_out() {
+            // Boxed: there nearly always is room for it.
+            let room = Box::pin(self.post.within(self.post.socket().writable()));
+            if !matches!(room.await, Ok(Ok(()))) {
+                return;
+            }
+        }
+        self.post.socket().shutdown(Shutdown::Write);
         let mut dropped = 0;
         while dropped < LINGER_BYTES_MAX {
             self.inbox = None;
-            match self.read_more(0).await {
-                Ok(0) | Err(_) => return,
-                Ok(n) => dropped += n,
+            match self.drop_some().await {
+                0 => return,
+                n => dropped += n,
+            }
+        }
+    }
+
+    /// Reads what the client still sends, as it comes from the socket, and drops it. 0: it has sent
+    /// all, or sends nothing in time.
+    async fn drop_some(&self) -> usize {
+        loop {
+            match self.post.within(self.post.socket().readable()).await {
+                Ok(Ok(())) => self.post.take_turns().await,
+                _ => return 0,
+            }
+            match self.post.socket().try_recv_at_most(&mut Buffer::take(), BUFFER_BYTES) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                got => return got.unwrap_or(0),
             }
         }
     }

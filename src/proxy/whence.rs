@@ -36,6 +36,7 @@ impl Whence {
     /// A balancer says whose connection it is; `None`: its own.
     pub fn hear(&mut self, source: Option<IpAddr>) {
         self.peer = source.unwrap_or(self.peer);
+        self.set_client(self.peer);
     }
 
     /// True for a peer that is one of these.

@@ -89,21 +89,28 @@ impl Seal {
     ) -> io::Result<usize> {
         let session = &mut *self.session.borrow_mut();
         let len = into.len();
+        debug_assert!(into.capacity() > len, "a full buffer reads as an end of stream");
         into.resize(len + (into.capacity() - len).min(most).min(READ_BYTES_MAX), 0);
+        let waits = |got: &io::Result<usize>| {
+            got.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
         let mut got = Err(io::ErrorKind::WouldBlock.into());
+        let mut is_dry = false;
         for _ in 0..FILLS_MAX {
             got = session.reader().read(into.get_mut(len..).unwrap_or_default());
-            if !matches!(&got, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            if !waits(&got) {
                 break;
             }
             let filled = session.read_tls(&mut Wire(socket));
+            is_dry = waits(&filled);
             if let Err(error) = filled.and_then(|_| process(session, socket)) {
                 got = Err(error);
                 break;
             }
         }
         into.truncate(len + got.as_ref().copied().unwrap_or(0));
-        self.may_hold.set(got.is_ok());
+        // What the last fill brought may be there although nothing was read of it.
+        self.may_hold.set(got.is_ok() || (waits(&got) && !is_dry));
         got
     }
 

@@ -127,6 +127,30 @@ fn large_bodies_arrive_whole_both_ways() {
     }
 }
 
+/// Catches: a request whose first record fills the first buffer to its last byte, and that loses the
+/// room for more while it waits: the client is taken for gone.
+#[test]
+fn a_request_may_pause_where_a_buffer_ends() {
+    const RECORD: usize = 16 * 1024;
+    let (pki, backend) = (Pki::new(), Backend::answering(OK));
+    let config = Config::backend_at(backend.url()).section("metrics: {listen: \"127.0.0.1:0\"}");
+    let proxy = secured(&pki, config, "");
+    let event = proxy.await_event("the page listens", |event| event["message"] == "metrics");
+    let page: SocketAddr = event["addr"].as_str().unwrap().parse().unwrap();
+    let body = format!("{{\"model\":\"m\",\"prompt\":\"{}\"}}", "x".repeat(3 * RECORD));
+    let length = body.len();
+    let fields = format!("Host: t\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("POST {CHATS} HTTP/1.1\r\n{fields}");
+    let request = head + &body;
+    let mut conn = proxy.connect();
+    conn.send(&request[..RECORD]);
+    await_until("it waits for the rest", SOON, || {
+        let metrics = Metrics::parse(&Conn::open(page).get("/metrics").text());
+        metrics.sum("llmproxy_buffers", &[("state", "in_use")]) > 0.0
+    });
+    assert_eq!(conn.send(&request[RECORD..]).response().status(), 200);
+}
+
 /// Catches: a body that somebody cut taken for a whole one, or its request sent to an engine.
 #[test]
 fn a_cut_request_reaches_no_engine() {

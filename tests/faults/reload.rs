@@ -240,7 +240,8 @@ fn lasting(page: &Metrics) -> BTreeMap<String, f64> {
         ["_total", "_count", "_sum", "_bucket"].iter().any(|suffix| name.ends_with(suffix))
     };
     let lasts = |sample: &&Sample| {
-        let of = sample.labels.iter().find(|(name, _)| name == "backend");
+        let is_backend = |name: &str| matches!(name, "backend" | "server_address");
+        let of = sample.labels.iter().find(|(name, _)| is_backend(name));
         is_counter(&sample.name) && of.is_none_or(|(_, backend)| backend == "always")
     };
     let named = |it: &Sample| (format!("{} {:?}", it.name, it.labels), it.value);

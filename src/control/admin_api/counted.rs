@@ -10,6 +10,7 @@ use crate::state::counters::table::TablePart;
 use crate::state::quota_clock::QuotaClock;
 use serde_json::{Map, Value};
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 impl AdminApi {
     /// The key with what is used of its quota now, by the gateway's count.
@@ -34,10 +35,15 @@ impl AdminApi {
     pub(super) fn count_from(&self, key: &StoredKey, changed: &Map<String, Value>, now_ms: i64) {
         let Some(gateway) = &self.gateway else { return };
         let view = gateway.board.view();
-        let is_named = changed.contains_key("used_quota");
-        let found = || Some((quota(&view, key)?, terms(&view, key, now_ms)?));
-        if let Some((quota, terms)) = is_named.then(found).flatten() {
-            quota.set(terms, key.facts.used_quota);
+        let Some(counters) = view.counters.as_ref() else { return };
+        let Some(terms) = terms(&view, key, now_ms) else { return };
+        if changed.contains_key("used_quota") {
+            // Of one that was not met yet as well: a request may be about to meet it.
+            let id = ids::of_key(&key.facts.digest);
+            let found = counters.find(id, TablePart::Known, counters.at(Instant::now()));
+            if let (Some(quota), true) = (counters.quota(found.0), found.1) {
+                quota.set(terms, key.facts.used_quota);
+            }
         }
     }
 }

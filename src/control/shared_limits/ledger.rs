@@ -48,6 +48,7 @@ pub struct Ledger {
     uses: HashMap<Line, Use>,
     owed: HashMap<Line, (Bucket, i64)>,
     slots: HashMap<Counted, Told>,
+    has_more_slots: bool,
     /// What is on its way to the server, under this number, until it has answered.
     pub sending: Vec<Owed>,
     pub number: u64,
@@ -61,6 +62,7 @@ impl Ledger {
             uses,
             owed,
             slots,
+            has_more_slots: false,
             sending: Vec::new(),
             number: 1,
         }
@@ -147,15 +149,23 @@ impl Ledger {
             }
         }
         let asked = all.len();
+        let mut due = Vec::new();
         for (whose, told) in &self.slots {
             let slots = book.slots(whose);
             let is_old = |at: Instant| now.saturating_duration_since(at) >= LOANED_SLOTS_TOLD_EVERY;
             let is_due = told.slots != slots || told.at.is_none_or(is_old);
-            let is_there = all.iter().take(asked).any(|(other, _)| other == whose);
-            if all.len() < LOANS_TOLD_MAX && is_due && !is_there {
-                all.push((*whose, slots));
+            if is_due && !all.iter().take(asked).any(|(other, _)| other == whose) {
+                due.push((told.at, (*whose, slots)));
             }
         }
+        let most = LOANS_TOLD_MAX.saturating_sub(asked);
+        self.has_more_slots = due.len() > most;
+        if self.has_more_slots {
+            // The others with the next call. First those that were told the longest ago: the server
+            // takes who is not heard of for dead.
+            due.sort_by_key(|(at, _)| *at);
+        }
+        all.extend(due.into_iter().take(most).map(|(_, slots)| slots));
         // Until it has answered, nobody knows what it knows.
         for (whose, slots) in &all {
             self.slots.insert(*whose, Told { slots: *slots, at: None });
@@ -192,9 +202,9 @@ impl Ledger {
         }
     }
 
-    /// Amounts are left that did not fit into the last call.
+    /// Amounts or slots are left that did not fit into the last call.
     pub fn has_more(&self) -> bool {
-        !self.owed.is_empty()
+        !self.owed.is_empty() || self.has_more_slots
     }
 
     /// Nothing is to be told, and nothing is lent that has to be looked after.

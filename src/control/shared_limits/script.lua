@@ -44,8 +44,8 @@ local function put(name, full)
   end
 end
 
--- A batch of amounts counts once, however often it is sent.
-local is_new = redis.call('GET', KEYS[1]) ~= ARGV[1]
+-- A batch of amounts counts once, however often it is sent, and however late it comes.
+local is_new = stored(KEYS[1]) < tonumber(ARGV[1])
 local amounts = number()
 for _ = 1, amounts do
   local name, each, size, units = key(), number(), number(), number()
@@ -56,7 +56,7 @@ for _ = 1, amounts do
     put(name, stored(name) - math.floor(-each * units))
   end
 end
-if amounts > 0 then
+if is_new and amounts > 0 then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', 3600000)
 end
 

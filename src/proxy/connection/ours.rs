@@ -74,6 +74,8 @@ pub(super) async fn refuse(
     let mut frame = frame((w, &view), request, close);
     if let Some(takings) = pass.takings() {
         frame.limits = takings.levels(Instant::now());
+        // Whoever has its refusal can ask again.
+        takings.leave();
     }
     // Its request may not have come to its end, and does not any more.
     match frame.close {

@@ -28,28 +28,51 @@ pub(super) async fn secure(
     request: &mut Request,
     config: Arc<ServerConfig>,
 ) -> bool {
+    client.post.arm(w.view().plan.server.header_timeout);
+    let early = client.inbox.take();
+    if early.is_none() {
+        // Who says nothing does not keep others from theirs.
+        match client.post.within(client.post.socket().readable()).await {
+            Ok(_) => {}
+            Err(alarm) => return end(w, request, &alarm),
+        }
+    }
     if w.handshakes.get() >= HANDSHAKES_MAX {
         fail(w, request, "too_many", &"too many at one time");
         return false;
     }
     w.handshakes.set(w.handshakes.get() + 1);
     let underway = Underway(&w.handshakes);
-    client.post.arm(w.view().plan.server.header_timeout);
-    let early = client.inbox.take();
-    let early = early.as_deref().map_or(&[][..], Vec::as_slice);
-    let ended = client.post.shake_hands(config, early).await;
-    drop(underway);
+    let bytes = early.as_deref().map_or(&[][..], Vec::as_slice);
+    let ended = client.post.shake_hands(config, bytes).await;
+    drop((underway, early));
     match ended {
         Ok(Ok(())) => {
             let version = usize::from(client.post.has_newest_seal());
             w.shelf.meters.borrow_mut().handshakes[version] += 1;
             request.from.set_sealed();
-            return true;
+            true
         }
-        Ok(Err(error)) => fail(w, request, reason(&error), &error),
-        Err(Alarm::Expired) => fail(w, request, "timeout", &"it took too long"),
-        // Drained, or gone.
-        Err(_) => fail(w, request, "closed", &"the connection ended"),
+        Ok(Err(error)) => {
+            let why = reason(&error);
+            fail(w, request, why, &error);
+            if why != "closed" {
+                // What it sent behind is not read, and must not cost it the alert that says why.
+                client.close_gently().await;
+            }
+            false
+        }
+        Err(alarm) => end(w, request, &alarm),
+    }
+}
+
+/// It came to no end.
+fn end(w: &Shared, request: &Request, alarm: &Alarm) -> bool {
+    match alarm {
+        Alarm::Expired => fail(w, request, "timeout", &"it took too long"),
+        Alarm::Gone => fail(w, request, "closed", &"the connection ended"),
+        // Our own doing.
+        Alarm::Ended | Alarm::CalledOff => {}
     }
     false
 }

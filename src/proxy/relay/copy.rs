@@ -340,7 +340,8 @@ impl<'a> Relay<'a> {
             if sent == total {
                 match self.client.is_out() {
                     Ok(true) => break Ok(()),
-                    Ok(false) => {}
+                    // Some of it waits in the session.
+                    Ok(false) => self.state.torn = true,
                     Err(fault) => break Err(fault),
                 }
             } else if taken > 0 {

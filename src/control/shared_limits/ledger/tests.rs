@@ -128,3 +128,31 @@ fn slots_are_told_when_they_change_and_before_they_expire() {
     assert!(!stage.ledger.is_quiet());
     assert_eq!((stage.tell(&[]), stage.ledger.is_quiet()), (vec![0], true));
 }
+
+/// Catches: slots of running requests that are never told of because others come first each time,
+/// so that the server takes them for free.
+#[test]
+fn slots_that_find_no_room_in_a_call_are_told_with_the_next() {
+    const BEYOND: usize = 100;
+    let (changes, _changed) = bounded(8);
+    let table = Counters::anonymous(4096, 16, 1).unwrap();
+    let book = LoanBook::new(8192, changes).unwrap();
+    let (mut ledger, began) = (Ledger::new(LEASE), Instant::now());
+    for n in 1..=(LOANS_TOLD_MAX + BEYOND) as u128 {
+        let id = n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let (place, is_own) = table.find(id, TablePart::Known, 1);
+        assert!(is_own);
+        let whose = Counted::new(id, TablePart::Known, place);
+        book.lend_slot(&whose);
+        ledger.lent(&LoanItem { whose, of: LoanOf::Slot(5), units: 1 }, 0, began);
+    }
+    let now = began + LOANED_SLOTS_TOLD_EVERY;
+    let mut tell = || {
+        let told = ledger.slots_to_tell(&book, [].into_iter(), now);
+        ledger.heard(&told, now);
+        (told.len(), ledger.has_more())
+    };
+    assert_eq!(tell(), (LOANS_TOLD_MAX, true));
+    assert_eq!(tell(), (BEYOND, false));
+    assert_eq!(tell(), (0, false));
+}
