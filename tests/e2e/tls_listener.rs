@@ -127,8 +127,8 @@ fn large_bodies_arrive_whole_both_ways() {
     }
 }
 
-/// Catches: a request whose first record fills the first buffer to its last byte, and that loses the
-/// room for more while it waits: the client is taken for gone.
+/// Catches: a request whose first record fills the first buffer to its last byte, and that loses
+/// the room for more while it waits: the client is taken for gone.
 #[test]
 fn a_request_may_pause_where_a_buffer_ends() {
     const RECORD: usize = 16 * 1024;
