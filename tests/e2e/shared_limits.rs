@@ -139,7 +139,11 @@ fn who_is_busy_does_not_ask_for_each_request() {
             let all = (0..BATCH).all(|_| conn.post(CHATS, KEY, CHAT).status() == 200);
             all && granted() - before < BATCH as f64 / 2.0
         });
+        // More than once: a pause can come when all that was lent has just been used.
+        let mut requests = 0;
         await_until("what it did not use is given back", SOON, || {
+            requests += 1;
+            assert!((0..requests).all(|_| conn.post(CHATS, KEY, CHAT).status() == 200));
             proxy.metric("llmproxy_shared_limits_returned_total", &[]) > 0.0
         });
     }

@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use serde_json::{json, Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that matter somewhere, so that they stand where they do not matter too.
 const NAMES: &[&str] = &[
@@ -29,6 +29,17 @@ const NAMES: &[&str] = &[
     "metadata",
     "a\"}{[]:,\\",
     "\u{1f600}\n",
+];
+
+const COUNTS: &[&str] = &[
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
 ];
 
 fn leaf() -> impl Strategy<Value = Value> {
@@ -113,74 +124,59 @@ fn event() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Counts by their names, of one event or of all so far.
 #[derive(Default)]
-struct Reference {
+struct Told {
     counts: BTreeMap<&'static str, u64>,
-    odd: BTreeMap<&'static str, ()>,
+    odd: BTreeSet<&'static str>,
     kept_zero: bool,
-    content: u64,
 }
 
-impl Reference {
-    /// One name of one object.
-    fn count(&mut self, now: &mut BTreeMap<&'static str, u64>, name: &'static str, of: &Value) {
+impl Told {
+    fn set(&mut self, name: &'static str, of: &Value) {
         match of {
             Value::Null => {}
             Value::Number(number) => {
                 let number = number.as_u64().unwrap();
-                match now.get(name) {
-                    Some(had) if *had > 0 && number == 0 => self.kept_zero = true,
-                    _ => {
-                        now.insert(name, number);
-                    }
+                if number == 0 && self.counts.get(name).is_some_and(|had| *had > 0) {
+                    self.kept_zero = true;
+                } else {
+                    self.counts.insert(name, number);
+                    self.odd.remove(name);
                 }
             }
             _ => {
-                self.odd.insert(name, ());
+                self.odd.insert(name);
             }
         }
     }
 
     fn usage(&mut self, usage: &Value, is_early: bool) {
         let Value::Object(usage) = usage else { return };
-        let mut now = BTreeMap::new();
-        let before: Vec<&'static str> = self.odd.keys().copied().collect();
-        for name in [
-            "prompt_tokens",
-            "completion_tokens",
-            "total_tokens",
-            "input_tokens",
-            "output_tokens",
-            "cache_read_input_tokens",
-            "cached_tokens",
-            "reasoning_tokens",
-        ] {
-            if let Some(value) = usage.get(name).filter(|_| !is_early || name != "output_tokens") {
-                self.count(&mut now, name, value);
-            }
-        }
         // In the order in which the members stand, which is that of their names.
-        for details in ["input_tokens_details", "prompt_tokens_details"] {
-            if let Some(value) =
-                usage.get(details).and_then(|d| d.as_object()?.get("cached_tokens"))
-            {
-                self.count(&mut now, "cached_tokens", value);
+        for (name, value) in usage {
+            let details = matches!(&**name, "input_tokens_details" | "prompt_tokens_details");
+            if let Some(name) = COUNTS.iter().find(|other| *other == name) {
+                if !is_early || *name != "output_tokens" {
+                    self.set(name, value);
+                }
+            } else if let Some(cached) = value.get("cached_tokens").filter(|_| details) {
+                self.set("cached_tokens", cached);
             }
         }
+    }
+
+    fn merge(&mut self, later: Told) {
+        let has = |name: &&str| later.counts.contains_key(name);
         let counted = ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"];
-        if counted.iter().any(|name| now.contains_key(name)) && !now.contains_key("total_tokens") {
+        if counted.iter().any(has) && !has(&"total_tokens") {
             self.counts.remove("total_tokens");
         }
-        for (name, number) in now {
-            let odd_now = self.odd.contains_key(name) && !before.contains(&name);
-            let mut all = std::mem::take(&mut self.counts);
-            self.count(&mut all, name, &json!(number));
-            self.counts = all;
-            let kept = self.counts.get(name) != Some(&number);
-            if !odd_now && !kept {
-                self.odd.remove(name);
-            }
+        for (name, number) in later.counts {
+            self.set(name, &json!(number));
         }
+        self.odd.extend(later.odd);
+        self.kept_zero |= later.kept_zero;
     }
 
     fn tokens(&self) -> Option<Tokens> {
@@ -198,7 +194,15 @@ impl Reference {
         let all = (prompt, completion, total, cached, get("reasoning_tokens"));
         (total + prompt + completion > 0).then_some(all)
     }
+}
 
+#[derive(Default)]
+struct Reference {
+    told: Told,
+    content: u64,
+}
+
+impl Reference {
     fn event(&mut self, dialect: Dialect, event: &Value) {
         let filled = |value: &Value| match value {
             Value::String(text) => !text.is_empty(),
@@ -207,15 +211,17 @@ impl Reference {
             _ => false,
         };
         let any = |map: &Value, names: &[&str]| names.iter().any(|name| filled(&map[*name]));
+        let mut now = Told::default();
         // In the order in which the members stand.
         for (name, value) in event.as_object().unwrap_or(&Map::new()) {
             match (dialect, name.as_str()) {
-                (_, "usage") => self.usage(value, false),
-                (Dialect::Responses, "response") => self.usage(&value["usage"], false),
-                (Dialect::Messages, "message") => self.usage(&value["usage"], true),
+                (_, "usage") => now.usage(value, false),
+                (Dialect::Responses, "response") => now.usage(&value["usage"], false),
+                (Dialect::Messages, "message") => now.usage(&value["usage"], true),
                 _ => {}
             }
         }
+        self.told.merge(now);
         let content = match dialect {
             Dialect::Responses => any(event, &["delta"]),
             Dialect::Messages => {
@@ -264,7 +270,7 @@ proptest! {
         cuts.extend([0, bytes.len()]);
         cuts.sort_unstable();
         let pieces = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
-        let expected = (reference.tokens(), reference.content);
+        let expected = (reference.told.tokens(), reference.content);
         for scan in [scan(dialect, EVENTS, [bytes]), scan(dialect, EVENTS, pieces)] {
             let found = (scan.usage().map(tokens), scan.facts().content_events());
             prop_assert_eq!(&found, &expected, "{}", stream);
