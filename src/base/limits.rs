@@ -528,6 +528,8 @@ pub const LOOKUPS_WAITING_MAX: usize = 4096;
 /// Rows of a table of keys that are read for one key: letters of another case, or blanks behind it,
 /// may be the same to a database. Beyond: not looked at.
 pub const LOOKUP_ROWS_MAX: usize = 8;
+/// Keys of which a gateway knows that they are in use. Beyond: their `last_used_at` stays, counted.
+pub const KEY_USES_MAX: usize = 100_000;
 /// Threads that ask one provider. Beyond: a store's pool is not used.
 pub const LOOKUP_THREADS_MAX: u32 = 16;
 /// Log lines of one worker about failed requests of one code in a second. Beyond: they are counted,

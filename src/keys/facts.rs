@@ -5,6 +5,11 @@ use crate::config::plan::{ApiKey, IpRange, KeyState, Limits, ModelPattern, Reset
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+
+/// A request notes that a key was used unless another one did so less than this before.
+const USE_PAUSE_MS: i64 = 1000;
 
 /// One key. Shared by all requests that show it, and never changed: a provider that learns
 /// something new makes another one.
@@ -46,6 +51,46 @@ pub struct KeyFacts {
     /// All that the provider said, in the shape in which scripts see it; `None` where no script
     /// will look.
     pub data: Option<Value>,
+    /// Where requests note that they showed it, if its provider wants to know.
+    pub last_use: UseMark,
+}
+
+/// Where requests note when they showed a key: shared by all that have its facts, so that also
+/// those count that were answered from memory. Facts are the same wherever their use is noted.
+#[derive(Clone, Default)]
+pub struct UseMark(Option<Arc<AtomicI64>>);
+
+impl UseMark {
+    /// Of a key that was used at this moment, in milliseconds since 1970.
+    pub fn new(now_ms: i64) -> UseMark {
+        UseMark(Some(Arc::new(AtomicI64::new(now_ms))))
+    }
+
+    /// A request showed the key. A key that all workers use at once is written once in a second:
+    /// they do not take the memory away from each other.
+    pub fn note(&self, now_ms: i64) {
+        let Some(last) = &self.0 else { return };
+        let since = now_ms.saturating_sub(last.load(Ordering::Relaxed));
+        if since >= USE_PAUSE_MS {
+            last.fetch_max(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// When that was last, about to the second.
+    pub fn last_ms(&self) -> Option<i64> {
+        self.0.as_ref().map(|last| last.load(Ordering::Relaxed))
+    }
+
+    /// True when nobody else can note anything here.
+    pub fn is_forgotten(&self) -> bool {
+        self.0.as_ref().is_none_or(|last| Arc::strong_count(last) == 1)
+    }
+}
+
+impl PartialEq for UseMark {
+    fn eq(&self, _: &UseMark) -> bool {
+        true
+    }
 }
 
 impl KeyFacts {
@@ -69,6 +114,7 @@ impl KeyFacts {
             limits: Limits::default(),
             metadata: Map::new(),
             data: None,
+            last_use: UseMark::default(),
         }
     }
 }
@@ -108,6 +154,7 @@ impl From<&ApiKey> for KeyFacts {
             limits: key.rate_limit,
             metadata: Map::new(),
             data: None,
+            last_use: UseMark::default(),
         }
     }
 }

@@ -127,7 +127,25 @@ impl<Q: PartialEq + Clone, A: Clone> SharedQuestions<Q, A> {
     /// the state of what is asked: who asks after a change does not get an answer that was begun
     /// before it. False: all who could ask are gone. Blocks: control plane only.
     pub fn answer_next(&self, version: impl Fn() -> u64, answer: impl FnOnce(&Q) -> A) -> bool {
-        let Ok(Question { about, reply }) = self.waiting.recv() else { return false };
+        self.answer_until(None, version, answer)
+    }
+
+    /// The same for whoever has something else to do at a moment: it does not wait longer than
+    /// that. A question that is there already is answered first.
+    pub fn answer_until(
+        &self,
+        until: Option<Instant>,
+        version: impl Fn() -> u64,
+        answer: impl FnOnce(&Q) -> A,
+    ) -> bool {
+        let question = match until {
+            None => self.waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => self.waiting.recv_deadline(until),
+        };
+        let Question { about, reply } = match question {
+            Ok(question) => question,
+            Err(error) => return error == RecvTimeoutError::Timeout,
+        };
         // Whoever gave up meanwhile needs no answer.
         if reply.is_canceled() {
             return true;
@@ -356,6 +374,20 @@ mod tests {
         assert!(shared.answer_next(|| 0, |_| panic!("nobody wants to know")));
         drop(ask);
         assert!(!shared.answer_next(|| 0, |_| panic!("nobody can ask")));
+    }
+
+    /// Catches: a thread with other work that waits for a question for ever, that takes the end of
+    /// its patience for the end of all who ask, or that leaves a question for its work.
+    #[test]
+    fn who_has_other_work_waits_for_questions_until_then() {
+        let (ask, questions) = queue::<u8, u8>(2);
+        let (shared, now) = (questions.shared(), Some(Instant::now()));
+        assert!(shared.answer_until(now, || 0, |_| panic!("nobody asked")));
+        let mut asked = ask.ask(1).unwrap();
+        assert!(shared.answer_until(now, || 0, |about| about + 1));
+        assert_eq!(asked.try_recv(), Ok(Some(2)));
+        drop(ask);
+        assert!(!shared.answer_until(now, || 0, |_| panic!("nobody can ask")));
     }
 
     /// Catches: a thread that, done with its own question, ends that of another.

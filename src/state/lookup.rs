@@ -44,6 +44,7 @@ pub enum KeyAnswer {
 #[derive(Default)]
 pub struct LookupNumbers {
     results: [AtomicU64; 4],
+    uses_lost: AtomicU64,
     /// Only the threads that answer and the metrics page take it.
     times: Mutex<Times>,
 }
@@ -69,6 +70,16 @@ impl LookupNumbers {
     /// How many there were of each.
     pub fn results(&self) -> [u64; 4] {
         self.results.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// So many uses of keys cannot be written down: too many keys are in use at a time.
+    pub fn note_uses_lost(&self, count: u64) {
+        self.uses_lost.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many that were.
+    pub fn uses_lost(&self) -> u64 {
+        self.uses_lost.load(Ordering::Relaxed)
     }
 
     /// How long they took.

@@ -12,27 +12,32 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const TOKEN: &str = "planted-admin-token";
-const KEYS: &str = "/admin/api-keys";
+/// The token of each desk.
+pub const TOKEN: &str = "planted-admin-token";
+/// Where its keys are.
+pub const KEYS: &str = "/admin/api-keys";
 /// An answer of thirty tokens.
 const WITH_USAGE: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
                           content-length: 71\r\n\r\n\
                           {\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":20,\"total_tokens\":30}}";
 
 /// A gateway with the admin API.
-struct Desk {
-    proxy: Proxy,
+pub struct Desk {
+    /// The gateway.
+    pub proxy: Proxy,
     address: SocketAddr,
 }
 
-fn section(db: &Path, more: &str) -> String {
+/// The section of a gateway with this store, with further properties in flow form.
+pub fn section(db: &Path, more: &str) -> String {
     format!(
         "admin: {{enabled: true, token: {TOKEN}, listen: \"127.0.0.1:0\", db_path: \"{}\"{more}}}",
         db.display()
     )
 }
 
-fn desk_of(config: &Config) -> Desk {
+/// A gateway of this configuration, which has such a section.
+pub fn desk_of(config: &Config) -> Desk {
     let proxy = config.start();
     let event = proxy.await_event("its address", |event| event["message"] == "admin API");
     let address = event["addr"].as_str().unwrap().parse().unwrap();
@@ -54,7 +59,8 @@ impl Desk {
         Conn::open(self.address).send(head + body).response()
     }
 
-    fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+    /// Asks with the token: status and answer.
+    pub fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let fields = format!("Authorization: Bearer {TOKEN}\r\n");
         let answer = self.send(method, path, &fields, &body);

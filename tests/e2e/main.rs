@@ -71,6 +71,7 @@ mod admin_api;
 mod admin_socket;
 mod health_command;
 mod keys_command;
+mod stored_keys;
 mod discovery;
 mod discovery_dns;
 mod watch_config;

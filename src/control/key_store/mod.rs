@@ -15,9 +15,11 @@ pub mod import;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 pub use generate::{generate, prefix_of, Generated};
 pub use sqlite::KeyStore;
+pub use uses::KeyUses;
 
 use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;

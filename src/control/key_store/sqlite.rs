@@ -12,15 +12,11 @@ use jiff::Timestamp;
 use rusqlite::types::Value as Cell;
 use rusqlite::TransactionBehavior::Immediate;
 use rusqlite::{params, params_from_iter, Connection, OptionalExtension, Row, Transaction};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod file;
-
-/// Keys of which it is remembered that they were used, until that is written. Beyond: it is not.
-const USED_MAX: usize = 100_000;
 
 const COLUMNS: &str =
     "number, id, identity, prefix, settings, created_ms, updated_ms, last_used_ms";
@@ -33,7 +29,6 @@ pub struct KeyStore {
     writer: Mutex<Connection>,
     /// Readers do not wait for the writer.
     reader: Mutex<Connection>,
-    used: Mutex<HashMap<KeyDigest, i64>>,
     changes: AtomicU64,
 }
 
@@ -58,7 +53,6 @@ impl KeyStore {
             file: file::id(path).map_err(named)?,
             writer: Mutex::new(writer),
             reader: Mutex::new(reader),
-            used: Mutex::default(),
             changes: AtomicU64::new(0),
         })
     }
@@ -86,26 +80,20 @@ impl KeyStore {
         // Whoever keeps the facts for a while must not keep an old text alive by that.
         let until = until_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         facts.expires_at = facts.expires_at.into_iter().chain(until).min();
-        let mut used = lock(&self.used);
-        if used.len() < USED_MAX || used.contains_key(&facts.digest) {
-            used.insert(facts.digest, now_ms);
-        }
         Ok(Some(facts))
     }
 
-    /// Writes down when keys were last found.
+    /// Writes down when keys were last used, in milliseconds since 1970: by their identities. What
+    /// is there already is not replaced by an earlier moment.
     ///
     /// # Errors
-    /// The store cannot be written.
-    pub fn note_uses(&self) -> Done<()> {
-        let used = std::mem::take(&mut *lock(&self.used));
-        if used.is_empty() {
-            return Ok(());
-        }
+    /// The store cannot be written: nothing of it is.
+    pub fn note_uses(&self, uses: &[(KeyDigest, i64)]) -> Done<()> {
         self.transaction(|transaction| {
-            let text = "UPDATE keys SET last_used_ms = ?2 WHERE identity = ?1";
+            let text = "UPDATE keys SET last_used_ms = max(coalesce(last_used_ms, ?2), ?2) \
+                        WHERE identity = ?1";
             let mut statement = transaction.prepare_cached(text)?;
-            for (identity, ms) in &used {
+            for (identity, ms) in uses {
                 statement.execute(params![identity.as_bytes(), ms])?;
             }
             Ok(Ok(()))
@@ -313,13 +301,6 @@ impl KeyStore {
     fn said<T>(&self, result: Sql<T>) -> Done<T> {
         let path = self.path.display();
         result.map_err(|error| StoreFault::Unavailable(format!("{path}: {error}")))
-    }
-}
-
-impl Drop for KeyStore {
-    fn drop(&mut self) {
-        // It is only a remark: nobody misses it.
-        let _ = self.note_uses();
     }
 }
 

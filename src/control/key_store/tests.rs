@@ -87,8 +87,10 @@ fn a_key_has_a_life() {
     assert_eq!((changed.facts.status, changed.facts.total_quota), (KeyState::Active, 0));
     assert_eq!((changed.created_ms, changed.updated_ms), (1000, 2000));
     assert_eq!(store.find(&digest(A), 9).unwrap().unwrap(), changed.facts);
-    store.note_uses().unwrap();
-    assert_eq!(store.get(&named(A)).unwrap().last_used_ms, Some(9));
+    for (now, last) in [(9, 9), (7, 9), (11, 11)] {
+        store.note_uses(&[(changed.facts.digest, now), (digest(B), now)]).unwrap();
+        assert_eq!(store.get(&named(A)).unwrap().last_used_ms, Some(last));
+    }
     let bytes = folder.bytes();
     let random = A.strip_prefix("sk-llmproxy-").unwrap().as_bytes();
     assert!(!bytes.windows(random.len()).any(|part| part == random), "the key is on the disk");
@@ -297,8 +299,7 @@ fn what_is_exported_can_be_imported() {
     store.create(&key(C, json!({"name": "c"}))).unwrap();
     let late = i64::MAX / 2_000_000;
     store.rotate(&named(A), (digest(B), prefix_of(B)), (2000, late)).unwrap();
-    store.find(&digest(B), 2500).unwrap();
-    store.note_uses().unwrap();
+    store.note_uses(&[(digest(A), 2500)]).unwrap();
     let listed =
         |store: &KeyStore| store.list(&KeyFilter::default(), &KeySpan::Offset(0), 100).unwrap().0;
     let text = |keys: Vec<StoredKey>| -> Vec<String> {

@@ -2,9 +2,9 @@
 
 use super::{FoundKey, KeySource, Opened};
 use crate::base::clock::unix_ms;
-use crate::control::key_store::{form, KeyRef, KeyStore, StoredKey};
+use crate::control::key_store::{form, KeyRef, KeyStore, KeyUses, StoredKey};
 use crate::keys::facts::KeyFacts;
-use crate::state::lookup::KeyQuestion;
+use crate::state::lookup::{KeyQuestion, LookupNumbers};
 use crate::store::Trouble;
 use jiff::Timestamp;
 use serde_json::{json, Value};
@@ -20,13 +20,23 @@ struct BuiltinSource {
     path: PathBuf,
     has_script: bool,
     store: Option<KeyStore>,
-    noted: Instant,
+    uses: KeyUses,
+    /// When it is looked next what was used.
+    look: Instant,
+    /// It was told that this cannot be written.
+    is_told: bool,
 }
 
 /// Opens nothing yet. One thread is enough: the file is beside us.
 pub fn open(path: &Path, has_script: bool) -> Opened {
-    let noted = Instant::now();
-    let source = BuiltinSource { path: path.to_owned(), has_script, store: None, noted };
+    let source = BuiltinSource {
+        path: path.to_owned(),
+        has_script,
+        store: None,
+        uses: KeyUses::default(),
+        look: Instant::now() + NOTE_PAUSE,
+        is_told: false,
+    };
     Opened {
         place: path.display().to_string(),
         patience: PATIENCE,
@@ -56,7 +66,39 @@ impl BuiltinSource {
             let stored = store.get(&KeyRef::Text(key.to_owned())).map_err(said)?;
             facts.data = Some(data(key, &facts, &stored));
         }
+        facts.last_use = self.uses.meet(facts.digest, now_ms);
         Ok(Some(facts))
+    }
+
+    /// Writes a part of what was used, and puts it back when that fails.
+    fn write_uses(&mut self) {
+        let part = self.uses.next_part();
+        if part.is_empty() {
+            return;
+        }
+        let written = match &self.store {
+            Some(store) => store.note_uses(part).map_err(|fault| fault.to_string()),
+            // It is opened by the next look-up, which says what is wrong.
+            None => return self.uses.put_back(),
+        };
+        match written {
+            Ok(()) => self.uses.note_written(),
+            Err(_) => self.uses.put_back(),
+        }
+        if let (false, Err(why)) = (self.is_told, &written) {
+            tracing::warn!(%why, "when keys were used cannot be written down: it is tried again");
+        }
+        self.is_told = written.is_err();
+    }
+}
+
+impl Drop for BuiltinSource {
+    /// Nobody asks any more. What cannot be written now is only a remark: nobody misses it.
+    fn drop(&mut self) {
+        self.uses.look();
+        while !self.uses.next_part().is_empty() {
+            self.write_uses();
+        }
     }
 }
 
@@ -67,16 +109,29 @@ impl KeySource for BuiltinSource {
             // Whatever was wrong with the file, it is looked at anew.
             self.store = None;
         }
-        if let Some(store) = self.store.as_ref().filter(|_| self.noted.elapsed() > NOTE_PAUSE) {
-            self.noted = Instant::now();
-            // It is only a remark: nobody is refused because of it.
-            let _ = store.note_uses();
-        }
         Ok(found?.map_or(FoundKey::Unknown, |facts| FoundKey::Facts(Box::new(facts))))
     }
 
     fn probe(&mut self, _: Instant) -> Result<(), Trouble> {
         self.opened().map(drop)
+    }
+
+    fn chore(&self) -> Option<Instant> {
+        match (self.uses.next_part().is_empty(), self.uses.is_empty()) {
+            (false, _) => Some(Instant::now()),
+            (true, false) => Some(self.look),
+            (true, true) => None,
+        }
+    }
+
+    fn tend(&mut self, numbers: &LookupNumbers) {
+        let now = Instant::now();
+        if self.look <= now {
+            self.look = now + NOTE_PAUSE;
+            self.uses.look();
+            numbers.note_uses_lost(self.uses.take_lost());
+        }
+        self.write_uses();
     }
 }
 

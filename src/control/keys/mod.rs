@@ -41,6 +41,14 @@ trait KeySource: Send {
 
     /// Looks whether the provider can be asked, without a key.
     fn probe(&mut self, until: Instant) -> Result<(), Trouble>;
+
+    /// When it wants to do something else than to answer; `None`: it does not.
+    fn chore(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Does that, since it is time. What is counted of it goes into `numbers`.
+    fn tend(&mut self, _numbers: &LookupNumbers) {}
 }
 
 /// What a provider says of a key.
@@ -196,10 +204,14 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
             let mut goes_on = true;
             while goes_on {
                 super::survive("keys", || {
-                    goes_on = questions.answer_next(
+                    goes_on = questions.answer_until(
+                        source.chore(),
                         || changes.count(),
                         |question| answering.answer(source.as_mut(), question),
                     );
+                    if source.chore().is_some_and(|due| due <= Instant::now()) {
+                        source.tend(&answering.numbers);
+                    }
                 });
             }
         })?;

@@ -1,6 +1,7 @@
 //! The providers of keys that are asked over a network, and the admin API.
 
 use super::{labelled, Facts, Labels, Page, SECOND};
+use crate::config::plan::ProviderKind;
 use crate::state::lookup::{KeyService, LookupNumbers};
 use crate::state::meters::Times;
 use std::fmt;
@@ -44,11 +45,28 @@ impl Facts {
         let help = "Questions about keys to a provider that is asked over a network. Turned away: \
                     too many waited.";
         page.counter("llmproxy_key_lookups", help, results.collect())?;
+        self.uses_lost(page, &asked)?;
         let times: Vec<(&str, Times)> =
             asked.iter().map(|(provider, service)| (*provider, service.numbers.times())).collect();
         let times = times.iter().map(|(provider, times)| (label(provider), times));
         let help = "How long such a provider took for its answer.";
         let name = "llmproxy_key_lookup_seconds";
         page.histogram(name, help, (BOUNDS, SECOND), times.collect())
+    }
+
+    /// Only the store inside the gateway keeps when its keys were used.
+    fn uses_lost(&self, page: &mut Page<'_>, asked: &[(&str, &KeyService)]) -> fmt::Result {
+        let pipeline = self.view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
+        let stores = pipeline.filter(|provider| provider.kind == ProviderKind::Builtin);
+        let lost = stores.filter_map(|store| {
+            let (name, service) = asked.iter().find(|(name, _)| *name == store.name)?;
+            Some((vec![("provider", (*name).to_owned())], service.numbers.uses_lost()))
+        });
+        let lost: Vec<(Labels, u64)> = lost.collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let help = "Look-ups whose key will not show that it was used: too many keys are in use.";
+        page.counter("llmproxy_key_uses_lost", help, lost)
     }
 }

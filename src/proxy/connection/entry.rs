@@ -154,6 +154,7 @@ fn hear(
     let KeyAnswer::Known(facts) = answer else {
         return ruling.inspect_err(|_| pass.forget_keys());
     };
+    facts.last_use.note(unix_ms(pass, request));
     let judge = |ruling| {
         let judged = scripted::judge(pass, (client, request), (key, place), Arc::clone(&facts));
         judged.map(|facts| (ruling, facts))
@@ -173,14 +174,18 @@ fn hear(
 
 /// In which a key of these facts is used by a request.
 fn circumstances(pass: &Pass, request: &Request, facts: &KeyFacts) -> Circumstances {
-    let now = i64::try_from(pass.w.shelf.unix_ms(request.started)).ok();
-    let now = now.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let now = Timestamp::from_millisecond(unix_ms(pass, request));
     Circumstances {
         // A clock beyond the year 9999 ends all lives.
         now: now.unwrap_or(Timestamp::MAX),
         client: asks_for_address(facts).then(|| request.from.client()),
         used_quota: used_quota(pass, request, facts),
     }
+}
+
+/// When the request began, by the wall clock.
+fn unix_ms(pass: &Pass, request: &Request) -> i64 {
+    i64::try_from(pass.w.shelf.unix_ms(request.started)).unwrap_or(i64::MAX)
 }
 
 /// Tokens that the key has used in the running period, as they are counted here.
