@@ -174,6 +174,7 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         timestamp_ms: 1_700_000_000_000,
         user_id: None,
         key_name: None,
+        key_metadata: None,
         key_id: None,
         api_key: None,
         key_form: KeyForm::None,

@@ -528,6 +528,11 @@ pub const LOOKUPS_WAITING_MAX: usize = 4096;
 /// Rows of a table of keys that are read for one key: letters of another case, or blanks behind it,
 /// may be the same to a database. Beyond: not looked at.
 pub const LOOKUP_ROWS_MAX: usize = 8;
+/// Bytes of the metadata of a key in a record, as JSON. Beyond: the record says null. With it, a
+/// record is still put together in room that is used again.
+pub const KEY_METADATA_RECORDED_BYTES_MAX: usize = 2 * 1024;
+/// Objects and lists within one another in that metadata. Beyond: likewise.
+pub const KEY_METADATA_DEPTH_MAX: usize = 32;
 /// Keys of which a gateway knows that they are in use. Beyond: their `last_used_at` stays, counted.
 pub const KEY_USES_MAX: usize = 100_000;
 /// Threads that ask one provider. Beyond: a store's pool is not used.

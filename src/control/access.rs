@@ -5,7 +5,7 @@ use crate::config::plan::{AccessLog, LogFormat};
 use crate::usage::access::{AccessLine, Said};
 use crate::usage::record::{key_id_text, line::line_of, UsageRecord};
 use crossbeam_channel::{bounded, select, Receiver, Sender};
-use serde_json::json;
+use serde_json::{from_str, json, Value};
 use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::thread::JoinHandle;
@@ -91,6 +91,7 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
         "user_id": r.user_id,
         "key_name": r.key_name,
         "key_id": r.key_id.map(key_id_text),
+        "key_metadata": r.key_metadata.as_deref().and_then(|text| from_str::<Value>(text).ok()),
         "method": r.method,
         "path": r.path,
         "status": r.status_code,

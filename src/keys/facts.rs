@@ -1,9 +1,10 @@
 //! What a provider knows of a key: the same form, whoever knows it.
 
 use super::digest::KeyDigest;
+use super::metadata::KeyMetadata;
 use crate::config::plan::{ApiKey, IpRange, KeyState, Limits, ModelPattern, ResetPeriod};
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub struct KeyFacts {
     /// Its own limits, over those of `rate_limit.per_key`.
     pub limits: Limits,
     /// Further facts that records, webhooks and scripts get.
-    pub metadata: Map<String, Value>,
+    pub metadata: KeyMetadata,
     /// All that the provider said, in the shape in which scripts see it; `None` where no script
     /// will look.
     pub data: Option<Value>,
@@ -112,7 +113,7 @@ impl KeyFacts {
             starts_at: None,
             expires_at: None,
             limits: Limits::default(),
-            metadata: Map::new(),
+            metadata: KeyMetadata::default(),
             data: None,
             last_use: UseMark::default(),
         }
@@ -152,7 +153,7 @@ impl From<&ApiKey> for KeyFacts {
             starts_at: key.starts_at,
             expires_at: key.expires_at,
             limits: key.rate_limit,
-            metadata: Map::new(),
+            metadata: KeyMetadata::default(),
             data: None,
             last_use: UseMark::default(),
         }

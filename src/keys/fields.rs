@@ -50,7 +50,10 @@ pub fn read(digest: KeyDigest, fields: &Fields) -> (KeyFacts, Option<&'static st
         starts_at: reader.all("starts_at", &["starts_at"], begin).max(),
         expires_at: reader.all("expires_at", &["expires_at", "expired_at", "expire_at"], end).min(),
         limits: reader.limits(),
-        metadata: reader.first("metadata", &["metadata"], values::object).unwrap_or_default(),
+        metadata: reader
+            .first("metadata", &["metadata"], values::object)
+            .unwrap_or_default()
+            .into(),
         ..KeyFacts::new(digest)
     };
     if reader.unclear.is_some() {

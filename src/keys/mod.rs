@@ -9,5 +9,6 @@ pub mod check;
 pub mod digest;
 pub mod facts;
 pub mod fields;
+pub mod metadata;
 pub mod table;
 pub mod window;

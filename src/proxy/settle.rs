@@ -412,6 +412,7 @@ fn begun<'a>(pass: &'a Pass, request: &'a Request, story: &'a Story) -> RecordRe
         timestamp_ms: pass.w.shelf.unix_ms(request.started),
         user_id: who.map(|key| key.user_id.as_str()).filter(|id| !id.is_empty()),
         key_name: who.map(|key| key.name.as_str()).filter(|name| !name.is_empty()),
+        key_metadata: who.and_then(|key| key.metadata.recorded()),
         key_id: who.map(|key| key.digest.label()),
         api_key: key.filter(|key| !key.is_empty()),
         key_form: pass.view.key_form,

@@ -28,6 +28,8 @@ pub struct UsageRecord {
     pub user_id: Option<String>,
     /// Label of the key, where keys are checked.
     pub key_name: Option<String>,
+    /// What its provider says of the key beside, an object of JSON; empty: that is too large.
+    pub key_metadata: Option<String>,
     /// The first eight bytes of the SHA-256 of the key, where keys are checked: people know it by
     /// these, and nobody else learns it from them.
     pub key_id: Option<u64>,

@@ -59,7 +59,7 @@ fn rows_become_facts<S: Server>(program: &str) {
     assert_eq!((facts.balance, facts.total_quota), (Some(12.5), 1000));
     assert_eq!(facts.expires_at.unwrap().as_second(), 1_800_000_000, "{facts:?}");
     assert_eq!(facts.starts_at.unwrap().to_string(), "2024-01-15T00:00:00Z");
-    assert_eq!((facts.name.as_str(), &facts.metadata["tier"]), ("Ä", &json!("gold")));
+    assert_eq!((facts.name.as_str(), &facts.metadata.object()["tier"]), ("Ä", &json!("gold")));
     assert_eq!(facts.allowed_ips.len(), 2);
     let data = facts.data.as_ref().unwrap();
     assert_eq!((&data["status"], &data["user_id"]), (&json!("active"), &json!(42)));

@@ -67,7 +67,7 @@ fn keys_are_hashes_or_json() {
     }
     let facts = asker.known("sk-json");
     assert_eq!((facts.user_id.as_str(), facts.total_quota), ("u2", 100));
-    assert_eq!(facts.metadata["tier"], 1);
+    assert_eq!(facts.metadata.object()["tier"], 1);
     let before = calls(&server, "hgetall") + calls(&server, "get");
     (0..5).for_each(|_| drop(asker.known("sk-json")));
     assert_eq!(calls(&server, "hgetall") + calls(&server, "get"), before + 5);

@@ -2,7 +2,7 @@
 
 use crate::admin_api::{desk_of, section, Desk, KEYS};
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_some, await_until, Backend, Config, Conn, SOON};
+use crate::harness::{await_some, await_until, Backend, Config, Conn, Webhook, SOON};
 use crate::rig::{CHAT, CHATS, OK};
 use serde_json::{json, Value};
 
@@ -61,4 +61,69 @@ fn a_key_shows_when_it_was_used() {
     assert_eq!(metric("llmproxy_key_lookups_total", &[("result", "known")]), 2);
     assert_eq!(metric("llmproxy_key_uses_lost_total", &[("provider", "builtin")]), 0);
     assert_eq!(last_used(&desk, &once.path), Some(first));
+}
+
+/// Catches: a record, a line of the access log or a row without what is known of a key, with what
+/// its client wrote of it, with the key itself, or with more than a record may have.
+#[test]
+fn records_lines_and_rows_have_the_metadata_of_a_key() {
+    let (scratch, backend, hook) = (Scratch::new(), Backend::answering(OK), Webhook::start());
+    let (log, db) = (scratch.file("access.log"), scratch.file("usage.db"));
+    let config = Config::backend_at(backend.url())
+        .section(section(&scratch.file("keys.db"), ""))
+        .section(
+            "auth:\n  pipeline:\n    - type: builtin\n      script: {script: \"return \
+             {allow = true, metadata = {tier = metadata.team .. '-' .. request.path, \
+             team = metadata.team}}\"}",
+        )
+        .section(format!(
+            "logging: {{access: {{format: json, output: file, file: {{path: \"{}\"}}}}}}",
+            log.display()
+        ))
+        .section(format!(
+            "usage: {{reporters: [{{type: webhook, webhook: {{url: \"{}\", concurrency: 1}}}}, \
+             {{type: builtin, builtin: {{path: \"{}\"}}}}]}}",
+            hook.url(),
+            db.display()
+        ));
+    let desk = desk_of(&config);
+    let key = "sk-planted-000000000000000000000000";
+    let metadata = json!({"team": "red", "note": format!("of {key}"), "n": {"a": [1, null]}});
+    let settings = json!({"key": key, "user_id": "ann", "metadata": metadata});
+    made(&desk, settings);
+    let large = made(&desk, json!({"metadata": {"team": "x".repeat(1500)}}));
+    let mut conn = desk.proxy.connect();
+    let lies = "X-LLMProxy-Key-Metadata: {\"team\":\"mallory\"}\r\nmetadata: mallory\r\n";
+    let body = CHAT.replacen('{', "{\"metadata\":{\"team\":\"mallory\"},", 1);
+    for key in [key, &large.key] {
+        let fields = format!("Authorization: Bearer {key}\r\n{lies}");
+        assert_eq!(conn.post(CHATS, &fields, &body).status(), 200);
+    }
+    conn.post(CHATS, lies, &body).assert_refused(401, "missing_api_key");
+    let records = hook.await_records(2, SOON);
+    let want = json!({"team": "red", "note": "of ***", "n": {"a": [1, null]},
+        "tier": format!("red-{CHATS}")});
+    assert_eq!((&records[0]["key_metadata"], &records[0]["user_id"]), (&want, &json!("ann")));
+    // Told twice, its team is too much.
+    assert_eq!(records[1].get("key_metadata"), Some(&Value::Null));
+    let lines = await_some("the lines are written", SOON, || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<Value> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (lines.len() == 3).then_some(lines)
+    });
+    let said: Vec<&Value> = lines.iter().map(|line| &line["key_metadata"]).collect();
+    assert_eq!(said, [&want, &Value::Null, &Value::Null]);
+    let rows = await_some("the rows are written", SOON, || {
+        let connection = rusqlite::Connection::open(&db).ok()?;
+        let text = "SELECT key_metadata FROM usage_records ORDER BY timestamp";
+        let mut statement = connection.prepare(text).ok()?;
+        let rows = statement.query_map([], |row| row.get::<_, Option<String>>(0)).ok()?;
+        Some(rows.filter_map(Result::ok).collect::<Vec<_>>()).filter(|rows| rows.len() == 2)
+    });
+    let first: Value = serde_json::from_str(rows[0].as_deref().unwrap()).unwrap();
+    assert_eq!((first, &rows[1]), (want, &None));
+    let told = format!("{records:?}{lines:?}{rows:?}{:?}", backend.requests()[0].head);
+    assert!(!told.contains("planted"), "{told}");
+    assert!(!format!("{records:?}{lines:?}{rows:?}").contains("mallory"), "{told}");
 }

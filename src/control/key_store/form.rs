@@ -6,6 +6,7 @@ use crate::base::limits::LIMIT_CONCURRENT_MAX;
 use crate::base::line::is_unshown;
 use crate::config::plan::{instant, End, IpRange, KeyState, Limits, ModelPattern, ResetPeriod};
 use crate::keys::facts::KeyFacts;
+use crate::keys::metadata::KeyMetadata;
 use jiff::Timestamp;
 use serde_json::{json, Map, Value};
 
@@ -266,11 +267,11 @@ fn limits(value: &Value) -> Result<Limits, String> {
     }
 }
 
-fn metadata(value: &Value) -> Result<Map<String, Value>, String> {
+fn metadata(value: &Value) -> Result<KeyMetadata, String> {
     let object = value.as_object().ok_or("must be an object")?;
     match value.to_string().len() > METADATA_BYTES_MAX {
         true => Err(format!("has more than {METADATA_BYTES_MAX} bytes")),
-        false => Ok(object.clone()),
+        false => Ok(object.clone().into()),
     }
 }
 
@@ -305,7 +306,7 @@ pub fn settings(facts: &KeyFacts) -> Map<String, Value> {
         time(facts.starts_at),
         time(facts.expires_at),
         limits,
-        Value::Object(facts.metadata.clone()),
+        Value::Object(facts.metadata.object()),
     ];
     SETTINGS.iter().map(|name| (*name).to_owned()).zip(values).collect()
 }

@@ -18,7 +18,9 @@ mod database;
 mod redis;
 mod webhook;
 
-use crate::base::limits::{LOOKUPS_WAITING_MAX, LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX};
+use crate::base::limits::{
+    KEY_METADATA_RECORDED_BYTES_MAX, LOOKUPS_WAITING_MAX, LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX,
+};
 use crate::config::plan::{KeyState, Plan, Provider, ProviderKind, KEYS_DB_PATH};
 use crate::keys::facts::KeyFacts;
 use crate::keys::fields::{self, Fields};
@@ -33,6 +35,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// What is told once of a provider, beside fields that cannot be understood.
+const LARGE_METADATA: &str = "metadata too large for records";
 
 /// Finds keys at one provider; one thread has it.
 trait KeySource: Send {
@@ -191,7 +196,7 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
         has_script: provider.script.is_some(),
         patience: opened.patience,
         circuit: Circuit::new(&provider.name, opened.place),
-        unclear: Mutex::default(),
+        told: Mutex::default(),
         numbers: Arc::clone(&service.numbers),
     });
     for (number, mut source) in (0..).zip(opened.sources) {
@@ -225,8 +230,8 @@ struct Answering {
     has_script: bool,
     patience: Duration,
     circuit: Circuit,
-    /// Fields that some key had and that could not be understood: each is told once.
-    unclear: Mutex<HashSet<&'static str>>,
+    /// What is told once: fields that some key had and that could not be understood, and the like.
+    told: Mutex<HashSet<&'static str>>,
     numbers: Arc<LookupNumbers>,
 }
 
@@ -281,7 +286,7 @@ impl Answering {
         match found {
             FoundKey::Unknown => KeyAnswer::Unknown,
             FoundKey::Denied(message) => KeyAnswer::Denied(message),
-            FoundKey::Facts(facts) => KeyAnswer::Known(Arc::from(facts)),
+            FoundKey::Facts(facts) => self.known(question, *facts),
             FoundKey::Unclear(what) => {
                 self.tell_unclear(what);
                 let facts = KeyFacts::new(question.digest);
@@ -291,14 +296,30 @@ impl Answering {
                 let (mut facts, unclear) = fields::read(question.digest, &found);
                 unclear.into_iter().for_each(|field| self.tell_unclear(field));
                 facts.data = self.has_script.then_some(Value::Object(found));
-                KeyAnswer::Known(Arc::new(facts))
+                self.known(question, facts)
             }
         }
     }
 
+    fn known(&self, question: &KeyQuestion, mut facts: KeyFacts) -> KeyAnswer {
+        if !facts.metadata.tell_records(question.key.reveal()) && self.is_news(LARGE_METADATA) {
+            let provider = &self.name;
+            tracing::warn!(
+                %provider,
+                bytes_max = KEY_METADATA_RECORDED_BYTES_MAX,
+                "the metadata of a key is too large for records, which say null; said once"
+            );
+        }
+        KeyAnswer::Known(Arc::new(facts))
+    }
+
+    /// True the first time.
+    fn is_news(&self, what: &'static str) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(what)
+    }
+
     fn tell_unclear(&self, field: &'static str) {
-        let mut told = self.unclear.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.insert(field) {
+        if self.is_news(field) {
             let provider = &self.name;
             tracing::warn!(
                 %provider,

@@ -29,7 +29,7 @@ fn answering(has_script: bool) -> Answering {
         has_script,
         patience: Duration::from_secs(5),
         circuit: Circuit::new("p", String::new()),
-        unclear: Mutex::default(),
+        told: Mutex::default(),
         numbers: Arc::default(),
     }
 }
@@ -72,7 +72,7 @@ fn what_a_provider_says_becomes_an_answer() {
         assert!(matches!(ask(), KeyAnswer::Failed));
         assert_eq!(answering.numbers.results(), [3, 1, 1, 1]);
         assert_eq!(answering.numbers.times().count(), 6);
-        let unclear = answering.unclear.lock().unwrap();
+        let unclear = answering.told.lock().unwrap();
         assert_eq!(*unclear, HashSet::from(["status", "a text"]));
     }
 }

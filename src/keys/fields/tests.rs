@@ -173,7 +173,7 @@ fn limits_are_read_from_wherever_they_stand() {
     assert_eq!(limits, expected);
     let quotas = clear(json!({"quota": 0, "total_quota": 500, "used_quota": -3, "used": 8}));
     assert_eq!((quotas.total_quota, quotas.used_quota), (500, 8));
-    assert_eq!(clear(json!({"metadata": []})).metadata, Fields::new());
+    assert_eq!(clear(json!({"metadata": []})).metadata.object(), Fields::new());
 }
 
 /// Catches: a limit below one that becomes none.

@@ -86,7 +86,7 @@ pub(super) fn judge(
     }
     Ok(match given.is_empty() {
         true => facts,
-        false => Arc::new(with(&facts, given)),
+        false => Arc::new(with(&facts, given, api_key)),
     })
 }
 
@@ -100,7 +100,7 @@ fn failed(pass: &Pass, error: &ScriptError) -> Refusal {
 }
 
 /// The facts of a key, with what scripts add. `user_id` and `name` are the key's own.
-fn with(facts: &KeyFacts, given: Map<String, Value>) -> KeyFacts {
+fn with(facts: &KeyFacts, given: Map<String, Value>, api_key: &str) -> KeyFacts {
     let mut facts = KeyFacts::clone(facts);
     let text = |name: &str| match given.get(name) {
         Some(Value::String(text)) => Some(text.clone()),
@@ -109,7 +109,9 @@ fn with(facts: &KeyFacts, given: Map<String, Value>) -> KeyFacts {
     };
     facts.user_id = text("user_id").unwrap_or(facts.user_id);
     facts.name = text("name").unwrap_or(facts.name);
-    facts.metadata.extend(given);
+    facts.metadata = facts.metadata.with(given);
+    // What is too large for records is null there, which its operator sees.
+    facts.metadata.tell_records(api_key);
     facts
 }
 

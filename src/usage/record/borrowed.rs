@@ -1,6 +1,7 @@
 //! A record whose texts lie elsewhere: in a worker's request, from where it is written into the
 //! journal's ring, or in the bytes that a lane has read, from where it is sent.
 
+use super::body::Body;
 use super::{json, Outcome, UsageRecord};
 use crate::base::id::RequestId;
 use crate::config::plan::{KeyForm, RecordFormat};
@@ -18,6 +19,7 @@ pub struct RecordRef<'a> {
     pub timestamp_ms: u64,
     pub user_id: Option<&'a str>,
     pub key_name: Option<&'a str>,
+    pub key_metadata: Option<&'a str>,
     pub key_id: Option<u64>,
     pub api_key: Option<&'a str>,
     pub key_form: KeyForm,
@@ -57,6 +59,7 @@ impl UsageRecord {
             timestamp_ms: self.timestamp_ms,
             user_id: self.user_id.as_deref(),
             key_name: self.key_name.as_deref(),
+            key_metadata: self.key_metadata.as_deref(),
             key_id: self.key_id,
             api_key: self.api_key.as_deref(),
             key_form: self.key_form,
@@ -100,6 +103,15 @@ impl RecordRef<'_> {
         }
     }
 
+    /// What the provider says of the key beside, as valid JSON; `None` within: it is too large.
+    pub fn key_metadata(&self) -> Option<Option<&str>> {
+        let text = self.key_metadata?;
+        Some(match Body::of(text.as_bytes()) {
+            Body::Json(_) => Some(text),
+            Body::Text(_) | Body::Base64(_) => None,
+        })
+    }
+
     /// Completion tokens, from wherever they are known.
     pub fn completion_tokens(&self) -> Option<u64> {
         self.usage.map(|usage| usage.completion_tokens).or(self.counted)
@@ -131,6 +143,7 @@ impl RecordRef<'_> {
             timestamp_ms: self.timestamp_ms,
             user_id: text(self.user_id),
             key_name: text(self.key_name),
+            key_metadata: text(self.key_metadata),
             key_id: self.key_id,
             api_key: text(self.api_key),
             key_form: self.key_form,

@@ -69,6 +69,10 @@ impl<'o, 'r> JsonWriter<'o, 'r> {
         if let Some(id) = r.key_id {
             plain(out, b",\"key_id\":\"", key_id_text(id).as_bytes());
         }
+        if let Some(metadata) = r.key_metadata() {
+            out.extend_from_slice(b",\"key_metadata\":");
+            push_compact(out, metadata.unwrap_or("null"));
+        }
         text_or_null(out, b",\"api_key\":null", r.api_key);
         text_or_null(out, b",\"model\":null", r.model);
         push_counts(out, r, self.format);

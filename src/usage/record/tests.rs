@@ -11,6 +11,7 @@ pub fn record() -> UsageRecord {
         timestamp_ms: 1_768_386_600_007,
         user_id: None,
         key_name: None,
+        key_metadata: None,
         key_id: None,
         api_key: None,
         key_form: KeyForm::Plain,
@@ -102,11 +103,18 @@ fn a_record_of_a_checked_key_says_whose_it_is() {
         user_id: Some("ann".into()),
         key_name: Some("laptop".into()),
         key_id: Some(0x00ab),
+        key_metadata: Some("{\"team\": \"red\"}".into()),
         ..record()
     };
     let json = rendered(&known, RecordFormat::Full);
+    assert_eq!(json["key_metadata"], json!({"team": "red"}));
     assert_eq!((&json["user_id"], &json["key_name"]), (&json!("ann"), &json!("laptop")));
     assert_eq!(json["key_id"], "00000000000000ab");
+    for (too_large, said) in [(None, None), (Some(String::new()), Some(&Value::Null))] {
+        let json =
+            rendered(&UsageRecord { key_metadata: too_large, ..record() }, RecordFormat::Full);
+        assert_eq!(json.get("key_metadata"), said);
+    }
 }
 
 #[test]
@@ -152,6 +160,7 @@ fn all_that_a_record_says_is_documented() {
         oddities: Oddities::from_bits(u8::MAX),
         usage_missing_reason: Some("count_negative".into()),
         engine_error: Some("504".into()),
+        key_metadata: Some("{}".into()),
         request_body: Some(b"text".to_vec()),
         ..record()
     };

@@ -48,6 +48,7 @@ mod field {
     pub const KEY_NAME: u8 = 33;
     pub const KEY_ID: u8 = 34;
     pub const BACKEND: u8 = 40;
+    pub const KEY_METADATA: u8 = 41;
 }
 
 const STREAM: u64 = 1;
@@ -79,6 +80,7 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
         timestamp_ms,
         user_id,
         key_name,
+        key_metadata,
         key_id,
         api_key,
         model,
@@ -115,6 +117,7 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     out.maybe(field::CLIENT_REQUEST_ID, client_request_id.filter(|id| !id.is_empty()));
     out.maybe(field::USER_ID, user_id);
     out.maybe(field::KEY_NAME, key_name);
+    out.maybe(field::KEY_METADATA, key_metadata);
     out.maybe(field::API_KEY, api_key);
     out.maybe(field::MODEL, model);
     out.text(field::METHOD, method);
@@ -256,6 +259,9 @@ fn set_bytes<'a>(
         field::CLIENT_REQUEST_ID => record.client_request_id = id_of(value),
         field::USER_ID => record.user_id = Some(again(before.user_id).or_else(text)?),
         field::KEY_NAME => record.key_name = Some(again(before.key_name).or_else(text)?),
+        field::KEY_METADATA => {
+            record.key_metadata = Some(again(before.key_metadata).or_else(text)?);
+        }
         field::API_KEY => record.api_key = Some(again(before.api_key).or_else(text)?),
         field::MODEL => record.model = Some(again(before.model).or_else(text)?),
         field::METHOD => record.method = again(Some(before.method)).or_else(text)?,

@@ -32,6 +32,13 @@ impl Serialize for Form<'_> {
         if let Some(id) = r.key_id {
             map.serialize_entry("key_id", &format!("{id:016x}"))?;
         }
+        if let Some(text) = r.key_metadata {
+            let json = match Body::of(text.as_bytes()) {
+                Body::Json(json) => json,
+                Body::Text(_) | Body::Base64(_) => "null",
+            };
+            map.serialize_entry("key_metadata", &compact(json))?;
+        }
         map.serialize_entry("api_key", &r.api_key)?;
         map.serialize_entry("model", &r.model)?;
         if self.format != RecordFormat::Nested {
@@ -180,6 +187,7 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
         let (client_request_id, mut texts, (method, path), request_body) = words;
         let ((timestamp_ms, status_code, retry_count, bits), usage, maybe, sure) = numbers;
         let (request_id, is_stream, fallback_used, outcome) = others;
+        let texts_before = texts[0].clone().unwrap_or_default();
         let mut text = || texts.pop().unwrap();
         UsageRecord {
             request_id,
@@ -187,6 +195,11 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
             timestamp_ms,
             user_id: text(),
             key_name: text(),
+            key_metadata: maybe[0].map(|n| match n % 4 {
+                0 => String::new(),
+                1 => texts_before.clone(),
+                _ => json!({"a": [n, texts_before], "b": null}).to_string(),
+            }),
             key_id: maybe[0],
             api_key: text(),
             key_form: KeyForm::Plain,
@@ -415,6 +428,7 @@ proptest! {
         let record = UsageRecord {
             user_id: Some(text.clone()),
             key_name: Some(text.clone()),
+            key_metadata: Some(json!({"a": text}).to_string()),
             api_key: Some(text.clone()),
             model: Some(text.clone()),
             method: text.clone().into(),

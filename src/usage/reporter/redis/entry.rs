@@ -34,6 +34,11 @@ pub fn push_fields(call: &mut Call, r: &RecordRef<'_>) {
     truth(call, ready!("is_stream"), r.is_stream);
     let key_id = r.key_id.map(key_id_text);
     maybe(call, ready!("key_id"), key_id.as_deref());
+    if let Some(Some(metadata)) = r.key_metadata() {
+        let mut compact = Vec::new();
+        json::push_compact(&mut compact, metadata);
+        maybe(call, ready!("key_metadata"), std::str::from_utf8(&compact).ok());
+    }
     maybe(call, ready!("key_name"), r.key_name);
     maybe_number(call, ready!("latency_ms"), Some(r.latency_ms));
     maybe(call, ready!("method"), Some(r.method));

@@ -73,6 +73,7 @@ enum Field {
     UserId,
     KeyName,
     KeyId,
+    KeyMetadata,
     Model,
     Method,
     Path,
@@ -114,6 +115,7 @@ const FIELDS: &[(&str, Field)] = &[
     ("user_id", Field::UserId),
     ("key_name", Field::KeyName),
     ("key_id", Field::KeyId),
+    ("key_metadata", Field::KeyMetadata),
     ("model", Field::Model),
     ("method", Field::Method),
     ("path", Field::Path),
@@ -473,7 +475,9 @@ fn whole(column: &Column, number: i64) -> Cell<'static> {
 /// What stands for "not known" where NULL cannot.
 fn nothing(column: &Column) -> Cell<'static> {
     match column.kind {
-        Kind::Text if column.field == Field::RequestBody => Cell::Text("null".into()),
+        Kind::Text if matches!(column.field, Field::RequestBody | Field::KeyMetadata) => {
+            Cell::Text("null".into())
+        }
         Kind::Text => Cell::Text("".into()),
         _ => whole(column, 0),
     }
@@ -492,6 +496,10 @@ fn plain<'a>(field: Field, r: &RecordRef<'a>) -> Option<Plain<'a>> {
         Field::UserId => r.user_id.and_then(text),
         Field::KeyName => r.key_name.and_then(text),
         Field::KeyId => r.key_id.map(Plain::KeyId),
+        Field::KeyMetadata => {
+            let json = r.key_metadata.filter(|text| !text.is_empty());
+            json.map(|text| Plain::Body(text.as_bytes()))
+        }
         Field::Model => r.model.and_then(text),
         Field::Method => text(r.method),
         Field::Path => text(r.path),

@@ -55,6 +55,7 @@ const TABLE: &[(&str, Type)] = &[
     ("user_id", same("VARCHAR(64)")),
     ("key_name", same("VARCHAR(128)")),
     ("key_id", same("VARCHAR(16)")),
+    ("key_metadata", BODY),
     ("model", same("VARCHAR(256)")),
     ("method", same("VARCHAR(32) NOT NULL")),
     ("path", same("VARCHAR(256) NOT NULL")),

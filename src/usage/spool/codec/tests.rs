@@ -34,7 +34,7 @@ prop_compose! {
     fn any_record()(
         id in "[a-zA-Z0-9._-]{1,64}",
         client in proptest::option::of("[a-zA-Z0-9._-]{1,64}"),
-        texts in proptest::collection::vec(proptest::option::of(".{0,40}"), 10),
+        texts in proptest::collection::vec(proptest::option::of(".{0,40}"), 11),
         (method, path) in ("[A-Z]{1,9}", "/.{0,40}"),
         numbers in proptest::array::uniform5(any::<u64>()),
         (status, retries) in any::<(u16, u32)>(),
@@ -53,6 +53,7 @@ prop_compose! {
             timestamp_ms: numbers[0],
             user_id: text(0),
             key_name: text(9),
+            key_metadata: text(10),
             key_id: counted,
             api_key: text(1),
             key_form: [KeyForm::None, KeyForm::Plain, KeyForm::Masked, KeyForm::Sha256]
@@ -158,6 +159,7 @@ proptest! {
         let is_shared = |bit: u8| shared >> bit & 1 == 1;
         let mut second = other;
         if is_shared(0) { second.user_id.clone_from(&one.user_id); }
+        if is_shared(0) { second.key_metadata.clone_from(&one.key_metadata); }
         if is_shared(0) { second.key_name.clone_from(&one.key_name); }
         if is_shared(1) { second.api_key.clone_from(&one.api_key); }
         if is_shared(2) { second.model.clone_from(&one.model); }
