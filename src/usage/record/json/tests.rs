@@ -33,11 +33,7 @@ impl Serialize for Form<'_> {
             map.serialize_entry("key_id", &format!("{id:016x}"))?;
         }
         if let Some(text) = r.key_metadata {
-            let json = match Body::of(text.as_bytes()) {
-                Body::Json(json) => json,
-                Body::Text(_) | Body::Base64(_) => "null",
-            };
-            map.serialize_entry("key_metadata", &compact(json))?;
+            map.serialize_entry("key_metadata", &json_or_null(text))?;
         }
         map.serialize_entry("api_key", &r.api_key)?;
         map.serialize_entry("model", &r.model)?;
@@ -94,6 +90,10 @@ impl Serialize for Form<'_> {
         }
         map.end()
     }
+}
+
+fn json_or_null(text: &str) -> Box<RawValue> {
+    compact(if let Body::Json(json) = Body::of(text.as_bytes()) { json } else { "null" })
 }
 
 struct Tokens(Usage);
