@@ -30,12 +30,13 @@ class Result(unittest.TextTestResult):
         print(f"skipped: {test.id()}: {reason}", flush=True)
 
 
-def main():
+def main(folder=HERE):
+    """Runs the tests of a folder, or those that the command line names."""
     own_mounts()
-    sys.path.insert(0, HERE)
+    sys.path.insert(0, folder)
     loader = unittest.defaultTestLoader
     names = sys.argv[1:]
-    suite = loader.loadTestsFromNames(names) if names else loader.discover(HERE, "test_*.py")
+    suite = loader.loadTestsFromNames(names) if names else loader.discover(folder, "test_*.py")
     result = unittest.TextTestRunner(resultclass=Result, verbosity=2).run(suite)
     failed = len(result.failures) + len(result.errors)
     skipped = len(result.skipped)

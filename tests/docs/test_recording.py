@@ -1,0 +1,3 @@
+"""The recording of the README, made anew."""
+
+from recording import Recording  # noqa: F401
