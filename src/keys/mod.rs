@@ -11,4 +11,5 @@ pub mod facts;
 pub mod fields;
 pub mod metadata;
 pub mod table;
+pub mod together;
 pub mod window;

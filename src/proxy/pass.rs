@@ -91,7 +91,7 @@ impl Pass {
         let Some(Holdings { keys, takings, .. }) = self.held.as_deref_mut() else {
             return Ok(None);
         };
-        Ok(Some(LimitsInUse { rules, counters, key: keys.first().map(|key| &**key), takings }))
+        Ok(Some(LimitsInUse { rules, counters, keys, takings }))
     }
 
     /// Whether it has to ask for what several gateways count together.
@@ -130,12 +130,12 @@ impl Pass {
     }
 
     /// Who showed the key, for the log: also of a request that was not let in.
-    pub fn who(&self) -> Option<&KeyFacts> {
-        let refused = || self.held.as_ref()?.refused.as_deref();
-        self.identity().or_else(refused)
+    pub fn who(&self) -> &[Arc<KeyFacts>] {
+        let refused = || self.held.as_ref().map_or(&[][..], |held| held.refused.as_slice());
+        Some(self.keys()).filter(|keys| !keys.is_empty()).unwrap_or_else(refused)
     }
 
-    /// Whose request it is: what the first provider that let it in knows of its key.
+    /// What the first provider that let the request in knows of its key.
     pub fn identity(&self) -> Option<&KeyFacts> {
         self.keys().first().map(|facts| &**facts)
     }
@@ -147,8 +147,9 @@ pub struct LimitsInUse<'a> {
     pub rules: &'a Rules,
     /// Where they are counted.
     pub counters: &'a Arc<Counters>,
-    /// What is known of its key, if it has one that was checked.
-    pub key: Option<&'a KeyFacts>,
+    /// What is known of its key, by each provider that let it in; empty: it has none that was
+    /// checked.
+    pub keys: &'a [Arc<KeyFacts>],
     /// What the request has taken.
     pub takings: &'a mut Takings,
 }

@@ -44,7 +44,7 @@ impl From<&Limits> for Buckets {
         const MINUTE: Duration = Duration::from_secs(60);
         let Limits { requests_per_second, requests_per_minute, tokens_per_minute, .. } = *limits;
         let per_second = requests_per_second.map(|rate| {
-            let burst = limits.burst_size.unwrap_or(rate.saturating_mul(2));
+            let burst = limits.burst().unwrap_or(rate);
             Bucket::new(rate.into(), SECOND, burst.into())
         });
         let per_minute = |n: u64| Bucket::new(n, MINUTE, n);
@@ -103,6 +103,9 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::counters::bucket::ticks;
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicU64;
 
     /// Catches: a burst that is not twice the rate, a limit of zero that refuses everything.
     #[test]
@@ -111,5 +114,57 @@ mod tests {
         let buckets = Buckets::from(&limits);
         assert_eq!(buckets.of[0].map(|bucket| bucket.size), Some(10));
         assert_eq!((buckets.of[1], buckets.concurrent), (None, None));
+    }
+
+    fn any_limits() -> impl Strategy<Value = Limits> {
+        let some = |most: u32| proptest::option::of(1..most);
+        (some(20), some(30), some(60), some(4)).prop_map(|(second, burst, minute, concurrent)| {
+            Limits {
+                requests_per_second: second,
+                // Without a rate it means nothing.
+                burst_size: burst.filter(|_| second.is_some()),
+                requests_per_minute: minute,
+                tokens_per_minute: minute.map(u64::from),
+                max_concurrent: concurrent,
+            }
+        })
+    }
+
+    proptest! {
+        /// Catches: limits of several that let something through which one of them would not, or
+        /// hold a key to what nobody named.
+        #[test]
+        fn what_the_strictest_lets_through_each_lets_through(
+            all in proptest::collection::vec(any_limits(), 1..4),
+            pauses in proptest::collection::vec(0_u64..400, 1..150),
+        ) {
+            let strictest = all.iter().copied().reduce(Limits::strictest).unwrap();
+            let rates = |limits: &Limits| Buckets::from(limits).of;
+            let (together, each) = (rates(&strictest), all.iter().map(rates));
+            let mut words: [AtomicU64; 3] = Default::default();
+            let mut alone: Vec<_> =
+                each.map(|buckets| (buckets, <[AtomicU64; 3]>::default())).collect();
+            let is_in = |buckets: &[Option<Bucket>; 3], words: &mut [AtomicU64; 3], now| {
+                let mut pairs = buckets.iter().zip(words);
+                pairs.all(|(bucket, word)| bucket.is_none_or(|it| it.take(word, now, 1).is_ok()))
+            };
+            let mut now = 1 << 40;
+            for pause in pauses {
+                now += pause * ticks(Duration::from_millis(1));
+                if is_in(&together, &mut words, now) {
+                    for (buckets, words) in &mut alone {
+                        prop_assert!(is_in(buckets, words, now));
+                    }
+                }
+            }
+            for limit in 0..3 {
+                let is_named = alone.iter().any(|(buckets, _)| buckets[limit].is_some());
+                prop_assert_eq!(together[limit].is_some(), is_named);
+            }
+            let concurrent = all.iter().filter_map(|limits| limits.max_concurrent).min();
+            prop_assert_eq!(strictest.max_concurrent, concurrent);
+            let one = strictest.strictest(strictest);
+            prop_assert_eq!(Buckets::from(&one), Buckets::from(&strictest));
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::config::plan::UsagePlan;
 use crate::http::request::Method;
+use crate::keys::together;
 use crate::llm::dialect::Dialect;
 use crate::llm::error;
 use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
@@ -410,10 +411,10 @@ fn begun<'a>(pass: &'a Pass, request: &'a Request, story: &'a Story) -> RecordRe
         request_id: request.unique_id.as_str(),
         client_request_id: request.client_id().map(RequestId::as_str),
         timestamp_ms: pass.w.shelf.unix_ms(request.started),
-        user_id: who.map(|key| key.user_id.as_str()).filter(|id| !id.is_empty()),
-        key_name: who.map(|key| key.name.as_str()).filter(|name| !name.is_empty()),
-        key_metadata: who.and_then(|key| key.metadata.recorded()),
-        key_id: who.map(|key| key.digest.label()),
+        user_id: together::user_id(who),
+        key_name: together::name(who),
+        key_metadata: together::recorded_metadata(who),
+        key_id: who.first().map(|key| key.digest.label()),
         api_key: key.filter(|key| !key.is_empty()),
         key_form: pass.view.key_form,
         model: Some(request.model.as_str()).filter(|model| !model.is_empty()),

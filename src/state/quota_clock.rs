@@ -6,6 +6,7 @@ use crate::keys::window::{period, Period};
 use crate::state::counters::quota::{QuotaTerms, QuotaWindow};
 use jiff::tz::TimeZone;
 use std::cell::Cell;
+use std::sync::Arc;
 
 /// The calendar of one view of one worker.
 pub struct QuotaClock {
@@ -46,6 +47,22 @@ impl QuotaClock {
         })
     }
 
+    /// What counts for a key that several providers know, and under whose identity of it; `None`:
+    /// nobody names a quota. One count has one kind of period, that of the first who names a quota.
+    /// Quotas of that kind hold together, as the strictest; those of another are what their
+    /// providers say they are, and are not counted here.
+    pub fn terms_of<'a>(
+        &self,
+        keys: &'a [Arc<KeyFacts>],
+        unix_ms: u64,
+    ) -> Option<(&'a KeyFacts, QuotaTerms)> {
+        let mut all = keys.iter().filter_map(|key| Some((&**key, self.terms(key, unix_ms)?)));
+        let (first, terms) = all.next()?;
+        let strictest =
+            all.fold(terms, |terms, (_, other)| terms.strictest(other).unwrap_or(terms));
+        Some((first, strictest))
+    }
+
     fn period(&self, kind: ResetPeriod, unix_ms: i64) -> (u16, Period) {
         let place = match kind {
             ResetPeriod::Never => return (0, Period::ALWAYS),
@@ -70,6 +87,9 @@ impl QuotaClock {
 mod tests {
     use super::*;
     use crate::keys::digest::KeyDigest;
+    use crate::state::counters::quota::Quota;
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicU64;
 
     fn key(kind: ResetPeriod, last_reset_at: Option<&str>) -> KeyFacts {
         KeyFacts {
@@ -104,5 +124,67 @@ mod tests {
         assert_eq!(at(&never, "2026-03-01T00:00:00Z").first, 40);
         let unlimited = KeyFacts { total_quota: 0, ..never };
         assert_eq!(clock.terms(&unlimited, 0), None);
+    }
+
+    fn any_key() -> impl Strategy<Value = KeyFacts> {
+        use ResetPeriod::{Daily, Monthly, Never};
+        let kind = proptest::sample::select(vec![Never, Daily, Daily, Monthly]);
+        (kind, 0_u64..60, 0_u64..60).prop_map(|(kind, total, used)| KeyFacts {
+            total_quota: total,
+            used_quota: used,
+            quota_reset_period: kind,
+            ..KeyFacts::new(KeyDigest::of(b"a"))
+        })
+    }
+
+    proptest! {
+        /// Catches: a count for several quotas that lets something through which one of them would
+        /// not, that refuses what all would let through, or that holds a key to the quota of
+        /// another kind of period.
+        #[test]
+        fn one_count_is_as_strict_as_all_quotas_of_its_kind(
+            keys in proptest::collection::vec(any_key(), 0..4),
+            steps in proptest::collection::vec((0_u64..20, 0_u64..2 * 86_400_000), 0..20),
+        ) {
+            let clock = QuotaClock::of(None);
+            let keys: Vec<_> = keys.into_iter().map(Arc::new).collect();
+            let kind = keys.iter().find(|key| key.total_quota > 0).map(|k| k.quota_reset_period);
+            let held: Vec<_> = keys
+                .iter()
+                .filter(|key| key.total_quota > 0 && Some(key.quota_reset_period) == kind)
+                .collect();
+            let word = AtomicU64::new(0);
+            let count = Quota { used: &word, reserved: &[], column: 0 };
+            // The reference: each quota with a count of its own, which begins anew with its period.
+            let mut now = ms("2026-01-31T12:00:00Z");
+            let mut begun = None;
+            let mut used: Vec<u64> = held.iter().map(|key| key.used_quota).collect();
+            for (tokens, pause) in steps {
+                now += pause;
+                let running = period_of(kind, now);
+                // What was used when the key is met counts for the period that runs then.
+                if begun.replace(running).is_some_and(|before| before != running) {
+                    used.iter_mut().for_each(|used| *used = 0);
+                }
+                let is_in = held.iter().zip(&used).all(|(key, used)| *used < key.total_quota);
+                match clock.terms_of(&keys, now) {
+                    None => prop_assert!(held.is_empty()),
+                    Some((whose, terms)) => {
+                        count.meet(terms);
+                        prop_assert_eq!(Some(whose.quota_reset_period), kind);
+                        prop_assert_eq!(count.used(terms) < terms.total, is_in);
+                        if is_in {
+                            count.debit(terms, tokens, 0);
+                            used.iter_mut().for_each(|used| *used += tokens);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn period_of(kind: Option<ResetPeriod>, now: u64) -> Option<i64> {
+        let kind = kind.filter(|kind| *kind != ResetPeriod::Never)?;
+        Some(period(kind, &TimeZone::UTC, now as i64).begin_ms)
     }
 }

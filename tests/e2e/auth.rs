@@ -3,7 +3,7 @@
 use crate::harness::client::Response;
 use crate::harness::message::Ended;
 use crate::harness::scratch::Scratch;
-use crate::harness::{await_until, Backend, Config, Conn, Proxy, SOON};
+use crate::harness::{await_until, Backend, Config, Conn, Proxy, Webhook, SOON};
 use crate::rig::{quiet, rejected, Rig, CHAT, CHATS, OK, STREAM};
 use ring::digest::{digest, SHA256};
 use serde_json::{json, Value};
@@ -367,4 +367,49 @@ fn providers_decide_together_as_the_file_says() {
         conn.post(CHATS, &key(sent), CHAT).assert_refused(status, code);
     }
     assert_eq!(backend.requests().len(), 1);
+}
+
+/// Catches: a key that two providers know and that is held to what one of them says, or whose owner
+/// is lost because the first of them does not name one.
+#[test]
+fn what_each_of_several_providers_says_holds() {
+    let usage = r#"{"usage":{"prompt_tokens":10,"completion_tokens":20,"total_tokens":30}}"#;
+    let length = usage.len();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{usage}"
+    );
+    let (backend, hook) = (Backend::answering(answer), Webhook::start());
+    let config = Config::backend_at(backend.url())
+        .section(
+            "api_keys:\n  - {key: sk-two, name: first, rate_limit: 50}\n  \
+             - {key: sk-model, allowed_models: [m, a]}\n  - {key: sk-quota, total_quota: 1000}\n  - {key: sk-here, denied_ips: [127.0.0.1]}",
+        )
+        .section(
+            "auth: {mode: all, forward_identity: {}, pipeline: [{type: file}, {type: static, \
+             static: {keys: [{key: sk-two, name: other, user_id: ann, rate_limit: 2}, \
+             {key: sk-model, allowed_models: [m, b]}, {key: sk-quota, total_quota: 40}, {key: sk-here}]}}]}",
+        )
+        .webhook(&hook.url(), "");
+    let proxy = config.start();
+    let mut conn = proxy.connect();
+    for _ in 0..2 {
+        assert_eq!(conn.post(CHATS, &key("sk-two"), CHAT).status(), 200);
+    }
+    conn.post(CHATS, &key("sk-two"), CHAT).assert_refused(429, "rate_limit_exceeded");
+    for model in ["a", "b"] {
+        let body = CHAT.replacen("\"m\"", &format!("\"{model}\""), 1);
+        conn.post(CHATS, &key("sk-model"), body).assert_refused(403, "model_not_allowed");
+    }
+    assert_eq!(conn.post(CHATS, &key("sk-model"), CHAT).status(), 200);
+    conn.post(CHATS, &key("sk-here"), CHAT).assert_refused(403, "ip_not_allowed");
+    assert_eq!(conn.post(CHATS, &key("sk-quota"), CHAT).status(), 200);
+    await_until("the quota of the second is used up", SOON, || {
+        let answer = conn.post(CHATS, &key("sk-quota"), CHAT);
+        answer.status() == 429 && answer.json()["error"]["code"] == "insufficient_quota"
+    });
+    let record = hook.await_records(1, SOON).remove(0);
+    assert_eq!((&record["user_id"], &record["key_name"]), (&json!("ann"), &json!("first")));
+    let sent = backend.requests().remove(0).head;
+    assert_eq!(sent.get("x-llmproxy-user"), Some("ann"));
+    assert_eq!(sent.get("x-llmproxy-key-name"), Some("first"));
 }

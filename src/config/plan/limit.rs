@@ -91,6 +91,27 @@ impl Limits {
     pub fn is_none(&self) -> bool {
         *self == Limits::default()
     }
+
+    /// The stricter of both, limit by limit.
+    #[must_use]
+    pub fn strictest(self, other: Limits) -> Limits {
+        fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+            one.into_iter().chain(other).min()
+        }
+        Limits {
+            requests_per_second: least(self.requests_per_second, other.requests_per_second),
+            requests_per_minute: least(self.requests_per_minute, other.requests_per_minute),
+            tokens_per_minute: least(self.tokens_per_minute, other.tokens_per_minute),
+            max_concurrent: least(self.max_concurrent, other.max_concurrent),
+            burst_size: least(self.burst(), other.burst()),
+        }
+    }
+
+    /// What the bucket of `requests_per_second` holds, if there is one.
+    pub fn burst(&self) -> Option<u32> {
+        let rate = self.requests_per_second?;
+        Some(self.burst_size.unwrap_or(rate.saturating_mul(2)))
+    }
 }
 
 impl Serialize for Limits {

@@ -2,7 +2,9 @@
 
 use crate::config::plan::ForwardIdentity;
 use crate::keys::facts::KeyFacts;
+use crate::keys::together;
 use std::io::Write;
+use std::sync::Arc;
 
 /// The fields of a configuration. Clients cannot set them: theirs of these names stay here.
 pub struct IdentityFields {
@@ -24,10 +26,14 @@ impl IdentityFields {
         all.into_iter().map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// Appends the lines of a request whose key has these facts. What is not known is not sent.
-    pub fn write(&self, facts: &KeyFacts, out: &mut Vec<u8>) {
-        for (name, value) in [(&self.user_id, &facts.user_id), (&self.key_name, &facts.name)] {
-            if !name.is_empty() && !value.is_empty() {
+    /// Appends the lines of a request of whose key providers know this. What is not known is not
+    /// sent.
+    pub fn write(&self, keys: &[Arc<KeyFacts>], out: &mut Vec<u8>) {
+        let Some(first) = keys.first() else { return };
+        let known =
+            [(&self.user_id, together::user_id(keys)), (&self.key_name, together::name(keys))];
+        for (name, value) in known {
+            if let Some(value) = value.filter(|_| !name.is_empty()) {
                 out.extend_from_slice(name.as_bytes());
                 out.extend_from_slice(b": ");
                 push_value(value, out);
@@ -36,7 +42,7 @@ impl IdentityFields {
         }
         if !self.key_id.is_empty() {
             // Writing into a `Vec` cannot fail.
-            let _ = write!(out, "{}: {:016x}\r\n", self.key_id, facts.digest.label());
+            let _ = write!(out, "{}: {:016x}\r\n", self.key_id, first.digest.label());
         }
     }
 }
@@ -71,7 +77,9 @@ mod tests {
         facts.user_id = "ann b\u{fc}%\r\nX-Admin: 1".into();
         facts.name = "not sent".into();
         let mut out = Vec::new();
-        fields.write(&facts, &mut out);
+        fields.write(&[], &mut out);
+        assert!(out.is_empty());
+        fields.write(&[Arc::new(facts)], &mut out);
         let want = "X-User: ann%20b%C3%BC%25%0D%0AX-Admin:%201\r\nX-Key: ba7816bf8f01cfea\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);
         assert_eq!(fields.names().collect::<Vec<_>>(), ["X-User", "X-Key"]);

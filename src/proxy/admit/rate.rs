@@ -19,23 +19,23 @@ const BYTES_PER_TOKEN: u64 = 4;
 
 /// Whom a request is counted for.
 #[derive(Debug, Clone, Copy)]
-pub struct Asker<'a> {
+pub struct Asker {
     /// What its key, or else its address, counts under; and whether somebody checked the key.
     pub key: (u128, TablePart),
     /// What its user counts under.
     pub user: Option<u128>,
-    /// Limits of its own, over those of all keys.
-    pub own: Option<&'a Limits>,
+    /// Limits of its own, over those of all keys; without any, it has none.
+    pub own: Limits,
 }
 
 /// The head is there, and it is known whose it is.
 ///
 /// # Errors
 /// A limit is reached.
-pub fn by_head<'a>(
+pub fn by_head(
     takings: &mut Takings,
     (rules, counters): (&Rules, &Arc<Counters>),
-    asker: impl FnOnce() -> Option<Asker<'a>>,
+    asker: impl FnOnce() -> Option<Asker>,
     now: Instant,
 ) -> Result<(), Refusal> {
     let moment = counters.at(now);
@@ -47,7 +47,7 @@ pub fn by_head<'a>(
         add(Scope::Global, ids::GLOBAL, TablePart::Known, buckets);
     }
     if let Some(Asker { key: (id, part), user, own }) = asker() {
-        let own = own.filter(|own| !own.is_none()).map(Buckets::from);
+        let own = (!own.is_none()).then(|| Buckets::from(&own));
         if let Some(buckets) = own.or(rules.per_key) {
             add(Scope::Key, id, part, buckets);
         }

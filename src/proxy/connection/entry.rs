@@ -10,6 +10,7 @@ use crate::config::plan::KeyForm;
 use crate::keys::check::{asks_for_address, Circumstances};
 use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;
+use crate::keys::together;
 use crate::proxy::admit::gate::{Gate, Ruling, Tour};
 use crate::proxy::client::Client;
 use crate::proxy::pass::Pass;
@@ -192,6 +193,11 @@ fn unix_ms(pass: &Pass, request: &Request) -> i64 {
 fn used_quota(pass: &Pass, request: &Request, facts: &KeyFacts) -> u64 {
     let now = pass.w.shelf.unix_ms(request.started);
     let Some(terms) = pass.view.quotas.terms(facts, now) else { return facts.used_quota };
+    // One count has one kind of period: of quotas of another kind, their providers know.
+    let counted = together::quota(pass.keys()).unwrap_or(facts);
+    if counted.quota_reset_period != facts.quota_reset_period {
+        return terms.first;
+    }
     let used = pass.view.shared.counters.as_ref().and_then(|counters| {
         let place = counters.seek(ids::of_key(&facts.digest), TablePart::Known)?;
         Some(counters.quota(place)?.used(terms))
@@ -207,7 +213,7 @@ fn keep_who(pass: &Pass, (key, digest): (&str, &KeyDigest), request: &mut Reques
         key_form::write_digested(form, key, digest.as_bytes(), &mut presented.key);
     }
     let fields = pass.view.gate.as_ref().and_then(|gate| gate.identity.as_ref());
-    if let (Some(fields), Some(facts)) = (fields, pass.identity()) {
-        fields.write(facts, &mut request.presented.get_or_insert_default().identity);
+    if let Some(fields) = fields {
+        fields.write(pass.keys(), &mut request.presented.get_or_insert_default().identity);
     }
 }

@@ -10,11 +10,12 @@ use crate::base::id::RequestId;
 use crate::base::limits::{DRAIN_BYTES_MAX, RECORD_PATH_BYTES_MAX, SAID_BYTES_MAX};
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
-use crate::config::plan::KeyForm;
+use crate::config::plan::{KeyForm, Limits};
 use crate::http::field::Known;
 use crate::http::framing::Framing;
 use crate::http::head::{named, Version};
 use crate::keys::digest::KeyDigest;
+use crate::keys::together;
 use crate::llm::dialect::Dialect;
 use crate::proxy::admit::body;
 use crate::proxy::admit::cors::Preflight;
@@ -188,7 +189,7 @@ fn hold_to_tokens(
 ) -> Result<(), Refusal> {
     let view = Rc::clone(&pass.view);
     let unix_ms = pass.w.shelf.unix_ms(request.started);
-    let Some(LimitsInUse { rules, counters, key, takings }) = pass.limits()? else {
+    let Some(LimitsInUse { rules, counters, keys, takings }) = pass.limits()? else {
         return Ok(());
     };
     let now = Instant::now();
@@ -197,10 +198,7 @@ fn hold_to_tokens(
     let tokens = prompt.saturating_add(tokens);
     rate::by_body(takings, (rules, counters), (names, tokens), now)?;
     borrowing::at_hand(&view, takings)?;
-    let Some((key, terms)) = key.and_then(|key| Some((key, view.quotas.terms(key, unix_ms)?)))
-    else {
-        return Ok(());
-    };
+    let Some((key, terms)) = view.quotas.terms_of(keys, unix_ms) else { return Ok(()) };
     let id = ids::of_key(&key.digest);
     let (place, is_own) = counters.find(id, TablePart::Known, counters.at(now));
     if !is_own {
@@ -217,16 +215,16 @@ fn hold_to_tokens(
 /// Counts the request for all that is known of it by its head.
 fn hold_to_limits(pass: &mut Pass, client: &Client, request: &Request) -> Result<(), Refusal> {
     let view = Rc::clone(&pass.view);
-    let Some(LimitsInUse { rules, counters, key, takings }) = pass.limits()? else {
+    let Some(LimitsInUse { rules, counters, keys, takings }) = pass.limits()? else {
         return Ok(());
     };
     let asker = || {
-        if let Some(key) = key {
-            let is_counted = rules.per_user.is_some() && !key.user_id.is_empty();
+        if let Some(first) = keys.first() {
+            let user = together::user_id(keys).filter(|_| rules.per_user.is_some());
             return Some(Asker {
-                key: (ids::of_key(&key.digest), TablePart::Known),
-                user: is_counted.then(|| ids::of_user(&key.user_id)),
-                own: Some(&key.limits),
+                key: (ids::of_key(&first.digest), TablePart::Known),
+                user: user.map(ids::of_user),
+                own: together::limits(keys),
             });
         }
         rules.per_key?;
@@ -238,7 +236,7 @@ fn hold_to_limits(pass: &mut Pass, client: &Client, request: &Request) -> Result
             Some(key) => ids::of_key(&KeyDigest::of(key)),
             None => ids::of_address(request.from.client()),
         };
-        Some(Asker { key: (id, TablePart::Strangers), user: None, own: None })
+        Some(Asker { key: (id, TablePart::Strangers), user: None, own: Limits::default() })
     };
     rate::by_head(takings, (rules, counters), asker, Instant::now())?;
     borrowing::at_hand(&view, takings)

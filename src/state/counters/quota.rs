@@ -76,6 +76,17 @@ pub struct QuotaTerms {
     pub first: u64,
 }
 
+impl QuotaTerms {
+    /// Both, as one counter can hold them: it lets as much through as the one that has less left.
+    /// `None`: their periods are not the same.
+    pub fn strictest(self, other: QuotaTerms) -> Option<QuotaTerms> {
+        let left = |terms: QuotaTerms| terms.total.saturating_sub(terms.first);
+        let total = self.total.min(other.total);
+        let first = total.saturating_sub(left(self).min(left(other)));
+        (self.window == other.window).then_some(QuotaTerms { total, first, ..self })
+    }
+}
+
 const AMOUNT_BITS: u32 = 48;
 const AMOUNT_MAX: u64 = (1 << AMOUNT_BITS) - 1;
 

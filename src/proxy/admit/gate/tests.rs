@@ -3,6 +3,9 @@ use crate::config::load_text;
 use crate::config::plan::IpRange;
 use crate::keys::digest::KeyDigest;
 use jiff::Timestamp;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample;
 use std::sync::Arc;
 
 fn gate(auth: &str) -> Gate {
@@ -76,6 +79,60 @@ fn all_means_all() {
     ] {
         let answers = answers.map(Clone::clone);
         assert_eq!(judged(&gate, &answers), want, "{answers:?}");
+    }
+}
+
+fn any_answer() -> impl Strategy<Value = KeyAnswer> {
+    let states = [KeyState::Active, KeyState::Active, KeyState::Disabled, KeyState::Expired];
+    let known = (sample::select(states.to_vec()), 0_u64..3, 0_u64..3, any::<bool>()).prop_map(
+        |(status, total, used, is_elsewhere)| {
+            facts(|facts| {
+                (facts.status, facts.total_quota, facts.used_quota) = (status, total, used);
+                // Of a client whose address is not known.
+                facts.denied_ips.extend(is_elsewhere.then(|| IpRange::parse("::1").unwrap()));
+            })
+        },
+    );
+    let others =
+        sample::select(vec![KeyAnswer::Unknown, KeyAnswer::Denied(None), KeyAnswer::Failed]);
+    prop_oneof![4 => known, 1 => others]
+}
+
+proptest! {
+    /// Catches: a key that is let in though one of the providers that were asked refuses it, or
+    /// refused though none does; a refusal that is not that of the first.
+    #[test]
+    fn together_providers_are_as_strict_as_each(
+        answers in vec(any_answer(), 1..4),
+        may_fail in vec(any::<bool>(), 3),
+    ) {
+        let on_error = |may: &bool| if *may { "next" } else { "deny" };
+        let provider = |(n, may): (usize, &bool)| {
+            format!("{{type: redis, name: p{n}, on_error: {}}}", on_error(may))
+        };
+        let pipeline: Vec<_> = may_fail.iter().take(answers.len()).enumerate().map(provider).collect();
+        let gate = gate(&format!("{{mode: all, pipeline: [{}]}}", pipeline.join(", ")));
+        let alone = |(answer, may_fail): (&KeyAnswer, &bool)| match answer {
+            KeyAnswer::Failed if *may_fail => Ok(false),
+            KeyAnswer::Failed => Err(UNAVAILABLE),
+            KeyAnswer::Unknown => Err(UNKNOWN),
+            KeyAnswer::Denied(_) => Err((403, "access_denied")),
+            KeyAnswer::Known(facts) => match facts.status {
+                KeyState::Disabled => Err((403, "key_disabled")),
+                KeyState::Expired => Err((403, "key_expired")),
+                _ if !facts.denied_ips.is_empty() => Err(ELSEWHERE),
+                _ if facts.total_quota > 0 && facts.used_quota >= facts.total_quota => {
+                    Err((429, "insufficient_quota"))
+                }
+                _ => Ok(true),
+            },
+        };
+        let each: Result<Vec<bool>, _> = answers.iter().zip(&may_fail).map(alone).collect();
+        let want = each.and_then(|known| match known.contains(&true) {
+            true => Ok(answers.len()),
+            false => Err(UNAVAILABLE),
+        });
+        prop_assert_eq!(judged(&gate, &answers), want);
     }
 }
 
