@@ -110,7 +110,8 @@ proptest! {
         let provider = |(n, may): (usize, &bool)| {
             format!("{{type: redis, name: p{n}, on_error: {}}}", on_error(may))
         };
-        let pipeline: Vec<_> = may_fail.iter().take(answers.len()).enumerate().map(provider).collect();
+        let asked = may_fail.iter().take(answers.len()).enumerate();
+        let pipeline: Vec<_> = asked.map(provider).collect();
         let gate = gate(&format!("{{mode: all, pipeline: [{}]}}", pipeline.join(", ")));
         let alone = |(answer, may_fail): (&KeyAnswer, &bool)| match answer {
             KeyAnswer::Failed if *may_fail => Ok(false),
