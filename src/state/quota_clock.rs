@@ -47,6 +47,12 @@ impl QuotaClock {
         })
     }
 
+    /// When a key's quota starts again, milliseconds since 1970; `None`: never, or it has none.
+    pub fn resets_ms(&self, key: &KeyFacts, unix_ms: i64) -> Option<i64> {
+        let (_, period) = self.period(key.quota_reset_period, unix_ms);
+        Some(period.end_ms).filter(|_| key.total_quota > 0 && period != Period::ALWAYS)
+    }
+
     /// What counts for a key that several providers know, and under whose identity of it; `None`:
     /// nobody names a quota. One count has one kind of period, that of the first who names a quota.
     /// Quotas of that kind hold together, as the strictest; those of another are what their
@@ -124,6 +130,25 @@ mod tests {
         assert_eq!(at(&never, "2026-03-01T00:00:00Z").first, 40);
         let unlimited = KeyFacts { total_quota: 0, ..never };
         assert_eq!(clock.terms(&unlimited, 0), None);
+    }
+
+    /// Catches: a time of reset that is not the end of the period by which is counted.
+    #[test]
+    fn a_quota_starts_again_when_its_period_is_over() {
+        let text = "auth: {quota_timezone: Europe/Berlin, pipeline: [{type: static}]}";
+        let plan = crate::config::load_text("test", text, &|_| None).unwrap().plan;
+        let clock = QuotaClock::of(plan.auth.as_ref());
+        let at = |kind, text| {
+            let resets = clock.resets_ms(&key(kind, None), ms(text) as i64)?;
+            Some(jiff::Timestamp::from_millisecond(resets).unwrap().to_string())
+        };
+        let now = "2026-02-28T23:30:00Z";
+        assert_eq!(at(ResetPeriod::Daily, now).as_deref(), Some("2026-03-01T23:00:00Z"));
+        assert_eq!(at(ResetPeriod::Weekly, now).as_deref(), Some("2026-03-01T23:00:00Z"));
+        assert_eq!(at(ResetPeriod::Monthly, now).as_deref(), Some("2026-03-31T22:00:00Z"));
+        assert_eq!(at(ResetPeriod::Never, now), None);
+        let unlimited = KeyFacts { total_quota: 0, ..key(ResetPeriod::Daily, None) };
+        assert_eq!(clock.resets_ms(&unlimited, 0), None);
     }
 
     fn any_key() -> impl Strategy<Value = KeyFacts> {

@@ -5,6 +5,7 @@ use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, Backend, Config, Conn, Proxy, SOON};
 use crate::rig::{CHAT, CHATS, OK};
+use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::{json, Value};
 use std::io::{Read, Write};
@@ -136,6 +137,18 @@ fn a_quota_shows_what_is_counted_and_is_set() {
     };
     let used = |path: &str| desk.ask("GET", path, Value::Null).1["used_quota"].clone();
     assert_eq!(used(&usage), json!(100), "it was not met yet");
+    let page = desk.ask("GET", &usage, Value::Null).1;
+    assert_eq!(
+        (&page["used_quota_source"], &page["quota_resets_at"]),
+        (&json!("gateway"), &Value::Null)
+    );
+    let daily = json!({"quota_reset_period": "daily"});
+    assert_eq!(desk.ask("PATCH", &one, daily).0, 200);
+    let before = Timestamp::now();
+    let page = desk.ask("GET", &usage, Value::Null).1;
+    let resets: Timestamp = page["quota_resets_at"].as_str().unwrap().parse().unwrap();
+    assert!(resets > before && resets.as_second() % 86_400 == 0, "{page}");
+    assert_eq!(desk.ask("PATCH", &one, json!({"quota_reset_period": null})).0, 200);
     assert_eq!(send(), 200);
     await_until("it is debited", SOON, || used(&usage) == json!(130));
     assert_eq!(used(&one), json!(130));

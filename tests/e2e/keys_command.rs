@@ -39,6 +39,9 @@ fn keys_are_made_shown_and_taken_away() {
     assert!(table.contains(&id) && table.contains("a b") && !table.contains(&key), "{table}");
     let shown = json(&keys(&db, &["show", &id, "--json"]));
     assert_eq!((&shown["total_quota"], &shown["remaining_quota"]), (&7.into(), &7.into()));
+    assert_eq!(shown["used_quota_source"], "store");
+    let text = keys(&db, &["show", &id]);
+    assert!(done(&text).contains("used_quota: 0 (as stored: no gateway was asked)\n"), "{text:?}");
     assert!(!shown.to_string().contains(&key[16..]), "{shown}");
     let set = keys(&db, &["set", &id, "--allowed-model", "llama-*", "--expires-at", "2030-01-01"]);
     assert!(done(&set).contains("expires_at: 2030-01-02T00:00:00Z"), "{set:?}");

@@ -53,6 +53,7 @@ mod sql_access;
 mod auth;
 mod auth_remote;
 mod bypass;
+mod identity;
 mod auth_redis;
 mod auth_database;
 mod auth_webhook;

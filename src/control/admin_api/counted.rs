@@ -26,7 +26,22 @@ impl AdminApi {
         key
     }
 
-    /// The same of several.
+    /// When the quota of the key starts again. `None`: never; or it is not known, since the zone of
+    /// its calendar is a matter of the gateway, of which there is none.
+    pub(super) fn resets_ms(&self, key: &StoredKey, now_ms: i64) -> Option<i64> {
+        let view = self.gateway.as_ref()?.board.view();
+        QuotaClock::of(view.plan.auth.as_ref()).resets_ms(&key.facts, now_ms)
+    }
+
+    /// Whose figure of a used quota is shown.
+    pub(super) fn used_quota_source(&self) -> &'static str {
+        match self.gateway {
+            Some(_) => "gateway",
+            None => "store",
+        }
+    }
+
+    /// Several keys with what is used of their quotas now.
     pub(super) fn all_as_counted(&self, keys: Vec<StoredKey>, now_ms: i64) -> Vec<StoredKey> {
         keys.into_iter().map(|key| self.as_counted(key, now_ms)).collect()
     }

@@ -123,11 +123,12 @@ pub(super) fn delete(api: &AdminApi, call: &Call<'_>) -> Answer {
 pub(super) fn usage(api: &AdminApi, call: &Call<'_>) -> Answer {
     call.knows(&[])?;
     let key = api.as_counted(api.store.get(&key_ref(call))?, call.now_ms);
-    Ok(AdminAnswer::json(200, &usage_of(&key)))
+    let resets = api.resets_ms(&key, call.now_ms).map_or(Value::Null, moment);
+    Ok(AdminAnswer::json(200, &usage_of(&key, (api.used_quota_source(), resets))))
 }
 
-/// Where a key stands with its quota.
-fn usage_of(key: &StoredKey) -> Value {
+/// Where a key stands with its quota, by whose count, and when that starts again.
+fn usage_of(key: &StoredKey, (source, resets): (&str, Value)) -> Value {
     let (total, used) = (key.facts.total_quota, key.facts.used_quota);
     let is_limited = total > 0;
     let percentage = is_limited.then(|| (used as f64 / total as f64 * 1e4).round() / 1e2);
@@ -136,9 +137,11 @@ fn usage_of(key: &StoredKey) -> Value {
         "key": key.prefix,
         "total_quota": total,
         "used_quota": used,
+        "used_quota_source": source,
         "remaining_quota": is_limited.then(|| total.saturating_sub(used)),
         "usage_percentage": percentage,
         "quota_reset_period": shown_key(key).get("quota_reset_period"),
+        "quota_resets_at": resets,
         "last_used_at": key.last_used_ms.map_or(Value::Null, moment),
     })
 }

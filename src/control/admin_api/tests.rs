@@ -101,6 +101,11 @@ fn a_key_has_a_life() {
         (&usage["remaining_quota"], &usage["usage_percentage"]),
         (&json!(750), &json!(25.0))
     );
+    // Nobody counts, and nobody knows the zone of its calendar.
+    assert_eq!(
+        (&usage["used_quota_source"], &usage["quota_resets_at"]),
+        (&json!("store"), &Value::Null)
+    );
     let (status, turned) =
         bench.ask(Method::Post, &format!("{one}/rotate"), json!({"grace_period": "1h"}));
     assert!(status == 200 && turned["key"] != made["key"] && turned["id"] == made["id"]);

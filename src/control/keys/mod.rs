@@ -19,7 +19,8 @@ mod redis;
 mod webhook;
 
 use crate::base::limits::{
-    KEY_METADATA_RECORDED_BYTES_MAX, LOOKUPS_WAITING_MAX, LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX,
+    KEY_METADATA_RECORDED_BYTES_MAX, LIMIT_CONCURRENT_MAX, LOOKUPS_WAITING_MAX,
+    LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX,
 };
 use crate::config::plan::{KeyState, Plan, Provider, ProviderKind, KEYS_DB_PATH};
 use crate::keys::facts::KeyFacts;
@@ -38,6 +39,10 @@ use std::time::{Duration, Instant};
 
 /// What is told once of a provider, beside fields that cannot be understood.
 const LARGE_METADATA: &str = "metadata too large for records";
+
+/// So many keys of a provider are told whose `max_concurrent` is more than can be counted. The last
+/// one says so, and of further ones nothing is told.
+const LOWERED_TOLD_MAX: usize = 1000;
 
 /// Finds keys at one provider; one thread has it.
 trait KeySource: Send {
@@ -197,6 +202,7 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
         patience: opened.patience,
         circuit: Circuit::new(&provider.name, opened.place),
         told: Mutex::default(),
+        lowered: Mutex::default(),
         numbers: Arc::clone(&service.numbers),
     });
     for (number, mut source) in (0..).zip(opened.sources) {
@@ -232,6 +238,8 @@ struct Answering {
     circuit: Circuit,
     /// What is told once: fields that some key had and that could not be understood, and the like.
     told: Mutex<HashSet<&'static str>>,
+    /// Ids of keys with a limit that is more than can be counted: each is told once.
+    lowered: Mutex<HashSet<u64>>,
     numbers: Arc<LookupNumbers>,
 }
 
@@ -302,6 +310,10 @@ impl Answering {
     }
 
     fn known(&self, question: &KeyQuestion, mut facts: KeyFacts) -> KeyAnswer {
+        if let Some(wanted) = facts.limits.max_concurrent.filter(|n| *n > LIMIT_CONCURRENT_MAX) {
+            facts.limits.max_concurrent = Some(LIMIT_CONCURRENT_MAX);
+            self.tell_lowered(&facts, wanted);
+        }
         if !facts.metadata.tell_records(question.key.reveal()) && self.is_news(LARGE_METADATA) {
             let provider = &self.name;
             tracing::warn!(
@@ -311,6 +323,23 @@ impl Answering {
             );
         }
         KeyAnswer::Known(Arc::new(facts))
+    }
+
+    /// Tells once of a key that is held to less than its provider says.
+    fn tell_lowered(&self, facts: &KeyFacts, wanted: u32) {
+        let mut told = self.lowered.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= LOWERED_TOLD_MAX || !told.insert(facts.digest.label()) {
+            return;
+        }
+        let (provider, key_id) = (&self.name, format!("{:016x}", facts.digest.label()));
+        tracing::warn!(
+            %provider,
+            key_id,
+            max_concurrent = wanted,
+            used = LIMIT_CONCURRENT_MAX,
+            is_last = told.len() == LOWERED_TOLD_MAX,
+            "more requests at one time than are counted: the key is held to what is"
+        );
     }
 
     /// True the first time.

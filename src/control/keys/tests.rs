@@ -30,6 +30,7 @@ fn answering(has_script: bool) -> Answering {
         patience: Duration::from_secs(5),
         circuit: Circuit::new("p", String::new()),
         told: Mutex::default(),
+        lowered: Mutex::default(),
         numbers: Arc::default(),
     }
 }
@@ -75,6 +76,29 @@ fn what_a_provider_says_becomes_an_answer() {
         let unclear = answering.told.lock().unwrap();
         assert_eq!(*unclear, HashSet::from(["status", "a text"]));
     }
+}
+
+/// Catches: a limit beyond what is counted that is used as it is, one within that is changed, a
+/// line of the log for each look-up, and a list of keys that grows with what a provider says.
+#[test]
+fn a_limit_beyond_what_is_counted_is_lowered_and_told_once() {
+    let answering = answering(false);
+    let limited = |key: &str, most: u32| {
+        let said = fields(json!({"max_concurrent": most}));
+        let facts = known(answering.answer(&mut Scripted([said].into()), &question(key)));
+        facts.limits.max_concurrent
+    };
+    let told = || answering.lowered.lock().unwrap().len();
+    assert_eq!(limited("k", LIMIT_CONCURRENT_MAX), Some(LIMIT_CONCURRENT_MAX));
+    assert_eq!(told(), 0);
+    for _ in 0..2 {
+        assert_eq!(limited("k", LIMIT_CONCURRENT_MAX + 1), Some(LIMIT_CONCURRENT_MAX));
+        assert_eq!(told(), 1);
+    }
+    for n in 0..2 * LOWERED_TOLD_MAX {
+        assert_eq!(limited(&format!("k{n}"), u32::MAX), Some(LIMIT_CONCURRENT_MAX));
+    }
+    assert_eq!(told(), LOWERED_TOLD_MAX);
 }
 
 /// Catches: a key in a log or a panic, since its provider says it too and that is shown.

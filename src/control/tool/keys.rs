@@ -23,6 +23,12 @@ const PART_BYTES_MAX: usize = 900 * 1024;
 /// Bytes of a file that is imported.
 const IMPORT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// What `show` takes from the page of the usage of a key.
+const OF_USAGE: [&str; 5] =
+    ["used_quota", "used_quota_source", "remaining_quota", "usage_percentage", "quota_resets_at"];
+/// Stands behind a figure of the store where no gateway tells its own.
+const STORED: &str = " (as stored: no gateway was asked)";
+
 /// Does it, and says what was done.
 pub fn run(ask: &KeysAsk) -> Printout {
     let done = way(ask).and_then(|way| Task { way, json: ask.json }.run(&ask.task));
@@ -127,15 +133,15 @@ impl Task {
                 let path = path_of(key);
                 let mut shown = self.ask(Method::Get, &path, b"")?;
                 let usage = self.ask(Method::Get, &format!("{path}/usage"), b"")?;
-                for name in ["used_quota", "remaining_quota", "usage_percentage"] {
+                for name in OF_USAGE {
                     shown[name] = usage[name].clone();
                 }
-                Ok(only(if self.json { line(&shown) } else { lines(&shown) }))
+                Ok(only(if self.json { line(&shown) } else { self.lines(&shown) }))
             }
             KeysTask::Set { key, settings } => {
                 let body = Value::Object(settings.clone()).to_string();
                 let changed = self.ask(Method::Patch, &path_of(key), body.as_bytes())?;
-                Ok(only(if self.json { line(&changed) } else { lines(&changed) }))
+                Ok(only(if self.json { line(&changed) } else { self.lines(&changed) }))
             }
             KeysTask::Revoke(key) => {
                 let gone = self.ask(Method::Delete, &path_of(key), b"")?;
@@ -152,6 +158,17 @@ impl Task {
             KeysTask::Import { file, on_conflict } => self.import(file, on_conflict).map(only),
             KeysTask::Export => self.export().map(only),
         }
+    }
+
+    /// A key, a member in each line. What was used by the count of nobody is marked.
+    fn lines(&self, object: &Value) -> String {
+        let members = object.as_object().into_iter().flatten();
+        let member = |(name, value): (&String, &Value)| {
+            let is_stored = name == "used_quota" && matches!(self.way, Way::Store(_));
+            let mark = if is_stored { STORED } else { "" };
+            format!("{name}: {}{mark}\n", text(value))
+        };
+        members.map(member).collect()
     }
 
     /// A key on standard output, and on standard error what a person should know of it.
@@ -314,11 +331,6 @@ fn text(value: &Value) -> String {
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
         other => plain(&other.to_string()),
     }
-}
-
-fn lines(object: &Value) -> String {
-    let members = object.as_object().into_iter().flatten();
-    members.map(|(name, value)| format!("{name}: {}\n", text(value))).collect()
 }
 
 /// Columns of a list.
