@@ -23,7 +23,7 @@ const REFUSED: &[(&str, &str, u16, &str)] = &[
     ("sk-limit", "rate_limit: 1", 429, "rate_limit_exceeded"),
 ];
 
-/// Catches: a refusal of a known key, by whichever rule, of which the log does not say whose it was;
+/// Catches: a refusal of a known key, by whichever rule, whose line does not say whose it was;
 /// one that names who came before on the connection; an unknown key that is somebody's.
 #[test]
 fn every_refusal_of_a_known_key_says_whose_it_was() {
