@@ -227,6 +227,7 @@ fn start_workers(
             budget: Arc::clone(&control.budget),
             usage: outboxes.next(),
             access: control.access.clone(),
+            spans: control.spans.clone(),
             unpacker: unpacker.clone(),
             seed: getrandom::u64().map_err(|e| format!("no randomness: {e}"))?,
             ready: ready.clone(),
@@ -307,7 +308,8 @@ fn connections_that_fit(plan: &Plan) -> Result<usize, String> {
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
     let workers = plan.server.workers;
-    let reporters = plan.usage.reporters.len() * FDS_PER_REPORTER;
+    let receivers = plan.usage.reporters.len() + usize::from(plan.tracing.is_some());
+    let reporters = receivers * FDS_PER_REPORTER;
     let beyond = 2 * CONNECTIONS_OVER_MAX + GUESTS_MAX;
     let of_workers = workers * (2 * PIPES_MAX + plan.server.listen.len());
     let reserved = FDS_RESERVED + beyond + of_workers + reporters;

@@ -42,6 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::record",
             "usage::outbox",
             "usage::access",
+            "usage::spans",
             "usage::key_form",
             "usage::unpacker",
         ],

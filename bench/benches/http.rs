@@ -61,6 +61,7 @@ fn main() {
         client_scheme: "http",
         plain_answer: false,
         trust_forwarded: false,
+        trace: None,
     };
     measure("request head, write", REQUEST.len(), || {
         out.clear();

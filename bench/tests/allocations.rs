@@ -209,6 +209,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         budget: Arc::clone(&control.budget),
         usage: control.usage.pop(),
         access: None,
+        spans: None,
         unpacker: Unpacker::start().unwrap(),
         seed: 1,
         ready,

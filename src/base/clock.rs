@@ -8,6 +8,12 @@ pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
+/// Nanoseconds since then, which fit until the year 2554.
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+pub fn unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
 /// Nanoseconds since the machine was started, the same for all its processes. No step of the wall
 /// clock changes it.
 pub fn boot_ns() -> u64 {

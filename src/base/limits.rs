@@ -313,6 +313,16 @@ pub const SPOOL_READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Access log lines waiting for their writer. Beyond: dropped and counted.
 pub const ACCESS_LINES_MAX: usize = 16 * 1024;
+/// Spans waiting for their exporter. Beyond: dropped and counted.
+pub const SPANS_WAITING_MAX: usize = 4096;
+/// Spans of one request of the exporter; OpenTelemetry's own have the same.
+pub const SPANS_PER_REQUEST_MAX: usize = 512;
+/// Tries of one request that its span tells of. Beyond: their number alone is told.
+pub const SPAN_TRIES_MAX: usize = 16;
+/// Bytes of a text in a span that a client or an engine chose. Beyond: cut.
+pub const SPAN_TEXT_BYTES_MAX: usize = 256;
+/// Bytes of a receiver's answer to spans that are read. Beyond: it counts as one that took all.
+pub const SPANS_ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Scrapes that wait for a metrics page. Beyond: 503.
 pub const METRICS_PAGES_WAITING_MAX: usize = 16;
 /// Bytes of what a gateway says of its backends, as `llmproxy backends` reads it: far more than of

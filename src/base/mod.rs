@@ -3,6 +3,7 @@
 
 pub mod limits;
 pub mod id;
+pub mod span_id;
 pub mod secret;
 pub mod refusal;
 pub mod fault;

@@ -9,6 +9,7 @@ use crate::state::board::View;
 use crate::state::member::Member;
 use crate::state::meters::{Meters, Times, Whose};
 use crate::usage::outbox::Gauge;
+use crate::usage::spans::SpanCounters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -46,6 +47,8 @@ pub struct Facts {
     pub log_dropped: u64,
     /// Access log lines that were dropped.
     pub access_dropped: u64,
+    /// What became of spans.
+    pub spans: Arc<SpanCounters>,
     /// Scrapes that there was no room for.
     pub pages_turned_away: u64,
     /// What became of those who asked the admin API.

@@ -31,6 +31,7 @@ pub mod admin_api;
 pub mod key_store;
 pub mod log;
 pub mod access;
+pub mod traces;
 pub mod memory;
 pub mod watchdog;
 pub mod next;

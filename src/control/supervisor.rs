@@ -13,7 +13,8 @@ use super::metrics::Facts;
 use super::page::{Outlet, SCRAPERS_MAX};
 use super::reload::{Cause, Reloader, Reloads};
 use super::resolve::Resolver;
-use super::{access, counters, keys, models, page, scripts, shared_limits, tls};
+use super::traces::SpanExporter;
+use super::{access, counters, keys, models, page, scripts, shared_limits, tls, traces};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
 use crate::config::plan::Plan;
 use crate::rt::budget::Budget;
@@ -32,6 +33,7 @@ use crate::usage::journal::Journal;
 use crate::usage::outbox::{Gauge, Outbox};
 use crate::usage::ring::file::RingFile;
 use crate::usage::ring::place;
+use crate::usage::spans::SpanQueue;
 use crate::usage::spool::folders::{FolderWatch, Folders};
 use crate::usage::spool::{self, Opened, Planned, Unwritten};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
@@ -151,6 +153,8 @@ pub struct Control {
     pub usage: Vec<Outbox>,
     /// Where workers put access records.
     pub access: Option<AccessQueue>,
+    /// Where workers put spans.
+    pub spans: Option<SpanQueue>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
     /// Resolves the names of a view before it is hung up.
@@ -161,6 +165,7 @@ pub struct Control {
     /// Its socket goes away at the end.
     admin: Option<SocketKeeper>,
     access_writer: Option<access::AccessWriter>,
+    span_exporter: Option<SpanExporter>,
 }
 
 fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
@@ -196,6 +201,7 @@ pub fn start(
         }
     };
     let (access, access_writer) = start_access(plan, reopen)?.unzip();
+    let (spans, span_exporter) = traces::start(plan.tracing.as_ref())?.unzip();
     let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
     let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
@@ -205,6 +211,7 @@ pub fn start(
         let admin_numbers = Arc::clone(&gateway.numbers);
         let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
         let (access, log) = (access.clone(), log.dropped.clone());
+        let traced = spans.as_ref().map(|queue| Arc::clone(queue.counters())).unwrap_or_default();
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
         let turned_away = pages.turned_away();
         let finders = Arc::clone(&finders);
@@ -221,6 +228,7 @@ pub fn start(
                 usage: gauge.clone(),
                 log_dropped: log.dropped_lines() as u64,
                 access_dropped: access.as_ref().map_or(0, AccessQueue::dropped),
+                spans: Arc::clone(&traced),
                 pages_turned_away: turned_away.load(Ordering::Relaxed),
                 admin: Arc::clone(&admin_numbers),
             }
@@ -244,10 +252,12 @@ pub fn start(
         pulses,
         usage,
         access,
+        spans,
         drivers,
         delivery,
         admin,
         access_writer,
+        span_exporter,
     })
 }
 
@@ -493,14 +503,18 @@ fn metrics_outlet(listener: OwnedFd, board: Arc<Board>) -> Outlet {
 
 impl Control {
     /// Ends the control plane after the workers are done: what is queued is delivered and written.
-    pub fn finish(self) {
+    pub fn finish(mut self) {
         drop(self.admin);
+        self.span_exporter.iter_mut().for_each(SpanExporter::stop);
         if let Some(writer) = self.access_writer {
             writer.finish();
         }
         if let Some(delivery) = self.delivery {
             let time = if delivery.is_kept { FLUSH_TIME } else { LAST_TIME };
             delivery.finish(time + END_WAIT);
+        }
+        if let Some(exporter) = self.span_exporter {
+            exporter.finish();
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod response;
 pub mod chunked;
 pub mod date;
 pub mod reference;
+pub mod traceparent;
 pub mod write;
 pub mod number;
 pub mod reason;

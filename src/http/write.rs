@@ -12,6 +12,7 @@ use super::path::base_of;
 use super::reason;
 use super::request::RequestHead;
 use super::response::ResponseHead;
+use super::traceparent::TRACEPARENT_BYTES;
 use crate::base::digits::push_decimal;
 use crate::base::secret::Secret;
 
@@ -47,6 +48,17 @@ pub struct ForwardRequest<'a> {
     pub plain_answer: bool,
     /// The peer is a trusted proxy: what it says of the client's origin is passed on.
     pub trust_forwarded: bool,
+    /// The span that the engine's are children of, in place of the client's.
+    pub trace: Option<TraceField>,
+}
+
+/// A `traceparent` of ours.
+#[derive(Debug, Clone, Copy)]
+pub struct TraceField {
+    /// Its value.
+    pub value: [u8; TRACEPARENT_BYTES],
+    /// The trace is not the client's: its `tracestate` stays here (Trace Context, section 3.3).
+    pub is_new: bool,
 }
 
 /// How the body goes to the client.
@@ -117,6 +129,10 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], how: &Forwar
     }
     for (name, value) in how.set {
         line(out, name.as_bytes(), value.reveal().as_bytes());
+    }
+    let is_set = || how.set.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
+    if let Some(trace) = how.trace.filter(|_| !is_set()) {
+        line_of(out, b"traceparent: ", &trace.value);
     }
     out.extend_from_slice(how.identity);
     out.extend_from_slice(b"\r\n");
@@ -214,6 +230,9 @@ fn travels_on(field: &Field, bytes: &[u8], how: &ForwardRequest<'_>) -> bool {
     let name = field.name.of(bytes);
     let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
     if how.plain_answer && is("accept-encoding") {
+        return false;
+    }
+    if how.trace.is_some_and(|trace| is("traceparent") || (trace.is_new && is("tracestate"))) {
         return false;
     }
     !how.drop.iter().any(|dropped| is(dropped)) && !how.set.iter().any(|(set, _)| is(set))

@@ -7,6 +7,7 @@
 pub mod request;
 pub mod form;
 pub mod dialect;
+pub mod operation;
 pub mod usage;
 pub mod tokens;
 pub mod answer_id;

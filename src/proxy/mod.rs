@@ -31,6 +31,7 @@ pub mod upstream;
 pub mod relay;
 pub mod location;
 pub mod told;
+pub mod trace;
 mod whence;
 pub mod settle;
 pub mod sparing;

@@ -3,6 +3,7 @@
 
 use super::client::{no_memory, Client};
 use super::pace::Pace;
+use super::trace::TraceNotes;
 use super::whence::Whence;
 use crate::base::fault::Fault;
 use crate::base::id::RequestId;
@@ -36,6 +37,8 @@ pub struct Presented {
     pub said: Option<Box<Said>>,
     /// Its id of the request, when it sent a harmless one.
     pub id: Option<RequestId>,
+    /// Where it stands in a trace; `None`: it is not traced. Boxed: few are.
+    pub trace: Option<Box<TraceNotes>>,
 }
 
 /// Another name that the model of a request has at the engines. Kept beside the view that it comes
@@ -108,6 +111,11 @@ impl Request {
         self.presented.as_ref()?.id.as_ref()
     }
 
+    /// Where it stands in a trace; `None`: it is not traced.
+    pub fn trace(&self) -> Option<&TraceNotes> {
+        self.presented.as_ref()?.trace.as_deref()
+    }
+
     /// Bytes of the inbox that belong to this request.
     fn wire_len(&self) -> usize {
         self.wire_len as usize
@@ -161,8 +169,9 @@ impl Request {
         self.wants_counts = false;
         self.body_len = 0;
         self.decoded = None;
-        if let Some(Presented { key, identity, said, id }) = self.presented.as_deref_mut() {
+        if let Some(Presented { key, identity, said, id, trace }) = self.presented.as_deref_mut() {
             *id = None;
+            *trace = None;
             identity.clear();
             key.clear();
             *said = None;

@@ -9,12 +9,13 @@ use super::relay::tap::Tap;
 use super::relay::Relayed;
 use super::repute;
 use super::shelf::Shelf;
+use super::trace::TraceNotes;
 use super::upstream::pool::{InFlight, LocalMember};
 use crate::base::fault::{Fault, Side};
 use crate::base::id::RequestId;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
-use crate::config::plan::UsagePlan;
+use crate::config::plan::{Engine, UsagePlan};
 use crate::http::request::Method;
 use crate::keys::together;
 use crate::llm::dialect::Dialect;
@@ -27,6 +28,7 @@ use crate::usage::access::AccessLine;
 use crate::usage::outbox::Opening;
 use crate::usage::record;
 use crate::usage::record::borrowed::RecordRef;
+use crate::usage::spans::RequestSpan;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -219,6 +221,34 @@ pub fn settle(mut pass: Pass, (request, tap): (&Request, &Tap), story: &mut Stor
         let record = record_of(pass, (request, tap, story), times, sent).to_record();
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
         access.offer(AccessLine { record, client: request.from.client_text().into(), said });
+    }
+    if let (Some(spans), Some(notes), false) = (&w.spans, request.trace(), story.own_page) {
+        let record = record_of(pass, (request, tap, story), times, sent);
+        spans.offer(Box::new(span_of(pass, (request, notes, story), times, record)));
+    }
+}
+
+/// The span of a request that is traced.
+fn span_of(
+    pass: &Pass,
+    (request, notes, story): (&Request, &TraceNotes, &Story),
+    times: Times,
+    record: RecordRef<'_>,
+) -> RequestSpan {
+    let served = request.served_model();
+    RequestSpan {
+        trace_id: notes.ours.trace_id,
+        span_id: notes.ours.span_id,
+        parent_id: notes.parent.map(|parent| parent.span_id),
+        start_ns: pass.w.shelf.unix_ns(request.started),
+        latency: times.latency,
+        first_token: times.ttft,
+        tries: notes.tries.take(),
+        route: request.path_label,
+        engine: story.member().map(Member::engine).and_then(Engine::known_name),
+        served_model: (served != request.model).then(|| served.to_owned()),
+        // What is exported is read by many: no key, in whatever form.
+        record: RecordRef { api_key: None, request_body: None, ..record }.to_record(),
     }
 }
 

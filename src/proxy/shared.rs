@@ -20,6 +20,7 @@ use crate::state::scrape::{AskPage, Page};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
+use crate::usage::spans::SpanQueue;
 use crate::usage::unpacker::Unpacker;
 use std::cell::Cell;
 use std::future::Future;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub usage: Option<Outbox>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
+    /// Where spans go, if requests are traced.
+    pub spans: Option<SpanQueue>,
     /// Where copies of packed answers go.
     pub unpacker: Unpacker,
     /// Answers that are not done with though their clients are.

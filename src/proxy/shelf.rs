@@ -3,9 +3,10 @@
 
 use super::repute;
 use super::sparing::Sparing;
-use crate::base::clock::unix_ms;
+use crate::base::clock::unix_ns;
 use crate::base::fault::Fault;
 use crate::base::id::{RequestId, RequestIds};
+use crate::base::span_id::SpanIds;
 use crate::state::member::Member;
 use crate::state::meters::{Meters, Phase};
 use std::cell::{Cell, RefCell};
@@ -17,7 +18,9 @@ pub struct Shelf {
     pub meters: RefCell<Meters>,
     sparing: RefCell<Sparing>,
     ids: RefCell<RequestIds>,
-    /// The same moment by both clocks.
+    /// Makes the ids of traces and spans.
+    pub span_ids: RefCell<SpanIds>,
+    /// The same moment by both clocks, the wall clock's in nanoseconds.
     wall: Cell<(Instant, u64)>,
 }
 
@@ -28,7 +31,9 @@ impl Shelf {
             meters: RefCell::default(),
             sparing: RefCell::default(),
             ids: RefCell::new(RequestIds::new(seed)),
-            wall: Cell::new((Instant::now(), unix_ms())),
+            // Request ids show their seed: these are not to be the row that follows from it.
+            span_ids: RefCell::new(SpanIds::new(seed.rotate_left(32) ^ unix_ns())),
+            wall: Cell::new((Instant::now(), unix_ns())),
         }
     }
 
@@ -61,17 +66,23 @@ impl Shelf {
 
     /// Takes the time that [`Shelf::unix_ms`] goes by.
     pub fn look_at_the_clock(&self) {
-        self.wall.set((Instant::now(), unix_ms()));
+        self.wall.set((Instant::now(), unix_ns()));
     }
 
     /// Milliseconds since 1970 at an instant, by the wall clock as of the last sweep: it is not
     /// asked for each request.
     pub fn unix_ms(&self, at: Instant) -> u64 {
-        let (then, unix_ms) = self.wall.get();
-        let millis = |time: Duration| time.as_secs() * 1000 + u64::from(time.subsec_millis());
+        self.unix_ns(at) / 1_000_000
+    }
+
+    /// The same in nanoseconds.
+    pub fn unix_ns(&self, at: Instant) -> u64 {
+        let (then, unix_ns) = self.wall.get();
+        let nanos =
+            |time: Duration| time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos());
         match at.checked_duration_since(then) {
-            Some(since) => unix_ms.saturating_add(millis(since)),
-            None => unix_ms.saturating_sub(millis(then.saturating_duration_since(at))),
+            Some(since) => unix_ns.saturating_add(nanos(since)),
+            None => unix_ns.saturating_sub(nanos(then.saturating_duration_since(at))),
         }
     }
 

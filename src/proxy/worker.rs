@@ -25,6 +25,7 @@ use crate::state::scrape::{AskPage, Mailbox};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
 use crate::usage::outbox::Outbox;
+use crate::usage::spans::SpanQueue;
 use crate::usage::unpacker::Unpacker;
 use crossbeam_channel::Sender;
 use std::cell::Cell;
@@ -67,6 +68,8 @@ pub struct WorkerStart {
     pub usage: Option<Outbox>,
     /// Where access records go.
     pub access: Option<AccessQueue>,
+    /// Where spans go, if requests are traced.
+    pub spans: Option<SpanQueue>,
     /// Where copies of packed answers go.
     pub unpacker: Unpacker,
     /// Random; makes request ids unique.
@@ -120,6 +123,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         slices: Slices::default(),
         usage: start.usage,
         access: start.access,
+        spans: start.spans,
         unpacker: start.unpacker,
         drains: Rc::default(),
         connections: start.connections,

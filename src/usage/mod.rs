@@ -12,6 +12,7 @@ pub mod counters;
 pub mod doorbell;
 pub mod outbox;
 pub mod access;
+pub mod spans;
 pub mod unpacker;
 pub mod key_form;
 pub mod source;

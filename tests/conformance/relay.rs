@@ -123,6 +123,7 @@ fn forward(head: &RequestHead, bytes: &[u8], body: Vec<u8>) -> Forwarded {
         client_scheme: "http",
         plain_answer: false,
         trust_forwarded: false,
+        trace: None,
     };
     let mut out = Vec::new();
     write::request(&mut out, head, bytes, &how);

@@ -61,6 +61,7 @@ mod auth_services;
 mod stream_usage;
 mod metrics;
 mod logs;
+mod traces;
 mod loops;
 mod script;
 mod address;

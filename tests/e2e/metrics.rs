@@ -95,6 +95,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_journal_folders_lost_total", "counter", &[]),
     ("llmproxy_journal_aborted_total", "counter", &[]),
     ("llmproxy_access_log_dropped_total", "counter", &[]),
+    ("llmproxy_trace_spans_total", "counter", &["result"]),
     ("llmproxy_metrics_pages_refused_total", "counter", &[]),
     ("llmproxy_connections_total", "counter", &[]),
     ("llmproxy_crowded_closed_total", "counter", &["kind"]),

@@ -14,6 +14,7 @@ mod operate;
 mod routing;
 mod server;
 mod storage;
+mod tracing;
 mod unbuilt;
 mod usage;
 mod watch;
@@ -75,6 +76,7 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
         counters: root.section("counters").map(|mut s| limit::counters(&mut s)).unwrap_or_default(),
         usage: root.when_present("usage", |s| usage::usage(s, &stores)).unwrap_or_default(),
         metrics,
+        tracing: tracing::tracing(&mut root),
         admin: root.when_enabled("admin", |s| operate::admin(s, &taken)),
         hooks: operate::hooks(&mut root),
         discovery,

@@ -139,6 +139,11 @@ impl Engine {
             Engine::Ollama => "ollama",
         }
     }
+
+    /// The same; `None` while it is not known.
+    pub fn known_name(self) -> Option<&'static str> {
+        (self != Engine::Auto).then(|| self.name())
+    }
 }
 
 /// Whether an engine's figures of its own load are read, and where.

@@ -2,7 +2,7 @@
 //! is in use once the reload is done: for the next request, or, where a setting is one of a whole
 //! connection (`write_timeout`, `half_close`), for the next connection.
 
-use super::{Admin, Log, Metrics, Plan, Server, Spool, UsagePlan};
+use super::{Admin, Log, Metrics, OtlpTraces, Plan, Server, Spool, UsagePlan};
 
 impl Plan {
     /// Makes this plan one that can follow `running` in the same process: what only a restart can
@@ -17,6 +17,7 @@ impl Plan {
             log,
             usage,
             metrics,
+            tracing,
             backends: _,
             routing: _,
             health_check: _,
@@ -34,6 +35,7 @@ impl Plan {
         kept.of_log(log, &running.log);
         kept.of_usage(usage, &running.usage);
         kept.of_metrics(metrics, &running.metrics);
+        kept.of_tracing(tracing, &running.tracing);
         kept.keep("counters", counters, &running.counters);
         kept.of_admin(admin, &running.admin);
         kept.0
@@ -138,6 +140,23 @@ impl Kept {
         let Admin { listen, db_path, token: _, read_only: _, allowed_ips: _ } = new;
         self.keep("admin.listen", listen, &running.listen);
         self.keep("admin.db_path", db_path, &running.db_path);
+    }
+
+    /// The exporter is started at the start. How many requests are traced is in use at once; so is
+    /// that none are.
+    fn of_tracing(&mut self, new: &mut Option<OtlpTraces>, running: &Option<OtlpTraces>) {
+        let (Some(asked), Some(running)) = (new.as_mut(), running) else {
+            if new.is_some() {
+                self.0.push("tracing.otlp");
+                *new = None;
+            }
+            return;
+        };
+        let mut kept = OtlpTraces { sample_ratio: asked.sample_ratio, ..running.clone() };
+        if kept != *asked {
+            self.0.push("tracing.otlp");
+            std::mem::swap(asked, &mut kept);
+        }
     }
 
     /// A page with a listener of its own stays there, and one without is not put anywhere else: on

@@ -15,6 +15,7 @@ mod print;
 mod routing;
 mod server;
 mod storage;
+mod tracing;
 mod usage;
 mod watch;
 
@@ -28,6 +29,7 @@ pub(in crate::config) use print::{compared, shown};
 pub use routing::*;
 pub use server::*;
 pub use storage::*;
+pub use tracing::*;
 pub use usage::*;
 pub use watch::*;
 
@@ -63,6 +65,8 @@ pub struct Plan {
     pub usage: UsagePlan,
     /// The metrics endpoint; `None` when off.
     pub metrics: Option<Metrics>,
+    /// Where traces go; `None` when off.
+    pub tracing: Option<OtlpTraces>,
     /// The administrators' listener; `None` when off.
     pub admin: Option<Admin>,
     /// Scripts run at points of a request.

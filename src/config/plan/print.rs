@@ -38,6 +38,9 @@ impl Serialize for Plan {
         }
         map.serialize_entry("usage", &self.usage)?;
         entry(&mut map, "metrics", &self.metrics)?;
+        if let Some(otlp) = &self.tracing {
+            map.serialize_entry("tracing", &BTreeMap::from([("otlp", otlp)]))?;
+        }
         if let Some(admin) = &self.admin {
             map.serialize_entry("admin", &Enabled::new(admin))?;
         }

@@ -104,6 +104,25 @@ fn what_needs_a_restart_stays_and_the_rest_applies() {
     assert!(next.keep_boot_of(&running).is_empty(), "it is what runs now");
 }
 
+/// Catches: spans that go on being made, or are lost, behind a reload that says otherwise.
+#[test]
+fn how_many_requests_are_traced_applies_and_where_spans_go_stays() {
+    let otlp = |more: &str| format!("tracing: {{otlp: {{endpoint: 'http://{more}}}}}");
+    let running = load(&otlp("a', sample_ratio: 0.5")).plan;
+    let mut next = load(&otlp("a', sample_ratio: 0.25")).plan;
+    assert!(next.keep_boot_of(&running).is_empty());
+    assert_eq!(next.tracing.as_ref().unwrap().sample_ratio, 0.25);
+    let mut next = load(&otlp("b', sample_ratio: 0.25")).plan;
+    assert_eq!(next.keep_boot_of(&running), ["tracing.otlp"]);
+    let kept = next.tracing.unwrap();
+    assert_eq!((kept.endpoint.reveal(), kept.sample_ratio), ("http://a/v1/traces", 0.25));
+    let mut off = load("").plan;
+    assert!(off.keep_boot_of(&running).is_empty() && off.tracing.is_none());
+    let mut on = load(&otlp("a'")).plan;
+    assert_eq!(on.keep_boot_of(&off), ["tracing.otlp"]);
+    assert!(on.tracing.is_none());
+}
+
 /// Catches: a key that a reload keeps and that `check --against` says it applies.
 #[test]
 fn each_key_that_stays_is_said_to() {

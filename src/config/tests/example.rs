@@ -76,6 +76,7 @@ usage:
     - {type: file, file: {path: /var/log/llmproxy/usage.jsonl, max_age: 24h}}
     - {type: builtin}
 metrics: {listen: "127.0.0.1:9100"}
+tracing: {otlp: {endpoint: "http://localhost:4318"}}
 storage: {databases: [{name: main, driver: sqlite}]}
 admin: {enabled: true, token: change-me}
 hooks:

@@ -67,6 +67,7 @@ fn no_secret_is_printed() {
         \x20 - {type: webhook, webhook: {url: 'http://a/?t=hunter2', headers: {A: hunter2}}}\n\
         \x20 - {type: static, static: {keys: [{key: hunter2}]}}\n  - {type: file}\n\
         api_keys: [{key: hunter2}]\nadmin: {enabled: true, token: hunter2}\n\
+        tracing: {otlp: {endpoint: 'https://d/v1/traces?k=hunter2', headers: {D: hunter2}}}\n\
         rate_limit: {storage: redis, global: {requests_per_second: 1}}\n\
         usage:\n  reporters:\n  - {webhook: {url: 'https://b/?hunter2', headers: {B: hunter2}}}\n\
         \x20 - {type: database, database: {driver: mysql, dsn: 'u:hunter2@tcp(h)/d'}}\n\

@@ -3,6 +3,7 @@
 //! other views of what stands beside them.
 
 use super::{model_label, Facts, Labels, Page, SECOND};
+use crate::llm::operation::operation;
 use crate::state::meters::Times;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,19 +19,6 @@ const BETWEEN: [f64; 13] =
 const OPERATION: &str = "gen_ai_operation_name";
 const MODEL: &str = "gen_ai_request_model";
 const SERVER: &str = "server_address";
-
-/// What the conventions call a request to a path; `None` for what generates nothing.
-fn operation(path: &str) -> Option<&'static str> {
-    let path = path.strip_prefix("/v1").unwrap_or(path);
-    match path {
-        "/chat/completions" | "/messages" | "/responses" | "/api/chat" => Some("chat"),
-        "/completions" | "/completion" | "/generate" | "/generate_stream" | "/infill"
-        | "/invocations" | "/api/generate" => Some("text_completion"),
-        "/embeddings" | "/embedding" | "/embed" | "/embed_all" | "/embed_sparse" | "/api/embed"
-        | "/api/embeddings" => Some("embeddings"),
-        _ => None,
-    }
-}
 
 impl Facts {
     pub(super) fn genai(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -67,27 +55,5 @@ impl Facts {
         let help = "Between two reads of a streamed answer: a token, where an engine sends each.";
         let name = "gen_ai_server_time_per_output_token_seconds";
         page.histogram(name, help, (&BETWEEN, SECOND), series)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::operation;
-
-    /// Catches: an API whose requests are missing from dashboards of these names.
-    #[test]
-    fn each_api_has_its_operation() {
-        for (path, expected) in [
-            ("/v1/chat/completions", Some("chat")),
-            ("/chat/completions", Some("chat")),
-            ("/v1/messages", Some("chat")),
-            ("/v1/completions", Some("text_completion")),
-            ("/api/generate", Some("text_completion")),
-            ("/v1/embeddings", Some("embeddings")),
-            ("/v1/models", None),
-            ("other", None),
-        ] {
-            assert_eq!(operation(path), expected, "{path}");
-        }
     }
 }

@@ -39,6 +39,9 @@ impl Facts {
         page.counter("llmproxy_log_dropped", help, one(self.log_dropped))?;
         let help = "Access log lines dropped because the queue was full.";
         page.counter("llmproxy_access_log_dropped", help, one(self.access_dropped))?;
+        let help = "Spans of requests that are traced: exported, dropped because too many waited, \
+                    refused by their receiver, given up because that was away for too long.";
+        page.counter("llmproxy_trace_spans", help, named("result", &self.spans.all()))?;
         let help = "Scrapes of this page that were refused because too many waited for it.";
         page.counter("llmproxy_metrics_pages_refused", help, one(self.pages_turned_away))
     }

@@ -1,5 +1,5 @@
-//! `llmproxy check --connect`: tries every backend, every reporter, every provider of keys and the
-//! server of shared limits of a plan once. Nothing is asked of an engine, no record is sent, and no
+//! `llmproxy check --connect`: tries every backend, every reporter, every provider of keys, the
+//! receiver of spans and the server of shared limits of a plan once. Nothing is asked of an engine, no record is sent, and no
 //! key is looked up.
 
 use crate::base::tls_fault;
@@ -8,6 +8,8 @@ use crate::config::cli::{Printout, FINE, WOULD_NOT_START};
 use crate::config::plan::{Backend, Endpoint, LimitStorage, Plan};
 use crate::control::{keys, shared_limits, tls};
 use crate::state::member::MemberTls;
+use crate::store::http::HttpService;
+use crate::store::Trouble;
 use crate::usage::reporter;
 use crossbeam_channel::bounded;
 use rustls::ClientConnection;
@@ -69,6 +71,11 @@ fn tries(plan: &Plan) -> Vec<(String, Try)> {
             let name = format!("provider {}", provider.name);
             tries.push((name, Box::new(move || keys::probe(&provider, LIMIT))));
         }
+    }
+    if let Some(otlp) = &plan.tracing {
+        let service = HttpService::new(&otlp.endpoint);
+        let try_it = move || service.probe(Instant::now() + LIMIT).map_err(Trouble::into_words);
+        tries.push(("tracing.otlp".to_owned(), Box::new(try_it)));
     }
     let limits = plan.rate_limit.as_ref().map(|limits| &limits.storage);
     if let Some(LimitStorage::Redis { redis, .. }) = limits {

@@ -15,6 +15,7 @@ const HOW: ForwardRequest<'static> = ForwardRequest {
     client_scheme: "http",
     plain_answer: false,
     trust_forwarded: false,
+    trace: None,
 };
 
 fn forward(client: &str, how: &ForwardRequest<'_>) -> String {
@@ -260,4 +261,27 @@ fn accept_encoding_stays_here_when_the_answer_is_to_be_read() {
         !sent.to_lowercase().contains("encoding") && sent.contains("Accept: */*\r\n"),
         "{sent}"
     );
+}
+
+/// Catches: an engine that is told of two parents, of the client's although ours is between, or of
+/// the state of another trace.
+#[test]
+fn a_span_of_ours_stands_in_place_of_the_clients() {
+    let client = "GET /a HTTP/1.1\r\nHost: gw\r\nTraceParent: theirs\r\nX-A: 1\r\n\
+                  traceparent: theirs too\r\ntracestate: a=1\r\n\r\n";
+    let value = super::super::traceparent::TraceParent::root([1; 16], [2; 8]).value();
+    let ours = format!("traceparent: {}\r\n", String::from_utf8(value.to_vec()).unwrap());
+    for is_new in [false, true] {
+        let trace = Some(TraceField { value, is_new });
+        let sent = forward(client, &ForwardRequest { trace, ..HOW });
+        assert_eq!(sent.to_lowercase().matches("traceparent").count(), 1, "{sent}");
+        assert!(sent.contains(&ours) && sent.contains("X-A: 1\r\n"), "{sent}");
+        assert_eq!(sent.contains("tracestate: a=1\r\n"), !is_new, "{sent}");
+    }
+    // An engine may have one that the configuration says.
+    let set = [("TraceParent".to_owned(), Secret::new("set"))];
+    let trace = Some(TraceField { value, is_new: true });
+    let sent = forward(client, &ForwardRequest { trace, set: &set, ..HOW });
+    assert_eq!(sent.to_lowercase().matches("traceparent").count(), 1, "{sent}");
+    assert!(sent.contains("TraceParent: set\r\n"), "{sent}");
 }

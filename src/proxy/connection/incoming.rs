@@ -28,6 +28,7 @@ use crate::proxy::pass::{LimitsInUse, Pass};
 use crate::proxy::place;
 use crate::proxy::receive::{self, HeadLimits, Received, Request};
 use crate::proxy::shared::Shared;
+use crate::proxy::trace;
 use crate::proxy::unpack::unpack;
 use crate::proxy::view::{WorkerView, NO_COUNTERS};
 use crate::state::counters::ids;
@@ -333,6 +334,7 @@ fn identify(Pass { w, view, .. }: &Pass, client: &Client, request: &mut Request)
         keep_key(view, client, request);
     }
     keep_said(w, client, request);
+    trace::begin(w, view, client.bytes(), request);
     // The head is gone when the request is settled; its capacity here is not.
     let path = request.head.path(client.bytes());
     let label = path::label(path);

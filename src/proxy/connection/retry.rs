@@ -18,6 +18,7 @@ use crate::proxy::repute;
 use crate::proxy::route::tries::{is_harmless, Attempt, Further, TryEnd};
 use crate::proxy::route::{tiers, TriedMembers};
 use crate::proxy::shared::Shared;
+use crate::proxy::trace;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek;
 use crate::proxy::upstream::pool::InFlight;
@@ -116,6 +117,12 @@ pub(super) async fn after(
         };
     };
     hear_withheld(w, trying, false);
+    let reason = match end {
+        TryEnd::WishRefused => RetryReason::Named("stream_usage_refused"),
+        TryEnd::Failed(fault) => RetryReason::Named(fault.code()),
+        TryEnd::Status(status, _) => RetryReason::Status(status),
+    };
+    trace::note_try(request, &trying.backend, reason);
     if !matches!(further, Further::Again) && !is_harmless(end) {
         w.retries.take();
     }
@@ -148,11 +155,6 @@ pub(super) async fn after(
         }
     };
     *inflight = Some(next);
-    let reason = match end {
-        TryEnd::WishRefused => RetryReason::Named("stream_usage_refused"),
-        TryEnd::Failed(fault) => RetryReason::Named(fault.code()),
-        TryEnd::Status(status, _) => RetryReason::Status(status),
-    };
     *w.shelf.meters.borrow_mut().retries.entry(reason).or_default() += 1;
     Ok(None)
 }

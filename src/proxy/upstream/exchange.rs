@@ -16,6 +16,7 @@ use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::shelf::Shelf;
+use crate::proxy::trace::TraceNotes;
 use crate::proxy::view::WorkerView;
 use crate::rt::buffer::Buffer;
 use crate::rt::patrol::{Alarm, Watched};
@@ -246,6 +247,7 @@ fn head_of(
             // To a head that went before the engine's, no packed body fits.
             plain_answer: asking.is_spliced() || (view.plan.routing.early_head && request.stream),
             trust_forwarded: proxy.is_some(),
+            trace: request.trace().map(TraceNotes::field),
         },
     );
     head

@@ -158,6 +158,7 @@ fn shared(config: &str, unpacker: Unpacker) -> (Rc<Shared>, Arc<RingFile>) {
         slices: Slices::default(),
         usage: Some(outbox),
         access: None,
+        spans: None,
         unpacker,
         drains: Rc::new(Drains::default()),
         connections: Arc::new(Connections::new(9)),
