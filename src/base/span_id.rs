@@ -62,7 +62,7 @@ mod tests {
         }
     }
 
-    /// Catches: all traces or none where a share was asked for, and a share that is off at its ends.
+    /// Catches: all traces or none where a share was asked for, and one that is off at its ends.
     #[test]
     fn a_share_is_one() {
         let mut ids = SpanIds::new(7);

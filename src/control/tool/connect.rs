@@ -1,6 +1,6 @@
 //! `llmproxy check --connect`: tries every backend, every reporter, every provider of keys, the
-//! receiver of spans and the server of shared limits of a plan once. Nothing is asked of an engine, no record is sent, and no
-//! key is looked up.
+//! receiver of spans and the server of shared limits of a plan once. Nothing is asked of an engine,
+//! no record is sent, and no key is looked up.
 
 use crate::base::tls_fault;
 use crate::config::circle;
