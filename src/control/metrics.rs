@@ -8,6 +8,7 @@ use crate::rt::budget::Budget;
 use crate::state::board::View;
 use crate::state::member::Member;
 use crate::state::meters::{Meters, Times, Whose};
+use crate::state::token_sizes::{TokenSizes, TOKEN_BOUNDS};
 use crate::usage::outbox::Gauge;
 use crate::usage::spans::SpanCounters;
 use prometheus_client::collector::Collector;
@@ -223,6 +224,30 @@ impl Page<'_> {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in series {
             metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    /// A histogram of tokens.
+    fn size_histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: Vec<(Labels, &TokenSizes)>,
+    ) -> fmt::Result {
+        let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let bounds = || TOKEN_BOUNDS.iter().map(|bound| *bound as f64).chain([f64::INFINITY]);
+        for (labels, sizes) in series {
+            let count = sizes.counts.iter().sum();
+            if count > 0 {
+                let buckets: Vec<_> = bounds().zip(sizes.counts).collect();
+                metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                    sizes.sum as f64,
+                    count,
+                    &buckets,
+                    None,
+                )?;
+            }
         }
         Ok(())
     }

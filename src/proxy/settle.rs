@@ -354,9 +354,11 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
                 let is_lost = member.hear_cached((story.expected, cache), counted, member::now);
                 meters.prefixes_lost += u64::from(is_lost);
             }
+            let (prompt, completion) = (usage.prompt_tokens, usage.completion_tokens);
+            meters.token_use.entry(series).or_default().record(prompt, completion);
             meters.tokens.entry(series).or_default().add(Tokens {
-                prompt: usage.prompt_tokens,
-                completion: usage.completion_tokens,
+                prompt,
+                completion,
                 cached: usage.cached_tokens.unwrap_or(0),
                 reasoning: usage.reasoning_tokens.unwrap_or(0),
             });

@@ -3,6 +3,7 @@
 
 use super::hash::QuickMap;
 use super::member::MemberId;
+use super::token_sizes::TokenUse;
 use hdrhistogram::Histogram;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -190,6 +191,8 @@ pub struct Meters {
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
     pub tokens: QuickMap<TokenSeries, Tokens>,
+    /// The same by request. It has the series of `tokens`.
+    pub token_use: QuickMap<TokenSeries, TokenUse>,
     /// Those of backends that are gone: the sum over all of them does not fall.
     pub tokens_of_gone: Tokens,
     /// Counts that were refused, and counts that were kept although they are strange, by what is
@@ -315,6 +318,7 @@ impl Meters {
         let gaps: Vec<_> = self.inter_token.extract_if(|backend, _| is_old(*backend)).collect();
         let faults: Vec<_> = self.faults.extract_if(|(backend, _), _| is_old(*backend)).collect();
         let tokens: Vec<_> = self.tokens.extract_if(|series, _| is_old(series.backend)).collect();
+        let sizes: Vec<_> = self.token_use.extract_if(|series, _| is_old(series.backend)).collect();
         let picked = self.picked.remove(&from).unwrap_or_default();
         let Some(heir) = to else {
             return tokens.iter().for_each(|(_, tokens)| self.tokens_of_gone.add(*tokens));
@@ -337,6 +341,10 @@ impl Meters {
         }
         for (series, tokens) in tokens {
             self.tokens.entry(TokenSeries { backend: to, ..series }).or_default().add(tokens);
+        }
+        for (series, sizes) in sizes {
+            let series = TokenSeries { backend: to, ..series };
+            self.token_use.entry(series).or_default().absorb(&sizes);
         }
     }
 
@@ -399,6 +407,9 @@ impl Meters {
         self.tokens_of_gone.add(other.tokens_of_gone);
         for (series, theirs) in &other.tokens {
             self.tokens.entry(*series).or_default().add(*theirs);
+        }
+        for (series, theirs) in &other.token_use {
+            self.token_use.entry(*series).or_default().absorb(theirs);
         }
         sum(&mut self.odd_counts, &other.odd_counts);
         self.usage_missing += other.usage_missing;
@@ -522,6 +533,7 @@ mod tests {
             meters.faults.insert((Some(whose), "backend_closed"), 3);
             let series = TokenSeries { model: None, backend: Some(whose) };
             meters.tokens.insert(series, Tokens { prompt: 5, ..Tokens::default() });
+            meters.token_use.entry(series).or_default().record(5, 1);
             meters.ttft.entry(series).or_default().record(Duration::from_millis(7));
             let gaps = meters.inter_token.entry(Some(whose)).or_default();
             gaps.record(Duration::from_millis(1));
@@ -537,10 +549,11 @@ mod tests {
         assert_eq!(meters.faults[&(Some(new), "backend_closed")], 6);
         let series = TokenSeries { model: None, backend: Some(new) };
         assert_eq!((meters.tokens[&series].prompt, meters.ttft[&series].count()), (10, 2));
+        assert_eq!(meters.token_use[&series].input.sum, 10);
         assert_eq!(meters.inter_token[&Some(new)].count(), 2);
         assert_eq!(meters.picked[&new], 8);
         meters.hand_over(new, None);
-        assert!(meters.members().is_empty());
+        assert!(meters.members().is_empty() && meters.token_use.is_empty());
         let mut sum = Meters::default();
         sum.absorb(&meters);
         assert_eq!(sum.tokens_of_gone.prompt, 10, "a sum over all does not fall");

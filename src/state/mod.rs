@@ -14,6 +14,7 @@ pub mod latency;
 pub mod loans;
 pub mod lookup;
 pub mod meters;
+pub mod token_sizes;
 pub mod models;
 pub mod prefixes;
 pub mod model_list;

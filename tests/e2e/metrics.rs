@@ -36,6 +36,11 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
         &["gen_ai_request_model", "server_address"],
     ),
     ("gen_ai_server_time_per_output_token_seconds", "histogram", &["server_address"]),
+    (
+        "gen_ai_client_token_usage",
+        "histogram",
+        &["gen_ai_token_type", "gen_ai_request_model", "server_address"],
+    ),
     ("llmproxy_upstream_connect_seconds", "histogram", &[]),
     ("llmproxy_inflight", "gauge", &["backend"]),
     ("llmproxy_backend_up", "gauge", &["backend"]),
@@ -244,6 +249,18 @@ fn other_names_show_the_same_figures() {
     assert_eq!(asked, page.sum("llmproxy_latency_ms_count", &chats));
     let gaps = "gen_ai_server_time_per_output_token_seconds_count";
     assert_eq!(page.sum(gaps, &[]), page.sum("llmproxy_inter_token_seconds_count", &[]));
+    let tokens = "gen_ai_client_token_usage";
+    for (theirs, ours) in [("input", "prompt"), ("output", "completion")] {
+        let kind = [("gen_ai_token_type", theirs)];
+        let sum = page.sum(&format!("{tokens}_sum"), &kind);
+        assert!(sum > 0.0, "{theirs}: {}", page.text);
+        assert_eq!(sum, page.sum("llmproxy_tokens_total", &[("type", ours)]), "{theirs}");
+        // Of each request one, in the bucket that holds it and in all that are larger.
+        let (count, all) = (format!("{tokens}_count"), [kind[0], ("le", "67108864.0")]);
+        assert_eq!(page.sum(&count, &kind), page.sum(&format!("{tokens}_bucket"), &all));
+        let none = [kind[0], ("le", "1.0")];
+        assert_eq!(page.sum(&format!("{tokens}_bucket"), &none), 0.0, "{theirs}");
+    }
 }
 
 /// Catches: a series for each path that a client thinks of, until memory is full.

@@ -18,6 +18,7 @@ const BETWEEN: [f64; 13] =
 
 const OPERATION: &str = "gen_ai_operation_name";
 const MODEL: &str = "gen_ai_request_model";
+const TOKEN_TYPE: &str = "gen_ai_token_type";
 const SERVER: &str = "server_address";
 
 impl Facts {
@@ -54,6 +55,21 @@ impl Facts {
             .collect();
         let help = "Between two reads of a streamed answer: a token, where an engine sends each.";
         let name = "gen_ai_server_time_per_output_token_seconds";
-        page.histogram(name, help, (&BETWEEN, SECOND), series)
+        page.histogram(name, help, (&BETWEEN, SECOND), series)?;
+        self.token_use(page)
+    }
+
+    fn token_use(&self, page: &mut Page<'_>) -> fmt::Result {
+        let models = self.view.labelled_models();
+        let sorted: BTreeMap<_, _> = self.meters.token_use.iter().collect();
+        let series = sorted.into_iter().flat_map(|(series, sizes)| {
+            let (model, server) = (model_label(models, series.model), self.backend(series.backend));
+            [("input", &sizes.input), ("output", &sizes.output)].map(|(kind, sizes)| {
+                let labels = [(TOKEN_TYPE, kind.to_owned()), (MODEL, model.clone())];
+                (labels.into_iter().chain([(SERVER, server.clone())]).collect(), sizes)
+            })
+        });
+        let help = "Tokens of each request, as its engine counted them.";
+        page.size_histogram("gen_ai_client_token_usage", help, series.collect())
     }
 }
