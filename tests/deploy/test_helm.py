@@ -40,6 +40,9 @@ VALUES = {
                   "data": {"hostPath": "/var/lib/llmproxy"},
                   "serviceAccount": {"create": False, "name": "mine"},
                   "drain": {"delaySeconds": 0, "timeoutSeconds": 600}},
+    "apart": {"config": {"metrics": {"listen": ":9100", "path": "/m"}},
+              "service": {"type": "LoadBalancer"},
+              "metrics": {"serviceMonitor": {"enabled": True}}},
     "one": {"replicas": 1, "drain": {"delaySeconds": 10, "timeoutSeconds": 20}},
 }
 
@@ -62,8 +65,11 @@ def rendered(values):
     for name, text in files.items():
         for manifest in [] if name.endswith(".txt") else yaml.safe_load_all(text):
             if manifest:
-                assert manifest["kind"] not in found, manifest["kind"]
-                found[manifest["kind"]] = manifest
+                kind = manifest["kind"]
+                if kind == "Service" and manifest["metadata"]["name"].endswith("-metrics"):
+                    kind = "Service of metrics"
+                assert kind not in found, kind
+                found[kind] = manifest
     notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
     return found, notes
 
@@ -120,6 +126,8 @@ class Helm(unittest.TestCase):
         self.assertEqual(kinds["all"], kinds["defaults"] | {"Secret", "ServiceMonitor"})
         self.assertEqual(kinds["daemonset"], always | budget | {"DaemonSet"})
         self.assertEqual(kinds["one"], always | account | {"Deployment"})
+        self.assertEqual(kinds["apart"], kinds["defaults"] | {"ServiceMonitor",
+                                                              "Service of metrics"})
 
     def test_names_meet(self):
         """Catches: a service without pods, a monitor without a service, a mount without volume."""
@@ -147,10 +155,14 @@ class Helm(unittest.TestCase):
                 self.assertLessEqual({probe["httpGet"]["port"] for probe in probes}, ports)
                 if "ServiceMonitor" in found:
                     monitor = found["ServiceMonitor"]["spec"]
+                    scraped = found.get("Service of metrics", found["Service"])
                     self.assertLessEqual(monitor["selector"]["matchLabels"].items(),
-                                         found["Service"]["metadata"]["labels"].items())
-                    self.assertLessEqual({end["port"] for end in monitor["endpoints"]},
-                                         {port["name"] for port in service})
+                                         scraped["metadata"]["labels"].items())
+                    self.assertLessEqual(scraped["spec"]["selector"].items(), labels)
+                    offered = {port["name"]: port["targetPort"]
+                               for port in scraped["spec"]["ports"]}
+                    for end in monitor["endpoints"]:
+                        self.assertIn(offered[end["port"]], ports)
                 volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
                 mounts = {mount["name"] for mount in container["volumeMounts"]}
                 self.assertEqual(mounts, set(volumes))
@@ -164,6 +176,25 @@ class Helm(unittest.TestCase):
                 account = pod["spec"]["serviceAccountName"]
                 made = found.get("ServiceAccount", {"metadata": {"name": "mine"}})
                 self.assertEqual(account, made["metadata"]["name"])
+
+    def test_metrics_apart_are_scraped_where_they_are(self):
+        """Catches: a monitor of a port where there are no metrics, and metrics that everybody
+        reaches though they have a listener of their own."""
+        found, _ = rendered(VALUES["apart"])
+        end = found["ServiceMonitor"]["spec"]["endpoints"][0]
+        self.assertEqual((end["port"], end["path"]), ("metrics", "/m"))
+        self.assertEqual([port["name"] for port in found["Service"]["spec"]["ports"]], ["http"])
+        service = found["Service of metrics"]["spec"]
+        self.assertEqual((service["type"], service["ports"][0]["port"]), ("ClusterIP", 9100))
+        container = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+        self.assertIn({"name": "metrics", "containerPort": 9100, "protocol": "TCP"},
+                      container["ports"])
+        monitor = rendered(VALUES["all"])[0]["ServiceMonitor"]
+        self.assertEqual(monitor["spec"]["endpoints"][0]["port"], "http")
+        for config in [{"enabled": False}, {"listen": "127.0.0.1:9100"}, {"listen": "[::1]:91"}]:
+            values = {**VALUES["apart"], "config": {"metrics": config}}
+            with self.subTest(config=config), self.assertRaises(helm().HelmError):
+                rendered(values)
 
     def test_the_drain_fits_into_the_grace_period(self):
         """Catches: streams that the kubelet cuts."""

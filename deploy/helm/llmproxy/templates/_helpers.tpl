@@ -32,6 +32,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* The port of the metrics' own listener; nothing where they are on that of the clients. */}}
+{{- define "llmproxy.metricsPort" -}}
+{{- $metrics := default dict .Values.config.metrics -}}
+{{- if and $metrics.listen (ne (toString $metrics.enabled) "false") -}}
+{{- regexFind "[0-9]+$" (toString $metrics.listen) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What somebody wrote, and over it what has to fit the pod. */}}
 {{- define "llmproxy.config" -}}
 {{- $config := deepCopy .Values.config -}}
