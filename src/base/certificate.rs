@@ -12,6 +12,13 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, Sign
 use std::path::Path;
 use std::sync::Arc;
 
+mod facts;
+pub use facts::CertificateFacts;
+
+/// The protocol by which an authority looks whether a name is ours (RFC 8737). Nothing is said
+/// over such a connection.
+pub const CHALLENGE_PROTOCOL: &[u8] = b"acme-tls/1";
+
 /// The authorities of a file of PEM, and its certificates as they stand there. Blocks: for the
 /// start of a process, and threads that may.
 ///

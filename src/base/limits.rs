@@ -19,6 +19,10 @@ pub const FIELD_LINE_BYTES_MAX: usize = 8190;
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
 /// TLS handshakes of a worker at one time. Beyond: the connection is closed, and counted.
 pub const HANDSHAKES_MAX: usize = 1024;
+/// Certificates that a configuration may name for its clients. Beyond: refused.
+pub const CERTIFICATES_MAX: usize = 1000;
+/// Names that an authority looks at by TLS at one time. Beyond: the oldest are forgotten.
+pub const CHALLENGES_MAX: usize = 100;
 /// Bytes of a method. The longest registered one has 17. Beyond: 501.
 pub const METHOD_BYTES_MAX: usize = 32;
 /// Bytes of the host of a request, port included; a DNS name has at most 253. Beyond: 400.

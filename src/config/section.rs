@@ -15,7 +15,7 @@ const EMPTY: &str = "is empty, so that nothing is protected by it: give it, or t
 const BARE_SECONDS_DOUBTED: u64 = 600;
 
 /// Keys that protect something. One that is misspelt must not be passed over.
-const PROTECTING: [&str; 25] = [
+const PROTECTING: [&str; 26] = [
     "admin",
     "allowed_ips",
     "allowed_models",
@@ -30,6 +30,7 @@ const PROTECTING: [&str; 25] = [
     "global",
     "hmac_secret",
     "max_concurrent",
+    "min_version",
     "per_key",
     "per_model",
     "pipeline",

@@ -8,9 +8,9 @@ use crate::config::found;
 use crate::config::plan::{Backend, Plan};
 use crate::script::ScriptText;
 use crate::state::board::View;
+use crate::state::certificates::ClientTls;
 use crate::state::lookup::KeyService;
 use crate::state::member::MemberTls;
-use rustls::ServerConfig;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct Builder<'a> {
 }
 
 /// What a view has beside its backends: TLS towards clients, who answers for providers, scripts.
-type Own = (Option<Arc<ServerConfig>>, Vec<Option<KeyService>>, Arc<[ScriptText]>);
+type Own = (Option<ClientTls>, Vec<Option<KeyService>>, Arc<[ScriptText]>);
 
 impl Builder<'_> {
     /// The view of `plan`, which has the backends of the file alone, with those that were found.
@@ -69,7 +69,7 @@ impl Builder<'_> {
             false => Arc::clone(&self.before.scripts),
         };
         let client_tls = match self.all_anew {
-            true => tls::server_config(&plan)?,
+            true => tls::client_tls(&plan, &self.before.given_certificates)?,
             false => self.before.client_tls.clone(),
         };
         let view = self.resolved(plan, backends_tls, (client_tls, services, scripts))?;

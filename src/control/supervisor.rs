@@ -170,7 +170,7 @@ pub struct Control {
 
 fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
     let mut view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
-    view.client_tls = tls::server_config(plan)?;
+    view.client_tls = tls::client_tls(plan, &view.given_certificates)?;
     view.services = keys::services(plan, None)?;
     view.scripts = scripts::read(plan)?;
     counters::equip(&mut view);

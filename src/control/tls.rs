@@ -1,16 +1,17 @@
-//! TLS settings towards backends and clients, made at the start and with each reload.
+//! TLS settings towards backends, made at the start and with each reload; those towards clients are
+//! in `clients`.
 
 use crate::base::certificate::{self, Verifier, Wanted};
-use crate::config::plan::{Backend, BackendTls, ClientAuth, Plan, ServerTls};
+use crate::config::plan::{Backend, BackendTls, Plan};
 use crate::state::member::MemberTls;
 use rustls::client::WebPkiServerVerifier;
-use rustls::crypto::{ring, CryptoProvider};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
 use std::sync::Arc;
+
+mod clients;
+pub use clients::{client_tls, files_of, served, WrongPair};
 
 /// The settings of each backend that speaks TLS, in the order of the plan. An error
 /// names the backend and the file.
@@ -72,58 +73,6 @@ fn client_config(
         }
     };
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-}
-
-/// How clients are served over TLS, if they are. Reads the files. An error names the file.
-pub fn server_config(plan: &Plan) -> Result<Option<Arc<ServerConfig>>, String> {
-    let Some(tls) = &plan.server.tls else { return Ok(None) };
-    let told = |error| format!("server.tls: {error}");
-    of_server(tls).map(|config| Some(Arc::new(config))).map_err(told)
-}
-
-fn of_server(tls: &ServerTls) -> Result<ServerConfig, String> {
-    let provider = Arc::new(ring::default_provider());
-    let versions = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    let builder = match client_verifier(tls, provider)? {
-        Some(verifier) => versions.with_client_cert_verifier(verifier),
-        None => versions.with_no_client_auth(),
-    };
-    let (cert, key) = (tls.cert_file.display(), tls.key_file.display());
-    let chain: Vec<_> = CertificateDer::pem_file_iter(&tls.cert_file)
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("cert_file {cert}: {error}"))?;
-    if chain.is_empty() {
-        return Err(format!("cert_file {cert} holds no certificate"));
-    }
-    let secret = PrivateKeyDer::from_pem_file(&tls.key_file)
-        .map_err(|error| format!("key_file {key}: {error}"))?;
-    let mut config = builder
-        .with_single_cert(chain, secret)
-        .map_err(|error| format!("cert_file {cert} and key_file {key}: {error}"))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Sessions are resumed by tickets, which the client keeps: no table here, and no lock on it.
-    config.ticketer = ring::Ticketer::new().map_err(|e| e.to_string())?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
-}
-
-fn client_verifier(
-    tls: &ServerTls,
-    provider: Arc<CryptoProvider>,
-) -> Result<Option<Arc<dyn ClientCertVerifier>>, String> {
-    let Some(file) = tls.client_ca_file.as_ref().filter(|_| tls.client_auth != ClientAuth::None)
-    else {
-        return Ok(None);
-    };
-    let told = |error: &dyn std::fmt::Display| format!("client_ca_file {}", error);
-    let (roots, _) = certificate::read(file).map_err(|error| told(&error))?;
-    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    if tls.client_auth == ClientAuth::Request {
-        builder = builder.allow_unauthenticated();
-    }
-    builder.build().map(Some).map_err(|error| told(&error))
 }
 
 fn roots_of_the_system() -> Result<RootCertStore, String> {

@@ -4,6 +4,7 @@
 
 use super::socket::Socket;
 use super::tls::Wire;
+use crate::base::certificate::CHALLENGE_PROTOCOL;
 use crate::base::limits::HANDSHAKE_BYTES_MAX;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use std::cell::{Cell, RefCell};
@@ -72,6 +73,11 @@ impl Seal {
     /// The version that both sides speak.
     pub(super) fn is_newest(&self) -> bool {
         self.session.borrow().protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    /// True when the client only looks which certificate it gets, and asks for nothing.
+    pub(super) fn is_challenge(&self) -> bool {
+        self.session.borrow().alpn_protocol() == Some(CHALLENGE_PROTOCOL)
     }
 
     /// True while a read may give something without waiting.

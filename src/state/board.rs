@@ -1,6 +1,7 @@
 //! What all threads go by: one view, swapped whole. Whoever reads it has a plan and the backends of
 //! that plan, never a mixture of two.
 
+use super::certificates::{ClientTls, GivenCertificates};
 use super::counters::shared::Counters;
 use super::engine_cache::CacheOf;
 use super::hash::QuickMap;
@@ -18,7 +19,6 @@ use crate::config::plan::{Backend, LoadBalance, Plan};
 use crate::keys::table::KeyTable;
 use crate::script::ScriptText;
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
@@ -31,8 +31,10 @@ pub struct View {
     places: HashMap<MemberId, usize>,
     /// Backends of earlier views that somebody may still be using. They get no more requests.
     leaving: Vec<Arc<Member>>,
-    /// How clients are served over TLS, if they are. A connection keeps the one it began with.
-    pub client_tls: Option<Arc<ServerConfig>>,
+    /// How clients are served over TLS, if they are.
+    pub client_tls: Option<ClientTls>,
+    /// Certificates that come at run time. All views have the same.
+    pub given_certificates: Arc<GivenCertificates>,
     /// Models with a label of their own in the metrics; the place in the list is the label.
     labelled: Vec<String>,
     /// Which of the members serve which model.
@@ -117,6 +119,7 @@ impl View {
             has_queue.then(|| models.groups().iter().map(|places| queue(places)).collect());
         let key_tables = key_tables::of(&plan, before);
         let counters = before.and_then(|view| view.counters.clone());
+        let given = before.map(|view| Arc::clone(&view.given_certificates));
         View {
             plan,
             members,
@@ -128,6 +131,7 @@ impl View {
             key_tables,
             services: Vec::new(),
             client_tls: None,
+            given_certificates: given.unwrap_or_default(),
             scripts: Arc::default(),
             counters,
             shared_limits: None,

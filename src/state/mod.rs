@@ -2,6 +2,7 @@
 //! *May:* use atomics and swap pointers. *Never:* makes a reader wait, allocates for a reader.
 
 pub mod ask;
+pub mod certificates;
 pub mod connections;
 pub mod engine_cache;
 pub mod counters;

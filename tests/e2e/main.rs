@@ -89,5 +89,6 @@ mod shared_limits;
 mod quota;
 mod budget;
 mod listening;
+mod certificates;
 mod tls_listener;
 mod machine;

@@ -1,11 +1,13 @@
 //! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
 
 use crate::base::limits::{
-    BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, BUFFERED_SMALL_SHARE, CONNECTIONS_MAX,
-    HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
+    BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, BUFFERED_SMALL_SHARE, CERTIFICATES_MAX,
+    CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
 };
 use crate::config::plan::endpoints::{self, Endpoint, OWN_PATHS};
-use crate::config::plan::{ClientAuth, Cors, HalfClose, Server, ServerTls};
+use crate::config::plan::{
+    CertificateFiles, ClientAuth, Cors, HalfClose, Server, ServerTls, TlsFloor,
+};
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -313,9 +315,16 @@ fn tls(s: &mut Section) -> ServerTls {
         ("request", ClientAuth::Request),
         ("require", ClientAuth::Require),
     ];
+    let floors = [("1.2", TlsFloor::Tls12), ("1.3", TlsFloor::Tls13)];
+    let certificates: Vec<_> =
+        s.sections("certificates").iter_mut().map(certificate_files).collect();
+    if certificates.len() > CERTIFICATES_MAX {
+        s.error("certificates", format!("must be {CERTIFICATES_MAX} at most"));
+    }
     let tls = ServerTls {
-        cert_file: s.required("cert_file").into(),
-        key_file: s.required("key_file").into(),
+        pair: pair(s, certificates.is_empty()),
+        certificates,
+        min_version: s.choice("min_version", &floors, TlsFloor::Tls12),
         client_ca_file: s.protecting("client_ca_file").map(Into::into),
         client_auth: s.choice("client_auth", &auth, ClientAuth::None),
     };
@@ -326,4 +335,21 @@ fn tls(s: &mut Section) -> ServerTls {
         s.error("client_ca_file", "is required when client_auth asks for certificates");
     }
     tls
+}
+
+/// The certificate that stands in the section itself, which it may do without where others are.
+fn pair(s: &mut Section, is_required: bool) -> Option<CertificateFiles> {
+    if is_required || s.given("cert_file") || s.given("key_file") {
+        return Some(certificate_files(s));
+    }
+    // Both are known, and empty.
+    let _ = (s.get("cert_file"), s.get("key_file"));
+    None
+}
+
+fn certificate_files(s: &mut Section) -> CertificateFiles {
+    CertificateFiles {
+        cert_file: s.required("cert_file").into(),
+        key_file: s.required("key_file").into(),
+    }
 }

@@ -122,15 +122,47 @@ pub struct Cors {
 /// TLS towards clients.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerTls {
-    /// PEM file: the certificate, then its chain.
-    pub cert_file: PathBuf,
-    /// PEM file of the private key.
-    pub key_file: PathBuf,
+    /// The certificate for who asks for no name, or for none that another one is for.
+    #[serde(flatten)]
+    pub pair: Option<CertificateFiles>,
+    /// Others, which are chosen by the names that they are for. Without `pair`, the first of them
+    /// is for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateFiles>,
+    /// Nothing older is spoken.
+    pub min_version: TlsFloor,
     /// PEM file of the authorities of client certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ca_file: Option<PathBuf>,
     /// Whether clients must show a certificate.
     pub client_auth: ClientAuth,
+}
+
+impl ServerTls {
+    /// All certificates; the first is for who asks for no name.
+    pub fn all_certificates(&self) -> impl Iterator<Item = &CertificateFiles> {
+        self.pair.iter().chain(&self.certificates)
+    }
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateFiles {
+    /// PEM file: the certificate, then its chain.
+    pub cert_file: PathBuf,
+    /// PEM file of the private key.
+    pub key_file: PathBuf,
+}
+
+/// The oldest version of TLS that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum TlsFloor {
+    /// TLS 1.2, and 1.3 where the client knows it.
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// What is asked of a client during the TLS handshake.

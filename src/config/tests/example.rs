@@ -33,6 +33,7 @@ server:
     enabled: true
     cert_file: /etc/llmproxy/tls.crt
     key_file: /etc/llmproxy/tls.key
+    certificates: [{cert_file: /etc/llmproxy/other.crt, key_file: /etc/llmproxy/other.key}]
     client_ca_file: /etc/llmproxy/clients-ca.crt
     client_auth: require
 logging:

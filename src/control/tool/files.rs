@@ -4,11 +4,12 @@
 use crate::config::plan::Plan;
 use crate::control::{scripts, tls};
 use crate::usage::reporter;
+use std::sync::Arc;
 
 /// Why they keep this plan from starting: a line for each key. Empty = they do not. Blocks.
 pub fn unusable(plan: &Plan) -> Vec<String> {
     let mut system_roots = None;
-    let mut found: Vec<String> = tls::server_config(plan).err().into_iter().collect();
+    let mut found: Vec<String> = tls::client_tls(plan, &Arc::default()).err().into_iter().collect();
     for (index, backend) in plan.backends.iter().enumerate() {
         let config =
             backend.tls.as_ref().map(|it| tls::settings_of(backend, it, &mut system_roots));

@@ -49,6 +49,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
+use std::sync::Arc;
 use tries::forward;
 
 /// What becomes of the connection after a request.
@@ -175,7 +176,8 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     if !hear_source(w, &mut client, &mut talk.notes.request).await {
         return;
     }
-    if let Some(config) = w.view().shared.client_tls.clone() {
+    let tls = w.view().shared.client_tls.as_ref().map(|tls| Arc::clone(&tls.config));
+    if let Some(config) = tls {
         // Boxed: it is over before a stream begins.
         if !Box::pin(secure(w, &mut client, &mut talk.notes.request, config)).await {
             return;

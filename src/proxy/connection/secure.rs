@@ -51,7 +51,11 @@ pub(super) async fn secure(
             let version = usize::from(client.post.has_newest_seal());
             w.shelf.meters.borrow_mut().handshakes[version] += 1;
             request.from.set_sealed();
-            true
+            match client.post.is_challenge() {
+                true => client.close_gently().await,
+                false => return true,
+            }
+            false
         }
         Ok(Err(error)) => {
             let why = reason(&error);

@@ -44,6 +44,11 @@ impl Post {
         self.state.seal.get().is_some_and(|seal| seal.is_newest())
     }
 
+    /// True when the client only looks which certificate it gets, as authorities do.
+    pub fn is_challenge(&self) -> bool {
+        self.state.seal.get().is_some_and(|seal| seal.is_challenge())
+    }
+
     /// True while [`Post::try_recv_at_most`] may give something that has left the socket already.
     pub fn may_hold(&self) -> bool {
         self.state.seal.get().is_some_and(|seal| seal.may_hold())

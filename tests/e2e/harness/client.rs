@@ -77,6 +77,12 @@ impl Conn {
         Conn { stream, reader: Reader::new(super::SOON) }
     }
 
+    /// Connects over TLS to what calls itself so.
+    pub fn open_tls_to(name: &str, address: SocketAddr, config: Arc<ClientConfig>) -> Conn {
+        let stream = Stream::connect_tls_to(name, address, config).expect("a connection");
+        Conn { stream, reader: Reader::new(super::SOON) }
+    }
+
     /// Its TLS session.
     pub fn tls_session(&self) -> &rustls::ClientConnection {
         match &self.stream {

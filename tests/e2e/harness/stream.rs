@@ -63,8 +63,17 @@ impl Stream {
 
     /// Connects over TLS to what calls itself localhost. The handshake goes with the first bytes.
     pub fn connect_tls(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<Stream> {
+        Stream::connect_tls_to("localhost", address, config)
+    }
+
+    /// The same, to what calls itself so.
+    pub fn connect_tls_to(
+        name: &str,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> io::Result<Stream> {
         let Stream::Tcp(tcp) = Stream::connect(&Place::Tcp(address))? else { unreachable!() };
-        let name = ServerName::try_from("localhost").unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
         let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
         Ok(Stream::TlsClient(Box::new(StreamOwned::new(session, tcp))))
     }

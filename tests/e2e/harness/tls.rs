@@ -111,9 +111,25 @@ impl Pki {
         self.scratch.write("key.pem", self.pair("localhost").1);
     }
 
+    /// Writes `NAME.pem` and `NAME-key.pem`, a certificate for these names, and gives its place in
+    /// `server.tls.certificates`.
+    pub fn more(&self, file: &str, names: &[&str]) -> String {
+        let (certificate, key) = self.pair_for(names);
+        let (cert, secret) = (format!("{file}.pem"), format!("{file}-key.pem"));
+        self.scratch.write(&cert, certificate);
+        self.scratch.write(&secret, key);
+        let (cert, secret) = (self.path(&cert), self.path(&secret));
+        format!("{{cert_file: \"{cert}\", key_file: \"{secret}\"}}")
+    }
+
     fn pair(&self, name: &str) -> (String, String) {
+        self.pair_for(&[name])
+    }
+
+    fn pair_for(&self, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &self.authority.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
