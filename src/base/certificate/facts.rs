@@ -10,6 +10,7 @@ const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 /// Of the fields of a certificate and of its names: their types in DER.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
+const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
@@ -31,9 +32,6 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// Reads them. `None`: it is no certificate of X.509, or is longer than any should be.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<CertificateFacts> {
-        let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
-        let mut names: Vec<String> =
-            parsed.valid_dns_names().map(str::to_ascii_lowercase).collect();
         let mut body = body(certificate)?;
         if body.first() == Some(&VERSION) {
             element(&mut body)?;
@@ -44,7 +42,7 @@ impl CertificateFacts {
         let mut validity = element(&mut body)?;
         let not_before = time(&mut validity)?;
         let not_after = time(&mut validity)?;
-        names.extend(addresses(body).unwrap_or_default().iter().map(IpAddr::to_string));
+        let mut names = alternative_names(body).unwrap_or_default();
         if names.is_empty() {
             names.extend(common_name(certificate).map(|name| name.to_ascii_lowercase()));
         }
@@ -59,8 +57,8 @@ fn body<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
     element(&mut certificate)
 }
 
-/// The addresses in the alternative names. `rest` begins behind the dates.
-fn addresses(mut rest: &[u8]) -> Option<Vec<IpAddr>> {
+/// The names and addresses that stand for the subject. `rest` begins behind the dates.
+fn alternative_names(mut rest: &[u8]) -> Option<Vec<String>> {
     while *rest.first()? != EXTENSIONS {
         element(&mut rest)?;
     }
@@ -79,9 +77,16 @@ fn addresses(mut rest: &[u8]) -> Option<Vec<IpAddr>> {
         let (mut names, mut found) = (element(&mut value)?, Vec::new());
         while let Some(kind) = names.first().copied() {
             let name = element(&mut names)?;
-            if kind == IP_ADDRESS {
-                let v4 = <[u8; 4]>::try_from(name).map(IpAddr::from);
-                found.extend(v4.or_else(|_| <[u8; 16]>::try_from(name).map(IpAddr::from)));
+            match kind {
+                DNS_NAME if name.is_ascii() => {
+                    found.push(String::from_utf8_lossy(name).to_ascii_lowercase());
+                }
+                IP_ADDRESS => {
+                    let v4 = <[u8; 4]>::try_from(name).map(IpAddr::from);
+                    let any = v4.or_else(|_| <[u8; 16]>::try_from(name).map(IpAddr::from));
+                    found.extend(any.map(|address| address.to_string()));
+                }
+                _ => {}
             }
         }
         return Some(found);
@@ -140,7 +145,7 @@ mod tests {
         let found = facts(&params);
         let named = ["llm.example.com", "*.example.org", "192.0.2.7", "2001:db8::1"];
         assert_eq!(found.names, named);
-        assert_eq!((found.not_before, found.not_after), (946_598_400, 3_981_398_400));
+        assert_eq!((found.not_before, found.not_after), (946_598_400, 3_981_312_000));
     }
 
     /// Catches: a certificate without alternative names, as old ones are, that is for nobody.

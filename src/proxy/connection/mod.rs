@@ -44,6 +44,7 @@ use delivery::deliver;
 use incoming::{admit, hear_source, receive_head, Arrival};
 use ours::{give_up, refuse};
 use parting::{conclude, Undrained};
+use rustls::ServerConfig;
 use secure::secure;
 use std::future::Future;
 use std::net::IpAddr;
@@ -176,8 +177,7 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     if !hear_source(w, &mut client, &mut talk.notes.request).await {
         return;
     }
-    let tls = w.view().shared.client_tls.as_ref().map(|tls| Arc::clone(&tls.config));
-    if let Some(config) = tls {
+    if let Some(config) = tls_now(w) {
         // Boxed: it is over before a stream begins.
         if !Box::pin(secure(w, &mut client, &mut talk.notes.request, config)).await {
             return;
@@ -228,6 +228,11 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
             Next::CloseGently => return client.close_gently().await,
         }
     }
+}
+
+/// How a handshake goes that begins now, where clients are served over TLS.
+fn tls_now(w: &Shared) -> Option<Arc<ServerConfig>> {
+    w.view().shared.client_tls.as_ref().map(|tls| Arc::clone(&tls.config))
 }
 
 /// From the head of a request to the head of an engine's answer. `Err`: there is none, and the

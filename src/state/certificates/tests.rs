@@ -203,7 +203,8 @@ fn an_authority_is_shown_its_own_certificate() {
     gateway.given.put_challenge("A.example", &proof.key);
     assert_eq!(gateway.shake("a.example", &[ECDSA], only).unwrap(), proof.key.cert[0]);
     assert!(gateway.shake("b.example", &[ECDSA], only).is_err(), "another name");
-    for protocols in [&[][..], &[b"http/1.1"], &[CHALLENGE_PROTOCOL, b"http/1.1"]] {
+    let http: &[u8] = b"http/1.1";
+    for protocols in [&[][..], &[http], &[CHALLENGE_PROTOCOL, http]] {
         assert_eq!(gateway.shake("a.example", &[ECDSA], protocols).unwrap(), usual);
     }
     gateway.given.end_challenge("a.example");
