@@ -5,6 +5,11 @@
 
 use std::time::Duration;
 
+mod scripts;
+mod tls;
+pub use scripts::*;
+pub use tls::*;
+
 /// Bytes of a request or response head, request line and blank line included. Beyond: 431, or 502
 /// for a backend.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -15,14 +20,6 @@ pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of one field line of a request, CRLF included; Apache httpd and gunicorn have the same,
 /// and nginx and llama.cpp's server refuse not much more. Beyond: 431.
 pub const FIELD_LINE_BYTES_MAX: usize = 8190;
-/// Bytes that a client sends in its TLS handshake, certificates included. Beyond: it is closed.
-pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
-/// TLS handshakes of a worker at one time. Beyond: the connection is closed, and counted.
-pub const HANDSHAKES_MAX: usize = 1024;
-/// Certificates that a configuration may name for its clients. Beyond: refused.
-pub const CERTIFICATES_MAX: usize = 1000;
-/// Names that an authority looks at by TLS at one time. Beyond: the oldest are forgotten.
-pub const CHALLENGES_MAX: usize = 100;
 /// Bytes of a method. The longest registered one has 17. Beyond: 501.
 pub const METHOD_BYTES_MAX: usize = 32;
 /// Bytes of the host of a request, port included; a DNS name has at most 253. Beyond: 400.
@@ -565,28 +562,6 @@ const _: () = assert!(BUFFER_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(HEAD_BYTES_MAX <= MEDIUM_BUFFER_BYTES, "no head needs a large buffer");
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= BODY_EXTENSION_BYTES_MAX);
 const _: () = assert!(CHUNK_SIZE_DIGITS_MAX < 16, "a chunk size must fit in 60 bits");
-/// Processor time of one run of a script. Beyond: the run ends, and its client is denied. More in a
-/// configuration is cut to the most, since the worker stands still meanwhile.
-pub const SCRIPT_TIME_MAX: Duration = Duration::from_millis(10);
-/// Bytes of one run of a script, beside what its VM has anyway. Beyond: likewise.
-pub const SCRIPT_MEMORY_MAX: u64 = 4 * 1024 * 1024;
-/// Bytes of the text of one script. Beyond: it does not load.
-pub const SCRIPT_BYTES_MAX: u64 = 256 * 1024;
-/// Bytes of a message of a script to a client, or to the log. Beyond: cut.
-pub const SCRIPT_MESSAGE_BYTES_MAX: usize = 512;
-/// Codes that scripts may refuse with, all together. Beyond: `access_denied`.
-pub const SCRIPT_CODES_MAX: usize = 64;
-/// Lines that one run may log. Beyond: not logged.
-pub const SCRIPT_LOG_LINES_MAX: usize = 8;
-/// Bytes of a value, or of a line, that a script logs and that are looked at: more than
-/// [`SCRIPT_MESSAGE_BYTES_MAX`], since the key is taken out before the line is cut.
-pub const SCRIPT_TOLD_BYTES: usize = 8 * SCRIPT_MESSAGE_BYTES_MAX;
-/// Entries of the metadata that one run gives, at whatever depth. Beyond: its client is denied.
-pub const SCRIPT_METADATA_ENTRIES_MAX: usize = 64;
-/// Bytes of names and texts of that metadata. Beyond: likewise.
-pub const SCRIPT_METADATA_BYTES_MAX: usize = 4 * 1024;
-/// Tables within one another in that metadata. Beyond: likewise.
-pub const SCRIPT_METADATA_DEPTH_MAX: usize = 4;
 /// Bytes of the body of a request to the admin API. Beyond: 413.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Requests to the admin API that wait to be answered. Beyond: 503.

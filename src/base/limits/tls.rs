@@ -1,0 +1,10 @@
+//! Of TLS towards clients.
+
+/// Bytes that a client sends in its TLS handshake, certificates included. Beyond: it is closed.
+pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+/// TLS handshakes of a worker at one time. Beyond: the connection is closed, and counted.
+pub const HANDSHAKES_MAX: usize = 1024;
+/// Certificates that a configuration may name for its clients. Beyond: refused.
+pub const CERTIFICATES_MAX: usize = 1000;
+/// Names that an authority looks at by TLS at one time. Beyond: the oldest are forgotten.
+pub const CHALLENGES_MAX: usize = 100;
