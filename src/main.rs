@@ -10,27 +10,31 @@ use llmproxy::config::origin::Origin;
 use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::config::Loaded;
 use llmproxy::control::discovery::{Finders, News};
+use llmproxy::control::handover::activation;
+use llmproxy::control::handover::listeners::{ListenGroup, Opening, Purpose, Spares};
+use llmproxy::control::handover::predecessor::{self, Inheritance, Predecessor};
+use llmproxy::control::handover::program::Program;
+use llmproxy::control::handover::upgrades::Upgrades;
 use llmproxy::control::log::{Logging, Reopen};
+use llmproxy::control::notify::Notifier;
 use llmproxy::control::pid_file::PidFile;
 use llmproxy::control::reload::{self, Reloader, Reloads};
 use llmproxy::control::signals::{self, Delays, Heard};
-use llmproxy::control::supervisor::{self, Control, Supervisor};
-use llmproxy::control::{circle, log, tool, watchdog};
+use llmproxy::control::supervisor::{self, Control, ControlDoors, Supervisor};
+use llmproxy::control::{circle, counters, log, tool, watchdog};
 use llmproxy::proxy::worker;
-use llmproxy::rt::listen::{self, Place};
 use llmproxy::rt::ring::{self, EPOLL};
 use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
 use llmproxy::usage::unpacker::Unpacker;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// It gives memory back to the system that a burst left behind; the C library's does not.
 #[global_allocator]
@@ -40,9 +44,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const DRAINED: u8 = 0;
 /// The proxy could not start.
 const CANNOT_START: u8 = 1;
-/// An address that is in use is looked at again for so long, and so often.
-const FREE_WAIT: Duration = Duration::from_secs(2);
-const FREE_LOOK: Duration = Duration::from_millis(10);
+/// The process that took the place of this one ended first: a service manager is to start another.
+const NOBODY_LEFT: u8 = 1;
 /// A reload that runs when the last worker is done gets so long to finish.
 const RELOAD_WAIT: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let (Loaded { plan, report }, origin) = match cli::parse(tool::files::unusable) {
         Command::Run { loaded, origin } => (*loaded, origin),
         Command::Reload(ask) => return print(&tool::reload::run(&ask)),
+        Command::Upgrade(ask) => return print(&tool::upgrade::run(&ask)),
         Command::Backends(ask) => return print(&tool::backends::run(&ask)),
         Command::Health(ask) => return print(&tool::health::run(&ask)),
         Command::Keys(ask) => return print(&tool::keys::run(&ask)),
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Command::Connect { plan, said } => return print(&tool::connect::answer(&plan, said)),
         Command::Spool { dir, task } => return spool(&dir, &task),
     };
+    let taken = activation::take();
     let plan = Arc::new(plan);
     let reopen = (Reopen::default(), Reopen::default());
     let log = match log::start(&plan.log, reopen.0.clone()) {
@@ -77,9 +82,13 @@ fn main() -> ExitCode {
         tracing::warn!("no backends: every request is answered 503 no_backend");
     }
     let reloads = Arc::new(Reloads::new(&report.sha256));
-    match serve(&plan, &log, reopen, (origin, reloads)) {
-        Ok(true) => ExitCode::from(DRAINED),
-        Ok(false) => ExitCode::from(CUT),
+    let ended = predecessor::inherit(taken).and_then(|Inheritance { groups, predecessor }| {
+        let heritage = (groups, predecessor.as_ref());
+        serve(&plan, &log, reopen, (origin, reloads), heritage)
+            .inspect_err(|error| predecessor.iter().for_each(|one| one.tell_failed(error)))
+    });
+    match ended {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Said once where both go to the same terminal or collector.
             if matches!(plan.log.output, LogOutput::File(_)) {
@@ -117,37 +126,70 @@ fn cannot_start(error: &str) -> ExitCode {
     ExitCode::from(CANNOT_START)
 }
 
-/// Runs until the workers are done. True when nothing was cut.
+/// Where clients come, and others.
+struct Front {
+    of_workers: Vec<Vec<OwnedFd>>,
+    addresses: Vec<SocketAddr>,
+    doors: ControlDoors,
+    spares: Arc<Spares>,
+}
+
+/// Listens wherever the plan says, with what was handed to this process as far as that goes.
+fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<Front, String> {
+    let mut opening = Opening::new(groups);
+    let (of_workers, addresses) = opening.clients(&plan.server.listen, plan.server.workers)?;
+    let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
+    let metrics = opening.own(metrics, Purpose::Metrics)?;
+    let api = opening.own(plan.admin.as_ref().map(|admin| admin.listen), Purpose::Admin)?;
+    let doors = ControlDoors { metrics, api, replaces_socket: is_successor };
+    Ok(Front { of_workers, addresses, doors, spares: Arc::new(opening.finish()) })
+}
+
+/// Runs until the workers are done. Gives the exit code.
 fn serve(
     plan: &Arc<Plan>,
     log: &Logging,
     (event_log, access_log): (Reopen, Reopen),
     (origin, reloads): (Origin, Arc<Reloads>),
-) -> Result<bool, String> {
+    (groups, predecessor): (Vec<ListenGroup>, Option<&Predecessor>),
+) -> Result<u8, String> {
     let connections = Arc::new(Connections::new(connections_that_fit(plan)?));
     let connections_max = reload::limit(&connections, plan.server.max_connections);
-    let (listeners, addresses) = bind_all(&plan.server.listen, plan.server.workers)?;
-    let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
-    let metrics = bind_own(metrics, "metrics")?;
-    let api = bind_own(plan.admin.as_ref().map(|admin| admin.listen), "admin API")?;
+    let Front { of_workers, addresses, doors, spares } =
+        listen(plan, groups, predecessor.is_some())?;
     let stop = Arc::new(Stop::default());
     let delays = Arc::new(Mutex::new(Delays::of(&plan.server)));
+    let notifier = Arc::new(Notifier::of_this_process());
+    let path = plan.server.pid_file.as_deref();
+    let upgrades = Arc::new(Upgrades::new(
+        Program::of_this_process(),
+        Arc::clone(&spares),
+        (Arc::clone(&stop), Arc::clone(&delays)),
+        (Arc::clone(&notifier), path.map(Path::to_owned)),
+    ));
     let (to_supervisor, events) = supervisor::events();
     signals::start(Heard {
         stop: Arc::clone(&stop),
+        spares,
+        upgrades: Arc::clone(&upgrades),
+        notifier: Arc::clone(&notifier),
         delays: Arc::clone(&delays),
         reopen: vec![event_log, access_log.clone()],
         supervisor: to_supervisor.clone(),
         last: log.last.clone(),
     })
     .map_err(|e| format!("signals: {e}"))?;
-    let pid_file = plan.server.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let mut pid_file = None;
+    match predecessor {
+        None => pid_file = path.map(|path| PidFile::write(path, None)).transpose()?,
+        Some(_) => counters::have_place(plan)?,
+    }
     let mut control = supervisor::start(
         plan,
         &stop,
-        (metrics, api),
+        doors,
         (log, access_log),
-        (&reloads, to_supervisor.clone()),
+        (&reloads, &upgrades, to_supervisor.clone()),
     )?;
     circle::check(&control.board.view(), &addresses)?;
     let watch = match plan.server.watch_config {
@@ -170,38 +212,47 @@ fn serve(
         budget: Arc::clone(&control.budget),
         events: to_supervisor.clone(),
         watch,
+        notifier: Arc::clone(&notifier),
     };
     reloader.find_first()?;
-    let workers = start_workers(plan, &mut control, &stop, listeners, &connections)?;
+    predecessor.map_or(Ok(()), Predecessor::await_go)?;
+    let workers = start_workers(plan, &mut control, (&stop, &notifier), of_workers, &connections)?;
+    if let Some(predecessor) = predecessor {
+        let number = predecessor.process;
+        let written = path.map(|path| PidFile::write(path, Some(number))).transpose();
+        // The workers serve: no reason to end.
+        pid_file = written.inspect_err(|error| tracing::error!("{error}")).unwrap_or_default();
+        predecessor.tell_serving();
+    }
     let supervisor = Supervisor::start(reloader, (to_supervisor, events), stop)
         .map_err(|e| format!("supervisor: {e}"))?;
-    for addr in addresses {
+    for addr in &addresses {
         tracing::info!(%addr, workers = plan.server.workers, connections_max, "listening");
+    }
+    if predecessor.is_none() {
+        notifier.ready(&addresses);
     }
     let mut drained = true;
     for worker in workers {
         // A worker that panicked outside a connection leaves a listener that nobody serves.
         drained &= worker.join().unwrap_or_else(|_| std::process::abort());
     }
+    upgrades.await_end();
     supervisor.stop(RELOAD_WAIT);
     tracing::info!(drained, "stopped");
     control.finish();
     drop(pid_file);
-    Ok(drained)
-}
-
-/// Binds to an address of the control plane's own, if there is one.
-fn bind_own(wanted: Option<SocketAddr>, whose: &str) -> Result<Option<OwnedFd>, String> {
-    let Some(wanted) = wanted else { return Ok(None) };
-    let (mut bound, addresses) = bind_all(&[wanted], 1)?;
-    addresses.iter().for_each(|addr| tracing::info!(%addr, "{whose}"));
-    Ok(bound.pop().and_then(|mut listeners| listeners.pop()))
+    Ok(match (upgrades.has_lost_successor(), drained) {
+        (true, _) => NOBODY_LEFT,
+        (false, true) => DRAINED,
+        (false, false) => CUT,
+    })
 }
 
 fn start_workers(
     plan: &Arc<Plan>,
     control: &mut Control,
-    stop: &Arc<Stop>,
+    (stop, notifier): (&Arc<Stop>, &Arc<Notifier>),
     listeners: Vec<Vec<OwnedFd>>,
     connections: &Arc<Connections>,
 ) -> Result<Vec<JoinHandle<bool>>, String> {
@@ -253,47 +304,9 @@ fn start_workers(
         tracing::info!(workers, cpus, "server.workers: auto takes at most so many of the CPUs");
     }
     let _ = control.drivers.set(drivers);
-    watchdog::start(control.pulses.clone()).map_err(|e| format!("watchdog: {e}"))?;
+    let watching = watchdog::start(control.pulses.clone(), Arc::clone(notifier));
+    watching.map_err(|e| format!("watchdog: {e}"))?;
     Ok(threads)
-}
-
-/// Waits for an address for a moment: the kernel ends the ring of a process that was killed, and
-/// with it the listeners, some time after the process itself is gone. Whoever starts us again at
-/// once should not have to try twice.
-fn await_free(wanted: Place) -> std::io::Result<()> {
-    let since = Instant::now();
-    loop {
-        match listen::check_free(wanted) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && since.elapsed() < FREE_WAIT => {
-                std::thread::park_timeout(FREE_LOOK);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Binds to all addresses, and again for each of so many workers: the listeners of each worker, and
-/// the addresses. With port 0 all workers share the port that the first got.
-fn bind_all(
-    wanted: &[SocketAddr],
-    workers: usize,
-) -> Result<(Vec<Vec<OwnedFd>>, Vec<SocketAddr>), String> {
-    let mut listeners: Vec<Vec<OwnedFd>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut addresses = Vec::new();
-    for mut place in Place::all(wanted) {
-        let asked = place.address;
-        let named = |e: std::io::Error| format!("listen on {asked}: {e}");
-        await_free(place).map_err(named)?;
-        for (index, own) in listeners.iter_mut().enumerate() {
-            let listener = listen::bind(place).map_err(named)?;
-            if index == 0 {
-                place = place.on_port_of(&listener).map_err(named)?;
-            }
-            own.push(listener);
-        }
-        addresses.push(place.address);
-    }
-    Ok((listeners, addresses))
 }
 
 /// Raises the limit of open files to what is allowed, and derives from it how many clients fit:
@@ -311,7 +324,7 @@ fn connections_that_fit(plan: &Plan) -> Result<usize, String> {
     let receivers = plan.usage.reporters.len() + usize::from(plan.tracing.is_some());
     let reporters = receivers * FDS_PER_REPORTER;
     let beyond = 2 * CONNECTIONS_OVER_MAX + GUESTS_MAX;
-    let of_workers = workers * (2 * PIPES_MAX + plan.server.listen.len());
+    let of_workers = workers * (2 * PIPES_MAX + 2 * plan.server.listen.len());
     let reserved = FDS_RESERVED + beyond + of_workers + reporters;
     let fit = files.saturating_sub(reserved) * 4 / 9;
     match fit {

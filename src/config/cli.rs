@@ -12,11 +12,13 @@ mod health;
 mod keys;
 mod lua;
 mod models;
+mod upgrade;
 mod usage;
 pub(super) mod verdict;
 pub use health::HealthAsk;
 pub use keys::{KeysAsk, KeysTask};
 pub use lua::LuaTest;
+pub use upgrade::UpgradeAsk;
 pub use usage::{By, Form, UsageQuestion};
 
 /// What `main` has to do.
@@ -31,6 +33,8 @@ pub enum Command {
     },
     /// Ask a process that runs to read its configuration anew.
     Reload(ReloadAsk),
+    /// Ask a process that runs to give its place to what is on the disk.
+    Upgrade(UpgradeAsk),
     /// Ask processes that run how their backends are.
     Backends(BackendsAsk),
     /// Ask a process that runs whether it lives.
@@ -219,6 +223,9 @@ enum Sub {
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Start the program on the disk in the place of the running proxy, without cutting a request
+    #[command(after_help = upgrade::EXIT_CODES)]
+    Upgrade(upgrade::Arguments),
     /// Show how the backends of the running proxy are: who gets requests, who does not, and why
     #[command(after_help = BACKENDS_EXIT_CODES)]
     Backends {
@@ -335,6 +342,7 @@ fn command(cli: Cli, files: Files) -> Command {
             }
         }
         Some(Sub::Reload { pid, config }) => Command::Reload(ReloadAsk { pid, config }),
+        Some(Sub::Upgrade(arguments)) => upgrade::command(arguments),
         Some(Sub::Backends { config, socket, json }) => {
             Command::Backends(BackendsAsk { config, socket, json })
         }

@@ -51,13 +51,14 @@ pub fn beside_store(db: &Path) -> PathBuf {
 
 /// Makes the socket of this process: in its own folder of the spool, `home`, if it has one, else
 /// beside its pid file, else beside its store of keys, else not at all. That it cannot be made is a
-/// warning: nobody is served any less for it.
-pub fn open_for(plan: &Plan, home: Option<&Path>) -> Option<(OwnedFd, SocketFile)> {
+/// warning: nobody is served any less for it. `replaces`: that of the process in whose place this one
+/// starts is replaced.
+pub fn open_for(plan: &Plan, home: Option<&Path>, replaces: bool) -> Option<(OwnedFd, SocketFile)> {
     let beside = plan.server.pid_file.as_deref().map(beside);
     let beside_store = plan.admin.as_ref().map(|admin| beside_store(&admin.db_path));
     let places = home.map(|home| home.join(NAME)).into_iter().chain(beside).chain(beside_store);
     for path in places {
-        match open(&path) {
+        match open(&path, replaces) {
             Ok(opened) => {
                 tracing::info!(path = %path.display(), "admin socket");
                 return Some(opened);
@@ -142,13 +143,15 @@ fn watch(
             continue;
         }
         let path = file.path.display();
-        match open(&file.path) {
+        match open(&file.path, false) {
             Ok((listener, fresh)) => {
                 tracing::warn!(%path, "the admin socket was gone: it is made anew");
                 let _ = listeners.try_send(listener);
                 heard.call();
                 (*file, is_told) = (fresh, false);
             }
+            // A process that starts in our place: if it does not, the socket is made anew.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             // Its folder may be made anew in a moment.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if !is_told => {
@@ -208,14 +211,15 @@ fn id(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Listens at a path. What a process left there that is gone is replaced.
-fn open(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
+/// Listens at a path. What a process left there that is gone is replaced, or of any with `replaces`.
+fn open(path: &Path, replaces: bool) -> io::Result<(OwnedFd, SocketFile)> {
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
             return Err(io::Error::other("something else is there, and is not replaced"));
         }
-        if is_served(path)? {
-            return Err(io::Error::other("another process listens there"));
+        if !replaces && is_served(path)? {
+            let message = "another process listens there";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
         }
     }
     // Nobody can connect before it listens, and nobody finds it before it has its name: at no
@@ -262,20 +266,26 @@ mod tests {
         let path = folder.join(NAME);
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "as one leaves it that was killed");
-        let (listener, file) = open(&path).unwrap();
+        let (listener, file) = open(&path, false).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
-        assert!(open(&path).unwrap_err().to_string().contains("another process listens"));
+        assert!(open(&path, false).unwrap_err().to_string().contains("another process listens"));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing half made is left");
+        let successors = open(&path, true).unwrap();
         drop((listener, file));
+        UnixStream::connect(&path).expect("the one of a successor stays");
+        drop(successors);
         assert!(!path.exists());
-        let (_listener, file) = open(&path).unwrap();
+        let (_listener, file) = open(&path, false).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();
         drop(file);
-        assert!(open(&path).unwrap_err().to_string().contains("something else"));
+        assert!(open(&path, false).unwrap_err().to_string().contains("something else"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        assert!(open(&folder.join("a/b")).is_err() && open(&folder.join("x".repeat(200))).is_err());
+        assert!(
+            open(&folder.join("a/b"), false).is_err()
+                && open(&folder.join("x".repeat(200)), false).is_err()
+        );
         fs::remove_dir_all(&folder).unwrap();
     }
 

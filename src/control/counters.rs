@@ -36,6 +36,29 @@ pub fn equip(view: &mut View) {
     }
 }
 
+/// Whether there is a place for one more process among those that count together. For a process that
+/// starts in the place of another one, which can go on serving instead.
+///
+/// # Errors
+/// There is none: a line for a person.
+pub fn have_place(plan: &Plan) -> Result<(), String> {
+    let is_counted = plan.rate_limit.is_some() || plan.auth.is_some();
+    let Some(folder) = folder(plan).filter(|folder| is_counted && folder.is_dir()) else {
+        return Ok(());
+    };
+    let is_taken = |column| {
+        let file = column_file(&folder, column);
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    };
+    match (0..COLUMNS).all(is_taken) {
+        true => Err(format!(
+            "{COLUMNS} processes count limits together, and there is no place for another one: \
+             try again when one of them has finished its requests"
+        )),
+        false => Ok(()),
+    }
+}
+
 /// `None`: there is not even memory for them. Whoever asks for limits then gets none of them
 /// wrong: he is refused.
 fn open(plan: &Plan) -> Option<Arc<Counters>> {

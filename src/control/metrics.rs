@@ -40,6 +40,8 @@ pub struct Facts {
     pub view: Arc<View>,
     /// What reloads came to.
     pub reloads: Arc<Reloads>,
+    /// Hot restarts that came to nothing.
+    pub upgrade_failures: u64,
     /// The finders of discovery.
     pub finders: Vec<Arc<FinderNumbers>>,
     /// Metering, when it is on.

@@ -19,7 +19,7 @@ pub mod metrics;
 pub mod page;
 mod roster;
 mod admin;
-mod counters;
+pub mod counters;
 pub mod shared_limits;
 pub mod admin_door;
 #[cfg(feature = "sql")]
@@ -40,6 +40,8 @@ pub mod process;
 pub mod watch;
 pub mod pid_file;
 pub mod signals;
+pub mod notify;
+pub mod handover;
 pub mod supervisor;
 pub mod tool;
 

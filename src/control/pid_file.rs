@@ -14,16 +14,17 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Writes our number. One of a process that is gone is replaced.
+    /// Writes our number. One of a process that is gone is replaced, and that of the one in whose
+    /// place this one starts.
     ///
     /// # Errors
     /// An llmproxy that runs has its number there, or the file is none of that kind, or it cannot
     /// be written: a line for a person.
-    pub fn write(path: &Path) -> Result<PidFile, String> {
-        let named = |error: String| format!("server.pid_file: {}: {error}", path.display());
+    pub fn write(path: &Path, predecessor: Option<u32>) -> Result<PidFile, String> {
+        let named = |error: String| named(path, &error);
         let own = std::process::id();
         match read(path) {
-            Ok(pid) if pid == own => {}
+            Ok(pid) if pid == own || Some(pid) == predecessor => {}
             Ok(pid) => {
                 if Serving::find(pid).is_ok() {
                     return Err(named(format!("the llmproxy with the number {pid} has it")));
@@ -36,16 +37,36 @@ impl PidFile {
             }
             Err(Unread::Io(error)) => return Err(named(error.to_string())),
         }
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(format!(".{own}"));
-        // Whoever reads it finds a whole number.
-        let written = fs::write(&fresh, format!("{own}\n")).and_then(|()| fs::rename(&fresh, path));
-        written.map_err(|error| {
-            let _ = fs::remove_file(&fresh);
-            named(error.to_string())
-        })?;
+        put(path)?;
         Ok(PidFile { path: path.to_owned() })
     }
+}
+
+/// Writes our number there again, if a process that was to take our place wrote its own.
+///
+/// # Errors
+/// It cannot be written: a line for a person.
+pub fn keep(path: &Path) -> Result<(), String> {
+    match read(path) {
+        Ok(pid) if pid != std::process::id() && Serving::find(pid).is_err() => put(path),
+        _ => Ok(()),
+    }
+}
+
+/// Whoever reads it finds a whole number.
+fn put(path: &Path) -> Result<(), String> {
+    let own = std::process::id();
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{own}"));
+    let written = fs::write(&fresh, format!("{own}\n")).and_then(|()| fs::rename(&fresh, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&fresh);
+        named(path, &error.to_string())
+    })
+}
+
+fn named(path: &Path, error: &str) -> String {
+    format!("server.pid_file: {}: {error}", path.display())
 }
 
 impl Drop for PidFile {
@@ -101,21 +122,26 @@ mod tests {
         let own = std::process::id();
         for stale in [None, Some("4294967295\n"), Some(""), Some("1\n")] {
             stale.iter().for_each(|text| fs::write(&path, text).unwrap());
-            let guard = PidFile::write(&path).unwrap();
+            let guard = PidFile::write(&path, None).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), format!("{own}\n"));
             drop(guard);
             assert!(!path.exists());
         }
-        let guard = PidFile::write(&path).unwrap();
+        let guard = PidFile::write(&path, None).unwrap();
         fs::write(&path, "7\n").unwrap();
         drop(guard);
         assert_eq!(read(&path).unwrap(), 7, "a successor's stays");
+        keep(&path).unwrap();
+        assert_eq!(read(&path).unwrap(), own, "there is no such successor");
         for precious in ["root:x:0:0\n", "12 13\n", "-4\n", &"1".repeat(100)] {
             fs::write(&path, precious).unwrap();
-            assert!(PidFile::write(&path).err().unwrap().contains("is no pid file"));
+            assert!(PidFile::write(&path, None).err().unwrap().contains("is no pid file"));
             assert_eq!(fs::read_to_string(&path).unwrap(), precious);
         }
-        assert!(PidFile::write(&folder).is_err() && PidFile::write(&folder.join("a/b")).is_err());
+        assert!(
+            PidFile::write(&folder, None).is_err()
+                && PidFile::write(&folder.join("a/b"), None).is_err()
+        );
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing half written is left");
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -84,9 +84,24 @@ impl Serving {
 
     /// Tells it to read its configuration anew.
     pub fn hang_up(&self) -> Result<(), String> {
+        self.signal(Signal::HUP)
+    }
+
+    /// Tells it to start a successor. To be sent only to one that has a note of what becomes of it:
+    /// an older version takes this for nothing.
+    pub fn ask_to_upgrade(&self) -> Result<(), String> {
+        self.signal(Signal::USR2)
+    }
+
+    /// False once it has ended.
+    pub fn is_there(&self) -> bool {
+        self.folder.join("comm").exists()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), String> {
         let sent = match &self.handle {
-            Some(handle) => pidfd_send_signal(handle, Signal::HUP),
-            None => kill_process(self.pid, Signal::HUP),
+            Some(handle) => pidfd_send_signal(handle, signal),
+            None => kill_process(self.pid, signal),
         };
         sent.map_err(|error| format!("process {}: {error}", self.number()))
     }

@@ -4,6 +4,7 @@
 use super::discovery::{Finders, FindersInUse, News};
 use super::log::Style;
 use super::next::Builder;
+use super::notify::Notifier;
 use super::resolve::Resolver;
 use super::signals::{Delays, DelaysInUse};
 use super::supervisor::{buffered_bytes_max, Event};
@@ -163,12 +164,15 @@ pub struct Reloader {
     pub events: Sender<Event>,
     /// The watch on the file, while `server.watch_config` is on.
     pub watch: Option<ConfigWatch>,
+    /// Told when a reload begins, and what came of it.
+    pub notifier: Arc<Notifier>,
 }
 
 impl Reloader {
     /// Reads the configuration anew, and logs and counts what came of it.
     pub fn reload(&mut self, cause: Cause) {
         let curious = self.reloads.take_curious();
+        self.notifier.reloading();
         let mut result = Err(vec!["panicked; please report this".to_owned()]);
         super::survive("reload", || result = self.attempt());
         let outcome = match result {
@@ -198,6 +202,7 @@ impl Reloader {
                 ReloadOutcome { succeeded: false, lines, restart_keys: Vec::new() }
             }
         };
+        self.notifier.reloaded(outcome.succeeded);
         // Whoever waits no more misses nothing.
         curious.iter().for_each(|tell| drop(tell.try_send(outcome.clone())));
     }

@@ -2,7 +2,10 @@
 //! ends it at once. What has no meaning here is named in the log and does nothing: most signals
 //! would end a process that does not hear them.
 
+use super::handover::listeners::Spares;
+use super::handover::upgrades::Upgrades;
 use super::log::{Last, Reopen};
+use super::notify::Notifier;
 use super::reload::Cause;
 use super::supervisor::Event;
 use crate::config::plan::Server;
@@ -33,8 +36,7 @@ const ENDING: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGRTMIN_3];
 /// Those without a meaning, as the other real-time ones: whoever sends one is told so. (A job's
 /// control by the terminal stays with the kernel, and so do signals that say that this process is
 /// broken.)
-const MEANINGLESS: [i32; 8] =
-    [SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ, SIGSTKFLT];
+const MEANINGLESS: [i32; 7] = [SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ, SIGSTKFLT];
 
 /// Signals that ask for the end so soon after the first are the first once more: `timeout` of the
 /// coreutils sends one to the process and another to its group, which is the same process again.
@@ -63,6 +65,12 @@ pub type DelaysInUse = Arc<Mutex<Delays>>;
 pub struct Heard {
     /// Ends the process.
     pub stop: Arc<Stop>,
+    /// Its listeners once more: they close with the first of the others.
+    pub spares: Arc<Spares>,
+    /// Starts another process in its place.
+    pub upgrades: Arc<Upgrades>,
+    /// Told when the process ends.
+    pub notifier: Arc<Notifier>,
     /// How long that may take.
     pub delays: DelaysInUse,
     /// Files that are opened anew.
@@ -75,7 +83,8 @@ pub struct Heard {
 
 /// Starts the thread that hears signals.
 pub fn start(heard: Heard) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGUSR1].iter().chain(&ENDING).chain(&MEANINGLESS))?;
+    let mut signals =
+        Signals::new([SIGHUP, SIGUSR1, SIGUSR2].iter().chain(&ENDING).chain(&MEANINGLESS))?;
     let handle = signals.handle();
     // Some C libraries keep one more of them for themselves, and refuse it.
     REAL_TIME.for_each(|number| drop(handle.add_signal(number)));
@@ -85,13 +94,15 @@ pub fn start(heard: Heard) -> io::Result<()> {
             let signal = name(number);
             match number {
                 SIGUSR1 => heard.reopen.iter().for_each(Reopen::ask),
+                SIGUSR2 => heard.upgrades.ask(),
                 SIGHUP => Event::Reload(Cause::Signal).tell(&heard.supervisor),
                 _ if ENDING.contains(&number) => match first {
                     None => {
                         first = Some(Instant::now());
                         let delays = heard.delays.lock();
                         let delays = *delays.unwrap_or_else(PoisonError::into_inner);
-                        begin(&heard.stop, &signal, delays);
+                        heard.notifier.stopping();
+                        begin((&heard.stop, &heard.spares), &signal, delays);
                     }
                     Some(first) if first.elapsed() < SAME => {
                         tracing::info!("{signal} within 1 s of the first: it counts as the same");
@@ -123,21 +134,25 @@ fn name(signal: i32) -> Cow<'static, str> {
 }
 
 /// From the first signal on.
-fn begin(stop: &Arc<Stop>, signal: &str, delays: Delays) {
+fn begin((stop, spares): (&Arc<Stop>, &Arc<Spares>), signal: &str, mut delays: Delays) {
+    if stop.is_succeeded() {
+        // Nobody has to find out: another process serves.
+        delays.shutdown = Duration::ZERO;
+    }
     if delays.shutdown.is_zero() {
-        drain(stop, signal, delays.drain);
+        drain((stop, spares), signal, delays.drain);
     } else {
         let serving_for_s = delays.shutdown.as_secs_f64();
         tracing::info!(signal, serving_for_s, "not ready any more; draining follows");
         stop.advance(Phase::Leaving);
     }
     let timer = std::thread::Builder::new().name("drain".into()).spawn({
-        let (stop, signal) = (Arc::clone(stop), signal.to_owned());
+        let (stop, spares, signal) = (Arc::clone(stop), Arc::clone(spares), signal.to_owned());
         move || {
             let (_alive, clock) = bounded::<()>(0);
             if !delays.shutdown.is_zero() {
                 let _ = clock.recv_timeout(delays.shutdown);
-                drain(&stop, &signal, delays.drain);
+                drain((&stop, &spares), &signal, delays.drain);
             }
             if let Some(limit) = delays.drain {
                 let _ = clock.recv_timeout(limit);
@@ -151,9 +166,10 @@ fn begin(stop: &Arc<Stop>, signal: &str, delays: Delays) {
     }
 }
 
-fn drain(stop: &Stop, signal: &str, limit: Option<Duration>) {
+fn drain((stop, spares): (&Stop, &Spares), signal: &str, limit: Option<Duration>) {
     let limit_s = limit.map(|limit| limit.as_secs_f64());
     tracing::info!(signal, limit_s, "draining");
+    spares.close();
     stop.advance(Phase::Draining);
 }
 

@@ -6,6 +6,7 @@ use super::admin_api;
 use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor, Gateway, Guard};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
+use super::handover::upgrades::Upgrades;
 use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
@@ -178,15 +179,25 @@ fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
     Ok(view)
 }
 
-/// Starts everything that is not a worker. `metrics` is the page's own listener, if it has one, and
-/// `api` that of the admin API.
+/// The listeners of the control plane.
+#[derive(Default)]
+pub struct ControlDoors {
+    /// The page's own, if it has one.
+    pub metrics: Option<OwnedFd>,
+    /// Of the admin API.
+    pub api: Option<OwnedFd>,
+    /// The admin socket of the process in whose place this one starts is replaced.
+    pub replaces_socket: bool,
+}
+
+/// Starts everything that is not a worker.
 /// An error is a line for a person.
 pub fn start(
     plan: &Arc<Plan>,
     stop: &Arc<Stop>,
-    (metrics, api): (Option<OwnedFd>, Option<OwnedFd>),
+    doors: ControlDoors,
     (log, reopen): (&Logging, Reopen),
-    (reloads, supervisor): (&Arc<Reloads>, Sender<Event>),
+    (reloads, upgrades, supervisor): (&Arc<Reloads>, &Arc<Upgrades>, Sender<Event>),
 ) -> Result<Control, String> {
     let board = Arc::new(Board::new(first_view(plan)?));
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
@@ -213,6 +224,7 @@ pub fn start(
         let (access, log) = (access.clone(), log.dropped.clone());
         let traced = spans.as_ref().map(|queue| Arc::clone(queue.counters())).unwrap_or_default();
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
+        let upgrades = Arc::clone(upgrades);
         let turned_away = pages.turned_away();
         let finders = Arc::clone(&finders);
         move || {
@@ -222,6 +234,7 @@ pub fn start(
                 silent_workers,
                 budget: Arc::clone(&budget),
                 reloads: Arc::clone(&reloads),
+                upgrade_failures: upgrades.failures(),
                 finders: finders.numbers(),
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 view: board.view(),
@@ -237,7 +250,7 @@ pub fn start(
     page::start(page_questions, collect).map_err(thread_error)?;
     let home = delivery.as_ref().and_then(|delivery| delivery.home.as_deref());
     let (control_pulse, admin) =
-        start_pages(&board, stop, (metrics, api, home), (pages.clone(), gateway))?;
+        start_pages(&board, stop, (doors, home), (pages.clone(), gateway))?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
     resolver.prepare(&board.view(), FIRST_RESOLVE_WAIT);
@@ -399,13 +412,14 @@ fn thread_error(error: std::io::Error) -> String {
 fn start_pages(
     board: &Arc<Board>,
     stop: &Arc<Stop>,
-    (metrics, api, home): (Option<OwnedFd>, Option<OwnedFd>, Option<&Path>),
+    (doors, home): (ControlDoors, Option<&Path>),
     (pages, gateway): (AskPage, Gateway),
 ) -> Result<(Arc<Pulse>, Option<SocketKeeper>), String> {
     let view = board.view();
     let numbers = Arc::clone(&gateway.numbers);
     let questions = admin_api::start(&view.plan, gateway)?;
-    let (admin, file) = admin::open_for(&view.plan, home).unzip();
+    let ControlDoors { metrics, api, replaces_socket } = doors;
+    let (admin, file) = admin::open_for(&view.plan, home, replaces_socket).unzip();
     let (renew, renewed) = bounded(1);
     let listeners = Listeners { metrics, admin, api, questions, numbers, renewed };
     let pulse = start_ring(board, stop, listeners, pages)?;
@@ -477,6 +491,10 @@ fn start_ring(
             let _ = ready.send(Ok(()));
             // Draining is when an operator wants to see the page: it ends with the process.
             while stop.phase() != Phase::Ending {
+                if stop.is_succeeded() {
+                    // Whoever asks means the process in our place, which has the same listeners.
+                    patrol.part();
+                }
                 probers.look();
                 load_readers.look();
                 for listener in admin.take().into_iter().chain(renewed.try_iter()) {

@@ -1,6 +1,8 @@
 //! Notices a worker that stands still. Its listener would go on taking connections that nobody
-//! serves, so after five seconds the process ends and the service manager starts it anew.
+//! serves, so after five seconds the process ends and the service manager starts it anew. A manager
+//! that wants signs of life (systemd's `WatchdogSec=`) has them from here, while no worker is late.
 
+use super::notify::Notifier;
 use crate::state::pulse::{Look, Pulse};
 use crossbeam_channel::{bounded, RecvTimeoutError};
 use std::io::{self, Write};
@@ -20,12 +22,13 @@ const WARN_AFTER: u32 = 2;
 const ABORT_AFTER: u32 = 10;
 
 /// Starts the thread that looks after the workers.
-pub fn start(pulses: Vec<Arc<Pulse>>) -> io::Result<()> {
+pub fn start(pulses: Vec<Arc<Pulse>>, notifier: Arc<Notifier>) -> io::Result<()> {
     std::thread::Builder::new().name("watchdog".into()).spawn(move || {
         let (_alive, clock) = bounded::<()>(0);
         let mut watches: Vec<_> = pulses.iter().map(|_| Watch::default()).collect();
         let (mut last_look, mut last_call) = (Instant::now(), Instant::now());
-        let mut pause = LOOK;
+        let mut signs = Signs { life: notifier.life(), last: Instant::now() };
+        let mut pause = signs.soon(LOOK);
         while clock.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             // When this thread stood still as well, the whole process did (SIGSTOP, a paused
             // machine), and the workers are not to blame.
@@ -35,7 +38,7 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> io::Result<()> {
             if calls {
                 last_call = Instant::now();
             }
-            let mut all_sleep = true;
+            let (mut all_sleep, mut all_turn) = (true, true);
             for (worker, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
                 let seen = pulse.look();
                 match watch.look(seen, late) {
@@ -47,12 +50,39 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> io::Result<()> {
                     watch.called = true;
                     pulse.call();
                 }
+                all_turn &= watch.missed < WARN_AFTER;
                 all_sleep &= !matches!(seen, Look::Awake(_)) && !watch.called;
             }
-            pause = if all_sleep { LOOK_AT_SLEEPERS } else { LOOK };
+            pause = signs.soon(if all_sleep { LOOK_AT_SLEEPERS } else { LOOK });
+            if all_turn && signs.is_due(pause) {
+                notifier.alive();
+            }
         }
     })?;
     Ok(())
+}
+
+/// Signs of life for a service manager.
+struct Signs {
+    /// It wants one within so long.
+    life: Option<Duration>,
+    last: Instant,
+}
+
+impl Signs {
+    /// This pause, or one that leaves time for a sign.
+    fn soon(&self, pause: Duration) -> Duration {
+        self.life.map_or(pause, |life| pause.min(life / 4))
+    }
+
+    /// Whether one must be given now, since half of the time will be over behind the next pause.
+    fn is_due(&mut self, pause: Duration) -> bool {
+        let is_due = self.life.is_some_and(|life| self.last.elapsed() + pause >= life / 2);
+        if is_due {
+            self.last = Instant::now();
+        }
+        is_due
+    }
 }
 
 fn abort(worker: usize) -> ! {
@@ -137,6 +167,21 @@ mod tests {
         let dead = (0..10).any(|_| watch.look(Asleep(4), false) == Verdict::Dead);
         assert!(dead, "it did not answer");
         assert_eq!(watch.look(Finished, false), Verdict::Fine);
+    }
+
+    /// Catches: signs of life that come too late for a manager that wants many, or all the time for
+    /// one that wants few.
+    #[test]
+    fn signs_of_life_come_in_half_of_the_time() {
+        let mut signs = Signs { life: None, last: Instant::now() };
+        assert!(signs.soon(LOOK) == LOOK && !signs.is_due(LOOK));
+        signs.life = Some(Duration::from_secs(1));
+        let pause = signs.soon(LOOK_AT_SLEEPERS);
+        assert!(2 * pause <= Duration::from_millis(500), "{pause:?}");
+        signs.life = Some(Duration::from_secs(3600));
+        assert!(signs.soon(LOOK_AT_SLEEPERS) == LOOK_AT_SLEEPERS && !signs.is_due(pause));
+        signs.last = Instant::now() - Duration::from_secs(1795);
+        assert!(signs.is_due(LOOK_AT_SLEEPERS) && !signs.is_due(LOOK_AT_SLEEPERS));
     }
 
     /// Catches: a worker that stands still as soon as a client has woken it, and passes for one

@@ -93,9 +93,10 @@ impl Shared {
         });
     }
 
-    /// False from the first signal on: whoever sends us clients should stop.
+    /// False from the first signal on: whoever sends us clients should stop. Not so where another
+    /// process has our place: who asks over a connection that it had before means that place.
     pub fn is_staying(&self) -> bool {
-        self.stop.phase() == Phase::Running
+        self.stop.phase() == Phase::Running || self.stop.is_succeeded()
     }
 
     /// Nine tenths of the connections or more are in use: answers close their connections.

@@ -159,9 +159,10 @@ impl Worker {
             self.pulse.beat();
             self.sweep();
             mailbox.answer(|| Box::new(self.copy_meters()));
-            let was_draining = w.patrol.is_draining();
+            let was_parting = w.patrol.is_parting();
             match w.stop.phase() {
                 Phase::Running | Phase::Leaving => continue,
+                Phase::Succeeded => w.patrol.part(),
                 Phase::Draining => w.patrol.drain(),
                 Phase::Ending => {
                     w.patrol.drain();
@@ -171,8 +172,8 @@ impl Worker {
             }
             w.upstreams.clear();
             let out_of_time = ending.is_some_and(|since| since.elapsed() > END_GRACE);
-            // One more tick after the drain began: the accept loop empties the kernel's queue.
-            if (self.is_vacant() && was_draining) || out_of_time {
+            // One more tick after that began: the accept loop empties the kernel's queue.
+            if (self.is_vacant() && was_parting) || out_of_time {
                 w.shelf.finish();
                 mailbox.leave(Box::new(self.copy_meters()));
                 self.pulse.finish();

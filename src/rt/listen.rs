@@ -70,16 +70,36 @@ impl Place {
 pub fn bind(place: Place) -> io::Result<OwnedFd> {
     let socket = place.socket(Type::STREAM.nonblocking().cloexec())?;
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit these (Linux), which saves a system call each per client. Tokens
-    // are small writes: Nagle would hold each back for the ACK of the one before it.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&super::connect::keepalive())?;
-    // Accepted sockets inherit it. Without it the kernel takes megabytes for a client that does not
-    // read, and ten thousand of those are all of memory.
-    socket.set_tcp_notsent_lowat(CLIENT_UNSENT_BYTES_MAX)?;
+    prepare(&socket)?;
     socket.bind(&place.address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Makes a listener that another process opened as one of ours. Gives its address.
+///
+/// # Errors
+/// It is no TCP socket that listens, or cannot be made so.
+pub fn adopt(listener: &OwnedFd) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(listener);
+    let address = socket.local_addr()?.as_socket();
+    let none = || io::Error::other("is no TCP socket that listens");
+    let address = address.filter(|_| socket.is_listener().unwrap_or(false)).ok_or_else(none)?;
+    socket.set_nonblocking(true)?;
+    prepare(&socket)?;
+    // Whoever opened it may have asked for a short queue.
+    socket.listen(BACKLOG)?;
+    Ok(address)
+}
+
+/// Accepted sockets inherit these (Linux), which saves a system call each per client.
+fn prepare(socket: &Socket) -> io::Result<()> {
+    // Tokens are small writes: Nagle would hold each back for the ACK of the one before it.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&super::connect::keepalive())?;
+    // Without it the kernel takes megabytes for a client that does not read, and ten thousand of
+    // those are all of memory.
+    socket.set_tcp_notsent_lowat(CLIENT_UNSENT_BYTES_MAX)
 }
 
 /// An error when somebody listens there already. `SO_REUSEPORT`, which our own workers need, would
@@ -96,15 +116,15 @@ pub enum Arrival {
     Exhausted,
 }
 
-/// Accepts until `patrol` says that the worker drains. Nothing is lost when it ends: what the
-/// kernel had queued by then is accepted first.
+/// Accepts until `patrol` says that the worker takes no more clients. Nothing is lost when it ends:
+/// what the kernel had queued by then is accepted first.
 pub async fn accept_loop(listener: OwnedFd, patrol: &Patrol, mut arrive: impl FnMut(Arrival)) {
     let listener = match TcpListener::from_std(listener.into()) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "listener cannot join the ring"),
     };
     loop {
-        let stopping = patrol.until_drain(listener.readable(false)).await.is_none();
+        let stopping = patrol.until_parting(listener.readable(false)).await.is_none();
         let turns = if stopping { BACKLOG as usize } else { ACCEPTS_PER_TURN_MAX };
         for _ in 0..turns {
             match accept(&listener) {

@@ -93,6 +93,8 @@ pub struct Patrol {
     /// Time since the start that does not count: the worker stood still, and heard nobody.
     lost: Cell<Duration>,
     tick: Cell<u32>,
+    /// No more clients are taken in, and those that are here leave behind their next answer.
+    parting: Moment,
     draining: Moment,
     /// The tick in which that began.
     draining_since: Cell<u32>,
@@ -146,6 +148,7 @@ impl Patrol {
             late_looks: Cell::default(),
             lost: Cell::default(),
             tick: Cell::new(0),
+            parting: Moment::default(),
             draining: Moment::default(),
             draining_since: Cell::new(0),
             ending: Moment::default(),
@@ -338,6 +341,17 @@ impl Patrol {
         }
     }
 
+    /// From now on the accept loops stop. Connections go on: another process serves new ones, and
+    /// no client notices by more than an answer that closes its connection.
+    pub fn part(&self) {
+        self.parting.come();
+    }
+
+    /// True once [`Patrol::part`] or [`Patrol::drain`] was called: an answer is the last one.
+    pub fn is_parting(&self) -> bool {
+        self.parting.has_come()
+    }
+
     /// From now on idle connections end, and the accept loops stop.
     pub fn drain(&self) {
         if !self.draining.has_come() {
@@ -345,6 +359,7 @@ impl Patrol {
             self.draining_since.set(self.now());
         }
         self.draining.come();
+        self.parting.come();
     }
 
     /// True once [`Patrol::drain`] was called.
@@ -374,9 +389,9 @@ impl Patrol {
         self.ending.unless(future).await
     }
 
-    /// The future's result, or `None` when the worker begins to drain first.
-    pub async fn until_drain<F: Future>(&self, future: F) -> Option<F::Output> {
-        self.draining.unless(future).await
+    /// The future's result, or `None` when the worker takes no more clients first.
+    pub async fn until_parting<F: Future>(&self, future: F) -> Option<F::Output> {
+        self.parting.unless(future).await
     }
 }
 

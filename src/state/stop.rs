@@ -1,8 +1,8 @@
 //! How the process ends: not ready, drain, end. The first signal begins it, a second one ends the
-//! process at once.
+//! process at once. A process in whose place another one serves ends too, and nobody notices.
 
 use super::pulse::Pulse;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the workers should do.
@@ -12,6 +12,9 @@ pub enum Phase {
     Running,
     /// Serve as before, and say that we are not ready: whoever sends us clients should stop.
     Leaving,
+    /// Accept nothing new, which another process does, and serve those who are here: their next
+    /// answer is their last one.
+    Succeeded,
     /// Accept nothing new, finish what runs, close what idles.
     Draining,
     /// End every connection now and settle it.
@@ -23,6 +26,7 @@ pub enum Phase {
 #[derive(Default)]
 pub struct Stop {
     phase: AtomicU8,
+    is_succeeded: AtomicBool,
     /// Who is called when the phase changes: a worker that sleeps does not look.
     called: Mutex<Vec<Arc<Pulse>>>,
 }
@@ -33,7 +37,8 @@ impl Stop {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Running,
             1 => Phase::Leaving,
-            2 => Phase::Draining,
+            2 => Phase::Succeeded,
+            3 => Phase::Draining,
             _ => Phase::Ending,
         }
     }
@@ -47,6 +52,17 @@ impl Stop {
     pub fn advance(&self, to: Phase) {
         self.phase.fetch_max(to as u8, Ordering::AcqRel);
         self.pulses().iter().for_each(|pulse| pulse.call());
+    }
+
+    /// Another process serves in our place from now on.
+    pub fn succeed(&self) {
+        self.is_succeeded.store(true, Ordering::Release);
+        self.advance(Phase::Succeeded);
+    }
+
+    /// True from then on.
+    pub fn is_succeeded(&self) -> bool {
+        self.is_succeeded.load(Ordering::Acquire)
     }
 
     fn pulses(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Pulse>>> {

@@ -67,6 +67,8 @@ mod script;
 mod address;
 mod cors;
 mod stop;
+mod notify;
+mod upgrade;
 mod reload;
 mod reload_command;
 mod admin_api;

@@ -127,6 +127,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     ("llmproxy_config_last_reload_success_timestamp_seconds", "gauge", &[]),
     ("llmproxy_config_last_reload_successful", "gauge", &[]),
     ("llmproxy_config_reload_failure_total", "counter", &[]),
+    ("llmproxy_upgrade_failure_total", "counter", &[]),
     ("llmproxy_config_reload_success_total", "counter", &[]),
     ("llmproxy_build_info", "gauge", &["version", "arch", "profile"]),
     ("process_cpu_seconds_total", "counter", &[]),

@@ -149,7 +149,6 @@ fn leaving(delay: &str) -> (Engine, Proxy) {
 fn a_signal_without_a_meaning_is_named_and_ignored() {
     let (_engine, proxy) = rig("30s");
     let signals = [
-        (Signal::USR2, "SIGUSR2"),
         (Signal::ALARM, "SIGALRM"),
         (Signal::VTALARM, "SIGVTALRM"),
         (Signal::PROF, "SIGPROF"),

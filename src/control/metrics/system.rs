@@ -191,6 +191,8 @@ impl Facts {
         page.counter("llmproxy_config_reload_success", help, one(succeeded))?;
         let help = "Reloads of the configuration that failed: what was in use is.";
         page.counter("llmproxy_config_reload_failure", help, one(failed))?;
+        let help = "Hot restarts that came to nothing: this process serves on.";
+        page.counter("llmproxy_upgrade_failure", help, one(self.upgrade_failures))?;
         let help = "1 unless the last reload failed.";
         let is_last_good = one(self.reloads.is_last_good().into());
         page.gauge("llmproxy_config_last_reload_successful", help, is_last_good)?;

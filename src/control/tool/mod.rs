@@ -11,6 +11,7 @@ pub mod health;
 pub mod lua;
 pub mod reload;
 pub mod spool;
+pub mod upgrade;
 #[cfg(feature = "sql")]
 pub mod keys;
 #[cfg(not(feature = "sql"))]

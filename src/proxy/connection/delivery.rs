@@ -153,7 +153,7 @@ async fn end_packed(
 
 /// Whether the client's connection ends with the answer.
 fn closes(w: &Shared, request: &Request, outbound: OutFraming) -> bool {
-    let is_wished = !request.head.keep_alive || w.is_crowded() || w.patrol.is_draining();
+    let is_wished = !request.head.keep_alive || w.is_crowded() || w.patrol.is_parting();
     is_wished || outbound == OutFraming::UntilClose
 }
 

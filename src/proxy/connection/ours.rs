@@ -263,7 +263,7 @@ fn frame<'a>((w, view): (&Shared, &'a WorkerView), request: &'a Request, close: 
         cors: cors.collect(),
         request_id: request.id().as_str(),
         version: request.head.version,
-        close: close || !request.head.keep_alive || w.patrol.is_draining(),
+        close: close || !request.head.keep_alive || w.patrol.is_parting(),
         head_only: request.head.method == Method::Head,
         limits: [None; 2],
     }

@@ -4,5 +4,6 @@
 //! used for.
 
 pub(super) mod descriptor;
+pub mod inherited;
 pub mod mapping;
 pub(super) mod receive;

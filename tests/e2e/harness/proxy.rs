@@ -12,9 +12,12 @@ use rustix::process::Signal;
 use rustls::ClientConfig;
 use serde_json::Value;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The name by which [`Proxy::start_linked`] starts it.
+const LINK: &str = "llmproxy";
 
 /// A running proxy.
 pub struct Proxy {
@@ -44,12 +47,42 @@ impl Proxy {
         Proxy::start_in(scratch, way, &args)
     }
 
+    /// The same by a link of the test's own, whose end another program may be put at:
+    /// [`Proxy::install`].
+    pub fn start_linked(way: &[&str], yaml: &str) -> Proxy {
+        let scratch = Scratch::new();
+        let config = scratch.write("config.yaml", with_spool_in(&scratch, yaml));
+        let link = scratch.file(LINK);
+        std::os::unix::fs::symlink(program("llmproxy"), &link).unwrap();
+        let args = ["--allow-empty", "--config", &config.to_string_lossy()];
+        Proxy::start_as(&link, scratch, way, &args)
+    }
+
+    /// Puts another program where the proxy of [`Proxy::start_linked`] was started from: the
+    /// product itself, or a script.
+    pub fn install(&self, script: Option<&str>) {
+        let fresh = self.scratch.file("fresh");
+        match script {
+            None => std::os::unix::fs::symlink(program("llmproxy"), &fresh).unwrap(),
+            Some(script) => {
+                std::fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).unwrap();
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+                std::fs::set_permissions(&fresh, mode).unwrap();
+            }
+        }
+        std::fs::rename(fresh, self.scratch.file(LINK)).unwrap();
+    }
+
     /// Paths that a configuration does not name are below the working directory.
     fn start_in(scratch: Scratch, way: &[&str], args: &[&str]) -> Proxy {
+        Proxy::start_as(&program("llmproxy"), scratch, way, args)
+    }
+
+    fn start_as(binary: &Path, scratch: Scratch, way: &[&str], args: &[&str]) -> Proxy {
         let folder = scratch.path().to_string_lossy().into_owned();
         let way = [&["env", "-C", &folder], way].concat();
         let given = files_in(scratch.path());
-        let process = Process::start_through(&way, &program("llmproxy"), args);
+        let process = Process::start_through(&way, binary, args);
         let secrets = SecretWatch::new(&process, args, scratch.path(), given);
         Proxy::await_listening(process, secrets, scratch)
     }

@@ -1,0 +1,54 @@
+//! Sockets that a service manager opened for this process (systemd's socket activation). They stay
+//! open while the service is down: whoever connects then waits, and is served by the next start.
+
+use super::listeners::ListenGroup;
+use crate::base::limits::HANDED_SOCKETS_MAX;
+use crate::rt::listen;
+use crate::rt::sys::inherited;
+use std::os::fd::OwnedFd;
+
+/// For which process they are, how many, and what they are called.
+pub(super) const VARIABLES: [&str; 3] = [PROCESS, COUNT, NAMES];
+const PROCESS: &str = "LISTEN_PID";
+const COUNT: &str = "LISTEN_FDS";
+const NAMES: &str = "LISTEN_FDNAMES";
+
+/// Sockets that are not looked at yet, each with its name.
+pub type Taken = Vec<(String, OwnedFd)>;
+
+/// Those that the variables of this process say. To be called before it opens anything.
+pub fn take() -> Taken {
+    let var = |name: &str| std::env::var(name).ok();
+    // They may be for a process that started us, and mean nothing here.
+    if var(PROCESS) != Some(std::process::id().to_string()) {
+        return Vec::new();
+    }
+    let count = var(COUNT).and_then(|count| count.parse().ok()).unwrap_or(0);
+    let names = var(NAMES).unwrap_or_default();
+    let names = names.split(':').map(str::to_owned).chain(std::iter::repeat(String::new()));
+    names.zip(inherited::from_third_on(HANDED_SOCKETS_MAX.min(count))).collect()
+}
+
+/// Those of them that listen, by their addresses.
+pub fn groups(taken: Taken) -> Vec<ListenGroup> {
+    let mut groups: Vec<ListenGroup> = Vec::new();
+    for (name, socket) in taken {
+        let address = match listen::adopt(&socket) {
+            Ok(address) => address,
+            Err(error) => {
+                tracing::warn!(name, %error, "a socket of the service manager is not used");
+                continue;
+            }
+        };
+        tracing::info!(name, addr = %address, "a socket of the service manager");
+        match groups.iter_mut().find(|group| group.address == address) {
+            // With ReusePort=yes there may be several.
+            Some(group) => group.sockets.push(socket),
+            None => {
+                let (purpose, sockets) = (None, vec![socket]);
+                groups.push(ListenGroup { purpose, asked: address, address, sockets });
+            }
+        }
+    }
+    groups
+}

@@ -1,0 +1,260 @@
+//! The side of the process that serves: starts its successor, and leaves once that serves.
+
+use super::listeners::{ListenGroup, Spares};
+use super::note::{Notepad, UpgradeNote, UpgradeState};
+use super::program::Program;
+use super::wire::{Wire, Word};
+use crate::base::limits::{UPGRADE_READY_WAIT, UPGRADE_SERVING_WAIT};
+use crate::control::notify::Notifier;
+use crate::control::pid_file;
+use crate::control::signals::DelaysInUse;
+use crate::state::stop::{Phase, Stop};
+use crossbeam_channel::{bounded, Receiver};
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Says to a successor which process started it.
+pub(super) const VARIABLE: &str = "LLMPROXY_PREDECESSOR";
+/// So often it is looked whether a successor is to be given up, and later whether it lives.
+const LOOK: Duration = Duration::from_millis(100);
+/// One that came to nothing has so long to end by itself.
+const END_WAIT: Duration = Duration::from_millis(500);
+/// The end of this process waits for that, and a bit longer on a busy machine.
+const SLACK: Duration = Duration::from_secs(3);
+const END_LOOK: Duration = Duration::from_millis(10);
+/// A connection on which nothing is asked closes so long after the successor serves, or after half
+/// of `server.drain_timeout`, where that is less. Until then whoever asks over it is answered, and
+/// told to connect anew: a close might cross a request.
+const IDLE_GRACE: Duration = Duration::from_secs(10);
+
+/// What an upgrade needs of the process.
+pub struct Upgrades {
+    program: Program,
+    spares: Arc<Spares>,
+    stop: Arc<Stop>,
+    delays: DelaysInUse,
+    notifier: Arc<Notifier>,
+    /// A successor writes its own number there, before it serves.
+    pid_file: Option<PathBuf>,
+    notepad: Option<Notepad>,
+    asked: AtomicU64,
+    failed: AtomicU64,
+    is_under_way: AtomicBool,
+    has_lost_successor: AtomicBool,
+}
+
+impl Upgrades {
+    /// None yet.
+    pub fn new(
+        program: Program,
+        spares: Arc<Spares>,
+        (stop, delays): (Arc<Stop>, DelaysInUse),
+        (notifier, pid_file): (Arc<Notifier>, Option<PathBuf>),
+    ) -> Upgrades {
+        let notepad = Notepad::new().inspect_err(|error| {
+            tracing::warn!(%error, "`llmproxy upgrade` cannot find out what becomes of an upgrade");
+        });
+        Upgrades {
+            program,
+            spares,
+            stop,
+            delays,
+            notifier,
+            pid_file,
+            notepad: notepad.ok(),
+            asked: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            is_under_way: AtomicBool::new(false),
+            has_lost_successor: AtomicBool::new(false),
+        }
+    }
+
+    /// Upgrades that came to nothing.
+    pub fn failures(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// True when the process that took our place ended before this one: nobody serves.
+    pub fn has_lost_successor(&self) -> bool {
+        self.has_lost_successor.load(Ordering::Acquire)
+    }
+
+    /// Starts a successor, on a thread of its own. One at a time.
+    pub fn ask(self: &Arc<Self>) {
+        if self.is_under_way.swap(true, Ordering::AcqRel) {
+            let why = match self.stop.is_succeeded() {
+                true => "another process has the place of this one already",
+                false => "one is under way",
+            };
+            return tracing::warn!(why, "an upgrade is refused");
+        }
+        let me = Arc::clone(self);
+        let body = move || {
+            // Whatever happens in there, another one may be asked for.
+            super::super::survive("upgrade", || me.run());
+            me.is_under_way.store(false, Ordering::Release);
+        };
+        if let Err(error) = std::thread::Builder::new().name("upgrade".into()).spawn(body) {
+            self.is_under_way.store(false, Ordering::Release);
+            self.note(UpgradeState::Failed(format!("no thread can be started: {error}")));
+        }
+    }
+
+    /// Waits until a successor is ended that is not ready: one that hangs would keep the listeners
+    /// open, with nobody to take clients in. To be called when the workers have ended.
+    pub fn await_end(&self) {
+        let (_alive, clock): (_, Receiver<()>) = bounded(0);
+        let due = Instant::now() + END_WAIT + SLACK;
+        let is_at_work = || self.is_under_way.load(Ordering::Acquire) && !self.stop.is_succeeded();
+        while is_at_work() && Instant::now() < due {
+            let _ = clock.recv_timeout(END_LOOK);
+        }
+    }
+
+    fn run(&self) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.note(UpgradeState::UnderWay);
+        match self.attempt() {
+            Ok(successor) => {
+                let process = successor.id();
+                tracing::info!(process, "upgraded: the successor serves, and this process leaves");
+                self.notifier.succeeded_by(process);
+                self.stop.succeed();
+                self.spares.close();
+                self.note(UpgradeState::Succeeded(process));
+                self.leave(successor);
+            }
+            Err(error) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "not upgraded: this process serves on");
+                self.note(UpgradeState::Failed(error));
+            }
+        }
+    }
+
+    fn note(&self, state: UpgradeState) {
+        let number = self.asked.load(Ordering::Relaxed);
+        let Some(notepad) = &self.notepad else { return };
+        if let Err(error) = notepad.write(&UpgradeNote { number, state }) {
+            tracing::warn!(%error, "what became of an upgrade cannot be written down");
+        }
+    }
+
+    /// A successor that serves. Otherwise there is none, and why.
+    fn attempt(&self) -> Result<Child, String> {
+        if std::process::id() == 1 {
+            let why = "this is the first process of its container, which would end with it: \
+                       start another container";
+            return Err(why.into());
+        }
+        self.may_go_on()?;
+        let said = |error: std::io::Error| error.to_string();
+        let groups = self.spares.copies().map_err(said)?;
+        let (wire, end) = Wire::pair().map_err(said)?;
+        let mut successor = self.program.start(end, VARIABLE).map_err(said)?;
+        let process = successor.id();
+        tracing::info!(process, "a successor is started");
+        match self.hand_over(&wire, groups) {
+            Ok(()) => Ok(successor),
+            Err(error) => {
+                let how = end_one(&mut successor);
+                if let Some(Err(error)) = self.pid_file.as_deref().map(pid_file::keep) {
+                    tracing::error!("{error}");
+                }
+                Err(format!("{error}{how}"))
+            }
+        }
+    }
+
+    /// Gives a successor what it needs, and waits until it serves.
+    fn hand_over(&self, wire: &Wire, groups: Vec<ListenGroup>) -> Result<(), String> {
+        let gone = |_| "the successor ended; its log says why".to_owned();
+        for group in groups {
+            wire.send(&Word::Sockets(group)).map_err(gone)?;
+        }
+        wire.send(&Word::NoMore).map_err(gone)?;
+        let due = Instant::now() + UPGRADE_READY_WAIT;
+        loop {
+            self.may_go_on()?;
+            match wire.hear(LOOK).map_err(gone)? {
+                Some(Word::Ready) => break,
+                Some(Word::Failed(why)) => {
+                    return Err(format!("the successor cannot start: {why}"));
+                }
+                _ if Instant::now() >= due => {
+                    let limit_s = UPGRADE_READY_WAIT.as_secs();
+                    return Err(format!("the successor was not ready within {limit_s} s"));
+                }
+                _ => {}
+            }
+        }
+        self.may_go_on()?;
+        wire.send(&Word::Go).map_err(gone)?;
+        // From here on an end of this process is no reason to give up: the successor goes on.
+        let due = Instant::now() + UPGRADE_SERVING_WAIT;
+        loop {
+            match wire.hear(LOOK).map_err(gone)? {
+                Some(Word::Serving) => return Ok(()),
+                Some(Word::Failed(why)) => return Err(format!("the successor failed: {why}")),
+                _ if Instant::now() >= due => {
+                    let limit_s = UPGRADE_SERVING_WAIT.as_secs();
+                    return Err(format!(
+                        "the successor's workers did not start within {limit_s} s"
+                    ));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn may_go_on(&self) -> Result<(), String> {
+        match self.stop.phase() {
+            Phase::Running => Ok(()),
+            Phase::Succeeded => Err("another process has the place of this one already".into()),
+            Phase::Leaving | Phase::Draining | Phase::Ending => Err("this process ends".into()),
+        }
+    }
+
+    /// Sees to the end of this process, and to the successor while it is our child.
+    fn leave(&self, mut successor: Child) {
+        let drain = self.delays.lock().unwrap_or_else(PoisonError::into_inner).drain;
+        let grace = drain.map_or(IDLE_GRACE, |drain| IDLE_GRACE.min(drain / 2));
+        let (_alive, clock): (_, Receiver<()>) = bounded(0);
+        let begun = Instant::now();
+        // The process ends when its workers have.
+        loop {
+            let _ = clock.recv_timeout(LOOK);
+            if begun.elapsed() >= grace && self.stop.phase() == Phase::Succeeded {
+                tracing::info!("idle connections are closed now");
+                self.stop.advance(Phase::Draining);
+            }
+            if drain.is_some_and(|drain| begun.elapsed() >= drain) {
+                self.stop.advance(Phase::Ending);
+            }
+            if let (false, Ok(Some(status))) = (self.has_lost_successor(), successor.try_wait()) {
+                tracing::error!(%status, "the successor has ended: nobody serves any more");
+                self.has_lost_successor.store(true, Ordering::Release);
+                self.notifier.bereaved();
+            }
+        }
+    }
+}
+
+/// Ends a successor that came to nothing. Says how it ended, if it did so by itself.
+fn end_one(successor: &mut Child) -> String {
+    let (_alive, clock): (_, Receiver<()>) = bounded(0);
+    let due = Instant::now() + END_WAIT;
+    loop {
+        match successor.try_wait() {
+            Ok(Some(status)) => return format!(" ({status})"),
+            Ok(None) if Instant::now() < due => drop(clock.recv_timeout(LOOK)),
+            _ => break,
+        }
+    }
+    let _ = successor.kill();
+    let _ = successor.wait();
+    String::new()
+}

@@ -1,0 +1,221 @@
+//! What a process and its successor say to each other: lines over a pair of sockets that keeps each
+//! message whole, some of them with listeners. Both may be of different versions: what one does not
+//! know it steps over.
+
+use super::listeners::{ListenGroup, Purpose};
+use crate::base::limits::HANDED_PER_MESSAGE_MAX;
+use rustix::io::Errno;
+use rustix::net::{
+    recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use socket2::{Domain, Socket, Type};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// A side that does not take what it is sent is waited for so long.
+const SEND_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of a message.
+const BYTES_MAX: usize = 1024;
+
+/// One message.
+#[derive(Debug)]
+pub enum Word {
+    /// To the successor: listeners of one address, or some of them.
+    Sockets(ListenGroup),
+    /// That were all.
+    NoMore,
+    /// From it: everything has started but the workers.
+    Ready,
+    /// To it: it takes our place.
+    Go,
+    /// From it: its workers take clients in.
+    Serving,
+    /// From it: it cannot start, and why.
+    Failed(String),
+    /// Of another version.
+    Unknown,
+}
+
+/// One end of the pair.
+pub struct Wire(Socket);
+
+impl Wire {
+    /// Both ends; the second is for another process.
+    pub fn pair() -> io::Result<(Wire, OwnedFd)> {
+        let (own, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+        Ok((Wire::new(own)?, other.into()))
+    }
+
+    /// An end that another process made; `None`: it is something else.
+    pub fn of(descriptor: OwnedFd) -> Option<Wire> {
+        let socket = Socket::from(descriptor);
+        let is_one = socket.r#type().is_ok_and(|kind| kind == Type::SEQPACKET);
+        Wire::new(socket).ok().filter(|_| is_one)
+    }
+
+    fn new(socket: Socket) -> io::Result<Wire> {
+        socket.set_write_timeout(Some(SEND_WAIT))?;
+        Ok(Wire(socket))
+    }
+
+    /// Says something. A group of many sockets is several messages.
+    pub fn send(&self, word: &Word) -> io::Result<()> {
+        let Word::Sockets(group) = word else {
+            return self.send_one(&line(word), &[]);
+        };
+        let sockets = group.sockets.chunks(HANDED_PER_MESSAGE_MAX);
+        sockets.into_iter().try_for_each(|some| self.send_one(&line(word), some))
+    }
+
+    fn send_one(&self, text: &str, sockets: &[OwnedFd]) -> io::Result<()> {
+        let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); SPACE];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !sockets.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let bytes = text.as_bytes();
+        let slices = [IoSlice::new(bytes.get(..BYTES_MAX).unwrap_or(bytes))];
+        sendmsg(&self.0, &slices, &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Hears something, within so long; `None`: nothing came.
+    ///
+    /// # Errors
+    /// The other process has closed its end, by its own end at the latest.
+    pub fn hear(&self, wait: Duration) -> io::Result<Option<Word>> {
+        let due = Instant::now() + wait;
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            // Zero would be for ever.
+            self.0.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let mut bytes = [0; BYTES_MAX];
+            let mut space = [MaybeUninit::uninit(); SPACE];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            let got = recvmsg(&self.0, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC);
+            let len = match got {
+                Ok(got) if got.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(got) => got.bytes,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let sockets = control.drain().flat_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(sockets) => sockets.collect(),
+                _ => Vec::new(),
+            });
+            let sockets = sockets.collect();
+            let text = String::from_utf8_lossy(bytes.get(..len).unwrap_or_default());
+            return Ok(Some(read(&text, sockets)));
+        }
+    }
+}
+
+const SPACE: usize = rustix::cmsg_space!(ScmRights(HANDED_PER_MESSAGE_MAX));
+
+fn line(word: &Word) -> String {
+    match word {
+        Word::Sockets(group) => {
+            let purpose = match group.purpose {
+                None => "any",
+                Some(Purpose::Clients) => "clients",
+                Some(Purpose::Metrics) => "metrics",
+                Some(Purpose::Admin) => "admin",
+            };
+            format!("sockets {purpose} {} {}", group.asked, group.address)
+        }
+        Word::NoMore => "no-more".into(),
+        Word::Ready => "ready".into(),
+        Word::Go => "go".into(),
+        Word::Serving => "serving".into(),
+        Word::Failed(why) => format!("failed {why}"),
+        Word::Unknown => "nothing".into(),
+    }
+}
+
+fn read(text: &str, sockets: Vec<OwnedFd>) -> Word {
+    let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+    match name {
+        "sockets" => read_group(rest, sockets).unwrap_or(Word::Unknown),
+        "no-more" => Word::NoMore,
+        "ready" => Word::Ready,
+        "go" => Word::Go,
+        "serving" => Word::Serving,
+        "failed" => Word::Failed(rest.to_owned()),
+        _ => Word::Unknown,
+    }
+}
+
+fn read_group(text: &str, sockets: Vec<OwnedFd>) -> Option<Word> {
+    let mut words = text.split(' ');
+    let purpose = match words.next()? {
+        "any" => None,
+        "clients" => Some(Purpose::Clients),
+        "metrics" => Some(Purpose::Metrics),
+        "admin" => Some(Purpose::Admin),
+        _ => return None,
+    };
+    let (asked, address) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let group = ListenGroup { purpose, asked, address, sockets };
+    (!group.sockets.is_empty()).then_some(Word::Sockets(group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn ends() -> (Wire, Wire) {
+        let (own, other) = Wire::pair().unwrap();
+        (own, Wire::of(other).unwrap())
+    }
+
+    /// Catches: listeners that are lost on the way because there are many, or that come as others
+    /// than those that were sent.
+    #[test]
+    fn all_listeners_arrive() {
+        let (own, other) = ends();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let count = HANDED_PER_MESSAGE_MAX + 1;
+        let sockets = (0..count).map(|_| listener.try_clone().unwrap().into()).collect();
+        let (purpose, asked) = (Some(Purpose::Metrics), "[::1]:0".parse().unwrap());
+        own.send(&Word::Sockets(ListenGroup { purpose, asked, address, sockets })).unwrap();
+        own.send(&Word::NoMore).unwrap();
+        let mut came = 0;
+        while let Word::Sockets(group) = other.hear(SOON).unwrap().unwrap() {
+            assert_eq!((group.purpose, group.asked, group.address), (purpose, asked, address));
+            for socket in group.sockets {
+                assert_eq!(TcpListener::from(socket).local_addr().unwrap(), address);
+                came += 1;
+            }
+        }
+        assert_eq!(came, count);
+    }
+
+    /// Catches: an end that waits for ever for a process that is gone, or takes what it does not
+    /// know for something that it does.
+    #[test]
+    fn words_are_heard_and_so_is_the_end() {
+        let (own, other) = ends();
+        assert!(other.hear(Duration::from_millis(1)).unwrap().is_none());
+        own.send(&Word::Failed("because of\nthis".into())).unwrap();
+        let heard = other.hear(SOON).unwrap().unwrap();
+        assert!(matches!(heard, Word::Failed(why) if why == "because of\nthis"));
+        for text in ["", " ", "newer words", "sockets clients 127.0.0.1:1 127.0.0.1:1", "sockets"] {
+            assert!(matches!(read(text, Vec::new()), Word::Unknown), "{text}");
+        }
+        own.send(&Word::Failed("x".repeat(2 * BYTES_MAX))).unwrap();
+        assert!(matches!(other.hear(SOON).unwrap().unwrap(), Word::Failed(_)));
+        drop(own);
+        assert_eq!(other.hear(SOON).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(Wire::of(std::fs::File::open("/dev/null").unwrap().into()).is_none());
+    }
+}
