@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crossbeam_channel::Sender;
 use llmproxy::base::limits::{
     CONNECTIONS_OVER_MAX, FDS_PER_REPORTER, FDS_RESERVED, GUESTS_MAX, PIPES_MAX,
 };
@@ -19,8 +20,8 @@ use llmproxy::control::log::{Logging, Reopen};
 use llmproxy::control::notify::Notifier;
 use llmproxy::control::pid_file::PidFile;
 use llmproxy::control::reload::{self, Reloader, Reloads};
-use llmproxy::control::signals::{self, Delays, Heard};
-use llmproxy::control::supervisor::{self, Control, ControlDoors, Supervisor};
+use llmproxy::control::signals::{self, Delays, DelaysInUse, Heard};
+use llmproxy::control::supervisor::{self, Control, ControlDoors, Event, Supervisor};
 use llmproxy::control::{circle, counters, log, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::ring::{self, EPOLL};
@@ -159,26 +160,11 @@ fn serve(
         listen(plan, groups, predecessor.is_some())?;
     let stop = Arc::new(Stop::default());
     let delays = Arc::new(Mutex::new(Delays::of(&plan.server)));
-    let notifier = Arc::new(Notifier::of_this_process());
-    let path = plan.server.pid_file.as_deref();
-    let upgrades = Arc::new(Upgrades::new(
-        Program::of_this_process(),
-        Arc::clone(&spares),
-        (Arc::clone(&stop), Arc::clone(&delays)),
-        (Arc::clone(&notifier), path.map(Path::to_owned)),
-    ));
     let (to_supervisor, events) = supervisor::events();
-    signals::start(Heard {
-        stop: Arc::clone(&stop),
-        spares,
-        upgrades: Arc::clone(&upgrades),
-        notifier: Arc::clone(&notifier),
-        delays: Arc::clone(&delays),
-        reopen: vec![event_log, access_log.clone()],
-        supervisor: to_supervisor.clone(),
-        last: log.last.clone(),
-    })
-    .map_err(|e| format!("signals: {e}"))?;
+    let ends = Ends { stop: Arc::clone(&stop), delays: Arc::clone(&delays), spares };
+    let reopen = vec![event_log, access_log.clone()];
+    let (upgrades, notifier) = hear_signals(plan, ends, (reopen, log), to_supervisor.clone())?;
+    let path = plan.server.pid_file.as_deref();
     let mut pid_file = None;
     match predecessor {
         None => pid_file = path.map(|path| PidFile::write(path, None)).transpose()?,
@@ -189,7 +175,7 @@ fn serve(
         &stop,
         doors,
         (log, access_log),
-        (&reloads, &upgrades, to_supervisor.clone()),
+        (&reloads, upgrades.failures(), to_supervisor.clone()),
     )?;
     circle::check(&control.board.view(), &addresses)?;
     let watch = match plan.server.watch_config {
@@ -217,12 +203,9 @@ fn serve(
     reloader.find_first()?;
     predecessor.map_or(Ok(()), Predecessor::await_go)?;
     let workers = start_workers(plan, &mut control, (&stop, &notifier), of_workers, &connections)?;
+    upgrades.allow();
     if let Some(predecessor) = predecessor {
-        let number = predecessor.process;
-        let written = path.map(|path| PidFile::write(path, Some(number))).transpose();
-        // The workers serve: no reason to end.
-        pid_file = written.inspect_err(|error| tracing::error!("{error}")).unwrap_or_default();
-        predecessor.tell_serving();
+        pid_file = take_place(predecessor, path);
     }
     let supervisor = Supervisor::start(reloader, (to_supervisor, events), stop)
         .map_err(|e| format!("supervisor: {e}"))?;
@@ -232,6 +215,56 @@ fn serve(
     if predecessor.is_none() {
         notifier.ready(&addresses);
     }
+    let code = await_end(workers, supervisor, &upgrades);
+    control.finish();
+    drop(pid_file);
+    Ok(code)
+}
+
+/// What signals end, and when.
+struct Ends {
+    stop: Arc<Stop>,
+    delays: DelaysInUse,
+    spares: Arc<Spares>,
+}
+
+/// Hears signals from now on.
+fn hear_signals(
+    plan: &Plan,
+    Ends { stop, delays, spares }: Ends,
+    (reopen, log): (Vec<Reopen>, &Logging),
+    supervisor: Sender<Event>,
+) -> Result<(Arc<Upgrades>, Arc<Notifier>), String> {
+    let notifier = Arc::new(Notifier::of_this_process());
+    let upgrades = Arc::new(Upgrades::new(
+        Program::of_this_process(),
+        Arc::clone(&spares),
+        (Arc::clone(&stop), Arc::clone(&delays)),
+        (Arc::clone(&notifier), plan.server.pid_file.clone()),
+    ));
+    let (told, asked) = (Arc::clone(&notifier), Arc::clone(&upgrades));
+    let last = log.last.clone();
+    let heard =
+        Heard { stop, spares, upgrades: asked, notifier: told, delays, reopen, supervisor, last };
+    signals::start(heard).map_err(|e| format!("signals: {e}"))?;
+    Ok((upgrades, notifier))
+}
+
+/// The workers serve, and this process has the place of the one before it.
+fn take_place(predecessor: &Predecessor, path: Option<&Path>) -> Option<PidFile> {
+    let number = Some(predecessor.process);
+    let written = path.map(|path| PidFile::write(path, number)).transpose();
+    predecessor.tell_serving();
+    // Clients are served: no reason to end.
+    written.inspect_err(|error| tracing::error!("{error}")).unwrap_or_default()
+}
+
+/// Waits until the workers are done. Gives the exit code.
+fn await_end(
+    workers: Vec<JoinHandle<bool>>,
+    supervisor: Supervisor,
+    upgrades: &Arc<Upgrades>,
+) -> u8 {
     let mut drained = true;
     for worker in workers {
         // A worker that panicked outside a connection leaves a listener that nobody serves.
@@ -240,13 +273,11 @@ fn serve(
     upgrades.await_end();
     supervisor.stop(RELOAD_WAIT);
     tracing::info!(drained, "stopped");
-    control.finish();
-    drop(pid_file);
-    Ok(match (upgrades.has_lost_successor(), drained) {
+    match (upgrades.has_lost_successor(), drained) {
         (true, _) => NOBODY_LEFT,
         (false, true) => DRAINED,
         (false, false) => CUT,
-    })
+    }
 }
 
 fn start_workers(

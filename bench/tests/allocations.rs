@@ -9,7 +9,7 @@ use bench::EVENT;
 use llmproxy::config;
 use llmproxy::control::log::{self, Reopen};
 use llmproxy::control::reload::Reloads;
-use llmproxy::control::supervisor;
+use llmproxy::control::supervisor::{self, ControlDoors};
 use llmproxy::proxy::worker;
 use llmproxy::rt::listen::{self, Place};
 use llmproxy::state::stop::Stop;
@@ -189,7 +189,10 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
     let reloads = Arc::new(Reloads::new(""));
     let (events, _) = supervisor::events();
     let log = (log, Reopen::default());
-    let control = supervisor::start(&plan, &stop, (None, None), log, (&reloads, events));
+    let control = {
+        let (doors, failures) = (ControlDoors::default(), Arc::default());
+        supervisor::start(&plan, &stop, doors, log, (&reloads, failures, events))
+    };
     let mut control = control.unwrap_or_else(|error| panic!("{error}"));
     let place = Place::all(&plan.server.listen)[0];
     let listener = listen::bind(place).unwrap();

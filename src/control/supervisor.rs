@@ -6,7 +6,6 @@ use super::admin_api;
 use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor, Gateway, Guard};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
-use super::handover::upgrades::Upgrades;
 use super::health::Probers;
 use super::log::{Logging, Reopen};
 use super::memory::Memory;
@@ -41,7 +40,7 @@ use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -197,7 +196,7 @@ pub fn start(
     stop: &Arc<Stop>,
     doors: ControlDoors,
     (log, reopen): (&Logging, Reopen),
-    (reloads, upgrades, supervisor): (&Arc<Reloads>, &Arc<Upgrades>, Sender<Event>),
+    (reloads, failed_upgrades, supervisor): (&Arc<Reloads>, Arc<AtomicU64>, Sender<Event>),
 ) -> Result<Control, String> {
     let board = Arc::new(Board::new(first_view(plan)?));
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
@@ -224,7 +223,6 @@ pub fn start(
         let (access, log) = (access.clone(), log.dropped.clone());
         let traced = spans.as_ref().map(|queue| Arc::clone(queue.counters())).unwrap_or_default();
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
-        let upgrades = Arc::clone(upgrades);
         let turned_away = pages.turned_away();
         let finders = Arc::clone(&finders);
         move || {
@@ -234,7 +232,7 @@ pub fn start(
                 silent_workers,
                 budget: Arc::clone(&budget),
                 reloads: Arc::clone(&reloads),
-                upgrade_failures: upgrades.failures(),
+                upgrade_failures: failed_upgrades.load(Ordering::Relaxed),
                 finders: finders.numbers(),
                 drivers: drivers.get().cloned().unwrap_or_default(),
                 view: board.view(),

@@ -41,7 +41,8 @@ pub struct Upgrades {
     pid_file: Option<PathBuf>,
     notepad: Option<Notepad>,
     asked: AtomicU64,
-    failed: AtomicU64,
+    failed: Arc<AtomicU64>,
+    does_serve: AtomicBool,
     is_under_way: AtomicBool,
     has_lost_successor: AtomicBool,
 }
@@ -66,15 +67,21 @@ impl Upgrades {
             pid_file,
             notepad: notepad.ok(),
             asked: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
+            failed: Arc::default(),
+            does_serve: AtomicBool::new(false),
             is_under_way: AtomicBool::new(false),
             has_lost_successor: AtomicBool::new(false),
         }
     }
 
-    /// Upgrades that came to nothing.
-    pub fn failures(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
+    /// The workers run: there is a place to give away.
+    pub fn allow(&self) {
+        self.does_serve.store(true, Ordering::Release);
+    }
+
+    /// The count of those that came to nothing.
+    pub fn failures(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.failed)
     }
 
     /// True when the process that took our place ended before this one: nobody serves.
@@ -212,7 +219,8 @@ impl Upgrades {
 
     fn may_go_on(&self) -> Result<(), String> {
         match self.stop.phase() {
-            Phase::Running => Ok(()),
+            Phase::Running if self.does_serve.load(Ordering::Acquire) => Ok(()),
+            Phase::Running => Err("this process does not serve yet".into()),
             Phase::Succeeded => Err("another process has the place of this one already".into()),
             Phase::Leaving | Phase::Draining | Phase::Ending => Err("this process ends".into()),
         }
