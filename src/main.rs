@@ -12,7 +12,7 @@ use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::config::Loaded;
 use llmproxy::control::discovery::{Finders, News};
 use llmproxy::control::handover::activation;
-use llmproxy::control::handover::listeners::{ListenGroup, Opening, Purpose, Spares};
+use llmproxy::control::handover::listeners::{ListenGroup, ListenPurpose, Opening, Spares};
 use llmproxy::control::handover::predecessor::{self, Inheritance, Predecessor};
 use llmproxy::control::handover::program::Program;
 use llmproxy::control::handover::upgrades::Upgrades;
@@ -140,8 +140,8 @@ fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<F
     let mut opening = Opening::new(groups);
     let (of_workers, addresses) = opening.clients(&plan.server.listen, plan.server.workers)?;
     let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
-    let metrics = opening.own(metrics, Purpose::Metrics)?;
-    let api = opening.own(plan.admin.as_ref().map(|admin| admin.listen), Purpose::Admin)?;
+    let metrics = opening.own(metrics, ListenPurpose::Metrics)?;
+    let api = opening.own(plan.admin.as_ref().map(|admin| admin.listen), ListenPurpose::Admin)?;
     let doors = ControlDoors { metrics, api, replaces_socket: is_successor };
     Ok(Front { of_workers, addresses, doors, spares: Arc::new(opening.finish()) })
 }

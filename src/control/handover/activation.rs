@@ -14,10 +14,10 @@ const COUNT: &str = "LISTEN_FDS";
 const NAMES: &str = "LISTEN_FDNAMES";
 
 /// Sockets that are not looked at yet, each with its name.
-pub type Taken = Vec<(String, OwnedFd)>;
+pub type ManagerSockets = Vec<(String, OwnedFd)>;
 
 /// Those that the variables of this process say. To be called before it opens anything.
-pub fn take() -> Taken {
+pub fn take() -> ManagerSockets {
     let var = |name: &str| std::env::var(name).ok();
     // They may be for a process that started us, and mean nothing here.
     if var(PROCESS) != Some(std::process::id().to_string()) {
@@ -30,7 +30,7 @@ pub fn take() -> Taken {
 }
 
 /// Those of them that listen, by their addresses.
-pub fn groups(taken: Taken) -> Vec<ListenGroup> {
+pub fn groups(taken: ManagerSockets) -> Vec<ListenGroup> {
     let mut groups: Vec<ListenGroup> = Vec::new();
     for (name, socket) in taken {
         let address = match listen::adopt(&socket) {

@@ -13,7 +13,7 @@ const FREE_LOOK: Duration = Duration::from_millis(10);
 
 /// Who is served at a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum ListenPurpose {
     /// Clients: `server.listen`.
     Clients,
     /// Scrapers: `metrics.listen`.
@@ -26,7 +26,7 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct ListenGroup {
     /// What for; `None`: whoever opened them did not say.
-    pub purpose: Option<Purpose>,
+    pub purpose: Option<ListenPurpose>,
     /// The address that was asked for, whose port may be 0.
     pub asked: SocketAddr,
     /// The address.
@@ -36,7 +36,7 @@ pub struct ListenGroup {
 }
 
 impl ListenGroup {
-    fn is_for(&self, purpose: Purpose, wanted: SocketAddr) -> bool {
+    fn is_for(&self, purpose: ListenPurpose, wanted: SocketAddr) -> bool {
         let is_there = self.address == wanted || self.asked == wanted;
         is_there && self.purpose.is_none_or(|is| is == purpose)
     }
@@ -97,7 +97,7 @@ impl Opening {
         let mut of_workers: Vec<Vec<OwnedFd>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
         for place in Place::all(wanted) {
-            let group = self.at(place, Purpose::Clients, &mut of_workers);
+            let group = self.at(place, ListenPurpose::Clients, &mut of_workers);
             addresses.push(group.map_err(|e| format!("listen on {}: {e}", place.address))?);
         }
         Ok((of_workers, addresses))
@@ -110,7 +110,7 @@ impl Opening {
     pub fn own(
         &mut self,
         wanted: Option<SocketAddr>,
-        purpose: Purpose,
+        purpose: ListenPurpose,
     ) -> Result<Option<OwnedFd>, String> {
         let Some(wanted) = wanted else { return Ok(None) };
         let mut only = [Vec::new()];
@@ -118,9 +118,9 @@ impl Opening {
             let group = self.at(place, purpose, &mut only);
             let address = group.map_err(|e| format!("listen on {wanted}: {e}"))?;
             let whose = match purpose {
-                Purpose::Clients => "clients",
-                Purpose::Metrics => "metrics",
-                Purpose::Admin => "admin API",
+                ListenPurpose::Clients => "clients",
+                ListenPurpose::Metrics => "metrics",
+                ListenPurpose::Admin => "admin API",
             };
             tracing::info!(addr = %address, "{whose}");
         }
@@ -142,7 +142,7 @@ impl Opening {
     fn at(
         &mut self,
         place: Place,
-        purpose: Purpose,
+        purpose: ListenPurpose,
         of_workers: &mut [Vec<OwnedFd>],
     ) -> io::Result<SocketAddr> {
         let handed = self.handed.iter().position(|group| group.is_for(purpose, place.address));
@@ -159,7 +159,7 @@ impl Opening {
 }
 
 /// Binds to a place, once for each worker.
-fn fresh(mut place: Place, purpose: Purpose, workers: usize) -> io::Result<ListenGroup> {
+fn fresh(mut place: Place, purpose: ListenPurpose, workers: usize) -> io::Result<ListenGroup> {
     let asked = place.address;
     await_free(place)?;
     let mut sockets = Vec::with_capacity(workers);
@@ -210,9 +210,9 @@ mod tests {
 
     const ANY: &str = "127.0.0.1:0";
 
-    fn handed(purpose: Option<Purpose>, sockets: usize) -> ListenGroup {
+    fn handed(purpose: Option<ListenPurpose>, sockets: usize) -> ListenGroup {
         let place = Place::all(&[ANY.parse().unwrap()]).remove(0);
-        ListenGroup { purpose, ..fresh(place, Purpose::Clients, sockets).unwrap() }
+        ListenGroup { purpose, ..fresh(place, ListenPurpose::Clients, sockets).unwrap() }
     }
 
     /// The sockets that somebody has, each by a number of the kernel's.
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn every_socket_has_a_worker_and_every_worker_a_socket() {
         for (sockets, workers) in [(1, 1), (1, 4), (4, 1), (5, 3), (3, 5), (2, 2)] {
-            let group = handed(Some(Purpose::Clients), sockets);
+            let group = handed(Some(ListenPurpose::Clients), sockets);
             let (all, address) = (cookies(&group.sockets), group.address);
             let mut opening = Opening::new(vec![group]);
             let (of_workers, addresses) = opening.clients(&[address], workers).unwrap();
@@ -247,13 +247,18 @@ mod tests {
     #[test]
     fn each_listener_is_found_by_what_it_is_for() {
         let any: SocketAddr = ANY.parse().unwrap();
-        let groups = [Purpose::Metrics, Purpose::Clients, Purpose::Clients, Purpose::Admin];
+        let groups = [
+            ListenPurpose::Metrics,
+            ListenPurpose::Clients,
+            ListenPurpose::Clients,
+            ListenPurpose::Admin,
+        ];
         let groups = groups.map(|purpose| handed(Some(purpose), 1));
         let wanted = groups.each_ref().map(|group| group.address);
         let mut opening = Opening::new(groups.into());
         let (_of_workers, clients) = opening.clients(&[any, any], 1).unwrap();
         assert!(clients.contains(&wanted[1]) && clients.contains(&wanted[2]), "{clients:?}");
-        let [metrics, admin] = [(any, Purpose::Metrics), (wanted[3], Purpose::Admin)]
+        let [metrics, admin] = [(any, ListenPurpose::Metrics), (wanted[3], ListenPurpose::Admin)]
             .map(|(asked, purpose)| opening.own(Some(asked), purpose).unwrap().unwrap());
         let at = |socket| SockRef::from(socket).local_addr().unwrap().as_socket().unwrap();
         assert_eq!([at(&metrics), at(&admin)], [wanted[0], wanted[3]]);
@@ -262,9 +267,9 @@ mod tests {
         let unnamed = handed(None, 1);
         let address = unnamed.address;
         let mut opening = Opening::new(vec![unnamed]);
-        let only = opening.own(Some(address), Purpose::Metrics).unwrap();
+        let only = opening.own(Some(address), ListenPurpose::Metrics).unwrap();
         let spares = opening.finish();
-        assert_eq!(spares.copies().unwrap()[0].purpose, Some(Purpose::Metrics));
+        assert_eq!(spares.copies().unwrap()[0].purpose, Some(ListenPurpose::Metrics));
         drop(only);
         assert!(std::net::TcpStream::connect(address).is_ok());
         spares.close();

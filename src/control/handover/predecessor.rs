@@ -1,9 +1,9 @@
 //! The side of the successor: a process that was started to take another one's place.
 
-use super::activation::{self, Taken};
+use super::activation::{self, ManagerSockets};
 use super::listeners::ListenGroup;
 use super::upgrades;
-use super::wire::{Wire, Word};
+use super::wire::{HandoverWord, Wire};
 use crate::base::limits::{HANDED_SOCKETS_MAX, UPGRADE_GO_WAIT};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub struct Predecessor {
 ///
 /// # Errors
 /// A predecessor hands over its listeners, and does not come to an end with that.
-pub fn inherit(taken: Taken) -> Result<Inheritance, String> {
+pub fn inherit(taken: ManagerSockets) -> Result<Inheritance, String> {
     let Some(predecessor) = Predecessor::find() else {
         return Ok(Inheritance { groups: activation::groups(taken), predecessor: None });
     };
@@ -58,8 +58,8 @@ impl Predecessor {
         let (mut groups, mut sockets) = (Vec::<ListenGroup>::new(), 0);
         loop {
             let mut fresh = match self.hear(due)? {
-                Word::Sockets(group) => group,
-                Word::NoMore => return Ok(groups),
+                HandoverWord::Sockets(group) => group,
+                HandoverWord::NoMore => return Ok(groups),
                 _ => continue,
             };
             sockets += fresh.sockets.len();
@@ -78,28 +78,28 @@ impl Predecessor {
     /// # Errors
     /// The predecessor is gone, or has thought better of it. It serves; this process must end.
     pub fn await_go(&self) -> Result<(), String> {
-        self.say(&Word::Ready)?;
+        self.say(&HandoverWord::Ready)?;
         let due = Instant::now() + UPGRADE_GO_WAIT;
-        while !matches!(self.hear(due)?, Word::Go) {}
+        while !matches!(self.hear(due)?, HandoverWord::Go) {}
         Ok(())
     }
 
     /// The workers take clients in.
     pub fn tell_serving(&self) {
         // One that has gone meanwhile has left its place in any case.
-        let _ = self.say(&Word::Serving);
+        let _ = self.say(&HandoverWord::Serving);
     }
 
     /// This process cannot start.
     pub fn tell_failed(&self, why: &str) {
-        let _ = self.say(&Word::Failed(why.to_owned()));
+        let _ = self.say(&HandoverWord::Failed(why.to_owned()));
     }
 
-    fn say(&self, word: &Word) -> Result<(), String> {
+    fn say(&self, word: &HandoverWord) -> Result<(), String> {
         self.wire.send(word).map_err(|error| format!("the process before this one: {error}"))
     }
 
-    fn hear(&self, due: Instant) -> Result<Word, String> {
+    fn hear(&self, due: Instant) -> Result<HandoverWord, String> {
         let heard = self.wire.hear(due.saturating_duration_since(Instant::now()));
         match heard {
             Ok(Some(word)) => Ok(word),

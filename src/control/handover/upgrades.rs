@@ -3,7 +3,7 @@
 use super::listeners::{ListenGroup, Spares};
 use super::note::{Notepad, UpgradeNote, UpgradeState};
 use super::program::Program;
-use super::wire::{Wire, Word};
+use super::wire::{HandoverWord, Wire};
 use crate::base::limits::{UPGRADE_READY_WAIT, UPGRADE_SERVING_WAIT};
 use crate::control::notify::Notifier;
 use crate::control::pid_file;
@@ -180,15 +180,15 @@ impl Upgrades {
     fn hand_over(&self, wire: &Wire, groups: Vec<ListenGroup>) -> Result<(), String> {
         let gone = |_| "the successor ended; its log says why".to_owned();
         for group in groups {
-            wire.send(&Word::Sockets(group)).map_err(gone)?;
+            wire.send(&HandoverWord::Sockets(group)).map_err(gone)?;
         }
-        wire.send(&Word::NoMore).map_err(gone)?;
+        wire.send(&HandoverWord::NoMore).map_err(gone)?;
         let due = Instant::now() + UPGRADE_READY_WAIT;
         loop {
             self.may_go_on()?;
             match wire.hear(LOOK).map_err(gone)? {
-                Some(Word::Ready) => break,
-                Some(Word::Failed(why)) => {
+                Some(HandoverWord::Ready) => break,
+                Some(HandoverWord::Failed(why)) => {
                     return Err(format!("the successor cannot start: {why}"));
                 }
                 _ if Instant::now() >= due => {
@@ -199,13 +199,15 @@ impl Upgrades {
             }
         }
         self.may_go_on()?;
-        wire.send(&Word::Go).map_err(gone)?;
+        wire.send(&HandoverWord::Go).map_err(gone)?;
         // From here on an end of this process is no reason to give up: the successor goes on.
         let due = Instant::now() + UPGRADE_SERVING_WAIT;
         loop {
             match wire.hear(LOOK).map_err(gone)? {
-                Some(Word::Serving) => return Ok(()),
-                Some(Word::Failed(why)) => return Err(format!("the successor failed: {why}")),
+                Some(HandoverWord::Serving) => return Ok(()),
+                Some(HandoverWord::Failed(why)) => {
+                    return Err(format!("the successor failed: {why}"))
+                }
                 _ if Instant::now() >= due => {
                     let limit_s = UPGRADE_SERVING_WAIT.as_secs();
                     return Err(format!(

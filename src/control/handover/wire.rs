@@ -2,7 +2,7 @@
 //! message whole, some of them with listeners. Both may be of different versions: what one does not
 //! know it steps over.
 
-use super::listeners::{ListenGroup, Purpose};
+use super::listeners::{ListenGroup, ListenPurpose};
 use crate::base::limits::HANDED_PER_MESSAGE_MAX;
 use rustix::io::Errno;
 use rustix::net::{
@@ -22,7 +22,7 @@ const BYTES_MAX: usize = 1024;
 
 /// One message.
 #[derive(Debug)]
-pub enum Word {
+pub enum HandoverWord {
     /// To the successor: listeners of one address, or some of them.
     Sockets(ListenGroup),
     /// That were all.
@@ -62,8 +62,8 @@ impl Wire {
     }
 
     /// Says something. A group of many sockets is several messages.
-    pub fn send(&self, word: &Word) -> io::Result<()> {
-        let Word::Sockets(group) = word else {
+    pub fn send(&self, word: &HandoverWord) -> io::Result<()> {
+        let HandoverWord::Sockets(group) = word else {
             return self.send_one(&line(word), &[]);
         };
         let sockets = group.sockets.chunks(HANDED_PER_MESSAGE_MAX);
@@ -87,7 +87,7 @@ impl Wire {
     ///
     /// # Errors
     /// The other process has closed its end, by its own end at the latest.
-    pub fn hear(&self, wait: Duration) -> io::Result<Option<Word>> {
+    pub fn hear(&self, wait: Duration) -> io::Result<Option<HandoverWord>> {
         let due = Instant::now() + wait;
         loop {
             let left = due.saturating_duration_since(Instant::now());
@@ -118,51 +118,51 @@ impl Wire {
 
 const SPACE: usize = rustix::cmsg_space!(ScmRights(HANDED_PER_MESSAGE_MAX));
 
-fn line(word: &Word) -> String {
+fn line(word: &HandoverWord) -> String {
     match word {
-        Word::Sockets(group) => {
+        HandoverWord::Sockets(group) => {
             let purpose = match group.purpose {
                 None => "any",
-                Some(Purpose::Clients) => "clients",
-                Some(Purpose::Metrics) => "metrics",
-                Some(Purpose::Admin) => "admin",
+                Some(ListenPurpose::Clients) => "clients",
+                Some(ListenPurpose::Metrics) => "metrics",
+                Some(ListenPurpose::Admin) => "admin",
             };
             format!("sockets {purpose} {} {}", group.asked, group.address)
         }
-        Word::NoMore => "no-more".into(),
-        Word::Ready => "ready".into(),
-        Word::Go => "go".into(),
-        Word::Serving => "serving".into(),
-        Word::Failed(why) => format!("failed {why}"),
-        Word::Unknown => "nothing".into(),
+        HandoverWord::NoMore => "no-more".into(),
+        HandoverWord::Ready => "ready".into(),
+        HandoverWord::Go => "go".into(),
+        HandoverWord::Serving => "serving".into(),
+        HandoverWord::Failed(why) => format!("failed {why}"),
+        HandoverWord::Unknown => "nothing".into(),
     }
 }
 
-fn read(text: &str, sockets: Vec<OwnedFd>) -> Word {
+fn read(text: &str, sockets: Vec<OwnedFd>) -> HandoverWord {
     let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
     match name {
-        "sockets" => read_group(rest, sockets).unwrap_or(Word::Unknown),
-        "no-more" => Word::NoMore,
-        "ready" => Word::Ready,
-        "go" => Word::Go,
-        "serving" => Word::Serving,
-        "failed" => Word::Failed(rest.to_owned()),
-        _ => Word::Unknown,
+        "sockets" => read_group(rest, sockets).unwrap_or(HandoverWord::Unknown),
+        "no-more" => HandoverWord::NoMore,
+        "ready" => HandoverWord::Ready,
+        "go" => HandoverWord::Go,
+        "serving" => HandoverWord::Serving,
+        "failed" => HandoverWord::Failed(rest.to_owned()),
+        _ => HandoverWord::Unknown,
     }
 }
 
-fn read_group(text: &str, sockets: Vec<OwnedFd>) -> Option<Word> {
+fn read_group(text: &str, sockets: Vec<OwnedFd>) -> Option<HandoverWord> {
     let mut words = text.split(' ');
     let purpose = match words.next()? {
         "any" => None,
-        "clients" => Some(Purpose::Clients),
-        "metrics" => Some(Purpose::Metrics),
-        "admin" => Some(Purpose::Admin),
+        "clients" => Some(ListenPurpose::Clients),
+        "metrics" => Some(ListenPurpose::Metrics),
+        "admin" => Some(ListenPurpose::Admin),
         _ => return None,
     };
     let (asked, address) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
     let group = ListenGroup { purpose, asked, address, sockets };
-    (!group.sockets.is_empty()).then_some(Word::Sockets(group))
+    (!group.sockets.is_empty()).then_some(HandoverWord::Sockets(group))
 }
 
 #[cfg(test)]
@@ -186,11 +186,11 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let count = HANDED_PER_MESSAGE_MAX + 1;
         let sockets = (0..count).map(|_| listener.try_clone().unwrap().into()).collect();
-        let (purpose, asked) = (Some(Purpose::Metrics), "[::1]:0".parse().unwrap());
-        own.send(&Word::Sockets(ListenGroup { purpose, asked, address, sockets })).unwrap();
-        own.send(&Word::NoMore).unwrap();
+        let (purpose, asked) = (Some(ListenPurpose::Metrics), "[::1]:0".parse().unwrap());
+        own.send(&HandoverWord::Sockets(ListenGroup { purpose, asked, address, sockets })).unwrap();
+        own.send(&HandoverWord::NoMore).unwrap();
         let mut came = 0;
-        while let Word::Sockets(group) = other.hear(SOON).unwrap().unwrap() {
+        while let HandoverWord::Sockets(group) = other.hear(SOON).unwrap().unwrap() {
             assert_eq!((group.purpose, group.asked, group.address), (purpose, asked, address));
             for socket in group.sockets {
                 assert_eq!(TcpListener::from(socket).local_addr().unwrap(), address);
@@ -206,14 +206,14 @@ mod tests {
     fn words_are_heard_and_so_is_the_end() {
         let (own, other) = ends();
         assert!(other.hear(Duration::from_millis(1)).unwrap().is_none());
-        own.send(&Word::Failed("because of\nthis".into())).unwrap();
+        own.send(&HandoverWord::Failed("because of\nthis".into())).unwrap();
         let heard = other.hear(SOON).unwrap().unwrap();
-        assert!(matches!(heard, Word::Failed(why) if why == "because of\nthis"));
+        assert!(matches!(heard, HandoverWord::Failed(why) if why == "because of\nthis"));
         for text in ["", " ", "newer words", "sockets clients 127.0.0.1:1 127.0.0.1:1", "sockets"] {
-            assert!(matches!(read(text, Vec::new()), Word::Unknown), "{text}");
+            assert!(matches!(read(text, Vec::new()), HandoverWord::Unknown), "{text}");
         }
-        own.send(&Word::Failed("x".repeat(2 * BYTES_MAX))).unwrap();
-        assert!(matches!(other.hear(SOON).unwrap().unwrap(), Word::Failed(_)));
+        own.send(&HandoverWord::Failed("x".repeat(2 * BYTES_MAX))).unwrap();
+        assert!(matches!(other.hear(SOON).unwrap().unwrap(), HandoverWord::Failed(_)));
         drop(own);
         assert_eq!(other.hear(SOON).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(Wire::of(std::fs::File::open("/dev/null").unwrap().into()).is_none());
