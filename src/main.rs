@@ -12,7 +12,9 @@ use llmproxy::config::plan::{LogOutput, Plan};
 use llmproxy::config::Loaded;
 use llmproxy::control::discovery::{Finders, News};
 use llmproxy::control::handover::activation;
-use llmproxy::control::handover::listeners::{ListenGroup, ListenPurpose, Opening, Spares};
+use llmproxy::control::handover::listeners::{
+    ListenGroup, ListenPurpose, OpeningListeners, Spares,
+};
 use llmproxy::control::handover::predecessor::{self, Inheritance, Predecessor};
 use llmproxy::control::handover::program::Program;
 use llmproxy::control::handover::upgrades::Upgrades;
@@ -137,7 +139,7 @@ struct Front {
 
 /// Listens wherever the plan says, with what was handed to this process as far as that goes.
 fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<Front, String> {
-    let mut opening = Opening::new(groups);
+    let mut opening = OpeningListeners::new(groups);
     let (of_workers, addresses) = opening.clients(&plan.server.listen, plan.server.workers)?;
     let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
     let metrics = opening.own(metrics, ListenPurpose::Metrics)?;

@@ -51,8 +51,8 @@ pub fn beside_store(db: &Path) -> PathBuf {
 
 /// Makes the socket of this process: in its own folder of the spool, `home`, if it has one, else
 /// beside its pid file, else beside its store of keys, else not at all. That it cannot be made is a
-/// warning: nobody is served any less for it. `replaces`: that of the process in whose place this one
-/// starts is replaced.
+/// warning: nobody is served any less for it. `replaces`: that of the process in whose place this
+/// one starts is replaced.
 pub fn open_for(plan: &Plan, home: Option<&Path>, replaces: bool) -> Option<(OwnedFd, SocketFile)> {
     let beside = plan.server.pid_file.as_deref().map(beside);
     let beside_store = plan.admin.as_ref().map(|admin| beside_store(&admin.db_path));
@@ -211,7 +211,8 @@ fn id(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Listens at a path. What a process left there that is gone is replaced, or of any with `replaces`.
+/// Listens at a path. What a process left there that is gone is replaced; with `replaces`, what any
+/// process has there.
 fn open(path: &Path, replaces: bool) -> io::Result<(OwnedFd, SocketFile)> {
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {

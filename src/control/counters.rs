@@ -36,8 +36,8 @@ pub fn equip(view: &mut View) {
     }
 }
 
-/// Whether there is a place for one more process among those that count together. For a process that
-/// starts in the place of another one, which can go on serving instead.
+/// Whether there is a place for one more process among those that count together. For a process
+/// that starts in the place of another one, which can go on serving instead.
 ///
 /// # Errors
 /// There is none: a line for a person.

@@ -107,8 +107,8 @@ fn free_port() -> u16 {
 }
 
 /// Catches: an address that is in use because the manager has it, a worker without a listener, one
-/// that waits for ever in an accept because the manager's socket does, a socket of another kind that
-/// ends the start.
+/// that waits for ever in an accept because the manager's socket does, a socket of another kind
+/// that ends the start.
 #[test]
 fn sockets_of_a_service_manager_are_used() {
     let backend = Backend::answering(OK);

@@ -73,15 +73,15 @@ impl Spares {
 }
 
 /// Listeners in the making.
-pub struct Opening {
+pub struct OpeningListeners {
     handed: Vec<ListenGroup>,
     open: Vec<ListenGroup>,
 }
 
-impl Opening {
+impl OpeningListeners {
     /// With those that this process was handed.
-    pub fn new(handed: Vec<ListenGroup>) -> Opening {
-        Opening { handed, open: Vec::new() }
+    pub fn new(handed: Vec<ListenGroup>) -> OpeningListeners {
+        OpeningListeners { handed, open: Vec::new() }
     }
 
     /// Listens at all addresses: the listeners of each worker, and the addresses. With port 0 all
@@ -227,7 +227,7 @@ mod tests {
         for (sockets, workers) in [(1, 1), (1, 4), (4, 1), (5, 3), (3, 5), (2, 2)] {
             let group = handed(Some(ListenPurpose::Clients), sockets);
             let (all, address) = (cookies(&group.sockets), group.address);
-            let mut opening = Opening::new(vec![group]);
+            let mut opening = OpeningListeners::new(vec![group]);
             let (of_workers, addresses) = opening.clients(&[address], workers).unwrap();
             assert_eq!(addresses, [address]);
             let mut had: Vec<u64> = of_workers.iter().flat_map(|own| cookies(own)).collect();
@@ -242,8 +242,8 @@ mod tests {
         }
     }
 
-    /// Catches: the clients' listener that is taken for the metrics', or one of two with port 0 that
-    /// is opened anew; spares that keep an address in use when the process drains.
+    /// Catches: the clients' listener that is taken for the metrics', or one of two with port 0
+    /// that is opened anew; spares that keep an address in use when the process drains.
     #[test]
     fn each_listener_is_found_by_what_it_is_for() {
         let any: SocketAddr = ANY.parse().unwrap();
@@ -255,7 +255,7 @@ mod tests {
         ];
         let groups = groups.map(|purpose| handed(Some(purpose), 1));
         let wanted = groups.each_ref().map(|group| group.address);
-        let mut opening = Opening::new(groups.into());
+        let mut opening = OpeningListeners::new(groups.into());
         let (_of_workers, clients) = opening.clients(&[any, any], 1).unwrap();
         assert!(clients.contains(&wanted[1]) && clients.contains(&wanted[2]), "{clients:?}");
         let [metrics, admin] = [(any, ListenPurpose::Metrics), (wanted[3], ListenPurpose::Admin)]
@@ -266,7 +266,7 @@ mod tests {
         // Of a manager that does not say what for.
         let unnamed = handed(None, 1);
         let address = unnamed.address;
-        let mut opening = Opening::new(vec![unnamed]);
+        let mut opening = OpeningListeners::new(vec![unnamed]);
         let only = opening.own(Some(address), ListenPurpose::Metrics).unwrap();
         let spares = opening.finish();
         assert_eq!(spares.copies().unwrap()[0].purpose, Some(ListenPurpose::Metrics));
