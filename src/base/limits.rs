@@ -348,15 +348,6 @@ pub const FDS_RESERVED: usize = 96;
 /// Sockets that one process hands to another, or a service manager to the one that it starts.
 /// Beyond: the start is refused, or goes without those of the manager.
 pub const HANDED_SOCKETS_MAX: usize = 4096;
-/// Sockets in one message of those: the kernel takes 253. Beyond: in several.
-pub const HANDED_PER_MESSAGE_MAX: usize = 64;
-/// A successor has so long to start all but its workers. Beyond: it is ended, the process that
-/// started it serves on, and counts it.
-pub const UPGRADE_READY_WAIT: Duration = Duration::from_secs(60);
-/// It waits so long for the word to go on. Beyond: it ends.
-pub const UPGRADE_GO_WAIT: Duration = Duration::from_secs(10);
-/// Its workers have so long to start then. Beyond: it is ended, as above.
-pub const UPGRADE_SERVING_WAIT: Duration = Duration::from_secs(10);
 /// File descriptors of one reporter: checkpoint, segment, dead letters, its own files or
 /// connections.
 pub const FDS_PER_REPORTER: usize = 8;

@@ -9,10 +9,11 @@
 //!
 //! A hot restart, step by step. `upgrades` starts the successor with one end of a pair of sockets
 //! as its standard input, and sends it all listeners by that (`wire`). The successor
-//! (`predecessor`) starts all but its workers and says that it is ready; is told to go on, and from then on cannot
-//! be called back; starts its workers and says that it serves. Only then the old one takes no more
-//! clients in. Both have the same sockets, so whoever waits in a queue is served by the one or the
-//! other. Whatever goes wrong before ends the successor, and the old one has never stopped.
+//! (`predecessor`) starts all but its workers and says that it is ready; is told to go on, and from
+//! then on cannot be called back; starts its workers and says that it serves. Only then the old one
+//! takes no more clients in. Both have the same sockets, so whoever waits in a queue is served by
+//! the one or the other. Whatever goes wrong before ends the successor, and the old one has never
+//! stopped.
 
 pub mod listeners;
 pub mod activation;

@@ -4,12 +4,14 @@ use super::activation::{self, ManagerSockets};
 use super::listeners::ListenGroup;
 use super::upgrades;
 use super::wire::{HandoverWord, Wire};
-use crate::base::limits::{HANDED_SOCKETS_MAX, UPGRADE_GO_WAIT};
+use crate::base::limits::HANDED_SOCKETS_MAX;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// All listeners come within so long.
 const LISTENERS_WAIT: Duration = Duration::from_secs(10);
+/// The word to go on is waited for so long. Beyond: this process ends.
+const GO_WAIT: Duration = Duration::from_secs(10);
 
 /// What a start finds open already.
 #[derive(Default)]
@@ -79,7 +81,7 @@ impl Predecessor {
     /// The predecessor is gone, or has thought better of it. It serves; this process must end.
     pub fn await_go(&self) -> Result<(), String> {
         self.say(&HandoverWord::Ready)?;
-        let due = Instant::now() + UPGRADE_GO_WAIT;
+        let due = Instant::now() + GO_WAIT;
         while !matches!(self.hear(due)?, HandoverWord::Go) {}
         Ok(())
     }

@@ -4,7 +4,6 @@ use super::listeners::{ListenGroup, Spares};
 use super::note::{Notepad, UpgradeNote, UpgradeState};
 use super::program::Program;
 use super::wire::{HandoverWord, Wire};
-use crate::base::limits::{UPGRADE_READY_WAIT, UPGRADE_SERVING_WAIT};
 use crate::control::notify::Notifier;
 use crate::control::pid_file;
 use crate::control::signals::DelaysInUse;
@@ -18,6 +17,11 @@ use std::time::{Duration, Instant};
 
 /// Says to a successor which process started it.
 pub(super) const VARIABLE: &str = "LLMPROXY_PREDECESSOR";
+/// A successor has so long to start all but its workers. Beyond: it is ended, this process serves
+/// on, and counts it.
+pub const READY_WAIT: Duration = Duration::from_secs(60);
+/// Its workers have so long to start then. Beyond: it is ended, as above.
+pub const SERVING_WAIT: Duration = Duration::from_secs(10);
 /// So often it is looked whether a successor is to be given up, and later whether it lives.
 const LOOK: Duration = Duration::from_millis(100);
 /// One that came to nothing has so long to end by itself.
@@ -183,7 +187,7 @@ impl Upgrades {
             wire.send(&HandoverWord::Sockets(group)).map_err(gone)?;
         }
         wire.send(&HandoverWord::NoMore).map_err(gone)?;
-        let due = Instant::now() + UPGRADE_READY_WAIT;
+        let due = Instant::now() + READY_WAIT;
         loop {
             self.may_go_on()?;
             match wire.hear(LOOK).map_err(gone)? {
@@ -192,7 +196,7 @@ impl Upgrades {
                     return Err(format!("the successor cannot start: {why}"));
                 }
                 _ if Instant::now() >= due => {
-                    let limit_s = UPGRADE_READY_WAIT.as_secs();
+                    let limit_s = READY_WAIT.as_secs();
                     return Err(format!("the successor was not ready within {limit_s} s"));
                 }
                 _ => {}
@@ -201,7 +205,7 @@ impl Upgrades {
         self.may_go_on()?;
         wire.send(&HandoverWord::Go).map_err(gone)?;
         // From here on an end of this process is no reason to give up: the successor goes on.
-        let due = Instant::now() + UPGRADE_SERVING_WAIT;
+        let due = Instant::now() + SERVING_WAIT;
         loop {
             match wire.hear(LOOK).map_err(gone)? {
                 Some(HandoverWord::Serving) => return Ok(()),
@@ -209,7 +213,7 @@ impl Upgrades {
                     return Err(format!("the successor failed: {why}"))
                 }
                 _ if Instant::now() >= due => {
-                    let limit_s = UPGRADE_SERVING_WAIT.as_secs();
+                    let limit_s = SERVING_WAIT.as_secs();
                     return Err(format!(
                         "the successor's workers did not start within {limit_s} s"
                     ));

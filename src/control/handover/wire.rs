@@ -3,7 +3,6 @@
 //! know it steps over.
 
 use super::listeners::{ListenGroup, ListenPurpose};
-use crate::base::limits::HANDED_PER_MESSAGE_MAX;
 use rustix::io::Errno;
 use rustix::net::{
     recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -17,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// A side that does not take what it is sent is waited for so long.
 const SEND_WAIT: Duration = Duration::from_secs(5);
+/// Sockets in one message: the kernel takes 253. Beyond: in several.
+const HANDED_PER_MESSAGE_MAX: usize = 64;
 /// Bytes of a message.
 const BYTES_MAX: usize = 1024;
 

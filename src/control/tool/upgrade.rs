@@ -1,10 +1,10 @@
 //! `llmproxy upgrade`: has a process that runs start a successor, and says what came of it.
 
 use super::reload::{by_pid_file, not_found, pid_file_of, valid};
-use crate::base::limits::{UPGRADE_READY_WAIT, UPGRADE_SERVING_WAIT};
 use crate::config::cli::{Printout, UpgradeAsk, FINE};
 use crate::config::origin::{ConfigSource, Refused};
 use crate::control::handover::note::{ForeignNote, UpgradeState};
+use crate::control::handover::upgrades::{READY_WAIT, SERVING_WAIT};
 use crate::control::process::Serving;
 use crossbeam_channel::bounded;
 use std::path::PathBuf;
@@ -74,7 +74,7 @@ fn find(ask: &UpgradeAsk) -> Result<Serving, Refused> {
 /// The number of the process that serves now, or why there is none.
 fn outcome(process: &Serving, note: &ForeignNote, before: u64) -> Result<u32, String> {
     let (_alive, clock) = bounded::<()>(0);
-    let due = Instant::now() + UPGRADE_READY_WAIT + UPGRADE_SERVING_WAIT + SLACK;
+    let due = Instant::now() + READY_WAIT + SERVING_WAIT + SLACK;
     while Instant::now() < due {
         // Before the note, which outlives the process.
         let is_there = process.is_there();
