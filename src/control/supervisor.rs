@@ -223,8 +223,7 @@ pub fn start(
         let (access, log) = (access.clone(), log.dropped.clone());
         let traced = spans.as_ref().map(|queue| Arc::clone(queue.counters())).unwrap_or_default();
         let (budget, reloads) = (Arc::clone(&budget), Arc::clone(reloads));
-        let turned_away = pages.turned_away();
-        let finders = Arc::clone(&finders);
+        let (finders, turned_away) = (Arc::clone(&finders), pages.turned_away());
         move || {
             let (meters, silent_workers) = scraper.collect();
             Facts {
