@@ -345,9 +345,6 @@ pub const MODEL_LIST_MODELS_MAX: usize = 4096;
 /// admin API. The
 /// workers' pipes and listeners and the reporters come on top.
 pub const FDS_RESERVED: usize = 96;
-/// Sockets that one process hands to another, or a service manager to the one that it starts.
-/// Beyond: the start is refused, or goes without those of the manager.
-pub const HANDED_SOCKETS_MAX: usize = 4096;
 /// File descriptors of one reporter: checkpoint, segment, dead letters, its own files or
 /// connections.
 pub const FDS_PER_REPORTER: usize = 8;

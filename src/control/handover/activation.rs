@@ -1,8 +1,7 @@
 //! Sockets that a service manager opened for this process (systemd's socket activation). They stay
 //! open while the service is down: whoever connects then waits, and is served by the next start.
 
-use super::listeners::ListenGroup;
-use crate::base::limits::HANDED_SOCKETS_MAX;
+use super::listeners::{ListenGroup, HANDED_SOCKETS_MAX};
 use crate::rt::listen;
 use crate::rt::sys::inherited;
 use std::os::fd::OwnedFd;

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 const FREE_WAIT: Duration = Duration::from_secs(2);
 const FREE_LOOK: Duration = Duration::from_millis(10);
 
+/// Sockets that one process hands to another, or a service manager to the one that it starts.
+/// Beyond: the start is refused, or goes without those that are too many of the manager's.
+pub const HANDED_SOCKETS_MAX: usize = 4096;
+
 /// Who is served at a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenPurpose {

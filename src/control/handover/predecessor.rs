@@ -1,10 +1,9 @@
 //! The side of the successor: a process that was started to take another one's place.
 
 use super::activation::{self, ManagerSockets};
-use super::listeners::ListenGroup;
+use super::listeners::{ListenGroup, HANDED_SOCKETS_MAX};
 use super::upgrades;
 use super::wire::{HandoverWord, Wire};
-use crate::base::limits::HANDED_SOCKETS_MAX;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
