@@ -50,17 +50,19 @@ class Systemd(unittest.TestCase):
         common.needs_root()
         common.tool("systemd-analyze")
         folder = common.folder(self)
-        for name in ["llmproxy.service", "off-gpu-cores.conf", "low-ports.conf"]:
-            is_unit = name.endswith(".service")
+        names = ["llmproxy.service", "llmproxy.socket", "off-gpu-cores.conf", "low-ports.conf"]
+        for name in names:
+            is_unit = not name.endswith(".conf")
             place = name if is_unit else f"llmproxy.service.d/{name}"
             path = os.path.join(folder, place)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             text = read("systemd", name).replace("/usr/bin/llmproxy", common.binary("llmproxy"))
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
-        said = run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
-                   os.path.join(folder, "llmproxy.service"))
-        self.assertEqual(said.strip(), "")
+        for name in ["llmproxy.service", "llmproxy.socket"]:
+            said = run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
+                       os.path.join(folder, name))
+            self.assertEqual(said.strip(), "")
         # That it would say so.
         with open(os.path.join(folder, "llmproxy.service"), "a", encoding="utf-8") as file:
             file.write("[Service]\nLimitNOFIEL=1\n")

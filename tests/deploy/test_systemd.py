@@ -27,6 +27,26 @@ echo "nonsense: [" >>/etc/llmproxy/config.yaml
 systemctl reload llmproxy; say broken-reload $?
 cp /good /etc/llmproxy/config.yaml
 : >/run/llmproxy/mine
+say ready "$(systemctl show llmproxy -p StatusText --value)"
+# The package is upgraded while a stream runs.
+first=$(main MainPID)
+bash -c 'exec 5<>/dev/tcp/127.0.0.1/8000
+    body="{\"model\": \"m\", \"stream\": true, \"messages\": []}"
+    printf "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" >&5
+    printf "x-mock-tokens: 60\r\nx-mock-gap-ms: 200\r\nConnection: close\r\n" >&5
+    printf "Content-Length: %s\r\n\r\n%s" ${#body} "$body" >&5
+    exec cat <&5' >/stream &
+stream=$!
+until grep -q data: /stream; do sleep 0.1; done
+dpkg -i /*.deb; say package $?
+second=$(main MainPID)
+say upgraded "$(systemctl is-active llmproxy) $(main NRestarts) $(kill -0 $first && echo both)"
+[ "$first" != "$second" ]; say other-main $?
+llmproxy health -c /etc/llmproxy/config.yaml; say upgraded-health $?
+wait $stream; say whole "$(grep -c 'DONE' /stream)"
+while kill -0 $first; do sleep 0.1; done
+say still-main "$(systemctl is-active llmproxy) $([ "$(main MainPID)" = $second ] && echo same)"
+systemctl reload llmproxy; say upgraded-reload $?
 kill -KILL "$(main MainPID)"
 until [ "$(main NRestarts)" = 1 ] && llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
 say kept "$(ls /run/llmproxy/mine)"
@@ -42,6 +62,20 @@ systemctl restart llmproxy; say restart $?
 until llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
 say port "$(journalctl -u llmproxy -o cat | grep -o '::]:443' | head -n 1)"
 say cpus "$(grep Cpus_allowed_list /proc/$(main MainPID)/status)"
+rm -r /etc/systemd/system/llmproxy.service.d
+cp /good /etc/llmproxy/config.yaml
+install -m 644 /usr/share/doc/llmproxy/llmproxy.socket /etc/systemd/system/
+systemctl daemon-reload
+systemctl stop llmproxy; systemctl start llmproxy.socket
+# Nothing runs, and whoever comes is served.
+say down "$(systemctl is-active llmproxy)"
+llmproxy health -c /etc/llmproxy/config.yaml; say activated $?
+say activated-by "$(journalctl -u llmproxy -o cat | grep -c 'a socket of the service manager')"
+systemctl restart llmproxy & llmproxy health -c /etc/llmproxy/config.yaml; say over-restart $?
+wait $!; say activated-restart $?
+llmproxy upgrade -c /etc/llmproxy/config.yaml; say activated-upgrade $?
+llmproxy health -c /etc/llmproxy/config.yaml; say activated-health $?
+systemctl stop llmproxy.socket; rm /etc/systemd/system/llmproxy.socket; systemctl daemon-reload
 systemctl stop llmproxy; say stop $?
 say result "$(main Result) $(main ExecMainStatus)"
 say still "$(ls /run/llmproxy/mine)"
@@ -93,7 +127,7 @@ class Booted(unittest.TestCase):
         done = subprocess.run([nspawn, "--directory", root, "--boot", "--register=no",
                                "--keep-unit", "--private-network", "--quiet",
                                f"--bind-ro={common.REPO}:/repository"], text=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=180,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=300,
                               stderr=subprocess.STDOUT, check=False)
         if not os.path.exists(os.path.join(root, "found")):
             self.skipTest(f"no container can be booted here: {done.stdout[-300:]!r}")
@@ -109,6 +143,13 @@ class Booted(unittest.TestCase):
                          ["0", "1", "0", "0"], text)
         for step in ("kept", "still"):
             self.assertEqual(found[step], "/run/llmproxy/mine", text)
+        self.assertIn("Serving", found["ready"], text)
+        self.assertEqual((found["package"], found["upgraded"]), ("0", "active 0 both"), text)
+        for step in ("other-main", "upgraded-health", "upgraded-reload", "activated",
+                     "over-restart", "activated-restart", "activated-upgrade", "activated-health"):
+            self.assertEqual(found[step], "0", step + text)
+        self.assertEqual((found["whole"], found["still-main"]), ("1", "active same"), text)
+        self.assertEqual((found["down"], found["activated-by"]), ("inactive", "1"), text)
         self.assertEqual(found["port"], "::]:443", text)
         self.assertEqual(found["cpus"].split(), ["Cpus_allowed_list:", "0"], text)
         self.assertEqual(found["result"], "success 0", text)

@@ -22,7 +22,8 @@ ELSEWHERE = [
     (r"apt-get install |cargo build |install -m 755 ", "scripts/test builds all of it that way"),
     (r"cargo test |MONOIO_FORCE_LEGACY_DRIVER=1 cargo test ", "parts of scripts/test"),
     (r"scripts/(demo|test|check|fuzz|faults)\b", "scripts/test runs them, or they take hours"),
-    (r"sudo scripts/install|sudo dpkg |sudo systemctl |sudoedit |llmproxy check /etc/",
+    (r"sudo (scripts/install|dpkg |systemctl |install |llmproxy upgrade )|sudoedit "
+     r"|llmproxy check /etc/",
      "tests/deploy: a bare Debian with systemd"),
     (r"docker |helm ", "tests/deploy: the steps of the image, the rendered chart"),
     (r"curl .*\"model\": \"demo\"", "wants the engine of deploy/compose"),

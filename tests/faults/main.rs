@@ -3,7 +3,8 @@
 //!
 //! `LLMPROXY_KILLS` is the number of kills of the metering test (50 unless set), `LLMPROXY_RELOADS`
 //! that of reloads under load (100; from 1000 on with 300 streams), `LLMPROXY_STARTS` that of
-//! rounds of kills into starts (6); `scripts/faults` sets all of them, and those of `routing`.
+//! rounds of kills into starts (6), `LLMPROXY_UPGRADES` that of hot restarts (3); `scripts/faults`
+//! sets all of them, and those of `routing`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops loudly")]
 
@@ -19,3 +20,4 @@ mod routing;
 mod hang;
 mod starts;
 mod trace;
+mod upgrade;
