@@ -4,9 +4,8 @@
 use super::admin_door::{AdminAnswer, AdminResult, ApiDoor};
 use super::metrics::{render, Facts};
 use super::roster;
-use crate::base::limits::HEAD_BYTES_MAX;
-use crate::http::head::{Parse, Version};
-use crate::http::request::{Method, RequestHead};
+use crate::http::head::Version;
+use crate::http::request::Method;
 use crate::http::write::{self, OwnResponse};
 use crate::rt::buffer::Buffer;
 use crate::rt::guard::guarded;
@@ -15,19 +14,23 @@ use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
 use crate::rt::socket::Socket;
 use crate::state::ask::Questions;
 use crate::state::scrape::{AskPage, Page};
+use demand::{Asked, Demand, Hearing};
 use lobby::{Lobby, Visitor};
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Shutdown};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod demand;
 mod lobby;
+#[cfg(test)]
+mod tests;
 
 /// Scrapers at a time; their descriptors are those that are reserved. Beyond: whoever has not said
-/// yet what it wants is put out, else the new one is turned away.
+/// yet what it wants, or does not take its page, is put out, else the new one is turned away.
 pub const SCRAPERS_MAX: usize = 16;
 /// Whoever asks for a page sends the request and takes the page within so long.
 const PAGE_TIME: Duration = Duration::from_secs(10);
@@ -87,23 +90,24 @@ pub async fn serve(outlet: Outlet, patrol: Rc<Patrol>, pages: AskPage) {
     let mut turned_away = TurnedAway::default();
     accept_loop(listener, &patrol, |arrival| {
         let Arrival::Client(socket, peer) = arrival else { return };
-        let Some((visitor, has_put_out)) = lobby.enter() else {
+        let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
+        let demand = Rc::new(Demand::new(post, peer, Rc::clone(&offer)));
+        let heard = Rc::clone(&demand);
+        let Some((visitor, has_put_out)) = lobby.enter(Rc::new(move || heard.may_ask())) else {
             offer.note_no_place(AdminResult::TurnedAway);
             if let Some(closed) = turned_away.note(Instant::now()) {
                 tracing::warn!(visitors_max, closed, "too many ask for pages at a time");
             }
-            return turn_away(&socket);
+            return turn_away(demand.post.socket());
         };
         if has_put_out {
             offer.note_no_place(AdminResult::PutOut);
         }
-        let Ok(post) = patrol.watch(socket, Gone::AtFin) else { return };
-        let offer = Rc::clone(&offer);
         crate::rt::spawn(async move {
             let fine = guarded(async move {
-                post.arm(PAGE_TIME);
+                demand.post.arm(PAGE_TIME);
                 let leaves = visitor.leaves();
-                let _ = leaves.unless(one_visit((&post, peer), &visitor, &offer)).await;
+                let _ = leaves.unless(one_visit(&demand, &visitor)).await;
             });
             if !fine.await {
                 tracing::error!("whoever serves a page panicked; please report this");
@@ -152,44 +156,30 @@ impl TurnedAway {
     }
 }
 
-async fn one_visit(
-    (post, peer): (&Post, IpAddr),
-    visitor: &Visitor,
-    offer: &Offer,
-) -> Result<(), Alarm> {
-    let mut bytes = Buffer::take();
-    let mut head = RequestHead::default();
-    let answer = loop {
-        match head.parse(&bytes, HEAD_BYTES_MAX) {
-            Err(refusal) => break text(refusal.status, ""),
-            Ok(Parse::Done { len }) => match &offer.door {
-                Some(door) if door.is_for(head.path(&bytes)) => {
-                    let may_change = match door.check(peer, &head, &bytes) {
-                        Ok(may_change) => may_change,
-                        Err(refused) => break refused,
-                    };
-                    visitor.let_in();
-                    break door.visit((post, may_change), &head, &bytes, len).await?;
-                }
-                _ => {
-                    visitor.let_in();
-                    let page = (offer.page_of)(head.path.of(&bytes));
-                    break answer(post, head.method, page, &offer.pages).await?;
-                }
-            },
-            Ok(Parse::Partial) => {}
-        }
+async fn one_visit(demand: &Demand, visitor: &Visitor) -> Result<(), Alarm> {
+    let Demand { post, offer, .. } = demand;
+    while !demand.hear()? {
         post.attended(post.socket().readable()).await?.map_err(|_| Alarm::Gone)?;
-        if bytes.len() == bytes.capacity() {
-            bytes.reserve(HEAD_BYTES_MAX);
+    }
+    let Some(Hearing { bytes, head, asked: Some(asked) }) = demand.take() else {
+        return Ok(());
+    };
+    let is_page = matches!(asked, Asked::Page(_));
+    let answer = match (asked, &offer.door) {
+        (Asked::Refused(refused), _) => refused,
+        (Asked::Api(may_change, len), Some(door)) => {
+            visitor.let_in();
+            door.visit((post, may_change), &head, &bytes, len).await?
         }
-        match post.socket().try_recv(&mut bytes) {
-            Ok(0) => return Err(Alarm::Gone),
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(Alarm::Gone),
-            _ => {}
+        // It was asked through that door.
+        (Asked::Api(..), None) => return Ok(()),
+        (Asked::Page(page), _) => {
+            visitor.let_in();
+            answer(post, head.method, page, &offer.pages).await?
         }
     };
-    send(post, head.method, &answer).await?;
+    // Whoever showed a token may read as slowly as it likes.
+    send((post, is_page.then_some(visitor)), head.method, &answer).await?;
     visitor.is_served();
     take_the_rest(post).await
 }
@@ -215,14 +205,21 @@ fn written(method: Method, answer: &AdminAnswer) -> Buffer {
     out
 }
 
-async fn send(post: &Post, method: Method, answer: &AdminAnswer) -> Result<(), Alarm> {
+/// Sends it. A visitor that is given here makes room for others while it does not read.
+async fn send(
+    (post, visitor): (&Post, Option<&Visitor>),
+    method: Method,
+    answer: &AdminAnswer,
+) -> Result<(), Alarm> {
     let out = written(method, answer);
     let mut rest = out.as_slice();
     while !rest.is_empty() {
         match post.socket().try_send(&[IoSlice::new(rest)]) {
             Ok(n) => rest = rest.get(n..).unwrap_or_default(),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                visitor.iter().for_each(|visitor| visitor.is_slow());
                 post.attended(post.socket().writable()).await?.map_err(|_| Alarm::Gone)?;
+                visitor.iter().for_each(|visitor| visitor.let_in());
             }
             Err(_) => return Err(Alarm::Gone),
         }
@@ -273,22 +270,5 @@ async fn answer(
             Ok(AdminAnswer { status: 200, content_type, fields: Vec::new(), body })
         }
         Err(_) => Ok(text(503, "stopping\n")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Catches: a line of the log for each of thousands, and some of which nobody ever hears.
-    #[test]
-    fn those_who_are_turned_away_are_told_of_once_a_second() {
-        let (mut turned_away, start) = (TurnedAway::default(), Instant::now());
-        let at = |ms| start + Duration::from_millis(ms);
-        let told: Vec<_> = [0, 1, 999, 1_000, 1_001, 5_000]
-            .into_iter()
-            .map(|ms| turned_away.note(at(ms)))
-            .collect();
-        assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 }
