@@ -5,6 +5,7 @@ use crate::harness::scratch::Scratch;
 use crate::harness::{await_some, await_until, Backend, Config, Conn, Webhook, SOON};
 use crate::rig::{CHAT, CHATS, OK};
 use serde_json::{json, Value};
+use std::time::Instant;
 
 /// What an administrator gets who makes a key.
 struct Made {
@@ -126,4 +127,81 @@ fn records_lines_and_rows_have_the_metadata_of_a_key() {
     let told = format!("{records:?}{lines:?}{rows:?}{:?}", backend.requests()[0].head);
     assert!(!told.contains("planted"), "{told}");
     assert!(!format!("{records:?}{lines:?}{rows:?}").contains("mallory"), "{told}");
+}
+
+/// As many clients as it takes until each of four workers has been asked about this key. Each
+/// worker remembers what it was told: the key is asked about once by each.
+fn clients_of_all_workers(desk: &Desk, key: &str) -> Vec<Conn> {
+    let mut conns = Vec::new();
+    await_until("all workers know the key", SOON, || {
+        let mut conn = desk.proxy.connect();
+        assert_eq!(chat(&mut conn, key), 200);
+        conns.push(conn);
+        desk.proxy.metric("llmproxy_auth_cache_total", &[("result", "miss")]) as u64 == 4
+    });
+    conns
+}
+
+/// Catches: a worker that goes on by what it remembers of a key when a change of it was answered;
+/// one that forgets what was not changed for the worse.
+#[test]
+fn an_answered_change_holds_at_every_worker() {
+    let (scratch, backend) = (Scratch::new(), Backend::answering(OK));
+    let desk = gateway(&scratch, &backend, ", cache: {ttl: 1h, negative_ttl: 1h}", 4);
+    let made = made(&desk, json!({"name": "n"}));
+    let mut conns = clients_of_all_workers(&desk, &made.key);
+    let mut all = |key: &str, want: u16, since: Instant| {
+        for conn in &mut conns {
+            assert_eq!(chat(conn, key), want);
+        }
+        println!("{} clients of 4 workers heard {want} within {:?}", conns.len(), since.elapsed());
+    };
+    let change = |method: &str, path: &str, body: Value| {
+        let began = Instant::now();
+        let (status, told) = desk.ask(method, path, body);
+        assert_eq!(status, 200, "{told}");
+        (began, told)
+    };
+    let path = &made.path;
+    for (settings, want) in [
+        (json!({"status": "disabled"}), 403),
+        (json!({"status": "active"}), 200),
+        (json!({"denied_ips": ["127.0.0.1"]}), 403),
+        (json!({"denied_ips": null, "allowed_models": ["other"]}), 403),
+        (json!({"allowed_models": null, "expires_at": "2020-01-01"}), 403),
+        (json!({"expires_at": null, "total_quota": 1, "used_quota": 1}), 429),
+        (json!({"total_quota": null}), 200),
+    ] {
+        let (began, _) = change("PATCH", path, settings);
+        all(&made.key, want, began);
+    }
+    let rotate = format!("{path}/rotate");
+    let (began, told) = change("POST", &rotate, json!({"grace_period": "1h"}));
+    let second = told["key"].as_str().unwrap().to_owned();
+    all(&second, 200, began);
+    all(&made.key, 200, began);
+    let (began, told) = change("POST", &rotate, json!({"grace_period": 0}));
+    let third = told["key"].as_str().unwrap().to_owned();
+    all(&made.key, 401, began);
+    all(&second, 401, began);
+    all(&third, 200, began);
+    let (began, _) = change("DELETE", path, Value::Null);
+    all(&third, 401, began);
+}
+
+/// Catches: another gateway on the same store that goes on by what it remembers for longer than it
+/// may, or that does not remember at all.
+#[test]
+fn another_gateway_hears_of_a_change_when_it_has_forgotten() {
+    let (scratch, backend) = (Scratch::new(), Backend::answering(OK));
+    let first = gateway(&scratch, &backend, "", 1);
+    let (short, long) = (", cache: {ttl: 1s}", ", cache: {ttl: 1h}");
+    let others = [short, long].map(|cache| gateway(&scratch, &backend, cache, 2));
+    let made = made(&first, json!({}));
+    let mut conns = others.each_ref().map(|desk| desk.proxy.connect());
+    conns.iter_mut().for_each(|conn| assert_eq!(chat(conn, &made.key), 200));
+    assert_eq!(first.ask("DELETE", &made.path, Value::Null).0, 200);
+    await_until("it has forgotten", SOON, || chat(&mut conns[0], &made.key) == 401);
+    assert_eq!(chat(&mut conns[1], &made.key), 200, "it remembers");
+    assert_eq!(chat(&mut first.proxy.connect(), &made.key), 401);
 }

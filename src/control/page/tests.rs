@@ -70,7 +70,7 @@ fn answered(mut stream: &TcpStream) -> (String, usize) {
 fn what_was_sent_is_heard_before_its_sender_is_put_out() {
     let put_out = serving(4, |address, go| {
         let asking = [connect(address, GET), connect(address, GET)];
-        let _silent: Vec<_> = (0..12).map(|n| connect(address, &GET[..n])).collect();
+        let _silent: Vec<_> = (0..12).map(|n| connect(address, GET.split_at(n).0)).collect();
         go();
         for stream in &asking {
             let (status, bytes) = answered(stream);
