@@ -14,7 +14,7 @@ use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
 use crate::rt::socket::Socket;
 use crate::state::ask::Questions;
 use crate::state::scrape::{AskPage, Page};
-use demand::{Asked, Demand, Hearing};
+use demand::{Demand, Hearing, VisitAsked};
 use lobby::{Lobby, Visitor};
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -164,16 +164,16 @@ async fn one_visit(demand: &Demand, visitor: &Visitor) -> Result<(), Alarm> {
     let Some(Hearing { bytes, head, asked: Some(asked) }) = demand.take() else {
         return Ok(());
     };
-    let is_page = matches!(asked, Asked::Page(_));
+    let is_page = matches!(asked, VisitAsked::Page(_));
     let answer = match (asked, &offer.door) {
-        (Asked::Refused(refused), _) => refused,
-        (Asked::Api(may_change, len), Some(door)) => {
+        (VisitAsked::Refused(refused), _) => refused,
+        (VisitAsked::Api(may_change, len), Some(door)) => {
             visitor.let_in();
             door.visit((post, may_change), &head, &bytes, len).await?
         }
         // It was asked through that door.
-        (Asked::Api(..), None) => return Ok(()),
-        (Asked::Page(page), _) => {
+        (VisitAsked::Api(..), None) => return Ok(()),
+        (VisitAsked::Page(page), _) => {
             visitor.let_in();
             answer(post, head.method, page, &offer.pages).await?
         }

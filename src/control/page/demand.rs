@@ -1,5 +1,5 @@
-//! What a visitor asks for, as far as it was heard. It is heard by whoever serves it, and by whoever
-//! would put it out: nobody who has shown that it may ask leaves because that was not read yet.
+//! What a visitor asks for, as far as it was heard: by whoever serves it, or by whoever would put it
+//! out. Nobody who has shown that it may ask leaves because that was not read yet.
 
 use super::{text, Offer};
 use crate::base::limits::HEAD_BYTES_MAX;
@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 /// What is to be done for a visitor.
-pub enum Asked {
+pub enum VisitAsked {
     /// Nothing: it hears this.
     Refused(AdminAnswer),
     /// Something of the admin API. Whether that may be a change, and the bytes of its head.
@@ -28,7 +28,7 @@ pub enum Asked {
 pub struct Hearing {
     pub bytes: Buffer,
     pub head: RequestHead,
-    pub asked: Option<Asked>,
+    pub asked: Option<VisitAsked>,
 }
 
 /// See above.
@@ -58,7 +58,7 @@ impl Demand {
         };
         loop {
             match head.parse(bytes, HEAD_BYTES_MAX) {
-                Err(refusal) => *asked = Some(Asked::Refused(text(refusal.status, ""))),
+                Err(refusal) => *asked = Some(VisitAsked::Refused(text(refusal.status, ""))),
                 Ok(Parse::Done { len }) => *asked = Some(self.judge(head, bytes, len)),
                 Ok(Parse::Partial) => {}
             }
@@ -76,15 +76,15 @@ impl Demand {
         }
     }
 
-    fn judge(&self, head: &RequestHead, bytes: &[u8], len: usize) -> Asked {
+    fn judge(&self, head: &RequestHead, bytes: &[u8], len: usize) -> VisitAsked {
         match &self.offer.door {
             Some(door) if door.is_for(head.path(bytes)) => {
                 match door.check(self.peer, head, bytes) {
-                    Ok(may_change) => Asked::Api(may_change, len),
-                    Err(refused) => Asked::Refused(refused),
+                    Ok(may_change) => VisitAsked::Api(may_change, len),
+                    Err(refused) => VisitAsked::Refused(refused),
                 }
             }
-            _ => Asked::Page((self.offer.page_of)(head.path.of(bytes))),
+            _ => VisitAsked::Page((self.offer.page_of)(head.path.of(bytes))),
         }
     }
 
@@ -93,7 +93,7 @@ impl Demand {
         let is_heard = self.hear().unwrap_or(false);
         let hearing = self.hearing.borrow();
         let asked = hearing.as_ref().and_then(|hearing| hearing.asked.as_ref());
-        is_heard && !matches!(asked, Some(Asked::Refused(_)))
+        is_heard && !matches!(asked, Some(VisitAsked::Refused(_)))
     }
 
     /// What was heard, for whoever answers.
