@@ -1,5 +1,5 @@
-//! What a visitor asks for, as far as it was heard: by whoever serves it, or by whoever would put it
-//! out. Nobody who has shown that it may ask leaves because that was not read yet.
+//! What a visitor asks for, as far as it was heard: by whoever serves it, or would put it out.
+//! Nobody who has shown that it may ask leaves because that was not read yet.
 
 use super::{text, Offer};
 use crate::base::limits::HEAD_BYTES_MAX;

@@ -1,6 +1,7 @@
 //! The places at a listener. Whoever has not shown yet that it may ask, or does not take the page
 //! that anybody may have, holds its place only until somebody new needs it: connections that send
 //! nothing, or read nothing, lock nobody out.
+
 use crate::rt::moment::Moment;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
