@@ -344,11 +344,12 @@ fn check_tries_all_destinations_when_asked() {
     let below = scratch.file("ca.pem").join("usage.jsonl").display().to_string();
     let more = file("path", below)
         + &format!("    - {{name: port, type: redis, redis: {{addr: '127.0.0.1:{dead}'}}}}\n");
-    let text = text(&good, &bad, &reporters, &more);
+    let spans = format!("tracing: {{otlp: {{endpoint: 'http://127.0.0.1:{dead}'}}}}\n");
+    let text = text(&good, &bad, &reporters, &more) + &spans;
     let ran = on_file(&["check", "--connect"], &text);
     let lines: Vec<&str> = ran.stderr.lines().collect();
     let first = "FILE: valid, but it would not start";
-    assert_eq!((ran.code, lines[0], lines.len()), (Some(1), first, 14), "{ran:?}");
+    assert_eq!((ran.code, lines[0], lines.len()), (Some(1), first, 15), "{ran:?}");
     assert!(lines[1].contains("backends[7].tls: backend pem: ca_file"), "{}", lines[1]);
     for (name, why) in [
         ("backend dead", "Connection refused"),
@@ -358,6 +359,7 @@ fn check_tries_all_destinations_when_asked() {
         ("backend pem", "ca_file /nonexistent/ca.pem"),
         ("reporter path", "Not a directory"),
         ("reporter port", "refused"),
+        ("tracing.otlp", "Connection refused"),
     ] {
         let told = |line: &&str| {
             line.starts_with(name) && line.contains(": not reached: ") && line.contains(why)

@@ -15,6 +15,8 @@ use std::sync::Arc;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
+const PARENT_FIELD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 /// What a client sends that is traced.
 fn sampled() -> String {
     format!("traceparent: 00-{TRACE}-{PARENT}-01\r\ntracestate: a=1\r\n")
@@ -332,4 +334,25 @@ fn the_last_spans_are_sent_before_the_end() {
     let read: Value = serde_json::from_str(&text).unwrap();
     let resource = &read["resourceSpans"][0]["resource"];
     assert!(has(resource, "service.name", "edge"), "{resource:#}");
+}
+
+/// Catches: a share of traces that needs a restart, or spans that are made when nobody wants any.
+#[test]
+fn a_reload_changes_how_many_are_traced() {
+    let (receiver, backend) = (receiver(), Backend::answering(OK));
+    let with = |more: &str| Config::backend_at(backend.url()).section(otlp(&receiver.url(), more));
+    let is_traced = |proxy: &Proxy| pass(proxy, &backend, "").get("traceparent").is_some();
+    let proxy = with(", sample_ratio: 0").start();
+    assert!(!is_traced(&proxy));
+    assert!(proxy.reload_with(&with(", sample_ratio: 1")));
+    assert!(is_traced(&proxy));
+    assert!(proxy.reload_with(&Config::backend_at(backend.url())));
+    assert_eq!(pass(&proxy, &backend, &sampled()).get("traceparent"), Some(PARENT_FIELD));
+    await_spans(&receiver, 1);
+    // Who was told to be off is not on again without a restart.
+    assert!(proxy.reload_with(&with("")));
+    assert!(!is_traced(&proxy));
+    proxy.await_event("the reload says so", |event| {
+        event["keys"].to_string().contains("tracing.otlp.endpoint")
+    });
 }
