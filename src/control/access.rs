@@ -3,6 +3,7 @@
 use super::log::{Output, Reopen};
 use crate::config::plan::{AccessLog, LogFormat};
 use crate::usage::access::{AccessLine, Said};
+use crate::usage::key_form::hex;
 use crate::usage::record::{key_id_text, line::line_of, UsageRecord};
 use crossbeam_channel::{bounded, select, Receiver, Sender};
 use serde_json::{from_str, json, Value};
@@ -108,6 +109,7 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
         "outcome": r.outcome.as_str(),
         "error": r.error,
         "request_id": r.request_id.as_str(),
+        "trace_id": line.trace_id.as_ref().map(|id| hex(id)),
         "client_request_id": r.client_request_id.as_ref().map(|id| id.as_str()),
     });
     out.write_all(&line_of(&value))
@@ -177,7 +179,7 @@ mod tests {
     fn a_line_of_json_is_one_line() {
         let text = "m\u{85}{}\u{2028}[]\u{2029}\r\n\u{1c}\u{b}\"";
         let record = UsageRecord { model: Some(text.into()), path: text.into(), ..record() };
-        let line = AccessLine { record, client: "::1".into(), said: None };
+        let line = AccessLine { record, client: "::1".into(), trace_id: None, said: None };
         let mut out = Vec::new();
         json_line(&mut out, &line).unwrap();
         let out = String::from_utf8(out).unwrap();
@@ -197,7 +199,8 @@ mod tests {
             referer: None,
             user_agent: Some(b"curl/8\r\n\xff\"".as_slice().into()),
         };
-        let line = AccessLine { record, client: "::1".into(), said: Some(Box::new(said)) };
+        let line =
+            AccessLine { record, client: "::1".into(), trace_id: None, said: Some(Box::new(said)) };
         let mut out = Vec::new();
         text_line(&mut out, &line).unwrap();
         assert_eq!(
@@ -206,7 +209,7 @@ mod tests {
              forged\\x5C HTTP/1.0\" 200 900 \"-\" \"curl/8\\x0D\\x0A\\xFF\\x22\"\n"
         );
         let record = UsageRecord { method: "".into(), ..UsageRecord::default() };
-        let line = AccessLine { record, client: "::1".into(), said: None };
+        let line = AccessLine { record, client: "::1".into(), trace_id: None, said: None };
         let mut out = Vec::new();
         text_line(&mut out, &line).unwrap();
         let want = "::1 - - [01/Jan/1970:00:00:00 +0000] \"-\" 0 0 \"-\" \"-\"\n";

@@ -16,6 +16,8 @@ pub struct AccessLine {
     pub record: UsageRecord,
     /// Where the client connected from.
     pub client: Box<str>,
+    /// Its trace, if it is traced.
+    pub trace_id: Option<[u8; 16]>,
     /// What the combined format wants beside.
     pub said: Option<Box<Said>>,
 }

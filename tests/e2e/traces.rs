@@ -111,7 +111,9 @@ fn exported(proxy: &Proxy, result: &str, count: usize) {
 #[test]
 fn a_stream_is_a_span_between_those_of_client_and_engine() {
     let receiver = receiver();
-    let rig = Rig::with("name: gpu", |config| config.section(otlp(&receiver.url(), "")));
+    let rig = Rig::with("name: gpu", |config| {
+        config.section(otlp(&receiver.url(), "")).section("logging: {access: {}}")
+    });
     let answer = rig.ask(STREAM, &sampled()).response();
     assert_eq!(answer.status(), 200);
     let (span, record) = (await_spans(&receiver, 1).remove(0), rig.record());
@@ -146,6 +148,8 @@ fn a_stream_is_a_span_between_those_of_client_and_engine() {
     assert_eq!(first["name"], "llmproxy.first_token");
     let times = ["startTimeUnixNano", "endTimeUnixNano"].map(|key| time(&span[key]));
     assert!((times[0]..=times[1]).contains(&time(&first["timeUnixNano"])), "{span:#}");
+    // The line of the access log tells where to look.
+    rig.proxy.await_event("the access line", |event| event["trace_id"] == TRACE);
     exported(&rig.proxy, "exported", 1);
     rig.assert_quiet();
 }
