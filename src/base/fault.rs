@@ -71,6 +71,8 @@ pub enum Fault {
     ClientLeft,
     /// `write_timeout` passed without one byte taken by the client.
     ClientWriteTimeout,
+    /// The key's quota has no more for the stream, which ends in order there.
+    QuotaExhausted,
     /// The drain deadline passed.
     ShuttingDown,
     /// A panic of ours ended the connection.
@@ -129,6 +131,7 @@ impl Fault {
             Fault::BackendBroke => "backend_broke",
             Fault::ClientLeft => "client_left",
             Fault::ClientWriteTimeout => "client_write_timeout",
+            Fault::QuotaExhausted => "quota_exhausted",
             Fault::ShuttingDown => "shutting_down",
             Fault::Panicked => "internal_error",
         }
@@ -147,7 +150,7 @@ impl Fault {
     pub fn side(self) -> Side {
         match self {
             Fault::ClientLeft | Fault::ClientWriteTimeout => Side::Client,
-            Fault::ShuttingDown | Fault::Panicked => Side::Us,
+            Fault::QuotaExhausted | Fault::ShuttingDown | Fault::Panicked => Side::Us,
             _ => Side::Backend,
         }
     }
@@ -237,6 +240,7 @@ impl Fault {
             Fault::ClientWriteTimeout => {
                 Refusal::closing(408, code, "The client took no byte of the answer in time.")
             }
+            Fault::QuotaExhausted => Refusal::new(429, code, "The quota of the key is used up."),
             Fault::ShuttingDown => Refusal::closing(503, code, "The proxy is shutting down."),
             Fault::Panicked => Refusal::closing(500, code, "The proxy failed; please report this."),
         }

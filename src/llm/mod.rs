@@ -19,4 +19,5 @@ pub mod ending;
 pub mod extra_event;
 pub mod engine_load;
 pub mod error;
+pub mod cut;
 pub mod json;

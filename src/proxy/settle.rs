@@ -282,6 +282,9 @@ fn log(shelf: &Shelf, request: &Request, story: &Story) {
             let code = fault.code();
             let backend = story.backend.as_ref().map(|backend| &*backend.name);
             match fault.side() {
+                _ if fault == Fault::QuotaExhausted => {
+                    tracing::debug!(code, backend, request_id = id(), "stream cut by its quota");
+                }
                 Side::Client if !fault.is_timeout() => {
                     tracing::debug!(code, backend, request_id = id(), "request ended early");
                 }
@@ -539,6 +542,8 @@ fn millis(time: Duration) -> u64 {
 
 fn outcome_of(fault: Fault) -> record::Outcome {
     match fault.side() {
+        // Its client has an answer that says that it is cut.
+        _ if fault == Fault::QuotaExhausted => record::Outcome::Complete,
         Side::Client => record::Outcome::ClientLeft,
         Side::Us => record::Outcome::Aborted,
         _ if fault.is_timeout() => record::Outcome::TimedOut,

@@ -48,6 +48,8 @@ struct QuotaShare {
     /// Reserved still, and debited so far.
     reserved: Cell<u64>,
     debited: Cell<u64>,
+    /// It gets no more than there is.
+    is_hard: bool,
 }
 
 /// What it holds of one scope.
@@ -176,12 +178,14 @@ impl Takings {
     }
 
     /// Reserves tokens of the quota in a place, of which so many are for the prompt. False: there
-    /// are not so many left, and nothing is held any more.
+    /// are not so many left, and nothing is held any more. `is_hard`: nor may it take more later
+    /// than there is then.
     pub fn reserve_quota(
         &mut self,
         place: EntryPlace,
         terms: QuotaTerms,
         (prompt, tokens): (u64, u64),
+        is_hard: bool,
     ) -> bool {
         let Some(Held { counters: Some(counters), quota, .. }) = self.0.as_deref_mut() else {
             return false;
@@ -194,7 +198,7 @@ impl Takings {
         match is_in {
             true => {
                 let (reserved, debited) = (Cell::new(tokens), Cell::new(0));
-                *quota = Some(QuotaShare { place, terms, prompt, reserved, debited });
+                *quota = Some(QuotaShare { place, terms, prompt, reserved, debited, is_hard });
             }
             false => self.undo(),
         }
@@ -218,18 +222,23 @@ impl Takings {
         share.reserved.set(share.reserved.get() - free);
     }
 
-    /// Its model has said so much: what was not reserved for that is taken now.
-    pub fn see(&self, events: u64) {
+    /// Its model has said so much: what was not reserved for that is taken now. False: there is not
+    /// so much left, and it may not take more than there is. What was said is taken all the same.
+    pub fn see(&self, events: u64) -> bool {
         let Some(Held { counters: Some(counters), quota: Some(share), .. }) = self.0.as_deref()
         else {
-            return;
+            return true;
         };
         let seen = share.prompt.saturating_add(events);
         let held = share.reserved.get().saturating_add(share.debited.get());
-        if seen > held {
-            counters.quota(share.place).into_iter().for_each(|quota| quota.extend(seen - held));
-            share.reserved.set(share.reserved.get() + (seen - held));
+        let more = seen.saturating_sub(held);
+        let Some(quota) = counters.quota(share.place).filter(|_| more > 0) else { return true };
+        share.reserved.set(share.reserved.get() + more);
+        let fits = share.is_hard && more <= share.terms.total && quota.reserve(share.terms, more);
+        if !fits {
+            quota.extend(more);
         }
+        fits || !share.is_hard
     }
 
     /// The last bytes of the answer go out: its place is free. Whoever has them may ask again.

@@ -1,6 +1,6 @@
 //! Which period of a quota is running: looked up in the calendar when one ends, and else known.
 
-use crate::config::plan::{Auth, ResetPeriod};
+use crate::config::plan::{Auth, OnExhausted, ResetPeriod};
 use crate::keys::facts::KeyFacts;
 use crate::keys::window::{period, Period};
 use crate::state::counters::quota::{QuotaTerms, QuotaWindow};
@@ -15,6 +15,8 @@ pub struct QuotaClock {
     known: [Cell<Option<Period>>; 3],
     /// What a request may cost is reserved before it goes to an engine.
     pub reserves: bool,
+    /// A stream that needs more than there is ends there.
+    pub cuts: bool,
 }
 
 impl QuotaClock {
@@ -25,6 +27,7 @@ impl QuotaClock {
             zone: zone.unwrap_or(TimeZone::UTC),
             known: Default::default(),
             reserves: auth.is_none_or(|auth| auth.quota_reserve),
+            cuts: auth.is_some_and(|auth| auth.quota_on_exhausted == OnExhausted::Cut),
         }
     }
 

@@ -84,6 +84,7 @@ impl Evidence {
             Fault::ReuseRace
             | Fault::ClientLeft
             | Fault::ClientWriteTimeout
+            | Fault::QuotaExhausted
             | Fault::ShuttingDown
             | Fault::Panicked => None,
         }

@@ -89,6 +89,7 @@ mod limits;
 mod rate_limits;
 mod shared_limits;
 mod quota;
+mod quota_cut;
 mod budget;
 mod listening;
 mod certificates;

@@ -7,7 +7,8 @@ use super::{headers, required_url};
 use crate::base::limits::KEY_CACHE_ENTRIES_MAX;
 use crate::config::plan::{
     ApiKey, Auth, AuthMode, AuthWebhook, DatabaseKeys, ForwardIdentity, KeyState, LookupCache,
-    OnError, Provider, ProviderKind, Redis, RedisKeys, StaticKeys, StatusCode, StoredKeyForm,
+    OnError, OnExhausted, Provider, ProviderKind, Redis, RedisKeys, StaticKeys, StatusCode,
+    StoredKeyForm,
 };
 use crate::config::section::Section;
 use crate::config::value;
@@ -59,6 +60,9 @@ pub fn keys<'a>(root: &mut Section<'a>, stores: &Stores<'a>) -> Keys {
     Keys { auth, api_keys }
 }
 
+const ON_EXHAUSTED: [(&str, OnExhausted); 2] =
+    [("finish", OnExhausted::Finish), ("cut", OnExhausted::Cut)];
+
 /// The zone of quotas unless the file says otherwise.
 const UTC: &str = "UTC";
 
@@ -70,6 +74,7 @@ fn implied() -> Auth {
         status_codes: Vec::new(),
         quota_timezone: UTC.into(),
         quota_reserve: true,
+        quota_on_exhausted: OnExhausted::Finish,
         pipeline: vec![file_provider()],
         forward_identity: None,
     }
@@ -126,6 +131,7 @@ fn read(s: &mut Section, stores: &Stores, defaults: KeyDefaults) -> Auth {
         status_codes: status_codes(s),
         quota_timezone: s.parsed("quota_timezone", zone).unwrap_or_else(|| UTC.into()),
         quota_reserve: s.choice("quota_reserve", &[("estimate", true), ("none", false)], true),
+        quota_on_exhausted: s.choice("quota_on_exhausted", &ON_EXHAUSTED, OnExhausted::Finish),
         pipeline,
         forward_identity: s.when_present("forward_identity", forward_identity),
     };

@@ -25,6 +25,8 @@ pub struct Auth {
     /// What a request may cost is taken from its key's quota before it goes to an engine.
     #[serde(serialize_with = "print::quota_reserve")]
     pub quota_reserve: bool,
+    /// What becomes of a stream whose key has no more of its quota.
+    pub quota_on_exhausted: OnExhausted,
     /// Who is asked about a key, in this order.
     pub pipeline: Vec<Provider>,
     /// Fields that tell engines whose a request is; `None`: they are not told.
@@ -285,6 +287,16 @@ pub struct ApiKey {
     /// Its own limits, over those of `rate_limit.per_key`.
     #[serde(skip_serializing_if = "Limits::is_none")]
     pub rate_limit: Limits,
+}
+
+/// What becomes of a stream that needs more of a quota than there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExhausted {
+    /// It is finished; the next request is refused.
+    Finish,
+    /// It ends as if its engine had been told to say no more.
+    Cut,
 }
 
 /// When a quota starts again, by the calendar of `auth.quota_timezone`.

@@ -48,6 +48,13 @@ impl Choices {
         self.seen.is_power_of_two().then(|| self.seen.trailing_zeros() as u8)
     }
 
+    /// The indices of those that have not ended; the first one's where none was told of.
+    pub fn open(self) -> impl Iterator<Item = u8> {
+        let seen = if self.is_empty() { 1 } else { self.seen };
+        let open = seen & !self.ended;
+        (0..=INDEX_MAX).filter(move |index| open & (1 << index) != 0)
+    }
+
     /// The lowest index of those that ended.
     pub fn first_ended(self) -> Option<u8> {
         (self.ended != 0).then(|| self.ended.trailing_zeros() as u8)
@@ -74,6 +81,12 @@ mod tests {
         one.see(INDEX_MAX - 1, true);
         assert_eq!((one.only(), one.all_ended()), (Some(INDEX_MAX - 1), true));
         assert!(all.add(one) && !all.add(one) && all.all_ended());
+        assert_eq!((Choices::default().open().next(), all.open().next()), (Some(0), None));
+        let mut some = Choices::default();
+        some.see(1, true);
+        some.see(0, false);
+        some.see(4, false);
+        assert_eq!(some.open().collect::<Vec<_>>(), [0, 4]);
         all.see(200, true);
         assert!(!all.all_ended() && all.first_ended() == Some(0));
     }

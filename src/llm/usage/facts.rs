@@ -355,6 +355,11 @@ impl UsageFacts {
         self.choices
     }
 
+    /// No text is begun that has not ended, in a dialect that says so.
+    pub fn is_text_over(&self) -> bool {
+        self.is_text_over
+    }
+
     /// At least one object was complete.
     pub fn is_begun(&self) -> bool {
         self.marks.any

@@ -20,7 +20,7 @@ use crate::proxy::relay::last::LastBytes;
 use crate::proxy::relay::strip;
 use crate::proxy::relay::tap::{Expected, Reading, Tap};
 use crate::proxy::relay::Relayed;
-use crate::proxy::settle::{self, Story};
+use crate::proxy::settle::{self, Ending, Story};
 use crate::proxy::shared::Shared;
 use crate::proxy::told;
 use crate::proxy::upstream::exchange::Exchange;
@@ -111,6 +111,8 @@ pub(super) async fn deliver(
             settle::complete(pass, (request, relay.tap), story, sent);
             relay.end(last).await
         }
+        // Boxed: it is rare.
+        Err(Fault::QuotaExhausted) => Box::pin(cut(pass, request, story, &mut relay)).await,
         Err(fault) => relay.break_off(fault).await,
     };
     Ok(Delivered { outcome, closes })
@@ -149,6 +151,13 @@ async fn end_packed(
         settle::complete(pass, (request, relay.tap), story, sent);
     }
     relay.end(last).await
+}
+
+/// Ends a stream whose key has no more of its quota. Its record goes ahead, as that of a whole one.
+async fn cut(pass: &Pass, request: &Request, story: &mut Story, relay: &mut Relay<'_>) -> Relayed {
+    story.ending = Ending::Fault(Fault::QuotaExhausted);
+    settle::close(pass, (request, relay.tap), story, relay.sent());
+    relay.cut(&request.path, &request.model).await
 }
 
 /// Whether the client's connection ends with the answer.

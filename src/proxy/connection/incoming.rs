@@ -207,7 +207,7 @@ fn hold_to_tokens(
     }
     takings.begin(counters);
     let tokens = if view.quotas.reserves { tokens } else { 0 };
-    match takings.reserve_quota(place, terms, (prompt.min(tokens), tokens)) {
+    match takings.reserve_quota(place, terms, (prompt.min(tokens), tokens), view.quotas.cuts) {
         true => Ok(()),
         false => Err(view.gate.as_ref().map_or(NO_COUNTERS, Gate::refuse_quota)),
     }

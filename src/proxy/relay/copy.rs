@@ -4,6 +4,7 @@
 
 mod bulk;
 mod close;
+mod cut;
 mod finish;
 mod keep_alive;
 
@@ -80,6 +81,8 @@ struct State {
     extra: bool,
     /// A send was given up in its middle: nothing of ours may follow.
     torn: bool,
+    /// The key's quota has no more for this.
+    is_exhausted: bool,
     /// The last read filled its buffer: there is more than a small one takes.
     in_bulk: bool,
     /// Small reads still to come, because the client had to be waited for.
@@ -144,6 +147,7 @@ impl<'a> Relay<'a> {
         }
         let first = head.as_ref().map_or(&[][..], |head| head);
         match self.forward(first, body).await {
+            Ok(None) if self.is_to_be_cut() => RelayStep::Broken(Fault::QuotaExhausted),
             Ok(None) if self.tap.is_note_due() => RelayStep::NoteDue,
             Ok(None) => RelayStep::Goes,
             Ok(Some(end)) => RelayStep::LastBytes(end.of(head.take(), bytes.take(), from)),
@@ -155,6 +159,9 @@ impl<'a> Relay<'a> {
     pub async fn advance(&mut self, link: &mut Link) -> RelayStep {
         loop {
             match self.next_read(link).await {
+                RelayStep::Goes if self.is_to_be_cut() => {
+                    return RelayStep::Broken(Fault::QuotaExhausted);
+                }
                 RelayStep::Goes if self.tap.is_note_due() => return RelayStep::NoteDue,
                 RelayStep::Goes if self.tap.has_just_begun() => return RelayStep::Goes,
                 RelayStep::Goes => panic_point::pass("relaying"),
@@ -403,7 +410,8 @@ impl<'a> Relay<'a> {
         let whose = Some(self.backend.id());
         self.tap.tick(self.meters.borrow_mut().inter_token.entry(whose).or_default());
         if let Some(takings) = self.takings {
-            takings.see(self.tap.body_usage.facts().content_events());
+            let events = self.tap.body_usage.facts().content_events();
+            self.state.is_exhausted |= !takings.see(events);
         }
     }
 

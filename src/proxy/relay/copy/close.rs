@@ -25,7 +25,7 @@ impl Relay<'_> {
         self.outcome(Some(fault))
     }
 
-    fn outcome(&self, fault: Option<Fault>) -> Relayed {
+    pub(super) fn outcome(&self, fault: Option<Fault>) -> Relayed {
         if self.strip.as_ref().is_some_and(|strip| strip.passed_unjudged()) {
             self.meters.borrow_mut().events_unjudged += 1;
         }

@@ -44,7 +44,7 @@ fn retry(max_retries: u32, retry_on: &[RetryOn]) -> Retry {
 const NOTHING_SAID: Policy<'static> = Policy { retry: None, rule: None };
 
 /// All faults of a try, and what is done where the configuration says nothing; `None`: nothing.
-const FAULTS: [(Fault, Option<Further<&'static str>>); 16] = [
+const FAULTS: [(Fault, Option<Further<&'static str>>); 17] = [
     (Fault::Unresolved, Some(Other("other"))),
     (Fault::ConnectFailed, Some(Other("other"))),
     (Fault::ConnectTimeout, Some(Other("other"))),
@@ -60,6 +60,7 @@ const FAULTS: [(Fault, Option<Further<&'static str>>); 16] = [
     (Fault::BadResponse("x"), None),
     (Fault::ClientLeft, None),
     (Fault::ClientWriteTimeout, None),
+    (Fault::QuotaExhausted, None),
     (Fault::ShuttingDown, None),
 ];
 
