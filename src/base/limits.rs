@@ -576,3 +576,14 @@ pub const ADMIN_THROTTLED_MAX: usize = 1024;
 pub const HOPS_MAX: usize = 32;
 /// Bytes of a header of the PROXY protocol. Beyond: the connection closes.
 pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
+/// Keys whose quotas a provider counts together with other gateways. Beyond: each gateway counts
+/// theirs for itself, and the look-up is counted.
+pub const QUOTA_KEYS_TOLD_MAX: usize = 100_000;
+/// Quotas that one call of Redis tells and asks for.
+pub const QUOTA_TOLD_KEYS_MAX: usize = 128;
+/// What was used of a quota is told so often.
+pub const QUOTA_TELL_EVERY: Duration = Duration::from_millis(250);
+/// What others have used of a key that is in use is asked for so often.
+pub const QUOTA_ASK_EVERY: Duration = Duration::from_secs(2);
+/// A key that was not looked up for so long is not in use: nothing is asked for it any more.
+pub const QUOTA_KEYS_IDLE: Duration = Duration::from_secs(300);

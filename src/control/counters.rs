@@ -6,7 +6,6 @@ use crate::base::clock::{boot_ns, unix_ms};
 use crate::base::limits::{COUNTERS_LOOK_EVERY, COUNTERS_STRANGERS_SHARE};
 use crate::config::plan::Plan;
 use crate::rt::sys::mapping::Mapping;
-use crate::state::board::View;
 use crate::state::counters::bucket::TICKS_PER_NS;
 use crate::state::counters::shared::{header, Counters, HEADER_WORDS};
 use crate::state::counters::slots::COLUMNS;
@@ -28,12 +27,10 @@ const MAGIC: u64 = u64::from_le_bytes(*b"LLMPCNTR");
 /// Grows when an older program could not read what a newer one writes.
 const VERSION: u64 = 1;
 
-/// Gives a view the counters that its plan asks for; a view has those of the one before it.
-pub fn equip(view: &mut View) {
-    let plan = &view.plan;
-    if view.counters.is_none() && (plan.rate_limit.is_some() || plan.auth.is_some()) {
-        view.counters = open(plan);
-    }
+/// The counters that a plan asks for; those of the view before it stay.
+pub fn of(plan: &Plan, before: Option<&Arc<Counters>>) -> Option<Arc<Counters>> {
+    let is_asked = plan.rate_limit.is_some() || plan.auth.is_some();
+    before.cloned().or_else(|| is_asked.then(|| open(plan)).flatten())
 }
 
 /// Whether there is a place for one more process among those that count together. For a process
@@ -327,7 +324,7 @@ fn convert(path: &Path, (old, has): (Mapping, TableShape), known: usize) -> io::
         match table.find(id, part, now) {
             EntryFound::There(to) | EntryFound::New(to) | EntryFound::Instead(to) => {
                 fill[part as usize] += 1;
-                for which in word::BUCKETS.into_iter().chain([word::QUOTA]) {
+                for which in word::BUCKETS.into_iter().chain([word::QUOTA, word::QUOTA_OWN]) {
                     let (from, to) = (old.word(place, which), table.word(to, which));
                     from.zip(to).into_iter().for_each(|(from, to)| to.set(from.value()));
                 }

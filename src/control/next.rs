@@ -9,6 +9,7 @@ use crate::config::plan::{Backend, Plan};
 use crate::script::ScriptText;
 use crate::state::board::View;
 use crate::state::certificates::ClientTls;
+use crate::state::counters::shared::Counters;
 use crate::state::lookup::KeyService;
 use crate::state::member::MemberTls;
 use std::collections::HashSet;
@@ -32,7 +33,12 @@ pub struct Builder<'a> {
 }
 
 /// What a view has beside its backends: TLS towards clients, who answers for providers, scripts.
-type Own = (Option<ClientTls>, Vec<Option<KeyService>>, Arc<[ScriptText]>);
+struct Own {
+    client_tls: Option<ClientTls>,
+    services: Vec<Option<KeyService>>,
+    scripts: Arc<[ScriptText]>,
+    counters: Option<Arc<Counters>>,
+}
 
 impl Builder<'_> {
     /// The view of `plan`, which has the backends of the file alone, with those that were found.
@@ -63,7 +69,8 @@ impl Builder<'_> {
                 Err(error) => leave_out(&backend, &error),
             }
         }
-        let services = keys::services(&plan, Some(self.before))?;
+        let counters = counters::of(&plan, self.before.counters.as_ref());
+        let services = keys::services(&plan, Some(self.before), counters.as_ref())?;
         let scripts = match self.all_anew {
             true => scripts::read(&plan)?,
             false => Arc::clone(&self.before.scripts),
@@ -72,7 +79,8 @@ impl Builder<'_> {
             true => tls::client_tls(&plan, &self.before.given_certificates)?,
             false => self.before.client_tls.clone(),
         };
-        let view = self.resolved(plan, backends_tls, (client_tls, services, scripts))?;
+        let own = Own { client_tls, services, scripts, counters };
+        let view = self.resolved(plan, backends_tls, own)?;
         let view = self.without_circles(view, configured.len())?;
         circle::check(&view, self.ours)?;
         Ok(view)
@@ -82,11 +90,11 @@ impl Builder<'_> {
         &self,
         plan: Plan,
         tls: Vec<Option<MemberTls>>,
-        (client_tls, services, scripts): Own,
+        own: Own,
     ) -> Result<Arc<View>, String> {
         let mut view = View::new(Arc::new(plan), tls, Some(self.before));
-        (view.client_tls, view.services, view.scripts) = (client_tls, services, scripts);
-        counters::equip(&mut view);
+        (view.client_tls, view.services) = (own.client_tls, own.services);
+        (view.scripts, view.counters) = (own.scripts, own.counters);
         shared_limits::equip(&mut view, Some(self.before))?;
         let view = Arc::new(view);
         self.resolver.prepare(&view, RESOLVE_WAIT);
@@ -106,7 +114,12 @@ impl Builder<'_> {
         let rest = view.members().iter().filter(|member| !names.contains(&*member.name));
         let (backends, tls) = rest.map(|m| (m.plan.clone(), m.tls.clone())).unzip();
         let plan = Plan { backends, ..Plan::clone(&view.plan) };
-        let own = (view.client_tls.clone(), view.services.clone(), Arc::clone(&view.scripts));
+        let own = Own {
+            client_tls: view.client_tls.clone(),
+            services: view.services.clone(),
+            scripts: Arc::clone(&view.scripts),
+            counters: view.counters.clone(),
+        };
         self.resolved(plan, tls, own)
     }
 

@@ -171,9 +171,9 @@ pub struct Control {
 fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
     let mut view = View::new(Arc::clone(plan), tls::client_configs(plan)?, None);
     view.client_tls = tls::client_tls(plan, &view.given_certificates)?;
-    view.services = keys::services(plan, None)?;
+    view.counters = counters::of(plan, None);
+    view.services = keys::services(plan, None, view.counters.as_ref())?;
     view.scripts = scripts::read(plan)?;
-    counters::equip(&mut view);
     shared_limits::equip(&mut view, None)?;
     Ok(view)
 }

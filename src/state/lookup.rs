@@ -45,6 +45,8 @@ pub enum KeyAnswer {
 pub struct LookupNumbers {
     results: [AtomicU64; 4],
     uses_lost: AtomicU64,
+    /// Calls that counted quotas with other gateways, that failed, and keys that were left out.
+    quotas: [AtomicU64; 3],
     /// Only the threads that answer and the metrics page take it.
     times: Mutex<Times>,
 }
@@ -80,6 +82,20 @@ impl LookupNumbers {
     /// How many that were.
     pub fn uses_lost(&self) -> u64 {
         self.uses_lost.load(Ordering::Relaxed)
+    }
+
+    /// So many calls counted quotas with other gateways, so many failed, and so many look-ups were
+    /// of keys that are left out.
+    pub fn note_quotas(&self, [told, failed]: [u64; 2], left_out: u64) {
+        for (count, more) in self.quotas.iter().zip([told, failed, left_out]) {
+            count.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    /// How many of each.
+    pub fn quotas(&self) -> [(&'static str, u64); 3] {
+        let [told, failed, left_out] = self.quotas.each_ref().map(|n| n.load(Ordering::Relaxed));
+        [("told", told), ("failed", failed), ("left_out", left_out)]
     }
 
     /// How long they took.

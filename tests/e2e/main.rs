@@ -90,6 +90,7 @@ mod rate_limits;
 mod shared_limits;
 mod quota;
 mod quota_cut;
+mod quota_redis;
 mod budget;
 mod listening;
 mod certificates;

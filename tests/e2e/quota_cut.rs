@@ -1,6 +1,6 @@
 //! Streams that end where the quota of their key does (`auth.quota_on_exhausted: cut`).
 
-use crate::harness::client::Ended;
+use crate::harness::message::Ended;
 use crate::harness::{await_until, Config, Engine, Proxy, Webhook, SOON};
 use crate::rig::{CHATS, STREAM};
 use serde_json::Value;

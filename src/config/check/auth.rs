@@ -7,8 +7,8 @@ use super::{headers, required_url};
 use crate::base::limits::KEY_CACHE_ENTRIES_MAX;
 use crate::config::plan::{
     ApiKey, Auth, AuthMode, AuthWebhook, DatabaseKeys, ForwardIdentity, KeyState, LookupCache,
-    OnError, OnExhausted, Provider, ProviderKind, Redis, RedisKeys, StaticKeys, StatusCode,
-    StoredKeyForm,
+    OnError, OnExhausted, Provider, ProviderKind, QuotaStorage, Redis, RedisKeys, StaticKeys,
+    StatusCode, StoredKeyForm,
 };
 use crate::config::section::Section;
 use crate::config::value;
@@ -63,6 +63,9 @@ pub fn keys<'a>(root: &mut Section<'a>, stores: &Stores<'a>) -> Keys {
 const ON_EXHAUSTED: [(&str, OnExhausted); 2] =
     [("finish", OnExhausted::Finish), ("cut", OnExhausted::Cut)];
 
+const QUOTA_STORAGES: [(&str, QuotaStorage); 2] =
+    [("memory", QuotaStorage::Memory), ("redis", QuotaStorage::Redis)];
+
 /// The zone of quotas unless the file says otherwise.
 const UTC: &str = "UTC";
 
@@ -75,6 +78,7 @@ fn implied() -> Auth {
         quota_timezone: UTC.into(),
         quota_reserve: true,
         quota_on_exhausted: OnExhausted::Finish,
+        quota_storage: QuotaStorage::Memory,
         pipeline: vec![file_provider()],
         forward_identity: None,
     }
@@ -132,9 +136,16 @@ fn read(s: &mut Section, stores: &Stores, defaults: KeyDefaults) -> Auth {
         quota_timezone: s.parsed("quota_timezone", zone).unwrap_or_else(|| UTC.into()),
         quota_reserve: s.choice("quota_reserve", &[("estimate", true), ("none", false)], true),
         quota_on_exhausted: s.choice("quota_on_exhausted", &ON_EXHAUSTED, OnExhausted::Finish),
+        quota_storage: s.choice("quota_storage", &QUOTA_STORAGES, QuotaStorage::Memory),
         pipeline,
         forward_identity: s.when_present("forward_identity", forward_identity),
     };
+    let is_redis = |p: &Provider| matches!(p.kind, ProviderKind::Redis { .. });
+    if auth.quota_storage == QuotaStorage::Redis && !auth.pipeline.iter().any(is_redis) {
+        let message = "`redis` counts beside the keys there: auth.pipeline needs a provider of \
+                       `type: redis`";
+        s.error("quota_storage", message);
+    }
     if auth.header_names.is_empty() && !s.desk.has_errors() {
         s.error("header_names", "must name at least one field, such as Authorization");
     }

@@ -27,6 +27,8 @@ pub struct Auth {
     pub quota_reserve: bool,
     /// What becomes of a stream whose key has no more of its quota.
     pub quota_on_exhausted: OnExhausted,
+    /// Where the tokens that a key has used are counted.
+    pub quota_storage: QuotaStorage,
     /// Who is asked about a key, in this order.
     pub pipeline: Vec<Provider>,
     /// Fields that tell engines whose a request is; `None`: they are not told.
@@ -287,6 +289,16 @@ pub struct ApiKey {
     /// Its own limits, over those of `rate_limit.per_key`.
     #[serde(skip_serializing_if = "Limits::is_none")]
     pub rate_limit: Limits,
+}
+
+/// Where the tokens that a key has used are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuotaStorage {
+    /// In the gateway's own counters.
+    Memory,
+    /// There too, and together with other gateways beside the key in its Redis.
+    Redis,
 }
 
 /// What becomes of a stream that needs more of a quota than there is.

@@ -15,6 +15,7 @@ mod builtin;
 mod circuit;
 #[cfg(feature = "sql")]
 mod database;
+mod quota;
 mod redis;
 mod webhook;
 
@@ -22,14 +23,16 @@ use crate::base::limits::{
     KEY_METADATA_RECORDED_BYTES_MAX, LIMIT_CONCURRENT_MAX, LOOKUPS_WAITING_MAX,
     LOOKUP_KEY_BYTES_MAX, LOOKUP_THREADS_MAX,
 };
-use crate::config::plan::{KeyState, Plan, Provider, ProviderKind, KEYS_DB_PATH};
+use crate::config::plan::{KeyState, Plan, Provider, ProviderKind, QuotaStorage, KEYS_DB_PATH};
 use crate::keys::facts::KeyFacts;
 use crate::keys::fields::{self, Fields};
 use crate::state::ask;
 use crate::state::board::View;
+use crate::state::counters::shared::Counters;
 use crate::state::lookup::{KeyAnswer, KeyQuestion, KeyService, LookupNumbers};
 use crate::store::Trouble;
 use circuit::Circuit;
+use quota::QuotaBook;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fmt;
@@ -103,11 +106,15 @@ struct Opened {
 }
 
 /// The services of a plan, one for each provider of `auth.pipeline`. Those of `before` go on where
-/// the provider is as it was; for others threads start.
+/// the provider is as it was; for others threads start. In `counters` stands what is used of quotas.
 ///
 /// # Errors
 /// A provider cannot be asked as it is configured, or there is no thread; a line for a person.
-pub fn services(plan: &Plan, before: Option<&View>) -> Result<Vec<Option<KeyService>>, String> {
+pub fn services(
+    plan: &Plan,
+    before: Option<&View>,
+    counters: Option<&Arc<Counters>>,
+) -> Result<Vec<Option<KeyService>>, String> {
     let Some(auth) = &plan.auth else { return Ok(Vec::new()) };
     let service = |provider: &Provider| {
         if let Some(kept) = before.and_then(|view| service_of(view, provider, plan)) {
@@ -117,6 +124,11 @@ pub fn services(plan: &Plan, before: Option<&View>) -> Result<Vec<Option<KeyServ
             #[cfg(feature = "sql")]
             ProviderKind::Builtin => {
                 Ok(Some(builtin::open(db_path(plan), provider.script.is_some())))
+            }
+            ProviderKind::Redis { redis } => {
+                let shared = auth.quota_storage == QuotaStorage::Redis;
+                let book = counters.filter(|_| shared).map(|all| Arc::new(QuotaBook::new(all)));
+                redis::open(redis, book.as_ref().map(|book| (book, auth))).map(Some)
             }
             kind => open(kind),
         };
@@ -156,10 +168,15 @@ fn service_of(view: &View, provider: &Provider, plan: &Plan) -> Option<KeyServic
     let is_same = |old: &Provider| {
         // What scripts get is only made where there is one.
         let scripts = [old, provider].map(|p| p.script.is_some());
+        // The periods of quotas that are counted there.
+        let quotas = [&view.plan, plan]
+            .map(|plan| plan.auth.as_ref().map(|auth| (auth.quota_storage, &auth.quota_timezone)));
+        let is_redis = matches!(provider.kind, ProviderKind::Redis { .. });
         let is_there = old.kind != ProviderKind::Builtin || db_path(&view.plan) == db_path(plan);
         old.name == provider.name
             && old.kind == provider.kind
             && scripts[0] == scripts[1]
+            && (!is_redis || quotas[0] == quotas[1])
             && is_there
     };
     view.services.get(pipeline.iter().position(is_same)?)?.clone()
@@ -173,7 +190,7 @@ fn db_path(plan: &Plan) -> &Path {
 /// `None`: its keys are here, or its script decides alone.
 fn open(kind: &ProviderKind) -> Result<Option<Opened>, String> {
     match kind {
-        ProviderKind::Redis { redis } => redis::open(redis).map(Some),
+        ProviderKind::Redis { redis } => redis::open(redis, None).map(Some),
         #[cfg(feature = "sql")]
         ProviderKind::Database { database } => database::open(database).map(Some),
         #[cfg(not(feature = "sql"))]

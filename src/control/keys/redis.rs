@@ -1,12 +1,15 @@
 //! Keys in Redis: under a name that holds the key, a hash of fields or a JSON object as a text.
 
+use super::quota::{QuotaBook, QuotaTeller};
 use super::{threads, FoundKey, KeySource, Opened};
-use crate::config::plan::RedisKeys;
-use crate::state::lookup::KeyQuestion;
+use crate::config::plan::{Auth, RedisKeys};
+use crate::keys::fields;
+use crate::state::lookup::{KeyQuestion, LookupNumbers};
 use crate::store::redis::{self, RedisServer, RedisValue};
 use crate::store::Trouble;
 use serde_json::Value;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What stands for the key in a pattern.
 const PLACE: &str = "{api_key}";
@@ -17,20 +20,26 @@ const NOT_IN_KEYS: &[u8] = b":{}*?[]\\^\"'";
 struct RedisSource {
     server: RedisServer,
     pattern: String,
+    /// Counts quotas together with other gateways.
+    quotas: Option<QuotaTeller>,
+    patience: Duration,
 }
 
-/// Connects to nothing yet.
-pub fn open(plan: &RedisKeys) -> Result<Opened, String> {
+/// Connects to nothing yet. `quotas`: they are counted there.
+pub fn open(plan: &RedisKeys, quotas: Option<(&Arc<QuotaBook>, &Auth)>) -> Result<Opened, String> {
     redis::readable(&plan.server)?;
     let pool = &plan.server.pool;
     let patience = pool.dial_timeout.saturating_add(pool.write_timeout);
-    let source = |_| -> Box<dyn KeySource> {
+    let patience = patience.saturating_add(pool.read_timeout);
+    let source = |number: u32| -> Box<dyn KeySource> {
         let server = RedisServer::new(plan.server.clone());
-        Box::new(RedisSource { server, pattern: plan.key_pattern.clone() })
+        let pattern = plan.key_pattern.clone();
+        let quotas = quotas.map(|(book, auth)| QuotaTeller::new(book, auth, number == 0));
+        Box::new(RedisSource { server, pattern, quotas, patience })
     };
     Ok(Opened {
         place: RedisServer::new(plan.server.clone()).place(),
-        patience: patience.saturating_add(pool.read_timeout),
+        patience,
         ready: pool.min_idle_conns.max(1),
         sources: (0..threads(pool.pool_size)).map(source).collect(),
     })
@@ -47,7 +56,7 @@ impl KeySource for RedisSource {
             return Ok(FoundKey::Unknown);
         }
         let name = self.pattern.replace(PLACE, key);
-        Ok(match self.server.value_of(&name, until)? {
+        let found = match self.server.value_of(&name, until)? {
             RedisValue::Nothing => FoundKey::Unknown,
             RedisValue::Hash(fields) => {
                 let fields = fields.into_iter().map(|(name, text)| (name, Value::String(text)));
@@ -58,7 +67,23 @@ impl KeySource for RedisSource {
                 Err(_) => FoundKey::Unclear("a text that is no JSON object"),
             },
             RedisValue::Other => FoundKey::Unclear("neither a hash nor a text"),
-        })
+        };
+        if let (FoundKey::Fields(fields), Some(quotas)) = (&found, &mut self.quotas) {
+            let (facts, _) = fields::read(question.digest, fields);
+            // Whether or not it can be told: the gateway's own count decides.
+            quotas.meet(&mut self.server, &name, facts, until);
+        }
+        Ok(found)
+    }
+
+    fn chore(&self) -> Option<Instant> {
+        self.quotas.as_ref().and_then(QuotaTeller::due)
+    }
+
+    fn tend(&mut self, numbers: &LookupNumbers) {
+        if let Some(quotas) = &mut self.quotas {
+            quotas.look(&mut self.server, self.patience, numbers);
+        }
     }
 }
 

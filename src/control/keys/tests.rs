@@ -144,7 +144,7 @@ fn plan(pipeline: &str) -> Plan {
 }
 
 fn view(plan: Plan, before: Option<&View>) -> View {
-    let services = services(&plan, before).unwrap();
+    let services = services(&plan, before, None).unwrap();
     let mut view = View::new(Arc::new(plan), vec![None], before);
     view.services = services;
     view

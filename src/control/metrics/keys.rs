@@ -1,7 +1,7 @@
 //! The providers of keys that are asked over a network, and the admin API.
 
 use super::{labelled, Facts, Labels, Page, SECOND};
-use crate::config::plan::ProviderKind;
+use crate::config::plan::{Provider, ProviderKind, QuotaStorage};
 use crate::state::lookup::{KeyService, LookupNumbers};
 use crate::state::meters::Times;
 use std::fmt;
@@ -46,12 +46,36 @@ impl Facts {
                     too many waited.";
         page.counter("llmproxy_key_lookups", help, results.collect())?;
         self.uses_lost(page, &asked)?;
+        self.quotas(page, &asked)?;
         let times: Vec<(&str, Times)> =
             asked.iter().map(|(provider, service)| (*provider, service.numbers.times())).collect();
         let times = times.iter().map(|(provider, times)| (label(provider), times));
         let help = "How long such a provider took for its answer.";
         let name = "llmproxy_key_lookup_seconds";
         page.histogram(name, help, (BOUNDS, SECOND), times.collect())
+    }
+
+    /// Where they are counted together with other gateways.
+    fn quotas(&self, page: &mut Page<'_>, asked: &[(&str, &KeyService)]) -> fmt::Result {
+        let Some(auth) = &self.view.plan.auth else { return Ok(()) };
+        let is_shared = |provider: &&Provider| {
+            let is_redis = matches!(provider.kind, ProviderKind::Redis { .. });
+            is_redis && auth.quota_storage == QuotaStorage::Redis
+        };
+        let mut told: Vec<(Labels, u64)> = Vec::new();
+        for provider in auth.pipeline.iter().filter(is_shared) {
+            let found = asked.iter().find(|(name, _)| *name == provider.name);
+            for (result, count) in found.into_iter().flat_map(|(_, s)| s.numbers.quotas()) {
+                let name = ("provider", provider.name.clone());
+                told.push((vec![name, ("result", result.to_owned())], count));
+            }
+        }
+        if told.is_empty() {
+            return Ok(());
+        }
+        let help = "Calls that count quotas together with other gateways. Left out: look-ups of \
+                    keys beyond those that can be.";
+        page.counter("llmproxy_quota_calls", help, told)
     }
 
     /// Only the store inside the gateway keeps when its keys were used.

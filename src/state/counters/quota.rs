@@ -13,6 +13,11 @@ pub struct QuotaWindow(u16);
 const NUMBER_BITS: u32 = 14;
 
 impl QuotaWindow {
+    /// For those with whom it is agreed on.
+    pub fn number_of_kind(self) -> u16 {
+        self.0
+    }
+
     /// `kind` is 0 to 3; the number begins anew after 16 383.
     pub const fn new(kind: u16, number: u16) -> QuotaWindow {
         // Never 0: that is a key that was never met.
@@ -59,6 +64,9 @@ fn read(word: u64, now: QuotaWindow, first: u64) -> (QuotaWindow, u64) {
 pub struct Quota<'a, W> {
     /// Period and used tokens.
     pub used: &'a W,
+    /// Of them, those that were used here; others may have used the rest, where a quota is counted
+    /// on a server.
+    pub own: &'a W,
     /// What is reserved, by process.
     pub reserved: &'a [W],
     /// Which of them is ours.
@@ -163,6 +171,10 @@ impl<W: Word> Quota<'_, W> {
 
     /// So many tokens were used; `less` were told before and were not.
     pub fn debit(&self, terms: QuotaTerms, more: u64, less: u64) {
+        self.own.change(|old| {
+            let (window, used) = read(old, terms.window, 0);
+            Some(pack(window, used.saturating_add(more).saturating_sub(less)))
+        });
         self.used.change(|old| {
             let (window, used) = read(old, terms.window, terms.first);
             Some(pack(window, used.saturating_add(more).saturating_sub(less)))
@@ -172,6 +184,22 @@ impl<W: Word> Quota<'_, W> {
     /// A key that is met for the first time has what its provider says from now on.
     pub fn meet(&self, terms: QuotaTerms) {
         self.used.change(|old| (old == 0).then(|| pack(terms.window, terms.first)));
+    }
+
+    /// Tokens of the running period that were used here.
+    pub fn used_here(&self, terms: QuotaTerms) -> u64 {
+        read(self.own.value(), terms.window, 0).1
+    }
+
+    /// All have used so many in the running period, as the server says that was told of `told` from
+    /// here. What was used here since comes on top. If tokens are debited in this very moment they
+    /// may count twice until the server is asked again.
+    pub fn mirror(&self, terms: QuotaTerms, all: u64, told: u64) {
+        let used = all.saturating_add(self.used_here(terms)).saturating_sub(told);
+        self.used.change(|old| {
+            let (window, _) = read(old, terms.window, terms.first);
+            (window == terms.window).then(|| pack(window, used))
+        });
     }
 
     /// Sets the used tokens of the running period: an operator says so.

@@ -134,7 +134,8 @@ impl Counters {
     pub fn quota(&self, place: EntryPlace) -> Option<Quota<'_, AtomicU64>> {
         let entry = self.table.entry(place);
         let reserved = entry.get(word::RESERVED..word::RESERVED + COLUMNS)?;
-        Some(Quota { used: entry.get(word::QUOTA)?, reserved, column: self.column })
+        let (used, own) = (entry.get(word::QUOTA)?, entry.get(word::QUOTA_OWN)?);
+        Some(Quota { used, own, reserved, column: self.column })
     }
 
     /// What a process that is gone had in flight is nothing any more. Nobody uses the column.

@@ -29,7 +29,11 @@ pub mod word {
     pub const QUOTA: usize = 7;
     /// Reserved tokens, by process.
     pub const RESERVED: usize = 8;
+    /// Period and tokens used here, of those above: others may use a quota too.
+    pub const QUOTA_OWN: usize = RESERVED + super::COLUMNS;
 }
+
+const _: () = assert!(word::QUOTA_OWN < ENTRY_WORDS, "an entry has room for it");
 
 /// Entries of the part for strangers that an id may be in, beginning with the one that it falls
 /// on. More of them are looked at when an id that is not there is to be found.

@@ -226,7 +226,7 @@ fn strangers_push_out_nobody_who_counts() {
 /// Catches: an entry that is taken from an id which has used tokens, requests or a reservation.
 #[test]
 fn what_counts_is_never_given_away() {
-    for which in [word::SLOTS, word::QUOTA, word::RESERVED + 3] {
+    for which in [word::SLOTS, word::QUOTA, word::RESERVED + 3, word::QUOTA_OWN] {
         let table = table(1, 1);
         let EntryFound::New(place) = table.find(5, TablePart::Known, SECOND) else { panic!() };
         table.word(place, which).unwrap().set(1);

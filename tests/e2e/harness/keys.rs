@@ -17,7 +17,7 @@ pub struct KeyAsker(pub KeyService);
 impl KeyAsker {
     /// Of a provider as it stands in `auth.pipeline`, in flow form without its braces.
     pub fn start(provider: &str) -> KeyAsker {
-        let mut services = keys::services(&plan(provider), None).unwrap();
+        let mut services = keys::services(&plan(provider), None, None).unwrap();
         KeyAsker(services.remove(0).unwrap())
     }
 
