@@ -181,8 +181,8 @@ mod tests {
                 .iter()
                 .filter(|key| key.total_quota > 0 && Some(key.quota_reset_period) == kind)
                 .collect();
-            let word = AtomicU64::new(0);
-            let count = Quota { used: &word, reserved: &[], column: 0 };
+            let [word, own] = [0; 2].map(AtomicU64::new);
+            let count = Quota { used: &word, own: &own, reserved: &[], column: 0 };
             // The reference: each quota with a count of its own, which begins anew with its period.
             let mut now = ms("2026-01-31T12:00:00Z");
             let mut begun = None;

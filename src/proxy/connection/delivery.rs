@@ -63,13 +63,12 @@ pub(super) async fn deliver(
     if response.event_stream && !response.encoded && !matches!(outbound, OutFraming::Length(_)) {
         relay.keep_alive(pass.view.plan.routing.sse_keepalive);
     }
-    let how = (outbound, closes);
     // In a scope of their own: behind it the stream holds a buffer only while bytes move.
     let begun = {
         let mut bytes = got.bytes.take();
         let read = bytes.as_ref().map_or(&[][..], |bytes| bytes);
         let told = (&*request, &*response, &*story);
-        let mut head = client_head((pass, &backend), told, read, how);
+        let mut head = client_head((pass, &backend), told, read, (outbound, closes));
         relay.begin(&mut head, &mut bytes, got.head_len).await
     };
     if response.event_stream {

@@ -131,12 +131,37 @@ fn terms(window: QuotaWindow, total: u64) -> QuotaTerms {
 const DAY_9: QuotaWindow = QuotaWindow::new(1, 9);
 const DAY_10: QuotaWindow = QuotaWindow::new(1, 10);
 
+/// Catches: what others have used and is not taken over, or comes on top each time; what is used
+/// here while the server answers and is lost; a period that is over and counts in the next one.
+#[test]
+fn what_others_use_is_taken_over() {
+    let words: Vec<AtomicU64> = (0..6).map(|_| AtomicU64::new(0)).collect();
+    let quota = Quota { used: &words[0], own: &words[5], reserved: &words[1..5], column: 0 };
+    let terms = QuotaTerms { first: 40, ..terms(DAY_9, 1000) };
+    quota.meet(terms);
+    quota.debit(terms, 30, 0);
+    assert_eq!((quota.used(terms), quota.used_here(terms)), (70, 30));
+    quota.debit(terms, 5, 0);
+    // The server was told of 30, and has 100 of others.
+    for _ in 0..2 {
+        quota.mirror(terms, 130, 30);
+        assert_eq!((quota.used(terms), quota.used_here(terms)), (135, 35));
+    }
+    quota.mirror(terms, 35, 35);
+    assert_eq!(quota.used(terms), 35, "somebody has given it back");
+    let next = QuotaTerms { window: DAY_10, ..terms };
+    assert_eq!((quota.used(next), quota.used_here(next)), (0, 0));
+    quota.debit(next, 3, 0);
+    quota.mirror(terms, 900, 35);
+    assert_eq!((quota.used(next), quota.used_here(next)), (3, 3), "that was yesterday");
+}
+
 /// Catches: more tokens than the quota, tokens that are not freed or debited twice, a period that
 /// does not begin, or begins again when the clock is put back.
 #[test]
 fn a_quota_is_reserved_settled_and_begins_again() {
-    let words: Vec<AtomicU64> = (0..5).map(|_| AtomicU64::new(0)).collect();
-    let quota = Quota { used: &words[0], reserved: &words[1..], column: 2 };
+    let words: Vec<AtomicU64> = (0..6).map(|_| AtomicU64::new(0)).collect();
+    let quota = Quota { used: &words[0], own: &words[5], reserved: &words[1..5], column: 2 };
     let first = QuotaTerms { first: 40, ..terms(DAY_9, 100) };
     quota.meet(first);
     assert!(quota.reserve(first, 50) && !quota.reserve(first, 11) && quota.reserve(first, 10));

@@ -68,12 +68,13 @@ fn no_interleaving_takes_more_than_a_bucket_holds() {
 #[test]
 fn no_interleaving_reserves_more_than_a_quota() {
     each(|| {
-        let words: Arc<Vec<Watched>> = Arc::new((0..5).map(|_| Watched::new(0)).collect());
+        let words: Arc<Vec<Watched>> = Arc::new((0..6).map(|_| Watched::new(0)).collect());
         let terms = terms(DAY_9, 10);
         let of = |words: &Arc<Vec<Watched>>, column| {
             let words = Arc::clone(words);
             move || {
-                let quota = Quota { used: &words[0], reserved: &words[1..], column };
+                let quota =
+                    Quota { used: &words[0], own: &words[5], reserved: &words[1..5], column };
                 let is_in = quota.reserve(terms, 6);
                 if is_in {
                     quota.debit(terms, 6, 0);
@@ -86,7 +87,7 @@ fn no_interleaving_reserves_more_than_a_quota() {
             (loom::thread::spawn(of(&words, 1)), loom::thread::spawn(of(&words, 0)));
         let all = of(&words, 0)() + other.join().unwrap() + same.join().unwrap();
         assert!(all <= 1, "{all} of 6 in 10");
-        let quota = Quota { used: &words[0], reserved: &words[1..], column: 0 };
+        let quota = Quota { used: &words[0], own: &words[5], reserved: &words[1..5], column: 0 };
         assert_eq!((quota.used(terms), quota.reserved()), (all * 6, 0));
     });
 }
@@ -95,15 +96,15 @@ fn no_interleaving_reserves_more_than_a_quota() {
 #[test]
 fn no_interleaving_refuses_what_is_there() {
     each(|| {
-        let words: Arc<Vec<Watched>> = Arc::new((0..5).map(|_| Watched::new(0)).collect());
+        let words: Arc<Vec<Watched>> = Arc::new((0..6).map(|_| Watched::new(0)).collect());
         let theirs = {
             let words = Arc::clone(&words);
             loom::thread::spawn(move || {
-                Quota { used: &words[0], reserved: &words[1..], column: 0 }
+                Quota { used: &words[0], own: &words[5], reserved: &words[1..5], column: 0 }
                     .reserve(terms(DAY_9, 10), 6)
             })
         };
-        let quota = Quota { used: &words[0], reserved: &words[1..], column: 0 };
+        let quota = Quota { used: &words[0], own: &words[5], reserved: &words[1..5], column: 0 };
         let ours = quota.reserve(terms(DAY_9, 10), 6);
         assert!(ours != theirs.join().unwrap(), "one of both");
     });
