@@ -18,7 +18,7 @@ pub struct CutAnswer<'a> {
     /// As the client calls it.
     pub model: &'a str,
     /// Now.
-    pub unix_ms: u64,
+    pub now_ms: u64,
     /// Those that the engine has told of.
     pub choices: Choices,
     /// No text is begun that has not ended.
@@ -88,7 +88,7 @@ fn openai(answer: &CutAnswer<'_>, object: &str, choice: impl Fn(u8) -> Value, ou
         let mut said = json!({
             "id": answer.id.unwrap_or_default(),
             "object": object,
-            "created": answer.unix_ms / 1000,
+            "created": answer.now_ms / 1000,
             "model": answer.model,
             "choices": [choice(index)],
         });
@@ -106,7 +106,7 @@ fn responses(answer: &CutAnswer<'_>, out: &mut Vec<u8>) {
     let response = json!({
         "id": answer.id.unwrap_or_default(),
         "object": "response",
-        "created_at": answer.unix_ms / 1000,
+        "created_at": answer.now_ms / 1000,
         "status": "incomplete",
         "incomplete_details": {"reason": "max_output_tokens"},
         "error": null,
@@ -160,7 +160,7 @@ fn llama_cpp(answer: &CutAnswer<'_>) -> Value {
 }
 
 fn ollama(answer: &CutAnswer<'_>) -> Value {
-    let stamp = Stamp::of(answer.unix_ms);
+    let stamp = Stamp::of(answer.now_ms);
     let mut line = json!({
         "model": answer.model,
         "created_at": stamp.as_ref().map_or("1970-01-01T00:00:00Z", Stamp::as_str),
@@ -203,7 +203,7 @@ mod tests {
             is_chat,
             id: Some("a-1"),
             model: "m",
-            unix_ms: 1_767_225_600_000,
+            now_ms: 1_767_225_600_000,
             choices,
             is_text_over: false,
             events: 7,

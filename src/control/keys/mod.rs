@@ -106,7 +106,8 @@ struct Opened {
 }
 
 /// The services of a plan, one for each provider of `auth.pipeline`. Those of `before` go on where
-/// the provider is as it was; for others threads start. In `counters` stands what is used of quotas.
+/// the provider is as it was; for others threads
+/// start. What is used of quotas stands in `counters`.
 ///
 /// # Errors
 /// A provider cannot be asked as it is configured, or there is no thread; a line for a person.

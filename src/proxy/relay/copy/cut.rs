@@ -31,7 +31,7 @@ impl Relay<'_> {
             is_chat: path.ends_with("chat/completions") || path.ends_with("api/chat"),
             id: self.tap.body_usage.upstream_id(),
             model,
-            unix_ms: unix_ms(),
+            now_ms: unix_ms(),
             choices: facts.choices(),
             is_text_over: facts.is_text_over(),
             events: self.tap.events_sent(),
