@@ -51,7 +51,7 @@ pub fn write_end(answer: &CutAnswer<'_>, out: &mut Vec<u8>) {
             openai(answer, "chat.completion.chunk", choice, out);
         }
         Dialect::OpenAi | Dialect::Completions => {
-            let choice = |index| json!({"index": index, "text": "", "logprobs": null, "finish_reason": "length"});
+            let choice = |index| json!({"index": index, "text": "", "finish_reason": "length"});
             openai(answer, "text_completion", choice, out);
         }
         Dialect::Responses => responses(answer, out),

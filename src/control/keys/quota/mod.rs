@@ -1,8 +1,8 @@
 //! Quotas that several gateways count together, beside the keys in Redis.
 //!
 //! *Takes:* the keys that were looked up, and what requests have used of their quotas here.
-//! *Gives:* what all gateways have used, which the counters of this one hold from then on. *Runs
-//! on:* the threads of a Redis provider: with each look-up, and on one of them now and then.
+//! *Gives:* what all gateways have used, which the counters of this one hold from then on.
+//! *Runs on:* the threads of a Redis provider: with each look-up, and on one of them now and then.
 //! *May:* block, as look-ups do. *Never:* holds up a request that needs no look-up, creates a key,
 //! loses what was used: that stands in the table of the counters until it was told, and counts once
 //! however often it is told.
