@@ -24,6 +24,7 @@ use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
 use crate::state::member::{self, Member};
 use crate::state::meters::{Series, TokenSeries, Tokens, Whose};
 use crate::state::repute::BodyForm;
+use crate::state::token_sizes::UseSeries;
 use crate::usage::access::AccessLine;
 use crate::usage::outbox::Opening;
 use crate::usage::record;
@@ -360,7 +361,8 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
                 meters.prefixes_lost += u64::from(is_lost);
             }
             let (prompt, completion) = (usage.prompt_tokens, usage.completion_tokens);
-            meters.token_use.entry(series).or_default().record(prompt, completion);
+            let whose = UseSeries { path: request.path_label, tokens: series };
+            meters.token_use.entry(whose).or_default().record(prompt, completion);
             meters.tokens.entry(series).or_default().add(Tokens {
                 prompt,
                 completion,

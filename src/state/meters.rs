@@ -3,7 +3,7 @@
 
 use super::hash::QuickMap;
 use super::member::MemberId;
-use super::token_sizes::TokenUse;
+use super::token_sizes::{TokenUse, UseSeries};
 use hdrhistogram::Histogram;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -191,8 +191,8 @@ pub struct Meters {
     pub upstream: [u64; 2],
     /// Tokens by the engines' own counts: prompt, completion.
     pub tokens: QuickMap<TokenSeries, Tokens>,
-    /// The same by request. It has the series of `tokens`.
-    pub token_use: QuickMap<TokenSeries, TokenUse>,
+    /// The same by request. It has the backends of `tokens`.
+    pub token_use: QuickMap<UseSeries, TokenUse>,
     /// Those of backends that are gone: the sum over all of them does not fall.
     pub tokens_of_gone: Tokens,
     /// Counts that were refused, and counts that were kept although they are strange, by what is
@@ -318,7 +318,8 @@ impl Meters {
         let gaps: Vec<_> = self.inter_token.extract_if(|backend, _| is_old(*backend)).collect();
         let faults: Vec<_> = self.faults.extract_if(|(backend, _), _| is_old(*backend)).collect();
         let tokens: Vec<_> = self.tokens.extract_if(|series, _| is_old(series.backend)).collect();
-        let sizes: Vec<_> = self.token_use.extract_if(|series, _| is_old(series.backend)).collect();
+        let sizes: Vec<_> =
+            self.token_use.extract_if(|series, _| is_old(series.tokens.backend)).collect();
         let picked = self.picked.remove(&from).unwrap_or_default();
         let Some(heir) = to else {
             return tokens.iter().for_each(|(_, tokens)| self.tokens_of_gone.add(*tokens));
@@ -343,7 +344,8 @@ impl Meters {
             self.tokens.entry(TokenSeries { backend: to, ..series }).or_default().add(tokens);
         }
         for (series, sizes) in sizes {
-            let series = TokenSeries { backend: to, ..series };
+            let tokens = TokenSeries { backend: to, ..series.tokens };
+            let series = UseSeries { tokens, ..series };
             self.token_use.entry(series).or_default().absorb(&sizes);
         }
     }
@@ -533,7 +535,8 @@ mod tests {
             meters.faults.insert((Some(whose), "backend_closed"), 3);
             let series = TokenSeries { model: None, backend: Some(whose) };
             meters.tokens.insert(series, Tokens { prompt: 5, ..Tokens::default() });
-            meters.token_use.entry(series).or_default().record(5, 1);
+            let series_of_use = UseSeries { path: "/v1/models", tokens: series };
+            meters.token_use.entry(series_of_use).or_default().record(5, 1);
             meters.ttft.entry(series).or_default().record(Duration::from_millis(7));
             let gaps = meters.inter_token.entry(Some(whose)).or_default();
             gaps.record(Duration::from_millis(1));
@@ -549,7 +552,8 @@ mod tests {
         assert_eq!(meters.faults[&(Some(new), "backend_closed")], 6);
         let series = TokenSeries { model: None, backend: Some(new) };
         assert_eq!((meters.tokens[&series].prompt, meters.ttft[&series].count()), (10, 2));
-        assert_eq!(meters.token_use[&series].input.sum, 10);
+        let series_of_use = UseSeries { path: "/v1/models", tokens: series };
+        assert_eq!(meters.token_use[&series_of_use].input.sum, 10);
         assert_eq!(meters.inter_token[&Some(new)].count(), 2);
         assert_eq!(meters.picked[&new], 8);
         meters.hand_over(new, None);

@@ -1,5 +1,7 @@
 //! How many tokens requests have, in the buckets of OpenTelemetry's conventions for generative AI.
 
+use super::meters::TokenSeries;
+
 /// Upper bounds of the buckets: the powers of four.
 pub const TOKEN_BOUNDS: [u64; 14] = {
     let mut bounds = [1; 14];
@@ -35,6 +37,15 @@ impl TokenSizes {
         self.counts.iter_mut().zip(other.counts).for_each(|(ours, theirs)| *ours += theirs);
         self.sum = self.sum.saturating_add(other.sum);
     }
+}
+
+/// Whose they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UseSeries {
+    /// Label of the path, from a fixed set.
+    pub path: &'static str,
+    /// The model, and the backend.
+    pub tokens: TokenSeries,
 }
 
 /// What requests sent, and what they got.

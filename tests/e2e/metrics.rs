@@ -39,7 +39,7 @@ const FAMILIES: &[(&str, &str, &[&str])] = &[
     (
         "gen_ai_client_token_usage",
         "histogram",
-        &["gen_ai_token_type", "gen_ai_request_model", "server_address"],
+        &["gen_ai_operation_name", "gen_ai_token_type", "gen_ai_request_model", "server_address"],
     ),
     ("llmproxy_upstream_connect_seconds", "histogram", &[]),
     ("llmproxy_inflight", "gauge", &["backend"]),
@@ -253,6 +253,9 @@ fn other_names_show_the_same_figures() {
     let tokens = "gen_ai_client_token_usage";
     for (theirs, ours) in [("input", "prompt"), ("output", "completion")] {
         let kind = [("gen_ai_token_type", theirs)];
+        let chats =
+            page.sum(&format!("{tokens}_sum"), &[kind[0], ("gen_ai_operation_name", "chat")]);
+        assert!(chats > 0.0, "{theirs}: {}", page.text);
         let sum = page.sum(&format!("{tokens}_sum"), &kind);
         assert!(sum > 0.0, "{theirs}: {}", page.text);
         assert_eq!(sum, page.sum("llmproxy_tokens_total", &[("type", ours)]), "{theirs}");

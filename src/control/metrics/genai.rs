@@ -4,7 +4,8 @@
 
 use super::{model_label, Facts, Labels, Page, SECOND};
 use crate::llm::operation::operation;
-use crate::state::meters::Times;
+use crate::state::meters::{Times, TokenSeries};
+use crate::state::token_sizes::TokenUse;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -61,12 +62,22 @@ impl Facts {
 
     fn token_use(&self, page: &mut Page<'_>) -> fmt::Result {
         let models = self.view.labelled_models();
-        let sorted: BTreeMap<_, _> = self.meters.token_use.iter().collect();
-        let series = sorted.into_iter().flat_map(|(series, sizes)| {
-            let (model, server) = (model_label(models, series.model), self.backend(series.backend));
+        let mut all: BTreeMap<(&str, String, String), TokenUse> = BTreeMap::new();
+        for (series, sizes) in &self.meters.token_use {
+            let TokenSeries { model, backend } = series.tokens;
+            let operation = operation(series.path).unwrap_or("other");
+            let place = (operation, model_label(models, model), self.backend(backend));
+            all.entry(place).or_default().absorb(sizes);
+        }
+        let series = all.iter().flat_map(|((operation, model, server), sizes)| {
             [("input", &sizes.input), ("output", &sizes.output)].map(|(kind, sizes)| {
-                let labels = [(TOKEN_TYPE, kind.to_owned()), (MODEL, model.clone())];
-                (labels.into_iter().chain([(SERVER, server.clone())]).collect(), sizes)
+                let labels = [
+                    (OPERATION, (*operation).to_owned()),
+                    (TOKEN_TYPE, kind.to_owned()),
+                    (MODEL, model.clone()),
+                    (SERVER, server.clone()),
+                ];
+                (labels.to_vec(), sizes)
             })
         });
         let help = "Tokens of each request, as its engine counted them.";
