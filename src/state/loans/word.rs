@@ -98,8 +98,10 @@ pub fn lent(word: &impl Word, tag: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use loom::sync::atomic::AtomicU64 as Watched;
     use std::sync::atomic::AtomicU64;
     use std::sync::atomic::Ordering::SeqCst;
+    use std::sync::Arc;
     use std::thread;
 
     /// Catches: units that are used twice, units of one id that another one uses.
@@ -138,6 +140,60 @@ mod tests {
         leave(&word, 7);
         leave(&word, 7);
         assert_eq!(shrink(&word, 7), 0);
+    }
+
+    /// Every interleaving, by loom.
+    fn each(check: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(check);
+    }
+
+    /// Catches: units that two requests get, or that are given back and used; those of an id whose
+    /// place becomes another one's meanwhile.
+    #[test]
+    fn no_interleaving_makes_or_loses_units() {
+        for other in [7, 8] {
+            each(move || {
+                let word = Arc::new(Watched::new(0));
+                fill(&*word, 7, 1);
+                let draws = |tag| {
+                    let word = Arc::clone(&word);
+                    loom::thread::spawn(move || u64::from(draw(&*word, tag, 1)))
+                };
+                let both = [draws(7), draws(other)];
+                fill(&*word, 7, 1);
+                let back = empty(&*word, 7);
+                let drawn: u64 = both.into_iter().map(|it| it.join().unwrap()).sum();
+                assert_eq!(drawn + back + empty(&*word, 7), 2);
+                assert!(other == 7 || drawn <= 1, "what is of another one is not drawn");
+            });
+        }
+    }
+
+    /// Catches: a slot that two requests use, one that is not lent and in use, one that stays.
+    #[test]
+    fn no_interleaving_uses_more_slots_than_are_lent() {
+        each(|| {
+            let word = Arc::new(Watched::new(0));
+            lend(&*word, 7);
+            let asker = {
+                let word = Arc::clone(&word);
+                loom::thread::spawn(move || {
+                    let is_in = enter(&*word, 7);
+                    let value = word.value();
+                    assert!(used(value) <= lent_in(value));
+                    if is_in {
+                        leave(&*word, 7);
+                    }
+                })
+            };
+            leave(&*word, 7);
+            let kept = shrink(&*word, 7);
+            assert!(kept <= 1);
+            asker.join().unwrap();
+            assert_eq!((shrink(&*word, 7), lent(&*word, 7)), (0, 0));
+        });
     }
 
     /// Catches: an exchange that loses what another thread did at the same time.
