@@ -1,9 +1,10 @@
 //! `routing.queue`: requests that wait for room at a backend instead of being refused.
 
-use crate::harness::{await_until, Backend, Config, Conn, Proxy, Webhook, SOON};
+use crate::harness::{await_until, pause, Backend, Config, Conn, Proxy, Webhook, SOON};
 use crate::rig::{quiet, rejected, CHAT, CHATS, OK, STREAM};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// An engine that answers each request once it is told to.
 fn engine() -> (Backend, Sender<()>) {
@@ -112,6 +113,28 @@ fn who_may_not_wait_is_told_and_who_leaves_gives_its_place_up() {
     assert_eq!(third.response().status(), 200);
     assert!(!had(&engine).contains(&"a-11".to_owned()), "nobody waits for its answer");
     quiet(&proxy);
+}
+
+/// Catches: a client that waits although it is known that its time will not do, or is told nothing
+/// of how long it would have been.
+#[test]
+fn who_would_wait_in_vain_is_told_at_once() {
+    let (engine, go) = engine();
+    let proxy = one_place(&engine, "timeout: 200ms").start();
+    let mut first = ask(&proxy, "a", 0);
+    await_until("it is there", SOON, || had(&engine).len() == 1);
+    // What requests take here is learned from this one, and is more than anybody may wait.
+    pause(Duration::from_millis(1100));
+    go.send(()).unwrap();
+    assert_eq!(first.response().status(), 200);
+    let _second = ask(&proxy, "a", 1);
+    await_until("the place is taken", SOON, || had(&engine).len() == 2);
+    let refused = ask(&proxy, "b", 2).response();
+    refused.assert_refused(429, "backends_full");
+    let wait: u32 = refused.head.get("retry-after").unwrap().parse().unwrap();
+    assert!(wait >= 1, "{wait}");
+    assert_eq!((ended(&proxy, "hopeless"), ended(&proxy, "timed_out")), (1.0, 0.0));
+    go.send(()).unwrap();
 }
 
 /// Catches: a wait that goes on though there is room now: because the limit was raised or the queue
