@@ -144,7 +144,10 @@ fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<F
     let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
     let metrics = opening.own(metrics, ListenPurpose::Metrics)?;
     let api = opening.own(plan.admin.as_ref().map(|admin| admin.listen), ListenPurpose::Admin)?;
-    let doors = ControlDoors { metrics, api, replaces_socket: is_successor };
+    let acme = plan.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
+    let plain = acme.and_then(|acme| acme.http_listen);
+    let plain = opening.own(plain, ListenPurpose::PlainHttp)?;
+    let doors = ControlDoors { metrics, api, plain, replaces_socket: is_successor };
     Ok(Front { of_workers, addresses, doors, spares: Arc::new(opening.finish()) })
 }
 

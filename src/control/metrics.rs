@@ -1,6 +1,7 @@
 //! The metrics page: what all workers counted, in Prometheus' text format. Names and labels of the
 //! first five are those that existing dashboards use; milliseconds are theirs too.
 
+use super::acme::AcmeNumbers;
 use super::admin_door::AdminNumbers;
 use super::discovery::FinderNumbers;
 use super::reload::Reloads;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+mod acme;
 mod genai;
 mod keys;
 mod loans;
@@ -56,6 +58,8 @@ pub struct Facts {
     pub pages_turned_away: u64,
     /// What became of those who asked the admin API.
     pub admin: Arc<AdminNumbers>,
+    /// Orders of certificates, where certificates are fetched.
+    pub acme: Option<Arc<AcmeNumbers>>,
 }
 
 /// Renders the page.
@@ -122,6 +126,7 @@ impl Collector for Facts {
         self.discovery(&mut page)?;
         self.key_lookups(&mut page)?;
         self.admin_requests(&mut page)?;
+        self.acme_orders(&mut page)?;
         self.program(&mut page)
     }
 }

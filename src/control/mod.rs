@@ -5,6 +5,7 @@
 //! names, open files. *Never:* runs on a worker's thread, touches a request.
 
 pub mod tls;
+pub mod acme;
 mod scripts;
 pub mod resolve;
 pub mod circle;
@@ -20,6 +21,7 @@ pub mod page;
 mod roster;
 mod admin;
 pub mod counters;
+mod delivery;
 pub mod shared_limits;
 pub mod admin_door;
 #[cfg(feature = "sql")]

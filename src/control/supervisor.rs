@@ -1,9 +1,11 @@
 //! Starts the control plane and ends it: the board, resolver, probes, pages, logs, reporters. And
 //! the one thread that changes the configuration in use, one event after the other.
 
+use super::acme::{self, AcmeRun};
 use super::admin::{self, Door, SocketKeeper};
 use super::admin_api;
 use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor, Gateway, Guard};
+use super::delivery::{self, Delivery};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
 use super::health::Probers;
@@ -27,18 +29,11 @@ use crate::state::pulse::Pulse;
 use crate::state::scrape::{mailboxes, AskPage, Mailbox, Page};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
-use crate::usage::counters::UsageCounters;
-use crate::usage::deliver::Lanes;
-use crate::usage::journal::Journal;
-use crate::usage::outbox::{Gauge, Outbox};
-use crate::usage::ring::file::RingFile;
-use crate::usage::ring::place;
+use crate::usage::outbox::Outbox;
 use crate::usage::spans::SpanQueue;
-use crate::usage::spool::folders::{FolderWatch, Folders};
-use crate::usage::spool::{self, Opened, Planned, Unwritten};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -47,13 +42,6 @@ use std::time::{Duration, Instant};
 /// The start waits so long for names to resolve for the first time; then it serves with what is
 /// known.
 const FIRST_RESOLVE_WAIT: Duration = Duration::from_secs(1);
-/// What is queued for the reporters at the end gets so long to be delivered.
-const FLUSH_TIME: Duration = Duration::from_secs(3);
-/// And so long where there is no spool that keeps the rest.
-const LAST_TIME: Duration = Duration::from_secs(10);
-/// All that ends with the journal gets so much longer: its disk may not come back from a write.
-const END_WAIT: Duration = Duration::from_secs(10);
-
 /// Wishes that wait for the supervisor. Beyond: a reload is not asked for, since one that waits
 /// will read what is there by then.
 const EVENTS_MAX: usize = 8;
@@ -166,6 +154,8 @@ pub struct Control {
     admin: Option<SocketKeeper>,
     access_writer: Option<access::AccessWriter>,
     span_exporter: Option<SpanExporter>,
+    /// Ends with this.
+    _acme: Option<AcmeRun>,
 }
 
 fn first_view(plan: &Arc<Plan>) -> Result<View, String> {
@@ -185,6 +175,8 @@ pub struct ControlDoors {
     pub metrics: Option<OwnedFd>,
     /// Of the admin API.
     pub api: Option<OwnedFd>,
+    /// For those who come without TLS where certificates are fetched.
+    pub plain: Option<OwnedFd>,
     /// The admin socket of the process in whose place this one starts is replaced.
     pub replaces_socket: bool,
 }
@@ -194,22 +186,18 @@ pub struct ControlDoors {
 pub fn start(
     plan: &Arc<Plan>,
     stop: &Arc<Stop>,
-    doors: ControlDoors,
+    mut doors: ControlDoors,
     (log, reopen): (&Logging, Reopen),
     (reloads, failed_upgrades, supervisor): (&Arc<Reloads>, Arc<AtomicU64>, Sender<Event>),
 ) -> Result<Control, String> {
     let board = Arc::new(Board::new(first_view(plan)?));
+    let acme = acme::start(&board.view(), stop, doors.plain.take())?;
+    let acme_numbers = acme.as_ref().map(AcmeRun::numbers);
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
     let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();
     pulses.iter().for_each(|pulse| stop.calls(pulse));
     let (mut scraper, mailboxes) = mailboxes(&pulses);
-    let (usage, gauge, delivery) = match plan.usage.reporters.is_empty() {
-        true => (Vec::new(), None, None),
-        false => {
-            let (workers, gauge, delivery) = start_journal(plan)?;
-            (workers, Some(gauge), Some(delivery))
-        }
-    };
+    let (usage, gauge, delivery) = delivery::start(plan)?;
     let (access, access_writer) = start_access(plan, reopen)?.unzip();
     let (spans, span_exporter) = traces::start(plan.tracing.as_ref())?.unzip();
     let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
@@ -241,11 +229,12 @@ pub fn start(
                 spans: Arc::clone(&traced),
                 pages_turned_away: turned_away.load(Ordering::Relaxed),
                 admin: Arc::clone(&admin_numbers),
+                acme: acme_numbers.clone(),
             }
         }
     };
     page::start(page_questions, collect).map_err(thread_error)?;
-    let home = delivery.as_ref().and_then(|delivery| delivery.home.as_deref());
+    let home = delivery.as_ref().and_then(Delivery::home);
     let (control_pulse, admin) =
         start_pages(&board, stop, (doors, home), (pages.clone(), gateway))?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
@@ -268,6 +257,7 @@ pub fn start(
         admin,
         access_writer,
         span_exporter,
+        _acme: acme,
     })
 }
 
@@ -303,104 +293,8 @@ pub(super) fn buffered_bytes_max(plan: &Plan) -> u64 {
     bytes
 }
 
-/// Opens the spool of a plan that has reporters, and starts what is behind the workers' rings.
-fn start_journal(plan: &Plan) -> Result<(Vec<Outbox>, Gauge, Delivery), String> {
-    let reporters = &plan.usage.reporters;
-    let names: Vec<String> = reporters.iter().map(|reporter| reporter.name.clone()).collect();
-    let named = |error| format!("usage.spool: {error}");
-    let planned = spool::open_planned(&plan.usage.spool, &names).map_err(named)?;
-    let home = planned.own.path();
-    let rings = place::make(&plan.usage.spool, home.as_deref(), plan.server.workers)
-        .map_err(|error| format!("usage.spool.ring_dir: {error}"))?;
-    let counters = Arc::new(UsageCounters::new(reporters));
-    let (doorbell, state) = (Arc::clone(&planned.own.doorbell), Arc::clone(&planned.own.state));
-    let end = |ring: &Arc<RingFile>| {
-        let (doorbell, state) = (Arc::clone(&doorbell), Arc::clone(&state));
-        Outbox::new(Arc::clone(ring), doorbell, Arc::clone(&counters), state)
-    };
-    let workers = rings.iter().map(end).collect();
-    let gauge = Gauge::new(counters, rings.clone(), state);
-    let delivery = Delivery::start(plan, rings, planned, &gauge)?;
-    Ok((workers, gauge, delivery))
-}
-
-/// Metering at work: the journal, and a lane for each reporter.
-struct Delivery {
-    journal: Journal,
-    lanes: Lanes,
-    /// Of the folders of other processes; `None` without a disk.
-    watch: Option<FolderWatch>,
-    unwritten: Unwritten,
-    gauge: Gauge,
-    is_kept: bool,
-    /// The folder of this process, where it has one.
-    home: Option<PathBuf>,
-}
-
-impl Delivery {
-    fn start(
-        plan: &Plan,
-        rings: Vec<Arc<RingFile>>,
-        planned: Planned,
-        gauge: &Gauge,
-    ) -> Result<Self, String> {
-        let Planned { own, sources, folders } = planned;
-        let (unwritten, home) = (own.unwritten(), own.path());
-        let Opened { writer, keeper, doorbell, .. } = own;
-        let lanes = Lanes::start(sources, &plan.usage.reporters, gauge.counters())
-            .map_err(|error| error.to_string())?;
-        let journal = Journal::start((rings, doorbell), writer, keeper).map_err(thread_error)?;
-        let watch = folders.map(Folders::start).transpose().map_err(thread_error)?;
-        let (gauge, is_kept) = (gauge.clone(), plan.usage.spool.enabled);
-        Ok(Delivery { journal, lanes, watch, unwritten, gauge, is_kept, home })
-    }
-
-    /// Writes what is in the rings, and delivers for a while. A disk that does not come back ends
-    /// with the process: all that was promised is in the rings or on the disk.
-    fn finish(self, wait: Duration) {
-        let (gauge, unwritten) = (self.gauge.clone(), self.unwritten.clone());
-        let (until_end, running) = bounded::<()>(0);
-        let body = move || {
-            let _until_end = until_end;
-            self.flush();
-        };
-        if let Err(error) = std::thread::Builder::new().name("end".into()).spawn(body) {
-            tracing::error!(%error, "usage records wait where they are: a thread cannot start");
-        }
-        if running.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
-            return;
-        }
-        let (ring_bytes, lost) = (gauge.waiting(), unwritten.count());
-        let what = match gauge.is_volatile() {
-            true => "what is in the rings is lost, since they are memory of this process",
-            false => "what is in the rings and in the spool waits for the next start",
-        };
-        let message = "the disk of the spool, or a receiver, does not come back: the process ends \
-                       all the same";
-        tracing::error!(ring_bytes, lost, what, "{message}");
-    }
-
-    fn flush(self) {
-        self.journal.stop();
-        let left = self.lanes.stop(if self.is_kept { FLUSH_TIME } else { LAST_TIME });
-        if let Some(watch) = self.watch {
-            watch.stop();
-        }
-        let lost = self.unwritten.count();
-        match (left, self.is_kept) {
-            (_, true) if lost > 0 => {
-                let message = "usage records are lost: the spool fails, and they were in memory \
-                               alone; what it has on the disk waits for the next start";
-                tracing::error!(lost, "{message}");
-            }
-            (0, _) => {}
-            (_, true) => tracing::info!(left, "usage records wait in the spool for the next start"),
-            (_, false) => tracing::error!(left, "usage records are lost: there is no spool"),
-        }
-    }
-}
-
-fn thread_error(error: std::io::Error) -> String {
+/// What is said of a thread that there cannot be.
+pub(super) fn thread_error(error: std::io::Error) -> String {
     format!("a thread cannot be started: {error}")
 }
 
@@ -415,7 +309,7 @@ fn start_pages(
     let view = board.view();
     let numbers = Arc::clone(&gateway.numbers);
     let questions = admin_api::start(&view.plan, gateway)?;
-    let ControlDoors { metrics, api, replaces_socket } = doors;
+    let ControlDoors { metrics, api, plain: _, replaces_socket } = doors;
     let (admin, file) = admin::open_for(&view.plan, home, replaces_socket).unzip();
     let (renew, renewed) = bounded(1);
     let listeners = Listeners { metrics, admin, api, questions, numbers, renewed };
@@ -525,8 +419,7 @@ impl Control {
             writer.finish();
         }
         if let Some(delivery) = self.delivery {
-            let time = if delivery.is_kept { FLUSH_TIME } else { LAST_TIME };
-            delivery.finish(time + END_WAIT);
+            delivery.finish();
         }
         if let Some(exporter) = self.span_exporter {
             exporter.finish();
@@ -537,37 +430,6 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::usage::journal::tests::Odd;
-    use crate::usage::record::UsageRecord;
-
-    /// Catches: a process that never ends because the disk of its spool does not come back.
-    #[test]
-    fn the_end_does_not_wait_for_a_disk_that_hangs() {
-        let text = "backends: [{url: 'http://192.0.2.1'}]\n\
-                    usage: {reporters: [{name: f, type: file, file: {path: /nowhere/f}}]}";
-        let plan = crate::config::load_text("test", text, &|_| None).unwrap().plan;
-        let (disk, names) = (Odd::default(), ["f".to_owned()]);
-        let shared = disk.shared();
-        let mut own =
-            spool::open(Arc::new(disk), spool::Options::of(&plan.usage.spool), &names).unwrap();
-        let cursors = std::mem::take(&mut own.cursors).into_iter();
-        let sources = cursors.map(|cursor| Box::new(cursor) as _).collect();
-        let counters = Arc::new(UsageCounters::new(&plan.usage.reporters));
-        let ring = Arc::new(RingFile::anonymous(64 * 1024).unwrap());
-        let (doorbell, state) = (Arc::clone(&own.doorbell), Arc::clone(&own.state));
-        let outbox = Outbox::new(ring.clone(), doorbell, counters.clone(), state.clone());
-        let gauge = Gauge::new(counters, vec![ring.clone()], state);
-        let planned = Planned { own, sources, folders: None };
-        let delivery = Delivery::start(&plan, vec![ring], planned, &gauge).unwrap();
-        let shut = shared.shut();
-        outbox.close(&UsageRecord::default().borrowed(), Default::default());
-        delivery.finish(Duration::from_millis(50));
-        assert!(gauge.waiting() > 0, "the disk had it");
-        drop(shut);
-        while gauge.waiting() > 0 {
-            std::thread::yield_now();
-        }
-    }
 
     /// Catches: a process that never ends because a reload takes for ever, and others wait behind
     /// it.

@@ -40,20 +40,10 @@ impl HttpService {
     pub fn new(url: &Secret) -> HttpService {
         let place = place(url.reveal());
         let url: Option<Uri> = url.reveal().parse().ok();
-        let config = Agent::config_builder()
-            // The environment is no part of the configuration, and a redirect would carry what we
-            // send (and the fields that authorise us) to a place nobody configured.
-            .proxy(None)
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .max_idle_age(IDLE_MAX)
-            .input_buffer_size(BUFFER_BYTES)
-            .output_buffer_size(BUFFER_BYTES)
-            .tls_config(TlsConfig::builder().root_certs(roots(url.as_ref())).build())
-            .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")));
+        let config = settings(roots(url.as_ref()), false);
         let names = Names::default();
         let connector = DefaultConnector::new().chain(Gather);
-        let agent = Agent::with_parts(config.build(), connector, names.clone());
+        let agent = Agent::with_parts(config, connector, names.clone());
         HttpService { url, place, agent, names }
     }
 
@@ -146,6 +136,23 @@ impl HttpService {
     }
 }
 
+/// How we ask: as configured, and nowhere else.
+pub(super) fn settings(roots: RootCerts, https_only: bool) -> Config {
+    Agent::config_builder()
+        // The environment is no part of the configuration, and a redirect would carry what we send
+        // (and the fields that authorise us) to a place nobody configured.
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .max_idle_age(IDLE_MAX)
+        .input_buffer_size(BUFFER_BYTES)
+        .output_buffer_size(BUFFER_BYTES)
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .https_only(https_only)
+        .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
 fn place(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -193,7 +200,7 @@ impl Resolver for Names {
 }
 
 /// The kind of an error, in our words: the library's may hold the URL.
-fn cause(error: &Error) -> String {
+pub(super) fn cause(error: &Error) -> String {
     match error {
         Error::Timeout(_) => "timed out".to_owned(),
         Error::Io(error) => tls_fault::told(error).unwrap_or_else(|| error.to_string()),
@@ -212,6 +219,11 @@ fn roots(url: Option<&Uri>) -> RootCerts {
     if url.is_none_or(is_plain) {
         return RootCerts::WebPki;
     }
+    system_roots()
+}
+
+/// The system's roots, or the built-in ones.
+pub(super) fn system_roots() -> RootCerts {
     let found = rustls_native_certs::load_native_certs().certs;
     if found.is_empty() {
         return RootCerts::WebPki;

@@ -14,6 +14,8 @@ pub mod names;
 pub mod redis;
 #[cfg(feature = "sql")]
 pub mod sql;
+#[cfg(feature = "acme")]
+pub mod web;
 
 use std::time::{Duration, Instant};
 

@@ -95,4 +95,5 @@ mod budget;
 mod listening;
 mod certificates;
 mod tls_listener;
+mod acme;
 mod machine;

@@ -6,5 +6,8 @@ pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
 pub const HANDSHAKES_MAX: usize = 1024;
 /// Certificates that a configuration may name for its clients. Beyond: refused.
 pub const CERTIFICATES_MAX: usize = 1000;
+/// Names for which certificates are fetched, each with a certificate of its own. Beyond: the
+/// configuration is refused.
+pub const ACME_DOMAINS_MAX: usize = 100;
 /// Names that an authority looks at by TLS at one time. Beyond: the oldest are forgotten.
 pub const CHALLENGES_MAX: usize = 100;

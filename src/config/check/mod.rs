@@ -4,6 +4,7 @@
 //! *Takes:* the canonical tree. *Gives:* a plan and findings. *Runs on:* the main thread. *May:*
 //! allocate freely. *Never:* reads a file, stops at the first mistake.
 
+mod acme;
 mod auth;
 mod backend;
 mod discovery;
@@ -20,7 +21,7 @@ mod usage;
 mod watch;
 
 use super::desk::Desk;
-use super::plan::{Backend, Plan, Routing};
+use super::plan::{Backend, Plan, Routing, Server};
 use super::raw::{MapEntry, Node, ValueKind};
 use super::section::Section;
 use super::{alias, value};
@@ -53,7 +54,7 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
         doubt_region(&root, &server.region, &backends);
     }
     let auth::Keys { auth, api_keys } = auth::keys(&mut root, &stores);
-    let metrics = watch::metrics(&mut root, &server.listen);
+    let metrics = watch::metrics(&mut root, &listeners(&server));
     if let Some(page) = metrics.as_ref().filter(|page| page.listen.is_none()) {
         if server.paths.contains(&page.path) {
             let path = &page.path;
@@ -63,7 +64,7 @@ pub fn plan(desk: &Desk, root: &Node) -> Option<Plan> {
             );
         }
     }
-    let mut taken = server.listen.clone();
+    let mut taken = listeners(&server);
     taken.extend(metrics.as_ref().and_then(|m| m.listen));
     let mut plan = Plan {
         server,
@@ -116,6 +117,12 @@ fn unsupported(root: &mut Section) {
         ("scripts", "no version ever ran them; `hooks` and `auth.pipeline[].script` exist"),
         ("models", "`/v1/models` lists what the engines have, and `routing.model_mapping`"),
     ]);
+}
+
+/// Where clients come.
+fn listeners(server: &Server) -> Vec<SocketAddr> {
+    let plain = server.tls.as_ref().and_then(|tls| tls.acme.as_ref()?.http_listen);
+    server.listen.iter().copied().chain(plain).collect()
 }
 
 /// A listener of a section's own. Workers share their port by SO_REUSEPORT: a second listener on

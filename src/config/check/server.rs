@@ -1,5 +1,6 @@
 //! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
 
+use super::acme::acme;
 use crate::base::limits::{
     BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, BUFFERED_SMALL_SHARE, CERTIFICATES_MAX,
     CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
@@ -32,8 +33,10 @@ fn read(s: &mut Section) -> Server {
     let max_body_size = s
         .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
         .unwrap_or(base.max_body_size);
+    let listen = listen(s).unwrap_or(base.listen);
     let server = Server {
-        listen: listen(s).unwrap_or(base.listen),
+        tls: s.when_enabled("tls", |s| tls(s, &listen)),
+        listen,
         region: s.text("region").unwrap_or_default(),
         trusted_proxies: s.list("trusted_proxies", IpRange::parse).unwrap_or_default(),
         proxy_protocol: s.boolean("proxy_protocol", base.proxy_protocol),
@@ -57,7 +60,6 @@ fn read(s: &mut Section) -> Server {
         forward_credentials: s.boolean("forward_credentials", base.forward_credentials),
         paths: paths(s),
         cors: s.when_enabled("cors", cors),
-        tls: s.when_enabled("tls", tls),
     };
     if server.proxy_protocol && server.trusted_proxies.is_empty() && !s.desk.has_errors() {
         s.error("proxy_protocol", "is believed from trusted_proxies only: name them");
@@ -309,7 +311,7 @@ fn cors(s: &mut Section) -> Cors {
     cors
 }
 
-fn tls(s: &mut Section) -> ServerTls {
+fn tls(s: &mut Section, taken: &[SocketAddr]) -> ServerTls {
     let auth = [
         ("none", ClientAuth::None),
         ("request", ClientAuth::Request),
@@ -322,14 +324,21 @@ fn tls(s: &mut Section) -> ServerTls {
         s.error("certificates", format!("must be {CERTIFICATES_MAX} at most"));
     }
     let tls = ServerTls {
-        pair: pair(s, certificates.is_empty()),
+        pair: pair(s, certificates.is_empty() && !s.has("acme")),
         certificates,
         min_version: s.choice("min_version", &floors, TlsFloor::Tls12),
         client_ca_file: s.protecting("client_ca_file").map(Into::into),
         client_auth: s.choice("client_auth", &auth, ClientAuth::None),
+        acme: None,
     };
+    let is_closed = tls.client_auth == ClientAuth::Require;
+    let tls = ServerTls { acme: s.when_present("acme", |s| acme(s, (taken, is_closed))), ..tls };
     if tls.client_ca_file.is_some() && !s.given("client_auth") {
         s.error("client_auth", "is required beside client_ca_file: none, request or require");
+    }
+    let has_certificates = tls.acme.is_some() || tls.all_certificates().next().is_some();
+    if !has_certificates && !s.desk.has_errors() {
+        s.error("cert_file", "is required: nothing else gives a certificate");
     }
     if tls.client_auth != ClientAuth::None && tls.client_ca_file.is_none() {
         s.error("client_ca_file", "is required when client_auth asks for certificates");

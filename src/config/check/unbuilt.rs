@@ -12,6 +12,10 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             plan.metrics.as_ref().is_some_and(|m| !m.custom_labels.is_empty()),
             "metrics.custom_labels: further labels",
         ),
+        (
+            cfg!(not(feature = "acme")) && plan.server.tls.iter().any(|tls| tls.acme.is_some()),
+            "server.tls.acme: certificates from an authority",
+        ),
         (!plan.hooks.is_empty(), "hooks: scripts at points of a request"),
     ];
     let active = asked.iter().filter(|(active, _)| *active);

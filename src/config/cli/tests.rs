@@ -77,6 +77,18 @@ fn check_prints_the_plan_and_exits_by_what_it_is_worth() {
     assert_eq!(printed(&["check", "/nonexistent.yaml"]).code, UNUSABLE);
 }
 
+/// Catches: a check that does not say from whom certificates would be asked, and for which names.
+#[test]
+fn check_says_which_certificates_would_be_fetched() {
+    let acme = "{domains: [A.example, b.example], directory: letsencrypt-staging}";
+    let text = format!("server: {{tls: {{enabled: true, acme: {acme}}}}}\n");
+    let file = file("acme", &(text + "backends: [{url: 'http://a'}]\n"));
+    let output = printed(&["check", file.name()]);
+    let line = "certificates of a.example, b.example from \
+                https://acme-staging-v02.api.letsencrypt.org/directory, kept in ./data/acme\n";
+    assert!(output.stdout.ends_with(line), "{}", output.stdout);
+}
+
 #[test]
 fn a_start_refuses_what_check_refuses() {
     let good = file("start", "backends: [{url: 'http://a', wieght: 2}]\n");

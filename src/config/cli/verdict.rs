@@ -69,7 +69,7 @@ impl Printout {
         }
         match wanted.against.map(|file| load_file(file, &of_this_process)) {
             None if wanted.plan => {}
-            None => self.stdout = models::table(plan),
+            None => self.stdout = models::table(plan) + &fetched(plan),
             Some(Ok(old)) => self.stdout = changes(&old.plan, plan),
             Some(Err(report)) => {
                 self.stderr.push_str(&lines(&report, false));
@@ -77,6 +77,16 @@ impl Printout {
             }
         }
     }
+}
+
+/// Which certificates would be fetched, from whom; nothing where none would.
+fn fetched(plan: &Plan) -> String {
+    let Some(acme) = plan.server.tls.as_ref().and_then(|tls| tls.acme.as_ref()) else {
+        return String::new();
+    };
+    let names = acme.domains.join(", ");
+    let (directory, storage) = (&acme.directory, acme.storage.display());
+    format!("certificates of {names} from {directory}, kept in {storage}\n")
 }
 
 /// A line for each change that a reload makes, and what it cannot do.

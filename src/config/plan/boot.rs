@@ -2,7 +2,7 @@
 //! is in use once the reload is done: for the next request, or, where a setting is one of a whole
 //! connection (`write_timeout`, `half_close`), for the next connection.
 
-use super::{Admin, Log, Metrics, OtlpTraces, Plan, Server, Spool, UsagePlan};
+use super::{Admin, Log, Metrics, OtlpTraces, Plan, Server, ServerTls, Spool, UsagePlan};
 
 impl Plan {
     /// Makes this plan one that can follow `running` in the same process: what only a restart can
@@ -81,8 +81,9 @@ impl Kept {
             forward_credentials: _,
             paths: _,
             cors: _,
-            tls: _,
+            tls,
         } = new;
+        self.of_tls(tls, &running.tls);
         self.keep("server.listen", listen, &running.listen);
         self.keep("server.pid_file", pid_file, &running.pid_file);
         self.keep("server.workers", workers, &running.workers);
@@ -94,6 +95,19 @@ impl Kept {
         }
         self.keep("server.cpu_affinity", cpu_affinity, &running.cpu_affinity);
         *cpu_affinity_auto = running.cpu_affinity_auto;
+    }
+
+    /// Who fetches certificates is started at the start, with its listener and its folder.
+    fn of_tls(&mut self, new: &mut Option<ServerTls>, running: &Option<ServerTls>) {
+        let Some(own) = new else { return };
+        match running {
+            Some(running) => self.keep("server.tls.acme", &mut own.acme, &running.acme),
+            None if own.acme.is_some() => {
+                self.0.push("server.tls.acme");
+                *new = None;
+            }
+            None => {}
+        }
     }
 
     /// Outputs are opened at the start.

@@ -3,6 +3,7 @@
 //! *Takes:* values that were checked. *Gives:* types that cannot be wrong. *Runs on:* every
 //! thread. *May:* be shared. *Never:* changes, is asked whether it is valid.
 
+mod acme;
 mod backend;
 mod boot;
 mod discovery;
@@ -19,6 +20,7 @@ mod tracing;
 mod usage;
 mod watch;
 
+pub use acme::*;
 pub use backend::*;
 pub use discovery::*;
 pub use keys::*;

@@ -248,6 +248,16 @@ pub fn or_off<T: Serialize, S: Serializer>(value: &Option<T>, s: S) -> Result<S:
     }
 }
 
+pub fn address_or_off<S: Serializer>(
+    value: &Option<std::net::SocketAddr>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(address) => address.serialize(s),
+        None => s.serialize_str("off"),
+    }
+}
+
 pub fn cpus<S: Serializer>(cpus: &[usize], s: S) -> Result<S::Ok, S::Error> {
     if cpus.is_empty() {
         return s.serialize_str("off");

@@ -1,6 +1,6 @@
 //! The client side of the plan: listener, threads, limits and timeouts.
 
-use super::print;
+use super::{print, Acme};
 use crate::config::value::IpRange;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -136,6 +136,9 @@ pub struct ServerTls {
     pub client_ca_file: Option<PathBuf>,
     /// Whether clients must show a certificate.
     pub client_auth: ClientAuth,
+    /// Certificates are fetched from an authority; `None` = those of the files are all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
 }
 
 impl ServerTls {

@@ -24,6 +24,8 @@ pub enum ListenPurpose {
     Metrics,
     /// The admin API: `admin.listen`.
     Admin,
+    /// Those who come without TLS: `server.tls.acme.http_listen`.
+    PlainHttp,
 }
 
 /// All sockets that listen at one address.
@@ -125,6 +127,7 @@ impl OpeningListeners {
                 ListenPurpose::Clients => "clients",
                 ListenPurpose::Metrics => "metrics",
                 ListenPurpose::Admin => "admin API",
+                ListenPurpose::PlainHttp => "plain HTTP",
             };
             tracing::info!(addr = %address, "{whose}");
         }

@@ -127,6 +127,7 @@ fn line(word: &HandoverWord) -> String {
                 Some(ListenPurpose::Clients) => "clients",
                 Some(ListenPurpose::Metrics) => "metrics",
                 Some(ListenPurpose::Admin) => "admin",
+                Some(ListenPurpose::PlainHttp) => "plain_http",
             };
             format!("sockets {purpose} {} {}", group.asked, group.address)
         }
@@ -159,6 +160,7 @@ fn read_group(text: &str, sockets: Vec<OwnedFd>) -> Option<HandoverWord> {
         "clients" => Some(ListenPurpose::Clients),
         "metrics" => Some(ListenPurpose::Metrics),
         "admin" => Some(ListenPurpose::Admin),
+        "plain_http" => Some(ListenPurpose::PlainHttp),
         _ => return None,
     };
     let (asked, address) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);

@@ -2,7 +2,7 @@
 //! to find out then.
 
 use crate::config::plan::Plan;
-use crate::control::{scripts, tls};
+use crate::control::{acme, scripts, tls};
 use crate::usage::reporter;
 use std::sync::Arc;
 
@@ -10,6 +10,9 @@ use std::sync::Arc;
 pub fn unusable(plan: &Plan) -> Vec<String> {
     let mut system_roots = None;
     let mut found: Vec<String> = tls::client_tls(plan, &Arc::default()).err().into_iter().collect();
+    if let Some(acme) = plan.server.tls.as_ref().and_then(|tls| tls.acme.as_ref()) {
+        found.extend(acme::look(acme).err());
+    }
     for (index, backend) in plan.backends.iter().enumerate() {
         let config =
             backend.tls.as_ref().map(|it| tls::settings_of(backend, it, &mut system_roots));

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unused_imports, reason = "a tool may wait here for the test that needs it")]
 
+pub mod acme;
 pub mod backend;
 pub mod client;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod stream;
 pub mod tls;
 pub mod webhook;
 
+pub use acme::{AcmeMood, AcmeServer};
 pub use backend::Backend;
 pub use client::Conn;
 pub use config::Config;

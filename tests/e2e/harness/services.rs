@@ -459,7 +459,7 @@ impl Drop for Postgres {
 }
 
 /// The first of these programs that is there: a path, or a name of the search path.
-fn find(names: &[&str]) -> Option<PathBuf> {
+pub(super) fn find(names: &[&str]) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&folders).collect();
     let in_folders = |name: &&str| folders.iter().map(|f| f.join(name)).collect::<Vec<_>>();
@@ -468,7 +468,7 @@ fn find(names: &[&str]) -> Option<PathBuf> {
 }
 
 /// The same, where a test cannot do without.
-fn installed(names: &[&str]) -> PathBuf {
+pub(super) fn installed(names: &[&str]) -> PathBuf {
     find(names).unwrap_or_else(|| panic!("not installed: {names:?}"))
 }
 
