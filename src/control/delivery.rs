@@ -23,8 +23,8 @@ const LAST_TIME: Duration = Duration::from_secs(10);
 /// All that ends with the journal gets so much longer: its disk may not come back from a write.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// An end for each worker, what shows how it goes, and the rest; all of it missing where there are no
-/// reporters.
+/// An end for each worker, what shows how it goes, and the rest; all of it missing where there are
+/// no reporters.
 pub type Metering = (Vec<Outbox>, Option<Gauge>, Option<Delivery>);
 
 /// Starts what the reporters of a plan need, if it has any.

@@ -1,6 +1,7 @@
 //! What is kept on the disk, under `storage`: a folder for each authority, in which there are its
-//! account, its certificates, what failed last, and the tokens that it asks for just now. Folders are
-//! 0700 and files 0600. A file is replaced as a whole or not at all, and is on the disk when it is.
+//! account, its certificates, what failed last, and the tokens that it asks for just now. Folders
+//! are 0700 and files 0600. A file is replaced as a whole or not at all, and is on the disk when it
+//! is.
 
 use super::pause::Failures;
 use crate::base::fnv;

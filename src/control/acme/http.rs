@@ -1,6 +1,7 @@
-//! The listener for those who come without TLS: an authority that asks for a token gets it, a browser
-//! is sent to `https`, and nobody else gets anything. One thread for all: who has been there longest
-//! goes where somebody new finds no place, so that those who say nothing keep no authority out.
+//! The listener for those who come without TLS: an authority that asks for a token gets it, a
+//! browser is sent to `https`, and nobody else gets anything. One thread for all: who has been
+//! there longest goes where somebody new finds no place, so that those who say nothing keep no
+//! authority out.
 
 use super::folder::AcmeFolder;
 use crate::http::head::Parse;

@@ -5,7 +5,7 @@ use super::folder::{AcmeFolder, FileMark};
 use super::http::{self, PlainDoor};
 use super::numbers::{AcmeNumbers, OrderEnd};
 use super::order::{web_of, OrderDesk};
-use super::pair::{self, Lifetime};
+use super::pair::{self, CertificateLife};
 use super::pause::{renewal_ms, Failures, Jitter, Setback};
 use super::web::{told, OrderFault};
 use crate::base::clock::unix_ms;
@@ -40,8 +40,9 @@ impl AcmeRun {
     }
 }
 
-/// Takes up what lies on the disk, and starts the threads, where the plan of this view says so. What
-/// is there is shown before this returns. `plain`: the listener for those who come without TLS.
+/// Takes up what lies on the disk, and starts the threads, where the plan of this view says so.
+/// What is there is shown before this returns. `plain`: the listener for those who come without
+/// TLS.
 ///
 /// # Errors
 /// The folder cannot be used, or a thread cannot start: a line for a person.
@@ -102,7 +103,7 @@ struct KeptName {
     /// The file that was looked at last.
     mark: Option<FileMark>,
     /// How long the certificate in use lives.
-    lifetime: Option<Lifetime>,
+    lifetime: Option<CertificateLife>,
     renewal_ms: u64,
 }
 
@@ -133,7 +134,8 @@ impl Keeper {
         let now_ms = unix_ms();
         let next_ms = (0..self.names.len()).map(|at| self.next_ms(at)).min().unwrap_or(u64::MAX);
         let wait = Duration::from_millis(next_ms.saturating_sub(now_ms));
-        let shortest = self.names.iter().filter_map(|name| name.lifetime).map(Lifetime::seconds);
+        let shortest =
+            self.names.iter().filter_map(|name| name.lifetime).map(CertificateLife::seconds);
         let look = shortest.min().map(|life| Duration::from_secs(life / LOOKS_PER_LIFE));
         let look = look.map_or(LOOK_PAUSE_MAX, |look| look.min(LOOK_PAUSE_MAX));
         // Who is due and had no turn waits as well: somebody else orders.
@@ -169,7 +171,7 @@ impl Keeper {
     fn show(&mut self, at: usize, pair: &Arc<ServedCertificate>) {
         let Some(kept) = self.names.get_mut(at) else { return };
         self.given.put(pair);
-        let lifetime = Lifetime::of(pair);
+        let lifetime = CertificateLife::of(pair);
         kept.lifetime = Some(lifetime);
         kept.renewal_ms = renewal_ms(lifetime, Jitter::random());
         let (name, until) = (&kept.name, time(lifetime.until_s.saturating_mul(1000)));

@@ -1,11 +1,11 @@
-//! Certificates from an authority that speaks ACME (RFC 8555), such as Let's Encrypt: fetched before
-//! there are any, and renewed in time.
+//! Certificates from an authority that speaks ACME (RFC 8555), such as Let's Encrypt: fetched
+//! before there are any, and renewed in time.
 //!
-//! *Takes:* `server.tls.acme` of the plan, and what is on the disk. *Gives:* certificates to the TLS
-//! listener, files, figures. *Runs on:* two threads of its own: `acme`, which orders one certificate
-//! after the other, and `acme-http`, which answers the authority's questions. *May:* block, connect,
-//! write files, wait for minutes. *Never:* runs on a worker, takes a certificate away that is in use,
-//! says a key.
+//! *Takes:* `server.tls.acme` of the plan, and what is on the disk. *Gives:* certificates to the
+//! TLS listener, files, figures. *Runs on:* two threads of its own: `acme`, which orders one
+//! certificate after the other, and `acme-http`, which answers the authority's questions. *May:*
+//! block, connect, write files, wait for minutes. *Never:* runs on a worker, takes a certificate
+//! away that is in use, says a key.
 //!
 //! Several instances may share the folder, over a network too. Whoever orders holds its lock; the
 //! others find the certificate there. Tokens of challenges lie there as well, so that whichever
@@ -20,8 +20,7 @@ mod http;
 #[cfg(feature = "acme")]
 mod keeper;
 #[cfg(not(feature = "acme"))]
-#[path = "none.rs"]
-mod keeper;
+mod none;
 mod numbers;
 #[cfg(feature = "acme")]
 mod order;
@@ -32,5 +31,8 @@ mod pause;
 #[cfg(feature = "acme")]
 mod web;
 
+#[cfg(feature = "acme")]
 pub use keeper::{look, start, AcmeRun};
+#[cfg(not(feature = "acme"))]
+pub use none::{look, start, NoAcme as AcmeRun};
 pub use numbers::AcmeNumbers;

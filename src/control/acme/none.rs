@@ -1,5 +1,5 @@
-//! In place of the client in a build without the feature `acme`, which starts with no plan that asks
-//! for it.
+//! In place of the client in a build without the feature `acme`, which starts with no plan that
+//! asks for it.
 
 use super::AcmeNumbers;
 use crate::config::plan::Acme;
@@ -9,9 +9,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Nothing runs.
-pub struct AcmeRun(());
+pub struct NoAcme(());
 
-impl AcmeRun {
+impl NoAcme {
     /// Of nothing.
     pub fn numbers(&self) -> Arc<AcmeNumbers> {
         Arc::default()
@@ -26,7 +26,7 @@ pub fn start(
     _view: &View,
     _stop: &Arc<Stop>,
     _plain: Option<OwnedFd>,
-) -> Result<Option<AcmeRun>, String> {
+) -> Result<Option<NoAcme>, String> {
     Ok(None)
 }
 

@@ -80,8 +80,8 @@ pub fn web_of(acme: &Acme) -> Result<AcmeWeb, String> {
 }
 
 impl OrderDesk<'_> {
-    /// Gets a certificate for a name and puts it on the disk. `tries` before this one failed. Blocks
-    /// for minutes at most.
+    /// Gets a certificate for a name and puts it on the disk. `tries` before this one failed.
+    /// Blocks for minutes at most.
     ///
     /// # Errors
     /// Why there is none.
@@ -220,8 +220,8 @@ impl OrderDesk<'_> {
         Ok(Proof::Shown(ShownChallenge { given: Arc::clone(self.given), name: name.to_owned() }))
     }
 
-    /// The first of the challenges that we can answer and that are offered. What failed last time is
-    /// last, where there is a choice.
+    /// The first of the challenges that we can answer and that are offered. What failed last time
+    /// is last, where there is a choice.
     fn kind_for(
         &self,
         authorization: &AuthorizationHandle<'_>,

@@ -11,20 +11,20 @@ use zeroize::Zeroizing;
 
 /// From when and until when a certificate counts, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lifetime {
+pub struct CertificateLife {
     /// Its first second.
     pub from_s: u64,
     /// Its last second.
     pub until_s: u64,
 }
 
-impl Lifetime {
+impl CertificateLife {
     /// Of a certificate. Some have begun before 1970, as far as anybody can tell.
-    pub fn of(certificate: &ServedCertificate) -> Lifetime {
+    pub fn of(certificate: &ServedCertificate) -> CertificateLife {
         let facts = &certificate.facts;
         let [from_s, until_s] =
             [facts.not_before, facts.not_after].map(|at| u64::try_from(at).unwrap_or(0));
-        Lifetime { from_s, until_s }
+        CertificateLife { from_s, until_s }
     }
 
     /// How long that is.
@@ -83,8 +83,8 @@ pub(super) mod tests {
     #[test]
     fn what_does_not_go_together_is_no_pair() {
         let (one, other) = (made("a.example", DATES), made("a.example", DATES));
-        let lifetime = Lifetime { from_s: 1_769_817_600, until_s: 2_711_232_000 };
-        assert_eq!(Lifetime::of(&read("a.example", &one).unwrap()), lifetime);
+        let lifetime = CertificateLife { from_s: 1_769_817_600, until_s: 2_711_232_000 };
+        assert_eq!(CertificateLife::of(&read("a.example", &one).unwrap()), lifetime);
         let split = |text: &str| {
             let at = text.find("-----BEGIN CERTIFICATE").unwrap();
             let (key, chain) = text.split_at(at);

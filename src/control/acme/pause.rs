@@ -1,6 +1,6 @@
 //! When a certificate is renewed, and how long nobody asks after a failure.
 
-use super::pair::Lifetime;
+use super::pair::CertificateLife;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Jitter {
 
 /// When a certificate is to be renewed, in milliseconds since 1970: at two thirds of its life, and
 /// up to a thirtieth later.
-pub fn renewal_ms(lifetime: Lifetime, jitter: Jitter) -> u64 {
+pub fn renewal_ms(lifetime: CertificateLife, jitter: Jitter) -> u64 {
     let life_ms = lifetime.seconds() * 1000;
     lifetime.from_s * 1000 + life_ms / 3 * 2 + jitter.of(life_ms / 30)
 }
@@ -72,7 +72,7 @@ impl Failures {
     pub fn add(
         &mut self,
         setback: Setback,
-        in_use: Option<Lifetime>,
+        in_use: Option<CertificateLife>,
         (now_ms, jitter): (u64, Jitter),
     ) -> Duration {
         let doubled = |min: Duration, max: Duration| {
@@ -107,14 +107,15 @@ mod tests {
     use super::*;
 
     const DAY: u64 = 24 * 3600;
-    const QUARTER: Lifetime = Lifetime { from_s: 1_000_000, until_s: 1_000_000 + 90 * DAY };
+    const QUARTER: CertificateLife =
+        CertificateLife { from_s: 1_000_000, until_s: 1_000_000 + 90 * DAY };
 
     /// Catches: a renewal that is too early (limits of the authority) or too late to be repeated.
     #[test]
     fn two_thirds_of_the_life_are_used() {
         let at = |jitter| (renewal_ms(QUARTER, Jitter(jitter)) / 1000 - QUARTER.from_s) / DAY;
         assert_eq!((at(0), at(255)), (60, 63));
-        let none = Lifetime { from_s: 7, until_s: 3 };
+        let none = CertificateLife { from_s: 7, until_s: 3 };
         assert_eq!(renewal_ms(none, Jitter(255)), 7000);
     }
 
@@ -145,7 +146,7 @@ mod tests {
     #[test]
     fn what_the_authority_asks_for_goes_first() {
         let asked = |seconds| Setback::Refused { retry_after: Some(Duration::from_secs(seconds)) };
-        let short = Lifetime { from_s: 0, until_s: 60 };
+        let short = CertificateLife { from_s: 0, until_s: 60 };
         let pause =
             |setback, in_use| Failures::default().add(setback, in_use, (0, Jitter(0))).as_secs();
         assert_eq!(pause(asked(7200), Some(short)), 7200);
@@ -153,7 +154,7 @@ mod tests {
         let refused = Setback::Refused { retry_after: None };
         assert_eq!(pause(refused, Some(short)), 3);
         assert_eq!(pause(refused, Some(QUARTER)), 120);
-        assert_eq!(pause(Setback::Unreached, Some(Lifetime { from_s: 0, until_s: 5 })), 1);
+        assert_eq!(pause(Setback::Unreached, Some(CertificateLife { from_s: 0, until_s: 5 })), 1);
     }
 
     /// Catches: a clock that was a year ahead when an order failed, and no order for a year.

@@ -134,7 +134,8 @@ impl AcmeServer {
         format!("directory: \"https://127.0.0.1:{port}/dir\", ca_file: \"{ca}\"")
     }
 
-    /// Clients that trust what it signs, and ask for `localhost`. They look at each certificate anew.
+    /// Clients that trust what it signs, and ask for `localhost`. They look at each certificate
+    /// anew.
     pub fn client(&self) -> Arc<ClientConfig> {
         let root = Conn::open_tls(self.management, self.pki.client()).get("/roots/0").body;
         let mut roots = RootCertStore::empty();
