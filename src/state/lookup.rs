@@ -2,12 +2,12 @@
 //! known of this key? Each such provider has a queue of its own, and threads of the control plane
 //! that answer.
 
-use super::ask::Ask;
+use super::ask::{Ask, Reply};
 use super::meters::Times;
 use crate::base::secret::Secret;
 use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -116,14 +116,22 @@ pub struct KeyService {
     changes: KeyChanges,
 }
 
-/// How often the keys of a provider were changed by us.
+/// How often the keys of a provider were changed by us, and whether it is over.
 #[derive(Clone, Default)]
-pub struct KeyChanges(Arc<AtomicU64>);
+pub struct KeyChanges {
+    count: Arc<AtomicU64>,
+    ends: Arc<AtomicBool>,
+}
 
 impl KeyChanges {
     /// So often.
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// True when the process ends: what is left to be done is to be done before the next answer.
+    pub fn ends(&self) -> bool {
+        self.ends.load(Ordering::Acquire)
     }
 }
 
@@ -146,11 +154,19 @@ impl KeyService {
 
     /// True when both ask the same provider.
     pub fn is_same(&self, other: &KeyService) -> bool {
-        Arc::ptr_eq(&self.changes.0, &other.changes.0)
+        Arc::ptr_eq(&self.changes.count, &other.changes.count)
+    }
+
+    /// The process ends. When this question is answered, what was left to be done is done; `None`:
+    /// there is no room for it.
+    pub fn end(&self) -> Option<Reply<KeyAnswer>> {
+        self.changes.ends.store(true, Ordering::Release);
+        // About a key that nobody can have.
+        self.ask.ask(KeyQuestion { digest: KeyDigest::of(b""), key: Secret::new("") })
     }
 
     /// A key of it was changed, or may have been.
     pub fn note_change(&self) {
-        self.changes.0.fetch_add(1, Ordering::AcqRel);
+        self.changes.count.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -1,9 +1,11 @@
 //! Keys of the store inside the gateway, as clients use them while they are administered.
 
 use crate::admin_api::{desk_of, section, Desk, KEYS};
+use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_some, await_until, Backend, Config, Conn, Webhook, SOON};
 use crate::rig::{CHAT, CHATS, OK};
+use rustix::process::Signal;
 use serde_json::{json, Value};
 use std::time::Instant;
 
@@ -62,6 +64,15 @@ fn a_key_shows_when_it_was_used() {
     assert_eq!(metric("llmproxy_key_lookups_total", &[("result", "known")]), 2);
     assert_eq!(metric("llmproxy_key_uses_lost_total", &[("provider", "builtin")]), 0);
     assert_eq!(last_used(&desk, &once.path), Some(first));
+    // What is not written yet is written at the end.
+    let last = made(&desk, json!({}));
+    assert_eq!(chat(&mut conn, &last.key), 200);
+    desk.proxy.process.signal(Signal::TERM);
+    assert!(desk.proxy.process.wait(SOON).success());
+    let (id, db) = (last.path.rsplit('/').next().unwrap(), scratch.file("keys.db"));
+    let shown = llmproxy(&["keys", "--db", &db.to_string_lossy(), "show", id, "--json"]);
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert!(shown["last_used_at"].is_string(), "{shown}");
 }
 
 /// Catches: a record, a line of the access log or a row without what is known of a key, with what

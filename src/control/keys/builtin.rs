@@ -29,19 +29,23 @@ struct BuiltinSource {
 
 /// Opens nothing yet. One thread is enough: the file is beside us.
 pub fn open(path: &Path, has_script: bool) -> Opened {
-    let source = BuiltinSource {
+    let source = source(path, has_script);
+    Opened {
+        place: path.display().to_string(),
+        patience: PATIENCE,
+        ready: 1,
+        sources: vec![Box::new(source)],
+    }
+}
+
+fn source(path: &Path, has_script: bool) -> BuiltinSource {
+    BuiltinSource {
         path: path.to_owned(),
         has_script,
         store: None,
         uses: KeyUses::default(),
         look: Instant::now() + NOTE_PAUSE,
         is_told: false,
-    };
-    Opened {
-        place: path.display().to_string(),
-        patience: PATIENCE,
-        ready: 1,
-        sources: vec![Box::new(source)],
     }
 }
 
@@ -93,12 +97,9 @@ impl BuiltinSource {
 }
 
 impl Drop for BuiltinSource {
-    /// Nobody asks any more. What cannot be written now is only a remark: nobody misses it.
+    /// Nobody asks any more.
     fn drop(&mut self) {
-        self.uses.look();
-        while !self.uses.next_part().is_empty() {
-            self.write_uses();
-        }
+        self.end();
     }
 }
 
@@ -132,6 +133,14 @@ impl KeySource for BuiltinSource {
             numbers.note_uses_lost(self.uses.take_lost());
         }
         self.write_uses();
+    }
+
+    /// What cannot be written now is only a remark: nobody misses it.
+    fn end(&mut self) {
+        self.uses.look();
+        while !self.uses.next_part().is_empty() {
+            self.write_uses();
+        }
     }
 }
 
@@ -186,6 +195,49 @@ mod tests {
         );
         store.delete(&KeyRef::Text("sk-1".into())).unwrap();
         assert_eq!(ask(false), FoundKey::Unknown);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// Catches: a use that is lost because the store could not be written once, a source that has
+    /// nothing to do any more while something is left, or that turns round and round with nothing.
+    #[test]
+    fn a_use_that_could_not_be_written_is_written_later() {
+        let folder = format!("llmproxy-builtin-uses-{}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let (path, away) = (folder.join("keys.db"), folder.join("away.db"));
+        let digest = KeyDigest::of(b"sk-1");
+        KeyStore::open(&path).unwrap().create(&StoredKey::new(digest, "sk".into(), 5)).unwrap();
+        let last_used = || {
+            let store = KeyStore::open(&path).unwrap();
+            store.get(&KeyRef::Text("sk-1".into())).unwrap().last_used_ms
+        };
+        let mut source = source(&path, false);
+        assert_eq!(source.chore(), None);
+        let question = KeyQuestion { digest, key: Secret::new("sk-1") };
+        let found = source.find(&question, Instant::now() + PATIENCE).unwrap();
+        let FoundKey::Facts(facts) = found else { panic!() };
+        let numbers = LookupNumbers::default();
+        let tend = |source: &mut BuiltinSource| {
+            source.look = Instant::now();
+            assert!(source.chore().unwrap() <= Instant::now());
+            source.tend(&numbers);
+            assert!(source.chore().is_none_or(|due| due > Instant::now()), "one look, one try");
+        };
+        std::fs::rename(&path, &away).unwrap();
+        tend(&mut source);
+        assert!(source.is_told);
+        std::fs::rename(&away, &path).unwrap();
+        tend(&mut source);
+        assert!(!source.is_told);
+        assert_eq!(last_used(), facts.last_use.last_ms());
+        let later = facts.last_use.last_ms().unwrap() + 5_000;
+        facts.last_use.note(later);
+        source.end();
+        assert_eq!(last_used(), Some(later));
+        drop(facts);
+        tend(&mut source);
+        assert_eq!(source.chore(), None, "nobody uses a key");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

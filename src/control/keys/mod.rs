@@ -47,6 +47,10 @@ const LARGE_METADATA: &str = "metadata too large for records";
 /// one says so, and of further ones nothing is told.
 const LOWERED_TOLD_MAX: usize = 1000;
 
+/// At the end it is waited so long, and looked so often, until all is written down.
+const END_WAIT: Duration = Duration::from_secs(1);
+const END_LOOK: Duration = Duration::from_millis(1);
+
 /// Finds keys at one provider; one thread has it.
 trait KeySource: Send {
     /// What the provider says of a key. Ends about when its time does.
@@ -62,6 +66,9 @@ trait KeySource: Send {
 
     /// Does that, since it is time. What is counted of it goes into `numbers`.
     fn tend(&mut self, _numbers: &LookupNumbers) {}
+
+    /// Does all that is left, since the process ends.
+    fn end(&mut self) {}
 }
 
 /// What a provider says of a key.
@@ -141,6 +148,20 @@ pub fn services(
         started.map(Some).map_err(named)
     };
     auth.pipeline.iter().map(service).collect()
+}
+
+/// The workers are done: what is still to be written down of their look-ups is written. It is no
+/// more than a remark, so nobody waits long for it.
+pub fn finish(view: &View) {
+    let due = Instant::now() + END_WAIT;
+    let pipeline = view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
+    let stores = pipeline.zip(&view.services).filter(|(it, _)| it.kind == ProviderKind::Builtin);
+    let last: Vec<_> = stores.filter_map(|(_, service)| service.as_ref()?.end()).collect();
+    for mut done in last {
+        while matches!(done.try_recv(), Ok(None)) && Instant::now() < due {
+            std::thread::sleep(END_LOOK);
+        }
+    }
 }
 
 /// True for a provider that has to be reached.
@@ -236,7 +257,12 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
                     goes_on = questions.answer_until(
                         source.chore(),
                         || changes.count(),
-                        |question| answering.answer(source.as_mut(), question),
+                        |question| {
+                            if changes.ends() {
+                                source.end();
+                            }
+                            answering.answer(source.as_mut(), question)
+                        },
                     );
                     if source.chore().is_some_and(|due| due <= Instant::now()) {
                         source.tend(&answering.numbers);
