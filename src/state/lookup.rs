@@ -2,13 +2,14 @@
 //! known of this key? Each such provider has a queue of its own, and threads of the control plane
 //! that answer.
 
-use super::ask::{Ask, Reply};
+use super::ask::Ask;
 use super::meters::Times;
 use crate::base::secret::Secret;
 use crate::keys::digest::KeyDigest;
 use crate::keys::facts::KeyFacts;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use crossbeam_channel::{bounded, Receiver, Sender};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// A question about one key.
@@ -120,7 +121,7 @@ pub struct KeyService {
 #[derive(Clone, Default)]
 pub struct KeyChanges {
     count: Arc<AtomicU64>,
-    ends: Arc<AtomicBool>,
+    ends: Arc<OnceLock<Sender<()>>>,
 }
 
 impl KeyChanges {
@@ -129,9 +130,9 @@ impl KeyChanges {
         self.count.load(Ordering::Acquire)
     }
 
-    /// True when the process ends: what is left to be done is to be done before the next answer.
-    pub fn ends(&self) -> bool {
-        self.ends.load(Ordering::Acquire)
+    /// There when the process ends: what is left to be done is to be done now, and then told here.
+    pub fn ends(&self) -> Option<&Sender<()>> {
+        self.ends.get()
     }
 }
 
@@ -157,12 +158,14 @@ impl KeyService {
         Arc::ptr_eq(&self.changes.count, &other.changes.count)
     }
 
-    /// The process ends. When this question is answered, what was left to be done is done; `None`:
-    /// there is no room for it.
-    pub fn end(&self) -> Option<Reply<KeyAnswer>> {
-        self.changes.ends.store(true, Ordering::Release);
-        // About a key that nobody can have.
-        self.ask.ask(KeyQuestion { digest: KeyDigest::of(b""), key: Secret::new("") })
+    /// The process ends: what was left to be done is done when this tells so. `None`: there is no
+    /// room to ask for it.
+    pub fn end(&self) -> Option<Receiver<()>> {
+        let (done, is_done) = bounded(1);
+        self.changes.ends.set(done).ok()?;
+        // About a key that nobody can have, so that whoever answers looks.
+        let asked = KeyQuestion { digest: KeyDigest::of(b""), key: Secret::new("") };
+        self.ask.ask(asked).map(|_| is_done)
     }
 
     /// A key of it was changed, or may have been.

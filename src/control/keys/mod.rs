@@ -47,9 +47,8 @@ const LARGE_METADATA: &str = "metadata too large for records";
 /// one says so, and of further ones nothing is told.
 const LOWERED_TOLD_MAX: usize = 1000;
 
-/// At the end it is waited so long, and looked so often, until all is written down.
+/// At the end it is waited so long until all is written down.
 const END_WAIT: Duration = Duration::from_secs(1);
-const END_LOOK: Duration = Duration::from_millis(1);
 
 /// Finds keys at one provider; one thread has it.
 trait KeySource: Send {
@@ -157,10 +156,8 @@ pub fn finish(view: &View) {
     let pipeline = view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
     let stores = pipeline.zip(&view.services).filter(|(it, _)| it.kind == ProviderKind::Builtin);
     let last: Vec<_> = stores.filter_map(|(_, service)| service.as_ref()?.end()).collect();
-    for mut done in last {
-        while matches!(done.try_recv(), Ok(None)) && Instant::now() < due {
-            std::thread::sleep(END_LOOK);
-        }
+    for done in last {
+        let _ = done.recv_deadline(due);
     }
 }
 
@@ -257,13 +254,12 @@ fn start(provider: &Provider, opened: Opened) -> std::io::Result<KeyService> {
                     goes_on = questions.answer_until(
                         source.chore(),
                         || changes.count(),
-                        |question| {
-                            if changes.ends() {
-                                source.end();
-                            }
-                            answering.answer(source.as_mut(), question)
-                        },
+                        |question| answering.answer(source.as_mut(), question),
                     );
+                    if let Some(done) = changes.ends() {
+                        source.end();
+                        let _ = done.try_send(());
+                    }
                     if source.chore().is_some_and(|due| due <= Instant::now()) {
                         source.tend(&answering.numbers);
                     }
