@@ -2,7 +2,9 @@
 
 use crate::harness::backend::Received;
 use crate::harness::message::Head;
+use crate::harness::scratch::Scratch;
 use crate::harness::services::free_port;
+use crate::harness::tls::Authority;
 use crate::harness::{await_some, Backend, Config, Engine, Proxy, SOON};
 use crate::rig::{quiet, Rig, CHAT, CHATS, OK, STREAM};
 use rustix::process::Signal;
@@ -359,4 +361,32 @@ fn a_reload_changes_how_many_are_traced() {
     proxy.await_event("the reload says so", |event| {
         event["keys"].to_string().contains("tracing.otlp.endpoint")
     });
+}
+
+/// Catches: spans that go to whoever answers at the address, and a receiver with TLS that gets none.
+#[test]
+fn a_receiver_with_tls_has_to_prove_itself() {
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let roots = format!("SSL_CERT_FILE={}", scratch.write("ca.pem", authority.pem()).display());
+    let own = authority.server(&["localhost"]);
+    let foreign = Authority::new().server(&["localhost"]);
+    for (server, is_known) in [(own, true), (foreign, false)] {
+        let receiver = Backend::start_tls(server, script_of(|_| Some(TAKEN)));
+        let backend = Backend::answering(OK);
+        let config = Config::backend_at(backend.url());
+        let config = config.section(otlp(&receiver.url_as("https", "localhost"), ""));
+        let way = ["env", "-u", "SSL_CERT_DIR", &roots];
+        let proxy = Proxy::start_through(&way, &config.yaml());
+        pass(&proxy, &backend, &sampled());
+        match is_known {
+            true => exported(&proxy, "exported", 1),
+            false => {
+                proxy.await_event("it is not believed", |event| {
+                    event["message"] == "spans are not taken"
+                        && event["why"].to_string().contains("certificate")
+                });
+                assert!(receiver.requests().is_empty());
+            }
+        }
+    }
 }
