@@ -363,7 +363,7 @@ fn a_reload_changes_how_many_are_traced() {
     });
 }
 
-/// Catches: spans that go to whoever answers at the address, and a receiver with TLS that gets none.
+/// Catches: spans that go to whoever answers there, and a receiver with TLS that gets none.
 #[test]
 fn a_receiver_with_tls_has_to_prove_itself() {
     let (authority, scratch) = (Authority::new(), Scratch::new());
