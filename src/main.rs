@@ -205,7 +205,7 @@ fn serve(
         watch,
         notifier: Arc::clone(&notifier),
     };
-    reloader.find_first()?;
+    reloader.find_first(predecessor.is_some())?;
     predecessor.map_or(Ok(()), Predecessor::await_go)?;
     let workers = start_workers(plan, &mut control, (&stop, &notifier), of_workers, &connections)?;
     upgrades.allow();

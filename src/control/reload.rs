@@ -28,6 +28,8 @@ use std::time::Duration;
 
 /// Sources of discovery that are new get so long to answer before what they find is used.
 const FIND_WAIT: Duration = Duration::from_secs(1);
+/// The same for a process that starts in the place of one that serves until then.
+const SUCCESSOR_FIND_WAIT: Duration = Duration::from_secs(10);
 /// Lines that are logged of one reload, of what changes or of what is wrong. Beyond: counted.
 const LINES_MAX: usize = 100;
 
@@ -277,13 +279,13 @@ impl Reloader {
     }
 
     /// Starts to look for backends, for a process that starts: what is found at once is in use when
-    /// the first client comes.
+    /// the first client comes. A process in whose place another one serves meanwhile has more time.
     ///
     /// # Errors
     /// A line for a person.
-    pub fn find_first(&mut self) -> Result<(), String> {
+    pub fn find_first(&mut self, is_successor: bool) -> Result<(), String> {
         let discovery = self.discovery.next(&self.board.view().plan, &self.news)?;
-        discovery.await_first(FIND_WAIT);
+        discovery.await_first(if is_successor { SUCCESSOR_FIND_WAIT } else { FIND_WAIT });
         self.follow(discovery);
         self.take_found();
         let view = self.board.view();

@@ -6,13 +6,16 @@ use crate::harness::process::Ran;
 use crate::harness::proxy::llmproxy;
 use crate::harness::tls::Pki;
 use crate::harness::{
-    await_some, await_until, Backend, Config, Conn, Engine, Proxy, Webhook, SOON,
+    await_some, await_until, pause, Backend, Config, Conn, Engine, Proxy, Webhook, SOON,
 };
 use crate::notify::Manager;
 use crate::rig::{CHAT, CHATS, OK, STREAM};
 use rustix::process::{kill_process, test_kill_process, Pid, Signal};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A process that has the place of the one that a test has started. It ends with the test.
 struct Successor(Pid);
@@ -120,6 +123,8 @@ fn another_process_takes_the_place_and_no_client_notices() {
     streaming.read_until("data:");
     let mut kept = proxy.connect();
     assert_eq!(kept.post(CHATS, "", CHAT).head.get("connection"), None);
+    let mut probing = proxy.connect();
+    assert_eq!(probing.get("/ready").status(), 200);
     assert!(scraped("llmproxy_connections_total") >= 2.0);
     assert_eq!(number(), pid_of(&proxy));
 
@@ -135,6 +140,8 @@ fn another_process_takes_the_place_and_no_client_notices() {
         answer.head.get("connection") == Some("close")
     });
     kept.assert_closes();
+    let ready = probing.get("/ready");
+    assert_eq!((ready.status(), ready.head.get("connection")), (200, Some("close")));
     // New ones are not its business any more.
     let mut fresh = proxy.connect();
     let answer = fresh.post(CHATS, "", CHAT);
@@ -289,6 +296,57 @@ fn over_tls_it_is_the_same() {
     assert_eq!(proxy.process.wait(SOON).code(), Some(0));
     all_are_answered(&proxy, 4);
     drop(successor);
+}
+
+/// Catches: a successor that serves before it has found anybody to ask, though the old process has.
+#[test]
+fn a_successor_finds_its_backends_first() {
+    let backend = Backend::answering(OK);
+    let rows = format!("[{{\"name\": \"a\", \"url\": \"{}\"}}]", backend.url());
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{rows}", rows.len());
+    let is_slow = Arc::new(AtomicBool::new(false));
+    let slow = Arc::clone(&is_slow);
+    let list = Backend::start(move |served| {
+        while served.request().is_some() {
+            if slow.load(Ordering::Relaxed) {
+                // More than a start without a predecessor waits.
+                pause(Duration::from_millis(1500));
+            }
+            served.send(&answer);
+        }
+    });
+    let source = format!("{{type: http, http: {{url: \"{}/list\", interval: 100ms}}}}", list.url());
+    let discovery = format!("discovery: {{enabled: true, sources: [{source}]}}");
+    let proxy = Proxy::start_linked(&[], &Config::new().section(discovery).yaml());
+    all_are_answered(&proxy, 1);
+    is_slow.store(true, Ordering::Relaxed);
+    let successor = upgraded(&proxy, &pid_of(&proxy), 0);
+    all_are_answered(&proxy, 8);
+    drop(successor);
+}
+
+/// Catches: an old process that takes the place back when its successor has given it on.
+#[test]
+fn three_may_be_in_a_row() {
+    let (manager, engine) = (Manager::new(), Engine::start(&[]));
+    let variables = manager.variables();
+    let way: Vec<&str> = ["env"].into_iter().chain(variables.iter().map(String::as_str)).collect();
+    let proxy = Proxy::start_linked(&way, &Config::backend_at(engine.url()).yaml());
+    assert!(manager.next().starts_with("READY=1\n"));
+    let mut streaming = proxy.connect();
+    streaming.start_post(CHATS, "x-mock-tokens: 20\r\nx-mock-gap-ms: 200\r\n", STREAM);
+    assert_eq!(streaming.head().status(), 200);
+    let second = upgraded(&proxy, &pid_of(&proxy), 0);
+    assert_eq!(manager.next(), format!("MAINPID={}", second.number()));
+    let third = upgraded(&proxy, &second.number(), 1);
+    assert_eq!(manager.next(), format!("MAINPID={}", third.number()));
+    second.await_end();
+    assert!(proxy.process.try_status().is_none(), "the first one's stream runs");
+    assert_eq!(streaming.rest().1, Ended::Whole);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    third.signal(Signal::TERM);
+    assert!(manager.next().starts_with("STOPPING=1\n"), "of the third");
+    third.await_end();
 }
 
 /// Catches: a limit that begins anew with the successor, or a request of the old process that it

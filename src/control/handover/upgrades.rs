@@ -10,7 +10,7 @@ use crate::control::signals::DelaysInUse;
 use crate::state::stop::{Phase, Stop};
 use crossbeam_channel::{bounded, Receiver};
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -238,6 +238,7 @@ impl Upgrades {
         let grace = drain.map_or(IDLE_GRACE, |drain| IDLE_GRACE.min(drain / 2));
         let (_alive, clock): (_, Receiver<()>) = bounded(0);
         let begun = Instant::now();
+        let mut has_ended = false;
         // The process ends when its workers have.
         loop {
             let _ = clock.recv_timeout(LOOK);
@@ -248,13 +249,33 @@ impl Upgrades {
             if drain.is_some_and(|drain| begun.elapsed() >= drain) {
                 self.stop.advance(Phase::Ending);
             }
-            if let (false, Ok(Some(status))) = (self.has_lost_successor(), successor.try_wait()) {
-                tracing::error!(%status, "the successor has ended: nobody serves any more");
-                self.has_lost_successor.store(true, Ordering::Release);
-                self.notifier.bereaved();
+            if has_ended {
+                continue;
+            }
+            if let Ok(Some(status)) = successor.try_wait() {
+                has_ended = true;
+                self.note_end(status);
             }
         }
     }
+
+    fn note_end(&self, status: ExitStatus) {
+        if is_in_order(status) {
+            return tracing::info!(%status, "the successor has ended, too");
+        }
+        tracing::error!(%status, "the successor has died: nobody serves any more");
+        self.has_lost_successor.store(true, Ordering::Release);
+        self.notifier.bereaved();
+    }
+}
+
+/// Whether a process ended as it should: by a signal that asked for it, or because another one had
+/// its place. (Its codes are those of `main`.)
+fn is_in_order(status: ExitStatus) -> bool {
+    const DRAINED: i32 = 0;
+    const CUT: i32 = 3;
+    const AT_ONCE: i32 = 128;
+    status.code().is_some_and(|code| matches!(code, DRAINED | CUT) || code > AT_ONCE)
 }
 
 /// Ends a successor that came to nothing. Says how it ended, if it did so by itself.
@@ -271,4 +292,20 @@ fn end_one(successor: &mut Child) -> String {
     let _ = successor.kill();
     let _ = successor.wait();
     String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    /// Catches: a process that takes the place back because its successor has given it on, or was
+    /// told to end; one that takes a crash for an end in order.
+    #[test]
+    fn an_end_in_order_is_told_from_a_crash() {
+        let code = |code: i32| ExitStatus::from_raw(code << 8);
+        assert!([0, 3, 143, 130].into_iter().all(|fine| is_in_order(code(fine))));
+        assert!(![1, 2, 101].into_iter().any(|bad| is_in_order(code(bad))));
+        assert!(!is_in_order(ExitStatus::from_raw(9)) && !is_in_order(ExitStatus::from_raw(6)));
+    }
 }
