@@ -31,6 +31,7 @@ use llmproxy::state::connections::Connections;
 use llmproxy::state::stop::Stop;
 use llmproxy::usage::unpacker::Unpacker;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -102,9 +103,10 @@ fn main() -> ExitCode {
     }
 }
 
-#[allow(clippy::print_stderr, clippy::print_stdout, reason = "what was asked for on a terminal")]
+#[allow(clippy::print_stderr, reason = "what was asked for on a terminal")]
 fn print(output: &Printout) -> ExitCode {
-    print!("{}", output.stdout);
+    // Whoever reads may have had enough.
+    let _ = std::io::stdout().lock().write_all(output.stdout.as_bytes());
     eprint!("{}", output.stderr);
     ExitCode::from(output.code)
 }

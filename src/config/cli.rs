@@ -11,6 +11,7 @@ use std::path::PathBuf;
 mod health;
 mod keys;
 mod lua;
+mod manual;
 mod models;
 mod upgrade;
 mod usage;
@@ -258,6 +259,13 @@ enum Sub {
         #[command(subcommand)]
         task: SpoolSub,
     },
+    /// Print what a shell needs to complete the words of this command line
+    Completions {
+        /// The shell
+        shell: manual::Completing,
+    },
+    /// Print the manual page, for `man -l -`
+    Man,
 }
 
 #[derive(Args)]
@@ -351,6 +359,8 @@ fn command(cli: Cli, files: Files) -> Command {
         Some(Sub::Usage(arguments)) => usage::command(arguments),
         Some(Sub::Lua { task }) => lua::command(task),
         Some(Sub::Spool { place, task }) => spool(place, task),
+        Some(Sub::Completions { shell }) => manual::completions(shell),
+        Some(Sub::Man) => manual::man(),
         None => start(cli.start),
     }
 }

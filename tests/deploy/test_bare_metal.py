@@ -1,5 +1,6 @@
 """The unit of systemd, scripts/install and the Debian package, in a bare tree of Debian."""
 
+import gzip
 import os
 import re
 import shutil
@@ -201,6 +202,7 @@ class DebianPackage(unittest.TestCase):
         self.assertEqual(status.strip(), "ii")
         self.assertIn("llmproxy:", inside(root, "getent", "passwd"))
         self.assertEqual(inside(root, "dpkg", "--verify", "llmproxy").strip(), "")
+        self.look_at_the_manual(root)
         self.assertTrue(os.path.lexists(os.path.join(
             root, "etc/systemd/system/multi-user.target.wants/llmproxy.service")))
         engine = common.engine(self)
@@ -224,3 +226,18 @@ class DebianPackage(unittest.TestCase):
         self.assertEqual(left, set())
         for gone in ["var/lib/llmproxy", "run/llmproxy", "etc/llmproxy"]:
             self.assertFalse(os.path.exists(os.path.join(root, gone)), gone)
+
+    def look_at_the_manual(self, root):
+        share = os.path.join(root, "usr/share")
+        with gzip.open(os.path.join(share, "man/man1/llmproxy.1.gz"), "rt") as file:
+            self.assertIn('"LLMPROXY SPOOL REPLAY"', file.read())
+        for name in ["bash-completion/completions/llmproxy", "zsh/vendor-completions/_llmproxy",
+                     "fish/vendor_completions.d/llmproxy.fish"]:
+            with open(os.path.join(share, name), encoding="utf-8") as file:
+                self.assertIn("replay", file.read(), name)
+        # The shell itself offers what can follow.
+        offered = inside(root, "bash", "-c",
+                         ". /usr/share/bash-completion/completions/llmproxy; "
+                         "COMP_WORDS=(llmproxy spool rep) COMP_CWORD=2; "
+                         "_llmproxy llmproxy rep spool; echo ${COMPREPLY[@]}")
+        self.assertEqual(offered.strip(), "replay")
