@@ -54,7 +54,7 @@ fn page(all: &clap::Command) -> io::Result<Vec<u8>> {
     man.render_name_section(&mut text)?;
     man.render_synopsis_section(&mut text)?;
     man.render_options_section(&mut text)?;
-    extra(&man, &mut text)?;
+    extra(all, &mut text)?;
     sections(all, NAME, &mut text)?;
     man.render_version_section(&mut text)?;
     Ok(text)
@@ -71,7 +71,7 @@ fn sections(above: &clap::Command, path: &str, text: &mut Vec<u8>) -> io::Result
         if command.get_arguments().next().is_some() {
             man.render_options_section(&mut section)?;
         }
-        extra(&man, &mut section)?;
+        extra(command, &mut section)?;
         let section = String::from_utf8_lossy(&section).replace("\n.SH ", "\n.SS ");
         text.extend_from_slice(section.as_bytes());
         sections(command, &path, text)?;
@@ -80,9 +80,11 @@ fn sections(above: &clap::Command, path: &str, text: &mut Vec<u8>) -> io::Result
 }
 
 /// What stands behind the help of a command are its exit codes.
-fn extra(man: &Man, text: &mut Vec<u8>) -> io::Result<()> {
+fn extra(command: &clap::Command, text: &mut Vec<u8>) -> io::Result<()> {
     let mut extra = Vec::new();
-    man.render_extra_section(&mut extra)?;
+    if command.get_after_help().is_some() {
+        Man::new(command.clone()).render_extra_section(&mut extra)?;
+    }
     let extra = String::from_utf8_lossy(&extra).replacen(".SH EXTRA", ".SH \"EXIT CODES\"", 1);
     text.extend_from_slice(extra.as_bytes());
     Ok(())
@@ -152,5 +154,9 @@ mod tests {
         let (check, _) = check.split_once("\n.SH ").unwrap();
         assert!(check.contains("--strict") && check.contains("would start"), "{check}");
         assert!(!check.contains("--dead-letters"), "{check}");
+        let (_, replay) = text.split_once(".SH \"LLMPROXY SPOOL REPLAY\"\n").unwrap();
+        let (replay, _) = replay.split_once("\n.SH ").unwrap();
+        assert!(replay.contains("--dead-letters"), "{replay}");
+        assert!(!replay.contains("EXIT CODES"), "nothing is said of them: {replay}");
     }
 }
