@@ -265,7 +265,8 @@ fn workers_and_addresses_may_change() {
                 assert_eq!(Conn::open(*address).get("/health").status(), 200);
             }
         }
-        assert_eq!(proxy.metric("llmproxy_workers", &[]), workers as f64);
+        // The old one takes a moment to tell its workers.
+        proxy.await_metric("llmproxy_workers", &[], workers as f64);
         pid = successor.number();
         successors.push(successor);
         // Limits are counted by four processes at most.
