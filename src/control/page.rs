@@ -259,7 +259,9 @@ async fn answer(
 ) -> Result<AdminAnswer, Alarm> {
     let Some(page) = page else { return Ok(text(404, "not here\n")) };
     if !matches!(method, Method::Get | Method::Head) {
-        return Ok(text(405, "GET and HEAD only\n"));
+        let mut answer = text(405, "GET and HEAD only\n");
+        answer.fields.push(("Allow", "GET, HEAD".to_owned()));
+        return Ok(answer);
     }
     let Some(reply) = pages.ask(page) else {
         return Ok(text(503, "too many ask at a time\n"));

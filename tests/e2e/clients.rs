@@ -11,7 +11,7 @@ use std::time::Duration;
 const FOLDER: &str = "LLMPROXY_TEST_CLIENTS";
 
 /// The folder of the installed packages; `None`, said loudly, when there is none.
-fn folder(test: &str) -> Option<PathBuf> {
+pub fn folder(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os(FOLDER).map(PathBuf::from);
     is_there(test, folder.is_some());
     folder

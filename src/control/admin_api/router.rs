@@ -30,7 +30,7 @@ const fn changes(
     Route { method, path, changes: true, handle }
 }
 
-/// All of them. Where two fit, the first one counts. The OpenAPI document has the same.
+/// All of them. Where two forms fit a path, the first one counts. The OpenAPI document has the same.
 pub(super) const ROUTES: &[Route] = &[
     changes(Method::Post, "/admin/api-keys", keys::create),
     reads(Method::Get, "/admin/api-keys", keys::list),
@@ -60,8 +60,13 @@ pub(super) const ROUTES: &[Route] = &[
 /// Finds the route of a request, and what stands in its path for `{name}`.
 pub(super) fn route(request: &AdminRequest) -> Result<(&'static Route, Vec<String>), ApiFault> {
     let mut allowed = Vec::new();
+    let mut form = None;
     for route in ROUTES {
         let Some(parts) = fit(route.path, &request.path) else { continue };
+        // A name of ours in the place of a key is none.
+        if *form.get_or_insert(route.path) != route.path {
+            continue;
+        }
         if route.method == request.method || is_head_of(route, request) {
             let parts: Result<Vec<String>, ApiFault> =
                 parts.into_iter().map(|part| decoded(part, false)).collect();

@@ -58,7 +58,13 @@ impl Demand {
         };
         loop {
             match head.parse(bytes, HEAD_BYTES_MAX) {
-                Err(refusal) => *asked = Some(VisitAsked::Refused(text(refusal.status, ""))),
+                Err(refusal) => {
+                    let mut answer = text(refusal.status, "");
+                    // A 405 names the methods that there are.
+                    let field = refusal.field.map(|(name, value)| (*name, (*value).to_owned()));
+                    answer.fields.extend(field);
+                    *asked = Some(VisitAsked::Refused(answer));
+                }
                 Ok(Parse::Done { len }) => *asked = Some(self.judge(head, bytes, len)),
                 Ok(Parse::Partial) => {}
             }
