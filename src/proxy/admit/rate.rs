@@ -1,6 +1,7 @@
 //! Rate limits: whether a request may go on now. Whom it is counted for is known when its head is
-//! there, and its model when its body was read; all that it takes until then it gives back when it
-//! is refused later.
+//! there, and its model when its body was read; all that it takes until then it gives back when a
+//! limit or a quota refuses it later. Refused for another reason it keeps that: whoever sends what
+//! nobody can serve is held to the limits too.
 
 use crate::base::refusal::Refusal;
 use crate::config::plan::Limits;
