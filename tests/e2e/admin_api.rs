@@ -528,14 +528,17 @@ fn the_api_is_as_it_is_described() {
     let desk = Desk::start(&scratch, &backend, "");
     let url = format!("http://{}/admin/openapi.json", desk.address);
     let fields = [format!("Authorization: Bearer {TOKEN}"), format!("X-Admin-Token: {TOKEN}")];
+    let program = folder.join("schemathesis/bin/schemathesis");
+    let (program, at) = (program.display().to_string(), scratch.file("").display().to_string());
+    // It leaves folders where it runs.
     let told = [
-        &["--config-file", SCHEMATHESIS, "run", &url, "-H", &fields[0], "-H", &fields[1]][..],
+        &["-C", &at, &program][..],
+        &["--config-file", SCHEMATHESIS, "run", &url, "-H", &fields[0], "-H", &fields[1]],
         &["--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1"],
         &["--exclude-checks", "ignored_auth,positive_data_acceptance"],
         &["--exclude-path", "/admin/api-keys/import", "--workers", "1", "--no-color"],
     ];
-    let program = folder.join("schemathesis/bin/schemathesis");
-    let ran = run(&program, &told.concat(), SOON * 4);
+    let ran = run(Path::new("env"), &told.concat(), SOON * 4);
     assert_eq!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
     assert!(ran.stdout.contains("Tested: 2"), "{}", ran.stdout);
 }

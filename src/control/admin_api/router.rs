@@ -30,7 +30,8 @@ const fn changes(
     Route { method, path, changes: true, handle }
 }
 
-/// All of them. Where two forms fit a path, the first one counts. The OpenAPI document has the same.
+/// All of them. Where two forms fit a path, the first one counts. The OpenAPI document has the
+/// same.
 pub(super) const ROUTES: &[Route] = &[
     changes(Method::Post, "/admin/api-keys", keys::create),
     reads(Method::Get, "/admin/api-keys", keys::list),
