@@ -57,7 +57,7 @@ const RELOAD_WAIT: Duration = Duration::from_secs(1);
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let (Loaded { plan, report }, origin) = match cli::parse(tool::files::unusable) {
+    let (Loaded { plan, report }, origin) = match cli::parse(tool::files::seen) {
         Command::Run { loaded, origin } => (*loaded, origin),
         Command::Reload(ask) => return print(&tool::reload::run(&ask)),
         Command::Upgrade(ask) => return print(&tool::upgrade::run(&ask)),
@@ -206,6 +206,7 @@ fn serve(
         events: to_supervisor.clone(),
         watch,
         notifier: Arc::clone(&notifier),
+        tls_watch: None,
     };
     reloader.find_first(predecessor.is_some())?;
     predecessor.map_or(Ok(()), Predecessor::await_go)?;

@@ -331,7 +331,16 @@ fn moment(text: &str) -> Result<u64, String> {
 }
 
 /// Looks at the files that a plan names: a line for each reason why it would not start.
-pub type Files = fn(&Plan) -> Vec<String>;
+pub type Files = fn(&Plan) -> FilesSeen;
+
+/// What a start would find in the files that a plan names.
+#[derive(Debug, Default)]
+pub struct FilesSeen {
+    /// Why they keep it from starting: a line for each key.
+    pub unusable: Vec<String>,
+    /// What there is to know of those that can be used.
+    pub told: Vec<String>,
+}
 
 /// Reads the arguments of this process and what they name. Ends the process itself for `--help`,
 /// `--version` and a wrong command line, as clap does.

@@ -30,6 +30,9 @@ pub struct Builder<'a> {
     pub ours: &'a [SocketAddr],
     /// Read the certificates of all backends anew, and not those of new ones alone.
     pub all_anew: bool,
+    /// How clients are served over TLS from now on; `None`: as before, or as the files say where
+    /// all is read anew.
+    pub client_tls: Option<ClientTls>,
 }
 
 /// What a view has beside its backends: TLS towards clients, who answers for providers, scripts.
@@ -75,9 +78,10 @@ impl Builder<'_> {
             true => scripts::read(&plan)?,
             false => Arc::clone(&self.before.scripts),
         };
-        let client_tls = match self.all_anew {
-            true => tls::client_tls(&plan, &self.before.given_certificates)?,
-            false => self.before.client_tls.clone(),
+        let client_tls = match (&self.client_tls, self.all_anew) {
+            (Some(new), _) => Some(new.clone()),
+            (None, true) => tls::client_tls(&plan, &self.before.given_certificates)?,
+            (None, false) => self.before.client_tls.clone(),
         };
         let own = Own { client_tls, services, scripts, counters };
         let view = self.resolved(plan, backends_tls, own)?;

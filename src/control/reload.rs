@@ -26,6 +26,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+mod client_tls;
+pub use client_tls::TlsWatch;
+
 /// Sources of discovery that are new get so long to answer before what they find is used.
 const FIND_WAIT: Duration = Duration::from_secs(1);
 /// The same for a process that starts in the place of one that serves until then.
@@ -168,6 +171,8 @@ pub struct Reloader {
     pub watch: Option<ConfigWatch>,
     /// Told when a reload begins, and what came of it.
     pub notifier: Arc<Notifier>,
+    /// The watch on the files of `server.tls`, once they are watched.
+    pub tls_watch: Option<TlsWatch>,
 }
 
 impl Reloader {
@@ -266,6 +271,7 @@ impl Reloader {
         self.configured = configured;
         self.follow(discovery);
         self.board.swap(view);
+        self.watch_client_tls();
         Ok((changes, report.sha256))
     }
 
@@ -275,11 +281,13 @@ impl Reloader {
     }
 
     fn builder<'a>(&'a self, before: &'a View, all_anew: bool) -> Builder<'a> {
-        Builder { before, resolver: &self.resolver, ours: &self.ours, all_anew }
+        let (resolver, ours) = (&self.resolver, self.ours.as_slice());
+        Builder { before, resolver, ours, all_anew, client_tls: None }
     }
 
-    /// Starts to look for backends, for a process that starts: what is found at once is in use when
-    /// the first client comes. A process in whose place another one serves meanwhile has more time.
+    /// Starts to look for backends, and at the files of certificates, for a process that starts:
+    /// what is found at once is in use when the first client comes. A process in whose place another
+    /// one serves meanwhile has more time.
     ///
     /// # Errors
     /// A line for a person.
@@ -288,6 +296,7 @@ impl Reloader {
         discovery.await_first(if is_successor { SUCCESSOR_FIND_WAIT } else { FIND_WAIT });
         self.follow(discovery);
         self.take_found();
+        self.watch_client_tls();
         let view = self.board.view();
         if view.plan.discovery.is_some() && view.members().is_empty() {
             tracing::warn!(

@@ -55,6 +55,8 @@ pub enum Event {
     Reload(Cause),
     /// Discovery found other backends.
     Discovered,
+    /// A file of `server.tls` is another one.
+    TlsFiles,
     /// No more of it: the process ends.
     Stop,
 }
@@ -90,7 +92,8 @@ impl Supervisor {
             (Event::Reload(cause), _) => reloader.refuse(cause),
             (Event::Discovered, Phase::Running) => reloader.take_found(),
             // Whoever ends has the backends that it needs.
-            (Event::Discovered | Event::Stop, _) => {}
+            (Event::TlsFiles, Phase::Running | Phase::Leaving) => reloader.renew_client_tls(),
+            (Event::Discovered | Event::TlsFiles | Event::Stop, _) => {}
         })
     }
 

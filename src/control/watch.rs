@@ -1,5 +1,5 @@
 //! Hears that a file is another one, however it is replaced: that of the configuration
-//! (`server.watch_config`), and those of discovery.
+//! (`server.watch_config`), those of certificates, and those of discovery.
 //!
 //! Editors write a new file and rename it, or write into the old one; Kubernetes swaps a symbolic
 //! link of a folder above; a file that is mounted by itself changes in place and no folder says so.
@@ -58,9 +58,22 @@ pub struct ConfigWatch {
 /// # Errors
 /// The system gives no watch or no thread.
 pub fn start(file: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<ConfigWatch> {
+    start_all(vec![file.to_owned()], changed)
+}
+
+/// The same for several files: `changed` is called when any of them is another one, and once for
+/// several that change together.
+///
+/// # Errors
+/// The system gives no watch or no thread.
+pub fn start_all(
+    files: Vec<PathBuf>,
+    changed: impl FnMut() + Send + 'static,
+) -> io::Result<ConfigWatch> {
     let (stopped, running) = pipe_with(PipeFlags::CLOEXEC)?;
     let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    let watched = Watched { file: file.to_owned(), events, known: Known::of(file) };
+    let known = files.iter().map(|file| Known::of(file)).collect();
+    let watched = Watched { files, events, known };
     watched.look_everywhere()?;
     let body = move || watched.run(&stopped, changed);
     std::thread::Builder::new().name("watch-file".into()).spawn(body)?;
@@ -88,9 +101,10 @@ impl Known {
 }
 
 struct Watched {
-    file: PathBuf,
+    files: Vec<PathBuf>,
     events: OwnedFd,
-    known: Known,
+    /// Of each file.
+    known: Vec<Known>,
 }
 
 /// How a wait ended.
@@ -113,10 +127,10 @@ impl Watched {
             }
             // Other folders may be on the way now.
             if let Err(error) = self.look_everywhere() {
-                let file = self.file.display();
-                tracing::warn!(%file, %error, "the file may change unnoticed");
+                let file = self.files.first().map(|file| file.display().to_string());
+                tracing::warn!(file, %error, "the file may change unnoticed");
             }
-            let now = Known::of(&self.file);
+            let now: Vec<Known> = self.files.iter().map(|file| Known::of(file)).collect();
             if now != self.known {
                 self.known = now;
                 changed();
@@ -124,7 +138,7 @@ impl Watched {
         }
     }
 
-    /// Waits until nothing happens any more and the file is there, or for long enough. False when
+    /// Waits until nothing happens any more and all files are there, or for long enough. False when
     /// the watch is over.
     fn await_quiet(&self, stopped: &OwnedFd) -> bool {
         let began = Instant::now();
@@ -138,7 +152,7 @@ impl Watched {
                 }
                 Heard::Nothing => {}
             }
-            let is_there = Known::of(&self.file).0.is_some();
+            let is_there = self.files.iter().all(|file| Known::of(file).0.is_some());
             let is_quiet = heard_last.elapsed() >= if is_there { QUIET } else { AWAY };
             if is_quiet || began.elapsed() >= RESTLESS {
                 return true;
@@ -165,10 +179,11 @@ impl Watched {
         while rustix::io::read(&self.events, &mut bytes).is_ok_and(|n| n > 0) {}
     }
 
-    /// Watches all that the file hangs on. What is watched already stays so.
+    /// Watches all that the files hang on. What is watched already stays so.
     fn look_everywhere(&self) -> io::Result<()> {
-        let mut seen = folders(&self.file).into_iter().map(|it| (it, FOLDER)).collect::<Vec<_>>();
-        seen.push((self.file.clone(), FILE));
+        let folders = self.files.iter().flat_map(|file| folders(file));
+        let folders = folders.map(|folder| (folder, FOLDER));
+        let seen = folders.chain(self.files.iter().map(|file| (file.clone(), FILE)));
         for (path, flags) in seen {
             match add_watch(&self.events, &path, flags) {
                 // It has just gone, or may not be looked at: the folder above says when it is back.

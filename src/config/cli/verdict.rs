@@ -20,8 +20,11 @@ pub fn check(
 ) -> (Printout, Option<Box<Plan>>) {
     match load_file(file, &of_this_process) {
         Ok(Loaded { plan, report }) => {
-            let obstacles = obstacles(&plan, &report, terms) + &told_of(&report, &files(&plan));
+            let seen = files(&plan);
+            let obstacles = obstacles(&plan, &report, terms) + &told_of(&report, &seen.unusable);
             let mut output = valid(&report, terms.strict, &obstacles);
+            let told = seen.told.iter().map(|line| format!("{}: {line}\n", report.file));
+            output.stderr.extend(told);
             output.add(wanted, &plan, &report.file);
             (output, Some(plan.into()))
         }

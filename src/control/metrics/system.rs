@@ -99,6 +99,20 @@ impl Facts {
         engine_loads(page, &shown)
     }
 
+    /// When the certificates end that clients are shown.
+    fn certificates(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Some(tls) = &self.view.client_tls else { return Ok(()) };
+        let given = self.view.given_certificates.all();
+        let shown = tls.files.all().iter().chain(&given);
+        let series = shown.map(|certificate| {
+            let name = certificate.facts.names.first().cloned().unwrap_or_default();
+            let labels = vec![("name", name), ("source", certificate.label.clone())];
+            (labels, u64::try_from(certificate.facts.not_after).unwrap_or(0))
+        });
+        let help = "When a certificate that clients are shown ends, in seconds since 1970.";
+        page.gauge("llmproxy_tls_certificate_expiry_seconds", help, series.collect())
+    }
+
     fn handshakes(&self, page: &mut Page<'_>) -> fmt::Result {
         let m = &self.meters;
         let help = "TLS handshakes with clients that went well.";
@@ -126,6 +140,7 @@ impl Facts {
         let help = "Connections refused at the limit.";
         page.counter("llmproxy_connections_refused", help, one(m.connections[1]))?;
         self.handshakes(page)?;
+        self.certificates(page)?;
         let help = "Times that accepting paused for lack of descriptors or memory.";
         page.counter("llmproxy_accept_pauses", help, one(m.accept_pauses))?;
         let help =

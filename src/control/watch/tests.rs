@@ -98,6 +98,24 @@ fn what_happens_beside_the_file_is_not_told() {
     assert!(heard.recv_timeout(SOON).is_err_and(|e| !e.is_timeout()));
 }
 
+/// Catches: of several files one that nobody watches, and a word for each of those that change
+/// together.
+#[test]
+fn several_files_are_watched_together() {
+    let folder = Folder::new("several");
+    let files = ["a/1.pem", "b/2.pem"].map(|name| folder.write(name, "0")).to_vec();
+    let (told, heard) = unbounded();
+    let texts = {
+        let files = files.clone();
+        move || files.iter().map(|file| fs::read_to_string(file).unwrap()).collect::<String>()
+    };
+    let _watch = start_all(files, move || drop(told.send(Some(texts())))).unwrap();
+    folder.write("b/2.pem", "1");
+    await_text(&heard, Some("01"));
+    folder.write("a/1.pem", "2");
+    await_text(&heard, Some("21"));
+}
+
 #[test]
 fn the_folders_on_the_way_are_those_with_links() {
     let folder = Folder::new("folders");
