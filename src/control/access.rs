@@ -89,6 +89,7 @@ fn json_line(out: &mut impl Write, line: &AccessLine) -> io::Result<()> {
     let value = json!({
         "timestamp": time(r),
         "client": line.client,
+        "tls": line.tls,
         "user_id": r.user_id,
         "key_name": r.key_name,
         "key_id": r.key_id.map(key_id_text),
@@ -179,7 +180,7 @@ mod tests {
     fn a_line_of_json_is_one_line() {
         let text = "m\u{85}{}\u{2028}[]\u{2029}\r\n\u{1c}\u{b}\"";
         let record = UsageRecord { model: Some(text.into()), path: text.into(), ..record() };
-        let line = AccessLine { record, client: "::1".into(), trace_id: None, said: None };
+        let line = AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: None };
         let mut out = Vec::new();
         json_line(&mut out, &line).unwrap();
         let out = String::from_utf8(out).unwrap();
@@ -200,7 +201,7 @@ mod tests {
             user_agent: Some(b"curl/8\r\n\xff\"".as_slice().into()),
         };
         let line =
-            AccessLine { record, client: "::1".into(), trace_id: None, said: Some(Box::new(said)) };
+            AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: Some(Box::new(said)) };
         let mut out = Vec::new();
         text_line(&mut out, &line).unwrap();
         assert_eq!(
@@ -209,7 +210,7 @@ mod tests {
              forged\\x5C HTTP/1.0\" 200 900 \"-\" \"curl/8\\x0D\\x0A\\xFF\\x22\"\n"
         );
         let record = UsageRecord { method: "".into(), ..UsageRecord::default() };
-        let line = AccessLine { record, client: "::1".into(), trace_id: None, said: None };
+        let line = AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: None };
         let mut out = Vec::new();
         text_line(&mut out, &line).unwrap();
         let want = "::1 - - [01/Jan/1970:00:00:00 +0000] \"-\" 0 0 \"-\" \"-\"\n";

@@ -222,8 +222,8 @@ pub fn settle(mut pass: Pass, (request, tap): (&Request, &Tap), story: &mut Stor
         let record = record_of(pass, (request, tap, story), times, sent).to_record();
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
         let trace_id = request.trace().map(|notes| notes.ours.trace_id);
-        let client = request.from.client_text().into();
-        access.offer(AccessLine { record, client, trace_id, said });
+        let (client, tls) = (request.from.client_text().into(), request.from.seal());
+        access.offer(AccessLine { record, client, tls, trace_id, said });
     }
     if let (Some(spans), Some(notes), false) = (&w.spans, request.trace(), story.own_page) {
         let record = record_of(pass, (request, tap, story), times, sent);

@@ -66,8 +66,6 @@ pub struct Shared {
     pub pages: AskPage,
     /// Where the list of models is asked for.
     pub models: AskModels,
-    /// TLS handshakes that are under way.
-    pub handshakes: Cell<usize>,
     /// Connections that are open.
     pub live: Cell<usize>,
     /// What requests that are over held their things in.

@@ -17,8 +17,8 @@ pub struct Whence {
     /// The client of the request, as far as anybody trustworthy says.
     client: IpAddr,
     text: String,
-    /// The connection is TLS.
-    is_sealed: bool,
+    /// Version and cipher of a connection that is TLS.
+    seal: Option<&'static str>,
     /// A proxy before us whose word counts.
     is_told: bool,
     /// The origin of a page that may read the answer; empty: none.
@@ -30,7 +30,7 @@ impl Whence {
     pub fn new(peer: IpAddr) -> Whence {
         let peer = peer.to_canonical();
         let text = peer.to_string();
-        Whence { peer, client: peer, text, is_sealed: false, is_told: false, origin: String::new() }
+        Whence { peer, client: peer, text, seal: None, is_told: false, origin: String::new() }
     }
 
     /// A balancer says whose connection it is; `None`: its own.
@@ -71,16 +71,21 @@ impl Whence {
         }
     }
 
-    /// The connection is TLS, from its first request on.
-    pub fn set_sealed(&mut self) {
-        self.is_sealed = true;
+    /// The connection is TLS, with this version and cipher, from its first request on.
+    pub fn set_sealed(&mut self, seal: &'static str) {
+        self.seal = Some(seal);
+    }
+
+    /// Version and cipher of a connection that is TLS.
+    pub fn seal(&self) -> Option<&'static str> {
+        self.seal
     }
 
     /// `https` where the connection is TLS, else `http`.
     pub fn scheme(&self) -> &'static str {
-        match self.is_sealed {
-            true => "https",
-            false => "http",
+        match self.seal {
+            Some(_) => "https",
+            None => "http",
         }
     }
 

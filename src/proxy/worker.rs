@@ -131,7 +131,6 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         stop: start.stop,
         pages: start.pages,
         models: start.models,
-        handshakes: Cell::new(0),
         live: Cell::new(0),
         spare_boxes: SpareBoxes::default(),
         active: Rc::default(),

@@ -15,7 +15,7 @@ use crate::base::limits::{
     BUFFERS_IDLE_MAX, BUFFERS_IDLE_MIN, BUFFER_BYTES, LARGE_BUFFERS_READING_MAX,
     LARGE_BUFFER_BYTES, LARGE_IDLE_BYTES_MAX, MEDIUM_BUFFER_BYTES,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::sync::Arc;
 
@@ -187,6 +187,32 @@ impl Buffer {
                 && pool.larger.is_empty()
                 && pool.bytes_told == pool.bytes_on_loan
         })
+    }
+}
+
+/// Bytes that somebody holds beside the buffers of the pool, and that count against the budget like
+/// those: what must go on, and is had in any case.
+#[derive(Default)]
+pub(super) struct Aside(Cell<u32>);
+
+impl Aside {
+    /// It holds so many now.
+    pub(super) fn set(&self, bytes: usize) {
+        let now = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let before = self.0.replace(now);
+        if now != before {
+            POOL.with_borrow_mut(|pool| {
+                pool.bytes_on_loan = pool.bytes_on_loan.saturating_sub(before as usize);
+                pool.bytes_on_loan += now as usize;
+                pool.tell(BUDGET_STEP);
+            });
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

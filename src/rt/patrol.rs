@@ -20,6 +20,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+use sealed::Handshakes;
 use turn::{Bell, BELL};
 
 mod crowd;
@@ -31,6 +32,7 @@ mod unread;
 
 pub use crowd::{Part, Rank};
 pub use post::{Pen, Post, Watched};
+pub use sealed::HandshakePlace;
 
 /// Deadlines are kept in ticks of this length, and checked as often.
 pub const TICK: Duration = Duration::from_millis(TICK_MS);
@@ -103,6 +105,7 @@ pub struct Patrol {
     crowd: Crowd,
     bell: Bell,
     unread: unread::Round,
+    handshakes: Handshakes,
     /// Whoever sweeps, while it rests because nothing is on the round.
     resting: RefCell<Option<Waker>>,
 }
@@ -117,6 +120,8 @@ struct State {
     socket: Socket,
     /// With TLS, once the handshake is done. Boxed: plain connections carry a word for it.
     seal: OnceCell<Box<Seal>>,
+    /// When it counts as gone.
+    gone_at: Gone,
     deadline: Cell<u32>,
     expired: Cell<bool>,
     gone: Cell<bool>,
@@ -156,6 +161,7 @@ impl Patrol {
             crowd: Crowd::default(),
             bell,
             unread: unread::Round::default(),
+            handshakes: Handshakes::default(),
             resting: RefCell::default(),
         });
         // monoio has no AsyncFd: the epoll descriptor sits in a stream of which nothing but
@@ -201,6 +207,7 @@ impl Patrol {
         let state = Rc::new(State {
             socket,
             seal: OnceCell::new(),
+            gone_at: gone,
             deadline: Cell::new(NEVER),
             expired: Cell::new(false),
             gone: Cell::new(false),

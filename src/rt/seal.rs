@@ -5,8 +5,9 @@
 use super::socket::Socket;
 use super::tls::Wire;
 use crate::base::certificate::CHALLENGE_PROTOCOL;
+use super::buffer::Aside;
 use crate::base::limits::HANDSHAKE_BYTES_MAX;
-use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
+use rustls::{CipherSuite, ProtocolVersion, ServerConfig, ServerConnection};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
@@ -34,13 +35,16 @@ pub(super) struct Seal {
     may_hold: Cell<bool>,
     /// Bytes of the handshake so far.
     shaken: Cell<usize>,
+    /// What it holds of bytes that are on their way.
+    aside: Aside,
 }
 
 impl Seal {
     pub(super) fn new(config: Arc<ServerConfig>) -> io::Result<Seal> {
         let session = ServerConnection::new(config).map_err(io::Error::other)?;
         let session = RefCell::new(session);
-        Ok(Seal { session, may_hold: Cell::new(true), shaken: Cell::new(0) })
+        let (may_hold, shaken) = (Cell::new(true), Cell::new(0));
+        Ok(Seal { session, may_hold, shaken, aside: Aside::default() })
     }
 
     /// Goes on with the handshake as far as it can now. `early` came before the socket was asked.
@@ -51,6 +55,7 @@ impl Seal {
                 return Ok(Shake::Write);
             }
             if !session.is_handshaking() && early.is_empty() {
+                self.aside.set(0);
                 return Ok(Shake::Done);
             }
             let got = match early.is_empty() {
@@ -59,7 +64,10 @@ impl Seal {
             };
             match got {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => self.shaken.set(self.shaken.get() + n),
+                Ok(n) => {
+                    self.shaken.set(self.shaken.get() + n);
+                    self.aside.set(self.shaken.get());
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Shake::Read),
                 Err(e) => return Err(e),
             }
@@ -68,6 +76,12 @@ impl Seal {
             }
             process(session, socket)?;
         }
+    }
+
+    /// Version and cipher, by the names that OpenSSL and nginx have for them.
+    pub(super) fn label(&self) -> &'static str {
+        let session = self.session.borrow();
+        label_of(session.negotiated_cipher_suite().map(|suite| suite.suite()))
     }
 
     /// The version that both sides speak.
@@ -127,13 +141,33 @@ impl Seal {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let taken = session.writer().write_vectored(slices)?;
-        flush(session, socket)?;
+        let is_out = flush(session, socket)?;
+        // What the kernel has of it is no longer held, and how much that is nobody says.
+        self.aside.set(if is_out { 0 } else { taken });
         Ok(taken)
     }
 
     /// Sends what it still holds. True when that is nothing.
     pub(super) fn flush(&self, socket: &Socket) -> io::Result<bool> {
-        flush(&mut self.session.borrow_mut(), socket)
+        let is_out = flush(&mut self.session.borrow_mut(), socket)?;
+        if is_out {
+            self.aside.set(0);
+        }
+        Ok(is_out)
+    }
+
+    /// Takes in what came while nobody wanted to read. True when the client says that it is gone,
+    /// or what it says is no TLS. What it has to say beside is kept for who reads next: so much as
+    /// fits into the session, and the rest stays in the socket.
+    pub(super) fn has_left(&self, socket: &Socket) -> bool {
+        let session = &mut *self.session.borrow_mut();
+        match session.read_tls(&mut Wire(socket)) {
+            Ok(0) => return true,
+            Ok(_) => self.may_hold.set(true),
+            Err(_) => return false,
+        }
+        // Whoever reads next finds the same error.
+        session.process_new_packets().map_or(true, |state| state.peer_has_closed())
     }
 
     /// Tells the client that all was sent, if that goes out at once.
@@ -142,6 +176,33 @@ impl Seal {
         session.send_close_notify();
         // Who does not take it has left, or reads nothing.
         let _ = flush(session, socket);
+    }
+}
+
+fn label_of(suite: Option<CipherSuite>) -> &'static str {
+    match suite {
+        Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLSv1.3 TLS_AES_128_GCM_SHA256",
+        Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLSv1.3 TLS_AES_256_GCM_SHA384",
+        Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => "TLSv1.3 TLS_CHACHA20_POLY1305_SHA256",
+        Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) => {
+            "TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256"
+        }
+        Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384) => {
+            "TLSv1.2 ECDHE-ECDSA-AES256-GCM-SHA384"
+        }
+        Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256) => {
+            "TLSv1.2 ECDHE-ECDSA-CHACHA20-POLY1305"
+        }
+        Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) => {
+            "TLSv1.2 ECDHE-RSA-AES128-GCM-SHA256"
+        }
+        Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) => {
+            "TLSv1.2 ECDHE-RSA-AES256-GCM-SHA384"
+        }
+        Some(CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256) => {
+            "TLSv1.2 ECDHE-RSA-CHACHA20-POLY1305"
+        }
+        _ => "TLS",
     }
 }
 
@@ -163,4 +224,22 @@ fn process(session: &mut ServerConnection, socket: &Socket) -> io::Result<()> {
     let flushed = flush(session, socket);
     processed.map_err(io::Error::other)?;
     flushed.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::ring::ALL_CIPHER_SUITES;
+
+    /// Catches: a cipher that is spoken and has no name in the access log.
+    #[test]
+    fn each_cipher_has_a_name() {
+        for suite in ALL_CIPHER_SUITES {
+            let (label, suite) = (label_of(Some(suite.suite())), suite.suite());
+            let is_new = format!("{suite:?}").starts_with("TLS13_");
+            let version = if is_new { "TLSv1.3 " } else { "TLSv1.2 " };
+            assert!(label.starts_with(version), "{suite:?}: {label}");
+        }
+        assert_eq!(label_of(None), "TLS");
+    }
 }

@@ -18,6 +18,8 @@ pub struct AccessLine {
     pub client: Box<str>,
     /// Its trace, if it is traced.
     pub trace_id: Option<[u8; 16]>,
+    /// Version and cipher of TLS, where the client spoke that.
+    pub tls: Option<&'static str>,
     /// What the combined format wants beside.
     pub said: Option<Box<Said>>,
 }

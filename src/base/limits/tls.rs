@@ -2,7 +2,8 @@
 
 /// Bytes that a client sends in its TLS handshake, certificates included. Beyond: it is closed.
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
-/// TLS handshakes of a worker at one time. Beyond: the connection is closed, and counted.
+/// TLS handshakes of a worker at one time. Beyond: the one that has said nothing for longest gives
+/// way, or the newcomer is closed; either is counted.
 pub const HANDSHAKES_MAX: usize = 1024;
 /// Certificates that a configuration may name for its clients. Beyond: refused.
 pub const CERTIFICATES_MAX: usize = 1000;

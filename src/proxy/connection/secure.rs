@@ -1,25 +1,15 @@
 //! The TLS handshake with a client, before its first request.
 
-use crate::base::limits::HANDSHAKES_MAX;
 use crate::base::tls_fault::TlsFault;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::shared::Shared;
+use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::state::meters::HANDSHAKE_FAULTS;
 use rustls::ServerConfig;
-use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-
-/// One of those under way; also when a panic ends it.
-struct Underway<'a>(&'a Cell<usize>);
-
-impl Drop for Underway<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
 
 /// Does the handshake within `server.header_timeout`. False: the connection closes.
 pub(super) async fn secure(
@@ -37,20 +27,19 @@ pub(super) async fn secure(
             Err(alarm) => return end(w, request, &alarm),
         }
     }
-    if w.handshakes.get() >= HANDSHAKES_MAX {
+    let place = client.post.enter_handshake().filter(|_| !Buffer::is_budget_spent());
+    let Some(place) = place else {
         fail(w, request, "too_many", &"too many at one time");
         return false;
-    }
-    w.handshakes.set(w.handshakes.get() + 1);
-    let underway = Underway(&w.handshakes);
+    };
     let bytes = early.as_deref().map_or(&[][..], Vec::as_slice);
     let ended = client.post.shake_hands(config, bytes).await;
-    drop((underway, early));
+    drop((place, early));
     match ended {
         Ok(Ok(())) => {
             let version = usize::from(client.post.has_newest_seal());
             w.shelf.meters.borrow_mut().handshakes[version] += 1;
-            request.from.set_sealed();
+            client.post.seal_label().into_iter().for_each(|label| request.from.set_sealed(label));
             match client.post.is_challenge() {
                 true => client.close_gently().await,
                 false => return true,
@@ -75,8 +64,9 @@ fn end(w: &Shared, request: &Request, alarm: &Alarm) -> bool {
     match alarm {
         Alarm::Expired => fail(w, request, "timeout", &"it took too long"),
         Alarm::Gone => fail(w, request, "closed", &"the connection ended"),
+        Alarm::CalledOff => fail(w, request, "too_many", &"it was silent, and others wait"),
         // Our own doing.
-        Alarm::Ended | Alarm::CalledOff => {}
+        Alarm::Ended => {}
     }
     false
 }

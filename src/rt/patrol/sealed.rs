@@ -1,12 +1,74 @@
 //! A client's bytes, in and out, with TLS or without.
 
-use super::{Alarm, Post};
+use super::{Alarm, Patrol, Post};
+use crate::base::limits::HANDSHAKES_MAX;
 use crate::rt::seal::{Seal, Shake};
+use crate::rt::patrol::line::Line;
 use rustls::ServerConfig;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+/// Who has said nothing for so many ticks may lose its place to a newcomer.
+const SILENT_TICKS: u32 = 5;
+
+/// The handshakes that are under way.
+#[derive(Default)]
+pub(super) struct Handshakes {
+    count: Cell<usize>,
+    /// Their posts, by their slots: who has said nothing for longest stands first.
+    silent: RefCell<Line>,
+}
+
+/// A handshake's place among them.
+pub struct HandshakePlace<'a>(&'a Post);
+
+impl Drop for HandshakePlace<'_> {
+    fn drop(&mut self) {
+        let handshakes = &self.0.patrol.handshakes;
+        handshakes.count.set(handshakes.count.get() - 1);
+        handshakes.silent.borrow_mut().leave(self.0.slot);
+    }
+}
+
+impl Patrol {
+    /// Ends the handshake that has said nothing for longest, with [`Alarm::CalledOff`]; false when
+    /// each has just said something.
+    fn end_most_silent_handshake(&self) -> bool {
+        let first = self.handshakes.silent.borrow().first();
+        let Some(slot) = first else { return false };
+        let posts = self.posts.borrow();
+        let Some(Some(post)) = posts.slots.get(slot) else { return false };
+        if self.now().saturating_sub(post.heard.get()) < SILENT_TICKS {
+            return false;
+        }
+        post.called_off.set(true);
+        post.rouse();
+        self.handshakes.silent.borrow_mut().leave(slot);
+        true
+    }
+}
+
 impl Post {
+    /// A place for a handshake, perhaps that of one that says nothing. `None`: there is none.
+    pub fn enter_handshake(&self) -> Option<HandshakePlace<'_>> {
+        let handshakes = &self.patrol.handshakes;
+        // One that was ended leaves when it has its turn: each newcomer ends one more.
+        let is_full = handshakes.count.get() >= HANDSHAKES_MAX;
+        if is_full && !self.patrol.end_most_silent_handshake() {
+            return None;
+        }
+        handshakes.count.set(handshakes.count.get() + 1);
+        handshakes.silent.borrow_mut().join(self.slot);
+        Some(HandshakePlace(self))
+    }
+
+    /// The client of a handshake said something.
+    fn hear_handshake(&self) {
+        self.hear();
+        self.patrol.handshakes.silent.borrow_mut().join(self.slot);
+    }
+
     /// Does the TLS handshake, under the armed deadline. `early` are bytes that were read already.
     pub async fn shake_hands(
         &self,
@@ -27,6 +89,7 @@ impl Post {
             if let Err(error) = waited {
                 return Ok(Err(error));
             }
+            self.hear_handshake();
             self.take_turns().await;
         }
         // It is the first: a connection has one handshake.
@@ -37,6 +100,11 @@ impl Post {
     /// True when the client speaks TLS: its bytes are not those of the socket.
     pub fn is_sealed(&self) -> bool {
         self.state.seal.get().is_some()
+    }
+
+    /// Version and cipher of a client that speaks TLS.
+    pub fn seal_label(&self) -> Option<&'static str> {
+        self.state.seal.get().map(|seal| seal.label())
     }
 
     /// True when the client speaks TLS 1.3.

@@ -1,9 +1,12 @@
 //! A client that sends much behind its request, and leaves, is not heard: what is not read fills
 //! the kernel's buffer, and the FIN waits behind it at the client. So one that has sent so much
 //! while its request is answered counts as gone. Nobody pipelines as much in earnest.
+//!
+//! With TLS a client may also say that it is gone, and leave its connection open; that is read in
+//! the same round.
 
 use super::crowd::Stage;
-use super::Patrol;
+use super::{Gone, Patrol};
 use crate::base::limits::PIPELINED_UNREAD_BYTES_MAX;
 use std::cell::Cell;
 
@@ -38,6 +41,13 @@ impl Patrol {
             let unread = rustix::io::ioctl_fionread(&post.socket).unwrap_or_default();
             if unread > PIPELINED_UNREAD_BYTES_MAX {
                 self.unread.found.set(self.unread.found.get() + 1);
+                post.gone.set(true);
+                post.rouse();
+                continue;
+            }
+            // Of who shuts its side and may still read it is no sign.
+            let seal = post.seal.get().filter(|_| unread > 0 && post.gone_at == Gone::AtFin);
+            if seal.is_some_and(|seal| seal.has_left(&post.socket)) {
                 post.gone.set(true);
                 post.rouse();
             }

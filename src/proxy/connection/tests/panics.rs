@@ -166,7 +166,6 @@ fn shared(config: &str, unpacker: Unpacker) -> (Rc<Shared>, Arc<RingFile>) {
         stop: Arc::default(),
         pages: crate::state::ask::queue(1).0,
         models: crate::state::ask::queue(1).0,
-        handshakes: Cell::new(0),
         live: Cell::new(0),
         spare_boxes: SpareBoxes::default(),
         active: Rc::default(),
