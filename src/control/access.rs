@@ -200,8 +200,8 @@ mod tests {
             referer: None,
             user_agent: Some(b"curl/8\r\n\xff\"".as_slice().into()),
         };
-        let line =
-            AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: Some(Box::new(said)) };
+        let (client, said) = ("::1".into(), Some(Box::new(said)));
+        let line = AccessLine { record, client, tls: None, trace_id: None, said };
         let mut out = Vec::new();
         text_line(&mut out, &line).unwrap();
         assert_eq!(

@@ -12,6 +12,7 @@ use super::wait::ONE_TURN;
 use crowd::{Crowd, Stage};
 use monoio::net::UnixStream;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use sealed::Handshakes;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{poll_fn, Future};
 use std::io;
@@ -20,7 +21,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use sealed::Handshakes;
 use turn::{Bell, BELL};
 
 mod crowd;

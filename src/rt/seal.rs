@@ -2,10 +2,10 @@
 //! towards engines. What one send takes is in records at once, and no more is taken before the
 //! kernel has them all: the session holds 64 KiB at most, and a slow client holds up its engine.
 
+use super::buffer::Aside;
 use super::socket::Socket;
 use super::tls::Wire;
 use crate::base::certificate::CHALLENGE_PROTOCOL;
-use super::buffer::Aside;
 use crate::base::limits::HANDSHAKE_BYTES_MAX;
 use rustls::{CipherSuite, ProtocolVersion, ServerConfig, ServerConnection};
 use std::cell::{Cell, RefCell};

@@ -96,4 +96,5 @@ mod listening;
 mod certificates;
 mod tls_listener;
 mod acme;
+mod tls_strength;
 mod machine;

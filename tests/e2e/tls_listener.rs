@@ -3,12 +3,14 @@
 
 use crate::harness::message::Ended;
 use crate::harness::metrics::Metrics;
+use crate::harness::scratch::Scratch;
+use crate::harness::stream::Stream;
 use crate::harness::tls::{Authority, Pki};
 use crate::harness::{await_until, Backend, Config, Conn, Engine, Proxy, SOON};
 use crate::rig::{CHAT, CHATS, OK, STREAM};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -272,4 +274,89 @@ fn certificates_are_swapped_under_load() {
     assert_eq!(shown(), last);
     assert_eq!(kept.post(CHATS, "", CHAT).status(), 200, "a connection outlives them all");
     assert_eq!(proxy.metric("llmproxy_tls_handshakes_failed_total", &[]), 0.0);
+}
+
+/// Catches: an engine that works for a client which has said over TLS that it is gone, and leaves
+/// its connection open; and one that is served for as long as it reads, where it may be, cut off.
+#[test]
+fn a_goodbye_without_a_close_is_one() {
+    let pki = Pki::new();
+    for (half_close, ended) in [("leave", "cancelled"), ("serve", "complete")] {
+        let engine = Engine::start(&[]);
+        let config = Config::backend_at(engine.url()).server(format!("half_close: {half_close}"));
+        let proxy = secured(&pki, config, "");
+        let mut conn = proxy.connect();
+        let fields = match half_close {
+            "leave" => "x-mock-stall-before-head: 1\r\n",
+            _ => "x-mock-gap-ms: 100\r\n",
+        };
+        conn.start_post(CHATS, fields, STREAM);
+        await_until("the engine has it", SOON, || !engine.posts().is_empty());
+        conn.stream().say_goodbye();
+        if half_close == "serve" {
+            assert_eq!(conn.response().ended, Ended::Whole);
+        }
+        await_until(ended, SOON, || engine.posts()[0]["ended"] == ended);
+    }
+}
+
+/// Catches: handshakes that say a byte and hold all places for as long as they may.
+#[test]
+fn a_silent_handshake_gives_way() {
+    const PLACES: usize = 1024;
+    let (pki, backend) = (Pki::new(), Backend::answering(OK));
+    let config = Config::backend_at(backend.url())
+        .server("workers: 1")
+        .server("header_timeout: 600s")
+        .section("metrics: {listen: \"127.0.0.1:0\"}");
+    let proxy = secured(&pki, config, "");
+    let event = proxy.await_event("the page listens", |event| event["message"] == "metrics");
+    let page: SocketAddr = event["addr"].as_str().unwrap().parse().unwrap();
+    let too_many = || {
+        let metrics = Metrics::parse(&Conn::open(page).get("/metrics").text());
+        metrics.sum("llmproxy_tls_handshakes_failed_total", &[("reason", "too_many")])
+    };
+    let silent = || {
+        let mut conn = Conn::open(proxy.addr());
+        conn.send([22]);
+        conn
+    };
+    let mut held: Vec<Conn> = (0..PLACES).map(|_| silent()).collect();
+    await_until("all places are taken", SOON, || {
+        held.push(silent());
+        too_many() > 0.0
+    });
+    await_until("a client is served", SOON, || is_served(&proxy, &pki.client()));
+    drop(held);
+}
+
+/// Catches: a balancer's header that is taken for a handshake, an address that is lost over it, and
+/// an access log that does not say what was spoken.
+#[test]
+fn the_header_of_a_balancer_comes_before_the_handshake() {
+    let (pki, scratch) = (Pki::new(), Scratch::new());
+    let backend = Backend::answering(OK);
+    let file = scratch.file("access.log");
+    let log =
+        format!("logging: {{access: {{output: file, file: {{path: \"{}\"}}}}}}", file.display());
+    let config = Config::backend_at(backend.url()).section(log);
+    let config = config.server("trusted_proxies: [127.0.0.0/8]").server("proxy_protocol: true");
+    let mut proxy = config.server(pki.server_line("")).start();
+    proxy.tls = Some(pki.client());
+    for (version, name) in [(&TLS12, "TLSv1.2 ECDHE-"), (&TLS13, "TLSv1.3 TLS_")] {
+        let before = backend.requests().len();
+        let mut tcp = std::net::TcpStream::connect(proxy.addr()).unwrap();
+        tcp.write_all(b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 443\r\n").unwrap();
+        let stream = Stream::tls_over(tcp, "localhost", pki.client_of(&[version])).unwrap();
+        assert_eq!(Conn::over(stream).post(CHATS, "", CHAT).status(), 200);
+        let heard = backend.requests().split_off(before);
+        assert_eq!(heard[0].head.all("x-forwarded-for"), ["192.0.2.7"]);
+        let mut text = String::new();
+        await_until("there is a line", SOON, || {
+            text = std::fs::read_to_string(&file).unwrap_or_default();
+            text.lines().any(|line| line.contains(name))
+        });
+        let line = text.lines().find(|line| line.contains(name)).unwrap();
+        assert!(line.contains("192.0.2.7"), "{line}");
+    }
 }

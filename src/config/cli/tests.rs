@@ -2,7 +2,7 @@ use super::*;
 
 fn run(arguments: &[&str]) -> Result<Command, clap::Error> {
     let all = std::iter::once("llmproxy").chain(arguments.iter().copied());
-    Cli::try_parse_from(all).map(|cli| command(cli, |_| Vec::new()))
+    Cli::try_parse_from(all).map(|cli| command(cli, |_| FilesSeen::default()))
 }
 
 fn printed(arguments: &[&str]) -> Printout {

@@ -153,7 +153,7 @@ mod tests {
 
     fn asked(arguments: &[&str]) -> Result<Command, clap::Error> {
         let all = ["llmproxy", "usage"].iter().chain(arguments);
-        Cli::try_parse_from(all).map(|cli| super::super::command(cli, |_| Vec::new()))
+        Cli::try_parse_from(all).map(|cli| super::super::command(cli, |_| Default::default()))
     }
 
     /// Catches: an option that is read and forgotten, two forms at once.

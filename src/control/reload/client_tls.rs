@@ -29,7 +29,9 @@ impl Reloader {
         }
         let events = self.events.clone();
         // Waits for its place: nobody else says that these files have changed.
-        let changed = move || drop(events.send(Event::TlsFiles));
+        let changed = move || {
+            let _ = events.send(Event::TlsFiles);
+        };
         match watch::start_all(files.clone(), changed) {
             Ok(watch) => self.tls_watch = Some(TlsWatch { files, _watch: watch }),
             Err(error) => {

@@ -39,6 +39,11 @@ pub fn seen(plan: &Plan) -> FilesSeen {
     FilesSeen { unusable: found, told }
 }
 
+/// The first of these alone.
+pub fn unusable(plan: &Plan) -> Vec<String> {
+    seen(plan).unusable
+}
+
 fn told_of(tls: &ClientTls) -> Vec<String> {
     let now = (unix_ms() / 1000).cast_signed();
     tls.files.all().iter().map(|certificate| line_of(certificate, now)).collect()

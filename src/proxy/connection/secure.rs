@@ -4,7 +4,6 @@ use crate::base::tls_fault::TlsFault;
 use crate::proxy::client::Client;
 use crate::proxy::receive::Request;
 use crate::proxy::shared::Shared;
-use crate::rt::buffer::Buffer;
 use crate::rt::patrol::Alarm;
 use crate::state::meters::HANDSHAKE_FAULTS;
 use rustls::ServerConfig;
@@ -27,8 +26,7 @@ pub(super) async fn secure(
             Err(alarm) => return end(w, request, &alarm),
         }
     }
-    let place = client.post.enter_handshake().filter(|_| !Buffer::is_budget_spent());
-    let Some(place) = place else {
+    let Some(place) = client.post.enter_handshake() else {
         fail(w, request, "too_many", &"too many at one time");
         return false;
     };

@@ -238,3 +238,18 @@ fn what_is_appended_grows_by_doubling_up_to_the_most() {
     });
     assert_eq!(left, 0);
 }
+
+/// Catches: what TLS sessions hold for slow clients, that nobody counts, or counts for ever.
+#[test]
+fn what_is_held_aside_counts() {
+    let budget = Arc::new(Budget::new(u64::MAX));
+    Buffer::count_against(&budget);
+    let (one, other) = (Aside::default(), Aside::default());
+    one.set(BUDGET_STEP);
+    other.set(2 * BUDGET_STEP);
+    assert_eq!(budget.held(), 3 * BUDGET_STEP as u64);
+    one.set(0);
+    drop(other);
+    Buffer::sweep();
+    assert_eq!(budget.held(), 0);
+}

@@ -2,11 +2,12 @@
 
 use super::{Alarm, Patrol, Post};
 use crate::base::limits::HANDSHAKES_MAX;
-use crate::rt::seal::{Seal, Shake};
 use crate::rt::patrol::line::Line;
+use crate::rt::seal::{Seal, Shake};
 use rustls::ServerConfig;
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Who has said nothing for so many ticks may lose its place to a newcomer.
@@ -21,13 +22,14 @@ pub(super) struct Handshakes {
 }
 
 /// A handshake's place among them.
-pub struct HandshakePlace<'a>(&'a Post);
+pub struct HandshakePlace(Rc<Patrol>, usize);
 
-impl Drop for HandshakePlace<'_> {
+impl Drop for HandshakePlace {
     fn drop(&mut self) {
-        let handshakes = &self.0.patrol.handshakes;
+        let HandshakePlace(patrol, slot) = self;
+        let handshakes = &patrol.handshakes;
         handshakes.count.set(handshakes.count.get() - 1);
-        handshakes.silent.borrow_mut().leave(self.0.slot);
+        handshakes.silent.borrow_mut().leave(*slot);
     }
 }
 
@@ -51,7 +53,7 @@ impl Patrol {
 
 impl Post {
     /// A place for a handshake, perhaps that of one that says nothing. `None`: there is none.
-    pub fn enter_handshake(&self) -> Option<HandshakePlace<'_>> {
+    pub fn enter_handshake(&self) -> Option<HandshakePlace> {
         let handshakes = &self.patrol.handshakes;
         // One that was ended leaves when it has its turn: each newcomer ends one more.
         let is_full = handshakes.count.get() >= HANDSHAKES_MAX;
@@ -60,7 +62,7 @@ impl Post {
         }
         handshakes.count.set(handshakes.count.get() + 1);
         handshakes.silent.borrow_mut().join(self.slot);
-        Some(HandshakePlace(self))
+        Some(HandshakePlace(Rc::clone(&self.patrol), self.slot))
     }
 
     /// The client of a handshake said something.

@@ -83,6 +83,11 @@ impl Conn {
         Conn { stream, reader: Reader::new(super::SOON) }
     }
 
+    /// Speaks over what is connected already.
+    pub fn over(stream: Stream) -> Conn {
+        Conn { stream, reader: Reader::new(super::SOON) }
+    }
+
     /// Its TLS session.
     pub fn tls_session(&self) -> &rustls::ClientConnection {
         match &self.stream {

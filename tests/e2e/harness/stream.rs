@@ -73,6 +73,11 @@ impl Stream {
         config: Arc<ClientConfig>,
     ) -> io::Result<Stream> {
         let Stream::Tcp(tcp) = Stream::connect(&Place::Tcp(address))? else { unreachable!() };
+        Stream::tls_over(tcp, name, config)
+    }
+
+    /// The same, over a connection over which something was said before.
+    pub fn tls_over(tcp: TcpStream, name: &str, config: Arc<ClientConfig>) -> io::Result<Stream> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
         Ok(Stream::TlsClient(Box::new(StreamOwned::new(session, tcp))))
@@ -110,6 +115,13 @@ impl Stream {
             Stream::Tls(s) => s.write_all(bytes).and_then(|()| s.flush()),
             Stream::TlsClient(s) => s.write_all(bytes).and_then(|()| s.flush()),
         }
+    }
+
+    /// Says over TLS that no more will come. The connection stays.
+    pub fn say_goodbye(&mut self) {
+        let Stream::TlsClient(stream) = self else { panic!("not over TLS") };
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
     }
 
     /// Ends one direction or both.
