@@ -180,7 +180,8 @@ mod tests {
     fn a_line_of_json_is_one_line() {
         let text = "m\u{85}{}\u{2028}[]\u{2029}\r\n\u{1c}\u{b}\"";
         let record = UsageRecord { model: Some(text.into()), path: text.into(), ..record() };
-        let line = AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: None };
+        let line =
+            AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: None };
         let mut out = Vec::new();
         json_line(&mut out, &line).unwrap();
         let out = String::from_utf8(out).unwrap();
@@ -210,7 +211,8 @@ mod tests {
              forged\\x5C HTTP/1.0\" 200 900 \"-\" \"curl/8\\x0D\\x0A\\xFF\\x22\"\n"
         );
         let record = UsageRecord { method: "".into(), ..UsageRecord::default() };
-        let line = AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: None };
+        let line =
+            AccessLine { record, client: "::1".into(), tls: None, trace_id: None, said: None };
         let mut out = Vec::new();
         text_line(&mut out, &line).unwrap();
         let want = "::1 - - [01/Jan/1970:00:00:00 +0000] \"-\" 0 0 \"-\" \"-\"\n";

@@ -46,7 +46,7 @@ fn each_request_is_a_line_of_json() {
     );
     let parsed = |line: &String| -> Value { serde_json::from_str(line).unwrap() };
     let line = parsed(&lines(&file, 1)[0]);
-    assert_eq!(line.as_object().unwrap().len(), 24, "{line}");
+    assert_eq!(line.as_object().unwrap().len(), 25, "{line}");
     for (field, value) in [
         ("client", Value::from("127.0.0.1")),
         ("method", "POST".into()),
