@@ -399,8 +399,7 @@ fn start_ring(
         });
     };
     std::thread::Builder::new().name("control".into()).spawn(body).map_err(thread_error)?;
-    let is_started = started.recv();
-    is_started.unwrap_or_else(|_| Err("the control plane did not start".into()))?;
+    started.recv().unwrap_or_else(|_| Err("the control plane did not start".into()))?;
     Ok(heard)
 }
 
@@ -442,8 +441,7 @@ mod tests {
         let (go, going) = bounded::<()>(0);
         let (to_it, events) = events();
         let reload = move |_| {
-            let _ = began.send(());
-            let _ = going.recv();
+            let _ = (began.send(()), going.recv());
         };
         let supervisor = Supervisor::run((to_it.clone(), events), reload).unwrap();
         Event::Reload(Cause::Signal).tell(&to_it);

@@ -125,8 +125,8 @@ fn the_python_client_raises_when_an_engine_dies() {
     }
 }
 
-/// Catches: an answer over TLS that curl takes for cut, or a version of HTTP that is agreed upon and
-/// not spoken.
+/// Catches: an answer over TLS that curl takes for cut, or a version of HTTP that is agreed upon
+/// and not spoken.
 #[test]
 fn curl_works_over_tls() {
     let is_there_too = Path::new("/usr/bin/curl").exists();

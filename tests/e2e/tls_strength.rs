@@ -121,7 +121,8 @@ fn s_client(pki: &Pki, proxy: &Proxy, more: &[&str], said: &str) -> String {
 }
 
 /// Catches: a certificate or a handshake that OpenSSL, with which most clients are built, does not
-/// take; one handshake more inside a connection, which has been a way to take others' requests over.
+/// take; one handshake more inside a connection, which has been a way to take over others'
+/// requests.
 #[test]
 fn openssl_agrees() {
     if !is_there("openssl_agrees", Path::new("/usr/bin/openssl").exists()) {
