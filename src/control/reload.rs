@@ -286,8 +286,8 @@ impl Reloader {
     }
 
     /// Starts to look for backends, and at the files of certificates, for a process that starts:
-    /// what is found at once is in use when the first client comes. A process in whose place another
-    /// one serves meanwhile has more time.
+    /// what is found at once is in use when the first client comes. A process in whose place
+    /// another one serves meanwhile has more time.
     ///
     /// # Errors
     /// A line for a person.
