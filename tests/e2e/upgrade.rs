@@ -6,7 +6,7 @@ use crate::harness::process::Ran;
 use crate::harness::proxy::llmproxy;
 use crate::harness::tls::Pki;
 use crate::harness::{
-    await_some, await_until, pause, Backend, Config, Conn, Engine, Proxy, Webhook, SOON,
+    await_some, await_until, pause, AcmeServer, Backend, Config, Conn, Engine, Proxy, Webhook, SOON,
 };
 use crate::notify::Manager;
 use crate::rig::{CHAT, CHATS, OK, STREAM};
@@ -427,4 +427,24 @@ fn no_other_process_is_asked() {
     refused(&upgrade(&["-c", "/nonexistent.yaml"]), 2, "there is no such file");
     assert_eq!(upgrade(&["--pid", "1", "--pid-file", "x"]).code, Some(2));
     assert!(sleeper.try_status().is_none());
+}
+
+/// Catches: a successor that fetches a certificate again, shows none, or leaves port 80 to nobody.
+#[test]
+fn a_fetched_certificate_and_its_listener_go_along() {
+    if !crate::clients::is_there("certificates go along", AcmeServer::is_there()) {
+        return;
+    }
+    let authority = AcmeServer::start(crate::acme::LONG_S);
+    let (client, storage) = (authority.client(), crate::harness::scratch::Scratch::new());
+    let more = crate::acme::by_http(&authority);
+    let yaml = crate::acme::yaml(&authority, storage.path(), authority.tls_port, &more);
+    let proxy = Proxy::start_linked(&[], &yaml);
+    crate::acme::await_served(&proxy, &client);
+    let _successor = upgraded(&proxy, &pid_of(&proxy), 0);
+    proxy.process.wait(SOON);
+    assert!(crate::acme::is_served(&proxy, &client));
+    let plain = SocketAddr::from(([127, 0, 0, 1], authority.http_port));
+    let sent_on = Conn::open(plain).send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").response();
+    assert_eq!((sent_on.status(), authority.orders()), (308, 1));
 }
