@@ -10,7 +10,7 @@ import pages
 from common import run
 
 # What blocks name and a check reads: made in a folder that takes the place of /etc/llmproxy.
-CERTIFICATES = ["tls", "clients-ca", "engines-ca", "redis-ca"]
+CERTIFICATES = ["tls", "clients-ca", "engines-ca", "redis-ca", "a.example", "wildcard.b.example"]
 
 
 def folder_of_files(test):
@@ -19,7 +19,7 @@ def folder_of_files(test):
     for name in CERTIFICATES:
         run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
             "-nodes", "-days", "30", "-subj", f"/CN={name}", "-addext",
-            "subjectAltName=DNS:llm.example.com", "-keyout", f"{at}/{name}.key",
+            f"subjectAltName=DNS:llm.example.com,DNS:{name}", "-keyout", f"{at}/{name}.key",
             "-out", f"{at}/{name}.crt")
     with open(os.path.join(at, "auth.lua"), "w", encoding="utf-8") as file:
         file.write("return {allow = true}\n")
