@@ -24,7 +24,7 @@ use llmproxy::control::pid_file::PidFile;
 use llmproxy::control::reload::{self, Reloader, Reloads};
 use llmproxy::control::signals::{self, Delays, DelaysInUse, Heard};
 use llmproxy::control::supervisor::{self, Control, ControlDoors, Event, Supervisor};
-use llmproxy::control::{circle, counters, keys, log, tool, watchdog};
+use llmproxy::control::{circle, counters, keys, log, shared_limits, tool, watchdog};
 use llmproxy::proxy::worker;
 use llmproxy::rt::ring::{self, EPOLL};
 use llmproxy::state::connections::Connections;
@@ -225,6 +225,7 @@ fn serve(
     }
     let code = await_end(workers, supervisor, &upgrades);
     keys::finish(&control.board.view());
+    shared_limits::finish(&control.board.view());
     control.finish();
     drop(pid_file);
     Ok(code)

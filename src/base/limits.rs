@@ -585,5 +585,8 @@ pub const QUOTA_TOLD_KEYS_MAX: usize = 128;
 pub const QUOTA_TELL_EVERY: Duration = Duration::from_millis(250);
 /// What others have used of a key that is in use is asked for so often.
 pub const QUOTA_ASK_EVERY: Duration = Duration::from_secs(2);
-/// A key that was not looked up for so long is not in use: nothing is asked for it any more.
+/// A key that was not looked up, nor used, for so long is not in use: what others have used of its
+/// quota is not asked for.
 pub const QUOTA_KEYS_IDLE: Duration = Duration::from_secs(300);
+/// After so long nothing is told of it any more either, until it is looked up.
+pub const QUOTA_KEYS_KEPT: Duration = Duration::from_secs(2 * 3600);

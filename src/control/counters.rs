@@ -311,7 +311,8 @@ fn forget_moments(memory: &Mapping) {
     memory.words().get(header::BOOT).into_iter().for_each(|word| word.set(boot()));
 }
 
-/// The same ids in a table of another size; those that say nothing are left out.
+/// The same ids in a table of another size; those that say nothing are left out. What was used here
+/// of a quota was told under the name of the old table, and is not told again under the new one's.
 fn convert(path: &Path, (old, has): (Mapping, TableShape), known: usize) -> io::Result<Mapping> {
     let now = boot_ns().saturating_mul(TICKS_PER_NS);
     let new = path.with_extension("new");
@@ -324,7 +325,7 @@ fn convert(path: &Path, (old, has): (Mapping, TableShape), known: usize) -> io::
         match table.find(id, part, now) {
             EntryFound::There(to) | EntryFound::New(to) | EntryFound::Instead(to) => {
                 fill[part as usize] += 1;
-                for which in word::BUCKETS.into_iter().chain([word::QUOTA, word::QUOTA_OWN]) {
+                for which in word::BUCKETS.into_iter().chain([word::QUOTA]) {
                     let (from, to) = (old.word(place, which), table.word(to, which));
                     from.zip(to).into_iter().for_each(|(from, to)| to.set(from.value()));
                 }

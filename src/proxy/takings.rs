@@ -191,6 +191,8 @@ impl Takings {
             return false;
         };
         let tokens = tokens.clamp(1, terms.total);
+        // An estimate of more than there ever is says nothing of when a stream has had enough.
+        let prompt = if prompt >= terms.total { 0 } else { prompt };
         let is_in = counters.quota(place).is_some_and(|quota| {
             quota.meet(terms);
             quota.reserve(terms, tokens)
@@ -265,7 +267,9 @@ impl Takings {
                 share.leave(&counters);
                 let which = LimitKind::Tokens as usize;
                 let [.., taken] = share.taken;
-                let word = counters.bucket(share.whose.place, which);
+                // The bucket may have been full again meanwhile, and the entry given to another one.
+                let is_its = counters.table().is_of(share.whose.place, share.whose.id);
+                let word = counters.bucket(share.whose.place, which).filter(|_| is_its);
                 if let ([.., Some(bucket)], Some(taken), Some(word)) =
                     (share.buckets.of, taken, word)
                 {

@@ -95,6 +95,22 @@ for name, value in next, raw.math do
   if name ~= "randomseed" then math[name] = value end
 end
 for name, value in next, raw.utf8 do utf8[name] = value end
+-- As long as the text: with a look at the clock behind each.
+for _, name in next, {"char", "codepoint", "len", "offset"} do
+  local call = utf8[name]
+  local function looked(...)
+    in_time()
+    return ...
+  end
+  utf8[name] = function(...) return looked(call(...)) end
+end
+
+-- Nobody writes a number so long; and it would be read to its end.
+local DIGITS = 512
+local function tonumber(value, ...)
+  if type(value) == "string" and #value > DIGITS then return nil end
+  return raw.tonumber(value, ...)
+end
 
 -- A library as scripts get it: it looks like the library, and nothing can be put into it.
 local function sealed(library)
@@ -111,7 +127,7 @@ of_texts.__metatable = false
 
 local of_globals = { __index = {
   assert = raw.assert, error = error, ipairs = raw.ipairs, next = next, pairs = raw.pairs,
-  select = select, tonumber = raw.tonumber, tostring = tostring, type = type,
+  select = select, tonumber = tonumber, tostring = tostring, type = type,
   unpack = table.unpack,
   pcall = pcall_in_time,
   xpcall = function(call, handler, ...) return handled(handler, pcall_in_time(call, ...)) end,

@@ -286,3 +286,18 @@ fn a_run_costs_little() {
     }
     println!("a run: {:?} of {times:?}", times.iter().min());
 }
+
+/// Catches: a number that is read for longer than a run may take, a number that is not read any
+/// more.
+#[test]
+fn long_texts_are_no_numbers() {
+    for code in [
+        "return tonumber(('1'):rep(513)) == nil and tonumber(('0'):rep(512)) == 0",
+        "return tonumber('0x10') == 16 and tonumber('10', 2) == 2 and tonumber('1e1') == 10.0",
+        "return tonumber('x') == nil and tonumber(nil) == nil and tonumber(7) == 7",
+        "return utf8.len('\u{e4}b') == 2 and utf8.char(228) == '\u{e4}'",
+        "return utf8.codepoint('\u{e4}') == 228",
+    ] {
+        assert!(allows(code), "{code}");
+    }
+}

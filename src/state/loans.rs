@@ -14,11 +14,11 @@ use super::counters::table::{EntryPlace, TablePart};
 use super::meters::Times;
 use crate::config::plan::Redis;
 use crate::rt::sys::mapping::Mapping;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{bounded, Receiver, Sender};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Words of a place: one for each bucket, and one for requests at one time.
@@ -174,6 +174,8 @@ pub struct LoanBook {
     changes: Sender<LoanChange>,
     /// The server answers.
     is_up: AtomicBool,
+    /// There when the process ends: where it is told that all was given back.
+    ends: OnceLock<Sender<()>>,
     /// For the metrics page.
     pub numbers: LoanNumbers,
 }
@@ -186,7 +188,7 @@ impl LoanBook {
     pub fn new(entries: usize, changes: Sender<LoanChange>) -> io::Result<LoanBook> {
         let words = Mapping::anonymous(entries.saturating_mul(PLACE_WORDS).max(1))?;
         let (is_up, numbers) = (AtomicBool::new(true), LoanNumbers::default());
-        Ok(LoanBook { words, changes, is_up, numbers })
+        Ok(LoanBook { words, changes, is_up, ends: OnceLock::new(), numbers })
     }
 
     /// Whether the server answered when it was last called.
@@ -197,6 +199,17 @@ impl LoanBook {
     /// It does, or does not.
     pub fn set_up(&self, is_up: bool) {
         self.is_up.store(is_up, Relaxed);
+    }
+
+    /// The process ends, and nobody borrows any more. What comes is told when all was given back.
+    pub fn end(&self) -> Option<Receiver<()>> {
+        let (done, is_done) = bounded(1);
+        self.ends.set(done).ok().map(|()| is_done)
+    }
+
+    /// There when the process ends.
+    pub fn ends(&self) -> Option<&Sender<()>> {
+        self.ends.get()
     }
 
     fn word(&self, whose: &Counted, which: usize) -> Option<&AtomicU64> {

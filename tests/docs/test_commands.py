@@ -22,6 +22,7 @@ ELSEWHERE = [
     (r"apt-get install |cargo build |install -m 755 ", "scripts/test builds all of it that way"),
     (r"cargo test |MONOIO_FORCE_LEGACY_DRIVER=1 cargo test ", "parts of scripts/test"),
     (r"scripts/(demo|test|check|fuzz|faults)\b", "scripts/test runs them, or they take hours"),
+    (r"llmproxy upgrade ", "tests/e2e/upgrade.rs: the new process is nobody's child"),
     (r"sudo (scripts/install|dpkg |systemctl |install |llmproxy upgrade )|sudoedit "
      r"|llmproxy check /etc/",
      "tests/deploy: a bare Debian with systemd"),

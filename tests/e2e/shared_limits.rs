@@ -172,6 +172,27 @@ fn tokens_settle_for_all() {
     await_until("what was not used is free for the other", SOON, || other().status() == 200);
 }
 
+/// Catches: places, and tokens that were not used, which a gateway that ended in order leaves taken
+/// on the server.
+#[test]
+fn who_ends_gives_back_what_it_has() {
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let (server, engine) = (Redis::start(), Engine::start(&[]));
+    // Whatever is given back by then was given back because of the end.
+    let limits = "redis_lease: 10s, per_key: {max_concurrent: 4, tokens_per_minute: 1000}";
+    let [one, two] = two(&engine.url(), &server, limits);
+    let body =
+        |max: u32| format!(r#"{{"model":"m","max_tokens":{max},"messages":[{{"role":"user"}}]}}"#);
+    let ask = |proxy: &Proxy, max: u32| proxy.connect().post(CHATS, KEY, body(max)).status();
+    assert_eq!(ask(&one, 800), 200);
+    one.process.signal(Signal::TERM);
+    one.process.wait(SOON);
+    assert_eq!(names(&server, "*:3"), Vec::<String>::new(), "its places are free");
+    assert_eq!(ask(&two, 800), 200, "so are its tokens");
+}
+
 fn stream(proxy: &Proxy) -> Option<Conn> {
     let mut conn = proxy.connect();
     conn.start_post(CHATS, &format!("{KEY}x-mock-stall-after: 2\r\n"), STREAM);

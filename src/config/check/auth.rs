@@ -146,6 +146,9 @@ fn read(s: &mut Section, stores: &Stores, defaults: KeyDefaults) -> Auth {
                        `type: redis`";
         s.error("quota_storage", message);
     }
+    if auth.quota_storage == QuotaStorage::Redis && auth.mode == AuthMode::All {
+        s.error("quota_storage", "`redis` goes by what one provider says: not with `mode: all`");
+    }
     if auth.header_names.is_empty() && !s.desk.has_errors() {
         s.error("header_names", "must name at least one field, such as Authorization");
     }

@@ -154,7 +154,9 @@ pub fn services(
 pub fn finish(view: &View) {
     let due = Instant::now() + END_WAIT;
     let pipeline = view.plan.auth.iter().flat_map(|auth| &auth.pipeline);
-    let stores = pipeline.zip(&view.services).filter(|(it, _)| it.kind == ProviderKind::Builtin);
+    let tells =
+        |kind: &ProviderKind| matches!(kind, ProviderKind::Builtin | ProviderKind::Redis { .. });
+    let stores = pipeline.zip(&view.services).filter(|(it, _)| tells(&it.kind));
     let last: Vec<_> = stores.filter_map(|(_, service)| service.as_ref()?.end()).collect();
     for done in last {
         let _ = done.recv_deadline(due);

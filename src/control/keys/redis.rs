@@ -85,6 +85,12 @@ impl KeySource for RedisSource {
             quotas.look(&mut self.server, self.patience, numbers);
         }
     }
+
+    fn end(&mut self) {
+        if let Some(quotas) = &mut self.quotas {
+            quotas.tell_due(&mut self.server, Instant::now(), self.patience);
+        }
+    }
 }
 
 /// True for a key that can only be a part of the name that the pattern gives it.

@@ -3,7 +3,9 @@
 
 use super::ledger::Ledger;
 use crate::base::clock::boot_ns;
-use crate::base::limits::{LOANED_SLOTS_LIFE, LOANS_ASKED_MAX, LOANS_PAUSE, LOANS_TICK_MAX};
+use crate::base::limits::{
+    LOANED_SLOTS_LIFE, LOANS_ASKED_MAX, LOANS_PAUSE, LOANS_TICK_MAX, REDIS_LEASE_MAX,
+};
 use crate::config::plan::Redis;
 use crate::control::survive;
 use crate::state::ask::{Questions, TakenQuestions};
@@ -24,6 +26,8 @@ const TICKS_PER_STEP: u64 = 250;
 const WHOLE_STEPS: u64 = 1000;
 /// What all names begin with: one part of a cluster has them all.
 const PREFIX: &str = "{llmproxy}:limit:";
+/// Calls that give back what was lent, when nobody uses it any more.
+const LAST_TURNS_MAX: u32 = 64;
 /// Lines about outages come no more often than this.
 const LINE_PAUSE: Duration = Duration::from_secs(10);
 
@@ -80,11 +84,27 @@ impl Lender {
                 let asked = questions.take(self.next_tick, LOANS_ASKED_MAX);
                 goes_on = asked.is_some();
                 self.turn(asked.unwrap_or_default(), Instant::now());
+                if let Some(done) = self.book.ends().cloned() {
+                    self.give_all_back();
+                    let _ = done.try_send(());
+                }
             });
         }
-        // Another server is in use, or none: what is not used is given back.
-        self.next_tick = Instant::now();
-        self.turn(Vec::new(), Instant::now());
+        // Another server is in use, or none.
+        survive("limits-redis", || self.give_all_back());
+    }
+
+    /// Nobody uses it any more: all that is not used goes back, whatever its time.
+    fn give_all_back(&mut self) {
+        let lost = self.ledger.sweep(&self.book, Instant::now() + REDIS_LEASE_MAX);
+        self.book.numbers.lost.fetch_add(lost, Relaxed);
+        for _ in 0..LAST_TURNS_MAX {
+            self.next_tick = Instant::now();
+            self.turn(Vec::new(), Instant::now());
+            if !self.ledger.has_more() || self.paused_until.is_some() {
+                break;
+            }
+        }
     }
 
     fn turn(&mut self, asked: TakenQuestions<Vec<LoanItem>, LoanAnswer>, now: Instant) {

@@ -19,6 +19,9 @@ use lender::Lender;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// At the end it is waited so long until all is given back.
+const END_WAIT: Duration = Duration::from_secs(1);
+
 /// Gives a view the shared limits that its plan asks for: those of the view before it, where the
 /// server is the same. To be called when the view has its counters.
 ///
@@ -50,6 +53,19 @@ pub fn equip(view: &mut View, before: Option<&View>) -> Result<(), String> {
     std::thread::Builder::new().name("limits-redis".into()).spawn(body).map_err(told)?;
     view.shared_limits = Some(SharedLimits { book, ask, patience, terms });
     Ok(())
+}
+
+/// The workers are done: what was lent and not used is given back, and what was used is told.
+/// Nobody waits long for it: the server takes what it does not hear of for given back.
+pub fn finish(view: &View) {
+    let Some(shared) = view.shared_limits.as_ref().filter(|shared| shared.book.is_up()) else {
+        return;
+    };
+    let Some(done) = shared.book.end() else { return };
+    // A question about nothing wakes who is to do it.
+    if shared.ask.ask(Vec::new()).is_some() {
+        let _ = done.recv_timeout(END_WAIT);
+    }
 }
 
 /// Tries once to reach the server, for at most so long. Blocks.

@@ -67,7 +67,12 @@ async fn answer(
     client.post.arm(shared.patience.saturating_add(SLACK));
     match client.post.attended(reply).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) | Err(Alarm::Expired) => Ok(LoanAnswer::Failed),
+        Ok(Err(_)) => Ok(LoanAnswer::Failed),
+        Err(Alarm::Expired) => {
+            // Whoever was asked may yet answer, and counts that as another thing.
+            shared.book.numbers.note(&LoanAnswer::Failed);
+            Ok(LoanAnswer::Failed)
+        }
         Err(Alarm::Gone) => Err(Instead::Nothing),
         Err(Alarm::Ended | Alarm::CalledOff) => Err(Fault::ShuttingDown.refusal().into()),
     }

@@ -197,8 +197,10 @@ impl<W: Word> Quota<'_, W> {
     pub fn mirror(&self, terms: QuotaTerms, all: u64, told: u64) {
         let used = all.saturating_add(self.used_here(terms)).saturating_sub(told);
         self.used.change(|old| {
+            // Several providers may know a key, and its quota be counted by another kind of period.
+            let is_same_kind = QuotaWindow((old >> USED_BITS) as u16).kind() == terms.window.kind();
             let (window, _) = read(old, terms.window, terms.first);
-            (window == terms.window).then(|| pack(window, used))
+            (is_same_kind && window == terms.window).then(|| pack(window, used))
         });
     }
 

@@ -136,6 +136,12 @@ impl<M: WordMemory> CounterTable<M> {
         self.memory
     }
 
+    /// Whether a place is still that of this id.
+    pub fn is_of(&self, place: EntryPlace, id: u128) -> bool {
+        let [high, low, ..] = self.entry(place) else { return false };
+        (high.value(), low.value()) == halves(id)
+    }
+
     /// Whose a place is.
     pub fn id(&self, place: EntryPlace) -> Option<(u128, TablePart)> {
         let [high, low, ..] = self.entry(place) else { return None };

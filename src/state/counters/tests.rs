@@ -154,6 +154,9 @@ fn what_others_use_is_taken_over() {
     quota.debit(next, 3, 0);
     quota.mirror(terms, 900, 35);
     assert_eq!((quota.used(next), quota.used_here(next)), (3, 3), "that was yesterday");
+    let monthly = QuotaTerms { window: QuotaWindow::new(3, 1), ..terms };
+    quota.mirror(monthly, 900, 0);
+    assert_eq!(quota.used(next), 3, "it is counted by days here");
 }
 
 /// Catches: more tokens than the quota, tokens that are not freed or debited twice, a period that

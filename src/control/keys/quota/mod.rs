@@ -9,7 +9,8 @@
 
 use crate::base::clock::unix_ms;
 use crate::base::limits::{
-    QUOTA_ASK_EVERY, QUOTA_KEYS_IDLE, QUOTA_KEYS_TOLD_MAX, QUOTA_TELL_EVERY, QUOTA_TOLD_KEYS_MAX,
+    QUOTA_ASK_EVERY, QUOTA_KEYS_IDLE, QUOTA_KEYS_KEPT, QUOTA_KEYS_TOLD_MAX, QUOTA_TELL_EVERY,
+    QUOTA_TOLD_KEYS_MAX,
 };
 use crate::base::secret::Secret;
 use crate::config::plan::{Auth, ResetPeriod};
@@ -21,7 +22,7 @@ use crate::state::lookup::LookupNumbers;
 use crate::state::quota_clock::QuotaClock;
 use crate::store::redis::{Call, RedisServer, StoredScript};
 use crate::store::Trouble;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,7 +51,7 @@ pub struct QuotaBook {
 struct State {
     is_down: bool,
     last_line: Option<Instant>,
-    is_odd_told: bool,
+    told: HashSet<&'static str>,
 }
 
 /// A key.
@@ -108,7 +109,7 @@ impl QuotaBook {
 
     fn tell_odd(&self, place: &str, what: &'static str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::replace(&mut state.is_odd_told, true) {
+        if state.told.insert(what) {
             tracing::warn!(%place, what, "the quota of a key is not counted together; said once");
         }
     }
@@ -176,13 +177,18 @@ impl QuotaTeller {
             return;
         }
         *look = now + QUOTA_TELL_EVERY;
+        self.tell_due(server, now, patience);
+        self.book.hand_over(numbers);
+    }
+
+    /// Tells what was used and not told yet; and what is due beside that.
+    pub fn tell_due(&mut self, server: &mut RedisServer, now: Instant, patience: Duration) {
         let due = self.take_due(now);
         for some in due.chunks(QUOTA_TOLD_KEYS_MAX) {
             if !self.tell(server, (some, false), now + patience) {
                 break;
             }
         }
-        self.book.hand_over(numbers);
     }
 
     fn take_due(&self, now: Instant) -> Vec<(u128, Line)> {
@@ -192,11 +198,14 @@ impl QuotaTeller {
             let used = self.used_here(*id, line).map(|(_, used, _)| used);
             let is_known = line.told.is_some_and(|(told, _)| Some(told) == used);
             let is_old = line.told.is_none_or(|(_, at)| since(at) >= QUOTA_ASK_EVERY);
-            let is_idle = since(line.asked) >= QUOTA_KEYS_IDLE;
-            if !is_known || (is_old && !is_idle) {
+            if line.told.is_some_and(|(told, _)| Some(told) != used) {
+                line.asked = now;
+            }
+            let is_in_use = since(line.asked) < QUOTA_KEYS_IDLE;
+            if !is_known || (is_old && is_in_use) {
                 due.push((*id, line.clone()));
             }
-            !(is_known && is_idle)
+            !is_known || since(line.asked) < QUOTA_KEYS_KEPT
         });
         due
     }
@@ -273,13 +282,19 @@ impl QuotaTeller {
                 }
             }
             // Whoever looks it up again is told that it is gone.
+            Err(_) if number == -1 => drop(self.book.lines().remove(&id)),
+            // It is told again after a while: it may be mended by then.
             Err(_) => {
-                self.book.lines().remove(&id);
-                match number {
-                    -1 => {}
-                    -2 => self.book.tell_odd(server, "another gateway is in a later period"),
-                    _ => self.book.tell_odd(server, "used_quota is no whole number"),
+                if let Some(line) = self.book.lines().get_mut(&id) {
+                    line.told = Some((told, Instant::now()));
                 }
+                self.book.tell_odd(
+                    server,
+                    match number {
+                        -2 => "another gateway is in a later period",
+                        _ => "used_quota is no whole number",
+                    },
+                );
             }
         }
     }

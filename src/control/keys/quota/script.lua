@@ -40,15 +40,17 @@ local function count(at)
     redis.call('HSET', beside, 'period', period)
     if known or is_over then
       redis.call('HSET', place, field, 0)
-      if is_hash and kind_of(period) > 0 then
-        redis.call('HSET', name, 'last_reset_at', redis.call('TIME')[1])
-      end
     elseif not is_hash then
       redis.call('HSET', place, field, first)
     end
+    if is_hash and kind_of(period) > 0 then
+      local set = (known or is_over) and 'HSET' or 'HSETNX'
+      redis.call(set, name, 'last_reset_at', redis.call('TIME')[1])
+    end
   end
   local more = own - (tonumber(redis.call('HGET', beside, me) or '') or 0)
-  if more ~= 0 then
+  -- Less than was told is old: it was read earlier, and came later.
+  if more > 0 then
     local counted = redis.pcall('HINCRBY', place, field, string.format('%.0f', more))
     if type(counted) == 'table' then
       return -3

@@ -18,6 +18,7 @@ impl Relay<'_> {
         self.state.is_exhausted
             && can_end
             && !is_said
+            && self.tap.body_usage.facts().content_events() > 0
             && !self.state.torn
             && cut::is_known(self.tap.dialect())
             && self.tap.at_event_boundary()
@@ -25,6 +26,12 @@ impl Relay<'_> {
 
     /// Ends the stream. `path` and `model`: of the request.
     pub async fn cut(&mut self, path: &str, model: &str) -> Relayed {
+        // The end of another choice may still wait for what follows it.
+        let waits = self.strip.as_ref().is_some_and(|strip| strip.wait().is_some());
+        let released = if waits { self.release().await } else { Ok(()) };
+        if let Err(fault) = released {
+            return self.outcome(Some(fault));
+        }
         let facts = self.tap.body_usage.facts();
         let answer = CutAnswer {
             dialect: self.tap.dialect(),
