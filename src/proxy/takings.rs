@@ -267,7 +267,7 @@ impl Takings {
                 share.leave(&counters);
                 let which = LimitKind::Tokens as usize;
                 let [.., taken] = share.taken;
-                // The bucket may have been full again meanwhile, and the entry given to another one.
+                // The bucket may have been full meanwhile, and the entry given to another id.
                 let is_its = counters.table().is_of(share.whose.place, share.whose.id);
                 let word = counters.bucket(share.whose.place, which).filter(|_| is_its);
                 if let ([.., Some(bucket)], Some(taken), Some(word)) =
