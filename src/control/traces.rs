@@ -170,7 +170,8 @@ impl Export {
                     named
                 }
             };
-            let next = named.map_or_else(|| spread(wait), |named| named.min(NAMED_MOST));
+            let next =
+                named.map_or_else(|| spread(wait), |named| named.clamp(WAIT_LEAST, NAMED_MOST));
             if is_last || began.elapsed() + next > TRIES_TIME {
                 return add(&self.counters.given_up, count);
             }

@@ -81,8 +81,11 @@ impl Failures {
         };
         let mut pause = match setback {
             Setback::Unreached => doubled(UNREACHED_PAUSE_MIN, UNREACHED_PAUSE_MAX),
-            Setback::Refused { retry_after: Some(asked) } => asked.min(ASKED_PAUSE_MAX),
-            Setback::Refused { retry_after: None } => doubled(REFUSED_PAUSE_MIN, REFUSED_PAUSE_MAX),
+            // A time that is over, or was when our clock said so, is none.
+            Setback::Refused { retry_after: Some(asked) } if !asked.is_zero() => {
+                asked.min(ASKED_PAUSE_MAX)
+            }
+            Setback::Refused { .. } => doubled(REFUSED_PAUSE_MIN, REFUSED_PAUSE_MAX),
         };
         let is_asked = matches!(setback, Setback::Refused { retry_after: Some(_) });
         if let Some(lifetime) = in_use.filter(|_| !is_asked) {

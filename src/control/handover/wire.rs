@@ -5,8 +5,8 @@
 use super::listeners::{ListenGroup, ListenPurpose};
 use rustix::io::Errno;
 use rustix::net::{
-    recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use socket2::{Domain, Socket, Type};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -101,6 +101,10 @@ impl Wire {
             let got = recvmsg(&self.0, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC);
             let len = match got {
                 Ok(got) if got.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // A socket that is left out would take its clients with it.
+                Ok(got) if got.flags.contains(ReturnFlags::CTRUNC) => {
+                    return Err(io::Error::other("there is no room for all sockets"));
+                }
                 Ok(got) => got.bytes,
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return Ok(None),
