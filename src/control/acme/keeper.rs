@@ -105,11 +105,18 @@ struct KeptName {
     /// How long the certificate in use lives.
     lifetime: Option<CertificateLife>,
     renewal_ms: u64,
+    /// What failed, where the disk did not take it: a full one must not make us ask without a pause.
+    unwritten: Option<Failures>,
 }
 
 impl KeptName {
     fn new(name: &str) -> KeptName {
-        KeptName { name: name.to_owned(), mark: None, lifetime: None, renewal_ms: 0 }
+        let name = name.to_owned();
+        KeptName { name, mark: None, lifetime: None, renewal_ms: 0, unwritten: None }
+    }
+
+    fn failures(&self, folder: &AcmeFolder) -> Failures {
+        self.unwritten.clone().unwrap_or_else(|| folder.failures(&self.name))
     }
 }
 
@@ -183,7 +190,7 @@ impl Keeper {
     /// When a name is to be asked for, or may be.
     fn next_ms(&self, at: usize) -> u64 {
         let Some(kept) = self.names.get(at) else { return u64::MAX };
-        let failures = self.folder.failures(&kept.name);
+        let failures = kept.failures(&self.folder);
         let renewal_ms = if kept.lifetime.is_some() { kept.renewal_ms } else { 0 };
         match failures.count > 0 && !failures.allow(unix_ms()) {
             true => renewal_ms.max(failures.until_ms),
@@ -211,7 +218,7 @@ impl Keeper {
             Ok(web) => web,
             Err(error) => return self.note_failure(at, &OrderFault::Internal(error), None),
         };
-        let tries = self.folder.failures(&name).count;
+        let tries = self.names.get(at).map_or(0, |kept| kept.failures(&self.folder).count);
         tracing::info!(name, directory = %self.acme.directory, tries, "acme: ordering");
         let (acme, folder, given) = (&self.acme, &self.folder, &self.given);
         let desk = OrderDesk { acme, folder, turn: &turn, given, web: &web, running };
@@ -224,6 +231,7 @@ impl Keeper {
                 }
                 if let Some(kept) = self.names.get_mut(at) {
                     kept.mark = self.folder.mark(&name);
+                    kept.unwritten = None;
                 }
                 self.show(at, &pair);
             }
@@ -234,14 +242,14 @@ impl Keeper {
     }
 
     fn note_failure(&mut self, at: usize, fault: &OrderFault, setback: Option<Setback>) {
-        let Some(kept) = self.names.get(at) else { return };
+        let Some(kept) = self.names.get_mut(at) else { return };
         self.numbers.note(match fault {
             OrderFault::Unreached(_) => OrderEnd::Unreached,
             OrderFault::RateLimited(_) => OrderEnd::RateLimited,
             OrderFault::Internal(_) => OrderEnd::Internal,
             OrderFault::Refused(_) | OrderFault::NoAccount(_) => OrderEnd::Refused,
         });
-        let mut failures = self.folder.failures(&kept.name);
+        let mut failures = kept.failures(&self.folder);
         let setback = setback.unwrap_or(Setback::Unreached);
         failures.why = fault.told();
         let pause = failures.add(setback, kept.lifetime, (unix_ms(), Jitter::random()));
@@ -249,9 +257,11 @@ impl Keeper {
         let (again_in_s, in_use) = (pause.as_secs(), kept.lifetime.is_some());
         tracing::error!(name, %why, again_in_s, in_use, "acme: no certificate");
         self.numbers.set_next(name, failures.until_ms);
-        if let Err(error) = self.folder.put_failures(name, &failures) {
-            tracing::error!(error = %told(&error), "acme: that it failed is not on the disk");
+        let put = self.folder.put_failures(name, &failures);
+        if let Err(error) = &put {
+            tracing::error!(error = %told(error), "acme: that it failed is not on the disk");
         }
+        kept.unwritten = put.is_err().then_some(failures);
     }
 }
 
