@@ -105,7 +105,7 @@ struct KeptName {
     /// How long the certificate in use lives.
     lifetime: Option<CertificateLife>,
     renewal_ms: u64,
-    /// What failed, where the disk did not take it: a full one must not make us ask without a pause.
+    /// What failed, where the disk did not take it: a full one must not let us ask without a pause.
     unwritten: Option<Failures>,
 }
 
