@@ -79,7 +79,8 @@ class Systemd(unittest.TestCase):
         if "Overall exposure level" not in said:
             self.skipTest(f"this systemd cannot look at a file: {said[-200:]}")
         level = re.search(r"Overall exposure level for \S+: ([\d.]+)", said).group(1)
-        self.assertLessEqual(float(level), 1.6, said)
+        # 0.1 of it is NotifyAccess=all: an upgrade's successor is another process of the unit.
+        self.assertLessEqual(float(level), 1.7, said)
 
     def test_times_fit_the_drain(self):
         """Catches: a stop that systemd ends with SIGKILL before the drain is over."""

@@ -1,6 +1,7 @@
 //! Hot restarts: SIGUSR2 and `llmproxy upgrade`. Another process takes the place of the one that
 //! runs, with its sockets, and no client notices; or it does not start, and nothing has happened.
 
+use crate::harness::client::Response;
 use crate::harness::message::Ended;
 use crate::harness::process::Ran;
 use crate::harness::proxy::llmproxy;
@@ -92,6 +93,17 @@ fn all_are_answered(proxy: &Proxy, count: usize) {
     }
 }
 
+/// A connection that a leaving process has is served until it says that it closes it. That is not
+/// its first answer: each worker is told at its own time.
+fn is_answered_for_the_last_time(conn: &mut Conn, mut ask: impl FnMut(&mut Conn) -> Response) {
+    await_until("its answer is the last one", SOON, || {
+        let answer = ask(conn);
+        assert_eq!(answer.status(), 200);
+        answer.head.get("connection") == Some("close")
+    });
+    conn.assert_closes();
+}
+
 /// Catches: a stream, or a request over a kept connection, that an upgrade cuts; an old process
 /// that stays, or that goes before its time; metrics that come from the one that leaves; a pid file
 /// with the number of a process that is gone; a second upgrade that fails because the first one's
@@ -131,17 +143,13 @@ fn another_process_takes_the_place_and_no_client_notices() {
     let first = upgraded(&proxy, &pid_of(&proxy), 0);
     assert_eq!(number(), first.number());
     assert!(proxy.process.try_status().is_none(), "a stream runs");
-    // A kept connection is still that of the old one, which takes a moment to tell its workers.
+    // A kept connection is still that of the old one.
     let mut asked = 1;
-    await_until("its answer is the last one", SOON, || {
-        let answer = kept.post(CHATS, "", CHAT);
+    is_answered_for_the_last_time(&mut kept, |conn| {
         asked += 1;
-        assert_eq!(answer.status(), 200);
-        answer.head.get("connection") == Some("close")
+        conn.post(CHATS, "", CHAT)
     });
-    kept.assert_closes();
-    let ready = probing.get("/ready");
-    assert_eq!((ready.status(), ready.head.get("connection")), (200, Some("close")));
+    is_answered_for_the_last_time(&mut probing, |conn| conn.get("/ready"));
     // New ones are not its business any more.
     let mut fresh = proxy.connect();
     let answer = fresh.post(CHATS, "", CHAT);
