@@ -3,10 +3,11 @@
 use crate::harness::metrics::Metrics;
 use crate::harness::process::LEGACY_DRIVER;
 use crate::harness::scratch::Scratch;
+use crate::harness::services::free_port;
 use crate::harness::{await_some, await_until, Backend, Config, Conn, Proxy, SOON};
 use crate::rig::{CHAT, CHATS, OK};
 use rustix::process::Signal;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -101,10 +102,6 @@ for n in range(3):
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='3', LISTEN_FDNAMES='a:b:c')
 os.execv(sys.argv[3], sys.argv[3:])
 ";
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Catches: an address that is in use because the manager has it, a worker without a listener, one
 /// that waits for ever in an accept because the manager's socket does, a socket of another kind

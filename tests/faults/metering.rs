@@ -3,13 +3,14 @@
 
 use crate::harness::process::{program, Process};
 use crate::harness::scratch::Scratch;
+use crate::harness::services::free_port;
 use crate::harness::{pause, skip, Engine, MariaDb, Postgres, Redis};
 use crate::load::{Answer, Kind, Load, CHAT, STREAM};
 use crate::receiver::Receiver;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Kills of a round; the long form has many rounds.
@@ -339,8 +340,7 @@ fn tally(ids: impl IntoIterator<Item = String>) -> HashMap<String, u32> {
     times
 }
 
-/// An address at which nobody listens.
+/// An address at which nobody listens, and that nobody else is given while its process is away.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    (Ipv4Addr::LOCALHOST, free_port()).into()
 }
