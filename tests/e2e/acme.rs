@@ -1,6 +1,7 @@
 //! Certificates from an authority: a real one, which looks whether the names are ours.
 
 use crate::clients::is_there;
+use crate::harness::acme::{HMAC_KEY, KID};
 use crate::harness::metrics::Metrics;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
@@ -176,6 +177,94 @@ fn a_limit_of_the_authority_is_waited_for() {
     assert_eq!((ends(&proxy, "rate_limited"), ends(&proxy, "issued")), (1.0, 1.0));
 }
 
+/// Catches: a full disk that costs one certificate after the other of those that an authority gives
+/// in a week, and one that is not tried again.
+#[test]
+fn what_could_not_be_kept_is_not_ordered() {
+    let Some(authority) = authority("a full disk", LONG_S) else { return };
+    let (client, storage) = (authority.client(), Scratch::new());
+    authority.set_mood(AcmeMood::Down);
+    let yaml = yaml(&authority, storage.path(), authority.tls_port, &by_http(&authority));
+    let proxy = Proxy::start(&yaml);
+    await_until("it is not reached", SOON, || ends(&proxy, "unreached") > 0.0);
+    // From now on no file of the process gets longer than this, which is what a full disk does.
+    let limit = |bytes: &str| {
+        let pid = proxy.process.pid().to_string();
+        let args = ["--pid", &pid, &format!("--fsize={bytes}:unlimited")];
+        let ran = crate::harness::process::run(Path::new("/usr/bin/prlimit"), &args, SOON);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    };
+    limit("1000");
+    authority.set_mood(AcmeMood::Well);
+    await_until("the disk is full", SOON, || ends(&proxy, "internal") > 0.0);
+    assert_eq!((authority.tries(), ends(&proxy, "issued")), (0, 0.0));
+    let failed = || metric(&proxy, "llmproxy_acme_failed_in_row", &[("name", "localhost")]);
+    await_until("both are counted", SOON, || failed() >= 2.0);
+    limit("unlimited");
+    await_served(&proxy, &client);
+    assert_eq!(authority.orders(), 1);
+    await_until("none in a row", SOON, || failed() == 0.0);
+    let left = files(storage.path());
+    assert!(left.iter().all(|(name, _)| !name.starts_with(".probe")), "{left:?}");
+}
+
+/// Catches: an authority that lost its accounts and is never asked as somebody new, because the
+/// first that it is told is another address.
+#[test]
+fn an_account_that_is_gone_is_made_anew() {
+    let Some(authority) = authority("an account that is gone", LONG_S) else { return };
+    let (client, storage) = (authority.client(), Scratch::new());
+    let with = |email: &str| {
+        let more = format!("{}, email: {email}", by_http(&authority));
+        yaml(&authority, storage.path(), authority.tls_port, &more)
+    };
+    let proxy = Proxy::start(&with("one@example.com"));
+    await_served(&proxy, &client);
+    drop(proxy);
+    for email in ["one@example.com", "two@example.com"] {
+        let folder = std::fs::read_dir(storage.path()).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_file(folder.join("localhost.pem")).unwrap();
+        let before = std::fs::read_to_string(folder.join("account.json")).unwrap();
+        authority.set_mood(AcmeMood::NoAccount);
+        let proxy = Proxy::start(&with(email));
+        await_served(&proxy, &client);
+        assert_eq!((ends(&proxy, "issued"), ends(&proxy, "refused")), (1.0, 0.0));
+        let after = std::fs::read_to_string(folder.join("account.json")).unwrap();
+        assert!(after != before && after.contains(email), "{email}");
+    }
+    assert_eq!(authority.orders(), 3);
+}
+
+/// Catches: an authority of customers that cannot be used at all, a key that is not the one that
+/// was given, and one that is told in the log.
+#[test]
+fn an_account_is_bound_to_the_customer_s() {
+    if !is_there("an account that is bound", AcmeServer::is_there()) {
+        return;
+    }
+    let authority = AcmeServer::start_bound(LONG_S);
+    let client = authority.client();
+    let other = HMAC_KEY.chars().rev().collect::<String>();
+    for (key, is_right) in [("", false), (other.as_str(), false), (HMAC_KEY, true)] {
+        let storage = Scratch::new();
+        let mut more = by_http(&authority);
+        if !key.is_empty() {
+            more.push_str(&format!(", eab: {{kid: {KID}, hmac_key: \"{key}\"}}"));
+        }
+        let proxy = Proxy::start(&yaml(&authority, storage.path(), authority.tls_port, &more));
+        if is_right {
+            await_served(&proxy, &client);
+            continue;
+        }
+        await_until("it is refused", SOON, || ends(&proxy, "refused") == 1.0);
+        let told = proxy.await_event("why", |event| event["message"] == "acme: no certificate");
+        let why = told["why"].as_str().unwrap();
+        let told = why.to_lowercase().replace(' ', "");
+        assert!(told.contains("externalaccountbinding"), "{why}");
+    }
+    assert_eq!(authority.orders(), 1);
+}
+
 /// Catches: two instances that order the same certificate, one that does not find what the other
 /// one put there, a token that only the instance has that ordered.
 #[test]
@@ -216,24 +305,29 @@ fn why_there_is_no_certificate_is_told_and_remembered() {
     assert_eq!(authority.orders(), 1);
 }
 
-/// Catches: a start with a folder in which no certificate can be kept, and a check that says that
-/// all is well.
+/// Catches: a start with a folder in which no certificate can be kept, or with a key that is none,
+/// and a check that says that all is well.
 #[test]
-fn a_folder_that_cannot_be_used_is_told_at_the_start() {
+fn what_cannot_be_used_is_told_at_the_start() {
     let scratch = Scratch::new();
-    let file = scratch.write("file", "");
-    let acme = format!(
-        "{{domains: [a.example], storage: \"{}\", http_listen: \"127.0.0.1:0\"}}",
-        file.display()
-    );
-    let config = Config::backend_at("http://127.0.0.1:1")
-        .server(format!("tls: {{enabled: true, acme: {acme}}}"));
-    let path = scratch.write("config.yaml", config.yaml());
-    let path = path.to_string_lossy();
-    for args in [vec!["--config", &*path], vec!["check", &*path]] {
-        let ran = llmproxy(&args);
-        assert_ne!(ran.code, Some(0), "{args:?}: {}", ran.stderr);
-        assert!(ran.stderr.contains("server.tls.acme.storage"), "{args:?}: {}", ran.stderr);
+    let (file, folder) = (scratch.write("file", ""), scratch.file("folder"));
+    for (storage, more, key) in [
+        (&file, "", "server.tls.acme.storage"),
+        (&folder, "eab: {kid: a, hmac_key: no/base64url}", "server.tls.acme.eab.hmac_key"),
+    ] {
+        let storage = storage.display();
+        let lead = "domains: [a.example], http_listen: \"127.0.0.1:0\"";
+        let acme = format!("{{{lead}, storage: \"{storage}\", {more}}}");
+        let config = Config::backend_at("http://127.0.0.1:1")
+            .server(format!("tls: {{enabled: true, acme: {acme}}}"));
+        let path = scratch.write("config.yaml", config.yaml());
+        let path = path.to_string_lossy();
+        for args in [vec!["--config", &*path], vec!["check", &*path]] {
+            let ran = llmproxy(&args);
+            assert_ne!(ran.code, Some(0), "{args:?}: {}", ran.stderr);
+            assert!(ran.stderr.contains(key), "{args:?}: {}", ran.stderr);
+            assert!(!ran.stderr.contains("no/base64url"), "{}", ran.stderr);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! `server.tls.acme`: which certificates are fetched, from whom, and where they are kept.
 
 use crate::base::limits::ACME_DOMAINS_MAX;
-use crate::config::plan::{Acme, AcmeChallenge};
+use crate::base::secret::Secret;
+use crate::config::plan::{AccountBinding, Acme, AcmeChallenge};
 use crate::config::section::Section;
 use crate::config::value::{self, quoted};
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +32,7 @@ pub fn acme(s: &mut Section, (taken, is_closed): (&[SocketAddr], bool)) -> Acme 
     let acme = Acme {
         domains: domains(s),
         email: s.parsed("email", email).flatten(),
+        eab: s.section("eab").and_then(|mut s| binding(&mut s)),
         directory: s.parsed("directory", directory).unwrap_or_else(|| LETS_ENCRYPT.to_owned()),
         storage: s
             .text("storage")
@@ -104,6 +106,19 @@ fn email(text: &str) -> Result<Option<String>, String> {
         true => Ok(Some(text.to_owned())),
         false => Err(format!("{} must be a mail address, such as ops@example.com", quoted(text))),
     }
+}
+
+/// The customer's account, and the key that proves it.
+fn binding(s: &mut Section) -> Option<AccountBinding> {
+    let kid = s.required_parsed("kid", |text| {
+        match text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
+            true => Ok(text.to_owned()),
+            false => Err("must be the name that the authority gave: ASCII without blanks".into()),
+        }
+    });
+    // Whether it is a key is seen at the start: a plan as it is printed has stars there.
+    let hmac_key = s.required_parsed("hmac_key", |text| Ok(Secret::new(text)));
+    Some(AccountBinding { kid: kid?, hmac_key: hmac_key? })
 }
 
 fn directory(text: &str) -> Result<String, String> {

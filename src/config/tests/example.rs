@@ -36,7 +36,7 @@ server:
     certificates: [{cert_file: /etc/llmproxy/other.crt, key_file: /etc/llmproxy/other.key}]
     client_ca_file: /etc/llmproxy/clients-ca.crt
     client_auth: require
-    acme: {domains: [llm.example.com], ca_file: /etc/llmproxy/acme-ca.crt}
+    acme: {domains: [llm.example.com], ca_file: /etc/llmproxy/acme-ca.crt, eab: {kid: kid-1, hmac_key: Y2hhbmdlLW1l}}
 logging:
   access:
   request: {enabled: true, storage: main}

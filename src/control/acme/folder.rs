@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 /// Bytes of a file that are read. Chains have a few thousand.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Bytes that a disk must take before an authority is asked for anything: more than all the files
+/// of an order have.
+const PROBE_BYTES: usize = 64 * 1024;
 /// Bytes of a token; RFC 8555 asks for 22 at least, and no authority has many more.
 const TOKEN_BYTES_MAX: usize = 128;
 
@@ -73,10 +76,20 @@ impl AcmeFolder {
         let tokens = self.path.join(TOKENS);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&tokens);
         made.map_err(|error| named(&tokens, &error))?;
-        let probe = self.path.join(format!(".probe.{}", std::process::id()));
-        let tried = write_anew(&probe, b"").and_then(|()| fs::remove_file(&probe));
-        tried.map_err(|error| named(&self.path, &error))?;
+        self.probe()?;
         self.account().map(drop)
+    }
+
+    /// Tries whether the disk takes what an order brings.
+    ///
+    /// # Errors
+    /// It is full, or does not let itself be written to: a line that names the folder.
+    pub fn probe(&self) -> Result<(), String> {
+        let probe = self.path.join(format!(".probe.{}", std::process::id()));
+        let tried = write_anew(&probe, &[0; PROBE_BYTES]);
+        // What a full disk took of it must not stay there.
+        let removed = fs::remove_file(&probe);
+        tried.and(removed).map_err(|error| named(&self.path, &error))
     }
 
     /// Whether it could be made, or written to, as far as that can be seen without trying.
@@ -148,7 +161,10 @@ impl AcmeFolder {
     pub fn drop_account(&self, _turn: &OrderTurn) -> Result<(), String> {
         let path = self.path.join(ACCOUNT);
         let aside = self.path.join(format!("{ACCOUNT}.unknown"));
-        fs::rename(&path, aside).map_err(|error| named(&path, &error))
+        match fs::rename(&path, aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named(&path, &error)),
+            _ => Ok(()),
+        }
     }
 
     /// What failed last for a name. None, if nothing did or nobody can read it.

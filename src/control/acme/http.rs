@@ -6,10 +6,12 @@
 use super::folder::AcmeFolder;
 use crate::http::head::Parse;
 use crate::http::request::{Method, RequestHead};
+use crate::state::stop::{Phase, Stop};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Those who ask at a time. Beyond: see above.
@@ -20,7 +22,7 @@ const VISIT_TIME: Duration = Duration::from_secs(10);
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 /// Accepting stops for so long when it fails, as it does without descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// At least so often it is looked whose time is over.
+/// At least so often it is looked whose time is over, and whether that of the listener is.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Where authorities ask (RFC 8555 section 8.3).
@@ -34,14 +36,20 @@ pub struct PlainDoor {
     pub names: Vec<String>,
 }
 
-/// Starts the thread. It ends with the process.
-pub fn start(listener: OwnedFd, door: PlainDoor) -> io::Result<()> {
+/// Starts the thread. It lets nobody in any more once the process drains, or another one serves in
+/// its place, which has the same listener; it ends when those who are there have been served.
+pub fn start(listener: OwnedFd, door: PlainDoor, stop: Arc<Stop>) -> io::Result<()> {
     let listener = TcpListener::from(listener);
     listener.set_nonblocking(true)?;
+    let mut listener = Some(listener);
     let body = move || {
         let mut visits = Vec::new();
-        loop {
-            crate::control::survive("acme-http", || turn(&listener, &door, &mut visits));
+        while listener.is_some() || !visits.is_empty() {
+            if !matches!(stop.phase(), Phase::Running | Phase::Leaving) {
+                listener = None;
+            }
+            let listener = listener.as_ref();
+            crate::control::survive("acme-http", || turn(listener, &door, &mut visits));
         }
     };
     std::thread::Builder::new().name("acme-http".into()).spawn(body).map(drop)
@@ -59,24 +67,25 @@ struct Visit {
 }
 
 /// Waits until somebody comes or speaks, and goes on with all of them.
-fn turn(listener: &TcpListener, door: &PlainDoor, visits: &mut Vec<Visit>) {
-    let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+fn turn(listener: Option<&TcpListener>, door: &PlainDoor, visits: &mut Vec<Visit>) {
+    let mut fds = Vec::new();
     for visit in visits.iter() {
         let wanted = if visit.answer.is_empty() { PollFlags::IN } else { PollFlags::OUT };
         fds.push(PollFd::from_borrowed_fd(visit.stream.as_fd(), wanted));
     }
+    fds.extend(listener.map(|listener| PollFd::new(listener, PollFlags::IN)));
     if poll(&mut fds, Some(&LOOK_EVERY)).is_err() {
         return;
     }
     let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
     drop(fds);
-    let mut ready_of = ready.iter().skip(1);
-    let now = Instant::now();
+    let mut ready_of = ready.iter();
+    let (now, spoken_for) = (Instant::now(), visits.len());
     visits.retain_mut(|visit| {
         let is_ready = ready_of.next().copied().unwrap_or_default();
         now.duration_since(visit.since) < VISIT_TIME && (!is_ready || visit.go_on(door))
     });
-    if ready.first().copied().unwrap_or_default() {
+    if let (Some(listener), Some(true)) = (listener, ready.get(spoken_for).copied()) {
         accept(listener, visits);
     }
 }
@@ -226,7 +235,7 @@ mod tests {
         let scratch = ScratchFolder::new("room");
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
-        start(listener.into(), door(&scratch)).unwrap();
+        start(listener.into(), door(&scratch), Arc::default()).unwrap();
         let mut silent: Vec<_> =
             (0..VISITORS_MAX).map(|_| TcpStream::connect(to).unwrap()).collect();
         let mut asks = TcpStream::connect(to).unwrap();
@@ -236,5 +245,35 @@ mod tests {
         assert!(got.starts_with("HTTP/1.1 308 "), "{got}");
         // The first of them was put out for it.
         assert_eq!(silent[0].read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    /// Catches: a listener that goes on in a process that drains, or whose place another one has,
+    /// and one that forgets who is there.
+    #[test]
+    fn nobody_comes_in_once_the_process_leaves() {
+        for phase in [Phase::Succeeded, Phase::Draining, Phase::Ending] {
+            let scratch = ScratchFolder::new(&format!("leaves-{phase:?}"));
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let to = listener.local_addr().unwrap();
+            let stop = Arc::<Stop>::default();
+            start(listener.into(), door(&scratch), Arc::clone(&stop)).unwrap();
+            stop.advance(Phase::Leaving);
+            let mut asks = TcpStream::connect(to).unwrap();
+            asks.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            // Who comes behind it is served: so it was let in.
+            let mut behind = TcpStream::connect(to).unwrap();
+            behind.write_all(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n").unwrap();
+            assert!(behind.read(&mut [0; 1]).unwrap() > 0);
+            stop.advance(phase);
+            let due = Instant::now() + VISIT_TIME;
+            while TcpStream::connect(to).is_ok() {
+                assert!(Instant::now() < due, "{phase:?}: it still listens");
+                std::thread::park_timeout(ACCEPT_PAUSE);
+            }
+            asks.write_all(b"Host: a.example\r\n\r\n").unwrap();
+            let mut got = String::new();
+            asks.read_to_string(&mut got).unwrap();
+            assert!(got.starts_with("HTTP/1.1 308 "), "{phase:?}: {got}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::pause::{renewal_ms, Failures, Jitter, Setback};
 use super::web::{told, OrderFault};
 use crate::base::clock::unix_ms;
 use crate::base::utc::Stamp;
-use crate::config::plan::Acme;
+use crate::config::plan::{AccountBinding, Acme};
 use crate::state::board::View;
 use crate::state::certificates::{GivenCertificates, ServedCertificate};
 use crate::state::stop::{Phase, Stop};
@@ -57,10 +57,11 @@ pub fn start(
     let folder = AcmeFolder::of(&acme.storage, &acme.directory);
     folder.make().map_err(|error| format!("server.tls.acme.storage: {error}"))?;
     // Wrong at the start is wrong for ever: not to be found out by the first order.
-    web_of(acme)?;
+    try_out(acme)?;
     if let Some(listener) = plain {
         let door = PlainDoor { folder: folder.clone(), names: acme.domains.clone() };
-        http::start(listener, door).map_err(|error| format!("a thread cannot start: {error}"))?;
+        http::start(listener, door, Arc::clone(stop))
+            .map_err(|error| format!("a thread cannot start: {error}"))?;
     }
     let names = acme.domains.iter().map(|name| KeptName::new(name)).collect();
     let (acme, given) = (acme.clone(), Arc::clone(&view.given_certificates));
@@ -94,7 +95,22 @@ pub fn start(
 pub fn look(acme: &Acme) -> Result<(), String> {
     let folder = AcmeFolder::of(&acme.storage, &acme.directory);
     folder.look().map_err(|error| format!("server.tls.acme.storage: {error}"))?;
-    web_of(acme).map(drop)
+    try_out(acme)
+}
+
+/// Whether an order could be begun with what is configured.
+fn try_out(acme: &Acme) -> Result<(), String> {
+    web_of(acme)?;
+    let is_key = |binding: &AccountBinding| AccountBinding::decoded(&binding.hmac_key).is_some();
+    match acme.eab.as_ref().is_none_or(is_key) {
+        true => Ok(()),
+        // Not quoted: it is a secret.
+        false => {
+            Err("server.tls.acme.eab.hmac_key: must be the key as the authority shows it, in \
+                      base64url"
+                .into())
+        }
+    }
 }
 
 /// A name, and what is known of its certificate.
@@ -137,6 +153,10 @@ impl Keeper {
             if self.stop.phase() == Phase::Running && self.is_due(at, unix_ms()) {
                 self.order(at, running);
             }
+        }
+        for name in &self.names {
+            // Of the disk: another instance may have ordered.
+            self.numbers.set_failed(&name.name, name.failures(&self.folder).count);
         }
         let now_ms = unix_ms();
         let next_ms = (0..self.names.len()).map(|at| self.next_ms(at)).min().unwrap_or(u64::MAX);
@@ -214,7 +234,8 @@ impl Keeper {
         if !self.is_due(at, unix_ms()) {
             return;
         }
-        let web = match web_of(&self.acme) {
+        // A certificate that cannot be kept is one less of those that an authority gives in a week.
+        let web = match self.folder.probe().and_then(|()| web_of(&self.acme)) {
             Ok(web) => web,
             Err(error) => return self.note_failure(at, &OrderFault::Internal(error), None),
         };

@@ -47,6 +47,8 @@ pub struct AcmeNumbers {
     ends: [AtomicU64; OrderEnd::ALL.len()],
     /// Of each name, when it is asked for next, in milliseconds since 1970.
     next_ms: Mutex<BTreeMap<String, u64>>,
+    /// Of each name, how many orders in a row have failed.
+    failed: Mutex<BTreeMap<String, u64>>,
 }
 
 impl AcmeNumbers {
@@ -61,6 +63,18 @@ impl AcmeNumbers {
     pub fn set_next(&self, name: &str, at_ms: u64) {
         let mut next = self.next_ms.lock().unwrap_or_else(PoisonError::into_inner);
         next.insert(name.to_owned(), at_ms);
+    }
+
+    /// So many orders in a row have failed for a name.
+    pub fn set_failed(&self, name: &str, count: u32) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.insert(name.to_owned(), u64::from(count));
+    }
+
+    /// How many orders in a row have failed for each name.
+    pub fn failed(&self) -> Vec<(String, u64)> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.iter().map(|(name, count)| (name.clone(), *count)).collect()
     }
 
     /// How many orders ended in which way.

@@ -4,13 +4,13 @@ use super::challenge::{alpn_certificate, request};
 use super::folder::{AcmeFolder, LaidToken, OrderTurn};
 use super::pair;
 use super::web::{told, AcmeWeb, OrderFault};
-use crate::config::plan::{Acme, AcmeChallenge};
+use crate::config::plan::{AccountBinding, Acme, AcmeChallenge};
 use crate::state::certificates::{GivenCertificates, ServedCertificate};
 use crate::store::web::WebClient;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationHandle, AuthorizationStatus, ChallengeType,
-    Identifier, KeyAuthorization, NewAccount, NewOrder, Order, OrderStatus,
+    ExternalAccountKey, Identifier, KeyAuthorization, NewAccount, NewOrder, Order, OrderStatus,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -89,17 +89,26 @@ impl OrderDesk<'_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(|error| OrderFault::Internal(error.to_string()))?;
         runtime.block_on(async {
-            let account = self.account().await?;
-            match self.order_by(&account, name, tries).await {
+            match self.order_by_account(name, tries).await {
                 // It was made anew there, or never was: one more try with a new account.
                 Err(OrderFault::NoAccount(why)) => {
                     tracing::warn!(why = %told(&why), "acme: the account is made anew");
                     self.folder.drop_account(self.turn).map_err(OrderFault::Internal)?;
-                    self.order_by(&self.account().await?, name, tries).await
+                    self.order_by_account(name, tries).await
                 }
                 result => result,
             }
         })
+    }
+
+    async fn order_by_account(
+        &self,
+        name: &str,
+        tries: u32,
+    ) -> Result<Arc<ServedCertificate>, OrderFault> {
+        // A new address of whom it writes to is told first: that, too, may find no account.
+        let account = self.account().await?;
+        self.order_by(&account, name, tries).await
     }
 
     /// The account of the disk, or a new one.
@@ -128,8 +137,12 @@ impl OrderDesk<'_> {
             terms_of_service_agreed: true,
             only_return_existing: false,
         };
-        let (account, credentials) =
-            builder.create(&wanted, self.acme.directory.clone(), None).await?;
+        let bound_to = self.acme.eab.as_ref().map(|AccountBinding { kid, hmac_key }| {
+            let key = AccountBinding::decoded(hmac_key).unwrap_or_default();
+            ExternalAccountKey::new(kid.clone(), &key)
+        });
+        let directory = self.acme.directory.clone();
+        let (account, credentials) = builder.create(&wanted, directory, bound_to.as_ref()).await?;
         self.keep(&KeptAccount { email, credentials })?;
         tracing::info!(directory = %self.acme.directory, "acme: a new account");
         Ok(account)

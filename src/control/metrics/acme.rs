@@ -11,6 +11,12 @@ impl Facts {
         page.counter("llmproxy_acme_orders", help, labelled("result", ends))?;
         let help = "When a certificate is ordered next: its renewal, or the next try.";
         let next = labelled("name", numbers.next_s().into_iter());
-        page.gauge("llmproxy_acme_next_order_timestamp_seconds", help, next)
+        page.gauge("llmproxy_acme_next_order_timestamp_seconds", help, next)?;
+        let help = "Orders that failed in a row; 0 once a certificate came.";
+        page.gauge(
+            "llmproxy_acme_failed_in_row",
+            help,
+            labelled("name", numbers.failed().into_iter()),
+        )
     }
 }

@@ -21,6 +21,11 @@ use std::sync::{Arc, Mutex};
 const PEBBLE: &[&str] = &["pebble"];
 /// Where Pebble takes orders.
 const NEW_ORDER: &str = "/order-plz";
+/// Where it takes accounts.
+const NEW_ACCOUNT: &str = "/sign-me-up";
+/// The one customer of [`AcmeServer::start_bound`], and the key that proves it.
+pub const KID: &str = "kid-of-ours";
+pub const HMAC_KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
 
 /// What the front does with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub enum AcmeMood {
     RateLimited(u64),
     /// It takes the next nonce for a bad one; then it is well.
     BadNonce,
+    /// It knows no account, until somebody makes one; then it is well.
+    NoAccount,
 }
 
 #[derive(Default)]
@@ -67,6 +74,15 @@ impl AcmeServer {
 
     /// One whose certificates live so many seconds, and that knows `localhost` alone.
     pub fn start(life_s: u64) -> AcmeServer {
+        AcmeServer::start_for(life_s, false)
+    }
+
+    /// One that takes accounts of its customers only.
+    pub fn start_bound(life_s: u64) -> AcmeServer {
+        AcmeServer::start_for(life_s, true)
+    }
+
+    fn start_for(life_s: u64, is_bound: bool) -> AcmeServer {
         let (pki, scratch, names) = (Pki::new(), Scratch::new(), NameServer::start());
         names.set_addresses("localhost", &["127.0.0.1"]);
         let [port, management, http_port, tls_port] = [(); 4].map(|()| free_port());
@@ -78,6 +94,8 @@ impl AcmeServer {
             "httpPort": http_port,
             "tlsPort": tls_port,
             "certificateValidityPeriod": life_s,
+            "externalAccountBindingRequired": is_bound,
+            "externalAccountMACKeys": {KID: HMAC_KEY},
         }});
         let config = scratch.write("pebble.json", config.to_string());
         let way = ["env", "PEBBLE_VA_NOSLEEP=1", "PEBBLE_WFE_NONCEREJECT=0", "PEBBLE_AUTHZREUSE=0"];
@@ -162,6 +180,11 @@ impl Seen {
             let meant = match mood.unwrap_or(AcmeMood::Well) {
                 AcmeMood::RateLimited(_) if target != NEW_ORDER => AcmeMood::Well,
                 AcmeMood::BadNonce if method != "POST" => AcmeMood::Well,
+                AcmeMood::NoAccount if target == NEW_ACCOUNT => {
+                    *mood = Some(AcmeMood::Well);
+                    AcmeMood::Well
+                }
+                AcmeMood::NoAccount if method != "POST" => AcmeMood::Well,
                 meant => meant,
             };
             if matches!(meant, AcmeMood::RateLimited(_) | AcmeMood::BadNonce) {
@@ -179,6 +202,9 @@ impl Seen {
             AcmeMood::RateLimited(seconds) => {
                 let field = format!("Retry-After: {seconds}\r\n");
                 served.send(problem(429, "rateLimited", "too many certificates", &field))
+            }
+            AcmeMood::NoAccount => {
+                served.send(problem(400, "accountDoesNotExist", "no such account", ""))
             }
             AcmeMood::BadNonce => served.send(problem(400, "badNonce", "no such nonce", "")),
         }

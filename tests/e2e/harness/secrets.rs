@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// Properties that hold secrets.
-const PROPERTIES: [&str; 5] = ["password", "token", "secret", "api_key", "key"];
+const PROPERTIES: [&str; 6] = ["password", "token", "secret", "api_key", "hmac_key", "key"];
 /// A shorter one may well stand anywhere by chance.
 const BYTES_MIN: usize = 7;
 
