@@ -28,8 +28,9 @@ systemctl reload llmproxy; say broken-reload $?
 cp /good /etc/llmproxy/config.yaml
 : >/run/llmproxy/mine
 say ready "$(systemctl show llmproxy -p StatusText --value)"
-# The package is upgraded while a stream runs.
-first=$(main MainPID)
+# Starts a stream of some seconds, and waits for its first bytes.
+stream() {
+rm -f /stream
 bash -c 'exec 5<>/dev/tcp/127.0.0.1/8000
     body="{\"model\": \"m\", \"stream\": true, \"messages\": []}"
     printf "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" >&5
@@ -38,6 +39,10 @@ bash -c 'exec 5<>/dev/tcp/127.0.0.1/8000
     exec cat <&5' >/stream &
 stream=$!
 until grep -q data: /stream; do sleep 0.1; done
+}
+# The package is upgraded while a stream runs.
+first=$(main MainPID)
+stream
 dpkg -i /*.deb; say package $?
 second=$(main MainPID)
 say upgraded "$(systemctl is-active llmproxy) $(main NRestarts) $(kill -0 $first && echo both)"
@@ -47,8 +52,18 @@ wait $stream; say whole "$(grep -c 'DONE' /stream)"
 while kill -0 $first; do sleep 0.1; done
 say still-main "$(systemctl is-active llmproxy) $([ "$(main MainPID)" = $second ] && echo same)"
 systemctl reload llmproxy; say upgraded-reload $?
-kill -KILL "$(main MainPID)"
+# A successor dies while the old process still has a stream: that one is the main process again,
+# and its end, which is a failure, has the service started anew.
+stream
+llmproxy upgrade --pid "$second"; say dying $?
+third=$(main MainPID)
+kill -KILL "$third"
+until [ "$(main MainPID)" = "$second" ]; do sleep 0.1; done
+say back "$(systemctl is-active llmproxy) $(main NRestarts)"
+wait $stream; say whole-too "$(grep -c 'DONE' /stream)"
 until [ "$(main NRestarts)" = 1 ] && llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
+kill -KILL "$(main MainPID)"
+until [ "$(main NRestarts)" = 2 ] && llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
 say kept "$(ls /run/llmproxy/mine)"
 install -D -m 644 /usr/share/doc/llmproxy/off-gpu-cores.conf \
     /etc/systemd/system/llmproxy.service.d/off-gpu-cores.conf
@@ -61,6 +76,9 @@ systemctl daemon-reload
 systemctl restart llmproxy; say restart $?
 until llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
 say port "$(journalctl -u llmproxy -o cat | grep -o '::]:443' | head -n 1)"
+runuser -u llmproxy -- llmproxy upgrade --pid "$(main MainPID)" 2>/rights
+say rights "$? $(grep -c 'run this as root' /rights)"
+llmproxy upgrade --pid "$(main MainPID)"; say rights-of-root $?
 say cpus "$(grep Cpus_allowed_list /proc/$(main MainPID)/status)"
 rm -r /etc/systemd/system/llmproxy.service.d
 cp /good /etc/llmproxy/config.yaml
@@ -149,6 +167,9 @@ class Booted(unittest.TestCase):
                      "over-restart", "activated-restart", "activated-upgrade", "activated-health"):
             self.assertEqual(found[step], "0", step + text)
         self.assertEqual((found["whole"], found["still-main"]), ("1", "active same"), text)
+        self.assertEqual((found["dying"], found["back"], found["whole-too"]),
+                         ("0", "active 0", "1"), text)
+        self.assertEqual((found["rights"], found["rights-of-root"]), ("1 1", "0"), text)
         self.assertEqual((found["down"], found["activated-by"]), ("inactive", "1"), text)
         self.assertEqual(found["port"], "::]:443", text)
         self.assertEqual(found["cpus"].split(), ["Cpus_allowed_list:", "0"], text)

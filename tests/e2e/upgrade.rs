@@ -3,11 +3,12 @@
 
 use crate::harness::client::Response;
 use crate::harness::message::Ended;
-use crate::harness::process::Ran;
+use crate::harness::process::{program, run, Ran};
 use crate::harness::proxy::llmproxy;
 use crate::harness::tls::Pki;
 use crate::harness::{
-    await_some, await_until, pause, AcmeServer, Backend, Config, Conn, Engine, Proxy, Webhook, SOON,
+    await_some, await_until, pause, skip, AcmeServer, Backend, Config, Conn, Engine, Proxy,
+    Webhook, SOON,
 };
 use crate::notify::Manager;
 use crate::rig::{CHAT, CHATS, OK, STREAM};
@@ -270,7 +271,7 @@ fn workers_and_addresses_may_change() {
         let successor = upgraded(&proxy, &pid, n);
         for address in &addresses {
             for _ in 0..12 {
-                assert_eq!(Conn::open(*address).get("/health").status(), 200);
+                assert_eq!(proxy.connect_at(*address).get("/health").status(), 200);
             }
         }
         // The old one takes a moment to tell its workers.
@@ -284,7 +285,7 @@ fn workers_and_addresses_may_change() {
     }
     proxy.rewrite(&config(2, &format!("\"{}\"", addresses[1])));
     let successor = upgraded(&proxy, &pid, 3);
-    assert_eq!(Conn::open(addresses[1]).get("/health").status(), 200);
+    assert_eq!(proxy.connect_at(addresses[1]).get("/health").status(), 200);
     await_until("it is closed", SOON, || std::net::TcpStream::connect(addresses[0]).is_err());
     drop((successors, successor));
 }
@@ -455,4 +456,80 @@ fn a_fetched_certificate_and_its_listener_go_along() {
     let plain = SocketAddr::from(([127, 0, 0, 1], authority.http_port));
     let sent_on = Conn::open(plain).send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").response();
     assert_eq!((sent_on.status(), authority.orders()), (308, 1));
+}
+
+/// A successor that is told to go on, and then neither serves nor ends until it is told to.
+const LATE: &str = r#"
+import os, signal, socket, sys
+def note(name):
+    open(os.path.join(sys.argv[1], name), "w").close()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+wire = socket.socket(fileno=0)
+def until(word):
+    while wire.recv(1024) != word:
+        pass
+until(b"no-more")
+wire.send(b"ready")
+until(b"go")
+note("go")
+signal.sigwait([signal.SIGTERM])
+note("told to end")
+wire.send(b"serving")
+"#;
+
+/// Catches: an end that is asked for while another process takes the place, and that process, which
+/// serves on though the service was stopped.
+#[test]
+fn an_end_in_the_middle_of_it_ends_both() {
+    let (engine, scratch) = (Engine::start(&[]), crate::harness::scratch::Scratch::new());
+    let proxy = Proxy::start_linked(&[], &Config::backend_at(engine.url()).yaml());
+    let late = scratch.write("late.py", LATE);
+    let command = format!("exec python3 {} {}", late.display(), scratch.path().display());
+    proxy.install(Some(&command));
+    let mut streaming = proxy.connect();
+    streaming.start_post(CHATS, "x-mock-tokens: 10\r\nx-mock-gap-ms: 100\r\n", STREAM);
+    assert_eq!(streaming.head().status(), 200);
+    proxy.process.signal(Signal::USR2);
+    await_until("it is told to go on", SOON, || scratch.file("go").exists());
+    proxy.process.signal(Signal::TERM);
+    await_until("it is told to end", SOON, || scratch.file("told to end").exists());
+    assert_eq!(streaming.rest().1, Ended::Whole);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+}
+
+/// Catches: an upgrade of the first process of a container, which takes the container along.
+#[test]
+fn the_first_process_of_a_container_stays() {
+    let way = ["unshare", "--pid", "--fork", "--kill-child"];
+    let [tool, options @ ..] = way;
+    let tried = run(Path::new(tool), &[&options[..], &["true"]].concat(), SOON);
+    if tried.code != Some(0) {
+        return skip("upgrade of a first process: no namespace of processes can be made here");
+    }
+    let backend = Backend::answering(OK);
+    let proxy = Proxy::start_linked(&way, &Config::backend_at(backend.url()).yaml());
+    let outer = pid_of(&proxy);
+    let first = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
+    refused(&upgrade(&["--pid", first.trim()]), 1, "the first process of its container");
+    all_are_answered(&proxy, 4);
+    assert_eq!(proxy.metric("llmproxy_upgrade_failure_total", &[]), 1.0);
+}
+
+/// Catches: a gateway with a right beyond its user's (low ports), of which that user is told that
+/// it is too old to be upgraded.
+#[test]
+fn who_may_not_look_is_told_so() {
+    let backend = Backend::answering(OK);
+    let proxy = Proxy::start_linked(&[], &Config::backend_at(backend.url()).yaml());
+    let way = ["--bounding-set=-all", "--inh-caps=-all", "--"];
+    if run(Path::new("setpriv"), &[&way[..], &["true"]].concat(), SOON).code != Some(0) {
+        return skip("upgrade without rights: there are none to give away here");
+    }
+    let (program, pid) = (program("llmproxy"), pid_of(&proxy));
+    let asked = [program.to_str().unwrap(), "upgrade", "--pid", &pid];
+    let ran = run(Path::new("setpriv"), &[&way[..], &asked].concat(), SOON);
+    refused(&ran, 1, "cannot be read: Permission denied");
+    assert!(ran.stderr.contains("run this as root"), "{ran:?}");
+    all_are_answered(&proxy, 4);
+    assert_eq!(proxy.metric("llmproxy_upgrade_failure_total", &[]), 0.0);
 }

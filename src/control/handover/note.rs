@@ -70,18 +70,33 @@ impl ForeignNote {
     /// upgrades.
     ///
     /// # Errors
-    /// We may not look into that process.
+    /// We may not look into that process: it is another user's, or has rights that we have not.
     pub fn of(process: i32) -> io::Result<Option<ForeignNote>> {
         let wanted = format!("/memfd:{NAME} ");
+        let mut hidden = None;
         for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
             let path = entry?.path();
-            // One that was closed meanwhile is none of ours.
-            let Ok(leads_to) = fs::read_link(&path) else { continue };
+            let leads_to = match fs::read_link(&path) {
+                Ok(leads_to) => leads_to,
+                // The numbers of its files may be seen, and not what they are.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    hidden = Some(error);
+                    continue;
+                }
+                // One that was closed meanwhile is none of ours.
+                Err(_) => continue,
+            };
             if leads_to.to_string_lossy().starts_with(&wanted) {
                 return Ok(Some(ForeignNote(File::open(path)?)));
             }
         }
-        Ok(None)
+        hidden.map_or(Ok(None), Err)
+    }
+
+    /// Of this process.
+    #[cfg(test)]
+    pub(super) fn own(pad: &Notepad) -> ForeignNote {
+        ForeignNote(pad.0.try_clone().unwrap())
     }
 
     /// What it says; `None`: it is just being written.
@@ -122,7 +137,7 @@ mod tests {
         // Another thread of this process may have one, too.
         let foreign = ForeignNote::of(process).unwrap().unwrap();
         assert!(foreign.read().is_some());
-        let own = ForeignNote(pad.0.try_clone().unwrap());
+        let own = ForeignNote::own(&pad);
         for state in [
             UpgradeState::None,
             UpgradeState::UnderWay,

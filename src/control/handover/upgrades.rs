@@ -9,6 +9,8 @@ use crate::control::pid_file;
 use crate::control::signals::DelaysInUse;
 use crate::state::stop::{Phase, Stop};
 use crossbeam_channel::{bounded, Receiver};
+use rustix::process::{kill_process, Pid, Signal};
+use std::io;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,6 +51,8 @@ pub struct Upgrades {
     does_serve: AtomicBool,
     is_under_way: AtomicBool,
     has_lost_successor: AtomicBool,
+    /// [`READY_WAIT`] and [`SERVING_WAIT`], but for tests.
+    waits: (Duration, Duration),
 }
 
 impl Upgrades {
@@ -75,6 +79,7 @@ impl Upgrades {
             does_serve: AtomicBool::new(false),
             is_under_way: AtomicBool::new(false),
             has_lost_successor: AtomicBool::new(false),
+            waits: (READY_WAIT, SERVING_WAIT),
         }
     }
 
@@ -95,6 +100,12 @@ impl Upgrades {
 
     /// Starts a successor, on a thread of its own. One at a time.
     pub fn ask(self: &Arc<Self>) {
+        self.ask_on(|body| {
+            std::thread::Builder::new().name("upgrade".into()).spawn(body).map(drop)
+        });
+    }
+
+    fn ask_on(self: &Arc<Self>, spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<()>) {
         if self.is_under_way.swap(true, Ordering::AcqRel) {
             let why = match self.stop.is_succeeded() {
                 true => "another process has the place of this one already",
@@ -102,15 +113,17 @@ impl Upgrades {
             };
             return tracing::warn!(why, "an upgrade is refused");
         }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.note(UpgradeState::UnderWay);
         let me = Arc::clone(self);
-        let body = move || {
+        let body = Box::new(move || {
             // Whatever happens in there, another one may be asked for.
             super::super::survive("upgrade", || me.run());
             me.is_under_way.store(false, Ordering::Release);
-        };
-        if let Err(error) = std::thread::Builder::new().name("upgrade".into()).spawn(body) {
+        });
+        if let Err(error) = spawn(body) {
+            self.fail(format!("no thread can be started: {error}"));
             self.is_under_way.store(false, Ordering::Release);
-            self.note(UpgradeState::Failed(format!("no thread can be started: {error}")));
         }
     }
 
@@ -126,8 +139,6 @@ impl Upgrades {
     }
 
     fn run(&self) {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        self.note(UpgradeState::UnderWay);
         match self.attempt() {
             Ok(successor) => {
                 let process = successor.id();
@@ -138,12 +149,14 @@ impl Upgrades {
                 self.note(UpgradeState::Succeeded(process));
                 self.leave(successor);
             }
-            Err(error) => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%error, "not upgraded: this process serves on");
-                self.note(UpgradeState::Failed(error));
-            }
+            Err(error) => self.fail(error),
         }
+    }
+
+    fn fail(&self, error: String) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%error, "not upgraded: this process serves on");
+        self.note(UpgradeState::Failed(error));
     }
 
     fn note(&self, state: UpgradeState) {
@@ -162,13 +175,13 @@ impl Upgrades {
             return Err(why.into());
         }
         self.may_go_on()?;
-        let said = |error: std::io::Error| error.to_string();
+        let said = |error: io::Error| error.to_string();
         let groups = self.spares.copies().map_err(said)?;
         let (wire, end) = Wire::pair().map_err(said)?;
         let mut successor = self.program.start(end, VARIABLE).map_err(said)?;
         let process = successor.id();
         tracing::info!(process, "a successor is started");
-        match self.hand_over(&wire, groups) {
+        match self.hand_over(&wire, groups, &mut |signal| send(&successor, signal)) {
             Ok(()) => Ok(successor),
             Err(error) => {
                 let how = end_one(&mut successor);
@@ -181,13 +194,24 @@ impl Upgrades {
     }
 
     /// Gives a successor what it needs, and waits until it serves.
-    fn hand_over(&self, wire: &Wire, groups: Vec<ListenGroup>) -> Result<(), String> {
-        let gone = |_| "the successor ended; its log says why".to_owned();
+    fn hand_over(
+        &self,
+        wire: &Wire,
+        groups: Vec<ListenGroup>,
+        successor: &mut dyn FnMut(Signal),
+    ) -> Result<(), String> {
         for group in groups {
             wire.send(&HandoverWord::Sockets(group)).map_err(gone)?;
         }
         wire.send(&HandoverWord::NoMore).map_err(gone)?;
-        let due = Instant::now() + READY_WAIT;
+        self.await_ready(wire)?;
+        wire.send(&HandoverWord::Go).map_err(gone)?;
+        self.await_serving(wire, successor)
+    }
+
+    fn await_ready(&self, wire: &Wire) -> Result<(), String> {
+        let limit = self.waits.0;
+        let due = Instant::now() + limit;
         loop {
             self.may_go_on()?;
             match wire.hear(LOOK).map_err(gone)? {
@@ -196,24 +220,39 @@ impl Upgrades {
                     return Err(format!("the successor cannot start: {why}"));
                 }
                 _ if Instant::now() >= due => {
-                    let limit_s = READY_WAIT.as_secs();
+                    let limit_s = limit.as_secs_f64();
                     return Err(format!("the successor was not ready within {limit_s} s"));
                 }
                 _ => {}
             }
         }
-        self.may_go_on()?;
-        wire.send(&HandoverWord::Go).map_err(gone)?;
-        // From here on an end of this process is no reason to give up: the successor goes on.
-        let due = Instant::now() + SERVING_WAIT;
+        self.may_go_on()
+    }
+
+    /// From here on the successor cannot be called back: it may have taken clients in. Where this
+    /// process is told to end, so is the successor, which sees to its clients.
+    fn await_serving(&self, wire: &Wire, successor: &mut dyn FnMut(Signal)) -> Result<(), String> {
+        let limit = self.waits.1;
+        let due = Instant::now() + limit;
+        let mut is_told = false;
+        let mut pass_on = || {
+            if self.stop.phase() != Phase::Running && !std::mem::replace(&mut is_told, true) {
+                tracing::info!("this process ends: the successor is told to end, too");
+                successor(Signal::TERM);
+            }
+        };
         loop {
+            pass_on();
             match wire.hear(LOOK).map_err(gone)? {
-                Some(HandoverWord::Serving) => return Ok(()),
+                Some(HandoverWord::Serving) => {
+                    pass_on();
+                    return Ok(());
+                }
                 Some(HandoverWord::Failed(why)) => {
                     return Err(format!("the successor failed: {why}"))
                 }
                 _ if Instant::now() >= due => {
-                    let limit_s = SERVING_WAIT.as_secs();
+                    let limit_s = limit.as_secs_f64();
                     return Err(format!(
                         "the successor's workers did not start within {limit_s} s"
                     ));
@@ -278,6 +317,18 @@ fn is_in_order(status: ExitStatus) -> bool {
     status.code().is_some_and(|code| matches!(code, DRAINED | CUT) || code > AT_ONCE)
 }
 
+fn gone(_: io::Error) -> String {
+    "the successor ended; its log says why".to_owned()
+}
+
+fn send(successor: &Child, signal: Signal) {
+    // It is ours and not waited for: its number is nobody else's.
+    let number = i32::try_from(successor.id()).ok().and_then(Pid::from_raw);
+    if let Some(Err(error)) = number.map(|number| kill_process(number, signal)) {
+        tracing::warn!(%error, "the successor is not told to end");
+    }
+}
+
 /// Ends a successor that came to nothing. Says how it ended, if it did so by itself.
 fn end_one(successor: &mut Child) -> String {
     let (_alive, clock): (_, Receiver<()>) = bounded(0);
@@ -297,7 +348,108 @@ fn end_one(successor: &mut Child) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::handover::note::ForeignNote;
+    use crate::control::signals::Delays;
     use std::os::unix::process::ExitStatusExt;
+    use std::sync::Mutex;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    fn upgrades(waits: (Duration, Duration)) -> Upgrades {
+        let (program, spares) = (Program::of_this_process(), Arc::<Spares>::default());
+        let delays = Arc::new(Mutex::new(Delays { shutdown: Duration::ZERO, drain: None }));
+        let of = (Arc::<Stop>::default(), delays);
+        let upgrades = Upgrades::new(program, spares, of, (Arc::<Notifier>::default(), None));
+        upgrades.allow();
+        Upgrades { waits, ..upgrades }
+    }
+
+    /// What comes of a hand-over to a successor that does this with its end of the wire, and the
+    /// signals that it was sent.
+    fn handed_over(
+        upgrades: &Upgrades,
+        successor: impl FnOnce(Wire) + Send,
+    ) -> (Result<(), String>, Vec<Signal>) {
+        let (wire, end) = Wire::pair().unwrap();
+        let mut signals = Vec::new();
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(move || successor(Wire::of(end).unwrap()));
+            let ended = upgrades.hand_over(&wire, Vec::new(), &mut |signal| signals.push(signal));
+            drop(wire);
+            ended
+        });
+        (ended, signals)
+    }
+
+    /// Hears until that word, or the end.
+    fn until(wire: &Wire, is_it: impl Fn(&HandoverWord) -> bool) {
+        while wire.hear(SOON).is_ok_and(|word| !word.as_ref().is_some_and(&is_it)) {}
+    }
+
+    fn until_end(wire: &Wire) {
+        until(wire, |_| false);
+    }
+
+    fn until_go(wire: &Wire) {
+        wire.send(&HandoverWord::Ready).unwrap();
+        until(wire, |word| matches!(word, HandoverWord::Go));
+    }
+
+    /// Catches: a successor that hangs and is waited for without an end, and one that is taken for
+    /// one that serves because it said that it could.
+    #[test]
+    fn a_successor_has_so_long_and_no_longer() {
+        let short = Duration::from_millis(150);
+        let (ended, _) = handed_over(&upgrades((short, SOON)), |wire| until_end(&wire));
+        assert_eq!(ended.unwrap_err(), "the successor was not ready within 0.15 s");
+        let (ended, signals) = handed_over(&upgrades((SOON, short)), |wire| {
+            until_go(&wire);
+            until_end(&wire);
+        });
+        assert_eq!(ended.unwrap_err(), "the successor's workers did not start within 0.15 s");
+        assert!(signals.is_empty());
+        // One that dies between the two.
+        let (ended, _) = handed_over(&upgrades((SOON, SOON)), |wire| until_go(&wire));
+        assert!(ended.unwrap_err().starts_with("the successor ended"));
+        let (ended, _) = handed_over(&upgrades((SOON, SOON)), |wire| {
+            until_go(&wire);
+            wire.send(&HandoverWord::Serving).unwrap();
+        });
+        ended.unwrap();
+    }
+
+    /// Catches: a process that is told to end while its successor takes its place, and leaves that
+    /// behind as a service that nobody asked for any more.
+    #[test]
+    fn an_end_in_the_middle_is_that_of_the_successor_too() {
+        let upgrades = upgrades((SOON, SOON));
+        let (ended, signals) = handed_over(&upgrades, |wire| {
+            until_go(&wire);
+            upgrades.stop.advance(Phase::Draining);
+            // Longer than it takes to look, as a start of many workers does.
+            assert!(wire.hear(3 * LOOK).unwrap().is_none());
+            wire.send(&HandoverWord::Serving).unwrap();
+        });
+        ended.unwrap();
+        assert_eq!(signals, [Signal::TERM]);
+        let (ended, signals) = handed_over(&upgrades, |wire| until_end(&wire));
+        assert_eq!((ended.unwrap_err().as_str(), signals.len()), ("this process ends", 0));
+    }
+
+    /// Catches: `llmproxy upgrade` that waits for what will never be said, because there is no
+    /// thread that could say it.
+    #[test]
+    fn one_that_cannot_begin_is_told() {
+        let upgrades = Arc::new(upgrades((SOON, SOON)));
+        for times in 1..=2 {
+            upgrades.ask_on(|_| Err(io::ErrorKind::WouldBlock.into()));
+            assert_eq!(upgrades.failures().load(Ordering::Relaxed), times);
+            let note = ForeignNote::own(upgrades.notepad.as_ref().unwrap()).read().unwrap();
+            assert_eq!(note.number, times);
+            let UpgradeState::Failed(why) = note.state else { panic!("{note:?}") };
+            assert!(why.starts_with("no thread can be started"), "{why}");
+        }
+    }
 
     /// Catches: a process that takes the place back because its successor has given it on, or was
     /// told to end; one that takes a crash for an end in order.

@@ -36,7 +36,8 @@ fn upgrade(ask: &UpgradeAsk) -> Result<String, Refused> {
     let pid = process.number();
     let refused = |why: String| not_found(format!("process {pid}: {why}"));
     let note = ForeignNote::of(pid).map_err(|error| {
-        let why = "run this as root, or as the user that runs the gateway";
+        let why = "run this as root, or as the user that runs the gateway, which does where the \
+                   gateway has no rights beyond its user's (low-ports.conf gives it one)";
         refused(format!("what becomes of it cannot be read: {error}: {why}"))
     })?;
     let Some(note) = note else {
