@@ -1,5 +1,6 @@
 //! Whose request it is behind other proxies: fields of the head, and the PROXY protocol.
 
+use crate::harness::config::PLAIN;
 use crate::harness::{Backend, Config, Proxy};
 use crate::rig::*;
 
@@ -61,7 +62,9 @@ fn fields_count_from_trusted_peers_alone() {
 /// Catches: a balancer whose word is not heard, or that anybody can play.
 #[test]
 fn the_proxy_protocol_says_whose_a_connection_is() {
-    let lines = ["trusted_proxies: [127.0.0.0/8]", "proxy_protocol: true", "header_timeout: 1s"];
+    // The header comes before the handshake, in clear text: tls_listener.rs tries that.
+    let lines =
+        [PLAIN, "trusted_proxies: [127.0.0.0/8]", "proxy_protocol: true", "header_timeout: 1s"];
     let (proxy, backend) = behind(&lines);
     let v2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x12\x34\0\x50";
     let local: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";

@@ -3,6 +3,7 @@
 use crate::harness::process::Ran;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
+use crate::harness::tls::everywhere;
 use crate::harness::{Backend, Config, Proxy, SOON};
 use crate::rig::OK;
 use rustix::process::Signal;
@@ -17,7 +18,12 @@ fn health(server: &str, more: &[&str]) -> Ran {
 }
 
 fn at(proxy: &Proxy) -> String {
-    format!("listen: '{}'", proxy.addr())
+    format!("listen: '{}'{}", proxy.addr(), over_tls())
+}
+
+/// What all proxies have where every one of them is to serve over TLS.
+fn over_tls() -> String {
+    everywhere().map_or_else(String::new, |pki| format!(", {}", pki.server_line("")))
 }
 
 /// Catches: a container that lives and is killed for it, or that is left when it is gone.
@@ -29,8 +35,8 @@ fn it_says_whether_the_gateway_lives() {
     let ran = health(&place, &[]);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "/health: ok\n"), "{ran:?}");
     // The address of every interface is asked at the loopback.
-    let everywhere = format!("listen: ':{}'", proxy.addr().port());
-    assert_eq!(health(&everywhere, &[]).code, Some(0));
+    let at_all = format!("listen: ':{}'{}", proxy.addr().port(), over_tls());
+    assert_eq!(health(&at_all, &[]).code, Some(0));
     proxy.process.signal(Signal::TERM);
     proxy.process.wait(SOON);
     let ran = health(&place, &[]);

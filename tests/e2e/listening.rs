@@ -1,6 +1,6 @@
 //! Where the proxy listens: one address, every address of both families, or a list.
 
-use crate::harness::{Config, Conn, Engine, Proxy};
+use crate::harness::{Config, Engine, Proxy};
 use serde_json::Value;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
@@ -25,8 +25,8 @@ fn addresses(proxy: &Proxy, count: usize) -> Vec<SocketAddr> {
     all
 }
 
-fn answers(address: SocketAddr) {
-    assert_eq!(Conn::open(address).get("/health").status(), 200, "{address}");
+fn answers(proxy: &Proxy, address: SocketAddr) {
+    assert_eq!(proxy.connect_at(address).get("/health").status(), 200, "{address}");
 }
 
 fn has_ipv6() -> bool {
@@ -40,9 +40,9 @@ fn a_port_alone_is_every_address_of_both_families() {
     for listen in ["\":0\"", "\"[::]:0\""] {
         let proxy = listening(&engine, listen);
         let port = addresses(&proxy, 1)[0].port();
-        answers((Ipv4Addr::LOCALHOST, port).into());
+        answers(&proxy, (Ipv4Addr::LOCALHOST, port).into());
         if has_ipv6() {
-            answers((Ipv6Addr::LOCALHOST, port).into());
+            answers(&proxy, (Ipv6Addr::LOCALHOST, port).into());
         }
     }
 }
@@ -56,7 +56,7 @@ fn every_address_of_a_list_is_served() {
     assert_ne!(all[0], all[1]);
     for address in all {
         // Two workers: the kernel gives neither all of sixteen.
-        (0..16).for_each(|_| answers(address));
+        (0..16).for_each(|_| answers(&proxy, address));
     }
 }
 
@@ -66,9 +66,9 @@ fn both_families_can_be_named_one_by_one() {
     let engine = Engine::start(&[]);
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let proxy = listening(&engine, &format!("[\"0.0.0.0:{free}\", \"[::]:{free}\"]"));
-    answers((Ipv4Addr::LOCALHOST, free).into());
+    answers(&proxy, (Ipv4Addr::LOCALHOST, free).into());
     if has_ipv6() {
         addresses(&proxy, 2);
-        answers((Ipv6Addr::LOCALHOST, free).into());
+        answers(&proxy, (Ipv6Addr::LOCALHOST, free).into());
     }
 }

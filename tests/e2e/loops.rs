@@ -1,5 +1,6 @@
 //! Backends that lead back to the proxy.
 
+use crate::harness::config::PLAIN;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{Backend, Config};
@@ -45,7 +46,8 @@ fn a_backend_that_is_the_proxy_itself_is_refused_at_start() {
 /// What the system's resolver takes for 127.0.0.1, and no reader of addresses does.
 const BY_NAME: &str = "127.1";
 
-/// Hands every connection on to a proxy that is not there yet when this begins to listen.
+/// Hands every connection on, in clear text, to a proxy that is not there yet when this begins to
+/// listen.
 fn forwarder() -> (String, std::sync::mpsc::Sender<std::net::SocketAddr>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -76,7 +78,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream) {
 #[test]
 fn a_request_that_comes_back_is_a_508() {
     let (url, tell) = forwarder();
-    let proxy = Config::backend_at(url).start();
+    let proxy = Config::backend_at(url).server(PLAIN).start();
     tell.send(proxy.addr()).unwrap();
     for _ in 0..3 {
         proxy.post(CHATS, CHAT).assert_refused(508, "loop_detected");
@@ -114,11 +116,11 @@ fn via_is_kept_and_ours_comes_last() {
 fn a_backend_that_leads_back_is_passed_over_and_ejected() {
     let engine = Backend::answering(OK);
     let (url, tell) = forwarder();
-    let inner = Config::backend_at(url).start();
+    let inner = Config::backend_at(url).server(PLAIN).start();
     let inner_url = format!("http://{}", inner.addr());
     // Named, so that nobody asks what it is: these questions come round, too.
     let circle = Config::new().backend(inner_url, "name: circle, engine: vllm");
-    let outer = circle.backend(engine.url(), "").start();
+    let outer = circle.backend(engine.url(), "").server(PLAIN).start();
     tell.send(outer.addr()).unwrap();
     for _ in 0..12 {
         assert_eq!(outer.post(CHATS, CHAT).text(), "ok");
@@ -136,7 +138,7 @@ fn a_backend_that_leads_back_is_passed_over_and_ejected() {
 #[test]
 fn a_probe_that_comes_back_is_no_good_answer() {
     let (url, tell) = forwarder();
-    let proxy = Config::backend_at(url).health_check().start();
+    let proxy = Config::backend_at(url).server(PLAIN).health_check().start();
     tell.send(proxy.addr()).unwrap();
     proxy.await_event("the verdict", |event| {
         event["message"] == "backend is unhealthy" && event["why"] == "status 508"

@@ -2,6 +2,7 @@
 //! scraper expects of it.
 
 use crate::clients::is_there;
+use crate::harness::config::PLAIN;
 use crate::harness::metrics::Metrics;
 use crate::harness::{Config, Conn, Engine, Proxy, SOON};
 use crate::rig::{Rig, CHAT, CHATS, STREAM};
@@ -145,7 +146,8 @@ const IN_MILLISECONDS: [&str; 2] = ["llmproxy_latency_ms", "llmproxy_ttft_ms"];
 /// A page on which every family has a series.
 fn full_page() -> (Rig, Metrics) {
     let limits = "rate_limit: {global: {requests_per_second: 100000}}";
-    let rig = Rig::with("", |config| config.section(limits));
+    // There is a family more where certificates are shown.
+    let rig = Rig::with("", |config| config.section(limits).server(PLAIN));
     for body in [CHAT, STREAM, USAGE] {
         rig.ask(body, "x-mock-gap-ms: 5\r\n").response();
     }

@@ -1,5 +1,6 @@
 //! What a service manager is told in systemd's way, and the sockets that it opens for the proxy.
 
+use crate::harness::config::PLAIN;
 use crate::harness::metrics::Metrics;
 use crate::harness::process::LEGACY_DRIVER;
 use crate::harness::scratch::Scratch;
@@ -140,7 +141,8 @@ fn systemds_own_activation_starts_it_at_the_first_connection() {
     }
     let backend = Backend::answering(OK);
     let address = format!("127.0.0.1:{}", free_port());
-    let (yaml, knocked) = (Config::backend_at(backend.url()).yaml(), address.clone());
+    let config = Config::backend_at(backend.url()).server(PLAIN);
+    let (yaml, knocked) = (config.yaml(), address.clone());
     let yaml = yaml.replacen("127.0.0.1:0", &address, 1);
     // Nothing runs before somebody comes; whoever came first is served when it runs.
     let first = std::thread::spawn(move || {

@@ -83,6 +83,12 @@ impl Conn {
         Conn { stream, reader: Reader::new(super::SOON) }
     }
 
+    /// Makes the handshake now, where it is over TLS.
+    pub fn shake_hands(mut self) -> Conn {
+        self.stream.shake_hands(super::SOON);
+        self
+    }
+
     /// Speaks over what is connected already.
     pub fn over(stream: Stream) -> Conn {
         Conn { stream, reader: Reader::new(super::SOON) }

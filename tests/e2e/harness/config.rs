@@ -5,6 +5,10 @@ use super::proxy::Proxy;
 /// Stands for a folder that a proxy has for itself.
 pub const SPOOL: &str = "@spool@";
 
+/// A line of the server section of a proxy whose clients speak without TLS, also where those of all
+/// other tests speak TLS: the test is about bytes that TLS would change.
+pub const PLAIN: &str = "tls: {enabled: false}";
+
 /// A configuration in the making. Whatever it does not name has the product's default.
 #[derive(Debug, Clone, Default)]
 pub struct Config {

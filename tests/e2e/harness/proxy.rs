@@ -84,7 +84,12 @@ impl Proxy {
         let given = files_in(scratch.path());
         let process = Process::start_through(&way, binary, args);
         let secrets = SecretWatch::new(&process, args, scratch.path(), given);
-        Proxy::await_listening(process, secrets, scratch)
+        let tls = tls::everywhere().filter(|pki| {
+            // One that a test gave no file, or one of its own making, serves as that says.
+            let files = args.iter().filter_map(|arg| std::fs::read_to_string(arg).ok());
+            files.into_iter().any(|yaml| yaml.contains(&pki.server_line("")))
+        });
+        Proxy { tls: tls.map(Pki::client), ..Proxy::await_listening(process, secrets, scratch) }
     }
 
     /// Starts it with these arguments; `scratch` lives as long as it does.
@@ -98,8 +103,7 @@ impl Proxy {
             let listens = event["message"] == "listening";
             listens.then(|| event["addr"].as_str().unwrap().parse().unwrap())
         });
-        let tls = tls::everywhere().map(Pki::client);
-        Proxy { secrets, process, address, scratch, tls }
+        Proxy { secrets, process, address, scratch, tls: None }
     }
 
     /// The configuration file that it was started with.
@@ -154,9 +158,17 @@ impl Proxy {
 
     /// A connection to it.
     pub fn connect(&self) -> Conn {
-        match &self.tls {
-            None => Conn::open(self.address),
-            Some(config) => Conn::open_tls(self.address, Arc::clone(config)),
+        self.connect_at(self.address)
+    }
+
+    /// The same at another of its addresses.
+    pub fn connect_at(&self, address: SocketAddr) -> Conn {
+        let Some(config) = &self.tls else { return Conn::open(address) };
+        let conn = Conn::open_tls(address, Arc::clone(config));
+        match tls::everywhere() {
+            // Tests that know nothing of TLS may let it wait.
+            Some(_) => conn.shake_hands(),
+            None => conn,
         }
     }
 

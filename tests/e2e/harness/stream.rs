@@ -48,6 +48,26 @@ pub enum Stream {
     TlsClient(Box<TlsClient>),
 }
 
+/// Reads what came, whatever became of what was to be sent: a server that refuses a request may
+/// close before it has taken all of it, and its answer is there to be read.
+fn read_tls(stream: &mut TlsClient, into: &mut [u8]) -> io::Result<usize> {
+    if stream.conn.is_handshaking() {
+        return stream.read(into);
+    }
+    loop {
+        match stream.conn.reader().read(into) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            got => return got,
+        }
+        stream.conn.read_tls(&mut stream.sock)?;
+        if let Err(error) = stream.conn.process_new_packets() {
+            // The server is told why.
+            let _ = stream.conn.write_tls(&mut stream.sock);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+}
+
 impl Stream {
     /// Connects.
     pub fn connect(place: &Place) -> io::Result<Stream> {
@@ -94,7 +114,7 @@ impl Stream {
                 Stream::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
                 Stream::Tls(s) => s.sock.set_read_timeout(Some(left)).and_then(|()| s.read(into)),
                 Stream::TlsClient(s) => {
-                    s.sock.set_read_timeout(Some(left)).and_then(|()| s.read(into))
+                    s.sock.set_read_timeout(Some(left)).and_then(|()| read_tls(s, into))
                 }
             };
             match got {
@@ -105,6 +125,14 @@ impl Stream {
                 other => return other,
             }
         }
+    }
+
+    /// Makes the handshake now, rather than with the first bytes. One that fails is found out by
+    /// them.
+    pub fn shake_hands(&mut self, limit: Duration) {
+        let Stream::TlsClient(stream) = self else { return };
+        stream.sock.set_read_timeout(Some(limit)).unwrap();
+        let _ = stream.conn.complete_io(&mut stream.sock);
     }
 
     /// Writes all bytes.
