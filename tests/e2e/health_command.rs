@@ -1,9 +1,10 @@
 //! `llmproxy health`: what the health check of a container runs.
 
+use crate::harness::config::PLAIN;
 use crate::harness::process::Ran;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
-use crate::harness::tls::everywhere;
+use crate::harness::tls::{everywhere, Pki};
 use crate::harness::{Backend, Config, Proxy, SOON};
 use crate::rig::OK;
 use rustix::process::Signal;
@@ -61,9 +62,14 @@ fn it_speaks_as_a_balancer_where_it_counts_as_one() {
     let rules = "proxy_protocol: true, trusted_proxies: [127.0.0.0/8]";
     let backend = Backend::answering(OK);
     let config = Config::backend_at(backend.url());
-    let proxy = rules.split(", ").fold(config, |config, line| config.server(line)).start();
-    let ran = health(&format!("{}, {rules}", at(&proxy)), &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let config = rules.split(", ").fold(config, |config, line| config.server(line));
+    // Before the handshake, where there is one.
+    let pki = Pki::new();
+    for tls in [PLAIN.to_owned(), pki.server_line("")] {
+        let proxy = config.clone().server(tls.as_str()).start();
+        let ran = health(&format!("listen: '{}', {tls}, {rules}", proxy.addr()), &[]);
+        assert_eq!(ran.code, Some(0), "{tls}: {ran:?}");
+    }
 }
 
 /// Catches: a hang before somebody who accepts and says nothing, or who is no gateway.

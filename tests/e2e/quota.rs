@@ -2,6 +2,7 @@
 //! kill, begun anew by the calendar.
 
 use crate::harness::client::post_bytes;
+use crate::harness::config::PLAIN;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, Config, Conn, Engine, Proxy, Webhook, SOON};
 use crate::rig::{leave, Leave, CHATS, STREAM};
@@ -34,7 +35,9 @@ impl Stage {
              type: webhook, webhook: {{url: '{}', concurrency: 1}}}}]}}",
             self.hook.url()
         );
+        // The load is of bare bytes: a killed process is to find many requests under way.
         Config::backend_at(self.engine.url())
+            .server(PLAIN)
             .server("workers: 2")
             .section(format!("api_keys: [{{key: k, {key}}}]"))
             .section(usage)

@@ -1,6 +1,7 @@
 //! `server.watch_config`: a file that is replaced while the process runs, in each way that editors,
 //! Kubernetes and scripts have.
 
+use crate::harness::config::PLAIN;
 use crate::harness::proxy::llmproxy;
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, pause, Backend, Config, Proxy, SOON};
@@ -12,7 +13,9 @@ use std::time::Duration;
 
 fn yaml(backend: &Backend, name: &str) -> String {
     let config = Config::new().section("health_check: {enabled: false}");
-    config.backend(backend.url(), &format!("name: {name}")).server("watch_config: true").yaml()
+    let config = config.backend(backend.url(), &format!("name: {name}"));
+    // Written as it stands here, past what gives all others TLS.
+    config.server("watch_config: true").server(PLAIN).yaml()
 }
 
 /// Waits until the backend with this name is the one in use.

@@ -1,6 +1,7 @@
 //! `llmproxy health`: asks the gateway that runs with a configuration, at the first address that it
 //! listens on, whether it lives. For whoever looks after containers, where no curl is.
 
+use crate::base::certificate::{Verifier, Wanted};
 use crate::base::limits::HEAD_BYTES_MAX;
 use crate::config::cli::{HealthAsk, Printout, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::load_file;
@@ -9,11 +10,13 @@ use crate::config::plan::Server;
 use crate::http::head::Parse;
 use crate::http::request::Method;
 use crate::http::response::ResponseHead;
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ureq::tls::TlsConfig;
-use ureq::Agent;
 
 /// For all of it. Docker kills a check after 30 s unless it is told otherwise.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -45,10 +48,7 @@ fn status(server: &Server, path: &str) -> io::Result<u16> {
     let until = Instant::now() + LIMIT;
     let mut result = Err(io::Error::other("it listens nowhere"));
     for place in server.listen.iter().take(1).flat_map(|address| places(*address)) {
-        result = match &server.tls {
-            Some(_) => over_tls(place, path, left(until)?),
-            None => plainly(server, place, path, until),
-        };
+        result = ask(server, place, path, until);
         if result.is_ok() {
             break;
         }
@@ -77,17 +77,25 @@ fn left(until: Instant) -> io::Result<Duration> {
     }
 }
 
-fn plainly(server: &Server, place: SocketAddr, path: &str, until: Instant) -> io::Result<u16> {
-    let mut socket = TcpStream::connect_timeout(&place, left(until)?)?;
-    socket.set_write_timeout(Some(left(until)?))?;
-    // Where we count as a balancer, it waits for what a balancer says first.
+fn ask(server: &Server, place: SocketAddr, path: &str, until: Instant) -> io::Result<u16> {
+    let socket = TcpStream::connect_timeout(&place, left(until)?)?;
     let ours = socket.local_addr()?.ip();
-    let is_balancer =
-        server.proxy_protocol && server.trusted_proxies.iter().any(|range| range.contains(ours));
-    let first = if is_balancer { "PROXY UNKNOWN\r\n" } else { "" };
-    let head =
-        format!("{first}GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    socket.write_all(head.as_bytes())?;
+    let mut timed = Timed { socket, until };
+    // Where we count as a balancer, it waits for what a balancer says first: before a handshake.
+    if server.proxy_protocol && server.trusted_proxies.iter().any(|range| range.contains(ours)) {
+        timed.write_all(b"PROXY UNKNOWN\r\n")?;
+    }
+    match &server.tls {
+        Some(_) => answer(&mut over_tls(timed, place)?, path),
+        None => answer(&mut timed, path),
+    }
+}
+
+/// The status of what is answered.
+fn answer(stream: &mut (impl Read + Write), path: &str) -> io::Result<u16> {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
+    stream.flush()?;
     let (mut bytes, mut piece) = (Vec::new(), [0; 1024]);
     loop {
         let mut head = ResponseHead::default();
@@ -95,8 +103,7 @@ fn plainly(server: &Server, place: SocketAddr, path: &str, until: Instant) -> io
         if let Parse::Done { .. } = parsed.map_err(|bad| io::Error::other(bad.0))? {
             return Ok(head.status);
         }
-        socket.set_read_timeout(Some(left(until)?))?;
-        match socket.read(&mut piece)? {
+        match stream.read(&mut piece)? {
             0 => return Err(io::Error::other("closed without an answer")),
             got => bytes.extend_from_slice(piece.get(..got).unwrap_or_default()),
         }
@@ -104,16 +111,39 @@ fn plainly(server: &Server, place: SocketAddr, path: &str, until: Instant) -> io
 }
 
 /// Whose certificate it is does not matter: we ask whoever listens at our own address.
-fn over_tls(place: SocketAddr, path: &str, limit: Duration) -> io::Result<u16> {
-    let config = Agent::config_builder()
-        .proxy(None)
-        .max_redirects(0)
-        .http_status_as_error(false)
-        .timeout_global(Some(limit))
-        .tls_config(TlsConfig::builder().disable_verification(true).build());
-    let agent = Agent::new_with_config(config.build());
-    let answer = agent.get(format!("https://{place}{path}")).call();
-    answer.map(|answer| answer.status().as_u16()).map_err(io::Error::other)
+fn over_tls(timed: Timed, place: SocketAddr) -> io::Result<StreamOwned<ClientConnection, Timed>> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
+    let anybody = Arc::new(Verifier::new(provider, Wanted::Any));
+    let config = builder.dangerous().with_custom_certificate_verifier(anybody);
+    let config = Arc::new(config.with_no_client_auth());
+    let session = ClientConnection::new(config, ServerName::from(place.ip()));
+    Ok(StreamOwned::new(session.map_err(io::Error::other)?, timed))
+}
+
+/// A connection that waits for nothing beyond a moment.
+struct Timed {
+    socket: TcpStream,
+    until: Instant,
+}
+
+impl Read for Timed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(left(self.until)?))?;
+        self.socket.read(into)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(Some(left(self.until)?))?;
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
+    }
 }
 
 #[cfg(test)]
