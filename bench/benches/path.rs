@@ -192,6 +192,7 @@ fn record(ids: &mut RequestIds) -> UsageRecord {
         ttft_ms: Some(100),
         first_byte_ms: Some(90),
         audio_seconds: None,
+        quota_tokens: None,
         oddities: Oddities::default(),
         engine_error: None,
         retry_count: 0,

@@ -6,6 +6,7 @@
 
 pub mod request;
 pub mod form;
+pub mod media;
 pub mod dialect;
 pub mod operation;
 pub mod usage;

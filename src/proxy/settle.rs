@@ -1,7 +1,8 @@
 //! The end of every request: what was reserved is freed, what happened is counted, recorded and
 //! logged. Settling cannot fail and happens exactly once.
 
-use super::admit::rate;
+mod charge;
+
 use super::client::Client;
 use super::pass::Pass;
 use super::receive::Request;
@@ -9,6 +10,7 @@ use super::relay::tap::Tap;
 use super::relay::Relayed;
 use super::repute;
 use super::shelf::Shelf;
+use super::takings::Takings;
 use super::trace::TraceNotes;
 use super::upstream::pool::{InFlight, LocalMember};
 use crate::base::fault::{Fault, Side};
@@ -77,6 +79,8 @@ pub struct Story {
     pub ending: Ending,
     /// What the relay saw, when it came to that.
     pub outcome: Option<Relayed>,
+    /// An engine had all of it.
+    pub is_sent: bool,
     /// The error in its answer was heard before the client had any of it.
     pub is_heard: bool,
     /// It was for one of our own pages: logged, but not traffic that anyone wants in a rate.
@@ -161,7 +165,8 @@ pub fn open(pass: &Pass, request: &Request, story: &mut Story) -> bool {
 /// An answer goes on, so many bytes of it went to the client: should we be killed, this is what
 /// its record will say.
 pub fn note(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, sent: u64) {
-    pass.takings().into_iter().for_each(|held| held.debit(recorded(request, tap, story)));
+    let so_far = || charge::so_far((request, tap), story);
+    pass.takings().into_iter().for_each(|held| held.debit(so_far()));
     // A request that never reached a backend is not billed.
     let (Some(outbox), Some(_)) = (&pass.w.usage, &story.backend) else { return };
     let times = Times::of(request, tap, tap.last_byte());
@@ -181,7 +186,7 @@ pub fn close(pass: &Pass, (request, tap): (&Request, &Tap), story: &mut Story, s
     let times = Times::of(request, tap, tap.last_byte());
     story.is_closed = true;
     if let Some(held) = pass.takings() {
-        held.debit(recorded(request, tap, story));
+        held.debit(charge::of_the_end((request, tap), story, held.estimate(), sent));
         held.leave();
     }
     keep(pass, (request, tap, story), times, sent);
@@ -199,18 +204,31 @@ fn keep(pass: &Pass, (request, tap, story): (&Request, &Tap, &mut Story), times:
 
 /// Settles a request: nothing more is known of it, or done for it, after that.
 pub fn settle(mut pass: Pass, (request, tap): (&Request, &Tap), story: &mut Story) {
-    let mut takings = pass.take_takings();
-    let (pass, w) = (&pass, &*pass.w);
     let times = Times::of(request, tap, ended(tap, story));
     let sent = story.outcome.map_or(0, |outcome| outcome.bytes);
+    let mut charged = 0;
+    if let Some(held) = pass.takings() {
+        charged = charge::of_the_end((request, tap), story, held.estimate(), sent);
+        // What the record says already stays, whatever was found out since.
+        match held.debited().filter(|_| story.is_closed) {
+            Some(debited) => charged = debited,
+            None => held.debit(charged),
+        }
+    }
     // First of all: whatever becomes of the rest, there is a record.
     if !story.is_closed {
-        keep(pass, (request, tap, story), times, sent);
+        keep(&pass, (request, tap, story), times, sent);
     }
+    tell(&pass, (request, tap, &*story), times, sent);
+    let mut takings = pass.take_takings();
     if takings.is_any() {
-        takings.debit(recorded(request, tap, story));
-        takings.settle(Instant::now(), spent(request, tap, story));
+        takings.settle(Instant::now(), charged);
     }
+}
+
+/// Counts a request that is over, logs it, and passes its span on.
+fn tell(pass: &Pass, (request, tap, story): (&Request, &Tap, &Story), times: Times, sent: u64) {
+    let w = &*pass.w;
     panic_point::pass("counting");
     if !story.own_page {
         count(pass, (request, tap), story, times);
@@ -410,30 +428,6 @@ fn hear_inside(backend: &Member, tap: &Tap, story: &Story, is_broken: bool) {
     }
 }
 
-/// Tokens that a request is debited with: those that its record tells, or else those that were
-/// seen.
-fn recorded(request: &Request, tap: &Tap, story: &Story) -> u64 {
-    match tap.usage() {
-        Some(usage) => usage.prompt_tokens.saturating_add(usage.completion_tokens),
-        None if tap.events.is_some() && is_metered(request, tap, story) => {
-            tap.body_usage.facts().content_events()
-        }
-        None => 0,
-    }
-}
-
-/// Tokens that a request has used: as its engine counted them, or else as far as they were seen.
-fn spent(request: &Request, tap: &Tap, story: &Story) -> u64 {
-    match tap.usage() {
-        Some(usage) => usage.prompt_tokens.saturating_add(usage.completion_tokens),
-        None if story.backend.is_some() && is_metered(request, tap, story) => {
-            let seen = tap.body_usage.facts().content_events();
-            rate::estimate(request.body_len, Some(seen))
-        }
-        None => 0,
-    }
-}
-
 /// Whether an answer without tokens is worth a counter: wherever a dialect has usage, unless it is
 /// told in seconds.
 fn is_metered(request: &Request, tap: &Tap, story: &Story) -> bool {
@@ -465,6 +459,7 @@ fn begun<'a>(pass: &'a Pass, request: &'a Request, story: &'a Story) -> RecordRe
         retry_count: story.retries,
         fallback_used: story.fallback,
         request_bytes: request.body_len,
+        quota_tokens: pass.takings().and_then(Takings::debited),
         ..RecordRef::default()
     }
 }

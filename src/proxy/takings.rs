@@ -32,10 +32,20 @@ struct Held {
     counters: Option<Arc<Counters>>,
     shares: Vec<Share>,
     quota: Option<QuotaShare>,
+    estimate: Estimate,
     /// Where it has borrowed what several gateways count together.
     book: Option<Arc<LoanBook>>,
     /// What it has to ask for there.
     wanted: Vec<LoanItem>,
+}
+
+/// What a request may cost, before anybody has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Tokens of its prompt.
+    pub prompt: u64,
+    /// These, and those that its model may write, if it says how many.
+    pub tokens: u64,
 }
 
 /// What it holds of its key's quota.
@@ -108,6 +118,27 @@ impl Takings {
                 borrows_slot: Cell::new(false),
             });
         }
+    }
+
+    /// What it may cost is known.
+    pub fn expect(&mut self, estimate: Estimate) {
+        if let Some(held) = &mut self.0 {
+            held.estimate = estimate;
+        }
+    }
+
+    /// What it may cost. No quota is debited with an estimate of more than there ever is.
+    pub fn estimate(&self) -> Estimate {
+        let Some(Held { estimate, quota, .. }) = self.0.as_deref() else {
+            return Estimate::default();
+        };
+        let most = quota.as_ref().map_or(u64::MAX, |share| share.terms.total);
+        Estimate { prompt: estimate.prompt.min(most), tokens: estimate.tokens.min(most) }
+    }
+
+    /// What its quota was debited with so far; `None`: it has none.
+    pub fn debited(&self) -> Option<u64> {
+        Some(self.0.as_deref()?.quota.as_ref()?.debited.get())
     }
 
     /// Takes a request from all scopes that it was not taken from, and a slot. All or nothing: what
@@ -258,6 +289,7 @@ impl Takings {
         let Some(mut held) = self.0.take() else { return };
         let book = held.book.take();
         held.wanted.clear();
+        held.estimate = Estimate::default();
         if let Some(counters) = held.counters.take() {
             let now = counters.at(now);
             for share in &mut held.shares {

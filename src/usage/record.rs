@@ -58,6 +58,9 @@ pub struct UsageRecord {
     pub counted: Option<u64>,
     /// Seconds of audio, where an engine reported these instead of tokens.
     pub audio_seconds: Option<u64>,
+    /// What the quota of its key was debited with; `None` where the key has none. The sum of these
+    /// is what is used of a quota.
+    pub quota_tokens: Option<u64>,
     /// What is strange in the counts.
     pub oddities: Oddities,
     /// Why an answer that is over has no usage, where we know: its counts are no numbers of tokens,

@@ -88,6 +88,7 @@ mod clients;
 mod limits;
 mod rate_limits;
 mod shared_limits;
+mod charges;
 mod quota;
 mod quota_cut;
 mod quota_redis;

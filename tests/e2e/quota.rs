@@ -31,7 +31,7 @@ impl Stage {
     fn start(&self, key: &str) -> Proxy {
         let dir = self.scratch.file("spool").display().to_string();
         let usage = format!(
-            "usage: {{estimate_on_abort: true, spool: {{dir: '{dir}'}}, reporters: [{{name: hook, \
+            "usage: {{spool: {{dir: '{dir}'}}, reporters: [{{name: hook, \
              type: webhook, webhook: {{url: '{}', concurrency: 1}}}}]}}",
             self.hook.url()
         );
@@ -57,9 +57,7 @@ impl Stage {
 
     /// Tokens of each record so far.
     fn tokens_of_records(&self) -> Vec<u64> {
-        let of = |record: &Value, name: &str| record[name].as_u64().unwrap_or(0);
-        let tokens =
-            |record: Value| of(&record, "prompt_tokens") + of(&record, "completion_tokens");
+        let tokens = |record: Value| record["quota_tokens"].as_u64().expect("it has a quota");
         // What was delivered when its process was killed is delivered again.
         let mut ids = HashSet::new();
         let all = self.hook.records().into_iter();
@@ -233,4 +231,20 @@ fn a_key_may_have_limits_of_its_own() {
     assert_eq!([ask("other"), ask("other")], [200, 429]);
     // Who is not let in uses up nothing.
     assert_eq!([ask("nobody"), ask("nobody")], [401, 401]);
+}
+
+/// Catches: a user with two keys who has twice the limit, or one who shares it with others.
+#[test]
+fn all_keys_of_a_user_have_one_limit() {
+    let engine = Engine::start(&[]);
+    let proxy = Config::backend_at(engine.url())
+        .section("api_keys: [{key: a, user_id: u}, {key: b, user_id: u}, {key: c, user_id: v}]")
+        .section("rate_limit: {per_user: {requests_per_minute: 2}}")
+        .start();
+    let ask = |key: &str| {
+        let field = format!("Authorization: Bearer {key}\r\n");
+        proxy.connect().post(CHATS, &field, body(1)).status()
+    };
+    assert_eq!(["a", "b", "a", "b"].map(ask), [200, 200, 429, 429]);
+    assert_eq!(["c", "c", "c"].map(ask), [200, 200, 429]);
 }

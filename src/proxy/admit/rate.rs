@@ -5,8 +5,10 @@
 
 use crate::base::refusal::Refusal;
 use crate::config::plan::Limits;
+use crate::llm::dialect::Dialect;
+use crate::llm::media::{media_in, Media};
 use crate::proxy::rules::{Buckets, LimitKind, Rules, Scope};
-use crate::proxy::takings::{Limited, Takings};
+use crate::proxy::takings::{Estimate, Limited, Takings};
 use crate::state::counters::bucket::Wait;
 use crate::state::counters::ids;
 use crate::state::counters::shared::{Counters, COMMON};
@@ -16,7 +18,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Bytes of a prompt that count as one token before its engine has counted them.
-const BYTES_PER_TOKEN: u64 = 4;
+pub const BYTES_PER_TOKEN: u64 = 4;
+/// Tokens that a picture or a recording is taken for: models make some hundreds to some thousands
+/// of one, by its size.
+const MEDIA_TOKENS: u64 = 1024;
 
 /// Whom a request is counted for.
 #[derive(Debug, Clone, Copy)]
@@ -89,8 +94,17 @@ fn counted(counters: &Counters, (id, part): (u128, TablePart), moment: u64) -> C
 
 /// What a request may cost: its prompt, by its bytes, and as many tokens as it lets its model
 /// write.
-pub fn estimate(body_len: u64, max_tokens: Option<u64>) -> u64 {
-    body_len.div_ceil(BYTES_PER_TOKEN).saturating_add(max_tokens.unwrap_or(0))
+pub fn estimate(dialect: Dialect, body: &[u8], max_tokens: Option<u64>) -> Estimate {
+    let prompt = match dialect {
+        // The body is a recording, which becomes tokens when it is heard.
+        Dialect::Transcriptions => 0,
+        _ => {
+            let Media { items, bytes } = media_in(body);
+            let text = (body.len() as u64).saturating_sub(bytes);
+            text.div_ceil(BYTES_PER_TOKEN).saturating_add(items * MEDIA_TOKENS)
+        }
+    };
+    Estimate { prompt, tokens: prompt.saturating_add(max_tokens.unwrap_or(0)) }
 }
 
 /// What the client hears.

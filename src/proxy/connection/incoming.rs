@@ -28,6 +28,7 @@ use crate::proxy::pass::{LimitsInUse, Pass};
 use crate::proxy::place;
 use crate::proxy::receive::{self, HeadLimits, Received, Request};
 use crate::proxy::shared::Shared;
+use crate::proxy::takings::Estimate;
 use crate::proxy::trace;
 use crate::proxy::unpack::unpack;
 use crate::proxy::view::{WorkerView, NO_COUNTERS};
@@ -175,7 +176,7 @@ async fn judge(
         None => Box::pin(facts::in_slices(pass, client, request)).await,
     };
     let max_tokens = read.map_err(|refusal| unless_gone(client, refusal))?;
-    hold_to_tokens(pass, request, max_tokens)?;
+    hold_to_tokens(pass, (request, client.bytes()), max_tokens)?;
     match pass.has_to_ask() {
         true => Box::pin(borrowing::ask(pass, client)).await,
         false => Ok(()),
@@ -185,7 +186,7 @@ async fn judge(
 /// Counts the request for its model, and takes what it may cost.
 fn hold_to_tokens(
     pass: &mut Pass,
-    request: &Request,
+    (request, inbox): (&Request, &[u8]),
     max_tokens: Option<u64>,
 ) -> Result<(), Refusal> {
     let view = Rc::clone(&pass.view);
@@ -195,9 +196,10 @@ fn hold_to_tokens(
     };
     let now = Instant::now();
     let names = [request.model.as_str(), request.served_model()];
-    let (prompt, tokens) = (rate::estimate(request.body_len, None), max_tokens.unwrap_or(0));
-    let tokens = prompt.saturating_add(tokens);
+    let estimate = rate::estimate(request.dialect, request.body(inbox), max_tokens);
+    let Estimate { prompt, tokens } = estimate;
     rate::by_body(takings, (rules, counters), (names, tokens), now)?;
+    takings.expect(estimate);
     borrowing::at_hand(&view, takings)?;
     let Some((key, terms)) = view.quotas.terms_of(keys, unix_ms) else { return Ok(()) };
     let id = ids::of_key(&key.digest);
@@ -206,6 +208,7 @@ fn hold_to_tokens(
         return Err(NO_COUNTERS);
     }
     takings.begin(counters);
+    takings.expect(estimate);
     let tokens = if view.quotas.reserves { tokens } else { 0 };
     match takings.reserve_quota(place, terms, (prompt.min(tokens), tokens), view.quotas.cuts) {
         true => Ok(()),

@@ -231,6 +231,8 @@ pub(super) async fn try_backends(
             let asked = exchange(on, client, (request, response), there, &how).await;
             panic_point::pass("asking");
             client.post.stand_at(None);
+            // What was not sent whole counts where it was still.
+            story.is_sent |= story.inflight.is_none();
             let asked = asked.map_err(|fault| how.name(fault, &trying.backend.plan));
             if retry::is_unread(&asked, response.status, story.inflight.is_some()) {
                 retry::unlearn(w, (client, request), &mut trying);

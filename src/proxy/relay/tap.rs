@@ -201,6 +201,11 @@ impl Tap {
         })
     }
 
+    /// What the answer is read for.
+    pub fn reading(&self) -> Reading {
+        self.reading
+    }
+
     /// The answer is in a form that has usage, and is read for it.
     pub fn may_tell(&self) -> bool {
         self.reading == Reading::Usage && self.dialect != Dialect::Other

@@ -136,6 +136,9 @@ fn push_counts(out: &mut Vec<u8>, r: &RecordRef<'_>, format: RecordFormat) {
     if r.audio_seconds.is_some() {
         number_or_null(out, b",\"audio_seconds\":null", r.audio_seconds);
     }
+    if r.quota_tokens.is_some() {
+        number_or_null(out, b",\"quota_tokens\":null", r.quota_tokens);
+    }
     if !r.oddities.is_empty() {
         out.extend_from_slice(b",\"usage_warnings\":");
         push_warnings(out, r.oddities);

@@ -33,6 +33,7 @@ pub fn record() -> UsageRecord {
         ttft_ms: Some(56),
         first_byte_ms: Some(40),
         audio_seconds: None,
+        quota_tokens: None,
         oddities: Oddities::default(),
         engine_error: None,
         retry_count: 1,
@@ -157,6 +158,7 @@ fn documented() -> Vec<&'static str> {
 fn all_that_a_record_says_is_documented() {
     let all = UsageRecord {
         audio_seconds: Some(1),
+        quota_tokens: Some(2),
         oddities: Oddities::from_bits(u8::MAX),
         usage_missing_reason: Some("count_negative".into()),
         engine_error: Some("504".into()),

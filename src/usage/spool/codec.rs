@@ -49,6 +49,7 @@ mod field {
     pub const KEY_ID: u8 = 34;
     pub const BACKEND: u8 = 40;
     pub const KEY_METADATA: u8 = 41;
+    pub const QUOTA_TOKENS: u8 = 42;
 }
 
 const STREAM: u64 = 1;
@@ -93,6 +94,7 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
         usage,
         counted,
         audio_seconds,
+        quota_tokens,
         oddities,
         usage_missing_reason,
         latency_ms,
@@ -132,9 +134,8 @@ pub fn encode_bare(record: &RecordRef<'_>, into: &mut Vec<u8>) {
     numbers.count(field::TIMESTAMP, timestamp_ms);
     numbers.count(field::STATUS_CODE, u64::from(status_code));
     numbers.count(field::FLAGS, flags_of(is_stream, fallback_used, key_form));
-    numbers.usage(usage);
+    numbers.tokens(usage, counted, quota_tokens);
     numbers.some(field::KEY_ID, key_id);
-    numbers.some(field::COUNTED, counted);
     numbers.some(field::AUDIO_SECONDS, audio_seconds);
     numbers.count(field::ODDITIES, u64::from(oddities.bits()));
     numbers.count(field::LATENCY, latency_ms);
@@ -237,6 +238,7 @@ fn set_number(record: &mut RecordRef<'_>, field: u8, value: u64) {
         field::TTFT => record.ttft_ms = Some(value),
         field::FIRST_BYTE => record.first_byte_ms = Some(value),
         field::AUDIO_SECONDS => record.audio_seconds = Some(value),
+        field::QUOTA_TOKENS => record.quota_tokens = Some(value),
         field::ODDITIES => record.oddities = Oddities::from_bits(value as u8),
         field::RETRIES => record.retry_count = u32::try_from(value).unwrap_or(u32::MAX),
         field::OUTCOME => record.outcome = outcome_of(value),
@@ -342,7 +344,7 @@ impl Out<'_> {
 /// Bytes of a number and its tag at most.
 const NUMBER_BYTES_MAX: usize = 11;
 /// Fields that are numbers.
-const NUMBERS: usize = 19;
+const NUMBERS: usize = 21;
 
 /// Numbers of a record. They are put together in room of their own, since to look for each whether
 /// a vector has to grow takes longer than to write it.
@@ -399,6 +401,12 @@ impl Numbers {
         if let Some(value) = value {
             self.number(field, value);
         }
+    }
+
+    fn tokens(&mut self, usage: Option<Usage>, counted: Option<u64>, debited: Option<u64>) {
+        self.usage(usage);
+        self.some(field::COUNTED, counted);
+        self.some(field::QUOTA_TOKENS, debited);
     }
 
     fn usage(&mut self, usage: Option<Usage>) {

@@ -19,6 +19,10 @@ struct Form<'a> {
     format: RecordFormat,
 }
 
+fn maybe<M: SerializeMap>(map: &mut M, name: &str, count: Option<u64>) -> Result<(), M::Error> {
+    count.map_or(Ok(()), |count| map.serialize_entry(name, &count))
+}
+
 impl Serialize for Form<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let r = self.record;
@@ -46,9 +50,8 @@ impl Serialize for Form<'_> {
             map.serialize_entry("usage", &r.usage.map(Tokens))?;
         }
         map.serialize_entry("usage_source", r.usage_source())?;
-        if let Some(seconds) = r.audio_seconds {
-            map.serialize_entry("audio_seconds", &seconds)?;
-        }
+        maybe(&mut map, "audio_seconds", r.audio_seconds)?;
+        maybe(&mut map, "quota_tokens", r.quota_tokens)?;
         if !r.oddities.is_empty() {
             map.serialize_entry("usage_warnings", &r.oddities.names().collect::<Vec<_>>())?;
         }
@@ -179,7 +182,7 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
     let numbers = (
         (time, any::<u16>(), any::<u32>(), any::<u8>()),
         option::of(usage),
-        proptest::collection::vec(option::of(count()), 4),
+        proptest::collection::vec(option::of(count()), 5),
         proptest::collection::vec(count(), 4),
     );
     let others = (id(), any::<bool>(), any::<bool>(), proptest::sample::select(OUTCOMES.to_vec()));
@@ -219,6 +222,7 @@ pub fn any_record() -> impl Strategy<Value = UsageRecord> {
             }),
             counted: maybe[0],
             audio_seconds: maybe[1],
+            quota_tokens: maybe[4],
             oddities: Oddities::from_bits(bits),
             usage_missing_reason: text().map(Into::into),
             latency_ms: sure[0],

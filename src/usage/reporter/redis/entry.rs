@@ -45,6 +45,7 @@ pub fn push_fields(call: &mut Call, r: &RecordRef<'_>) {
     maybe(call, ready!("model"), r.model);
     maybe(call, ready!("path"), Some(r.path));
     maybe_number(call, ready!("prompt_tokens"), r.usage.map(|u| u.prompt_tokens));
+    maybe_number(call, ready!("quota_tokens"), r.quota_tokens);
     if let Some(body) = r.request_body {
         push_body(call, &Body::of(body));
     }

@@ -76,6 +76,7 @@ const TABLE: &[(&str, Type)] = &[
     ("cached_tokens", COUNT),
     ("reasoning_tokens", COUNT),
     ("audio_seconds", COUNT),
+    ("quota_tokens", COUNT),
     ("usage_source", same("VARCHAR(16) NOT NULL")),
     ("usage_missing_reason", same("VARCHAR(32)")),
     ("usage_warnings", same("VARCHAR(64)")),
