@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 mod facts;
-pub use facts::CertificateFacts;
+pub use facts::{issuer_and_serial, CertificateFacts};
 
 /// The protocol by which an authority looks whether a name is ours (RFC 8737). Nothing is said
 /// over such a connection.

@@ -159,6 +159,29 @@ fn renewals_disturb_nobody_even_if_they_fail_at_first() {
     assert_eq!(authority.orders(), 2);
 }
 
+/// Catches: an authority that is about to revoke a certificate, and whose wish to have it renewed
+/// nobody hears, or that is heard for each certificate that follows.
+#[test]
+fn an_authority_may_ask_for_an_earlier_renewal() {
+    // Ours would be after 133 s; it is asked after 10 s for the first time.
+    const LIFE_S: u64 = 200;
+    let Some(authority) = authority("an earlier renewal", LIFE_S) else { return };
+    authority.advise();
+    let (client, storage) = (authority.client(), Scratch::new());
+    let yaml = yaml(&authority, storage.path(), authority.tls_port, &by_http(&authority));
+    let proxy = Proxy::start(&yaml);
+    await_served(&proxy, &client);
+    proxy.await_event("it asks for it", |event| {
+        event["message"] == "acme: the authority asks for an earlier renewal"
+    });
+    await_until("it is renewed", SOON, || ends(&proxy, "issued") == 2.0);
+    await_until("it is asked about the new one", SOON, || {
+        let advised = authority.advised();
+        advised.iter().any(|mark| *mark != advised[0])
+    });
+    assert_eq!(authority.orders(), 2);
+}
+
 /// Catches: an authority that wants fewer orders and gets more.
 #[test]
 fn a_limit_of_the_authority_is_waited_for() {

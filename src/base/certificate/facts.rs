@@ -7,9 +7,12 @@ use std::net::IpAddr;
 
 /// subjectAltName, 2.5.29.17, RFC 5280 section 4.2.1.6.
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+/// authorityKeyIdentifier, 2.5.29.35, RFC 5280 section 4.2.1.1.
+const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
 /// Of the fields of a certificate and of its names: their types in DER.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
+const KEY_IDENTIFIER: u8 = 0x80;
 const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
 const UTC_TIME: u8 = 0x17;
@@ -57,8 +60,23 @@ fn body<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
     element(&mut certificate)
 }
 
-/// The names and addresses that stand for the subject. `rest` begins behind the dates.
-fn alternative_names(mut rest: &[u8]) -> Option<Vec<String>> {
+/// What tells a certificate from all others: the key that signed it, as that is called, and its
+/// number. `None`: it is none, or does not say who signed it.
+pub fn issuer_and_serial<'a>(certificate: &'a CertificateDer<'_>) -> Option<(&'a [u8], &'a [u8])> {
+    let mut body = body(certificate)?;
+    if body.first() == Some(&VERSION) {
+        element(&mut body)?;
+    }
+    let serial = element(&mut body)?;
+    let mut value = extension(body, AUTHORITY_KEY)?;
+    let mut parts = element(&mut value)?;
+    let is_key = parts.first() == Some(&KEY_IDENTIFIER);
+    let issuer = element(&mut parts).filter(|_| is_key)?;
+    Some((issuer, serial))
+}
+
+/// The value of an extension. `rest` begins behind the serial number, or later.
+fn extension<'a>(mut rest: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     while *rest.first()? != EXTENSIONS {
         element(&mut rest)?;
     }
@@ -66,7 +84,7 @@ fn alternative_names(mut rest: &[u8]) -> Option<Vec<String>> {
     let mut extensions = element(&mut wrapped)?;
     while !extensions.is_empty() {
         let mut extension = element(&mut extensions)?;
-        if element(&mut extension)? != ALTERNATIVE_NAMES {
+        if element(&mut extension)? != wanted {
             continue;
         }
         // Whether it is critical may stand before its value, which is the last.
@@ -74,24 +92,30 @@ fn alternative_names(mut rest: &[u8]) -> Option<Vec<String>> {
         if !extension.is_empty() {
             value = element(&mut extension)?;
         }
-        let (mut names, mut found) = (element(&mut value)?, Vec::new());
-        while let Some(kind) = names.first().copied() {
-            let name = element(&mut names)?;
-            match kind {
-                DNS_NAME if name.is_ascii() => {
-                    found.push(String::from_utf8_lossy(name).to_ascii_lowercase());
-                }
-                IP_ADDRESS => {
-                    let v4 = <[u8; 4]>::try_from(name).map(IpAddr::from);
-                    let any = v4.or_else(|_| <[u8; 16]>::try_from(name).map(IpAddr::from));
-                    found.extend(any.map(|address| address.to_string()));
-                }
-                _ => {}
-            }
-        }
-        return Some(found);
+        return Some(value);
     }
     None
+}
+
+/// The names and addresses that stand for the subject. `rest` begins behind the dates.
+fn alternative_names(rest: &[u8]) -> Option<Vec<String>> {
+    let mut value = extension(rest, ALTERNATIVE_NAMES)?;
+    let (mut names, mut found) = (element(&mut value)?, Vec::new());
+    while let Some(kind) = names.first().copied() {
+        let name = element(&mut names)?;
+        match kind {
+            DNS_NAME if name.is_ascii() => {
+                found.push(String::from_utf8_lossy(name).to_ascii_lowercase());
+            }
+            IP_ADDRESS => {
+                let v4 = <[u8; 4]>::try_from(name).map(IpAddr::from);
+                let any = v4.or_else(|_| <[u8; 16]>::try_from(name).map(IpAddr::from));
+                found.extend(any.map(|address| address.to_string()));
+            }
+            _ => {}
+        }
+    }
+    Some(found)
 }
 
 /// A date as RFC 5280 section 4.1.2.5 has it: with or without the century, always in UTC and with

@@ -1,6 +1,7 @@
 //! The thread that sees to it that each name has a certificate: it takes up what lies on the disk,
 //! its own and what other instances put there, and orders when it is time to.
 
+use super::advice;
 use super::folder::{AcmeFolder, FileMark};
 use super::http::{self, PlainDoor};
 use super::numbers::{AcmeNumbers, OrderEnd};
@@ -67,7 +68,7 @@ pub fn start(
     let (acme, given) = (acme.clone(), Arc::clone(&view.given_certificates));
     let (numbers, stop) = (Arc::<AcmeNumbers>::default(), Arc::clone(stop));
     let shown = Arc::clone(&numbers);
-    let mut keeper = Keeper { acme, folder, given, numbers, stop, names };
+    let mut keeper = Keeper { acme, folder, given, numbers, stop, names, no_advice_until_ms: 0 };
     keeper.take_all();
     for name in keeper.names.iter().filter(|name| name.lifetime.is_none()) {
         let name = &name.name;
@@ -121,6 +122,10 @@ struct KeptName {
     /// How long the certificate in use lives.
     lifetime: Option<CertificateLife>,
     renewal_ms: u64,
+    /// When the authority is asked next whether it wants it sooner.
+    advice_ms: u64,
+    /// The certificate in use.
+    shown: Option<Arc<ServedCertificate>>,
     /// What failed, where the disk did not take it: a full one must not let us ask without a pause.
     unwritten: Option<Failures>,
 }
@@ -128,7 +133,8 @@ struct KeptName {
 impl KeptName {
     fn new(name: &str) -> KeptName {
         let name = name.to_owned();
-        KeptName { name, mark: None, lifetime: None, renewal_ms: 0, unwritten: None }
+        let (lifetime, shown) = (None, None);
+        KeptName { name, mark: None, lifetime, renewal_ms: 0, advice_ms: 0, shown, unwritten: None }
     }
 
     fn failures(&self, folder: &AcmeFolder) -> Failures {
@@ -143,6 +149,8 @@ struct Keeper {
     numbers: Arc<AcmeNumbers>,
     stop: Arc<Stop>,
     names: Vec<KeptName>,
+    /// It could not be asked: not for any of them before.
+    no_advice_until_ms: u64,
 }
 
 impl Keeper {
@@ -154,12 +162,14 @@ impl Keeper {
                 self.order(at, running);
             }
         }
+        self.hear_advice();
         for name in &self.names {
             // Of the disk: another instance may have ordered.
             self.numbers.set_failed(&name.name, name.failures(&self.folder).count);
         }
         let now_ms = unix_ms();
         let next_ms = (0..self.names.len()).map(|at| self.next_ms(at)).min().unwrap_or(u64::MAX);
+        let next_ms = next_ms.min(self.next_advice_ms().map_or(u64::MAX, |(next_ms, _)| next_ms));
         let wait = Duration::from_millis(next_ms.saturating_sub(now_ms));
         let shortest =
             self.names.iter().filter_map(|name| name.lifetime).map(CertificateLife::seconds);
@@ -201,10 +211,57 @@ impl Keeper {
         let lifetime = CertificateLife::of(pair);
         kept.lifetime = Some(lifetime);
         kept.renewal_ms = renewal_ms(lifetime, Jitter::random());
+        let first_advice = advice::pause_of(lifetime).as_millis() as u64;
+        kept.advice_ms = lifetime.from_s.saturating_mul(1000) + first_advice;
+        kept.shown = Some(Arc::clone(pair));
         let (name, until) = (&kept.name, time(lifetime.until_s.saturating_mul(1000)));
         let renewal = time(kept.renewal_ms);
         tracing::info!(name, %until, %renewal, "acme: a certificate is in use");
         self.numbers.set_next(&kept.name, kept.renewal_ms);
+    }
+
+    /// When the authority is asked next whether it wants a certificate sooner, and which.
+    fn next_advice_ms(&self) -> Option<(u64, usize)> {
+        let ours = self.names.iter().enumerate().filter(|(_, kept)| kept.shown.is_some());
+        let (next_ms, at) = ours.map(|(at, kept)| (kept.advice_ms, at)).min()?;
+        Some((next_ms.max(self.no_advice_until_ms), at))
+    }
+
+    /// Asks whether it wants one sooner, if it is time to: of one at a time, since an authority
+    /// that says nothing must not hold up an order.
+    fn hear_advice(&mut self) {
+        let now_ms = unix_ms();
+        let Some((next_ms, at)) = self.next_advice_ms() else { return };
+        if next_ms > now_ms || self.stop.phase() != Phase::Running {
+            return;
+        }
+        let Some(kept) = self.names.get_mut(at) else { return };
+        let Some(shown) = kept.shown.as_ref().and_then(|pair| pair.key.cert.first()) else {
+            return;
+        };
+        let web = web_of(&self.acme);
+        let said =
+            web.and_then(|web| advice::ask(&web, &self.acme.directory, shown, Jitter::random()));
+        let often = kept.lifetime.map_or(advice::ADVICE_PAUSE_MAX, advice::pause_of);
+        let name = &kept.name;
+        let advice = match said {
+            Ok(Some(advice)) => advice,
+            Ok(None) => return kept.advice_ms = now_ms + often.as_millis() as u64,
+            Err(why) => {
+                let why = told(&why);
+                tracing::debug!(name, %why, "acme: the authority does not say when to renew");
+                self.no_advice_until_ms = now_ms + often.as_millis() as u64;
+                return;
+            }
+        };
+        kept.advice_ms = now_ms + advice.pause.min(often).as_millis() as u64;
+        if advice.renewal_ms < kept.renewal_ms {
+            kept.renewal_ms = advice.renewal_ms;
+            let (renewal, why) = (time(advice.renewal_ms), advice.explanation.unwrap_or_default());
+            let why = told(&why);
+            tracing::info!(name, %renewal, %why, "acme: the authority asks for an earlier renewal");
+            self.numbers.set_next(name, advice.renewal_ms);
+        }
     }
 
     /// When a name is to be asked for, or may be.

@@ -12,6 +12,8 @@
 //! instance the authority asks can answer.
 
 #[cfg(feature = "acme")]
+mod advice;
+#[cfg(feature = "acme")]
 mod challenge;
 #[cfg(feature = "acme")]
 mod folder;

@@ -31,8 +31,9 @@ impl Jitter {
         Jitter(byte[0])
     }
 
-    fn of(self, most: u64) -> u64 {
-        most * u64::from(self.0) / 255
+    /// A share of so much, and all of it at most.
+    pub fn of(self, most: u64) -> u64 {
+        most / 255 * u64::from(self.0) + most % 255 * u64::from(self.0) / 255
     }
 }
 

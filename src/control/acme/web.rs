@@ -2,6 +2,7 @@
 
 use super::pause::Setback;
 use crate::store::web::{WebAnswer, WebClient};
+use crate::store::Trouble;
 use bytes::Bytes;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use std::error::Error as StdError;
@@ -10,8 +11,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use ureq::http::{Request, Response};
+use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use ureq::http::{HeaderMap, Request, Response};
 
 /// Characters of what an authority says that are told.
 const TOLD_CHARS_MAX: usize = 500;
@@ -105,12 +106,31 @@ impl AcmeWeb {
         *self.retry_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is to be had at a place that wants no account.
+    ///
+    /// # Errors
+    /// It was not reached, or has nothing: why.
+    pub fn get(&self, place: &str) -> Result<Vec<u8>, String> {
+        let request = Request::get(place).header(USER_AGENT, "llmproxy").body(Bytes::new());
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = self.client.exchange(request).map_err(Trouble::into_words)?;
+        self.note_wait(&answer.parts.headers);
+        match answer.parts.status.as_u16() {
+            200 => Ok(answer.body),
+            status => Err(format!("it answered {status}")),
+        }
+    }
+
+    fn note_wait(&self, fields: &HeaderMap) {
+        let asked = fields.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let asked = asked.and_then(|text| wait_of(text, crate::base::clock::unix_ms()));
+        *self.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
     fn ask(&self, request: Request<Bytes>) -> Result<BytesResponse, Error> {
         let answer = self.client.exchange(request);
         let WebAnswer { parts, body } = answer.map_err(|why| not_reached(why.into_words()))?;
-        let asked = parts.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let asked = asked.and_then(|text| wait_of(text, crate::base::clock::unix_ms()));
-        *self.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+        self.note_wait(&parts.headers);
         let kind = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let is_json = kind.is_some_and(|kind| kind.contains("json"));
         if parts.status.as_u16() >= 400 && !is_json {

@@ -15,12 +15,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 const PEBBLE: &[&str] = &["pebble"];
 /// Where Pebble takes orders.
 const NEW_ORDER: &str = "/order-plz";
+/// Where it says what is where, and, which is the front's own, when to renew.
+const DIRECTORY: &str = "/dir";
+const RENEWAL: &str = "/renewal/";
 /// Where it takes accounts.
 const NEW_ACCOUNT: &str = "/sign-me-up";
 /// The one customer of [`AcmeServer::start_bound`], and the key that proves it.
@@ -48,6 +51,9 @@ pub enum AcmeMood {
 struct Seen {
     mood: Mutex<Option<AcmeMood>>,
     orders: AtomicUsize,
+    does_advise: AtomicBool,
+    /// Certificates about which it was asked.
+    advised: Mutex<Vec<String>>,
 }
 
 /// A running authority.
@@ -136,6 +142,17 @@ impl AcmeServer {
         *self.seen.mood.lock().unwrap() = Some(mood);
     }
 
+    /// From now on it says that the first certificate about which it is asked is to be renewed at
+    /// once, and all others in a hundred years.
+    pub fn advise(&self) {
+        self.seen.does_advise.store(true, Ordering::SeqCst);
+    }
+
+    /// Certificates about which it was asked, each as often as it was.
+    pub fn advised(&self) -> Vec<String> {
+        self.seen.advised.lock().unwrap().clone()
+    }
+
     /// Orders that it has taken.
     pub fn orders(&self) -> usize {
         self.seen.orders.load(Ordering::SeqCst)
@@ -175,6 +192,9 @@ impl Seen {
     /// False: the connection closes.
     fn answer(&self, served: &mut Served, request: &Received, to: impl Fn() -> Conn) -> bool {
         let (method, target) = (request.head.method(), request.head.target());
+        if let Some(mark) = target.strip_prefix(RENEWAL) {
+            return served.send(self.advice(mark));
+        }
         let mood = {
             let mut mood = self.mood.lock().unwrap();
             let meant = match mood.unwrap_or(AcmeMood::Well) {
@@ -210,6 +230,20 @@ impl Seen {
         }
     }
 
+    fn advice(&self, mark: &str) -> String {
+        let mut advised = self.advised.lock().unwrap();
+        advised.push(mark.to_owned());
+        let year = if advised[0] == mark { 2000 } else { 2126 };
+        let [start, end] = [1, 2].map(|day| format!("{year}-01-0{day}T00:00:00Z"));
+        let window =
+            serde_json::json!({"suggestedWindow": {"start": start, "end": end}}).to_string();
+        let length = window.len();
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nRetry-After: 3600\r\n\
+             Content-Length: {length}\r\n\r\n{window}"
+        )
+    }
+
     fn pass(&self, served: &mut Served, request: &Received, mut to: Conn) -> bool {
         let mut text = format!("{}\r\nConnection: close\r\n", request.head.first_line);
         for (name, value) in &request.head.fields {
@@ -219,7 +253,14 @@ impl Seen {
         }
         to.send(text + "\r\n").send(&request.body);
         let is_head = request.head.method() == "HEAD";
-        let answer = if is_head { to.response_to_head() } else { to.response() };
+        let mut answer = if is_head { to.response_to_head() } else { to.response() };
+        if request.head.target() == DIRECTORY && self.does_advise.load(Ordering::SeqCst) {
+            let mut directory = answer.json();
+            let host = request.head.get("host").unwrap();
+            directory["renewalInfo"] =
+                format!("https://{host}{}", RENEWAL.trim_end_matches('/')).into();
+            answer.body = directory.to_string().into_bytes();
+        }
         if request.head.target() == NEW_ORDER && answer.status() == 201 {
             self.orders.fetch_add(1, Ordering::SeqCst);
         }
