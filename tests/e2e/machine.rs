@@ -1,6 +1,7 @@
 //! What the machine denies, runs out of, or knows.
 
 use crate::clients::is_there;
+use crate::harness::config::PLAIN;
 use crate::harness::metrics::Metrics;
 use crate::harness::scratch::Scratch;
 use crate::harness::tls::Authority;
@@ -37,7 +38,8 @@ fn accepting_pauses_while_descriptors_are_out() {
     const CLIENTS: usize = 20;
     // A share of the processor is measured.
     let _alone = heavy();
-    let proxy = Config::new().start();
+    // Nobody whom it does not accept gets as far as a handshake.
+    let proxy = Config::new().server(PLAIN).start();
     let mut scrape = proxy.connect();
     let mut pauses = move || {
         let page = Metrics::parse(&scrape.get("/metrics").text());

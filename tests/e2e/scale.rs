@@ -1,6 +1,7 @@
 //! Many at a time: every byte right, nothing left behind, no panic. One of these at a time.
 
 use crate::clients::is_there;
+use crate::harness::config::PLAIN;
 use crate::harness::process::{program, run};
 use crate::harness::{await_until, heavy, Config, Conn, Engine, Proxy};
 use crate::rig::{quiet, CHAT, CHATS};
@@ -47,7 +48,9 @@ fn two_thousand_streams_are_right_to_the_last_byte() {
     }
     let _alone = heavy();
     let (one, two) = (Engine::start(&["--log", "0"]), Engine::start(&["--log", "0"]));
+    // The generator of the load speaks no TLS.
     let proxy = Config::new()
+        .server(PLAIN)
         .backend(one.url(), "keepalive_timeout: 1s, max_idle_conns: 5000")
         .backend(two.url(), "keepalive_timeout: 1s, max_idle_conns: 5000")
         .section("log: {level: info, format: json, output: stdout}")
@@ -124,7 +127,7 @@ fn the_buffers_of_a_burst_are_given_back() {
     const KEPT_IN_THE_END: f64 = 8.0;
     let _alone = heavy();
     let engine = Engine::start(&[]);
-    let proxy = Config::backend_at(engine.url()).start();
+    let proxy = Config::backend_at(engine.url()).server(PLAIN).start();
     let buffers = |state| proxy.metric("llmproxy_buffers", &[("state", state)]);
     let begin = |_| {
         let mut client = TcpStream::connect(proxy.addr()).expect("room in the queue");
