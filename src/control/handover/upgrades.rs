@@ -10,6 +10,7 @@ use crate::control::signals::DelaysInUse;
 use crate::state::stop::{Phase, Stop};
 use crossbeam_channel::{bounded, Receiver};
 use rustix::process::{kill_process, Pid, Signal};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
@@ -35,6 +36,11 @@ const END_LOOK: Duration = Duration::from_millis(10);
 /// of `server.drain_timeout`, where that is less. Until then whoever asks over it is answered, and
 /// told to connect anew: a close might cross a request.
 const IDLE_GRACE: Duration = Duration::from_secs(10);
+
+/// First processes of containers that end when the one process that they have started does
+/// (`docker run --init`, say).
+const INITS: [&str; 6] =
+    ["tini", "tini-static", "docker-init", "podman-init", "catatonit", "dumb-init"];
 
 /// What an upgrade needs of the process.
 pub struct Upgrades {
@@ -169,11 +175,7 @@ impl Upgrades {
 
     /// A successor that serves. Otherwise there is none, and why.
     fn attempt(&self) -> Result<Child, String> {
-        if std::process::id() == 1 {
-            let why = "this is the first process of its container, which would end with it: \
-                       start another container";
-            return Err(why.into());
-        }
+        may_leave()?;
         self.may_go_on()?;
         let said = |error: io::Error| error.to_string();
         let groups = self.spares.copies().map_err(said)?;
@@ -315,6 +317,21 @@ fn is_in_order(status: ExitStatus) -> bool {
     const CUT: i32 = 3;
     const AT_ONCE: i32 = 128;
     status.code().is_some_and(|code| matches!(code, DRAINED | CUT) || code > AT_ONCE)
+}
+
+/// Whether a successor would outlive this process: not where a container ends with it.
+fn may_leave() -> Result<(), String> {
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
+    let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    let whose = match parent {
+        _ if std::process::id() == 1 => "this is the first process of its container, which".into(),
+        Some(1) if INITS.contains(&first.trim_end()) => {
+            let first = first.trim_end();
+            format!("`{first}`, the first process of this container, follows this one, and both")
+        }
+        _ => return Ok(()),
+    };
+    Err(format!("{whose} would end with it: start another container"))
 }
 
 fn gone(_: io::Error) -> String {
