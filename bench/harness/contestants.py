@@ -94,19 +94,24 @@ class Floor(Contestant):
 class Nginx(Contestant):
     name = "nginx"
 
-    def __init__(self, buffer="4k"):
+    def __init__(self, buffer="4k", tls=False):
         self.buffer = buffer
+        self.tls = tls
 
     def start(self, stage):
         listen = free_address()
-        config = stage.config("nginx.conf", LISTEN=listen, UPSTREAM=stage.engine(),
+        secure = ""
+        if self.tls:
+            cert, key = stage.certificate()
+            secure = f"ssl_certificate {cert}; ssl_certificate_key {key};"
+        config = stage.config("nginx.conf", LISTEN=listen, SSL="ssl" if self.tls else "", TLS=secure, UPSTREAM=stage.engine(),
                               BUFFER=self.buffer, FILES=stage.files,
                               CONNECTIONS=stage.files * 17 // 16)
         command = [stage.peers.find("nginx"), "-p", stage.work, "-e", "stderr", "-c", config]
         process = Process(self.name, command, stage.proxy_cores, stage.work,
                           stage.peers.environment())
         process.answers(listen)
-        return process, listen
+        return process, f"https://{listen}" if self.tls else listen
 
 
 class HAProxy(Contestant):
@@ -133,10 +138,10 @@ class LLMProxy(Contestant):
     engines serve, so that each request is found by its model and has a part of its body replaced.
     `strategy` is how one of several backends is chosen; with `sessions`, by the request's session
     before that. With `keys`, so many keys are known, and limits and quotas hold; with `script`, each
-    request passes a script besides."""
+    request passes a script besides. With `tls`, its clients speak that."""
 
     def __init__(self, name="LLMProxy", metering="file", unix=False, backends=1, workers=1,
-                 alias=False, strategy=None, sessions=False, keys=0, script=False):
+                 alias=False, strategy=None, sessions=False, keys=0, script=False, tls=False):
         self.name = name
         self.metering = metering
         self.unix = unix
@@ -147,6 +152,7 @@ class LLMProxy(Contestant):
         self.sessions = sessions
         self.keys = keys
         self.script = script
+        self.tls = tls
 
     def start(self, stage):
         process, listen = self.launch(stage)
@@ -162,7 +168,11 @@ class LLMProxy(Contestant):
     def launch(self, stage):
         """Starts it without waiting for anything."""
         listen = free_address()
-        config = stage.config("llmproxy.yaml", LISTEN=listen, WORKERS=self.workers,
+        secure = ""
+        if self.tls:
+            cert, key = stage.certificate()
+            secure = f', tls: {{enabled: true, cert_file: "{cert}", key_file: "{key}"}}'
+        config = stage.config("llmproxy.yaml", LISTEN=listen, TLS=secure, WORKERS=self.workers,
                               BACKENDS="\n".join(self.engines(stage)), ROUTING=self.routing(),
                               METERING=self.usage(stage, listen),
                               ADMISSION=self.admission(stage, listen))
@@ -170,7 +180,7 @@ class LLMProxy(Contestant):
         # Not asked to end: it would first deliver the records that it still has.
         process = Process("llmproxy", [stage.binary("llmproxy"), "--config", config], cores,
                           stage.work, end_with=signal.SIGKILL)
-        return process, listen
+        return process, f"https://{listen}" if self.tls else listen
 
     def routing(self):
         """The part of the configuration that says which backend a request goes to, if any does."""

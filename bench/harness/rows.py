@@ -185,6 +185,29 @@ def streams(stage, effort, report):
                  contest.merged("LLMProxy, Unix socket", "nginx"), at_most=True)
 
 
+def with_tls(stage, effort, report):
+    """P13. P1 and P3 with TLS to the clients, which nginx speaks too; and what a new connection
+    costs, whose handshake is most of it."""
+    contest = Contest(stage, effort, [
+        (f"{who}, {what}", contestant, flags)
+        for what, flags in (("answers", SHORT), ("streams", EVENTS),
+                            ("handshakes", [*SHORT, "--no-keepalive"]))
+        for who, contestant in (("LLMProxy", LLMProxy(tls=True)), ("nginx", Nginx(tls=True)))],
+        # All handshakes are over long before.
+        seconds=max(effort.seconds, 1))
+    report.contest("tls", contest)
+    for what, figure in (("answers", lambda s: 1 / s.cpu_per_request),
+                         ("streams", lambda s: 1 / s.cpu_per_event),
+                         ("handshakes", lambda s: 1 / s.cpu_per_request)):
+        names = [f"{who}, {what}" for who in ("LLMProxy", "nginx")]
+        said = {"answers": "600 B answers by TLS, requests per CPU second",
+                "streams": "streams of 100 events by TLS, events per CPU second",
+                "handshakes": "600 B answers, a new TLS connection for each, per CPU second"}[what]
+        report.ratio("P13", f"{said} against nginx with TLS", contest,
+                     contest.ratios(figure, *names), 1.0,
+                     contest.merged(*names) if what == "streams" else [])
+
+
 def first_token(stage, effort, report):
     """P5. An open loop: streams start on a schedule, and each is timed from the moment at which
     it was meant to start, so a proxy that stalls is charged for those it kept waiting."""
@@ -447,6 +470,7 @@ CONTESTS = [
     (single, {"P10"}),
     (prompts, {"P11"}),
     (idle_connections, {"P12"}),
+    (with_tls, {"P13"}),
     (half_load, {"P14"}),
     (choices, {"P16"}),
 ]

@@ -105,6 +105,19 @@ class Stage:
         """Address of the receiver of usage records."""
         return self.mock("receiver", "127.0.0.1:0", "--ttft-ms", str(RECEIVER_MS))
 
+    def certificate(self):
+        """Files of a certificate and its key, on the curve that most servers have."""
+        cert, key = (os.path.join(self.work, name) for name in ("cert.pem", "key.pem"))
+        if not os.path.exists(key):
+            command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                       "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
+                       "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key,
+                       "-out", cert]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise Failure(f"openssl makes no certificate: {done.stderr[-500:]}")
+        return cert, key
+
     def redis(self):
         """Address of a Redis server that keeps nothing."""
         if "redis" not in self.running:
@@ -145,7 +158,7 @@ class Stage:
     def load(self, address, flags, seconds, meanwhile=lambda: None):
         """Runs the load generator to its end; gives what it counted."""
         command = ["taskset", "-c", self.load_cores, self.binary("loadgen"), "--json", "-",
-                   "--target", f"http://{address}", "--duration", str(seconds), *flags]
+                   "--target", target(address), "--duration", str(seconds), *flags]
         with subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as running:
             try:
@@ -162,7 +175,7 @@ class Stage:
 
     def background_load(self, address, flags):
         """A load generator that runs until it is ended."""
-        command = [self.binary("loadgen"), "--quiet", "--target", f"http://{address}",
+        command = [self.binary("loadgen"), "--quiet", "--target", target(address),
                    "--duration", "3600", *flags]
         return Process("loadgen", command, self.load_cores, self.work)
 
@@ -210,6 +223,10 @@ class Stage:
             raise told_by(contestant, process, failure) from None
         finally:
             process.__exit__()
+
+
+def target(address):
+    return address if "://" in address else f"http://{address}"
 
 
 def usage(process):

@@ -10,6 +10,8 @@
 pub mod sys;
 /// Sockets, TCP and Unix alike, in readiness style.
 pub mod net;
+/// TLS, as a client.
+pub mod tls;
 /// What each engine says, as bytes: a pure function of dialect, request and seed.
 pub mod script;
 /// The mock engine: serves scripts, misbehaves on demand, notes what it saw.

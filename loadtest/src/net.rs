@@ -3,6 +3,7 @@
 //! Readiness style: wait for `readable` or `writable`, then a system call that never waits. An
 //! idle connection holds no buffer, and a wait may be dropped at any moment without losing bytes.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
@@ -16,11 +17,15 @@ use std::time::Duration;
 use monoio::net::UnixStream;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-/// Where a listener is: `HOST:PORT`, `http://HOST:PORT` or `unix:/path`.
+use crate::tls::Session;
+
+/// Where a listener is: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// An IP address and port
     Tcp(SocketAddr),
+    /// The same, behind TLS: for clients alone
+    Tls(SocketAddr),
     /// A path of the file system
     Unix(PathBuf),
 }
@@ -32,9 +37,12 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Address::Unix(path.into()));
         }
-        let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let secure = text.strip_prefix("https://");
+        let plain = text.strip_prefix("http://").unwrap_or(text);
+        let authority = secure.unwrap_or(plain).trim_end_matches('/');
         let found = authority.to_socket_addrs().map_err(|e| format!("{text}: {e}"))?.next();
-        found.map(Address::Tcp).ok_or_else(|| format!("{text}: no address"))
+        let address = if secure.is_some() { Address::Tls } else { Address::Tcp };
+        found.map(address).ok_or_else(|| format!("{text}: no address"))
     }
 }
 
@@ -42,6 +50,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Tcp(addr) => write!(f, "{addr}"),
+            Address::Tls(addr) => write!(f, "https://{addr}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -50,7 +59,9 @@ impl fmt::Display for Address {
 impl Address {
     fn socket(&self) -> io::Result<(socket2::Socket, SockAddr)> {
         let (domain, addr) = match self {
-            Address::Tcp(addr) => (Domain::for_address(*addr), SockAddr::from(*addr)),
+            Address::Tcp(addr) | Address::Tls(addr) => {
+                (Domain::for_address(*addr), SockAddr::from(*addr))
+            }
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
         };
         Ok((socket2::Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?, addr))
@@ -64,7 +75,8 @@ impl Listener {
     /// Binds and listens; TCP ports are shared between the listeners of this process.
     ///
     /// # Errors
-    /// What bind or listen answered. A stale socket file is removed first.
+    /// What bind or listen answered; nobody listens with TLS here. A stale socket file is removed
+    /// first.
     pub fn bind(address: &Address) -> io::Result<(Self, Address)> {
         let (socket, addr) = address.socket()?;
         match address {
@@ -77,6 +89,7 @@ impl Listener {
                 std::fs::remove_file(path)?;
             }
             Address::Unix(_) => {}
+            Address::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
         }
         socket.bind(&addr)?;
         socket.listen(4096)?;
@@ -137,38 +150,74 @@ impl AsFd for Fd<'_> {
 
 /// A connected stream socket. monoio's UnixStream carries either family, because only its
 /// readiness calls are used.
-pub struct Socket(UnixStream);
+pub struct Socket {
+    plain: UnixStream,
+    tls: Option<Box<RefCell<Session>>>,
+}
 
 impl Socket {
     fn adopt(socket: socket2::Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         // Unix sockets have no Nagle and answer with an error; TCP always takes it.
         let _ = socket.set_tcp_nodelay(true);
-        Ok(Socket(UnixStream::from_std(StdUnix::from(OwnedFd::from(socket)))?))
+        let plain = UnixStream::from_std(StdUnix::from(OwnedFd::from(socket)))?;
+        Ok(Socket { plain, tls: None })
     }
 
-    /// Connects within `limit`.
+    /// Connects within `limit`, the handshake of TLS included.
     ///
     /// # Errors
-    /// What connect answered, or TimedOut.
+    /// What connect or the handshake answered, or TimedOut.
     pub async fn connect(address: &Address, limit: Duration) -> io::Result<Self> {
         let (socket, addr) = address.socket()?;
         match socket.connect(&addr) {
             Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
             _ => {}
         }
-        let socket = Socket::adopt(socket)?;
+        let mut socket = Socket::adopt(socket)?;
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-        monoio::time::timeout(limit, socket.0.writable(false)).await.map_err(late)??;
-        match socket.raw(|s| s.take_error())? {
-            Some(e) => Err(e),
-            None => Ok(socket),
+        monoio::time::timeout(limit, socket.plain.writable(false)).await.map_err(late)??;
+        if let Some(e) = socket.raw(|s| s.take_error())? {
+            return Err(e);
         }
+        if let Address::Tls(_) = address {
+            socket.tls = Some(Box::new(RefCell::new(Session::new()?)));
+            monoio::time::timeout(limit, socket.shake_hands()).await.map_err(late)??;
+        }
+        Ok(socket)
     }
 
     fn raw<R>(&self, work: impl FnOnce(&socket2::Socket) -> R) -> R {
-        let lent = Fd(&self.0);
+        let lent = Fd(&self.plain);
         work(&SockRef::from(&lent))
+    }
+
+    async fn shake_hands(&self) -> io::Result<()> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        while tls.borrow().is_handshaking() {
+            self.flush().await?;
+            if !tls.borrow().is_handshaking() {
+                break;
+            }
+            self.plain.readable(false).await?;
+            match self.raw(|mut s| tls.borrow_mut().receive(&mut s)) {
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+                _ => {}
+            }
+        }
+        self.flush().await
+    }
+
+    /// Waits until the socket has taken what TLS made of all that was written.
+    async fn flush(&self) -> io::Result<()> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        while tls.borrow().wants_write() {
+            match self.raw(|mut s| tls.borrow_mut().send(&mut s)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
+                sent => sent?,
+            }
+        }
+        Ok(())
     }
 
     /// Reads what is there; `WouldBlock` when nothing is, 0 at the peer's FIN.
@@ -176,7 +225,10 @@ impl Socket {
     /// # Errors
     /// What recv answered.
     pub fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        self.raw(|mut s| s.read(into))
+        self.raw(|mut s| match &self.tls {
+            None => s.read(into),
+            Some(tls) => tls.borrow_mut().read(&mut s, into),
+        })
     }
 
     /// Writes what fits; `WouldBlock` when nothing does.
@@ -184,14 +236,21 @@ impl Socket {
     /// # Errors
     /// What send answered.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.raw(|mut s| s.write(bytes))
+        self.raw(|mut s| match &self.tls {
+            None => s.write(bytes),
+            Some(tls) => tls.borrow_mut().write(&mut s, bytes),
+        })
     }
 
-    /// Writes what fits of two buffers in one call.
+    /// Writes what fits of two buffers, in one call where it can.
     ///
     /// # Errors
     /// What sendmsg answered.
     pub fn try_write_two(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        if self.tls.is_some() {
+            // One record for both.
+            return self.try_write(&[first, second].concat());
+        }
         self.raw(|mut s| s.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]))
     }
 
@@ -206,13 +265,16 @@ impl Socket {
     }
 
     /// Resolves when a read would not wait.
-    pub fn readable(&self) -> impl Future<Output = io::Result<()>> + '_ {
-        self.0.readable(false)
+    pub async fn readable(&self) -> io::Result<()> {
+        match &self.tls {
+            Some(tls) if tls.borrow_mut().has_read() => Ok(()),
+            _ => self.plain.readable(false).await,
+        }
     }
 
     /// Resolves when a write would not wait.
     pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
-        self.0.writable(false)
+        self.plain.writable(false)
     }
 
     /// Writes all of `bytes`, waiting as often as needed.
@@ -227,7 +289,7 @@ impl Socket {
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        self.flush().await
     }
 
     /// Closes so that the peer gets a reset instead of an orderly end.
@@ -238,6 +300,6 @@ impl Socket {
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
+        self.plain.as_raw_fd()
     }
 }

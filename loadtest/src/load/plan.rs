@@ -9,7 +9,8 @@ use crate::script::{expected_body, Api, Ask, Dialect, Usage};
 #[derive(Debug, Clone, Parser)]
 #[command(name = "loadgen")]
 pub struct Plan {
-    /// http://HOST:PORT or unix:/path; several spread the connections over them
+    /// http://HOST:PORT, https://HOST:PORT (any certificate) or unix:/path; several spread the
+    /// connections over them
     #[arg(long, required = true)]
     pub target: Vec<Address>,
     /// Path of the requests

@@ -155,7 +155,7 @@ pub fn run(options: Options, bound: impl FnOnce(&Address)) -> io::Result<()> {
     let mut listeners = Vec::new();
     for _ in 1..options.threads.max(1) {
         listeners.push(match &address {
-            Address::Tcp(_) => Listener::bind(&address)?.0,
+            Address::Tcp(_) | Address::Tls(_) => Listener::bind(&address)?.0,
             // Unix sockets know no SO_REUSEPORT, so all threads accept from one queue.
             Address::Unix(_) => first.share()?,
         });
