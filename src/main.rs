@@ -8,7 +8,7 @@ use llmproxy::base::limits::{
 };
 use llmproxy::config::cli::{self, Command, Printout, SpoolTask};
 use llmproxy::config::origin::Origin;
-use llmproxy::config::plan::{LogOutput, Plan};
+use llmproxy::config::plan::{ListenPlace, ListenerSpeech, LogOutput, Plan};
 use llmproxy::config::Loaded;
 use llmproxy::control::discovery::{Finders, News};
 use llmproxy::control::handover::activation;
@@ -23,6 +23,7 @@ use llmproxy::control::notify::Notifier;
 use llmproxy::control::pid_file::PidFile;
 use llmproxy::control::reload::{self, Reloader, Reloads};
 use llmproxy::control::signals::{self, Delays, DelaysInUse, Heard};
+use llmproxy::control::socket_file::SocketFile;
 use llmproxy::control::supervisor::{self, Control, ControlDoors, Event, Supervisor};
 use llmproxy::control::{circle, counters, keys, log, shared_limits, tool, watchdog};
 use llmproxy::proxy::worker;
@@ -133,8 +134,9 @@ fn cannot_start(error: &str) -> ExitCode {
 
 /// Where clients come, and others.
 struct Front {
-    of_workers: Vec<Vec<OwnedFd>>,
-    addresses: Vec<SocketAddr>,
+    of_workers: Vec<Vec<(OwnedFd, ListenerSpeech)>>,
+    places: Vec<ListenPlace>,
+    files: Vec<SocketFile>,
     doors: ControlDoors,
     spares: Arc<Spares>,
 }
@@ -142,7 +144,25 @@ struct Front {
 /// Listens wherever the plan says, with what was handed to this process as far as that goes.
 fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<Front, String> {
     let mut opening = OpeningListeners::new(groups);
-    let (of_workers, addresses) = opening.clients(&plan.server.listen, plan.server.workers)?;
+    let (mut of_workers, mut places, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    of_workers.resize_with(plan.server.workers, Vec::new);
+    let mut share_out = |opened: Vec<Vec<OwnedFd>>, speech: ListenerSpeech| {
+        for (all, own) in of_workers.iter_mut().zip(opened) {
+            all.extend(own.into_iter().map(|socket| (socket, speech)));
+        }
+    };
+    for speech in ListenerSpeech::ALL {
+        let wanted = plan.server.addresses_of(speech);
+        let (opened, found) = opening.clients(&wanted, plan.server.workers)?;
+        share_out(opened, speech);
+        places.extend(found.into_iter().map(ListenPlace::Tcp));
+    }
+    for listener in plan.server.unix_listeners() {
+        let (opened, file) = opening.unix(listener, plan.server.workers)?;
+        share_out(opened, listener.speech());
+        places.push(listener.listen.clone());
+        files.extend(file);
+    }
     let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
     let metrics = opening.own(metrics, ListenPurpose::Metrics)?;
     let api = opening.own(plan.admin.as_ref().map(|admin| admin.listen), ListenPurpose::Admin)?;
@@ -150,7 +170,16 @@ fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<F
     let plain = acme.and_then(|acme| acme.http_listen);
     let plain = opening.own(plain, ListenPurpose::PlainHttp)?;
     let doors = ControlDoors { metrics, api, plain, replaces_socket: is_successor };
-    Ok(Front { of_workers, addresses, doors, spares: Arc::new(opening.finish()) })
+    Ok(Front { of_workers, places, files, doors, spares: Arc::new(opening.finish()) })
+}
+
+/// The addresses among the places.
+fn addresses(places: &[ListenPlace]) -> Vec<SocketAddr> {
+    let address = |place: &ListenPlace| match place {
+        ListenPlace::Tcp(address) => Some(*address),
+        ListenPlace::Unix(_) => None,
+    };
+    places.iter().filter_map(address).collect()
 }
 
 /// Runs until the workers are done. Gives the exit code.
@@ -163,8 +192,9 @@ fn serve(
 ) -> Result<u8, String> {
     let connections = Arc::new(Connections::new(connections_that_fit(plan)?));
     let connections_max = reload::limit(&connections, plan.server.max_connections);
-    let Front { of_workers, addresses, doors, spares } =
+    let Front { of_workers, places, mut files, doors, spares } =
         listen(plan, groups, predecessor.is_some())?;
+    let ours = addresses(&places);
     let stop = Arc::new(Stop::default());
     let delays = Arc::new(Mutex::new(Delays::of(&plan.server)));
     let (to_supervisor, events) = supervisor::events();
@@ -184,7 +214,7 @@ fn serve(
         (log, access_log),
         (&reloads, upgrades.failures(), to_supervisor.clone()),
     )?;
-    circle::check(&control.board.view(), &addresses)?;
+    circle::check(&control.board.view(), &ours)?;
     let watch = match plan.server.watch_config {
         true => reload::watch(&origin, &reloads.sha256(), &to_supervisor)?,
         false => None,
@@ -197,7 +227,7 @@ fn serve(
         news: News::to(to_supervisor.clone()),
         board: Arc::clone(&control.board),
         resolver: control.resolver.clone(),
-        ours: addresses.clone(),
+        ours,
         style: log.style.clone(),
         reloads,
         delays,
@@ -213,19 +243,20 @@ fn serve(
     let workers = start_workers(plan, &mut control, (&stop, &notifier), of_workers, &connections)?;
     upgrades.allow();
     if let Some(predecessor) = predecessor {
-        pid_file = take_place(predecessor, path);
+        pid_file = take_place(predecessor, path, &mut files);
     }
     let supervisor = Supervisor::start(reloader, (to_supervisor, events), stop)
         .map_err(|e| format!("supervisor: {e}"))?;
-    for addr in &addresses {
+    for addr in &places {
         tracing::info!(%addr, workers = plan.server.workers, connections_max, "listening");
     }
     if predecessor.is_none() {
-        notifier.ready(&addresses);
+        notifier.ready(&places);
     }
     let code = await_end(workers, supervisor, &upgrades);
     keys::finish(&control.board.view());
     shared_limits::finish(&control.board.view());
+    take_away(files, &upgrades);
     control.finish();
     drop(pid_file);
     Ok(code)
@@ -261,12 +292,28 @@ fn hear_signals(
 }
 
 /// The workers serve, and this process has the place of the one before it.
-fn take_place(predecessor: &Predecessor, path: Option<&Path>) -> Option<PidFile> {
+fn take_place(
+    predecessor: &Predecessor,
+    path: Option<&Path>,
+    files: &mut [SocketFile],
+) -> Option<PidFile> {
+    for file in files {
+        if let Err(error) = file.take() {
+            tracing::error!("{}: {error}", file.path().display());
+        }
+    }
     let number = Some(predecessor.process);
     let written = path.map(|path| PidFile::write(path, number)).transpose();
     predecessor.tell_serving();
     // Clients are served: no reason to end.
     written.inspect_err(|error| tracing::error!("{error}")).unwrap_or_default()
+}
+
+/// Sockets' files go with the process that has their listeners.
+fn take_away(mut files: Vec<SocketFile>, upgrades: &Upgrades) {
+    if upgrades.have_given_place() {
+        files.iter_mut().for_each(SocketFile::leave);
+    }
 }
 
 /// Waits until the workers are done. Gives the exit code.
@@ -294,7 +341,7 @@ fn start_workers(
     plan: &Arc<Plan>,
     control: &mut Control,
     (stop, notifier): (&Arc<Stop>, &Arc<Notifier>),
-    listeners: Vec<Vec<OwnedFd>>,
+    listeners: Vec<Vec<(OwnedFd, ListenerSpeech)>>,
     connections: &Arc<Connections>,
 ) -> Result<Vec<JoinHandle<bool>>, String> {
     let (ready, started) = crossbeam_channel::bounded(listeners.len());
@@ -365,7 +412,8 @@ fn connections_that_fit(plan: &Plan) -> Result<usize, String> {
     let receivers = plan.usage.reporters.len() + usize::from(plan.tracing.is_some());
     let reporters = receivers * FDS_PER_REPORTER;
     let beyond = 2 * CONNECTIONS_OVER_MAX + GUESTS_MAX;
-    let of_workers = workers * (2 * PIPES_MAX + 2 * plan.server.listen.len());
+    let of_workers =
+        workers * (2 * PIPES_MAX + 2 * (plan.server.listen.len() + plan.server.listeners.len()));
     let reserved = FDS_RESERVED + beyond + of_workers + reporters;
     let fit = files.saturating_sub(reserved) * 4 / 9;
     match fit {

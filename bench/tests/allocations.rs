@@ -202,7 +202,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         index: 0,
         cpu: None,
         board: Arc::clone(&control.board),
-        listeners: vec![listener],
+        listeners: vec![(listener, llmproxy::config::plan::ListenerSpeech::AsServer)],
         connections: Arc::new(llmproxy::state::connections::Connections::new(10)),
         stop,
         mailbox: control.mailboxes.pop().unwrap(),

@@ -1,14 +1,27 @@
 //! Backends that are this very proxy, as far as addresses show it: none would ever answer.
 
-use super::plan::{Backend, Endpoint, Plan};
+use super::plan::{Backend, Endpoint, ListenPlace, Plan};
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 
 /// The backends whose URL itself, without a name server, shows that they are this proxy; a line for
 /// each.
 pub(super) fn by_url(plan: &Plan) -> Vec<String> {
-    let ours = &plan.server.listen;
-    let told = |backend| leads_back(ours, &[address(backend)?]).map(|own| line(backend, own));
+    let ours = plan.server.addresses();
+    let told = |backend: &Backend| match &backend.endpoint {
+        Endpoint::Unix(path) => unix(plan, path).map(|own| line(backend, own)),
+        Endpoint::Tcp { .. } => {
+            leads_back(&ours, &[address(backend)?]).map(|own| line(backend, own))
+        }
+    };
     plan.backends.iter().filter_map(told).collect()
+}
+
+/// The listener at a socket's file.
+fn unix<'a>(plan: &'a Plan, path: &Path) -> Option<&'a ListenPlace> {
+    let places = plan.server.unix_listeners().map(|listener| &listener.listen);
+    places.into_iter().find(|place| place.file() == Some(path))
 }
 
 /// The listener among `ours` at which who connects to one of these addresses arrives.
@@ -18,7 +31,7 @@ pub fn leads_back(ours: &[SocketAddr], addresses: &[SocketAddr]) -> Option<Socke
 }
 
 /// What is said of a backend that leads back to this listener.
-pub fn line(backend: &Backend, own: SocketAddr) -> String {
+pub fn line(backend: &Backend, own: impl Display) -> String {
     let (name, url) = (&backend.name, &backend.url);
     format!("the backend `{name}` ({url}) is this proxy itself, which listens on {own}")
 }

@@ -5,6 +5,7 @@
 
 use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor};
 use super::page::{self, Outlet};
+use super::socket_file::{is_served, SocketFile};
 use crate::config::plan::Plan;
 use crate::rt;
 use crate::rt::moment::Moment;
@@ -13,10 +14,10 @@ use crate::state::pulse::Pulse;
 use crate::state::scrape::{AskPage, Page};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::fs::{self, Metadata, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -142,8 +143,8 @@ fn watch(
         if file.is_there() {
             continue;
         }
-        let path = file.path.display();
-        match open(&file.path, false) {
+        let path = file.path().display();
+        match open(file.path(), false) {
             Ok((listener, fresh)) => {
                 tracing::warn!(%path, "the admin socket was gone: it is made anew");
                 let _ = listeners.try_send(listener);
@@ -180,37 +181,6 @@ fn outlet(
     Outlet { listener, visitors_max: VISITORS_MAX, page_of: Box::new(page_of), door }
 }
 
-/// The file of a socket. It goes away with this, unless another process has put its own there.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    /// Device and number of the file.
-    id: (u64, u64),
-}
-
-impl SocketFile {
-    /// False when it is gone, or another file is in its place. What cannot be told is no reason to
-    /// make a new one.
-    fn is_there(&self) -> bool {
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) => id(&found) == self.id,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        }
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| id(&found) == self.id) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn id(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
-}
-
 /// Listens at a path. What a process left there that is gone is replaced; with `replaces`, what any
 /// process has there.
 fn open(path: &Path, replaces: bool) -> io::Result<(OwnedFd, SocketFile)> {
@@ -232,29 +202,17 @@ fn open(path: &Path, replaces: bool) -> io::Result<(OwnedFd, SocketFile)> {
     let made = || -> io::Result<SocketFile> {
         fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
         listener.listen(BACKLOG)?;
-        let id = id(&fs::symlink_metadata(&fresh)?);
         fs::rename(&fresh, path)?;
-        Ok(SocketFile { path: path.to_owned(), id })
+        SocketFile::made(path)
     };
     let file = made().inspect_err(|_| drop(fs::remove_file(&fresh)))?;
     Ok((listener.into(), file))
 }
 
-/// Whether a process listens at a socket. Never waits.
-fn is_served(path: &Path) -> io::Result<bool> {
-    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    match probe.connect(&SockAddr::unix(path)?) {
-        Ok(()) => Ok(true),
-        // Its queue is full.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::{UnixListener, UnixStream};
 
     /// Catches: a socket that others may open, one that stays behind, one of a process that was

@@ -19,6 +19,7 @@ pub mod keys;
 pub mod metrics;
 pub mod page;
 mod roster;
+pub mod socket_file;
 mod admin;
 pub mod counters;
 mod delivery;

@@ -2,9 +2,9 @@
 //! ready, reads its configuration anew, ends, lives, and that another process has taken its place.
 //! Where nobody asked to be told (no `NOTIFY_SOCKET`), nothing of it is done.
 
+use crate::config::plan::ListenPlace;
 use rustix::time::{clock_gettime, ClockId};
 use std::io;
-use std::net::SocketAddr as Address;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,9 +55,9 @@ impl Notifier {
         Ok(Notifier { manager: Some((socket, address)), life, is_succeeded: false.into() })
     }
 
-    /// Clients are served, at these addresses.
-    pub fn ready(&self, addresses: &[Address]) {
-        let all: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    /// Clients are served, at these places.
+    pub fn ready(&self, places: &[ListenPlace]) {
+        let all: Vec<String> = places.iter().map(ListenPlace::to_string).collect();
         self.tell(&format!("READY=1\nSTATUS=Serving at {}", all.join(", ")));
     }
 
@@ -151,7 +151,7 @@ mod tests {
     fn a_manager_is_told_by_whoever_has_the_place() {
         for kind in ["file", "abstract"] {
             let all = told(kind, |notifier| {
-                notifier.ready(&["[::]:8000".parse().unwrap(), "127.0.0.1:1".parse().unwrap()]);
+                notifier.ready(&["[::]:8000".parse().unwrap(), "unix:/a".parse().unwrap()]);
                 notifier.reloading();
                 notifier.reloaded(false);
                 notifier.bereaved();
@@ -161,7 +161,7 @@ mod tests {
                 notifier.bereaved();
                 notifier.stopping();
             });
-            assert_eq!(all[0], "READY=1\nSTATUS=Serving at [::]:8000, 127.0.0.1:1");
+            assert_eq!(all[0], "READY=1\nSTATUS=Serving at [::]:8000, unix:/a");
             let usec = all[1].strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
             assert!(usec.parse::<u64>().unwrap() > 0);
             assert!(all[2].starts_with("READY=1\nSTATUS="));

@@ -124,7 +124,9 @@ fn address(text: &[u8]) -> Option<IpAddr> {
         let inside = text.strip_prefix('[')?.strip_suffix(']')?;
         inside.parse::<Ipv6Addr>().ok().map(IpAddr::V6)
     };
-    bare().or_else(with_port).or_else(in_brackets).map(|address| address.to_canonical())
+    let address = bare().or_else(with_port).or_else(in_brackets)?.to_canonical();
+    // Nobody has it, and so it stands for the clients of our Unix sockets.
+    (!address.is_unspecified()).then_some(address)
 }
 
 #[cfg(test)]

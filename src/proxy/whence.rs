@@ -1,9 +1,9 @@
 //! Where a request comes from: its client's address, and the origin of the page that it is for.
 
-use crate::config::plan::IpRange;
+use crate::config::plan::{IpRange, ListenerSpeech};
 use crate::http::forwarded;
 use crate::http::head::Field;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A field of an answer, for pages of other origins.
 pub type CorsField<'a> = (&'static str, &'a str);
@@ -17,6 +17,8 @@ pub struct Whence {
     /// The client of the request, as far as anybody trustworthy says.
     client: IpAddr,
     text: String,
+    /// What clients speak where it comes from.
+    speech: ListenerSpeech,
     /// Version and cipher of a connection that is TLS.
     seal: Option<&'static str>,
     /// A proxy before us whose word counts.
@@ -27,15 +29,25 @@ pub struct Whence {
 
 impl Whence {
     /// Of a peer.
-    pub fn new(peer: IpAddr) -> Whence {
+    pub fn new(peer: IpAddr, speech: ListenerSpeech) -> Whence {
         let peer = peer.to_canonical();
-        let text = peer.to_string();
-        Whence { peer, client: peer, text, seal: None, is_told: false, origin: String::new() }
+        let mut text = String::new();
+        write(&mut text, peer);
+        Whence {
+            peer,
+            client: peer,
+            text,
+            speech,
+            seal: None,
+            is_told: false,
+            origin: String::new(),
+        }
     }
 
     /// A balancer says whose connection it is; `None`: its own.
     pub fn hear(&mut self, source: Option<IpAddr>) {
-        self.peer = source.unwrap_or(self.peer);
+        // That of our own Unix sockets is nobody's to say.
+        self.peer = source.filter(|ip| !ip.is_unspecified()).unwrap_or(self.peer);
         self.set_client(self.peer);
     }
 
@@ -62,13 +74,16 @@ impl Whence {
     }
 
     fn set_client(&mut self, client: IpAddr) {
-        use std::fmt::Write;
         if client != self.client {
             self.client = client;
             self.text.clear();
-            // Nothing fails that writes to a text.
-            let _ = write!(self.text, "{client}");
+            write(&mut self.text, client);
         }
+    }
+
+    /// What clients speak where it comes from.
+    pub fn speech(&self) -> ListenerSpeech {
+        self.speech
     }
 
     /// The connection is TLS, with this version and cipher, from its first request on.
@@ -110,7 +125,21 @@ impl Whence {
     }
 
     /// Who is connected to us, where that is a proxy whose word counts.
-    pub fn trusted_peer(&self) -> Option<IpAddr> {
-        self.is_told.then_some(self.peer)
+    pub fn trusted_peer(&self) -> Option<String> {
+        self.is_told.then(|| {
+            let mut text = String::new();
+            write(&mut text, self.peer);
+            text
+        })
+    }
+}
+
+/// An address; of a client of a Unix socket, which has none, what nginx calls it.
+fn write(text: &mut String, client: IpAddr) {
+    use std::fmt::Write;
+    match client {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => text.push_str("unix:"),
+        // Nothing fails that writes to a text.
+        client => drop(write!(text, "{client}")),
     }
 }

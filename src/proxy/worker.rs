@@ -8,6 +8,7 @@ use super::shelf::Shelf;
 use super::slices::Slices;
 use super::upstreams::Upstreams;
 use crate::base::limits::UNPACKING_MAX;
+use crate::config::plan::ListenerSpeech;
 use crate::rt;
 use crate::rt::budget::Budget;
 use crate::rt::buffer::Buffer;
@@ -48,8 +49,8 @@ pub struct WorkerStart {
     pub cpu: Option<usize>,
     /// Where the configuration in use hangs.
     pub board: Arc<Board>,
-    /// Its own listeners: one for each address.
-    pub listeners: Vec<OwnedFd>,
+    /// Its own listeners: one for each place, and what clients speak there.
+    pub listeners: Vec<(OwnedFd, ListenerSpeech)>,
     /// Client connections of all workers together, and how many there may be.
     pub connections: Arc<Connections>,
     /// When to end.
@@ -136,11 +137,13 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         active: Rc::default(),
     });
     let w = Rc::new(Worker { shared, pulse: start.pulse });
-    for listener in listeners {
+    for (listener, speech) in listeners {
         let accepting = Rc::clone(&w);
         rt::spawn(async move {
-            accept_loop(listener, &accepting.shared.patrol, |arrival| accepting.arrive(arrival))
-                .await;
+            accept_loop(listener, &accepting.shared.patrol, |arrival| {
+                accepting.arrive(arrival, speech);
+            })
+            .await;
         });
     }
     let _ = ready.send(Ok(driver));

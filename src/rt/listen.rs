@@ -7,14 +7,15 @@ use crate::base::limits::{ACCEPTS_PER_TURN_MAX, CLIENT_UNSENT_BYTES_MAX};
 use monoio::net::TcpListener;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Connections that the kernel queues before it drops new ones (capped by `somaxconn`).
-const BACKLOG: i32 = 4096;
+/// Connections that the kernel queues before it drops new ones, or of a Unix socket lets them wait
+/// (capped by `somaxconn`).
+pub const BACKLOG: i32 = 4096;
 /// Accepting stops for so long when descriptors or memory have run out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -79,14 +80,19 @@ pub fn bind(place: Place) -> io::Result<OwnedFd> {
 /// Makes a listener that another process opened as one of ours. Gives its address.
 ///
 /// # Errors
-/// It is no TCP socket that listens, or cannot be made so.
-pub fn adopt(listener: &OwnedFd) -> io::Result<SocketAddr> {
+/// It is no TCP or Unix socket that listens, or cannot be made so.
+pub fn adopt(listener: &OwnedFd) -> io::Result<SockAddr> {
     let socket = SockRef::from(listener);
-    let address = socket.local_addr()?.as_socket();
-    let none = || io::Error::other("is no TCP socket that listens");
-    let address = address.filter(|_| socket.is_listener().unwrap_or(false)).ok_or_else(none)?;
+    let address = socket.local_addr()?;
+    let is_stream = socket.r#type()? == Type::STREAM && socket.is_listener().unwrap_or(false);
+    let is_inet = address.as_socket().is_some();
+    if !is_stream || !(is_inet || address.is_unix()) {
+        return Err(io::Error::other("is no TCP or Unix socket that listens"));
+    }
     socket.set_nonblocking(true)?;
-    prepare(&socket)?;
+    if is_inet {
+        prepare(&socket)?;
+    }
     // Whoever opened it may have asked for a short queue.
     socket.listen(BACKLOG)?;
     Ok(address)
@@ -110,7 +116,7 @@ pub fn check_free(place: Place) -> io::Result<()> {
 
 /// What an accept loop tells its owner.
 pub enum Arrival {
-    /// A client, and the address it comes from.
+    /// A client, and the address it comes from: 0.0.0.0 of one that comes by a Unix socket.
     Client(Client, IpAddr),
     /// The process is out of descriptors or memory; accepting pauses.
     Exhausted,

@@ -95,6 +95,7 @@ mod quota_redis;
 mod budget;
 mod listening;
 mod certificates;
+mod listeners;
 mod tls_listener;
 mod acme;
 mod tls_strength;

@@ -5,11 +5,14 @@ use crate::harness::metrics::Metrics;
 use crate::harness::process::LEGACY_DRIVER;
 use crate::harness::scratch::Scratch;
 use crate::harness::services::free_port;
+use crate::harness::stream::Stream;
 use crate::harness::{await_some, await_until, Backend, Config, Conn, Proxy, SOON};
 use crate::rig::{CHAT, CHATS, OK};
 use rustix::process::Signal;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
 
 /// What listens where a service manager does.
@@ -103,6 +106,54 @@ for n in range(3):
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='3', LISTEN_FDNAMES='a:b:c')
 os.execv(sys.argv[3], sys.argv[3:])
 ";
+
+/// The same with a Unix socket that has a file, and one of the kernel's own, by these names.
+const OPEN_UNIX: &str = "\
+import os, socket, sys
+sockets = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+for one, name in zip(sockets, [sys.argv[1], '\\0' + sys.argv[2]]):
+    one.bind(name)
+    one.listen(8)
+os.chmod(sys.argv[1], 0o640)
+for n, one in enumerate([os.dup(one.fileno()) for one in sockets]):
+    os.dup2(one, 20 + n)
+for n in range(2):
+    os.dup2(20 + n, 3 + n)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='a:b')
+os.execv(sys.argv[3], sys.argv[3:])
+";
+
+/// Catches: a Unix socket of the manager that is in use because the manager has it, whose file is
+/// changed or taken away at the end, though the manager has those who come meanwhile wait there; one
+/// that an upgrade takes for its own.
+#[test]
+fn unix_sockets_of_a_service_manager_stay_its_own() {
+    let (backend, scratch) = (Backend::answering(OK), Scratch::new());
+    let (path, name) = (scratch.file("a.sock"), format!("llmproxy-lent-{}", std::process::id()));
+    let file = path.display().to_string();
+    let listeners =
+        format!("listeners: [{{listen: \"unix:{file}\"}}, {{listen: \"unix:@{name}\"}}]");
+    let config = Config::backend_at(backend.url()).server(listeners).server("workers: 2");
+    let way = ["python3", "-c", OPEN_UNIX, &file, &name];
+    let proxy = Proxy::start_linked(&way, &config.yaml());
+    let used = |event: &serde_json::Value| event["message"] == "a socket of the service manager";
+    assert_eq!(proxy.events().iter().filter(|event| used(event)).count(), 2);
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    let serves = || {
+        let address = UnixAddr::from_abstract_name(&name).unwrap();
+        let by_name = Stream::Unix(UnixStream::connect_addr(&address).unwrap());
+        let mut both = [Conn::open(path.as_path()), Conn::over(by_name)];
+        both.iter_mut().all(|conn| conn.post(CHATS, "", CHAT).status() == 200) && mode() == 0o640
+    };
+    assert!(serves());
+    let pid = proxy.process.pid().to_string();
+    let successor = crate::upgrade::upgraded(&proxy, &pid, 0);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    assert!(serves());
+    successor.signal(Signal::TERM);
+    successor.await_end();
+    assert_eq!(mode(), 0o640);
+}
 
 /// Catches: an address that is in use because the manager has it, a worker without a listener, one
 /// that waits for ever in an accept because the manager's socket does, a socket of another kind

@@ -10,17 +10,19 @@ use crate::harness::{
     await_some, await_until, pause, skip, AcmeServer, Backend, Config, Conn, Engine, Proxy,
     Webhook, SOON,
 };
+use crate::listeners::at_socket;
 use crate::notify::Manager;
 use crate::rig::{CHAT, CHATS, OK, STREAM};
 use rustix::process::{kill_process, test_kill_process, Pid, Signal};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A process that has the place of the one that a test has started. It ends with the test.
-struct Successor(Pid);
+pub struct Successor(Pid);
 
 impl Successor {
     /// The last one that the log tells of.
@@ -39,11 +41,11 @@ impl Successor {
         self.0.as_raw_nonzero().to_string()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(self.0, signal).unwrap();
     }
 
-    fn await_end(&self) {
+    pub fn await_end(&self) {
         await_until("the successor ends", SOON, || !is_there(self.0));
     }
 }
@@ -66,7 +68,7 @@ fn upgrade(args: &[&str]) -> Ran {
 }
 
 /// Asks for an upgrade by the command, which must succeed.
-fn upgraded(proxy: &Proxy, pid: &str, before: usize) -> Successor {
+pub fn upgraded(proxy: &Proxy, pid: &str, before: usize) -> Successor {
     let ran = upgrade(&["--pid", pid]);
     // Whatever became of it, it must not outlive the test.
     assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -288,6 +290,46 @@ fn workers_and_addresses_may_change() {
     assert_eq!(proxy.connect_at(addresses[1]).get("/health").status(), 200);
     await_until("it is closed", SOON, || std::net::TcpStream::connect(addresses[0]).is_err());
     drop((successors, successor));
+}
+
+/// Catches: a Unix socket that an upgrade makes anew, so that who waits in its queue is lost; whose
+/// file goes with the process that has given it away, or stays when the last one ends; that of a
+/// configuration that does not start, which is lost with it.
+#[test]
+fn unix_sockets_are_handed_over() {
+    let (engine, scratch) = (Engine::start(&[]), crate::harness::scratch::Scratch::new());
+    let path = scratch.file("llm.sock");
+    let config = at_socket(&engine.url(), &path, "").server("workers: 2");
+    let proxy = Proxy::start_linked(&[], &config.yaml());
+    proxy.await_event("it listens", |event| {
+        event["message"] == "listening" && event["addr"] == format!("unix:{}", path.display())
+    });
+    let file = || std::fs::metadata(&path).map(|file| (file.ino(), file.mode() & 0o777)).ok();
+    let number = file().unwrap().0;
+    let connect = || Conn::open(path.as_path());
+    let mut streaming = connect();
+    streaming.start_post(CHATS, "x-mock-tokens: 20\r\nx-mock-gap-ms: 100\r\n", STREAM);
+    assert_eq!(streaming.head().status(), 200);
+    let failing = at_socket(&engine.url(), &path, ", mode: \"0666\"");
+    proxy.rewrite(&failing.clone().section("metrics: {listen: \"192.0.2.1:1\"}").yaml());
+    refused(&upgrade(&["--pid", &pid_of(&proxy)]), 1, "192.0.2.1:1");
+    assert_eq!(file(), Some((number, 0o660)));
+    assert_eq!(connect().post(CHATS, "", CHAT).status(), 200);
+    proxy.rewrite(&failing.yaml());
+    let first = upgraded(&proxy, &pid_of(&proxy), 0);
+    assert_eq!(file(), Some((number, 0o666)));
+    for _ in 0..8 {
+        assert_eq!(connect().post(CHATS, "", CHAT).status(), 200);
+    }
+    assert_eq!(streaming.rest().1, Ended::Whole);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    assert_eq!(file(), Some((number, 0o666)), "the old one leaves it");
+    let second = upgraded(&proxy, &first.number(), 1);
+    first.await_end();
+    assert_eq!(connect().post(CHATS, "", CHAT).status(), 200);
+    second.signal(Signal::TERM);
+    second.await_end();
+    assert_eq!(file(), None);
 }
 
 /// Catches: clients of TLS that an upgrade cuts or refuses.

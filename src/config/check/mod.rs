@@ -10,6 +10,7 @@ mod backend;
 mod discovery;
 mod key;
 mod limit;
+mod listeners;
 mod log;
 mod operate;
 mod routing;
@@ -122,7 +123,7 @@ fn unsupported(root: &mut Section) {
 /// Where clients come.
 fn listeners(server: &Server) -> Vec<SocketAddr> {
     let plain = server.tls.as_ref().and_then(|tls| tls.acme.as_ref()?.http_listen);
-    server.listen.iter().copied().chain(plain).collect()
+    server.addresses().into_iter().chain(plain).collect()
 }
 
 /// A listener of a section's own. Workers share their port by SO_REUSEPORT: a second listener on

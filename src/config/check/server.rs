@@ -1,6 +1,7 @@
 //! `server`: listener, threads, limits, timeouts, TLS, cross-origin rules.
 
 use super::acme::acme;
+use super::listeners;
 use crate::base::limits::{
     BODY_BYTES_MAX, BUFFERED_BYTES_MAX, BUFFERED_BYTES_MIN, BUFFERED_SMALL_SHARE, CERTIFICATES_MAX,
     CONNECTIONS_MAX, HEAD_BYTES_MAX, WORKERS_AUTO_MAX, WORKERS_MAX,
@@ -33,10 +34,12 @@ fn read(s: &mut Section) -> Server {
     let max_body_size = s
         .parsed("max_body_size", |t| value::size(t, 1..=BODY_BYTES_MAX))
         .unwrap_or(base.max_body_size);
-    let listen = listen(s).unwrap_or(base.listen);
-    let server = Server {
+    let base_listen = if s.given("listeners") { Vec::new() } else { base.listen };
+    let listen = listen(s).unwrap_or(base_listen);
+    let mut server = Server {
         tls: s.when_enabled("tls", |s| tls(s, &listen)),
         listen,
+        listeners: Vec::new(),
         region: s.text("region").unwrap_or_default(),
         trusted_proxies: s.list("trusted_proxies", IpRange::parse).unwrap_or_default(),
         proxy_protocol: s.boolean("proxy_protocol", base.proxy_protocol),
@@ -61,6 +64,7 @@ fn read(s: &mut Section) -> Server {
         paths: paths(s),
         cors: s.when_enabled("cors", cors),
     };
+    server.listeners = listeners::listeners(s, &server);
     if server.proxy_protocol && server.trusted_proxies.is_empty() && !s.desk.has_errors() {
         s.error("proxy_protocol", "is believed from trusted_proxies only: name them");
     }
@@ -72,6 +76,7 @@ fn defaults() -> Server {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_AUTO_MAX);
     Server {
         listen: vec![(Ipv6Addr::UNSPECIFIED, 8000).into()],
+        listeners: Vec::new(),
         region: String::new(),
         trusted_proxies: Vec::new(),
         proxy_protocol: false,

@@ -58,6 +58,7 @@ impl Kept {
     fn of_server(&mut self, new: &mut Server, running: &Server) {
         let Server {
             listen,
+            listeners,
             workers,
             workers_auto,
             cpu_affinity,
@@ -85,6 +86,7 @@ impl Kept {
         } = new;
         self.of_tls(tls, &running.tls);
         self.keep("server.listen", listen, &running.listen);
+        self.keep("server.listeners", listeners, &running.listeners);
         self.keep("server.pid_file", pid_file, &running.pid_file);
         self.keep("server.workers", workers, &running.workers);
         // Who chose their number is told at the start only.

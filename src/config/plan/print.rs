@@ -215,6 +215,11 @@ pub fn enabled<T: Serialize, S: Serializer>(section: &Option<T>, s: S) -> Result
     section.as_ref().map(Enabled::new).serialize(s)
 }
 
+/// Permissions as `chmod` has them.
+pub fn mode<S: Serializer>(mode: &Option<u32>, s: S) -> Result<S::Ok, S::Error> {
+    mode.map(|mode| format!("{mode:04o}")).serialize(s)
+}
+
 pub fn duration<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&print_duration(*duration))
 }

@@ -1,5 +1,6 @@
 //! The client side of the plan: listener, threads, limits and timeouts.
 
+use super::ClientListener;
 use super::{print, Acme};
 use crate::config::value::IpRange;
 use serde::Serialize;
@@ -10,10 +11,13 @@ use std::time::Duration;
 /// The client side.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Server {
-    /// Addresses to listen on, at least one; `[::]` is every address, IPv4 too. Each worker has a
-    /// listener for each.
-    #[serde(serialize_with = "print::one_or_more")]
+    /// Addresses to listen on, at least one here or in `listeners`; `[::]` is every address, IPv4
+    /// too. Each worker has a listener for each.
+    #[serde(serialize_with = "print::one_or_more", skip_serializing_if = "Vec::is_empty")]
     pub listen: Vec<SocketAddr>,
+    /// Further places to listen at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<ClientListener>,
     /// Where this gateway stands; backends of the same region come first. Empty = nowhere.
     pub region: String,
     /// Peers whose `X-Forwarded-For` is believed. Empty = nobody's.

@@ -37,6 +37,12 @@ pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
+/// Clients of a Unix socket, in lists of addresses, as nginx has it. They count as 0.0.0.0, from
+/// which nobody comes, and which no other range has.
+const UNIX: &str = "unix:";
+/// What stands in the place of its prefix.
+const UNIX_PREFIX: u8 = 33;
+
 /// A CIDR range, or a single address as a range of one. Kept as its first address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IpRange {
@@ -50,6 +56,10 @@ impl IpRange {
     pub fn parse(text: &str) -> Result<IpRange, String> {
         let advice =
             || format!("{} must be an address or a range, such as 10.0.0.0/8", quoted(text));
+        if text == UNIX {
+            let first = Ipv4Addr::UNSPECIFIED.into();
+            return Ok(IpRange { first, prefix: UNIX_PREFIX });
+        }
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -83,10 +93,18 @@ impl IpRange {
     }
 
     /// True when the address lies in the range. An IPv4 address in IPv6 form (`::ffff:10.0.0.1`,
-    /// what a dual-stack listener reports) counts as IPv4.
+    /// what a dual-stack listener reports) counts as IPv4. Who comes by a Unix socket has no address,
+    /// and is in no range but `unix:`.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        if address == Ipv4Addr::UNSPECIFIED || self.is_unix() {
+            return self.is_unix() && address == Ipv4Addr::UNSPECIFIED;
+        }
         address.is_ipv4() == self.first.is_ipv4() && self.mask(address) == self.first
+    }
+
+    fn is_unix(&self) -> bool {
+        self.prefix == UNIX_PREFIX && self.first.is_ipv4()
     }
 
     fn mask(&self, address: IpAddr) -> IpAddr {
@@ -107,6 +125,9 @@ impl IpRange {
 
 impl fmt::Display for IpRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_unix() {
+            return f.write_str(UNIX);
+        }
         write!(f, "{}/{}", self.first, self.prefix)
     }
 }
@@ -140,6 +161,20 @@ mod tests {
         assert!(meet("[::]:1", "127.0.0.1:1") && meet("[::]:1", "[::1]:1"));
         assert!(!meet("0.0.0.0:1", "[::1]:1") && !meet("127.0.0.1:1", "127.0.0.2:1"));
         assert!(!meet("[::]:1", "[::]:2") && !meet("127.0.0.1:0", "127.0.0.1:0"));
+    }
+
+    /// Catches: clients of a Unix socket that are everybody, or nobody.
+    #[test]
+    fn clients_of_a_unix_socket_have_a_name() {
+        let unix = IpRange::parse("unix:").unwrap();
+        assert!(unix.contains(Ipv4Addr::UNSPECIFIED.into()));
+        assert!(!unix.contains(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(unix.to_string(), "unix:");
+        assert!(IpRange::parse("unix:/run/x").is_err());
+        // A list of every address is one of addresses.
+        for range in ["0.0.0.0/0", "0.0.0.0", "::/0", "0.0.0.0/8"] {
+            assert!(!IpRange::parse(range).unwrap().contains(Ipv4Addr::UNSPECIFIED.into()));
+        }
     }
 
     #[test]

@@ -2,8 +2,11 @@
 //! open while the service is down: whoever connects then waits, and is served by the next start.
 
 use super::listeners::{ListenGroup, HANDED_SOCKETS_MAX};
+use crate::config::plan::ListenPlace;
 use crate::rt::listen;
 use crate::rt::sys::inherited;
+use socket2::SockAddr;
+use std::io;
 use std::os::fd::OwnedFd;
 
 /// For which process they are, how many, and what they are called.
@@ -32,7 +35,7 @@ pub fn take() -> ManagerSockets {
 pub fn groups(taken: ManagerSockets) -> Vec<ListenGroup> {
     let mut groups: Vec<ListenGroup> = Vec::new();
     for (name, socket) in taken {
-        let address = match listen::adopt(&socket) {
+        let address = match listen::adopt(&socket).and_then(|address| place(&address)) {
             Ok(address) => address,
             Err(error) => {
                 tracing::warn!(name, %error, "a socket of the service manager is not used");
@@ -45,9 +48,20 @@ pub fn groups(taken: ManagerSockets) -> Vec<ListenGroup> {
             Some(group) => group.sockets.push(socket),
             None => {
                 let (purpose, sockets) = (None, vec![socket]);
-                groups.push(ListenGroup { purpose, asked: address, address, sockets });
+                let asked = address.clone();
+                groups.push(ListenGroup { purpose, asked, address, sockets, is_lent: true });
             }
         }
     }
     groups
+}
+
+/// What a socket is bound to, as a configuration names it.
+fn place(bound: &SockAddr) -> io::Result<ListenPlace> {
+    let path = bound.as_pathname().map(|path| path.to_str().map(str::to_owned));
+    let name = || bound.as_abstract_namespace().map(|name| std::str::from_utf8(name).ok());
+    let unix = path.or_else(|| name().map(|name| name.map(|name| format!("@{name}"))));
+    let tcp = bound.as_socket().map(ListenPlace::Tcp);
+    let place = tcp.or_else(|| unix.flatten().map(ListenPlace::Unix));
+    place.ok_or_else(|| io::Error::other("has no name that a configuration could have"))
 }

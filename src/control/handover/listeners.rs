@@ -1,15 +1,20 @@
 //! The listeners of this process: those that it was handed, and those that it opens itself.
 
+use crate::config::plan::{ClientListener, ListenPlace};
+use crate::control::socket_file::{self, SocketFile};
 use crate::rt::listen::{self, Place};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// An address that is in use is looked at again for so long, and so often.
 const FREE_WAIT: Duration = Duration::from_secs(2);
 const FREE_LOOK: Duration = Duration::from_millis(10);
+/// A Unix socket so often, since whoever has it sees each look as a client that leaves at once.
+const UNIX_FREE_LOOK: Duration = Duration::from_millis(100);
 
 /// Sockets that one process hands to another, or a service manager to the one that it starts.
 /// Beyond: the start is refused, or goes without those that are too many of the manager's.
@@ -18,7 +23,7 @@ pub const HANDED_SOCKETS_MAX: usize = 4096;
 /// Who is served at a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenPurpose {
-    /// Clients: `server.listen`.
+    /// Clients: `server.listen`, `server.listeners`.
     Clients,
     /// Scrapers: `metrics.listen`.
     Metrics,
@@ -33,23 +38,26 @@ pub enum ListenPurpose {
 pub struct ListenGroup {
     /// What for; `None`: whoever opened them did not say.
     pub purpose: Option<ListenPurpose>,
-    /// The address that was asked for, whose port may be 0.
-    pub asked: SocketAddr,
-    /// The address.
-    pub address: SocketAddr,
+    /// The place that was asked for, whose port may be 0.
+    pub asked: ListenPlace,
+    /// The place.
+    pub address: ListenPlace,
     /// The sockets, at least one.
     pub sockets: Vec<OwnedFd>,
+    /// A service manager's, who keeps them when we end, and their files.
+    pub is_lent: bool,
 }
 
 impl ListenGroup {
-    fn is_for(&self, purpose: ListenPurpose, wanted: SocketAddr) -> bool {
-        let is_there = self.address == wanted || self.asked == wanted;
+    fn is_for(&self, purpose: ListenPurpose, wanted: &ListenPlace) -> bool {
+        let is_there = self.address == *wanted || self.asked == *wanted;
         is_there && self.purpose.is_none_or(|is| is == purpose)
     }
 
     fn try_clone(&self) -> io::Result<ListenGroup> {
         let sockets = self.sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
-        Ok(ListenGroup { sockets, ..*self })
+        let (asked, address) = (self.asked.clone(), self.address.clone());
+        Ok(ListenGroup { asked, address, sockets, ..*self })
     }
 }
 
@@ -138,11 +146,36 @@ impl OpeningListeners {
     /// All that listens, once more. What was handed and is not wanted is closed, and told.
     pub fn finish(self) -> Spares {
         for group in self.handed {
-            let (addr, sockets) = (group.address, group.sockets.len());
+            let (addr, sockets) = (&group.address, group.sockets.len());
             let message = "a listener was handed over that the configuration does not name: closed";
             tracing::warn!(%addr, sockets, "{message}");
         }
         Spares(Mutex::new(self.open))
+    }
+
+    /// Listens at a Unix socket, all workers at one. Gives their listeners, and its file, which goes
+    /// away with it: where it was handed over, only if the caller says so.
+    ///
+    /// # Errors
+    /// A line for a person.
+    pub fn unix(
+        &mut self,
+        wanted: &ClientListener,
+        workers: usize,
+    ) -> Result<(Vec<Vec<OwnedFd>>, Option<SocketFile>), String> {
+        let failed = |e: io::Error| format!("listen on {}: {e}", wanted.listen);
+        let mut of_workers: Vec<Vec<OwnedFd>> = (0..workers).map(|_| Vec::new()).collect();
+        let (group, file) = match self.handed(ListenPurpose::Clients, &wanted.listen) {
+            Some(group) if is_found(&wanted.listen) => {
+                let file = found(wanted, group.is_lent).map_err(failed)?;
+                (ListenGroup { purpose: Some(ListenPurpose::Clients), ..group }, file)
+            }
+            // Who waits in the queue of one whose file is gone is served by those who have it.
+            _ => fresh_unix(wanted).map_err(failed)?,
+        };
+        share_out(&group.sockets, &mut of_workers).map_err(failed)?;
+        self.open.push(group);
+        Ok((of_workers, file))
     }
 
     /// Gives each of the workers a listener at a place, or more.
@@ -152,23 +185,28 @@ impl OpeningListeners {
         purpose: ListenPurpose,
         of_workers: &mut [Vec<OwnedFd>],
     ) -> io::Result<SocketAddr> {
-        let handed = self.handed.iter().position(|group| group.is_for(purpose, place.address));
-        let group = match handed {
+        let group = match self.handed(purpose, &ListenPlace::Tcp(place.address)) {
             // It keeps what it is called by whoever asks for port 0.
-            Some(at) => ListenGroup { purpose: Some(purpose), ..self.handed.remove(at) },
+            Some(group) => ListenGroup { purpose: Some(purpose), ..group },
             None => fresh(place, purpose, of_workers.len())?,
         };
         share_out(&group.sockets, of_workers)?;
-        let address = group.address;
+        let ListenPlace::Tcp(address) = group.address else { return Ok(place.address) };
         self.open.push(group);
         Ok(address)
+    }
+
+    /// Takes out what was handed over for a place.
+    fn handed(&mut self, purpose: ListenPurpose, wanted: &ListenPlace) -> Option<ListenGroup> {
+        let at = self.handed.iter().position(|group| group.is_for(purpose, wanted))?;
+        Some(self.handed.remove(at))
     }
 }
 
 /// Binds to a place, once for each worker.
 fn fresh(mut place: Place, purpose: ListenPurpose, workers: usize) -> io::Result<ListenGroup> {
-    let asked = place.address;
-    await_free(place)?;
+    let asked = ListenPlace::Tcp(place.address);
+    await_free(FREE_LOOK, || listen::check_free(place))?;
     let mut sockets = Vec::with_capacity(workers);
     for index in 0..workers {
         let listener = listen::bind(place)?;
@@ -177,7 +215,31 @@ fn fresh(mut place: Place, purpose: ListenPurpose, workers: usize) -> io::Result
         }
         sockets.push(listener);
     }
-    Ok(ListenGroup { purpose: Some(purpose), asked, address: place.address, sockets })
+    let address = ListenPlace::Tcp(place.address);
+    Ok(ListenGroup { purpose: Some(purpose), asked, address, sockets, is_lent: false })
+}
+
+/// Listens at a Unix socket.
+fn fresh_unix(wanted: &ClientListener) -> io::Result<(ListenGroup, Option<SocketFile>)> {
+    let place = &wanted.listen;
+    let mode = wanted.mode.unwrap_or_default();
+    let (socket, file) =
+        await_free(UNIX_FREE_LOOK, || socket_file::listen(place, mode, listen::BACKLOG))?;
+    let (asked, address) = (place.clone(), place.clone());
+    let (purpose, sockets) = (Some(ListenPurpose::Clients), vec![socket]);
+    Ok((ListenGroup { purpose, asked, address, sockets, is_lent: false }, file))
+}
+
+/// Whether a Unix socket is where clients look for it.
+fn is_found(place: &ListenPlace) -> bool {
+    let is_socket = |path| std::fs::symlink_metadata(path).is_ok_and(|f| f.file_type().is_socket());
+    place.file().is_none_or(is_socket)
+}
+
+/// The file of a Unix socket that was handed over. A service manager has its own mind about it.
+fn found(wanted: &ClientListener, is_lent: bool) -> io::Result<Option<SocketFile>> {
+    let file = wanted.listen.file().filter(|_| !is_lent);
+    file.map(|path| SocketFile::found(path, wanted.mode)).transpose()
 }
 
 /// Gives all sockets out: the kernel puts clients into the queue of each, so none may be left
@@ -198,12 +260,12 @@ fn share_out(sockets: &[OwnedFd], of_workers: &mut [Vec<OwnedFd>]) -> io::Result
 /// Waits for an address for a moment: the kernel ends the ring of a process that was killed, and
 /// with it the listeners, some time after the process itself is gone. Whoever starts us again at
 /// once should not have to try twice.
-fn await_free(wanted: Place) -> io::Result<()> {
+fn await_free<T>(look: Duration, mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let since = Instant::now();
     loop {
-        match listen::check_free(wanted) {
+        match bind() {
             Err(error) if error.kind() == ErrorKind::AddrInUse && since.elapsed() < FREE_WAIT => {
-                std::thread::park_timeout(FREE_LOOK);
+                std::thread::park_timeout(look);
             }
             result => return result,
         }
@@ -214,12 +276,18 @@ fn await_free(wanted: Place) -> io::Result<()> {
 mod tests {
     use super::*;
     use socket2::SockRef;
+    use std::os::unix::fs::PermissionsExt;
 
     const ANY: &str = "127.0.0.1:0";
 
     fn handed(purpose: Option<ListenPurpose>, sockets: usize) -> ListenGroup {
         let place = Place::all(&[ANY.parse().unwrap()]).remove(0);
         ListenGroup { purpose, ..fresh(place, ListenPurpose::Clients, sockets).unwrap() }
+    }
+
+    fn tcp(group: &ListenGroup) -> SocketAddr {
+        let ListenPlace::Tcp(address) = group.address else { panic!("{group:?}") };
+        address
     }
 
     /// The sockets that somebody has, each by a number of the kernel's.
@@ -233,7 +301,7 @@ mod tests {
     fn every_socket_has_a_worker_and_every_worker_a_socket() {
         for (sockets, workers) in [(1, 1), (1, 4), (4, 1), (5, 3), (3, 5), (2, 2)] {
             let group = handed(Some(ListenPurpose::Clients), sockets);
-            let (all, address) = (cookies(&group.sockets), group.address);
+            let (all, address) = (cookies(&group.sockets), tcp(&group));
             let mut opening = OpeningListeners::new(vec![group]);
             let (of_workers, addresses) = opening.clients(&[address], workers).unwrap();
             assert_eq!(addresses, [address]);
@@ -261,7 +329,7 @@ mod tests {
             ListenPurpose::Admin,
         ];
         let groups = groups.map(|purpose| handed(Some(purpose), 1));
-        let wanted = groups.each_ref().map(|group| group.address);
+        let wanted = groups.each_ref().map(tcp);
         let mut opening = OpeningListeners::new(groups.into());
         let (_of_workers, clients) = opening.clients(&[any, any], 1).unwrap();
         assert!(clients.contains(&wanted[1]) && clients.contains(&wanted[2]), "{clients:?}");
@@ -272,7 +340,7 @@ mod tests {
         assert!(opening.handed.is_empty());
         // Of a manager that does not say what for.
         let unnamed = handed(None, 1);
-        let address = unnamed.address;
+        let address = tcp(&unnamed);
         let mut opening = OpeningListeners::new(vec![unnamed]);
         let only = opening.own(Some(address), ListenPurpose::Metrics).unwrap();
         let spares = opening.finish();
@@ -282,5 +350,53 @@ mod tests {
         spares.close();
         assert!(std::net::TcpStream::connect(address).is_err());
         assert!(spares.copies().unwrap().is_empty());
+    }
+
+    fn unix(path: &std::path::Path, mode: u32) -> ClientListener {
+        let listen = ListenPlace::Unix(path.to_str().unwrap().to_owned());
+        ClientListener { listen, tls: None, mode: Some(mode) }
+    }
+
+    /// Catches: a Unix socket that is made anew though it was handed over, whose file goes with a
+    /// successor that does not serve in the end, whose mode stays that of an old configuration; the
+    /// file of a service manager that is changed or taken away; a socket that nobody finds any more.
+    #[test]
+    fn unix_sockets_are_handed_over_with_their_files() {
+        let folder = format!("llmproxy-handed-{}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("a.sock");
+        let mode = || std::fs::metadata(&path).map(|f| f.permissions().mode() & 0o777).ok();
+        let mut first = OpeningListeners::new(Vec::new());
+        let (of_workers, file) = first.unix(&unix(&path, 0o600), 2).unwrap();
+        let all = cookies(&of_workers[0]);
+        assert_eq!(cookies(&of_workers[1]), all);
+        let spares = first.finish();
+        // One that comes to nothing.
+        let mut second = OpeningListeners::new(spares.copies().unwrap());
+        drop(second.unix(&unix(&path, 0o660), 1).unwrap());
+        assert_eq!(mode(), Some(0o600));
+        let mut third = OpeningListeners::new(spares.copies().unwrap());
+        let (of_workers, handed) = third.unix(&unix(&path, 0o660), 1).unwrap();
+        assert_eq!(cookies(&of_workers[0]), all);
+        let (mut old, mut new) = (file.unwrap(), handed.unwrap());
+        new.take().unwrap();
+        old.leave();
+        drop(old);
+        assert_eq!(mode(), Some(0o660));
+        // A manager's own.
+        let mut lent = spares.copies().unwrap();
+        lent[0].is_lent = true;
+        let (_of_workers, file) = OpeningListeners::new(lent).unix(&unix(&path, 0o666), 1).unwrap();
+        assert!(file.is_none());
+        assert_eq!(mode(), Some(0o660));
+        drop(new);
+        assert_eq!(mode(), None);
+        let mut lost = OpeningListeners::new(spares.copies().unwrap());
+        let (of_workers, file) = lost.unix(&unix(&path, 0o600), 1).unwrap();
+        assert_ne!(cookies(&of_workers[0]), all);
+        assert!(file.is_some() && mode() == Some(0o600));
+        drop(file);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -99,6 +99,11 @@ impl Upgrades {
         Arc::clone(&self.failed)
     }
 
+    /// True when another process has taken our place.
+    pub fn have_given_place(&self) -> bool {
+        self.stop.is_succeeded()
+    }
+
     /// True when the process that took our place ended before this one: nobody serves.
     pub fn has_lost_successor(&self) -> bool {
         self.has_lost_successor.load(Ordering::Acquire)

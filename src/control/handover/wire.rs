@@ -133,7 +133,8 @@ fn line(word: &HandoverWord) -> String {
                 Some(ListenPurpose::Admin) => "admin",
                 Some(ListenPurpose::PlainHttp) => "plain_http",
             };
-            format!("sockets {purpose} {} {}", group.asked, group.address)
+            let lent = if group.is_lent { " lent" } else { "" };
+            format!("sockets {purpose} {} {}{lent}", group.asked, group.address)
         }
         HandoverWord::NoMore => "no-more".into(),
         HandoverWord::Ready => "ready".into(),
@@ -168,13 +169,15 @@ fn read_group(text: &str, sockets: Vec<OwnedFd>) -> Option<HandoverWord> {
         _ => return None,
     };
     let (asked, address) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let group = ListenGroup { purpose, asked, address, sockets };
+    let is_lent = words.next() == Some("lent");
+    let group = ListenGroup { purpose, asked, address, sockets, is_lent };
     (!group.sockets.is_empty()).then_some(HandoverWord::Sockets(group))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::plan::ListenPlace;
     use std::net::TcpListener;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -190,21 +193,29 @@ mod tests {
     fn all_listeners_arrive() {
         let (own, other) = ends();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let bound = listener.local_addr().unwrap();
         let count = HANDED_PER_MESSAGE_MAX + 1;
-        let sockets = (0..count).map(|_| listener.try_clone().unwrap().into()).collect();
-        let (purpose, asked) = (Some(ListenPurpose::Metrics), "[::1]:0".parse().unwrap());
-        own.send(&HandoverWord::Sockets(ListenGroup { purpose, asked, address, sockets })).unwrap();
-        own.send(&HandoverWord::NoMore).unwrap();
-        let mut came = 0;
-        while let HandoverWord::Sockets(group) = other.hear(SOON).unwrap().unwrap() {
-            assert_eq!((group.purpose, group.asked, group.address), (purpose, asked, address));
-            for socket in group.sockets {
-                assert_eq!(TcpListener::from(socket).local_addr().unwrap(), address);
-                came += 1;
+        let purpose = Some(ListenPurpose::Metrics);
+        let names = [("[::1]:0", bound.to_string()), ("unix:@a", "unix:/run/ä.sock".into())];
+        for (asked, address) in names {
+            let sockets = (0..count).map(|_| listener.try_clone().unwrap().into()).collect();
+            let [asked, address] = [asked, address.as_str()].map(|name| name.parse().unwrap());
+            let is_lent = matches!(address, ListenPlace::Unix(_));
+            let group = ListenGroup { purpose, asked, address, sockets, is_lent };
+            let (asked, address) = (group.asked.clone(), group.address.clone());
+            own.send(&HandoverWord::Sockets(group)).unwrap();
+            own.send(&HandoverWord::NoMore).unwrap();
+            let mut came = 0;
+            while let HandoverWord::Sockets(group) = other.hear(SOON).unwrap().unwrap() {
+                assert_eq!((group.purpose, group.is_lent), (purpose, is_lent));
+                assert_eq!((&group.asked, &group.address), (&asked, &address));
+                for socket in group.sockets {
+                    assert_eq!(TcpListener::from(socket).local_addr().unwrap(), bound);
+                    came += 1;
+                }
             }
+            assert_eq!(came, count);
         }
-        assert_eq!(came, count);
     }
 
     /// Catches: an end that waits for ever for a process that is gone, or takes what it does not

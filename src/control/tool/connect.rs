@@ -57,7 +57,7 @@ fn tries(plan: &Plan) -> Vec<(String, Try)> {
         let settings = backend.tls.as_ref();
         let config = settings.map(|tls| tls::settings_of(&backend, tls, &mut system_roots));
         let name = format!("backend {} ({})", backend.name, backend.url);
-        let ours = plan.server.listen.clone();
+        let ours = plan.server.addresses();
         tries.push((name, Box::new(move || reach(&backend, config.transpose()?, &ours, LIMIT))));
     }
     for reporter in &plan.usage.reporters {

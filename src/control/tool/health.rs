@@ -1,20 +1,23 @@
 //! `llmproxy health`: asks the gateway that runs with a configuration, at the first address that it
-//! listens on, whether it lives. For whoever looks after containers, where no curl is.
+//! listens on, or else the first Unix socket, whether it lives. For whoever looks after containers,
+//! where no curl is.
 
 use crate::base::certificate::{Verifier, Wanted};
 use crate::base::limits::HEAD_BYTES_MAX;
 use crate::config::cli::{HealthAsk, Printout, FINE, UNUSABLE, WOULD_NOT_START};
 use crate::config::load_file;
 use crate::config::origin::of_this_process;
-use crate::config::plan::Server;
+use crate::config::plan::{ListenerSpeech, Server};
+use crate::control::socket_file;
 use crate::http::head::Parse;
 use crate::http::request::Method;
 use crate::http::response::ResponseHead;
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use socket2::{SockAddr, Socket, Type};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,17 +46,31 @@ fn failed(message: &str) -> Printout {
     Printout { stdout: String::new(), stderr, code: WOULD_NOT_START }
 }
 
-/// What the gateway says at one of the places where it should be found.
+/// What the gateway says at the place where it should be found.
 fn status(server: &Server, path: &str) -> io::Result<u16> {
     let until = Instant::now() + LIMIT;
     let mut result = Err(io::Error::other("it listens nowhere"));
-    for place in server.listen.iter().take(1).flat_map(|address| places(*address)) {
-        result = ask(server, place, path, until);
+    let (places, speech) = first_place(server)?;
+    for place in places {
+        result = ask((server, speech), &place, path, until);
         if result.is_ok() {
             break;
         }
     }
     result
+}
+
+/// The first address, or else the first Unix socket, and what is spoken there.
+fn first_place(server: &Server) -> io::Result<(Vec<SockAddr>, ListenerSpeech)> {
+    let first = |speech: ListenerSpeech| Some((*server.addresses_of(speech).first()?, speech));
+    if let Some((address, speech)) = ListenerSpeech::ALL.into_iter().find_map(first) {
+        return Ok((places(address).into_iter().map(SockAddr::from).collect(), speech));
+    }
+    let unix = server.unix_listeners().next().map(|one| {
+        let place = socket_file::address(&one.listen)?;
+        Ok((vec![place], one.speech()))
+    });
+    unix.unwrap_or_else(|| Ok((Vec::new(), ListenerSpeech::AsServer)))
 }
 
 /// Every address of a machine is its loopback address too.
@@ -77,18 +94,26 @@ fn left(until: Instant) -> io::Result<Duration> {
     }
 }
 
-fn ask(server: &Server, place: SocketAddr, path: &str, until: Instant) -> io::Result<u16> {
-    let socket = TcpStream::connect_timeout(&place, left(until)?)?;
-    let ours = socket.local_addr()?.ip();
+fn ask(
+    (server, speech): (&Server, ListenerSpeech),
+    place: &SockAddr,
+    path: &str,
+    until: Instant,
+) -> io::Result<u16> {
+    let socket = Socket::new(place.domain(), Type::STREAM.cloexec(), None)?;
+    socket.connect_timeout(place, left(until)?)?;
+    let ours = socket.local_addr()?.as_socket().map_or(Ipv4Addr::UNSPECIFIED.into(), |at| at.ip());
     let mut timed = Timed { socket, until };
     // Where we count as a balancer, it waits for what a balancer says first: before a handshake.
     if server.proxy_protocol && server.trusted_proxies.iter().any(|range| range.contains(ours)) {
         timed.write_all(b"PROXY UNKNOWN\r\n")?;
     }
-    match &server.tls {
-        Some(_) => answer(&mut over_tls(timed, place)?, path),
-        None => answer(&mut timed, path),
+    if server.tls.is_none() || speech == ListenerSpeech::Plain {
+        return answer(&mut timed, path);
     }
+    // A Unix socket has no address that could be the name.
+    let name = place.as_socket().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip());
+    answer(&mut over_tls(timed, name)?, path)
 }
 
 /// The status of what is answered.
@@ -111,20 +136,20 @@ fn answer(stream: &mut (impl Read + Write), path: &str) -> io::Result<u16> {
 }
 
 /// Whose certificate it is does not matter: we ask whoever listens at our own address.
-fn over_tls(timed: Timed, place: SocketAddr) -> io::Result<StreamOwned<ClientConnection, Timed>> {
+fn over_tls(timed: Timed, name: IpAddr) -> io::Result<StreamOwned<ClientConnection, Timed>> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
     let anybody = Arc::new(Verifier::new(provider, Wanted::Any));
     let config = builder.dangerous().with_custom_certificate_verifier(anybody);
     let config = Arc::new(config.with_no_client_auth());
-    let session = ClientConnection::new(config, ServerName::from(place.ip()));
+    let session = ClientConnection::new(config, ServerName::from(name));
     Ok(StreamOwned::new(session.map_err(io::Error::other)?, timed))
 }
 
 /// A connection that waits for nothing beyond a moment.
 struct Timed {
-    socket: TcpStream,
+    socket: Socket,
     until: Instant,
 }
 

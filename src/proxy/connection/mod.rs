@@ -35,7 +35,7 @@ use super::upstream::exchange::Exchange;
 use super::whence::Whence;
 use crate::base::fault::Fault;
 use crate::base::panic_point;
-use crate::config::plan::HalfClose;
+use crate::config::plan::{HalfClose, ListenerSpeech};
 use crate::http::response::ResponseHead;
 use crate::rt::patrol::{Gone, Rank};
 use crate::rt::socket::Socket;
@@ -153,7 +153,7 @@ impl Drop for Talk {
 pub fn serve(
     live: Live,
     socket: Socket,
-    peer: IpAddr,
+    (peer, speech): (IpAddr, ListenerSpeech),
     is_guest: bool,
 ) -> Option<impl Future<Output = ()>> {
     let w = live.shared();
@@ -168,7 +168,7 @@ pub fn serve(
     }
     let write_timeout = view.plan.server.write_timeout;
     let client = Box::new(Client { post, write_timeout, inbox: None });
-    let request = Request::new(w.shelf.next_id(), Box::new(Whence::new(peer)));
+    let request = Request::new(w.shelf.next_id(), Box::new(Whence::new(peer, speech)));
     Some(converse(live, client, Box::new(Talk::new(request))))
 }
 
@@ -177,7 +177,8 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     if !hear_source(w, &mut client, &mut talk.notes.request).await {
         return;
     }
-    if let Some(config) = tls_now(w) {
+    let Ok(config) = tls_now(w, talk.notes.request.from.speech()) else { return };
+    if let Some(config) = config {
         // Boxed: it is over before a stream begins.
         if !Box::pin(secure(w, &mut client, &mut talk.notes.request, config)).await {
             return;
@@ -230,9 +231,15 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     }
 }
 
-/// How a handshake goes that begins now, where clients are served over TLS.
-fn tls_now(w: &Shared) -> Option<Arc<ServerConfig>> {
-    w.view().shared.client_tls.as_ref().map(|tls| Arc::clone(&tls.config))
+/// How a handshake goes that begins now; `None`: there is none. `Err`: there must be one, and TLS
+/// is off meanwhile.
+fn tls_now(w: &Shared, speech: ListenerSpeech) -> Result<Option<Arc<ServerConfig>>, ()> {
+    let config = w.view().shared.client_tls.as_ref().map(|tls| Arc::clone(&tls.config));
+    match (speech, config) {
+        (ListenerSpeech::Plain, _) => Ok(None),
+        (ListenerSpeech::Tls, None) => Err(()),
+        (_, config) => Ok(config),
+    }
 }
 
 /// From the head of a request to the head of an engine's answer. `Err`: there is none, and the

@@ -228,7 +228,7 @@ fn head_of(
     let mut head = Buffer::take();
     let body_len = body_len(request, client, asking) as u64;
     // Behind a proxy, what it says goes on, and its own address behind that.
-    let proxy = request.from.trusted_peer().map(|peer| peer.to_string());
+    let proxy = request.from.trusted_peer();
     write::request(
         &mut head,
         &request.head,

@@ -3,6 +3,7 @@
 use super::Worker;
 use crate::base::id::RequestId;
 use crate::base::refusal::Refusal;
+use crate::config::plan::ListenerSpeech;
 use crate::http::head::Version;
 use crate::proxy::answer::{write_refusal, Frame};
 use crate::proxy::connection;
@@ -17,7 +18,7 @@ use std::net::IpAddr;
 
 impl Worker {
     /// Takes in what the accept loop tells.
-    pub(super) fn arrive(&self, arrival: Arrival) {
+    pub(super) fn arrive(&self, arrival: Arrival, speech: ListenerSpeech) {
         let w = &*self.shared;
         if matches!(self.pulse.look(), Look::Asleep(_)) {
             // What comes is measured by the clock, and from now on the watchdog expects us to beat.
@@ -28,7 +29,7 @@ impl Worker {
             w.upstreams.see_departures(&w.patrol);
         }
         match arrival {
-            Arrival::Client(socket, peer) => self.take_in(socket, peer),
+            Arrival::Client(socket, peer) => self.take_in(socket, (peer, speech)),
             Arrival::Exhausted => {
                 w.shelf.meters.borrow_mut().accept_pauses += 1;
                 if w.shelf.may_log("accept_paused") {
@@ -38,7 +39,7 @@ impl Worker {
         }
     }
 
-    fn take_in(&self, socket: Socket, peer: IpAddr) {
+    fn take_in(&self, socket: Socket, (peer, speech): (IpAddr, ListenerSpeech)) {
         let w = &self.shared;
         let (connections, patrol) = (&w.connections, &w.patrol);
         let ended = |rank| patrol.end_for_newcomer(rank);
@@ -56,14 +57,15 @@ impl Worker {
                 meters.connections[1] += 1;
                 *meters.rejected.entry(refusal.code).or_default() += 1;
             }
-            if w.view().shared.client_tls.is_some() {
+            let is_plain = speech == ListenerSpeech::Plain;
+            if !is_plain && w.view().shared.client_tls.is_some() || speech == ListenerSpeech::Tls {
                 // Words would have to wait for a handshake.
                 return;
             }
             return turn_away(&socket, w.shelf.next_id(), &refusal);
         }
         w.shelf.meters.borrow_mut().connections[0] += 1;
-        match connection::serve(w.enter_live(), socket, peer, !has_room) {
+        match connection::serve(w.enter_live(), socket, (peer, speech), !has_room) {
             // Boxed: an async block around a future by value would double it.
             Some(serving) => w.spawn_guarded(Box::pin(serving)),
             // Out of memory or epoll watches; the client sees a closed connection.

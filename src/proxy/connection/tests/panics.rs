@@ -247,7 +247,8 @@ async fn served(
         }
     });
     let (socket, client) = client(scene, seen);
-    let serving = serve(w.enter_live(), socket, [192, 0, 2, 7].into(), false).unwrap();
+    let peer = ([192, 0, 2, 7].into(), ListenerSpeech::AsServer);
+    let serving = serve(w.enter_live(), socket, peer, false).unwrap();
     panic_point::arm(scene.place, 0);
     let is_well = guarded(Box::pin(serving)).await;
     // What is settled late is settled by a task of its own.
