@@ -73,6 +73,21 @@ fn is_local(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    /// Catches: a backend at our own Unix socket that nobody warns of.
+    #[test]
+    fn our_own_unix_socket_is_known() {
+        let led_back = |url: &str| {
+            let yaml = format!(
+                "server: {{listeners: [{{listen: 'unix:/run/a.sock'}}]}}\nbackends: [{{url: '{url}'}}]"
+            );
+            let loaded = crate::config::load_text("a.yaml", &yaml, &|_| None).unwrap();
+            by_url(&loaded.plan)
+        };
+        let told = led_back("unix:/run/a.sock");
+        assert!(told.len() == 1 && told[0].ends_with("listens on unix:/run/a.sock"), "{told:?}");
+        assert!(led_back("unix:/run/b.sock").is_empty());
+    }
+
     #[test]
     fn who_listens_everywhere_is_met_at_each_local_address() {
         let same = |own: &str, target: &str| {

@@ -27,6 +27,7 @@ ELSEWHERE = [
      r"|llmproxy check /etc/",
      "tests/deploy: a bare Debian with systemd"),
     (r"docker |helm ", "tests/deploy: the steps of the image, the rendered chart"),
+    (r"curl --unix-socket ", "tests/e2e/listeners.rs"),
     (r"curl .*\"model\": \"demo\"", "wants the engine of deploy/compose"),
 ]
 # Their commands are run in a session.

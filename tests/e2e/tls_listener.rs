@@ -3,6 +3,7 @@
 
 use crate::harness::message::Ended;
 use crate::harness::metrics::Metrics;
+use crate::harness::process::{program, run};
 use crate::harness::scratch::Scratch;
 use crate::harness::stream::Stream;
 use crate::harness::tls::{Authority, Pki};
@@ -14,6 +15,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn secured(pki: &Pki, config: Config, more: &str) -> Proxy {
     let mut proxy = config.server(pki.server_line(more)).start();
@@ -358,5 +360,28 @@ fn the_header_of_a_balancer_comes_before_the_handshake() {
         });
         let line = text.lines().find(|line| line.contains(name)).unwrap();
         assert!(line.contains("192.0.2.7"), "{line}");
+    }
+}
+
+/// Catches: a generator of load that measures something else over TLS than what was sent: answers
+/// that it does not read to their end, large ones above all, and connections that it does not keep.
+#[test]
+fn the_load_of_the_benchmarks_passes() {
+    let pki = Pki::new();
+    let (_engine, proxy) = before_engine(&pki, "");
+    let target = format!("https://{}", proxy.addr());
+    let common = ["--target", target.as_str(), "--json", "-", "--verify", "--connections", "4"];
+    let kinds: [&[&str]; 3] = [
+        &["--requests", "200", "--prompt-bytes", "204800"],
+        &["--requests", "40", "--stream", "--tokens", "20", "--gap-ms", "2"],
+        &["--requests", "20", "--path", "/v1/embeddings", "--answer-bytes", "1048576"],
+    ];
+    for more in kinds {
+        let args = [&common, more].concat();
+        let ran = run(&program("loadgen"), &args, Duration::from_secs(60));
+        assert_eq!(ran.code, Some(0), "{more:?}: {}\n{}", ran.stdout, ran.stderr);
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(report["requests"].to_string(), more[1], "{report}");
+        assert!(report["errors"] == 0 && report["connects"] == 4, "{report}");
     }
 }

@@ -27,6 +27,7 @@ fn the_example_starts_and_is_nothing_but_defaults() {
 /// The same file without any key that has a default.
 pub const BARE: &str = r#"
 server:
+  listen: ':8000'
   listeners: [{listen: ':8443', tls: true}, {listen: 'unix:/run/llmproxy/clients.sock'}]
   pid_file: /run/llmproxy/llmproxy.pid
   cors: {enabled: true}

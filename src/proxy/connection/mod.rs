@@ -177,8 +177,10 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     if !hear_source(w, &mut client, &mut talk.notes.request).await {
         return;
     }
-    let Ok(config) = tls_now(w, talk.notes.request.from.speech()) else { return };
-    if let Some(config) = config {
+    if lacks_tls(w, talk.notes.request.from.speech()) {
+        return;
+    }
+    if let Some(config) = tls_now(w, talk.notes.request.from.speech()) {
         // Boxed: it is over before a stream begins.
         if !Box::pin(secure(w, &mut client, &mut talk.notes.request, config)).await {
             return;
@@ -231,15 +233,16 @@ async fn converse(live: Live, mut client: Box<Client>, mut talk: Box<Talk>) {
     }
 }
 
-/// How a handshake goes that begins now; `None`: there is none. `Err`: there must be one, and TLS
-/// is off meanwhile.
-fn tls_now(w: &Shared, speech: ListenerSpeech) -> Result<Option<Arc<ServerConfig>>, ()> {
-    let config = w.view().shared.client_tls.as_ref().map(|tls| Arc::clone(&tls.config));
-    match (speech, config) {
-        (ListenerSpeech::Plain, _) => Ok(None),
-        (ListenerSpeech::Tls, None) => Err(()),
-        (_, config) => Ok(config),
-    }
+/// How a handshake goes that begins now, where clients are served over TLS.
+fn tls_now(w: &Shared, speech: ListenerSpeech) -> Option<Arc<ServerConfig>> {
+    let view = w.view();
+    let tls = view.shared.client_tls.as_ref().filter(|_| speech != ListenerSpeech::Plain);
+    tls.map(|tls| Arc::clone(&tls.config))
+}
+
+/// True where there must be a handshake, and TLS is off meanwhile.
+fn lacks_tls(w: &Shared, speech: ListenerSpeech) -> bool {
+    speech == ListenerSpeech::Tls && w.view().shared.client_tls.is_none()
 }
 
 /// From the head of a request to the head of an engine's answer. `Err`: there is none, and the
