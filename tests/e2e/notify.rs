@@ -124,8 +124,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 ";
 
 /// Catches: a Unix socket of the manager that is in use because the manager has it, whose file is
-/// changed or taken away at the end, though the manager has those who come meanwhile wait there; one
-/// that an upgrade takes for its own.
+/// changed or taken away at the end, though those who come meanwhile are to wait there; one that an
+/// upgrade takes for its own.
 #[test]
 fn unix_sockets_of_a_service_manager_stay_its_own() {
     let (backend, scratch) = (Backend::answering(OK), Scratch::new());

@@ -93,8 +93,8 @@ impl IpRange {
     }
 
     /// True when the address lies in the range. An IPv4 address in IPv6 form (`::ffff:10.0.0.1`,
-    /// what a dual-stack listener reports) counts as IPv4. Who comes by a Unix socket has no address,
-    /// and is in no range but `unix:`.
+    /// what a dual-stack listener reports) counts as IPv4. Who comes by a Unix socket has no
+    /// address, and is in no range but `unix:`.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         if address == Ipv4Addr::UNSPECIFIED || self.is_unix() {

@@ -153,8 +153,8 @@ impl OpeningListeners {
         Spares(Mutex::new(self.open))
     }
 
-    /// Listens at a Unix socket, all workers at one. Gives their listeners, and its file, which goes
-    /// away with it: where it was handed over, only if the caller says so.
+    /// Listens at a Unix socket, all workers at one. Gives their listeners, and its file, which
+    /// goes away with it: where it was handed over, only if the caller says so.
     ///
     /// # Errors
     /// A line for a person.
@@ -359,7 +359,7 @@ mod tests {
 
     /// Catches: a Unix socket that is made anew though it was handed over, whose file goes with a
     /// successor that does not serve in the end, whose mode stays that of an old configuration; the
-    /// file of a service manager that is changed or taken away; a socket that nobody finds any more.
+    /// file of a service manager that is changed or taken away; a socket that nobody finds.
     #[test]
     fn unix_sockets_are_handed_over_with_their_files() {
         let folder = format!("llmproxy-handed-{}", std::process::id());
