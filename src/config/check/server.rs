@@ -110,7 +110,10 @@ fn defaults() -> Server {
 /// One address, or a list of them. `[::]` and `0.0.0.0` of one port go together: as one, they are
 /// every address.
 fn listen(s: &mut Section) -> Option<Vec<SocketAddr>> {
-    let addresses = s.list("listen", value::listen)?;
+    let addresses = s.list("listen", |text| match text.starts_with("unix:") {
+        true => Err(format!("{} belongs into server.listeners", value::quoted(text))),
+        false => value::listen(text),
+    })?;
     if addresses.is_empty() && !s.desk.has_errors() {
         s.error("listen", "must name at least one address, such as :8000");
     }
