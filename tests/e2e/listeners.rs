@@ -120,11 +120,12 @@ fn a_unix_socket_is_ours_while_we_run() {
 #[test]
 fn a_unix_socket_may_be_the_only_place() {
     let (backend, scratch) = (Backend::answering(OK), Scratch::new());
-    let path = scratch.file("llm.sock");
-    for more in ["", "trusted_proxies: [\"unix:\"], proxy_protocol: true, "] {
+    let (path, pki) = (scratch.file("llm.sock"), Pki::new());
+    let balancer = "trusted_proxies: [\"unix:\"]\n  proxy_protocol: true";
+    for (more, tls) in [("", false), (balancer, false), (pki.server_line("").as_str(), true)] {
         let yaml = format!(
-            "server: {{workers: 1, cpu_affinity: \"off\", {more}listeners: [{{listen: \
-             \"unix:{}\"}}]}}\nbackends: [{{url: \"{}\"}}]\n\
+            "server:\n  workers: 1\n  cpu_affinity: \"off\"\n  listeners: [{{listen: \
+             \"unix:{}\", tls: {tls}}}]\n  {more}\nbackends: [{{url: \"{}\"}}]\n\
              log: {{format: json, output: stdout}}\n",
             path.display(),
             backend.url()
@@ -136,11 +137,13 @@ fn a_unix_socket_may_be_the_only_place() {
         process.await_line(SOON, |line| line.contains("\"listening\"").then_some(()));
         let ran = health();
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "/health: ok\n"), "{ran:?}");
-        let mut conn = Conn::open(path.as_path());
-        if !more.is_empty() {
-            conn.send("PROXY UNKNOWN\r\n");
+        if !tls {
+            let mut conn = Conn::open(path.as_path());
+            if more == balancer {
+                conn.send("PROXY UNKNOWN\r\n");
+            }
+            assert_eq!(conn.post(CHATS, "", CHAT).status(), 200);
         }
-        assert_eq!(conn.post(CHATS, "", CHAT).status(), 200);
         process.signal(Signal::TERM);
         assert_eq!(process.wait(SOON).code(), Some(0));
         let ran = health();
