@@ -2,6 +2,7 @@
 //! logged. Settling cannot fail and happens exactly once.
 
 mod charge;
+mod event;
 
 use super::client::Client;
 use super::pass::Pass;
@@ -9,7 +10,6 @@ use super::receive::Request;
 use super::relay::tap::Tap;
 use super::relay::Relayed;
 use super::repute;
-use super::shelf::Shelf;
 use super::takings::Takings;
 use super::trace::TraceNotes;
 use super::upstream::pool::{InFlight, LocalMember};
@@ -234,7 +234,7 @@ fn tell(pass: &Pass, (request, tap, story): (&Request, &Tap, &Story), times: Tim
         count(pass, (request, tap), story, times);
     }
     if !matches!(story.ending, Ending::Complete) {
-        log(&w.shelf, request, story);
+        event::log(pass, request, story);
     }
     if let Some(access) = &w.access {
         let record = record_of(pass, (request, tap, story), times, sent).to_record();
@@ -280,44 +280,6 @@ fn ended(tap: &Tap, story: &Story) -> Option<Instant> {
     let whole = story.outcome.is_some_and(|outcome| outcome.fault.is_none());
     let is_past = story.is_closed || story.is_past || (story.has_length && whole);
     tap.last_byte().filter(|_| is_past)
-}
-
-/// What failed stands in the log, by the name that the client, the record and the metrics give it.
-fn log(shelf: &Shelf, request: &Request, story: &Story) {
-    let id = || request.unique_id.as_str();
-    match story.ending {
-        Ending::Complete => {}
-        Ending::Underway => {
-            tracing::error!(request_id = id(), "it is not known how a request ended: report this");
-        }
-        // A deadline that passed is news, what a client got wrong is not.
-        Ending::Refused(code) if story.status == 408 => {
-            if shelf.may_log(code) {
-                tracing::info!(code, request_id = id(), "request timed out");
-            }
-        }
-        Ending::Refused(code) => tracing::debug!(code, request_id = id(), "request refused"),
-        Ending::Fault(fault) => {
-            let code = fault.code();
-            let backend = story.backend.as_ref().map(|backend| &*backend.name);
-            match fault.side() {
-                _ if fault == Fault::QuotaExhausted => {
-                    tracing::debug!(code, backend, request_id = id(), "stream cut by its quota");
-                }
-                Side::Client if !fault.is_timeout() => {
-                    tracing::debug!(code, backend, request_id = id(), "request ended early");
-                }
-                _ if !shelf.may_log(code) => {}
-                Side::Client => {
-                    tracing::info!(code, backend, request_id = id(), "request timed out");
-                }
-                _ => {
-                    let detail = fault.detail();
-                    tracing::warn!(code, detail, backend, request_id = id(), "request failed");
-                }
-            }
-        }
-    }
 }
 
 #[derive(Clone, Copy, Default)]

@@ -71,3 +71,35 @@ fn every_refusal_of_a_known_key_says_whose_it_was() {
     }
     assert_eq!(backend.requests().len(), 1);
 }
+
+/// Catches: an event of a request that does not say whose it was, or says it by the key; one that
+/// names who came before on the connection.
+#[test]
+fn events_of_requests_say_whose_they_were() {
+    const KEY: &str = "sk-event-0123456789";
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Config::new()
+        .backend(format!("http://{gone}"), "name: gone")
+        .section(format!("api_keys: [{{key: {KEY}, user_id: ann, allowed_models: [m]}}]"))
+        .section("log: {level: debug, format: json, output: stdout}")
+        .start();
+    let mut conn = proxy.connect();
+    let shown = format!("Authorization: Bearer {KEY}\r\n");
+    conn.post(CHATS, &shown, CHAT).assert_refused(502, "connect_failed");
+    let other = CHAT.replacen("\"m\"", "\"other\"", 1);
+    conn.post(CHATS, &shown, &other).assert_refused(403, "model_not_allowed");
+    conn.post(CHATS, "", CHAT).assert_refused(401, "missing_api_key");
+    let told = |code: &str| {
+        let event = proxy.await_event(code, |e| e["code"] == code && e["request_id"].is_string());
+        ["message", "user_id", "key_id"].map(|name| event[name].clone())
+    };
+    let digest = digest(&SHA256, KEY.as_bytes());
+    let id: String = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    for (code, message) in
+        [("connect_failed", "request failed"), ("model_not_allowed", "request refused")]
+    {
+        assert_eq!(told(code), [json!(message), json!("ann"), json!(id)]);
+    }
+    assert_eq!(told("missing_api_key"), [json!("request refused"), Value::Null, Value::Null]);
+    assert!(proxy.events().iter().all(|event| !event.to_string().contains(KEY)));
+}
