@@ -7,7 +7,7 @@ use crate::rig::{CHAT, CHATS, OK};
 use ring::digest::{digest, SHA256};
 use serde_json::{json, Value};
 
-/// What is said of each key beside `user_id`, which is its text; the status that a request with it
+/// What is said of each key beside `user_id`, which is the end of its text; the status that a request with it
 /// has, and the code of its refusal.
 const REFUSED: &[(&str, &str, u16, &str)] = &[
     ("sk-off", "status: disabled", 403, "key_disabled"),
@@ -23,6 +23,10 @@ const REFUSED: &[(&str, &str, u16, &str)] = &[
     ("sk-limit", "rate_limit: 1", 429, "rate_limit_exceeded"),
 ];
 
+fn user_of(key: &str) -> &str {
+    key.trim_start_matches("sk-")
+}
+
 /// Catches: a refusal of a known key, by whichever rule, whose line does not say whose it was;
 /// one that names who came before on the connection; an unknown key that is somebody's.
 #[test]
@@ -31,7 +35,8 @@ fn every_refusal_of_a_known_key_says_whose_it_was() {
     let file = scratch.file("access.log");
     let keys: String = REFUSED
         .iter()
-        .map(|(key, rule, ..)| format!("\n  - {{key: {key}, user_id: {key}, name: n, {rule}}}"))
+        .map(|(key, rule, ..)| (key, user_of(key), rule))
+        .map(|(key, user, rule)| format!("\n  - {{key: {key}, user_id: {user}, name: n, {rule}}}"))
         .collect();
     let proxy = Config::backend_at(backend.url())
         .section(format!("api_keys:{keys}"))
@@ -60,9 +65,9 @@ fn every_refusal_of_a_known_key_says_whose_it_was() {
     };
     let told =
         |line: &Value| ["error", "user_id", "key_name", "key_id"].map(|name| line[name].clone());
-    assert_eq!(told(&lines[0])[1], "sk-limit");
+    assert_eq!(told(&lines[0])[1], "limit");
     for ((key, _, _, code), line) in REFUSED.iter().zip(&lines[1..]) {
-        assert_eq!(told(line), [json!(code), json!(key), json!("n"), json!(id_of(key))]);
+        assert_eq!(told(line), [json!(code), json!(user_of(key)), json!("n"), json!(id_of(key))]);
     }
     for (line, code) in
         lines[REFUSED.len() + 1..].iter().zip(["invalid_api_key", "missing_api_key"])
