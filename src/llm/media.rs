@@ -17,10 +17,10 @@ pub struct Media {
     pub bytes: u64,
 }
 
-/// The media of a JSON body: `"url": "data:…"` of OpenAI's parts, and `"data": "…"` of its
-/// recordings and of Anthropic's sources. Both are names of members, which nobody can write into a
-/// text: a quote has a backslash there. What has a blank or a backslash in it is text, and counted
-/// as such.
+/// The media of a JSON body: `"url": "data:…"` of OpenAI's parts, `"data": "…"` of its recordings
+/// and of Anthropic's sources, and `"images": ["…"]` of Ollama's messages. All are names of members,
+/// which nobody can write into a text: a quote has a backslash there. What has a blank or a
+/// backslash in it is text, and counted as such.
 pub fn media_in(body: &[u8]) -> Media {
     let mut found = Media::default();
     if body.len() < BODY_BYTES_MIN {
@@ -46,7 +46,31 @@ pub fn media_in(body: &[u8]) -> Media {
             from = body.len() - value.len() + len + 1;
         }
     }
+    add_lists(body, seen.len(), &mut found);
     found
+}
+
+/// The pictures of all lists of them that begin within so many bytes.
+fn add_lists(body: &[u8], seen: usize, found: &mut Media) {
+    let finder = memmem::Finder::new(b"\"images\"");
+    let mut from = 0;
+    while let Some(at) = body.get(from..seen).and_then(|rest| finder.find(rest)) {
+        from += at + b"\"images\"".len();
+        let behind = body.get(from..).unwrap_or_default().trim_ascii_start();
+        let list = behind.strip_prefix(b":").map(<[u8]>::trim_ascii_start);
+        let mut list = list.and_then(|list| list.strip_prefix(b"[")).unwrap_or_default();
+        while let Some(value) = list.trim_ascii_start().strip_prefix(b"\"") {
+            let end = memchr3(b'"', b'\\', b' ', value);
+            let Some(len) = end.filter(|end| value.get(*end) == Some(&b'"')) else { break };
+            found.items += 1;
+            found.bytes += len as u64;
+            let behind = value.get(len + 1..).unwrap_or_default();
+            // Behind its last quote.
+            from = body.len() - behind.len();
+            let Some(next) = behind.trim_ascii_start().strip_prefix(b",") else { break };
+            list = next;
+        }
+    }
 }
 
 /// Whether what follows is the value of a member `url`.
@@ -84,7 +108,10 @@ mod tests {
         assert_eq!(of(&spaced), (1, 4000 + 22));
         let audio = format!(r#"{{"input_audio":{{"data": "{data}","format":"wav"}}}}"#);
         assert_eq!(of(&audio), (1, 4000));
-        assert_eq!(of(&[url, spaced, audio].concat()), (3, 3 * 4000 + 2 * 22));
+        let listed = format!("{{\"images\": [ \"{data}\",\n\"{data}\" ], \"content\": \"a\"}}");
+        assert_eq!(of(&listed), (2, 2 * 4000));
+        let all = [url, spaced, audio, listed].concat();
+        assert_eq!(of(&all), (5, 5 * 4000 + 2 * 22));
     }
 
     /// Catches: a prompt that is told as a picture, and costs nothing.
@@ -101,6 +128,11 @@ mod tests {
             format!(r#"{{"database":"{data}"}}"#),
             format!(r#"{{"data":{{"a":"{data}"}}}}"#),
             format!(r#"{{"data":"{data}"#),
+            format!(r#"{{"content":"say \"images\":[\"{data}\"]"}}"#),
+            format!(r#"{{"images":["{words}"]}}"#),
+            format!(r#"{{"images":"{data}"}}"#),
+            format!(r#"{{"images":[{{"a":"{data}"}}]}}"#),
+            format!(r#"{{"images":["{data}"#),
             format!(r#"{{"curl":"data:{data}","url":1}}"#),
         ] {
             assert_eq!(of(&text), (0, 0), "{text}");
@@ -116,6 +148,8 @@ mod tests {
                 prop_oneof![
                     Just("\"data\":\"".to_owned()),
                     Just("\"url\":\"data:".to_owned()),
+                    Just("\"images\":[\"".to_owned()),
+                    Just("\",\"".to_owned()),
                     Just("\"".to_owned()),
                     "[a-z\\\\ :]{0,20}",
                     (0..900_usize).prop_map(base64),
@@ -126,7 +160,7 @@ mod tests {
             let body = pieces.concat();
             let media = media_in(body.as_bytes());
             prop_assert!(media.bytes <= body.len() as u64);
-            prop_assert!(media.items <= 30);
+            prop_assert!(media.items <= 60);
         }
     }
 }
