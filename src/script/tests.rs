@@ -1,6 +1,6 @@
 use super::*;
 use serde_json::{json, Map, Value};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod hostile;
 mod texts;
@@ -270,21 +270,24 @@ fn nothing_leads_out() {
     assert!(allows("return select('#', ...) == 1"));
 }
 
-/// What a run costs: printed, and no more than a generous bound that only a fault exceeds.
+/// What a run costs: printed, and no more than a generous bound that only a fault exceeds. It is
+/// processor time of this thread, and the least of several: the machine may be busy.
 #[test]
 fn a_run_costs_little() {
     let vm = Vm::new(&[text(BALANCE)]).unwrap();
     let (data, metadata) = (json!({"balance": "3", "name": "n", "user_id": "u"}), Map::new());
-    let runs = 20_000;
+    let runs = 4_000;
     let mut times = Vec::new();
     for _ in 0..5 {
-        let begun = Instant::now();
+        let begun = hostile::cpu();
         for _ in 0..runs {
             assert!(vm.decide(0, &input(&data, &metadata), &mut |_| {}).is_ok());
         }
-        times.push(begun.elapsed() / runs);
+        times.push((hostile::cpu() - begun) / runs);
     }
-    println!("a run: {:?} of {times:?}", times.iter().min());
+    let least = times.iter().min().copied().unwrap();
+    println!("a run: {least:?} of {times:?}");
+    assert!(least < Duration::from_micros(250), "{times:?}");
 }
 
 /// Catches: a number that is read for longer than a run may take, a number that is not read any

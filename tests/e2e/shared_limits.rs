@@ -2,6 +2,7 @@
 //! by whoever does not use them, and what becomes of requests while Redis is not there.
 
 use crate::clients::is_there;
+use crate::harness::between::{Between, Passing};
 use crate::harness::proxy::llmproxy;
 use crate::harness::{await_until, Backend, Config, Conn, Engine, Proxy, Redis, SOON};
 use crate::rig::{rejected, CHAT, CHATS, OK, STREAM};
@@ -9,7 +10,7 @@ use rustix::process::Signal;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Long enough for a busy machine: a server that seems to be gone would not hold the limits.
 const PATIENT: &str = "dial_timeout: 20s, read_timeout: 20s, write_timeout: 20s";
@@ -17,8 +18,12 @@ const PATIENT: &str = "dial_timeout: 20s, read_timeout: 20s, write_timeout: 20s"
 const HASTY: &str = "dial_timeout: 300ms, read_timeout: 300ms, write_timeout: 300ms";
 const KEY: &str = "Authorization: Bearer a\r\n";
 
-fn config(url: &str, server: &Redis, (timeouts, limits): (&str, &str)) -> Config {
-    let addr = server.addr();
+fn config(url: &str, server: &Redis, terms: (&str, &str)) -> Config {
+    config_at(url, &server.addr().to_string(), terms)
+}
+
+/// With a server at this address.
+fn config_at(url: &str, addr: &str, (timeouts, limits): (&str, &str)) -> Config {
     let shared = format!("storage: redis, redis: {{addr: '{addr}', {timeouts}}}, {limits}");
     let config = Config::backend_at(url).server("workers: 2");
     config.section(format!("rate_limit: {{{shared}}}"))
@@ -272,6 +277,50 @@ fn in_an_outage_each_gateway_holds_its_own_limits() {
     });
     redis::cmd("REPLICAOF").arg(&["NO", "ONE"]).exec(&mut client).unwrap();
     await_until("the outage is over", SOON, || is_up(&proxy));
+}
+
+/// Catches: a limit that is not held while each answer is late; a server that is too late, or that
+/// reads its file, and is taken for one that lends, or for good.
+#[test]
+fn a_server_that_is_slow_holds_limits_and_one_that_loads_does_not() {
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let (server, backend) = (Redis::start(), Backend::answering(OK));
+    let between = Between::before(server.addr());
+    let addr = between.addr().to_string();
+    between.set(Passing::Late(Duration::from_millis(20)));
+    let begun = Instant::now();
+    let limit = "per_key: {requests_per_minute: 12}";
+    let slow = [(); 2].map(|()| config_at(&backend.url(), &addr, (PATIENT, limit)).start());
+    let mut passed = 0;
+    for proxy in slow.iter().cycle() {
+        match status(proxy) {
+            200 => passed += 1,
+            other => {
+                assert_eq!(other, 429);
+                break;
+            }
+        }
+    }
+    // One flows in every five seconds, however long this took.
+    let most = 12 + begun.elapsed().as_secs() / 5 + 1;
+    assert!((12..=most).contains(&passed), "{passed} of {most}");
+    assert!(slow.iter().all(is_up), "it is late, not gone");
+    let terms = (HASTY, "on_error: local, per_key: {requests_per_minute: 600}");
+    between.set(Passing::AtOnce);
+    let proxy = config_at(&backend.url(), &addr, terms).start();
+    await_until("it is used", SOON, || status(&proxy) == 200 && is_up(&proxy));
+    for fault in [Passing::Late(Duration::from_secs(1)), Passing::Loading] {
+        between.set(fault);
+        await_until(&format!("{fault:?} is an outage"), SOON, || {
+            assert_eq!(status(&proxy), 200, "its own limit counts");
+            !is_up(&proxy)
+        });
+        between.set(Passing::AtOnce);
+        await_until(&format!("{fault:?} is over"), SOON, || is_up(&proxy));
+        assert_eq!(status(&proxy), 200);
+    }
 }
 
 /// Catches: somebody who is served though nobody knows whether they may be, and a refusal that

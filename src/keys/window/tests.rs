@@ -2,8 +2,19 @@ use super::*;
 use proptest::prelude::*;
 use ResetPeriod::{Daily, Monthly, Never, Weekly};
 
+/// UTC where this machine has no zones, which is an error where all tests are run.
 fn zone(name: &str) -> TimeZone {
-    TimeZone::get(name).unwrap_or(TimeZone::UTC)
+    let found = TimeZone::get(name);
+    let is_whole_run = std::env::var_os("LLMPROXY_TEST_CLIENTS").is_some();
+    assert!(found.is_ok() || !is_whole_run, "{name}: the package tzdata is missing");
+    found.unwrap_or(TimeZone::UTC)
+}
+
+/// Cases of a property: more where all tests are run; `PROPTEST_CASES` asks for others.
+fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    let is_whole_run = std::env::var_os("LLMPROXY_TEST_CLIENTS").is_some();
+    asked.unwrap_or(if is_whole_run { 100_000 } else { 2_000 })
 }
 
 fn ms(text: &str) -> i64 {
@@ -58,7 +69,7 @@ fn days_follow_the_clocks_of_their_zone() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     /// Catches: periods that overlap, leave a gap, or go backwards; a moment outside its own.
     #[test]

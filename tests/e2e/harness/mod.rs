@@ -6,6 +6,7 @@
 
 pub mod acme;
 pub mod backend;
+pub mod between;
 pub mod client;
 pub mod config;
 pub mod dns;
