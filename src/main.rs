@@ -165,7 +165,8 @@ fn listen(plan: &Plan, groups: Vec<ListenGroup>, is_successor: bool) -> Result<F
     }
     let metrics = plan.metrics.as_ref().and_then(|metrics| metrics.listen);
     let metrics = opening.own(metrics, ListenPurpose::Metrics)?;
-    let api = opening.own(plan.admin.as_ref().map(|admin| admin.listen), ListenPurpose::Admin)?;
+    let api = opening
+        .own(plan.admin.as_ref().and_then(|admin| admin.listen.own()), ListenPurpose::Admin)?;
     let acme = plan.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
     let plain = acme.and_then(|acme| acme.http_listen);
     let plain = opening.own(plain, ListenPurpose::PlainHttp)?;
@@ -361,6 +362,7 @@ fn start_workers(
             stop: Arc::clone(stop),
             mailbox,
             pages: control.pages.clone(),
+            admin_desk: control.admin_desk.clone(),
             models: control.models.clone(),
             pulse: Arc::clone(pulse),
             budget: Arc::clone(&control.budget),

@@ -207,6 +207,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         stop,
         mailbox: control.mailboxes.pop().unwrap(),
         pages: control.pages.clone(),
+        admin_desk: control.admin_desk.clone(),
         models: control.models.clone(),
         pulse: control.pulses.remove(0),
         budget: Arc::clone(&control.budget),

@@ -3,52 +3,28 @@
 
 use super::reload::Reloads;
 use super::supervisor::Event;
-use crate::base::limits::{ADMIN_BODY_BYTES_MAX, ADMIN_WAITING_MAX, BUFFER_BYTES, HEAD_BYTES_MAX};
+use crate::base::limits::{ADMIN_BODY_BYTES_MAX, BUFFER_BYTES, HEAD_BYTES_MAX};
 use crate::base::refusal::Refusal;
 use crate::http::chunked::{ChunkDecoder, Piece};
 use crate::http::framing::Framing;
-use crate::http::request::{Method, RequestHead};
+use crate::http::request::RequestHead;
 use crate::rt::patrol::{Alarm, Post};
 use crate::state::board::Board;
 use crate::state::scrape::AskPage;
-use crossbeam_channel::{bounded, Receiver, Sender};
+use crossbeam_channel::Sender;
 use futures_channel::oneshot;
 use serde_json::{json, Value};
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+mod gate;
 mod guard;
-mod numbers;
+pub use crate::state::admin_desk::{
+    AdminAnswer, AdminNumbers, AdminQuestion, AdminRequest, AdminResult,
+};
+pub use gate::open as open_gate;
 pub use guard::Guard;
-pub use numbers::{AdminNumbers, AdminResult};
-
-/// A request whose sender may ask. It may hold a key: it has no `Debug`.
-pub struct AdminRequest {
-    /// Its method.
-    pub method: Method,
-    /// The path as it was sent, without the query.
-    pub path: String,
-    /// The query, without its `?`.
-    pub query: String,
-    /// All of its body.
-    pub body: Vec<u8>,
-    /// False where `admin.read_only` holds.
-    pub may_change: bool,
-}
-
-/// An answer. It may hold a key: it has no `Debug`.
-#[derive(Clone)]
-pub struct AdminAnswer {
-    /// Status code.
-    pub status: u16,
-    /// Content-Type.
-    pub content_type: &'static str,
-    /// Further fields.
-    pub fields: Vec<(&'static str, String)>,
-    /// The body.
-    pub body: Arc<[u8]>,
-}
 
 /// Content-Type of nearly all answers.
 pub const JSON: &str = "application/json";
@@ -100,14 +76,6 @@ impl Gateway {
     }
 }
 
-/// A request, and where its answer goes.
-pub type AdminQuestion = (AdminRequest, oneshot::Sender<AdminAnswer>);
-
-/// Where requests are put for the threads that answer them, and where these take them.
-pub fn questions() -> (Sender<AdminQuestion>, Receiver<AdminQuestion>) {
-    bounded(ADMIN_WAITING_MAX)
-}
-
 /// The way from a listener to those who answer.
 pub struct ApiDoor {
     /// Who answers.
@@ -146,7 +114,7 @@ impl ApiDoor {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let query = text(head.query.of(bytes));
         let mut request = AdminRequest {
-            method: head.method,
+            method: head.method.as_str(),
             path: text(head.path(bytes)),
             query: query.strip_prefix('?').unwrap_or_default().to_owned(),
             body: Vec::new(),

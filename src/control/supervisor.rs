@@ -4,7 +4,7 @@
 use super::acme::{self, AcmeRun};
 use super::admin::{self, Door, SocketKeeper};
 use super::admin_api;
-use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor, Gateway, Guard};
+use super::admin_door::{open_gate, AdminNumbers, AdminQuestion, ApiDoor, Gateway, Guard};
 use super::delivery::{self, Delivery};
 use super::discovery::FindersInUse;
 use super::engine_load::LoadReaders;
@@ -18,10 +18,11 @@ use super::resolve::Resolver;
 use super::traces::SpanExporter;
 use super::{access, counters, keys, models, page, scripts, shared_limits, tls, traces};
 use crate::base::limits::METRICS_PAGES_WAITING_MAX;
-use crate::config::plan::Plan;
+use crate::config::plan::{AdminListen, Plan};
 use crate::rt::budget::Budget;
 use crate::rt::patrol::Patrol;
 use crate::rt::ring::Ring;
+use crate::state::admin_desk::AdminDesk;
 use crate::state::ask;
 use crate::state::board::{Board, View};
 use crate::state::model_list::AskModels;
@@ -132,6 +133,8 @@ pub struct Control {
     pub board: Arc<Board>,
     /// Where the metrics page is asked for.
     pub pages: AskPage,
+    /// Where workers ask the admin API, if it is on the listeners of the clients.
+    pub admin_desk: Option<AdminDesk>,
     /// Where the list of models is asked for.
     pub models: AskModels,
     /// A mailbox for each worker.
@@ -238,7 +241,7 @@ pub fn start(
     };
     page::start(page_questions, collect).map_err(thread_error)?;
     let home = delivery.as_ref().and_then(Delivery::home);
-    let (control_pulse, admin) =
+    let (control_pulse, admin, admin_desk) =
         start_pages(&board, stop, (doors, home), (pages.clone(), gateway))?;
     board.calls(pulses.iter().cloned().chain([control_pulse]).collect());
     // Not an error when it takes longer: names that come later are used when they come.
@@ -249,6 +252,7 @@ pub fn start(
         resolver,
         finders,
         pages,
+        admin_desk,
         mailboxes,
         budget,
         pulses,
@@ -308,17 +312,33 @@ fn start_pages(
     stop: &Arc<Stop>,
     (doors, home): (ControlDoors, Option<&Path>),
     (pages, gateway): (AskPage, Gateway),
-) -> Result<(Arc<Pulse>, Option<SocketKeeper>), String> {
+) -> Result<(Arc<Pulse>, Option<SocketKeeper>, Option<AdminDesk>), String> {
     let view = board.view();
     let numbers = Arc::clone(&gateway.numbers);
     let questions = admin_api::start(&view.plan, gateway)?;
+    let admin_desk = questions.as_ref().and_then(|all| open_desk(board, &numbers, all)).transpose();
+    let admin_desk = admin_desk.map_err(thread_error)?;
     let ControlDoors { metrics, api, plain: _, replaces_socket } = doors;
     let (admin, file) = admin::open_for(&view.plan, home, replaces_socket).unzip();
     let (renew, renewed) = bounded(1);
     let listeners = Listeners { metrics, admin, api, questions, numbers, renewed };
     let pulse = start_ring(board, stop, listeners, pages)?;
     let keeper = file.and_then(|file| admin::keep(file, renew, Arc::clone(&pulse)));
-    Ok((pulse, keeper))
+    Ok((pulse, keeper, admin_desk))
+}
+
+/// The way to the admin API for workers, where it is on the listeners of the clients.
+fn open_desk(
+    board: &Arc<Board>,
+    numbers: &Arc<AdminNumbers>,
+    questions: &Sender<AdminQuestion>,
+) -> Option<std::io::Result<AdminDesk>> {
+    let view = board.view();
+    let is_main = view.plan.admin.as_ref().is_some_and(|it| it.listen == AdminListen::Main);
+    is_main.then(|| {
+        let (questions, numbers) = (questions.clone(), Arc::clone(numbers));
+        Ok(AdminDesk { gate: open_gate(board, &numbers)?, questions, numbers })
+    })
 }
 
 /// The listeners of the control plane's ring.

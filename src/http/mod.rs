@@ -7,6 +7,7 @@
 //! is judged by [`target`], [`framing`] and [`hop`], and comes out as a [`request::RequestHead`] or
 //! [`response::ResponseHead`]. [`path`] judges its path.
 
+pub mod admin_token;
 pub mod fault;
 pub mod head;
 pub mod field;

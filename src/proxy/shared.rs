@@ -14,6 +14,7 @@ use crate::rt;
 use crate::rt::guard::guarded;
 use crate::rt::patrol::Patrol;
 use crate::rt::turns::Turns;
+use crate::state::admin_desk::AdminDesk;
 use crate::state::connections::Connections;
 use crate::state::model_list::{AskModels, ModelList};
 use crate::state::scrape::{AskPage, Page};
@@ -64,6 +65,8 @@ pub struct Shared {
     pub stop: Arc<Stop>,
     /// Where the metrics page is asked for.
     pub pages: AskPage,
+    /// Where the admin API is asked, if it is on the listeners of the clients.
+    pub admin_desk: Option<AdminDesk>,
     /// Where the list of models is asked for.
     pub models: AskModels,
     /// Connections that are open.

@@ -17,6 +17,7 @@ use crate::rt::patrol::Patrol;
 use crate::rt::pipe::Pipe;
 use crate::rt::ring::Ring;
 use crate::rt::turns::Turns;
+use crate::state::admin_desk::AdminDesk;
 use crate::state::board::Board;
 use crate::state::connections::Connections;
 use crate::state::meters::{Gauges, Meters};
@@ -59,6 +60,8 @@ pub struct WorkerStart {
     pub mailbox: Mailbox,
     /// Where the metrics page is asked for.
     pub pages: AskPage,
+    /// Where the admin API is asked, if it is on the listeners of the clients.
+    pub admin_desk: Option<AdminDesk>,
     /// Where the list of models is asked for.
     pub models: AskModels,
     /// Beats with each sweep; a watchdog looks at it, and whoever wants something calls by it.
@@ -131,6 +134,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         retries: RetryBudget::new(workers, Instant::now()),
         stop: start.stop,
         pages: start.pages,
+        admin_desk: start.admin_desk,
         models: start.models,
         live: Cell::new(0),
         spare_boxes: SpareBoxes::default(),

@@ -1,6 +1,7 @@
 //! *Takes:* facts from both planes. *Gives:* them to the other plane. *Runs on:* every thread.
 //! *May:* use atomics and swap pointers. *Never:* makes a reader wait, allocates for a reader.
 
+pub mod admin_desk;
 pub mod ask;
 pub mod certificates;
 pub mod connections;

@@ -72,6 +72,7 @@ mod upgrade;
 mod reload;
 mod reload_command;
 mod admin_api;
+mod admin_main;
 mod admin_socket;
 mod health_command;
 mod keys_command;

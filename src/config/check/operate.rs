@@ -2,7 +2,9 @@
 
 use crate::base::limits::{SCRIPT_MEMORY_MAX, SCRIPT_TIME_MAX};
 use crate::base::secret::Secret;
-use crate::config::plan::{Admin, Hook, HookPoint, Script, ScriptSource, KEYS_DB_PATH};
+use crate::config::plan::{
+    Admin, AdminListen, Hook, HookPoint, Script, ScriptSource, KEYS_DB_PATH,
+};
 use crate::config::raw::ValueKind;
 use crate::config::section::Section;
 use crate::config::value::{self, IpRange};
@@ -17,8 +19,9 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
     }
     let path = s.text("db_path").filter(|p| !p.is_empty());
     let allowed_ips = s.list_of_allowed("allowed_ips", IpRange::parse);
-    let listen = super::own_listen(s, taken).unwrap_or(([127, 0, 0, 1], 8001).into());
-    if !listen.ip().is_loopback() && allowed_ips.is_empty() {
+    let listen = admin_listen(s, taken);
+    let is_open = listen.own().is_none_or(|address| !address.ip().is_loopback());
+    if is_open && allowed_ips.is_empty() {
         s.warn("listen", "is open to the network: set allowed_ips, or listen on 127.0.0.1");
     }
     Admin {
@@ -28,6 +31,14 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
         read_only: s.boolean("read_only", false),
         allowed_ips,
     }
+}
+
+fn admin_listen(s: &mut Section, taken: &[SocketAddr]) -> AdminListen {
+    let is_main = |text: &str| text.trim() == AdminListen::MAIN;
+    if s.get("listen").and_then(|node| s.desk.text(node)).is_some_and(|text| is_main(&text)) {
+        return AdminListen::Main;
+    }
+    AdminListen::Own(super::own_listen(s, taken).unwrap_or(([127, 0, 0, 1], 8001).into()))
 }
 
 /// Time and memory of a script that has no bounds of its own.

@@ -3,7 +3,7 @@
 use super::{print, Script};
 use crate::base::secret::Secret;
 use crate::config::value::IpRange;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -13,8 +13,8 @@ pub const KEYS_DB_PATH: &str = "./data/keys.db";
 /// The administrators' API, on a listener of its own.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Admin {
-    /// Its listener.
-    pub listen: SocketAddr,
+    /// Where it is to be had.
+    pub listen: AdminListen,
     /// What a request must show; never empty.
     #[serde(serialize_with = "print::secret")]
     pub token: Secret,
@@ -25,6 +25,37 @@ pub struct Admin {
     /// Clients that may ask; empty = all.
     #[serde(serialize_with = "print::texts")]
     pub allowed_ips: Vec<IpRange>,
+}
+
+/// Where the admin API is to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdminListen {
+    /// On a listener of its own.
+    Own(SocketAddr),
+    /// Below `/admin/` on the listeners of the clients.
+    Main,
+}
+
+impl AdminListen {
+    /// How `Main` is written.
+    pub const MAIN: &'static str = "main";
+
+    /// The address of its own listener.
+    pub fn own(self) -> Option<SocketAddr> {
+        match self {
+            AdminListen::Own(address) => Some(address),
+            AdminListen::Main => None,
+        }
+    }
+}
+
+impl Serialize for AdminListen {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            AdminListen::Own(address) => address.serialize(serializer),
+            AdminListen::Main => serializer.serialize_str(AdminListen::MAIN),
+        }
+    }
 }
 
 /// A script run at a point of a request.

@@ -1,6 +1,7 @@
 //! What `check` prints is a configuration itself, without its secrets.
 
 use super::*;
+use crate::config::plan::AdminListen;
 
 fn printed(plan: &Plan) -> String {
     super::super::print(plan).unwrap()
@@ -42,10 +43,29 @@ fn a_printed_plan_loads_and_means_the_same() {
          usage: {reporters: [{type: redis, redis: {storage: a}}, {type: database, database: \
          {driver: postgres, dsn: 'postgres://u:p@a:1,[::1]:2/d?options=-c%20a%3Db'}}]}\n",
     );
+    survives("admin", "admin: {enabled: true, token: t, listen: main}");
     for entry in std::fs::read_dir("tests/fixtures/config").unwrap() {
         let path = entry.unwrap().path();
         survives(&path.display().to_string(), &std::fs::read_to_string(&path).unwrap());
     }
+}
+
+/// Catches: the API where clients come though nobody asked for that, and the other way round; a
+/// way to it that is open and of which nothing is said.
+#[test]
+fn the_admin_api_is_where_it_is_asked_for() {
+    let of = |listen: &str| {
+        let text = format!("admin: {{enabled: true, token: t{listen}}}");
+        let loaded = load(&text);
+        let is_open = loaded.report.to_string().contains("is open to the network");
+        (loaded.plan.admin.unwrap().listen, is_open)
+    };
+    let own = |text: &str| AdminListen::Own(text.parse().unwrap());
+    assert_eq!(of(""), (own("127.0.0.1:8001"), false));
+    assert_eq!(of(", listen: '127.0.0.1:9'"), (own("127.0.0.1:9"), false));
+    assert_eq!(of(", listen: main"), (AdminListen::Main, true));
+    assert_eq!(of(", listen: main, allowed_ips: [192.0.2.1]"), (AdminListen::Main, false));
+    assert!(printed(&load("admin: {enabled: true, token: t, listen: main}").plan).contains("main"));
 }
 
 #[test]

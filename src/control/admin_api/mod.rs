@@ -20,11 +20,13 @@ mod tests;
 
 pub use fault::ApiFault;
 
-use super::admin_door::{self, AdminAnswer, AdminQuestion, AdminRequest, Gateway, JSON};
+use super::admin_door::{AdminAnswer, AdminQuestion, AdminRequest, Gateway, JSON};
 use super::key_store::KeyStore;
 use super::survive;
 use crate::base::clock::unix_ms;
+use crate::base::limits::ADMIN_WAITING_MAX;
 use crate::config::plan::{Plan, ProviderKind};
+use crate::state::admin_desk;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ pub fn start(plan: &Plan, gateway: Gateway) -> Result<Option<Sender<AdminQuestio
     let Some(admin) = &plan.admin else { return Ok(None) };
     let store =
         KeyStore::open(&admin.db_path).map_err(|error| format!("admin.db_path: {error}"))?;
-    let (questions, waiting) = admin_door::questions();
+    let (questions, waiting) = admin_desk::questions(ADMIN_WAITING_MAX);
     let api = Arc::new(AdminApi { store: Arc::new(store), gateway: Some(gateway) });
     for number in 0..THREADS {
         let (api, waiting) = (Arc::clone(&api), waiting.clone());

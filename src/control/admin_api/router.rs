@@ -68,7 +68,7 @@ pub(super) fn route(request: &AdminRequest) -> Result<(&'static Route, Vec<Strin
         if *form.get_or_insert(route.path) != route.path {
             continue;
         }
-        if route.method == request.method || is_head_of(route, request) {
+        if route.method.as_str() == request.method || is_head_of(route, request) {
             let parts: Result<Vec<String>, ApiFault> =
                 parts.into_iter().map(|part| decoded(part, false)).collect();
             return Ok((route, parts?));
@@ -84,7 +84,7 @@ pub(super) fn route(request: &AdminRequest) -> Result<(&'static Route, Vec<Strin
 }
 
 fn is_head_of(route: &Route, request: &AdminRequest) -> bool {
-    route.method == Method::Get && request.method == Method::Head
+    route.method == Method::Get && request.method == Method::Head.as_str()
 }
 
 /// What stands for the `{name}`s, if a path is one of this form.

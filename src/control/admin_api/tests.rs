@@ -35,7 +35,8 @@ impl Bench {
     fn raw(&self, method: Method, target: &str, body: &str, may_change: bool) -> (u16, String) {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let (path, query) = (path.to_owned(), query.to_owned());
-        let request = AdminRequest { method, path, query, body: body.into(), may_change };
+        let request =
+            AdminRequest { method: method.as_str(), path, query, body: body.into(), may_change };
         let found = router::route(&request).map(|(route, _)| route.path);
         let answer = self.api.answer(&request);
         let text = String::from_utf8(answer.body.to_vec()).unwrap();

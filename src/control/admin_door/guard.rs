@@ -3,6 +3,7 @@
 use super::{AdminAnswer, AdminNumbers, AdminResult};
 use crate::base::limits::{ADMIN_FAILED_TRIES_MAX, ADMIN_THROTTLED_MAX};
 use crate::config::plan::Admin;
+use crate::http::admin_token;
 use crate::http::request::RequestHead;
 use crate::keys::digest::KeyDigest;
 use crate::state::board::Board;
@@ -34,11 +35,16 @@ impl Guard {
         head: &RequestHead,
         bytes: &[u8],
     ) -> Result<bool, AdminAnswer> {
+        self.check_shown(peer, &admin_token::shown(head, bytes))
+    }
+
+    /// The same of somebody who shows this for a token.
+    pub fn check_shown(&self, peer: IpAddr, shown: &[&[u8]]) -> Result<bool, AdminAnswer> {
         let view = self.board.view();
         let Some(admin) = &view.plan.admin else {
             return Err(AdminAnswer::error(404, "not_found", "the admin API is off"));
         };
-        self.judge(admin, peer, &shown(head, bytes), Instant::now())
+        self.judge(admin, peer, shown, Instant::now())
     }
 
     fn judge(
@@ -85,26 +91,6 @@ impl Guard {
             }
         }
     }
-}
-
-/// All that a request shows for a token.
-fn shown<'b>(head: &RequestHead, bytes: &'b [u8]) -> Vec<&'b [u8]> {
-    let fields = head.fields.iter().filter_map(|field| {
-        let (name, value) = (field.name.of(bytes), field.value.of(bytes));
-        match () {
-            () if name.eq_ignore_ascii_case(b"x-admin-token") => Some(value),
-            () if name.eq_ignore_ascii_case(b"authorization") => {
-                let (scheme, token) = value.split_at_checked(7)?;
-                Some(if scheme.eq_ignore_ascii_case(b"bearer ") {
-                    token.trim_ascii()
-                } else {
-                    value
-                })
-            }
-            () => None,
-        }
-    });
-    fields.collect()
 }
 
 /// Addresses that have shown wrong tokens lately.

@@ -239,7 +239,7 @@ impl Task {
             Way::Store(api) => {
                 let (path, query) = target.split_once('?').unwrap_or((target, ""));
                 let (path, query) = (path.to_owned(), query.to_owned());
-                let body = body.to_vec();
+                let (method, body) = (method.as_str(), body.to_vec());
                 let answer =
                     api.answer(&AdminRequest { method, path, query, body, may_change: true });
                 (answer.status, String::from_utf8_lossy(&answer.body).into_owned())

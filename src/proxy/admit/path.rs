@@ -5,7 +5,7 @@ use crate::base::refusal::Refusal;
 use crate::config::plan::endpoints::{
     Endpoint, Methods, BELOW_MODELS, BELOW_RESPONSES, OLLAMA_DELETE,
 };
-use crate::config::plan::Plan;
+use crate::config::plan::{AdminListen, Plan};
 use crate::http::path::{normalise, Normal};
 use crate::http::request::{Method, RequestHead};
 
@@ -18,6 +18,8 @@ pub enum Purpose {
     Ready,
     /// The metrics page.
     Metrics,
+    /// The admin API, where it is on this port.
+    Admin,
     /// The models of all backends together, or one of them.
     Models,
     /// What a browser asks before it sends a request for a page of another origin.
@@ -33,6 +35,8 @@ pub struct Served<'a> {
     paths: &'a [String],
     /// The metrics page, when it is on this port.
     metrics: Option<&'a str>,
+    /// The admin API is on this port.
+    admin: bool,
     /// No single backend has all models, they have other names here, or not everybody may see all
     /// of them: their list is ours.
     lists_models: bool,
@@ -43,8 +47,9 @@ impl<'a> Served<'a> {
     pub fn by(plan: &'a Plan) -> Served<'a> {
         let here = plan.metrics.as_ref().filter(|metrics| metrics.listen.is_none());
         let metrics = here.map(|metrics| metrics.path.as_str());
+        let admin = plan.admin.as_ref().is_some_and(|admin| admin.listen == AdminListen::Main);
         let lists_models = plan.backends.len() > 1 || plan.names_models() || plan.auth.is_some();
-        Served { paths: &plan.server.paths, metrics, lists_models }
+        Served { paths: &plan.server.paths, metrics, admin, lists_models }
     }
 }
 
@@ -80,6 +85,8 @@ pub fn make_normal(
 pub fn classify(path: &[u8], head: &RequestHead, served: Served<'_>) -> Result<Purpose, Refusal> {
     let reads = matches!(head.method, Method::Get | Method::Head);
     match known(path, served)? {
+        // It says itself which methods it has.
+        Some(Purpose::Admin) => return Ok(Purpose::Admin),
         Some(kind) if reads => return Ok(kind),
         Some(_) => return Err(READ_ONLY),
         None => {}
@@ -107,6 +114,7 @@ pub fn known(path: &[u8], served: Served<'_>) -> Result<Option<Purpose>, Refusal
         _ if served.metrics.is_some_and(|page| page.as_bytes() == path) => {
             Ok(Some(Purpose::Metrics))
         }
+        _ if served.admin && path.starts_with(ADMIN.as_bytes()) => Ok(Some(Purpose::Admin)),
         _ if served.paths.iter().any(|pattern| matches(pattern, path)) => Ok(None),
         _ => Err(NOT_FOUND),
     }
@@ -176,6 +184,17 @@ pub fn label(path: &[u8]) -> Option<&'static str> {
     known.or_else(|| OWN.iter().find(|own| own.as_bytes() == path).copied())
 }
 
+/// Below this is the admin API.
+const ADMIN: &str = "/admin/";
+
+/// As much of the path of a request to the admin API as may stand in a record: what comes behind
+/// it names a key, and may be its text.
+pub fn told_of_admin(path: &str) -> &str {
+    let below = path.get(ADMIN.len()..).unwrap_or_default();
+    let end = below.find('/').map_or(path.len(), |end| ADMIN.len().saturating_add(end));
+    path.get(..end).unwrap_or_default()
+}
+
 const NOT_FOUND: Refusal = Refusal::new(
     404,
     "unknown_path",
@@ -215,7 +234,7 @@ mod tests {
         let mut bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").into_bytes();
         let mut head = RequestHead::default();
         head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
-        let served = Served { paths, metrics: Some("/metrics"), lists_models: false };
+        let served = Served { paths, metrics: Some("/metrics"), admin: true, lists_models: false };
         let made = make_normal(&mut head, &mut bytes, served);
         let path = head.path(&bytes);
         let kind = made.and_then(|()| classify(path, &head, served));
@@ -224,6 +243,31 @@ mod tests {
 
     fn code(kind: Result<Purpose, Refusal>) -> (u16, &'static str) {
         kind.map_or_else(|refusal| (refusal.status, refusal.code), |kind| panic!("{kind:?}"))
+    }
+
+    /// Catches: a path of the admin API that goes to an engine where that is here, or is answered
+    /// by whoever it does not belong to where it is not; a key that stands in a record.
+    #[test]
+    fn the_admin_api_is_below_its_path_alone() {
+        let all = ["/*".to_owned()];
+        for method in ["GET", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"] {
+            let line = format!("{method} /%61dmin/api-keys/x");
+            assert_eq!(ask(&line, "", &all).1, Ok(Purpose::Admin));
+        }
+        for path in ["/admin", "/administer", "/Admin/stats", "/v1/admin/stats"] {
+            assert_eq!(ask(&format!("GET {path}"), "", &all).1, Ok(Purpose::Forward), "{path}");
+        }
+        let without = Served { paths: &all, metrics: None, admin: false, lists_models: false };
+        assert_eq!(known(b"/admin/stats", without), Ok(None));
+        assert_eq!(code(ask("GET /admin", "", &plan(&[])).1), (404, "unknown_path"));
+        for (path, told) in [
+            ("/admin/api-keys/sk-secret", "/admin/api-keys"),
+            ("/admin/api-keys/sk-secret/usage", "/admin/api-keys"),
+            ("/admin/stats", "/admin/stats"),
+            ("/admin/", "/admin/"),
+        ] {
+            assert_eq!(told_of_admin(path), told);
+        }
     }
 
     /// Catches: a chat in another spelling that is classified as something else.
@@ -327,7 +371,11 @@ mod tests {
             let bytes = format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
             let mut head = RequestHead::default();
             head.parse(&bytes, HEAD_BYTES_MAX).unwrap();
-            classify(head.path(&bytes), &head, Served { paths, metrics: None, lists_models })
+            classify(
+                head.path(&bytes),
+                &head,
+                Served { paths, metrics: None, admin: false, lists_models },
+            )
         };
         let all = plan(&[]);
         for line in ["GET /v1/models", "HEAD /models", "GET /v1/models/a/b%2Fc"] {

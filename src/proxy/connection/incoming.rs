@@ -148,6 +148,10 @@ async fn judge(
             Err(instead) => return Err(instead),
         }
     }
+    if matches!(kind, Ok(Purpose::Admin)) {
+        // Whether its body is read is for those to say who keep the door.
+        return Err(Instead::Page(Purpose::Admin));
+    }
     // A body that nobody will look at is read all the same when it is small: the connection lives.
     // Of a client that nobody knows, that goes for what has come already.
     let wanted = matches!(kind, Ok(Purpose::Forward));
@@ -276,6 +280,12 @@ fn see_to_head(
     let kind = path::classify(path, &request.head, served)?;
     let asking = match kind {
         Purpose::Forward | Purpose::Models => entry::let_in(pass, client, request)?,
+        Purpose::Admin => {
+            // What it shows is a token and no key, and what its path names may be a key.
+            request.path.truncate(path::told_of_admin(&request.path).len());
+            request.presented.iter_mut().for_each(|presented| presented.key.clear());
+            None
+        }
         Purpose::Health | Purpose::Ready | Purpose::Metrics | Purpose::Preflight => None,
     };
     Ok((kind, asking))
@@ -288,7 +298,11 @@ fn may_begin(w: &Shared, client: &Client, (pass, kind): (&Pass, Purpose)) -> Res
         Purpose::Models => return place::find(w, &client.post),
         // They are for guests too, and cost nobody a place: whoever looks after us must get an
         // answer when everything is taken.
-        Purpose::Health | Purpose::Ready | Purpose::Metrics | Purpose::Preflight => return Ok(()),
+        Purpose::Health
+        | Purpose::Ready
+        | Purpose::Metrics
+        | Purpose::Admin
+        | Purpose::Preflight => return Ok(()),
     }
     if w.usage.as_ref().is_some_and(Outbox::refuses) {
         return Err(NO_JOURNAL);

@@ -8,6 +8,7 @@
 //!
 //! The files stand in the order in which a request comes by; `ours` serves them all.
 
+mod admin;
 mod secure;
 mod incoming;
 mod borrowing;

@@ -2,7 +2,7 @@
 //! own pages. Each leaves the story by which its request is settled.
 
 use super::waiting::Unserved;
-use super::{early, Next, Notes, Underway};
+use super::{admin, early, Next, Notes, Underway};
 use crate::base::fault::{Fault, Retryable};
 use crate::base::limits::EJECTION_STEP;
 use crate::base::refusal::Refusal;
@@ -51,6 +51,7 @@ pub(super) async fn answer_instead(
         Instead::Refusal(refusal) => refuse(w, client, underway, refusal).await,
         Instead::Page(Purpose::Preflight) => answer_page(w, client, underway).await,
         Instead::Page(Purpose::Models) => list_models(w, client, underway).await,
+        Instead::Page(Purpose::Admin) => Box::pin(admin::answer(w, client, underway)).await,
         Instead::Page(kind) => own_answer(w, client, underway, kind).await,
         Instead::Nothing => {
             w.shelf.count_abort(Phase::Request);
@@ -257,7 +258,11 @@ async fn list_models(w: &Shared, client: &mut Client, underway: &mut Underway<'_
 const NO_MODELS: Refusal =
     Refusal::new(503, "models_unavailable", "No backend says what models it has.");
 
-fn frame<'a>((w, view): (&Shared, &'a WorkerView), request: &'a Request, close: bool) -> Frame<'a> {
+pub(super) fn frame<'a>(
+    (w, view): (&Shared, &'a WorkerView),
+    request: &'a Request,
+    close: bool,
+) -> Frame<'a> {
     let cors = view.cors.iter().flat_map(|cors| cors.fields(request.from.origin()));
     Frame {
         cors: cors.collect(),
@@ -269,7 +274,7 @@ fn frame<'a>((w, view): (&Shared, &'a WorkerView), request: &'a Request, close: 
     }
 }
 
-fn after(sent: Result<(), Fault>, close: bool) -> Next {
+pub(super) fn after(sent: Result<(), Fault>, close: bool) -> Next {
     match (sent, close) {
         (Err(_), _) => Next::Close,
         (Ok(()), true) => Next::CloseGently,

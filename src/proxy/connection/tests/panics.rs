@@ -165,6 +165,7 @@ fn shared(config: &str, unpacker: Unpacker) -> (Rc<Shared>, Arc<RingFile>) {
         retries: crate::proxy::retry_budget::RetryBudget::new(1, std::time::Instant::now()),
         stop: Arc::default(),
         pages: crate::state::ask::queue(1).0,
+        admin_desk: None,
         models: crate::state::ask::queue(1).0,
         live: Cell::new(0),
         spare_boxes: SpareBoxes::default(),
