@@ -305,6 +305,10 @@ pub(super) fn thread_error(error: std::io::Error) -> String {
     format!("a thread cannot be started: {error}")
 }
 
+/// The pulse of the control plane's ring, what keeps the admin socket, and the way to the admin API
+/// for workers.
+type PagesStarted = (Arc<Pulse>, Option<SocketKeeper>, Option<AdminDesk>);
+
 /// Starts the control plane's ring, what keeps its admin socket, which stands in `home` if that is
 /// somewhere, and those who answer for the admin API.
 fn start_pages(
@@ -312,7 +316,7 @@ fn start_pages(
     stop: &Arc<Stop>,
     (doors, home): (ControlDoors, Option<&Path>),
     (pages, gateway): (AskPage, Gateway),
-) -> Result<(Arc<Pulse>, Option<SocketKeeper>, Option<AdminDesk>), String> {
+) -> Result<PagesStarted, String> {
     let view = board.view();
     let numbers = Arc::clone(&gateway.numbers);
     let questions = admin_api::start(&view.plan, gateway)?;
