@@ -18,9 +18,9 @@ pub struct Media {
 }
 
 /// The media of a JSON body: `"url": "data:…"` of OpenAI's parts, `"data": "…"` of its recordings
-/// and of Anthropic's sources, and `"images": ["…"]` of Ollama's messages. All are names of members,
-/// which nobody can write into a text: a quote has a backslash there. What has a blank or a
-/// backslash in it is text, and counted as such.
+/// and of Anthropic's sources, and `"images": ["…"]` of Ollama's messages. All of these are names
+/// of members, which nobody can write into a text: a quote has a backslash there. What has a blank
+/// or a backslash in it is text, and counted as such.
 pub fn media_in(body: &[u8]) -> Media {
     let mut found = Media::default();
     if body.len() < BODY_BYTES_MIN {

@@ -7,8 +7,8 @@ use crate::rig::{CHAT, CHATS, OK};
 use ring::digest::{digest, SHA256};
 use serde_json::{json, Value};
 
-/// What is said of each key beside `user_id`, which is the end of its text; the status that a request with it
-/// has, and the code of its refusal.
+/// What is said of each key beside `user_id`, which is the end of its text; the status that a
+/// request with it has, and the code of its refusal.
 const REFUSED: &[(&str, &str, u16, &str)] = &[
     ("sk-off", "status: disabled", 403, "key_disabled"),
     ("sk-old", "expires_at: 2020-01-01", 403, "key_expired"),
