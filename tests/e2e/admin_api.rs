@@ -156,6 +156,9 @@ fn a_quota_shows_what_is_counted_and_is_set() {
     await_until("it is debited", SOON, || used(&usage) == json!(130));
     assert_eq!(used(&one), json!(130));
     assert_eq!(desk.ask("GET", KEYS, Value::Null).1["data"][0]["used_quota"], json!(130));
+    let all = desk.ask("GET", "/admin/usage", Value::Null).1;
+    assert_eq!(all["data"], json!([desk.ask("GET", &usage, Value::Null).1]));
+    assert_eq!((&all["total"], &all["data"][0]["used_quota"]), (&json!(1), &json!(130)));
     let old = desk.ask("POST", "/admin/keys/get", json!({"key": key})).1;
     assert_eq!(old["data"]["used_quota"], json!(130), "{old}");
     let (status, changed) = desk.ask("PATCH", &one, json!({"used_quota": 1000}));
@@ -495,6 +498,7 @@ fn the_command_asks_the_gateway_that_runs() {
     assert_eq!(imported, "created 9000, replaced 0, skipped 0\n");
     assert_eq!(keys(&["export"]).lines().count(), 9001);
     assert!(keys(&["list", "--user-id", "many", "--limit", "5"]).contains("9000 in all"));
+    assert!(keys(&["usage", "--user-id", "many", "--limit", "5"]).contains("9000 in all"));
     desk.assert_unsaid(&[key.trim_end(), TOKEN]);
     desk.proxy.process.signal(Signal::TERM);
     assert!(desk.proxy.process.wait(SOON).success());

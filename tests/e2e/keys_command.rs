@@ -43,6 +43,11 @@ fn keys_are_made_shown_and_taken_away() {
     let text = keys(&db, &["show", &id]);
     assert!(done(&text).contains("used_quota: 0 (as stored: no gateway was asked)\n"), "{text:?}");
     assert!(!shown.to_string().contains(&key[16..]), "{shown}");
+    let used = keys(&db, &["usage", "--user-id", "u"]);
+    let cells: Vec<&str> = done(&used).lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(cells, [&id, "a", "b", "u", "0", "7", "0.0", "never", "-"], "{used:?}");
+    assert!(used.stderr.contains("as stored"), "{used:?}");
+    assert_eq!(json(&keys(&db, &["usage", "--json"]))["data"][0]["id"], *id);
     let set = keys(&db, &["set", &id, "--allowed-model", "llama-*", "--expires-at", "2030-01-01"]);
     assert!(done(&set).contains("expires_at: 2030-01-02T00:00:00Z"), "{set:?}");
     let turned = json(&keys(&db, &["rotate", &id, "--grace", "1h", "--json"]));

@@ -32,6 +32,8 @@ pub enum KeysTask {
     },
     /// List keys: parameters of the admin API.
     List(Vec<(&'static str, String)>),
+    /// List how much of their quotas keys have used: the same parameters.
+    Usage(Vec<(&'static str, String)>),
     /// Show one.
     Show(String),
     /// Change one.
@@ -99,23 +101,9 @@ enum Sub {
         stdin: bool,
     },
     /// List keys
-    List {
-        /// Keys of this user
-        #[arg(long, value_name = "ID")]
-        user_id: Option<String>,
-        /// Keys with this status
-        #[arg(long)]
-        status: Option<String>,
-        /// Keys with this name
-        #[arg(long)]
-        name: Option<String>,
-        /// So many at most
-        #[arg(long, value_name = "N", default_value = "100")]
-        limit: u32,
-        /// Those behind this one
-        #[arg(long, value_name = "ID")]
-        after: Option<String>,
-    },
+    List(Listed),
+    /// List how much of its quota each key has used, and when that starts again
+    Usage(Listed),
     /// Show a key, and how much of its quota is used
     Show {
         /// Its id
@@ -151,6 +139,38 @@ enum Sub {
     },
     /// Print all keys by their digests, a JSON object in each line
     Export,
+}
+
+#[derive(Args)]
+struct Listed {
+    /// Keys of this user
+    #[arg(long, value_name = "ID")]
+    user_id: Option<String>,
+    /// Keys with this status
+    #[arg(long)]
+    status: Option<String>,
+    /// Keys with this name
+    #[arg(long)]
+    name: Option<String>,
+    /// So many at most
+    #[arg(long, value_name = "N", default_value = "100")]
+    limit: u32,
+    /// Those behind this one
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+}
+
+impl Listed {
+    fn parameters(self) -> Vec<(&'static str, String)> {
+        let parameters = [
+            ("user_id", self.user_id),
+            ("status", self.status),
+            ("name", self.name),
+            ("after", self.after),
+            ("limit", Some(self.limit.to_string())),
+        ];
+        parameters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -226,17 +246,8 @@ pub(super) fn command(arguments: KeysArguments) -> Command {
     let KeysArguments { config, db, socket, json, task } = arguments;
     let task = match task {
         Sub::Create { settings, stdin } => KeysTask::Create { settings: settings.object(), stdin },
-        Sub::List { user_id, status, name, limit, after } => {
-            let parameters = [
-                ("user_id", user_id),
-                ("status", status),
-                ("name", name),
-                ("after", after),
-                ("limit", Some(limit.to_string())),
-            ];
-            let given = parameters.into_iter();
-            KeysTask::List(given.filter_map(|(name, value)| Some((name, value?))).collect())
-        }
+        Sub::List(listed) => KeysTask::List(listed.parameters()),
+        Sub::Usage(listed) => KeysTask::Usage(listed.parameters()),
         Sub::Show { id } => KeysTask::Show(id),
         Sub::Set { id, settings } => {
             let settings = settings.object();

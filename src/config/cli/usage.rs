@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 pub struct UsageQuestion {
     /// Its file.
     pub db: PathBuf,
+    /// A configuration names it: where it is not, no record was kept yet. A file that the command
+    /// line names may be misspelt.
+    pub may_be_missing: bool,
     /// What makes a row.
     pub by: By,
     /// Records of this time and later, milliseconds since 1970 UTC.
@@ -102,6 +105,7 @@ fn question(arguments: Arguments) -> Result<UsageQuestion, String> {
             (_, true) => Form::Csv,
             _ => Form::Table,
         },
+        may_be_missing: db.is_none(),
         db: match db {
             Some(db) => db,
             None => database_of(&config)?,
@@ -163,6 +167,7 @@ mod tests {
         let Command::Usage(question) = asked(&arguments).unwrap() else { panic!() };
         let wanted = UsageQuestion {
             db: "/x.db".into(),
+            may_be_missing: false,
             by: By::Day,
             since_ms: None,
             until_ms: Some(1_768_435_200_000),
@@ -186,7 +191,10 @@ mod tests {
             asked(&["--config", &file.to_string_lossy()]).unwrap()
         };
         let found = with("{type: builtin, builtin: {path: /s.db}}");
-        assert!(matches!(&found, Command::Usage(q) if q.db == Path::new("/s.db")), "{found:?}");
+        assert!(
+            matches!(&found, Command::Usage(q) if q.db == Path::new("/s.db") && q.may_be_missing),
+            "{found:?}"
+        );
         let none = with("{type: webhook, webhook: {url: 'http://w'}}");
         let Command::Print(output) = none else { panic!("{none:?}") };
         assert!(output.code == UNUSABLE && output.stderr.contains("type builtin"), "{output:?}");

@@ -67,6 +67,15 @@ pub(super) fn create(api: &AdminApi, call: &Call<'_>) -> Answer {
 }
 
 pub(super) fn list(api: &AdminApi, call: &Call<'_>) -> Answer {
+    page(api, call, |key| shown_key(key).into())
+}
+
+pub(super) fn usage_of_all(api: &AdminApi, call: &Call<'_>) -> Answer {
+    page(api, call, |key| usage_of(api, call, key))
+}
+
+/// A page of the keys that a query is about, each as `shown`.
+fn page(api: &AdminApi, call: &Call<'_>, shown: impl Fn(&StoredKey) -> Value) -> Answer {
     call.knows(&["limit", "offset", "after", "user_id", "status", "name"])?;
     let limit = call.number("limit", LISTED_MAX)?.unwrap_or(LISTED).max(1);
     let offset = call.number("offset", OFFSET_MAX)?;
@@ -87,7 +96,7 @@ pub(super) fn list(api: &AdminApi, call: &Call<'_>) -> Answer {
     let has_more = keys.len() > limit;
     keys.truncate(limit);
     let last = keys.last().map(|key| key.id.clone());
-    let data: Vec<_> = api.all_as_counted(keys, call.now_ms).iter().map(shown_key).collect();
+    let data: Vec<_> = api.all_as_counted(keys, call.now_ms).iter().map(shown).collect();
     let page = json!({
         "object": "list", "data": data, "total": total, "has_more": has_more, "last_id": last
     });
@@ -123,25 +132,27 @@ pub(super) fn delete(api: &AdminApi, call: &Call<'_>) -> Answer {
 pub(super) fn usage(api: &AdminApi, call: &Call<'_>) -> Answer {
     call.knows(&[])?;
     let key = api.as_counted(api.store.get(&key_ref(call))?, call.now_ms);
-    let resets = api.resets_ms(&key, call.now_ms).map_or(Value::Null, moment);
-    Ok(AdminAnswer::json(200, &usage_of(&key, (api.used_quota_source(), resets))))
+    Ok(AdminAnswer::json(200, &usage_of(api, call, &key)))
 }
 
 /// Where a key stands with its quota, by whose count, and when that starts again.
-fn usage_of(key: &StoredKey, (source, resets): (&str, Value)) -> Value {
+fn usage_of(api: &AdminApi, call: &Call<'_>, key: &StoredKey) -> Value {
     let (total, used) = (key.facts.total_quota, key.facts.used_quota);
     let is_limited = total > 0;
     let percentage = is_limited.then(|| (used as f64 / total as f64 * 1e4).round() / 1e2);
+    let shown = shown_key(key);
     json!({
         "id": key.id,
         "key": key.prefix,
+        "name": shown.get("name"),
+        "user_id": shown.get("user_id"),
         "total_quota": total,
         "used_quota": used,
-        "used_quota_source": source,
+        "used_quota_source": api.used_quota_source(),
         "remaining_quota": is_limited.then(|| total.saturating_sub(used)),
         "usage_percentage": percentage,
-        "quota_reset_period": shown_key(key).get("quota_reset_period"),
-        "quota_resets_at": resets,
+        "quota_reset_period": shown.get("quota_reset_period"),
+        "quota_resets_at": api.resets_ms(key, call.now_ms).map_or(Value::Null, moment),
         "last_used_at": key.last_used_ms.map_or(Value::Null, moment),
     })
 }

@@ -42,6 +42,7 @@ pub(super) const ROUTES: &[Route] = &[
     changes(Method::Delete, "/admin/api-keys/{key}", keys::delete),
     reads(Method::Get, "/admin/api-keys/{key}/usage", keys::usage),
     changes(Method::Post, "/admin/api-keys/{key}/rotate", keys::rotate),
+    reads(Method::Get, "/admin/usage", keys::usage_of_all),
     changes(Method::Post, "/admin/keys/create", old::create),
     changes(Method::Post, "/admin/keys/update", old::update),
     changes(Method::Post, "/admin/keys/delete", old::delete),

@@ -116,6 +116,49 @@ fn a_key_has_a_life() {
     assert_eq!((status, &none["error"]["code"]), (404, &json!("key_not_found")));
 }
 
+/// Catches: a list of what is used that leaves a key out between two pages, or names another one's
+/// figures, and a filter that is passed over.
+#[test]
+fn what_all_keys_have_used_is_told_page_by_page() {
+    let bench = Bench::new("usage");
+    for n in 0..5 {
+        let user = if n < 3 { "u" } else { "v" };
+        let input = json!({"name": format!("k{n}"), "user_id": user, "used_quota": n * 10,
+            "total_quota": if n == 4 { 0 } else { 100 }, "quota_reset_period": "daily"});
+        assert_eq!(bench.ask(Method::Post, KEYS, input).0, 201);
+    }
+    let page = |query: &str| {
+        let (status, page) = bench.ask(Method::Get, &format!("/admin/usage{query}"), Value::Null);
+        assert_eq!(status, 200, "{page}");
+        page
+    };
+    let (mut after, mut found) = (String::new(), Vec::new());
+    loop {
+        let page = page(&format!("?limit=2{after}"));
+        assert_eq!(page["total"], 5);
+        found.extend(page["data"].as_array().unwrap().clone());
+        if page["has_more"] == false {
+            break;
+        }
+        after = format!("&after={}", page["last_id"].as_str().unwrap());
+    }
+    let used: Vec<_> = found.iter().map(|it| (&it["name"], &it["used_quota"])).collect();
+    let wanted: Vec<_> = (0..5).map(|n| (json!(format!("k{n}")), json!(n * 10))).collect();
+    assert_eq!(used, wanted.iter().map(|(name, used)| (name, used)).collect::<Vec<_>>());
+    for it in &found {
+        let one = format!("{KEYS}/{}/usage", it["id"].as_str().unwrap());
+        assert_eq!(&bench.ask(Method::Get, &one, Value::Null).1, it, "as it is told of it alone");
+    }
+    assert_eq!(
+        (&found[3]["remaining_quota"], &found[4]["remaining_quota"]),
+        (&json!(70), &Value::Null)
+    );
+    assert_eq!((&page("?user_id=u")["total"], &page("?name=k4")["total"]), (&json!(3), &json!(1)));
+    assert_eq!(bench.ask(Method::Get, "/admin/usage?limit=101", Value::Null).0, 400);
+    assert_eq!(bench.ask(Method::Get, "/admin/usage?key=k", Value::Null).0, 400);
+    assert_eq!(bench.ask(Method::Post, "/admin/usage", json!({})).0, 405);
+}
+
 /// Catches: a key in a path that is taken for a part of the path, or for another key.
 #[test]
 fn a_key_may_stand_in_a_path() {

@@ -28,6 +28,9 @@ const OF_USAGE: [&str; 5] =
     ["used_quota", "used_quota_source", "remaining_quota", "usage_percentage", "quota_resets_at"];
 /// Stands behind a figure of the store where no gateway tells its own.
 const STORED: &str = " (as stored: no gateway was asked)";
+/// The same behind a list of them.
+const OF_STORE: &str =
+    "llmproxy keys: as stored, since no gateway was asked: what was used before one met the key\n";
 
 /// Does it, and says what was done.
 pub fn run(ask: &KeysAsk) -> Printout {
@@ -121,13 +124,15 @@ impl Task {
                 Ok(self.made_key(&made, "this is the only time that the key is shown"))
             }
             KeysTask::List(parameters) => {
-                let query: Vec<String> = parameters
-                    .iter()
-                    .map(|(name, value)| format!("{name}={}", encoded(value)))
-                    .collect();
-                let path = format!("/admin/api-keys?{}", query.join("&"));
-                let listed = self.ask(Method::Get, &path, b"")?;
-                Ok(only(if self.json { line(&listed) } else { table(&listed) }))
+                let listed = self.page("/admin/api-keys", parameters)?;
+                Ok(only(if self.json { line(&listed) } else { table(&listed, &COLUMNS) }))
+            }
+            KeysTask::Usage(parameters) => {
+                let listed = self.page("/admin/usage", parameters)?;
+                let is_stored = !self.json && matches!(self.way, Way::Store(_));
+                let told = if is_stored { OF_STORE } else { "" };
+                let shown = if self.json { line(&listed) } else { table(&listed, &USED_COLUMNS) };
+                Ok((shown, told.to_owned()))
             }
             KeysTask::Show(key) => {
                 let path = path_of(key);
@@ -223,6 +228,12 @@ impl Task {
             after = format!("?after={}", text(&last["id"]));
             all.push_str(&page);
         }
+    }
+
+    fn page(&self, path: &str, query: &[(&str, String)]) -> Result<Value, Refused> {
+        let query = query.iter().map(|(name, value)| format!("{name}={}", encoded(value)));
+        let target = format!("{path}?{}", query.collect::<Vec<_>>().join("&"));
+        self.ask(Method::Get, &target, b"")
     }
 
     fn ask(&self, method: Method, target: &str, body: &[u8]) -> Result<Value, Refused> {
@@ -333,7 +344,9 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Columns of a list.
+/// Titles of a list, and of what.
+type Columns = [(&'static str, &'static str)];
+
 const COLUMNS: [(&str, &str); 7] = [
     ("ID", "id"),
     ("KEY", "prefix"),
@@ -344,17 +357,31 @@ const COLUMNS: [(&str, &str); 7] = [
     ("LAST USED", "last_used_at"),
 ];
 
-fn table(listed: &Value) -> String {
-    let mut rows = vec![COLUMNS.map(|(title, _)| title.to_owned())];
+const USED_COLUMNS: [(&str, &str); 8] = [
+    ("ID", "id"),
+    ("NAME", "name"),
+    ("USER", "user_id"),
+    ("USED", "used_quota"),
+    ("OF", "total_quota"),
+    ("%", "usage_percentage"),
+    ("PERIOD", "quota_reset_period"),
+    ("RESETS", "quota_resets_at"),
+];
+
+fn table(listed: &Value, columns: &Columns) -> String {
+    let mut rows = vec![columns.iter().map(|(title, _)| (*title).to_owned()).collect::<Vec<_>>()];
     let keys = listed["data"].as_array();
-    let cell = |key: &Value, name: &str| match text(&key[name]) {
-        empty if empty.is_empty() => "-".to_owned(),
-        cell => cell,
+    let cell = |key: &Value, name: &str| match (name, text(&key[name])) {
+        // No quota.
+        ("total_quota", none) if none == "0" => "-".to_owned(),
+        (_, empty) if empty.is_empty() => "-".to_owned(),
+        (_, cell) => cell,
     };
-    rows.extend(keys.into_iter().flatten().map(|key| COLUMNS.map(|(_, name)| cell(key, name))));
-    let widths: Vec<usize> = (0..COLUMNS.len())
+    let cells = |key| columns.iter().map(|(_, name)| cell(key, name)).collect();
+    rows.extend(keys.into_iter().flatten().map(cells));
+    let widths: Vec<usize> = (0..columns.len())
         .map(|at| {
-            let width = |row: &[String; 7]| row.get(at).map_or(0, |cell| cell.chars().count());
+            let width = |row: &Vec<String>| row.get(at).map_or(0, |cell| cell.chars().count());
             rows.iter().map(width).max().unwrap_or(0)
         })
         .collect();

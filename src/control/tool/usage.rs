@@ -44,19 +44,32 @@ struct Line {
     sums: Vec<i64>,
 }
 
+impl Line {
+    /// The total of no records.
+    fn none() -> Line {
+        Line { name: Some("total".to_owned()), sums: vec![0; SUMS.len()] }
+    }
+}
+
 /// Answers a question.
 pub fn answer(question: &UsageQuestion) -> Printout {
-    match ask(question) {
+    let db = question.db.display();
+    let is_to_come = question.may_be_missing && matches!(question.db.try_exists(), Ok(false));
+    let (found, stderr) = match is_to_come {
+        true => (Ok((Vec::new(), Line::none())), format!("llmproxy usage: no records yet: {db}\n")),
+        false => (ask(question), String::new()),
+    };
+    match found {
         Ok((lines, total)) => {
             let stdout = match question.form {
                 Form::Table => table(question.by, &lines, &total),
                 Form::Json => json(question.by, &lines),
                 Form::Csv => csv(question.by, &lines),
             };
-            Printout { stdout, stderr: String::new(), code: FINE }
+            Printout { stdout, stderr, code: FINE }
         }
         Err((code, message)) => {
-            let stderr = format!("llmproxy usage: {}: {message}\n", question.db.display());
+            let stderr = format!("llmproxy usage: {db}: {message}\n");
             Printout { stdout: String::new(), stderr, code }
         }
     }
@@ -96,8 +109,7 @@ fn ask(question: &UsageQuestion) -> Result<(Vec<Line>, Line), (u8, String)> {
         answers.push(lines.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(said)?);
     }
     let total = answers.pop().and_then(|mut lines| lines.pop());
-    let none = Line { name: None, sums: vec![0; SUMS.len()] };
-    Ok((answers.pop().unwrap_or_default(), total.unwrap_or(none)))
+    Ok((answers.pop().unwrap_or_default(), total.unwrap_or_else(Line::none)))
 }
 
 fn line(row: &rusqlite::Row) -> rusqlite::Result<Line> {

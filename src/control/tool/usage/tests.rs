@@ -34,7 +34,7 @@ fn store(name: &str) -> File {
 
 fn ask_for(file: &File, by: By, since_ms: Option<u64>, form: Form) -> Printout {
     let db = file.0.clone();
-    answer(&UsageQuestion { db, by, since_ms, until_ms: None, form })
+    answer(&UsageQuestion { db, may_be_missing: true, by, since_ms, until_ms: None, form })
 }
 
 /// Catches: a sum of the wrong rows, a number under the wrong name, a name that breaks its line.
@@ -74,12 +74,17 @@ fn names_cannot_control_a_terminal() {
     assert!(!text.contains('\u{1b}') && text.lines().count() == 3, "{text:?}");
 }
 
-/// Catches: an empty answer where there is no store, which would read as "no usage".
+const CSV_HEAD: &str = "api_key,requests,errors,without_usage,prompt_tokens,completion_tokens,\
+                        total_tokens,cached_tokens,avg_latency_ms\n";
+
+/// Catches: an empty answer where there is no store, which would read as "no usage"; a failure
+/// where there is only no record yet.
 #[test]
 fn what_is_no_store_is_said() {
     let file = store("none");
     let gone = UsageQuestion {
         db: "/nonexistent/usage.db".into(),
+        may_be_missing: false,
         by: By::Key,
         since_ms: None,
         until_ms: None,
@@ -88,6 +93,16 @@ fn what_is_no_store_is_said() {
     let output = answer(&gone);
     assert_eq!((output.code, output.stdout.as_str()), (UNUSABLE, ""));
     assert!(output.stderr.contains("no such file"));
+    // Where a configuration says that it will be, it is not there before the first record.
+    for (form, wanted) in [(Form::Json, "[]\n"), (Form::Csv, CSV_HEAD)] {
+        let output = answer(&UsageQuestion { may_be_missing: true, form, ..gone.clone() });
+        assert_eq!((output.code, output.stdout.as_str()), (FINE, wanted));
+        assert!(output.stderr.contains("no records yet: /nonexistent/usage.db"), "{output:?}");
+    }
+    let output = answer(&UsageQuestion { may_be_missing: true, ..gone });
+    let lines: Vec<_> = output.stdout.lines().collect();
+    assert!(output.code == FINE && lines.len() == 2, "{output:?}");
+    assert!(lines[0].starts_with("api_key") && lines[1].starts_with("total"), "{output:?}");
     let connection = Connection::open(&file.0).unwrap();
     connection.execute_batch(&format!("ALTER TABLE {TABLE} DROP COLUMN status")).unwrap();
     let output = ask_for(&file, By::Key, None, Form::Table);
