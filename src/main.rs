@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         Command::Reload(ask) => return print(&tool::reload::run(&ask)),
         Command::Upgrade(ask) => return print(&tool::upgrade::run(&ask)),
         Command::Backends(ask) => return print(&tool::backends::run(&ask)),
+        Command::Top(ask) => return print(&tool::top::run(&ask)),
         Command::Health(ask) => return print(&tool::health::run(&ask)),
         Command::Keys(ask) => return print(&tool::keys::run(&ask)),
         Command::Usage(question) => return print(&tool::usage::answer(&question)),

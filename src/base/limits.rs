@@ -329,6 +329,8 @@ pub const METRICS_PAGES_WAITING_MAX: usize = 16;
 /// Bytes of what a gateway says of its backends, as `llmproxy backends` reads it: far more than of
 /// as many as discovery finds at most.
 pub const ROSTER_BYTES_MAX: usize = 32 << 20;
+/// Bytes of a gateway's metrics page, as `llmproxy top` reads it.
+pub const METRICS_PAGE_BYTES_MAX: usize = 64 << 20;
 /// Requests that wait for the list of models. Beyond: 503 `models_unavailable`.
 pub const MODEL_LISTS_WAITING_MAX: usize = 256;
 /// For so long one list of models is the answer to all who ask.

@@ -13,12 +13,14 @@ mod keys;
 mod lua;
 mod manual;
 mod models;
+mod top;
 mod upgrade;
 mod usage;
 pub(super) mod verdict;
 pub use health::HealthAsk;
 pub use keys::{KeysAsk, KeysTask};
 pub use lua::LuaTest;
+pub use top::{TopAsk, TopForm};
 pub use upgrade::UpgradeAsk;
 pub use usage::{By, Form, UsageQuestion};
 
@@ -38,6 +40,8 @@ pub enum Command {
     Upgrade(UpgradeAsk),
     /// Ask processes that run how their backends are.
     Backends(BackendsAsk),
+    /// Watch processes that run.
+    Top(TopAsk),
     /// Ask a process that runs whether it lives.
     Health(HealthAsk),
     /// Make, change or show keys of the embedded store.
@@ -240,6 +244,9 @@ enum Sub {
         #[arg(long)]
         json: bool,
     },
+    /// Watch the running proxy: requests, tokens, times, refusals, records and backends, live
+    #[command(after_help = top::EXIT_CODES)]
+    Top(top::Arguments),
     /// Ask the running proxy whether it lives: the health check of a container
     #[command(after_help = health::EXIT_CODES)]
     Health(health::Arguments),
@@ -363,6 +370,7 @@ fn command(cli: Cli, files: Files) -> Command {
         Some(Sub::Backends { config, socket, json }) => {
             Command::Backends(BackendsAsk { config, socket, json })
         }
+        Some(Sub::Top(arguments)) => top::command(arguments),
         Some(Sub::Health(arguments)) => health::command(arguments),
         Some(Sub::Keys(arguments)) => keys::command(*arguments),
         Some(Sub::Usage(arguments)) => usage::command(arguments),

@@ -23,6 +23,8 @@ ELSEWHERE = [
     (r"cargo test |MONOIO_FORCE_LEGACY_DRIVER=1 cargo test ", "parts of scripts/test"),
     (r"scripts/(demo|test|check|fuzz|faults)\b", "scripts/test runs them, or they take hours"),
     (r"llmproxy upgrade ", "tests/e2e/upgrade.rs: the new process is nobody's child"),
+    (r"llmproxy top ", "tests/e2e/top_command.rs: it wants a terminal"),
+    (r"llmproxy (man|completions) ", "the unit tests of src/config/cli/manual.rs"),
     (r"sudo (scripts/install|dpkg |systemctl |install |llmproxy upgrade )|sudoedit "
      r"|llmproxy check /etc/",
      "tests/deploy: a bare Debian with systemd"),

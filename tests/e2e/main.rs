@@ -75,6 +75,7 @@ mod admin_api;
 mod admin_main;
 mod admin_socket;
 mod health_command;
+mod top_command;
 mod keys_command;
 mod stored_keys;
 mod discovery;

@@ -17,7 +17,9 @@ pub mod keys;
 #[cfg(not(feature = "sql"))]
 #[path = "no_keys.rs"]
 pub mod keys;
+mod figures;
 mod socket;
+pub mod top;
 #[cfg(feature = "sql")]
 pub mod usage;
 #[cfg(not(feature = "sql"))]

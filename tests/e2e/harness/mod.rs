@@ -20,6 +20,7 @@ pub mod scratch;
 pub mod secrets;
 pub mod services;
 pub mod stream;
+pub mod terminal;
 pub mod tls;
 pub mod webhook;
 

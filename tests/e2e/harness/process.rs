@@ -3,7 +3,8 @@
 
 use super::{await_some, pause};
 use rustix::process::{kill_process, Pid, Signal};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{empty, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Sender};
@@ -57,10 +58,24 @@ impl Process {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).args(way).arg(program).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Process::of(command, program)
+    }
+
+    /// The same on a terminal, which is all that it has, in a session of its own: it must not find
+    /// the terminal of whoever runs the tests.
+    pub fn start_on(terminal: &OwnedFd, program: &Path, args: &[&str]) -> Process {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "setsid"]).arg(program).args(args);
+        let end = || Stdio::from(terminal.try_clone().unwrap());
+        command.stdin(end()).stdout(end()).stderr(end());
+        Process::of(command, program)
+    }
+
+    fn of(command: Command, program: &Path) -> Process {
         let mut child = spawn(command);
         let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
-        let stdout = Lines::read(child.stdout.take().unwrap());
-        let stderr = Lines::read(child.stderr.take().unwrap());
+        let stdout = child.stdout.take().map_or_else(|| Lines::read(empty()), Lines::read);
+        let stderr = child.stderr.take().map_or_else(|| Lines::read(empty()), Lines::read);
         let child = Arc::new(Mutex::new(child));
         end_after(lifetime(), Arc::clone(&child));
         let name = program.file_name().unwrap().to_string_lossy().into_owned();

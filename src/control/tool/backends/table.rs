@@ -1,5 +1,6 @@
 //! A roster as a table for a person.
 
+use super::super::figures::{aligned, cut, span};
 use crate::base::line::for_terminal;
 use crate::control::roster::{Condition, Opinion, Roster, RosterEntry};
 
@@ -19,8 +20,6 @@ const COLUMNS: [&str; 12] = [
 ];
 /// Columns of numbers, which end below each other.
 const NUMBERS: std::ops::RangeInclusive<usize> = 2..=7;
-/// Characters of a cell. What is longer is cut.
-const CELL_CHARS_MAX: usize = 48;
 
 /// The whole of it: a line for the process, one for each backend, and one for each reason why a
 /// backend gets no requests.
@@ -37,24 +36,9 @@ pub fn table(roster: &Roster) -> String {
         return text;
     }
     let head = COLUMNS.map(str::to_owned);
-    let rows: Vec<_> = std::iter::once(head).chain(roster.backends.iter().map(cells)).collect();
-    let width = |column: usize| {
-        let widths = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        widths.max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
+    let rows = std::iter::once(head).chain(roster.backends.iter().map(cells));
     text.push('\n');
-    for row in &rows {
-        let padded =
-            row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-                match NUMBERS.contains(&column) {
-                    true => format!("{cell:>width$}"),
-                    false => format!("{cell:<width$}"),
-                }
-            });
-        text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
+    text.push_str(&aligned(&rows.map(Vec::from).collect::<Vec<_>>(), NUMBERS));
     let reasons: String = roster.backends.iter().flat_map(reasons).collect();
     if !reasons.is_empty() {
         text.push('\n');
@@ -128,26 +112,6 @@ fn reasons(it: &RosterEntry) -> Vec<String> {
     };
     let probes = told("probes", &it.probes, String::new());
     probes.into_iter().chain(told("requests", &it.requests, next)).collect()
-}
-
-/// A time in its two largest units.
-fn span(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86_400);
-    match () {
-        () if seconds < 10.0 => format!("{seconds:.1} s"),
-        () if whole < 60 => format!("{whole} s"),
-        () if minutes < 60 => format!("{minutes}m {}s", whole % 60),
-        () if hours < 24 => format!("{hours}h {}m", minutes % 60),
-        () => format!("{days}d {}h", hours % 24),
-    }
-}
-
-fn cut(cell: &str) -> String {
-    if cell.chars().count() <= CELL_CHARS_MAX {
-        return cell.to_owned();
-    }
-    cell.chars().take(CELL_CHARS_MAX - 3).chain("...".chars()).collect()
 }
 
 #[cfg(test)]
@@ -233,13 +197,5 @@ gpu-three: probes found it dead 12 s ago: status 503
         assert_eq!(table(&roster), wanted);
         let none = Roster { backends: Vec::new(), ..roster };
         assert!(table(&none).ends_with("\nno backends\n"));
-    }
-
-    #[test]
-    fn what_is_long_is_cut_and_times_have_two_units() {
-        assert_eq!(cut(&"ü".repeat(48)), "ü".repeat(48));
-        assert_eq!(cut(&"ü".repeat(49)), "ü".repeat(45) + "...");
-        let spans = [0.0, 9.94, 10.0, 59.6, 3599.0, 3600.0, 90_061.0].map(span);
-        assert_eq!(spans, ["0.0 s", "9.9 s", "10 s", "1m 0s", "59m 59s", "1h 0m", "1d 1h"]);
     }
 }
