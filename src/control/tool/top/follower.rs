@@ -2,7 +2,7 @@
 //! one starts, which may take its place.
 
 use super::sight::{TopSight, TopSnapshot};
-use super::watcher::Found;
+use super::watcher::TopFound;
 use std::collections::HashMap;
 
 /// Who follows one of them.
@@ -26,8 +26,8 @@ pub struct TopScreen {
 
 impl Follower {
     /// Takes what was found, and gives what to show of it. `next`: the next process is wanted.
-    pub fn follow(&mut self, found: Found, next: bool) -> TopScreen {
-        let Found { sights, silent } = found;
+    pub fn follow(&mut self, found: TopFound, next: bool) -> TopScreen {
+        let TopFound { sights, silent } = found;
         let (all_answer, mut notices) = (silent.is_empty(), silent);
         let pids: Vec<u32> = sights.iter().map(|sight| sight.roster.pid).collect();
         let chosen = self.chosen(&pids, next);
@@ -77,11 +77,11 @@ mod tests {
     use super::super::sight::tests::sight;
     use super::*;
 
-    fn found(pids: &[u32]) -> Found {
+    fn found(pids: &[u32]) -> TopFound {
         // The first one runs for longest.
         let sights = pids.iter().enumerate();
         let sights = sights.map(|(at, pid)| sight(*pid, 1000.0 - at as f64, 0, ""));
-        Found { sights: sights.collect(), silent: Vec::new() }
+        TopFound { sights: sights.collect(), silent: Vec::new() }
     }
 
     fn shown(screen: &TopScreen) -> (Option<u32>, usize) {
@@ -110,12 +110,12 @@ mod tests {
     fn an_end_is_said_and_a_new_start_is_found() {
         let mut follower = Follower::default();
         follower.follow(found(&[10]), false);
-        let silent = Found { sights: Vec::new(), silent: vec!["it hangs".into()] };
+        let silent = TopFound { sights: Vec::new(), silent: vec!["it hangs".into()] };
         let none = follower.follow(silent, false);
         assert_eq!((shown(&none), none.notices), ((None, 0), vec!["it hangs".to_owned()]));
         let again = follower.follow(found(&[10]), false);
         assert_eq!((shown(&again), again.notices.len()), ((Some(10), 1), 0));
-        follower.follow(Found::default(), false);
+        follower.follow(TopFound::default(), false);
         let new = follower.follow(found(&[30]), false);
         assert_eq!(shown(&new), (Some(30), 1));
         assert_eq!(new.notices, ["process 30 is shown now: 10 has ended"]);

@@ -23,7 +23,7 @@ use crate::config::cli::{Printout, TopAsk, TopForm, FINE, WOULD_NOT_START};
 use crate::config::origin::Refused;
 use sight::TopSnapshot;
 use std::time::Duration;
-use watcher::{Found, Watcher};
+use watcher::{TopFound, Watcher};
 
 /// Does it, and says what was found.
 pub fn run(ask: &TopAsk) -> Printout {
@@ -58,7 +58,7 @@ fn once(
         return said(lines(&before.silent), WOULD_NOT_START);
     }
     let _ = crossbeam_channel::after(interval).recv();
-    let Found { sights, silent } = watcher.look();
+    let TopFound { sights, silent } = watcher.look();
     let parts = sights.iter().map(|now| {
         let pid = now.roster.pid;
         let before = before.sights.iter().find(|before| before.roster.pid == pid);

@@ -14,8 +14,8 @@ struct PageSample {
 #[derive(Debug, Default)]
 pub struct MetricsPage(Vec<PageSample>);
 
-/// Buckets of a histogram: upper bounds in microseconds, and how much is at or below each.
-pub type Buckets = BTreeMap<u64, f64>;
+/// TimeBuckets of a histogram: upper bounds in microseconds, and how much is at or below each.
+pub type TimeBuckets = BTreeMap<u64, f64>;
 
 /// The bound of what has none.
 pub const UNBOUNDED: u64 = u64::MAX;
@@ -52,8 +52,8 @@ impl MetricsPage {
 
     /// The buckets of one or more histograms, which are added up. `unit_us`: microseconds of their
     /// unit. `of`: only those with this label.
-    pub fn buckets(&self, name: &str, unit_us: f64, of: Option<(&str, &str)>) -> Buckets {
-        let mut buckets = Buckets::new();
+    pub fn buckets(&self, name: &str, unit_us: f64, of: Option<(&str, &str)>) -> TimeBuckets {
+        let mut buckets = TimeBuckets::new();
         let fits = |sample: &&PageSample| of.is_none_or(|(k, v)| sample.label(k) == Some(v));
         for sample in self.named(name).filter(fits) {
             let bound = match sample.label("le") {

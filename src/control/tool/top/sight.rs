@@ -1,6 +1,6 @@
 //! What a gateway says of itself at two times, and what happened between them. Pure.
 
-use super::page::{Buckets, MetricsPage, UNBOUNDED};
+use super::page::{MetricsPage, TimeBuckets, UNBOUNDED};
 use crate::control::roster::{Condition, Roster, RosterEntry};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -81,7 +81,7 @@ pub struct TopSnapshot {
     pub uptime_s: f64,
     /// Workers, by the driver they run on.
     pub workers: BTreeMap<String, u64>,
-    /// Workers that did not answer: no figures per second, since those of their requests are missing.
+    /// Workers that did not answer: no figures per second then, since theirs are missing.
     pub workers_silent: u64,
     /// Connections of clients.
     pub connections: u64,
@@ -206,7 +206,7 @@ impl Both<'_> {
     fn spread(&self, histogram: &Histogram, backend: Option<&str>) -> Spread {
         let Some(before) = self.before else { return Spread::default() };
         let all = |page: &MetricsPage| {
-            let mut all = Buckets::new();
+            let mut all = TimeBuckets::new();
             for (unit_us, name, label) in histogram {
                 // The same times twice: their counts are not added up.
                 all.extend(page.buckets(name, *unit_us, backend.map(|name| (*label, name))));
@@ -246,8 +246,8 @@ fn grown(before: f64, now: f64) -> f64 {
 
 /// What came into the buckets between two readings. A bound that was not there before tells nothing
 /// unless nothing was.
-fn difference(before: &Buckets, now: &Buckets) -> Buckets {
-    let count = |buckets: &Buckets| buckets.get(&UNBOUNDED).copied().unwrap_or_default();
+fn difference(before: &TimeBuckets, now: &TimeBuckets) -> TimeBuckets {
+    let count = |buckets: &TimeBuckets| buckets.get(&UNBOUNDED).copied().unwrap_or_default();
     let is_anew = count(now) < count(before);
     let mut most = 0.0;
     let grown = |(bound, n): (&u64, &f64)| {
@@ -260,7 +260,7 @@ fn difference(before: &Buckets, now: &Buckets) -> Buckets {
 
 /// The time that so large a share of all took at most, told from buckets: within one, times are
 /// taken for evenly spread. `None`: there are none.
-fn quantile_ms(buckets: &Buckets, share: f64) -> Option<f64> {
+fn quantile_ms(buckets: &TimeBuckets, share: f64) -> Option<f64> {
     let all = buckets.get(&UNBOUNDED).copied().filter(|all| *all > 0.0)?;
     let wanted = all * share;
     let (mut low, mut below) = (0.0, 0.0);

@@ -28,7 +28,7 @@ pub struct Watcher {
 
 /// What was found at a time.
 #[derive(Default)]
-pub struct Found {
+pub struct TopFound {
     /// What each gateway says; the one that has run for longest first.
     pub sights: Vec<TopSight>,
     /// A line for each that runs and says nothing, or, where none runs, for that.
@@ -64,12 +64,12 @@ impl Watcher {
     }
 
     /// Asks all that run. Blocks.
-    pub fn look(&self) -> Found {
+    pub fn look(&self) -> TopFound {
         let sockets = match &self.place {
             Place::Socket(socket) => Ok(vec![socket.clone()]),
             Place::Plan(plan, _) => places(plan),
         };
-        let mut found = Found::default();
+        let mut found = TopFound::default();
         match sockets {
             Ok(sockets) => sockets.iter().for_each(|socket| self.ask(socket, &mut found)),
             Err(error) => found.silent.push(error.to_string()),
@@ -84,7 +84,7 @@ impl Watcher {
         found
     }
 
-    fn ask(&self, socket: &Path, found: &mut Found) {
+    fn ask(&self, socket: &Path, found: &mut TopFound) {
         match sight(socket) {
             Ok(sight) => found.sights.push(sight),
             // There is none, or its process is gone and had no time to take it away.

@@ -176,8 +176,8 @@ fn a_counter_that_began_anew_counts_from_nothing() {
 /// Catches: a quantile of no times, one beyond all bounds, one that is not where the times are.
 #[test]
 fn quantiles_are_told_from_buckets() {
-    let buckets = |counts: &[(u64, f64)]| counts.iter().copied().collect::<Buckets>();
-    assert_eq!(quantile_ms(&Buckets::new(), 0.5), None);
+    let buckets = |counts: &[(u64, f64)]| counts.iter().copied().collect::<TimeBuckets>();
+    assert_eq!(quantile_ms(&TimeBuckets::new(), 0.5), None);
     assert_eq!(quantile_ms(&buckets(&[(10_000, 0.0), (UNBOUNDED, 0.0)]), 0.5), None);
     let mixed = buckets(&[(10_000, 4.0), (20_000, 4.0), (40_000, 8.0), (UNBOUNDED, 10.0)]);
     assert_eq!(quantile_ms(&mixed, 0.4), Some(10.0));
