@@ -157,8 +157,9 @@ pub const REUSE_RACE_MAX: Duration = Duration::from_millis(100);
 /// Backends tried for one request while none of them took the connection, unless
 /// `routing.retry.max_retries` says otherwise. Beyond: 502 or 504.
 pub const CONNECT_TRIES_MAX: usize = 3;
-/// Backends that a request remembers to have tried. Beyond: it waits and asks them anew.
-pub const TRIED_MAX: usize = 6;
+/// Backends that a request remembers to have tried: as many as it may try. Beyond: it waits and
+/// asks them anew.
+pub const TRIED_MAX: usize = RETRIES_MAX as usize + 1;
 /// Connections to a backend in a row that fail. Then it is ejected.
 pub const FAILED_CONNECTS_MAX: u32 = 3;
 /// Answers of a backend in a row that are 502, 503 or 504, break off, or never come. Then it is
@@ -166,8 +167,7 @@ pub const FAILED_CONNECTS_MAX: u32 = 3;
 pub const FAILED_ANSWERS_MAX: u32 = 5;
 /// How long a backend is ejected: so long, twice so long the next time, and so on.
 pub const EJECTION_STEP: Duration = Duration::from_secs(5);
-/// Longest time for which a backend is ejected (and up to a tenth more, at random), and for which
-/// the one request that tries it is waited for.
+/// Longest time for which a backend is ejected (and up to a tenth more, at random).
 pub const EJECTION_MAX: Duration = Duration::from_secs(60);
 /// A backend that was well for so long since its last ejection begins anew with the shortest.
 pub const EJECTION_FORGOTTEN: Duration = Duration::from_secs(60);
@@ -420,6 +420,11 @@ pub const ENGINE_GUESS_TIME: Duration = Duration::from_secs(2);
 /// An engine that says that it is full (429 or 503 with `Retry-After`) is spared for as long as it
 /// says, and no longer than this.
 pub const SPARED_MAX: Duration = Duration::from_secs(60);
+/// One that says so and names no time is spared for so long, and each time that it says so again
+/// right afterwards for half as long again (each with up to a fifth more, at random).
+pub const SPARED_UNASKED: Duration = Duration::from_secs(1);
+/// And no longer than this.
+pub const SPARED_UNASKED_MAX: Duration = Duration::from_secs(3);
 /// Longest `slow_start`. Beyond: refused.
 pub const SLOW_START_MAX: Duration = Duration::from_secs(3600);
 /// Requests that one backend may be allowed to have at a time (`max_concurrent`). Beyond: refused.

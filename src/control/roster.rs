@@ -182,7 +182,7 @@ impl RosterEntry {
             next_try_s: member.repute().next_try().map(|at| seconds(at.0.saturating_sub(now.0))),
             full_s: member
                 .is_spared()
-                .then(|| seconds(member.spared_until().saturating_sub(now.0))),
+                .then(|| seconds(member.fullness().until().saturating_sub(now.0))),
             weight: member.weight(),
             weight_now,
             inflight: member.inflight(),
@@ -240,10 +240,10 @@ mod tests {
         assert!(member.enter());
         assert_eq!((entry(&member).state, entry(&member).inflight), (Condition::Full, 1));
         member.leave();
-        member.spare_for(Duration::from_secs(30));
+        member.fullness().spare_for(Duration::from_secs(30));
         let full = entry(&member);
         assert!(full.state == Condition::Full && full.full_s.is_some_and(|s| s > 20.0), "{full:?}");
-        member.spare_for(Duration::ZERO);
+        member.fullness().spare_for(Duration::ZERO);
         for _ in 0..3 {
             member.hear_served(false);
             member.hear(Evidence::NoConnection(Fault::ConnectFailed));

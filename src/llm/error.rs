@@ -4,9 +4,20 @@
 
 use super::dialect::Dialect;
 use crate::base::refusal::Refusal;
+use memchr::memmem;
 use serde::Serialize;
 use serde_json::Value;
 use std::borrow::Cow;
+
+/// How engines say that they are full, whatever status stands beside it: TGI, TEI and Infinity;
+/// SGLang; Ollama; vLLM.
+const FULL: [&[u8]; 5] = [
+    b"overloaded",
+    b"queue is full",
+    b"maximum pending requests exceeded",
+    b"\"type\":\"Service Unavailable\"",
+    b"\"type\": \"Service Unavailable\"",
+];
 
 /// Characters of an engine's own words that go into an event of ours. Beyond: cut.
 const MESSAGE_CHARS_MAX: usize = 1000;
@@ -23,6 +34,11 @@ struct Error<'a> {
     r#type: &'a str,
     code: &'a str,
     param: Option<&'a str>,
+}
+
+/// Whether an error, or an answer that is one, says that its engine has as much to do as it takes.
+pub fn says_full(body: &[u8]) -> bool {
+    FULL.into_iter().any(|words| memmem::find(body, words).is_some())
 }
 
 /// Appends the JSON body that answers a refused request.

@@ -19,24 +19,48 @@ pub fn hear_fault(backend: &Member, fault: Fault) {
     }
 }
 
-/// Takes in what the head of an answer says about a backend.
-pub fn hear_answer(backend: &Member, response: &ResponseHead) {
-    let wait = match (response.status, response.retry_after) {
-        (429 | 503, Some(retry_after)) => retry_after.wait(unix_ms()),
-        _ => Duration::ZERO,
-    };
-    if !wait.is_zero() {
-        backend.spare_for(wait);
-    }
+/// Takes in what an answer says about a backend that was picked for it so long ago. `says_full`:
+/// its body says that the backend is full; few heads do.
+pub fn hear_answer(
+    backend: &Member,
+    response: &ResponseHead,
+    (says_full, age): (bool, impl FnOnce() -> Duration),
+) {
+    let status = response.status;
     // A refusal of what the client sent is an answer; one for lack of room, or strength, is none.
-    backend.hear_served(response.status < 500 && response.status != 429);
-    hear(backend, Evidence::of_status(response.status, wait));
+    backend.hear_served(status < 500 && status != 429);
+    let is_full = matches!(status, 429 | 503) && spare(backend, response, says_full);
+    match Evidence::of_status(status, is_full) {
+        Evidence::Good => note(backend, Evidence::Good, backend.hear_good(age)),
+        evidence => hear(backend, evidence),
+    }
+}
+
+/// Spares one that is full: for as long as it asks for, or a moment. False: it is not.
+fn spare(backend: &Member, response: &ResponseHead, says_full: bool) -> bool {
+    match response.retry_after.map(|retry_after| retry_after.wait(unix_ms())) {
+        Some(wait) if !wait.is_zero() => backend.fullness().spare_for(wait),
+        // A 429 says nothing else. A time that is over is one.
+        None if response.status == 429 => backend.fullness().spare(),
+        _ if says_full => backend.fullness().spare(),
+        _ => return false,
+    }
+    true
+}
+
+/// The words of [`hear_answer`] are to be looked for: the answer may say so, and its head does not.
+pub fn may_say_full(response: &ResponseHead) -> bool {
+    response.status == 503
+        && response.retry_after.is_none_or(|retry_after| retry_after.wait(unix_ms()).is_zero())
 }
 
 /// Takes in an error that stood inside an answer of status 200, for which this status stands. That
 /// the backend is full is no illness, but no service either.
 pub fn hear_inside(backend: &Member, form: BodyForm, status: u16, is_full: bool) {
     backend.hear_served(status < 500);
+    if is_full {
+        backend.fullness().spare();
+    }
     match status < 500 || is_full {
         true => hear(backend, Evidence::Good),
         false => hear(backend, Evidence::BadInside(form, status)),
@@ -50,7 +74,12 @@ pub fn hear_body(backend: &Member, form: BodyForm) {
 }
 
 fn hear(member: &Member, evidence: Evidence) {
-    let Some(change) = member.hear(evidence) else { return };
+    note(member, evidence, member.hear(evidence));
+}
+
+/// Tells what evidence has changed.
+fn note(member: &Member, evidence: Evidence, change: Option<Change>) {
+    let Some(change) = change else { return };
     let backend = &*member.name;
     match change {
         Change::Ejected(time) => {

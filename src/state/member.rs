@@ -3,11 +3,12 @@
 //! what these say of it (written by workers). Readers never wait.
 
 use super::engine_cache::{CacheOf, ExpectedPrefix, Fresh, Retentions};
+use super::fullness::Fullness;
 use super::latency::Latency;
 use super::reported::Reported;
 use super::repute::{Change, Evidence, Repute, Tenths};
 use super::wish::KnownWishes;
-use crate::base::limits::SPARED_MAX;
+use crate::base::limits::EJECTION_MAX;
 use crate::base::uptime::uptime;
 use crate::config::plan::{Backend, Endpoint, Engine};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -73,6 +74,7 @@ pub struct Vitals {
     /// When an answer of it last grew, in [`Tenths`]; 0 before that.
     alive: AtomicU32,
     departures: AtomicU32,
+    losses: AtomicU32,
     /// All workers write it, and none that only reads the rest should wait for that.
     inflight: Padded,
     /// A packed [`Latency`].
@@ -82,8 +84,7 @@ pub struct Vitals {
     fresh: AtomicU64,
     /// Milliseconds that a request is here, in the mean; 0: not known.
     stay: AtomicU32,
-    /// It said that it is full until then, in [`Tenths`].
-    spared_until: AtomicU32,
+    fullness: Fullness,
     /// When it came, or came back, in [`Tenths`]; 0: it was there from the start, or long enough.
     came: AtomicU32,
     unasked: AtomicU64,
@@ -174,6 +175,20 @@ impl Member {
         max > 0 && self.inflight() >= max
     }
 
+    /// Whether a request may try an ejected backend. True for one at a time, when its pause is
+    /// over, and for all when it is not ejected. That one may take as long as any other.
+    pub fn admit(&self) -> bool {
+        let Backend { connect_timeout, first_byte_timeout, .. } = self.plan;
+        let patience = connect_timeout.saturating_add(first_byte_timeout).max(EJECTION_MAX);
+        let mut may = false;
+        self.vitals.change(|repute, now, jitter| {
+            let (next, admitted, change) = repute.admit(now, jitter, patience);
+            may = admitted;
+            (next, change)
+        });
+        may
+    }
+
     /// True when nothing speaks against a request here now.
     pub fn can_take(&self) -> bool {
         self.is_healthy() && !self.is_full() && !self.is_spared() && !self.is_drained()
@@ -255,12 +270,13 @@ impl Vitals {
             repute: AtomicU64::new(Repute::default().pack()),
             alive: AtomicU32::new(0),
             departures: AtomicU32::new(0),
+            losses: AtomicU32::new(0),
             inflight: Padded::default(),
             latency: AtomicU64::new(Latency::default().pack()),
             retentions: Retentions::default(),
             fresh: AtomicU64::new(Fresh::default().pack()),
             stay: AtomicU32::new(0),
-            spared_until: AtomicU32::new(0),
+            fullness: Fullness::default(),
             came: AtomicU32::new(0),
             unasked: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -301,15 +317,24 @@ impl Vitals {
                         self.change(|repute, now, _| (repute.due(now), None));
                     }
                 }
-                false => drop(self.departures.fetch_add(1, Ordering::Relaxed)),
+                false => {
+                    self.departures.fetch_add(1, Ordering::Relaxed);
+                    self.losses.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
     }
 
-    /// Times that probes or requests took it out, or kept it out. Requests that wait there for a
-    /// first byte are called off when this grows.
+    /// Times that probes or requests took it out, or kept it out.
     pub fn departures(&self) -> u32 {
         self.departures.load(Ordering::Relaxed)
+    }
+
+    /// Times that it was found as good as dead: requests that wait there for a first byte are
+    /// called off when this grows. One that is ejected for what it answers is not: it may be at
+    /// work for them.
+    pub fn losses(&self) -> u32 {
+        self.losses.load(Ordering::Relaxed)
     }
 
     /// Takes in what a request found out. `Some` when that changed something.
@@ -321,19 +346,20 @@ impl Vitals {
             return None;
         }
         let alive = Some(Tenths(self.alive.load(Ordering::Relaxed))).filter(|at| at.0 > 0);
-        self.change(|repute, now, jitter| repute.hear(evidence, now, alive, jitter))
+        let change = self.change(|repute, now, jitter| repute.hear(evidence, now, alive, jitter));
+        let is_out = matches!(change, Some(Change::Ejected(_) | Change::StaysOut(_)));
+        if is_out && evidence.is_of_death() {
+            self.losses.fetch_add(1, Ordering::Relaxed);
+        }
+        change
     }
 
-    /// Whether a request may try an ejected backend. True for one at a time, when its pause is
-    /// over, and for all when it is not ejected.
-    pub fn admit(&self) -> bool {
-        let mut may = false;
-        self.change(|repute, now, jitter| {
-            let (next, admitted, change) = repute.admit(now, jitter);
-            may = admitted;
-            (next, change)
-        });
-        may
+    /// Takes in a good answer to a request for which it was picked so long ago.
+    pub fn hear_good(&self, age: impl FnOnce() -> Duration) -> Option<Change> {
+        if self.repute().is_spotless() {
+            return None;
+        }
+        self.hear(Evidence::GoodSince(Tenths::of(uptime().saturating_sub(age()))))
     }
 
     /// An administrator wants no new requests here, however it is. Those that it has end.
@@ -508,19 +534,14 @@ impl Vitals {
         Duration::from_millis(self.stay.load(Ordering::Relaxed).into())
     }
 
-    /// It said that it is full, and for how long.
-    pub fn spare_for(&self, time: Duration) {
-        self.spared_until.store(now().plus(time.min(SPARED_MAX)).0, Ordering::Relaxed);
+    /// What it said of being full.
+    pub fn fullness(&self) -> &Fullness {
+        &self.fullness
     }
 
-    /// True while that time lasts.
+    /// True while it is left alone because it said that it is full.
     pub fn is_spared(&self) -> bool {
-        self.spared_until() > 0 && now() < Tenths(self.spared_until())
-    }
-
-    /// When that time is over, in [`Tenths`]; 0: it never said so.
-    pub fn spared_until(&self) -> u32 {
-        self.spared_until.load(Ordering::Relaxed)
+        self.fullness.is_spared()
     }
 
     /// It is new beside others, or back: with `slow_start` it gets its share little by little.

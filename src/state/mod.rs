@@ -9,6 +9,7 @@ pub mod engine_cache;
 pub mod counters;
 pub mod member;
 pub mod board;
+pub mod fullness;
 pub mod hash;
 pub mod hop;
 mod key_tables;

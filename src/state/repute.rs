@@ -43,8 +43,10 @@ pub enum BodyForm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
     /// An answer of a backend that works, be it a refusal of this request. Of a stream that is its
-    /// head, which says little: see the next two.
+    /// head, which says little: see below.
     Good,
+    /// The same, to a request for which the backend was picked then.
+    GoodSince(Tenths),
     /// A body of status 200 in which its model spoke, or that came well to its end.
     GoodInside(BodyForm),
     /// A body of status 200 that told of an error, for which this status stands.
@@ -90,24 +92,29 @@ impl Evidence {
         }
     }
 
-    /// What the status of an answer says, which asks for so much time until the next request. A 503
-    /// that does comes from a backend that is full, which is no illness, and it is left alone for
-    /// as long; one that does not is not left alone either, and so it counts. 4xx is about the
-    /// request, and so are 501 and 505. A 500 may be, but an engine whose core has died answers
-    /// nothing else.
-    pub fn of_status(status: u16, wait: Duration) -> Evidence {
+    /// What the status of an answer says. A 503 that says that the backend is full, for which it is
+    /// left alone for a while, is no illness; one that does not is not left alone either, and so it
+    /// counts. 4xx is about the request, and so are 501 and 505. A 500 may be, but an engine whose
+    /// core has died answers nothing else.
+    pub fn of_status(status: u16, is_full: bool) -> Evidence {
         match status {
             501 | 505 => Evidence::Good,
-            503 if !wait.is_zero() => Evidence::Good,
+            503 if is_full => Evidence::Good,
             500..=599 => Evidence::BadGateway(status),
             _ => Evidence::Good,
         }
     }
 
+    /// Whether it is likely that who waits at the backend waits in vain: it is not there, or does
+    /// not answer. One that answers, however badly, may be at work for them.
+    pub fn is_of_death(self) -> bool {
+        matches!(self, Evidence::NoConnection(_) | Evidence::NoAnswer(_))
+    }
+
     /// In words, for the log.
     pub fn words(self) -> String {
         match self {
-            Evidence::Good | Evidence::GoodInside(_) => "an answer".into(),
+            Evidence::Good | Evidence::GoodSince(_) | Evidence::GoodInside(_) => "an answer".into(),
             Evidence::BadInside(BodyForm::Stream, status) => {
                 format!("a stream with an error inside ({status})")
             }
@@ -123,7 +130,9 @@ impl Evidence {
 }
 
 // Three bits each.
-const _: () = assert!(FAILED_ANSWERS_MAX <= 7);
+const _: () = assert!(FAILED_ANSWERS_MAX <= 7 && FAILED_CONNECTS_MAX <= 7);
+// A tenth of the longest, in tenths of a second.
+const _: () = assert!(EJECTION_MAX.as_secs() <= u8::MAX as u64);
 
 /// How a backend stands with those who were sent to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,6 +149,8 @@ pub struct Repute {
     is_out: bool,
     /// One request was sent to see whether it is back.
     is_tried: bool,
+    /// By how many tenths of a second this ejection is longer than those before it would have it.
+    spread: u8,
     /// While ejected: when the next request may try, or when the try under way counts as failed.
     /// Otherwise: since when it is in.
     at: Tenths,
@@ -183,7 +194,8 @@ impl Repute {
     ) -> (Repute, Option<Change>) {
         let mut next = self;
         let is_full = match evidence {
-            Evidence::Good => return self.hear_good(now),
+            Evidence::Good => return self.hear_good(now, None),
+            Evidence::GoodSince(picked) => return self.hear_good(now, Some(picked)),
             Evidence::GoodInside(form) => {
                 next.set_inside(form, 0);
                 return (next, None);
@@ -218,8 +230,12 @@ impl Repute {
         (next, Some(change))
     }
 
-    fn hear_good(self, now: Tenths) -> (Repute, Option<Change>) {
+    fn hear_good(self, now: Tenths, picked: Option<Tenths>) -> (Repute, Option<Change>) {
         if self.is_out {
+            // What was sent there before it was ejected proves nothing new, be it good or bad.
+            if !self.is_tried && picked.is_none_or(|picked| picked <= self.out_at()) {
+                return (self, None);
+            }
             let back = Repute { ejections: self.ejections, at: now, ..self.with_inside() };
             return (back, Some(Change::Back));
         }
@@ -249,20 +265,33 @@ impl Repute {
         count
     }
 
+    /// When it was ejected, or later.
+    fn out_at(self) -> Tenths {
+        let time = Tenths::of(pause(self.ejections)).0 + u32::from(self.spread);
+        Tenths(self.at.0.saturating_sub(time))
+    }
+
     /// Ejected once more, and for how long.
     fn ejected(self, now: Tenths, jitter: u32) -> (Repute, Duration) {
         let ejections = self.ejections.saturating_add(1);
-        let time = (EJECTION_STEP * u32::from(ejections)).min(EJECTION_MAX);
+        let time = pause(ejections);
         // Up to a tenth more.
         let time = time + time.mul_f64(f64::from(jitter % 101) / 1000.0);
-        let out = Repute { ejections, is_out: true, at: now.plus(time), ..self.with_inside() };
+        let spread = (Tenths::of(time).0 - Tenths::of(pause(ejections)).0) as u8;
+        let at = now.plus(time);
+        let out = Repute { ejections, is_out: true, at, spread, ..self.with_inside() };
         (out, time)
     }
 
     /// Whether a request may go there. Of an ejected backend, one may when its time is over, and
-    /// nobody else until that one is answered; when it is not, for as long as an ejection may last,
-    /// it has failed, and `Some` change says so.
-    pub fn admit(self, now: Tenths, jitter: u32) -> (Repute, bool, Option<Change>) {
+    /// nobody else until that one is answered; when it is not within `patience`, it has failed, and
+    /// `Some` change says so.
+    pub fn admit(
+        self,
+        now: Tenths,
+        jitter: u32,
+        patience: Duration,
+    ) -> (Repute, bool, Option<Change>) {
         if !self.is_out {
             return (self, true, None);
         }
@@ -273,7 +302,7 @@ impl Repute {
             let (next, time) = self.ejected(now, jitter);
             return (next, false, Some(Change::StaysOut(time)));
         }
-        (Repute { is_tried: true, at: now.plus(EJECTION_MAX), ..self }, true, None)
+        (Repute { is_tried: true, at: now.plus(patience), ..self }, true, None)
     }
 
     /// Whoever tried it left before there was anything to learn: the next one may try at once.
@@ -297,7 +326,8 @@ impl Repute {
         let flags = u64::from(self.is_out) | u64::from(self.is_tried) << 1;
         let [streams, wholes] = self.inside.map(u64::from);
         let flags = flags | streams << 2 | wholes << 5;
-        let counts = [self.connects, self.answers, self.ejections];
+        let failed = self.connects.min(15) << 4 | self.answers.min(15);
+        let counts = [failed, self.spread, self.ejections];
         let counts = counts.into_iter().fold(0, |word, count| word << 8 | u64::from(count));
         u64::from(self.at.0) << 32 | counts << 8 | flags
     }
@@ -306,8 +336,9 @@ impl Repute {
     pub fn unpack(word: u64) -> Repute {
         let byte = |shift: u32| (word >> shift) as u8;
         Repute {
-            connects: byte(24),
-            answers: byte(16),
+            connects: byte(24) >> 4,
+            answers: byte(24) & 15,
+            spread: byte(16),
             ejections: byte(8),
             inside: [byte(0) >> 2 & 7, byte(0) >> 5],
             is_out: word & 1 == 1,
@@ -315,6 +346,11 @@ impl Repute {
             at: Tenths((word >> 32) as u32),
         }
     }
+}
+
+/// How long the ejection of this number lasts, in a row of them.
+fn pause(ejections: u8) -> Duration {
+    (EJECTION_STEP * u32::from(ejections)).min(EJECTION_MAX)
 }
 
 #[cfg(test)]

@@ -18,6 +18,28 @@ const PAST: &str = "HTTP/1.1 503 X\r\nretry-after: Sun, 06 Nov 1994 08:49:37 GMT
                     content-length: 0\r\n\r\n";
 const UNAVAILABLE: &str = "HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n";
 
+/// An answer with a body of JSON.
+fn json(status: u16, body: &str) -> String {
+    let len = body.len();
+    format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}")
+}
+
+/// How engines say that they are full: all but TGI with a 503, and none of them for how long.
+const FULL: [(u16, &str); 4] = [
+    (503, r#"{"error":{"message":"no","type":"Service Unavailable","param":null,"code":503}}"#),
+    (503, r#"{"object":"error","message":"The request queue is full.","code":503}"#),
+    (503, r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#),
+    (429, r#"{"error":"Model is overloaded","error_type":"overloaded"}"#),
+];
+
+/// What becomes of an engine that answers so each time, with one beside it that is well.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fate {
+    Ejected,
+    Spared,
+    Neither,
+}
+
 /// Messages of its log about backends, in order.
 fn said(proxy: &Proxy) -> Vec<(String, String)> {
     let events = proxy.events().into_iter();
@@ -78,19 +100,25 @@ fn a_dead_engine_is_named_and_left_alone_until_it_is_back() {
 /// that is full, or that refuses what clients send, taken for a sick one.
 #[test]
 fn errors_in_a_row_eject_and_refusals_do_not() {
-    for (answer, is_ejected) in [
-        ("HTTP/1.1 502 X\r\ncontent-length: 0\r\n\r\n", true),
-        (UNAVAILABLE, true),
-        ("HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n", false),
-        ("HTTP/1.1 503 X\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n", true),
-        (PAST, true),
-        ("HTTP/1.1 502 X\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n", true),
-        ("HTTP/1.1 429 X\r\ncontent-length: 0\r\n\r\n", false),
-        ("HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n", false),
-        ("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", true),
-        ("HTTP/1.1 501 X\r\ncontent-length: 0\r\n\r\n", false),
-    ] {
-        let (odd, well) = (Backend::answering(answer), Backend::answering(OK));
+    use Fate::{Ejected, Neither, Spared};
+    let bare = [
+        ("HTTP/1.1 502 X\r\ncontent-length: 0\r\n\r\n", Ejected),
+        (UNAVAILABLE, Ejected),
+        ("HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n", Spared),
+        ("HTTP/1.1 503 X\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n", Ejected),
+        (PAST, Ejected),
+        ("HTTP/1.1 502 X\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n", Ejected),
+        ("HTTP/1.1 429 X\r\ncontent-length: 0\r\n\r\n", Spared),
+        ("HTTP/1.1 429 X\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n", Neither),
+        ("HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n", Neither),
+        ("HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", Ejected),
+        ("HTTP/1.1 501 X\r\ncontent-length: 0\r\n\r\n", Neither),
+    ];
+    let bare = bare.map(|(answer, fate)| (answer.to_owned(), fate));
+    let full = FULL.map(|(status, body)| (json(status, body), Spared));
+    let sick = [(json(503, r#"{"detail":"Service Unavailable"}"#), Ejected)];
+    for (answer, fate) in bare.into_iter().chain(full).chain(sick) {
+        let (odd, well) = (Backend::answering(answer.clone()), Backend::answering(OK));
         let proxy = Config::new()
             .backend(odd.url(), "name: odd")
             .backend(well.url(), "name: well")
@@ -101,18 +129,136 @@ fn errors_in_a_row_eject_and_refusals_do_not() {
             client.post(CHATS, "", CHAT);
         }
         let up = proxy.metric("llmproxy_backend_up", &[("backend", "odd")]);
-        assert_eq!(up, f64::from(u8::from(!is_ejected)), "{answer:?}");
+        assert_eq!(up == 0.0, fate == Ejected, "{answer:?}");
         let asked = odd.requests().len();
-        let is_spared = answer.contains("retry-after");
-        assert!(
-            match (is_ejected, is_spared) {
-                (true, _) => (5..=6).contains(&asked),
-                (false, true) => (1..=10).contains(&asked),
-                (false, false) => asked == 10,
-            },
-            "{asked}"
-        );
+        let is_due = match fate {
+            Ejected => (5..=6).contains(&asked),
+            // It may take longer than it is spared.
+            Spared => (1..=10).contains(&asked),
+            Neither => asked == 10,
+        };
+        assert!(is_due, "{answer:?}: {asked}");
+        let spared = proxy.metric("llmproxy_backend_full", &[("backend", "odd")]);
+        assert!(fate == Spared || spared == 0.0, "{answer:?}");
     }
+}
+
+/// Catches: an engine whose clients hear that it is full, one after the other, while another one
+/// has nothing to do.
+#[test]
+fn a_full_engine_that_names_no_time_is_left_alone_for_a_moment() {
+    for (status, body) in FULL {
+        let (full, well) = (Backend::answering(json(status, body)), Backend::answering(OK));
+        let proxy = Config::new()
+            .backend(full.url(), "name: full")
+            .backend(well.url(), "name: well")
+            .section(NO_PROBES)
+            .start();
+        let mut client = proxy.connect();
+        let is_spared = || proxy.metric("llmproxy_backend_full", &[("backend", "full")]) == 1.0;
+        // On a machine that stands still each round can be too late.
+        await_until("it is seen to be spared", SOON, || {
+            client.post(CHATS, "", CHAT);
+            client.post(CHATS, "", CHAT);
+            is_spared()
+        });
+        await_until("and is asked again later", SOON, || !is_spared());
+        let asked = full.requests().len();
+        await_until("in its turn", SOON, || {
+            client.post(CHATS, "", CHAT);
+            full.requests().len() > asked
+        });
+        assert_eq!(proxy.metric("llmproxy_backend_ejections_total", &[]), 0.0);
+    }
+}
+
+/// Catches: generations that are thrown away, and begun again elsewhere, because their engine is
+/// full, or answers others with errors.
+#[test]
+fn what_an_engine_is_at_work_on_stays_there_while_others_are_refused() {
+    let (status, body) = FULL[0];
+    for (answer, is_ejected) in [(json(status, body), false), (UNAVAILABLE.to_owned(), true)] {
+        let goes_on = Arc::<AtomicBool>::default();
+        let may_end = Arc::clone(&goes_on);
+        let odd = Backend::start(move |served| {
+            while let Some(request) = served.request() {
+                if request.body != STREAM.as_bytes() {
+                    served.send(&answer);
+                    continue;
+                }
+                await_until("it may end", 3 * SOON, || may_end.load(Relaxed));
+                served.send(OK);
+            }
+        });
+        let well = Backend::answering(OK);
+        let proxy = Config::new()
+            .backend(odd.url(), "name: odd")
+            .backend(well.url(), "name: well")
+            .section(NO_PROBES)
+            .start();
+        // They take turns.
+        let mut clients: Vec<Conn> = (0..2).map(|_| proxy.connect()).collect();
+        clients.iter_mut().for_each(|client| client.start_post(CHATS, "", STREAM));
+        await_until("each has one", SOON, || {
+            odd.requests().len() == 1 && well.requests().len() == 1
+        });
+        let mut client = proxy.connect();
+        for _ in 0..12 {
+            client.post(CHATS, "", CHAT);
+        }
+        let ejections = proxy.metric("llmproxy_backend_ejections_total", &[("backend", "odd")]);
+        assert_eq!(ejections > 0.0, is_ejected);
+        // Whoever were to be called off would be by then: workers look ten times a second.
+        crate::harness::pause(std::time::Duration::from_millis(500));
+        goes_on.store(true, Relaxed);
+        for client in &mut clients {
+            assert_eq!(client.response().text(), "ok");
+        }
+        assert_eq!(proxy.metric("llmproxy_faults_total", &[("kind", "backend_ejected")]), 0.0);
+        let streams = well.requests().iter().filter(|it| it.body == STREAM.as_bytes()).count();
+        assert_eq!(streams, 1, "it was not sent there as well");
+        quiet(&proxy);
+    }
+}
+
+/// Catches: an ejection that ends before it has begun, because somebody gets a good answer who had
+/// asked for it before; one that is longer each time for that.
+#[test]
+fn an_answer_to_what_was_asked_before_does_not_bring_back() {
+    let goes_on = Arc::<AtomicBool>::default();
+    let may_end = Arc::clone(&goes_on);
+    let odd = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.body != STREAM.as_bytes() {
+                served.send(UNAVAILABLE);
+                continue;
+            }
+            await_until("it may end", 3 * SOON, || may_end.load(Relaxed));
+            served.send(OK);
+        }
+    });
+    let well = Backend::answering(OK);
+    let proxy = Config::new()
+        .backend(odd.url(), "name: odd")
+        .backend(well.url(), "name: well")
+        .section(NO_PROBES)
+        .start();
+    let mut clients: Vec<Conn> = (0..2).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| client.start_post(CHATS, "", STREAM));
+    await_until("each has one", SOON, || odd.requests().len() == 1 && well.requests().len() == 1);
+    let mut client = proxy.connect();
+    for _ in 0..12 {
+        client.post(CHATS, "", CHAT);
+    }
+    let ejected = ("odd".to_owned(), "backend is ejected".to_owned());
+    await_said(&proxy, std::slice::from_ref(&ejected));
+    goes_on.store(true, Relaxed);
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "ok");
+    }
+    quiet(&proxy);
+    // Whoever tries it, seconds later, finds it as it was.
+    assert_eq!(said(&proxy), [ejected]);
 }
 
 /// Catches: an engine whose streams all tell of an error, and that gets its share for ever because
@@ -306,8 +452,11 @@ fn ready_does_not_depend_on_what_requests_find_out() {
     assert_eq!(proxy.metric("llmproxy_backend_up", &[("backend", "dead")]), 0.0);
     assert_eq!(proxy.get("/ready").status(), 200);
     let _back = Engine::start(&["--listen", &address.to_string()]);
-    assert_eq!(proxy.post(CHATS, CHAT).status(), 200, "the only one is tried at any time");
-    await_up(&proxy, "dead", 1.0);
+    // An answer to what was asked in the moment of the ejection does not count yet.
+    await_until("it is back", SOON, || {
+        assert_eq!(proxy.post(CHATS, CHAT).status(), 200, "the only one is tried at any time");
+        proxy.metric("llmproxy_backend_up", &[("backend", "dead")]) == 1.0
+    });
 }
 
 const LOADING: &str =

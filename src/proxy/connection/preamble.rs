@@ -13,12 +13,8 @@ use crate::proxy::client::Client;
 use crate::proxy::relay::framing::{Inbound, Sections};
 use crate::proxy::upstream::exchange::Exchange;
 use crate::rt::buffer::Buffer;
-use memchr::memmem;
 use std::io::ErrorKind;
 use std::time::Duration;
-
-/// How TGI and SGLang say that they are full, under whatever code.
-const OVERLOADED: [&[u8]; 2] = [b"overloaded", b"queue is full"];
 
 /// What a stream has said so far.
 #[derive(Debug, PartialEq, Eq)]
@@ -133,8 +129,7 @@ fn said(response: &ResponseHead, dialect: Dialect, mut body: &[u8]) -> Said {
 
 /// An error, with the status that the engine would have answered with, had it not begun already.
 fn said_error(code: Option<&str>, body: &[u8]) -> Said {
-    let is_full = OVERLOADED.into_iter().any(|words| memmem::find(body, words).is_some());
-    match is_full {
+    match error::says_full(body) {
         true => Said::Error(503, true),
         false => Said::Error(error::status_inside(code), false),
     }

@@ -20,7 +20,7 @@ use crate::proxy::route::{tiers, TriedMembers};
 use crate::proxy::shared::Shared;
 use crate::proxy::trace;
 use crate::proxy::upstream::exchange::Exchange;
-use crate::proxy::upstream::peek;
+use crate::proxy::upstream::peek::{self, Unavailable};
 use crate::proxy::upstream::pool::InFlight;
 use crate::proxy::view::WorkerView;
 use crate::rt::patrol::Alarm;
@@ -169,9 +169,16 @@ fn come_back(
 ) -> Result<InFlight, Fault> {
     w.upstreams.look_at_the_board();
     let (view, last) = (w.view(), trying.backend.id());
-    trying.tries.begin_anew();
     facts::once_more(w, &view, client, request);
     let group = view.shared.models.choose(request.served_model()).group;
+    // Somebody has become well meanwhile, or has room again, who was not asked yet.
+    if has_other(w, request, trying.tries.tried()) {
+        if let Ok(untried) = pick((&view, group), request, trying.tries.tried()) {
+            trying.tries.note_wait();
+            return Ok(untried);
+        }
+    }
+    trying.tries.begin_anew();
     let next = pick((&view, group), request, &TriedMembers::only(last));
     next.or_else(|why| match view.member(last) {
         Some(same) => view.enter(&request.unique_id, same).ok_or(Fault::BackendFull),
@@ -222,7 +229,13 @@ async fn hear(
     if is_held(trying, request, response) {
         return hear_preamble(w, client, (request, response), (trying, got)).await;
     }
-    repute::hear_answer(&backend, response);
+    let is_read = repute::may_say_full(response);
+    let told = match is_read {
+        true => peek::unavailable(client, response, got).await,
+        false => Unavailable::Other,
+    };
+    let is_full = told == Unavailable::Full;
+    repute::hear_answer(&backend, response, (is_full, || got.lease.age()));
     // One that must not be cut off has its answer read to the end.
     if !request.is_in_hand() || backend.plan.on_client_abort == OnClientAbort::Drain {
         return None;
@@ -235,9 +248,14 @@ async fn hear(
     if is_covered && w.retries.has_one(Instant::now()) {
         return Some(end);
     }
-    if has_other(w, request, trying.tries.tried()) && is_unseen(client, response, got).await {
-        let fault = if status == 508 { Fault::BackendLoops } else { Fault::BackendLoading };
-        return Some(hear_fault(w, trying, fault));
+    if has_other(w, request, trying.tries.tried()) {
+        let told = if is_read { told } else { peek::unavailable(client, response, got).await };
+        if told == Unavailable::Loading {
+            return Some(hear_fault(w, trying, Fault::BackendLoading));
+        }
+        if peek::is_loop(client, response, got).await {
+            return Some(hear_fault(w, trying, Fault::BackendLoops));
+        }
     }
     is_covered.then_some(end)
 }
@@ -261,7 +279,7 @@ async fn hear_preamble(
     panic_point::pass("holding");
     let end = match held {
         Held::Spoke | Held::Late => {
-            repute::hear_answer(&trying.backend, response);
+            repute::hear_answer(&trying.backend, response, (false, || got.lease.age()));
             return None;
         }
         Held::Error(status, _) => TryEnd::Status(status, None),
@@ -287,15 +305,6 @@ fn hear_withheld(w: &Shared, trying: &mut Trying<'_>, is_for_the_client: bool) {
     }
     if !is_for_the_client {
         trying.withheld = None;
-    }
-}
-
-/// Whether an answer says that no engine did anything for the request.
-async fn is_unseen(client: &Client, response: &ResponseHead, got: &mut Exchange) -> bool {
-    match response.status {
-        503 => peek::is_loading(client, response, got).await,
-        508 => peek::is_loop(client, response, got).await,
-        _ => false,
     }
 }
 
@@ -359,8 +368,10 @@ fn named_by_rule(
 ) -> Option<InFlight> {
     let group = view.shared.models.choose(request.served_model()).group;
     let serving = view.shared.models.members_of(group);
+    // None is asked again sooner than it wished.
     let is_free = |member: &Member| {
-        member.is_healthy() && !member.is_drained() && !tried.contains(member.id())
+        let is_well = member.is_healthy() && !member.is_spared() && !member.is_drained();
+        is_well && !tried.contains(member.id())
     };
     let named = |name: &String| {
         let members = serving.iter().filter_map(|place| view.members.get(*place as usize));

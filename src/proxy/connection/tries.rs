@@ -246,7 +246,7 @@ pub(super) async fn try_backends(
                         response.status,
                         false,
                     );
-                    repute::hear_answer(backend, response);
+                    repute::hear_answer(backend, response, (false, || got.lease.age()));
                     note_answer(story, &trying);
                     return Ok(got);
                 }

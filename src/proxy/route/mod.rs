@@ -2,7 +2,7 @@
 //!
 //! *Takes:* the health of a view's backends and what was tried already. *Gives:* the place of one
 //! in that view. *Runs on:* workers, each with a state of its own. *May:* read atomics. *Never:*
-//! waits, allocates per pick.
+//! waits, allocates per pick (but once for a request's fourth try).
 
 mod dice;
 mod load;
@@ -17,17 +17,36 @@ use crate::base::limits::{FULL_RETRY_AFTER_S_MAX, TRIED_MAX};
 use crate::state::member::MemberId;
 use std::time::Duration;
 
+/// So many a request remembers to have tried without room of their own.
+const TRIED_AT_HAND: usize = 3;
+
 /// The backends that one request has tried; there are at most [`TRIED_MAX`].
 #[derive(Debug, Clone, Default)]
 pub struct TriedMembers {
-    backends: [Option<MemberId>; TRIED_MAX],
+    first: [Option<MemberId>; TRIED_AT_HAND],
+    /// Few requests have more, and every stream would carry them.
+    more: Option<Box<MoreTried>>,
     count: u8,
 }
+
+type MoreTried = [Option<MemberId>; TRIED_MAX - TRIED_AT_HAND];
+
+// They are counted in a byte.
+const _: () = assert!(TRIED_AT_HAND < TRIED_MAX && TRIED_MAX <= u8::MAX as usize);
 
 impl TriedMembers {
     /// Notes a try.
     pub fn add(&mut self, backend: MemberId) {
-        if let Some(slot) = self.backends.get_mut(usize::from(self.count)) {
+        let at = self.len();
+        let slot = match at.checked_sub(TRIED_AT_HAND) {
+            None => self.first.get_mut(at),
+            Some(at) => {
+                let none = || Box::new([None; TRIED_MAX - TRIED_AT_HAND]);
+                let more = self.more.get_or_insert_with(none);
+                more.get_mut(at)
+            }
+        };
+        if let Some(slot) = slot {
             *slot = Some(backend);
             self.count += 1;
         }
@@ -52,7 +71,8 @@ impl TriedMembers {
 
     /// True when it was tried.
     pub fn contains(&self, backend: MemberId) -> bool {
-        self.backends.contains(&Some(backend))
+        let more = self.more.iter().flat_map(|more| more.iter());
+        self.first.iter().chain(more).take(self.len()).any(|tried| *tried == Some(backend))
     }
 }
 

@@ -186,11 +186,16 @@ impl Tries {
         (self.tried, self.is_moved, self.count) = (TriedMembers::only(backend), true, 1);
     }
 
-    /// All backends may be asked anew.
+    /// All backends may be asked anew, after a wait.
     pub fn begin_anew(&mut self) {
         self.tried = TriedMembers::default();
-        self.waits = self.waits.saturating_add(1);
         self.wished = 0;
+        self.note_wait();
+    }
+
+    /// A wait is over, and somebody else is asked who was not tried yet.
+    pub fn note_wait(&mut self) {
+        self.waits = self.waits.saturating_add(1);
     }
 
     /// What is done after a try; `None`: the client gets what came of it.

@@ -39,6 +39,14 @@ pub struct Exchange {
     pub asked: u32,
 }
 
+impl Exchange {
+    /// What was read of the body so far, in its framing.
+    pub fn body(&self) -> &[u8] {
+        let bytes = self.bytes.as_ref().map_or(&[][..], |bytes| bytes);
+        bytes.get(self.head_len..).unwrap_or_default()
+    }
+}
+
 /// How a try is made.
 #[derive(Debug, Clone, Copy)]
 pub struct How {
@@ -95,6 +103,9 @@ pub async fn exchange(
         None => Box::pin(connect(shelf, client, (backend, limit))).await?,
     };
     let mut lease = Lease::of(link, inflight.take().ok_or(Fault::BackendFull)?);
+    if !is_reused {
+        lease.begin();
+    }
     let tick = client.post.now();
     let plan = &backend.plan;
     if !request.head.is_clear() {

@@ -7,6 +7,7 @@ use crate::base::limits::{PEEKED_ANSWER_BYTES_MAX, PEEKED_ANSWER_WAIT};
 use crate::http::framing::ResponseFraming;
 use crate::http::response::ResponseHead;
 use crate::http::write::LAST_CHUNK;
+use crate::llm::error;
 use crate::proxy::client::Client;
 use crate::rt::buffer::Buffer;
 use memchr::memmem;
@@ -25,14 +26,37 @@ pub async fn names_wish(client: &Client, response: &ResponseHead, got: &mut Exch
     says_so(client, response, got, says).await
 }
 
-/// Whether an answer says that the engine is still loading its model: it has done nothing for the
-/// request, so another backend may answer it.
-pub async fn is_loading(client: &Client, response: &ResponseHead, got: &mut Exchange) -> bool {
+/// What the body of a 503 says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// The engine is still loading its model: it has done nothing for the request, so another
+    /// backend may answer it.
+    Loading,
+    /// It has as much to do as it takes.
+    Full,
+    /// Something else, or nothing.
+    Other,
+}
+
+/// What an answer says of why its engine does not serve the request.
+pub async fn unavailable(
+    client: &Client,
+    response: &ResponseHead,
+    got: &mut Exchange,
+) -> Unavailable {
     if response.status != 503 || response.encoded || response.event_stream {
-        return false;
+        return Unavailable::Other;
     }
-    let says = |body: &[u8]| LOADING.into_iter().all(|words| memmem::find(body, words).is_some());
-    says_so(client, response, got, says).await
+    let is_loading =
+        |body: &[u8]| LOADING.into_iter().all(|words| memmem::find(body, words).is_some());
+    let says = |body: &[u8]| is_loading(body) || error::says_full(body);
+    if !says_so(client, response, got, says).await {
+        return Unavailable::Other;
+    }
+    match is_loading(got.body()) {
+        true => Unavailable::Loading,
+        false => Unavailable::Full,
+    }
 }
 
 /// Whether an answer is our own refusal of a request that came back to us: no engine has seen it.
@@ -48,8 +72,7 @@ pub async fn is_loop(client: &Client, response: &ResponseHead, got: &mut Exchang
 /// came of it, in its framing.
 pub async fn body<'a>(client: &Client, response: &ResponseHead, got: &'a mut Exchange) -> &'a [u8] {
     says_so(client, response, got, |_| false).await;
-    let bytes = got.bytes.as_ref().map_or(&[][..], |bytes| bytes);
-    bytes.get(got.head_len..).unwrap_or_default()
+    got.body()
 }
 
 /// Reads the body of an answer until it says so, or is whole, or longer or slower than such answers

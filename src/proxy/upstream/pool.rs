@@ -57,6 +57,7 @@ pub struct InFlight {
     backend: Rc<LocalMember>,
     // Here these fit between the others: the future of a stream does not grow.
     standing: Standing,
+    /// When the backend was picked, or when it was connected to for this.
     since: Uptime,
 }
 
@@ -73,7 +74,7 @@ impl InFlight {
         Some(inflight)
     }
 
-    /// The time since it was picked.
+    /// The time since it was picked, or connected to.
     pub fn age(&self) -> Duration {
         self.since.age()
     }
@@ -111,9 +112,15 @@ impl Lease {
         &mut self.link
     }
 
-    /// The time since the backend was picked.
+    /// The time since the backend was picked, or since it was connected to for this: how long the
+    /// first request of a connection waits for that says nothing of how long the next one will.
     pub fn age(&self) -> Duration {
         self.inflight.age()
+    }
+
+    /// The connection was just made.
+    pub fn begin(&mut self) {
+        self.inflight.since = Uptime::now();
     }
 
     /// All of the request was handed over.
@@ -193,8 +200,8 @@ pub struct LocalMember {
     idle: Rc<RefCell<IdleLinks>>,
     /// Ticks (of `rt::patrol`) after which an idle connection is not used again.
     idle_ticks: u32,
-    /// Departures of it that this worker has seen.
-    departures_seen: Cell<u32>,
+    /// Losses of it that this worker has seen.
+    losses_seen: Cell<u32>,
     /// Tries of this worker that it got; shared as `idle` is.
     picked: Rc<Cell<u64>>,
     /// Where requests may wait for room here.
@@ -219,12 +226,12 @@ impl LocalMember {
     ) -> LocalMember {
         let is_bounded = member.plan.max_concurrent > 0;
         let none = Rc::<RefCell<IdleLinks>>::default;
-        let seen = before.map_or(member.departures(), |old| old.departures_seen.get());
+        let seen = before.map_or(member.losses(), |old| old.losses_seen.get());
         LocalMember {
             member: Arc::clone(member),
             idle: before.map_or_else(none, |old| Rc::clone(&old.idle)),
             idle_ticks: ticks(member.plan.keepalive_timeout),
-            departures_seen: Cell::new(seen),
+            losses_seen: Cell::new(seen),
             picked: before.map_or_else(Rc::default, |old| Rc::clone(&old.picked)),
             queues: queues.filter(|_| is_bounded).cloned(),
         }
@@ -240,10 +247,10 @@ impl LocalMember {
         self.picked.set(self.picked.get() + gone.picked.take());
     }
 
-    /// True when it went out of service since this was last asked.
+    /// True when it was found as good as dead since this was last asked.
     pub fn has_departed(&self) -> bool {
-        let now = self.departures();
-        self.departures_seen.replace(now) != now
+        let now = self.losses();
+        self.losses_seen.replace(now) != now
     }
 
     /// A kept connection that is alive, if there is one. `now` in ticks.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::fault::Fault;
+use crate::state::repute::BodyForm;
 
 /// Catches: a backend that gets nothing when it comes back, or all at once; one that starts
 /// slowly with the process, when all others do the same.
@@ -47,16 +48,26 @@ fn one_that_probes_find_well_again_is_tried_by_the_next_request() {
     assert_eq!(member.hear(Evidence::Good), Some(Change::Back));
 }
 
-/// Catches: a backend that is spared for as long as a broken engine says.
+/// Catches: generations that are called off because their engine is full, or because it answers
+/// others with errors; requests that wait for one that is gone.
 #[test]
-fn one_that_said_that_it_is_full_is_spared_for_a_while() {
+fn only_what_is_as_good_as_dead_loses_those_who_wait_there() {
+    for (evidence, losses) in [
+        (Evidence::BadGateway(503), 0),
+        (Evidence::BadInside(BodyForm::Whole, 500), 0),
+        (Evidence::NoAnswer(Fault::BackendClosed), 1),
+        (Evidence::NoConnection(Fault::ConnectFailed), 1),
+    ] {
+        let member = Member::new(Backend::sample("engine"), None);
+        let ejected = (0..5).filter(|_| member.hear(evidence).is_some()).count();
+        assert_eq!((ejected, member.departures(), member.losses()), (1, 1, losses), "{evidence:?}");
+        // An answer to what was asked for before that changes nothing.
+        assert_eq!(member.hear_good(|| Duration::from_secs(3600)), None);
+        assert!(!member.is_healthy());
+    }
     let member = Member::new(Backend::sample("engine"), None);
-    assert!(member.can_take());
-    member.spare_for(Duration::MAX);
-    assert!(member.is_spared() && !member.can_take() && member.is_healthy());
-    assert!(member.spared_until.load(Ordering::Relaxed) <= now().plus(SPARED_MAX).0);
-    member.spare_for(Duration::ZERO);
-    assert!(!member.is_spared());
+    member.set_passes_probes(false);
+    assert_eq!((member.departures(), member.losses()), (1, 1));
 }
 
 /// Catches: a count that two workers lose when they count at the same moment.

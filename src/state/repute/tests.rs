@@ -39,17 +39,16 @@ fn only_failures_in_a_row_eject() {
 /// Catches: a client's mistake, or a full engine, taken for an illness.
 #[test]
 fn refusals_and_full_engines_are_no_illness() {
-    let (no_wait, a_wait) = (Duration::ZERO, Duration::from_millis(1));
     for status in [200, 301, 400, 401, 404, 422, 429, 501, 505, 600] {
-        for wait in [no_wait, a_wait] {
-            assert_eq!(Evidence::of_status(status, wait), Evidence::Good, "{status}");
+        for is_full in [false, true] {
+            assert_eq!(Evidence::of_status(status, is_full), Evidence::Good, "{status}");
         }
     }
     for status in [500, 502, 503, 504, 508, 599] {
-        assert_eq!(Evidence::of_status(status, no_wait), Evidence::BadGateway(status));
+        assert_eq!(Evidence::of_status(status, false), Evidence::BadGateway(status));
         // Only of a 503 does it mean that there is no room; an ingress may put it on all it says.
-        let is_full = Evidence::of_status(status, a_wait) == Evidence::Good;
-        assert_eq!(is_full, status == 503, "{status}");
+        let is_good = Evidence::of_status(status, true) == Evidence::Good;
+        assert_eq!(is_good, status == 503, "{status}");
     }
     assert_eq!(Evidence::of_fault(Fault::ClientLeft), None);
     assert_eq!(Evidence::of_fault(Fault::ReuseRace), None);
@@ -84,7 +83,7 @@ fn errors_inside_streams_are_counted_apart() {
     let (out, change) = repute.hear(bad, at(1), None, 0);
     assert_eq!(change, Some(Change::Ejected(EJECTION_STEP)));
     // The head of the stream that tries it brings it back; its error ejects it again.
-    let tried = out.admit(at(1 + STEP), 0).0;
+    let tried = out.admit(at(1 + STEP), 0, EJECTION_MAX).0;
     let (back, change) = tried.hear(Evidence::Good, at(1 + STEP), None, 0);
     assert_eq!(change, Some(Change::Back));
     let (_, change) = back.hear(bad, at(2 + STEP), None, 0);
@@ -120,32 +119,54 @@ fn one_request_at_a_time_tries_and_the_pauses_grow() {
         let pause = (STEP * round).min(LONGEST);
         // Others that were under way fail too, and nothing comes of it.
         assert_eq!(repute.hear(REFUSED, at(now), None, 0), (repute, None));
-        assert!(!repute.admit(at(now + pause - 1), 0).1, "round {round}");
+        assert!(!repute.admit(at(now + pause - 1), 0, EJECTION_MAX).1, "round {round}");
         now += pause;
-        let (tried, may, _) = repute.admit(at(now), 0);
+        let (tried, may, _) = repute.admit(at(now), 0, EJECTION_MAX);
         assert!(may && tried.is_out(), "round {round}");
-        assert!(!tried.admit(at(now), 0).1, "one at a time");
+        assert!(!tried.admit(at(now), 0, EJECTION_MAX).1, "one at a time");
         let (out, change) = tried.hear(REFUSED, at(now), None, 0);
         let next = EJECTION_STEP * (round + 1);
         assert_eq!(change, Some(Change::StaysOut(next.min(EJECTION_MAX))));
         repute = out;
     }
-    let (back, change) = repute.hear(Evidence::Good, at(now), None, 0);
+    let (tried, _, _) = repute.admit(at(now + LONGEST), 0, EJECTION_MAX);
+    let (back, change) = tried.hear(Evidence::Good, at(now + LONGEST), None, 0);
     assert_eq!((back.is_out(), change), (false, Some(Change::Back)));
 }
 
+/// Catches: an answer to what was asked for before an ejection, which ends that before it has
+/// begun; one to what was asked for since, where so many are ejected that all are asked, and that
+/// ends none.
+#[test]
+fn only_what_was_asked_since_brings_back() {
+    for jitter in [0, 50, 100] {
+        let mut out = after(Repute::default(), FAILED_CONNECTS_MAX - 1, REFUSED, 100);
+        out = out.hear(REFUSED, at(100), None, jitter).0;
+        for old in [Evidence::Good, Evidence::GoodSince(at(99)), Evidence::GoodSince(at(100))] {
+            assert_eq!(out.hear(old, at(102), None, 0), (out, None), "{old:?}");
+        }
+        let (back, change) = out.hear(Evidence::GoodSince(at(101)), at(120), None, 0);
+        assert_eq!((back.is_out(), change), (false, Some(Change::Back)), "{jitter}");
+        let tried = out.admit(at(200), 0, EJECTION_MAX).0;
+        assert_eq!(tried.hear(Evidence::Good, at(201), None, 0).1, Some(Change::Back));
+    }
+}
+
 /// Catches: a scout that is never answered and keeps the backend out for ever, or lets everybody
-/// in; one whose client left and that costs the backend its chance.
+/// in; one that is given up sooner than its answer may begin; one whose client left and that costs
+/// the backend its chance.
 #[test]
 fn a_scout_without_an_end_is_given_up() {
     let out = after(Repute::default(), FAILED_CONNECTS_MAX, REFUSED, 0);
-    let (tried, _, _) = out.admit(at(STEP), 0);
-    let late = STEP + LONGEST;
-    assert!(!tried.admit(at(late - 1), 0).1);
-    let (again, may, change) = tried.admit(at(late), 0);
+    let patience = 5 * EJECTION_MAX;
+    let (tried, _, _) = out.admit(at(STEP), 0, patience);
+    let late = STEP + 5 * LONGEST;
+    assert!(!tried.admit(at(late - 1), 0, patience).1);
+    assert_eq!(tried.hear(Evidence::Good, at(late - 1), None, 0).1, Some(Change::Back));
+    let (again, may, change) = tried.admit(at(late), 0, patience);
     assert_eq!((may, change), (false, Some(Change::StaysOut(2 * EJECTION_STEP))));
-    assert!(again.admit(at(late + 2 * STEP), 0).1);
-    assert!(tried.untried(at(STEP + 1)).admit(at(STEP + 1), 0).1);
+    assert!(again.admit(at(late + 2 * STEP), 0, EJECTION_MAX).1);
+    assert!(tried.untried(at(STEP + 1)).admit(at(STEP + 1), 0, EJECTION_MAX).1);
     assert_eq!(out.untried(at(1)), out, "nobody tries: the pause is not cut short");
 }
 
@@ -154,7 +175,8 @@ fn a_scout_without_an_end_is_given_up() {
 #[test]
 fn ejections_are_remembered_for_a_while() {
     let out = after(Repute::default(), FAILED_CONNECTS_MAX, REFUSED, 0);
-    let back = out.hear(Evidence::Good, at(50), None, 0).0;
+    let tried = out.admit(at(STEP), 0, EJECTION_MAX).0;
+    let back = tried.hear(Evidence::Good, at(50), None, 0).0;
     let soon = after(back, FAILED_CONNECTS_MAX - 1, REFUSED, 60);
     let (_, change) = soon.hear(REFUSED, at(60), None, 0);
     assert_eq!(change, Some(Change::Ejected(2 * EJECTION_STEP)));
@@ -166,6 +188,7 @@ fn ejections_are_remembered_for_a_while() {
 fn any_evidence() -> impl Strategy<Value = Evidence> {
     prop_oneof![
         Just(Evidence::Good),
+        (0u32..4000).prop_map(|picked| Evidence::GoodSince(at(picked))),
         Just(Evidence::GoodInside(BodyForm::Stream)),
         Just(Evidence::BadInside(BodyForm::Stream, 500)),
         Just(Evidence::GoodInside(BodyForm::Whole)),
@@ -190,7 +213,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 proptest! {
     /// Whatever happens: a word holds all of a repute; a backend that is out lets somebody try
-    /// again within its longest pause twice over, and a good answer always brings it back.
+    /// again within its longest pause twice over, and a good answer to that always brings it back.
     #[test]
     fn no_history_locks_a_backend_out(
         steps in prop::collection::vec((any_step(), 0u32..400, any::<u32>()), 0..200),
@@ -212,7 +235,7 @@ proptest! {
                     repute = next;
                 }
                 Step::Admit => {
-                    let (next, may, _) = repute.admit(at(now), jitter);
+                    let (next, may, _) = repute.admit(at(now), jitter, EJECTION_MAX);
                     prop_assert!(may || next.is_out());
                     repute = next;
                 }
@@ -221,9 +244,9 @@ proptest! {
             prop_assert_eq!(Repute::unpack(repute.pack()), repute);
         }
         let longest = LONGEST + LONGEST / 10 + 1;
-        let (mut tried, mut may, _) = repute.admit(at(now + longest), 0);
+        let (mut tried, mut may, _) = repute.admit(at(now + longest), 0, EJECTION_MAX);
         if !may {
-            (tried, may, _) = tried.admit(at(now + 2 * longest), 0);
+            (tried, may, _) = tried.admit(at(now + 2 * longest), 0, EJECTION_MAX);
         }
         prop_assert!(may);
         prop_assert!(!tried.hear(Evidence::Good, at(now), None, 0).0.is_out());

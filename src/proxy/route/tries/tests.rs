@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::fault::EarlyClose;
+use crate::base::limits::RETRIES_MAX;
 use crate::base::tls_fault::TlsFault;
 use crate::config::plan::Backend;
 use crate::state::member::Member;
@@ -271,6 +272,11 @@ fn others_come_first_and_waits_grow() {
     let policy = Policy { retry: Some(&seven), rule: None };
     let seconds = |all: &[u32]| all.iter().map(|s| *s * SECOND).collect::<Vec<_>>();
     assert_eq!(sent(&policy, refused, 3), (8, seconds(&[1, 2])));
+    assert_eq!(sent(&policy, refused, 9), (8, vec![]), "more than are remembered at hand");
+    let most = retry(RETRIES_MAX, &[RetryOn::Status(503)]);
+    let most = Policy { retry: Some(&most), rule: None };
+    assert_eq!(sent(&most, refused, 200), (RETRIES_MAX + 1, vec![]));
+    assert_eq!(sent(&most, refused, 100), (RETRIES_MAX + 1, seconds(&[1])));
     // That costs engines nothing which nobody reached.
     let mut tries = Tries::begin(id(), 0);
     let alone = Attempt { other: NOBODY, has_budget: false, ..attempt(refused) };
