@@ -157,7 +157,13 @@ fn strategy(name: &str) -> String {
 /// Catches: a strategy that forgets the weights; workers whose shares do not add up.
 #[test]
 fn two_workers_share_by_weight_with_each_strategy() {
-    for (name, off) in [("round_robin", 12), ("least_connections", 50), ("random", 50)] {
+    for (name, off) in [
+        ("round_robin", 12),
+        ("least_connections", 50),
+        ("random", 50),
+        ("latency_based", 50),
+        ("prefix_affinity", 50),
+    ] {
         let (heavy, light) = (Backend::answering(OK), Backend::answering(OK));
         let proxy = Config::new()
             .server("workers: 2")

@@ -12,6 +12,8 @@ use crate::state::repute::Tenths;
 
 /// Backends drawn at random before all are looked at, because those that came up do not fit.
 const DRAWS_MAX: usize = 4;
+/// Waits of which the longer one is at most so many times the other say nothing of who is quicker.
+const ALIKE: f64 = 1.25;
 /// A latency that was looked at counts for so much in the mean of all: one of so many.
 const MEAN_OF: f64 = 16.0;
 
@@ -137,6 +139,9 @@ fn least_connections(dice: &mut Dice, field: &impl Candidates) -> Option<u32> {
 struct Draw {
     /// The sum of the weights up to each backend, in hundredths.
     sums: Box<[u64]>,
+    /// The most that one was seen to have for each hundredth of the weight by which it is drawn: an
+    /// administrator can raise it. The others are taken so much more rarely.
+    most: u64,
 }
 
 impl Draw {
@@ -145,12 +150,12 @@ impl Draw {
             *sum += u64::from(*weight) * 100;
             Some(*sum)
         };
-        Draw { sums: weights.iter().scan(0, sum).collect() }
+        Draw { sums: weights.iter().scan(0, sum).collect(), most: 1 }
     }
 
     /// One of those that fit, by weight, but not this one.
     fn one(
-        &self,
+        &mut self,
         dice: &mut Dice,
         field: &impl Candidates,
         but: Option<u32>,
@@ -165,8 +170,9 @@ impl Draw {
             let Some(fit) = (but != Some(place)).then(|| field.fit(place)).flatten() else {
                 continue;
             };
+            self.most = self.most.max(fit.weight.div_ceil(whole.max(1)));
             // One that has less than its weight is taken so much more rarely.
-            if fit.is_scout || dice.below(whole) < fit.weight {
+            if fit.is_scout || dice.below(whole.saturating_mul(self.most)) < fit.weight {
                 return Some((place, fit));
             }
         }
@@ -209,12 +215,23 @@ impl Soonest {
         let Some((second, other)) = self.draw.one(dice, field, Some(first)) else {
             return Some(first);
         };
-        let is_sooner =
-            other.is_scout || self.cost(field, second, other) < self.cost(field, first, fit);
-        Some(if is_sooner { second } else { first })
+        let waits = [self.wait(field, first), self.wait(field, second)];
+        // By weight, but for the first request: that waits for nobody, and whoever is drawn more
+        // often for its weight gets more of these.
+        let weight = (fit.weight + other.weight) as f64 / 2.0;
+        let queue =
+            |place, fit: Fit| f64::from(field.inflight(place)) * weight / fit.weight as f64 + 1.0;
+        let (queue, other_queue) = (queue(first, fit), queue(second, other));
+        let is_alike = waits[0].max(waits[1]) <= waits[0].min(waits[1]) * ALIKE;
+        let is_sooner = match is_alike {
+            true => other_queue < queue,
+            false => waits[1] * other_queue < waits[0] * queue,
+        };
+        Some(if other.is_scout || is_sooner { second } else { first })
     }
 
-    fn cost(&mut self, field: &impl Candidates, place: u32, fit: Fit) -> f64 {
+    /// How long a request is likely to wait there with nobody before it.
+    fn wait(&mut self, field: &impl Candidates, place: u32) -> f64 {
         let (latency, now) = (field.latency(place), field.now());
         let known = latency.expected(self.mean, now);
         if let Some(known) = known {
@@ -222,8 +239,7 @@ impl Soonest {
             self.mean = Some(mean + (known - mean) / MEAN_OF);
         }
         // One that nobody knows is as the others are.
-        let wait = known.or(self.mean).unwrap_or(1.0) * latency.penalty(now);
-        wait * (f64::from(field.inflight(place)) + 1.0) / fit.weight as f64
+        known.or(self.mean).unwrap_or(1.0) * latency.penalty(now)
     }
 }
 
@@ -312,6 +328,30 @@ mod tests {
         let unknown = soonest(&[(100, 0, 0), (100, 0, 100), (100, 0, 300)]);
         assert!(unknown[0] > 20 && unknown[1] > 60, "{unknown:?}");
         near(&soonest(&[(0, 0, 1), (100, 9, 900), (0, 0, 1)]), &[0, 100, 0]);
+    }
+
+    /// Catches: a light backend that is never looked at while there is little to do; one that is
+    /// quicker by a hair and gets all; weights that hold only there.
+    #[test]
+    fn of_two_that_are_about_as_quick_each_gets_its_share() {
+        let soonest = |said: &[(u64, u32, u64)]| shares(LatencyBased, &[3, 1], said);
+        for millis in [[0, 0], [100, 100], [100, 120], [120, 100]] {
+            near(&soonest(&[(300, 0, millis[0]), (100, 0, millis[1])]), &[75, 25]);
+        }
+        near(&soonest(&[(300, 0, 200), (100, 0, 100)]), &[0, 100]);
+        near(&soonest(&[(300, 6, 100), (100, 2, 100)]), &[75, 25]);
+        near(&soonest(&[(300, 5, 100), (100, 2, 100)]), &[100, 0]);
+        near(&soonest(&[(300, 7, 100), (100, 2, 100)]), &[0, 100]);
+    }
+
+    /// Catches: a weight that an administrator raises above that of the configuration, and that
+    /// changes nothing.
+    #[test]
+    fn a_weight_that_is_raised_counts() {
+        for strategy in [RoundRobin, LeastConnections, Random, LatencyBased] {
+            near(&shares(strategy, &[1, 1], &[(900, 0, 0), (100, 0, 0)]), &[90, 10]);
+            near(&shares(strategy, &[1, 3], &[(400, 0, 0), (400, 0, 0)]), &[50, 50]);
+        }
     }
 
     #[test]
