@@ -2,8 +2,8 @@
 //! Each scenario prints a line, with times, of the table in docs/health.md (which
 //! `scripts/faults --routing` makes). Asserted is what no clock decides: that no client got an
 //! error that another engine could have spared it, that nothing was generated twice, that every
-//! byte is as it was sent, that each request has one record, and that the engine gets its share
-//! again.
+//! byte is as it was sent, that each request has one record, that the engine gets its share again
+//! in a time that any machine keeps, and that one which fails is asked in vain only so often.
 //!
 //! `LLMPROXY_OUTAGE_MS` is how long a fault lasts (1500 unless set).
 
@@ -49,7 +49,8 @@ fn play(
     let used_for = stage.used_for(began, ended);
     mend(&mut stage);
     let back = stage.await_share(ended);
-    let findings = stage.finish(Some(used_for), Some(back));
+    let mut findings = stage.finish(Some(used_for), Some(back));
+    findings.lasted = ended - began;
     tell(name, &findings);
     findings
 }
@@ -100,6 +101,16 @@ fn assert_spared_after(it: &Findings, reasons: &[&str]) {
 fn assert_unnoticed(it: &Findings) {
     assert_spared(it);
     assert_eq!(it.cut, 0);
+}
+
+/// The engine was found out by what it answers, and left alone: five bad answers in a row, and what
+/// else was on its way then, is all that it may cost; an ejection lasts for as long as it says, and
+/// is none of several in a moment.
+fn assert_left_alone(it: &Findings) {
+    let on_their_way: u32 = GROUPS.iter().map(|group| group.count).sum();
+    assert!(it.twice <= 5 + on_their_way as usize, "{} were sent there in vain", it.twice);
+    let most = 1 + (it.lasted.as_secs() / 5) as usize;
+    assert!((1..=most).contains(&it.ejected), "{} within {:?}", it.ejected, it.lasted);
 }
 
 /// Catches: requests that fail because an engine's process is gone.
@@ -183,19 +194,19 @@ fn what_an_engine_may_have_worked_on_is_not_sent_again_unasked() {
 /// Catches: an engine that answers nothing but errors, and gets its share for ever.
 #[test]
 fn an_engine_answers_500() {
-    assert_unnoticed(&with_knobs(
-        "answers 500; its probes answer 200",
-        RETRY,
-        "status=500",
-        "status=0",
-    ));
+    let name = "answers 500; its probes answer 200";
+    let findings = with_knobs(name, RETRY, "status=500", "status=0");
+    assert_unnoticed(&findings);
+    assert_left_alone(&findings);
 }
 
 /// Catches: probes that are believed against all evidence.
 #[test]
 fn an_engine_that_probes_find_well_answers_nothing() {
     let name = "answers 502; its probes answer 200";
-    assert_unnoticed(&with_knobs(name, RETRY, "status=502", "status=0"));
+    let findings = with_knobs(name, RETRY, "status=502", "status=0");
+    assert_unnoticed(&findings);
+    assert_left_alone(&findings);
 }
 
 /// Catches: requests that fail because a probe is wrong.
@@ -216,10 +227,13 @@ fn an_engine_fails_inside_its_answers() {
     let held = format!("hold_preamble: 2s, {RETRY}");
     let (fault, mend) = ("error=in-stream&error-after=0", "error=off");
     let name = "tells of an error inside a 200, with `hold_preamble: 2s`";
-    assert_unnoticed(&with_knobs(name, &held, fault, mend));
+    let findings = with_knobs(name, &held, fault, mend);
+    assert_unnoticed(&findings);
+    assert_left_alone(&findings);
     let name = "the same, without `hold_preamble`";
     let findings = with_knobs(name, RETRY, fault, mend);
     assert_spared(&findings);
+    assert_left_alone(&findings);
     assert!(findings.cut > 0, "streams began");
     let failures = findings.metrics.sum("llmproxy_backend_failures_total", &[("backend", "c")]);
     assert_eq!(failures, findings.cut as f64, "they are held against it");
@@ -229,11 +243,10 @@ fn an_engine_fails_inside_its_answers() {
 /// not.
 #[test]
 fn an_engine_is_full() {
-    for status in [503, 429] {
-        let (name, fault) = (
-            format!("is full: {status} with `Retry-After: 1`"),
-            format!("status={status}&retry-after=1"),
-        );
+    for (status, wait) in [(503, 1), (429, 1), (503, 0), (429, 0)] {
+        let how = if wait > 0 { "with `Retry-After: 1`" } else { "and names no time" };
+        let name = format!("is full: {status} {how}");
+        let fault = format!("status={status}&retry-after={wait}");
         let findings = with_knobs(&name, RETRY, &fault, "status=0&retry-after=0");
         assert_unnoticed(&findings);
         let name = [("backend", "c")];
@@ -285,6 +298,22 @@ fn engines_close_idle_connections_as_they_are_used() {
         ),
         &findings,
     );
+    assert_unnoticed(&findings);
+}
+
+/// Catches: the same where each kept connection ends in that way, so that it is met for certain.
+#[test]
+fn engines_reset_connections_as_they_are_used_again() {
+    let (engines, receiver) = (engines(&[]), Receiver::start());
+    let gates: Vec<_> = engines.iter().map(|it| Gate::for_one_request(it.addr())).collect();
+    let urls: Vec<_> = gates.iter().map(Gate::url).collect();
+    let config = config(&urls, &receiver, RETRY, "");
+    let stage = Stage::start(engines, (receiver, &config), (&GROUPS, NAMES, 3));
+    pause(outage());
+    let findings = stage.finish(None, None);
+    let raced = findings.metrics.sum("llmproxy_retries_total", &[("reason", "reuse_race")]);
+    assert!(raced > 0.0, "nobody met that");
+    tell(&format!("resets kept connections as they are used again: {raced} met that"), &findings);
     assert_unnoticed(&findings);
 }
 
