@@ -198,7 +198,9 @@ fn what_an_engine_is_at_work_on_stays_there_while_others_are_refused() {
             .start();
         // They take turns.
         let mut clients: Vec<Conn> = (0..2).map(|_| proxy.connect()).collect();
-        clients.iter_mut().for_each(|client| client.start_post(CHATS, "", STREAM));
+        for client in &mut clients {
+            client.start_post(CHATS, "", STREAM);
+        }
         await_until("each has one", SOON, || {
             odd.requests().len() == 1 && well.requests().len() == 1
         });
@@ -244,7 +246,9 @@ fn an_answer_to_what_was_asked_before_does_not_bring_back() {
         .section(NO_PROBES)
         .start();
     let mut clients: Vec<Conn> = (0..2).map(|_| proxy.connect()).collect();
-    clients.iter_mut().for_each(|client| client.start_post(CHATS, "", STREAM));
+    for client in &mut clients {
+        client.start_post(CHATS, "", STREAM);
+    }
     await_until("each has one", SOON, || odd.requests().len() == 1 && well.requests().len() == 1);
     let mut client = proxy.connect();
     for _ in 0..12 {

@@ -14,6 +14,8 @@ use crate::state::repute::Tenths;
 const DRAWS_MAX: usize = 4;
 /// Waits of which the longer one is at most so many times the other say nothing of who is quicker.
 const ALIKE: f64 = 1.25;
+/// Nor do those that differ by so few milliseconds.
+const ALIKE_MS: f64 = 5.0;
 /// A latency that was looked at counts for so much in the mean of all: one of so many.
 const MEAN_OF: f64 = 16.0;
 
@@ -222,7 +224,8 @@ impl Soonest {
         let queue =
             |place, fit: Fit| f64::from(field.inflight(place)) * weight / fit.weight as f64 + 1.0;
         let (queue, other_queue) = (queue(first, fit), queue(second, other));
-        let is_alike = waits[0].max(waits[1]) <= waits[0].min(waits[1]) * ALIKE;
+        let (longer, shorter) = (waits[0].max(waits[1]), waits[0].min(waits[1]));
+        let is_alike = longer <= (shorter * ALIKE).max(shorter + ALIKE_MS);
         let is_sooner = match is_alike {
             true => other_queue < queue,
             false => waits[1] * other_queue < waits[0] * queue,
@@ -335,7 +338,7 @@ mod tests {
     #[test]
     fn of_two_that_are_about_as_quick_each_gets_its_share() {
         let soonest = |said: &[(u64, u32, u64)]| shares(LatencyBased, &[3, 1], said);
-        for millis in [[0, 0], [100, 100], [100, 120], [120, 100]] {
+        for millis in [[0, 0], [100, 100], [100, 120], [120, 100], [1, 5], [5, 1]] {
             near(&soonest(&[(300, 0, millis[0]), (100, 0, millis[1])]), &[75, 25]);
         }
         near(&soonest(&[(300, 0, 200), (100, 0, 100)]), &[0, 100]);
