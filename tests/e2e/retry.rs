@@ -251,7 +251,7 @@ fn an_error_inside_a_200_is_retried_when_the_preamble_is_held() {
         assert_eq!(answer.text(), format!("{ROLE}{TEXT}data: [DONE]\n\n"));
     }
     let tried = full.requests().len() as f64;
-    assert!(tried >= 2.0, "both have the same weight: {tried}");
+    assert!(tried >= 1.0, "they take turns, until it has said that it is full");
     assert_eq!(proxy.metric("llmproxy_retries_total", &[("reason", "status_503")]), tried);
     let held = |result| proxy.metric("llmproxy_preambles_held_total", &[("result", result)]);
     assert_eq!((held("error"), held("spoke"), held("broke")), (tried, 4.0, 0.0));
