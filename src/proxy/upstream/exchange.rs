@@ -103,9 +103,7 @@ pub async fn exchange(
         None => Box::pin(connect(shelf, client, (backend, limit))).await?,
     };
     let mut lease = Lease::of(link, inflight.take().ok_or(Fault::BackendFull)?);
-    if !is_reused {
-        lease.begin();
-    }
+    lease.begin(is_reused);
     let tick = client.post.now();
     let plan = &backend.plan;
     if !request.head.is_clear() {

@@ -118,9 +118,11 @@ impl Lease {
         self.inflight.age()
     }
 
-    /// The connection was just made.
-    pub fn begin(&mut self) {
-        self.inflight.since = Uptime::now();
+    /// The request is handed over: to a connection that was kept, or just made.
+    pub fn begin(&mut self, is_reused: bool) {
+        if !is_reused {
+            self.inflight.since = Uptime::now();
+        }
     }
 
     /// All of the request was handed over.
