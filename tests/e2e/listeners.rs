@@ -1,5 +1,6 @@
 //! Several places at which clients come: with TLS and without, and Unix sockets.
 
+use crate::harness::config::PLAIN;
 use crate::harness::message::Ended;
 use crate::harness::process::{program, run, Process};
 use crate::harness::proxy::llmproxy;
@@ -206,7 +207,8 @@ fn clients_of_a_unix_socket_are_told_apart() {
 
     // As behind an HAProxy.
     let config = config.server("trusted_proxies: [\"unix:\", 127.0.0.0/8]");
-    let proxy = config.server("proxy_protocol: true").start();
+    // What a balancer says comes before a handshake.
+    let proxy = config.server("proxy_protocol: true").server(PLAIN).start();
     places(&proxy, 2);
     let told = "PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n";
     assert_eq!(asked(&path, told, "sk-far", "").0, 200);
