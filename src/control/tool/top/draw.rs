@@ -2,7 +2,7 @@
 
 use super::follower::TopScreen;
 use super::sight::TopSnapshot;
-use super::words::{cells, head, TITLES};
+use super::words::{cells, lines, TITLES};
 use crate::base::line::for_terminal;
 use crate::control::roster::Condition;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
@@ -14,6 +14,8 @@ use ratatui::Frame;
 /// Columns that the titles of the table need, and most of what stands below them. The first one
 /// gets what is left.
 const WIDTHS: [usize; TITLES.len()] = [12, 9, 9, 7, 8, 11, 9];
+/// Reasons of refusals that a line has room for.
+const REASONS_MAX: usize = 3;
 /// From so many rows on there are empty ones between the parts.
 const AIRY_ROWS: u16 = 16;
 
@@ -45,12 +47,12 @@ impl TopView {
 pub fn draw(frame: &mut Frame, view: &mut TopView) {
     let area = frame.area();
     let gap = u16::from(area.height >= AIRY_ROWS);
-    let lines = view.snapshot.as_ref().map(head).unwrap_or_default();
-    let head_rows = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(gap * 2);
+    let head = view.snapshot.as_ref().map(|it| lines(it, REASONS_MAX)).unwrap_or_default();
+    let head_rows = u16::try_from(head.len()).unwrap_or(u16::MAX).saturating_add(gap * 2);
     let parts = [Constraint::Length(head_rows), Constraint::Min(0), Constraint::Length(1)];
     let [top, middle, bottom] = Layout::vertical(parts).areas(area);
     let mut text = Text::default();
-    for (at, line) in lines.into_iter().enumerate() {
+    for (at, line) in head.into_iter().enumerate() {
         let style = if at == 0 { Modifier::BOLD } else { Modifier::empty() };
         text.push_line(Line::styled(fitted(&line, top.width, Cut::End), style));
         // The second line is the last one about the process.

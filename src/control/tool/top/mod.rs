@@ -5,7 +5,6 @@
 //! *May:* block, draw on the terminal. *Never:* asks more often than it was told to, obeys what
 //! stands in a name, leaves a terminal other than it was.
 
-mod follower;
 mod page;
 mod sight;
 mod watcher;
@@ -13,6 +12,8 @@ mod words;
 
 #[cfg(feature = "top")]
 mod draw;
+#[cfg(feature = "top")]
+mod follower;
 #[cfg(feature = "top")]
 mod live;
 #[cfg(not(feature = "top"))]

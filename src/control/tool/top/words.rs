@@ -10,8 +10,6 @@ pub const TITLES: [&str; 7] =
     ["BACKEND", "STATE", "IN FLIGHT", "TRIES/S", "FAILED/S", "FIRST TOKEN", "WEIGHT"];
 /// Columns of numbers, which end below each other.
 pub const NUMBERS: std::ops::RangeInclusive<usize> = 2..=6;
-/// Reasons of refusals that a line of the terminal has room for.
-const REASONS_MAX: usize = 3;
 
 /// As text, for a file or a program that reads lines.
 pub fn text(snapshot: &TopSnapshot) -> String {
@@ -27,12 +25,8 @@ pub fn text(snapshot: &TopSnapshot) -> String {
     text + &aligned(&rows, NUMBERS)
 }
 
-/// The lines above the table on a terminal.
-pub fn head(snapshot: &TopSnapshot) -> Vec<String> {
-    lines(snapshot, REASONS_MAX)
-}
-
-fn lines(it: &TopSnapshot, reasons_max: usize) -> Vec<String> {
+/// The lines above the table, with so many reasons of refusals at most.
+pub fn lines(it: &TopSnapshot, reasons_max: usize) -> Vec<String> {
     let drivers: Vec<String> = it.workers.keys().cloned().collect();
     let workers: u64 = it.workers.values().sum();
     let silent = match it.workers_silent {
