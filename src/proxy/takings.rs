@@ -444,4 +444,6 @@ impl Drop for Takings {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
