@@ -2,11 +2,13 @@
 //! (`auth.quota_storage: redis`).
 
 use crate::clients::is_there;
+use crate::harness::between::{Between, Passing};
 use crate::harness::scratch::Scratch;
 use crate::harness::{await_until, Config, Engine, Proxy, Redis, SOON};
 use crate::rig::CHATS;
 use rustix::process::Signal;
 use std::collections::HashMap;
+use std::time::Duration;
 
 const KEY: &str = "Authorization: Bearer sk-shared\r\n";
 const NAME: &str = "llmproxy:key:sk-shared";
@@ -29,11 +31,21 @@ fn used(server: &Redis) -> u64 {
 
 /// A gateway whose counters lie in this folder.
 fn gateway(engine: &Engine, server: &Redis, counters: &Scratch, timeouts: &str) -> Proxy {
-    let redis = format!("redis: {{addr: '{}', {timeouts}}}", server.addr());
     // What is remembered of a key is short, so that one that comes back is looked up again.
-    let provider = format!("{{type: redis, {redis}, cache: {{ttl: 300ms}}}}");
+    gateway_at(engine, &server.addr().to_string(), counters, (timeouts, "300ms", 2))
+}
+
+/// The same with a server at this address, and so many workers that remember keys for so long.
+fn gateway_at(
+    engine: &Engine,
+    server: &str,
+    counters: &Scratch,
+    (timeouts, ttl, workers): (&str, &str, usize),
+) -> Proxy {
+    let redis = format!("redis: {{addr: '{server}', {timeouts}}}");
+    let provider = format!("{{type: redis, {redis}, cache: {{ttl: {ttl}}}}}");
     Config::backend_at(engine.url())
-        .server("workers: 2")
+        .server(format!("workers: {workers}"))
         .section(format!("auth: {{quota_storage: redis, pipeline: [{provider}]}}"))
         .section(format!("counters: {{entries: 1024, dir: '{}'}}", counters.file("c").display()))
         .start()
@@ -174,4 +186,52 @@ fn what_stands_there_decides_how_it_is_counted() {
     let _: u64 = ask(&server, &["HSET", NAME, "total_quota", "100000", "used_quota", "7.5"]);
     await_until("each gateway goes on by its own count", SOON, || status(&both[0]).0 == 200);
     both[0].await_event("it is told", |event| event["what"] == "used_quota is no whole number");
+}
+
+/// Catches: what was used while the server was gone, slow, read its file or might not be written
+/// to, and is never told, or told again when an answer to it was late; a client that waits for it.
+#[test]
+fn no_fault_of_the_server_changes_what_is_counted() {
+    if !is_there("redis-server", Redis::is_there()) {
+        return;
+    }
+    let (mut server, engine, folder) = (Redis::start(), Engine::start(&[]), Scratch::new());
+    let between = Between::before(server.addr());
+    let _: u64 = ask(&server, &["HSET", NAME, "total_quota", "100000"]);
+    let addr = between.addr().to_string();
+    let proxy = gateway_at(&engine, &addr, &folder, (HASTY, "1h", 1));
+    let mut spent = spend(&proxy);
+    let all_told = |server: &Redis, what: &str, spent: u64| {
+        await_until(what, SOON, || used(server) == spent);
+    };
+    all_told(&server, "it is told", spent);
+    // Slow, but in time; and so slow that nobody waits for its answer.
+    for late in [20, 500] {
+        between.set(Passing::Late(Duration::from_millis(late)));
+        (0..3).for_each(|_| spent += spend(&proxy));
+        between.set(Passing::AtOnce);
+        spent += spend(&proxy);
+        all_told(&server, &format!("{late} ms late"), spent);
+    }
+    let calls = |result| proxy.metric("llmproxy_quota_calls_total", &[("result", result)]);
+    between.set(Passing::Loading);
+    let before = calls("failed");
+    await_until("it says that it is loading", SOON, || {
+        spent += spend(&proxy);
+        calls("failed") > before
+    });
+    between.set(Passing::AtOnce);
+    all_told(&server, "it has loaded", spent);
+    server.kill();
+    (0..3).for_each(|_| spent += spend(&proxy));
+    server.start_again();
+    all_told(&server, "it was killed", spent);
+    server.stop();
+    (0..3).for_each(|_| spent += spend(&proxy));
+    server.start_again();
+    all_told(&server, "it was restarted", spent);
+    let _: String = ask(&server, &["REPLICAOF", "127.0.0.1", "1"]);
+    (0..3).for_each(|_| spent += spend(&proxy));
+    let _: String = ask(&server, &["REPLICAOF", "NO", "ONE"]);
+    all_told(&server, "it was a replica", spent);
 }
