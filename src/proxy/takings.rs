@@ -444,6 +444,4 @@ impl Drop for Takings {
 }
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ use crate::state::counters::table::TablePart;
 use crate::state::loans::{LoanChange, Loaned};
 use std::time::Duration;
 
+mod model;
+
 fn buckets(per_minute: u32, tokens: u64, concurrent: u32) -> Buckets {
     Buckets::from(&Limits {
         requests_per_minute: Some(per_minute),
