@@ -43,6 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "usage::outbox",
             "usage::access",
             "usage::spans",
+            "usage::flight",
             "usage::key_form",
             "usage::unpacker",
         ],

@@ -214,6 +214,7 @@ fn start_worker(engine: SocketAddr, webhook: SocketAddr) -> SocketAddr {
         usage: control.usage.pop(),
         access: None,
         spans: None,
+        flight: control.flight.of_worker(0),
         unpacker: Unpacker::start().unwrap(),
         seed: 1,
         ready,

@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+mod flight;
 mod scripts;
 mod tls;
+pub use flight::*;
 pub use scripts::*;
 pub use tls::*;
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod explain;
 mod health;
 mod keys;
 mod lua;
@@ -17,6 +18,7 @@ mod top;
 mod upgrade;
 mod usage;
 pub(super) mod verdict;
+pub use explain::{ExplainAsk, WhichRequests};
 pub use health::HealthAsk;
 pub use keys::{KeysAsk, KeysTask};
 pub use lua::LuaTest;
@@ -42,6 +44,8 @@ pub enum Command {
     Backends(BackendsAsk),
     /// Watch processes that run.
     Top(TopAsk),
+    /// Ask processes that run what became of requests.
+    Explain(ExplainAsk),
     /// Ask a process that runs whether it lives.
     Health(HealthAsk),
     /// Make, change or show keys of the embedded store.
@@ -247,6 +251,9 @@ enum Sub {
     /// Watch the running proxy: requests, tokens, times, refusals, records and backends, live
     #[command(after_help = top::EXIT_CODES)]
     Top(top::Arguments),
+    /// Tell what became of a request, or of the last ones: who was asked and why, what failed, when
+    #[command(after_help = explain::EXIT_CODES)]
+    Explain(explain::Arguments),
     /// Ask the running proxy whether it lives: the health check of a container
     #[command(after_help = health::EXIT_CODES)]
     Health(health::Arguments),
@@ -371,6 +378,7 @@ fn command(cli: Cli, files: Files) -> Command {
             Command::Backends(BackendsAsk { config, socket, json })
         }
         Some(Sub::Top(arguments)) => top::command(arguments),
+        Some(Sub::Explain(arguments)) => explain::command(arguments),
         Some(Sub::Health(arguments)) => health::command(arguments),
         Some(Sub::Keys(arguments)) => keys::command(*arguments),
         Some(Sub::Usage(arguments)) => usage::command(arguments),

@@ -1,11 +1,13 @@
 //! The admin socket: a Unix socket on which a gateway that runs tells its operator how its backends
 //! are. Whoever may open it (mode 0600: the user that runs the gateway, and root) speaks HTTP/1.1
-//! over it: `GET /backends`, `GET /metrics`, and the admin API where that is on. The commands
-//! `llmproxy backends` and `llmproxy keys` do.
+//! over it: `GET /backends`, `GET /requests`, `GET /metrics`, and the admin API where that is on.
+//! The commands `llmproxy backends`, `llmproxy explain` and `llmproxy keys` do.
 
 use super::admin_door::{AdminNumbers, AdminQuestion, ApiDoor};
 use super::page::{self, Outlet};
 use super::socket_file::{is_served, SocketFile};
+use crate::base::id::RequestId;
+use crate::base::limits::FLIGHT_LISTED_MAX;
 use crate::config::plan::Plan;
 use crate::rt;
 use crate::rt::moment::Moment;
@@ -30,6 +32,8 @@ const BESIDE: &str = "admin.sock";
 /// Those who ask at a time. Beyond: as at other addresses of pages. Others than those of the
 /// metrics' own address, so that nobody here keeps a scraper out.
 const VISITORS_MAX: usize = 4;
+/// Stories that are told where nobody says how many.
+const LISTED: u16 = 100;
 /// Those who wait to be let in. Beyond: connecting fails, or waits.
 const BACKLOG: i32 = 8;
 /// How often it is looked whether the socket is where it was made.
@@ -170,15 +174,29 @@ fn outlet(
     questions: Option<Sender<AdminQuestion>>,
     numbers: &Arc<AdminNumbers>,
 ) -> Outlet {
-    let page_of = |path: &[u8]| match path {
-        b"/backends" => Some(Page::Backends),
-        b"/metrics" => Some(Page::Metrics),
-        _ => None,
-    };
     // Whoever gets here owns the gateway: no token is asked for.
     let numbers = Arc::clone(numbers);
     let door = questions.map(|questions| ApiDoor { questions, guard: None, numbers });
     Outlet { listener, visitors_max: VISITORS_MAX, page_of: Box::new(page_of), door }
+}
+
+/// The page under a path, with this query.
+fn page_of(path: &[u8], query: &[u8]) -> Option<Page> {
+    match path {
+        b"/backends" => Some(Page::Backends),
+        b"/metrics" => Some(Page::Metrics),
+        b"/requests" => {
+            let most = match query.strip_prefix(b"?limit=") {
+                None if query.is_empty() => LISTED,
+                limit => std::str::from_utf8(limit?).ok()?.parse().ok()?,
+            };
+            (most <= FLIGHT_LISTED_MAX as u16).then_some(Page::Requests(most))
+        }
+        other => {
+            let id = other.strip_prefix(b"/requests/")?;
+            RequestId::from_client(id).map(Page::RequestsOf)
+        }
+    }
 }
 
 /// Listens at a path. What a process left there that is gone is replaced; with `replaces`, what any
@@ -246,6 +264,27 @@ mod tests {
                 && open(&folder.join("x".repeat(200)), false).is_err()
         );
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// Catches: a page that is another one's, a number of stories beyond what is told at a time,
+    /// what is no id of a request and is looked for all the same.
+    #[test]
+    fn each_page_has_its_path() {
+        let at = |target: &str| {
+            let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+            page_of(path.as_bytes(), query.as_bytes())
+        };
+        assert_eq!((at("/backends"), at("/metrics")), (Some(Page::Backends), Some(Page::Metrics)));
+        assert_eq!(at("/requests"), Some(Page::Requests(LISTED)));
+        assert_eq!(at("/requests?limit=1000"), Some(Page::Requests(1000)));
+        let id = RequestId::from_client(b"a.b-c_9").unwrap();
+        assert_eq!(at("/requests/a.b-c_9"), Some(Page::RequestsOf(id)));
+        for nowhere in
+            ["/", "/requests?limit=1001", "/requests?limit=x", "/requests?x", "/requests/"]
+        {
+            assert_eq!(at(nowhere), None, "{nowhere}");
+        }
+        assert_eq!((at("/requests/a/b"), at("/requests/%41")), (None, None));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::http::request::RequestHead;
 use crate::rt::patrol::{Alarm, Post};
 use crate::state::board::Board;
 use crate::state::scrape::AskPage;
+use crate::usage::flight::FlightRecorder;
 use crossbeam_channel::Sender;
 use futures_channel::oneshot;
 use serde_json::{json, Value};
@@ -53,6 +54,8 @@ impl AdminAnswer {
 pub struct Gateway {
     /// Where the configuration in use hangs.
     pub board: Arc<Board>,
+    /// Where workers keep stories of requests.
+    pub flight: Arc<FlightRecorder>,
     /// Where pages are asked for.
     pub pages: AskPage,
     /// What became of reloads.
@@ -66,13 +69,19 @@ pub struct Gateway {
 impl Gateway {
     /// Of its parts.
     pub fn new(
-        board: &Arc<Board>,
+        (board, flight): (&Arc<Board>, &Arc<FlightRecorder>),
         pages: &AskPage,
         reloads: &Arc<Reloads>,
         supervisor: Sender<Event>,
     ) -> Gateway {
-        let (board, reloads) = (Arc::clone(board), Arc::clone(reloads));
-        Gateway { board, pages: pages.clone(), reloads, supervisor, numbers: Arc::default() }
+        Gateway {
+            board: Arc::clone(board),
+            flight: Arc::clone(flight),
+            pages: pages.clone(),
+            reloads: Arc::clone(reloads),
+            supervisor,
+            numbers: Arc::default(),
+        }
     }
 }
 

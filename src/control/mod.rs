@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod page;
 mod roster;
 pub mod socket_file;
+mod stories;
 mod admin;
 pub mod counters;
 mod delivery;

@@ -3,7 +3,7 @@
 
 use super::admin_door::{AdminAnswer, AdminResult, ApiDoor};
 use super::metrics::{render, Facts};
-use super::roster;
+use super::{roster, stories};
 use crate::http::head::Version;
 use crate::http::request::Method;
 use crate::http::write::{self, OwnResponse};
@@ -14,6 +14,7 @@ use crate::rt::patrol::{Alarm, Gone, Patrol, Post};
 use crate::rt::socket::Socket;
 use crate::state::ask::Questions;
 use crate::state::scrape::{AskPage, Page};
+use crate::usage::flight::FlightRecorder;
 use demand::{Demand, Hearing, VisitAsked};
 use lobby::{Lobby, Visitor};
 use std::io::{self, IoSlice};
@@ -43,6 +44,7 @@ const UNREAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Starts the thread that makes the page for all who ask. It ends when nobody can ask any more.
 pub fn start(
     mut questions: Questions<Page, Arc<[u8]>>,
+    flight: Arc<FlightRecorder>,
     mut collect: impl FnMut() -> Facts + Send + 'static,
 ) -> io::Result<()> {
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
@@ -52,6 +54,14 @@ pub fn start(
                 goes_on = questions.answer_next(|page| match page {
                     Page::Metrics => render(collect()).into_bytes().into(),
                     Page::Backends => roster::render(collect()).into(),
+                    Page::Requests(most) => {
+                        let newest = stories::newest(&flight, usize::from(*most));
+                        stories::render(&flight, newest).into()
+                    }
+                    Page::RequestsOf(id) => {
+                        let found = stories::of_id(&flight, id.as_str());
+                        stories::render(&flight, found).into()
+                    }
                 });
             });
         }
@@ -59,8 +69,8 @@ pub fn start(
     Ok(())
 }
 
-/// Says which page is to be had under a path.
-type PageOf = dyn Fn(&[u8]) -> Option<Page>;
+/// Says which page is to be had under a path, with this query.
+type PageOf = dyn Fn(&[u8], &[u8]) -> Option<Page>;
 
 /// A listener at which pages are to be had.
 pub struct Outlet {

@@ -30,6 +30,7 @@ use crate::state::pulse::Pulse;
 use crate::state::scrape::{mailboxes, AskPage, Mailbox, Page};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::{self as access_queue, AccessQueue};
+use crate::usage::flight::FlightRecorder;
 use crate::usage::outbox::Outbox;
 use crate::usage::spans::SpanQueue;
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
@@ -149,6 +150,8 @@ pub struct Control {
     pub access: Option<AccessQueue>,
     /// Where workers put spans.
     pub spans: Option<SpanQueue>,
+    /// Where workers keep stories of requests.
+    pub flight: Arc<FlightRecorder>,
     /// The drivers of the workers, once they are known.
     pub drivers: Arc<OnceLock<Vec<&'static str>>>,
     /// Resolves the names of a view before it is hung up.
@@ -210,7 +213,8 @@ pub fn start(
     let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
     let drivers = Arc::new(OnceLock::new());
     let finders = Arc::<FindersInUse>::default();
-    let gateway = Gateway::new(&board, &pages, reloads, supervisor);
+    let flight = flight_recorder(plan)?;
+    let gateway = Gateway::new((&board, &flight), &pages, reloads, supervisor);
     let collect = {
         let admin_numbers = Arc::clone(&gateway.numbers);
         let (board, drivers) = (Arc::clone(&board), Arc::clone(&drivers));
@@ -239,7 +243,7 @@ pub fn start(
             }
         }
     };
-    page::start(page_questions, collect).map_err(thread_error)?;
+    page::start(page_questions, Arc::clone(&flight), collect).map_err(thread_error)?;
     let home = delivery.as_ref().and_then(Delivery::home);
     let (control_pulse, admin, admin_desk) =
         start_pages(&board, stop, (doors, home), (pages.clone(), gateway))?;
@@ -259,6 +263,7 @@ pub fn start(
         usage,
         access,
         spans,
+        flight,
         drivers,
         delivery,
         admin,
@@ -266,6 +271,12 @@ pub fn start(
         span_exporter,
         _acme: acme,
     })
+}
+
+/// Where workers keep stories of requests.
+fn flight_recorder(plan: &Plan) -> Result<Arc<FlightRecorder>, String> {
+    let recorder = FlightRecorder::new(plan.server.workers, plan.log.flight_recorder);
+    recorder.map(Arc::new).map_err(|error| format!("log.flight_recorder: {error}"))
 }
 
 /// Starts the access log of a plan that has one.
@@ -369,7 +380,7 @@ fn api_outlet(
 ) -> Outlet {
     let guard = Some(Guard::new(Arc::clone(board), Arc::clone(numbers)));
     let door = Some(ApiDoor { questions, guard, numbers: Arc::clone(numbers) });
-    Outlet { listener, visitors_max: ADMINS_MAX, page_of: Box::new(|_| None), door }
+    Outlet { listener, visitors_max: ADMINS_MAX, page_of: Box::new(|_, _| None), door }
 }
 
 /// The control plane's own ring: probes, and the listeners of pages: of the metrics, and the admin
@@ -428,7 +439,7 @@ fn start_ring(
 }
 
 fn metrics_outlet(listener: OwnedFd, board: Arc<Board>) -> Outlet {
-    let page_of = move |path: &[u8]| {
+    let page_of = move |path: &[u8], _: &[u8]| {
         let view = board.view();
         let wanted = view.plan.metrics.as_ref().map(|page| page.path.as_bytes());
         (wanted == Some(path)).then_some(Page::Metrics)

@@ -32,6 +32,7 @@ pub mod relay;
 pub mod location;
 pub mod told;
 pub mod trace;
+mod flight;
 mod whence;
 pub mod settle;
 pub mod sparing;

@@ -1,5 +1,6 @@
 //! What a request has from the moment in which its head is there until it is settled.
 
+use super::flight::FlightNotes;
 use super::rules::Rules;
 use super::shared::{Active, Shared};
 use super::takings::Takings;
@@ -39,6 +40,8 @@ pub struct Holdings {
     refused: Option<Arc<KeyFacts>>,
     /// What it has taken from limits.
     takings: Takings,
+    /// What is noted of its way, for its story and its trace.
+    notes: FlightNotes,
 }
 
 /// Boxes that requests gave back, for those to come.
@@ -107,6 +110,11 @@ impl Pass {
     /// The same, to be settled.
     pub fn take_takings(&mut self) -> Takings {
         self.held.as_mut().map(|held| std::mem::take(&mut held.takings)).unwrap_or_default()
+    }
+
+    /// What is noted of its way.
+    pub fn notes(&self) -> Option<&FlightNotes> {
+        self.held.as_ref().map(|held| &held.notes)
     }
 
     /// A provider let the request in, which knows this of its key.

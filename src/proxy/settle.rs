@@ -5,6 +5,7 @@ mod charge;
 mod event;
 
 use super::client::Client;
+use super::flight::{self, FlightNotes};
 use super::pass::Pass;
 use super::receive::Request;
 use super::relay::tap::Tap;
@@ -236,6 +237,10 @@ fn tell(pass: &Pass, (request, tap, story): (&Request, &Tap, &Story), times: Tim
     if !matches!(story.ending, Ending::Complete) {
         event::log(pass, request, story);
     }
+    if let (Some(lane), false) = (&w.flight, story.own_page) {
+        let record = record_of(pass, (request, tap, story), times, sent);
+        flight::keep(lane, pass, request, record);
+    }
     if let Some(access) = &w.access {
         let record = record_of(pass, (request, tap, story), times, sent).to_record();
         let said = request.presented.as_ref().and_then(|presented| presented.said.clone());
@@ -264,7 +269,7 @@ fn span_of(
         start_ns: pass.w.shelf.unix_ns(request.started),
         latency: times.latency,
         first_token: times.ttft,
-        tries: notes.tries.take(),
+        tries: pass.notes().map(FlightNotes::take_failed).unwrap_or_default(),
         route: request.path_label,
         engine: story.member().map(Member::engine).and_then(Engine::known_name),
         served_model: (served != request.model).then(|| served.to_owned()),

@@ -20,6 +20,7 @@ use crate::state::model_list::{AskModels, ModelList};
 use crate::state::scrape::{AskPage, Page};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
+use crate::usage::flight::FlightLane;
 use crate::usage::outbox::Outbox;
 use crate::usage::spans::SpanQueue;
 use crate::usage::unpacker::Unpacker;
@@ -53,6 +54,8 @@ pub struct Shared {
     pub access: Option<AccessQueue>,
     /// Where spans go, if requests are traced.
     pub spans: Option<SpanQueue>,
+    /// Where stories of requests are kept, if any are.
+    pub flight: Option<Arc<FlightLane>>,
     /// Where copies of packed answers go.
     pub unpacker: Unpacker,
     /// Answers that are not done with though their clients are.

@@ -5,17 +5,10 @@
 use super::receive::Request;
 use super::shared::Shared;
 use super::view::WorkerView;
-use crate::base::limits::SPAN_TRIES_MAX;
 use crate::base::span_id::is_in_share;
 use crate::http::head::Field;
 use crate::http::traceparent::TraceParent;
 use crate::http::write::TraceField;
-use crate::state::member::Member;
-use crate::state::meters::RetryReason;
-use crate::usage::spans::{SpanTry, TryFailure};
-use std::cell::RefCell;
-use std::sync::Arc;
-use std::time::Instant;
 
 /// Of a request that is traced.
 pub struct TraceNotes {
@@ -23,8 +16,6 @@ pub struct TraceNotes {
     pub ours: TraceParent,
     /// The client's span; `None`: the trace begins here.
     pub parent: Option<TraceParent>,
-    /// Tries that were followed by another one.
-    pub tries: RefCell<Vec<SpanTry>>,
 }
 
 impl TraceNotes {
@@ -51,7 +42,7 @@ pub fn begin(w: &Shared, view: &WorkerView, bytes: &[u8], request: &mut Request)
             TraceParent::root(trace_id, ids.span_id())
         }
     };
-    let notes = TraceNotes { ours, parent, tries: RefCell::default() };
+    let notes = TraceNotes { ours, parent };
     request.presented.get_or_insert_default().trace = Some(Box::new(notes));
 }
 
@@ -64,19 +55,4 @@ fn parent_of(fields: &[Field], bytes: &[u8]) -> Option<TraceParent> {
         (Some(one), None) => TraceParent::parse(one.value.of(bytes)),
         _ => None,
     }
-}
-
-/// There is another try, for this reason.
-pub fn note_try(request: &Request, backend: &Member, reason: RetryReason) {
-    let Some(notes) = request.trace() else { return };
-    let mut tries = notes.tries.borrow_mut();
-    if tries.len() >= SPAN_TRIES_MAX {
-        return;
-    }
-    let reason = match reason {
-        RetryReason::Named(code) => TryFailure::Code(code),
-        RetryReason::Status(status) => TryFailure::Status(status),
-    };
-    let at = Instant::now().saturating_duration_since(request.started);
-    tries.push(SpanTry { at, backend: Arc::clone(&backend.name), reason });
 }

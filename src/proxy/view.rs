@@ -209,6 +209,7 @@ impl WorkerView {
             if let Some(inflight) = InFlight::enter(member) {
                 self.spilled.set(self.spilled.get() + u64::from(picked.is_spilled));
                 known.iter().for_each(|hints| self.follow(hints, picked, tried.is_empty()));
+                self.note_why(group, hints, picked);
                 return Ok(inflight);
             }
             // It may have been its scout.

@@ -26,6 +26,7 @@ use crate::state::pulse::Pulse;
 use crate::state::scrape::{AskPage, Mailbox};
 use crate::state::stop::{Phase, Stop};
 use crate::usage::access::AccessQueue;
+use crate::usage::flight::FlightLane;
 use crate::usage::outbox::Outbox;
 use crate::usage::spans::SpanQueue;
 use crate::usage::unpacker::Unpacker;
@@ -74,6 +75,8 @@ pub struct WorkerStart {
     pub access: Option<AccessQueue>,
     /// Where spans go, if requests are traced.
     pub spans: Option<SpanQueue>,
+    /// Where its stories of requests are kept, if any are.
+    pub flight: Option<Arc<FlightLane>>,
     /// Where copies of packed answers go.
     pub unpacker: Unpacker,
     /// Random; makes request ids unique.
@@ -128,6 +131,7 @@ async fn serve(start: WorkerStart, driver: &'static str) -> bool {
         usage: start.usage,
         access: start.access,
         spans: start.spans,
+        flight: start.flight,
         unpacker: start.unpacker,
         drains: Rc::default(),
         connections: start.connections,

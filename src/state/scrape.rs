@@ -5,6 +5,7 @@
 use super::ask::Ask;
 use super::meters::Meters;
 use super::pulse::Pulse;
+use crate::base::id::RequestId;
 use crossbeam_channel::{bounded, Receiver, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,13 +99,17 @@ impl Scraper {
 /// Content-Type of the page.
 pub const PAGE_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A page that the control plane's metrics thread makes of what all workers have counted.
+/// A page that the control plane's metrics thread makes, of what all workers have counted or noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Page {
     /// The metrics, for a scraper.
     Metrics,
     /// How the backends are, as JSON: what `llmproxy backends` shows.
     Backends,
+    /// What became of the newest requests, as JSON: so many at most.
+    Requests(u16),
+    /// The same of those with this id: what `llmproxy explain` shows.
+    RequestsOf(RequestId),
 }
 
 impl Page {
@@ -112,7 +117,7 @@ impl Page {
     pub fn content_type(self) -> &'static str {
         match self {
             Page::Metrics => PAGE_CONTENT_TYPE,
-            Page::Backends => "application/json",
+            Page::Backends | Page::Requests(_) | Page::RequestsOf(_) => "application/json",
         }
     }
 }

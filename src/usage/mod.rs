@@ -10,6 +10,7 @@
 pub mod record;
 pub mod counters;
 pub mod doorbell;
+pub mod flight;
 pub mod outbox;
 pub mod access;
 pub mod spans;

@@ -3,6 +3,7 @@
 //! trace.
 
 use super::counters::count;
+use super::flight::picked::PickedBy;
 use super::record::UsageRecord;
 use crate::base::limits::SPANS_WAITING_MAX;
 use crossbeam_channel::{bounded, Receiver, Sender};
@@ -40,6 +41,10 @@ pub struct RequestSpan {
 /// A try that came to nothing.
 #[derive(Debug, Clone)]
 pub struct SpanTry {
+    /// When its backend was picked, after the request began.
+    pub began: Duration,
+    /// Why that one.
+    pub picked_by: PickedBy,
     /// When that was known, after the request began.
     pub at: Duration,
     /// Name of its backend.

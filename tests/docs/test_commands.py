@@ -121,7 +121,7 @@ class Session:
         plain = re.sub(r"\s+#.*$", "", command) if "'" not in command else command
         if re.match(r"llmproxy --(config|listen)", plain):
             return self.start(plain)
-        asks = re.match(r"curl |llmproxy (keys|backends|usage|reload)", plain)
+        asks = re.match(r"curl |llmproxy (keys|backends|explain|usage|reload)", plain)
         if self.is_stale or asks and self.config and not self.gateway:
             self.start("llmproxy --config config.yaml")
         if re.match(r"python3 docs/examples/receiver.py --listen", plain):

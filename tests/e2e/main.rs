@@ -25,6 +25,7 @@ mod turns;
 mod asking;
 mod late_usage;
 mod backends;
+mod explain;
 mod models;
 mod model_list;
 mod abort;

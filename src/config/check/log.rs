@@ -1,9 +1,12 @@
 //! `log` (events) and `logging` (requests).
 
 use super::storage::{self, Stores};
+use crate::base::limits::FLIGHT_STORIES_MAX;
 use crate::config::plan::{AccessLog, Log, LogFormat, LogOutput, RequestLog};
 use crate::config::section::Section;
 
+/// Stories of requests that a worker keeps unless it is told.
+const FLIGHT_STORIES: u32 = 1024;
 const FORMATS: [(&str, LogFormat); 3] =
     [("json", LogFormat::Json), ("text", LogFormat::Text), ("console", LogFormat::Text)];
 const LEVELS: [(&str, &str); 6] = [
@@ -21,6 +24,7 @@ pub fn log(root: &mut Section, stores: &Stores) -> Log {
         level: "info".into(),
         format: LogFormat::Json,
         output: LogOutput::Stdout,
+        flight_recorder: FLIGHT_STORIES as usize,
         access: None,
         request: None,
     };
@@ -28,6 +32,8 @@ pub fn log(root: &mut Section, stores: &Stores) -> Log {
         log.level = s.choice("level", &LEVELS, "info").to_owned();
         log.format = s.choice("format", &FORMATS, LogFormat::Json);
         log.output = output(&mut s);
+        let kept = s.int("flight_recorder", 0..=FLIGHT_STORIES_MAX, FLIGHT_STORIES);
+        log.flight_recorder = kept as usize;
     }
     let parts = root.when_present("logging", |s| {
         if !s.has("access") && !s.has("request") {

@@ -112,10 +112,11 @@ impl Kept {
         }
     }
 
-    /// Outputs are opened at the start.
+    /// Outputs are opened at the start, and the room for stories is taken then.
     fn of_log(&mut self, new: &mut Log, running: &Log) {
-        let Log { output, access, level: _, format: _, request: _ } = new;
+        let Log { output, access, flight_recorder, level: _, format: _, request: _ } = new;
         self.keep("log.output", output, &running.output);
+        self.keep("log.flight_recorder", flight_recorder, &running.flight_recorder);
         self.keep("logging.access", access, &running.access);
     }
 

@@ -15,6 +15,8 @@ pub struct Log {
     /// Where to.
     #[serde(flatten)]
     pub output: LogOutput,
+    /// Stories of requests that each worker keeps in memory; 0 = none.
+    pub flight_recorder: usize,
     /// One line a request, to this place; `None` = no access log.
     #[serde(skip)]
     pub access: Option<AccessLog>,

@@ -75,7 +75,7 @@ fn a_secret_that_changes_is_noticed_and_not_shown() {
 
 /// What needs a restart, each with a value that is not the default.
 const BOOT: &str = "server: {listen: ':9', workers: 3, cpu_affinity: [0], pid_file: /p}\n\
-                    log: {output: stderr}\nlogging: {access: {}}\nmetrics: {listen: '127.0.0.1:1'}\n\
+                    log: {output: stderr, flight_recorder: 7}\nlogging: {access: {}}\nmetrics: {listen: '127.0.0.1:1'}\n\
                     usage: {api_key: none, spool: {dir: /x}, reporters: [{type: builtin}]}\n";
 
 #[test]
@@ -90,6 +90,7 @@ fn what_needs_a_restart_stays_and_the_rest_applies() {
         "server.workers",
         "server.cpu_affinity",
         "log.output",
+        "log.flight_recorder",
         "logging.access",
         "usage.reporters",
         "usage.api_key",

@@ -27,8 +27,11 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 fn gateway<'a>(api: &'a AdminApi, call: &Call<'_>) -> Result<&'a Gateway, ApiFault> {
     call.knows(&[])?;
-    let none = || ApiFault::new(409, "not_possible", "no gateway runs here");
-    api.gateway.as_ref().ok_or_else(none)
+    api.gateway.as_ref().ok_or_else(no_gateway)
+}
+
+pub(super) fn no_gateway() -> ApiFault {
+    ApiFault::new(409, "not_possible", "no gateway runs here")
 }
 
 pub(super) fn openapi(_: &AdminApi, call: &Call<'_>) -> Answer {

@@ -14,6 +14,7 @@ mod fleet;
 mod input;
 mod keys;
 mod old;
+mod requests;
 mod router;
 #[cfg(test)]
 mod tests;

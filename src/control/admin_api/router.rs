@@ -1,7 +1,7 @@
 //! Which handler a request is for.
 
 use super::input::decoded;
-use super::{fleet, keys, old, AdminApi, AdminRequest, Answer, ApiFault, Call};
+use super::{fleet, keys, old, requests, AdminApi, AdminRequest, Answer, ApiFault, Call};
 use crate::http::request::Method;
 
 /// A thing that can be asked.
@@ -53,6 +53,8 @@ pub(super) const ROUTES: &[Route] = &[
     changes(Method::Post, "/admin/backends/{name}/drain", fleet::drain),
     changes(Method::Post, "/admin/backends/{name}/undrain", fleet::undrain),
     changes(Method::Patch, "/admin/backends/{name}/weight", fleet::weight),
+    reads(Method::Get, "/admin/requests", requests::list),
+    reads(Method::Get, "/admin/requests/{request_id}", requests::show),
     reads(Method::Get, "/admin/stats", fleet::stats),
     reads(Method::Get, "/admin/config", fleet::config),
     changes(Method::Post, "/admin/config/reload", fleet::reload),

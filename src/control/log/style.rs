@@ -136,7 +136,8 @@ mod tests {
 
     fn log(level: &str, format: LogFormat) -> Log {
         let output = LogOutput::Stdout;
-        Log { level: level.into(), format, output, access: None, request: None }
+        let (access, request, flight_recorder) = (None, None, 0);
+        Log { level: level.into(), format, output, flight_recorder, access, request }
     }
 
     /// Catches: a level that is kept by the lines of code that have logged before.

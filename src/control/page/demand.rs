@@ -90,7 +90,7 @@ impl Demand {
                     Err(refused) => VisitAsked::Refused(refused),
                 }
             }
-            _ => VisitAsked::Page((self.offer.page_of)(head.path.of(bytes))),
+            _ => VisitAsked::Page((self.offer.page_of)(head.path.of(bytes), head.query.of(bytes))),
         }
     }
 

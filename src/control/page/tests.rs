@@ -26,7 +26,7 @@ fn serving(places: usize, clients: impl FnOnce(SocketAddr, &dyn Fn()) + Send + '
         clients(address, &|| go.send(()).unwrap());
         over.send(()).unwrap();
     });
-    let page_of = |path: &[u8]| (path == b"/p").then_some(Page::Metrics);
+    let page_of = |path: &[u8], _: &[u8]| (path == b"/p").then_some(Page::Metrics);
     let outlet = Outlet {
         listener: listener.into(),
         visitors_max: places,

@@ -6,6 +6,7 @@
 
 pub mod backends;
 pub mod connect;
+pub mod explain;
 pub mod files;
 pub mod health;
 pub mod lua;
@@ -18,6 +19,7 @@ pub mod keys;
 #[path = "no_keys.rs"]
 pub mod keys;
 mod figures;
+mod gateways;
 mod socket;
 pub mod top;
 #[cfg(feature = "sql")]

@@ -214,6 +214,7 @@ fn cut(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::usage::flight::picked::PickedBy;
     use crate::usage::record::tests::record;
 
     fn span() -> RequestSpan {
@@ -276,7 +277,8 @@ mod tests {
         span.served_model = Some("served".into());
         span.record.retry_count = 1;
         let (backend, reason) = ("first".into(), TryFailure::Status(503));
-        span.tries.push(SpanTry { at: Duration::ZERO, backend, reason });
+        let (at, picked_by) = (Duration::ZERO, PickedBy::default());
+        span.tries.push(SpanTry { began: at, picked_by, at, backend, reason });
         let sent = sent(&span);
         let model = span.record.model.clone().unwrap();
         assert_eq!(sent["name"], format!("chat {model}"));

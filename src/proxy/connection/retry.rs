@@ -13,12 +13,13 @@ use crate::config::plan::{Fallback, OnClientAbort};
 use crate::http::response::ResponseHead;
 use crate::proxy::asking;
 use crate::proxy::client::Client;
+use crate::proxy::flight;
+use crate::proxy::pass::Pass;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
 use crate::proxy::route::tries::{is_harmless, Attempt, Further, TryEnd};
 use crate::proxy::route::{tiers, TriedMembers};
 use crate::proxy::shared::Shared;
-use crate::proxy::trace;
 use crate::proxy::upstream::exchange::Exchange;
 use crate::proxy::upstream::peek::{self, Unavailable};
 use crate::proxy::upstream::pool::InFlight;
@@ -27,6 +28,7 @@ use crate::rt::patrol::Alarm;
 use crate::state::member::Member;
 use crate::state::meters::RetryReason;
 use crate::state::repute::BodyForm;
+use crate::usage::flight::picked::PickedBy;
 use std::future::pending;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -77,7 +79,7 @@ pub(super) fn unlearn(w: &Shared, (client, request): (&Client, &Request), trying
 /// What is done after a try: the client gets this answer, or hears of this fault; `None`: there is
 /// another try, which is prepared and in flight.
 pub(super) async fn after(
-    w: &Shared,
+    pass: &Pass,
     client: &Client,
     ((request, response), (trying, inflight)): (
         (&Request, &ResponseHead),
@@ -85,6 +87,7 @@ pub(super) async fn after(
     ),
     doubtful: Result<Box<Exchange>, Fault>,
 ) -> Result<Option<Box<Exchange>>, Fault> {
+    let w = &*pass.w;
     let (end, mut got) = match doubtful {
         Err(fault) => (hear_fault(w, trying, fault), None),
         Ok(mut got) => match hear(w, client, (request, response), (trying, &mut got)).await {
@@ -117,31 +120,15 @@ pub(super) async fn after(
         };
     };
     hear_withheld(w, trying, false);
-    let reason = match end {
-        TryEnd::WishRefused => RetryReason::Named("stream_usage_refused"),
-        TryEnd::Failed(fault) => RetryReason::Named(fault.code()),
-        TryEnd::Status(status, _) => RetryReason::Status(status),
-    };
-    trace::note_try(request, &trying.backend, reason);
+    let reason = reason(end);
+    flight::note_try(pass, request, &trying.backend, reason);
     if !matches!(further, Further::Again) && !is_harmless(end) {
         w.retries.take();
     }
     // The engine's connection closes: what it has to say is not read.
     drop(got.take());
     let next = match further {
-        Further::Again => match w.view().enter(&request.unique_id, &trying.backend) {
-            Some(again) => {
-                trying.taught = trying.view.taught();
-                again
-            }
-            // Others have filled the backend by now.
-            None => {
-                let known = (rule, trying.tries.tried());
-                let other = other(w, (client, request), known, end).ok_or(Fault::BackendFull)?;
-                trying.move_to(other.backend(), request);
-                other
-            }
-        },
+        Further::Again => again(w, (client, request), trying, end)?,
         Further::Other(other) => {
             trying.move_to(other.backend(), request);
             other
@@ -154,9 +141,38 @@ pub(super) async fn after(
             next
         }
     };
+    flight::note_pick(pass, request);
     *inflight = Some(next);
     *w.shelf.meters.borrow_mut().retries.entry(reason).or_default() += 1;
     Ok(None)
+}
+
+/// Why there is another try after one that ended so.
+fn reason(end: TryEnd) -> RetryReason {
+    match end {
+        TryEnd::WishRefused => RetryReason::Named("stream_usage_refused"),
+        TryEnd::Failed(fault) => RetryReason::Named(fault.code()),
+        TryEnd::Status(status, _) => RetryReason::Status(status),
+    }
+}
+
+/// The same backend is asked once more, or another one, where that is full.
+fn again(
+    w: &Shared,
+    (client, request): (&Client, &Request),
+    trying: &mut Trying<'_>,
+    end: TryEnd,
+) -> Result<InFlight, Fault> {
+    let by = (&request.unique_id, PickedBy::Again);
+    if let Some(again) = w.view().enter(by, &trying.backend) {
+        trying.taught = trying.view.taught();
+        return Ok(again);
+    }
+    // Others have filled the backend by now.
+    let known = (trying.rule, trying.tries.tried());
+    let other = other(w, (client, request), known, end).ok_or(Fault::BackendFull)?;
+    trying.move_to(other.backend(), request);
+    Ok(other)
 }
 
 /// After a wait: somebody else than the last one if there is anybody, else that one, if it is still
@@ -181,7 +197,10 @@ fn come_back(
     trying.tries.begin_anew();
     let next = pick((&view, group), request, &TriedMembers::only(last));
     next.or_else(|why| match view.member(last) {
-        Some(same) => view.enter(&request.unique_id, same).ok_or(Fault::BackendFull),
+        Some(same) => {
+            let again = (&request.unique_id, PickedBy::Again);
+            view.enter(again, same).ok_or(Fault::BackendFull)
+        }
         None => Err(why.fault()),
     })
 }
@@ -376,7 +395,7 @@ fn named_by_rule(
     let named = |name: &String| {
         let members = serving.iter().filter_map(|place| view.members.get(*place as usize));
         let mut free = members.filter(|member| *member.name == **name && is_free(member));
-        free.find_map(|member| view.enter(&request.unique_id, member))
+        free.find_map(|member| view.enter((&request.unique_id, PickedBy::Rule), member))
     };
     rule.fallback.iter().find_map(named)
 }

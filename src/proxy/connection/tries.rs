@@ -13,6 +13,7 @@ use crate::config::plan::Fallback;
 use crate::http::response::ResponseHead;
 use crate::proxy::asking::Asking;
 use crate::proxy::client::Client;
+use crate::proxy::flight;
 use crate::proxy::queue::Waiter;
 use crate::proxy::receive::Request;
 use crate::proxy::repute;
@@ -113,6 +114,7 @@ pub(super) fn opened(
     let Underway { pass, notes: Notes { request, story, .. } } = underway;
     let first = story.goes_to(inflight);
     story.expected = pass.view.expected();
+    flight::note_pick(pass, request);
     w.retries.deposit();
     panic_point::pass("choosing");
     story.keep_body(pass, request, client);
@@ -227,7 +229,7 @@ pub(super) async fn try_backends(
         let how = trying.how(client, is_only);
         // In a scope of its own, or it would lie beside the next wait in every stream.
         let doubtful = {
-            let (on, there) = ((&w.shelf, view), (&trying.backend, &mut story.inflight));
+            let (on, there) = ((&w.shelf, trying.view), (&trying.backend, &mut story.inflight));
             let asked = exchange(on, client, (request, response), there, &how).await;
             panic_point::pass("asking");
             client.post.stand_at(None);
@@ -259,7 +261,7 @@ pub(super) async fn try_backends(
         story.inflight = None;
         let known = (&*request, &*response);
         let next = (&mut trying, &mut story.inflight);
-        match Box::pin(retry::after(w, client, (known, next), doubtful)).await {
+        match Box::pin(retry::after(pass, client, (known, next), doubtful)).await {
             Ok(None) => {}
             Ok(Some(got)) => {
                 story.is_heard = matches!(trying.withheld, Some(Held::Error(..)));

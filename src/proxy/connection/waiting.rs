@@ -11,6 +11,7 @@ use crate::base::limits::FULL_RETRY_AFTER_S_MAX;
 use crate::base::panic_point;
 use crate::base::refusal::Refusal;
 use crate::proxy::client::Client;
+use crate::proxy::flight;
 use crate::proxy::pass::Pass;
 use crate::proxy::queue::{Called, LocalQueue, Waiter};
 use crate::proxy::receive::Request;
@@ -83,7 +84,6 @@ pub(super) async fn wait(
     mut waiter: Waiter,
 ) -> Result<Rc<LocalMember>, Unserved> {
     let began = Instant::now();
-    let ended = |end| w.shelf.meters.borrow_mut().queued.count(end, Some(began.elapsed()));
     let queue = underway.pass.view.plan.routing.queue.as_ref();
     client.post.arm(queue.map_or(Duration::ZERO, |queue| queue.timeout));
     let taken = loop {
@@ -102,19 +102,19 @@ pub(super) async fn wait(
                 }
             }
             Ok(Called::Displaced) => {
-                ended(QueueEnd::Displaced);
+                ended(w, underway, (began, QueueEnd::Displaced));
                 return Err(in_vain(request, &w.view(), &waiter));
             }
             Err(Alarm::Expired) => {
-                ended(QueueEnd::TimedOut);
+                ended(w, underway, (began, QueueEnd::TimedOut));
                 return Err(in_vain(request, &w.view(), &waiter));
             }
             Err(Alarm::Gone) => {
-                ended(QueueEnd::Left);
+                ended(w, underway, (began, QueueEnd::Left));
                 return Err(Unserved::Failed(Fault::ClientLeft));
             }
             Err(Alarm::Ended) => {
-                ended(QueueEnd::Left);
+                ended(w, underway, (began, QueueEnd::Left));
                 return Err(Unserved::Failed(Fault::ShuttingDown));
             }
             Err(Alarm::CalledOff) => {}
@@ -123,9 +123,17 @@ pub(super) async fn wait(
     // The next one is called while this one is on its way.
     drop(waiter);
     panic_point::pass("queueing");
-    ended(if taken.is_ok() { QueueEnd::Served } else { QueueEnd::NoRoom });
+    let end = if taken.is_ok() { QueueEnd::Served } else { QueueEnd::NoRoom };
+    ended(w, underway, (began, end));
     let inflight = taken.map_err(|why| Unserved::Refused(refusal(why)))?;
     opened(w, client, underway, inflight).map_err(Unserved::Refused)
+}
+
+/// A request does not wait any more, since it began to do so then.
+fn ended(w: &Shared, underway: &Underway<'_>, (began, end): (Instant, QueueEnd)) {
+    let waited = began.elapsed();
+    w.shelf.meters.borrow_mut().queued.count(end, Some(waited));
+    flight::note_wait(underway.pass, waited);
 }
 
 /// What a client hears that has waited for nothing: how long it would wait if it came now.

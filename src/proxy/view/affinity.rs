@@ -16,6 +16,8 @@ use crate::proxy::upstream::pool::{InFlight, LocalMember};
 use crate::state::engine_cache::{CacheOf, ExpectedPrefix};
 use crate::state::member::{self, Member};
 use crate::state::meters::Affinity;
+use crate::state::models::GroupId;
+use crate::usage::flight::picked::PickedBy;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -29,6 +31,8 @@ pub struct Leads {
     /// What the last try that began has taught of its backend.
     taught: Cell<Taught>,
     counts: Cell<Affinity>,
+    /// Why the backend of the last try that began got it.
+    picked_by: Cell<PickedBy>,
 }
 
 /// What one request brings.
@@ -182,8 +186,13 @@ impl WorkerView {
 
     /// The next try of a request, in flight at a backend that nobody picked: a rule names it, or it
     /// had the last one. It has read the prompt from now on, as one that is picked has.
-    pub fn enter(&self, id: &RequestId, member: &Rc<LocalMember>) -> Option<InFlight> {
+    pub fn enter(
+        &self,
+        (id, by): (&RequestId, PickedBy),
+        member: &Rc<LocalMember>,
+    ) -> Option<InFlight> {
         let inflight = InFlight::enter(member)?;
+        self.leads.picked_by.set(by);
         let hints = self.hints(id);
         if let Some((hints, place)) = hints.zip(self.shared.place(member.id())) {
             self.teach(&hints, place, member);
@@ -197,6 +206,24 @@ impl WorkerView {
         if lead.of == request.unique_id {
             taught.unlearn(&lead.milestones, (&self.shared, member), age, member::now());
         }
+    }
+
+    /// Notes why a backend was picked.
+    pub(super) fn note_why(&self, group: GroupId, hints: &Hints, picked: Picked) {
+        let is_weak = |held| hints.is_weak(held);
+        let by = match hints.of(picked.place as u32) {
+            _ if self.shared.models.members_of(group).len() == 1 => PickedBy::OnlyOne,
+            _ if hints.session.is_some() && !picked.is_stray => PickedBy::Session,
+            _ if picked.is_spilled => PickedBy::Spilled,
+            Some(held) if hints.session.is_none() && !is_weak(held) => PickedBy::Prefix,
+            _ => PickedBy::strategy(self.plan.routing.load_balance),
+        };
+        self.leads.picked_by.set(by);
+    }
+
+    /// Why the backend of the last try that began got it.
+    pub fn picked_by(&self) -> PickedBy {
+        self.leads.picked_by.get()
     }
 
     /// What the last try that began has taught of its backend.

@@ -19,6 +19,7 @@ use crate::state::board::{Board, View};
 use crate::state::connections::Connections;
 use crate::state::pulse::Pulse;
 use crate::usage::counters::UsageCounters;
+use crate::usage::flight::FlightRecorder;
 use crate::usage::outbox::Outbox;
 use crate::usage::record::Outcome;
 use crate::usage::ring::entry::{Check, Entry};
@@ -159,6 +160,7 @@ fn shared(config: &str, unpacker: Unpacker) -> (Rc<Shared>, Arc<RingFile>) {
         usage: Some(outbox),
         access: None,
         spans: None,
+        flight: FlightRecorder::new(1, 16).unwrap().of_worker(0),
         unpacker,
         drains: Rc::new(Drains::default()),
         connections: Arc::new(Connections::new(9)),
