@@ -203,16 +203,14 @@ pub fn start(
     let acme = acme::start(&board.view(), stop, doors.plain.take())?;
     let acme_numbers = acme.as_ref().map(AcmeRun::numbers);
     let resolver = Resolver::start(Arc::clone(&board)).map_err(thread_error)?;
-    let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();
-    pulses.iter().for_each(|pulse| stop.calls(pulse));
+    let pulses = pulses(plan, stop);
     let (mut scraper, mailboxes) = mailboxes(&pulses);
     let (usage, gauge, delivery) = delivery::start(plan)?;
     let (access, access_writer) = start_access(plan, reopen)?.unzip();
     let (spans, span_exporter) = traces::start(plan.tracing.as_ref())?.unzip();
     let budget = Arc::new(Budget::new(buffered_bytes_max(plan)));
     let (pages, page_questions) = ask::queue(METRICS_PAGES_WAITING_MAX);
-    let drivers = Arc::new(OnceLock::new());
-    let finders = Arc::<FindersInUse>::default();
+    let (drivers, finders) = (Arc::new(OnceLock::new()), Arc::<FindersInUse>::default());
     let flight = flight_recorder(plan)?;
     let gateway = Gateway::new((&board, &flight), &pages, reloads, supervisor);
     let collect = {
@@ -271,6 +269,13 @@ pub fn start(
         span_exporter,
         _acme: acme,
     })
+}
+
+/// One for each worker, which the end of the process calls.
+fn pulses(plan: &Plan, stop: &Stop) -> Vec<Arc<Pulse>> {
+    let pulses: Vec<Arc<Pulse>> = (0..plan.server.workers).map(|_| Arc::default()).collect();
+    pulses.iter().for_each(|pulse| stop.calls(pulse));
+    pulses
 }
 
 /// Where workers keep stories of requests.
