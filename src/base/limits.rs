@@ -320,8 +320,6 @@ pub const ACCESS_LINES_MAX: usize = 16 * 1024;
 pub const SPANS_WAITING_MAX: usize = 4096;
 /// Spans of one request of the exporter; OpenTelemetry's own have the same.
 pub const SPANS_PER_REQUEST_MAX: usize = 512;
-/// Tries of one request that its span tells of. Beyond: their number alone is told.
-pub const SPAN_TRIES_MAX: usize = 16;
 /// Bytes of a text in a span that a client or an engine chose. Beyond: cut.
 pub const SPAN_TEXT_BYTES_MAX: usize = 256;
 /// Bytes of a receiver's answer to spans that are read. Beyond: it counts as one that took all.
