@@ -6,5 +6,5 @@ pub const FLIGHT_STORIES_MAX: u32 = 65_536;
 pub const FLIGHT_LISTED_MAX: usize = 1000;
 /// Bytes of such an answer that the command line takes.
 pub const FLIGHT_PAGE_BYTES_MAX: usize = 16 << 20;
-/// Tries of one request that are noted, for its span and its story. Beyond: their number alone is told.
+/// Tries of one request that are noted, for its span and its story. Beyond: their number alone.
 pub const SPAN_TRIES_MAX: usize = 16;
