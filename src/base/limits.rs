@@ -164,8 +164,7 @@ pub const CONNECT_TRIES_MAX: usize = 3;
 pub const TRIED_MAX: usize = RETRIES_MAX as usize + 1;
 /// Connections to a backend in a row that fail. Then it is ejected.
 pub const FAILED_CONNECTS_MAX: u32 = 3;
-/// Answers of a backend in a row that are 502, 503 or 504, break off, or never come. Then it is
-/// ejected.
+/// Answers of a backend in a row that are 5xx, break off, or never come. Then it is ejected.
 pub const FAILED_ANSWERS_MAX: u32 = 5;
 /// How long a backend is ejected: so long, twice so long the next time, and so on.
 pub const EJECTION_STEP: Duration = Duration::from_secs(5);

@@ -73,10 +73,11 @@ fn add_lists(body: &[u8], seen: usize, found: &mut Media) {
     }
 }
 
-/// Whether what follows is the value of a member `url`.
+/// Whether what follows is the value of a member that may be a picture or a file.
 fn is_url(before: &[u8]) -> bool {
-    let name = before.trim_ascii_end().strip_suffix(b":");
-    name.is_some_and(|name| name.trim_ascii_end().ends_with(b"\"url\""))
+    const NAMES: [&[u8]; 3] = [b"\"url\"", b"\"image_url\"", b"\"file_data\""];
+    let name = before.trim_ascii_end().strip_suffix(b":").map(<[u8]>::trim_ascii_end);
+    name.is_some_and(|name| NAMES.iter().any(|known| name.ends_with(known)))
 }
 
 /// The text that is the value of a member, behind whose name this is.
@@ -106,6 +107,8 @@ mod tests {
         assert_eq!(of(&url), (1, 4000 + 22));
         let spaced = format!("{{\"url\" :\n \"data:image/png;base64,{data}\"}}");
         assert_eq!(of(&spaced), (1, 4000 + 22));
+        let short = format!(r#"{{"type":"input_image","image_url":"data:image/png;base64,{data}"}}"#);
+        assert_eq!(of(&short), (1, 4000 + 22));
         let audio = format!(r#"{{"input_audio":{{"data": "{data}","format":"wav"}}}}"#);
         assert_eq!(of(&audio), (1, 4000));
         let listed = format!("{{\"images\": [ \"{data}\",\n\"{data}\" ], \"content\": \"a\"}}");

@@ -1,7 +1,7 @@
 //! What requests find out about their backends goes to the members.
 
 use crate::base::clock::unix_ms;
-use crate::base::fault::{Fault, Side};
+use crate::base::fault::Fault;
 use crate::http::response::ResponseHead;
 use crate::state::member::{Member, Witness};
 use crate::state::repute::{BodyForm, Change, Evidence};
@@ -14,7 +14,6 @@ pub fn hear_fault(backend: &Member, fault: Fault) {
             backend.hear_served(false);
             hear(backend, evidence);
         }
-        None if fault.side() != Side::Backend || fault == Fault::RetryTimeout => backend.untried(),
         None => {}
     }
 }

@@ -435,10 +435,11 @@ impl Share {
 }
 
 impl Drop for Takings {
-    /// Of a request that nobody settled: no engine had it, or a panic ended it.
+    /// Of a request that nobody settled: no engine had it, or a panic ended it, perhaps behind its
+    /// record.
     fn drop(&mut self) {
         if self.0.is_some() {
-            self.settle(Instant::now(), 0);
+            self.settle(Instant::now(), self.debited().unwrap_or(0));
         }
     }
 }

@@ -147,6 +147,51 @@ fn what_an_engine_loses_costs_what_the_client_has() {
     }
 }
 
+/// Catches: a client that pays for the prompt of an answer that says that it is an error, because it
+/// leaves when it has read that; or of one that is empty, or half an answer.
+#[test]
+fn an_answer_that_is_none_costs_nothing() {
+    let engine = Engine::start(&[]);
+    let mut till = Till::open(&engine.url());
+    let mut conn = till.begin("x-mock-error: in-stream\r\nx-mock-stall-after: 1\r\n", true);
+    assert_eq!(conn.head().status(), 200);
+    conn.read_until("error");
+    leave(conn, Leave::Rst);
+    let (charged, record) = till.charged();
+    assert!(charged <= 1, "{record}");
+    for body in ["", "{\"choices\": [{\"message\": {\"content\": \"half"] {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+        let length = body.len();
+        let engine = Backend::answering(format!("{head}Content-Length: {length}\r\n\r\n{body}"));
+        let mut till = Till::open(&engine.url());
+        assert_eq!(till.ask("", false).status(), 200);
+        let (charged, record) = till.charged();
+        assert_eq!((charged, &record["status"]), (0, &json!("backend_error")), "{record}");
+    }
+}
+
+/// Catches: embeddings whose digits count as tokens, or whose prompt costs nothing because nobody
+/// reads them.
+#[test]
+fn embeddings_cost_their_prompt() {
+    let body = json!({"model": "m", "prompt": "x".repeat(4 * PROMPT as usize)}).to_string();
+    let vector = json!({"embedding": vec![0.123_456_789; 1024]}).to_string();
+    for (path, kind) in [
+        ("/api/embeddings", "application/json"),
+        ("/v1/embeddings", "application/json"),
+        ("/v1/embeddings", "application/octet-stream"),
+    ] {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n");
+        let answer = format!("{head}Content-Length: {}\r\n\r\n{vector}", vector.len());
+        let engine = Backend::answering(answer);
+        let mut till = Till::open(&engine.url());
+        let answer = till.desk.proxy.connect().post(path, &till.key, &body);
+        assert_eq!(answer.status(), 200);
+        let (charged, record) = till.charged();
+        assert!((PROMPT..PROMPT + 100).contains(&charged), "{path} {kind}: {record}");
+    }
+}
+
 /// Catches: a picture that is taken for as many tokens as it has bytes, and uses up the limit.
 #[test]
 fn a_picture_is_not_counted_by_its_bytes() {

@@ -220,6 +220,10 @@ fn hear_fault(w: &Shared, trying: &mut Trying<'_>, fault: Fault) -> TryEnd {
     let backend = &trying.backend;
     asking::hear_failure(backend, fault);
     w.shelf.count_fault(Some(backend), fault);
+    // Nobody knows now how this try would have ended; of an answer that has begun it is known.
+    if fault.side() != Side::Backend || fault == Fault::RetryTimeout {
+        backend.untried();
+    }
     if fault == Fault::BackendEjected {
         trying.tries.call_off(backend.id());
     }

@@ -30,10 +30,14 @@ pub fn of_the_end(
         (true, _) => tap.body_usage.facts().content_events(),
         // Numbers, of which a prompt makes as many as its model has dimensions.
         (false, Dialect::Embeddings) => 0,
+        (false, Dialect::Ollama) if is_embedding(&request.path) => 0,
         (false, _) => sent.div_ceil(BYTES_PER_TOKEN),
     };
     let whole = estimate.prompt.saturating_add(seen);
-    let is_failed = tap.body_usage.facts().error();
+    let has_error = tap.body_usage.facts().error();
+    // A client can have a stream end without its mark, and so make it cheap.
+    let is_lost = |code| code != "stream_unfinished";
+    let is_failed = has_error || super::broken_inside(request, tap, story).is_some_and(is_lost);
     match story.ending {
         // What goes on in the background when the answer is over is told by nobody.
         Ending::Complete if !is_failed && !request.stream && dialect == Dialect::Responses => {
@@ -41,7 +45,8 @@ pub fn of_the_end(
         }
         Ending::Complete if !is_failed => whole,
         Ending::Fault(Fault::QuotaExhausted) => whole,
-        Ending::Fault(fault) if fault.side() == Side::Client => whole,
+        // Clients leave as soon as they have read an error.
+        Ending::Fault(fault) if fault.side() == Side::Client && !has_error => whole,
         _ => so_far((request, tap), story),
     }
 }
@@ -63,8 +68,15 @@ fn dialect(request: &Request, tap: &Tap, story: &Story) -> Option<Dialect> {
     let backend = story.backend.as_ref()?;
     // 0: the client left before the head of the answer.
     let is_good = story.status == 0 || (200..300).contains(&story.status);
-    let is_made = request.method == Some(Method::Post) && tap.reading() == Reading::Usage;
+    // One that is not read at all was made all the same.
+    let is_made = request.method == Some(Method::Post) && tap.reading() != Reading::Facts;
     let dialect = request.dialect_at(&backend.plan.base_path);
     let has_tokens = dialect != Dialect::Other && tap.audio_seconds().is_none();
     (is_good && is_made && has_tokens).then_some(dialect)
+}
+
+/// Ollama's paths for embeddings share their form with its other ones.
+fn is_embedding(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    ["api/embed", "api/embeddings"].iter().any(|ours| path.ends_with(ours))
 }
