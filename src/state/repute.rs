@@ -151,7 +151,7 @@ pub struct Repute {
     is_tried: bool,
     /// By how many tenths of a second this ejection is longer than those before it would have it.
     spread: u8,
-    /// While ejected: when the next request may try, or when the try under way counts as failed.
+    /// While ejected: when the next request may try, or when the one that tries was sent there.
     /// Otherwise: since when it is in.
     at: Tenths,
 }
@@ -232,8 +232,13 @@ impl Repute {
 
     fn hear_good(self, now: Tenths, picked: Option<Tenths>) -> (Repute, Option<Change>) {
         if self.is_out {
-            // What was sent there before it was ejected proves nothing new, be it good or bad.
-            if !self.is_tried && picked.is_none_or(|picked| picked <= self.out_at()) {
+            // What was sent there before it was ejected proves nothing new, be it good or bad; nor
+            // does what was sent before the one that tries it (a tenth is lost in rounding).
+            let is_old = match self.is_tried {
+                true => picked.is_some_and(|picked| picked.0 + 1 < self.at.0),
+                false => picked.is_none_or(|picked| picked <= self.out_at()),
+            };
+            if is_old {
                 return (self, None);
             }
             let back = Repute { ejections: self.ejections, at: now, ..self.with_inside() };
@@ -295,14 +300,15 @@ impl Repute {
         if !self.is_out {
             return (self, true, None);
         }
-        if now < self.at {
+        let until = if self.is_tried { self.at.plus(patience) } else { self.at };
+        if now < until {
             return (self, false, None);
         }
         if self.is_tried {
             let (next, time) = self.ejected(now, jitter);
             return (next, false, Some(Change::StaysOut(time)));
         }
-        (Repute { is_tried: true, at: now.plus(patience), ..self }, true, None)
+        (Repute { is_tried: true, at: now, ..self }, true, None)
     }
 
     /// Whoever tried it left before there was anything to learn: the next one may try at once.

@@ -148,7 +148,10 @@ fn only_what_was_asked_since_brings_back() {
         let (back, change) = out.hear(Evidence::GoodSince(at(101)), at(120), None, 0);
         assert_eq!((back.is_out(), change), (false, Some(Change::Back)), "{jitter}");
         let tried = out.admit(at(200), 0, EJECTION_MAX).0;
-        assert_eq!(tried.hear(Evidence::Good, at(201), None, 0).1, Some(Change::Back));
+        let old = tried.hear(Evidence::GoodSince(at(198)), at(201), None, 0);
+        assert_eq!(old, (tried, None), "it was asked before the one that tries it");
+        let its = tried.hear(Evidence::GoodSince(at(200)), at(201), None, 0);
+        assert_eq!(its.1, Some(Change::Back));
     }
 }
 
