@@ -107,7 +107,8 @@ mod tests {
         assert_eq!(of(&url), (1, 4000 + 22));
         let spaced = format!("{{\"url\" :\n \"data:image/png;base64,{data}\"}}");
         assert_eq!(of(&spaced), (1, 4000 + 22));
-        let short = format!(r#"{{"type":"input_image","image_url":"data:image/png;base64,{data}"}}"#);
+        let short =
+            format!(r#"{{"type":"input_image","image_url":"data:image/png;base64,{data}"}}"#);
         assert_eq!(of(&short), (1, 4000 + 22));
         let audio = format!(r#"{{"input_audio":{{"data": "{data}","format":"wav"}}}}"#);
         assert_eq!(of(&audio), (1, 4000));

@@ -9,12 +9,9 @@ use std::time::Duration;
 
 /// Takes in what a fault says about a backend.
 pub fn hear_fault(backend: &Member, fault: Fault) {
-    match Evidence::of_fault(fault) {
-        Some(evidence) => {
-            backend.hear_served(false);
-            hear(backend, evidence);
-        }
-        None => {}
+    if let Some(evidence) = Evidence::of_fault(fault) {
+        backend.hear_served(false);
+        hear(backend, evidence);
     }
 }
 
