@@ -320,7 +320,8 @@ fn count(pass: &Pass, (request, tap): (&Request, &Tap), story: &Story, times: Ti
     if let Ending::Refused(code) = story.ending {
         *meters.rejected.entry(code).or_default() += 1;
     }
-    if let (true, Some(ttft)) = (stream, times.ttft) {
+    // An error that is no stream has no token.
+    if let (true, Some(ttft)) = (story.event_stream, times.ttft) {
         let model = pass.view.model_label(&request.model);
         let series = TokenSeries { model, backend: whose };
         meters.ttft.entry(series).or_default().record(ttft);

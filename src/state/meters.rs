@@ -157,7 +157,7 @@ impl RetryReason {
 pub struct Meters {
     /// By path, stream and backend.
     pub requests: QuickMap<Series, Requests>,
-    /// Time to the first body byte of streamed answers, by model and backend.
+    /// Time to the first token of streams, by model and backend.
     pub ttft: QuickMap<TokenSeries, Times>,
     /// Between two reads of a streamed answer that carried events, by backend.
     pub inter_token: QuickMap<Whose, Times>,

@@ -79,7 +79,7 @@ fn one_that_came_to_its_end() {
     let wanted = json!({
         "client_request_id": "mine-1", "user_id": "ann", "key_name": "laptop", "method": "POST",
         "path": CHATS, "model": "nice", "served_model": "m", "is_stream": true,
-        "queue_wait_ms": null, "failed_tries": [], "retry_count": 0, "fallback_used": false,
+        "queue_wait_ms": null, "failed_tries": [], "failed_count": 0, "retry_count": 0, "fallback_used": false,
         "backend": "only", "picked_by": "only_one", "status_code": 200, "status": "complete",
         "error": null, "usage_source": "engine", "request_bytes": body.len(),
     });

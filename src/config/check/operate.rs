@@ -20,9 +20,13 @@ pub fn admin(s: &mut Section, taken: &[SocketAddr]) -> Admin {
     let path = s.text("db_path").filter(|p| !p.is_empty());
     let allowed_ips = s.list_of_allowed("allowed_ips", IpRange::parse);
     let listen = admin_listen(s, taken);
-    let is_open = listen.own().is_none_or(|address| !address.ip().is_loopback());
+    let is_far = |address: &SocketAddr| !address.ip().is_loopback();
+    let (is_open, way) = match listen.own() {
+        Some(address) => (is_far(&address), ", or listen on 127.0.0.1"),
+        None => (taken.iter().any(is_far), ""),
+    };
     if is_open && allowed_ips.is_empty() {
-        s.warn("listen", "is open to the network: set allowed_ips, or listen on 127.0.0.1");
+        s.warn("listen", format!("is open to the network: set allowed_ips{way}"));
     }
     Admin {
         listen,

@@ -45,7 +45,7 @@ impl Facts {
             let model = model_label(models, series.model);
             (vec![(MODEL, model), (SERVER, self.backend(series.backend))], times)
         });
-        let help = "From a request head to the first body byte of a streamed answer.";
+        let help = "From a request head to the first token of a stream.";
         let name = "gen_ai_server_time_to_first_token_seconds";
         page.histogram(name, help, (&FIRST, SECOND), series.collect())?;
 

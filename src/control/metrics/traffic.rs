@@ -46,7 +46,7 @@ impl Facts {
             ];
             (labels, times)
         });
-        let help = "From a request head to the first body byte of a streamed answer, milliseconds.";
+        let help = "From a request head to the first token of a stream, milliseconds.";
         let bounds = (self.plan_bounds(), MILLISECOND);
         page.histogram("llmproxy_ttft_ms", help, (&bounds.0, bounds.1), ttft.collect())?;
         // Names that are ours follow Prometheus: seconds.

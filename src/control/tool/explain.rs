@@ -50,12 +50,18 @@ fn found(
         let Refused { lines, code } = question.failed(&not_found(&ask.which, kept));
         return Err(Refused { lines: silent + &lines, code });
     }
-    // Each gateway tells its own in this order.
-    stories.sort_by(|a, b| b.timestamp.cmp(&a.timestamp));
+    // Each gateway tells its own in this order: by when they were over.
+    stories.sort_by_key(|story| std::cmp::Reverse(ended_ms(story)));
     if let WhichRequests::Last(most) = ask.which {
         stories.truncate(most.into());
     }
     Ok((stories, silent))
+}
+
+/// When its request was over, milliseconds since 1970.
+fn ended_ms(story: &FlightStory) -> i64 {
+    let began = story.timestamp.parse().map_or(0, jiff::Timestamp::as_millisecond);
+    began.saturating_add(i64::try_from(story.latency_ms).unwrap_or(i64::MAX))
 }
 
 fn read(json: &str, question: &GatewayQuestion<'_>) -> Result<StoryPage, Refused> {

@@ -77,8 +77,10 @@ pub struct FlightStory {
     pub is_stream: bool,
     /// For how long it waited for a backend; `None`: it did not have to.
     pub queue_wait_ms: Option<u64>,
-    /// Tries that were followed by another one.
+    /// The first tries that failed.
     pub failed_tries: Vec<FailedTry>,
+    /// How many failed, those that are not kept among them.
+    pub failed_count: u64,
     /// Tries after the first.
     pub retry_count: u32,
     /// Another backend than the first answered.
@@ -177,7 +179,7 @@ pub fn tell(facts: &FlightFacts<'_>, pen: &mut FlightPen<'_>) {
     pen.maybe(record.ttft_ms);
     pen.maybe(queue_wait.map(millis));
     pen.maybe(began.map(millis));
-    pen.number(failed.len().min(TRIES) as u64);
+    pen.number(failed.len() as u64);
     failed.iter().take(TRIES).for_each(|one| tell_try(one, pen));
 }
 
@@ -243,7 +245,8 @@ impl FlightStory {
         story.picked_ms = from.maybe();
         let picked_by = PickedBy::of(at(24) as u64).as_str();
         story.picked_by = story.picked_ms.map(|_| picked_by.to_owned());
-        let tries = from.number().min(TRIES as u64);
+        story.failed_count = from.number();
+        let tries = story.failed_count.min(TRIES as u64);
         story.failed_tries = (0..tries).map(|_| FailedTry::read(&mut from)).collect();
         (arrived_ms.saturating_add(story.latency_ms), story)
     }

@@ -60,15 +60,15 @@ fn events(story: &FlightStory) -> Vec<(u64, String)> {
         events.push((one.picked_ms, format!("to {} ({})", one.backend, why(&one.picked_by))));
         events.push((one.failed_ms, format!("{} failed: {}", one.backend, one.reason)));
     }
-    let untold = (story.retry_count as usize).saturating_sub(story.failed_tries.len());
+    let untold = story.failed_count.saturating_sub(story.failed_tries.len() as u64);
     if let (Some(last), 1..) = (story.failed_tries.last(), untold) {
         events.push((
             last.failed_ms,
-            format!("{untold} more tries failed, of which no more is kept"),
+            format!("and {untold} more that failed, of which no more is kept"),
         ));
     }
     // Where the last try that failed was followed by none, it is told already.
-    let is_new = story.failed_tries.len() <= story.retry_count as usize;
+    let is_new = story.failed_count <= u64::from(story.retry_count);
     if let (Some(at_ms), Some(backend), true) = (story.picked_ms, &story.backend, is_new) {
         let by = story.picked_by.as_deref().unwrap_or_default();
         events.push((at_ms, format!("to {backend} ({})", why(by))));
@@ -76,7 +76,7 @@ fn events(story: &FlightStory) -> Vec<(u64, String)> {
     if let Some(at_ms) = story.first_byte_ms {
         events.push((at_ms, "first byte of the answer".to_owned()));
     }
-    if let (Some(at_ms), true) = (story.ttft_ms, story.is_stream) {
+    if let (Some(at_ms), 1..) = (story.ttft_ms, story.events) {
         events.push((at_ms, "first token".to_owned()));
     }
     events.push((story.latency_ms, end(story)));
@@ -200,6 +200,7 @@ mod tests {
             served_model: text("big"),
             queue_wait_ms: Some(50),
             failed_tries: vec![failed],
+            failed_count: 2,
             retry_count: 2,
             picked_ms: Some(61),
             picked_by: text("spilled"),
@@ -214,7 +215,7 @@ request 0f (the client's: mine), 2026-01-02T03:04:05.006Z
       52 ms  its turn, after 50 ms of waiting
       52 ms  to gpu\u{fffd}-1 (where its session is at home)
       60 ms  gpu\u{fffd}-1 failed: connect_failed
-      60 ms  1 more tries failed, of which no more is kept
+      60 ms  and 1 more that failed, of which no more is kept
       61 ms  to gpu-2 (those before it could not take it)
       80 ms  first byte of the answer
       90 ms  first token
@@ -249,7 +250,7 @@ request 0f (the client's: mine), 2026-01-02T03:04:05.006Z
         }
         let mut left = FlightStory { retry_count: 0, picked_ms: Some(3), ..story() };
         let failed = FailedTry { backend: "gpu-2".into(), picked_ms: 3, ..FailedTry::default() };
-        left.failed_tries = vec![failed];
+        (left.failed_tries, left.failed_count) = (vec![failed], 1);
         assert_eq!(told(&left).matches("to gpu-2").count(), 1, "there was no other try");
         let refused = FlightStory {
             status: "refused".into(),
