@@ -147,8 +147,8 @@ fn what_an_engine_loses_costs_what_the_client_has() {
     }
 }
 
-/// Catches: a client that pays for the prompt of an answer that says that it is an error, because it
-/// leaves when it has read that; or of one that is empty, or half an answer.
+/// Catches: a client that pays for the prompt of an answer that says that it is an error, because
+/// it leaves when it has read that; or of one that is empty, or half an answer.
 #[test]
 fn an_answer_that_is_none_costs_nothing() {
     let engine = Engine::start(&[]);
