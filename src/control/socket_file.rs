@@ -53,8 +53,11 @@ impl SocketFile {
     /// Its permissions stay as they are.
     pub fn take(&mut self) -> io::Result<()> {
         self.is_ours = true;
-        let mode = self.mode.take().map(Permissions::from_mode);
-        mode.map_or(Ok(()), |mode| fs::set_permissions(&self.path, mode))
+        let Some(mode) = self.mode.take() else { return Ok(()) };
+        if id(&fs::symlink_metadata(&self.path)?) != self.id {
+            return Err(io::Error::other("another file is in its place: its permissions stay"));
+        }
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
     }
 
     /// Another process has it from now on.
@@ -69,6 +72,11 @@ impl SocketFile {
             Ok(found) => id(&found) == self.id,
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         }
+    }
+
+    /// Device and number of the file: by them it is known again.
+    pub fn id(&self) -> (u64, u64) {
+        self.id
     }
 
     /// Where it is.

@@ -50,6 +50,7 @@ fn keys_are_made_where_clients_come() {
     let (scratch, backend) = (Scratch::new(), Backend::answering(OK));
     let file = scratch.file("access.log");
     let proxy = config(&scratch, &backend, "main")
+        .server("cors: {enabled: true, allowed_origins: [\"https://a.example\"]}")
         .section(format!(
             "logging: {{access: {{format: json, output: file, file: {{path: \"{}\"}}}}}}",
             file.display()
@@ -73,16 +74,25 @@ fn keys_are_made_where_clients_come() {
     let changed = conn.send(chunked + "16\r\n{\"status\": \"disabled\"}\r\n0\r\n\r\n").response();
     assert_eq!(changed.json()["status"], "disabled", "{}", changed.text());
     conn.post(CHATS, &bearer(key), CHAT).assert_refused(403, "key_disabled");
+    // Refused before anybody knows what it is for, or asked beforehand by a browser.
+    for path in ["/admin/keys/sk-LEAK%2fx", "/admin/keys/sk-LEAK;x", "/%61dmin/keys/sk-LEAK;x"] {
+        ask(&mut proxy.connect(), "GET", path, &admin, "");
+    }
+    let asked = "Origin: https://a.example\r\nAccess-Control-Request-Method: DELETE\r\n";
+    let asked = ask(&mut proxy.connect(), "OPTIONS", "/admin/keys/sk-LEAK", asked, "");
+    assert_eq!(asked.status(), 204);
     let missing = ask(&mut conn, "PUT", KEYS, &admin, "");
     assert_eq!(missing.status(), 405, "{}", missing.text());
     assert!(missing.head.get("allow").unwrap().contains("POST"));
     assert_eq!(of_engine(&backend), [CHATS]);
     let answered = [("result", "answered")];
     proxy.await_metric("llmproxy_admin_requests_total", &answered, 5.0);
-    let lines = await_some("the lines are there", SOON, || lines(&file, 8));
+    let lines = await_some("the lines are there", SOON, || lines(&file, 12));
     assert!(lines.iter().any(|line| line["path"] == KEYS && line["status"] == 200));
     let log = proxy.process.stdout.all().concat() + &std::fs::read_to_string(&file).unwrap();
-    assert!(!log.contains(key) && !log.contains(TOKEN), "a secret is in a log");
+    for secret in [key, TOKEN, "LEAK"] {
+        assert!(!log.contains(secret), "{secret} is in a log");
+    }
 }
 
 fn lines(file: &Path, count: usize) -> Option<Vec<Value>> {

@@ -49,7 +49,14 @@ pub fn groups(taken: ManagerSockets) -> Vec<ListenGroup> {
             None => {
                 let (purpose, sockets) = (None, vec![socket]);
                 let asked = address.clone();
-                groups.push(ListenGroup { purpose, asked, address, sockets, is_lent: true });
+                groups.push(ListenGroup {
+                    purpose,
+                    asked,
+                    address,
+                    sockets,
+                    is_lent: true,
+                    file: None,
+                });
             }
         }
     }

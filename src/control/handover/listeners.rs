@@ -6,7 +6,7 @@ use crate::rt::listen::{self, Place};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub struct ListenGroup {
     pub sockets: Vec<OwnedFd>,
     /// A service manager's, who keeps them when we end, and their files.
     pub is_lent: bool,
+    /// Device and number of the file of a Unix socket that we, or one before us, made.
+    pub file: Option<(u64, u64)>,
 }
 
 impl ListenGroup {
@@ -166,11 +168,12 @@ impl OpeningListeners {
         let failed = |e: io::Error| format!("listen on {}: {e}", wanted.listen);
         let mut of_workers: Vec<Vec<OwnedFd>> = (0..workers).map(|_| Vec::new()).collect();
         let (group, file) = match self.handed(ListenPurpose::Clients, &wanted.listen) {
-            Some(group) if is_found(&wanted.listen) => {
+            Some(group) if is_found(&wanted.listen, group.file) => {
                 let file = found(wanted, group.is_lent).map_err(failed)?;
                 (ListenGroup { purpose: Some(ListenPurpose::Clients), ..group }, file)
             }
-            // Who waits in the queue of one whose file is gone is served by those who have it.
+            // Who waits in the queue of one whose file is gone is served by those who have it. In
+            // the place of a file that another process listens at none is made.
             _ => fresh_unix(wanted).map_err(failed)?,
         };
         share_out(&group.sockets, &mut of_workers).map_err(failed)?;
@@ -216,7 +219,7 @@ fn fresh(mut place: Place, purpose: ListenPurpose, workers: usize) -> io::Result
         sockets.push(listener);
     }
     let address = ListenPlace::Tcp(place.address);
-    Ok(ListenGroup { purpose: Some(purpose), asked, address, sockets, is_lent: false })
+    Ok(ListenGroup { purpose: Some(purpose), asked, address, sockets, is_lent: false, file: None })
 }
 
 /// Listens at a Unix socket.
@@ -227,13 +230,17 @@ fn fresh_unix(wanted: &ClientListener) -> io::Result<(ListenGroup, Option<Socket
         await_free(UNIX_FREE_LOOK, || socket_file::listen(place, mode, listen::BACKLOG))?;
     let (asked, address) = (place.clone(), place.clone());
     let (purpose, sockets) = (Some(ListenPurpose::Clients), vec![socket]);
-    Ok((ListenGroup { purpose, asked, address, sockets, is_lent: false }, file))
+    let id = file.as_ref().map(SocketFile::id);
+    Ok((ListenGroup { purpose, asked, address, sockets, is_lent: false, file: id }, file))
 }
 
-/// Whether a Unix socket is where clients look for it.
-fn is_found(place: &ListenPlace) -> bool {
-    let is_socket = |path| std::fs::symlink_metadata(path).is_ok_and(|f| f.file_type().is_socket());
-    place.file().is_none_or(is_socket)
+/// Whether a Unix socket is where clients look for it. `known`: by this its file is known, if it
+/// is not a service manager's.
+fn is_found(place: &ListenPlace, known: Option<(u64, u64)>) -> bool {
+    let is_it = |file: std::fs::Metadata| {
+        file.file_type().is_socket() && known.is_none_or(|id| id == (file.dev(), file.ino()))
+    };
+    place.file().is_none_or(|path| std::fs::symlink_metadata(path).is_ok_and(is_it))
 }
 
 /// The file of a Unix socket that was handed over. A service manager has its own mind about it.
@@ -390,6 +397,15 @@ mod tests {
         let (_of_workers, file) = OpeningListeners::new(lent).unix(&unix(&path, 0o666), 1).unwrap();
         assert!(file.is_none());
         assert_eq!(mode(), Some(0o660));
+        // Another process has put its own there: it is left alone, and no listener is made.
+        std::fs::rename(&path, folder.join("b.sock")).unwrap();
+        let foreign = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let before = mode();
+        let mut refused = OpeningListeners::new(spares.copies().unwrap());
+        assert!(refused.unix(&unix(&path, 0o600), 1).is_err());
+        drop(foreign);
+        assert_eq!(mode(), before);
+        std::fs::rename(folder.join("b.sock"), &path).unwrap();
         drop(new);
         assert_eq!(mode(), None);
         let mut lost = OpeningListeners::new(spares.copies().unwrap());

@@ -134,7 +134,8 @@ fn line(word: &HandoverWord) -> String {
                 Some(ListenPurpose::PlainHttp) => "plain_http",
             };
             let lent = if group.is_lent { " lent" } else { "" };
-            format!("sockets {purpose} {} {}{lent}", group.asked, group.address)
+            let file = group.file.map_or(String::new(), |(dev, ino)| format!(" file={dev}:{ino}"));
+            format!("sockets {purpose} {} {}{lent}{file}", group.asked, group.address)
         }
         HandoverWord::NoMore => "no-more".into(),
         HandoverWord::Ready => "ready".into(),
@@ -169,9 +170,18 @@ fn read_group(text: &str, sockets: Vec<OwnedFd>) -> Option<HandoverWord> {
         _ => return None,
     };
     let (asked, address) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let is_lent = words.next() == Some("lent");
-    let group = ListenGroup { purpose, asked, address, sockets, is_lent };
+    let (mut is_lent, mut file) = (false, None);
+    for word in words {
+        is_lent |= word == "lent";
+        file = file.or_else(|| file_of(word));
+    }
+    let group = ListenGroup { purpose, asked, address, sockets, is_lent, file };
     (!group.sockets.is_empty()).then_some(HandoverWord::Sockets(group))
+}
+
+fn file_of(word: &str) -> Option<(u64, u64)> {
+    let (dev, ino) = word.strip_prefix("file=")?.split_once(':')?;
+    Some((dev.parse().ok()?, ino.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -201,13 +211,14 @@ mod tests {
             let sockets = (0..count).map(|_| listener.try_clone().unwrap().into()).collect();
             let [asked, address] = [asked, address.as_str()].map(|name| name.parse().unwrap());
             let is_lent = matches!(address, ListenPlace::Unix(_));
-            let group = ListenGroup { purpose, asked, address, sockets, is_lent };
+            let file = is_lent.then_some((u64::MAX, 7));
+            let group = ListenGroup { purpose, asked, address, sockets, is_lent, file };
             let (asked, address) = (group.asked.clone(), group.address.clone());
             own.send(&HandoverWord::Sockets(group)).unwrap();
             own.send(&HandoverWord::NoMore).unwrap();
             let mut came = 0;
             while let HandoverWord::Sockets(group) = other.hear(SOON).unwrap().unwrap() {
-                assert_eq!((group.purpose, group.is_lent), (purpose, is_lent));
+                assert_eq!((group.purpose, group.is_lent, group.file), (purpose, is_lent, file));
                 assert_eq!((&group.asked, &group.address), (&asked, &address));
                 for socket in group.sockets {
                     assert_eq!(TcpListener::from(socket).local_addr().unwrap(), bound);

@@ -1,6 +1,7 @@
 //! The gateways that run with a configuration, asked all by their admin sockets, or one by its own.
 
 use super::socket::{has_socket, is_nobody, named, places, Asked};
+use crate::base::line::for_terminal;
 use crate::config::cli::{UNUSABLE, WOULD_NOT_START};
 use crate::config::load_file;
 use crate::config::origin::{of_this_process, Refused};
@@ -79,7 +80,9 @@ impl GatewayQuestion<'_> {
         let (status, body) = question.at(path, self.bytes_max)?;
         match status {
             200 => Ok(body),
-            status => Err(io::Error::other(format!("status {status}: {}", body.trim_end()))),
+            status => {
+                Err(io::Error::other(format!("status {status}: {}", for_terminal(body.trim_end()))))
+            }
         }
     }
 }

@@ -51,6 +51,19 @@ impl<'a> Served<'a> {
         let lists_models = plan.backends.len() > 1 || plan.names_models() || plan.auth.is_some();
         Served { paths: &plan.server.paths, metrics, admin, lists_models }
     }
+
+    /// As much of a path as may stand in a record, where that is not all: of the admin API's, what
+    /// comes behind it names a key, and may be its text.
+    pub fn told_of<'p>(&self, path: &'p str, is_normal: bool) -> Option<&'p str> {
+        match (self.admin, is_normal) {
+            (false, _) => None,
+            (true, true) => path.starts_with(ADMIN).then(|| told_of_admin(path)),
+            (true, false) => {
+                let second = path.match_indices('/').nth(1);
+                second.and_then(|(end, _)| path.get(..end))
+            }
+        }
+    }
 }
 
 /// Brings the path of a request into its plainest spelling, in the buffer that the head was parsed
@@ -187,9 +200,8 @@ pub fn label(path: &[u8]) -> Option<&'static str> {
 /// Below this is the admin API.
 const ADMIN: &str = "/admin/";
 
-/// As much of the path of a request to the admin API as may stand in a record: what comes behind
-/// it names a key, and may be its text.
-pub fn told_of_admin(path: &str) -> &str {
+/// A path of the admin API up to its second part.
+fn told_of_admin(path: &str) -> &str {
     let below = path.get(ADMIN.len()..).unwrap_or_default();
     let end = below.find('/').map_or(path.len(), |end| ADMIN.len().saturating_add(end));
     path.get(..end).unwrap_or_default()

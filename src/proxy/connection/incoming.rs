@@ -262,6 +262,8 @@ fn see_to_head(
     // First of all: what is recorded, classified and forwarded is the normal path.
     let made = path::make_normal(&mut request.head, client.bytes_mut(), served);
     identify(pass, client, request);
+    // Before anything refuses it.
+    hide_from_records(request, served, made.is_ok());
     request.from.see(&request.head.fields, client.bytes(), &view.plan.server.trusted_proxies);
     made?;
     if let Some(cors) = &view.cors {
@@ -280,15 +282,22 @@ fn see_to_head(
     let kind = path::classify(path, &request.head, served)?;
     let asking = match kind {
         Purpose::Forward | Purpose::Models => entry::let_in(pass, client, request)?,
-        Purpose::Admin => {
-            // What it shows is a token and no key, and what its path names may be a key.
-            request.path.truncate(path::told_of_admin(&request.path).len());
-            request.presented.iter_mut().for_each(|presented| presented.key.clear());
-            None
-        }
-        Purpose::Health | Purpose::Ready | Purpose::Metrics | Purpose::Preflight => None,
+        Purpose::Admin
+        | Purpose::Health
+        | Purpose::Ready
+        | Purpose::Metrics
+        | Purpose::Preflight => None,
     };
     Ok((kind, asking))
+}
+
+/// What a request to the admin API shows is a token and no key, and what its path names may be a
+/// key. Of a path that is not normal nobody knows whether it is one of that API's.
+fn hide_from_records(request: &mut Request, served: Served<'_>, is_normal: bool) {
+    let Some(told) = served.told_of(&request.path, is_normal) else { return };
+    let told = told.len();
+    request.path.truncate(told);
+    request.presented.iter_mut().for_each(|presented| presented.key.clear());
 }
 
 /// Whether there is any use in reading the body of a request, and a place for it.

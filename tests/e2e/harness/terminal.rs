@@ -10,6 +10,9 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+const ROWS: usize = 24;
+const COLUMNS: usize = 80;
+
 /// The product on a terminal of 80 by 24.
 pub struct Terminal {
     /// The program.
@@ -31,7 +34,8 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap();
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let screen = open(&*name, flags, Mode::empty()).unwrap();
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let (ws_row, ws_col) = (ROWS as u16, COLUMNS as u16);
+        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&screen, size).unwrap();
         let before = tcgetattr(&screen).unwrap();
         let keys = File::from(master);
@@ -53,9 +57,10 @@ impl Terminal {
         String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned()
     }
 
-    /// Waits until something was written.
+    /// Waits until something stands in a line of it, or has stood there. What is written is only
+    /// what differs from the picture before, so it is not looked for in that.
     pub fn await_text(&self, wanted: &str) {
-        await_until(&format!("{wanted} on the terminal"), SOON, || self.text().contains(wanted));
+        await_until(&format!("{wanted} on the terminal"), SOON, || was_shown(&self.text(), wanted));
     }
 
     /// Types.
@@ -82,4 +87,48 @@ impl Terminal {
         let text = self.text();
         assert!(text.rfind("\x1b[?25h") >= text.rfind("\x1b[?25l"), "the cursor is hidden");
     }
+}
+
+/// Whether a line of the terminal ever had this in it, by all that was written. Understood are
+/// moves of the cursor and the clearing of the screen; other sequences change no letter.
+fn was_shown(written: &str, wanted: &str) -> bool {
+    let mut lines = vec![[' '; COLUMNS]; ROWS];
+    let (mut row, mut column) = (0, 0);
+    let has_it = |line: &[char; COLUMNS]| line.iter().collect::<String>().contains(wanted);
+    let mut rest = written.chars();
+    while let Some(letter) = rest.next() {
+        match letter {
+            '\x1b' if rest.as_str().starts_with('[') => {
+                let (mut sequence, mut last) = (String::new(), None);
+                for letter in rest.by_ref().skip(1) {
+                    if letter.is_alphabetic() {
+                        last = Some(letter);
+                        break;
+                    }
+                    sequence.push(letter);
+                }
+                match last {
+                    Some('H') => {
+                        if has_it(&lines[row]) {
+                            return true;
+                        }
+                        let mut places = sequence.split(';').map(|it| it.parse().unwrap_or(1));
+                        let mut next = |most: usize| places.next().unwrap_or(1).clamp(1, most) - 1;
+                        (row, column) = (next(ROWS), next(COLUMNS));
+                    }
+                    Some('J') => lines = vec![[' '; COLUMNS]; ROWS],
+                    _ => {}
+                }
+            }
+            '\r' => column = 0,
+            '\n' => row = (row + 1).min(ROWS - 1),
+            letter => {
+                if let Some(place) = lines[row].get_mut(column) {
+                    *place = letter;
+                }
+                column += 1;
+            }
+        }
+    }
+    has_it(&lines[row])
 }

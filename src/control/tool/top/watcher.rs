@@ -4,6 +4,7 @@ use super::super::socket::{has_socket, is_nobody, named, places, Asked};
 use super::page::MetricsPage;
 use super::sight::TopSight;
 use crate::base::limits::{METRICS_PAGE_BYTES_MAX, ROSTER_BYTES_MAX};
+use crate::base::line::for_terminal;
 use crate::config::cli::{TopAsk, UNUSABLE};
 use crate::config::load_file;
 use crate::config::origin::{of_this_process, Refused};
@@ -111,6 +112,8 @@ fn sight(socket: &Path) -> io::Result<TopSight> {
 fn fetch(socket: &Path, target: &str, bytes_max: usize) -> io::Result<String> {
     match (Asked { method: Method::Get, target, body: b"" }).at(socket, bytes_max)? {
         (200, body) => Ok(body),
-        (status, body) => Err(io::Error::other(format!("status {status}: {}", body.trim_end()))),
+        (status, body) => {
+            Err(io::Error::other(format!("status {status}: {}", for_terminal(body.trim_end()))))
+        }
     }
 }
