@@ -78,7 +78,10 @@ until llmproxy health -c /etc/llmproxy/config.yaml; do sleep 0.1; done
 say port "$(journalctl -u llmproxy -o cat | grep -o '::]:443' | head -n 1)"
 runuser -u llmproxy -- llmproxy upgrade --pid "$(main MainPID)" 2>/rights
 say rights "$? $(grep -c 'run this as root' /rights)"
-llmproxy upgrade --pid "$(main MainPID)"; say rights-of-root $?
+old=$(main MainPID)
+llmproxy upgrade --pid "$old"; say rights-of-root $?
+# A stop before the old one is gone would cut the new one off.
+while [ -e "/proc/$old" ]; do sleep 0.1; done
 say cpus "$(grep Cpus_allowed_list /proc/$(main MainPID)/status)"
 rm -r /etc/systemd/system/llmproxy.service.d
 cp /good /etc/llmproxy/config.yaml
@@ -91,7 +94,9 @@ llmproxy health -c /etc/llmproxy/config.yaml; say activated $?
 say activated-by "$(journalctl -u llmproxy -o cat | grep -c 'a socket of the service manager')"
 systemctl restart llmproxy & llmproxy health -c /etc/llmproxy/config.yaml; say over-restart $?
 wait $!; say activated-restart $?
+old=$(main MainPID)
 llmproxy upgrade -c /etc/llmproxy/config.yaml; say activated-upgrade $?
+while [ -e "/proc/$old" ]; do sleep 0.1; done
 llmproxy health -c /etc/llmproxy/config.yaml; say activated-health $?
 systemctl stop llmproxy.socket; rm /etc/systemd/system/llmproxy.socket; systemctl daemon-reload
 systemctl stop llmproxy; say stop $?
@@ -106,6 +111,7 @@ say installed "$(systemctl is-active llmproxy) $(systemctl is-enabled llmproxy)"
 first=$(main MainPID)
 /repository/scripts/install --binary /binary; say again $?
 [ "$(main MainPID)" != "$first" ]; say other-process $?
+while [ -e "/proc/$first" ]; do sleep 0.1; done
 /repository/scripts/install --uninstall --purge; say uninstall $?
 say gone "$(systemctl is-active llmproxy) $(ls -d /run/llmproxy /etc/llmproxy 2>/dev/null)"
 journalctl -u llmproxy --no-pager
