@@ -172,24 +172,30 @@ fn a_full_engine_that_names_no_time_is_left_alone_for_a_moment() {
     }
 }
 
+/// A backend that answers this at once, but streams only when they may end.
+fn holding_streams(answer: String) -> (Backend, Arc<AtomicBool>) {
+    let goes_on = Arc::<AtomicBool>::default();
+    let may_end = Arc::clone(&goes_on);
+    let backend = Backend::start(move |served| {
+        while let Some(request) = served.request() {
+            if request.body != STREAM.as_bytes() {
+                served.send(&answer);
+                continue;
+            }
+            await_until("it may end", 3 * SOON, || may_end.load(Relaxed));
+            served.send(OK);
+        }
+    });
+    (backend, goes_on)
+}
+
 /// Catches: generations that are thrown away, and begun again elsewhere, because their engine is
 /// full, or answers others with errors.
 #[test]
 fn what_an_engine_is_at_work_on_stays_there_while_others_are_refused() {
     let (status, body) = FULL[0];
     for (answer, is_ejected) in [(json(status, body), false), (UNAVAILABLE.to_owned(), true)] {
-        let goes_on = Arc::<AtomicBool>::default();
-        let may_end = Arc::clone(&goes_on);
-        let odd = Backend::start(move |served| {
-            while let Some(request) = served.request() {
-                if request.body != STREAM.as_bytes() {
-                    served.send(&answer);
-                    continue;
-                }
-                await_until("it may end", 3 * SOON, || may_end.load(Relaxed));
-                served.send(OK);
-            }
-        });
+        let (odd, goes_on) = holding_streams(answer);
         let well = Backend::answering(OK);
         let proxy = Config::new()
             .backend(odd.url(), "name: odd")
@@ -227,18 +233,7 @@ fn what_an_engine_is_at_work_on_stays_there_while_others_are_refused() {
 /// asked for it before; one that is longer each time for that.
 #[test]
 fn an_answer_to_what_was_asked_before_does_not_bring_back() {
-    let goes_on = Arc::<AtomicBool>::default();
-    let may_end = Arc::clone(&goes_on);
-    let odd = Backend::start(move |served| {
-        while let Some(request) = served.request() {
-            if request.body != STREAM.as_bytes() {
-                served.send(UNAVAILABLE);
-                continue;
-            }
-            await_until("it may end", 3 * SOON, || may_end.load(Relaxed));
-            served.send(OK);
-        }
-    });
+    let (odd, goes_on) = holding_streams(UNAVAILABLE.to_owned());
     let well = Backend::answering(OK);
     let proxy = Config::new()
         .backend(odd.url(), "name: odd")
